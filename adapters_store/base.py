@@ -1,0 +1,64 @@
+"""What an adapter must fit: the identity and the linear layers of one frozen base model. Knows no tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NewType
+
+AdapterDigest = NewType("AdapterDigest", str)  # "sha256:<64 hex>", names one immutable adapter version
+
+
+@dataclass(frozen=True, slots=True)
+class LinearShape:
+    """One linear layer of the base: weight is [out_features, in_features]."""
+
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class BaseDescription:
+    """The frozen base as the store sees it.
+
+    modules: dotted module path as in the base's own state dict, without the ".weight" suffix
+        (e.g. "model.layers.0.self_attn.q_proj") -> shape, in model order. These are the layers an adapter may target.
+    groups: module paths that read the same input (q/k/v, gate/up), each module in exactly one group, in model order.
+    digest: "sha256:<hex>" over the base's config and weights.
+    dtype: "bfloat16", "float16" or "float32": the type adapters are kept and computed in.
+    """
+
+    digest: str
+    name: str
+    architecture: str
+    dtype: str
+    modules: Mapping[str, LinearShape]
+    groups: tuple[tuple[str, ...], ...] = field(default=())
+
+    @cached_property
+    def module_index(self) -> dict[str, int]:
+        """Module path -> its row in the device table."""
+        return {name: index for index, name in enumerate(self.modules)}
+
+    def to_json(self) -> str:
+        """A canonical text of this description, the inverse of `from_json`."""
+        shapes = {name: [shape.in_features, shape.out_features] for name, shape in self.modules.items()}
+        body = {
+            "digest": self.digest,
+            "name": self.name,
+            "architecture": self.architecture,
+            "dtype": self.dtype,
+            "modules": shapes,
+            "groups": [list(group) for group in self.groups],
+        }
+        return json.dumps(body, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> BaseDescription:
+        """Read what `to_json` wrote."""
+        body: dict[str, Any] = json.loads(text)
+        modules = {name: LinearShape(*shape) for name, shape in body["modules"].items()}
+        groups = tuple(tuple(group) for group in body["groups"])
+        return cls(body["digest"], body["name"], body["architecture"], body["dtype"], modules, groups)

@@ -1,0 +1,33 @@
+"""Everything that can go wrong with an adapter, drawn once. Each error names the field, the value and the limit."""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """Base of this package's errors. `code` is stable and machine-readable; `param` names the offending field."""
+
+    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+
+
+class AdapterRejected(StoreError):
+    """The uploaded adapter is not one we can serve exactly; nothing was written. HTTP 400 (413 for code "too_large")."""
+
+
+class NotFound(StoreError):
+    """No such adapter, version or tenant for this caller. HTTP 404."""
+
+
+class Conflict(StoreError):
+    """The name exists already, or the limit on how many is reached. HTTP 409."""
+
+
+class BlobDamaged(StoreError):
+    """Bytes on disk no longer match their digest. The version is not served. HTTP 503."""
+
+
+class AdapterUnavailable(StoreError):
+    """The adapter cannot be brought to the device (too large for the pool, or its blob is damaged). HTTP 503."""
