@@ -1,0 +1,121 @@
+"""Which adapter acts on which row: the table of resident adapters, a group of layers, and one step's segments.
+
+Legend: T token rows, H in_features, O out_features, S segments, M modules, R rows that have an adapter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lora_kernels.native.bindings import CLoraBatch, CLoraGroup
+
+NO_ADAPTER = -1
+
+
+class LoraTable:
+    """Where every resident adapter lies in the arena. Rows: modules of the base; columns: device slots.
+
+    arena: 1-D, the base's dtype. offsets [M, slots, 2] int64: A and B in elements of the arena. ranks [M, slots] int32
+    (0: the slot does not touch the module). scales [M, slots] float32. A is [rank, H], B is [rank, O] (transposed).
+    """
+
+    def __init__(self, arena: torch.Tensor, num_modules: int, num_slots: int) -> None:
+        device = arena.device
+        self.arena = arena
+        self.num_slots = num_slots
+        self.offsets = torch.zeros(num_modules, num_slots, 2, dtype=torch.int64, device=device)
+        self.ranks = torch.zeros(num_modules, num_slots, dtype=torch.int32, device=device)
+        self.scales = torch.zeros(num_modules, num_slots, dtype=torch.float32, device=device)
+        self.max_ranks = [0] * num_slots  # on the host, to size the scratch
+
+    def set_slot(self, slot: int, offset: int, modules: list[tuple[int, int, int, int, float]]) -> None:
+        """Point a slot at an adapter stored from `offset`: (module row, A offset, B offset, rank, scale) per module."""
+        self.clear_slot(slot)
+        rows = torch.tensor([module[0] for module in modules], dtype=torch.int64)
+        places = torch.tensor([[offset + module[1], offset + module[2]] for module in modules], dtype=torch.int64)
+        ranks = torch.tensor([module[3] for module in modules], dtype=torch.int32)
+        scales = torch.tensor([module[4] for module in modules], dtype=torch.float32)
+        device = self.arena.device
+        self.offsets[rows.to(device), slot] = places.to(device)
+        self.scales[rows.to(device), slot] = scales.to(device)
+        self.ranks[rows.to(device), slot] = ranks.to(device)
+        self.max_ranks[slot] = max((module[3] for module in modules), default=0)
+
+    def clear_slot(self, slot: int) -> None:
+        self.ranks[:, slot] = 0
+        self.max_ranks[slot] = 0
+
+
+@dataclass(frozen=True, eq=False)
+class LoraGroup:
+    """Linear layers that read the same input and write neighbouring columns of one output [T, sum(out_features)].
+
+    module_rows: each member's row of the table.
+    """
+
+    module_rows: tuple[int, ...]
+    in_features: int
+    out_features: tuple[int, ...]
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        return tuple(int(start) for start in np.cumsum((0, *self.out_features[:-1])))
+
+    @cached_property
+    def native(self) -> CLoraGroup:
+        self._arrays = [
+            np.array(values, dtype=np.int64) for values in (self.module_rows, self.starts, self.out_features)
+        ]
+        return CLoraGroup(len(self.module_rows), self.in_features, *(array.ctypes.data for array in self._arrays))
+
+    @cached_property
+    def native_address(self) -> int:
+        return ctypes.addressof(self.native)
+
+
+class LoraBatch:
+    """One step's rows grouped by slot. Rows without an adapter are in no segment and cost nothing."""
+
+    def __init__(self, table: LoraTable, row_slots: NDArray[np.int32]) -> None:
+        """row_slots [T]: the slot of each token row, or NO_ADAPTER."""
+        self.table = table
+        order = np.argsort(row_slots, kind="stable").astype(np.int32)
+        sorted_slots = row_slots[order]
+        first = int(np.searchsorted(sorted_slots, 0))
+        self.rows: NDArray[np.int32] = np.ascontiguousarray(order[first:])
+        used = sorted_slots[first:]
+        bounds = np.flatnonzero(np.diff(used, prepend=NO_ADAPTER)).astype(np.int32)
+        self.slots: NDArray[np.int32] = np.ascontiguousarray(used[bounds], dtype=np.int32)
+        self.starts: NDArray[np.int32] = np.append(bounds, np.int32(len(used))).astype(np.int32)
+
+    @property
+    def num_segments(self) -> int:
+        return len(self.slots)
+
+    def native_address(self, max_members: int) -> int:
+        """Address of this batch as the C kernels read it, with scratch for groups of up to `max_members` members."""
+        if not hasattr(self, "_native"):
+            table = self.table
+            h_rank = max((table.max_ranks[slot] for slot in self.slots), default=0)
+            self._scratch = np.empty(len(self.rows) * max_members * h_rank, dtype=np.float32)
+            self._native = CLoraBatch(
+                self.num_segments,
+                table.num_slots,
+                h_rank,
+                self.slots.ctypes.data,
+                self.starts.ctypes.data,
+                self.rows.ctypes.data,
+                table.offsets.data_ptr(),
+                table.ranks.data_ptr(),
+                table.scales.data_ptr(),
+                table.arena.data_ptr(),
+                self._scratch.ctypes.data,
+            )
+            self._address = ctypes.addressof(self._native)
+        return self._address

@@ -1,0 +1,97 @@
+"""The C kernels' signatures and structs, as ctypes sees them. Mirrors kernels.c field by field."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from lora_kernels.native.build import native_build
+
+
+class CLoraGroup(ctypes.Structure):
+    _fields_ = (
+        ("num_members", c_int64),
+        ("in_features", c_int64),
+        ("module", c_void_p),
+        ("start", c_void_p),
+        ("out", c_void_p),
+    )
+
+
+class CLoraBatch(ctypes.Structure):
+    _fields_ = (
+        ("num_segments", c_int64),
+        ("num_slots", c_int64),
+        ("h_rank", c_int64),
+        ("slot", c_void_p),
+        ("start", c_void_p),
+        ("rows", c_void_p),
+        ("offsets", c_void_p),
+        ("ranks", c_void_p),
+        ("scales", c_void_p),
+        ("arena", c_void_p),
+        ("h", c_void_p),
+    )
+
+
+class CAttention(ctypes.Structure):
+    _fields_ = (
+        ("num_tokens", c_int64),
+        ("num_listed", c_int64),
+        ("q_heads", c_int64),
+        ("kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("block_size", c_int64),
+        ("table_stride", c_int64),
+        ("window", c_int64),
+        ("max_context", c_int64),
+        ("block_tables", c_void_p),
+        ("sequence", c_void_p),
+        ("position", c_void_p),
+        ("listed", c_void_p),
+        ("scale", c_float),
+        ("softcap", c_float),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NativeOps:
+    """The kernels of one element type. Called with raw addresses: launchers check shapes, types and devices first."""
+
+    linear: Any
+    lora_delta: Any
+    rms_norm: Any
+    store_kv: Any
+    paged_attention: Any
+    has_fast_linear: bool
+
+
+_P, _I = c_void_p, c_int64
+_SIGNATURES: dict[str, list[Any]] = {
+    "linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I],
+    "lora_delta": [_P, _P, _P, _I, _P, _I],
+    "rms_norm": [_P, _I, _P, _I, _P, c_float, _I, _I],
+    "store_kv": [_P, _P, _P, _P, _P, _I, _I, _I, _I, _P],
+    "paged_attention": [_P, _P, _P, _I, _I, _P, _P],
+}
+
+
+@cache
+def native_ops(dtype: torch.dtype) -> NativeOps | None:
+    """The C kernels for CPU tensors of this dtype, or None where they are not to be had."""
+    suffix = {torch.float32: "f32", torch.bfloat16: "bf16"}.get(dtype)
+    library = native_build().library
+    if suffix is None or library is None:
+        return None
+    functions = {}
+    for name, argtypes in _SIGNATURES.items():
+        function = getattr(library, f"ml_{name}_{suffix}")
+        function.argtypes, function.restype = argtypes, None
+        functions[name] = function
+    fast = dtype is torch.bfloat16 and bool(library.ml_has_bf16_dot())
+    return NativeOps(**functions, has_fast_linear=fast)

@@ -1,0 +1,150 @@
+// CPU kernels of multilora: skinny linear layers with many adapters' deltas, paged attention, RMSNorm.
+// Plain C with the compiler's vector extensions; the bf16 dot product uses AVX512-BF16 where the machine has it.
+// Bounded by memory bandwidth at decode: every weight and adapter byte is read once per step.
+
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+typedef float v16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef uint16_t bf16;
+
+// A group of linear layers that read the same input and write neighbouring columns of one output.
+typedef struct {
+  int64_t num_members, in_features;
+  const int64_t *module;  // [members] row of the table
+  const int64_t *start;   // [members] first output column in y
+  const int64_t *out;     // [members] output columns
+} lora_group;
+
+// Which adapters act on which rows in this step; the same for every group of the model.
+typedef struct {
+  int64_t num_segments, num_slots, h_rank;  // h_rank: columns of scratch a member gets, at least the largest rank
+  const int32_t *slot;     // [segments]
+  const int32_t *start;    // [segments + 1], into rows
+  const int32_t *rows;     // token rows, grouped by segment
+  const int64_t *offsets;  // [modules, slots, 2] A and B, in elements of the arena
+  const int32_t *ranks;    // [modules, slots]; 0: the slot does not touch the module
+  const float *scales;     // [modules, slots]
+  const void *arena;
+  float *h;  // scratch, [listed rows, members * h_rank] of any group
+} lora_batch;
+
+// The step's tokens and where their sequences' keys and values lie.
+typedef struct {
+  int64_t num_tokens, num_listed, q_heads, kv_heads, head_dim, block_size, table_stride, window, max_context;
+  const int32_t *block_tables;  // [sequences, table_stride]
+  const int32_t *sequence;      // [tokens] row of block_tables
+  const int32_t *position;      // [tokens]
+  const int32_t *listed;        // [listed] which tokens to answer
+  float scale, softcap;
+} attention_args;
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+// One (segment s, member j) of a batch b and a group g.
+#define CELL(b, g, s, j) ((g)->module[j] * (b)->num_slots + (b)->slot[s])
+#define RANK(b, g, s, j) ((b)->ranks[CELL(b, g, s, j)])
+#define SCALE(b, g, s, j) ((b)->scales[CELL(b, g, s, j)])
+#define A_AT(b, g, s, j) ((const T *)(b)->arena + (b)->offsets[2 * CELL(b, g, s, j)])
+#define B_AT(b, g, s, j) ((const T *)(b)->arena + (b)->offsets[2 * CELL(b, g, s, j) + 1])
+#define H_STRIDE(b, g) ((g)->num_members * (b)->h_rank)
+#define H_AT(b, g, s, j) ((b)->h + (b)->start[s] * H_STRIDE(b, g) + (j) * (b)->h_rank)
+#define ROWS(b, s) ((b)->rows + (b)->start[s]), ((b)->start[(s) + 1] - (b)->start[s])
+
+static inline float hsum(v16 v) {
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; i++) v[i] += v[i + half];
+  return v[0];
+}
+
+static inline v16 load_f32(const float *p) {
+  v16 v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline void store_f32(float *p, v16 v) { memcpy(p, &v, sizeof v); }
+
+static inline float bf16_to_float(bf16 x) {
+  uint32_t bits = (uint32_t)x << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+static inline bf16 float_to_bf16(float f) {  // round to nearest even; NaN stays NaN
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  if (f != f) return 0x7FC0;
+  return (bf16)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+static inline v16 load_bf16(const bf16 *p) {
+  u16x16 v;
+  memcpy(&v, p, sizeof v);
+  return (v16)(__builtin_convertvector(v, u32x16) << 16);
+}
+static inline void store_bf16(bf16 *p, v16 f) {
+  u32x16 bits = (u32x16)f;
+  u32x16 rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  u32x16 nan = (u32x16)(f != f);
+  u16x16 v = __builtin_convertvector((rounded & ~nan) | (nan & 0x7FC0), u16x16);
+  memcpy(p, &v, sizeof v);
+}
+
+#define T float
+#define NAME(x) x##_f32
+#define LOAD16 load_f32
+#define STORE16 store_f32
+#define TO_FLOAT(v) (v)
+#define FROM_FLOAT(v) (v)
+#define DOT_STEP 16
+#define DOT_VEC v16
+#define DOT_LOAD load_f32
+#define DOT(acc, a, b) ((acc) + (a) * (b))
+#include "ops.h"
+#undef T
+#undef NAME
+#undef LOAD16
+#undef STORE16
+#undef TO_FLOAT
+#undef FROM_FLOAT
+#undef DOT_STEP
+#undef DOT_VEC
+#undef DOT_LOAD
+#undef DOT
+
+#define T bf16
+#define NAME(x) x##_bf16
+#define LOAD16 load_bf16
+#define STORE16 store_bf16
+#define TO_FLOAT bf16_to_float
+#define FROM_FLOAT float_to_bf16
+#if defined(__AVX512BF16__)
+#define DOT_STEP 32
+#define DOT_VEC __m512bh
+#define DOT_LOAD(p) ((__m512bh)_mm512_loadu_si512(p))
+#define DOT(acc, a, b) ((v16)_mm512_dpbf16_ps((__m512)(acc), a, b))
+#else
+#define DOT_STEP 16
+#define DOT_VEC v16
+#define DOT_LOAD load_bf16
+#define DOT(acc, a, b) ((acc) + (a) * (b))
+#endif
+#include "ops.h"
+
+// 1 where bf16 products run on dedicated instructions, so that ml_linear_bf16 can beat a library's GEMM on few rows.
+int ml_has_bf16_dot(void) {
+#if defined(__AVX512BF16__)
+  return 1;
+#else
+  return 0;
+#endif
+}

@@ -1,0 +1,293 @@
+// The CPU operations, written once for both element types. The includer defines T (element), NAME(x) (symbol suffix),
+// LOAD16/STORE16 (16 elements <-> 16 floats), DOT_STEP elements per DOT (see kernels.c). Legend: T tokens, H in, O out.
+
+// sum over k of x[m][k] * w[n][k] for a register block of MB rows of x and NB rows of w.
+static inline __attribute__((always_inline)) void NAME(dot_block)(
+    const int MB, const int NB, const T *const *x, const T *w, int64_t w_stride, int64_t K, float *out, int64_t out_stride) {
+  v16 acc[6][4];
+#pragma GCC unroll 6
+  for (int m = 0; m < MB; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < NB; n++) acc[m][n] = (v16){0};
+  int64_t k = 0;
+  for (; k + DOT_STEP <= K; k += DOT_STEP) {
+    DOT_VEC b[4];
+#pragma GCC unroll 4
+    for (int n = 0; n < NB; n++) b[n] = DOT_LOAD(w + n * w_stride + k);
+#pragma GCC unroll 6
+    for (int m = 0; m < MB; m++) {
+      DOT_VEC a = DOT_LOAD(x[m] + k);
+#pragma GCC unroll 4
+      for (int n = 0; n < NB; n++) acc[m][n] = DOT(acc[m][n], a, b[n]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < MB; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < NB; n++) {
+      float sum = hsum(acc[m][n]);
+      for (int64_t j = k; j < K; j++) sum += TO_FLOAT(x[m][j]) * TO_FLOAT(w[n * w_stride + j]);
+      out[m * out_stride + n] = sum;
+    }
+}
+
+#define DOT_CASE(MB)                                                                             \
+  case MB:                                                                                       \
+    if (nb == 4) NAME(dot_block)(MB, 4, x, w, w_stride, K, out, out_stride);                     \
+    else if (nb == 3) NAME(dot_block)(MB, 3, x, w, w_stride, K, out, out_stride);                \
+    else if (nb == 2) NAME(dot_block)(MB, 2, x, w, w_stride, K, out, out_stride);                \
+    else NAME(dot_block)(MB, 1, x, w, w_stride, K, out, out_stride);                             \
+    break;
+
+// Any mb in 1..6 and nb in 1..4.
+static __attribute__((noinline)) void NAME(dot_tile)(int mb, int nb, const T *const *x, const T *w, int64_t w_stride, int64_t K, float *out,
+                           int64_t out_stride) {
+  switch (mb) { DOT_CASE(1) DOT_CASE(2) DOT_CASE(3) DOT_CASE(4) DOT_CASE(5) DOT_CASE(6) }
+}
+#undef DOT_CASE
+
+// y[T, O] = x[T, H] . w[O, H]^T + bias, for output columns [lo, hi).
+static void NAME(linear_columns)(T *y, int64_t y_stride, const T *x, int64_t x_stride, const T *w, const T *bias, int64_t M,
+                                 int64_t K, int64_t lo, int64_t hi) {
+  const T *rows[6];
+  float out[6 * 4];
+  int64_t blocks = (M + 5) / 6;
+  for (int64_t n = lo; n < hi; n += 4) {
+    int nb = (int)MIN(hi - n, 4);
+    if (n + 4 < hi)  // the next four weight rows, while these are computed
+      for (int j = 0; j < 4; j++) __builtin_prefetch(w + (n + 4 + j) * K, 0, 2);
+    for (int64_t b = 0; b < blocks; b++) {
+      int64_t m0 = M * b / blocks, m1 = M * (b + 1) / blocks;
+      for (int64_t m = m0; m < m1; m++) rows[m - m0] = x + m * x_stride;
+      NAME(dot_tile)((int)(m1 - m0), nb, rows, w + n * K, K, K, out, 4);
+      for (int64_t m = m0; m < m1; m++)
+        for (int j = 0; j < nb; j++) {
+          float sum = out[(m - m0) * 4 + j] + (bias ? TO_FLOAT(bias[n + j]) : 0.0f);
+          y[m * y_stride + n + j] = FROM_FLOAT(sum);
+        }
+    }
+  }
+}
+
+// h[row, rank] = A . x for ranks [r0, r1) of one adapter and `count` gathered rows.
+static void NAME(shrink)(float *h, int64_t h_stride, const T *x, int64_t x_stride, const int32_t *rows, int64_t count,
+                         const T *a, int64_t K, int64_t r0, int64_t r1) {
+  const T *block[6];
+  for (int64_t m0 = 0; m0 < count; m0 += 6) {
+    int mb = (int)MIN(count - m0, 6);
+    for (int m = 0; m < mb; m++) block[m] = x + (int64_t)rows[m0 + m] * x_stride;
+    for (int64_t r = r0; r < r1; r += 4) {
+      int nb = (int)MIN(r1 - r, 4);
+      NAME(dot_tile)(mb, nb, block, a + r * K, K, K, h + m0 * h_stride + r, h_stride);
+    }
+  }
+}
+
+// acc[m][v] = sum over r of h[m][r] * B[r, column + 16 v]; then y += scale * acc.
+static inline __attribute__((always_inline)) void NAME(expand_block)(
+    const int MB, const int NV, T *const *y, const float *h, int64_t h_stride, const T *b, int64_t O, int64_t rank, float scale) {
+  v16 acc[4][8];
+#pragma GCC unroll 4
+  for (int m = 0; m < MB; m++)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; v++) acc[m][v] = (v16){0};
+  for (int64_t r = 0; r < rank; r++) {
+    v16 col[8];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; v++) col[v] = LOAD16(b + r * O + 16 * v);
+#pragma GCC unroll 4
+    for (int m = 0; m < MB; m++) {
+      float weight = h[m * h_stride + r];
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; v++) acc[m][v] += weight * col[v];
+    }
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < MB; m++)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; v++) STORE16(y[m] + 16 * v, LOAD16(y[m] + 16 * v) + scale * acc[m][v]);
+}
+
+// y[rows, lo..hi) += scale * (h . B) for one adapter; B is [rank, O].
+static void NAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t count, const float *h, int64_t h_stride,
+                         const T *b, int64_t O, int64_t rank, float scale, int64_t lo, int64_t hi) {
+  T *out[4];
+  for (int64_t m0 = 0; m0 < count; m0 += 4) {
+    int mb = (int)MIN(count - m0, 4);
+    const float *hm = h + m0 * h_stride;
+    int64_t c = lo;
+    if (mb == 1) {
+      T *row = y + (int64_t)rows[m0] * y_stride;
+      for (; c + 128 <= hi; c += 128) {
+        out[0] = row + c;
+        NAME(expand_block)(1, 8, out, hm, h_stride, b + c, O, rank, scale);
+      }
+    }
+    for (; c + 64 <= hi; c += 64) {
+      for (int m = 0; m < mb; m++) out[m] = y + (int64_t)rows[m0 + m] * y_stride + c;
+      switch (mb) {
+        case 1: NAME(expand_block)(1, 4, out, hm, h_stride, b + c, O, rank, scale); break;
+        case 2: NAME(expand_block)(2, 4, out, hm, h_stride, b + c, O, rank, scale); break;
+        case 3: NAME(expand_block)(3, 4, out, hm, h_stride, b + c, O, rank, scale); break;
+        default: NAME(expand_block)(4, 4, out, hm, h_stride, b + c, O, rank, scale); break;
+      }
+    }
+    for (; c < hi; c++)
+      for (int m = 0; m < mb; m++) {
+        float sum = 0.0f;
+        for (int64_t r = 0; r < rank; r++) sum += hm[m * h_stride + r] * TO_FLOAT(b[r * O + c]);
+        T *p = y + (int64_t)rows[m0 + m] * y_stride + c;
+        *p = FROM_FLOAT(TO_FLOAT(*p) + scale * sum);
+      }
+  }
+}
+
+// One thread's share of the shrink of a whole group: tasks are (segment, member, four ranks).
+static void NAME(shrink_share)(const lora_batch *b, const lora_group *g, const T *x, int64_t x_stride, int tid, int nt) {
+  int64_t total = 0, task = 0, K = g->in_features;
+  for (int64_t s = 0; s < b->num_segments; s++)
+    for (int64_t j = 0; j < g->num_members; j++) total += (RANK(b, g, s, j) + 3) / 4;
+  int64_t first = total * tid / nt, last = total * (tid + 1) / nt;
+  for (int64_t s = 0; s < b->num_segments && task < last; s++)
+    for (int64_t j = 0; j < g->num_members; j++) {
+      int64_t rank = RANK(b, g, s, j), blocks = (rank + 3) / 4;
+      int64_t from = MAX(first - task, 0), to = MIN(last - task, blocks);
+      if (from < to)
+        NAME(shrink)(H_AT(b, g, s, j), H_STRIDE(b, g), x, x_stride, ROWS(b, s), A_AT(b, g, s, j), K, from * 4,
+                     MIN(to * 4, rank));
+      task += blocks;
+    }
+}
+
+// One thread's share of the expand: tasks are (segment, member, 64 output columns).
+static void NAME(expand_share)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, int tid, int nt) {
+  int64_t total = 0, task = 0;
+  for (int64_t s = 0; s < b->num_segments; s++)
+    for (int64_t j = 0; j < g->num_members; j++)
+      if (RANK(b, g, s, j)) total += (g->out[j] + 63) / 64;
+  int64_t first = total * tid / nt, last = total * (tid + 1) / nt;
+  for (int64_t s = 0; s < b->num_segments && task < last; s++)
+    for (int64_t j = 0; j < g->num_members; j++) {
+      if (!RANK(b, g, s, j)) continue;
+      int64_t O = g->out[j], tiles = (O + 63) / 64;
+      int64_t from = MAX(first - task, 0), to = MIN(last - task, tiles);
+      if (from < to)
+        NAME(expand)(y + g->start[j], y_stride, ROWS(b, s), H_AT(b, g, s, j), H_STRIDE(b, g), B_AT(b, g, s, j), O,
+                     RANK(b, g, s, j), SCALE(b, g, s, j), from * 64, MIN(to * 64, O));
+      task += tiles;
+    }
+}
+
+// y += the adapters' deltas on their rows.
+void NAME(ml_lora_delta)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *x, int64_t x_stride) {
+#pragma omp parallel
+  {
+    int tid = omp_get_thread_num(), nt = omp_get_num_threads();
+    NAME(shrink_share)(b, g, x, x_stride, tid, nt);
+#pragma omp barrier
+    NAME(expand_share)(b, g, y, y_stride, tid, nt);
+  }
+}
+
+// The base product of a whole group and its adapters' deltas in one parallel region; b is null in a base-only batch.
+void NAME(ml_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *x, int64_t x_stride,
+                     const T *w, const T *bias, int64_t M, int64_t N) {
+#pragma omp parallel
+  {
+    int tid = omp_get_thread_num(), nt = omp_get_num_threads();
+    int64_t quads = (N + 3) / 4, lo = quads * tid / nt * 4, hi = quads * (tid + 1) / nt * 4;
+    NAME(linear_columns)(y, y_stride, x, x_stride, w, bias, M, g->in_features, lo, MIN(hi, N));
+    if (b) {
+      NAME(shrink_share)(b, g, x, x_stride, tid, nt);
+#pragma omp barrier
+      NAME(expand_share)(b, g, y, y_stride, tid, nt);
+    }
+  }
+}
+
+// y = weight * round(x / rms(x)), one row at a time, as transformers' Llama-type RMSNorm rounds.
+void NAME(ml_rms_norm)(T *y, int64_t y_stride, const T *x, int64_t x_stride, const T *weight, float eps, int64_t rows,
+                       int64_t H) {
+#pragma omp parallel for if (rows > 16)
+  for (int64_t i = 0; i < rows; i++) {
+    const T *xi = x + i * x_stride;
+    T *yi = y + i * y_stride;
+    v16 squares = {0};
+    int64_t k = 0;
+    for (; k + 16 <= H; k += 16) {
+      v16 v = LOAD16(xi + k);
+      squares += v * v;
+    }
+    float sum = hsum(squares);
+    for (; k < H; k++) sum += TO_FLOAT(xi[k]) * TO_FLOAT(xi[k]);
+    float inverse = 1.0f / sqrtf(sum / (float)H + eps);
+    for (k = 0; k + 16 <= H; k += 16) {
+      STORE16(yi + k, LOAD16(xi + k) * inverse);  // transformers rounds here, before the weight
+      STORE16(yi + k, LOAD16(yi + k) * LOAD16(weight + k));
+    }
+    for (; k < H; k++) yi[k] = FROM_FLOAT(TO_FLOAT(FROM_FLOAT(TO_FLOAT(xi[k]) * inverse)) * TO_FLOAT(weight[k]));
+  }
+}
+
+// Attention of one query head over the cached keys [first, last) of one sequence.
+static void NAME(attend)(const attention_args *g, T *out, const T *q, const T *k_cache, const T *v_cache,
+                         const int32_t *table, int64_t kv_head, int64_t first, int64_t last, float *scores) {
+  int64_t D = g->head_dim, block_stride = g->kv_heads * g->block_size * D;
+  float top = -INFINITY, total = 0.0f;
+  const T *query[1] = {q};
+  for (int64_t j = first; j < last;) {
+    int64_t in_block = j % g->block_size, run = MIN(g->block_size - in_block, last - j);
+    const T *k = k_cache + table[j / g->block_size] * block_stride + (kv_head * g->block_size + in_block) * D;
+    for (int64_t i = 0; i < run; i += 4)
+      NAME(dot_tile)(1, (int)MIN(run - i, 4), query, k + i * D, D, D, scores + (j - first) + i, 4);
+    j += run;
+  }
+  for (int64_t j = 0; j < last - first; j++) {
+    float s = scores[j] * g->scale;
+    if (g->softcap > 0.0f) s = g->softcap * tanhf(s / g->softcap);
+    scores[j] = s;
+    if (s > top) top = s;
+  }
+  for (int64_t j = 0; j < last - first; j++) total += scores[j] = expf(scores[j] - top);
+  v16 acc[16];  // head_dim <= 256, a multiple of 16
+  int64_t nv = D / 16;
+  for (int64_t v = 0; v < nv; v++) acc[v] = (v16){0};
+  for (int64_t j = first; j < last; j++) {
+    const T *val = v_cache + table[j / g->block_size] * block_stride + (kv_head * g->block_size + j % g->block_size) * D;
+    float p = scores[j - first];
+    for (int64_t v = 0; v < nv; v++) acc[v] += p * LOAD16(val + 16 * v);
+  }
+  for (int64_t v = 0; v < nv; v++) STORE16(out + 16 * v, acc[v] / total);
+}
+
+// Writes this step's keys and values into the paged cache [blocks, kv_heads, block_size, head_dim].
+void NAME(ml_store_kv)(const attention_args *g, T *k_cache, T *v_cache, const T *k, const T *v, int64_t k_token_stride,
+                       int64_t k_head_stride, int64_t v_token_stride, int64_t v_head_stride, const int64_t *slots) {
+  int64_t D = g->head_dim;
+#pragma omp parallel for if (g->num_tokens > 32)
+  for (int64_t t = 0; t < g->num_tokens; t++)
+    for (int64_t h = 0; h < g->kv_heads; h++) {
+      int64_t to = ((slots[t] / g->block_size * g->kv_heads + h) * g->block_size + slots[t] % g->block_size) * D;
+      memcpy(k_cache + to, k + t * k_token_stride + h * k_head_stride, D * sizeof(T));
+      memcpy(v_cache + to, v + t * v_token_stride + h * v_head_stride, D * sizeof(T));
+    }
+}
+
+// out[token, head, D]: causal attention of each listed token over its own sequence's cache.
+void NAME(ml_paged_attention)(const attention_args *g, T *out, const T *q, int64_t q_token_stride, int64_t q_head_stride,
+                              const T *k_cache, const T *v_cache) {
+#pragma omp parallel
+  {
+    float *scores = (float *)malloc(sizeof(float) * (size_t)(g->max_context + 4));
+#pragma omp for collapse(2) schedule(dynamic, 4)
+    for (int64_t i = 0; i < g->num_listed; i++)
+      for (int64_t h = 0; h < g->q_heads; h++) {
+        int64_t t = g->listed[i], last = g->position[t] + 1;
+        int64_t first = g->window > 0 && last > g->window ? last - g->window : 0;
+        NAME(attend)(g, out + (t * g->q_heads + h) * g->head_dim, q + t * q_token_stride + h * q_head_stride, k_cache,
+                     v_cache, g->block_tables + g->sequence[t] * g->table_stride, h / (g->q_heads / g->kv_heads), first,
+                     last, scores);
+      }
+    free(scores);
+  }
+}
