@@ -8,7 +8,6 @@ from torch.nn.functional import linear
 from lora_kernels.lora_batch import LoraBatch, LoraGroup
 from lora_kernels.native.bindings import NativeOps, native_ops
 
-MAX_MEMBERS = 3  # q/k/v is the widest group
 FAST_LINEAR_MAX_ROWS = 32  # above it the library's GEMM wins (benchmarks/op_linear.py)
 
 
@@ -29,7 +28,7 @@ def group_linear(
         return add_lora_delta(linear(x_TH, weight_OH, bias_O), x_TH, batch, group)
     y_TO = x_TH.new_empty(len(x_TH), len(weight_OH))
     native.linear(
-        None if batch is None else batch.native_address(MAX_MEMBERS),
+        None if batch is None else batch.native_address,
         group.native_address,
         y_TO.data_ptr(),
         len(weight_OH),
@@ -52,7 +51,7 @@ def add_lora_delta(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch | No
     if native is None:
         return _add_by_segment(y_TO, x_TH, batch, group)
     native.lora_delta(
-        batch.native_address(MAX_MEMBERS),
+        batch.native_address,
         group.native_address,
         y_TO.data_ptr(),
         y_TO.stride(0),

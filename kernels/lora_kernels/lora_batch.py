@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lora_kernels.native.bindings import CLoraBatch, CLoraGroup
 
 NO_ADAPTER = -1
+MAX_MEMBERS = 3  # q/k/v is the widest group
 
 
 class LoraTable:
@@ -68,15 +69,15 @@ class LoraGroup:
         return tuple(int(start) for start in np.cumsum((0, *self.out_features[:-1])))
 
     @cached_property
-    def native(self) -> CLoraGroup:
-        self._arrays = [
-            np.array(values, dtype=np.int64) for values in (self.module_rows, self.starts, self.out_features)
-        ]
-        return CLoraGroup(len(self.module_rows), self.in_features, *(array.ctypes.data for array in self._arrays))
+    def _native(self) -> tuple[CLoraGroup, list[NDArray[np.int64]]]:
+        """The struct, and the arrays it points into (kept alive with it)."""
+        arrays = [np.array(values, dtype=np.int64) for values in (self.module_rows, self.starts, self.out_features)]
+        struct = CLoraGroup(len(self.module_rows), self.in_features, *(array.ctypes.data for array in arrays))
+        return struct, arrays
 
     @cached_property
     def native_address(self) -> int:
-        return ctypes.addressof(self.native)
+        return ctypes.addressof(self._native[0])
 
 
 class LoraBatch:
@@ -98,24 +99,24 @@ class LoraBatch:
     def num_segments(self) -> int:
         return len(self.slots)
 
-    def native_address(self, max_members: int) -> int:
-        """Address of this batch as the C kernels read it, with scratch for groups of up to `max_members` members."""
-        if not hasattr(self, "_native"):
-            table = self.table
-            h_rank = max((table.max_ranks[slot] for slot in self.slots), default=0)
-            self._scratch = np.empty(len(self.rows) * max_members * h_rank, dtype=np.float32)
-            self._native = CLoraBatch(
-                self.num_segments,
-                table.num_slots,
-                h_rank,
-                self.slots.ctypes.data,
-                self.starts.ctypes.data,
-                self.rows.ctypes.data,
-                table.offsets.data_ptr(),
-                table.ranks.data_ptr(),
-                table.scales.data_ptr(),
-                table.arena.data_ptr(),
-                self._scratch.ctypes.data,
-            )
-            self._address = ctypes.addressof(self._native)
-        return self._address
+    @cached_property
+    def _native(self) -> tuple[CLoraBatch, NDArray[np.float32]]:
+        """The struct, and its scratch memory (kept alive with it)."""
+        table = self.table
+        h_rank = max((table.max_ranks[slot] for slot in self.slots), default=0)
+        scratch = np.empty(len(self.rows) * MAX_MEMBERS * h_rank, dtype=np.float32)
+        arrays = (self.slots, self.starts, self.rows)
+        tensors = (table.offsets, table.ranks, table.scales, table.arena)
+        struct = CLoraBatch(
+            self.num_segments,
+            table.num_slots,
+            h_rank,
+            *(array.ctypes.data for array in arrays),
+            *(tensor.data_ptr() for tensor in tensors),
+            scratch.ctypes.data,
+        )
+        return struct, scratch
+
+    @cached_property
+    def native_address(self) -> int:
+        return ctypes.addressof(self._native[0])

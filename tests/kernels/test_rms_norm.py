@@ -1,0 +1,30 @@
+"""RMSNorm rounds exactly where transformers' rounds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from lora_kernels.reference import rms_norm_reference
+from lora_kernels.rms_norm import rms_norm
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 64), (1, 5, 500), (3, 7, 2, 16), (1, 40, 1024)])
+def test_equals_transformers_within_one_rounding(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
+    module = LlamaRMSNorm(shape[-1], eps=1e-6).to(dtype)
+    torch.nn.init.normal_(module.weight, 1.0, 0.3)
+    got = rms_norm(x, module.weight.detach(), 1e-6)
+    torch.testing.assert_close(got, module(x), rtol=1e-6 if dtype is torch.float32 else 2**-7, atol=1e-6)
+    assert torch.equal(rms_norm_reference(x, module.weight, 1e-6), module(x))
+
+
+def test_nan_stays_nan_and_other_rows_stay_finite() -> None:
+    x = torch.ones(3, 32, dtype=torch.bfloat16)
+    x[1, 5] = torch.nan
+    y = rms_norm(x, torch.ones(32, dtype=torch.bfloat16), 1e-6)
+    assert y[1].isnan().all()
+    assert torch.isfinite(y[0]).all()
+    assert torch.isfinite(y[2]).all()
