@@ -65,7 +65,7 @@ class SamplingParams:
 
     def _check_members(self) -> None:
         for text in self.stop:
-            if not text or len(text.encode()) > MAX_STOP_BYTES:
+            if not text or len(text.encode(errors="surrogatepass")) > MAX_STOP_BYTES:
                 raise InvalidRequest("stop", f"each stop string must have 1 to {MAX_STOP_BYTES} bytes")
         for _, bias in self.logit_bias:
             _check_range("logit_bias", bias, -100.0, 100.0)

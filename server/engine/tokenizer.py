@@ -1,0 +1,122 @@
+"""Text to tokens and back, and chats to prompts, for one base model. Knows nothing of requests or HTTP.
+
+Encoding and decoding go to a private copy of the Rust tokenizer that is never written after construction, so any number
+of threads may use it at once. transformers' own `tokenizer(...)` call switches truncation on and off on a shared
+object: measured, one thread's truncation cuts another thread's prompt without an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from tokenizers import Tokenizer as FastTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from server.engine.pieces import PieceTable
+from server.engine.sampling_params import InvalidRequest
+
+Message = Mapping[str, Any]  # one OpenAI chat message: role, content, and what templates read beyond
+
+_MAX_ERROR_CHARACTERS = 300  # of a template's own message, which may quote the whole chat
+
+
+class Tokenizer:
+    """Thread-safe wrapper of a fast transformers tokenizer. Raises ValueError for one that is not fast.
+
+    eos_ids: tokens that end a sequence, besides the tokenizer's own. pieces: what each token says, as exact bytes.
+    vocab_size: one more than the highest id with a token; a model's logits may be wider.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Iterable[int] = ()) -> None:
+        if not tokenizer.is_fast:
+            raise ValueError(f"{type(tokenizer).__name__} has no fast form (tokenizer.json), which serving needs")
+        self._template_owner = tokenizer
+        self._backend: FastTokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.pieces = PieceTable(self._backend)
+        self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
+        own_eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.eos_ids = frozenset(id_ for id_ in (*eos_ids, *own_eos) if 0 <= id_ < self.vocab_size)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read tokenizer, chat template and end-of-sequence ids from a model's folder; nothing is fetched."""
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return cls(tokenizer, _configured_eos_ids(folder))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._template_owner.chat_template)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, param: str = "prompt") -> list[int]:
+        """Token ids of `text`. Raises InvalidRequest(param) for text that is not Unicode (a lone surrogate)."""
+        try:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:  # all that the Rust side says of a string that UTF-8 cannot hold
+            position = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+            reason = f"{param} is not valid Unicode: a lone surrogate at character {position}"
+            raise InvalidRequest(param, reason) from error
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """The prompt that the model's chat template makes of `messages`, as token ids.
+
+        Raises InvalidRequest when the model has no chat template, a message has content other than text, or the
+        template itself refuses.
+        """
+        if not self.has_chat_template:
+            raise InvalidRequest("messages", "this model has no chat template", code="chat_template_missing")
+        if not messages:
+            raise InvalidRequest("messages", "messages must have at least 1 entry, got 0")
+        plain = [_with_plain_content(index, message) for index, message in enumerate(messages)]
+        text = self._rendered(plain, add_generation_prompt)
+        return self.encode(text, add_special_tokens=False, param="messages")
+
+    def _rendered(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        render = self._template_owner.apply_chat_template
+        try:
+            return str(render(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            # whatever a template trips over is the messages' fault: it renders for others
+            reason = str(error)[:_MAX_ERROR_CHARACTERS]
+            raise InvalidRequest("messages", f"the chat template refused the messages: {reason}") from error
+
+
+def _with_plain_content(index: int, message: Message) -> dict[str, Any]:
+    """The message with content parts joined to one string, as they are: nothing is put between them."""
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return dict(message)
+    if not isinstance(content, Sequence):
+        raise InvalidRequest("messages", f"messages[{index}].content must be a string or a list of text parts")
+    return {**message, "content": "".join(_text_of_part(index, part) for part in content)}
+
+
+def _text_of_part(index: int, part: Any) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    text = part.get("text") if isinstance(part, Mapping) and kind == "text" else None
+    if not isinstance(text, str):
+        reason = f"messages[{index}].content has a part of type {kind!r}; only text parts are supported"
+        raise InvalidRequest("messages", reason, code="unsupported_content")
+    return text
+
+
+def _configured_eos_ids(folder: Path) -> list[int]:
+    configs = [_read_json(folder / name) for name in ("generation_config.json", "config.json")]
+    found = [config.get("eos_token_id") for config in (*configs, configs[1].get("text_config") or {})]
+    return [id_ for value in found if value is not None for id_ in (value if isinstance(value, list) else [value])]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
