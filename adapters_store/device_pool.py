@@ -1,0 +1,206 @@
+"""Decides which adapters lie on the device, where, and who has to go. Knows elements, slots and references; knows no
+tensors and starts no copies. One engine thread owns it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, KeysView
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple
+
+from adapters_store.arena_allocator import ArenaAllocator
+from adapters_store.base import AdapterDigest
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicePoolSettings:
+    """capacity_elements: arena size. max_slots: rows of the device adapter table, 0..max_slots-1.
+
+    alignment_elements: every adapter starts on a multiple of this (64 bytes; 32 elements of bfloat16).
+    """
+
+    capacity_elements: int
+    max_slots: int
+    alignment_elements: int = 32
+
+    def __post_init__(self) -> None:
+        if self.max_slots < 1:
+            raise ValueError(f"max_slots must be at least 1, got {self.max_slots}")
+        if self.capacity_elements < self.alignment_elements:
+            raise ValueError(
+                f"capacity_elements must be at least {self.alignment_elements} elements (one alignment unit), "
+                f"got {self.capacity_elements}"
+            )
+
+
+class EntryState(Enum):
+    COPYING = auto()
+    READY = auto()
+
+
+@dataclass(slots=True, eq=False)
+class PoolEntry:
+    """One adapter's place. It stays put until it is removed, which never happens while it is in use or copying."""
+
+    digest: AdapterDigest
+    slot: int
+    offset: int
+    num_elements: int
+    last_used_s: float
+    state: EntryState = EntryState.COPYING
+    ref_count: int = 0
+    pinned: bool = False
+    doomed: bool = False  # its adapter was deleted: goes as soon as nobody uses it
+
+    @property
+    def is_evictable(self) -> bool:
+        return self.ref_count == 0 and self.state is EntryState.READY and not self.pinned
+
+
+class Reservation(NamedTuple):
+    """A place for a new adapter, and the entries that had to go for it (their slots are free or reused)."""
+
+    entry: PoolEntry
+    evicted: tuple[PoolEntry, ...]
+
+
+@dataclass(slots=True)
+class DevicePoolStats:
+    """hits: references given. evictions: entries removed to make room. activations: adapters that became ready."""
+
+    hits: int = 0
+    evictions: int = 0
+    activations: int = 0
+
+
+class DevicePool:
+    """Accounting of the device arena: true sizes, LRU eviction of what nobody uses, reference counts, pins."""
+
+    def __init__(self, settings: DevicePoolSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.settings = settings
+        self.stats = DevicePoolStats()
+        self._clock = clock
+        self._arena = ArenaAllocator(settings.capacity_elements, settings.alignment_elements)
+        self._entries: OrderedDict[AdapterDigest, PoolEntry] = OrderedDict()  # least recently used first
+        self._ready: dict[AdapterDigest, PoolEntry] = {}
+        self._free_slots = list(range(settings.max_slots - 1, -1, -1))
+
+    @property
+    def capacity_elements(self) -> int:
+        return self._arena.capacity
+
+    @property
+    def num_free_elements(self) -> int:
+        return self._arena.num_free
+
+    @property
+    def largest_hole(self) -> int:
+        return self._arena.largest_hole
+
+    def get(self, digest: AdapterDigest) -> PoolEntry | None:
+        return self._entries.get(digest)
+
+    def entries(self) -> list[PoolEntry]:
+        """All entries, least recently used first."""
+        return list(self._entries.values())
+
+    def ready(self) -> KeysView[AdapterDigest]:
+        """Digests that can be acquired now."""
+        return self._ready.keys()
+
+    def acquire(self, digest: AdapterDigest) -> PoolEntry | None:
+        """One more reference on a ready entry; None if there is none."""
+        entry = self._ready.get(digest)
+        if entry is None:
+            return None
+        entry.ref_count += 1
+        entry.doomed = False  # somebody has the same version again, and a version is its content
+        self.stats.hits += 1
+        self._touch(entry)
+        return entry
+
+    def release(self, digest: AdapterDigest) -> PoolEntry:
+        """One reference less."""
+        entry = self._entries[digest]
+        assert entry.ref_count > 0, f"{digest} released more often than acquired"
+        entry.ref_count -= 1
+        self._touch(entry)
+        return entry
+
+    def reserve(
+        self, digest: AdapterDigest, num_elements: int, keep: Collection[AdapterDigest] = ()
+    ) -> Reservation | None:
+        """A place for an adapter that is about to be copied, evicting what nobody uses, the longest unused first.
+
+        keep: not to be evicted either. None, with nothing evicted, if no place can be made.
+        """
+        assert digest not in self._entries, f"{digest} has a place already"
+        victims = self._plan(num_elements, keep)
+        if victims is None:
+            return None
+        for victim in victims:
+            self.remove(victim)
+        self.stats.evictions += len(victims)
+        offset = self._arena.allocate(num_elements)
+        assert offset is not None, "the plan made no room"
+        entry = PoolEntry(digest, self._free_slots.pop(), offset, num_elements, self._clock())
+        self._entries[digest] = entry
+        return Reservation(entry, tuple(victims))
+
+    def mark_ready(self, entry: PoolEntry) -> None:
+        """The copy is complete."""
+        assert entry.state is EntryState.COPYING, f"{entry.digest} was ready already"
+        entry.state = EntryState.READY
+        self._ready[entry.digest] = entry
+        self.stats.activations += 1
+
+    def remove(self, entry: PoolEntry) -> None:
+        """The place and slot of an entry that nobody uses are free."""
+        assert entry.ref_count == 0, f"{entry.digest} is in use by {entry.ref_count}"
+        assert entry.state is EntryState.READY, f"{entry.digest} is being copied"
+        del self._entries[entry.digest], self._ready[entry.digest]
+        self._arena.free(entry.offset)
+        self._free_slots.append(entry.slot)
+
+    def could_ever_fit(self, num_elements: int) -> bool:
+        """Whether there would be room if only pinned entries stayed."""
+        pinned = sorted((entry.offset, entry.num_elements) for entry in self._entries.values() if entry.pinned)
+        if len(pinned) >= self.settings.max_slots:
+            return False
+        position, largest = 0, 0
+        for offset, size in pinned:
+            largest = max(largest, offset - position)
+            position = offset + self._arena.rounded(size)
+        return self._arena.rounded(num_elements) <= max(largest, self._arena.capacity - position)
+
+    def _touch(self, entry: PoolEntry) -> None:
+        entry.last_used_s = self._clock()
+        self._entries.move_to_end(entry.digest)
+
+    def _plan(self, num_elements: int, keep: Collection[AdapterDigest]) -> list[PoolEntry] | None:
+        """Whom to evict. Tries on a copy of the arena, then spares those whose going would not have helped."""
+        if self._free_slots and self._arena.fits(num_elements):
+            return []
+        candidates = [entry for entry in self._entries.values() if entry.is_evictable and entry.digest not in keep]
+        if not self._is_enough(num_elements, candidates):
+            return None
+        trial, chosen = self._arena.copy(), 0
+        while chosen < len(candidates) and (chosen == 0 or not trial.fits(num_elements)):
+            trial.free(candidates[chosen].offset)
+            chosen += 1
+        offset = trial.allocate(num_elements)
+        if offset is None:
+            return None
+        end = offset + self._arena.rounded(num_elements)
+        needed = [entry for entry in candidates[:chosen] if entry.offset < end and self._end(entry) > offset]
+        return needed or candidates[:1]  # none in the way: only a slot was missing
+
+    def _is_enough(self, num_elements: int, candidates: list[PoolEntry]) -> bool:
+        freed = sum(self._arena.rounded(entry.num_elements) for entry in candidates)
+        return bool(candidates) and self._arena.num_free + freed >= num_elements
+
+    def _end(self, entry: PoolEntry) -> int:
+        return entry.offset + self._arena.rounded(entry.num_elements)

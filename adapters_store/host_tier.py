@@ -1,0 +1,282 @@
+"""Decides which adapters are kept in host memory. Knows bytes, digests and a queue of loads; knows neither disk format
+nor device. Loading runs on one background thread, so that nobody else ever waits for a disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adapters_store.base import AdapterDigest
+from adapters_store.errors import AdapterUnavailable, StoreError
+
+if TYPE_CHECKING:
+    from adapters_store.packed import PackedAdapter
+
+_log = logging.getLogger(__name__)
+_LOADER_NICENESS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostTierSettings:
+    """max_bytes: budget of all buffers. max_queue: loads waiting at once.
+
+    retry_s: how long a failure is remembered before the disk is asked again. no_room_retry_s: how long an adapter that
+    was loaded and found no room is left alone.
+    """
+
+    max_bytes: int
+    max_queue: int = 256
+    retry_s: float = 5.0
+    no_room_retry_s: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_queue"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(slots=True, eq=False)
+class HostEntry:
+    """One adapter in host memory. While `pins` > 0 a copy reads its buffer and it is not evicted."""
+
+    adapter: PackedAdapter
+    pins: int = 0
+    was_used: bool = False
+
+
+@dataclass(slots=True)
+class HostTierStats:
+    """hits: copies to the device that needed no load. misses: loads asked for. unstored: loads that found no room."""
+
+    loads: int = 0
+    failures: int = 0
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    unstored: int = 0
+    num_bytes: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """One load, queued or running. Dropping its digest takes it off the books, and its result is thrown away."""
+
+    digest: AdapterDigest
+
+
+class HostTier:
+    """A bytes-budgeted LRU of packed adapters. Thread-safe.
+
+    load: digest -> adapter, called on the loader thread; its StoreError is reported by `failure`.
+    notify: called on the loader thread after each load, so that an idle engine wakes.
+    Without `start()` nothing runs in the background, and `load_next()` does one load by hand.
+    """
+
+    def __init__(
+        self,
+        settings: HostTierSettings,
+        load: Callable[[AdapterDigest], PackedAdapter],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        notify: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings = settings
+        self._load = load
+        self._clock = clock
+        self._notify = notify
+        self._changed = threading.Condition()
+        self._entries: OrderedDict[AdapterDigest, HostEntry] = OrderedDict()  # least recently used first
+        self._queue: deque[_Ticket] = deque()
+        self._tickets: dict[AdapterDigest, _Ticket] = {}
+        self._failures: OrderedDict[AdapterDigest, tuple[StoreError, float]] = OrderedDict()  # until when, in order
+        self._no_room: dict[AdapterDigest, float] = {}
+        self._urgency: dict[AdapterDigest, int] = {}
+        self._stats = HostTierStats()
+        self._version = 0
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    @property
+    def version(self) -> int:
+        """Changes whenever a load has ended or an entry has gone."""
+        return self._version
+
+    def start(self) -> None:
+        """Load in the background from now on."""
+        assert self._thread is None, "started twice"
+        self._thread = threading.Thread(target=self._run, name="adapter-loader", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the loader thread, after the load it is in."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def request(self, digest: AdapterDigest) -> bool:
+        """Have it loaded, unless it is here, under way, or failed lately. False if the queue is full."""
+        with self._changed:
+            if digest in self._entries or digest in self._tickets or self._is_left_alone(digest):
+                return True
+            if len(self._queue) >= self.settings.max_queue:
+                return False
+            ticket = self._tickets[digest] = _Ticket(digest)
+            self._queue.append(ticket)
+            self._stats.misses += 1
+            self._changed.notify()
+            return True
+
+    def find(self, digest: AdapterDigest) -> PackedAdapter | None:
+        """The adapter if it is in host memory."""
+        with self._changed:
+            entry = self._entries.get(digest)
+            if entry is None:
+                return None
+            self._entries.move_to_end(digest)
+            return entry.adapter
+
+    def pin(self, digest: AdapterDigest) -> HostEntry:
+        """Hold the adapter's buffer for a copy, until unpin()."""
+        with self._changed:
+            entry = self._entries[digest]
+            entry.pins += 1
+            self._stats.hits += entry.was_used
+            entry.was_used = True
+            return entry
+
+    def unpin(self, entry: HostEntry) -> None:
+        """The copy is complete."""
+        with self._changed:
+            assert entry.pins > 0, f"{entry.adapter.digest} unpinned more often than pinned"
+            entry.pins -= 1
+
+    def failure(self, digest: AdapterDigest) -> StoreError | None:
+        """Why the last load failed, while that is remembered."""
+        with self._changed:
+            known = self._failures.get(digest)
+            return known[0] if known is not None and self._clock() < known[1] else None
+
+    def prioritise(self, digests: Sequence[AdapterDigest]) -> None:
+        """What is wanted, the most urgent first: nothing less urgent takes its room."""
+        with self._changed:
+            self._urgency = {digest: rank for rank, digest in enumerate(digests)}
+
+    def drop(self, digest: AdapterDigest) -> None:
+        """Forget the adapter: from memory, from the queue, its failure, and the result of a load under way."""
+        with self._changed:
+            ticket = self._tickets.pop(digest, None)
+            if ticket is not None and ticket in self._queue:
+                self._queue.remove(ticket)
+            self._failures.pop(digest, None)
+            self._no_room.pop(digest, None)
+            if digest in self._entries:
+                self._remove(digest)
+
+    def stats(self) -> HostTierStats:
+        """A snapshot."""
+        with self._changed:
+            stats = self._stats
+            return HostTierStats(*(getattr(stats, name) for name in stats.__slots__))
+
+    def load_next(self) -> bool:
+        """Do the oldest queued load on this thread; False if none is queued."""
+        with self._changed:
+            if not self._queue:
+                return False
+            ticket = self._queue.popleft()
+        outcome = self._try_load(ticket.digest)
+        with self._changed:
+            self._settle(ticket, outcome)
+        self._notify()
+        return True
+
+    def _run(self) -> None:
+        if sys.platform == "linux":  # there a thread has a niceness of its own; loading must not slow decoding
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADER_NICENESS)
+        while not self._is_closed:
+            if not self.load_next():
+                with self._changed:
+                    self._changed.wait_for(lambda: self._queue or self._is_closed)
+
+    def _try_load(self, digest: AdapterDigest) -> PackedAdapter | StoreError:
+        try:
+            return self._load(digest)
+        except StoreError as error:
+            return error
+        except Exception:  # noqa: BLE001 - this thread serves every tenant; one adapter's bug must not end it
+            _log.exception("loading adapter %s failed", digest)
+            return AdapterUnavailable(
+                "adapter_load_failed", f"adapter {digest} could not be loaded; see the server's log"
+            )
+
+    def _settle(self, ticket: _Ticket, outcome: PackedAdapter | StoreError) -> None:
+        self._version += 1
+        if self._tickets.get(ticket.digest) is not ticket:
+            return  # dropped meanwhile
+        del self._tickets[ticket.digest]
+        if isinstance(outcome, StoreError):
+            self._fail(ticket.digest, outcome)
+            return
+        self._stats.loads += 1
+        if outcome.num_bytes > self.settings.max_bytes:
+            message = f"adapter has {outcome.num_bytes} bytes, host memory for adapters is {self.settings.max_bytes}"
+            self._fail(ticket.digest, AdapterUnavailable("adapter_too_large_for_host", message))
+        elif self._make_room(outcome):
+            self._entries[ticket.digest] = HostEntry(outcome)
+            self._stats.num_bytes += outcome.num_bytes
+        else:
+            self._no_room[ticket.digest] = self._clock() + self.settings.no_room_retry_s
+            self._stats.unstored += 1
+
+    def _fail(self, digest: AdapterDigest, error: StoreError) -> None:
+        now_s = self._clock()
+        while self._failures and next(iter(self._failures.values()))[1] <= now_s:
+            self._failures.popitem(last=False)
+        self._failures.pop(digest, None)
+        self._failures[digest] = (error, now_s + self.settings.retry_s)
+        self._stats.failures += 1
+
+    def _is_left_alone(self, digest: AdapterDigest) -> bool:
+        now_s = self._clock()
+        failed = self._failures.get(digest)
+        if failed is not None and now_s < failed[1]:
+            return True
+        if now_s < self._no_room.get(digest, now_s):
+            return True
+        self._no_room.pop(digest, None)
+        return False
+
+    def _make_room(self, adapter: PackedAdapter) -> bool:
+        """Evict the longest unused, sparing what is pinned or more urgent; False, evicting nothing, if short."""
+        last = len(self._urgency)
+        urgency = self._urgency.get(adapter.digest, last)
+        short = self._stats.num_bytes + adapter.num_bytes - self.settings.max_bytes
+        victims: list[AdapterDigest] = []
+        for digest, entry in self._entries.items():
+            if short <= 0:
+                break
+            if entry.pins == 0 and self._urgency.get(digest, last) >= urgency:
+                victims.append(digest)
+                short -= entry.adapter.num_bytes
+        if short > 0:
+            return False
+        for digest in victims:
+            self._remove(digest)
+        self._stats.evictions += len(victims)
+        return True
+
+    def _remove(self, digest: AdapterDigest) -> None:
+        self._stats.num_bytes -= self._entries.pop(digest).adapter.num_bytes
+        self._version += 1

@@ -1,0 +1,340 @@
+"""Decides which adapter moves when between host memory and the device. Knows digests, places and copies under way;
+knows no disk, no tensors and no requests. One engine thread owns it; only the host tier behind it is shared.
+
+What is wanted is an ordered list, the most urgent first. An adapter never takes the room of one more urgent than
+itself, in either tier, so whoever is first always gets on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+from adapters_store.base import AdapterDigest
+from adapters_store.device_copier import CopyHandle, DeviceCopier
+from adapters_store.device_pool import DevicePool, EntryState, PoolEntry, Reservation
+from adapters_store.errors import AdapterUnavailable, StoreError
+from adapters_store.host_tier import HostEntry, HostTier, HostTierStats
+
+if TYPE_CHECKING:
+    from adapters_store.packed import PackedAdapter
+
+__all__ = ["AdapterTiers", "AdapterTiersSettings", "AdapterTiersStats", "CopyHandle", "DeviceCopier", "ResidentAdapter"]
+
+_COPY_POLL_S = 0.0005
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterTiersSettings:
+    """max_copies: copies under way at once, and started between two polls at most: bounds what one step pays.
+
+    recheck_s: how often what is wanted and missing is looked at again when nothing has changed.
+    """
+
+    max_copies: int = 2
+    recheck_s: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.max_copies < 1:
+            raise ValueError(f"max_copies must be at least 1, got {self.max_copies}")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterTiersStats:
+    """misses: times an adapter was newly wanted and was not on the device. The rest as in the tiers' own stats."""
+
+    hits: int
+    misses: int
+    evictions: int
+    activations: int
+    num_resident: int
+    used_elements: int
+    capacity_elements: int
+    host: HostTierStats
+
+
+class ResidentAdapter(NamedTuple):
+    """One adapter on the device."""
+
+    digest: AdapterDigest
+    slot: int
+    num_elements: int
+    ref_count: int
+    pinned: bool
+    state: EntryState
+
+
+class _Copy(NamedTuple):
+    entry: PoolEntry
+    source: HostEntry
+    handle: CopyHandle
+
+
+class AdapterTiers:
+    """Brings adapters from host memory to the device and keeps them there while they are used."""
+
+    def __init__(
+        self,
+        host: HostTier,
+        pool: DevicePool,
+        copier: DeviceCopier,
+        *,
+        settings: AdapterTiersSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._host = host
+        self._pool = pool
+        self._copier = copier
+        self._settings = settings or AdapterTiersSettings()
+        self._clock = clock
+        self._copies: dict[AdapterDigest, _Copy] = {}
+        self._pins: dict[AdapterDigest, None] = {}
+        self._wanted: tuple[AdapterDigest, ...] = ()
+        self._limit = 0
+        self._asked: dict[AdapterDigest, None] = {}  # wanted by acquire() alone
+        self._failures: dict[AdapterDigest, StoreError] = {}
+        self._no_room_since: dict[AdapterDigest, float] = {}
+        self._starts_left = self._settings.max_copies
+        self._must_advance = False
+        self._is_incomplete = False  # something wanted is not on the device
+        self._last_advance_s = clock()
+        self._host_version = host.version
+        self._num_misses = 0
+        self._too_much = 0  # in the current pass: a reservation of so many elements has failed
+
+    @property
+    def no_room_since(self) -> Mapping[AdapterDigest, float]:
+        """Wanted adapters in host memory that find no room on the device -> since when, in clock seconds."""
+        return MappingProxyType(self._no_room_since)
+
+    @property
+    def poll_due_s(self) -> float | None:
+        """How long an engine with nothing to run may sleep before it polls again; None: until it is woken."""
+        if self._copies or self._must_advance:
+            return _COPY_POLL_S
+        return self._settings.recheck_s if self._is_incomplete else None
+
+    def ready(self) -> Collection[AdapterDigest]:
+        """Adapters on the device: acquire() gives their slot now."""
+        return self._pool.ready()
+
+    def want(self, digests: Sequence[AdapterDigest], limit: int | None = None) -> Mapping[AdapterDigest, StoreError]:
+        """Replace the list of what to bring to the device, the most urgent first. Returns those that cannot come.
+
+        Only the first `limit` may take room; the rest keep their claim and wait. Cheap when nothing has changed.
+        """
+        wanted, limit = tuple(digests), len(digests) if limit is None else limit
+        if wanted != self._wanted or limit != self._limit:
+            self._replace_wanted(wanted, limit)
+        if self._must_advance and (self._wanted or self._pins or self._asked):
+            self._advance()
+        if not self._failures:
+            return {}
+        failures, self._failures = self._failures, {}
+        return {digest: error for digest, error in failures.items() if digest in wanted}
+
+    def acquire(self, digest: AdapterDigest) -> int | None:
+        """The adapter's slot, with one reference taken, or None: it is on its way now.
+
+        Raises StoreError if it cannot come (too large for the pool, damaged, gone).
+        """
+        entry = self._pool.acquire(digest)
+        if entry is None and self._pool.get(digest) is None:
+            self._ask(digest)
+            entry = self._pool.acquire(digest)
+        return None if entry is None else entry.slot
+
+    def release(self, digest: AdapterDigest) -> None:
+        """Give up one reference."""
+        entry = self._pool.release(digest)
+        if entry.ref_count == 0:
+            self._must_advance |= self._is_incomplete
+            if entry.doomed:
+                self._remove(entry)
+
+    def pin(self, digest: AdapterDigest) -> None:
+        """Bring it to the device ahead of everybody and keep it there. Raises StoreError if it cannot come."""
+        self._pins[digest] = None
+        entry = self._pool.get(digest)
+        if entry is not None:
+            entry.pinned = True
+            return
+        try:
+            self._ask(digest)
+        except StoreError:
+            del self._pins[digest]
+            raise
+
+    def unpin(self, digest: AdapterDigest) -> None:
+        """It may be evicted again."""
+        self._pins.pop(digest, None)
+        entry = self._pool.get(digest)
+        if entry is not None:
+            entry.pinned = False
+            self._must_advance |= self._is_incomplete
+
+    def forget(self, digest: AdapterDigest) -> None:
+        """The adapter was deleted: out of both tiers, from the device as soon as nobody uses it.
+
+        Nothing wanted before brings it back. Somebody who asks for it anew is answered by the loader, which knows
+        whether the version exists again (the same content has the same digest).
+        """
+        self.unpin(digest)
+        self._asked.pop(digest, None)
+        self._failures.pop(digest, None)
+        self._no_room_since.pop(digest, None)
+        self._wanted = tuple(other for other in self._wanted if other != digest)
+        self._limit = min(self._limit, len(self._wanted))
+        self._host.drop(digest)
+        entry = self._pool.get(digest)
+        if entry is None:
+            return
+        entry.doomed = True
+        if entry.is_evictable:
+            self._remove(entry)
+
+    def poll(self) -> None:
+        """Once per engine step: finish copies, and place what has been loaded since."""
+        for copy in [copy for copy in self._copies.values() if copy.handle.done()]:
+            self._finish(copy)
+        self._starts_left = max(0, self._settings.max_copies - len(self._copies))
+        if self._host.version != self._host_version:
+            self._host_version = self._host.version
+            self._must_advance |= self._is_incomplete
+        if self._is_incomplete and self._clock() - self._last_advance_s >= self._settings.recheck_s:
+            self._must_advance = True
+        if self._must_advance:
+            self._advance()
+
+    def resident(self) -> list[ResidentAdapter]:
+        """What lies on the device, the least recently used first."""
+        return [
+            ResidentAdapter(entry.digest, entry.slot, entry.num_elements, entry.ref_count, entry.pinned, entry.state)
+            for entry in self._pool.entries()
+        ]
+
+    def stats(self) -> AdapterTiersStats:
+        """A snapshot of both tiers' counters."""
+        pool = self._pool
+        return AdapterTiersStats(
+            hits=pool.stats.hits,
+            misses=self._num_misses,
+            evictions=pool.stats.evictions,
+            activations=pool.stats.activations,
+            num_resident=len(pool.ready()),
+            used_elements=pool.capacity_elements - pool.num_free_elements,
+            capacity_elements=pool.capacity_elements,
+            host=self._host.stats(),
+        )
+
+    def _replace_wanted(self, wanted: tuple[AdapterDigest, ...], limit: int) -> None:
+        known = {*self._wanted, *self._asked}
+        missing = [digest for digest in wanted if digest not in self._pool.ready()]
+        self._num_misses += sum(digest not in known for digest in missing)
+        for digest in self._no_room_since.keys() - set(wanted):
+            del self._no_room_since[digest]
+        self._wanted, self._limit = wanted, limit
+        self._host.prioritise([*self._pins, *wanted])
+        self._must_advance |= bool(missing)
+
+    def _ask(self, digest: AdapterDigest) -> None:
+        """Somebody who is on no list wants it."""
+        if digest not in self._wanted and digest not in self._asked:
+            self._asked[digest] = None
+            self._num_misses += 1
+        self._must_advance = True
+        self._advance()
+        error = self._failures.pop(digest, None)
+        if error is not None:
+            raise error
+
+    def _advance(self) -> None:
+        """Go through what is wanted, in order, and bring on what is missing."""
+        self._must_advance = self._is_incomplete = False
+        self._last_advance_s = self._clock()
+        self._too_much = self._pool.capacity_elements + 1
+        more_urgent: set[AdapterDigest] = set()
+        for digest in (*self._pins, *self._wanted[: self._limit], *self._asked):
+            if self._pool.get(digest) is None and self._bring(digest, more_urgent):
+                self._is_incomplete = True
+            more_urgent.add(digest)
+        self._is_incomplete |= self._limit < len(self._wanted)
+
+    def _bring(self, digest: AdapterDigest, more_urgent: Collection[AdapterDigest]) -> bool:
+        """One step for an adapter that is not on the device; whether there is more to do later."""
+        adapter = self._host.find(digest)
+        if adapter is None:
+            error = self._host.failure(digest)
+            if error is not None:
+                return self._fail(digest, error)
+            self._host.request(digest)
+            return True
+        if self._starts_left == 0:
+            self._must_advance = True
+            return True
+        reservation = self._reserve(digest, adapter.buffer.numel(), more_urgent)
+        if reservation is None:
+            error = self._too_large(adapter)
+            if error is not None:
+                return self._fail(digest, error)
+            self._no_room_since.setdefault(digest, self._clock())
+            return True
+        self._no_room_since.pop(digest, None)
+        self._start(reservation.entry, [victim.slot for victim in reservation.evicted], adapter)
+        return False
+
+    def _reserve(
+        self, digest: AdapterDigest, num_elements: int, more_urgent: Collection[AdapterDigest]
+    ) -> Reservation | None:
+        """Within one pass room only shrinks, so what was too much once is too much for everybody further down."""
+        if num_elements >= self._too_much:
+            return None
+        reservation = self._pool.reserve(digest, num_elements, more_urgent)
+        if reservation is None:
+            self._too_much = num_elements
+        return reservation
+
+    def _fail(self, digest: AdapterDigest, error: StoreError) -> bool:
+        self._failures[digest] = error
+        self._asked.pop(digest, None)
+        self._no_room_since.pop(digest, None)
+        return False
+
+    def _too_large(self, adapter: PackedAdapter) -> StoreError | None:
+        num_elements, element_size = adapter.buffer.numel(), adapter.buffer.element_size()
+        limit = self._pool.capacity_elements * element_size
+        if num_elements > self._pool.capacity_elements:
+            message = f"adapter has {adapter.num_bytes} bytes, device memory for adapters is {limit}"
+            return AdapterUnavailable("adapter_too_large_for_pool", message)
+        if self._pins and not self._pool.could_ever_fit(num_elements):
+            message = f"adapter has {adapter.num_bytes} bytes, pinned adapters leave no such room in {limit}"
+            return AdapterUnavailable("adapter_pool_pinned", message)
+        return None
+
+    def _start(self, entry: PoolEntry, freed_slots: list[int], adapter: PackedAdapter) -> None:
+        for slot in freed_slots:
+            self._copier.clear(slot)
+        self._starts_left -= 1
+        entry.pinned = entry.digest in self._pins
+        source = self._host.pin(entry.digest)
+        copy = _Copy(entry, source, self._copier.start(entry.slot, entry.offset, adapter))
+        self._copies[entry.digest] = copy
+        if copy.handle.done():
+            self._finish(copy)
+
+    def _finish(self, copy: _Copy) -> None:
+        del self._copies[copy.entry.digest]
+        self._host.unpin(copy.source)
+        self._pool.mark_ready(copy.entry)
+        self._asked.pop(copy.entry.digest, None)
+        self._must_advance |= self._is_incomplete
+        if copy.entry.doomed:
+            self._remove(copy.entry)
+
+    def _remove(self, entry: PoolEntry) -> None:
+        self._pool.remove(entry)
+        self._copier.clear(entry.slot)
+        self._must_advance = True  # room for others, or somebody wants this very adapter anew

@@ -1,0 +1,86 @@
+"""The nouns of scheduling: what one forward holds, its limits, and what is asked of adapter memory. No decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from adapters_store.base import AdapterDigest
+from adapters_store.errors import StoreError
+from server.engine.request import Request
+
+
+class AdapterGate(Protocol):
+    """What the scheduler needs of adapter memory. Implemented by `adapters_store.tiers.AdapterTiers`."""
+
+    @property
+    def no_room_since(self) -> Mapping[AdapterDigest, float]:
+        """Wanted adapters that are loaded but find no room on the device, and since when (clock seconds)."""
+
+    def want(self, digests: Sequence[AdapterDigest], limit: int) -> Mapping[AdapterDigest, StoreError]:
+        """Bring these to the device, the first first; only `limit` of them may take room. Those that cannot come."""
+
+    def ready(self) -> Collection[AdapterDigest]:
+        """Adapters on the device: acquire() gives their slot now."""
+
+    def acquire(self, digest: AdapterDigest) -> int | None:
+        """The adapter's slot, with one reference taken; None: not ready."""
+
+    def release(self, digest: AdapterDigest) -> None:
+        """Give up one reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerSettings:
+    """max_batch_tokens: tokens in one forward. max_running: requests in one forward. max_waiting: queue limit.
+
+    prefill_chunk: at most this many prompt tokens of one request in one forward (None: all that fit).
+    watermark: share of blocks kept free when admitting, so that running requests can grow.
+    starvation_s, lookahead: see `FcfsAdmission`. retry_after_s: what a refused client is told.
+    """
+
+    max_batch_tokens: int = 2048
+    max_running: int = 64
+    prefill_chunk: int | None = None
+    max_waiting: int = 4096
+    watermark: float = 0.01
+    starvation_s: float = 2.0
+    lookahead: int = 32
+    retry_after_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_running", "max_waiting", "lookahead"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_batch_tokens < self.max_running:
+            raise ValueError(
+                f"max_batch_tokens must be >= max_running ({self.max_running}), got {self.max_batch_tokens}"
+            )
+        if self.prefill_chunk is not None and self.prefill_chunk < 1:
+            raise ValueError(f"prefill_chunk must be at least 1, got {self.prefill_chunk}")
+        if not 0.0 <= self.watermark < 1.0:
+            raise ValueError(f"watermark must be in [0, 1), got {self.watermark}")
+
+
+@dataclass(slots=True)
+class ScheduledRow:
+    """Tokens start..start+num_tokens-1 of one request. `samples` holds between schedule() and commit()."""
+
+    request: Request
+    start: int
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the row reaches the request's last token, so that its logits choose the next one."""
+        return self.start + self.num_tokens == self.request.num_tokens
+
+
+@dataclass(slots=True)
+class Schedule:
+    """One forward: `num_decodes` rows of one token each, then prefill chunks. Every request at most once."""
+
+    rows: list[ScheduledRow]
+    num_tokens: int
+    num_decodes: int

@@ -1,0 +1,273 @@
+"""Decides which requests run next, and on which tokens. Knows tokens, blocks and adapter references; knows nothing of
+tensors, text or HTTP. Who is admitted first is `admission`'s decision, who owns a block is `kv_blocks`'.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, auto
+
+from adapters_store.base import AdapterDigest
+from adapters_store.errors import StoreError
+from server.engine.admission import FcfsAdmission, Starving
+from server.engine.errors import QueueFull
+from server.engine.kv_blocks import BlockPool
+from server.engine.request import Request, Status
+from server.engine.sampling_params import InvalidRequest
+from server.engine.schedule import AdapterGate, Schedule, ScheduledRow, SchedulerSettings
+
+__all__ = ["AdapterGate", "Schedule", "ScheduledRow", "Scheduler", "SchedulerSettings"]
+
+
+class _Verdict(Enum):
+    ADMITTED = auto()
+    WAITS_FOR_TWIN = auto()
+    NO_BLOCKS = auto()
+
+
+class Scheduler:
+    """Continuous batching with chunked prefill and preemption by recompute. One engine thread owns it."""
+
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        pool: BlockPool,
+        gate: AdapterGate,
+        *,
+        max_model_len: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.pool = pool
+        self._gate = gate
+        self._max_model_len = max_model_len
+        self._clock = clock
+        self._waiting = FcfsAdmission(lookahead=settings.lookahead, starvation_s=settings.starvation_s)
+        self._running: list[Request] = []  # in order of admission
+        self._requests: dict[str, Request] = {}
+        self._failed: list[tuple[Request, StoreError]] = []
+        self._num_watermark = int(settings.watermark * pool.num_blocks)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._requests)
+
+    def waiting_adapters(self) -> list[AdapterDigest]:
+        """Distinct adapters of waiting requests."""
+        return self._waiting.adapters()
+
+    def running_adapters(self) -> list[AdapterDigest]:
+        """Distinct adapters of running requests."""
+        return list(dict.fromkeys(request.adapter for request in self._running if request.adapter is not None))
+
+    def get(self, request_id: str) -> Request | None:
+        """The unfinished request of this id."""
+        return self._requests.get(request_id)
+
+    def running(self) -> Sequence[Request]:
+        """Running requests in order of admission."""
+        return self._running
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises InvalidRequest if it can never fit, QueueFull if too many wait."""
+        assert request.id not in self._requests, f"{request.id} added twice"
+        assert request.status is Status.WAITING, f"{request.id} is over already"
+        self._check_fits(request)
+        if len(self._waiting) >= self.settings.max_waiting:
+            message = f"{len(self._waiting)} requests wait already (max_waiting {self.settings.max_waiting})"
+            raise QueueFull(message, retry_after_s=self.settings.retry_after_s)
+        self._requests[request.id] = request
+        self._waiting.push(request)
+
+    def schedule(self) -> Schedule | None:
+        """The next forward, or None if nothing can run now. Running decodes first, then prefills, then the queue."""
+        now_s = self._clock()
+        starving = self._waiting.starving(self._gate.no_room_since, now_s)
+        self._prefetch(starving)
+        schedule = self._decode()
+        self._continue_prefills(schedule)
+        if self._waiting and self._has_room(schedule):
+            self._admit(schedule, starving, now_s)
+        return schedule if schedule.rows else None
+
+    def commit(self, schedule: Schedule, tokens: Mapping[str, int]) -> None:
+        """The forward ran. tokens: request id -> sampled token, one for each row that samples.
+
+        A request finished meanwhile is passed over. A row may lack its token only if the request is finished before
+        the next schedule().
+        """
+        for row in schedule.rows:
+            request = row.request
+            if request.status is not Status.RUNNING:
+                continue
+            num_before = request.num_computed_tokens
+            request.num_computed_tokens = num_before + row.num_tokens
+            if request.num_computed_tokens // self.pool.block_size > num_before // self.pool.block_size:
+                self.pool.register(request, num_before)
+            token = tokens.get(request.id)
+            if token is not None:
+                assert request.num_computed_tokens == request.num_tokens, f"{request.id} sampled in mid-prompt"
+                request.output_ids.append(token)
+
+    def finish(self, request: Request) -> None:
+        """The request is over, however it ended: blocks and adapter reference come back. A second call does nothing."""
+        if request.status is Status.FINISHED:
+            return
+        if request.status is Status.RUNNING:
+            self._stop_running(request)
+        else:
+            self._waiting.remove(request)
+        request.status = Status.FINISHED
+        del self._requests[request.id]
+
+    def abort(self, request_id: str) -> Request | None:
+        """Finish the request of this id; None if there is none (any more)."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self.finish(request)
+        return request
+
+    def fail_waiting(self, digest: AdapterDigest, error: StoreError) -> None:
+        """This adapter cannot come (any more): everyone who waits for it is reported by take_failed()."""
+        for request in self._waiting.line(digest):
+            self.finish(request)
+            self._failed.append((request, error))
+
+    def take_failed(self) -> list[tuple[Request, StoreError]]:
+        """Requests whose adapter cannot come, finished already, each reported exactly once."""
+        failed, self._failed = self._failed, []
+        return failed
+
+    def _check_fits(self, request: Request) -> None:
+        num_prompt, max_tokens = len(request.prompt_ids), request.params.max_tokens
+        num_tokens = num_prompt + max_tokens
+        if num_prompt == 0:
+            raise InvalidRequest("prompt", "prompt must have at least 1 token, got 0")
+        limit = min(self._max_model_len, self.pool.num_blocks * self.pool.block_size)
+        if num_tokens <= limit:
+            return
+        param = "prompt" if num_prompt >= limit else "max_tokens"
+        what = "context length" if limit == self._max_model_len else "KV cache"
+        message = f"prompt of {num_prompt} + max_tokens of {max_tokens} = {num_tokens} tokens, {what} is {limit}"
+        raise InvalidRequest(param, message, code="context_length_exceeded")
+
+    def _prefetch(self, starving: Starving | None) -> None:
+        wanted = self._waiting.wanted()
+        # While somebody starves, nothing behind it may take the room it waits for.
+        limit = len(wanted) if starving is None else wanted.index(starving.adapter) + 1
+        for digest, error in self._gate.want(wanted, limit).items():
+            self.fail_waiting(digest, error)
+
+    def _decode(self) -> Schedule:
+        rows: list[ScheduledRow] = []
+        block_size, index = self.pool.block_size, 0
+        while index < len(self._running):  # shrinks at its end when somebody is preempted
+            request = self._running[index]
+            num_tokens, start = len(request.prompt_ids) + len(request.output_ids), request.num_computed_tokens
+            assert start < num_tokens, f"{request.id} has nothing to compute: it should have been finished"
+            if num_tokens - start == 1:
+                if len(request.block_ids) * block_size < num_tokens and not self._grow(request):
+                    break
+                rows.append(ScheduledRow(request, start, 1))
+            index += 1
+        return Schedule(rows, len(rows), len(rows))
+
+    def _grow(self, request: Request) -> bool:
+        """One more block for a decode row; False if the request itself had to make room."""
+        while self.pool.num_free == 0:
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is request:
+                return False
+        request.block_ids += self.pool.allocate(1)
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        """Back to the front of the queue without blocks or adapter; its tokens stay and are recomputed."""
+        assert len(self._running) > 1, f"{request.id} runs alone and has no block left"
+        self._stop_running(request)
+        request.status = Status.WAITING
+        request.num_preemptions += 1
+        self._waiting.push_front(request)
+
+    def _stop_running(self, request: Request) -> None:
+        self._running.remove(request)
+        self.pool.release(request)
+        if request.adapter is not None:
+            self._gate.release(request.adapter)
+        request.slot = None
+
+    def _continue_prefills(self, schedule: Schedule) -> None:
+        if schedule.num_decodes == len(self._running):
+            return
+        for request in self._running:
+            if request.num_tokens - request.num_computed_tokens > 1:
+                self._add_chunk(schedule, request)
+
+    def _add_chunk(self, schedule: Schedule, request: Request) -> None:
+        room = self.settings.max_batch_tokens - schedule.num_tokens
+        if self.settings.prefill_chunk is not None:
+            room = min(room, self.settings.prefill_chunk)
+        count = min(request.num_tokens - request.num_computed_tokens, room)
+        if count > 0:
+            schedule.rows.append(ScheduledRow(request, request.num_computed_tokens, count))
+            schedule.num_tokens += count
+
+    def _has_room(self, schedule: Schedule) -> bool:
+        if len(self._running) >= self.settings.max_running or schedule.num_tokens >= self.settings.max_batch_tokens:
+            return False
+        return self.pool.num_free > self._num_spare
+
+    @property
+    def _num_spare(self) -> int:
+        """Blocks to leave when admitting: whoever runs needs one soon, and taking it would only preempt somebody."""
+        return max(self._num_watermark, len(self._running)) if self._running else 0
+
+    def _admit(self, schedule: Schedule, starving: Starving | None, now_s: float) -> None:
+        walk = self._waiting.walk(self._gate.ready(), starving)
+        admitted: list[Request] = []
+        num_passed_over = 0
+        while (request := walk.current) is not None and self._has_room(schedule):
+            verdict = self._try_admit(request)
+            if verdict is _Verdict.NO_BLOCKS:
+                break
+            if verdict is _Verdict.ADMITTED:
+                admitted.append(request)
+                self._add_chunk(schedule, request)
+            else:
+                num_passed_over += 1
+                if num_passed_over > self.settings.lookahead:
+                    break
+            walk.advance()
+        self._leave_queue(admitted, now_s)
+
+    def _try_admit(self, request: Request) -> _Verdict:
+        """A request that finds no blocks stops those behind it, or it would starve. One whose next block is being
+        computed by a running twin waits for that block and stops nobody."""
+        matched = self.pool.match(request)
+        if self.pool.is_being_computed(request, len(matched)):
+            return _Verdict.WAITS_FOR_TWIN
+        if not self.pool.admit(request, matched, num_spare=self._num_spare):
+            return _Verdict.NO_BLOCKS
+        if request.adapter is not None:
+            request.slot = self._gate.acquire(request.adapter)
+            assert request.slot is not None, f"{request.adapter} is ready and gives no slot"
+        self._running.append(request)
+        return _Verdict.ADMITTED
+
+    def _leave_queue(self, admitted: list[Request], now_s: float) -> None:
+        for request in admitted:
+            self._waiting.remove(request)
+            request.status = Status.RUNNING
+            if request.first_scheduled_s is None:
+                request.first_scheduled_s = now_s
+                request.num_cached_tokens = request.num_computed_tokens
