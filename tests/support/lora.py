@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+
 from lora_kernels.lora_batch import LoraGroup, LoraTable
 
 SENTINEL_GAP = 96  # NaN elements between adapters: reading one past an adapter shows
@@ -27,7 +28,9 @@ def random_table(
                     continue
                 a_offset, b_offset = used, used + rank * group.in_features
                 used = b_offset + rank * out
-                table.arena[cursor + a_offset : cursor + b_offset] = _normal(b_offset - a_offset, 0.05, generator, dtype)
+                table.arena[cursor + a_offset : cursor + b_offset] = _normal(
+                    b_offset - a_offset, 0.05, generator, dtype
+                )
                 table.arena[cursor + b_offset : cursor + used] = _normal(used - b_offset, 0.05, generator, dtype)
                 modules.append((row, a_offset, b_offset, rank, 0.5 + slot))
         table.set_slot(slot, cursor, modules)

@@ -1,0 +1,82 @@
+"""Puts packed adapters into the device arena and its table. Knows tensors and slots; does not decide who stays."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from adapters_store.base import BaseDescription
+from adapters_store.packed import PackedAdapter
+from lora_kernels.lora_batch import LoraTable
+
+INLINE_COPY_BYTES = 256 * 1024  # below it handing the copy to another thread costs more than the copy
+
+
+class CopyHandle(Protocol):
+    def done(self) -> bool:
+        """Whether the adapter is on the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    def done(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    event: torch.cuda.Event
+
+    def done(self) -> bool:
+        return bool(self.event.query())
+
+
+class ArenaCopier:
+    """Copies adapters to their places off the engine's path: on a thread (CPU) or on a side stream (GPU)."""
+
+    def __init__(self, table: LoraTable, base: BaseDescription) -> None:
+        self._table = table
+        self._module_index = base.module_index
+        self._on_gpu = table.arena.device.type == "cuda"
+        self._stream = torch.cuda.Stream(table.arena.device) if self._on_gpu else None
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="adapter-copy")
+
+    def start(self, slot: int, offset: int, adapter: PackedAdapter) -> CopyHandle:
+        """Begin the copy to arena[offset:] and point the slot's table row at it."""
+        rows = [
+            (self._module_index[module.name], module.a_offset, module.b_offset, module.rank, module.scale)
+            for module in adapter.modules
+        ]
+        self._table.set_slot(slot, offset, rows)
+        place = self._table.arena[offset : offset + adapter.buffer.numel()]
+        if self._stream is not None:
+            return self._copy_on_stream(self._stream, place, adapter.buffer)
+        if adapter.num_bytes <= INLINE_COPY_BYTES:
+            _copy(place, adapter.buffer)
+            return _Done()
+        done: Future[None] = self._threads.submit(_copy, place, adapter.buffer)
+        return done
+
+    def clear(self, slot: int) -> None:
+        """The slot holds no adapter any more."""
+        self._table.clear_slot(slot)
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+    def _copy_on_stream(self, stream: torch.cuda.Stream, place: torch.Tensor, buffer: torch.Tensor) -> _Event:
+        stream.wait_stream(torch.cuda.current_stream(place.device))  # the place's last reader may still be at work
+        with torch.cuda.stream(stream):
+            place.copy_(buffer, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record(stream)
+        return _Event(event)
+
+
+def _copy(place: torch.Tensor, buffer: torch.Tensor) -> None:
+    """One thread, and the GIL is released: torch's own copy would wake a second set of compute threads."""
+    np.copyto(place.view(torch.uint8).numpy(), buffer.view(torch.uint8).numpy())

@@ -1,0 +1,94 @@
+"""Loads the frozen base with its adapters' hooks in place. Knows devices and precisions; knows no requests."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
+
+from adapters_store.base import BaseDescription
+from server.engine.attention_hook import register_paged_attention
+from server.engine.base_files import DTYPES, describe_base
+from server.engine.families import UnsupportedBase
+from server.engine.lora_layers import LoraState, wrap_model
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The resident base: the wrapped transformers model, and the state its layers share."""
+
+    model: torch.nn.Module
+    config: PretrainedConfig
+    description: BaseDescription
+    lora: LoraState
+    device: torch.device
+    dtype: torch.dtype
+    quantized: bool
+
+    @property
+    def max_model_len(self) -> int:
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def num_kv_heads(self) -> int:
+        return int(self.config.num_key_value_heads)
+
+    @property
+    def head_dim(self) -> int:
+        own = getattr(self.config, "head_dim", None)
+        return int(own or self.config.hidden_size // self.config.num_attention_heads)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto`: the GPU where there is one. Asking for cuda without one is an error, not a silent CPU."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedBase(
+            "--device cuda: torch sees no CUDA device; use --device cpu or install a CUDA build of torch"
+        )
+    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def load_base(
+    path: Path, *, dtype: str = "auto", quantize: str | None = None, device: str = "auto", name: str | None = None
+) -> BaseModel:
+    """Load a local folder. quantize "nf4": bitsandbytes NF4 with double quantisation. Raises UnsupportedBase."""
+    description = describe_base(path, dtype=dtype, name=name)
+    target, torch_dtype = pick_device(device), DTYPES[description.dtype]
+    options: dict[str, Any] = {"quantization_config": _nf4_config(torch_dtype)} if quantize == "nf4" else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=torch_dtype,
+        attn_implementation=register_paged_attention(),
+        local_files_only=True,
+        device_map={"": str(target)} if quantize or target.type == "cuda" else None,
+        **options,
+    )
+    model.eval().requires_grad_(False)
+    keep_nf4_weights_plain(model)
+    lora = wrap_model(model, description)
+    return BaseModel(model, model.config, description, lora, target, torch_dtype, quantized=quantize is not None)
+
+
+def _nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UnsupportedBase("--quantize nf4 needs bitsandbytes, which is not installed: pip install 'multilora[nf4]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def keep_nf4_weights_plain(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes from repacking NF4 weights in place on CPUs with AVX512-BF16.
+
+    It does so at the first forward in eval mode, and gradients taken later are silently wrong (cosine 0.38 measured).
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (no attribute that torch declares)

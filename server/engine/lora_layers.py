@@ -1,0 +1,126 @@
+"""Puts adapters into a transformers model: linear layers that read one input become one group. Knows no requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from adapters_store.base import BaseDescription
+from lora_kernels.linear import add_lora_delta, group_linear
+from lora_kernels.lora_batch import LoraBatch, LoraGroup
+from lora_kernels.rms_norm import rms_norm
+from server.engine.families import HEAD
+
+
+@dataclass(slots=True)
+class LoraState:
+    """What every wrapped layer sees of the step. The runner fills it before the forward. None: base only.
+
+    head: the same rows' adapters, but of the rows whose logits are wanted (the head runs on those alone).
+    """
+
+    layers: LoraBatch | None = None
+    head: LoraBatch | None = None
+
+
+class LinearGroup:
+    """Linear layers that read the same input, computed together when the first of them is called."""
+
+    def __init__(self, linears: Sequence[nn.Module], group: LoraGroup, state: LoraState, *, is_head: bool) -> None:
+        self.group = group
+        self.state = state
+        self.is_head = is_head
+        self.input: torch.Tensor | None = None
+        self.outputs: tuple[torch.Tensor, ...] = ()
+        self.quantized = [] if all(type(linear) is nn.Linear for linear in linears) else list(linears)
+        if not self.quantized:
+            self.weight, self.bias = _fused(linears)
+
+    def output_of(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """Member `index`'s output for x [..., H]; members are called in order, with the same tensor."""
+        if self.input is not x:
+            self.input = x
+            x_TH = x.reshape(-1, self.group.in_features)
+            y_TO = self._compute(x_TH)
+            shaped = y_TO.view(*x.shape[:-1], -1)
+            self.outputs = torch.split(shaped, list(self.group.out_features), dim=-1)
+        output = self.outputs[index]
+        if index == len(self.outputs) - 1:
+            self.input, self.outputs = None, ()
+        return output
+
+    def _compute(self, x_TH: torch.Tensor) -> torch.Tensor:
+        batch = self.state.head if self.is_head else self.state.layers
+        if not self.quantized:
+            return group_linear(x_TH.contiguous(), self.weight, self.bias, batch, self.group)
+        parts = [linear(x_TH) for linear in self.quantized]
+        y_TO = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return add_lora_delta(y_TO, x_TH, batch, self.group)
+
+
+def _fused(linears: Sequence[nn.Module]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The members' weights one under the other; a group of one keeps its own tensor (the head may be tied)."""
+    weights = [linear.get_parameter("weight").detach() for linear in linears]
+    biases = [bias.detach() for linear in linears if isinstance(bias := linear.bias, torch.Tensor)]
+    assert len(biases) in (0, len(linears)), "a group's layers all have a bias or none has"
+    if len(linears) == 1:
+        return weights[0], biases[0] if biases else None
+    return torch.cat(weights), torch.cat(biases) if biases else None
+
+
+class GroupMember(nn.Module):
+    """Stands where the linear layer stood in the model."""
+
+    def __init__(self, group: LinearGroup, index: int) -> None:
+        super().__init__()
+        self._group = group
+        self._index = index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._group.output_of(self._index, x)
+
+
+class FusedRMSNorm(nn.Module):
+    """A Llama-type RMSNorm in one pass."""
+
+    def __init__(self, weight: torch.Tensor, eps: float) -> None:
+        super().__init__()
+        self._weight = weight
+        self._eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self._weight, self._eps)
+
+
+def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
+    """Replace the base's linear layers by groups that add each row's own adapter, and RMSNorms by the one-pass form."""
+    state = LoraState()
+    for paths in base.groups:
+        linears = [model.get_submodule(path) for path in paths]
+        shapes = [base.modules[path] for path in paths]
+        rows = tuple(base.module_index[path] for path in paths)
+        group = LoraGroup(rows, shapes[0].in_features, tuple(shape.out_features for shape in shapes))
+        joined = LinearGroup(linears, group, state, is_head=paths == (HEAD,))
+        for index, path in enumerate(paths):
+            model.set_submodule(path, GroupMember(joined, index))
+    _replace_norms(model)
+    return state
+
+
+def _replace_norms(model: nn.Module) -> None:
+    for path, module in list(model.named_modules()):
+        eps = getattr(module, "variance_epsilon", None)
+        if type(module).__name__.endswith("RMSNorm") and eps is not None and _norm_is_llama_type(module, eps):
+            model.set_submodule(path, FusedRMSNorm(module.get_parameter("weight").detach(), eps))
+
+
+@torch.inference_mode()
+def _norm_is_llama_type(module: nn.Module, eps: float) -> bool:
+    """Families differ in where they round and what they add to the weight: ask the module itself."""
+    weight = module.get_parameter("weight")
+    probe = torch.randn(2, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    one_rounding = torch.finfo(weight.dtype).eps
+    return torch.allclose(module(probe), rms_norm(probe, weight, eps), rtol=one_rounding, atol=one_rounding)

@@ -1,0 +1,118 @@
+"""Tiny random bases of every family (each with its own traits: windows, soft caps, biases, tied heads), and PEFT adapters for them. Real classes, real files, no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+VOCAB = 160
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 1024,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+}
+
+
+WITHOUT_HEAD_DIM = {key: value for key, value in SIZES.items() if key != "head_dim"}
+FAMILY_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**SIZES, tie_word_embeddings=False),
+    "mistral": lambda: MistralConfig(**SIZES, sliding_window=24),
+    "qwen2": lambda: Qwen2Config(**WITHOUT_HEAD_DIM, tie_word_embeddings=True),
+    "qwen3": lambda: Qwen3Config(**SIZES),
+    "gemma2": lambda: Gemma2Config(**SIZES, sliding_window=24, query_pre_attn_scalar=16),
+    "gemma3": lambda: Gemma3TextConfig(**SIZES, sliding_window=24, query_pre_attn_scalar=16),
+    "phi3": lambda: Phi3Config(**WITHOUT_HEAD_DIM, sliding_window=40),
+}
+FAMILY_NAMES = tuple(FAMILY_CONFIGS)
+
+
+def save_base(folder: Path, family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Path:
+    """A random base of the family on disk; biases and norms are random too, so that dropping one shows."""
+    torch.manual_seed(seed)
+    config = FAMILY_CONFIGS[family]()
+    for name, value in changes.items():
+        setattr(config, name, value)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.1)
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def linear_names(model: torch.nn.Module) -> list[str]:
+    """Distinct last parts of the decoder layers' linear modules."""
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "layers." in name
+    }
+    return sorted(names)
+
+
+def adapter_configs(names: list[str]) -> dict[str, LoraConfig]:
+    """One of each kind we serve. names: the base's linear layers."""
+    first, last = names[0], names[-1]
+    return {
+        "plain": LoraConfig(r=4, lora_alpha=8, target_modules=names),
+        "rslora": LoraConfig(r=8, lora_alpha=16, use_rslora=True, target_modules=names),
+        "patterns": LoraConfig(
+            r=4, lora_alpha=8, target_modules=names, rank_pattern={first: 2, last: 7}, alpha_pattern={last: 5}
+        ),
+        "subset": LoraConfig(r=3, lora_alpha=6, target_modules=[first]),
+        "one": LoraConfig(r=1, lora_alpha=1, target_modules=names),
+        "rank16": LoraConfig(r=16, lora_alpha=32, target_modules=names),
+    }
+
+
+def save_adapter(base: Path, folder: Path, config: LoraConfig, *, seed: int, scale: float = 0.1) -> Path:
+    """A PEFT adapter with random A and B, saved by PEFT."""
+    model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True)
+    peft_model = get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in peft_model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    peft_model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def save_adapters(base: Path, folder: Path, *, scale: float = 0.1) -> dict[str, Path]:
+    """Every kind of `adapter_configs`, by kind."""
+    model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True)
+    configs = adapter_configs(linear_names(model))
+    return {
+        kind: save_adapter(base, folder / kind, config, seed=seed, scale=scale)
+        for seed, (kind, config) in enumerate(configs.items())
+    }
+
+
+def peft_model(base: Path, adapter: Path | None, *, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """The oracle: transformers, with PEFT's one adapter or none."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True, attn_implementation="eager")
+    return (model if adapter is None else PeftModel.from_pretrained(model, adapter)).eval()
