@@ -29,14 +29,12 @@ _LOADER_NICENESS = 10
 class HostTierSettings:
     """max_bytes: budget of all buffers. max_queue: loads waiting at once.
 
-    retry_s: how long a failure is remembered before the disk is asked again. no_room_retry_s: how long an adapter that
-    was loaded and found no room is left alone.
+    retry_s: how long a failure is remembered before the disk is asked again.
     """
 
     max_bytes: int
     max_queue: int = 256
     retry_s: float = 5.0
-    no_room_retry_s: float = 0.25
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_queue"):
@@ -98,7 +96,7 @@ class HostTier:
         self._queue: deque[_Ticket] = deque()
         self._tickets: dict[AdapterDigest, _Ticket] = {}
         self._failures: OrderedDict[AdapterDigest, tuple[StoreError, float]] = OrderedDict()  # until when, in order
-        self._no_room: dict[AdapterDigest, float] = {}
+        self._unstored_bytes: dict[AdapterDigest, int] = {}  # loaded once in vain: how much room each needs
         self._urgency: dict[AdapterDigest, int] = {}
         self._stats = HostTierStats()
         self._version = 0
@@ -125,9 +123,12 @@ class HostTier:
             self._thread.join()
 
     def request(self, digest: AdapterDigest) -> bool:
-        """Have it loaded, unless it is here, under way, or failed lately. False if the queue is full."""
+        """Have it loaded, unless it is here or under way, failed lately, or is known to find no room now.
+
+        False if the queue is full.
+        """
         with self._changed:
-            if digest in self._entries or digest in self._tickets or self._is_left_alone(digest):
+            if digest in self._entries or digest in self._tickets or self._would_be_in_vain(digest):
                 return True
             if len(self._queue) >= self.settings.max_queue:
                 return False
@@ -171,6 +172,8 @@ class HostTier:
         """What is wanted, the most urgent first: nothing less urgent takes its room."""
         with self._changed:
             self._urgency = {digest: rank for rank, digest in enumerate(digests)}
+            for digest in self._unstored_bytes.keys() - self._urgency.keys():
+                del self._unstored_bytes[digest]
 
     def drop(self, digest: AdapterDigest) -> None:
         """Forget the adapter: from memory, from the queue, its failure, and the result of a load under way."""
@@ -179,7 +182,7 @@ class HostTier:
             if ticket is not None and ticket in self._queue:
                 self._queue.remove(ticket)
             self._failures.pop(digest, None)
-            self._no_room.pop(digest, None)
+            self._unstored_bytes.pop(digest, None)
             if digest in self._entries:
                 self._remove(digest)
 
@@ -233,12 +236,8 @@ class HostTier:
         if outcome.num_bytes > self.settings.max_bytes:
             message = f"adapter has {outcome.num_bytes} bytes, host memory for adapters is {self.settings.max_bytes}"
             self._fail(ticket.digest, AdapterUnavailable("adapter_too_large_for_host", message))
-        elif self._make_room(outcome):
-            self._entries[ticket.digest] = HostEntry(outcome)
-            self._stats.num_bytes += outcome.num_bytes
         else:
-            self._no_room[ticket.digest] = self._clock() + self.settings.no_room_retry_s
-            self._stats.unstored += 1
+            self._store(outcome)
 
     def _fail(self, digest: AdapterDigest, error: StoreError) -> None:
         now_s = self._clock()
@@ -248,21 +247,32 @@ class HostTier:
         self._failures[digest] = (error, now_s + self.settings.retry_s)
         self._stats.failures += 1
 
-    def _is_left_alone(self, digest: AdapterDigest) -> bool:
-        now_s = self._clock()
+    def _would_be_in_vain(self, digest: AdapterDigest) -> bool:
         failed = self._failures.get(digest)
-        if failed is not None and now_s < failed[1]:
+        if failed is not None and self._clock() < failed[1]:
             return True
-        if now_s < self._no_room.get(digest, now_s):
-            return True
-        self._no_room.pop(digest, None)
-        return False
+        num_bytes = self._unstored_bytes.get(digest)
+        return num_bytes is not None and self._victims_for(digest, num_bytes) is None
 
-    def _make_room(self, adapter: PackedAdapter) -> bool:
-        """Evict the longest unused, sparing what is pinned or more urgent; False, evicting nothing, if short."""
+    def _store(self, adapter: PackedAdapter) -> None:
+        digest, num_bytes = adapter.digest, adapter.num_bytes
+        victims = self._victims_for(digest, num_bytes)
+        if victims is None:
+            self._unstored_bytes[digest] = num_bytes
+            self._stats.unstored += 1
+            return
+        for victim in victims:
+            self._remove(victim)
+        self._stats.evictions += len(victims)
+        self._unstored_bytes.pop(digest, None)
+        self._entries[digest] = HostEntry(adapter)
+        self._stats.num_bytes += num_bytes
+
+    def _victims_for(self, wanted: AdapterDigest, num_bytes: int) -> list[AdapterDigest] | None:
+        """Whom to evict: the longest unused, sparing what is pinned or more urgent. None if that is not enough."""
         last = len(self._urgency)
-        urgency = self._urgency.get(adapter.digest, last)
-        short = self._stats.num_bytes + adapter.num_bytes - self.settings.max_bytes
+        urgency = self._urgency.get(wanted, last)
+        short = self._stats.num_bytes + num_bytes - self.settings.max_bytes
         victims: list[AdapterDigest] = []
         for digest, entry in self._entries.items():
             if short <= 0:
@@ -270,12 +280,7 @@ class HostTier:
             if entry.pins == 0 and self._urgency.get(digest, last) >= urgency:
                 victims.append(digest)
                 short -= entry.adapter.num_bytes
-        if short > 0:
-            return False
-        for digest in victims:
-            self._remove(digest)
-        self._stats.evictions += len(victims)
-        return True
+        return None if short > 0 else victims
 
     def _remove(self, digest: AdapterDigest) -> None:
         self._stats.num_bytes -= self._entries.pop(digest).adapter.num_bytes

@@ -90,7 +90,7 @@ class BlockPool:
             return False
         self._share(matched)  # before allocating, which may evict what nobody holds
         request.block_ids = matched + self.allocate(num_new)
-        request.num_computed_tokens = len(matched) * self.block_size
+        request.num_computed_tokens = request.num_verified_tokens = len(matched) * self.block_size
         if self.settings.enable_prefix_cache:
             if request.num_preemptions == 0:
                 self._cache.record(request, request.num_computed_tokens)
@@ -106,14 +106,21 @@ class BlockPool:
             self._ref_counts[block_id] = 1
         return taken
 
-    def release(self, request: Request) -> None:
-        """The request stops running: take back all of its blocks. What it computed stays readable."""
+    def release(self, request: Request, num_written: int) -> None:
+        """The request stops running: take back all of its blocks. What it computed stays readable.
+
+        num_written: tokens a forward may have written. Those that no finite sample has confirmed may hold NaN, so their
+        blocks are discarded.
+        """
         if self.settings.enable_prefix_cache:
             self._cache.withdraw(request)
+        if num_written > request.num_verified_tokens:
+            first = request.num_verified_tokens // self.block_size
+            self.discard(request.block_ids[first : self.blocks_for(num_written)])
         # Last block first: a prefix's tail is worth less than its head, and LRU hands out the oldest entry first.
         self.free(reversed(request.block_ids))
         request.block_ids = []
-        request.num_computed_tokens = 0
+        request.num_computed_tokens = request.num_verified_tokens = 0
 
     def free(self, block_ids: Iterable[int]) -> None:
         """Give up one reference on each block."""
@@ -128,11 +135,10 @@ class BlockPool:
         """Tokens `num_before`..`num_computed_tokens` are computed now: full blocks among them become readable."""
         if self.settings.enable_prefix_cache:
             for index in range(num_before // self.block_size, request.num_computed_tokens // self.block_size):
-                if request.block_ids[index] not in self._poisoned:
-                    self._cache.insert(request, index)
+                self._cache.insert(request, index)
 
     def discard(self, block_ids: Iterable[int]) -> None:
-        """These blocks hold numbers that are not finite: nobody may find them, and they are zeroed before reuse.
+        """These blocks may hold numbers that are not finite: nobody finds them, and they are zeroed before reuse.
 
         A block may still be shared. It is left alone until its last owner gives it up, because zeroing it under a
         healthy reader would change that reader's answer in silence.

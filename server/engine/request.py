@@ -38,8 +38,11 @@ class Request:
     output_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0  # tokens whose keys and values are in the cache
     num_cached_tokens: int = 0  # of those, how many the prefix cache gave us at first admission
+    num_verified_tokens: int = 0  # of those, how many a finite sample has confirmed since
     block_ids: list[int] = field(default_factory=list)
-    block_hashes: list[bytes] = field(default_factory=list)  # chain hash of each full block of tokens, as far as asked for
+    block_hashes: list[bytes] = field(
+        default_factory=list
+    )  # chain hash of each full block of tokens, as far as asked for
     slot: int | None = None  # row of the device adapter table while a reference is held
     num_preemptions: int = 0
     first_scheduled_s: float | None = None

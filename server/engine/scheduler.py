@@ -47,6 +47,7 @@ class Scheduler:
         self._running: list[Request] = []  # in order of admission
         self._requests: dict[str, Request] = {}
         self._failed: list[tuple[Request, StoreError]] = []
+        self._is_in_flight = False  # a forward is between schedule() and commit()
         self._num_watermark = int(settings.watermark * pool.num_blocks)
 
     @property
@@ -97,6 +98,7 @@ class Scheduler:
         self._continue_prefills(schedule)
         if self._waiting and self._has_room(schedule):
             self._admit(schedule, starving, now_s)
+        self._is_in_flight = bool(schedule.rows)
         return schedule if schedule.rows else None
 
     def commit(self, schedule: Schedule, tokens: Mapping[str, int]) -> None:
@@ -105,6 +107,7 @@ class Scheduler:
         A request finished meanwhile is passed over. A row may lack its token only if the request is finished before
         the next schedule().
         """
+        self._is_in_flight = False
         for row in schedule.rows:
             request = row.request
             if request.status is not Status.RUNNING:
@@ -116,6 +119,7 @@ class Scheduler:
             token = tokens.get(request.id)
             if token is not None:
                 assert request.num_computed_tokens == request.num_tokens, f"{request.id} sampled in mid-prompt"
+                request.num_verified_tokens = request.num_computed_tokens
                 request.output_ids.append(token)
 
     def finish(self, request: Request) -> None:
@@ -128,6 +132,11 @@ class Scheduler:
             self._waiting.remove(request)
         request.status = Status.FINISHED
         del self._requests[request.id]
+
+    def discard(self, request: Request) -> None:
+        """Finish a request whose logits are not finite: nothing it wrote or read is found in the prefix cache again."""
+        self.pool.discard(request.block_ids)
+        self.finish(request)
 
     def abort(self, request_id: str) -> Request | None:
         """Finish the request of this id; None if there is none (any more)."""
@@ -201,7 +210,9 @@ class Scheduler:
 
     def _stop_running(self, request: Request) -> None:
         self._running.remove(request)
-        self.pool.release(request)
+        has_row = self._is_in_flight  # its forward may have written to any of its blocks
+        num_written = request.num_tokens if has_row else request.num_computed_tokens
+        self.pool.release(request, num_written)
         if request.adapter is not None:
             self._gate.release(request.adapter)
         request.slot = None
