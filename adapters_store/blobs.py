@@ -1,0 +1,120 @@
+"""The content-addressed folder of adapter files. Decides when bytes are durable; knows nothing of rows or tenants.
+
+blobs/ab/abcdef.../adapter_config.json and adapter_model.safetensors, as uploaded, under the digest's hex. A blob is
+made in staging/ on the same file system, synced, renamed into place, and its parent synced: it is there whole or not.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from adapters_store.base import AdapterDigest
+from adapters_store.errors import StoreError
+from adapters_store.filesystem import Filesystem, file_lock
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class BlobStore:
+    """root: a folder of the data directory; made if missing. files: the operations, replaceable in tests."""
+
+    def __init__(self, root: Path, files: Filesystem) -> None:
+        self._files = files
+        self._blobs = root / "blobs"
+        self._staging = root / "staging"
+        self._lock = root / "blobs.lock"
+        for folder in (root, self._blobs, self._staging):
+            files.make_folder(folder)
+
+    def folder(self, digest: AdapterDigest) -> Path:
+        """Where the blob of this digest lies, if there is one."""
+        name = digest.removeprefix("sha256:")
+        return self._blobs / name[:2] / name
+
+    def referencing(self) -> AbstractContextManager[None]:
+        """Hold while a blob is put in place and its row written: nobody removes blobs meanwhile."""
+        return file_lock(self._lock, exclusive=False)
+
+    def removing(self) -> AbstractContextManager[None]:
+        """Hold while looking up which blobs have no row, and removing them: nobody adds a reference meanwhile."""
+        return file_lock(self._lock, exclusive=True)
+
+    @contextmanager
+    def stage(self, config: bytes, weights: Path) -> Iterator[Path]:
+        """A private copy of an upload, to be checked and then `put`. Gone at the end of the block unless it was put."""
+        staged = self._staging / uuid4().hex
+        try:
+            with disk_full_is_an_answer():
+                self._files.make_folder(staged)
+                self._files.write(staged / CONFIG_FILE, config)
+                self._files.copy(weights, staged / WEIGHTS_FILE)
+            yield staged
+        finally:
+            if staged.exists():
+                self._files.remove_tree(staged)
+
+    def put(self, staged: Path, digest: AdapterDigest) -> None:
+        """Make a staged copy durable under its digest, in the place of what lay there (a damaged blob)."""
+        target = self.folder(digest)
+        with disk_full_is_an_answer():
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                self._files.sync_file(staged / name)
+            self._files.sync_folder(staged)
+            if not target.parent.exists():
+                self._files.make_folder(target.parent)
+                self._files.sync_folder(self._blobs)
+            self.remove(digest)
+            self._files.rename(staged, target)
+            self._files.sync_folder(target.parent)
+
+    def remove(self, digest: AdapterDigest) -> None:
+        """Take a blob away, whole: renamed first, so that no half of it is ever found under its digest."""
+        target = self.folder(digest)
+        if target.exists():
+            trash = self._staging / uuid4().hex
+            self._files.rename(target, trash)
+            self._files.remove_tree(trash)
+
+    def digests(self) -> Iterator[AdapterDigest]:
+        """Every blob present."""
+        for folder in self._blobs.glob("??/*"):
+            yield AdapterDigest(f"sha256:{folder.name}")
+
+    def remove_old(self, digests: Iterable[AdapterDigest], grace_s: float) -> list[AdapterDigest]:
+        """Remove those of `digests` whose blob is older than the grace; returns them."""
+        old = [digest for digest in digests if _age_s(self.folder(digest)) > grace_s]
+        for digest in old:
+            self.remove(digest)
+        return old
+
+    def remove_old_staging(self, grace_s: float) -> int:
+        """Remove what a process left behind when it was killed; returns how many."""
+        old = [folder for folder in self._staging.iterdir() if _age_s(folder) > grace_s]
+        for folder in old:
+            self._files.remove_tree(folder)
+        return len(old)
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return float("-inf")  # its owner was faster
+
+
+@contextmanager
+def disk_full_is_an_answer() -> Iterator[None]:
+    """Turn "no space left" into StoreError (disk_full); every other OSError passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise StoreError("disk_full", "the data directory's disk is full; nothing was stored") from error

@@ -1,0 +1,57 @@
+"""The few file operations the blob store makes, each one a point where a machine may stop. Knows no policy.
+
+Handed in, so that a test can stop at any of them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Filesystem:
+    """Real files. Every method raises OSError as the system does."""
+
+    def make_folder(self, path: Path) -> None:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def copy(self, source: Path, target: Path) -> None:
+        shutil.copyfile(source, target)
+
+    def write(self, target: Path, data: bytes) -> None:
+        target.write_bytes(data)
+
+    def sync_file(self, path: Path) -> None:
+        _sync(path)
+
+    def sync_folder(self, path: Path) -> None:
+        _sync(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.rename(target)
+
+    def remove_tree(self, path: Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def file_lock(path: Path, *, exclusive: bool) -> Iterator[None]:
+    """Hold a lock between processes and threads (flock on a file of its own); waits for it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(fd)  # closing gives the lock back

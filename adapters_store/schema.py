@@ -1,0 +1,89 @@
+"""The tables, as the code uses them. migrations/ makes them; a test holds the two equal."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+HEAD_REVISION = "0001"
+
+metadata = MetaData()
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(128), nullable=False, unique=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("disabled", Boolean, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant_id", Integer, ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("key_hash", String(64), nullable=False, unique=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+)
+
+# A name keeps its row when its last version is deleted: numbers are never given twice, "name@1" never means another.
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant_id", Integer, ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("active_number", Integer),
+    Column("last_number", Integer, nullable=False),
+    UniqueConstraint("tenant_id", "name", name="uq_adapters_tenant_name"),
+)
+
+adapter_versions = Table(
+    "adapter_versions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("adapter_id", Integer, ForeignKey("adapters.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("digest", String(71), nullable=False),
+    Column("base_digest", String(128), nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("target_modules", Text, nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("config", LargeBinary, nullable=False),
+    UniqueConstraint("adapter_id", "number", name="uq_adapter_versions_number"),
+    UniqueConstraint("adapter_id", "digest", name="uq_adapter_versions_digest"),
+    Index("ix_adapter_versions_digest", "digest"),
+)
+
+bases = Table(
+    "bases",
+    metadata,
+    Column("digest", String(128), primary_key=True),
+    Column("description", Text, nullable=False),
+    Column("remembered_at", BigInteger, nullable=False),
+)
+
+# One row; every write adds one. Readers that remember answers look here whether they still hold.
+store_state = Table(
+    "store_state",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("generation", BigInteger, nullable=False),
+    CheckConstraint("id = 1", name="ck_store_state_one_row"),
+)

@@ -1,0 +1,232 @@
+"""The adapter store as the rest of the product sees it: publish, resolve, list, delete, load.
+
+Ties the parts together and decides their order: check, stage, digest, blob, row. Knows no HTTP and no device.
+Safe to use from many threads, and from several processes on one data directory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from adapters_store import registry
+from adapters_store.answer_cache import AnswerCache
+from adapters_store.base import AdapterDigest, BaseDescription
+from adapters_store.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore
+from adapters_store.config import parse_config
+from adapters_store.database import Database, now_s
+from adapters_store.errors import AdapterRejected, AdapterUnavailable, BlobDamaged, NotFound, StoreError
+from adapters_store.filesystem import Filesystem
+from adapters_store.header import read_header
+from adapters_store.limits import AdapterLimits
+from adapters_store.names import check_name, split_ref
+from adapters_store.packed import PackedAdapter
+from adapters_store.packing import check_and_digest, pack, packed_bytes
+from adapters_store.records import AdapterVersion
+from adapters_store.tenants import TenantStore
+from adapters_store.validate import AdapterPlan, plan_adapter
+
+# Inside the class `list` is the method, as the callers want to call it.
+Versions = list[AdapterVersion]
+Digests = list[AdapterDigest]
+Bases = list[BaseDescription]
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep removed: folders left by a killed upload, and blobs without a row."""
+
+    num_staged: int
+    blobs: list[AdapterDigest]
+
+
+class AdapterStore:
+    """One data directory and its database. Made by `open`."""
+
+    def __init__(self, database: Database, blobs: BlobStore, limits: AdapterLimits) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._limits = limits
+        self._resolved: AnswerCache[tuple[str, str], AdapterVersion] = AnswerCache(database.generation)
+        database.on_write(self._resolved.clear)
+        self.tenants = TenantStore(database, self._drop_unreferenced)
+
+    @classmethod
+    def open(
+        cls,
+        data_dir: Path,
+        *,
+        database_url: str | None = None,
+        limits: AdapterLimits | None = None,
+        files: Filesystem | None = None,
+    ) -> AdapterStore:
+        """Open or make the store in `data_dir`. StoreError (database_newer) where a later program wrote it."""
+        blobs = BlobStore(data_dir, files or Filesystem())
+        return cls(Database(data_dir, database_url), blobs, limits or AdapterLimits())
+
+    def close(self) -> None:
+        """Give the database connections back."""
+        self._database.close()
+
+    def publish(
+        self, *, tenant: str, name: str, config: bytes, weights: Path, base: BaseDescription, activate: bool = True
+    ) -> AdapterVersion:
+        """Check an adapter, keep its files, and write its version down. Nothing is kept of one that is refused.
+
+        The same content under the same name is the version it was; activate: the bare name means it from now on.
+
+        Raises:
+            AdapterRejected: the upload is not one we serve exactly; see header, config_fields, config and validate.
+            NotFound: tenant_not_found. Conflict: too_many_adapters. StoreError: disk_full.
+        """
+        check_name("name", name)
+        plan = self._plan(config, weights, base, self._limits)
+        with self._database.read() as connection:
+            registry.tenant_id(connection, tenant)
+        with self._blobs.stage(config, weights) as staged:
+            # What is kept is what is checked: the upload may change under us, the staged copy does not.
+            if self._plan(config, staged / WEIGHTS_FILE, base, self._limits) != plan:
+                raise AdapterRejected("changed_while_reading", "weights: the file changed while it was read")
+            digest = check_and_digest(plan, staged / WEIGHTS_FILE)
+            draft = _draft(tenant, name, digest, plan, activate=activate)
+            with self._blobs.referencing():
+                if not self._is_intact(digest, base):
+                    self._blobs.put(staged, digest)
+                with self._database.write() as connection:
+                    limit = self._limits.max_versions_per_tenant
+                    return registry.add_version(connection, draft, config, max_versions=limit)
+
+    def resolve(self, tenant: str, ref: str) -> AdapterVersion:
+        """ "name" -> its active version, "name@3" -> that version. Cheap enough for every request.
+
+        This process's writes count at once, another's within a second. Raises NotFound (model_not_found).
+        """
+        return self._resolved.get((tenant, ref), self._find)
+
+    def _find(self, key: tuple[str, str]) -> AdapterVersion:
+        tenant, ref = key
+        name, number = split_ref(ref)
+        with self._database.read() as connection:
+            return registry.require_version(connection, tenant, name, number)
+
+    def list(self, tenant: str | None = None) -> Versions:
+        """The active versions of one tenant, or of all."""
+        with self._database.read() as connection:
+            return registry.find_versions(connection, tenant=tenant, active_only=True)
+
+    def versions(self, tenant: str, name: str) -> Versions:
+        """Every version of a name, oldest first; empty where there is none."""
+        with self._database.read() as connection:
+            return registry.find_versions(connection, tenant=tenant, name=name)
+
+    def activate(self, tenant: str, name: str, version: int) -> None:
+        """Let the bare name mean this version. Raises NotFound (model_not_found)."""
+        with self._database.write() as connection:
+            registry.activate(connection, tenant, name, version)
+
+    def delete(self, tenant: str, ref: str) -> Digests:
+        """Delete "name@3", or all versions of "name"; returns the digests no longer referenced by anyone.
+
+        Their files are gone when this returns. Deleting the active version leaves the bare name meaning nothing, and
+        a number is never given twice. Raises NotFound (model_not_found).
+        """
+        name, number = split_ref(ref)
+        with self._database.write() as connection:
+            digests = registry.delete_versions(connection, tenant, name, number)
+        return self._drop_unreferenced(digests)
+
+    def load_packed(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False) -> PackedAdapter:
+        """Read an adapter into one buffer in device layout; every byte is checked against the digest.
+
+        Raises:
+            NotFound: model_not_found. BlobDamaged: blob_damaged, blob_unreadable.
+            AdapterUnavailable: wrong_base (it belongs to another base than this).
+        """
+        self._require_base(digest, base)
+        try:
+            return self._load(digest, base, pin=pin)
+        except AdapterRejected as error:
+            raise BlobDamaged("blob_damaged", f"{digest}: {error.message}", param="model") from error
+        except OSError as error:
+            self._require_base(digest, base)  # deleted while we read: not damage
+            raise BlobDamaged("blob_unreadable", f"{digest}: {error.strerror or error}", param="model") from error
+
+    def config_of(self, version: AdapterVersion) -> bytes:
+        """The adapter_config.json as it was uploaded for this version. Raises NotFound (model_not_found)."""
+        with self._database.read() as connection:
+            config = registry.config_of(connection, version)
+        if config is None:
+            raise NotFound("model_not_found", f"no adapter {version.ref} for tenant {version.tenant}", param="model")
+        return config
+
+    def weights_of(self, digest: AdapterDigest) -> Path:
+        """Where the adapter_model.safetensors of a digest lies; read only."""
+        return self._blobs.folder(digest) / WEIGHTS_FILE
+
+    def remember_base(self, base: BaseDescription) -> None:
+        """Write down the base being served, so that adapters can be pushed while no server runs."""
+        with self._database.write() as connection:
+            registry.remember_base(connection, base)
+
+    def bases(self) -> Bases:
+        """Every base remembered, the last one first."""
+        with self._database.read() as connection:
+            return registry.all_bases(connection)
+
+    def sweep(self, grace_s: float = 3600) -> Swept:
+        """Remove what killed processes left: staged copies and blobs without a row, older than the grace."""
+        with self._blobs.removing(), self._database.read() as connection:
+            orphans = registry.unreferenced(connection, self._blobs.digests())
+            removed = self._blobs.remove_old(orphans, grace_s)
+        return Swept(self._blobs.remove_old_staging(grace_s), removed)
+
+    def _plan(self, config: bytes, weights: Path, base: BaseDescription, limits: AdapterLimits) -> AdapterPlan:
+        return plan_adapter(parse_config(config, limits), read_header(weights, limits), base, limits)
+
+    def _load(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False) -> PackedAdapter:
+        folder = self._blobs.folder(digest)
+        kept = replace(self._limits, max_rank=1 << 20, max_bytes=1 << 62)  # lowered limits hold for new uploads
+        plan = self._plan((folder / CONFIG_FILE).read_bytes(), folder / WEIGHTS_FILE, base, kept)
+        packed = pack(plan, folder / WEIGHTS_FILE, pin=pin)
+        if packed.digest != digest:
+            raise AdapterRejected("digest_mismatch", f"the files have digest {packed.digest}")
+        return packed
+
+    def _is_intact(self, digest: AdapterDigest, base: BaseDescription) -> bool:
+        try:
+            self._load(digest, base)
+        except (StoreError, OSError):
+            return False
+        return True
+
+    def _require_base(self, digest: AdapterDigest, base: BaseDescription) -> None:
+        with self._database.read() as connection:
+            found = registry.base_of(connection, digest)
+        if found is None:
+            raise NotFound("model_not_found", f"no adapter has digest {digest}", param="model")
+        if found != base.digest:
+            message = f"{digest}: belongs to base {found}, asked for on base {base.digest}"
+            raise AdapterUnavailable("wrong_base", message, param="model")
+
+    def _drop_unreferenced(self, digests: Digests) -> Digests:
+        with self._blobs.removing():
+            with self._database.read() as connection:
+                orphans = registry.unreferenced(connection, digests)
+            for digest in orphans:
+                self._blobs.remove(digest)
+        return orphans
+
+
+def _draft(tenant: str, name: str, digest: AdapterDigest, plan: AdapterPlan, *, activate: bool) -> AdapterVersion:
+    return AdapterVersion(
+        tenant=tenant,
+        name=name,
+        version=0,
+        digest=digest,
+        base_digest=plan.base.digest,
+        rank=plan.max_rank,
+        target_modules=plan.target_modules,
+        num_bytes=packed_bytes(plan),
+        created_at=now_s(),
+        active=activate,
+    )
