@@ -1,0 +1,165 @@
+"""/v1/adapters: a tenant's adapters come, are listed and go. Checks and disk run on threads, never on the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import anyio
+import anyio.to_thread
+from fastapi import Depends, FastAPI, Request
+
+from adapters_store.errors import Conflict, NotFound
+from adapters_store.names import check_name, split_ref
+from adapters_store.records import AdapterVersion
+from server.api.auth import Caller, CallerDep, authenticate
+from server.api.context import ApiContext, ContextDep, off_loop
+from server.api.errors import ApiError
+from server.api.limits import UPLOAD_PATH
+from server.api.model_ref import model_not_found, tenant_and_ref
+from server.api.multipart import WEIGHTS, UploadParser, boundary_of
+from server.api.paging import DEFAULT_LIMIT, After, Limit, page
+
+MAX_NAME_BYTES = 512
+
+
+async def upload_adapter(request: Request, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+    """Publish a PEFT LoRA: parts `name`, `config` (adapter_config.json), `weights` (adapter_model.safetensors)."""
+    boundary = boundary_of(request.headers.get("content-type", ""))
+    with _upload_slot(context):
+        weights = await off_loop(_spool_path, context.settings.data_dir)
+        try:
+            fields = await _receive(request, boundary, weights, context)
+            name = fields["name"].decode("utf-8", "replace")
+            version = await _publish(context, caller, name, fields["config"], weights)
+        finally:
+            await off_loop(weights.unlink, missing_ok=True)
+    return adapter_object(caller, version)
+
+
+async def list_adapters(
+    caller: CallerDep, context: ContextDep, limit: Limit = DEFAULT_LIMIT, after: After = None
+) -> dict[str, Any]:
+    """The active versions of the caller's tenant; of every tenant for a caller that speaks for all."""
+    versions = await off_loop(context.store.list, None if caller.speaks_for_all else caller.tenant)
+    return page([adapter_object(caller, version) for version in versions], limit, after)
+
+
+async def get_adapter(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+    """One adapter: `name` with all its versions, or `name@version`."""
+    tenant, ref = tenant_and_ref(caller, name)
+    try:
+        bare, number = split_ref(ref)
+    except NotFound:
+        raise model_not_found(name) from None
+    versions = await off_loop(context.store.versions, tenant, bare)
+    chosen = [v for v in versions if v.version == number or (number is None and v.active)]
+    if not versions or (number is not None and not chosen):
+        raise model_not_found(name)
+    shown = chosen[0] if chosen else versions[-1]
+    return {**adapter_object(caller, shown), "versions": [adapter_object(caller, v) for v in versions]}
+
+
+async def delete_adapter(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+    """Delete `name` with all its versions, or `name@version`. What is being generated with it comes to its end."""
+    tenant, ref = tenant_and_ref(caller, name)
+    try:
+        digests = await off_loop(context.store.delete, tenant, ref)
+    except NotFound:
+        raise model_not_found(name) from None
+    return {"id": name, "object": "adapter.deleted", "deleted": True, "digests": digests}
+
+
+def adapter_object(caller: Caller, version: AdapterVersion) -> dict[str, Any]:
+    """`id` is what this caller may send as `model` to get exactly this version."""
+    return {
+        "id": caller.ref_to(version.tenant, version.ref),
+        "object": "adapter",
+        "tenant": version.tenant,
+        "name": version.name,
+        "version": version.version,
+        "active": version.active,
+        "digest": version.digest,
+        "base": version.base_digest,
+        "rank": version.rank,
+        "target_modules": list(version.target_modules),
+        "bytes": version.num_bytes,
+        "created": version.created_at,
+    }
+
+
+@contextmanager
+def _upload_slot(context: ApiContext) -> Iterator[None]:
+    """Raises ApiError 429 where too many uploads are coming in already."""
+    borrower = object()
+    try:
+        context.upload_slots.acquire_on_behalf_of_nowait(borrower)
+    except anyio.WouldBlock:
+        message = f"{context.settings.max_uploads} uploads are in progress, which is the limit; try again later."
+        raise ApiError(429, "too_many_uploads", message, retry_after_s=2.0) from None
+    try:
+        yield
+    finally:
+        context.upload_slots.release_on_behalf_of(borrower)
+
+
+def _spool_path(data_dir: Path) -> Path:
+    folder = data_dir / "uploads"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder / f"{uuid4().hex}.part"
+
+
+async def _receive(request: Request, boundary: bytes, weights: Path, context: ApiContext) -> dict[str, bytes]:
+    settings = context.settings
+    limits = {"name": MAX_NAME_BYTES, "config": settings.max_config_bytes, WEIGHTS: settings.max_adapter_bytes}
+    with await off_loop(UploadParser, boundary, weights, limits) as parser:
+        async for piece in request.stream():
+            await off_loop(parser.feed, piece)
+        return await off_loop(parser.finish)
+
+
+async def _publish(context: ApiContext, caller: Caller, name: str, config: bytes, weights: Path) -> AdapterVersion:
+    check_name("name", name)
+    if name == context.engine.served_name:
+        raise Conflict("name_is_base", f"name: {name!r} is the name of the base model", param="name")
+
+    def publish() -> AdapterVersion:
+        if context.settings.auth == "off":
+            _ensure_tenant(context, caller.tenant)
+        return context.store.publish(
+            tenant=caller.tenant, name=name, config=config, weights=weights, base=context.engine.base
+        )
+
+    return await anyio.to_thread.run_sync(publish, limiter=context.check_slots)
+
+
+def _ensure_tenant(context: ApiContext, tenant: str) -> None:
+    """Where nobody needs a key, nobody has to be introduced either."""
+    try:
+        context.store.tenants.get(tenant)
+    except NotFound:
+        context.store.tenants.create(tenant)
+
+
+def _upload_schema() -> dict[str, Any]:
+    file = {"type": "string", "format": "binary"}
+    schema = {
+        "type": "object",
+        "required": ["name", "config", WEIGHTS],
+        "properties": {"name": {"type": "string", "maxLength": 128}, "config": file, WEIGHTS: file},
+    }
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def register(app: FastAPI) -> None:
+    guarded = [Depends(authenticate)]
+    one, schema = f"{UPLOAD_PATH}/{{name:path}}", _upload_schema()
+    app.add_api_route(
+        UPLOAD_PATH, upload_adapter, methods=["POST"], dependencies=guarded, status_code=201, openapi_extra=schema
+    )
+    app.add_api_route(UPLOAD_PATH, list_adapters, methods=["GET"], dependencies=guarded)
+    app.add_api_route(one, get_adapter, methods=["GET"], dependencies=guarded)
+    app.add_api_route(one, delete_adapter, methods=["DELETE"], dependencies=guarded)

@@ -1,0 +1,50 @@
+"""Puts the API together from what it is handed. Nothing happens at import, and two apps share nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import anyio
+from fastapi import Depends, FastAPI
+
+from adapters_store.store import AdapterStore
+from server.api import adapters, admin, chat, completions, errors, health, metrics, models
+from server.api.auth import authenticate
+from server.api.boundary import RequestBoundary
+from server.api.context import ApiContext
+from server.api.limits import RequestLimits
+from server.api.metrics import ApiMetrics
+from server.api.ports import EngineClient
+from server.api.settings import ApiSettings
+
+
+def create_app(*, engine: EngineClient, store: AdapterStore, settings: ApiSettings) -> FastAPI:
+    """The whole API over one engine and one store. Both are the caller's to start and to close."""
+    app = FastAPI(title="multilora", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    own_metrics = ApiMetrics(engine, settings.max_label_values)
+    app.state.context = ApiContext(
+        engine=engine,
+        store=store,
+        settings=settings,
+        metrics=own_metrics,
+        upload_slots=anyio.CapacityLimiter(settings.max_uploads),
+        check_slots=anyio.CapacityLimiter(settings.max_upload_checks),
+        created=int(time.time()),
+    )
+    for part in (completions, chat, models, adapters, admin, health, metrics):
+        part.register(app)
+    _register_openapi(app)
+    errors.install(app)
+    app.add_middleware(RequestLimits, settings=settings)
+    app.add_middleware(RequestBoundary, metrics=own_metrics)
+    return app
+
+
+def _register_openapi(app: FastAPI) -> None:
+    """FastAPI's own route for this asks for no key."""
+
+    async def show_openapi() -> dict[str, Any]:
+        return app.openapi()
+
+    app.add_api_route("/openapi.json", show_openapi, methods=["GET"], dependencies=[Depends(authenticate)])

@@ -1,0 +1,108 @@
+"""Who asks, and for which tenant they may speak. A dependency of every route but /health, /ready and /metrics.
+
+A tenant's key speaks for that tenant. An admin key, and anyone where auth is off, speaks for the tenant that
+`X-Tenant-Id` names; without the header for every tenant, and as `default_tenant` where one is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from adapters_store.names import check_name
+from server.api.context import ApiContext, ContextDep, off_loop
+from server.api.errors import ApiError
+from server.api.settings import ApiSettings
+
+MAX_KEY_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Caller:
+    """tenant: whom this call is for. speaks_for_all: no key and no header has narrowed it to that tenant."""
+
+    tenant: str
+    is_admin: bool = False
+    speaks_for_all: bool = False
+
+    def may_speak_for(self, tenant: str) -> bool:
+        return self.speaks_for_all or tenant == self.tenant
+
+    def ref_to(self, tenant: str, ref: str) -> str:
+        """What this caller sends as `model` to mean `ref` of `tenant`."""
+        return ref if tenant == self.tenant else f"{tenant}/{ref}"
+
+
+async def authenticate(request: Request, context: ContextDep) -> Caller:
+    """The caller behind a request. Raises ApiError 401 without a valid key, 403 for another's tenant."""
+    named = _named_tenant(request)
+    settings = context.settings
+    if settings.auth == "off":
+        return _any_tenant(settings, named, is_admin=_has_admin_key(settings, request.headers.get("authorization", "")))
+    key = _bearer_key(request)
+    if _is_admin_key(settings, key):
+        return _any_tenant(settings, named, is_admin=True)
+    return await _tenant_caller(context, key, named)
+
+
+async def require_admin(caller: CallerDep) -> Caller:
+    if not caller.is_admin:
+        raise ApiError(403, "admin_key_required", "This route takes an admin key in Authorization: Bearer KEY.")
+    return caller
+
+
+def _any_tenant(settings: ApiSettings, named: str | None, *, is_admin: bool) -> Caller:
+    return Caller(named or settings.default_tenant, is_admin=is_admin, speaks_for_all=named is None)
+
+
+async def _tenant_caller(context: ApiContext, key: str, named: str | None) -> Caller:
+    tenant = await off_loop(context.store.tenants.authenticate, key)
+    if tenant is None:
+        raise _unauthorized("invalid_api_key", "The API key is not valid.")
+    caller = Caller(tenant)
+    if named is not None and not caller.may_speak_for(named):
+        message = "The API key does not speak for the tenant that X-Tenant-Id names."
+        raise ApiError(403, "tenant_mismatch", message, param="X-Tenant-Id")
+    return caller
+
+
+def _named_tenant(request: Request) -> str | None:
+    values = request.headers.getlist("x-tenant-id")
+    if not values:
+        return None
+    if len(values) > 1:
+        raise ApiError(400, "invalid_value", f"X-Tenant-Id is given {len(values)} times", param="X-Tenant-Id")
+    check_name("X-Tenant-Id", values[0])
+    return values[0]
+
+
+def _bearer_key(request: Request) -> str:
+    values = request.headers.getlist("authorization")
+    if not values:
+        raise _unauthorized("missing_api_key", "No API key: send Authorization: Bearer KEY.")
+    scheme, _, key = values[0].partition(" ")
+    if len(values) > 1 or scheme.lower() != "bearer" or not 0 < len(key.strip()) <= MAX_KEY_BYTES:
+        raise _unauthorized("invalid_api_key", "The Authorization header is not of the form: Bearer KEY.")
+    return key.strip()
+
+
+def _has_admin_key(settings: ApiSettings, authorization: str) -> bool:
+    return _is_admin_key(settings, authorization.partition(" ")[2].strip())
+
+
+def _is_admin_key(settings: ApiSettings, key: str) -> bool:
+    """Compares hashes, and all of them: neither length, content nor position of a match shows in the time."""
+    offered = hashlib.sha256(key.encode()).digest()
+    matches = [hmac.compare_digest(offered, hashlib.sha256(known.encode()).digest()) for known in settings.admin_keys]
+    return any(matches)
+
+
+def _unauthorized(code: str, message: str) -> ApiError:
+    return ApiError(401, code, message, headers={"www-authenticate": "Bearer"})
+
+
+CallerDep = Annotated[Caller, Depends(authenticate)]

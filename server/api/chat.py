@@ -1,0 +1,121 @@
+"""POST /v1/chat/completions: a conversation through the base's chat template, answered as OpenAI's chat objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from starlette.responses import Response
+
+from server.api.auth import CallerDep, authenticate
+from server.api.collect import Choice, collect
+from server.api.context import ApiContext, ContextDep
+from server.api.json_body import body_schema, json_body
+from server.api.json_text import json_bytes, json_string, json_text
+from server.api.logprobs import chat_logprobs
+from server.api.model_ref import Target, resolve_target
+from server.api.plan import Call, TokenBudget, chat_tokens_of, check_counts, plan_call
+from server.api.sampling import sampling_params
+from server.api.schemas_chat import ChatBody
+from server.api.streaming import ChunkWriter, TokenStream, check_stream_options, finish_json
+from server.engine.request import TokenEvent
+from server.engine.sampling_params import InvalidRequest
+
+BodyDep = Annotated[ChatBody, Depends(json_body(ChatBody))]
+
+_FIRST_DELTA = '{"role":"assistant","content":"","refusal":null}'
+
+
+async def create_chat_completion(request: Request, caller: CallerDep, context: ContextDep, body: BodyDep) -> Response:
+    """Answer a conversation."""
+    _check(body)
+    check_counts(context, 1, body.num_choices)
+    target = await resolve_target(context, caller, body.model)
+    call = await _plan(context, target, body)
+    shape = ChatShape(context, call, body)
+    if body.stream:
+        return TokenStream(context, call, ChunkWriter(call, shape, body.stream_options))
+    choices, usage = await collect(context, call, request.receive)
+    answer = {**shape.whole(choices), "usage": usage.total()}
+    return Response(json_bytes(answer), media_type="application/json")
+
+
+def _check(body: ChatBody) -> None:
+    check_stream_options(body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs", "top_logprobs is allowed only with logprobs true")
+    if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
+        reason = f"max_tokens is {body.max_tokens}, max_completion_tokens is {body.max_completion_tokens}; send one"
+        raise InvalidRequest("max_tokens", reason)
+
+
+async def _plan(context: ApiContext, target: Target, body: ChatBody) -> Call:
+    prompt = await chat_tokens_of(context, [message.for_template() for message in body.messages])
+    params = sampling_params(body, context.engine, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+    asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    budget = TokenBudget(prompt_field="messages", asked=asked, default=None)
+    return plan_call(context, target, body, [prompt], kind="chatcmpl", budget=budget, params=params)
+
+
+class ChatShape:
+    """How this call's sequences look, whole or in chunks."""
+
+    def __init__(self, context: ApiContext, call: Call, body: ChatBody) -> None:
+        self._pieces = context.engine.tokenizer.pieces
+        self._has_logprobs = bool(body.logprobs)
+        self._has_role = [False] * len(call.requests)
+        self._common: dict[str, Any] = {
+            "id": call.id,
+            "created": call.created,
+            "model": call.target.model,
+            "system_fingerprint": context.fingerprint,
+        }
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        return {
+            "object": "chat.completion",
+            **self._common,
+            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
+        }
+
+    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": chat_logprobs(self._pieces, choice.logprobs) if self._has_logprobs else None,
+            "finish_reason": choice.finish_reason,
+        }
+
+    def head(self) -> str:
+        return f'{json_text({"object": "chat.completion.chunk", **self._common})[:-1]},"choices":'
+
+    def choices(self, index: int, event: TokenEvent) -> Sequence[str]:
+        """Who speaks, once; then text as it comes; then why it ended, on its own."""
+        chunks = []
+        if not self._has_role[index]:
+            self._has_role[index] = True
+            chunks.append(_chunk(index, _FIRST_DELTA, "null", "null"))
+        if event.text or (event.token_ids and event.finish_reason is None) or event.logprobs:
+            chunks.append(_chunk(index, f'{{"content":{json_string(event.text)}}}', self._logprobs(event), "null"))
+        if event.finish_reason is not None:
+            chunks.append(_chunk(index, "{}", "null", finish_json(event)))
+        return chunks
+
+    def _logprobs(self, event: TokenEvent) -> str:
+        return json_text(chat_logprobs(self._pieces, event.logprobs or ())) if self._has_logprobs else "null"
+
+
+def _chunk(index: int, delta: str, logprobs: str, finish_reason: str) -> str:
+    return f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{finish_reason}}}'
+
+
+def register(app: FastAPI) -> None:
+    app.add_api_route(
+        "/v1/chat/completions",
+        create_chat_completion,
+        methods=["POST"],
+        dependencies=[Depends(authenticate)],
+        openapi_extra=body_schema(ChatBody),
+        response_class=Response,
+    )

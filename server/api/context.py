@@ -1,0 +1,57 @@
+"""The one object every route is handed. Built by `create_app`, found through the request, never a global."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+from fastapi import Depends, Request
+
+from adapters_store.store import AdapterStore
+from server.api.bridge import EventBridge
+from server.api.metrics import ApiMetrics
+from server.api.ports import EngineClient
+from server.api.settings import ApiSettings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiContext:
+    """engine, store and settings as given; the rest is this app's own.
+
+    upload_slots: how many adapters may come in at once; check_slots: how many may be checked and written at once.
+    created: Unix seconds of the app's start.
+    """
+
+    engine: EngineClient
+    store: AdapterStore
+    settings: ApiSettings
+    metrics: ApiMetrics
+    upload_slots: anyio.CapacityLimiter
+    check_slots: anyio.CapacityLimiter
+    created: int
+    bridge: EventBridge = field(default_factory=EventBridge)
+
+    @property
+    def fingerprint(self) -> str:
+        """Short name of the base's exact weights, OpenAI's system_fingerprint."""
+        return f"fp_{self.engine.base.digest.rpartition(':')[2][:10]}"
+
+
+def context_of(request: Request) -> ApiContext:
+    context = request.app.state.context
+    assert isinstance(context, ApiContext)
+    return context
+
+
+async def off_loop(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a call that may wait for the disk on a thread, so that no stream waits with it."""
+    return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs))
+
+
+ContextDep = Annotated[ApiContext, Depends(context_of)]

@@ -1,0 +1,84 @@
+"""One HTTP call's requests inside the engine: submitted together, watched, and aborted together. Knows no JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+
+from starlette.types import Receive
+
+from server.api.bridge import Inbox, IndexedEvent
+from server.api.context import ApiContext
+from server.api.errors import ApiError, from_engine
+from server.api.metrics import CallMeter
+from server.engine.request import Request, TokenEvent
+
+
+class Generation:
+    """The requests of one call. Every one that has not finished when the call ends is aborted."""
+
+    def __init__(self, context: ApiContext, requests: Sequence[Request], meter: CallMeter) -> None:
+        self._engine = context.engine
+        self._bridge = context.bridge
+        self._requests = requests
+        self._meter = meter
+        self._unfinished: set[str] = set()
+        self.inbox = Inbox()
+
+    def submit(self) -> None:
+        """Hand all requests to the engine. Raises QueueFull or InvalidRequest; `close` takes back the others."""
+        for index, request in enumerate(self._requests):
+            self._engine.submit(request, self._bridge.listener(self.inbox, index))
+            self._unfinished.add(request.id)
+
+    async def batches(self) -> AsyncIterator[list[IndexedEvent]]:
+        """Events as they come, until every request has finished. Raises ApiError when one fails, ClientGone."""
+        while self._unfinished:
+            events = await self.inbox.take()
+            now_s = time.perf_counter()
+            for index, event in events:
+                self._meter.saw(index, event, now_s)
+                if event.finish_reason is not None:
+                    self._finish(event)
+            yield events
+
+    def _finish(self, event: TokenEvent) -> None:
+        self._unfinished.discard(event.request_id)
+        if event.error is not None:
+            raise from_engine(event.error)
+        if event.finish_reason in ("abort", "error"):
+            raise ApiError(503, "aborted", "The server stopped this request; send it again.", retry_after_s=1.0)
+
+    def close(self) -> None:
+        for request_id in self._unfinished:
+            self._engine.abort(request_id)
+        self._meter.close(aborted=len(self._unfinished))
+
+
+@contextmanager
+def submitted(context: ApiContext, requests: Sequence[Request], meter: CallMeter) -> Iterator[Generation]:
+    """A generation under way; leaving the block aborts what is left of it."""
+    generation = Generation(context, requests, meter)
+    try:
+        generation.submit()
+        yield generation
+    finally:
+        generation.close()
+
+
+@asynccontextmanager
+async def hang_up_watched(receive: Receive, inbox: Inbox) -> AsyncIterator[None]:
+    """While the block runs, a client that closes its connection hangs up the inbox."""
+    watcher = asyncio.create_task(_hang_up_on_disconnect(receive, inbox))
+    try:
+        yield
+    finally:
+        watcher.cancel()
+
+
+async def _hang_up_on_disconnect(receive: Receive, inbox: Inbox) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue
+    inbox.hang_up()

@@ -1,0 +1,62 @@
+"""Log-probabilities in the two shapes OpenAI gives them: parallel lists for completions, a list of objects for chat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from server.engine.detokenizer import Detokenizer
+from server.engine.pieces import PieceTable
+from server.engine.request import TokenLogprob
+
+FLOOR = -9999.0  # stands for minus infinity (and for NaN), which JSON cannot say
+
+Entries = Sequence[tuple[int, TokenLogprob | None]]  # None: the first token of a prompt, which nothing predicts
+
+
+def finite(logprob: float) -> float:
+    return logprob if logprob > FLOOR else FLOOR
+
+
+class CompletionLogprobs:
+    """One choice's `logprobs`, token by token. context_ids: what precedes the choice's text and is no part of it."""
+
+    def __init__(self, pieces: PieceTable, context_ids: Sequence[int] = ()) -> None:
+        self._pieces = pieces
+        self._detokenizer = Detokenizer(pieces, context_ids)
+        self._num_chars = 0
+
+    def block(self, entries: Entries) -> dict[str, Any]:
+        """The next tokens as OpenAI's parallel lists. text_offset counts characters from the start of the text."""
+        return {
+            "text_offset": [self._advance(token_id) for token_id, _ in entries],
+            "token_logprobs": [None if entry is None else finite(entry.logprob) for _, entry in entries],
+            "tokens": [self._pieces.token_text(token_id) for token_id, _ in entries],
+            "top_logprobs": [None if entry is None else self._top(entry) for _, entry in entries],
+        }
+
+    def _advance(self, token_id: int) -> int:
+        offset = self._num_chars
+        self._num_chars += len(self._detokenizer.append(token_id))
+        return offset
+
+    def _top(self, entry: TokenLogprob) -> dict[str, float]:
+        """The best alternatives, and always the chosen token: up to logprobs + 1 entries."""
+        result: dict[str, float] = {}
+        for token_id, logprob in (*entry.top, (entry.token_id, entry.logprob)):
+            result.setdefault(self._pieces.token_text(token_id), finite(logprob))
+        return result
+
+
+def chat_logprobs(pieces: PieceTable, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """The `logprobs` object of a chat choice or chunk."""
+    content = []
+    for entry in entries:
+        top = [_chat_token(pieces, token_id, logprob) for token_id, logprob in entry.top]
+        content.append({**_chat_token(pieces, entry.token_id, entry.logprob), "top_logprobs": top})
+    return {"content": content, "refusal": None}
+
+
+def _chat_token(pieces: PieceTable, token_id: int, logprob: float) -> dict[str, Any]:
+    raw = pieces.token_bytes(token_id)
+    return {"token": pieces.token_text(token_id), "logprob": finite(logprob), "bytes": list(raw)}

@@ -1,0 +1,58 @@
+"""What the `model` of a request means: the base, or one adapter version of a tenant the caller may speak for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adapters_store.base import AdapterDigest
+from adapters_store.errors import NotFound
+from adapters_store.records import AdapterVersion
+from server.api.auth import Caller
+from server.api.context import ApiContext, off_loop
+from server.api.errors import ApiError
+
+
+@dataclass(frozen=True)
+class Target:
+    """model: as the client wrote it. tenant: who is served. adapter None is the base; label names it in metrics."""
+
+    model: str
+    tenant: str
+    adapter: AdapterDigest | None = None
+    label: str = "base"
+
+
+async def resolve_target(context: ApiContext, caller: Caller, model: str) -> Target:
+    """Raises ApiError 404 `model_not_found` for what is unknown and, in the same words, for what is someone else's."""
+    if model == context.engine.served_name:
+        return Target(model, caller.tenant)
+    version = await find_version(context, caller, model)
+    return Target(model, version.tenant, version.digest, version.ref)
+
+
+async def find_version(context: ApiContext, caller: Caller, model: str) -> AdapterVersion:
+    """The version that `name`, `name@version` or `tenant/name` means to this caller, made for the base served here."""
+    tenant, ref = tenant_and_ref(caller, model)
+    try:
+        version = await off_loop(context.store.resolve, tenant, ref)
+    except NotFound:
+        raise model_not_found(model) from None
+    if version.base_digest != context.engine.base.digest:
+        message = f"The adapter {model!r} was made for another base model than {context.engine.served_name!r}."
+        raise ApiError(409, "base_mismatch", message, param="model")
+    return version
+
+
+def tenant_and_ref(caller: Caller, model: str) -> tuple[str, str]:
+    """The tenant a reference names, else the caller's own, and the rest. Raises `model_not_found` for another's."""
+    named, slash, rest = model.partition("/")
+    if not slash:
+        return caller.tenant, model
+    if not caller.may_speak_for(named):
+        raise model_not_found(model)
+    return named, rest
+
+
+def model_not_found(model: str) -> ApiError:
+    message = f"The model {model!r} does not exist or you do not have access to it."
+    return ApiError(404, "model_not_found", message, param="model")

@@ -1,0 +1,147 @@
+"""Turns a checked body into the engine's requests: prompts to tokens, n choices to n sequences, and their budgets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+from uuid import uuid4
+
+from server.api.context import ApiContext, off_loop
+from server.api.model_ref import Target
+from server.api.schemas import GenerationBody
+from server.engine.request import Request
+from server.engine.sampling_params import InvalidRequest, SamplingParams
+
+_INLINE_CHARS = 4096  # tokenising this much takes about as long as handing it to a thread and back
+_SEED_RANGE = 2**63
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One HTTP call, ready to run. Sequence i answers prompt i // num_choices and is the answer's choice i."""
+
+    id: str
+    created: int
+    target: Target
+    prompts: Sequence[list[int]]
+    num_choices: int
+    requests: Sequence[Request]
+
+    def num_prompt_tokens(self, index: int) -> int:
+        return len(self.prompts[index // self.num_choices])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBudget:
+    """asked: what the client set, None for the default. default None means up to the context length."""
+
+    prompt_field: str
+    asked: int | None
+    default: int | None
+
+    def max_tokens(self, num_prompt_tokens: int, max_model_len: int) -> int:
+        """Raises InvalidRequest `context_length_exceeded` when prompt and asked tokens do not fit together."""
+        room = max_model_len - num_prompt_tokens
+        if room < (1 if self.asked is None else self.asked):
+            raise _context_exceeded(self.prompt_field, num_prompt_tokens, self.asked, max_model_len)
+        if self.asked is not None:
+            return self.asked
+        return room if self.default is None else min(self.default, room)
+
+
+def _context_exceeded(field: str, num_prompt_tokens: int, asked: int | None, limit: int) -> InvalidRequest:
+    completion = "" if asked is None else f" and {asked} for the completion"
+    message = f"{field}: the context length is {limit} tokens, got {num_prompt_tokens} in the prompt{completion}"
+    return InvalidRequest(field, message, code="context_length_exceeded")
+
+
+async def tokens_of(context: ApiContext, texts: Sequence[str]) -> list[list[int]]:
+    """Prompts as token ids. Raises InvalidRequest."""
+    encode = context.engine.tokenizer.encode
+    for text in texts:
+        _check_length(context, "prompt", len(text))
+    return await _tokenised(sum(map(len, texts)), lambda: [encode(text) for text in texts])
+
+
+async def chat_tokens_of(context: ApiContext, messages: Sequence[dict[str, str]]) -> list[int]:
+    """A conversation as token ids. Raises InvalidRequest, also for what the chat template refuses."""
+    num_chars = sum(len(message["content"]) for message in messages)
+    _check_length(context, "messages", num_chars)
+    return await _tokenised(num_chars, lambda: context.engine.tokenizer.encode_chat(messages))
+
+
+async def _tokenised(num_chars: int, tokenise: Callable[[], T]) -> T:
+    """Long texts are tokenised on a thread: the streams of others do not wait for them."""
+    return tokenise() if num_chars <= _INLINE_CHARS else await off_loop(tokenise)
+
+
+def _check_length(context: ApiContext, field: str, num_chars: int) -> None:
+    """Refuses what cannot fit before spending time on its tokens."""
+    limit = context.engine.max_model_len * context.settings.max_chars_per_token
+    if num_chars > limit:
+        message = f"{field} must have at most {limit} characters, got {num_chars}"
+        raise InvalidRequest(field, message, code="context_length_exceeded")
+
+
+def check_counts(context: ApiContext, num_prompts: int, num_choices: int) -> None:
+    """Raises InvalidRequest when one call asks for too many sequences."""
+    settings = context.settings
+    for field, count, limit in (
+        ("prompt", num_prompts, settings.max_prompts),
+        ("n", num_choices, settings.max_choices),
+        ("n", num_prompts * num_choices, settings.max_sequences),
+    ):
+        if count > limit:
+            what = "sequences (prompts x n)" if limit == settings.max_sequences else field
+            raise InvalidRequest(field, f"{field}: at most {limit} {what} in one call, got {count}")
+
+
+def plan_call(
+    context: ApiContext,
+    target: Target,
+    body: GenerationBody,
+    prompts: Sequence[list[int]],
+    *,
+    kind: str,
+    budget: TokenBudget,
+    params: SamplingParams,
+) -> Call:
+    """The engine's requests for these prompts. kind: "cmpl" or "chatcmpl", the prefix of the answer's id."""
+    call_id = f"{kind}-{uuid4().hex}"
+    requests: list[Request] = []
+    for prompt in prompts:
+        if not prompt:
+            raise InvalidRequest(budget.prompt_field, f"{budget.prompt_field} must have at least 1 token, got 0")
+        max_tokens = budget.max_tokens(len(prompt), context.engine.max_model_len)
+        for choice in range(body.num_choices):
+            own = replace(params, max_tokens=max_tokens, seed=_seed_of(params.seed, choice))
+            requests.append(_request(f"{call_id}-{len(requests)}", target, prompt, own))
+    return Call(
+        id=call_id,
+        created=int(time.time()),
+        target=target,
+        prompts=prompts,
+        num_choices=body.num_choices,
+        requests=requests,
+    )
+
+
+def _request(request_id: str, target: Target, prompt: list[int], params: SamplingParams) -> Request:
+    return Request(
+        id=request_id,
+        tenant=target.tenant,
+        prompt_ids=prompt,
+        params=params,
+        adapter=target.adapter,
+        adapter_name=None if target.adapter is None else f"{target.tenant}/{target.label}",
+        arrival_s=time.monotonic(),
+    )
+
+
+def _seed_of(seed: int | None, choice: int) -> int | None:
+    """Choices of one seeded call differ from each other, and are the same in every such call."""
+    return None if seed is None else (seed + choice) % _SEED_RANGE

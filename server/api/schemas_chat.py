@@ -1,0 +1,75 @@
+"""The body of POST /v1/chat/completions: text in, text out. What would need tools, images or grammars is refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
+
+from server.api.schemas import Absent, Body, Empty, GenerationBody, Text, neutral
+
+MAX_MESSAGES = 4096
+Role = Literal["system", "developer", "user", "assistant"]
+
+
+def _content_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value:
+        return "".join(map(_part_text, value))
+    raise PydanticCustomError("invalid_type", "must be a string or a list of text parts")
+
+
+def _part_text(part: Any) -> str:
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise PydanticCustomError("invalid_type", "a content part must be an object with a type")
+    if part["type"] != "text":
+        kind = part["type"][:40]
+        raise PydanticCustomError("unsupported_value", "content parts of type {kind} are not supported", {"kind": kind})
+    if not isinstance(part.get("text"), str) or not part.keys() <= {"type", "text"}:
+        raise PydanticCustomError("invalid_value", "a text part has exactly the fields type and text")
+    text: str = part["text"]
+    return text
+
+
+Content = Annotated[str, PlainValidator(_content_text, json_schema_input_type=str | list[dict[str, str]])]
+
+
+class Message(Body):
+    """One turn. `developer` is today's name of `system`. Fields of an answer of ours may come back as they went out."""
+
+    role: Role
+    content: Content
+    name: Text | None = None
+    refusal: Absent = None
+    annotations: Empty = None
+    audio: Absent = None
+    function_call: Absent = None
+    tool_calls: Empty = None
+
+    def for_template(self) -> dict[str, str]:
+        named = {"name": self.name} if self.name is not None else {}
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content, **named}
+
+
+class ChatBody(GenerationBody):
+    """OpenAI's chat request, and the usual fields beyond."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    parallel_tool_calls: bool | None = None
+    audio: Absent = None
+    function_call: Annotated[None, neutral("none", "auto")] = None
+    functions: Empty = None
+    modalities: Annotated[None, neutral(["text"])] = None
+    prediction: Absent = None
+    reasoning_effort: Annotated[None, neutral("none")] = None
+    response_format: Annotated[None, neutral({"type": "text"})] = None
+    tool_choice: Annotated[None, neutral("none", "auto")] = None
+    tools: Empty = None
+    verbosity: Annotated[None, neutral("medium")] = None
+    web_search_options: Absent = None

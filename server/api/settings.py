@@ -1,0 +1,54 @@
+"""What the API allows. Frozen, checked once; knows no engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiSettings:
+    """Limits and identities of one server.
+
+    auth "off": the tenant is what `X-Tenant-Id` says, else `default_tenant`; admin routes still ask for an admin key.
+    data_dir: uploads are spooled in its `uploads` folder. max_sequences bounds prompts x n of one call.
+    body_timeout_s bounds the reading of a JSON body, upload_timeout_s that of an adapter, idle_timeout_s the wait for
+    one more piece of either, write_timeout_s how long a client may leave its stream unread.
+    """
+
+    data_dir: Path
+    auth: Literal["on", "off"] = "on"
+    admin_keys: tuple[str, ...] = field(default=(), repr=False)
+    default_tenant: str = "default"
+    max_prompts: int = 64
+    max_choices: int = 16
+    max_sequences: int = 128
+    max_chars_per_token: int = 64
+    max_body_bytes: int = 8 * MIB
+    max_adapter_bytes: int = 1024 * MIB
+    max_config_bytes: int = MIB
+    max_header_bytes: int = 32 * 1024
+    max_header_count: int = 100
+    max_target_bytes: int = 8 * 1024
+    max_connections: int = 2048
+    max_uploads: int = 16
+    max_upload_checks: int = 2
+    max_label_values: int = 200
+    header_timeout_s: float = 15.0
+    body_timeout_s: float = 60.0
+    upload_timeout_s: float = 3600.0
+    idle_timeout_s: float = 30.0
+    write_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.auth not in ("on", "off"):
+            raise ValueError(f"auth must be 'on' or 'off', got {self.auth!r}")
+        for name, value in vars(self).items():
+            if isinstance(value, int | float) and value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        for key in self.admin_keys:
+            if len(key) < 16:
+                raise ValueError(f"an admin key must have at least 16 characters, got {len(key)}")

@@ -1,0 +1,30 @@
+"""A real server on a free local port for the length of a block."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fastapi import FastAPI
+
+from server.api.serve import ListenSettings, build_server
+
+
+@contextmanager
+def serving(app: FastAPI, *, keep_alive_s: int = 30) -> Iterator[str]:
+    """The app's base URL, reachable through a socket."""
+    server = build_server(app, ListenSettings(port=0, keep_alive_s=keep_alive_s, grace_s=2))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="live-server")
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.005)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
