@@ -1,0 +1,204 @@
+"""Chooses one token for each row of logits. Knows logits and sampling parameters; knows nothing of text or stop rules.
+
+The order: logit_bias, min_tokens, penalties; then the best token where temperature is 0, else temperature, top_k, top_p
+(of what top_k kept), min_p, and one draw. R rows, V vocabulary entries.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from server.engine.logprobs import token_logprobs
+from server.engine.request import Request, TokenLogprob
+from server.engine.sampler_state import PickGroup, PlanBuilder, SamplingPlan, TokenHistory
+from server.engine.sampling_ops import FIRST_CANDIDATES, pick_from_all, pick_from_best, row_totals
+from server.engine.sampling_params import InvalidRequest, SamplingParams
+
+_MASK_64 = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRows:
+    """One entry per row. A row in `non_finite` (its logits hold NaN or +inf, or nothing but -inf) has token id -1 and
+    must fail; the others are unharmed by it. logprobs: None for rows that did not ask.
+    """
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprob | None]
+    non_finite: list[bool]
+
+
+class Sampler:
+    """Owned by one thread. eos_ids: the tokens that min_tokens holds off. seed: for requests that bring none.
+
+    A request with a seed gets the same tokens from the same logits whatever else is in the batch: its n-th token uses a
+    random number that follows from (seed, n) alone.
+    """
+
+    def __init__(self, eos_ids: Iterable[int] = (), *, seed: int | None = None) -> None:
+        self._eos_ids = sorted(eos_ids)
+        self._keys = random.Random(seed)
+        self._histories: dict[str, TokenHistory] = {}
+        self._plan: SamplingPlan | None = None
+        self._plan_of: tuple[object, ...] = ()
+
+    def sample(self, logits_RV: torch.Tensor, requests: Sequence[Request]) -> SampledRows:
+        """logits_RV: any float dtype, any device, left as they are; row r belongs to requests[r]."""
+        plan = self._plan_for(logits_RV, requests)
+        if plan.is_plain_greedy:
+            peak_R, tokens_R = logits_RV.max(-1)
+            return self._listed(tokens_R, peak_R)
+        scores_RV = self._edited(logits_RV, plan, requests)
+        tokens_R, peak_R = self._picked(scores_RV, plan, requests)
+        rows = self._listed(tokens_R, peak_R)
+        self._add_logprobs(rows, logits_RV, plan, requests)
+        return rows
+
+    def prompt_logprobs(self, logits_TV: torch.Tensor, targets: Sequence[int], k: int) -> list[TokenLogprob]:
+        """Entry t: log-probability of targets[t] and the k likeliest tokens after logits_TV[t]. NaN logits give NaN."""
+        return token_logprobs(logits_TV, targets, [k] * len(targets))
+
+    def forget(self, request_id: str) -> None:
+        """Drop what is kept for a request that is over. Unknown ids are fine: most requests keep nothing."""
+        self._histories.pop(request_id, None)
+        if request_id in self._plan_of:
+            self._plan, self._plan_of = None, ()
+
+    def _plan_for(self, logits_RV: torch.Tensor, requests: Sequence[Request]) -> SamplingPlan:
+        vocab_size, device = logits_RV.shape[-1], logits_RV.device
+        plan_of = (vocab_size, device, *(request.id for request in requests))
+        if self._plan is None or plan_of != self._plan_of:
+            keys = [self._key(request.params.seed) for request in requests]
+            self._plan = PlanBuilder(requests, vocab_size, device, keys).build(self._eos_ids, self._histories)
+            self._plan_of = plan_of
+        return self._plan
+
+    def _key(self, seed: int | None) -> int:
+        return self._keys.getrandbits(64) if seed is None else seed & _MASK_64
+
+    def _edited(self, logits_RV: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request]) -> torch.Tensor:
+        """A float32 copy, which picking may overwrite, with biases, masks and penalties applied."""
+        scores_RV = logits_RV.to(torch.float32, copy=True).contiguous()
+        flat = scores_RV.view(-1)
+        if plan.bias_index is not None and plan.bias is not None:
+            flat[plan.bias_index] += plan.bias
+        held_off = [
+            index for row, index in plan.banned if len(requests[row].output_ids) < requests[row].params.min_tokens
+        ]
+        if held_off:
+            flat[torch.from_numpy(np.concatenate(held_off)).to(flat.device)] = -torch.inf
+        if plan.penalised:
+            _penalise(flat, plan, requests)
+        return scores_RV
+
+    def _picked(
+        self, scores_RV: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        num_rows = scores_RV.shape[0]
+        tokens_R = torch.zeros(num_rows, dtype=torch.int64, device=scores_RV.device)
+        peak_R = torch.zeros(num_rows, dtype=torch.float32, device=scores_RV.device)
+        for group, pick in ((plan.greedy, _greedy), (plan.from_all, _from_all), (plan.from_best, _from_best)):
+            if group is None:
+                continue
+            part_RV = scores_RV if group.rows is None else scores_RV[group.rows]
+            index = slice(None) if group.rows is None else group.rows
+            tokens_R[index], peak_R[index] = pick(part_RV, group, requests)
+        return tokens_R, peak_R
+
+    def _listed(self, tokens_R: torch.Tensor, peak_R: torch.Tensor) -> SampledRows:
+        token_ids: list[int] = torch.where(torch.isfinite(peak_R), tokens_R, -1).tolist()
+        return SampledRows(token_ids, [None] * len(token_ids), [token_id < 0 for token_id in token_ids])
+
+    def _add_logprobs(
+        self, rows: SampledRows, logits_RV: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request]
+    ) -> None:
+        wanted = [row for row in plan.with_logprobs if not rows.non_finite[row]]
+        if not wanted:
+            return
+        part_RV = logits_RV if len(wanted) == len(requests) else logits_RV[wanted]
+        num_top = [requests[row].params.logprobs or 0 for row in wanted]
+        entries = token_logprobs(part_RV, [rows.token_ids[row] for row in wanted], num_top)
+        for row, entry in zip(wanted, entries, strict=True):
+            rows.logprobs[row] = entry
+
+
+def validate_params(params: SamplingParams, vocab_size: int) -> None:
+    """Raises InvalidRequest for token ids that a vocabulary of `vocab_size` does not have, or that are biased twice."""
+    for field, ids in (
+        ("logit_bias", [id_ for id_, _ in params.logit_bias]),
+        ("stop_token_ids", params.stop_token_ids),
+    ):
+        for token_id in ids:
+            if not 0 <= token_id < vocab_size:
+                raise InvalidRequest(field, f"{field} has token id {token_id}; ids must be in [0, {vocab_size - 1}]")
+    biased = [token_id for token_id, _ in params.logit_bias]
+    if len(set(biased)) < len(biased):
+        twice = next(token_id for token_id in biased if biased.count(token_id) > 1)
+        raise InvalidRequest("logit_bias", f"logit_bias has token id {twice} more than once")
+
+
+def uniforms(keys_R: npt.NDArray[np.uint64], positions: Sequence[int]) -> npt.NDArray[np.float64]:
+    """One number in [0, 1) per row, a function of its key and position alone (SplitMix64's output function, twice)."""
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    mixed = _mix(_mix(keys_R + golden) + np.asarray(positions, dtype=np.uint64) * golden)
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _penalise(flat: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request]) -> None:
+    for row, history in plan.penalised:
+        history.catch_up(requests[row].output_ids)
+    index = np.concatenate([row * plan.vocab_size + history.ids for row, history in plan.penalised])
+    params = [requests[row].params for row, _ in plan.penalised]
+    by_row = [(entry.repetition_penalty, entry.presence_penalty, entry.frequency_penalty) for entry in params]
+    by_token = np.repeat(
+        np.array(by_row, dtype=np.float32), [len(history.ids) for _, history in plan.penalised], axis=0
+    )
+    counts = np.concatenate([history.counts for _, history in plan.penalised])
+    repetition, presence, frequency, count = torch.from_numpy(np.vstack([by_token.T, counts])).to(flat.device)
+    where = torch.from_numpy(index).to(flat.device)
+    scores = flat[where]
+    scores = torch.where(scores > 0, scores / repetition, scores * repetition)
+    flat[where] = scores - presence * (count > 0) - frequency * count
+
+
+def _uniform_column(group: PickGroup, requests: Sequence[Request], device: torch.device) -> torch.Tensor:
+    positions = [len(requests[row].output_ids) for row in group.indices]
+    return torch.from_numpy(uniforms(group.keys, positions)).to(device)[:, None]
+
+
+def _greedy(
+    scores_RV: torch.Tensor, group: PickGroup, requests: Sequence[Request]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    peak_R, tokens_R = scores_RV.max(-1)
+    return tokens_R, peak_R
+
+
+def _from_all(
+    scores_RV: torch.Tensor, group: PickGroup, requests: Sequence[Request]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    peak_R1 = scores_RV.amax(-1, keepdim=True)
+    uniform_R1 = _uniform_column(group, requests, scores_RV.device)
+    return pick_from_all(scores_RV, peak_R1, group.filters, uniform_R1), peak_R1.squeeze(-1)
+
+
+def _from_best(
+    scores_RV: torch.Tensor, group: PickGroup, requests: Sequence[Request]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    peak_R1, filters = scores_RV.amax(-1, keepdim=True), group.filters
+    if group.needs_totals:
+        filters = replace(filters, total_R1=row_totals(scores_RV, peak_R1, filters))
+    uniform_R1 = _uniform_column(group, requests, scores_RV.device)
+    num_candidates = max(FIRST_CANDIDATES, group.first_candidates + 1)
+    return pick_from_best(scores_RV, filters, uniform_R1, num_candidates), peak_R1.squeeze(-1)
