@@ -67,9 +67,8 @@ class BlobStore:
             for name in (CONFIG_FILE, WEIGHTS_FILE):
                 self._files.sync_file(staged / name)
             self._files.sync_folder(staged)
-            if not target.parent.exists():
-                self._files.make_folder(target.parent)
-                self._files.sync_folder(self._blobs)
+            self._files.make_folder(target.parent)
+            self._files.sync_folder(self._blobs)  # also where the folder was there: its maker may have been killed
             self.remove(digest)
             self._files.rename(staged, target)
             self._files.sync_folder(target.parent)

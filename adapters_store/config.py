@@ -15,6 +15,7 @@ from adapters_store.patterns import PLAIN_KEY, SuffixPatterns, suffixes_at_dots
 from adapters_store.strict_json import parse_strict_json, shown
 
 MAX_ENTRIES = 8192  # target_modules, exclude_modules, layers_to_transform and each pattern
+MAX_LAYERS_PATTERNS = 16
 _MAX_ALPHA = 1e6
 _MAX_OBJECTS = 4096
 
@@ -112,7 +113,7 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
         target_modules=targets,
         exclude_modules=frozenset(_names("exclude_modules", body.get("exclude_modules"))),
         layers_to_transform=layers,
-        layers_pattern=_layers_pattern(body, has_layers=body.get("layers_to_transform") is not None),
+        layers_pattern=_layers_pattern(body, by_list=targets is not None),
         zero_by_default=default_delta_is_zero(body),
         base_digest=_optional_text("multilora_base_digest", body.get("multilora_base_digest")),
     )
@@ -169,7 +170,7 @@ def _targets(body: Body) -> frozenset[str] | None:
 
 def _pattern(field: str, body: Body) -> list[tuple[str, object]]:
     value = body.get(field)
-    if is_empty(value):
+    if value is None:
         return []
     if not isinstance(value, dict) or len(value) > MAX_ENTRIES:
         raise bad_field(field, value, f"an object of at most {MAX_ENTRIES} entries")
@@ -182,26 +183,28 @@ def _pattern(field: str, body: Body) -> list[tuple[str, object]]:
 
 def _layers(body: Body, *, by_list: bool) -> frozenset[int] | None:
     value = body.get("layers_to_transform")
-    if value is None or value == []:
+    if value is None:
         return None
+    if not by_list:
+        raise bad_field("layers_to_transform", value, "absent where target_modules is 'all-linear'")
     layers = value if isinstance(value, list) else [value]
     if len(layers) > MAX_ENTRIES or any(not isinstance(item, int) or isinstance(item, bool) for item in layers):
         raise bad_field("layers_to_transform", value, f"a layer number or a list of at most {MAX_ENTRIES}")
-    if not by_list:
-        raise bad_field("layers_to_transform", value, "absent where target_modules is 'all-linear'")
+    if not layers:
+        return None  # PEFT takes an empty list for "every layer"
     return frozenset(layers)
 
 
-def _layers_pattern(body: Body, *, has_layers: bool) -> tuple[str, ...]:
+def _layers_pattern(body: Body, *, by_list: bool) -> tuple[str, ...]:
     value = body.get("layers_pattern")
-    if is_empty(value):
+    if value is None or (by_list and is_empty(value)):
         return ()
     patterns = value if isinstance(value, list) else [value]
-    if not has_layers or len(patterns) > 16:
-        raise bad_field("layers_pattern", value, "absent without layers_to_transform, and at most 16 names")
+    if not by_list or body.get("layers_to_transform") is None or len(patterns) > MAX_LAYERS_PATTERNS:
+        wanted = f"absent without layers_to_transform, and at most {MAX_LAYERS_PATTERNS} names"
+        raise bad_field("layers_pattern", value, wanted)
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern.isidentifier() or not pattern.isascii():
-            raise AdapterRejected(
-                "regex_pattern", f"layers_pattern: {shown(pattern)} is not a name", param="layers_pattern"
-            )
+            message = f"layers_pattern: {shown(pattern)} is not a plain name, and a regular expression is not run"
+            raise AdapterRejected("regex_pattern", message, param="layers_pattern")
     return tuple(patterns)

@@ -46,24 +46,30 @@ FREE_FIELDS: Mapping[str, tuple[type, ...]] = {
     "runtime_config": _OBJECT,
 }
 
-UNSUPPORTED_FIELDS: Mapping[str, str] = {
-    "alora_invocation_tokens": "unsupported_alora",
-    "arrow_config": "unsupported_arrow",
-    "ensure_weight_tying": "unsupported_weight_tying",
-    "fan_in_fan_out": "unsupported_fan_in_fan_out",
-    "kasa_config": "unsupported_kasa",
-    "layer_replication": "unsupported_layer_replication",
-    "loftq_config": "base_altering_init",
-    "lora_bias": "unsupported_bias",
-    "megatron_config": "unsupported_megatron",
-    "modules_to_save": "unsupported_modules_to_save",
-    "monteclora_config": "unsupported_monteclora",
-    "target_parameters": "unsupported_target_parameters",
-    "trainable_token_indices": "unsupported_trainable_tokens",
-    "use_bdlora": "unsupported_bdlora",
-    "use_dora": "unsupported_dora",
-    "use_qalora": "unsupported_qalora",
-    "velora_config": "unsupported_velora",
+# Field -> its code and its neutral values. An empty object is not neutral for most: PEFT reads "use_bdlora": {} as
+# that variant with its defaults.
+_OFF: tuple[object, ...] = (None, False)
+_ABSENT: tuple[object, ...] = (None,)
+_NO_LIST: tuple[object, ...] = (None, [])
+_NO_OBJECT: tuple[object, ...] = (None, {})
+UNSUPPORTED_FIELDS: Mapping[str, tuple[str, tuple[object, ...]]] = {
+    "alora_invocation_tokens": ("unsupported_alora", _ABSENT),
+    "arrow_config": ("unsupported_arrow", _ABSENT),
+    "ensure_weight_tying": ("unsupported_weight_tying", _OFF),
+    "fan_in_fan_out": ("unsupported_fan_in_fan_out", _OFF),
+    "kasa_config": ("unsupported_kasa", _ABSENT),
+    "layer_replication": ("unsupported_layer_replication", _NO_LIST),
+    "loftq_config": ("base_altering_init", _NO_OBJECT),
+    "lora_bias": ("unsupported_bias", _OFF),
+    "megatron_config": ("unsupported_megatron", _NO_OBJECT),
+    "modules_to_save": ("unsupported_modules_to_save", _NO_LIST),
+    "monteclora_config": ("unsupported_monteclora", _ABSENT),
+    "target_parameters": ("unsupported_target_parameters", _NO_LIST),
+    "trainable_token_indices": ("unsupported_trainable_tokens", _ABSENT),
+    "use_bdlora": ("unsupported_bdlora", _ABSENT),
+    "use_dora": ("unsupported_dora", _OFF),
+    "use_qalora": ("unsupported_qalora", _OFF),
+    "velora_config": ("unsupported_velora", _ABSENT),
 }
 
 # Fields with one neutral value that is not empty.
@@ -104,15 +110,13 @@ def _check_field(field: str, value: object) -> None:
         if value not in allowed or isinstance(value, bool):
             wanted = " or ".join(map(repr, allowed))
             raise AdapterRejected(code, f"{field}: only {wanted} is served, got {shown(value)}", param=field)
+    elif field in UNSUPPORTED_FIELDS:
+        code, neutral = UNSUPPORTED_FIELDS[field]
+        if not any(type(value) is type(one) and value == one for one in neutral):
+            raise AdapterRejected(code, f"{field}: is not supported, got {shown(value)}", param=field)
     elif not is_empty(value):
-        _refuse(field, value)
-
-
-def _refuse(field: str, value: object) -> None:
-    name = shown(field)
-    code = UNSUPPORTED_FIELDS.get(field, "unknown_field")
-    known = "is not supported" if field in UNSUPPORTED_FIELDS else "is unknown and may change the adapter's meaning"
-    raise AdapterRejected(code, f"{name}: {known}, got {shown(value)}", param=field if field.isidentifier() else None)
+        message = f"{shown(field)}: is unknown and may change the adapter's meaning, got {shown(value)}"
+        raise AdapterRejected("unknown_field", message, param=field if field.isidentifier() else None)
 
 
 def _check_free(field: str, value: object) -> None:

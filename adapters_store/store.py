@@ -174,7 +174,10 @@ class AdapterStore:
             return registry.all_bases(connection)
 
     def sweep(self, grace_s: float = 3600) -> Swept:
-        """Remove what killed processes left: staged copies and blobs without a row, older than the grace."""
+        """Remove what killed processes left: staged copies and blobs without a row, older than the grace.
+
+        The grace must be longer than a publish takes: a staged copy does not say whether its owner lives.
+        """
         with self._blobs.removing(), self._database.read() as connection:
             orphans = registry.unreferenced(connection, self._blobs.digests())
             removed = self._blobs.remove_old(orphans, grace_s)

@@ -138,7 +138,7 @@ def _check_targets(config: LoraConfig, pairs: dict[str, dict[str, TensorEntry]],
     if unmatched:
         message = f"target_modules: {shown(min(unmatched))} matches no tensor of the file"
         raise AdapterRejected("unmatched_target", message, param="target_modules")
-    if config.target_modules is None or config.zero_by_default:
+    if config.zero_by_default:
         return  # PEFT leaves a targeted module without tensors at a zero delta, and so do we
     for module in base.modules:
         if module not in pairs and config.targets(module):

@@ -84,7 +84,12 @@ def test_fields_that_change_no_meaning_are_accepted(field: str, value: object) -
         ("use_qalora", 1, "unsupported_qalora"),
         ("arrow_config", {"top_k": 1}, "unsupported_arrow"),
         ("use_bdlora", {"nblocks": 2}, "unsupported_bdlora"),
+        ("use_bdlora", {}, "unsupported_bdlora"),
         ("kasa_config", {"beta": 1.0}, "unsupported_kasa"),
+        ("kasa_config", {}, "unsupported_kasa"),
+        ("alora_invocation_tokens", [], "unsupported_alora"),
+        ("use_dora", 0, "unsupported_dora"),
+        ("rank_pattern", [], "bad_field"),
         ("velora_config", {"scale": 1.0}, "unsupported_velora"),
         ("monteclora_config", {"num_samples": 1}, "unsupported_monteclora"),
         ("megatron_config", {"x": 1}, "unsupported_megatron"),
@@ -174,14 +179,14 @@ PATHS = st.lists(LETTERS, min_size=1, max_size=5).map(".".join)
 KEYS = st.tuples(st.sampled_from(["", "", "", "^"]), PATHS | st.text("qv.a1", min_size=1, max_size=6)).map("".join)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.dictionaries(KEYS, st.integers(1, 99), max_size=6), PATHS)
 def test_pattern_keys_match_as_in_peft(patterns: dict[str, int], name: str) -> None:
     expected = patterns.get(get_pattern_key(list(patterns), name), 7)
     assert SuffixPatterns(patterns.items()).find(name, 7) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     targets=st.lists(PATHS, min_size=1, max_size=3),
     excluded=st.lists(PATHS, max_size=2),

@@ -136,5 +136,6 @@ def safetensors_bytes(tensors: Tensors, metadata: Mapping[str, str] | None = Non
 
 
 def write(path: Path, data: bytes) -> Path:
+    path.unlink(missing_ok=True)  # ext4 flushes a file that is overwritten, and a thousand of those take seconds
     path.write_bytes(data)
     return path
