@@ -13,7 +13,7 @@ from server.engine.request import TokenLogprob
 from server.engine.sampling_ops import ordered_topk
 
 LOWEST_LOGPROB = -9999.0  # stands for an impossible token, because JSON has no minus infinity
-_CHUNK_ELEMENTS = 2**22  # logits taken to float32 at once: 16 MiB
+_CHUNK_ELEMENTS = 2**20  # logits taken to float32 at once: 4 MiB
 _TIE_MARGIN = 16  # candidates beyond k, so that equal scores at its edge are ordered by id
 
 

@@ -45,12 +45,18 @@ class LinearGroup:
             self.input = x
             x_TH = x.reshape(-1, self.group.in_features)
             y_TO = self._compute(x_TH)
-            shaped = y_TO.view(*x.shape[:-1], -1)
+            shaped = y_TO.view(*x.shape[:-1], y_TO.shape[-1])
             self.outputs = torch.split(shaped, list(self.group.out_features), dim=-1)
         output = self.outputs[index]
         if index == len(self.outputs) - 1:
             self.input, self.outputs = None, ()
         return output
+
+    @property
+    def resident(self) -> tuple[torch.Tensor, ...]:
+        if not self.quantized:
+            return (self.weight,) if self.bias is None else (self.weight, self.bias)
+        return tuple(parameter for linear in self.quantized for parameter in linear.parameters())
 
     def _compute(self, x_TH: torch.Tensor) -> torch.Tensor:
         batch = self.state.head if self.is_head else self.state.layers
@@ -78,6 +84,11 @@ class GroupMember(nn.Module):
         super().__init__()
         self._group = group
         self._index = index
+
+    @property
+    def resident(self) -> tuple[torch.Tensor, ...]:
+        """The weights behind this member, for counting bytes."""
+        return self._group.resident
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._group.output_of(self._index, x)

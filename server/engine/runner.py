@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 
 from lora_kernels.lora_batch import LoraTable
 from server.engine.base_model import BaseModel
-from server.engine.batch import Batch
+from server.engine.batch import Batch, PromptSpan
 from server.engine.kv_cache import KVCache
-from server.engine.logprobs import prompt_logprobs
 from server.engine.request import Request, TokenLogprob
 from server.engine.sampler import Sampler
 from server.engine.schedule import Schedule
@@ -52,8 +52,7 @@ class ModelRunner:
         output = StepOutput()
         for span in batch.prompt_spans:
             rows = logits_RV[span.first_row : span.first_row + len(span.targets)]
-            count = span.request.params.prompt_logprobs or 0
-            output.prompt_logprobs[span.request.id] = prompt_logprobs(rows, span.targets, count)
+            self._add_prompt_logprobs(rows, span, output)
         if batch.sampling:
             self._sample(logits_RV, batch, output)
         return output
@@ -73,13 +72,29 @@ class ModelRunner:
         logits: torch.Tensor = result.logits[0]
         return logits
 
+    def zero_blocks(self, block_ids: list[int]) -> None:
+        """Wipe blocks whose numbers are not to be trusted."""
+        if block_ids:
+            self.cache.zero_blocks(block_ids)
+
+    def forget(self, request_id: str) -> None:
+        """The request is over."""
+        self.sampler.forget(request_id)
+
+    def _add_prompt_logprobs(self, logits_TV: torch.Tensor, span: PromptSpan, output: StepOutput) -> None:
+        logprobs = self.sampler.prompt_logprobs(logits_TV, span.targets, span.request.params.prompt_logprobs or 0)
+        if any(math.isnan(entry.logprob) for entry in logprobs):
+            output.non_finite.append(span.request)
+        output.prompt_logprobs[span.request.id] = logprobs
+
     def _sample(self, logits_RV: torch.Tensor, batch: Batch, output: StepOutput) -> None:
         if len(batch.sampling_rows) != len(logits_RV):
             logits_RV = logits_RV[batch.sampling_rows]
         sampled = self.sampler.sample(logits_RV, batch.sampling)
         for index, request in enumerate(batch.sampling):
             if sampled.non_finite[index]:
-                output.non_finite.append(request)
+                if request not in output.non_finite:
+                    output.non_finite.append(request)
                 continue
             output.tokens[request.id] = sampled.token_ids[index]
             logprob = sampled.logprobs[index]

@@ -154,7 +154,6 @@ class PlanBuilder:
             top_k_R1=column(top_ks, torch.int64),
             top_p_R1=column([entry.top_p if entry.top_p < 1.0 else OFF_TOP_P for entry in params], torch.float64),
             log_min_p_R1=column([entry.min_p for entry in params], torch.float32).log(),
-            has_min_p=any(entry.min_p for entry in params),
         )
 
     def _biases(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -176,7 +175,7 @@ class PlanBuilder:
 def _kind(params: SamplingParams, vocab_size: int) -> str:
     if params.temperature < GREEDY_BELOW or params.top_k == 1:
         return "greedy"
-    if params.top_p == 1.0 and _effective_top_k(params, vocab_size) == vocab_size:
+    if params.top_p == 1.0 and params.min_p == 0.0 and _effective_top_k(params, vocab_size) == vocab_size:
         return "from_all"
     return "from_best"
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-FIRST_CANDIDATES = 128  # enough for most rows; rows for which it is not are tried again with more
-_GROWTH = 16
+FIRST_CANDIDATES = 128  # enough for most rows; those for which it is not are sorted whole
 _BLOCK = 64
 OFF_TOP_P = 2.0  # above any reachable mass, so that rounding near 1 drops nothing
 
@@ -23,15 +24,14 @@ OFF_TOP_P = 2.0  # above any reachable mass, so that rounding near 1 drops nothi
 @dataclass(frozen=True, slots=True)
 class Filters:
     """temperature_R1 float32 > 0; top_k_R1 int64, V when off; top_p_R1 float64, OFF_TOP_P when off; log_min_p_R1
-    float32, -inf when off; has_min_p: whether any is on. total_R1: float64 mass of the whole row in units of its best
-    token's, for rows whose top_p is taken of the whole row; rows with a top_k ignore it.
+    float32, -inf when off. total_R1: float64 mass of the whole row in units of its best token's, for rows whose top_p
+    is taken of the whole row; rows with a top_k ignore it.
     """
 
     temperature_R1: torch.Tensor
     top_k_R1: torch.Tensor
     top_p_R1: torch.Tensor
     log_min_p_R1: torch.Tensor
-    has_min_p: bool = False
     total_R1: torch.Tensor | None = None
 
     def rows(self, index: torch.Tensor) -> Filters:
@@ -40,7 +40,6 @@ class Filters:
             self.top_k_R1[index],
             self.top_p_R1[index],
             self.log_min_p_R1[index],
-            self.has_min_p,
             None if self.total_R1 is None else self.total_R1[index],
         )
 
@@ -50,7 +49,7 @@ def ordered_topk(scores_RV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.T
     the k-th, which ones are among the k is not defined unless k is V.
     """
     if k >= scores_RV.shape[-1]:
-        return torch.sort(scores_RV, dim=-1, descending=True, stable=True)
+        return _sorted(scores_RV)
     values_RK, ids_RK = scores_RV.topk(k, dim=-1)
     ids_RK, order_RK = ids_RK.sort(dim=-1)
     values_RK, rank_RK = values_RK.gather(-1, order_RK).sort(dim=-1, descending=True, stable=True)
@@ -60,11 +59,8 @@ def ordered_topk(scores_RV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.T
 def pick_from_all(
     scores_RV: torch.Tensor, peak_R1: torch.Tensor, filters: Filters, uniform_R1: torch.Tensor
 ) -> torch.Tensor:
-    """Token ids [R] for rows without top-k and top-p. scores_RV is overwritten: fresh memory costs most."""
-    weights_RV = _relative_(scores_RV, peak_R1, filters)
-    if filters.has_min_p:
-        weights_RV = weights_RV.masked_fill_(weights_RV < filters.log_min_p_R1, -torch.inf)
-    weights_RV = weights_RV.exp_()
+    """Token ids [R] for rows without filters. scores_RV is overwritten: fresh memory costs more than the sums."""
+    weights_RV = _relative_(scores_RV, peak_R1, filters).exp_()
     weights_RBb = _blocks(weights_RV)
     sums_RB = weights_RBb.sum(-1).double()
     ends_RB = sums_RB.cumsum(-1)
@@ -86,14 +82,14 @@ def row_totals(scores_RV: torch.Tensor, peak_R1: torch.Tensor, filters: Filters)
 def pick_from_best(
     scores_RV: torch.Tensor, filters: Filters, uniform_R1: torch.Tensor, k: int = FIRST_CANDIDATES
 ) -> torch.Tensor:
-    """Token ids [R] for rows with top-k or top-p. Looks at the k best tokens, and at more where they cannot tell."""
+    """Token ids [R] for rows with filters. Looks at the k best tokens, and at all where those cannot tell."""
     vocab_size = scores_RV.shape[-1]
     k = k if k < vocab_size // 8 else vocab_size  # beyond, sorting everything costs no more
     ids_RK, weights_RK, is_settled_R = best_candidates(scores_RV, filters, k)
     tokens_R = ids_RK.gather(-1, _first_above(weights_RK.cumsum(-1), uniform_R1)).squeeze(-1)
     if k < vocab_size and not bool(is_settled_R.all()):
         rows = (~is_settled_R).nonzero().squeeze(-1)
-        tokens_R[rows] = pick_from_best(scores_RV[rows], filters.rows(rows), uniform_R1[rows], k * _GROWTH)
+        tokens_R[rows] = pick_from_best(scores_RV[rows], filters.rows(rows), uniform_R1[rows], vocab_size)
     return tokens_R
 
 
@@ -131,6 +127,22 @@ def _first_above(cumulative_RN: torch.Tensor, fraction_R1: torch.Tensor) -> torc
     index_R1 = torch.searchsorted(cumulative_RN, fraction_R1 * total_R1, right=True)
     last_R1 = torch.searchsorted(cumulative_RN, total_R1)
     return torch.minimum(index_R1, last_R1).clamp_(max=cumulative_RN.shape[-1] - 1)  # only NaN rows reach the clamp
+
+
+def _sorted(scores_RV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if scores_RV.is_cuda:
+        return torch.sort(scores_RV, dim=-1, descending=True, stable=True)
+    ids_RV = torch.from_numpy(_sorted_ids(scores_RV.float().numpy()))
+    return scores_RV.gather(-1, ids_RV), ids_RV
+
+
+def _sorted_ids(scores_RV: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Sorts integers made of score and id: numpy does that with vector instructions, 20 times faster than torch."""
+    bits_RV = (scores_RV + np.float32(0)).view(np.int32).astype(np.int64)  # + 0 makes -0 equal to 0
+    ascending_RV = np.where(bits_RV < 0, bits_RV ^ 0x7FFFFFFF, bits_RV)  # integers in the order of the floats
+    keys_RV = (-ascending_RV << 32) + np.arange(scores_RV.shape[-1])
+    keys_RV.sort(axis=-1)
+    return keys_RV & 0xFFFFFFFF
 
 
 def _blocks(weights_RV: torch.Tensor) -> torch.Tensor:

@@ -82,7 +82,7 @@ class Scheduler:
         """Queue a request. Raises InvalidRequest if it can never fit, QueueFull if too many wait."""
         assert request.id not in self._requests, f"{request.id} added twice"
         assert request.status is Status.WAITING, f"{request.id} is over already"
-        self._check_fits(request)
+        self.check_fits(request)
         if len(self._waiting) >= self.settings.max_waiting:
             message = f"{len(self._waiting)} requests wait already (max_waiting {self.settings.max_waiting})"
             raise QueueFull(message, retry_after_s=self.settings.retry_after_s)
@@ -156,7 +156,8 @@ class Scheduler:
         failed, self._failed = self._failed, []
         return failed
 
-    def _check_fits(self, request: Request) -> None:
+    def check_fits(self, request: Request) -> None:
+        """Raises InvalidRequest if the request can never run. Reads limits only, so any thread may ask."""
         num_prompt, max_tokens = len(request.prompt_ids), request.params.max_tokens
         num_tokens = num_prompt + max_tokens
         if num_prompt == 0:

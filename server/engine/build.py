@@ -1,0 +1,168 @@
+"""Puts an engine together from a base and a store: loads, divides memory, joins the parts. Decides defaults only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from adapters_store.base import AdapterDigest, BaseDescription
+from adapters_store.device_pool import DevicePool, DevicePoolSettings
+from adapters_store.host_tier import HostTier, HostTierSettings
+from adapters_store.packed import ALIGN_BYTES, PackedAdapter
+from adapters_store.tiers import AdapterTiers
+from lora_kernels.lora_batch import LoraTable
+from server.engine.adapter_memory import ArenaCopier
+from server.engine.base_model import BaseModel, load_base
+from server.engine.engine import Engine
+from server.engine.kv_blocks import BlockPool, KVCacheSettings
+from server.engine.kv_cache import KVCache
+from server.engine.memory_plan import MemoryPlan, MemoryWishes, plan_memory
+from server.engine.output import OutputState
+from server.engine.request import Request
+from server.engine.runner import ModelRunner
+from server.engine.sampler import Sampler
+from server.engine.schedule import SchedulerSettings
+from server.engine.scheduler import Scheduler
+from server.engine.tokenizer import Tokenizer
+from server.engine.worker import EngineWorker, ServedModel
+
+
+class AdapterSource(Protocol):
+    """Where adapters come from. `adapters_store.store.AdapterStore` is the real one."""
+
+    def load_packed(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False) -> PackedAdapter: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What `multilora serve` decides. None: from the base or from the machine.
+
+    max_adapters: adapters on the device at once (their bytes are bounded by `memory.adapter_pool`).
+    """
+
+    base: Path
+    served_name: str | None = None
+    dtype: str = "auto"
+    quantize: str | None = None
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_adapters: int = 512
+    block_size: int = 16
+    prefix_cache: bool = True
+    num_threads: int | None = None
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+    memory: MemoryWishes = field(default_factory=MemoryWishes)
+
+
+@dataclass(frozen=True)
+class EngineParts:
+    """A built engine; `close()` ends its threads."""
+
+    worker: EngineWorker
+    engine: Engine
+    base: BaseModel
+    plan: MemoryPlan
+    host: HostTier
+    copier: ArenaCopier
+
+    def close(self) -> None:
+        self.worker.stop()
+        self.host.close()
+        self.copier.close()
+
+
+def build_engine(
+    settings: EngineSettings, source: AdapterSource, *, say: Callable[[str], None] = lambda text: None
+) -> EngineParts:
+    """Load the base and join the parts; the worker is not started. `say` is told what is going on, step by step.
+
+    Raises UnsupportedBase where the base, or the machine, does not do.
+    """
+    say(f"loading {settings.base}")
+    base = load_base(
+        settings.base,
+        dtype=settings.dtype,
+        quantize=settings.quantize,
+        device=settings.device,
+        name=settings.served_name,
+    )
+    tokenizer = Tokenizer.load(settings.base)
+    say("dividing memory")
+    max_model_len = min(settings.max_model_len or base.max_model_len, base.max_model_len)
+    useful = max_model_len * settings.scheduler.max_running
+    plan = plan_memory(base, settings.memory, block_size=settings.block_size, max_tokens_useful=useful)
+    table = _table(base, plan, settings.max_adapters)
+    copier = ArenaCopier(table, base.description)
+    waker = _Waker()
+    host = _host_tier(base, plan, source, waker)
+    tiers = AdapterTiers(host, _device_pool(table, settings.max_adapters), copier)
+    cache = KVCache.allocate(base, num_blocks=plan.num_blocks, block_size=plan.block_size)
+    blocks = BlockPool(
+        KVCacheSettings(
+            block_size=plan.block_size, num_blocks=plan.num_blocks, enable_prefix_cache=settings.prefix_cache
+        ),
+        base.description.digest,
+    )
+    scheduler = Scheduler(settings.scheduler, blocks, tiers, max_model_len=max_model_len)
+    runner = ModelRunner(base, cache, table, Sampler(tokenizer.eos_ids))
+    engine = Engine(scheduler, tiers, runner, _output_factory(tokenizer), max_slots=settings.max_adapters)
+    worker = EngineWorker(
+        engine,
+        ServedModel(
+            tokenizer=tokenizer,
+            base=base.description,
+            served_name=base.description.name,
+            max_model_len=max_model_len,
+            vocab_size=int(base.config.vocab_size),
+        ),
+        num_threads=settings.num_threads or _default_threads(),
+    )
+    waker.worker = worker
+    host.start()
+    return EngineParts(worker, engine, base, plan, host, copier)
+
+
+@dataclass(slots=True)
+class _Waker:
+    """Breaks the circle: the host tier wakes a worker that is made after it."""
+
+    worker: EngineWorker | None = None
+
+    def __call__(self) -> None:
+        if self.worker is not None:
+            self.worker.wake()
+
+
+def _default_threads() -> int:
+    """torch's own choice (OMP_NUM_THREADS, else the physical cores), within what this process may run on."""
+    return min(torch.get_num_threads(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1024)
+
+
+def _table(base: BaseModel, plan: MemoryPlan, max_adapters: int) -> LoraTable:
+    arena = torch.zeros(plan.adapter_pool_bytes // base.dtype.itemsize, dtype=base.dtype, device=base.device)
+    return LoraTable(arena, len(base.description.modules), max_adapters)
+
+
+def _device_pool(table: LoraTable, max_adapters: int) -> DevicePool:
+    align = ALIGN_BYTES // table.arena.element_size()
+    return DevicePool(
+        DevicePoolSettings(capacity_elements=table.arena.numel(), max_slots=max_adapters, alignment_elements=align)
+    )
+
+
+def _host_tier(base: BaseModel, plan: MemoryPlan, source: AdapterSource, notify: Callable[[], None]) -> HostTier:
+    pin = base.device.type == "cuda"
+
+    def load(digest: AdapterDigest) -> PackedAdapter:
+        return source.load_packed(digest, base.description, pin=pin)
+
+    return HostTier(HostTierSettings(max_bytes=plan.host_cache_bytes), load, notify=notify)
+
+
+def _output_factory(tokenizer: Tokenizer) -> Callable[[Request], OutputState]:
+    return lambda request: OutputState(request.params, tokenizer.pieces, tokenizer.eos_ids, request.prompt_ids)

@@ -1,0 +1,211 @@
+"""One step at a time: schedule, run, commit, answer. Knows no thread, no asyncio and no HTTP."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Protocol
+
+from adapters_store.base import AdapterDigest
+from adapters_store.errors import StoreError
+from adapters_store.tiers import AdapterTiers
+from server.engine.output import OutputDelta, OutputState
+from server.engine.request import Request, RequestError, Status, TokenEvent, TokenLogprob
+from server.engine.runner import StepOutput
+from server.engine.schedule import Schedule, ScheduledRow
+from server.engine.scheduler import Scheduler
+from server.engine.stats import EngineCounters, EngineStats
+
+_log = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """Runs a schedule's forward. `server.engine.runner.ModelRunner` is the real one."""
+
+    def run(self, schedule: Schedule) -> StepOutput: ...
+    def zero_blocks(self, block_ids: list[int]) -> None: ...
+    def forget(self, request_id: str) -> None: ...
+
+
+class Engine:
+    """Continuous batching over one base and many adapters. One thread owns it."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        tiers: AdapterTiers,
+        runner: Runner,
+        make_output: Callable[[Request], OutputState],
+        *,
+        max_slots: int,
+    ) -> None:
+        self.scheduler = scheduler
+        self.tiers = tiers
+        self._runner = runner
+        self._make_output = make_output
+        self._max_slots = max_slots
+        self._outputs: dict[str, OutputState] = {}
+        self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
+        self._names: dict[AdapterDigest, str] = {}
+        self._counters = EngineCounters()
+        self._has_run = False
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises InvalidRequest or QueueFull."""
+        self.scheduler.add(request)
+        self._outputs[request.id] = self._make_output(request)
+        if request.adapter is not None:
+            self._names[request.adapter] = request.adapter_name or request.adapter
+
+    def abort(self, request_id: str) -> TokenEvent | None:
+        """End a request whose client is gone: its final event, or None if it is over already."""
+        request = self.scheduler.abort(request_id)
+        if request is None:
+            return None
+        self._counters.aborted += 1
+        return self._final(request, OutputDelta("", "abort"))
+
+    def forget_adapter(self, digest: AdapterDigest) -> None:
+        """The adapter was deleted: out of both tiers and the prefix cache. Requests under way come to their end."""
+        self.tiers.forget(digest)
+        self.scheduler.pool.drop_adapter(digest)
+        self._names.pop(digest, None)
+
+    @property
+    def idle_s(self) -> float | None:
+        """How long there is nothing to do unless somebody wakes us; None: for ever."""
+        return 0.0 if self._has_run else self.tiers.poll_due_s
+
+    def step(self) -> list[TokenEvent]:
+        """Run one forward, if anything can run, and say what it did for each request."""
+        self.tiers.poll()
+        schedule = self.scheduler.schedule()
+        self._has_run = schedule is not None
+        events = [self._adapter_failed(request, error) for request, error in self.scheduler.take_failed()]
+        if schedule is None:
+            return events
+        self._runner.zero_blocks(self.scheduler.pool.take_blocks_to_zero())
+        output = self._run(schedule, events)
+        events += [self._not_finite(request) for request in output.non_finite]
+        self.scheduler.commit(schedule, output.tokens)
+        self._counters.steps += 1
+        answered = [self._answer(row, output) for row in schedule.rows if row.request.status is Status.RUNNING]
+        return events + [event for event in answered if event is not None]
+
+    def _run(self, schedule: Schedule, events: list[TokenEvent]) -> StepOutput:
+        try:
+            return self._runner.run(schedule)
+        except Exception:  # noqa: BLE001  whatever one request provoked must not end the others
+            _log.exception("a forward of %d requests failed; running each alone", len(schedule.rows))
+            return self._run_one_by_one(schedule, events)
+
+    def _run_one_by_one(self, schedule: Schedule, events: list[TokenEvent]) -> StepOutput:
+        """Repeat a failed forward row by row (writing the same KV again is harmless); fail those that fail alone."""
+        self._counters.isolated_steps += 1
+        output = StepOutput()
+        for row in schedule.rows:
+            try:
+                output.merge(self._runner.run(Schedule([row], row.num_tokens, 0)))
+            except Exception as error:  # noqa: BLE001  this request's own failure
+                _log.exception("request %s failed alone", row.request.id)
+                self.scheduler.discard(row.request)
+                message = f"the model failed on this request: {type(error).__name__}"
+                events.append(self._failed(row.request, RequestError("engine_error", message)))
+        return output
+
+    def _answer(self, row: ScheduledRow, output: StepOutput) -> TokenEvent | None:
+        """What the step did for a request that still runs; ends it where its output ends."""
+        request = row.request
+        self._keep_prompt_logprobs(row, output)
+        self._count_prompt_tokens(row)
+        token = output.tokens.get(request.id)
+        if token is None:
+            if request.num_computed_tokens < request.num_tokens:
+                return None  # in mid-prompt
+            return self._finish(request, OutputDelta("", "length"))  # max_tokens 0: only the prompt was wanted
+        self._counters.generated_tokens += 1
+        delta = self._outputs[request.id].append(token)
+        event = self._event(request, delta) if delta.finish_reason is None else self._finish(request, delta)
+        event.token_ids = [token]
+        if request.id in output.logprobs:
+            event.logprobs = [output.logprobs[request.id]]
+        return event
+
+    def _count_prompt_tokens(self, row: ScheduledRow) -> None:
+        if row.start < len(row.request.prompt_ids) and row.request.num_preemptions == 0:
+            self._counters.prompt_tokens += min(row.num_tokens, len(row.request.prompt_ids) - row.start)
+
+    def _keep_prompt_logprobs(self, row: ScheduledRow, output: StepOutput) -> None:
+        chunk = output.prompt_logprobs.get(row.request.id)
+        if chunk is None or self._outputs[row.request.id].num_tokens > 0:  # told already, with the first token
+            return
+        known = self._prompt_logprobs.setdefault(row.request.id, [None])
+        del known[row.start + 1 :]  # a chunk that preemption made us repeat
+        known += chunk
+
+    def _finish(self, request: Request, delta: OutputDelta) -> TokenEvent:
+        self._counters.finished += 1
+        self.scheduler.finish(request)
+        return self._final(request, delta)
+
+    def _final(self, request: Request, delta: OutputDelta) -> TokenEvent:
+        event = self._event(request, delta)
+        event.finish_reason, event.stop_reason = delta.finish_reason, delta.stop_reason
+        self._counters.preemptions += request.num_preemptions
+        self._runner.forget(request.id)
+        self._outputs.pop(request.id, None)
+        self._prompt_logprobs.pop(request.id, None)
+        return event
+
+    def _event(self, request: Request, delta: OutputDelta) -> TokenEvent:
+        return TokenEvent(
+            request.id,
+            text=delta.text,
+            prompt_logprobs=self._prompt_logprobs.pop(request.id, None),
+            num_prompt_tokens=len(request.prompt_ids),
+            num_output_tokens=len(request.output_ids),
+            num_cached_tokens=request.num_cached_tokens,
+        )
+
+    def _failed(self, request: Request, error: RequestError) -> TokenEvent:
+        self._counters.failed += 1
+        event = self._final(request, self._outputs[request.id].finish("error"))
+        event.error = error
+        return event
+
+    def _adapter_failed(self, request: Request, error: StoreError) -> TokenEvent:
+        return self._failed(request, RequestError(error.code, error.message, status=503))
+
+    def _not_finite(self, request: Request) -> TokenEvent:
+        self.scheduler.discard(request)
+        name = request.adapter_name or "the base"
+        message = f"{name} produced numbers that are not finite after {request.num_tokens} tokens"
+        return self._failed(request, RequestError("adapter_numerics", message))
+
+    def stats(self) -> EngineStats:
+        """A snapshot; taken on the engine's thread."""
+        tiers, cache = self.tiers.stats(), self.scheduler.pool.stats
+        counters = {name: float(value) for name, value in asdict(self._counters).items()}
+        counters |= {
+            "adapter_hits": tiers.hits,
+            "adapter_misses": tiers.misses,
+            "adapter_evictions": tiers.evictions,
+            "adapter_activations": tiers.activations,
+            "host_loads": tiers.host.loads,
+            "host_evictions": tiers.host.evictions,
+            "prefix_hit_tokens": cache.hit_tokens,
+            "prefix_query_tokens": cache.query_tokens,
+        }
+        return EngineStats(
+            num_waiting=self.scheduler.num_waiting,
+            num_running=self.scheduler.num_running,
+            kv_usage=self.scheduler.pool.usage,
+            running_adapters=self._named([resident.digest for resident in self.tiers.resident()]),
+            waiting_adapters=self._named(self.scheduler.waiting_adapters()),
+            max_slots=self._max_slots,
+            counters=counters,
+        )
+
+    def _named(self, digests: list[AdapterDigest]) -> tuple[str, ...]:
+        return tuple(self._names.get(digest, digest) for digest in digests)

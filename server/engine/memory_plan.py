@@ -1,0 +1,90 @@
+"""How the machine's memory is divided at start: KV blocks, adapter arena, host tier. Knows bytes; allocates nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from server.engine.base_model import BaseModel
+from server.engine.families import UnsupportedBase
+from server.engine.kv_cache import bytes_per_block
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryWishes:
+    """Budgets in bytes; None: chosen from what is free. kv_cache: keys and values. adapter_pool: adapters on the
+    device. host_cache: adapters in host memory."""
+
+    kv_cache: int | None = None
+    adapter_pool: int | None = None
+    host_cache: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What was decided. num_blocks x block_size tokens fit the KV cache."""
+
+    device: str
+    base_bytes: int
+    kv_bytes: int
+    num_blocks: int
+    block_size: int
+    adapter_pool_bytes: int
+    host_cache_bytes: int
+
+    def rows(self) -> list[tuple[str, str]]:
+        """For display: what, and how much."""
+        tokens = self.num_blocks * self.block_size
+        return [
+            ("base weights", _mib(self.base_bytes)),
+            ("KV cache", f"{_mib(self.kv_bytes)}  ({tokens} tokens in blocks of {self.block_size})"),
+            ("adapters on the device", _mib(self.adapter_pool_bytes)),
+            ("adapters in host memory", _mib(self.host_cache_bytes)),
+        ]
+
+
+def plan_memory(base: BaseModel, wishes: MemoryWishes, *, block_size: int, max_tokens_useful: int) -> MemoryPlan:
+    """Divide what is free after the base is loaded. max_tokens_useful: KV tokens that can ever be in use at once.
+
+    Raises UnsupportedBase with the numbers where not even one full context fits.
+    """
+    free = _free_bytes(base.device)
+    on_gpu = base.device.type == "cuda"
+    pool = wishes.adapter_pool or min(free // 8, 8 * GIB if on_gpu else GIB)
+    spare = int(free * 0.9) - pool if on_gpu else free // 4
+    block_bytes = bytes_per_block(base, block_size)
+    num_blocks = min((wishes.kv_cache or spare) // block_bytes, -(-max_tokens_useful // block_size))
+    needed = -(-min(base.max_model_len, max_tokens_useful) // block_size)
+    if num_blocks < min(needed, 2):
+        raise UnsupportedBase(
+            f"KV cache: one block takes {_mib(block_bytes)}, {_mib(max(spare, 0))} are free on {base.device} "
+            f"beside the base and {_mib(pool)} for adapters"
+        )
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in resident_tensors(base))
+    host = wishes.host_cache or min(_free_bytes(torch.device("cpu")) // 4, 16 * GIB)
+    return MemoryPlan(str(base.device), weights, num_blocks * block_bytes, num_blocks, block_size, pool, host)
+
+
+def resident_tensors(base: BaseModel) -> list[torch.Tensor]:
+    """The base's weights, each once: what is left in the model, and what its groups hold."""
+    held = [tensor for module in base.model.modules() for tensor in getattr(module, "resident", ())]
+    unique = {tensor.data_ptr(): tensor for tensor in [*base.model.parameters(), *held]}
+    return list(unique.values())
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not Linux
+        return 4 * GIB
+
+
+def _mib(count: int) -> str:
+    return f"{count / MIB:,.0f} MiB"

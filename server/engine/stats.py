@@ -1,0 +1,33 @@
+"""A moment of the engine, for metrics and health. Knows numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """kv_usage is 0..1. running_adapters: names resident on the device. counters only ever rise."""
+
+    num_waiting: int = 0
+    num_running: int = 0
+    kv_usage: float = 0.0
+    running_adapters: tuple[str, ...] = ()
+    waiting_adapters: tuple[str, ...] = ()
+    max_slots: int = 0
+    counters: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """What the engine itself counts; the pools count their own."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finished: int = 0
+    aborted: int = 0
+    failed: int = 0
+    preemptions: int = 0
+    isolated_steps: int = 0

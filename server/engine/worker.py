@@ -1,0 +1,203 @@
+"""The one thread that owns the engine. Others send commands; each request's events come back to its listener."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from adapters_store.base import AdapterDigest, BaseDescription
+from server.engine.engine import Engine
+from server.engine.errors import QueueFull
+from server.engine.request import Request, RequestError, TokenEvent
+from server.engine.sampler import validate_params
+from server.engine.sampling_params import InvalidRequest
+from server.engine.stats import EngineStats
+from server.engine.tokenizer import Tokenizer
+
+Listener = Callable[[TokenEvent], None]
+
+_log = logging.getLogger(__name__)
+_STATS_EVERY_S = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What callers may know of the base. vocab_size: width of the logits."""
+
+    tokenizer: Tokenizer
+    base: BaseDescription
+    served_name: str
+    max_model_len: int
+    vocab_size: int
+
+
+class EngineWorker:
+    """Thread-safe front of an Engine. Every submitted request gets exactly one final event, whatever happens."""
+
+    def __init__(self, engine: Engine, model: ServedModel, *, num_threads: int | None = None) -> None:
+        self._engine = engine
+        self.model = model
+        self._num_threads = num_threads
+        self._changed = threading.Condition()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._num_arriving = 0  # submitted, not yet seen by the scheduler
+        self._listeners: dict[str, Listener] = {}
+        self._stats = EngineStats()
+        self._stats_due_s = 0.0
+        self._is_woken = False
+        self._is_stopping = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.model.tokenizer
+
+    @property
+    def base(self) -> BaseDescription:
+        return self.model.base
+
+    @property
+    def served_name(self) -> str:
+        return self.model.served_name
+
+    @property
+    def max_model_len(self) -> int:
+        return self.model.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the step it is in; requests under way get an "abort" event."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def submit(self, request: Request, listener: Listener) -> None:
+        """Queue a request; `listener` is called on the engine's thread. Raises InvalidRequest or QueueFull at once."""
+        validate_params(request.params, self.vocab_size)
+        self._engine.scheduler.check_fits(request)
+        with self._changed:
+            if self._is_stopping or self._failure is not None:
+                raise QueueFull("the engine is stopping", retry_after_s=5.0)
+            self._check_queue()
+            self._num_arriving += 1
+            self._commands.append(lambda: self._add(request, listener))
+            self._changed.notify()
+
+    def abort(self, request_id: str) -> None:
+        """End a request whose client is gone. Unknown or finished ids do nothing."""
+        self._send(lambda: self._deliver([event] if (event := self._engine.abort(request_id)) is not None else []))
+
+    def forget_adapters(self, digests: Sequence[AdapterDigest]) -> None:
+        """These adapters were deleted: free their memory once nobody uses them."""
+        for digest in digests:
+            self._send(lambda digest=digest: self._engine.forget_adapter(digest))  # type: ignore[misc]
+
+    def wake(self) -> None:
+        """Something the engine waits for has happened (an adapter was loaded). Any thread."""
+        with self._changed:
+            self._is_woken = True
+            self._changed.notify()
+
+    def is_healthy(self) -> bool:
+        return self._thread.is_alive() and self._failure is None
+
+    def is_ready(self) -> bool:
+        return self.is_healthy() and not self._is_stopping
+
+    def stats(self) -> EngineStats:
+        """The latest snapshot, at most a quarter of a second older than the engine's last step."""
+        return self._stats
+
+    def _check_queue(self) -> None:
+        settings = self._engine.scheduler.settings
+        num_waiting = self._engine.scheduler.num_waiting + self._num_arriving
+        if num_waiting >= settings.max_waiting:
+            message = f"{num_waiting} requests wait already (max_waiting {settings.max_waiting})"
+            raise QueueFull(message, retry_after_s=settings.retry_after_s)
+
+    def _send(self, command: Callable[[], None]) -> None:
+        with self._changed:
+            self._commands.append(command)
+            self._changed.notify()
+
+    def _add(self, request: Request, listener: Listener) -> None:
+        with self._changed:
+            self._num_arriving -= 1
+        request.arrival_s = time.monotonic()
+        self._listeners[request.id] = listener
+        try:
+            self._engine.add(request)
+        except (InvalidRequest, QueueFull) as error:  # checked at submit; true only in a race for the last place
+            failure = RequestError("queue_full", error.message, status=429)
+            self._deliver([TokenEvent(request.id, finish_reason="error", error=failure)])
+
+    def _run(self) -> None:
+        if self._num_threads is not None:
+            torch.set_num_threads(self._num_threads)  # of this thread's parallel regions
+        try:
+            while not self._is_stopping:
+                self._do_commands()
+                self._deliver(self._engine.step())
+                self._rest()
+        except Exception as error:  # noqa: BLE001  the last line of defence: answer everybody, turn health red
+            _log.exception("the engine stopped on an error")
+            self._failure = error
+        self._end_everybody()
+
+    def _do_commands(self) -> None:
+        while self._commands:
+            self._commands.popleft()()
+
+    def _rest(self) -> None:
+        """Refresh the stats now and then, and sleep while there is nothing to do."""
+        idle_s, now_s = self._engine.idle_s, time.monotonic()
+        if idle_s != 0.0 or now_s >= self._stats_due_s:
+            self._stats = self._engine.stats()
+            self._stats_due_s = now_s + _STATS_EVERY_S
+        if idle_s == 0.0:
+            return
+        with self._changed:
+            if not (self._commands or self._is_stopping or self._is_woken):
+                self._changed.wait(idle_s)
+            self._is_woken = False
+
+    def _deliver(self, events: Sequence[TokenEvent]) -> None:
+        for event in events:
+            listener = self._listeners.get(event.request_id)
+            if listener is None:
+                continue
+            if event.finish_reason is not None:
+                del self._listeners[event.request_id]
+            try:
+                listener(event)
+            except RuntimeError:  # the listener's event loop is closed: nobody waits for this answer
+                _log.warning("nobody listens to request %s any more", event.request_id)
+                self._engine.abort(event.request_id)
+
+    def _end_everybody(self) -> None:
+        with self._changed:
+            self._is_stopping = True
+            arriving, self._commands = list(self._commands), deque()
+        for command in arriving:
+            command()
+        reason = "abort" if self._failure is None else "error"
+        error = None if self._failure is None else RequestError("engine_stopped", "the engine stopped on an error")
+        for request_id in list(self._listeners):
+            event = TokenEvent(request_id, finish_reason="error" if error else "abort", error=error)
+            self._deliver([event])
+        _log.info("engine thread ended (%s)", reason)

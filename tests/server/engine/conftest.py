@@ -1,0 +1,35 @@
+"""One tiny base with adapters of every kind, shared by the engine's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.service import VOCAB, Service, make_base, running, save_adapters
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return save_adapters(base, tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture(scope="module")
+def service(base: Path, adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(base, adapters, tmp_path_factory.mktemp("data")) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Sixteen random prompts of 5..60 tokens."""
+    generator = torch.Generator().manual_seed(9)
+    lengths = torch.randint(5, 60, (16,), generator=generator).tolist()
+    return [torch.randint(4, VOCAB, (length,), generator=generator).tolist() for length in lengths]
