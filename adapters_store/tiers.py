@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from adapters_store.base import AdapterDigest
 from adapters_store.device_copier import CopyHandle, DeviceCopier
-from adapters_store.device_pool import DevicePool, EntryState, PoolEntry, Reservation
+from adapters_store.device_pool import DevicePool, PoolEntry, Reservation
 from adapters_store.errors import AdapterUnavailable, StoreError
-from adapters_store.host_tier import HostEntry, HostTier, HostTierStats
+from adapters_store.host_tier import HostEntry, HostTier
+from adapters_store.tier_types import AdapterTiersSettings, AdapterTiersStats, ResidentAdapter
 
 if TYPE_CHECKING:
     from adapters_store.packed import PackedAdapter
@@ -25,46 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["AdapterTiers", "AdapterTiersSettings", "AdapterTiersStats", "CopyHandle", "DeviceCopier", "ResidentAdapter"]
 
 _COPY_POLL_S = 0.0005
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterTiersSettings:
-    """max_copies: copies under way at once, and started between two polls at most: bounds what one step pays.
-
-    recheck_s: how often what is wanted and missing is looked at again when nothing has changed.
-    """
-
-    max_copies: int = 2
-    recheck_s: float = 0.05
-
-    def __post_init__(self) -> None:
-        if self.max_copies < 1:
-            raise ValueError(f"max_copies must be at least 1, got {self.max_copies}")
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterTiersStats:
-    """misses: times an adapter was newly wanted and was not on the device. The rest as in the tiers' own stats."""
-
-    hits: int
-    misses: int
-    evictions: int
-    activations: int
-    num_resident: int
-    used_elements: int
-    capacity_elements: int
-    host: HostTierStats
-
-
-class ResidentAdapter(NamedTuple):
-    """One adapter on the device."""
-
-    digest: AdapterDigest
-    slot: int
-    num_elements: int
-    ref_count: int
-    pinned: bool
-    state: EntryState
 
 
 class _Copy(NamedTuple):
@@ -237,7 +197,6 @@ class AdapterTiers:
         for digest in self._no_room_since.keys() - set(wanted):
             del self._no_room_since[digest]
         self._wanted, self._limit = wanted, limit
-        self._host.prioritise([*self._pins, *wanted])
         self._must_advance |= bool(missing)
 
     def _ask(self, digest: AdapterDigest) -> None:
@@ -256,12 +215,15 @@ class AdapterTiers:
         self._must_advance = self._is_incomplete = False
         self._last_advance_s = self._clock()
         self._too_much = self._pool.capacity_elements + 1
+        in_order = dict.fromkeys((*self._pins, *self._wanted[: self._limit], *self._asked))
         more_urgent: set[AdapterDigest] = set()
-        for digest in (*self._pins, *self._wanted[: self._limit], *self._asked):
+        for digest in in_order:
             if self._pool.get(digest) is None and self._bring(digest, more_urgent):
                 self._is_incomplete = True
             more_urgent.add(digest)
         self._is_incomplete |= self._limit < len(self._wanted)
+        # What is on the device already needs no room in host memory.
+        self._host.prioritise([digest for digest in in_order if self._pool.get(digest) is None])
 
     def _bring(self, digest: AdapterDigest, more_urgent: Collection[AdapterDigest]) -> bool:
         """One step for an adapter that is not on the device; whether there is more to do later."""
@@ -301,7 +263,7 @@ class AdapterTiers:
         self._failures[digest] = error
         self._asked.pop(digest, None)
         self._no_room_since.pop(digest, None)
-        return False
+        return digest in self._pins  # these are tried again for as long as they are pinned
 
     def _too_large(self, adapter: PackedAdapter) -> StoreError | None:
         num_elements, element_size = adapter.buffer.numel(), adapter.buffer.element_size()

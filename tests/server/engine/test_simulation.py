@@ -1,0 +1,90 @@
+"""Whole-engine simulation under invariants. MULTILORA_SIM_STEPS sets the number of steps (CI: 100,000).
+
+What is asserted at every step stands in support/engine_world.py (`check`), and in the fake model, which answers wrongly
+as soon as anybody reads a wrong block, slot or place.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from server.engine.request import Request
+from server.engine.sampling_params import SamplingParams
+from support.adapter_memory import digest_of
+from support.engine_world import World, WorldSettings
+
+NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "100000"))
+LONGEST_WAIT_STEPS = 400  # 20 waiting, 6 running of up to 20 tokens, 2 s until the starving one is let through
+
+REGIMES = {
+    "everyday": WorldSettings(),
+    "overload": WorldSettings(arrivals=0.6, numeric_failures=0.0001),
+    "too few blocks": WorldSettings(arrivals=0.35, num_blocks=17, numeric_failures=0.0),
+    "large batches": WorldSettings(arrivals=0.6, num_blocks=80, max_running=12, max_batch_tokens=48),
+    "many adapters": WorldSettings(arrivals=0.6, num_adapters=40, num_blocks=60, max_running=10, deletions=0.03),
+    "host tier for two": WorldSettings(arrivals=0.4, host_elements=45, load_failures=0.0),
+    "small chunks": WorldSettings(arrivals=0.4, prefill_chunk=3),
+    "many aborts": WorldSettings(arrivals=0.5, aborts=0.15, load_failures=0.2),
+}
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_every_request_ends_once_with_its_own_answer_and_nothing_is_leaked(regime: str) -> None:
+    world = World(seed=sum(regime.encode()), settings=REGIMES[regime])
+    for _ in range(NUM_STEPS // len(REGIMES)):
+        world.step()
+    world.drain()
+    world.check_at_rest()
+    assert world.longest_wait <= LONGEST_WAIT_STEPS
+    assert min(world.outcomes["finished"], world.outcomes["abort"], world.outcomes["numerics"]) > 0, world.outcomes
+    assert world.pool.stats.hits > 0
+    assert world.device_pool.stats.evictions > 0
+
+
+def test_the_simulation_reaches_preemption_starvation_and_a_full_queue() -> None:
+    world = World(seed=5, settings=WorldSettings(arrivals=0.6, num_blocks=17))
+    for _ in range(3000):
+        world.step()
+    assert world.num_preemptions > 20
+    assert world.num_starving_steps > 20
+    assert world.outcomes["queue_full"] > 20
+    assert world.outcomes["adapter_deleted"] > 0
+    assert world.outcomes["adapter_too_large_for_pool"] > 0
+
+
+def steps_until_a_large_adapter_runs(starvation_s: float) -> int:
+    """Two small adapters that share the pool re-arrive for ever; one that needs nearly all of it asks once."""
+    quiet = WorldSettings(
+        arrivals=0, aborts=0, deletions=0, load_failures=0, numeric_failures=0, max_running=4,
+        sizes=(8, 8, 16, 16, 60), starvation_s=starvation_s,
+    )  # fmt: skip
+    world = World(seed=3, settings=quiet)
+    large = Request("large", "law", [1, 2, 3], SamplingParams(max_tokens=4), digest_of("a4"))
+    for step in range(2000):
+        if len(world.alive) < 5:
+            digest = digest_of(f"a{2 + step % 2}")
+            world.add(Request(f"hot{step}", "med", [step % 90], SamplingParams(max_tokens=12), digest))
+        if step == 50:
+            world.add(large)
+        world.step()
+        if large.first_scheduled_s is not None:
+            return step - 50
+    return 2000
+
+
+def test_adapters_that_keep_arriving_do_not_lock_out_one_that_needs_their_room() -> None:
+    within = steps_until_a_large_adapter_runs(starvation_s=2.0)
+    assert 40 <= within <= 80  # 2 s are 40 steps; then those who run finish
+    assert steps_until_a_large_adapter_runs(starvation_s=1e9) == 2000
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    runs = []
+    for _ in range(2):
+        world = World(seed=9)
+        for _ in range(1500):
+            world.step()
+        runs.append((dict(world.ends), world.outcomes, world.tiers.stats()))
+    assert runs[0] == runs[1]

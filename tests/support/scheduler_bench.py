@@ -1,0 +1,86 @@
+"""A scheduler over a gate that the test opens and closes, stepped by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from adapters_store.base import AdapterDigest
+from adapters_store.errors import StoreError
+from server.engine.kv_blocks import BlockPool, KVCacheSettings
+from server.engine.request import Request
+from server.engine.sampling_params import SamplingParams
+from server.engine.schedule import Schedule, SchedulerSettings
+from server.engine.scheduler import Scheduler
+from support.adapter_memory import FakeClock
+
+
+@dataclass
+class FakeGate:
+    """Adapters are ready when the test says so."""
+
+    ready_digests: dict[AdapterDigest, int] = field(default_factory=dict)
+    broken: dict[AdapterDigest, StoreError] = field(default_factory=dict)
+    no_room_since: dict[AdapterDigest, float] = field(default_factory=dict)
+    references: dict[AdapterDigest, int] = field(default_factory=dict)
+    wanted: list[AdapterDigest] = field(default_factory=list)
+    limit: int = 0
+
+    def want(self, digests: Sequence[AdapterDigest], limit: int) -> Mapping[AdapterDigest, StoreError]:
+        self.wanted, self.limit = list(digests), limit
+        return {digest: self.broken[digest] for digest in digests if digest in self.broken}
+
+    def ready(self) -> Collection[AdapterDigest]:
+        return self.ready_digests.keys()
+
+    def acquire(self, digest: AdapterDigest) -> int | None:
+        self.references[digest] = self.references.get(digest, 0) + 1
+        return self.ready_digests.get(digest)
+
+    def release(self, digest: AdapterDigest) -> None:
+        self.references[digest] -= 1
+        assert self.references[digest] >= 0
+
+
+@dataclass
+class Bench:
+    """A scheduler and its parts."""
+
+    gate: FakeGate
+    pool: BlockPool
+    clock: FakeClock
+    scheduler: Scheduler
+    num_requests: int = 0
+
+    def add(self, num_prompt: int = 4, *, max_tokens: int = 8, adapter: AdapterDigest | None = None) -> Request:
+        prompt = [1000 * self.num_requests + index for index in range(num_prompt)]
+        request = Request(f"r{self.num_requests}", "law", prompt, SamplingParams(max_tokens=max_tokens), adapter)
+        self.num_requests += 1
+        self.scheduler.add(request)
+        return request
+
+    def step(self) -> list[tuple[str, int]]:
+        """One step; (request id, tokens) of each row. Finishes who has all its tokens."""
+        schedule = self.scheduler.schedule()
+        if schedule is None:
+            return []
+        rows = [(row.request.id, row.num_tokens) for row in schedule.rows]
+        self.commit(schedule)
+        return rows
+
+    def commit(self, schedule: Schedule) -> None:
+        self.scheduler.commit(schedule, {row.request.id: 7 for row in schedule.rows if row.samples})
+        for row in schedule.rows:
+            if len(row.request.output_ids) >= row.request.params.max_tokens:
+                self.scheduler.finish(row.request)
+
+
+SMALL = SchedulerSettings(max_batch_tokens=16, max_running=8, watermark=0.0)
+
+
+def make_bench(num_blocks: int = 64, *, max_model_len: int = 256, **changes: float) -> Bench:
+    """Blocks of 4 tokens; `changes` to the settings SMALL."""
+    gate, clock = FakeGate(), FakeClock()
+    pool = BlockPool(KVCacheSettings(num_blocks=num_blocks, block_size=4), "sha256:base")
+    settings = replace(SMALL, **changes)  # type: ignore[arg-type]
+    return Bench(gate, pool, clock, Scheduler(settings, pool, gate, max_model_len=max_model_len, clock=clock))
