@@ -97,34 +97,35 @@ def build_engine(
     useful = max_model_len * settings.scheduler.max_running
     plan = plan_memory(base, settings.memory, block_size=settings.block_size, max_tokens_useful=useful)
     table = _table(base, plan, settings.max_adapters)
-    copier = ArenaCopier(table, base.description)
-    waker = _Waker()
+    copier, waker = ArenaCopier(table, base.description), _Waker()
     host = _host_tier(base, plan, source, waker)
     tiers = AdapterTiers(host, _device_pool(table, settings.max_adapters), copier)
+    scheduler = Scheduler(settings.scheduler, _blocks(settings, base, plan), tiers, max_model_len=max_model_len)
     cache = KVCache.allocate(base, num_blocks=plan.num_blocks, block_size=plan.block_size)
-    blocks = BlockPool(
-        KVCacheSettings(
-            block_size=plan.block_size, num_blocks=plan.num_blocks, enable_prefix_cache=settings.prefix_cache
-        ),
-        base.description.digest,
-    )
-    scheduler = Scheduler(settings.scheduler, blocks, tiers, max_model_len=max_model_len)
     runner = ModelRunner(base, cache, table, Sampler(tokenizer.eos_ids))
     engine = Engine(scheduler, tiers, runner, _output_factory(tokenizer), max_slots=settings.max_adapters)
-    worker = EngineWorker(
-        engine,
-        ServedModel(
-            tokenizer=tokenizer,
-            base=base.description,
-            served_name=base.description.name,
-            max_model_len=max_model_len,
-            vocab_size=int(base.config.vocab_size),
-        ),
-        num_threads=settings.num_threads or _default_threads(),
-    )
+    model = _served_model(base, tokenizer, max_model_len)
+    worker = EngineWorker(engine, model, num_threads=settings.num_threads or _default_threads())
     waker.worker = worker
     host.start()
     return EngineParts(worker, engine, base, plan, host, copier)
+
+
+def _served_model(base: BaseModel, tokenizer: Tokenizer, max_model_len: int) -> ServedModel:
+    return ServedModel(
+        tokenizer=tokenizer,
+        base=base.description,
+        served_name=base.description.name,
+        max_model_len=max_model_len,
+        vocab_size=int(base.config.vocab_size),
+    )
+
+
+def _blocks(settings: EngineSettings, base: BaseModel, plan: MemoryPlan) -> BlockPool:
+    kv_settings = KVCacheSettings(
+        block_size=plan.block_size, num_blocks=plan.num_blocks, enable_prefix_cache=settings.prefix_cache
+    )
+    return BlockPool(kv_settings, base.description.digest)
 
 
 @dataclass(slots=True)
