@@ -16,7 +16,6 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from server.api.errors import ApiError
 
 WEIGHTS = "weights"
-MAX_PART_HEADER_BYTES = 4096
 
 
 def boundary_of(content_type: str) -> bytes:
@@ -89,15 +88,9 @@ class UploadParser:
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
-        self._check_part_header()
 
     def _on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._header_value += data[start:end]
-        self._check_part_header()
-
-    def _check_part_header(self) -> None:
-        if len(self._header_name) + len(self._header_value) > MAX_PART_HEADER_BYTES:
-            raise ApiError(400, "invalid_multipart", f"a part's header must have at most {MAX_PART_HEADER_BYTES} bytes")
 
     def _on_header_end(self) -> None:
         if self._header_name.lower() == b"content-disposition":

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from server.api.json_text import json_text
+
 MAX_USER_CHARS = 512
 MAX_METADATA_ENTRIES = 16
 MAX_STOP_TOKEN_IDS = 128
@@ -26,7 +28,7 @@ class _Neutral:
 
     def __call__(self, value: Any) -> None:
         if value not in self.values:
-            allowed = " or ".join(repr(accepted) for accepted in self.values)
+            allowed = " or ".join(map(json_text, self.values))
             raise PydanticCustomError(
                 "unsupported_parameter", "not supported here; leave it out or send {allowed}", {"allowed": allowed}
             )

@@ -18,7 +18,6 @@ from server.engine.errors import QueueFull
 from server.engine.output import OutputState
 from server.engine.request import Request, RequestError, TokenEvent, TokenLogprob
 from server.engine.tokenizer import Tokenizer
-from support.tokenizer_zoo import byte_level, wrapped
 
 Listener = Callable[[TokenEvent], None]
 
@@ -41,6 +40,7 @@ class _Sequence:
     output: OutputState
     script: list[int]
     num_cached_tokens: int
+    failure: tuple[int, RequestError] | None = None
     num_tokens: int = 0
     is_aborted: bool = False
 
@@ -49,13 +49,19 @@ class FakeEngine:
     """step_s: the least time between two steps. max_waiting: how many sequences at once before QueueFull."""
 
     def __init__(
-        self, base: BaseDescription, *, max_model_len: int = 512, step_s: float = 0.0, max_waiting: int = 256
+        self,
+        base: BaseDescription,
+        tokenizer: Tokenizer,
+        *,
+        max_model_len: int = 512,
+        step_s: float = 0.0,
+        max_waiting: int = 256,
     ) -> None:
         self.base = base
         self.served_name = "tiny"
         self.max_model_len = max_model_len
-        self.tokenizer = Tokenizer(wrapped(byte_level()))
-        self.vocab_size = self.tokenizer.vocab_size
+        self.tokenizer = tokenizer
+        self.vocab_size = tokenizer.vocab_size
         self.max_waiting = max_waiting
         self.step_s = step_s
         self.ready = True
@@ -117,7 +123,8 @@ class FakeEngine:
         num_cached = len(request.prompt_ids) - 1 if key in self._cached_prompts else 0
         self._cached_prompts.add(key)
         output = OutputState(request.params, self.tokenizer.pieces, self.tokenizer.eos_ids, request.prompt_ids)
-        return _Sequence(request, listener, output, self._script(request), num_cached)
+        failure = self._failures.pop(0) if self._failures else None
+        return _Sequence(request, listener, output, self._script(request), num_cached, failure)
 
     def _script(self, request: Request) -> list[int]:
         who = request.adapter_name or "base"
@@ -156,8 +163,8 @@ class FakeEngine:
             event.prompt_logprobs = self._prompt_logprobs(request)
         if sequence.is_aborted:
             event.finish_reason = "abort"
-        elif self._failures and self._failures[0][0] <= sequence.num_tokens:
-            event.finish_reason, event.error = "error", self._failures.pop(0)[1]
+        elif sequence.failure is not None and sequence.failure[0] <= sequence.num_tokens:
+            event.finish_reason, event.error = "error", sequence.failure[1]
         elif params.max_tokens == 0:
             event.finish_reason = "length"
         else:

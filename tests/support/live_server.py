@@ -14,10 +14,12 @@ from server.api.serve import ListenSettings, build_server
 
 
 @contextmanager
-def serving(app: FastAPI, *, keep_alive_s: int = 30) -> Iterator[str]:
+def serving(app: FastAPI, *, send_buffer_bytes: int | None = None) -> Iterator[str]:
     """The app's base URL, reachable through a socket."""
-    server = build_server(app, ListenSettings(port=0, keep_alive_s=keep_alive_s, grace_s=2))
+    server = build_server(app, ListenSettings(port=0, grace_s=2))
     with socket.socket() as listener:
+        if send_buffer_bytes is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         listener.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="live-server")
         thread.start()

@@ -1,0 +1,123 @@
+"""The API over a real store and an engine, through a real socket. To test another engine, override `engine`.
+
+One server serves one test module: tests use names of their own, and override `settings` for limits of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from adapters_store.store import AdapterStore
+from server.api.app import create_app
+from server.api.ports import EngineClient
+from server.api.settings import ApiSettings
+from server.engine.tokenizer import Tokenizer
+from support.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base
+from support.fake_engine import FakeEngine
+from support.live_server import serving
+from support.tokenizer_zoo import byte_level, wrapped
+
+ADMIN_KEY = "admin-key-for-tests"
+
+MakeClient = Callable[..., httpx.Client]
+Upload = Callable[..., httpx.Response]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(wrapped(byte_level()))
+
+
+@pytest.fixture(scope="module")
+def fake_engine(tokenizer: Tokenizer) -> Iterator[FakeEngine]:
+    with FakeEngine(tiny_base(), tokenizer) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def engine(fake_engine: FakeEngine) -> EngineClient:
+    return fake_engine
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def store(data_dir: Path) -> Iterator[AdapterStore]:
+    store = AdapterStore.open(data_dir)
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def keys(store: AdapterStore) -> dict[str, str]:
+    """API keys by tenant."""
+    return {name: store.tenants.create(name).api_key for name in ("acme", "globex")}
+
+
+@pytest.fixture(scope="module")
+def settings(data_dir: Path) -> ApiSettings:
+    return ApiSettings(data_dir=data_dir, admin_keys=(ADMIN_KEY,))
+
+
+@pytest.fixture(scope="module")
+def app(engine: EngineClient, store: AdapterStore, settings: ApiSettings) -> FastAPI:
+    return create_app(engine=engine, store=store, settings=settings)
+
+
+@pytest.fixture(scope="module")
+def url(app: FastAPI) -> Iterator[str]:
+    with serving(app) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def connect(url: str) -> Iterator[MakeClient]:
+    """connect(key, **headers): a client of the server; no key where it is None."""
+    clients: list[httpx.Client] = []
+
+    def make(key: str | None, **headers: str) -> httpx.Client:
+        own = {} if key is None else {"Authorization": f"Bearer {key}"}
+        clients.append(httpx.Client(base_url=url, headers={**own, **headers}, timeout=20))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture(scope="module")
+def client(connect: MakeClient, keys: dict[str, str]) -> httpx.Client:
+    """Tenant acme's."""
+    return connect(keys["acme"])
+
+
+@pytest.fixture(scope="module")
+def other(connect: MakeClient, keys: dict[str, str]) -> httpx.Client:
+    """Tenant globex's."""
+    return connect(keys["globex"])
+
+
+@pytest.fixture(scope="module")
+def admin(connect: MakeClient) -> httpx.Client:
+    return connect(ADMIN_KEY)
+
+
+@pytest.fixture(scope="module")
+def upload(engine: EngineClient) -> Upload:
+    """upload(client, name, seed=..., **config changes): a small adapter whose tensors follow seed."""
+
+    def post(client: httpx.Client, name: str = "law", *, seed: int = 0, **changes: Any) -> httpx.Response:
+        weights = safetensors_bytes(lora_tensors(engine.base, seed=seed))
+        files = {"config": config_bytes(**changes), "weights": weights}
+        return client.post("/v1/adapters", data={"name": name}, files=files)
+
+    return post

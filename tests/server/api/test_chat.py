@@ -1,0 +1,152 @@
+"""POST /v1/chat/completions over the socket, whole and streamed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from server.api.ports import EngineClient
+
+HELLO = [{"role": "user", "content": "hello"}]
+GREEDY = {"model": "tiny", "temperature": 0, "messages": HELLO}
+
+
+def chat(client: httpx.Client, **body: Any) -> dict[str, Any]:
+    response = client.post("/v1/chat/completions", json={**GREEDY, **body})
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def stream(client: httpx.Client, **body: Any) -> list[dict[str, Any]]:
+    response = client.post("/v1/chat/completions", json={**GREEDY, "stream": True, **body})
+    assert response.status_code == 200, response.text
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert lines.pop() == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_answer_has_openais_shape(client: httpx.Client) -> None:
+    answer = chat(client, max_tokens=5)
+    assert answer.keys() == {"id", "object", "created", "model", "system_fingerprint", "choices", "usage"}
+    assert (answer["object"], answer["model"]) == ("chat.completion", "tiny")
+    assert answer["id"].startswith("chatcmpl-")
+    [choice] = answer["choices"]
+    assert choice.keys() == {"index", "message", "logprobs", "finish_reason"}
+    assert choice["message"].keys() == {"role", "content", "refusal"}
+    assert (choice["message"]["role"], choice["message"]["refusal"]) == ("assistant", None)
+    assert (choice["logprobs"], choice["finish_reason"]) == (None, "length")
+
+
+def test_without_a_limit_the_answer_runs_to_its_end(client: httpx.Client) -> None:
+    [choice] = chat(client)["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["content"].endswith("hello")
+
+
+def test_without_a_limit_the_context_length_is_the_limit(client: httpx.Client, engine: EngineClient) -> None:
+    answer = chat(client, ignore_eos=True)
+    assert answer["usage"]["total_tokens"] == engine.max_model_len
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_both_names_of_the_limit_hold(client: httpx.Client, field: str) -> None:
+    assert chat(client, **{field: 3})["usage"]["completion_tokens"] == 3
+
+
+def test_content_parts_are_joined_as_they_are(client: httpx.Client) -> None:
+    parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    by_parts = chat(client, messages=[{"role": "user", "content": parts}])
+    assert by_parts["choices"][0]["message"] == chat(client)["choices"][0]["message"]
+
+
+def test_developer_is_another_word_for_system(client: httpx.Client) -> None:
+    answers = [
+        chat(client, messages=[{"role": role, "content": "be brief"}, *HELLO], max_tokens=9)
+        for role in ("system", "developer")
+    ]
+    assert answers[0]["choices"] == answers[1]["choices"]
+
+
+def test_an_answer_goes_back_into_the_conversation_as_it_came(client: httpx.Client) -> None:
+    message = chat(client)["choices"][0]["message"]
+    answer = chat(client, messages=[*HELLO, message, {"role": "user", "content": "more"}], max_tokens=3)
+    assert answer["usage"]["completion_tokens"] == 3
+
+
+def test_a_conversation_too_long_for_the_context_is_refused(client: httpx.Client) -> None:
+    body = {**GREEDY, "messages": [{"role": "user", "content": "x"}] * 3, "max_tokens": 600}
+    response = client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert response.json()["error"]["param"] == "messages"
+
+
+def test_logprobs_have_tokens_bytes_and_alternatives(client: httpx.Client) -> None:
+    [choice] = chat(client, max_tokens=6, logprobs=True, top_logprobs=2)["choices"]
+    assert choice["logprobs"].keys() == {"content", "refusal"}
+    content = choice["logprobs"]["content"]
+    assert len(content) == 6
+    for entry in content:
+        assert entry.keys() == {"token", "logprob", "bytes", "top_logprobs"}
+        assert bytes(entry["bytes"]).decode() == entry["token"]
+        assert len(entry["top_logprobs"]) == 2
+        assert entry["top_logprobs"][0].keys() == {"token", "logprob", "bytes"}
+    assert b"".join(bytes(entry["bytes"]) for entry in content).decode() == choice["message"]["content"]
+
+
+def test_logprobs_alone_report_no_alternatives(client: httpx.Client) -> None:
+    [choice] = chat(client, max_tokens=2, logprobs=True)["choices"]
+    assert [entry["top_logprobs"] for entry in choice["logprobs"]["content"]] == [[], []]
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"tools": [], "tool_choice": "none", "functions": None, "parallel_tool_calls": True},
+        {"response_format": {"type": "text"}, "modalities": ["text"], "audio": None, "prediction": None},
+        {"user": "u", "store": True, "metadata": {"a": "b"}, "service_tier": "auto", "prompt_cache_key": "k"},
+        {"temperature": None, "top_p": None, "n": None, "stop": None, "seed": None, "logit_bias": None, "stream": None},
+        {"top_k": -1, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "top_p": 1, "stop": []},
+    ],
+)
+def test_fields_that_change_nothing_are_accepted(client: httpx.Client, neutral: dict[str, Any]) -> None:
+    assert len(chat(client, max_tokens=2, **neutral)["choices"]) == 1
+
+
+def test_stream_says_who_then_what_then_why(client: httpx.Client) -> None:
+    whole = chat(client)["choices"][0]
+    chunks = stream(client)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0] == {"role": "assistant", "content": "", "refusal": None}
+    assert deltas[-1] == {}
+    assert {tuple(delta) for delta in deltas[1:-1]} == {("content",)}
+    assert "".join(delta["content"] for delta in deltas[:-1]) == whole["message"]["content"]
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+    assert reasons == [None] * (len(chunks) - 1) + ["stop"]
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_streamed_choices_add_up_to_the_whole_ones(client: httpx.Client) -> None:
+    options = {"n": 3, "temperature": 1.0, "seed": 5, "max_tokens": 15, "logprobs": True, "top_logprobs": 1}
+    texts, tokens = ["", "", ""], [0, 0, 0]
+    for chunk in stream(client, **options):
+        [choice] = chunk["choices"]
+        texts[choice["index"]] += choice["delta"].get("content", "")
+        if choice["logprobs"] is not None:
+            tokens[choice["index"]] += len(choice["logprobs"]["content"])
+    whole = chat(client, **options)
+    assert texts == [choice["message"]["content"] for choice in whole["choices"]]
+    assert tokens == [15, 15, 15]
+
+
+def test_streamed_usage_equals_the_whole_answers(client: httpx.Client) -> None:
+    *_, last = stream(client, n=2, max_tokens=4, stream_options={"include_usage": True})
+    whole = chat(client, n=2, max_tokens=4)["usage"]
+    for field in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert last["usage"][field] == whole[field]

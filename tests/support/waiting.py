@@ -1,0 +1,14 @@
+"""Waits for something that happens on another thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def wait_until(condition: Callable[[], object], *, timeout_s: float = 5.0) -> None:
+    """Returns once the condition holds; fails after timeout_s."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not so within {timeout_s} s"
+        time.sleep(0.002)
