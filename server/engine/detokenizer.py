@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 
-from server.engine.pieces import Piece, PieceTable
+from server.engine.pieces import PieceTable
 
 _ESCAPED_BYTES = dict.fromkeys(range(0xDC80, 0xDD00), "\ufffd")  # what "surrogateescape" leaves for one invalid byte
 
@@ -39,18 +39,14 @@ class Detokenizer:
         if self._at_start:
             self._at_start = False
             piece = self._pieces.first(token_id)
-        text = self._pending_with(piece) if self._pending or piece.text is None else piece.text
+        text = piece.text
+        if self._pending or text is None:
+            text = self._decoded(self._pending + piece.raw, final=False)
         return self._stripped(text) if self._spaces_to_strip and text else text
 
     def flush(self) -> str:
         """What is left at the end of the output: U+FFFD for bytes that no character was made of."""
-        text, self._pending = self._decoded(self._pending, final=True), b""
-        return text
-
-    def _pending_with(self, piece: Piece) -> str:
-        if not piece.joins_bytes:
-            return self.flush() + piece.raw.decode()
-        return self._decoded(self._pending + piece.raw, final=False)
+        return self._decoded(self._pending, final=True)
 
     def _decoded(self, raw: bytes, *, final: bool) -> str:
         if self._pieces.rules.byte_level:  # one U+FFFD for each maximal broken sequence, as the decoder does

@@ -24,13 +24,11 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Piece:
     """text: what the token says when no unfinished character precedes it, None if its bytes alone are not UTF-8.
 
-    joins_bytes: its bytes may be part of a character begun by the token before. is_empty: unknown or special, so that
-    the text goes on as if the token were not there.
+    is_empty: unknown or special, so that the text goes on as if the token were not there.
     """
 
     raw: bytes
     text: str | None
-    joins_bytes: bool = False
     is_empty: bool = False
 
 
@@ -100,13 +98,13 @@ class PieceTable:
     def _piece_of(self, token: str) -> Piece:
         if self._bytes_of is not None:
             raw = self._bytes_of(token)
-            return Piece(raw, _text_of(raw), joins_bytes=True)
+            return Piece(raw, _text_of(raw))
         for old, new in self.rules.replacements:
             token = token.replace(old, new)
         match = _BYTE_TOKEN.fullmatch(token) if self.rules.byte_fallback else None
         if match:
             raw = bytes.fromhex(match[1])
-            return Piece(raw, _text_of(raw), joins_bytes=True)
+            return Piece(raw, _text_of(raw))
         text = self.rules.prefix + token
         return Piece(text.encode(), text)
 

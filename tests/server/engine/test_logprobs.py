@@ -39,7 +39,7 @@ def test_each_row_gets_as_many_alternatives_as_it_asked_for() -> None:
 
 def test_equal_scores_are_listed_by_lower_id_so_the_greedy_token_is_the_first_alternative() -> None:
     logits_TV = torch.zeros(1, 300)
-    logits_TV[0, [250, 30, 100]] = 5.0
+    logits_TV[0, [250, 30, 100, *range(101, 109)]] = 5.0
     one = Request("a", "t", [1], SamplingParams(temperature=0.0, logprobs=2))
     rows = Sampler().sample(logits_TV, [one])
     entry = rows.logprobs[0]

@@ -177,6 +177,7 @@ def test_the_first_min_tokens_tokens_cannot_stop_it() -> None:
     assert "".join(run(state_for(**fields), [*letters("bc"), EOS, *letters("ab")])[0]) == "bca"
     assert "".join(run(state_for(**fields), letters("abac"))[0]) == "aba"
     assert "".join(run(state_for(min_tokens=2, stop=("abc",)), letters("abc"))[0]) == ""  # began early, ends late
+    assert "".join(run(state_for(min_tokens=3, stop=("aba",)), letters("ababa"))[0]) == "ab"  # overlaps one passed over
 
 
 def test_a_token_costs_little_and_the_worst_stop_strings_stay_linear() -> None:

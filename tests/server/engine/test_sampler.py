@@ -11,9 +11,10 @@ from transformers.generation import logits_process as hf
 
 from server.engine.request import Request
 from server.engine.sampler import Sampler, uniforms, validate_params
+from server.engine.sampling_ops import ordered_topk
 from server.engine.sampling_params import InvalidRequest, SamplingParams
 
-VOCAB = 400
+VOCAB = 1500  # wide enough for the first candidates to be a part of it
 _ids = count()
 
 
@@ -233,14 +234,14 @@ def test_presence_and_frequency_penalties_count_the_output_only() -> None:
     requests = [
         request([8, 9], [5, 5, 6], presence_penalty=0.5, frequency_penalty=0.25),
         request([8, 9], [5, 5, 6]),
-        request([8, 9], [5, 8], repetition_penalty=2.0, frequency_penalty=-1.0),
+        request([8, 9], [5, 8], repetition_penalty=2.0, frequency_penalty=-1.0, presence_penalty=0.5),
     ]
     expected = logits_RV.clone()
     expected[0, 5] -= 0.5 + 2 * 0.25
     expected[0, 6] -= 0.5 + 0.25
     for token_id, times in ((5, 1), (8, 1), (9, 0)):
         value = expected[2, token_id]
-        expected[2, token_id] = (value / 2 if value > 0 else value * 2) + times
+        expected[2, token_id] = (value / 2 if value > 0 else value * 2) + times / 2
     torch.testing.assert_close(greedy_scores(Sampler(), logits_RV, requests), expected, rtol=0, atol=1e-6)
 
 
@@ -317,11 +318,11 @@ def test_min_tokens_holds_off_end_of_sequence_and_stop_tokens_until_it_is_reache
 
 def test_impossible_tokens_are_never_drawn() -> None:
     logits_V = torch.full((VOCAB,), -torch.inf)
-    logits_V[[3, 399]] = torch.tensor([0.0, math.log(3)])
+    logits_V[[3, 1499]] = torch.tensor([0.0, math.log(3)])
     for fields in ({}, {"top_k": 50}, {"top_p": 0.99}, {"min_p": 0.01}, {"logit_bias": ((8, 100.0),)}):
         counts = draw(Sampler(), logits_V, 2000, **fields)
-        assert counts[3] + counts[399] == 2000
-        assert abs(int(counts[399]) - 1500) < 100
+        assert counts[3] + counts[1499] == 2000
+        assert abs(int(counts[1499]) - 1500) < 100
 
 
 # --- bad rows, plans
@@ -358,6 +359,26 @@ def test_a_wide_vocabulary_with_a_flat_row_looks_beyond_the_first_candidates() -
     assert (counts[:100] > 0).all()
 
 
+@pytest.mark.parametrize("k", [1, 10, 128, 999, 1000])
+def test_ranking_is_by_score_then_by_lower_id(k: int) -> None:
+    generator = torch.Generator().manual_seed(k)
+    scores_RV = torch.randint(-40, 40, (6, 1000), generator=generator) / 8.0  # about 12 of each
+    scores_RV[2] = torch.randn(1000, generator=generator) * 1e30
+    scores_RV[3] = torch.randn(1000, generator=generator) * 1e-40
+    scores_RV[4, ::2] = -torch.inf
+    scores_RV[5] = torch.tensor([0.0, -0.0]).repeat(500)
+    values_RK, ids_RK = ordered_topk(scores_RV, k)
+    assert torch.equal(values_RK, scores_RV.gather(-1, ids_RK))
+    for row, scores in enumerate(scores_RV.tolist()):
+        best = sorted(range(1000), key=lambda id_: (-scores[id_], id_))[:k]
+        ids, edge = ids_RK[row].tolist(), scores[best[-1]]
+        is_defined = [scores[id_] != edge or k == 1000 for id_ in best]
+        assert [id_ for id_, ok in zip(ids, is_defined, strict=True) if ok] == [
+            id_ for id_, ok in zip(best, is_defined, strict=True) if ok
+        ]
+        assert values_RK[row].tolist() == [scores[id_] for id_ in best]
+
+
 def test_one_batch_may_mix_every_kind() -> None:
     rng, sampler = random.Random(3), Sampler(eos_ids=[2], seed=0)
     for step in range(20):
@@ -380,14 +401,16 @@ def test_a_reused_sampler_follows_the_batch_as_it_changes() -> None:
     assert sampler.sample(logits_RV, [two, one]).token_ids == [9, best[1]]
     assert sampler.sample(logits_RV[:1], [one]).token_ids == [best[0]]
     assert sampler.sample(logits_RV[:0], []).token_ids == []
+    assert sampler.sample(logits_RV[:1], [one]).token_ids == [best[0]]
     sampler.forget(one.id)
-    assert sampler.sample(logits_RV, [one, two]).token_ids == [best[0], 9]
+    one.params = SamplingParams(temperature=0.0, logit_bias=((8, 100.0),))  # the id of one that is over may return
+    assert sampler.sample(logits_RV[:1], [one]).token_ids == [8]
 
 
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
-        ({"logit_bias": ((VOCAB, 1.0),)}, "logit_bias", "400; ids must be in"),
+        ({"logit_bias": ((VOCAB, 1.0),)}, "logit_bias", "1500; ids must be in"),
         ({"logit_bias": ((-1, 1.0),)}, "logit_bias", "-1"),
         ({"logit_bias": ((3, 1.0), (3, 2.0))}, "logit_bias", "3 more than once"),
         ({"stop_token_ids": (10**9,)}, "stop_token_ids", "1000000000"),

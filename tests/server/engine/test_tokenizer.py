@@ -57,7 +57,17 @@ def test_truncation_and_padding_stored_with_the_tokenizer_do_not_touch_prompts(t
     core.enable_truncation(4)
     core.enable_padding(length=64)
     wrapped(core).save_pretrained(tmp_path)
-    assert len(Tokenizer.load(tmp_path).encode("x" * 100)) == len(byte_level().encode("x" * 100).ids)
+    tokenizer = Tokenizer.load(tmp_path)
+    for text in ("x" * 100, "x"):
+        assert len(tokenizer.encode(text)) == len(byte_level().encode(text).ids)
+
+
+def test_what_others_do_to_the_transformers_tokenizer_does_not_touch_ours() -> None:
+    original = wrapped(byte_level())
+    tokenizer = Tokenizer(original)
+    expected = tokenizer.encode("x" * 100)
+    original("x" * 100, truncation=True, max_length=5)
+    assert tokenizer.encode("x" * 100) == expected
 
 
 def test_a_lone_surrogate_is_a_named_refusal(tokenizer: Tokenizer) -> None:
