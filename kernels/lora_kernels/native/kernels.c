@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -61,10 +61,48 @@ typedef struct {
 #define H_AT(b, g, s, j) ((b)->h + (b)->start[s] * H_STRIDE(b, g) + (j) * (b)->h_rank)
 #define ROWS(b, s) ((b)->rows + (b)->start[s]), ((b)->start[(s) + 1] - (b)->start[s])
 
+typedef float v8 __attribute__((vector_size(32)));
+typedef float v4 __attribute__((vector_size(16)));
+
+static inline v4 fold(v16 v) {  // four partial sums
+  v8 half[2];
+  v4 quarter[2];
+  memcpy(half, &v, sizeof half);
+  half[0] += half[1];
+  memcpy(quarter, half, sizeof quarter);
+  return quarter[0] + quarter[1];
+}
 static inline float hsum(v16 v) {
-  for (int half = 8; half; half /= 2)
-    for (int i = 0; i < half; i++) v[i] += v[i + half];
-  return v[0];
+  v4 q = fold(v);
+  return (q[0] + q[1]) + (q[2] + q[3]);
+}
+static inline v4 hsum4(v16 a, v16 b, v16 c, v16 d) {  // the four sums
+#if defined(__AVX512F__)
+  __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
+  __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps((__m512)c, (__m512)d), _mm512_unpackhi_ps((__m512)c, (__m512)d));
+  __m512d lo = _mm512_unpacklo_pd((__m512d)ab, (__m512d)cd), hi = _mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
+  return fold((v16)_mm512_add_ps((__m512)lo, (__m512)hi));
+#else
+  return (v4){hsum(a), hsum(b), hsum(c), hsum(d)};
+#endif
+}
+
+static inline v16 splat(float f) { return (v16){0} + f; }
+static inline v16 vmax(v16 a, v16 b) { return (v16)(((i32x16)(a > b) & (i32x16)a) | (~(i32x16)(a > b) & (i32x16)b)); }
+
+// exp to 2 ulp for x <= 0 (below -87: 1e-38). Cephes' polynomial on [-ln2/2, ln2/2].
+static inline v16 vexp(v16 x) {
+  x = vmax(x, splat(-87.0f));
+  v16 shifted = x * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to the nearest integer
+  v16 n = shifted - 12582912.0f;
+  v16 r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  v16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return (v16)((i32x16)p + (__builtin_convertvector(n, i32x16) << 23));
 }
 
 static inline v16 load_f32(const float *p) {

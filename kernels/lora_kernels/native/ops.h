@@ -22,13 +22,13 @@ static inline __attribute__((always_inline)) void NAME(dot_block)(
     }
   }
 #pragma GCC unroll 6
-  for (int m = 0; m < MB; m++)
+  for (int m = 0; m < MB; m++) {
+    v4 sums = hsum4(acc[m][0], acc[m][NB > 1 ? 1 : 0], acc[m][NB > 2 ? 2 : 0], acc[m][NB > 3 ? 3 : 0]);
+    for (int64_t j = k; j < K; j++)
 #pragma GCC unroll 4
-    for (int n = 0; n < NB; n++) {
-      float sum = hsum(acc[m][n]);
-      for (int64_t j = k; j < K; j++) sum += TO_FLOAT(x[m][j]) * TO_FLOAT(w[n * w_stride + j]);
-      out[m * out_stride + n] = sum;
-    }
+      for (int n = 0; n < NB; n++) sums[n] += TO_FLOAT(x[m][j]) * TO_FLOAT(w[n * w_stride + j]);
+    memcpy(out + m * out_stride, &sums, NB * sizeof(float));
+  }
 }
 
 #define DOT_CASE(MB)                                                                             \
@@ -54,9 +54,10 @@ static void NAME(linear_columns)(T *y, int64_t y_stride, const T *x, int64_t x_s
   int64_t blocks = (M + 5) / 6;
   for (int64_t n = lo; n < hi; n += 4) {
     int nb = (int)MIN(hi - n, 4);
-    if (n + 4 < hi)  // the next four weight rows, while these are computed
-      for (int j = 0; j < 4; j++) __builtin_prefetch(w + (n + 4 + j) * K, 0, 2);
+    const char *next = (const char *)(w + (n + 4) * K);  // the next four weight rows come while these are used
+    int64_t lines = n + 8 <= hi ? 4 * K * (int64_t)sizeof(T) / 64 : 0;
     for (int64_t b = 0; b < blocks; b++) {
+      for (int64_t line = lines * b / blocks; line < lines * (b + 1) / blocks; line++) __builtin_prefetch(next + 64 * line, 0, 2);
       int64_t m0 = M * b / blocks, m1 = M * (b + 1) / blocks;
       for (int64_t m = m0; m < m1; m++) rows[m - m0] = x + m * x_stride;
       NAME(dot_tile)((int)(m1 - m0), nb, rows, w + n * K, K, K, out, 4);
@@ -229,11 +230,38 @@ void NAME(ml_rms_norm)(T *y, int64_t y_stride, const T *x, int64_t x_stride, con
   }
 }
 
+// out = share * sum of scores[j] * value[j], for NV * 16 columns in registers.
+static inline __attribute__((always_inline)) void NAME(weigh_columns)(const int NV, const attention_args *g, T *out,
+                                                                      const T *v_head, const int32_t *table, int64_t first,
+                                                                      int64_t last, const float *scores, float share) {
+  int64_t D = g->head_dim, block_stride = g->kv_heads * g->block_size * D;
+  v16 acc[8];
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; v++) acc[v] = (v16){0};
+  for (int64_t j = first; j < last;) {
+    int64_t in_block = j % g->block_size, run = MIN(g->block_size - in_block, last - j);
+    const T *value = v_head + table[j / g->block_size] * block_stride + in_block * D;
+    for (int64_t i = 0; i < run; i++, value += D)
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; v++) acc[v] += scores[j - first + i] * LOAD16(value + 16 * v);
+    j += run;
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; v++) STORE16(out + 16 * v, acc[v] * share);
+}
+
+static void NAME(weigh_values)(const attention_args *g, T *out, const T *v_cache, const int32_t *table, int64_t kv_head,
+                               int64_t first, int64_t last, const float *scores, float share) {
+  const T *v_head = v_cache + kv_head * g->block_size * g->head_dim;
+  int64_t d = 0;
+  for (; d + 64 <= g->head_dim; d += 64) NAME(weigh_columns)(4, g, out + d, v_head + d, table, first, last, scores, share);
+  for (; d < g->head_dim; d += 16) NAME(weigh_columns)(1, g, out + d, v_head + d, table, first, last, scores, share);
+}
+
 // Attention of one query head over the cached keys [first, last) of one sequence.
 static void NAME(attend)(const attention_args *g, T *out, const T *q, const T *k_cache, const T *v_cache,
                          const int32_t *table, int64_t kv_head, int64_t first, int64_t last, float *scores) {
   int64_t D = g->head_dim, block_stride = g->kv_heads * g->block_size * D;
-  float top = -INFINITY, total = 0.0f;
   const T *query[1] = {q};
   for (int64_t j = first; j < last;) {
     int64_t in_block = j % g->block_size, run = MIN(g->block_size - in_block, last - j);
@@ -242,22 +270,20 @@ static void NAME(attend)(const attention_args *g, T *out, const T *q, const T *k
       NAME(dot_tile)(1, (int)MIN(run - i, 4), query, k + i * D, D, D, scores + (j - first) + i, 4);
     j += run;
   }
-  for (int64_t j = 0; j < last - first; j++) {
-    float s = scores[j] * g->scale;
-    if (g->softcap > 0.0f) s = g->softcap * tanhf(s / g->softcap);
-    scores[j] = s;
-    if (s > top) top = s;
+  int64_t count = last - first, padded = (count + 15) / 16 * 16;
+  for (int64_t j = count; j < padded; j++) scores[j] = -INFINITY;
+  if (g->softcap > 0.0f)
+    for (int64_t j = 0; j < count; j++) scores[j] = g->softcap * tanhf(scores[j] * g->scale / g->softcap) / g->scale;
+  v16 top = splat(-INFINITY), total = splat(0.0f);
+  for (int64_t j = 0; j < padded; j += 16) top = vmax(load_f32(scores + j), top);
+  float peak = top[0];
+  for (int i = 1; i < 16; i++) peak = top[i] > peak ? top[i] : peak;
+  for (int64_t j = 0; j < padded; j += 16) {
+    v16 p = vexp((load_f32(scores + j) - peak) * g->scale);
+    store_f32(scores + j, p);
+    total += p;
   }
-  for (int64_t j = 0; j < last - first; j++) total += scores[j] = expf(scores[j] - top);
-  v16 acc[16];  // head_dim <= 256, a multiple of 16
-  int64_t nv = D / 16;
-  for (int64_t v = 0; v < nv; v++) acc[v] = (v16){0};
-  for (int64_t j = first; j < last; j++) {
-    const T *val = v_cache + table[j / g->block_size] * block_stride + (kv_head * g->block_size + j % g->block_size) * D;
-    float p = scores[j - first];
-    for (int64_t v = 0; v < nv; v++) acc[v] += p * LOAD16(val + 16 * v);
-  }
-  for (int64_t v = 0; v < nv; v++) STORE16(out + 16 * v, acc[v] / total);
+  NAME(weigh_values)(g, out, v_cache, table, kv_head, first, last, scores, 1.0f / hsum(total));
 }
 
 // Writes this step's keys and values into the paged cache [blocks, kv_heads, block_size, head_dim].
@@ -278,7 +304,7 @@ void NAME(ml_paged_attention)(const attention_args *g, T *out, const T *q, int64
                               const T *k_cache, const T *v_cache) {
 #pragma omp parallel
   {
-    float *scores = (float *)malloc(sizeof(float) * (size_t)(g->max_context + 4));
+    float *scores = (float *)malloc(sizeof(float) * (size_t)(g->max_context + 16));
 #pragma omp for collapse(2) schedule(dynamic, 4)
     for (int64_t i = 0; i < g->num_listed; i++)
       for (int64_t h = 0; h < g->q_heads; h++) {
