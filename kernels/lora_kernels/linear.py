@@ -8,7 +8,7 @@ from torch.nn.functional import linear
 from lora_kernels.lora_batch import LoraBatch, LoraGroup
 from lora_kernels.native.bindings import NativeOps, native_ops
 
-FAST_LINEAR_MAX_ROWS = 32  # above it the library's GEMM wins (benchmarks/op_linear.py)
+FAST_LINEAR_MAX_ROWS = 64  # above it the library's GEMM wins (benchmarks/op_linear.py)
 
 
 def group_linear(
