@@ -5,12 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters_store.arena_allocator import ArenaAllocator
 
 
+@settings(deadline=None)
 @given(
     alignment=st.sampled_from([1, 4, 32]),
     actions=st.lists(st.tuples(st.booleans(), st.integers(1, 200), st.integers(0, 30)), max_size=80),

@@ -123,6 +123,45 @@ def test_a_release_lets_the_next_one_on_without_being_asked(bench: Bench) -> Non
     assert bench.resident() == {A, B, D, E}
 
 
+def test_one_that_nobody_wants_any_more_makes_room_when_its_copy_is_done(bench: Bench) -> None:
+    bench.disk.sizes |= {A: 40, B: 40}
+    bench.delay[0] = 2
+    bench.tiers.want([A])
+    bench.host.load_next()
+    bench.tiers.poll()
+    bench.tiers.want([B])
+    bench.host.load_next()
+    bench.tiers.poll()
+    assert bench.resident() == {A}
+    bench.settle()
+    assert bench.resident() == {B}
+
+
+def test_one_asked_for_once_is_not_brought_back_after_it_was_evicted(bench: Bench) -> None:
+    bench.tiers.acquire(A)
+    bench.settle()
+    assert bench.resident() == {A}
+    bench.bring(B, C, D, E)
+    bench.tiers.forget(E)
+    bench.settle()
+    assert bench.resident() == {B, C, D}
+
+
+def test_a_less_urgent_load_does_not_push_the_next_one_out_of_host_memory() -> None:
+    bench = make_bench(max_bytes=100)
+    bench.disk.sizes[E] = 20
+    bench.bring(E)
+    bench.tiers.acquire(E)
+    bench.disk.sizes |= {A: 25, B: 15}
+    bench.tiers.want([A, B])
+    bench.settle()
+    assert bench.host.find(A) is not None
+    assert bench.host.stats().loads == 3
+    bench.tiers.release(E)
+    bench.tiers.poll()
+    assert bench.resident() == {A}
+
+
 def test_copies_under_way_are_bounded() -> None:
     bench = make_bench(max_copies=2)
     bench.delay[0] = 2

@@ -21,6 +21,7 @@ def test_pinned_adapters_stay_without_being_used(bench: Bench) -> None:
     bench.tiers.pin(A)
     bench.tiers.pin(B)  # comes by itself
     bench.settle()
+    assert all(entry.pinned for entry in bench.tiers.resident())
     bench.bring(C, D)
     bench.tiers.want([E])
     bench.settle()

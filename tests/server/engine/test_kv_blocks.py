@@ -210,6 +210,17 @@ def test_a_poisoned_block_is_zeroed_only_after_its_last_reader_has_left() -> Non
     assert pool.take_blocks_to_zero() == []
 
 
+def test_poison_found_after_the_block_was_given_up_is_zeroed_too() -> None:
+    pool = make_pool()
+    request = make_request(list(range(9)))
+    run(pool, request)
+    blocks = finish(pool, request)
+    pool.discard(blocks[:1])
+    assert pool.take_blocks_to_zero() == blocks[:1]
+    assert pool.num_free == 8
+    assert pool.match(make_request(list(range(9)))) == []
+
+
 def test_a_request_aborted_in_mid_prompt_leaves_no_unconfirmed_numbers_behind() -> None:
     pool = make_pool()
     request = make_request(list(range(16)))

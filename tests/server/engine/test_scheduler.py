@@ -128,7 +128,7 @@ def test_deleting_an_adapter_fails_who_waits_for_it_and_leaves_who_runs_on_it() 
 
 
 def test_the_last_admitted_makes_room_and_resumes_at_the_front_with_its_tokens() -> None:
-    bench = make_bench(num_blocks=6)
+    bench = make_bench(num_blocks=6, max_running=2)
     bench.gate.ready_digests[A] = 0
     old, new = bench.add(8, max_tokens=16), bench.add(7, max_tokens=12, adapter=A)
     bench.step()
@@ -136,6 +136,7 @@ def test_the_last_admitted_makes_room_and_resumes_at_the_front_with_its_tokens()
     while new.status is Status.RUNNING:
         bench.step()
     assert old.status is Status.RUNNING
+    assert behind.status.name == "WAITING"
     assert (new.num_preemptions, new.block_ids, new.num_computed_tokens, new.slot) == (1, [], 0, None)
     assert bench.gate.references[A] == 0
     tokens = list(new.output_ids)
@@ -192,6 +193,24 @@ def test_copies_of_one_prompt_compute_it_once() -> None:
     assert [row for row in rows if row[0] in ("c1", "c2")] == [("c1", 1), ("c2", 1)]
     assert choices[1].block_ids[:5] == choices[2].block_ids[:5]
     assert choices[1].num_cached_tokens == 20
+
+
+def test_a_thousand_twins_are_not_all_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = make_bench(max_running=32, max_batch_tokens=32, lookahead=5)
+    prompt, looked_at = list(range(40)), []
+    for index in range(1000):
+        bench.scheduler.add(Request(f"twin{index}", "law", prompt, SamplingParams(max_tokens=2)))
+    match = bench.pool.match
+
+    def noted_match(request: Request) -> list[int]:
+        looked_at.append(request.id)
+        return match(request)
+
+    monkeypatch.setattr(bench.pool, "match", noted_match)
+    bench.step()
+    assert len(looked_at) == 1  # the first takes the whole step
+    bench.step()
+    assert len(looked_at) <= 1 + 6
 
 
 def test_a_twin_goes_on_when_the_one_it_waited_for_is_aborted() -> None:
