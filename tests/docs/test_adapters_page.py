@@ -1,0 +1,21 @@
+"""docs/adapters.md names every code an adapter can be refused with."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+OF_TENANTS_AND_DISKS = {"tenant_exists", "key_not_found", "tenant_not_found", "database_newer"}
+
+
+def test_every_refusal_code_is_explained() -> None:
+    page = (ROOT / "docs" / "adapters.md").read_text()
+    sources = "".join(path.read_text() for path in (ROOT / "adapters_store").glob("*.py"))
+    raised = re.findall(
+        r"(?:Rejected|_rejected|Conflict|NotFound|BlobDamaged|Unavailable|StoreError)\(\s*\"([a-z_]+)\"", sources
+    )
+    named = re.findall(r"\"(unsupported_[a-z_]+)\"", sources)
+    missing = {code for code in (*raised, *named) if f"`{code}`" not in page} - OF_TENANTS_AND_DISKS
+    assert len(raised) > 30
+    assert missing == set()
