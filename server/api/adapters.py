@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,6 +24,7 @@ from server.api.limits import UPLOAD_PATH
 from server.api.model_ref import model_not_found, tenant_and_ref
 from server.api.multipart import WEIGHTS, UploadParser, boundary_of
 from server.api.paging import DEFAULT_LIMIT, After, Limit, page
+from server.api.settings import ApiSettings
 
 MAX_NAME_BYTES = 512
 
@@ -30,7 +33,7 @@ async def upload_adapter(request: Request, caller: CallerDep, context: ContextDe
     """Publish a PEFT LoRA: parts `name`, `config` (adapter_config.json), `weights` (adapter_model.safetensors)."""
     boundary = boundary_of(request.headers.get("content-type", ""))
     with _upload_slot(context):
-        weights = await off_loop(_spool_path, context.settings.data_dir)
+        weights = await off_loop(_spool_path, context.settings)
         try:
             fields = await _receive(request, boundary, weights, context)
             name = fields["name"].decode("utf-8", "replace")
@@ -70,6 +73,7 @@ async def delete_adapter(name: str, caller: CallerDep, context: ContextDep) -> d
         digests = await off_loop(context.store.delete, tenant, ref)
     except NotFound:
         raise model_not_found(name) from None
+    context.engine.forget_adapters(digests)
     return {"id": name, "object": "adapter.deleted", "deleted": True, "digests": digests}
 
 
@@ -106,9 +110,15 @@ def _upload_slot(context: ApiContext) -> Iterator[None]:
         context.upload_slots.release_on_behalf_of(borrower)
 
 
-def _spool_path(data_dir: Path) -> Path:
-    folder = data_dir / "uploads"
+def _spool_path(settings: ApiSettings) -> Path:
+    """A new file's name. Files older than any upload may last were left by a server that was killed; they go."""
+    folder = settings.data_dir / "uploads"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    oldest_s = time.time() - settings.upload_timeout_s - settings.idle_timeout_s
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):  # another upload has just ended
+            if entry.stat().st_mtime < oldest_s:
+                os.unlink(entry)
     return folder / f"{uuid4().hex}.part"
 
 

@@ -48,6 +48,7 @@ async def rotate_key(name: str, context: ContextDep) -> dict[str, Any]:
 async def delete_tenant(name: str, context: ContextDep) -> dict[str, Any]:
     """Delete a tenant, its keys and its adapters. What is being generated for it comes to its end."""
     digests = await off_loop(context.store.tenants.delete, name)
+    context.engine.forget_adapters(digests)
     return {"id": name, "object": "tenant.deleted", "deleted": True, "digests": digests}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from http import HTTPStatus
+from uuid import uuid4
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -125,6 +126,7 @@ def _whole_response(error: ApiError) -> bytes:
         "content-type": "application/json",
         "content-length": str(len(body)),
         "connection": "close",
+        "x-request-id": f"req_{uuid4().hex}",
         **error.headers,
     }
     lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{k}: {v}" for k, v in headers.items())]

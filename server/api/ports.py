@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from adapters_store.base import BaseDescription
+from adapters_store.base import AdapterDigest, BaseDescription
 from server.engine.request import Request, TokenEvent
 from server.engine.tokenizer import Tokenizer
 
@@ -32,7 +32,8 @@ class EngineStats(Protocol):
 
 class EngineClient(Protocol):
     """The engine as other threads see it. `submit` may raise QueueFull or InvalidRequest; its listener is called on the
-    engine's thread and gets exactly one final event. `abort` is idempotent."""
+    engine's thread and gets exactly one final event. `abort` is idempotent. `forget_adapters` frees the memory of
+    deleted adapters once no request uses them."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
@@ -47,6 +48,7 @@ class EngineClient(Protocol):
 
     def submit(self, request: Request, listener: Callable[[TokenEvent], None]) -> None: ...
     def abort(self, request_id: str) -> None: ...
+    def forget_adapters(self, digests: Sequence[AdapterDigest]) -> None: ...
     def is_healthy(self) -> bool: ...
     def is_ready(self) -> bool: ...
     def stats(self) -> EngineStats: ...

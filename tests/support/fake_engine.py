@@ -10,10 +10,10 @@ import hashlib
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from adapters_store.base import BaseDescription
+from adapters_store.base import AdapterDigest, BaseDescription
 from server.engine.errors import QueueFull
 from server.engine.output import OutputState
 from server.engine.request import Request, RequestError, TokenEvent, TokenLogprob
@@ -68,6 +68,7 @@ class FakeEngine:
         self.num_steps = 0
         self.aborted: list[str] = []
         self.seen: list[Request] = []
+        self.forgotten: list[AdapterDigest] = []
         self.may_step = threading.Event()
         self.may_step.set()
         self._failures: list[tuple[int, RequestError]] = []
@@ -105,6 +106,9 @@ class FakeEngine:
             if request_id in self._sequences:
                 self.aborted.append(request_id)
                 self._sequences[request_id].is_aborted = True
+
+    def forget_adapters(self, digests: Sequence[AdapterDigest]) -> None:
+        self.forgotten += digests
 
     def is_healthy(self) -> bool:
         return self._thread.is_alive()

@@ -1,10 +1,13 @@
-"""The API over a real store and an engine, through a real socket. To test another engine, override `engine`.
+"""The API over a real store and an engine, through a real socket.
 
-One server serves one test module: tests use names of their own, and override `settings` for limits of their own.
+The engine is `support.fake_engine`; MULTILORA_TEST_ENGINE=real runs the same tests over the real one and a tiny random
+model, less those that need an engine to fail or wait on demand. serves one test module: tests use
+names of their own, and override `settings` for limits of their own.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,17 @@ from adapters_store.store import AdapterStore
 from server.api.app import create_app
 from server.api.ports import EngineClient
 from server.api.settings import ApiSettings
+from server.engine.build import EngineSettings, build_engine
+from server.engine.memory_plan import MemoryWishes
 from server.engine.tokenizer import Tokenizer
 from support.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base
 from support.fake_engine import FakeEngine
 from support.live_server import serving
+from support.service import make_base
 from support.tokenizer_zoo import byte_level, wrapped
 
 ADMIN_KEY = "admin-key-for-tests"
+USE_REAL_ENGINE = os.environ.get("MULTILORA_TEST_ENGINE") == "real"
 
 MakeClient = Callable[..., httpx.Client]
 Upload = Callable[..., httpx.Response]
@@ -36,13 +43,32 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def fake_engine(tokenizer: Tokenizer) -> Iterator[FakeEngine]:
+    if USE_REAL_ENGINE:
+        pytest.skip("this test tells its engine what to do")
     with FakeEngine(tiny_base(), tokenizer) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
-def engine(fake_engine: FakeEngine) -> EngineClient:
-    return fake_engine
+def real_engine(store: AdapterStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineClient]:
+    base = make_base(tmp_path_factory.mktemp("base") / "tiny")
+    settings = EngineSettings(
+        base=base,
+        dtype="float32",
+        num_threads=1,
+        max_model_len=512,
+        memory=MemoryWishes(kv_cache=16 << 20, adapter_pool=4 << 20, host_cache=64 << 20),
+    )
+    parts = build_engine(settings, store)
+    parts.worker.start()
+    yield parts.worker
+    parts.close()
+
+
+@pytest.fixture(scope="module")
+def engine(request: pytest.FixtureRequest) -> EngineClient:
+    engine: EngineClient = request.getfixturevalue("real_engine" if USE_REAL_ENGINE else "fake_engine")
+    return engine
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -123,22 +123,3 @@ def test_an_abort_by_the_engine_is_a_503_that_may_be_retried(client: httpx.Clien
     thread.join()
     assert answers[0].status_code == 503
     assert answers[0].headers["retry-after"] == "1"
-
-
-def test_many_streams_at_once_each_get_their_own(connect: Callable[..., httpx.Client], keys: dict[str, str]) -> None:
-    texts: dict[int, str] = {}
-
-    def read(index: int) -> None:
-        body = {**ASK, "prompt": f"stream number {index}", "max_tokens": 35, "ignore_eos": False, "stream": True}
-        with connect(keys["acme"]).stream("POST", "/v1/completions", json=body) as response:
-            chunks = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")]
-        texts[index] = "".join(chunk["choices"][0]["text"] for chunk in chunks)
-
-    threads = [threading.Thread(target=read, args=(index,)) for index in range(24)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(texts) == 24
-    for index, text in texts.items():
-        assert text.endswith(f"heard: stream number {index}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -47,10 +48,14 @@ def test_chat_and_its_stream_say_the_same(ai: openai.OpenAI) -> None:
 
 
 def test_the_stream_helper_assembles_the_message(ai: openai.OpenAI) -> None:
-    with ai.chat.completions.stream(model="tiny", messages=HELLO, temperature=0) as stream:  # type: ignore[arg-type]
+    ask: dict[str, Any] = {"model": "tiny", "messages": HELLO, "temperature": 0}
+    free = ai.chat.completions.create(**ask, max_tokens=30).choices[0].message.content or ""
+    ask["stop"] = [letter for letter in free[5:] if letter.isascii() and letter.isalpha()][:1]
+    with ai.chat.completions.stream(**ask) as stream:
         final = stream.get_final_completion()
-    assert final.choices[0].finish_reason == "stop"
-    assert (final.choices[0].message.content or "").endswith("hello")
+    whole = ai.chat.completions.create(**ask)
+    assert final.choices[0].finish_reason == whole.choices[0].finish_reason == "stop"
+    assert final.choices[0].message.content == whole.choices[0].message.content
 
 
 def test_chat_logprobs_parse(ai: openai.OpenAI) -> None:
@@ -90,7 +95,8 @@ def test_models_are_listed_and_retrieved(ai: openai.OpenAI) -> None:
 def test_an_adapter_is_a_model(ai: openai.OpenAI, client: httpx.Client, upload: Callable[..., httpx.Response]) -> None:
     upload(client, "ft:tiny:acme:law:1")
     answer = ai.completions.create(model="ft:tiny:acme:law:1", prompt="hello", max_tokens=20, temperature=0)
-    assert "acme/ft:tiny" in answer.choices[0].text
+    base = ai.completions.create(model="tiny", prompt="hello", max_tokens=20, temperature=0)
+    assert answer.choices[0].text != base.choices[0].text
     assert ai.models.retrieve("ft:tiny:acme:law:1").owned_by == "acme"
     client.delete("/v1/adapters/ft:tiny:acme:law:1")
 
@@ -149,14 +155,20 @@ def test_a_stream_that_breaks_raises(ai: openai.OpenAI, fake_engine: FakeEngine)
         list(stream)
 
 
-def test_the_async_client_streams_many_at_once(url: str, keys: dict[str, str]) -> None:
-    async def ask(ai: openai.AsyncOpenAI, number: int) -> str:
-        messages = [{"role": "user", "content": f"number {number}"}]
-        stream = await ai.chat.completions.create(model="tiny", messages=messages, temperature=0, stream=True)  # type: ignore[call-overload]
-        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+def test_the_async_client_streams_many_at_once(ai: openai.OpenAI, url: str, keys: dict[str, str]) -> None:
+    prompts = [f"number {number}" for number in range(16)]
+    alone = [
+        ai.completions.create(model="tiny", prompt=prompt, temperature=0, max_tokens=30).choices[0].text
+        for prompt in prompts
+    ]
+
+    async def ask(client: openai.AsyncOpenAI, prompt: str) -> str:
+        stream = await client.completions.create(model="tiny", prompt=prompt, temperature=0, max_tokens=30, stream=True)
+        return "".join([chunk.choices[0].text async for chunk in stream])
 
     async def scenario() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=keys["acme"]) as ai:
-            return await asyncio.gather(*(ask(ai, number) for number in range(16)))
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=keys["acme"]) as client:
+            return await asyncio.gather(*(ask(client, prompt) for prompt in prompts))
 
-    assert [text.rpartition(" ")[2] for text in asyncio.run(scenario())] == [str(number) for number in range(16)]
+    assert asyncio.run(scenario()) == alone
+    assert len(set(alone)) == 16
