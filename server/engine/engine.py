@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Protocol
 
 from adapters_store.base import AdapterDigest
-from adapters_store.errors import StoreError
+from adapters_store.errors import NotFound, StoreError
 from adapters_store.tiers import AdapterTiers
 from server.engine.output import OutputDelta, OutputState
 from server.engine.request import Request, RequestError, Status, TokenEvent, TokenLogprob
@@ -175,7 +175,8 @@ class Engine:
         return event
 
     def _adapter_failed(self, request: Request, error: StoreError) -> TokenEvent:
-        return self._failed(request, RequestError(error.code, error.message, status=503))
+        status = 404 if isinstance(error, NotFound) else 503
+        return self._failed(request, RequestError(error.code, error.message, status=status))
 
     def _not_finite(self, request: Request) -> TokenEvent:
         self.scheduler.discard(request)

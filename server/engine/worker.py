@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -149,6 +150,8 @@ class EngineWorker:
     def _run(self) -> None:
         if self._num_threads is not None:
             torch.set_num_threads(self._num_threads)  # of this thread's parallel regions
+        gc.collect()
+        gc.freeze()  # what is loaded stays: scanning it stalled a step by 140 to 210 ms
         try:
             while not self._is_stopping:
                 self._do_commands()
