@@ -160,6 +160,7 @@ class EngineWorker:
         except Exception as error:  # noqa: BLE001  the last line of defence: answer everybody, turn health red
             _log.exception("the engine stopped on an error")
             self._failure = error
+        gc.unfreeze()
         self._end_everybody()
 
     def _do_commands(self) -> None:
