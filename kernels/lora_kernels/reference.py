@@ -58,3 +58,9 @@ def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tor
     """weight * round(x / rms(x)), rounding to x's dtype before the weight, as transformers' Llama-type RMSNorm does."""
     scaled = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps)
     return weight * scaled.to(x.dtype)
+
+
+def silu_mul_reference(gate_up_T2I: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of rows [gate | up], rounding after each of the two."""
+    gate, up = gate_up_T2I.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up

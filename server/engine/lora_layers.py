@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from adapters_store.base import BaseDescription
+from lora_kernels.elementwise import rms_norm, silu_mul
 from lora_kernels.linear import add_lora_delta, group_linear
 from lora_kernels.lora_batch import LoraBatch, LoraGroup
-from lora_kernels.rms_norm import rms_norm
 from server.engine.families import HEAD
 
 
@@ -43,14 +43,16 @@ class LinearGroup:
         """Member `index`'s output for x [..., H]; members are called in order, with the same tensor."""
         if self.input is not x:
             self.input = x
-            x_TH = x.reshape(-1, self.group.in_features)
-            y_TO = self._compute(x_TH)
-            shaped = y_TO.view(*x.shape[:-1], y_TO.shape[-1])
-            self.outputs = torch.split(shaped, list(self.group.out_features), dim=-1)
+            self.outputs = torch.split(self(x), list(self.group.out_features), dim=-1)
         output = self.outputs[index]
         if index == len(self.outputs) - 1:
             self.input, self.outputs = None, ()
         return output
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """All members' outputs side by side, [..., sum(out_features)]."""
+        y_TO = self._compute(x.reshape(-1, self.group.in_features))
+        return y_TO.view(*x.shape[:-1], y_TO.shape[-1])
 
     @property
     def resident(self) -> tuple[torch.Tensor, ...]:
@@ -82,16 +84,33 @@ class GroupMember(nn.Module):
 
     def __init__(self, group: LinearGroup, index: int) -> None:
         super().__init__()
-        self._group = group
+        self.group = group
         self._index = index
 
     @property
     def resident(self) -> tuple[torch.Tensor, ...]:
         """The weights behind this member, for counting bytes."""
-        return self._group.resident
+        return self.group.resident
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._group.output_of(self._index, x)
+        return self.group.output_of(self._index, x)
+
+
+class FusedSwiGLU(nn.Module):
+    """Stands where a gate/up/down MLP with SiLU stood."""
+
+    def __init__(self, gate_up: LinearGroup, down: LinearGroup) -> None:
+        super().__init__()
+        self._gate_up = gate_up
+        self._down = down
+
+    @property
+    def resident(self) -> tuple[torch.Tensor, ...]:
+        """The weights inside, for counting bytes."""
+        return (*self._gate_up.resident, *self._down.resident)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._down(silu_mul(self._gate_up(x)))
 
 
 class FusedRMSNorm(nn.Module):
@@ -107,7 +126,7 @@ class FusedRMSNorm(nn.Module):
 
 
 def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
-    """Replace the base's linear layers by groups that add each row's own adapter, and RMSNorms by the one-pass form."""
+    """Replace the linear layers by groups that add each row's own adapter, and what lies between by fused forms."""
     state = LoraState()
     for paths in base.groups:
         linears = [model.get_submodule(path) for path in paths]
@@ -118,6 +137,7 @@ def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
         for index, path in enumerate(paths):
             model.set_submodule(path, GroupMember(joined, index))
     _replace_norms(model)
+    _replace_swiglus(model)
     return state
 
 
@@ -135,3 +155,19 @@ def _norm_is_llama_type(module: nn.Module, eps: float) -> bool:
     probe = torch.randn(2, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
     one_rounding = torch.finfo(weight.dtype).eps
     return torch.allclose(module(probe), rms_norm(probe, weight, eps), rtol=one_rounding, atol=one_rounding)
+
+
+def _replace_swiglus(model: nn.Module) -> None:
+    for path, module in list(model.named_modules()):
+        children = dict(module.named_children())
+        if set(children) == {"gate_proj", "up_proj", "down_proj", "act_fn"} and _is_silu(children["act_fn"]):
+            gate, down = children["gate_proj"], children["down_proj"]
+            assert isinstance(gate, GroupMember), f"{path}.gate_proj is in no group"
+            assert isinstance(down, GroupMember), f"{path}.down_proj is in no group"
+            model.set_submodule(path, FusedSwiGLU(gate.group, down.group))
+
+
+@torch.inference_mode()
+def _is_silu(activation: nn.Module) -> bool:
+    probe = torch.linspace(-8, 8, 65)
+    return torch.equal(activation(probe), torch.nn.functional.silu(probe))

@@ -66,6 +66,7 @@ class NativeOps:
     linear: Any
     lora_delta: Any
     rms_norm: Any
+    silu_mul: Any
     store_kv: Any
     paged_attention: Any
     has_fast_linear: bool
@@ -76,6 +77,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I],
     "lora_delta": [_P, _P, _P, _I, _P, _I],
     "rms_norm": [_P, _I, _P, _I, _P, c_float, _I, _I],
+    "silu_mul": [_P, _P, _I, _I],
     "store_kv": [_P, _P, _P, _P, _P, _I, _I, _I, _I, _P],
     "paged_attention": [_P, _P, _P, _I, _I, _P, _P],
 }

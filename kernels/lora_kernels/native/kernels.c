@@ -105,6 +105,13 @@ static inline v16 vexp(v16 x) {
   return (v16)((i32x16)p + (__builtin_convertvector(n, i32x16) << 23));
 }
 
+static inline v16 silu(v16 x) {  // x / (1 + exp(-x)), without overflow
+  i32x16 negative = (i32x16)(x < 0.0f);
+  v16 e = vexp((v16)((i32x16)x | ((i32x16){0} + (int32_t)0x80000000)));
+  v16 top = (v16)((negative & (i32x16)e) | (~negative & (i32x16)splat(1.0f)));
+  return x * top / (1.0f + e);
+}
+
 static inline v16 load_f32(const float *p) {
   v16 v;
   memcpy(&v, p, sizeof v);

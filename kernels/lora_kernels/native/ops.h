@@ -230,6 +230,24 @@ void NAME(ml_rms_norm)(T *y, int64_t y_stride, const T *x, int64_t x_stride, con
   }
 }
 
+// y = round(silu(gate)) * up for rows [gate | up] of 2 I elements, rounding where two separate operations would.
+void NAME(ml_silu_mul)(T *y, const T *gate_up, int64_t rows, int64_t I) {
+#pragma omp parallel for if (rows * I > 8192)
+  for (int64_t i = 0; i < rows; i++) {
+    const T *gate = gate_up + 2 * i * I, *up = gate + I;
+    T *yi = y + i * I;
+    int64_t k = 0;
+    for (; k + 16 <= I; k += 16) {
+      STORE16(yi + k, silu(LOAD16(gate + k)));
+      STORE16(yi + k, LOAD16(yi + k) * LOAD16(up + k));
+    }
+    for (; k < I; k++) {
+      T rounded = FROM_FLOAT(silu(splat(TO_FLOAT(gate[k])))[0]);
+      yi[k] = FROM_FLOAT(TO_FLOAT(rounded) * TO_FLOAT(up[k]));
+    }
+  }
+}
+
 // out = share * sum of scores[j] * value[j], for NV * 16 columns in registers.
 static inline __attribute__((always_inline)) void NAME(weigh_columns)(const int NV, const attention_args *g, T *out,
                                                                       const T *v_head, const int32_t *table, int64_t first,

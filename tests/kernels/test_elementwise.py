@@ -1,4 +1,4 @@
-"""RMSNorm rounds exactly where transformers' rounds."""
+"""RMSNorm and SwiGLU round exactly where transformers' do."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from lora_kernels.reference import rms_norm_reference
-from lora_kernels.rms_norm import rms_norm
+from lora_kernels.elementwise import rms_norm, silu_mul
+from lora_kernels.reference import rms_norm_reference, silu_mul_reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -28,3 +28,21 @@ def test_nan_stays_nan_and_other_rows_stay_finite() -> None:
     assert y[1].isnan().all()
     assert torch.isfinite(y[0]).all()
     assert torch.isfinite(y[2]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 2), (3, 66), (40, 1000)])
+def test_silu_mul_equals_torch_within_one_rounding(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 8).to(dtype)
+    x[0, 0] = -200.0  # exp would overflow
+    x[-1, 0] = 200.0
+    expected = silu_mul_reference(x)
+    torch.testing.assert_close(silu_mul(x), expected, rtol=1e-5 if dtype is torch.float32 else 2**-7, atol=1e-6)
+
+
+def test_silu_mul_lets_nan_through() -> None:
+    x = torch.ones(2, 64)
+    x[0, 3] = torch.nan
+    y = silu_mul(x)
+    assert y[0, 3].isnan()
+    assert torch.isfinite(y[1]).all()

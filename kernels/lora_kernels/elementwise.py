@@ -1,0 +1,31 @@
+"""Launchers of RMSNorm and SwiGLU: one pass over the row where torch makes seven, or two."""
+
+from __future__ import annotations
+
+import torch
+
+from lora_kernels.native.bindings import native_ops
+from lora_kernels.reference import rms_norm_reference, silu_mul_reference
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """weight * round(x / rms(x)) over the last axis. x: [..., H]; weight: [H], same dtype. Returns x's shape."""
+    native = native_ops(x.dtype) if x.device.type == "cpu" else None
+    if native is None:
+        return rms_norm_reference(x, weight, eps)
+    x = x if x.is_contiguous() else x.contiguous()
+    y = torch.empty_like(x)
+    width = x.shape[-1]
+    native.rms_norm(y.data_ptr(), width, x.data_ptr(), width, weight.data_ptr(), eps, x.numel() // width, width)
+    return y
+
+
+def silu_mul(gate_up_T2I: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up. gate_up_T2I: [..., 2 I] contiguous, the gate's half first. Returns [..., I]."""
+    native = native_ops(gate_up_T2I.dtype) if gate_up_T2I.device.type == "cpu" else None
+    if native is None:
+        return silu_mul_reference(gate_up_T2I)
+    width = gate_up_T2I.shape[-1] // 2
+    y = gate_up_T2I.new_empty(*gate_up_T2I.shape[:-1], width)
+    native.silu_mul(y.data_ptr(), gate_up_T2I.data_ptr(), y.numel() // width, width)
+    return y
