@@ -1,4 +1,4 @@
-"""Tiny random bases of every family (each with its own traits: windows, soft caps, biases, tied heads), and PEFT adapters for them. Real classes, real files, no training."""
+"""Tiny random bases that keep each family's traits (windows, soft caps, biases, tied heads), and adapters for them."""
 
 from __future__ import annotations
 
