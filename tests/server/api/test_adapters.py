@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -25,7 +27,11 @@ MAX_WEIGHTS = 200_000
 @pytest.fixture(scope="module")
 def settings(data_dir: Path) -> ApiSettings:
     return ApiSettings(
-        data_dir=data_dir, admin_keys=("admin-key-for-tests",), max_adapter_bytes=MAX_WEIGHTS, max_config_bytes=20_000
+        data_dir=data_dir,
+        admin_keys=("admin-key-for-tests",),
+        max_adapter_bytes=MAX_WEIGHTS,
+        max_config_bytes=20_000,
+        max_uploads=8,
     )
 
 
@@ -237,6 +243,35 @@ def test_an_upload_broken_off_leaves_nothing(url: str, keys: dict[str, str], dat
         connection.sendall(head("POST", "/v1/adapters", key=keys["acme"], **form) + part)
         wait_until(lambda: any((data_dir / "uploads").iterdir()))
     wait_until(lambda: not any((data_dir / "uploads").iterdir()))
+
+
+def test_uploads_beyond_the_limit_are_told_to_come_again(
+    client: httpx.Client, upload: Upload, url: str, keys: dict[str, str], data_dir: Path
+) -> None:
+    form = {"Content_Type": "multipart/form-data; boundary=x", "Content_Length": "1000"}
+    with ExitStack() as stack:
+        for _ in range(8):
+            connection = stack.enter_context(dial(url))
+            connection.sendall(head("POST", "/v1/adapters", key=keys["acme"], **form) + b"--x")
+        wait_until(lambda: len(list((data_dir / "uploads").iterdir())) == 8)
+        response = upload(client, "ninth")
+        assert (response.status_code, response.headers["retry-after"]) == (429, "2")
+        assert response.json()["error"]["code"] == "too_many_uploads"
+    wait_until(lambda: not any((data_dir / "uploads").iterdir()))
+    assert upload(client, "ninth").status_code == 201
+
+
+def test_what_a_killed_server_left_goes_with_the_next_upload(
+    client: httpx.Client, upload: Upload, data_dir: Path
+) -> None:
+    old, recent = data_dir / "uploads" / "old.part", data_dir / "uploads" / "recent.part"
+    for path in (old, recent):
+        path.write_bytes(b"x")
+    two_hours_ago_s = time.time() - 7200
+    os.utime(old, (two_hours_ago_s, two_hours_ago_s))
+    upload(client, "sweeper")
+    assert (old.exists(), recent.exists()) == (False, True)
+    recent.unlink()
 
 
 def test_an_upload_that_waits_for_its_checks_delays_nobody(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from support.fake_engine import FakeEngine
+
 
 def test_a_new_tenant_comes_with_its_key_once(admin: httpx.Client, connect: Callable[..., httpx.Client]) -> None:
     response = admin.post("/admin/tenants", json={"name": "fresh"})
@@ -54,6 +56,18 @@ def test_a_bad_page_is_a_400_that_names_the_parameter(admin: httpx.Client, query
     response = admin.get(f"/admin/tenants?{query}")
     assert response.status_code == 400
     assert response.json()["error"]["param"] == query.partition("=")[0]
+
+
+def test_a_deleted_tenants_adapters_leave_the_engines_memory(
+    admin: httpx.Client,
+    connect: Callable[..., httpx.Client],
+    upload: Callable[..., httpx.Response],
+    fake_engine: FakeEngine,
+) -> None:
+    key = admin.post("/admin/tenants", json={"name": "emptied"}).json()["api_key"]
+    digest = upload(connect(key), "bulky", seed=78).json()["digest"]
+    admin.delete("/admin/tenants/emptied")
+    assert digest in fake_engine.forgotten
 
 
 def test_a_deleted_tenants_key_and_adapters_are_gone(

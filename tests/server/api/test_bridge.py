@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import pytest
 
@@ -41,8 +45,18 @@ def test_events_of_every_stream_cross_together() -> None:
     asyncio.run(scenario())
 
 
+@pytest.fixture
+def hasty_switches() -> Iterator[None]:
+    """Threads change places as often as they can: a race that exists is met."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval_s)
+
+
+@pytest.mark.usefixtures("hasty_switches")
 def test_no_event_is_lost_or_reordered_between_two_busy_threads() -> None:
-    count, num_streams = 5000, 8
+    count, num_streams = 5000, 4
 
     async def read(inbox: Inbox) -> list[int]:
         seen: list[int] = []
@@ -61,9 +75,35 @@ def test_no_event_is_lost_or_reordered_between_two_busy_threads() -> None:
 
         thread = threading.Thread(target=run)
         thread.start()
-        results = await asyncio.gather(*map(read, inboxes))
+        results = await asyncio.wait_for(asyncio.gather(*map(read, inboxes)), 20)
         thread.join()
         assert results == [list(range(count))] * num_streams
+
+    asyncio.run(scenario())
+
+
+def test_an_event_put_just_as_a_delivery_ends_still_arrives() -> None:
+    class PutsAtTheLastMoment(deque[Any]):
+        """Looks empty to the delivery, and is not any more once it has looked."""
+
+        late: ClassVar[list[Callable[[], None]]] = []
+
+        def __bool__(self) -> bool:
+            is_empty = len(self) == 0
+            if is_empty and self.late:
+                self.late.pop()()
+            return not is_empty
+
+    async def scenario() -> None:
+        bridge, inbox = EventBridge(), Inbox()
+        listener = bridge.listener(inbox, 0)
+        bridge._pending = PutsAtTheLastMoment()
+        PutsAtTheLastMoment.late = [lambda: listener(TokenEvent("late"))]
+        listener(TokenEvent("first"))
+        seen: list[str] = []
+        while len(seen) < 2:
+            seen += [event.request_id for _, event in await asyncio.wait_for(inbox.take(), 1)]
+        assert seen == ["first", "late"]
 
     asyncio.run(scenario())
 
