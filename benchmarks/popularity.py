@@ -26,11 +26,11 @@ def choose_adapters(
     if popularity == "distinct":
         return [index % num_adapters for index in range(num_requests)]
     if popularity == "uniform":
-        return rng.integers(0, num_adapters, num_requests).tolist()
+        return [int(index) for index in rng.integers(0, num_adapters, num_requests)]
     if popularity == "zipf":
         weights = 1.0 / np.arange(1, num_adapters + 1) ** exponent
-        return rng.choice(num_adapters, num_requests, p=weights / weights.sum()).tolist()
+        return [int(index) for index in rng.choice(num_adapters, num_requests, p=weights / weights.sum())]
     if popularity == "skewed":
         others = rng.integers(0, num_adapters, num_requests)
-        return np.where(rng.random(num_requests) < 0.5, 0, others).tolist()
+        return [int(index) for index in np.where(rng.random(num_requests) < 0.5, 0, others)]
     raise ValueError(f"popularity must be one of {POPULARITIES}, got {popularity!r}")

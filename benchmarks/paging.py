@@ -1,0 +1,84 @@
+"""Adapters that come and go: throughput with 1,000 of them in a pool for 32, and what loading does to running streams.
+
+How each is measured: paging_throughput.py and paging_latency.py. Both run the real worker, host tier and device pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.adapters import bench_store
+from benchmarks.paging_latency import measure_latency, num_adapters
+from benchmarks.paging_throughput import measure_throughput
+from benchmarks.report import Report, Row, bars, legend_below, number, spread, target_line
+from benchmarks.shapes import shape_for
+
+STORED = 128
+THROUGHPUT_TO_REACH, LATENCY_TO_REACH = 0.9, 1.2
+
+
+def plot(report: Report, throughput: Sequence[Row], latency: Sequence[Row]) -> None:
+    paged = next(row for row in throughput if row["case"] == "paged")
+    cold = next(row for row in latency if row["case"] == "cold")
+    title = (
+        f"{paged['registered']} adapters in a pool for {paged['pool_adapters']} keep "
+        f"{100 * number(paged['of_resident']):.0f} % of the throughput; while {cold['num_loads']} cold adapters load, "
+        f"others' p95 inter-token latency is {number(cold['of_quiet']):.2f} times the quiet one"
+    )
+    figure, (left, right) = report.figure(title, panels=2)
+    labels = [f"{row['case']}\n{row['registered']} in {row['pool_adapters']}" for row in throughput]
+    bars(left, labels, {"median of rounds": [spread(row, "of_resident") for row in throughput]})
+    target_line(left, THROUGHPUT_TO_REACH, "to reach")
+    left.set(ylabel="tok/s / tok/s with all resident", title="Zipf 1.0, 8 at once")
+    bars(
+        right, [str(row["case"]) for row in latency], {"median of rounds": [spread(row, "of_quiet") for row in latency]}
+    )
+    target_line(right, LATENCY_TO_REACH, "to reach")
+    right.set(ylabel="p95 inter-token latency / quiet", title="8 streams while others' adapters load")
+    legend_below(figure)
+    report.save_plot(figure)
+
+
+def print_summary(report: Report, throughput: Sequence[Row], latency: Sequence[Row]) -> None:
+    lines = [
+        [
+            f"{row['case']}: {row['registered']} in a pool for {row['pool_adapters']}",
+            f"{number(row['tok_per_s']):.0f}",
+            spread(row, "of_resident").text(),
+            f"{number(row['ttft_p50_ms']):.0f} / {number(row['ttft_p95_ms']):.0f}",
+            f"{number(row['copies_per_request']):.2f} / {number(row['loads_per_request']):.2f}",
+        ]
+        for row in throughput
+    ]
+    headers = ["case", "tok/s", "of resident", "TTFT p50 / p95 ms", "copies / loads per request"]
+    report.print_table(f"Throughput; to reach: {THROUGHPUT_TO_REACH}", headers, lines)
+    lines = [
+        [
+            str(row["case"]),
+            f"{number(row['loads_per_s']):.0f}",
+            f"{number(row['itl_p50_ms']):.1f}",
+            spread(row, "itl_p95_ms").text(1),
+            spread(row, "of_quiet").text(),
+            f"{number(row['itl_worst_ms']):.0f}",
+        ]
+        for row in latency
+    ]
+    headers = ["case", "loads/s", "ITL p50 ms", "ITL p95 ms", "p95 of quiet", "worst ms"]
+    report.print_table(f"Running streams; to reach: {LATENCY_TO_REACH} (cold)", headers, lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    report = Report.from_arguments("paging", __doc__, arguments)
+    shape = shape_for(quick=report.quick)
+    stored = num_adapters(quick=True) if report.quick else max(STORED, num_adapters(quick=False))
+    adapters = bench_store(shape, stored, say=report.say)
+    throughput = measure_throughput(report, shape, adapters)
+    latency = measure_latency(report, shape, adapters)
+    adapters.close()
+    report.write_csv([*throughput, *latency])
+    plot(report, throughput, latency)
+    print_summary(report, throughput, latency)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""More adapters than the device holds: what paging costs in tokens per second.
+
+A closed loop of 8 requests with Zipf 1.0 popularity, on three engines in turn. "resident": 8 adapters in a pool of 8.
+"paged": 1,000 adapters in a pool of 32, made from seeds, so that their 7 GB need not lie on the disk: a load copies and
+hashes as many bytes as the store's does. "paged, store": fewer adapters, all of them on disk in the real store.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import count
+
+from adapters_store.base import AdapterDigest
+from benchmarks.adapters import BenchStore, SeededSource
+from benchmarks.clients import closed_loop
+from benchmarks.popularity import choose_adapters
+from benchmarks.report import Report, Row
+from benchmarks.shapes import BenchShape
+from benchmarks.timing import Spread, interleaved, percentile, ratio
+from benchmarks.workload import Lengths, bench_engine, lengths_for, random_prompts
+from server.engine.build import AdapterSource, EngineParts
+
+CONCURRENCY = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """registered: adapters from seeds. pool, host: adapters that fit on the device, and in host memory."""
+
+    registered: int
+    pool: int
+    host: int
+    requests: int
+    rounds: int
+
+
+FULL_SCALE = Scale(registered=1000, pool=32, host=256, requests=160, rounds=7)
+QUICK_SCALE = Scale(registered=40, pool=8, host=12, requests=24, rounds=2)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One engine: where its adapters come from, and how many fit where."""
+
+    name: str
+    source: AdapterSource
+    digests: Sequence[AdapterDigest]
+    pool: int
+    host: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One closed loop. copies: to the device; loads: into host memory; both per request."""
+
+    tokens_per_s: float
+    ttft_p50_s: float
+    ttft_p95_s: float
+    copies: float
+    loads: float
+
+
+def measure_throughput(report: Report, shape: BenchShape, adapters: BenchStore) -> list[Row]:
+    scale = QUICK_SCALE if report.quick else FULL_SCALE
+    plans = _plans(report, adapters, scale)
+    lengths = lengths_for(quick=report.quick)
+    with ExitStack() as stack:
+        cases: dict[str, Callable[[], Load]] = {}
+        for plan in plans:
+            engine = bench_engine(
+                shape, plan.source, pool_adapters=plan.pool, host_adapters=plan.host, max_rows=CONCURRENCY
+            )
+            parts = stack.enter_context(engine)
+            parts.worker.start()
+            cases[plan.name] = _looper(parts, plan.digests, scale, lengths)
+        loads = interleaved(cases, rounds=scale.rounds, say=report.say, show=_shown)
+    return [_row_of(plan, loads[plan.name], loads["resident"]) for plan in plans]
+
+
+def _plans(report: Report, adapters: BenchStore, scale: Scale) -> list[Plan]:
+    seeded = SeededSource(adapters.store.load_packed(adapters.digests[0], adapters.base), scale.registered)
+    _compare_loads(report, adapters, seeded)
+    share = len(adapters.digests) / scale.registered
+    return [
+        Plan("resident", seeded, seeded.digests[:CONCURRENCY], CONCURRENCY, CONCURRENCY),
+        Plan("paged", seeded, seeded.digests, scale.pool, scale.host),
+        Plan("paged, store", adapters.store, adapters.digests, scale.pool, max(1, round(scale.host * share))),
+    ]
+
+
+def _compare_loads(report: Report, adapters: BenchStore, seeded: SeededSource) -> None:
+    """Adapters from seeds stand for stored ones only if they cost about as much to load: show both."""
+    store_s = [_load_s(adapters.store, digest, adapters) for digest in adapters.digests[:16]]
+    seeds_s = [_load_s(seeded, digest, adapters) for digest in seeded.digests[:16]]
+    times = [1e3 * statistics.median(seconds) for seconds in (store_s, seeds_s)]
+    report.say(
+        f"one load takes {times[0]:.1f} ms from the store (files in the page cache), {times[1]:.1f} ms from a seed"
+    )
+
+
+def _load_s(source: AdapterSource, digest: AdapterDigest, adapters: BenchStore) -> float:
+    began_s = time.perf_counter()
+    source.load_packed(digest, adapters.base)
+    return time.perf_counter() - began_s
+
+
+def _looper(parts: EngineParts, digests: Sequence[AdapterDigest], scale: Scale, lengths: Lengths) -> Callable[[], Load]:
+    """Runs the closed loop, with other prompts and other choices in each round."""
+    seeds = count()
+
+    def run() -> Load:
+        seed = next(seeds)
+        chosen = choose_adapters("zipf", scale.requests, len(digests), seed=seed)
+        prompts = random_prompts(scale.requests, lengths.prompt, parts.worker.vocab_size, seed=seed)
+        before = parts.engine.tiers.stats()
+        wanted = [digests[index] for index in chosen]
+        result = closed_loop(parts.worker, wanted, prompts, max_tokens=lengths.new, concurrency=CONCURRENCY)
+        after = parts.engine.tiers.stats()
+        return Load(
+            result.tokens_per_s,
+            percentile(result.ttfts_s, 50),
+            percentile(result.ttfts_s, 95),
+            (after.activations - before.activations) / scale.requests,
+            (after.host.loads - before.host.loads) / scale.requests,
+        )
+
+    return run
+
+
+def _shown(load: Load) -> str:
+    return f"{load.tokens_per_s:.0f} tok/s, {load.copies:.2f} copies and {load.loads:.2f} loads per request"
+
+
+def _row_of(plan: Plan, loads: Sequence[Load], resident: Sequence[Load]) -> Row:
+    speeds = [load.tokens_per_s for load in loads]
+    return {
+        "measure": "throughput",
+        "case": plan.name,
+        "registered": len(plan.digests),
+        "pool_adapters": plan.pool,
+        "host_adapters": plan.host,
+        **Spread.of(speeds).columns("tok_per_s"),
+        **ratio(speeds, [load.tokens_per_s for load in resident]).columns("of_resident"),
+        "ttft_p50_ms": 1e3 * statistics.median(load.ttft_p50_s for load in loads),
+        "ttft_p95_ms": 1e3 * statistics.median(load.ttft_p95_s for load in loads),
+        "copies_per_request": statistics.median(load.copies for load in loads),
+        "loads_per_request": statistics.median(load.loads for load in loads),
+    }

@@ -1,0 +1,40 @@
+"""The real API over the real engine on a free port of 127.0.0.1, as a process of its own, for server_load.py.
+
+Prints one line with its URL once it listens, and ends on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapters_store.store import AdapterStore
+from benchmarks.shapes import shape_for
+from benchmarks.workload import bench_engine
+from server.api.app import create_app
+from server.api.serve import ListenSettings, build_server
+from server.api.settings import ApiSettings
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.server_process", description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--pool-adapters", type=int, default=32)
+    parser.add_argument("--host-adapters", type=int, default=256)
+    options = parser.parse_args(arguments)
+    store = AdapterStore.open(options.data_dir)
+    room = {"pool_adapters": options.pool_adapters, "host_adapters": options.host_adapters}
+    with bench_engine(shape_for(quick=options.quick), store, **room, max_rows=64) as parts, socket.socket() as listener:
+        parts.worker.start()
+        app = create_app(engine=parts.worker, store=store, settings=ApiSettings(data_dir=options.data_dir, auth="off"))
+        listener.bind(("127.0.0.1", 0))
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        build_server(app, ListenSettings(grace_s=2)).run(sockets=[listener])
+    store.close()
+
+
+if __name__ == "__main__":
+    main()

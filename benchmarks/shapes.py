@@ -1,0 +1,128 @@
+"""The benchmarks' base model: its shape, and a random copy of it on disk, made once. Knows sizes and files only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
+
+from lora_kernels.native.build import cache_dir
+
+SPECIAL = ("<s>", "</s>")
+PRINTABLE = [chr(code) for code in range(0x21, 0x7F)]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupShape:
+    """Linear layers that read one input: in_features, and each member's out_features."""
+
+    in_features: int
+    out_features: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchShape:
+    """A Llama in bfloat16 with a tied head."""
+
+    hidden: int
+    layers: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    vocab: int
+
+    @property
+    def name(self) -> str:
+        return f"llama-h{self.hidden}-l{self.layers}-i{self.intermediate}-v{self.vocab}"
+
+    @property
+    def groups(self) -> dict[str, GroupShape]:
+        """One decoder layer's groups, in the order of its forward."""
+        kv = self.hidden // self.heads * self.kv_heads
+        return {
+            "qkv": GroupShape(self.hidden, (self.hidden, kv, kv)),
+            "o": GroupShape(self.hidden, (self.hidden,)),
+            "gate_up": GroupShape(self.hidden, (self.intermediate, self.intermediate)),
+            "down": GroupShape(self.intermediate, (self.hidden,)),
+        }
+
+    def adapter_bytes(self, rank: int) -> int:
+        """A bfloat16 adapter on every linear layer."""
+        per_layer = sum(len(g.out_features) * g.in_features + sum(g.out_features) for g in self.groups.values())
+        return 2 * rank * self.layers * per_layer
+
+
+FULL = BenchShape(hidden=1024, layers=12, intermediate=2816, heads=16, kv_heads=8, vocab=8192)
+QUICK = BenchShape(hidden=64, layers=2, intermediate=96, heads=4, kv_heads=2, vocab=512)
+
+
+def shape_for(*, quick: bool) -> BenchShape:
+    return QUICK if quick else FULL
+
+
+def bench_cache() -> Path:
+    """Where bases and stores are kept between runs; MULTILORA_BENCH_CACHE moves it."""
+    own = os.environ.get("MULTILORA_BENCH_CACHE")
+    return Path(own) if own else cache_dir() / "bench"
+
+
+def base_folder(shape: BenchShape) -> Path:
+    """The shape's base with random weights and a tokenizer of the same vocabulary."""
+    disable_progress_bar()  # transformers' own, for files of a moment
+    return made_once(bench_cache() / shape.name, lambda folder: _save_base(shape, folder))
+
+
+def made_once(target: Path, make: Callable[[Path], None]) -> Path:
+    """`target`, filled by `make` unless it exists already; it appears whole or not at all."""
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        folder = Path(scratch) / target.name
+        folder.mkdir()
+        make(folder)
+        if not target.exists():  # another process may have been quicker
+            shutil.move(folder, target)
+    return target
+
+
+def _save_base(shape: BenchShape, folder: Path) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    core = byte_pair_tokenizer(shape.vocab)
+    PreTrainedTokenizerFast(tokenizer_object=core, bos_token=SPECIAL[0], eos_token=SPECIAL[1]).save_pretrained(folder)
+
+
+def byte_pair_tokenizer(vocab_size: int) -> Tokenizer:
+    """Two special tokens, the 256 bytes, then pairs of printable characters until the vocabulary is full: every token
+    is text, so that turning tokens into text costs what it costs in service."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = list(product(PRINTABLE, PRINTABLE))[: max(0, vocab_size - len(SPECIAL) - len(alphabet))]
+    words = [*SPECIAL, *alphabet, *(first + second for first, second in merges)]
+    core = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, merges))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(list(SPECIAL))
+    return core
