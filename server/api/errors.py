@@ -81,8 +81,8 @@ def internal_error(request_id: str) -> ApiError:
 
 
 def from_engine(error: RequestError) -> ApiError:
-    """An engine's failure event as an answer; 429 and 503 invite a retry."""
-    retry_after_s = 1.0 if error.status in (429, 503) else None
+    """An engine's failure event as an answer. Only a full queue invites a retry: a damaged adapter stays damaged."""
+    retry_after_s = 1.0 if error.status == 429 else None
     return ApiError(error.status, error.code, error.message, retry_after_s=retry_after_s)
 
 

@@ -10,8 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
+from adapters_store.base import BaseDescription
 from adapters_store.store import AdapterStore
 from server.api.ports import EngineClient
 from server.api.settings import ApiSettings
@@ -155,6 +157,39 @@ def test_what_the_store_refuses_is_a_400_with_its_code(client: httpx.Client, upl
     error = response.json()["error"]
     assert "dora" in error["code"]
     assert client.get("/v1/adapters/dora").status_code == 404
+
+
+def hostile_weights(base: BaseDescription) -> dict[str, bytes]:
+    good = lora_tensors(base)
+    first = next(iter(good))
+    with_nan = good | {first: good[first] * np.float32("nan")}
+    wrong_shape = good | {first: good[first][:, :-1].copy()}
+    return {
+        "empty": b"",
+        "truncated": safetensors_bytes(good)[:-1],
+        "nan": safetensors_bytes(with_nan),
+        "wrong shape": safetensors_bytes(wrong_shape),
+        "no such module": safetensors_bytes({"base_model.model.nothing.lora_A.weight": good[first]}),
+        "pickle": b"\x80\x04\x95 not safetensors at all",
+        "huge header": (2**40).to_bytes(8, "little") + b"{}",
+    }
+
+
+def test_hostile_weights_get_a_400_and_a_code_at_once_and_nothing_is_logged(
+    client: httpx.Client, engine: EngineClient, store: AdapterStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    codes = {}
+    for kind, weights in hostile_weights(engine.base).items():
+        start_s = time.perf_counter()
+        files = {"name": b"hostile", "config": config_bytes(), "weights": weights}
+        response = client.post("/v1/adapters", files=files)
+        assert time.perf_counter() - start_s < 0.5, kind  # 0.1 on a machine of its own
+        assert response.status_code == 400, kind
+        codes[kind] = response.json()["error"]["code"]
+    assert all(codes.values())
+    assert len(set(codes.values())) >= 5, codes
+    assert store.versions("acme", "hostile") == []
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "a@1", "x" * 129, " ", "\N{SNOWMAN}"])
