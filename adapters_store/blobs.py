@@ -38,13 +38,13 @@ class BlobStore:
         name = digest.removeprefix("sha256:")
         return self._blobs / name[:2] / name
 
-    def referencing(self) -> AbstractContextManager[None]:
-        """Hold while a blob is put in place and its row written: nobody removes blobs meanwhile."""
-        return file_lock(self._lock, exclusive=False)
-
-    def removing(self) -> AbstractContextManager[None]:
-        """Hold while looking up which blobs have no row, and removing them: nobody adds a reference meanwhile."""
+    def changing(self) -> AbstractContextManager[None]:
+        """Hold while a blob is put in place and its row written, or is found to have no row and removed."""
         return file_lock(self._lock, exclusive=True)
+
+    def settled(self) -> AbstractContextManager[None]:
+        """Hold to see blobs and rows as they are between two changes."""
+        return file_lock(self._lock, exclusive=False)
 
     @contextmanager
     def stage(self, config: bytes, weights: Path) -> Iterator[Path]:

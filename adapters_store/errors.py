@@ -14,7 +14,7 @@ class StoreError(Exception):
 
 
 class AdapterRejected(StoreError):
-    """The uploaded adapter is not one we can serve exactly; nothing was written. HTTP 400 (413 for code "too_large")."""
+    """The uploaded adapter is not one we can serve exactly; nothing was written. HTTP 400 (413 for "too_large")."""
 
 
 class NotFound(StoreError):

@@ -89,7 +89,7 @@ class AdapterStore:
                 raise AdapterRejected("changed_while_reading", "weights: the file changed while it was read")
             digest = check_and_digest(plan, staged / WEIGHTS_FILE)
             draft = _draft(tenant, name, digest, plan, activate=activate)
-            with self._blobs.referencing():
+            with self._blobs.changing():
                 if not self._is_intact(digest, base):
                     self._blobs.put(staged, digest)
                 with self._database.write() as connection:
@@ -145,11 +145,19 @@ class AdapterStore:
         self._require_base(digest, base)
         try:
             return self._load(digest, base, pin=pin)
-        except AdapterRejected as error:
-            raise BlobDamaged("blob_damaged", f"{digest}: {error.message}", param="model") from error
-        except OSError as error:
-            self._require_base(digest, base)  # deleted while we read: not damage
-            raise BlobDamaged("blob_unreadable", f"{digest}: {error.strerror or error}", param="model") from error
+        except (AdapterRejected, OSError):
+            return self._load_settled(digest, base, pin=pin)
+
+    def _load_settled(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool) -> PackedAdapter:
+        """Look again while nobody changes anything: a blob that was being replaced or deleted is not a damaged one."""
+        with self._blobs.settled():
+            self._require_base(digest, base)
+            try:
+                return self._load(digest, base, pin=pin)
+            except AdapterRejected as error:
+                raise BlobDamaged("blob_damaged", f"{digest}: {error.message}", param="model") from error
+            except OSError as error:
+                raise BlobDamaged("blob_unreadable", f"{digest}: {error.strerror or error}", param="model") from error
 
     def config_of(self, version: AdapterVersion) -> bytes:
         """The adapter_config.json as it was uploaded for this version. Raises NotFound (model_not_found)."""
@@ -178,7 +186,7 @@ class AdapterStore:
 
         The grace must be longer than a publish takes: a staged copy does not say whether its owner lives.
         """
-        with self._blobs.removing(), self._database.read() as connection:
+        with self._blobs.changing(), self._database.read() as connection:
             orphans = registry.unreferenced(connection, self._blobs.digests())
             removed = self._blobs.remove_old(orphans, grace_s)
         return Swept(self._blobs.remove_old_staging(grace_s), removed)
@@ -212,7 +220,7 @@ class AdapterStore:
             raise AdapterUnavailable("wrong_base", message, param="model")
 
     def _drop_unreferenced(self, digests: Digests) -> Digests:
-        with self._blobs.removing():
+        with self._blobs.changing():
             with self._database.read() as connection:
                 orphans = registry.unreferenced(connection, digests)
             for digest in orphans:
