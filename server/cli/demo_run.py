@@ -1,0 +1,96 @@
+"""One run of the demo: a real store, engine and HTTP server; the showcase; then the server stays up. Imports torch."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from server.api.app import create_app
+from server.api.settings import ApiSettings
+from server.cli.admin_key import admin_key
+from server.cli.demo_screen import TryIt, headline, show_round, show_try_it
+from server.cli.engine_start import running_engine
+from server.cli.failures import CommandError
+from server.cli.listening import url_of
+from server.cli.output import Output
+from server.cli.serving import http_server
+from server.cli.stopping import StopSignals
+from server.cli.stores import opened
+from server.demo.showcase import ADAPTER_NAME, Round, Showcase, ShowcaseFailed, introduce, summary_of
+from server.engine.build import EngineParts, EngineSettings
+from server.engine.memory_plan import MIB, MemoryWishes
+
+MEMORY = MemoryWishes(kv_cache=64 * MIB, adapter_pool=32 * MIB, host_cache=64 * MIB)
+
+
+@dataclass(frozen=True)
+class Story:
+    """adapters: by tenant, a PEFT folder each. prompts: asked one after the other."""
+
+    base: Path
+    served_name: str
+    adapters: Mapping[str, Path]
+    prompts: Sequence[str]
+
+
+def run(
+    story: Story, listener: socket.socket, output: Output, signals: StopSignals, *, data_dir: Path | None, once: bool
+) -> None:
+    """Tell the story, then serve until a signal. Raises what `failures` knows, CommandError (demo_failed)."""
+    settings = EngineSettings(base=story.base, served_name=story.served_name, memory=MEMORY)
+    with (
+        _folder(data_dir) as folder,
+        opened(folder, output) as store,
+        running_engine(settings, store, output) as parts,
+    ):
+        store.remember_base(parts.base.description)
+        voices = introduce(store, parts.base.description, story.adapters)
+        api = ApiSettings(data_dir=folder, admin_keys=(admin_key(folder).value,))
+        app = create_app(engine=parts.worker, store=store, settings=api)
+        with http_server(app, listener, signals) as server:
+            try_it = TryIt(url_of(listener), story.served_name, voices, story.prompts[0], folder, chat=_chats(parts))
+            _report(_play(Showcase(parts, voices), story.prompts, output), try_it, output)
+            if not once:
+                show_try_it(try_it, output)
+                signals.wait(while_true=lambda: server.is_alive)
+
+
+@contextmanager
+def _folder(data_dir: Path | None) -> Iterator[Path]:
+    if data_dir is not None:
+        yield data_dir
+        return
+    with TemporaryDirectory(prefix="multilora-demo-") as folder:
+        yield Path(folder)
+
+
+def _play(showcase: Showcase, prompts: Sequence[str], output: Output) -> list[Round]:
+    try:
+        return [show_round(showcase.ask(prompt), output) for prompt in prompts]
+    except ShowcaseFailed as error:
+        raise CommandError("demo_failed", str(error)) from error
+
+
+def _chats(parts: EngineParts) -> bool:
+    return parts.worker.tokenizer.has_chat_template
+
+
+def _report(rounds: Sequence[Round], try_it: TryIt, output: Output) -> None:
+    summary = summary_of(rounds)
+    output.say(headline(summary), style="bold")
+    output.emit(
+        url=try_it.url,
+        base=try_it.base,
+        adapter=ADAPTER_NAME,
+        keys={voice.name: voice.api_key for voice in try_it.voices if voice.api_key is not None},
+        rounds=[
+            {"prompt": each.prompt, "answers": {name: answer.text for name, answer in each.answers.items()}}
+            for each in rounds
+        ],
+        tokens_per_s=round(summary.tokens_per_s, 1),
+        **asdict(summary),
+    )

@@ -1,0 +1,72 @@
+"""`multilora`: puts the commands together. Heavy modules (torch, the engine, the API) are imported inside the commands
+that need them, so that help and typing errors answer at once."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from server.cli import adapter, demo, doctor, serve, tenant
+from server.cli.failures import EPILOG, USER_ERRORS, failure_of
+from server.cli.options import JSON_KEY
+from server.cli.output import complain
+
+
+class ReportingGroup(TyperGroup):
+    """The commands; an error of a user's making ends as one line (or one JSON object) and its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # whoever reads us has read enough; typer answers it
+            raise
+        except USER_ERRORS as error:
+            failure = failure_of(error)
+            if ctx.meta.get(JSON_KEY):
+                print(json.dumps(failure.body), flush=True)
+            else:
+                complain(failure.line)
+            raise typer.Exit(failure.exit_code) from error
+
+
+app = typer.Typer(
+    name="multilora",
+    help="Serve thousands of tenants' LoRA adapters on one shared frozen base model.",
+    epilog=EPILOG,
+    cls=ReportingGroup,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"multilora {version('multilora')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Serve thousands of tenants' LoRA adapters on one shared frozen base model."""
+
+
+app.command(epilog=EPILOG)(demo.demo)
+app.command(epilog=EPILOG)(serve.serve)
+app.add_typer(tenant.app, name="tenant", epilog=EPILOG)
+app.add_typer(adapter.app, name="adapter", epilog=EPILOG)
+app.command(epilog=EPILOG)(doctor.doctor)
+
+
+def main() -> None:
+    """The entry point of the distribution."""
+    app()

@@ -1,0 +1,95 @@
+"""`multilora serve`: reads the options, takes the port, and hands over to `serving`, which knows the engine."""
+
+from __future__ import annotations
+
+import typer
+
+from server.cli.base_path import find_base
+from server.cli.listening import bound
+from server.cli.logs import set_up_logging
+from server.cli.options import DEFAULT_DATA_DIR, DataDirOption, HostOption, JsonOption, PortOption
+from server.cli.output import Output
+from server.cli.serve_options import (
+    AdapterPoolOption,
+    Auth,
+    AuthOption,
+    Device,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    HostCacheOption,
+    KvCacheOption,
+    LogJsonOption,
+    MaxAdaptersOption,
+    MaxBatchTokensOption,
+    MaxModelLenOption,
+    MaxRunningOption,
+    NoPrefixCacheOption,
+    QuantizeOption,
+    RequiredBaseOption,
+    ServedNameOption,
+    ServeOptions,
+    ThreadsOption,
+)
+from server.cli.stopping import StopSignals
+
+
+def serve(
+    *,
+    base: RequiredBaseOption,
+    served_name: ServedNameOption = None,
+    dtype: DtypeOption = Dtype.AUTO,
+    quantize: QuantizeOption = None,
+    device: DeviceOption = Device.AUTO,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8000,
+    auth: AuthOption = Auth.ON,
+    max_model_len: MaxModelLenOption = None,
+    max_running: MaxRunningOption = 64,
+    max_batch_tokens: MaxBatchTokensOption = 2048,
+    max_adapters: MaxAdaptersOption = 512,
+    threads: ThreadsOption = None,
+    kv_cache_mib: KvCacheOption = None,
+    adapter_pool_mib: AdapterPoolOption = None,
+    host_cache_mib: HostCacheOption = None,
+    no_prefix_cache: NoPrefixCacheOption = False,
+    log_json: LogJsonOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a base and every tenant's adapters for it over HTTP, until SIGINT or SIGTERM.
+
+    Prints "ready on URL" once requests are served; /ready answers 200 from then on. With --json the lines are events:
+    stage, memory, admin_key, ready, stopping, stopped. The admin key is made on the first start; MULTILORA_ADMIN_KEY
+    takes its place.
+    """
+    if max_batch_tokens < max_running:
+        message = f"must be at least --max-running ({max_running}), got {max_batch_tokens}"
+        raise typer.BadParameter(message, param_hint="--max-batch-tokens")
+    output = Output(as_json=as_json, with_events=True)
+    set_up_logging(as_json=log_json)
+    folder, own_name = find_base(base)
+    options = ServeOptions(
+        base=folder,
+        served_name=served_name or own_name,
+        data_dir=data_dir,
+        dtype=dtype,
+        quantize=quantize,
+        device=device,
+        auth=auth,
+        max_model_len=max_model_len,
+        max_running=max_running,
+        max_batch_tokens=max_batch_tokens,
+        kv_cache_mib=kv_cache_mib,
+        adapter_pool_mib=adapter_pool_mib,
+        host_cache_mib=host_cache_mib,
+        max_adapters=max_adapters,
+        threads=threads,
+        prefix_cache=not no_prefix_cache,
+    )
+    with StopSignals() as signals, bound(host, port) as listener:
+        with output.stage("importing torch and transformers"):
+            from server.cli import serving
+        serving.run(options, listener, output, signals)
+    output.event("stopped")
+    output.say("stopped")

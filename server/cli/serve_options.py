@@ -1,0 +1,98 @@
+"""What `multilora serve` may be told. Decides names, bounds and help; knows nothing of what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Dtype(StrEnum):
+    AUTO = "auto"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+class Quantize(StrEnum):
+    NF4 = "nf4"
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Auth(StrEnum):
+    ON = "on"
+    OFF = "off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """One start of the server. *_mib: MiB. None: from the base or from the machine."""
+
+    base: Path
+    served_name: str
+    data_dir: Path
+    dtype: str
+    quantize: str | None
+    device: str
+    auth: Auth
+    max_model_len: int | None
+    max_running: int
+    max_batch_tokens: int
+    kv_cache_mib: int | None
+    adapter_pool_mib: int | None
+    host_cache_mib: int | None
+    max_adapters: int
+    threads: int | None
+    prefix_cache: bool
+
+
+_MEMORY, _LIMITS, _MODEL = "Memory", "Limits", "Model"
+
+RequiredBaseOption = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        help="The base: a folder, or a hub id with a local copy.",
+        metavar="PATH_OR_ID",
+        rich_help_panel=_MODEL,
+    ),
+]
+ServedNameOption = Annotated[
+    str | None,
+    typer.Option(help="The base's id in the API (default: the last part of --base).", rich_help_panel=_MODEL),
+]
+DtypeOption = Annotated[Dtype, typer.Option(help="auto: the base's own.", rich_help_panel=_MODEL)]
+QuantizeOption = Annotated[
+    Quantize | None, typer.Option(help="nf4: 4-bit base weights (bitsandbytes).", rich_help_panel=_MODEL)
+]
+DeviceOption = Annotated[Device, typer.Option(help="auto: the GPU where there is one.", rich_help_panel=_MODEL)]
+AuthOption = Annotated[Auth, typer.Option(help="off: no keys; X-Tenant-Id names the tenant.")]
+MaxModelLenOption = Annotated[
+    int | None,
+    typer.Option(help="Tokens of prompt and answer (default: the base's).", min=2, rich_help_panel=_LIMITS),
+]
+MaxRunningOption = Annotated[int, typer.Option(help="Requests in one batch.", min=1, rich_help_panel=_LIMITS)]
+MaxBatchTokensOption = Annotated[
+    int, typer.Option(help="Tokens in one forward; at least --max-running.", min=1, rich_help_panel=_LIMITS)
+]
+MaxAdaptersOption = Annotated[int, typer.Option(help="Adapters on the device at once.", min=1, rich_help_panel=_LIMITS)]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(help="CPU threads of the engine (default: physical cores).", min=1, rich_help_panel=_LIMITS),
+]
+KvCacheOption = Annotated[
+    int | None, typer.Option(help="Keys and values of running requests.", min=1, rich_help_panel=_MEMORY)
+]
+AdapterPoolOption = Annotated[int | None, typer.Option(help="Adapters on the device.", min=1, rich_help_panel=_MEMORY)]
+HostCacheOption = Annotated[int | None, typer.Option(help="Adapters in host memory.", min=1, rich_help_panel=_MEMORY)]
+NoPrefixCacheOption = Annotated[
+    bool, typer.Option("--no-prefix-cache", help="Compute every prompt in full.", rich_help_panel=_MEMORY)
+]
+LogJsonOption = Annotated[bool, typer.Option("--log-json", help="Log JSON lines to stderr.")]

@@ -1,0 +1,115 @@
+"""One run of the server: store, engine, API, socket; opened in this order and closed in the other. Imports torch."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fastapi import FastAPI
+
+from adapters_store.store import AdapterStore
+from server.api.app import create_app
+from server.api.settings import ApiSettings
+from server.cli.admin_key import AdminKey, admin_key
+from server.cli.engine_start import running_engine, show_memory
+from server.cli.failures import CommandError
+from server.cli.listening import HttpServer, url_of
+from server.cli.output import Output
+from server.cli.serve_options import Auth, ServeOptions
+from server.cli.stopping import StopSignals
+from server.cli.stores import opened
+from server.cli.texts import MIB, curl_line
+from server.engine.build import EngineParts, EngineSettings
+from server.engine.memory_plan import MemoryWishes
+from server.engine.schedule import SchedulerSettings
+
+
+def run(options: ServeOptions, listener: socket.socket, output: Output, signals: StopSignals) -> None:
+    """Serve until a signal. Raises what `failures` knows."""
+    with opened(options.data_dir, output) as store:
+        key = admin_key(options.data_dir)
+        _tell_key(key, output)
+        _sweep(store, output)
+        with running_engine(engine_settings(options), store, output) as parts:
+            store.remember_base(parts.base.description)
+            show_memory(parts, output)
+            settings = ApiSettings(data_dir=options.data_dir, auth=options.auth.value, admin_keys=(key.value,))
+            app = create_app(engine=parts.worker, store=store, settings=settings)
+            with http_server(app, listener, signals) as server:
+                _tell_ready(options, parts, url_of(listener), output)
+                signals.wait(while_true=lambda: server.is_alive)
+                output.event("stopping")
+                output.say("stopping; answers under way may end (asked again: they are cut off)")
+
+
+@contextmanager
+def http_server(app: FastAPI, listener: socket.socket, signals: StopSignals) -> Iterator[HttpServer]:
+    """The app, reachable; stopped in order at the end. CommandError (server_stopped) where it ended by itself."""
+    server = HttpServer(app, listener)
+    server.start()
+    try:
+        yield server
+        if not server.is_alive:
+            raise CommandError("server_stopped", "the HTTP server ended by itself; see the log")
+    finally:
+        signals.defer()
+        server.stop(signals)
+
+
+def engine_settings(options: ServeOptions) -> EngineSettings:
+    """The engine's part of the options."""
+    return EngineSettings(
+        base=options.base,
+        served_name=options.served_name,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        device=options.device,
+        max_model_len=options.max_model_len,
+        max_adapters=options.max_adapters,
+        prefix_cache=options.prefix_cache,
+        num_threads=options.threads,
+        scheduler=SchedulerSettings(max_batch_tokens=options.max_batch_tokens, max_running=options.max_running),
+        memory=MemoryWishes(
+            kv_cache=_bytes(options.kv_cache_mib),
+            adapter_pool=_bytes(options.adapter_pool_mib),
+            host_cache=_bytes(options.host_cache_mib),
+        ),
+    )
+
+
+def _bytes(mib: int | None) -> int | None:
+    return None if mib is None else mib * MIB
+
+
+def _sweep(store: AdapterStore, output: Output) -> None:
+    swept = store.sweep()
+    if swept.num_staged or swept.blobs:
+        output.event("swept", staged=swept.num_staged, blobs=swept.blobs)
+        output.say(
+            f"removed what killed uploads left: {swept.num_staged} staged, {len(swept.blobs)} blobs", style="dim"
+        )
+
+
+def _tell_key(key: AdminKey, output: Output) -> None:
+    """Only a key that was made just now is shown."""
+    if key.is_new:
+        output.event("admin_key", admin_key=key.value, path=str(key.path))
+        output.say(f"admin key  {key.value}")
+        output.say(f"kept in {key.path}; shown this once", style="dim")
+
+
+def _tell_ready(options: ServeOptions, parts: EngineParts, url: str, output: Output) -> None:
+    worker = parts.worker
+    output.event("ready", url=url, base=worker.served_name, auth=options.auth.value, pid=os.getpid())
+    output.say(f"ready on {url}", style="bold green")
+    is_open = options.auth is Auth.OFF
+    if is_open:
+        output.say("--auth off: anyone who reaches this address may ask, for every tenant", style="yellow")
+    else:
+        output.say(f"multilora tenant create acme --data-dir {options.data_dir}")
+    output.say(f"multilora adapter push DIR --tenant acme --name NAME --data-dir {options.data_dir}")
+    chat = worker.tokenizer.has_chat_template
+    key = None if is_open else "KEY"
+    output.say(curl_line(url, key=key, model=worker.served_name, prompt="Once upon a time", chat=chat))

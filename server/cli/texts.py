@@ -1,0 +1,35 @@
+"""How numbers, moments and commands are written for people. Knows nothing of where they come from."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+def when(seconds: int) -> str:
+    """Unix seconds as local date and time."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def size(count: int) -> str:
+    """Bytes in the largest unit that leaves a digit before the point."""
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (1024, "KiB")):
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count} bytes"
+
+
+def curl_line(url: str, *, key: str | None, model: str, prompt: str, chat: bool, max_tokens: int = 64) -> str:
+    """A request ready to paste into a POSIX shell, in one line. key None: nobody is asked for one."""
+    said = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+    body = json.dumps({"model": model, **said, "max_tokens": max_tokens, "temperature": 0}, ensure_ascii=False)
+    route = "chat/completions" if chat else "completions"
+    auth = "" if key is None else f" -H 'Authorization: Bearer {key}'"
+    return f"curl -s {url}/v1/{route}{auth} -H 'Content-Type: application/json' -d {_quoted(body)}"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
