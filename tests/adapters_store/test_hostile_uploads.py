@@ -200,10 +200,10 @@ def refuse(store: AdapterStore, data_dir: Path, tmp_path: Path) -> Refuse:
         before = everything_in(data_dir, store)
         seconds = []
         for _ in range(3):  # the quickest of three: the machine may be busy with other things
-            started = time.perf_counter()
+            started = time.thread_time()  # of this thread: a busy machine changes nothing
             with pytest.raises(AdapterRejected) as caught:
                 store.publish(**upload)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(time.thread_time() - started)
             assert caught.value.code == code, caught.value.message
         assert min(seconds) < 0.1
         assert caught.value.message.isascii()

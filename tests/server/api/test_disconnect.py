@@ -90,7 +90,7 @@ def test_a_stream_that_fails_ends_with_an_error_event_and_no_done(
     response = client.post(route, json={**body, "stream": True})
     assert response.status_code == 200
     *chunks, last = [line for line in response.text.split("\n\n") if line]
-    assert len(chunks) >= 3
+    assert chunks  # the tokens before the failure, some of them joined
     error = json.loads(last.removeprefix("data: "))["error"]
     assert error == {"message": "the model produced NaN", "type": "server_error", "param": None, "code": "nan_logits"}
     assert "[DONE]" not in response.text
