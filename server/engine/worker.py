@@ -199,9 +199,8 @@ class EngineWorker:
             arriving, self._commands = list(self._commands), deque()
         for command in arriving:
             command()
-        reason = "abort" if self._failure is None else "error"
         error = None if self._failure is None else RequestError("engine_stopped", "the engine stopped on an error")
         for request_id in list(self._listeners):
             event = TokenEvent(request_id, finish_reason="error" if error else "abort", error=error)
             self._deliver([event])
-        _log.info("engine thread ended (%s)", reason)
+        _log.info("the engine has stopped")
