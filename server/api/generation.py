@@ -34,22 +34,29 @@ class Generation:
             self._unfinished.add(request.id)
 
     async def batches(self) -> AsyncIterator[list[IndexedEvent]]:
-        """Events as they come, until every request has finished. Raises ApiError when one fails, ClientGone."""
+        """Events as they come, until every request has finished. Raises ClientGone, and ApiError when one fails, after
+        everything that came before the failure."""
         while self._unfinished:
             events = await self.inbox.take()
             now_s = time.perf_counter()
-            for index, event in events:
-                self._meter.saw(index, event, now_s)
-                if event.finish_reason is not None:
-                    self._finish(event)
+            for position, (index, event) in enumerate(events):
+                failure = self._note(index, event, now_s)
+                if failure is not None:
+                    if position:
+                        yield events[:position]
+                    raise failure
             yield events
 
-    def _finish(self, event: TokenEvent) -> None:
+    def _note(self, index: int, event: TokenEvent, now_s: float) -> ApiError | None:
+        self._meter.saw(index, event, now_s)
+        if event.finish_reason is None:
+            return None
         self._unfinished.discard(event.request_id)
         if event.error is not None:
-            raise from_engine(event.error)
+            return from_engine(event.error)
         if event.finish_reason in ("abort", "error"):
-            raise ApiError(503, "aborted", "The server stopped this request; send it again.", retry_after_s=1.0)
+            return ApiError(503, "aborted", "The server stopped this request; send it again.", retry_after_s=1.0)
+        return None
 
     def close(self) -> None:
         for request_id in self._unfinished:

@@ -82,9 +82,11 @@ def test_what_fails_before_the_first_token_has_its_own_status(
     assert response.json()["error"]["code"] == "adapter_unavailable"
 
 
-@pytest.mark.parametrize(("route", "body"), [("/v1/completions", ASK), ("/v1/chat/completions", CHAT)])
-def test_a_stream_that_fails_ends_with_an_error_event_and_no_done(
-    client: httpx.Client, fake_engine: FakeEngine, route: str, body: dict[str, Any]
+@pytest.mark.parametrize(
+    ("route", "body", "num_chunks"), [("/v1/completions", ASK, 3), ("/v1/chat/completions", CHAT, 4)]
+)
+def test_a_stream_that_fails_sends_what_it_had_then_an_error_event_and_no_done(
+    client: httpx.Client, fake_engine: FakeEngine, route: str, body: dict[str, Any], num_chunks: int
 ) -> None:
     fake_engine.fail_next(RequestError("nan_logits", "the model produced NaN", 500), after_tokens=3)
     response = client.post(route, json={**body, "stream": True})
