@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -38,13 +39,15 @@ def demo(
     Then the server stays up, with ready-made curl lines, until Ctrl-C. With --json: one object with the answers.
     """
     output = Output(as_json=as_json)
-    set_up_logging()
+    set_up_logging(ours=logging.WARNING)
     with StopSignals() as signals, _listener(port) as listener:
         with output.waiting("importing torch and transformers"):
             from server.cli import demo_run
             from server.demo import assets
         prompts = prompt or assets.SHOWCASE_PROMPTS[:NUM_PROMPTS]
-        story = demo_run.Story(assets.demo_base_path(), assets.BASE_NAME, assets.demo_adapters(), prompts)
+        story = demo_run.Story(
+            assets.demo_base_path(), assets.BASE_NAME, assets.demo_adapters(), prompts, note=assets.USAGE_NOTE
+        )
         demo_run.run(story, listener, output, signals, data_dir=data_dir and data_dir.expanduser(), once=once)
 
 

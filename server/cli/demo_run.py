@@ -21,7 +21,7 @@ from server.cli.serving import http_server
 from server.cli.stopping import StopSignals
 from server.cli.stores import opened
 from server.demo.showcase import ADAPTER_NAME, Round, Showcase, ShowcaseFailed, introduce, summary_of
-from server.engine.build import EngineParts, EngineSettings
+from server.engine.build import EngineSettings
 from server.engine.memory_plan import MIB, MemoryWishes
 
 MEMORY = MemoryWishes(kv_cache=64 * MIB, adapter_pool=32 * MIB, host_cache=64 * MIB)
@@ -29,12 +29,13 @@ MEMORY = MemoryWishes(kv_cache=64 * MIB, adapter_pool=32 * MIB, host_cache=64 * 
 
 @dataclass(frozen=True)
 class Story:
-    """adapters: by tenant, a PEFT folder each. prompts: asked one after the other."""
+    """adapters: by tenant, a PEFT folder each. prompts: asked one after the other. note: for people."""
 
     base: Path
     served_name: str
     adapters: Mapping[str, Path]
     prompts: Sequence[str]
+    note: str
 
 
 def run(
@@ -52,8 +53,11 @@ def run(
         api = ApiSettings(data_dir=folder, admin_keys=(admin_key(folder).value,))
         app = create_app(engine=parts.worker, store=store, settings=api)
         with http_server(app, listener, signals) as server:
-            try_it = TryIt(url_of(listener), story.served_name, voices, story.prompts[0], folder, chat=_chats(parts))
-            _report(_play(Showcase(parts, voices), story.prompts, output), try_it, output)
+            rounds = _play(Showcase(parts, voices), story.prompts, output)
+            chat = parts.worker.tokenizer.has_chat_template
+            url, prompt = url_of(listener), story.prompts[0]
+            try_it = TryIt(url, story.served_name, voices, prompt, folder, chat=chat, note=story.note)
+            _report(rounds, try_it, output)
             if not once:
                 show_try_it(try_it, output)
                 signals.wait(while_true=lambda: server.is_alive)
@@ -73,10 +77,6 @@ def _play(showcase: Showcase, prompts: Sequence[str], output: Output) -> list[Ro
         return [show_round(showcase.ask(prompt), output) for prompt in prompts]
     except ShowcaseFailed as error:
         raise CommandError("demo_failed", str(error)) from error
-
-
-def _chats(parts: EngineParts) -> bool:
-    return parts.worker.tokenizer.has_chat_template
 
 
 def _report(rounds: Sequence[Round], try_it: TryIt, output: Output) -> None:

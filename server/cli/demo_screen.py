@@ -22,7 +22,10 @@ REFRESH_PER_S = 12
 
 @dataclass(frozen=True)
 class TryIt:
-    """What a newcomer needs to ask by himself. base: its id in the API. chat: whether the base has a chat template."""
+    """What a newcomer needs to ask by himself.
+
+    base: its id in the API. chat: whether the base has a chat template. note: what to expect of it.
+    """
 
     url: str
     base: str
@@ -30,6 +33,7 @@ class TryIt:
     prompt: str
     data_dir: Path
     chat: bool
+    note: str
 
 
 def show_round(growing: Iterator[Round], output: Output) -> Round:
@@ -52,8 +56,15 @@ def round_table(this: Round) -> Table:
     table = Table(title=Text(f"> {this.prompt}", "bold"), title_justify="left", box=box.ROUNDED, expand=True)
     for index, name in enumerate(this.answers):
         table.add_column(name, header_style=COLORS[index % len(COLORS)], ratio=1, overflow="fold")
-    table.add_row(*(Text(answer.text.strip()) for answer in this.answers.values()))
+    table.add_row(*(Text(_printable(answer.text)) for answer in this.answers.values()))
     return table
+
+
+def _printable(text: str) -> str:
+    """A model may say anything, also what would steer a terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text).strip(
+        "\n"
+    )
 
 
 def headline(summary: Summary) -> str:
@@ -78,6 +89,7 @@ def show_try_it(try_it: TryIt, output: Output) -> None:
     output.say("\n# python", style="dim")
     output.say(_python(try_it, tenants[-1]))
     output.say(f"\nmultilora adapter list --data-dir {try_it.data_dir}")
+    output.say(try_it.note, style="dim")
     output.say("Ctrl-C ends it.", style="dim")
 
 

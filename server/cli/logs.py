@@ -25,12 +25,12 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields)
 
 
-def set_up_logging(*, as_json: bool = False) -> None:
-    """Ours from INFO, everybody else's from WARNING."""
+def set_up_logging(*, as_json: bool = False, ours: int = logging.INFO) -> None:
+    """Our own loggers from level `ours`, everybody else's from WARNING."""
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
     handler.setFormatter(JsonFormatter() if as_json else plain)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in OURS:
-        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).setLevel(ours)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # misses a CPU kernel of the hub's at every import

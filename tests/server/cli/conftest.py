@@ -97,11 +97,11 @@ def write_adapter(base: Path, folder: Path, *, seed: int) -> Path:
 
 
 class RunningServer:
-    """A `multilora serve` process, and all that it has printed."""
+    """A process that serves on a local port, and all that it has printed."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
         self.process = process
-        self.url = url
+        self.url = f"http://127.0.0.1:{port}"
         self.lines: list[str] = []
         self.log: list[str] = []
         self._readers = [
@@ -142,17 +142,17 @@ class RunningServer:
 
 @contextmanager
 def server_process(*arguments: str | Path, env: dict[str, str] | None = None) -> Iterator[RunningServer]:
-    """`multilora serve ARGUMENTS` on a free port, as the installed command, ready or not; killed at the end."""
+    """`multilora ARGUMENTS` on a free port, as the installed command, ready or not; killed at the end."""
     port = free_port()
-    command = [str(Path(sys.executable).with_name("multilora")), "serve", "--port", str(port), *SMALL]
+    command = [Path(sys.executable).with_name("multilora"), *arguments, "--port", port]
     process = subprocess.Popen(
-        [*command, *(str(each) for each in arguments)],
+        [str(each) for each in command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **(env or {})},
     )
-    server = RunningServer(process, f"http://127.0.0.1:{port}")
+    server = RunningServer(process, port)
     try:
         yield server
     finally:
@@ -161,8 +161,15 @@ def server_process(*arguments: str | Path, env: dict[str, str] | None = None) ->
 
 
 @pytest.fixture(scope="session")
-def serve_process() -> Callable[..., Any]:
+def start() -> Callable[..., Any]:
+    """start("demo", "--once"): a context with the running process."""
     return server_process
+
+
+@pytest.fixture(scope="session")
+def serve_process() -> Callable[..., Any]:
+    """The same for `serve`, in little memory."""
+    return lambda *arguments, **options: server_process("serve", *SMALL, *arguments, **options)
 
 
 @pytest.fixture(scope="session")
