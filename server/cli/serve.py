@@ -47,7 +47,7 @@ def serve(
     auth: AuthOption = Auth.ON,
     max_model_len: MaxModelLenOption = None,
     max_running: MaxRunningOption = 64,
-    max_batch_tokens: MaxBatchTokensOption = 2048,
+    max_batch_tokens: MaxBatchTokensOption = 512,
     max_adapters: MaxAdaptersOption = 512,
     threads: ThreadsOption = None,
     kv_cache_mib: KvCacheOption = None,

@@ -80,7 +80,12 @@ MaxModelLenOption = Annotated[
 ]
 MaxRunningOption = Annotated[int, typer.Option(help="Requests in one batch.", min=1, rich_help_panel=_LIMITS)]
 MaxBatchTokensOption = Annotated[
-    int, typer.Option(help="Tokens in one forward; at least --max-running.", min=1, rich_help_panel=_LIMITS)
+    int,
+    typer.Option(
+        help="Tokens in one forward, at least --max-running. Longer prompts run in pieces; raise it on a GPU.",
+        min=1,
+        rich_help_panel=_LIMITS,
+    ),
 ]
 MaxAdaptersOption = Annotated[int, typer.Option(help="Adapters on the device at once.", min=1, rich_help_panel=_LIMITS)]
 ThreadsOption = Annotated[
