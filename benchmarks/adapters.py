@@ -1,4 +1,4 @@
-"""The benchmarks' adapters: real PEFT files in a real store, and a source of any number of adapters from seeds.
+"""The benchmarks' adapters: real PEFT files in a real store, and a source that makes many of few.
 
 Every number of an adapter is drawn from N(0, 0.02): about what a trained A has, and B is not zero.
 """
@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -111,29 +111,21 @@ def drop_from_page_cache(file: Path) -> None:
             os.close(descriptor)
 
 
-class SeededSource:
-    """An AdapterSource of as many adapters as asked for, each of true size, without their gigabytes on disk.
+class AliasedSource:
+    """An AdapterSource of any number of adapters over the fewer that a store holds, so that a thousand need no 7 GB.
 
-    An adapter is a real one's layout filled from one random sequence, from a place that its seed decides. A load copies
-    and hashes as many bytes as the store's load does; it neither reads a disk nor parses a header.
+    Every digest is its own to the engine and takes its own room there. Every load is a real load of a stored adapter:
+    read, hashed, checked and packed. Only the numbers inside are shared by every n-th digest.
     """
 
-    def __init__(self, template: PackedAdapter, count: int) -> None:
-        self.digests = [AdapterDigest(f"sha256:{hashlib.sha256(b'%d' % seed).hexdigest()}") for seed in range(count)]
-        self._seed_of = {digest: seed for seed, digest in enumerate(self.digests)}
-        self._modules = template.modules
-        self._size = template.buffer.numel()
-        generator = torch.Generator().manual_seed(1)
-        numbers = torch.randn(self._size + _STEP * count, generator=generator) * STD
-        self._numbers = numbers.to(template.buffer.dtype)
+    def __init__(self, stored: BenchStore, count: int) -> None:
+        self._store = stored.store
+        aliases = [AdapterDigest(f"sha256:{hashlib.sha256(b'%d' % index).hexdigest()}") for index in range(count)]
+        self._stored_of = {alias: stored.digests[index % len(stored.digests)] for index, alias in enumerate(aliases)}
+
+    @property
+    def digests(self) -> list[AdapterDigest]:
+        return list(self._stored_of)
 
     def load_packed(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False) -> PackedAdapter:
-        start = _STEP * self._seed_of[digest]
-        buffer = torch.empty(self._size, dtype=self._numbers.dtype, pin_memory=pin)
-        target, source = buffer.view(torch.uint8).numpy(), self._numbers[start:].view(torch.uint8).numpy()
-        target[:] = source[: target.nbytes]
-        hashlib.sha256(target.data).digest()  # the store checks every byte it loads, so this pays for it too
-        return PackedAdapter(digest, buffer, self._modules)
-
-
-_STEP = 32  # elements between two adapters' beginnings: a cache line
+        return replace(self._store.load_packed(self._stored_of[digest], base, pin=pin), digest=digest)

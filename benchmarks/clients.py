@@ -51,8 +51,8 @@ def closed_loop(
     worker: EngineWorker,
     adapters: Adapters,
     prompts: Sequence[list[int]],
+    max_tokens: Sequence[int],
     *,
-    max_tokens: int,
     concurrency: int,
     tenant: str = "bench",
 ) -> LoopRun:
@@ -70,7 +70,7 @@ def closed_loop(
             if event.finish_reason is not None:
                 put(event)
 
-        worker.submit(make_request(prompts[index], adapters[index], max_tokens, tenant=tenant), listen)
+        worker.submit(make_request(prompts[index], adapters[index], max_tokens[index], tenant=tenant), listen)
 
     began_s = time.perf_counter()
     for _ in range(min(concurrency, len(adapters))):
@@ -80,7 +80,7 @@ def closed_loop(
         assert event.error is None, event.error
         if len(sent) < len(adapters):
             send()
-    return LoopRun(time.perf_counter() - began_s, len(adapters) * max_tokens, [one.ttft_s for one in sent])
+    return LoopRun(time.perf_counter() - began_s, sum(max_tokens), [one.ttft_s for one in sent])
 
 
 @contextmanager
@@ -129,4 +129,4 @@ def load_and_answer(worker: EngineWorker, digests: Sequence[AdapterDigest], *, c
     """Another tenant asks each of these adapters for one token after a prompt of one: the shortest requests there are,
     so that what they cost beyond loading is next to nothing."""
     prompts = [[2 + index] for index in range(len(digests))]
-    closed_loop(worker, digests, prompts, max_tokens=1, concurrency=concurrency, tenant="other")
+    closed_loop(worker, digests, prompts, [1] * len(digests), concurrency=concurrency, tenant="other")

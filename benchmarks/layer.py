@@ -91,7 +91,7 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
     counts = list(dict.fromkeys(row["rows"] for row in rows))
     costs = ", ".join(f"{count} distinct adapters {whole[count, 'distinct']:.2f}" for count in counts)
     figure, panels = report.figure(
-        f"One layer's linear groups, time against the bare base: {costs}", panels=len(counts)
+        f"One layer's linear groups, time against the bare base: {costs}", panels=len(counts), width_in=4.6
     )
     for axes, count in zip(panels, counts, strict=True):
         own = [row for row in rows if row["rows"] == count]

@@ -83,7 +83,7 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
     full = {number(row["batch"]): number(row["of_base"]) for row in rows if row["adapters"] == row["batch"]}
     kept = " and ".join(f"{100 * share:.0f} % ({batch:.0f} distinct)" for batch, share in full.items())
     figure, panels = report.figure(
-        f"A batch of distinct adapters keeps {kept} of the bare base's tokens per second", panels=2
+        f"A batch of distinct adapters keeps {kept} of the bare base's tokens per second", panels=2, width_in=4.2
     )
     for axes, batch in zip(panels, TARGETS, strict=True):
         own = [row for row in rows if row["batch"] == batch]

@@ -1,21 +1,23 @@
 """More adapters than the device holds: what paging costs in tokens per second.
 
 A closed loop of 8 requests with Zipf 1.0 popularity, on three engines in turn. "resident": 8 adapters in a pool of 8.
-"paged": 1,000 adapters in a pool of 32, made from seeds, so that their 7 GB need not lie on the disk: a load copies and
-hashes as many bytes as the store's does. "paged, store": fewer adapters, all of them on disk in the real store.
+"paged": 1,000 adapters in a pool of 32 and host memory for 256; all loads are real ones of real files, but several
+adapters share a file, so that 7 GB need not lie on the disk. "paged, store": fewer adapters, each with its own file,
+host memory in proportion. Files are in the page cache after their first load.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 
+import numpy as np
+
 from adapters_store.base import AdapterDigest
-from benchmarks.adapters import BenchStore, SeededSource
+from benchmarks.adapters import AliasedSource, BenchStore
 from benchmarks.clients import closed_loop
 from benchmarks.popularity import choose_adapters
 from benchmarks.report import Report, Row
@@ -29,7 +31,7 @@ CONCURRENCY = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """registered: adapters from seeds. pool, host: adapters that fit on the device, and in host memory."""
+    """registered: adapters of the large case. pool, host: adapters that fit on the device, and in host memory."""
 
     registered: int
     pool: int
@@ -66,7 +68,7 @@ class Load:
 
 def measure_throughput(report: Report, shape: BenchShape, adapters: BenchStore) -> list[Row]:
     scale = QUICK_SCALE if report.quick else FULL_SCALE
-    plans = _plans(report, adapters, scale)
+    plans = _plans(adapters, scale)
     lengths = lengths_for(quick=report.quick)
     with ExitStack() as stack:
         cases: dict[str, Callable[[], Load]] = {}
@@ -81,44 +83,31 @@ def measure_throughput(report: Report, shape: BenchShape, adapters: BenchStore) 
     return [_row_of(plan, loads[plan.name], loads["resident"]) for plan in plans]
 
 
-def _plans(report: Report, adapters: BenchStore, scale: Scale) -> list[Plan]:
-    seeded = SeededSource(adapters.store.load_packed(adapters.digests[0], adapters.base), scale.registered)
-    _compare_loads(report, adapters, seeded)
+def _plans(adapters: BenchStore, scale: Scale) -> list[Plan]:
+    aliased = AliasedSource(adapters, scale.registered)
     share = len(adapters.digests) / scale.registered
     return [
-        Plan("resident", seeded, seeded.digests[:CONCURRENCY], CONCURRENCY, CONCURRENCY),
-        Plan("paged", seeded, seeded.digests, scale.pool, scale.host),
+        Plan("resident", aliased, aliased.digests[:CONCURRENCY], CONCURRENCY, CONCURRENCY),
+        Plan("paged", aliased, aliased.digests, scale.pool, scale.host),
         Plan("paged, store", adapters.store, adapters.digests, scale.pool, max(1, round(scale.host * share))),
     ]
 
 
-def _compare_loads(report: Report, adapters: BenchStore, seeded: SeededSource) -> None:
-    """Adapters from seeds stand for stored ones only if they cost about as much to load: show both."""
-    store_s = [_load_s(adapters.store, digest, adapters) for digest in adapters.digests[:16]]
-    seeds_s = [_load_s(seeded, digest, adapters) for digest in seeded.digests[:16]]
-    times = [1e3 * statistics.median(seconds) for seconds in (store_s, seeds_s)]
-    report.say(
-        f"one load takes {times[0]:.1f} ms from the store (files in the page cache), {times[1]:.1f} ms from a seed"
-    )
-
-
-def _load_s(source: AdapterSource, digest: AdapterDigest, adapters: BenchStore) -> float:
-    began_s = time.perf_counter()
-    source.load_packed(digest, adapters.base)
-    return time.perf_counter() - began_s
-
-
 def _looper(parts: EngineParts, digests: Sequence[AdapterDigest], scale: Scale, lengths: Lengths) -> Callable[[], Load]:
-    """Runs the closed loop, with other prompts and other choices in each round."""
+    """Runs the closed loop, with other prompts, lengths and choices in each round, the same for every engine.
+
+    Lengths vary by a half each way: of equal ones, requests that never wait would all begin and end together.
+    """
     seeds = count()
 
     def run() -> Load:
         seed = next(seeds)
         chosen = choose_adapters("zipf", scale.requests, len(digests), seed=seed)
         prompts = random_prompts(scale.requests, lengths.prompt, parts.worker.vocab_size, seed=seed)
+        max_tokens = np.random.default_rng(seed).integers(lengths.new // 2, lengths.new * 3 // 2 + 1, scale.requests)
         before = parts.engine.tiers.stats()
         wanted = [digests[index] for index in chosen]
-        result = closed_loop(parts.worker, wanted, prompts, max_tokens=lengths.new, concurrency=CONCURRENCY)
+        result = closed_loop(parts.worker, wanted, prompts, max_tokens.tolist(), concurrency=CONCURRENCY)
         after = parts.engine.tiers.stats()
         return Load(
             result.tokens_per_s,

@@ -161,14 +161,18 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
         f"TTFT p95 {number(zipf['ttft_p95_ms']):.0f} ms"
     )
     figure, (left, right) = report.figure(title, panels=2)
-    labels = [f"{row['popularity']}\n{row['tenants']} adapters" for row in rows]
+    labels = [f"{row['popularity']}\n({row['tenants']})" for row in rows]
     bars(left, labels, {"tokens per second": [spread(row, "tok_per_s") for row in rows]})
-    left.set(ylabel="generated tokens per second", title=f"{zipf['users']} users, one request after another")
+    left.set(
+        ylabel="generated tokens per second",
+        title=f"{zipf['users']} users, one request after another",
+        xlabel="popularity (adapters)",
+    )
     series = {
         f"TTFT p{percent}": [Spread.of([number(row[f"ttft_p{percent}_ms"])]) for row in rows] for percent in (50, 95)
     }
     bars(right, labels, series)
-    right.set(ylabel="time to first token, ms", title="pooled over all runs")
+    right.set(ylabel="time to first token, ms", title="all runs together", xlabel="popularity (adapters)")
     right.legend(fontsize=7)
     report.save_plot(figure)
 

@@ -1,7 +1,8 @@
 """Ours against PEFT's mixed batch (`adapter_names`), and our bare base against transformers, both by `generate`.
 
-Same base, same adapter files, same prompts, one process, turn by turn. Theirs as fast as it goes without changing it:
-bfloat16 adapters (PEFT's default would cast them to float32), equal prompts, so no padding, no end-of-sequence checks.
+Same base, same adapter files, same prompts, one process, turn by turn. Theirs with their defaults: PEFT casts adapters
+to float32, which here is also the faster way (12 % over bfloat16 adapters on one core). Prompts are equally long, so
+nothing is padded, and nobody looks for an end of sequence.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class Theirs:
     def __init__(self, shape: BenchShape, adapters: BenchStore, lengths: Lengths) -> None:
         self._lengths = lengths
         self._bare = _load(shape)
-        model = PeftModel.from_pretrained(_load(shape), adapters.folder(0), "a0", autocast_adapter_dtype=False)
+        model = PeftModel.from_pretrained(_load(shape), adapters.folder(0), "a0")
         for index in range(1, MAX_ROWS):
-            model.load_adapter(adapters.folder(index), f"a{index}", autocast_adapter_dtype=False)
+            model.load_adapter(adapters.folder(index), f"a{index}")
         self._mixed = _ready(model)
 
     @torch.inference_mode()
@@ -118,7 +119,7 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
     labels = [f"{case}\n{times}".replace(", ", "\n") for case, times in zip(CASES, ratios, strict=True)]
     series = {side: [spread(row, f"{side}_tok_per_s") for row in rows] for side in ("ours", "theirs")}
     bars(axes, labels, series)
-    axes.set_ylabel("generated tokens per second, prefill included")
+    axes.set_ylabel("tokens per second, prefill included")
     legend_below(figure)
     report.save_plot(figure)
 
