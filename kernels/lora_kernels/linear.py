@@ -7,6 +7,7 @@ from torch.nn.functional import linear
 
 from lora_kernels.lora_batch import LoraBatch, LoraGroup
 from lora_kernels.native.bindings import NativeOps, native_ops
+from lora_kernels.triton_ops.available import on_triton
 
 FAST_LINEAR_MAX_ROWS = 64  # above it the library's GEMM wins (benchmarks/op_linear.py)
 
@@ -47,6 +48,10 @@ def add_lora_delta(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch | No
     if batch is None:
         return y_TO
     assert y_TO.dtype == x_TH.dtype == batch.table.arena.dtype, "input, output and adapters share one dtype"
+    if on_triton(x_TH):
+        from lora_kernels.triton_ops.lora import add_lora_delta_triton
+
+        return add_lora_delta_triton(y_TO, x_TH, batch, group)
     native = _native_for(x_TH)
     if native is None:
         return _add_by_segment(y_TO, x_TH, batch, group)

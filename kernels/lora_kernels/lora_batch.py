@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from lora_kernels.native.bindings import CLoraBatch, CLoraGroup
+from lora_kernels.triton_ops.lora_tiles import RowTiles, row_tiles
 
 NO_ADAPTER = -1
 MAX_MEMBERS = 3  # q/k/v is the widest group
@@ -34,6 +35,8 @@ class LoraTable:
         self.ranks = torch.zeros(num_modules, num_slots, dtype=torch.int32, device=device)
         self.scales = torch.zeros(num_modules, num_slots, dtype=torch.float32, device=device)
         self.max_ranks = [0] * num_slots  # on the host, to size the scratch
+        self.touched = np.zeros((num_modules, num_slots), dtype=np.bool_)  # on the host, to launch nothing for nothing
+        self._offset_bits = 0  # every offset that was ever set, or-ed: its lowest set bit is their common alignment
 
     def set_slot(self, slot: int, offset: int, modules: list[tuple[int, int, int, int, float]]) -> None:
         """Point a slot at an adapter stored from `offset`: (module row, A offset, B offset, rank, scale) per module."""
@@ -47,10 +50,17 @@ class LoraTable:
         self.scales[rows.to(device), slot] = scales.to(device)
         self.ranks[rows.to(device), slot] = ranks.to(device)
         self.max_ranks[slot] = max((module[3] for module in modules), default=0)
+        self.touched[rows.numpy(), slot] = True
+        self._offset_bits |= int(np.bitwise_or.reduce(places.numpy(), axis=None))
 
     def clear_slot(self, slot: int) -> None:
         self.ranks[:, slot] = 0
         self.max_ranks[slot] = 0
+        self.touched[:, slot] = False
+
+    def is_aligned_to(self, num_bytes: int) -> bool:
+        """Whether every A and B so far starts on a multiple of num_bytes (a power of two) of the arena."""
+        return self._offset_bits * self.arena.element_size() % num_bytes == 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +109,26 @@ class LoraBatch:
     def num_segments(self) -> int:
         return len(self.slots)
 
+    @property
+    def max_rank(self) -> int:
+        return max((self.table.max_ranks[slot] for slot in self.slots), default=0)
+
+    @cached_property
+    def touched_modules(self) -> NDArray[np.bool_]:
+        """[M]: whether any of the step's adapters touches the module."""
+        touched: NDArray[np.bool_] = np.logical_or.reduce(self.table.touched[:, self.slots], axis=1)
+        return touched
+
+    @cached_property
+    def row_tiles(self) -> RowTiles:
+        """The device's view of the segments, made and copied once for all layers."""
+        device = self.table.arena.device
+        return row_tiles(self.slots, self.starts, self.rows, max_rank=self.max_rank, device=device)
+
     @cached_property
     def _native(self) -> tuple[CLoraBatch, NDArray[np.float32]]:
         """The struct, and its scratch memory (kept alive with it)."""
-        table = self.table
-        h_rank = max((table.max_ranks[slot] for slot in self.slots), default=0)
+        table, h_rank = self.table, self.max_rank
         scratch = np.empty(len(self.rows) * MAX_MEMBERS * h_rank, dtype=np.float32)
         arrays = (self.slots, self.starts, self.rows)
         tensors = (table.offsets, table.ranks, table.scales, table.arena)

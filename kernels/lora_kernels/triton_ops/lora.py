@@ -1,0 +1,162 @@
+"""Launches shrink and expand: chooses tiles and how often to split K. Knows shapes; holds no kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lora_kernels.lora_batch import LoraBatch, LoraGroup
+from lora_kernels.triton_ops.lora_tiles import DECODE_ROWS, PREFILL_ROWS
+from lora_kernels.triton_ops.shrink_expand import expand_kernel, shrink_kernel
+
+ALIGN_BYTES = 16  # the widest load
+MAX_SPLITS = 16
+TARGET_PROGRAMS = 512  # about four on each multiprocessor of an H100
+MIN_BLOCKS_PER_SPLIT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LoraTile:
+    """One compiled shape of both kernels, for 16-bit elements; float32 halves the blocks to keep the bytes,
+    and has twice the warps to share its sums (no tensor core adds exactly in float32)."""
+
+    shrink_k: int
+    shrink_warps: int
+    shrink_stages: int
+    expand_r: int
+    expand_n: int
+    expand_warps: int
+    splits_at_once: int
+
+    def for_element(self, num_bytes: int) -> LoraTile:
+        if num_bytes == 2:
+            return self
+        return LoraTile(
+            self.shrink_k // 2,
+            2 * self.shrink_warps,
+            self.shrink_stages,
+            self.expand_r,
+            self.expand_n // 2,
+            self.expand_warps,
+            self.splits_at_once,
+        )
+
+
+TILES = {  # rows of a tile, ranks per pass
+    (DECODE_ROWS, 16): LoraTile(128, 2, 4, 16, 256, 4, 8),
+    (DECODE_ROWS, 32): LoraTile(128, 4, 4, 32, 256, 4, 8),
+    (DECODE_ROWS, 64): LoraTile(128, 4, 4, 64, 256, 8, 8),
+    (PREFILL_ROWS, 16): LoraTile(64, 4, 4, 16, 128, 8, 1),
+    (PREFILL_ROWS, 32): LoraTile(64, 4, 4, 32, 128, 8, 1),
+    (PREFILL_ROWS, 64): LoraTile(64, 4, 4, 32, 128, 8, 1),
+}
+
+
+def add_lora_delta_triton(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup) -> torch.Tensor:
+    """y += scale * (x A^T) B for each row's own adapter, in place. y_TO: [T, sum(out_features)], x_TH: [T, H], last
+    axes contiguous. Launches nothing where no row's adapter touches the group."""
+    if not any(batch.touched_modules[row] for row in group.module_rows):
+        return y_TO
+    assert x_TH.stride(1) == 1, "x's features are contiguous"
+    assert y_TO.stride(1) == 1, "y's features are contiguous"
+    tiles = batch.row_tiles
+    tile = TILES[tiles.block_m, tiles.rank_block].for_element(x_TH.element_size())
+    members = len(group.module_rows)
+    splits = num_splits(tiles.num_tiles * members, group.in_features, tile.shrink_k)
+    h_rank_blocks = -(-tiles.max_rank // 16)
+    h = tiles.scratch(splits * len(tiles.rows) * members * h_rank_blocks * 16)
+    shared = _Shared(batch, group, h, h_rank_blocks, splits)
+    _shrink(x_TH, shared, tile)
+    _expand(y_TO, shared, tile)
+    return y_TO
+
+
+def num_splits(programs: int, in_features: int, block_k: int) -> int:
+    """Stretches of K, so that a few rows on a few adapters still keep the whole device reading."""
+    wanted = -(-TARGET_PROGRAMS // programs)
+    possible = -(-in_features // (block_k * MIN_BLOCKS_PER_SPLIT))
+    return max(1, min(wanted, possible, MAX_SPLITS))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What both launches of one group pass on."""
+
+    batch: LoraBatch
+    group: LoraGroup
+    h: torch.Tensor
+    h_rank_blocks: int
+    splits: int
+
+    @property
+    def places(self) -> tuple[torch.Tensor, ...]:
+        table = self.batch.table
+        return table.arena, table.offsets, table.ranks
+
+    @property
+    def rows(self) -> tuple[Any, ...]:
+        tiles = self.batch.row_tiles
+        modules = padded(self.group.module_rows)
+        return tiles.records, tiles.rows, self.batch.table.num_slots, *modules
+
+    @property
+    def split_layout(self) -> tuple[int, int, int]:
+        return len(self.batch.row_tiles.rows), self.h_rank_blocks, self.splits
+
+    @property
+    def options(self) -> dict[str, Any]:
+        tiles = self.batch.row_tiles
+        return {
+            "MEMBERS": len(self.group.module_rows),
+            "BLOCK_M": tiles.block_m,
+            "ALIGNED": self.batch.table.is_aligned_to(ALIGN_BYTES),
+        }
+
+
+def padded(values: tuple[int, ...]) -> tuple[int, int, int]:
+    """A group's values for the kernels' three places."""
+    first, second, third = (*values, 0, 0)[:3]
+    return first, second, third
+
+
+def _shrink(x_TH: torch.Tensor, shared: _Shared, tile: LoraTile) -> None:
+    in_features = shared.group.in_features
+    grid = (len(shared.group.module_rows) * shared.splits, shared.batch.row_tiles.num_tiles)
+    shrink_kernel[grid](
+        shared.h,
+        x_TH,
+        *shared.places,
+        *shared.rows,
+        in_features,
+        x_TH.stride(0),
+        *shared.split_layout,
+        **shared.options,
+        BLOCK_R=shared.batch.row_tiles.rank_block,
+        BLOCK_K=tile.shrink_k,
+        EVEN_K=in_features % tile.shrink_k == 0,
+        num_warps=tile.shrink_warps,
+        num_stages=tile.shrink_stages,
+    )
+
+
+def _expand(y_TO: torch.Tensor, shared: _Shared, tile: LoraTile) -> None:
+    outs = shared.group.out_features
+    grid = (sum(-(-out // tile.expand_n) for out in outs), shared.batch.row_tiles.num_tiles)
+    expand_kernel[grid](
+        y_TO,
+        shared.h,
+        *shared.places,
+        shared.batch.table.scales,
+        *shared.rows,
+        *padded(outs),
+        y_TO.stride(0),
+        *shared.split_layout,
+        **shared.options,
+        BLOCK_R=tile.expand_r,
+        BLOCK_N=tile.expand_n,
+        SPLITS_AT_ONCE=tile.splits_at_once,
+        num_warps=tile.expand_warps,
+        num_stages=2,
+    )

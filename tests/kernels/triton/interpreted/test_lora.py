@@ -1,0 +1,165 @@
+"""Shrink and expand equal the float32 specification, whatever the ranks, the shapes and the popularity."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.popularity import POPULARITIES, Popularity
+from lora_kernels import linear
+from lora_kernels.lora_batch import NO_ADAPTER, LoraBatch, LoraGroup
+from lora_kernels.reference import lora_delta_reference
+from lora_kernels.triton_ops import lora
+from lora_kernels.triton_ops.lora import add_lora_delta_triton
+from lora_kernels.triton_ops.lora_tiles import DECODE_ROWS, PREFILL_ROWS, row_tiles
+from support.lora import random_table
+from support.triton_cases import normal, relative_error, row_slots, tolerance
+
+GROUP = LoraGroup((0, 1, 2), 300, (80, 33, 270))
+RANKS = (1, 3, 8, 16, 64, 5)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def delta(x: torch.Tensor, batch: LoraBatch, group: LoraGroup = GROUP) -> torch.Tensor:
+    """Through scratch that held NaN."""
+    batch.row_tiles.scratch(1 << 20).fill_(torch.nan)
+    return add_lora_delta_triton(torch.zeros(len(x), sum(group.out_features), dtype=x.dtype), x, batch, group)
+
+
+def check(x: torch.Tensor, batch: LoraBatch, group: LoraGroup = GROUP) -> None:
+    got = delta(x, batch, group)
+    assert torch.isfinite(got).all()
+    assert relative_error(got, lora_delta_reference(x, batch, group)) <= tolerance(group.in_features, x.dtype)
+
+
+@pytest.mark.parametrize("popularity", POPULARITIES)
+@pytest.mark.parametrize("num_rows", [1, 7, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_row_gets_its_own_adapters_delta(popularity: Popularity, num_rows: int, dtype: torch.dtype) -> None:
+    batch = LoraBatch(random_table([GROUP], RANKS, dtype, missing=2), row_slots(popularity, num_rows, len(RANKS)))
+    check(normal(num_rows, 300, dtype=dtype, seed=3), batch)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8, 16, 33, 64, 256])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_rows", [3, 20])
+def test_every_rank_alone(rank: int, dtype: torch.dtype, num_rows: int) -> None:
+    batch = LoraBatch(random_table([GROUP], [rank], dtype), np.zeros(num_rows, dtype=np.int32))
+    check(normal(num_rows, 300, dtype=dtype, seed=rank), batch)
+
+
+def test_ranks_from_1_to_256_share_one_launch() -> None:
+    ranks = (256, 1, 3, 8, 16, 64)
+    slots = np.array([0, 1, 2, 3, 4, 5, NO_ADAPTER, 5, 0], dtype=np.int32)
+    batch = LoraBatch(random_table([GROUP], ranks, torch.bfloat16), slots)
+    check(normal(9, 300, dtype=torch.bfloat16), batch)
+
+
+@pytest.mark.parametrize("group", [LoraGroup((0,), 63, (1,)), LoraGroup((1, 0), 128, (256, 17))], ids=str)
+def test_groups_of_one_and_two_members_and_odd_sizes(group: LoraGroup) -> None:
+    table = random_table([group], RANKS, torch.bfloat16)
+    check(normal(11, group.in_features, dtype=torch.bfloat16), LoraBatch(table, row_slots("uniform", 11, 6)), group)
+
+
+@pytest.mark.parametrize(("in_features", "splits"), [(100, 1), (1000, 4), (4500, 16)])
+def test_long_inputs_are_split_and_summed_in_a_fixed_order(in_features: int, splits: int) -> None:
+    group = LoraGroup((0,), in_features, (40,))
+    batch = LoraBatch(random_table([group], [16], torch.bfloat16), np.zeros(2, dtype=np.int32))
+    assert lora.num_splits(1, in_features, 128) == splits
+    x = normal(2, in_features, dtype=torch.bfloat16)
+    check(x, batch, group)
+    assert torch.equal(delta(x, batch, group), delta(x, batch, group))
+
+
+def test_rows_without_an_adapter_are_never_read_or_written() -> None:
+    slots = np.array([NO_ADAPTER, 0, NO_ADAPTER, 4], dtype=np.int32)
+    batch = LoraBatch(random_table([GROUP], RANKS, torch.bfloat16), slots)
+    x, y = normal(4, 300, dtype=torch.bfloat16), torch.zeros(4, 383, dtype=torch.bfloat16)
+    x[[0, 2]], y[[0, 2]] = torch.nan, torch.nan
+    add_lora_delta_triton(y, x, batch, GROUP)
+    assert y[[0, 2]].isnan().all()
+    assert torch.isfinite(y[[1, 3]]).all()
+
+
+def test_a_nan_row_stays_alone_in_its_tile() -> None:
+    batch = LoraBatch(random_table([GROUP], RANKS, torch.bfloat16), np.zeros(3, dtype=np.int32))
+    x = normal(3, 300, dtype=torch.bfloat16)
+    x[1, 7] = torch.nan
+    got = delta(x, batch)
+    assert got[1].isnan().all()
+    assert torch.isfinite(got[[0, 2]]).all()
+
+
+def test_zero_b_adapter_leaves_the_base_bit_equal() -> None:
+    table = random_table([GROUP], [16], torch.bfloat16)
+    for module, out in enumerate(GROUP.out_features):
+        offset = int(table.offsets[module, 0, 1])
+        table.arena[offset : offset + 16 * out] = 0
+    base = normal(5, 383, dtype=torch.bfloat16)
+    batch = LoraBatch(table, np.zeros(5, dtype=np.int32))
+    assert torch.equal(add_lora_delta_triton(base.clone(), normal(5, 300, dtype=torch.bfloat16), batch, GROUP), base)
+
+
+def test_delta_is_added_to_what_the_base_computed_in_strided_tensors() -> None:
+    batch = LoraBatch(random_table([GROUP], RANKS, torch.float32), row_slots("distinct", 8, 6))
+    wide_x, wide_y = normal(8, 400, dtype=torch.float32), normal(8, 500, dtype=torch.float32)
+    x, y = wide_x[:, 50:350], wide_y[:, 60:443]
+    expected = y + lora_delta_reference(x, batch, GROUP)
+    before = wide_y.clone()
+    add_lora_delta_triton(y, x, batch, GROUP)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-5)
+    assert torch.equal(wide_y[:, :60], before[:, :60])
+    assert torch.equal(wide_y[:, 443:], before[:, 443:])
+
+
+def test_empty_tiles_of_a_captured_batch_do_nothing() -> None:
+    batch = LoraBatch(random_table([GROUP], RANKS, torch.bfloat16), row_slots("uniform", 6, 6))
+    x = normal(6, 300, dtype=torch.bfloat16)
+    expected = delta(x, batch)
+    padded = row_tiles(batch.slots, batch.starts, batch.rows, max_rank=256, device=x.device, num_tiles=9)
+    assert padded.num_tiles == 9
+    batch.__dict__["row_tiles"] = padded
+    assert relative_error(delta(x, batch), expected) <= tolerance(300, torch.bfloat16)
+
+
+@pytest.mark.parametrize("slots", [[NO_ADAPTER] * 3, [1, 1, NO_ADAPTER]], ids=["no adapter", "module untouched"])
+def test_nothing_is_launched_where_no_adapter_touches_the_group(
+    slots: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora, "shrink_kernel", None)
+    monkeypatch.setattr(lora, "expand_kernel", None)
+    other = LoraGroup((3,), 300, (20,))
+    table = random_table([GROUP, other], [4, 4], torch.bfloat16, missing=1)
+    got = delta(normal(3, 300, dtype=torch.bfloat16), LoraBatch(table, np.array(slots, dtype=np.int32)), other)
+    assert torch.equal(got, torch.zeros(3, 20, dtype=torch.bfloat16))
+
+
+def test_a_cleared_slot_adds_nothing() -> None:
+    table = random_table([GROUP], RANKS, torch.float32)
+    table.clear_slot(3)
+    assert not delta(
+        normal(4, 300, dtype=torch.float32), LoraBatch(table, np.array([3, 3, 3, 3], dtype=np.int32))
+    ).any()
+    mixed = LoraBatch(table, np.array([3, 0, 3, 1], dtype=np.int32))
+    assert not delta(normal(4, 300, dtype=torch.float32), mixed)[[0, 2]].any()
+
+
+def test_tiles_grow_where_a_segment_outgrows_the_decode_tile() -> None:
+    table = random_table([GROUP], RANKS, torch.bfloat16)
+    few = LoraBatch(table, np.repeat([0, 1], [16, 3]).astype(np.int32)).row_tiles
+    many = LoraBatch(table, np.repeat([0, 1], [17, 3]).astype(np.int32)).row_tiles
+    assert (few.block_m, few.num_tiles) == (DECODE_ROWS, 2)
+    assert (many.block_m, many.num_tiles) == (PREFILL_ROWS, 2)
+    long = LoraBatch(table, np.repeat([0, 1], [130, 3]).astype(np.int32)).row_tiles
+    assert long.records.tolist() == [[0, 0, 64], [0, 64, 64], [0, 128, 2], [1, 130, 3]]
+
+
+def test_the_launcher_sends_to_triton_what_lies_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "on_triton", lambda x: True)
+    batch = LoraBatch(random_table([GROUP], RANKS, torch.float32), row_slots("zipf", 9, 6))
+    weight, x = normal(383, 300, dtype=torch.float32), normal(9, 300, dtype=torch.float32)
+    monkeypatch.setattr(linear, "native_ops", lambda dtype: None)
+    exact = x @ weight.T + lora_delta_reference(x, batch, GROUP)
+    torch.testing.assert_close(linear.group_linear(x, weight, None, batch, GROUP), exact, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(linear.group_linear(x, weight, None, None, GROUP), x @ weight.T)

@@ -1,0 +1,93 @@
+"""Every tile of shrink and expand compiles for A100 and H100: whole vectors, tensor cores, no spills."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter does not compile", allow_module_level=True)
+
+from lora_kernels.triton_ops.lora import TILES, LoraTile
+from lora_kernels.triton_ops.shrink_expand import expand_kernel, shrink_kernel
+from support.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE, Compiled, compile_for
+
+POINTERS = {"h_ptr": "*fp32", "offsets_ptr": "*i64", "ranks_ptr": "*i32", "records_ptr": "*i32", "rows_ptr": "*i32"}
+CASES = [(tile, "bf16", 3) for tile in TILES]
+CASES += [((16, 16), "fp16", 1), ((64, 16), "fp16", 2), ((16, 64), "fp32", 3), ((64, 64), "fp32", 3)]
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+def check(compiled: Compiled, dtype: str) -> None:
+    assert compiled.shared_bytes <= SMALLEST_SHARED_LIMIT
+    assert compiled.stack_bytes == 0
+    assert compiled.count(*SPILLS) == 0
+    assert dtype == "fp32" or compiled.count(*TENSOR_CORE) > 0
+
+
+def shrink(capability: int, key: tuple[int, int], dtype: str, members: int, even: bool, folder: Path) -> Compiled:
+    tile: LoraTile = TILES[key].for_element(BYTES[dtype])
+    block_m, rank_block = key
+    return compile_for(
+        capability,
+        shrink_kernel,
+        POINTERS | {"x_ptr": f"*{dtype}", "arena_ptr": f"*{dtype}"},
+        {
+            "MEMBERS": members,
+            "BLOCK_M": block_m,
+            "BLOCK_R": rank_block,
+            "BLOCK_K": tile.shrink_k,
+            "EVEN_K": even,
+            "ALIGNED": True,
+        },
+        divisible={"in_features", "x_stride"},
+        num_warps=tile.shrink_warps,
+        num_stages=tile.shrink_stages,
+        folder=folder,
+    )
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("key", "dtype", "members"), CASES, ids=str)
+def test_shrink_streams_whole_vectors_to_tensor_cores(
+    capability: int, key: tuple[int, int], dtype: str, members: int, tmp_path: Path
+) -> None:
+    for even in (True, False) if key[1] == 16 else (True,):
+        compiled = shrink(capability, key, dtype, members, even, tmp_path)
+        check(compiled, dtype)
+        assert {op for op in compiled.instructions if op.startswith("LDGSTS")} <= {
+            "LDGSTS.E.BYPASS.128",
+            "LDGSTS.E.BYPASS.LTC128B.128",
+        }
+        assert compiled.count("LDGSTS") > 0
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("key", "dtype", "members"), CASES, ids=str)
+def test_expand_reads_and_writes_whole_vectors(
+    capability: int, key: tuple[int, int], dtype: str, members: int, tmp_path: Path
+) -> None:
+    tile = TILES[key].for_element(BYTES[dtype])
+    compiled = compile_for(
+        capability,
+        expand_kernel,
+        POINTERS | {"y_ptr": f"*{dtype}", "arena_ptr": f"*{dtype}", "scales_ptr": "*fp32"},
+        {
+            "MEMBERS": members,
+            "BLOCK_M": key[0],
+            "BLOCK_R": tile.expand_r,
+            "BLOCK_N": tile.expand_n,
+            "SPLITS_AT_ONCE": tile.splits_at_once,
+            "ALIGNED": True,
+        },
+        divisible={"out0", "out1", "out2", "y_stride"},
+        num_warps=tile.expand_warps,
+        num_stages=2,
+        folder=tmp_path,
+    )
+    check(compiled, dtype)
+    assert compiled.instructions["LDG.E.128"] > compiled.instructions["LDG.E.U16"]
+    assert compiled.instructions["STG.E.128"] == compiled.count("STG")
