@@ -79,13 +79,13 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
     within = [number(row["library_over_ours"]) for row in rows if number(row["rows"]) <= FAST_LINEAR_MAX_ROWS]
     span = f"{min(within):.2f} to {max(within):.2f}"
     title = f"Up to {FAST_LINEAR_MAX_ROWS} rows the library takes {span} times as long as ours"
-    figure, (axes,) = report.figure(title)
+    figure, (axes,) = report.figure(title, width_in=5.6)
     for name, colour in zip(names, COLOURS, strict=False):
         line = [row for row in rows if row["layer"] == name]
         ratios = [number(row["library_over_ours"]) for row in line]
         axes.plot([number(row["rows"]) for row in line], ratios, "o-", markersize=3, color=colour, label=name)
     axes.axhline(1.0, color="#444444", linewidth=0.8)
-    axes.axvline(FAST_LINEAR_MAX_ROWS, color="#444444", linewidth=0.8, linestyle="--", label="FAST_LINEAR_MAX_ROWS")
+    axes.axvline(FAST_LINEAR_MAX_ROWS, color="#444444", linewidth=0.8, linestyle="--", label="limit of use")
     axes.set(xlabel="rows", ylabel="time of the library / time of ours", ylim=(0, None))
     legend_below(figure)
     report.save_plot(figure)

@@ -102,7 +102,10 @@ def best_other(rows: Sequence[Row]) -> list[float]:
 
 
 def plot(report: Report, rows: Sequence[Row]) -> None:
-    """Microseconds over rows at rank 16, a panel per group; distinct adapters (one row: its only adapter)."""
+    """Microseconds over rows at rank 16, a panel per group; distinct adapters (one row: its only adapter).
+
+    Prefill stands apart: its rows belong to few requests.
+    """
     groups = list(dict.fromkeys(str(row["group"]) for row in rows))
     best = Spread.of(best_other(rows))
     title = f"LoRA op at decode: the fastest other way takes {best.low:.1f} to {best.high:.1f} times as long as ours"
@@ -111,12 +114,15 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
     for axes, group in zip(panels, groups, strict=True):
         shown = [row for row in rows if row["group"] == group and _is_plain(row)]
         for name, colour in zip(IMPLEMENTATIONS, COLOURS, strict=False):
-            line = [(number(row["rows"]), number(row["us"])) for row in shown if row["implementation"] == name]
-            axes.plot(*zip(*line, strict=True), "o-", markersize=3, color=colour, label=name)
+            points = [(number(row["rows"]), number(row["us"])) for row in shown if row["implementation"] == name]
+            decode = [point for point in points if point[0] != PREFILL_ROWS]
+            prefill = [point for point in points if point[0] == PREFILL_ROWS]
+            axes.plot(*zip(*decode, strict=True), "o-", markersize=3, color=colour, label=name)
+            axes.plot([rows for rows, _ in prefill], [us for _, us in prefill], "s", markersize=4, color=colour)
         axes.set(xscale="log", yscale="log", title=f"{group}, rank 16, distinct adapters", xlabel="rows")
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xticks(ticks, [f"{tick}\nprefill" if tick == PREFILL_ROWS else str(tick) for tick in ticks])
         axes.minorticks_off()
-    panels[0].set_ylabel("µs per call, adapters read from memory")
+    panels[0].set_ylabel("µs per call, cold adapters")
     legend_below(figure)
     report.save_plot(figure)
 
@@ -148,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     todo = list(cases(quick=report.quick))
     rows: list[Row] = []
     for index, case in enumerate(todo):
-        measured = measure(case, shape.groups[case.group], arena, rounds=3 if report.quick else 7)
+        measured = measure(case, shape.groups[case.group], arena, rounds=3 if report.quick else 5)
         rows += measured
         times = ", ".join(f"{row['implementation']} {number(row['us']):.0f}" for row in measured)
         report.say(f"[{index + 1}/{len(todo)}] {case}: {times} µs")

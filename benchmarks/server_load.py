@@ -22,7 +22,7 @@ import httpx
 
 from adapters_store.blobs import CONFIG_FILE, WEIGHTS_FILE
 from benchmarks.adapters import BenchStore, bench_store
-from benchmarks.report import Report, Row, bars, number, spread
+from benchmarks.report import Report, Row, bars, legend_below, number, spread
 from benchmarks.shapes import shape_for
 from benchmarks.timing import Spread, interleaved, percentile, ratio
 from benchmarks.workload import Lengths, lengths_for
@@ -162,7 +162,7 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
     )
     figure, (left, right) = report.figure(title, panels=2)
     labels = [f"{row['popularity']}\n({row['tenants']})" for row in rows]
-    bars(left, labels, {"tokens per second": [spread(row, "tok_per_s") for row in rows]})
+    bars(left, labels, {"median of rounds": [spread(row, "tok_per_s") for row in rows]})
     left.set(
         ylabel="generated tokens per second",
         title=f"{zipf['users']} users, one request after another",
@@ -173,7 +173,7 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
     }
     bars(right, labels, series)
     right.set(ylabel="time to first token, ms", title="all runs together", xlabel="popularity (adapters)")
-    right.legend(fontsize=7)
+    legend_below(figure)
     report.save_plot(figure)
 
 
