@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from lora_kernels.threads import spin_briefly
 from server.cli import adapter, demo, doctor, serve, tenant
 from server.cli.failures import EPILOG, USER_ERRORS, failure_of
 from server.cli.options import JSON_KEY
@@ -58,6 +59,7 @@ def _root(
     ] = False,
 ) -> None:
     """Serve thousands of tenants' LoRA adapters on one shared frozen base model."""
+    spin_briefly()  # before any command imports torch
 
 
 app.command(epilog=EPILOG)(demo.demo)

@@ -16,6 +16,7 @@ from adapters_store.host_tier import HostTier, HostTierSettings
 from adapters_store.packed import ALIGN_BYTES, PackedAdapter
 from adapters_store.tiers import AdapterTiers
 from lora_kernels.lora_batch import LoraTable
+from lora_kernels.threads import release_compute_threads
 from server.engine.adapter_memory import ArenaCopier
 from server.engine.base_model import BaseModel, load_base
 from server.engine.engine import Engine
@@ -107,6 +108,7 @@ def build_engine(
     model = _served_model(base, tokenizer, max_model_len)
     worker = EngineWorker(engine, model, num_threads=settings.num_threads or _default_threads())
     waker.worker = worker
+    release_compute_threads()  # this thread has loaded the base; from now on the engine's thread computes
     host.start()
     return EngineParts(worker, engine, base, plan, host, copier)
 
@@ -160,6 +162,7 @@ def _host_tier(base: BaseModel, plan: MemoryPlan, source: AdapterSource, notify:
     pin = base.device.type == "cuda"
 
     def load(digest: AdapterDigest) -> PackedAdapter:
+        torch.set_num_threads(1)  # the loader thread must not make a second pool of compute threads (see threads.py)
         return source.load_packed(digest, base.description, pin=pin)
 
     return HostTier(HostTierSettings(max_bytes=plan.host_cache_bytes), load, notify=notify)

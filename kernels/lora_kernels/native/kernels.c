@@ -193,3 +193,6 @@ int ml_has_bf16_dot(void) {
   return 0;
 #endif
 }
+
+// Ends the calling thread's pool of compute threads.
+void ml_release_threads(void) { omp_pause_resource_all(omp_pause_hard); }
