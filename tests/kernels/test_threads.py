@@ -34,7 +34,8 @@ def test_released_threads_are_gone_and_come_back_when_needed() -> None:
     ("own", "expected"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "none")]
 )
 def test_spinning_is_brief_unless_the_operator_says_otherwise(own: dict[str, str], expected: str) -> None:
-    code = "import os; from lora_kernels.threads import spin_briefly; spin_briefly(); print(os.environ.get('GOMP_SPINCOUNT', 'none'))"
+    code = "import os; from lora_kernels.threads import spin_briefly; spin_briefly(); "
+    code += "print(os.environ.get('GOMP_SPINCOUNT', 'none'))"
     bare = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run([sys.executable, "-c", code], env={**bare, **own}, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected

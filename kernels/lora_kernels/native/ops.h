@@ -248,47 +248,51 @@ void NAME(ml_silu_mul)(T *y, const T *gate_up, int64_t rows, int64_t I) {
   }
 }
 
-// out = share * sum of scores[j] * value[j], for NV * 16 columns in registers.
-static inline __attribute__((always_inline)) void NAME(weigh_columns)(const int NV, const attention_args *g, T *out,
-                                                                      const T *v_head, const int32_t *table, int64_t first,
-                                                                      int64_t last, const float *scores, float share) {
+// out[q] = share[q] * sum of scores[q][j] * value[j] for MB query heads and NV * 16 columns, in registers.
+static inline __attribute__((always_inline)) void NAME(weigh_columns)(
+    const int MB, const int NV, const attention_args *g, T *out, const T *v_head, const int32_t *table, int64_t first,
+    int64_t last, const float *scores, int64_t stride, const float *share) {
   int64_t D = g->head_dim, block_stride = g->kv_heads * g->block_size * D;
-  v16 acc[8];
-#pragma GCC unroll 8
-  for (int v = 0; v < NV; v++) acc[v] = (v16){0};
+  v16 acc[2][4];
+#pragma GCC unroll 2
+  for (int q = 0; q < MB; q++)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; v++) acc[q][v] = (v16){0};
   for (int64_t j = first; j < last;) {
     int64_t in_block = j % g->block_size, run = MIN(g->block_size - in_block, last - j);
     const T *value = v_head + table[j / g->block_size] * block_stride + in_block * D;
-    for (int64_t i = 0; i < run; i++, value += D)
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) acc[v] += scores[j - first + i] * LOAD16(value + 16 * v);
+    const float *p = scores + (j - first);
+    for (int64_t i = 0; i < run; i++, value += D, p++)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; v++) {
+        v16 column = LOAD16(value + 16 * v);
+#pragma GCC unroll 2
+        for (int q = 0; q < MB; q++) acc[q][v] += p[q * stride] * column;
+      }
     j += run;
   }
-#pragma GCC unroll 8
-  for (int v = 0; v < NV; v++) STORE16(out + 16 * v, acc[v] * share);
+#pragma GCC unroll 2
+  for (int q = 0; q < MB; q++)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; v++) STORE16(out + q * D + 16 * v, acc[q][v] * share[q]);
 }
 
-static void NAME(weigh_values)(const attention_args *g, T *out, const T *v_cache, const int32_t *table, int64_t kv_head,
-                               int64_t first, int64_t last, const float *scores, float share) {
-  const T *v_head = v_cache + kv_head * g->block_size * g->head_dim;
-  int64_t d = 0;
-  for (; d + 64 <= g->head_dim; d += 64) NAME(weigh_columns)(4, g, out + d, v_head + d, table, first, last, scores, share);
-  for (; d < g->head_dim; d += 16) NAME(weigh_columns)(1, g, out + d, v_head + d, table, first, last, scores, share);
-}
-
-// Attention of one query head over the cached keys [first, last) of one sequence.
-static void NAME(attend)(const attention_args *g, T *out, const T *q, const T *k_cache, const T *v_cache,
-                         const int32_t *table, int64_t kv_head, int64_t first, int64_t last, float *scores) {
-  int64_t D = g->head_dim, block_stride = g->kv_heads * g->block_size * D;
-  const T *query[1] = {q};
-  for (int64_t j = first; j < last;) {
-    int64_t in_block = j % g->block_size, run = MIN(g->block_size - in_block, last - j);
-    const T *k = k_cache + table[j / g->block_size] * block_stride + (kv_head * g->block_size + in_block) * D;
-    for (int64_t i = 0; i < run; i += 4)
-      NAME(dot_tile)(1, (int)MIN(run - i, 4), query, k + i * D, D, D, scores + (j - first) + i, 4);
-    j += run;
+static void NAME(weigh_values)(const attention_args *g, int mb, T *out, const T *v_head, const int32_t *table,
+                               int64_t first, int64_t last, const float *scores, int64_t stride, const float *share) {
+  for (int q = 0; q < mb; q += 2, out += 2 * g->head_dim, scores += 2 * stride, share += 2) {
+    int64_t d = 0;
+    if (mb - q > 1)
+      for (; d + 64 <= g->head_dim; d += 64)
+        NAME(weigh_columns)(2, 4, g, out + d, v_head + d, table, first, last, scores, stride, share);
+    for (int lone = 0; lone < MIN(mb - q, 2); lone++)
+      for (int64_t c = d; c < g->head_dim; c += 16)
+        NAME(weigh_columns)(1, 1, g, out + lone * g->head_dim + c, v_head + c, table, first, last, scores + lone * stride,
+                            stride, share + lone);
   }
-  int64_t count = last - first, padded = (count + 15) / 16 * 16;
+}
+
+// scores become exp((score - peak) * scale), zero behind the context; returns one over their sum.
+static float NAME(soften)(const attention_args *g, float *scores, int64_t count, int64_t padded) {
   for (int64_t j = count; j < padded; j++) scores[j] = -INFINITY;
   if (g->softcap > 0.0f)
     for (int64_t j = 0; j < count; j++) scores[j] = g->softcap * tanhf(scores[j] * g->scale / g->softcap) / g->scale;
@@ -301,7 +305,24 @@ static void NAME(attend)(const attention_args *g, T *out, const T *q, const T *k
     store_f32(scores + j, p);
     total += p;
   }
-  NAME(weigh_values)(g, out, v_cache, table, kv_head, first, last, scores, 1.0f / hsum(total));
+  return 1.0f / hsum(total);
+}
+
+// Attention of mb (at most 6) query heads that share one key head, over the cached keys [first, last) of one sequence.
+static void NAME(attend)(const attention_args *g, int mb, T *out, const T *const *queries, const T *k_cache,
+                         const T *v_cache, const int32_t *table, int64_t kv_head, int64_t first, int64_t last, float *scores) {
+  int64_t D = g->head_dim, block_stride = g->kv_heads * g->block_size * D, head = kv_head * g->block_size * D;
+  int64_t count = last - first, padded = (count + 15) / 16 * 16;
+  float share[6];
+  for (int64_t j = first; j < last;) {
+    int64_t in_block = j % g->block_size, run = MIN(g->block_size - in_block, last - j);
+    const T *k = k_cache + table[j / g->block_size] * block_stride + head + in_block * D;
+    for (int64_t i = 0; i < run; i += 4)
+      NAME(dot_tile)(mb, (int)MIN(run - i, 4), queries, k + i * D, D, D, scores + (j - first) + i, padded);
+    j += run;
+  }
+  for (int q = 0; q < mb; q++) share[q] = NAME(soften)(g, scores + q * padded, count, padded);
+  NAME(weigh_values)(g, mb, out, v_cache + head, table, first, last, scores, padded, share);
 }
 
 // Writes this step's keys and values into the paged cache [blocks, kv_heads, block_size, head_dim].
@@ -320,17 +341,23 @@ void NAME(ml_store_kv)(const attention_args *g, T *k_cache, T *v_cache, const T 
 // out[token, head, D]: causal attention of each listed token over its own sequence's cache.
 void NAME(ml_paged_attention)(const attention_args *g, T *out, const T *q, int64_t q_token_stride, int64_t q_head_stride,
                               const T *k_cache, const T *v_cache) {
+  int64_t group = g->q_heads / g->kv_heads;
 #pragma omp parallel
   {
-    float *scores = (float *)malloc(sizeof(float) * (size_t)(g->max_context + 16));
+    float *scores = (float *)malloc(sizeof(float) * 6 * (size_t)(g->max_context + 16));
 #pragma omp for collapse(2) schedule(dynamic, 4)
     for (int64_t i = 0; i < g->num_listed; i++)
-      for (int64_t h = 0; h < g->q_heads; h++) {
+      for (int64_t kv = 0; kv < g->kv_heads; kv++) {
         int64_t t = g->listed[i], last = g->position[t] + 1;
         int64_t first = g->window > 0 && last > g->window ? last - g->window : 0;
-        NAME(attend)(g, out + (t * g->q_heads + h) * g->head_dim, q + t * q_token_stride + h * q_head_stride, k_cache,
-                     v_cache, g->block_tables + g->sequence[t] * g->table_stride, h / (g->q_heads / g->kv_heads), first,
-                     last, scores);
+        const int32_t *table = g->block_tables + g->sequence[t] * g->table_stride;
+        for (int64_t h = kv * group; h < (kv + 1) * group; h += 6) {
+          const T *queries[6];
+          int mb = (int)MIN((kv + 1) * group - h, 6);
+          for (int m = 0; m < mb; m++) queries[m] = q + t * q_token_stride + (h + m) * q_head_stride;
+          NAME(attend)(g, mb, out + (t * g->q_heads + h) * g->head_dim, queries, k_cache, v_cache, table, kv, first, last,
+                       scores);
+        }
       }
     free(scores);
   }
