@@ -15,6 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lora_kernels.native.bindings import CAttention, NativeOps, native_ops
 from lora_kernels.reference import attention_reference
+from lora_kernels.triton_ops.attention_tiles import AttentionTiles, attention_tiles
+from lora_kernels.triton_ops.available import on_triton
 
 NATIVE_MAX_HEAD_DIM = 256
 NATIVE_MAX_CONTEXT_TO_PREFILL = 192  # a longer prefill goes to the library's flash attention
@@ -56,6 +58,7 @@ class PagedBatch:
     _listed: NDArray[np.int32] = field(init=False)
     long_prefills: list[int] = field(init=False)
     _structs: dict[tuple[int, int, int, AttentionRule], CAttention] = field(init=False, default_factory=dict)
+    _tiles: dict[tuple[int, int, int], AttentionTiles] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         lengths = np.diff(self.query_starts)
@@ -89,6 +92,16 @@ class PagedBatch:
             )
         return self._structs[key]
 
+    def attention_tiles(self, group: int, decode_m: int, prefill_m: int, device: torch.device) -> AttentionTiles:
+        """The Triton kernels' view of this batch, made and copied once for all layers of one shape."""
+        key = (group, decode_m, prefill_m)
+        if key not in self._tiles:
+            arrays = (self.query_starts, self.context_lens, self.block_tables)
+            self._tiles[key] = attention_tiles(
+                *arrays, group=group, decode_m=decode_m, prefill_m=prefill_m, device=device
+            )
+        return self._tiles[key]
+
 
 def paged_attention(
     q_HTD: torch.Tensor,
@@ -103,6 +116,10 @@ def paged_attention(
 
     q_HTD: [q_heads, T, D]; k_HTD, v_HTD: [kv_heads, T, D] (any strides, D contiguous). Returns [T, q_heads, D].
     """
+    if on_triton(q_HTD):
+        from lora_kernels.triton_ops.paged import paged_attention_triton
+
+        return paged_attention_triton(q_HTD, k_HTD, v_HTD, cache, batch=batch, rule=rule)
     q_heads, num_tokens, head_dim = q_HTD.shape
     out_THD = q_HTD.new_empty(num_tokens, q_heads, head_dim)
     native = _native_for(q_HTD)

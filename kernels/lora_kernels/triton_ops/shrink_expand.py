@@ -193,9 +193,9 @@ def expand_kernel(
         b = tl.load(b_rows + n[None, :], mask=has_rank[:, None] & has_column[None, :], other=0.0)
         h_mask = has_row[:, None] & (r < rank_16)[None, :]
         h = _sum_of_splits(h_rows[:, None] + r[None, :], h_mask, num_splits, h_split_stride, SPLITS_AT_ONCE)
-        high = rounded(h, b)
+        high = rounded(h, b.dtype)
         acc = dot(high, b, acc)
         if b.dtype != tl.float32:  # what rounding h took away: small ranks would not average it out
-            acc = dot(rounded(h - high.to(tl.float32), b), b, acc)
+            acc = dot(rounded(h - high.to(tl.float32), b.dtype), b, acc)
     scale = tl.load(scales_ptr + cell)
-    tl.store(y_cells, rounded(y.to(tl.float32) + scale * acc, y), mask=wanted)
+    tl.store(y_cells, rounded(y.to(tl.float32) + scale * acc, y.dtype), mask=wanted)

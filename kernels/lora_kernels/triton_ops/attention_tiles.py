@@ -1,0 +1,73 @@
+"""Cuts a step's sequences into tiles of query tokens, once per step and in one copy. Knows positions; no kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+RECORD = 4  # sequence, first token, number of tokens, position of the first
+
+
+@dataclass(frozen=True, eq=False)
+class QueryTiles:
+    """records [tiles, 4] int32. max_context: the longest context that one of them attends to."""
+
+    records: torch.Tensor
+    block_m: int
+    max_context: int
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionTiles:
+    """What the attention kernel reads of a step. Sequences with few query rows and with many get tiles of their own.
+
+    block_tables [sequences, width] int32, on the model's device with the records, in one allocation.
+    """
+
+    block_tables: torch.Tensor
+    decode: QueryTiles
+    prefill: QueryTiles
+
+
+def attention_tiles(
+    query_starts: NDArray[np.int32],
+    context_lens: NDArray[np.int32],
+    block_tables: NDArray[np.int32],
+    *,
+    group: int,
+    decode_m: int,
+    prefill_m: int,
+    device: torch.device,
+) -> AttentionTiles:
+    """group: query heads per key head; a tile of M rows holds M // group tokens, each with all of its group's heads."""
+    is_short = np.diff(query_starts) * group <= decode_m
+    short = _records(query_starts, context_lens, is_short, decode_m // group)
+    long = _records(query_starts, context_lens, ~is_short, prefill_m // group)
+    packed = torch.from_numpy(np.concatenate([short.ravel(), long.ravel(), block_tables.ravel()]))
+    if device.type == "cuda":
+        packed = packed.pin_memory().to(device, non_blocking=True)
+    parts = packed.split([short.size, long.size, block_tables.size])
+    longest = [int(context_lens[chosen].max(initial=0)) for chosen in (is_short, ~is_short)]
+    return AttentionTiles(
+        parts[2].view(block_tables.shape),
+        QueryTiles(parts[0].view(-1, RECORD), decode_m, longest[0]),
+        QueryTiles(parts[1].view(-1, RECORD), prefill_m, longest[1]),
+    )
+
+
+def _records(
+    query_starts: NDArray[np.int32], context_lens: NDArray[np.int32], chosen: NDArray[np.bool_], tokens_per_tile: int
+) -> NDArray[np.int32]:
+    counts = np.diff(query_starts)
+    tiles = np.where(chosen, -(-counts // tokens_per_tile), 0)
+    sequences = np.repeat(np.arange(len(counts)), tiles)
+    done = (np.arange(len(sequences)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * tokens_per_tile
+    lengths = np.minimum(tokens_per_tile, counts[sequences] - done)
+    positions = context_lens[sequences] - counts[sequences] + done
+    return np.stack([sequences, query_starts[sequences] + done, lengths, positions], axis=1).astype(np.int32)

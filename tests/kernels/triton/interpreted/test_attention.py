@@ -1,0 +1,181 @@
+"""Paged attention over recycled, NaN-filled blocks equals the specification computed on each sequence alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from lora_kernels import attention as launcher
+from lora_kernels.attention import AttentionRule, LayerCache, PagedBatch, paged_attention
+from lora_kernels.reference import attention_reference
+from lora_kernels.triton_ops import paged
+from lora_kernels.triton_ops.attention_tiles import attention_tiles
+from support.triton_cases import normal, relative_error
+
+PLAIN, WINDOW, SOFTCAP = AttentionRule(0.3), AttentionRule(0.3, window=10), AttentionRule(0.3, softcap=2.0)
+BOTH = AttentionRule(0.2, window=70, softcap=5.0)
+CONTEXTS, FIRST_CHUNKS = (1, 33, 150, 17), (0, 20, 149, 9)
+
+
+@pytest.fixture(autouse=True)
+def _through_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "on_triton", lambda x: True)
+
+
+class World:
+    """Four sequences over shuffled blocks of one NaN-filled cache."""
+
+    def __init__(
+        self,
+        head_dim: int,
+        *,
+        contexts: Sequence[int] = CONTEXTS,
+        heads: tuple[int, int] = (6, 2),
+        dtype: torch.dtype = torch.float32,
+        page: int = 8,
+    ) -> None:
+        self.page, self.contexts, self.dtype = page, contexts, dtype
+        self.q, self.k, self.v = (
+            [normal(c, count, head_dim, dtype=dtype, seed=10 * i + part) for i, c in enumerate(contexts)]
+            for part, count in enumerate((heads[0], heads[1], heads[1]))
+        )
+        width = -(-max(contexts) // page)
+        num_blocks = len(contexts) * width + 3
+        order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(head_dim)).numpy()
+        self.tables = order[: len(contexts) * width].reshape(len(contexts), width).astype(np.int32)
+        shape = (num_blocks, heads[1], page, head_dim)
+        self.cache = LayerCache(*(torch.full(shape, torch.nan, dtype=dtype) for _ in range(2)))
+
+    def batch(self, starts: Sequence[int], stops: Sequence[int]) -> PagedBatch:
+        active = [i for i, (start, stop) in enumerate(zip(starts, stops, strict=True)) if stop > start]
+        positions = np.concatenate([np.arange(starts[i], stops[i]) for i in active]).astype(np.int32)
+        counts = [stops[i] - starts[i] for i in active]
+        sequences = np.repeat(np.arange(len(active)), counts).astype(np.int32)
+        tables = self.tables[active]
+        slots = tables[sequences, positions // self.page].astype(np.int64) * self.page + positions % self.page
+        return PagedBatch(
+            query_starts=np.cumsum([0, *counts]).astype(np.int32),
+            context_lens=np.array([stops[i] for i in active], dtype=np.int32),
+            block_tables=tables,
+            slot_mapping_T=torch.from_numpy(slots),
+            positions_T=positions,
+            sequences_T=sequences,
+            block_size=self.page,
+        )
+
+    def fill(self, stops: Sequence[int]) -> None:
+        """What earlier steps left in the cache, without running them."""
+        for i, stop in enumerate(stops):
+            positions = torch.arange(stop)
+            blocks = torch.from_numpy(self.tables[i]).long()[positions // self.page]
+            self.cache.keys[blocks, :, positions % self.page] = self.k[i][:stop]
+            self.cache.values[blocks, :, positions % self.page] = self.v[i][:stop]
+
+    def run(self, starts: Sequence[int], stops: Sequence[int], rule: AttentionRule) -> list[torch.Tensor]:
+        batch = self.batch(starts, stops)
+        parts = [
+            torch.cat([source[i][start:stop] for i, (start, stop) in enumerate(zip(starts, stops, strict=True))])
+            for source in (self.q, self.k, self.v)
+        ]
+        out = paged_attention(*(part.transpose(0, 1) for part in parts), self.cache, batch=batch, rule=rule)
+        return list(out.split([stop - start for start, stop in zip(starts, stops, strict=True)]))
+
+    def exact(self, index: int, start: int, rule: AttentionRule) -> torch.Tensor:
+        q, k, v = self.q[index][start:], self.k[index], self.v[index]
+        return attention_reference(q, k, v, scale=rule.scale, window=rule.window, softcap=rule.softcap)
+
+    def torch_error(self) -> float:
+        """What torch's own attention loses in this precision."""
+        q, k, v = (part[-1].transpose(0, 1) for part in (self.q, self.k, self.v))
+        got = scaled_dot_product_attention(
+            q[None], k[None], v[None], scale=PLAIN.scale, is_causal=True, enable_gqa=True
+        )
+        exact = attention_reference(self.q[-1], self.k[-1], self.v[-1], scale=PLAIN.scale)
+        return relative_error(got[0].transpose(0, 1), exact)
+
+    def check(self, first_chunks: Sequence[int], rule: AttentionRule) -> None:
+        self.run([0] * len(self.contexts), first_chunks, rule)
+        self.check_rest(first_chunks, rule)
+
+    def check_rest(self, first_chunks: Sequence[int], rule: AttentionRule) -> None:
+        limit = 2e-6 if self.dtype is torch.float32 else 2 * self.torch_error()
+        got = self.run(first_chunks, self.contexts, rule)
+        for index, out in enumerate(got):
+            assert torch.isfinite(out).all()
+            assert relative_error(out, self.exact(index, first_chunks[index], rule)) <= limit, index
+
+
+@pytest.mark.parametrize("head_dim", [16, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", [PLAIN, WINDOW, SOFTCAP, BOTH], ids=str)
+def test_chunks_and_decodes_of_a_batch_equal_each_sequence_alone(
+    head_dim: int, dtype: torch.dtype, rule: AttentionRule
+) -> None:
+    World(head_dim, dtype=dtype).check(FIRST_CHUNKS, rule)
+
+
+@pytest.mark.parametrize("head_dim", [8, 32, 80, 96, 128, 256])
+def test_every_head_size_and_page_size(head_dim: int) -> None:
+    World(head_dim, contexts=(70, 21), heads=(4, 2), page=16, dtype=torch.float16).check((3, 20), PLAIN)
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (7, 1), (5, 5), (12, 2)])
+def test_any_number_of_query_heads_shares_a_key_head(heads: tuple[int, int]) -> None:
+    World(16, contexts=(40, 30, 1), heads=heads).check((20, 29, 0), PLAIN)
+
+
+@pytest.mark.parametrize("rule", [PLAIN, AttentionRule(0.3, window=40), BOTH], ids=str)
+@pytest.mark.parametrize("contexts", [(700, 40), (1500, 1)])
+def test_a_long_context_is_split_and_joined_in_a_fixed_order(contexts: tuple[int, int], rule: AttentionRule) -> None:
+    assert paged.num_splits(4, contexts[0]) > 1
+    first_chunks = (contexts[0] - 1, contexts[1] - 1)
+    world = World(16, contexts=contexts)
+    world.fill(first_chunks)
+    world.check_rest(first_chunks, rule)
+    again = world.run(first_chunks, contexts, rule)
+    for first, second in zip(world.run(first_chunks, contexts, rule), again, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_a_chunk_of_a_long_prompt_is_split_too() -> None:
+    world = World(16, contexts=(600,))
+    world.fill((580,))
+    world.check_rest((580,), PLAIN)
+
+
+def test_store_writes_its_own_slots_only() -> None:
+    world = World(16)
+    world.run([0, 0, 0, 0], [1, 1, 1, 1], PLAIN)
+    written = world.cache.keys.isfinite().all(-1)
+    assert int(written.sum()) == 4 * 2
+    for index in range(4):
+        assert torch.equal(world.cache.keys[world.tables[index, 0], :, 0], world.k[index][0])
+        assert torch.equal(world.cache.values[world.tables[index, 0], :, 0], world.v[index][0])
+
+
+def test_a_sequence_of_nan_leaves_its_neighbours_finite() -> None:
+    world = World(16)
+    world.v[2].fill_(torch.nan)
+    out = world.run([0, 0, 0, 0], CONTEXTS, PLAIN)
+    assert out[2].isnan().all()
+    assert all(torch.isfinite(out[index]).all() for index in (0, 1, 3))
+
+
+def test_tiles_hold_whole_tokens_and_keep_decodes_apart_from_prefills() -> None:
+    tiles = attention_tiles(
+        np.array([0, 1, 101, 104], dtype=np.int32),
+        np.array([900, 150, 3], dtype=np.int32),
+        np.arange(6, dtype=np.int32).reshape(3, 2),
+        group=3,
+        decode_m=16,
+        prefill_m=128,
+        device=torch.device("cpu"),
+    )
+    assert tiles.decode.records.tolist() == [[0, 0, 1, 899], [2, 101, 3, 0]]
+    assert tiles.prefill.records.tolist() == [[1, 1, 42, 50], [1, 43, 42, 92], [1, 85, 16, 134]]
+    assert (tiles.decode.max_context, tiles.prefill.max_context) == (900, 150)
+    assert tiles.block_tables.tolist() == [[0, 1], [2, 3], [4, 5]]
