@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adapters_store.packed import PackedAdapter
 
 _log = logging.getLogger(__name__)
-_LOADER_NICENESS = 10
+_LOADER_NICENESS = 19  # at 10 it took 15 % off the others' p95
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Launchers of RMSNorm and SwiGLU: one pass over the row where torch makes seven, or two."""
+"""Launchers of RMSNorm, SwiGLU and RoPE: one pass over the row where torch makes seven, two, or six."""
 
 from __future__ import annotations
 
@@ -29,3 +29,18 @@ def silu_mul(gate_up_T2I: torch.Tensor) -> torch.Tensor:
     y = gate_up_T2I.new_empty(*gate_up_T2I.shape[:-1], width)
     native.silu_mul(y.data_ptr(), gate_up_T2I.data_ptr(), y.numel() // width, width)
     return y
+
+
+def rope_in_place(x_1HTD: torch.Tensor, cos_1TR: torch.Tensor, sin_1TR: torch.Tensor) -> bool:
+    """x cos + rotate_half(x) sin over the first R of D elements, in place. x_1HTD: any strides, D contiguous.
+
+    False, with x untouched, where there is no kernel for these tensors.
+    """
+    native = native_ops(x_1HTD.dtype) if x_1HTD.device.type == "cpu" else None
+    if native is None or x_1HTD.stride(3) != 1 or cos_1TR.dtype is not x_1HTD.dtype or len(x_1HTD) != 1:
+        return False
+    cos, sin = cos_1TR.contiguous(), sin_1TR.contiguous()
+    _, heads, tokens, _ = x_1HTD.shape
+    places = (x_1HTD.data_ptr(), x_1HTD.stride(2), x_1HTD.stride(1), cos.data_ptr(), sin.data_ptr())
+    native.rope(*places, tokens, heads, cos.shape[-1])
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -12,7 +13,9 @@ from adapters_store.base import BaseDescription
 from lora_kernels.elementwise import rms_norm, silu_mul
 from lora_kernels.linear import add_lora_delta, group_linear
 from lora_kernels.lora_batch import LoraBatch, LoraGroup
+from lora_kernels.nf4 import Nf4Weight, nf4_linear, nf4_weights, on_nf4_kernel
 from server.engine.families import HEAD
+from server.engine.rope import fuse_rope
 
 
 @dataclass(slots=True)
@@ -64,9 +67,18 @@ class LinearGroup:
         batch = self.state.head if self.is_head else self.state.layers
         if not self.quantized:
             return group_linear(x_TH.contiguous(), self.weight, self.bias, batch, self.group)
+        return add_lora_delta(self._quantized_base(x_TH), x_TH, batch, self.group)
+
+    @cached_property
+    def _nf4_weights(self) -> list[Nf4Weight]:
+        return nf4_weights([linear.get_parameter("weight") for linear in self.quantized])
+
+    def _quantized_base(self, x_TH: torch.Tensor) -> torch.Tensor:
+        if on_nf4_kernel(x_TH) and self._nf4_weights:
+            biases = [bias if isinstance(bias := linear.bias, torch.Tensor) else None for linear in self.quantized]
+            return nf4_linear(x_TH, self._nf4_weights, biases)
         parts = [linear(x_TH) for linear in self.quantized]
-        y_TO = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return add_lora_delta(y_TO, x_TH, batch, self.group)
+        return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 def _fused(linears: Sequence[nn.Module]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -138,6 +150,7 @@ def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
             model.set_submodule(path, GroupMember(joined, index))
     _replace_norms(model)
     _replace_swiglus(model)
+    fuse_rope(model)
     return state
 
 

@@ -149,7 +149,8 @@ class EngineWorker:
 
     def _run(self) -> None:
         if self._num_threads is not None:
-            torch.set_num_threads(self._num_threads)  # of this thread's parallel regions
+            torch.get_num_threads()  # settles this thread's default, or its first op would, over what is set now
+            torch.set_num_threads(self._num_threads)
         gc.collect()
         gc.freeze()  # what is loaded stays: scanning it stalled a step by 140 to 210 ms
         try:

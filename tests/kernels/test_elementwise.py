@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from lora_kernels.elementwise import rms_norm, silu_mul
+from lora_kernels.elementwise import rms_norm, rope_in_place, silu_mul
+from lora_kernels.native.bindings import native_ops
 from lora_kernels.reference import rms_norm_reference, silu_mul_reference
 
 
@@ -46,3 +47,21 @@ def test_silu_mul_lets_nan_through() -> None:
     y = silu_mul(x)
     assert y[0, 3].isnan()
     assert torch.isfinite(y[1]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "tokens", "head_dim"), [(1, 1, 8), (3, 5, 64), (8, 40, 128), (2, 3, 80)])
+def test_rope_equals_transformers(dtype: torch.dtype, heads: int, tokens: int, head_dim: int) -> None:
+    if native_ops(dtype) is None:
+        pytest.skip("no C compiler")
+    generator = torch.Generator().manual_seed(heads)
+    fused = torch.randn(1, tokens, 2 * heads * head_dim, generator=generator).to(dtype)
+    q, k = (part.view(1, tokens, heads, head_dim).transpose(1, 2) for part in fused.chunk(2, dim=-1))
+    angles = (torch.randn(1, tokens, head_dim // 2, generator=generator) * 3).repeat(1, 1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    expected_q, expected_k = apply_rotary_pos_emb(q, k, cos, sin)
+    assert rope_in_place(q, cos, sin)
+    assert rope_in_place(k, cos, sin)
+    tolerance = 1e-6 if dtype is torch.float32 else 0.0  # float32 sums are fused, bfloat16 products rounded as torch's
+    torch.testing.assert_close(q, expected_q, rtol=0, atol=tolerance)
+    torch.testing.assert_close(k, expected_k, rtol=0, atol=tolerance)

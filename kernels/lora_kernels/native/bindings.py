@@ -67,6 +67,7 @@ class NativeOps:
     lora_delta: Any
     rms_norm: Any
     silu_mul: Any
+    rope: Any
     store_kv: Any
     paged_attention: Any
     has_fast_linear: bool
@@ -78,6 +79,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "lora_delta": [_P, _P, _P, _I, _P, _I],
     "rms_norm": [_P, _I, _P, _I, _P, c_float, _I, _I],
     "silu_mul": [_P, _P, _I, _I],
+    "rope": [_P, _I, _I, _P, _P, _I, _I, _I],
     "store_kv": [_P, _P, _P, _P, _P, _I, _I, _I, _I, _P],
     "paged_attention": [_P, _P, _P, _I, _I, _P, _P],
 }

@@ -136,18 +136,22 @@ static inline v16 load_bf16(const bf16 *p) {
   memcpy(&v, p, sizeof v);
   return (v16)(__builtin_convertvector(v, u32x16) << 16);
 }
-static inline void store_bf16(bf16 *p, v16 f) {
-  u32x16 bits = (u32x16)f;
+static inline u32x16 bf16_bits(v16 f) {  // as float_to_bf16, sixteen at a time
+  u32x16 bits = (u32x16)f, nan = (u32x16)(f != f);
   u32x16 rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-  u32x16 nan = (u32x16)(f != f);
-  u16x16 v = __builtin_convertvector((rounded & ~nan) | (nan & 0x7FC0), u16x16);
+  return (rounded & ~nan) | (nan & 0x7FC0);
+}
+static inline void store_bf16(bf16 *p, v16 f) {
+  u16x16 v = __builtin_convertvector(bf16_bits(f), u16x16);
   memcpy(p, &v, sizeof v);
 }
+static inline v16 round_bf16(v16 f) { return (v16)(bf16_bits(f) << 16); }
 
 #define T float
 #define NAME(x) x##_f32
 #define LOAD16 load_f32
 #define STORE16 store_f32
+#define ROUND16(v) (v)
 #define TO_FLOAT(v) (v)
 #define FROM_FLOAT(v) (v)
 #define DOT_STEP 16
@@ -159,6 +163,7 @@ static inline void store_bf16(bf16 *p, v16 f) {
 #undef NAME
 #undef LOAD16
 #undef STORE16
+#undef ROUND16
 #undef TO_FLOAT
 #undef FROM_FLOAT
 #undef DOT_STEP
@@ -167,6 +172,7 @@ static inline void store_bf16(bf16 *p, v16 f) {
 #undef DOT
 
 #define T bf16
+#define ROUND16 round_bf16
 #define NAME(x) x##_bf16
 #define LOAD16 load_bf16
 #define STORE16 store_bf16

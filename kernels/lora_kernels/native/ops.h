@@ -1,5 +1,5 @@
 // The CPU operations, written once for both element types. The includer defines T (element), NAME(x) (symbol suffix),
-// LOAD16/STORE16 (16 elements <-> 16 floats), DOT_STEP elements per DOT (see kernels.c). Legend: T tokens, H in, O out.
+// LOAD16/STORE16 (16 elements <-> 16 floats), ROUND16 (what a store and a load leave), DOT_STEP elements per DOT (see kernels.c). Legend: T tokens, H in, O out.
 
 // sum over k of x[m][k] * w[n][k] for a register block of MB rows of x and NB rows of w.
 static inline __attribute__((always_inline)) void NAME(dot_block)(
@@ -244,6 +244,33 @@ void NAME(ml_silu_mul)(T *y, const T *gate_up, int64_t rows, int64_t I) {
     for (; k < I; k++) {
       T rounded = FROM_FLOAT(silu(splat(TO_FLOAT(gate[k])))[0]);
       yi[k] = FROM_FLOAT(TO_FLOAT(rounded) * TO_FLOAT(up[k]));
+    }
+  }
+}
+
+// Rotates x[head, token] in place by its position: x cos + rotate_half(x) sin over the first R of D elements, rounding
+// where three separate operations would. cos and sin are [tokens, R]; R / 2 is a multiple of 8 or done by the tail.
+void NAME(ml_rope)(T *x, int64_t token_stride, int64_t head_stride, const T *cosines, const T *sines, int64_t tokens,
+                   int64_t heads, int64_t R) {
+  int64_t half = R / 2;
+#pragma omp parallel for if (tokens > 16)
+  for (int64_t t = 0; t < tokens; t++) {
+    const T *c = cosines + t * R, *s = sines + t * R;
+    for (int64_t h = 0; h < heads; h++) {
+      T *low = x + t * token_stride + h * head_stride, *high = low + half;
+      int64_t d = 0;
+      for (; d + 16 <= half; d += 16) {
+        v16 a = LOAD16(low + d), b = LOAD16(high + d);
+        STORE16(low + d, ROUND16(a * LOAD16(c + d)) - ROUND16(b * LOAD16(s + d)));
+        STORE16(high + d, ROUND16(b * LOAD16(c + half + d)) + ROUND16(a * LOAD16(s + half + d)));
+      }
+      for (; d < half; d++) {
+        float a = TO_FLOAT(low[d]), b = TO_FLOAT(high[d]);
+        float ac = TO_FLOAT(FROM_FLOAT(a * TO_FLOAT(c[d]))), bs = TO_FLOAT(FROM_FLOAT(b * TO_FLOAT(s[d])));
+        float bc = TO_FLOAT(FROM_FLOAT(b * TO_FLOAT(c[half + d]))), as = TO_FLOAT(FROM_FLOAT(a * TO_FLOAT(s[half + d])));
+        low[d] = FROM_FLOAT(ac - bs);
+        high[d] = FROM_FLOAT(bc + as);
+      }
     }
   }
 }
