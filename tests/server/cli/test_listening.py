@@ -1,0 +1,126 @@
+"""The socket and the HTTP thread, with a real API over an engine that stalls when told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from adapters_store.store import AdapterStore
+from server.api.app import create_app
+from server.api.settings import ApiSettings
+from server.cli.failures import CommandError
+from server.cli.listening import HttpServer, bound, url_of
+from server.cli.stopping import StopSignals
+from server.engine.tokenizer import Tokenizer
+from support.adapter_files import tiny_base
+from support.fake_engine import FakeEngine
+from support.tokenizer_zoo import byte_level, wrapped
+
+HOST = "127.0.0.1"
+
+
+@pytest.fixture
+def engine() -> Iterator[FakeEngine]:
+    with FakeEngine(tiny_base(), Tokenizer(wrapped(byte_level()))) as engine:
+        yield engine
+
+
+@pytest.fixture
+def app(engine: FakeEngine, tmp_path: Path) -> Iterator[FastAPI]:
+    store = AdapterStore.open(tmp_path)
+    yield create_app(engine=engine, store=store, settings=ApiSettings(data_dir=tmp_path, auth="off"))
+    store.close()
+
+
+class Stream:
+    """A streamed answer of which one piece has come; the engine stalls then."""
+
+    def __init__(self, engine: FakeEngine, url: str) -> None:
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 50, "ignore_eos": True, "stream": True}
+        self._stack = ExitStack()
+        response = self._stack.enter_context(httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30))
+        self._lines = response.iter_lines()
+        assert next(self._lines).startswith("data: ")
+        engine.may_step.clear()
+
+    def rest(self) -> list[str]:
+        with self._stack:
+            return [line for line in self._lines if line]
+
+
+def test_nobody_is_let_in_before_it_starts(app: FastAPI) -> None:
+    listener = bound(HOST, 0)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url_of(listener)}/health")
+    url, server = url_of(listener), HttpServer(app, listener)
+    server.start()
+    assert httpx.get(f"{url}/health").status_code == 200
+    server.stop(StopSignals())
+    assert not server.is_alive
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+
+
+def test_asked_once_answers_under_way_come_to_their_end(app: FastAPI, engine: FakeEngine) -> None:
+    listener = bound(HOST, 0)
+    url, server = url_of(listener), HttpServer(app, listener)
+    server.start()
+    stream = Stream(engine, url)
+    threading.Timer(0.5, engine.may_step.set).start()
+    start_s = time.monotonic()
+    reader = threading.Thread(target=server.stop, args=(StopSignals(),))
+    reader.start()
+    assert stream.rest()[-1] == "data: [DONE]"
+    reader.join()
+    assert time.monotonic() - start_s >= 0.5
+
+
+def test_asked_twice_they_are_cut_off(app: FastAPI, engine: FakeEngine) -> None:
+    listener = bound(HOST, 0)
+    url, server = url_of(listener), HttpServer(app, listener)
+    server.start()
+    stream = Stream(engine, url)
+    signals = StopSignals()
+    signals.count = 2
+    start_s = time.monotonic()
+    server.stop(signals)
+    assert time.monotonic() - start_s < 5.0
+    with pytest.raises(httpx.RemoteProtocolError):
+        stream.rest()
+    engine.may_step.set()
+
+
+def test_a_port_that_another_server_took_while_we_loaded_is_told_so(app: FastAPI) -> None:
+    """Linux lets two sockets have a port as long as neither listens."""
+    first = bound(HOST, 0)
+    port = first.getsockname()[1]
+    with bound(HOST, port) as second:
+        first.listen()
+        with pytest.raises(CommandError) as caught:
+            HttpServer(app, second).start()
+    first.close()
+    assert caught.value.code == "port_in_use"
+    assert str(port) in caught.value.message
+
+
+def test_a_port_in_use_is_told_with_its_number(busy_port: int) -> None:
+    with pytest.raises(CommandError, match=f"{HOST}:{busy_port} is in use") as caught:
+        bound(HOST, busy_port)
+    assert caught.value.code == "port_in_use"
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]")])
+def test_the_url_is_one_that_a_client_here_can_use(host: str, shown: str) -> None:
+    try:
+        listener = bound(host, 0)
+    except OSError as error:
+        pytest.skip(f"{host}: {error.strerror}")
+    with listener:
+        assert url_of(listener) == f"http://{shown}:{listener.getsockname()[1]}"
