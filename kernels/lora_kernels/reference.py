@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lora_kernels.lora_batch import LoraBatch, LoraGroup
+from lora_kernels.nf4 import NESTED_BLOCK, NF4_BLOCK, Nf4Weight
 
 
 def lora_delta_reference(x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup) -> torch.Tensor:
@@ -64,3 +65,14 @@ def silu_mul_reference(gate_up_T2I: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up of rows [gate | up], rounding after each of the two."""
     gate, up = gate_up_T2I.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up
+
+
+def nf4_dequantize_reference(weight: Nf4Weight) -> torch.Tensor:
+    """The [O, H] weight in float32. Source: QLoRA (arXiv 2305.14314), bitsandbytes' layout."""
+    absmax = weight.absmax
+    if weight.nested_code is not None and weight.nested_absmax is not None and weight.nested_offset is not None:
+        outer = weight.nested_absmax.repeat_interleave(NESTED_BLOCK)[: len(absmax)]
+        absmax = weight.nested_code[absmax.long()] * outer + weight.nested_offset
+    indices = torch.stack([weight.packed >> 4, weight.packed & 15], dim=-1).view(-1)
+    values = weight.code[indices.long()].view(-1, NF4_BLOCK) * absmax[:, None]
+    return values.view(weight.out_features, weight.in_features)

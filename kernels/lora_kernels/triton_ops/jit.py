@@ -46,5 +46,5 @@ def rounded(x: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
     """float32 x in another element type, to the nearest, ties to even. The interpreter cuts bfloat16 off instead."""
     if INTERPRETED and tl.bfloat16 == DTYPE:
         bits = x.to(tl.int32, bitcast=True)
-        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
     return x.to(DTYPE)

@@ -1,0 +1,96 @@
+"""The NF4 matmul equals a product with the weight that bitsandbytes dequantises, in every layout it packs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
+
+from lora_kernels.lora_batch import LoraGroup
+from lora_kernels.nf4 import Nf4Weight, nf4_linear, nf4_weights
+from lora_kernels.reference import nf4_dequantize_reference
+from lora_kernels.triton_ops import nf4
+from server.engine import lora_layers
+from server.engine.lora_layers import LinearGroup, LoraState
+from support.triton_cases import normal, relative_error, tolerance
+
+
+def quantized(
+    out: int, inputs: int, *, dtype: torch.dtype = torch.bfloat16, nested: bool = True, bias: bool = False
+) -> Linear4bit:
+    layer = Linear4bit(inputs, out, bias=bias, compute_dtype=dtype)
+    weight = normal(out, inputs, dtype=dtype, seed=out) * 0.05
+    layer.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=nested)
+    if bias:
+        layer.bias.data = normal(out, dtype=dtype, seed=1)
+    layer.support_avx512bf16_for_cpu = False
+    return layer.to("cpu").eval().requires_grad_(False)
+
+
+def packed(layer: Linear4bit) -> Nf4Weight:
+    weight = Nf4Weight.of(layer.weight)
+    assert weight is not None
+    return weight
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_reference_reads_the_packed_weight_as_bitsandbytes_does(nested: bool) -> None:
+    layer = quantized(300, 192, nested=nested)
+    expected = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    assert torch.equal(nf4_dequantize_reference(packed(layer)).bfloat16(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("nested", [True, False])
+def test_kernel_multiplies_by_exactly_the_weight_that_bitsandbytes_dequantises(
+    dtype: torch.dtype, nested: bool
+) -> None:
+    layer = quantized(70, 128, dtype=dtype, nested=nested)
+    one_hot = torch.eye(128, dtype=dtype)
+    columns = [nf4_linear(one_hot[i : i + 64], [packed(layer)], [None]) for i in (0, 64)]
+    assert torch.equal(torch.cat(columns).T, dequantize_4bit(layer.weight.data, layer.weight.quant_state))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 17, 33, 64])
+@pytest.mark.parametrize(("out", "inputs"), [(1, 64), (63, 192), (130, 1088)])
+def test_any_rows_and_odd_sizes(rows: int, out: int, inputs: int) -> None:
+    layer = quantized(out, inputs, bias=True)
+    x = normal(rows, inputs, dtype=torch.bfloat16)
+    exact = x.float() @ dequantize_4bit(layer.weight.data, layer.weight.quant_state).float().T + layer.bias.float()
+    assert relative_error(nf4_linear(x, [packed(layer)], [layer.bias]), exact) <= tolerance(inputs, torch.bfloat16)
+
+
+def test_long_inputs_are_split_and_summed_in_a_fixed_order() -> None:
+    layer = quantized(40, 4160)
+    assert nf4.num_splits(40, 4160, 64) == 16
+    x = normal(2, 4160, dtype=torch.bfloat16)
+    exact = x.float() @ dequantize_4bit(layer.weight.data, layer.weight.quant_state).float().T
+    got = nf4_linear(x, [packed(layer)], [None])
+    assert relative_error(got, exact) <= tolerance(4160, torch.bfloat16)
+    assert torch.equal(got, nf4_linear(x, [packed(layer)], [None]))
+
+
+def test_a_group_of_the_engine_uses_the_kernel_up_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    linears = [quantized(out, 128, bias=True) for out in (64, 33, 32)]
+    group = LinearGroup(linears, LoraGroup((0, 1, 2), 128, (64, 33, 32)), LoraState(), is_head=False)
+    seen: list[int] = []
+
+    def counted(x: torch.Tensor, weights: list[Nf4Weight], biases: list[torch.Tensor | None]) -> torch.Tensor:
+        seen.append(len(x))
+        return nf4_linear(x, weights, biases)
+
+    inputs = [normal(rows, 128, dtype=torch.bfloat16) for rows in (5, 65)]
+    expected = [group(x) for x in inputs]
+    monkeypatch.setattr("lora_kernels.nf4.on_triton", lambda x: True)
+    monkeypatch.setattr(lora_layers, "nf4_linear", counted)
+    for x, exact in zip(inputs, expected, strict=True):
+        assert relative_error(group(x), exact) <= tolerance(128, torch.bfloat16)
+    assert seen == [5]
+
+
+def test_a_layout_that_is_not_known_is_left_to_bitsandbytes() -> None:
+    known, odd = quantized(8, 64), quantized(8, 96)
+    assert nf4_weights([known.weight, odd.weight]) == []
+    assert len(nf4_weights([known.weight, known.weight])) == 2
+    assert Nf4Weight.of(torch.nn.Linear(64, 8).weight) is None

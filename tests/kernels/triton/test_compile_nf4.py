@@ -1,0 +1,57 @@
+"""Every tile of the NF4 matmul compiles for A100 and H100: whole vectors, tensor cores, no spills."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter does not compile", allow_module_level=True)
+
+from lora_kernels.nf4 import NF4_BLOCK
+from lora_kernels.triton_ops.nf4 import MAX_SPLITS, SUM_COLUMNS, TILES, Nf4Tile, nf4_kernel, sum_parts_kernel
+from support.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE, Compiled, compile_for
+
+POINTERS = dict.fromkeys(("parts_ptr", "code_ptr", "nested_code_ptr", "nested_absmax_ptr"), "*fp32")
+POINTERS |= {"nested_offset_ptr": "*fp32", "packed_ptr": "*u8"}
+POINTERS |= dict.fromkeys(("x_ptr", "y_ptr", "bias_ptr"), "*bf16")
+
+
+def check(compiled: Compiled) -> None:
+    assert compiled.shared_bytes <= SMALLEST_SHARED_LIMIT
+    assert compiled.stack_bytes == 0
+    assert compiled.count(*SPILLS) == 0
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("nested", [True, False])
+def test_matmul_streams_packed_weights_to_tensor_cores(
+    capability: int, tile: Nf4Tile, nested: bool, tmp_path: Path
+) -> None:
+    compiled = compile_for(
+        capability,
+        nf4_kernel,
+        POINTERS | {"absmax_ptr": "*u8" if nested else "*fp32"},
+        {"NESTED": nested, "HAS_BIAS": not nested, "SPLIT": nested}
+        | {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": NF4_BLOCK},
+        divisible={"out_features", "in_features", "x_stride", "y_stride"},
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        folder=tmp_path,
+    )
+    check(compiled)
+    assert compiled.count(*TENSOR_CORE) > 0
+    wide = [name for name in compiled.instructions if name.startswith("LDGSTS") and name.endswith(".128")]
+    assert wide, compiled.instructions
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_sum_of_parts_keeps_to_registers(capability: int, tmp_path: Path) -> None:
+    pointers = {name: POINTERS[name] for name in ("y_ptr", "parts_ptr", "bias_ptr")}
+    constants = {"HAS_BIAS": True, "MAX_SPLITS": MAX_SPLITS, "BLOCK_N": SUM_COLUMNS}
+    options = {"divisible": {"out_features", "y_stride"}, "num_warps": 4, "num_stages": 1, "folder": tmp_path}
+    check(compile_for(capability, sum_parts_kernel, pointers, constants, **options))
