@@ -42,6 +42,7 @@ ROWS = (1, 8, 32, 64, 256)
 ADAPTERS = (1, 8, 32, 64)
 RANKS = (8, 16, 64)
 CONTEXT = 2048
+TABLE_WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +110,18 @@ def op_lines(shape: BenchShape) -> Iterator[tuple[str, Work]]:
     for name, group in shape.groups.items():
         outs = sum(group.out_features)
         for rank in RANKS:
-            case = f"{name}, 32 rows on 32 adapters, r{rank}"
             shrunk = shrink(group.in_features, len(group.out_features), rows=32, adapters=32, rank=rank)
-            yield f"shrink {case}", shrunk
-            yield f"expand {case}", expand(group.out_features, rows=32, adapters=32, rank=rank)
-        yield f"linear bf16 {name}, 32 rows", linear(group.in_features, outs, rows=32)
+            yield f"shrink {name} r{rank}", shrunk
+            yield f"expand {name} r{rank}", expand(group.out_features, rows=32, adapters=32, rank=rank)
+        yield f"linear bf16 {name}", linear(group.in_features, outs, rows=32)
         nf4 = linear(group.in_features, outs, rows=32, bits_per_weight=NF4_BITS_PER_WEIGHT)
-        yield f"linear nf4 {name}, 32 rows", nf4
-    yield f"attention, 32 rows over {CONTEXT}", decode_attention(shape, rows=32, context=CONTEXT)
+        yield f"linear nf4 {name}", nf4
+    yield "attention", decode_attention(shape, rows=32, context=CONTEXT)
 
 
 def op_table(name: str, shape: BenchShape) -> Table:
-    table = Table("operation", "MB", "MFLOP", *(f"{gpu.name} µs" for gpu in GPUS), title=f"Llama-{name}, one layer")
+    title = f"Llama-{name}, one layer: 32 rows on 32 adapters over {CONTEXT} cached tokens"
+    table = Table("operation", "MB", "MFLOP", *(f"{gpu.name} µs" for gpu in GPUS), title=title)
     for label, work in op_lines(shape):
         floors = (f"{1e6 * work.floor_s(gpu):.2f}" for gpu in GPUS)
         table.add_row(label, f"{work.num_bytes / 1e6:.2f}", f"{work.operations / 1e6:.0f}", *floors)
@@ -129,8 +130,8 @@ def op_table(name: str, shape: BenchShape) -> Table:
 
 def step_table(name: str, shape: BenchShape) -> Table:
     """A whole decode step: the base's floor, and what adapters add to it where nothing is lost."""
-    headings = [f"{gpu.name} ms (+ LoRA)" for gpu in GPUS]
-    title = f"Llama-{name}, one decode step over {CONTEXT} cached tokens"
+    headings = [f"{gpu.name} ms" for gpu in GPUS]
+    title = f"Llama-{name}, one decode step over {CONTEXT} cached tokens (+ LoRA)"
     table = Table("base", "rows", "adapters", "rank", "LoRA MB", *headings, title=title)
     for base, bits in (("bf16", 16.0), ("nf4", NF4_BITS_PER_WEIGHT)):
         for rows in ROWS:
@@ -145,14 +146,14 @@ def step_table(name: str, shape: BenchShape) -> Table:
 
 def _against(bare: Work, lora: Work, gpu: Gpu) -> str:
     floor = bare.floor_s(gpu)
-    return f"{1e3 * floor:.2f} (+{100 * lora.floor_s(gpu) / floor:.1f} %)"
+    return f"{1e3 * floor:.2f} +{100 * lora.floor_s(gpu) / floor:.1f}%"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__)
     parser.add_argument("--model", choices=[*MODELS, "all"], default="all")
     chosen = parser.parse_args(arguments).model
-    console = Console()
+    console = Console(width=max(Console().width, TABLE_WIDTH))
     for name, shape in MODELS.items():
         if chosen in (name, "all"):
             console.print(op_table(name, shape), step_table(name, shape))
