@@ -40,7 +40,7 @@ class Scale:
     rounds: int
 
 
-FULL_SCALE = Scale(registered=1000, pool=32, host=256, requests=160, rounds=7)
+FULL_SCALE = Scale(registered=1000, pool=32, host=256, requests=160, rounds=3)
 QUICK_SCALE = Scale(registered=40, pool=8, host=12, requests=24, rounds=2)
 
 
