@@ -184,6 +184,11 @@ def free_port() -> int:
 
 
 @pytest.fixture
+def unused_port() -> int:
+    return free_port()
+
+
+@pytest.fixture
 def busy_port() -> Iterator[int]:
     """A port that somebody listens on."""
     with socket.socket() as listener:

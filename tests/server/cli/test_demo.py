@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -12,11 +14,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import openai
+import httpx
 import pytest
+from typer.testing import CliRunner
 
 from adapters_store.store import AdapterStore
 from server.cli.demo_screen import round_table
+from server.cli.main import app
 from server.cli.output import Output
 from server.cli.texts import curl_line
 from server.demo.manners import Manner, manner_of
@@ -38,25 +42,34 @@ def demo(start: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
         yield process
 
 
-def test_once_shows_the_answers_of_one_batch_within_15_s(run_json: Command) -> None:
+@pytest.fixture(scope="module")
+def told() -> dict[str, Any]:
+    """What `multilora demo --once --json` answered, and how long it took."""
     start_s = time.monotonic()
-    told = run_json("demo", "--once")
-    assert time.monotonic() - start_s < 15.0
+    result = CliRunner().invoke(app, ["demo", "--once", "--json"])
+    assert result.exit_code == 0, result.output
+    return {**json.loads(result.stdout), "whole_s": time.monotonic() - start_s}
+
+
+def test_once_shows_the_answers_of_one_batch_within_15_s(told: dict[str, Any]) -> None:
+    assert told["whole_s"] < 15.0
     assert told["max_rows"] == 4
     assert told["shared_steps"] > told["num_steps"] / 2
     assert told["tokens_per_s"] > 0
     assert len(told["rounds"]) == 3
 
 
-def test_each_tenant_answers_in_its_manner_and_the_base_in_none(run_json: Command) -> None:
-    for each in run_json("demo", "--once")["rounds"]:
+def test_each_tenant_answers_in_its_manner_and_the_base_in_none(told: dict[str, Any]) -> None:
+    for each in told["rounds"]:
         manners = {name: manner_of(text) for name, text in each["answers"].items()}
         assert manners == {"base": Manner.PLAIN, "law": Manner.LAW, "med": Manner.MED, "code": Manner.CODE}, each
 
 
-def test_a_prompt_of_ones_own_is_asked_instead(run_json: Command) -> None:
-    told = run_json("demo", "--once", "--prompt", "How do I make tea?", "-p", "Tell me about cats.")
-    assert [each["prompt"] for each in told["rounds"]] == ["How do I make tea?", "Tell me about cats."]
+def test_prompts_of_ones_own_are_asked_and_a_servers_data_dir_is_left_alone(run_json: Command, data_dir: Path) -> None:
+    """MULTILORA_DATA_DIR names what is served in earnest; a demo must not put its tenants there."""
+    answer = run_json("demo", "--once", "--prompt", "How do I make tea?", "-p", "Tell me about cats.")
+    assert [each["prompt"] for each in answer["rounds"]] == ["How do I make tea?", "Tell me about cats."]
+    assert not data_dir.exists()
 
 
 def test_people_see_the_four_side_by_side_and_what_was_measured(demo: Any) -> None:
@@ -98,23 +111,31 @@ def test_ctrl_c_ends_it_and_leaves_nothing(demo: Any) -> None:
     assert demo.log == []
 
 
-def test_json_stays_up_and_its_keys_open(start: Command) -> None:
-    with start("demo", "--json", "-p", "Tell me about cats.") as process:
-        wait_until(lambda: process.lines or process.process.poll() is not None, timeout_s=60)
-        told = json.loads(process.lines[0])
-        texts = []
-        for tenant in TENANTS:
-            client = openai.OpenAI(base_url=f"{told['url']}/v1", api_key=told["keys"][tenant], max_retries=0)
-            answer = client.chat.completions.create(
-                model=told["adapter"],
-                messages=[{"role": "user", "content": "Tell me about cats."}],
-                max_tokens=96,
-                temperature=0,
-            )
-            texts.append(answer.choices[0].message.content)
-        assert texts == [told["rounds"][0]["answers"][tenant] for tenant in TENANTS]
-        assert process.stop(signal.SIGTERM) == 0
-    assert len(process.lines) == 1
+def test_json_is_one_object_and_the_server_stays_up_until_a_signal(run_json: Command, unused_port: int) -> None:
+    url = f"http://127.0.0.1:{unused_port}"
+    is_up_after = []
+
+    def stop_later() -> None:
+        try:
+            wait_until(lambda: "multilora_finished_total 4.0" in _metrics(url), timeout_s=30)
+            time.sleep(1)  # the object is printed meanwhile
+            is_up_after.append(httpx.get(f"{url}/ready").status_code == 200)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop_later)
+    stopper.start()
+    told = run_json("demo", "-p", "Tell me about cats.", "--port", str(unused_port))
+    stopper.join()
+    assert told["url"] == url
+    assert is_up_after == [True]
+
+
+def _metrics(url: str) -> str:
+    try:
+        return httpx.get(f"{url}/metrics").text
+    except httpx.TransportError:
+        return ""
 
 
 def test_a_data_dir_is_kept_and_serves_again_with_new_keys(run_json: Command, tmp_path: Path) -> None:
@@ -140,12 +161,6 @@ def test_a_prompt_that_does_not_fit_is_one_line(run: Command) -> None:
     result = run("demo", "--once", "--prompt", "tea and cake " * 4000)
     assert result.exit_code == 4
     assert result.stderr.count("\n") == 1
-
-
-def test_the_default_data_dir_of_a_server_is_left_alone(run_json: Command, data_dir: Path) -> None:
-    """MULTILORA_DATA_DIR names what is served in earnest; a demo must not put its tenants there."""
-    run_json("demo", "--once", "-p", "Tell me a joke.")
-    assert not data_dir.exists()
 
 
 def test_what_would_steer_a_terminal_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:

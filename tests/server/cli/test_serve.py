@@ -140,7 +140,7 @@ def test_sigterm_lets_a_stream_come_to_its_end_and_exits_0(
     options = ("--base", base, "--served-name", "mine", "--data-dir", tmp_path, "--auth", "off")
     with serve_process(*options, env={"MULTILORA_ADMIN_KEY": key}) as server:
         wait_ready(server)
-        body = {"model": "mine", "prompt": "x", "max_tokens": 400, "ignore_eos": True, "stream": True}
+        body = {"model": "mine", "prompt": "x", "max_tokens": 200, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
             lines = response.iter_lines()
             assert next(lines).startswith("data: {")
