@@ -176,6 +176,7 @@ def test_client_that_hangs_up_gives_its_blocks_back(url: str, keys: dict[str, st
         "model": service.worker.served_name,
         "prompt": PROMPT,
         "max_tokens": 900,
+        "n": 16,  # long enough that a busy machine cannot finish before we hang up
         "stream": True,
         "ignore_eos": True,
     }

@@ -47,7 +47,7 @@ def test_greedy_tokens_of_a_mixed_batch_equal_pefts(
     [
         {"scheduler": SchedulerSettings(max_batch_tokens=16, max_running=16, prefill_chunk=5)},
         {"scheduler": SchedulerSettings(max_batch_tokens=64, max_running=3)},
-        {"memory": MemoryWishes(kv_cache=700_000, adapter_pool=4 << 20)},  # about 57 blocks of 8 tokens
+        {"memory": MemoryWishes(kv_cache=350_000, adapter_pool=4 << 20)},  # 56 blocks of 8 tokens
         {"memory": MemoryWishes(kv_cache=4 << 20, adapter_pool=250_000)},  # room for one large adapter
         {"prefix_cache": False},
         {"max_adapters": 1},
@@ -66,7 +66,7 @@ def test_tokens_do_not_depend_on_the_engines_limits(
     with running(base, adapters, tmp_path, **changes) as service:
         assert ask_all(service, prompts) == expected
         counters = service.parts.engine.stats().counters
-    if changes.get("memory") == MemoryWishes(kv_cache=700_000, adapter_pool=4 << 20):
+    if changes.get("memory") == MemoryWishes(kv_cache=350_000, adapter_pool=4 << 20):
         assert counters["preemptions"] > 0
     if "max_adapters" in changes:
         assert counters["adapter_evictions"] > 0
