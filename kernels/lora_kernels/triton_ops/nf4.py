@@ -88,25 +88,27 @@ def nf4_kernel(
     offset = 0.0
     if NESTED:
         offset = tl.load(nested_offset_ptr)
+    # looked up by shuffles between lanes: as loads, the compiler stages every single one through shared memory
+    code = tl.broadcast_to(tl.load(code_ptr + tl.arange(0, 16))[None, :], (BLOCK_N, 16))
     steps = in_features // BLOCK_K
     per_split = tl.cdiv(steps, num_splits)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)  # a tensor core takes its left factor from registers
     for step in range(split * per_split, tl.minimum((split + 1) * per_split, steps)):
         packed = tl.load(packed_ptr + columns + step * (BLOCK_K // 2), mask=has_column[:, None], other=0).to(tl.int32)
         x = tl.load(x_cells + step * BLOCK_K, mask=has_row[:, None], other=0.0)
         scale = _absmax(absmax_rows + step, has_column, absmax_ptr, nested_code_ptr, nested_absmax_ptr, offset, NESTED)
-        first = tl.load(code_ptr + (packed >> 4)) * scale[:, None]
-        second = tl.load(code_ptr + (packed & 15)) * scale[:, None]
+        first = tl.gather(code, packed >> 4, 1) * scale[:, None]
+        second = tl.gather(code, packed & 15, 1) * scale[:, None]
         weight = tl.interleave(rounded(first, x.dtype), rounded(second, x.dtype))
-        acc = dot(x, tl.trans(weight), acc)
-    wanted = has_row[:, None] & has_column[None, :]
+        acc = dot(weight, tl.trans(x), acc)
+    wanted = has_column[:, None] & has_row[None, :]
     if SPLIT:
         part = (split * num_rows + m).to(tl.int64)
-        tl.store(parts_ptr + part[:, None] * out_features + n[None, :], acc, mask=wanted)
+        tl.store(parts_ptr + part[None, :] * out_features + n[:, None], acc, mask=wanted)
     else:
         if HAS_BIAS:
-            acc += tl.load(bias_ptr + n, mask=has_column, other=0.0).to(tl.float32)[None, :]
-        y_cells = y_ptr + m.to(tl.int64)[:, None] * y_stride + n[None, :]
+            acc += tl.load(bias_ptr + n, mask=has_column, other=0.0).to(tl.float32)[:, None]
+        y_cells = y_ptr + m.to(tl.int64)[None, :] * y_stride + n[:, None]
         tl.store(y_cells, rounded(acc, y_ptr.dtype.element_ty), mask=wanted)
 
 

@@ -27,8 +27,7 @@ def check(compiled: Compiled) -> None:
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("tile", TILES, ids=str)
-@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize(("tile", "nested"), [*((tile, True) for tile in TILES), (TILES[0], False)], ids=str)
 def test_matmul_streams_packed_weights_to_tensor_cores(
     capability: int, tile: Nf4Tile, nested: bool, tmp_path: Path
 ) -> None:

@@ -34,8 +34,9 @@ def check(x: torch.Tensor, batch: LoraBatch, group: LoraGroup = GROUP) -> None:
 
 
 @pytest.mark.parametrize("popularity", POPULARITIES)
-@pytest.mark.parametrize("num_rows", [1, 7, 100])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("num_rows", "dtype"), [(1, torch.bfloat16), (7, torch.float32), (63, torch.bfloat16), (100, torch.bfloat16)]
+)
 def test_every_row_gets_its_own_adapters_delta(popularity: Popularity, num_rows: int, dtype: torch.dtype) -> None:
     batch = LoraBatch(random_table([GROUP], RANKS, dtype, missing=2), row_slots(popularity, num_rows, len(RANKS)))
     check(normal(num_rows, 300, dtype=dtype, seed=3), batch)
