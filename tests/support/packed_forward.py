@@ -20,6 +20,8 @@ from server.engine.base_model import BaseModel
 from server.engine.batch import Batch
 from server.engine.kv_cache import KVCache
 from server.engine.request import Request
+from server.engine.runner import ModelRunner
+from server.engine.sampler import Sampler
 from server.engine.sampling_params import SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow
 
@@ -54,6 +56,7 @@ class PackedForward:
         for layer in self.cache.layers:  # a recycled block may hold anything
             layer.keys.fill_(torch.nan)
             layer.values.fill_(torch.nan)
+        self._runner = ModelRunner(base, self.cache, self.table, Sampler())
 
     def request(self, index: int, tokens: list[int], slot: int | None) -> Request:
         first = index * BLOCKS_PER_ROW
@@ -77,16 +80,7 @@ class PackedForward:
         rows = [row for row in rows if row.num_tokens]
         schedule = Schedule(rows, sum(row.num_tokens for row in rows), 0)
         batch = Batch.build(schedule, block_size=BLOCK_SIZE, table=self.table, device=self.base.device)
-        lora = self.base.lora
-        lora.layers, lora.head = batch.layer_adapters, batch.head_adapters
-        out = self.base.model(
-            input_ids=batch.input_ids_1T,
-            position_ids=batch.position_ids_1T,
-            use_cache=False,
-            logits_to_keep=batch.logits_rows_R,
-            paged_batch=batch.paged,
-            kv_caches=self.cache.layers,
-        ).logits[0]
+        out = self._runner.forward(batch)
         for row in rows:
             row.request.num_computed_tokens += row.num_tokens
         return list(out.split([row.num_tokens for row in rows]))
