@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import platform
 import stat
 import tempfile
@@ -25,9 +24,9 @@ from server.cli.listening import bound
 from server.cli.output import Output
 from server.cli.stores import opened
 from server.cli.texts import GIB, size
+from server.engine.host_memory import CGROUP, free_host_bytes
 
 MIN_FREE_BYTES = 2 * GIB
-CGROUP = Path("/sys/fs/cgroup")
 
 
 class Level(StrEnum):
@@ -140,7 +139,7 @@ def check_store(data_dir: Path, output: Output) -> Check:
 
 def check_memory(base: str | None, cgroup: Path = CGROUP) -> Check:
     """Against the base's weights where a base is given."""
-    free = _free_bytes(cgroup)
+    free = free_host_bytes(cgroup)
     if free is None:
         return Check("memory", Level.WARN, "not known on this system", "give --kv-cache-mib and --host-cache-mib")
     needed = _weight_bytes(base)
@@ -150,17 +149,6 @@ def check_memory(base: str | None, cgroup: Path = CGROUP) -> Check:
     if free < max(MIN_FREE_BYTES, needed * 5 // 4):
         return Check("memory", Level.WARN, found, "little is left for keys, values and adapters")
     return Check("memory", Level.OK, found)
-
-
-def _free_bytes(cgroup: Path) -> int | None:
-    """What the machine has, or what the container may still take if that is less."""
-    if "SC_AVPHYS_PAGES" not in os.sysconf_names:
-        return None
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit, used = cgroup / "memory.max", cgroup / "memory.current"
-    if not (limit.is_file() and used.is_file()) or not limit.read_text().strip().isdigit():
-        return free
-    return min(free, int(limit.read_text()) - int(used.read_text()))
 
 
 def _weight_bytes(base: str | None) -> int:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 
 from server.engine.base_model import BaseModel
 from server.engine.families import UnsupportedBase
+from server.engine.host_memory import free_host_bytes
 from server.engine.kv_cache import bytes_per_block
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+UNKNOWN_HOST_BYTES = 4 * GIB  # where the system does not say what is free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +81,7 @@ def resident_tensors(base: BaseModel) -> list[torch.Tensor]:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not Linux
-        return 4 * GIB
+    return free_host_bytes() or UNKNOWN_HOST_BYTES
 
 
 def _mib(count: int) -> str:
