@@ -181,13 +181,16 @@ def test_client_that_hangs_up_gives_its_blocks_back(url: str, keys: dict[str, st
         "ignore_eos": True,
     }
     headers = {"Authorization": f"Bearer {keys['law']}"}
-    pool = service.parts.engine.scheduler.pool
+    pool, counters = service.parts.engine.scheduler.pool, service.parts.engine.stats().counters
     with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=30) as stream:
-        next(stream.iter_lines())
-        assert pool.num_free < pool.num_blocks
+        first = next(stream.iter_lines())
+        assert stream.status_code == 200, first
     deadline = time.monotonic() + 5
     while pool.num_free < pool.num_blocks:
         assert time.monotonic() < deadline, "blocks of a client that hung up are still held"
+        time.sleep(0.01)
+    while service.parts.engine.stats().counters["aborted"] < counters["aborted"] + 16:
+        assert time.monotonic() < deadline, "a choice of a client that hung up was not aborted"
         time.sleep(0.01)
 
 
