@@ -1,0 +1,108 @@
+"""The nouns of training data: an encoded example, a packed batch, a step, a cursor. No decisions, no files, no text.
+
+Legend: T tokens of one packed batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+IGNORED = -100  # the label that the loss leaves out
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedExample:
+    """One training text as tokens.
+
+    input_ids: int32 [n], n >= 2. weights: float32 [n], what learning to predict this token counts: 0 for context,
+    1 for a plain answer, a message's own `weight` in between; weights[0] is always 0, since nothing predicts it.
+    digest: of the record's content, equal for duplicates. line: where it stood in its file, from 1.
+    """
+
+    input_ids: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    digest: bytes = b""
+    line: int = 0
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def supervised(self) -> NDArray[np.bool_]:
+        """[n], true for every token that is learned."""
+        mask: NDArray[np.bool_] = self.weights > 0
+        return mask
+
+    @cached_property
+    def num_supervised(self) -> int:
+        return int(np.count_nonzero(self.weights))
+
+    @cached_property
+    def weight(self) -> float:
+        """Sum of the token weights: the example's share in a loss normalised per token."""
+        return float(self.weights.sum(dtype=np.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """Examples side by side in one forward; exact with reset positions and no attention mask.
+
+    input_ids, position_ids: int64 [1, T], positions count from 0 in every example. labels: int64 [1, T], aligned with
+    input_ids (not shifted): the token itself where it is learned, else IGNORED; the first token of every example is
+    IGNORED, so a loss that shifts over the whole row never predicts across examples. weights: float32 [1, T], 0 where
+    the label is IGNORED. A batch without a supervised token (`weight` 0) is filler that keeps ranks in step.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    num_examples: int
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.input_ids.shape[1])
+
+    @cached_property
+    def num_supervised(self) -> int:
+        return int(torch.count_nonzero(self.weights))
+
+    @cached_property
+    def weight(self) -> float:
+        return float(self.weights.sum(dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One optimizer step on this rank.
+
+    micro_batches: this rank's forwards, as many as on every other rank. weight: sum of token weights over ALL ranks and
+    micro batches of the step; the step's loss is sum(weight x nll) over everything, divided by it.
+    num_tokens, num_examples: over all ranks.
+    """
+
+    micro_batches: list[PackedBatch]
+    weight: float
+    num_tokens: int
+    num_examples: int
+
+
+@dataclass(frozen=True, order=True)
+class DataCursor:
+    """The next step to take: epoch from 0, step within the epoch from 0. All there is to resume the data exactly."""
+
+    epoch: int = 0
+    step: int = 0
+
+    def to_mapping(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "step": self.step}
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, int]) -> DataCursor:
+        return cls(int(mapping["epoch"]), int(mapping["step"]))
