@@ -18,7 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 
 metadata = MetaData()
 
@@ -39,6 +39,8 @@ api_keys = Table(
     Column("key_hash", String(64), nullable=False, unique=True),
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
+    Column("scopes", String(256)),
+    Column("label", String(128)),
 )
 
 # A name keeps its row when its last version is deleted: numbers are never given twice, "name@1" never means another.
@@ -86,4 +88,29 @@ store_state = Table(
     Column("id", Integer, primary_key=True),
     Column("generation", BigInteger, nullable=False),
     CheckConstraint("id = 1", name="ck_store_state_one_row"),
+)
+
+# No foreign keys: what was done to a tenant is known after the tenant is gone.
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("request_id", String(128)),
+    Column("action", String(64), nullable=False),
+    Column("tenant", String(128)),
+    Column("target", String(256)),
+    Column("detail", Text, nullable=False),
+    Index("ix_audit_log_tenant", "tenant"),
+)
+
+# Digests that are not served, and why.
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("digest", String(71), primary_key=True),
+    Column("code", String(64), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
 )
