@@ -16,9 +16,10 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0003"
 
 metadata = MetaData()
 
@@ -68,9 +69,42 @@ adapter_versions = Table(
     Column("num_bytes", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("config", LargeBinary, nullable=False),
+    Column("unloaded", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("adapter_id", "number", name="uq_adapter_versions_number"),
     UniqueConstraint("adapter_id", "digest", name="uq_adapter_versions_digest"),
     Index("ix_adapter_versions_digest", "digest"),
+)
+
+# Versions beside the active one that the bare name also means; the active one has what is left of 100.
+alias_weights = Table(
+    "alias_weights",
+    metadata,
+    Column("adapter_id", Integer, ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("percent", Integer, nullable=False),
+)
+
+# What was active before, the latest last: a stack that rollback pops.
+alias_history = Table(
+    "alias_history",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("adapter_id", Integer, ForeignKey("adapters.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Index("ix_alias_history_adapter", "adapter_id"),
+)
+
+# By name, not by key: a deleted tenant's usage is still to be billed. day: YYYY-MM-DD, UTC.
+usage_days = Table(
+    "usage_days",
+    metadata,
+    Column("day", String(10), primary_key=True),
+    Column("tenant", String(128), primary_key=True),
+    Column("adapter", String(160), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
 )
 
 bases = Table(
