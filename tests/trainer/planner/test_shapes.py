@@ -1,0 +1,86 @@
+"""The planner counts parameters as transformers does, for every family that is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from support.models import FAMILY_CONFIGS, FAMILY_NAMES
+from trainer.planner.shapes import KNOWN_SHAPES, PlanError, bytes_of, shape_of_config, shape_of_count
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_parameters_and_adapters_of_each_family_are_counted_exactly(family: str, tmp_path: Path) -> None:
+    config = FAMILY_CONFIGS[family]()
+    config.save_pretrained(tmp_path)
+    shape = shape_of_config(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+        peft_model = get_peft_model(model, LoraConfig(r=5, target_modules="all-linear"))
+    adapter = sum(parameter.numel() for name, parameter in peft_model.named_parameters() if "lora_" in name)
+    assert shape.adapter_parameters(5) == adapter
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("llama-3.2-1b", 1_235_814_400),
+        ("llama-2-7b", 6_738_415_616),
+        ("mistral-7b", 7_241_732_096),
+        ("llama-3.1-8b", 8_030_261_248),
+        ("qwen3-8b", 8_190_735_360),
+        ("llama-2-13b", 13_015_864_320),
+        ("llama-3.1-70b", 70_553_706_496),
+    ],
+)
+def test_known_models_have_the_parameters_they_are_published_with(name: str, published: int) -> None:
+    assert KNOWN_SHAPES[name].parameters == published
+
+
+@pytest.mark.parametrize("count", [150_000_000, 500_000_000, 7_000_000_000, 13_000_000_000, 33_000_000_000])
+def test_a_bare_count_is_kept_and_its_shape_is_said(count: int) -> None:
+    shape = shape_of_count(count)
+    assert shape.parameters == count
+    assert shape.weight_bytes("bfloat16") == 2 * count
+    assert len(shape.assumptions) == 1
+    assert f"{count:,}" in shape.assumptions[0]
+    counted = shape.layers * sum(rows * columns for rows, columns in shape.linears.values())
+    assert counted == pytest.approx(shape.linear_parameters, rel=0.1)
+
+
+def test_a_count_too_small_to_scale_is_refused() -> None:
+    with pytest.raises(PlanError, match="at least 100M, got 5"):
+        shape_of_count(5)
+
+
+def test_adapter_ranks_follow_targets_and_patterns() -> None:
+    shape = KNOWN_SHAPES["llama-3.1-8b"]
+    assert shape.adapter_parameters(16) == 41_943_040  # what PEFT prints for r 16 on every linear layer
+    only_queries = 32 * 8 * (4096 + 4096)
+    assert shape.adapter_parameters(8, ["q_proj"]) == only_queries
+    assert shape.adapter_parameters(8, ["q_proj"], {"q_proj": 4}) == only_queries // 2
+    with pytest.raises(PlanError, match="'qkv' is none of q_proj"):
+        shape.adapter_parameters(8, ["qkv"])
+
+
+def test_keys_and_values_are_counted_by_their_heads() -> None:
+    assert KNOWN_SHAPES["llama-3.1-8b"].kv_bytes(1) == 131_072
+    assert KNOWN_SHAPES["llama-2-13b"].kv_bytes(1) == 819_200
+
+
+def test_what_cannot_be_read_is_refused_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"no config\.json there"):
+        shape_of_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(PlanError, match="model_type 'gpt2' is not counted"):
+        shape_of_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(PlanError, match=r"config\.json"):
+        shape_of_config(tmp_path)
+    with pytest.raises(PlanError, match="got 'int8'"):
+        bytes_of("int8")
