@@ -19,7 +19,7 @@ from sqlalchemy import (
     false,
 )
 
-HEAD_REVISION = "0003"
+HEAD_REVISION = "0004"
 
 metadata = MetaData()
 
@@ -147,4 +147,75 @@ quarantine = Table(
     Column("code", String(64), nullable=False),
     Column("message", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+)
+
+# Uploaded data. digest: of the blob that holds the bytes, shared by equal files.
+files = Table(
+    "files",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant_id", Integer, ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("digest", String(71), nullable=False, index=True),
+    Column("filename", String(255), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+# An onboarding job and how far it is. wanted: "run", "pause" or "cancel", the owner's last word. run_number: counts the
+# resumptions. request: what was asked, spec: what is trained, progress: the last step's figures, override: an
+# operator's word against the gate; all JSON. Times are Unix seconds.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant_id", Integer, ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("name", String(128), nullable=False),
+    Column("status", String(32), nullable=False, index=True),
+    Column("wanted", String(16), nullable=False),
+    Column("run_number", Integer, nullable=False),
+    Column("request", Text, nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("base_digest", String(128), nullable=False),
+    Column("run_dir", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Column("heartbeat_at", BigInteger),
+    Column("progress", Text, nullable=False),
+    Column("error_code", String(64)),
+    Column("error_message", Text),
+    Column("error_param", String(128)),
+    Column("adapter_digest", String(71)),
+    Column("adapter_version", Integer),
+    Column("verdict", String(16)),
+    Column("override", Text),
+)
+
+# key: where the event comes from, so that what is told again after a crash is kept once.
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("job_number", Integer, ForeignKey("jobs.number", ondelete="CASCADE"), nullable=False),
+    Column("key", String(128), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("level", String(8), nullable=False),
+    Column("type", String(16), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    UniqueConstraint("job_number", "key", name="uq_job_events_key"),
+)
+
+job_checkpoints = Table(
+    "job_checkpoints",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("job_number", Integer, ForeignKey("jobs.number", ondelete="CASCADE"), nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("metrics", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    UniqueConstraint("job_number", "step", name="uq_job_checkpoints_step"),
 )
