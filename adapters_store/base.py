@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from functools import cached_property
 from typing import Any, NewType
 
 AdapterDigest = NewType("AdapterDigest", str)  # "sha256:<64 hex>", names one immutable adapter version
+
+PACKED_FORMAT = 1  # counts changes of packing.py's layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,13 @@ class BaseDescription:
     def module_index(self) -> dict[str, int]:
         """Module path -> its row in the device table."""
         return {name: index for index, name in enumerate(self.modules)}
+
+    @cached_property
+    def layout_key(self) -> str:
+        """16 hex digits over all that the packed form of an adapter depends on."""
+        shapes = {name: (shape.in_features, shape.out_features) for name, shape in self.modules.items()}
+        text = json.dumps([PACKED_FORMAT, self.digest, self.dtype, shapes, self.groups])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
         """A canonical text of this description, the inverse of `from_json`."""

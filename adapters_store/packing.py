@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adapters_store.base import AdapterDigest, BaseDescription
+from adapters_store.base import BaseDescription
 from adapters_store.digest import DigestBuilder
 from adapters_store.dtypes import TENSOR_TYPES, Bits, TensorType, cast_bits, type_of_base
 from adapters_store.packed import ALIGN_BYTES, PackedAdapter, PackedModule
@@ -72,26 +72,14 @@ def _group_of(base: BaseDescription) -> dict[str, str]:
     return {name: group[0] for group in base.groups for name in group}
 
 
-def check_and_digest(plan: AdapterPlan, weights: Path) -> AdapterDigest:
-    """Read every tensor once: check its values and hash it.
-
-    Raises:
-        AdapterRejected: non_finite, cast_overflow. OSError where the file cannot be read.
-    """
-    builder = DigestBuilder(plan)
-    with WeightsFile(weights) as file:
-        for entry in plan.tensors():
-            bits = file.read(entry)
-            check_values(entry, bits, plan.base)
-            builder.update(bits)
-    return builder.digest()
-
-
-def pack(plan: AdapterPlan, weights: Path, *, pin: bool = False) -> PackedAdapter:
+def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, pin: bool = False) -> PackedAdapter:
     """Read, hash and place every tensor. The digest is of the bytes packed: compare it with the one asked for.
 
-    pin: page-locked memory, for a copy to the device that the host need not wait for; ignored without CUDA.
-    Raises OSError where the file cannot be read.
+    check: refuse values that cannot be served. pin: page-locked memory, for a copy to the device that the host need
+    not wait for; ignored without CUDA.
+
+    Raises:
+        AdapterRejected: non_finite, cast_overflow, with `check`. OSError where the file cannot be read.
     """
     layout = plan_layout(plan)
     target = type_of_base(plan.base.dtype)
@@ -101,8 +89,10 @@ def pack(plan: AdapterPlan, weights: Path, *, pin: bool = False) -> PackedAdapte
     with WeightsFile(weights) as file:
         for module, place in zip(plan.modules, layout.modules, strict=True):
             a, b = file.read(module.a), file.read(module.b)
-            builder.update(a)
-            builder.update(b)
+            for entry, bits in ((module.a, a), (module.b, b)):
+                if check:
+                    check_values(entry, bits, plan.base)
+                builder.update(bits)
             _place(elements, place.a_offset, cast_bits(a, TENSOR_TYPES[module.a.dtype], target))
             _place(elements, place.b_offset, cast_bits(b, TENSOR_TYPES[module.b.dtype], target).T)
     return PackedAdapter(builder.digest(), buffer, layout.modules)

@@ -11,6 +11,8 @@ import torch
 
 from adapters_store.base import BaseDescription
 from adapters_store.packed import PackedAdapter
+from adapters_store.packed_file import as_bytes
+from lora_kernels import background
 from lora_kernels.lora_batch import LoraTable
 
 INLINE_COPY_BYTES = 256 * 1024  # below it handing the copy to another thread costs more than the copy
@@ -79,4 +81,7 @@ class ArenaCopier:
 
 def _copy(place: torch.Tensor, buffer: torch.Tensor) -> None:
     """One thread, and the GIL is released: torch's own copy would wake a second set of compute threads."""
-    np.copyto(place.view(torch.uint8).numpy(), buffer.view(torch.uint8).numpy())
+    if background.is_available():
+        background.copy_bytes(as_bytes(place), as_bytes(buffer))
+    else:
+        np.copyto(as_bytes(place), as_bytes(buffer))

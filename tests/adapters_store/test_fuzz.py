@@ -24,7 +24,7 @@ from adapters_store.config_fields import FREE_FIELDS
 from adapters_store.errors import AdapterRejected
 from adapters_store.header import read_header
 from adapters_store.limits import AdapterLimits
-from adapters_store.packing import check_and_digest, pack
+from adapters_store.packing import pack
 from adapters_store.validate import AdapterPlan, plan_adapter
 from support.adapter_files import (
     HIDDEN,
@@ -62,7 +62,7 @@ def accepted(config: bytes, weights: Path) -> AdapterPlan | None:
     """The plan of an accepted upload, None for a refused one; any other error escapes and fails the test."""
     try:
         plan = plan_adapter(parse_config(config, LIMITS), read_header(weights, LIMITS), BASE, LIMITS)
-        check_and_digest(plan, weights)
+        pack(plan, weights, check=True)
     except AdapterRejected as error:
         refusal = error
     else:

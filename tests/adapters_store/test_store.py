@@ -26,6 +26,11 @@ def blobs_in(data_dir: Path) -> set[str]:
     return {f"sha256:{path.name}" for path in (data_dir / "blobs").glob("??/*")}
 
 
+def drop_packed_forms(folder: Path) -> None:
+    for path in folder.glob("packed-*"):
+        path.unlink()
+
+
 def eventually(condition: Callable[[], bool], seconds: float = 1.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -209,8 +214,12 @@ def test_a_damaged_blob_is_never_served_and_publishing_again_heals_it(
     sound = store.load_packed(version.digest, base)
     damage(store.weights_of(version.digest))
     with pytest.raises(BlobDamaged):
+        store.verify(version.digest, base)
+    drop_packed_forms(store.weights_of(version.digest).parent)
+    with pytest.raises(BlobDamaged):
         store.load_packed(version.digest, base)
     assert publish() == version
+    store.verify(version.digest, base)
     assert torch.equal(store.load_packed(version.digest, base).buffer, sound.buffer)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-SOURCES = (Path(__file__).with_name("kernels.c"), Path(__file__).with_name("ops.h"))
-FLAGS = ("-O2", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "ops.h", "background.h"))
+FLAGS = ("-O2", "-march=native", "-fopenmp", "-pthread", "-fno-math-errno", "-shared", "-fPIC")
 
 
 @dataclass(frozen=True, slots=True)

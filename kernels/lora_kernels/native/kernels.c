@@ -2,6 +2,7 @@
 // Plain C with the compiler's vector extensions; the bf16 dot product uses AVX512-BF16 where the machine has it.
 // Bounded by memory bandwidth at decode: every weight and adapter byte is read once per step.
 
+#define _GNU_SOURCE
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -50,6 +51,8 @@ typedef struct {
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+#include "background.h"
 
 // One (segment s, member j) of a batch b and a group g.
 #define CELL(b, g, s, j) ((g)->module[j] * (b)->num_slots + (b)->slot[s])
