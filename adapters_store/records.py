@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from adapters_store.base import AdapterDigest
 
@@ -13,7 +14,8 @@ class AdapterVersion:
 
     rank: the largest of its modules. target_modules: the targeted layers' last names, sorted.
     num_bytes: what it takes in host and device memory, packed. created_at: Unix seconds.
-    active: whether the bare name means this version.
+    active: whether the bare name means this version. percent: for how many of the name's users, 0..100.
+    loaded: False where it was taken out of service; it is answered with adapter_unloaded until it is activated.
     """
 
     tenant: str
@@ -26,11 +28,32 @@ class AdapterVersion:
     num_bytes: int
     created_at: int
     active: bool
+    percent: int = 0
+    loaded: bool = True
 
     @property
     def ref(self) -> str:
         """ "name@3" """
         return f"{self.name}@{self.version}"
+
+    def to_json(self, ref: str | None = None) -> dict[str, Any]:
+        """As the API and the commands show it. ref: how the one it is shown to calls exactly this version."""
+        return {
+            "id": ref or self.ref,
+            "object": "adapter",
+            "tenant": self.tenant,
+            "name": self.name,
+            "version": self.version,
+            "active": self.active,
+            "percent": self.percent,
+            "loaded": self.loaded,
+            "digest": self.digest,
+            "base": self.base_digest,
+            "rank": self.rank,
+            "target_modules": list(self.target_modules),
+            "bytes": self.num_bytes,
+            "created": self.created_at,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +71,4 @@ class TenantKey:
 
     tenant: str
     api_key: str = field(repr=False)
+    key_id: int = 0

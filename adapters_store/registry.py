@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, select, true, update
 
+from adapters_store import audit
 from adapters_store.base import AdapterDigest, BaseDescription
 from adapters_store.database import now_s
 from adapters_store.errors import Conflict, NotFound
@@ -93,7 +94,16 @@ def add_version(
         _insert_version(connection, adapter_id, number, draft, config)
     if draft.active:
         _set_active(connection, adapter_id, number)
-    return find_versions(connection, tenant=draft.tenant, name=draft.name, number=number)[0]
+    version = find_versions(connection, tenant=draft.tenant, name=draft.name, number=number)[0]
+    audit.note(
+        connection,
+        "adapter.upload",
+        tenant=version.tenant,
+        target=version.ref,
+        digest=version.digest,
+        active=version.active,
+    )
+    return version
 
 
 def _find_or_add_name(connection: Connection, owner: int, name: str) -> tuple[int, int]:
@@ -140,15 +150,22 @@ def activate(connection: Connection, tenant: str, name: str, number: int) -> Non
     """Raises NotFound (model_not_found) unless the version exists."""
     require_version(connection, tenant, name, number)
     _set_active(connection, _name_id(connection, tenant, name), number)
+    audit.note(connection, "adapter.activate", tenant=tenant, target=f"{name}@{number}")
 
 
 def require_version(connection: Connection, tenant: str, name: str, number: int | None) -> AdapterVersion:
     """The version of that number, or the active one; NotFound (model_not_found)."""
     found = find_versions(connection, tenant=tenant, name=name, number=number, active_only=number is None)
     if not found:
-        ref = name if number is None else f"{name}@{number}"
-        raise NotFound("model_not_found", f"no adapter {shown(ref)} for tenant {shown(tenant)}", param="model")
+        raise NotFound(
+            "model_not_found", f"no adapter {shown(ref_of(name, number))} for tenant {shown(tenant)}", param="model"
+        )
     return found[0]
+
+
+def ref_of(name: str, number: int | None) -> str:
+    """How a request names it."""
+    return name if number is None else f"{name}@{number}"
 
 
 def delete_versions(connection: Connection, tenant: str, name: str, number: int | None) -> list[AdapterDigest]:
@@ -166,7 +183,9 @@ def delete_versions(connection: Connection, tenant: str, name: str, number: int 
     connection.execute(delete(adapter_versions).where(condition))
     if any(version.active for version in doomed):
         connection.execute(update(adapters).where(adapters.c.id == adapter_id).values(active_number=None))
-    return [version.digest for version in doomed]
+    digests = [version.digest for version in doomed]
+    audit.note(connection, "adapter.delete", tenant=tenant, target=ref_of(name, number), digests=digests)
+    return digests
 
 
 def _name_id(connection: Connection, tenant: str, name: str) -> int:

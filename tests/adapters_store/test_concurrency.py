@@ -10,6 +10,7 @@ from pathlib import Path
 from adapters_store.base import AdapterDigest
 from adapters_store.store import AdapterStore
 from support.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
+from support.keys import owner_of
 
 BASE = tiny_base()
 fork = multiprocessing.get_context("fork")
@@ -103,7 +104,7 @@ def test_many_threads_use_one_store(data_dir: Path, tmp_path: Path) -> None:
             for round_ in range(5):
                 weights = upload(tmp_path, 100 * seed + round_)
                 digest = publish(store, tenant, "x", weights)
-                assert store.tenants.authenticate(keys[tenant]) == tenant
+                assert owner_of(store, keys[tenant]) == tenant
                 assert store.resolve(tenant, "x").digest == digest
                 assert store.load_packed(store.resolve(tenant, f"x@{round_ + 1}").digest, BASE).digest == digest
         except BaseException as error:  # noqa: BLE001 - handed to the test's own thread

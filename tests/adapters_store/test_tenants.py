@@ -12,25 +12,26 @@ from adapters_store import tenants
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.store import AdapterStore
 from support.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
+from support.keys import owner_of
 
 
 def test_a_key_opens_its_own_tenant_only(store: AdapterStore) -> None:
     keys = {name: store.tenants.create(name).api_key for name in ("law", "med", "code")}
-    assert {name: store.tenants.authenticate(key) for name, key in keys.items()} == {n: n for n in keys}
+    assert {name: owner_of(store, key) for name, key in keys.items()} == {n: n for n in keys}
 
 
 @pytest.mark.parametrize("key", ["", "ml-", "ml-x", "x" * 46, "ml-" + "a" * 100_000, "ml-\ud800", "ml-\x00"])
 def test_what_is_no_key_opens_nothing(key: str, store: AdapterStore) -> None:
-    assert store.tenants.authenticate(key) is None
+    assert owner_of(store, key) is None
 
 
 def test_one_changed_character_opens_nothing(store: AdapterStore) -> None:
     key = store.tenants.create("law").api_key
     for index in range(len(key)):
         other = "A" if key[index] != "A" else "B"
-        assert store.tenants.authenticate(key[:index] + other + key[index + 1 :]) is None
-    assert store.tenants.authenticate(key + "x") is None
-    assert store.tenants.authenticate(key[:-1]) is None
+        assert owner_of(store, key[:index] + other + key[index + 1 :]) is None
+    assert owner_of(store, key + "x") is None
+    assert owner_of(store, key[:-1]) is None
 
 
 def test_keys_are_random_long_and_kept_only_as_a_hash(store: AdapterStore, data_dir: Path) -> None:
@@ -53,25 +54,25 @@ def test_a_tenant_is_created_once(store: AdapterStore) -> None:
     with pytest.raises(Conflict) as caught:
         store.tenants.create("law")
     assert caught.value.code == "tenant_exists"
-    assert store.tenants.authenticate(key) == "law"
+    assert owner_of(store, key) == "law"
     assert [tenant.name for tenant in store.tenants.list()] == ["acme", "law"]
 
 
 def test_a_rotated_key_replaces_the_old_one_at_once(store: AdapterStore) -> None:
     old = store.tenants.create("law").api_key
-    assert store.tenants.authenticate(old) == "law"
+    assert owner_of(store, old) == "law"
     new = store.tenants.rotate_key("law").api_key
-    assert store.tenants.authenticate(new) == "law"
-    assert store.tenants.authenticate(old) is None
+    assert owner_of(store, new) == "law"
+    assert owner_of(store, old) is None
 
 
 def test_an_overlap_keeps_the_old_key_until_its_end(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
     old = store.tenants.create("law").api_key
     new = store.tenants.rotate_key("law", overlap_s=60).api_key
-    assert [store.tenants.authenticate(key) for key in (old, new)] == ["law", "law"]
+    assert [owner_of(store, key) for key in (old, new)] == ["law", "law"]
     later = time.time() + 61
     monkeypatch.setattr(tenants.time, "time", lambda: later)
-    assert [store.tenants.authenticate(key) for key in (old, new)] == [None, "law"]
+    assert [owner_of(store, key) for key in (old, new)] == [None, "law"]
 
 
 def test_rotating_again_never_prolongs_an_old_key(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,16 +81,16 @@ def test_rotating_again_never_prolongs_an_old_key(store: AdapterStore, monkeypat
     store.tenants.rotate_key("law", overlap_s=6000)
     later = time.time() + 61
     monkeypatch.setattr(tenants.time, "time", lambda: later)
-    assert store.tenants.authenticate(old) is None
+    assert owner_of(store, old) is None
 
 
 def test_a_key_revoked_by_another_process_stops_within_a_second(store: AdapterStore, data_dir: Path) -> None:
     server = AdapterStore.open(data_dir)
     old = store.tenants.create("law").api_key
-    assert server.tenants.authenticate(old) == "law"
+    assert owner_of(server, old) == "law"
     store.tenants.rotate_key("law")
     deadline = time.monotonic() + 1
-    while server.tenants.authenticate(old) is not None:
+    while owner_of(server, old) is not None:
         assert time.monotonic() < deadline, "a revoked key still opened after a second"
         time.sleep(0.01)
     server.close()
@@ -98,10 +99,10 @@ def test_a_key_revoked_by_another_process_stops_within_a_second(store: AdapterSt
 def test_a_disabled_tenants_key_opens_nothing_for_now(store: AdapterStore) -> None:
     key = store.tenants.create("law").api_key
     store.tenants.set_disabled("law", True)
-    assert store.tenants.authenticate(key) is None
+    assert owner_of(store, key) is None
     assert store.tenants.get("law").disabled
     store.tenants.set_disabled("law", False)
-    assert store.tenants.authenticate(key) == "law"
+    assert owner_of(store, key) == "law"
 
 
 def test_deleting_a_tenant_takes_its_keys_and_adapters(store: AdapterStore, tmp_path: Path, data_dir: Path) -> None:
@@ -110,7 +111,7 @@ def test_deleting_a_tenant_takes_its_keys_and_adapters(store: AdapterStore, tmp_
     weights = write(tmp_path / "w", safetensors_bytes(lora_tensors(base)))
     version = store.publish(tenant="law", name="a", config=config_bytes(), weights=weights, base=base)
     assert store.tenants.delete("law") == [version.digest]
-    assert store.tenants.authenticate(key) is None
+    assert owner_of(store, key) is None
     assert not list((data_dir / "blobs").glob("??/*"))
     with pytest.raises(NotFound):
         store.resolve("law", "a")
@@ -124,8 +125,8 @@ def test_deleting_a_tenant_takes_its_keys_and_adapters(store: AdapterStore, tmp_
 
 def test_authenticating_is_cheap_enough_for_every_request(store: AdapterStore) -> None:
     key = store.tenants.create("law").api_key
-    store.tenants.authenticate(key)
+    owner_of(store, key)
     started = time.perf_counter()
     for _ in range(2000):
-        store.tenants.authenticate(key)
+        owner_of(store, key)
     assert (time.perf_counter() - started) / 2000 < 100e-6

@@ -25,6 +25,7 @@ from server.cli.output import Output
 from server.cli.texts import curl_line
 from server.demo.manners import Manner, manner_of
 from server.demo.showcase import Answer, Round
+from support.keys import owner_of
 from support.waiting import wait_until
 
 Command = Callable[..., Any]
@@ -144,8 +145,8 @@ def test_a_data_dir_is_kept_and_serves_again_with_new_keys(run_json: Command, tm
     assert first["rounds"] == second["rounds"]
     store = AdapterStore.open(kept)
     try:
-        assert store.tenants.authenticate(second["keys"]["law"]) == "law"
-        assert store.tenants.authenticate(first["keys"]["law"]) is None
+        assert owner_of(store, second["keys"]["law"]) == "law"
+        assert owner_of(store, first["keys"]["law"]) is None
         assert len(store.list()) == 3
     finally:
         store.close()

@@ -12,6 +12,7 @@ from adapters_store.store import AdapterStore
 from server.demo.showcase import ADAPTER_NAME, Answer, Round, Showcase, ShowcaseFailed, Voice, introduce, summary_of
 from server.engine.build import EngineParts
 from server.engine.sampling_params import InvalidRequest
+from support.keys import owner_of
 from support.service import Service, running
 
 
@@ -47,7 +48,7 @@ def test_every_tenant_comes_with_a_key_and_an_adapter_of_the_same_name(
     assert voices[0].adapter is None
     for voice in voices[1:]:
         assert voice.api_key is not None
-        assert store.tenants.authenticate(voice.api_key) == voice.name
+        assert owner_of(store, voice.api_key) == voice.name
         assert store.resolve(voice.name, ADAPTER_NAME).digest == voice.adapter
 
 
@@ -76,7 +77,7 @@ def test_a_kept_data_directory_gets_new_keys_and_no_new_versions(
 ) -> None:
     again = introduce(store, parts.base.description, {"law": adapters["law"]})[1]
     assert again.api_key is not None
-    assert store.tenants.authenticate(again.api_key) == "law"
+    assert owner_of(store, again.api_key) == "law"
     assert again.adapter == voices[1].adapter
     assert len(store.versions("law", ADAPTER_NAME)) == 1
 

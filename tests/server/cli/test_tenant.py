@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import support.keys
 from adapters_store.store import AdapterStore
 
 Command = Callable[..., Any]
@@ -20,7 +21,7 @@ def owner_of(data_dir: Path) -> Callable[[str], str | None]:
     def find(key: str) -> str | None:
         store = AdapterStore.open(data_dir)
         try:
-            return store.tenants.authenticate(key)
+            return support.keys.owner_of(store, key)
         finally:
             store.close()
 
