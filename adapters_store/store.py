@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters_store import registry
+from adapters_store.aliases import AliasStore, choose, meaning_of
 from adapters_store.answer_cache import AnswerCache
 from adapters_store.audit import AuditLog
 from adapters_store.base import AdapterDigest, BaseDescription
@@ -22,7 +23,8 @@ from adapters_store.header import read_header
 from adapters_store.limits import AdapterLimits
 from adapters_store.names import check_name, split_ref
 from adapters_store.packed import PackedAdapter
-from adapters_store.packing import check_and_digest, pack, packed_bytes
+from adapters_store.packed_file import keep_packed, read_packed
+from adapters_store.packing import pack, packed_bytes
 from adapters_store.records import AdapterVersion
 from adapters_store.tenants import TenantStore
 from adapters_store.validate import AdapterPlan, plan_adapter
@@ -48,8 +50,9 @@ class AdapterStore:
         self._database = database
         self._blobs = blobs
         self._limits = limits
-        self._resolved: AnswerCache[tuple[str, str], AdapterVersion] = AnswerCache(database.generation)
+        self._resolved: AnswerCache[tuple[str, str], tuple[AdapterVersion, ...]] = AnswerCache(database.generation)
         database.on_write(self._resolved.clear)
+        self.aliases = AliasStore(database)
         self.tenants = TenantStore(database, self._drop_unreferenced)
         self.audit = AuditLog(database)
 
@@ -89,27 +92,37 @@ class AdapterStore:
             # What is kept is what is checked: the upload may change under us, the staged copy does not.
             if self._plan(config, staged / WEIGHTS_FILE, base, self._limits) != plan:
                 raise AdapterRejected("changed_while_reading", "weights: the file changed while it was read")
-            digest = check_and_digest(plan, staged / WEIGHTS_FILE)
-            draft = _draft(tenant, name, digest, plan, activate=activate)
+            packed = pack(plan, staged / WEIGHTS_FILE, check=True)
+            draft = _draft(tenant, name, packed.digest, plan, activate=activate)
             with self._blobs.changing():
-                if not self._is_intact(digest, base):
-                    self._blobs.put(staged, digest)
+                if not self._is_intact(packed.digest, base):
+                    self._blobs.put(staged, packed.digest)
                 with self._database.write() as connection:
                     limit = self._limits.max_versions_per_tenant
-                    return registry.add_version(connection, draft, config, max_versions=limit)
+                    version = registry.add_version(connection, draft, config, max_versions=limit)
+        keep_packed(self._blobs.folder(packed.digest), packed, base)
+        return version
 
-    def resolve(self, tenant: str, ref: str) -> AdapterVersion:
-        """ "name" -> its active version, "name@3" -> that version. Cheap enough for every request.
+    def resolve(self, tenant: str, ref: str, sticky: str | None = None) -> AdapterVersion:
+        """ "name" -> its active version or, for some values of `sticky`, a canary; "name@3" -> that version.
 
-        This process's writes count at once, another's within a second. Raises NotFound (model_not_found).
+        Cheap enough for every request. This process's writes count at once, another's within a second.
+        Raises NotFound (model_not_found, adapter_unloaded).
         """
-        return self._resolved.get((tenant, ref), self._find)
+        return choose(self._resolved.get((tenant, ref), self._find), sticky)
 
-    def _find(self, key: tuple[str, str]) -> AdapterVersion:
-        tenant, ref = key
-        name, number = split_ref(ref)
+    def _find(self, key: tuple[str, str]) -> tuple[AdapterVersion, ...]:
         with self._database.read() as connection:
-            return registry.require_version(connection, tenant, name, number)
+            return meaning_of(connection, *key)
+
+    def generation(self) -> int:
+        """A number that changes with every write of any process."""
+        return self._database.generation()
+
+    def not_in_service(self, digests: Digests) -> Digests:
+        """Those of `digests` that were deleted, or unloaded by everyone who has them."""
+        with self._database.read() as connection:
+            return registry.not_in_service(connection, digests)
 
     def list(self, tenant: str | None = None) -> Versions:
         """The active versions of one tenant, or of all."""
@@ -123,8 +136,7 @@ class AdapterStore:
 
     def activate(self, tenant: str, name: str, version: int) -> None:
         """Let the bare name mean this version. Raises NotFound (model_not_found)."""
-        with self._database.write() as connection:
-            registry.activate(connection, tenant, name, version)
+        self.aliases.activate(tenant, name, version)
 
     def delete(self, tenant: str, ref: str) -> Digests:
         """Delete "name@3", or all versions of "name"; returns the digests no longer referenced by anyone.
@@ -138,12 +150,27 @@ class AdapterStore:
         return self._drop_unreferenced(digests)
 
     def load_packed(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False) -> PackedAdapter:
-        """Read an adapter into one buffer in device layout; every byte is checked against the digest.
+        """Read an adapter into one buffer in device layout.
+
+        From its packed form, checked against its checksum; where that is missing, damaged or of another layout, from
+        the upload, checked against the digest, and the packed form is made again.
 
         Raises:
-            NotFound: model_not_found. BlobDamaged: blob_damaged, blob_unreadable.
+            NotFound: model_not_found, adapter_unloaded. BlobDamaged: blob_damaged, blob_unreadable.
             AdapterUnavailable: wrong_base (it belongs to another base than this).
         """
+        folder = self._blobs.folder(digest)
+        packed = read_packed(folder, digest, base, pin=pin)
+        if packed is None:
+            packed = self._load_upload(digest, base, pin=pin)
+            keep_packed(folder, packed, base)
+        return packed
+
+    def verify(self, digest: AdapterDigest, base: BaseDescription) -> None:
+        """Read the uploaded files whole and compare them with the digest. Raises as `load_packed`."""
+        self._load_upload(digest, base, pin=False)
+
+    def _load_upload(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool) -> PackedAdapter:
         self._require_base(digest, base)
         try:
             return self._load(digest, base, pin=pin)
@@ -215,8 +242,11 @@ class AdapterStore:
     def _require_base(self, digest: AdapterDigest, base: BaseDescription) -> None:
         with self._database.read() as connection:
             found = registry.base_of(connection, digest)
+            is_in_service = registry.is_in_service(connection, digest)
         if found is None:
             raise NotFound("model_not_found", f"no adapter has digest {digest}", param="model")
+        if not is_in_service:
+            raise NotFound("adapter_unloaded", f"{digest} is unloaded", param="model")
         if found != base.digest:
             message = f"{digest}: belongs to base {found}, asked for on base {base.digest}"
             raise AdapterUnavailable("wrong_base", message, param="model")
