@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import save_file
 
 from adapters_store.base import AdapterDigest, BaseDescription
+from adapters_store.base_files import describe_base
 from adapters_store.packed import PackedAdapter
 from adapters_store.records import AdapterVersion
 from adapters_store.store import AdapterStore
 from benchmarks.shapes import BenchShape, base_folder, bench_cache
 from benchmarks.timing import Say
-from server.engine.base_files import describe_base
 
 RANK = 16
 STD = 0.02

@@ -11,14 +11,14 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from adapters_store.base import BaseDescription
+from adapters_store.base_files import describe_base
+from adapters_store.families import UnsupportedBase
 from adapters_store.store import AdapterStore
 from lora_kernels.native.build import native_build
 from server.cli.failures import CommandError, ExitCode
 from server.cli.output import Output
 from server.cli.texts import size
-from server.engine.base_files import describe_base
 from server.engine.build import EngineParts, EngineSettings, build_engine
-from server.engine.families import UnsupportedBase
 
 
 @contextmanager

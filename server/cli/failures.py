@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from adapters_store.errors import AdapterRejected, Conflict, NotFound, StoreError
-from server.engine.families import UnsupportedBase
+from adapters_store.families import UnsupportedBase
 from server.engine.sampling_params import InvalidRequest
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from adapters_store.base import BaseDescription
+from adapters_store.base_files import DTYPES, describe_base
+from adapters_store.base_nf4 import keep_nf4_weights_plain, nf4_config
+from adapters_store.families import UnsupportedBase
 from server.engine.attention_hook import register_paged_attention
-from server.engine.base_files import DTYPES, describe_base
-from server.engine.families import UnsupportedBase
 from server.engine.lora_layers import LoraState, wrap_model
 
 
@@ -58,7 +58,7 @@ def load_base(
     """Load a local folder. quantize "nf4": bitsandbytes NF4 with double quantisation. Raises UnsupportedBase."""
     description = describe_base(path, dtype=dtype, name=name)
     target, torch_dtype = pick_device(device), DTYPES[description.dtype]
-    options: dict[str, Any] = {"quantization_config": _nf4_config(torch_dtype)} if quantize == "nf4" else {}
+    options: dict[str, Any] = {"quantization_config": nf4_config(torch_dtype)} if quantize == "nf4" else {}
     model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch_dtype,
@@ -71,24 +71,3 @@ def load_base(
     keep_nf4_weights_plain(model)
     lora = wrap_model(model, description)
     return BaseModel(model, model.config, description, lora, target, torch_dtype, quantized=quantize is not None)
-
-
-def _nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UnsupportedBase("--quantize nf4 needs bitsandbytes, which is not installed: pip install 'multilora[nf4]'")
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
-
-
-def keep_nf4_weights_plain(model: torch.nn.Module) -> None:
-    """Stop bitsandbytes from repacking NF4 weights in place on CPUs with AVX512-BF16.
-
-    It does so at the first forward in eval mode, and gradients taken later are silently wrong (cosine 0.38 measured).
-    """
-    for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (no attribute that torch declares)

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from adapters_store.base import BaseDescription
+from adapters_store.families import HEAD
 from lora_kernels.elementwise import rms_norm, silu_mul
 from lora_kernels.linear import add_lora_delta, group_linear
 from lora_kernels.lora_batch import LoraBatch, LoraGroup
 from lora_kernels.nf4 import Nf4Weight, nf4_linear, nf4_weights, on_nf4_kernel
-from server.engine.families import HEAD
 from server.engine.rope import fuse_rope
 
 

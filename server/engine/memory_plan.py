@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from adapters_store.families import UnsupportedBase
 from server.engine.base_model import BaseModel
-from server.engine.families import UnsupportedBase
 from server.engine.host_memory import free_host_bytes
 from server.engine.kv_cache import bytes_per_block
 

@@ -19,8 +19,8 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
+from adapters_store.base_files import describe_base
 from server.cli.main import app
-from server.engine.base_files import describe_base
 from support.adapter_files import config_bytes, lora_tensors, safetensors_bytes
 from support.service import make_base
 from support.waiting import wait_until

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from adapters_store.base import BaseDescription
+from adapters_store.base_files import describe_base
 from adapters_store.store import AdapterStore
-from server.engine.base_files import describe_base
 
 Command = Callable[..., Any]
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from adapters_store.errors import AdapterRejected, BlobDamaged, Conflict, NotFound
+from adapters_store.families import UnsupportedBase
 from server.cli.failures import EPILOG, CommandError, ExitCode, failure_of
-from server.engine.families import UnsupportedBase
 from server.engine.sampling_params import InvalidRequest
 
 Command = Callable[..., Any]

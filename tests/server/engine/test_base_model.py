@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
-from server.engine.base_files import describe_base
-from server.engine.base_model import keep_nf4_weights_plain, load_base, pick_device
-from server.engine.families import UnsupportedBase
+from adapters_store.base_files import describe_base
+from adapters_store.base_nf4 import keep_nf4_weights_plain
+from adapters_store.families import UnsupportedBase
+from server.engine.base_model import load_base, pick_device
 from server.engine.lora_layers import FusedRMSNorm
 from support.models import FAMILY_NAMES, save_base
 

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from adapters_store.base import BaseDescription, LinearShape
+from adapters_store.families import UnsupportedBase, family_of
 from lora_kernels.native.build import cache_dir
-from server.engine.families import UnsupportedBase, family_of
 
 VOLATILE_CONFIG_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
