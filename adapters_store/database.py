@@ -43,17 +43,21 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """One transaction: all of the block or nothing. StoreError (disk_full) where it cannot be written."""
+    def write(self, *, changes_answers: bool = True) -> Iterator[Connection]:
+        """One transaction: all of the block or nothing. StoreError (disk_full) where it cannot be written.
+
+        changes_answers False: nothing that anybody remembers (a name's version, a key) changes with it.
+        """
         try:
             with self.engine.connect().execution_options(multilora_write=True) as connection, connection.begin():
                 yield connection
-                connection.execute(update(store_state).values(generation=store_state.c.generation + 1))
+                if changes_answers:
+                    connection.execute(update(store_state).values(generation=store_state.c.generation + 1))
         except OperationalError as error:
             if "disk is full" not in str(error.orig):
                 raise
             raise StoreError("disk_full", "the database's disk is full; nothing was stored") from error
-        for callback in self._on_write:
+        for callback in self._on_write if changes_answers else ():
             callback()
 
     def generation(self) -> int:

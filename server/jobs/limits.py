@@ -1,0 +1,28 @@
+"""How much a tenant may ask of the job runner, and how much the runner takes on at once. Numbers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobLimits:
+    """Per tenant: bytes and files kept, jobs not yet ended, jobs made in 24 hours. max_file_bytes: of one upload.
+
+    max_rank: what the server's store accepts. max_running: trainings at once, of all tenants.
+    """
+
+    max_file_bytes: int = 512 * MIB
+    max_tenant_bytes: int = 2048 * MIB
+    max_tenant_files: int = 1000
+    max_active_jobs: int = 8
+    max_jobs_per_day: int = 100
+    max_rank: int = 256
+    max_running: int = 1
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if getattr(self, item.name) <= 0:
+                raise ValueError(f"{item.name} must be positive, got {getattr(self, item.name)}")

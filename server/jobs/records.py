@@ -1,0 +1,119 @@
+"""The nouns of onboarding: a file, a job and its statuses, what it tells. Knows no database and no process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+
+class JobStatus(StrEnum):
+    """OpenAI's statuses, and `paused`."""
+
+    VALIDATING = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def has_ended(self) -> bool:
+        return self in ENDED
+
+
+ENDED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+WORKING = frozenset({JobStatus.VALIDATING, JobStatus.QUEUED, JobStatus.RUNNING})
+
+Wanted = Literal["run", "pause", "cancel"]
+Level = Literal["info", "warn", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """One upload. digest: sha256 of its bytes. created_at: Unix seconds."""
+
+    id: str
+    tenant: str
+    digest: str
+    filename: str
+    purpose: str
+    num_bytes: int
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailure:
+    """Why a job failed, in the words of the API's errors."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A row of `jobs`. request: what was asked, as the API shows it; spec: TrainSpec.to_mapping(); progress: the last
+    step's figures; override: an operator's word against the gate ({by, reason, at}). Times are Unix seconds."""
+
+    number: int
+    id: str
+    tenant: str
+    name: str
+    status: JobStatus
+    wanted: Wanted
+    run_number: int
+    request: Mapping[str, Any]
+    spec: Mapping[str, Any]
+    base_digest: str
+    run_dir: Path
+    created_at: int
+    started_at: int | None = None
+    finished_at: int | None = None
+    heartbeat_at: int | None = None
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    failure: JobFailure | None = None
+    adapter_digest: str | None = None
+    adapter_version: int | None = None
+    verdict: str | None = None
+    override: Mapping[str, Any] | None = None
+
+    @property
+    def model_id(self) -> str | None:
+        """What its owner sends as `model`; None until there is one. `ft:base:tenant:name:version`."""
+        if self.adapter_version is None or self.status is not JobStatus.SUCCEEDED:
+            return None
+        return f"ft:{self.request['model']}:{self.tenant}:{self.name}:{self.adapter_version}"
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """Something a job told. type "metrics": data are a step's or an evaluation's figures."""
+
+    number: int
+    created_at: int
+    level: Level
+    type: Literal["message", "metrics"]
+    message: str
+    data: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return f"ftevent-{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class JobCheckpoint:
+    """A state of the training that can be gone on from. metrics: losses at that step."""
+
+    number: int
+    step: int
+    metrics: Mapping[str, Any]
+    created_at: int
+
+    @property
+    def id(self) -> str:
+        return f"ftckpt-{self.number}"
