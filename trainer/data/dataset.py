@@ -1,0 +1,120 @@
+"""From a spec to everything that is trained and judged on. Knows the steps' order; each step is elsewhere.
+
+`prepare` gives the same examples for the same spec, files and tokenizer: the gate holds out what the trainer held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.data.encode import Encoder, encode_all
+from trainer.data.jsonl import DataLimits, Dataset, read_jsonl
+from trainer.data.packing import Batches, BatchSettings
+from trainer.data.split import Split, apart, mixed, split
+from trainer.data.template import template_digest
+from trainer.data.types import EncodedExample
+from trainer.spec import TrainSpec
+
+VALIDATION_LIMITS = DataLimits(min_examples=4)
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Where the examples came from and how many they are; goes into every provenance. Digests: "sha256:..." or None.
+
+    num_tokens, num_supervised: of the training examples. template_digest: "none" for a base without a chat template.
+    """
+
+    data_digest: str
+    validation_digest: str | None
+    mix_digest: str | None
+    template_digest: str
+    kinds: dict[str, int]
+    num_duplicates: int
+    num_train: int
+    num_validation: int
+    num_mixed: int
+    num_general: int
+    num_tokens: int
+    num_supervised: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """train: what is learned, mix included. validation: held out of it. general: held out of the mix file, or empty."""
+
+    train: list[EncodedExample]
+    validation: list[EncodedExample]
+    general: list[EncodedExample]
+    facts: DataFacts
+
+
+def prepare(
+    spec: TrainSpec, tokenizer: Any, *, max_model_len: int | None = None, limits: DataLimits | None = None
+) -> PreparedData:
+    """Check, encode, hold out and mix, as the spec says. max_model_len: the base's own limit on a sequence, in tokens.
+
+    Raises DataRejected (param "data", "validation" or "mix"), and OSError where a file cannot be read.
+    """
+    length = min(spec.batch.max_sequence_length, max_model_len or spec.batch.max_sequence_length)
+    encoder = Encoder(tokenizer, max_sequence_length=length)
+    data, examples = _load(spec.data, "data", encoder, limits)
+    parts, validation = _held_out(spec, encoder, examples)
+    general, mix = _general(spec, encoder)
+    train = parts.train
+    if general is not None:
+        train = mixed(train, general.train, fraction=spec.mix_fraction, seed=spec.seed)
+    facts = DataFacts(
+        data_digest=data.digest,
+        validation_digest=validation.digest if validation else None,
+        mix_digest=mix.digest if mix else None,
+        template_digest=template_digest(tokenizer),
+        kinds={str(kind): count for kind, count in sorted(data.kinds.items())},
+        num_duplicates=data.num_duplicates,
+        num_train=len(train),
+        num_validation=len(parts.validation),
+        num_mixed=len(train) - len(parts.train),
+        num_general=len(general.validation) if general else 0,
+        num_tokens=sum(map(len, train)),
+        num_supervised=sum(example.num_supervised for example in train),
+    )
+    return PreparedData(train, parts.validation, general.validation if general else [], facts)
+
+
+def _load(path: Path, what: str, encoder: Encoder, limits: DataLimits | None) -> tuple[Dataset, list[EncodedExample]]:
+    dataset = read_jsonl(path, limits, what=what)
+    return dataset, encode_all(dataset.records(), encoder, what=what)
+
+
+def _held_out(spec: TrainSpec, encoder: Encoder, examples: Sequence[EncodedExample]) -> tuple[Split, Dataset | None]:
+    if spec.validation is None:
+        return split(examples, seed=spec.seed), None
+    dataset, validation = _load(spec.validation, "validation", encoder, VALIDATION_LIMITS)
+    return apart(examples, validation), dataset
+
+
+def _general(spec: TrainSpec, encoder: Encoder) -> tuple[Split | None, Dataset | None]:
+    if spec.mix is None:
+        return None, None
+    dataset, examples = _load(spec.mix, "mix", encoder, None)
+    return split(examples, seed=spec.seed, what="mix"), dataset
+
+
+def batches_of(spec: TrainSpec, train: Sequence[EncodedExample], *, rank: int = 0, world_size: int = 1) -> Batches:
+    """The run's steps on this rank."""
+    settings = BatchSettings(
+        examples_per_step=spec.batch.examples,
+        tokens_per_step=spec.batch.tokens,
+        micro_batch_tokens=spec.batch.forward_tokens,
+        packing=spec.batch.packing,
+        seed=spec.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    return Batches(train, settings)

@@ -1,0 +1,141 @@
+"""Records to tokens with weights, as serving will see them. Knows one tokenizer; knows no files and no packing.
+
+Served prompts are rendered, then encoded without added special tokens (chats) or with them (plain prompts); so are
+texts here. A token is learned where its characters lie in a learned span; where a token would straddle the border of a
+span, the text is cut there, because serving cuts there too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding
+from tokenizers import Tokenizer as FastTokenizer
+
+from trainer.data.problems import LineRefused, ProblemList
+from trainer.data.records import Record
+from trainer.data.template import Render, RenderedText, Span, render_chat, template_of
+from trainer.data.types import EncodedExample
+
+Tokens = tuple[NDArray[np.int32], NDArray[np.float32]]
+
+
+class Encoder:
+    """One tokenizer's way from a record to tokens. Raises ValueError for a tokenizer that is not fast."""
+
+    def __init__(self, tokenizer: Any, *, max_sequence_length: int) -> None:
+        if not tokenizer.is_fast:
+            raise ValueError(f"{type(tokenizer).__name__} has no fast form (tokenizer.json), which training needs")
+        self.max_sequence_length = max_sequence_length
+        self._render: Render = template_of(tokenizer)
+        self._backend: FastTokenizer = FastTokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._eos_id = tokenizer.eos_token_id
+        special = (id_ for id_, token in self._backend.get_added_tokens_decoder().items() if token.special)
+        self._special_ids = frozenset(special)
+
+    def encode(self, record: Record, *, line: int = 0, digest: bytes = b"") -> list[EncodedExample]:
+        """One example, or one per answer where the template needs a chat unrolled. Raises LineRefused."""
+        return [self._example(ids, weights, line, digest) for ids, weights in self._tokens(record)]
+
+    def _tokens(self, record: Record) -> list[Tokens]:
+        if record.kind == "chat":
+            return [self._chat_tokens(text) for text in render_chat(record.messages, self._render)]
+        if record.kind == "completion":
+            return [self._completion_tokens(record.prompt, record.completion)]
+        return [self._completion_tokens("", record.completion)]
+
+    def _example(
+        self, ids: NDArray[np.int32], weights: NDArray[np.float32], line: int, digest: bytes
+    ) -> EncodedExample:
+        if len(ids) > self.max_sequence_length:
+            message = f"the example has {len(ids)} tokens, at most {self.max_sequence_length} fit"
+            raise LineRefused("sequence_too_long", message)
+        weights[0] = 0.0
+        if not weights.any():
+            raise LineRefused("nothing_supervised", "no token of the example is learned")
+        return EncodedExample(ids, weights, digest, line)
+
+    def _completion_tokens(self, prompt: str, completion: str) -> Tokens:
+        """The prompt as serving encodes it, then what follows it, closed by the end token."""
+        head = self._backend.encode(prompt).ids
+        whole = self._backend.encode(prompt + completion).ids
+        is_prefix = whole[: len(head)] == head and len(whole) > len(head)
+        tail = whole[len(head) :] if is_prefix else self._backend.encode(completion, add_special_tokens=False).ids
+        if self._eos_id is not None and tail[-1:] != [self._eos_id]:
+            tail = [*tail, self._eos_id]
+        return _joined([(head, 0.0), (tail, 1.0)])
+
+    def _chat_tokens(self, rendered: RenderedText) -> Tokens:
+        encoding = self._backend.encode(rendered.text, add_special_tokens=False)
+        borders = {border for span in rendered.spans for border in (span.start, span.stop)}
+        if any(start < border < stop for start, stop in encoding.offsets for border in borders):
+            return self._cut_tokens(rendered)
+        weights = _weights(encoding, rendered.spans)
+        return np.array(encoding.ids, dtype=np.int32), self._without_what_follows_the_turn(encoding.ids, weights)
+
+    def _cut_tokens(self, rendered: RenderedText) -> Tokens:
+        pieces: list[tuple[list[int], float]] = []
+        end = 0
+        for span in rendered.spans:
+            between, learned = rendered.text[end : span.start], rendered.text[span.start : span.stop]
+            pieces.append((self._backend.encode(between, add_special_tokens=False).ids, 0.0))
+            pieces.append((self._backend.encode(learned, add_special_tokens=False).ids, span.weight))
+            end = span.stop
+        pieces.append((self._backend.encode(rendered.text[end:], add_special_tokens=False).ids, 0.0))
+        ids, weights = _joined(pieces)
+        return ids, self._without_what_follows_the_turn(ids.tolist(), weights)
+
+    def _without_what_follows_the_turn(self, ids: list[int], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Blanks that a template puts behind the end-of-turn token are never generated: they are not learned."""
+        ends = np.flatnonzero((weights > 0) & (np.append(weights[1:], 0.0) == 0))
+        for end in ends.tolist():
+            last = end
+            while last and weights[last] and ids[last] not in self._special_ids and self._is_blank(ids[last]):
+                last -= 1
+            if weights[last] and ids[last] in self._special_ids:
+                weights[last + 1 : end + 1] = 0.0
+        return weights
+
+    def _is_blank(self, token_id: int) -> bool:
+        return not self._backend.decode([token_id], skip_special_tokens=False).strip()
+
+
+def _joined(pieces: list[tuple[list[int], float]]) -> Tokens:
+    ids = np.array([id_ for piece, _ in pieces for id_ in piece], dtype=np.int32)
+    weights = np.repeat(
+        np.array([weight for _, weight in pieces], dtype=np.float32), [len(piece) for piece, _ in pieces]
+    )
+    return ids, weights
+
+
+def _weights(encoding: Encoding, spans: tuple[Span, ...]) -> NDArray[np.float32]:
+    starts = np.array([start for start, _ in encoding.offsets])
+    weights = np.zeros(len(starts), dtype=np.float32)
+    for span in spans:
+        weights[(starts >= span.start) & (starts < span.stop)] = span.weight
+    return weights
+
+
+def encode_all(
+    records: Iterable[tuple[int, bytes, Record]], encoder: Encoder, *, what: str = "data"
+) -> list[EncodedExample]:
+    """Every record's examples, in order. Raises DataRejected with every line that cannot be encoded, all counted."""
+    problems = ProblemList(what=what)
+    examples = list(_encoded(records, encoder, problems))
+    problems.raise_if_any()
+    return examples
+
+
+def _encoded(
+    records: Iterable[tuple[int, bytes, Record]], encoder: Encoder, problems: ProblemList
+) -> Iterator[EncodedExample]:
+    for line, digest, record in records:
+        try:
+            yield from encoder.encode(record, line=line, digest=digest)
+        except LineRefused as error:
+            problems.add(error.at(line))

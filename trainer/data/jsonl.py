@@ -1,0 +1,174 @@
+"""A training file on disk: checked line by line without holding it in memory. Knows records; knows no tokens.
+
+What stays in memory is one digest a line; records are parsed again when they are encoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from trainer.data.problems import DataRejected, LineRefused, Problem, ProblemList, excerpt_of_bytes
+from trainer.data.records import Kind, Record, parse_record
+
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataLimits:
+    """What a file may hold. min_examples counts distinct ones: a line copied ten times is one example."""
+
+    min_examples: int = 10
+    max_examples: int = 5_000_000
+    max_line_bytes: int = 4 << 20
+    max_listed: int = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A file that has passed every check. digest: over the records' contents in order, whatever their spacing.
+
+    num_duplicates: lines that repeat an earlier one. kinds: how many lines of each kind.
+    """
+
+    path: Path
+    digest: str
+    num_examples: int
+    num_duplicates: int
+    num_bytes: int
+    kinds: dict[Kind, int]
+    _digests: bytearray = field(repr=False)
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def records(self) -> Iterator[tuple[int, bytes, Record]]:
+        """(line, digest, record) in the file's order. Raises DataRejected(file_changed) where the file is another."""
+        index = 0
+        with self.path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if not line.strip():
+                    continue
+                record = self._same_record(index, number, line)
+                yield number, self._digest(index), record
+                index += 1
+        if index != self.num_examples:
+            raise self._changed(0)
+
+    def _digest(self, index: int) -> bytes:
+        return bytes(self._digests[index * _DIGEST_BYTES : (index + 1) * _DIGEST_BYTES])
+
+    def _same_record(self, index: int, number: int, line: bytes) -> Record:
+        try:
+            record = parse_record(line)
+        except LineRefused as error:
+            raise self._changed(number) from error
+        if index >= self.num_examples or record.digest() != self._digest(index):
+            raise self._changed(number)
+        return record
+
+    def _changed(self, line: int) -> DataRejected:
+        return DataRejected([Problem(line, "file_changed", f"{self.path.name} has changed since it was checked")])
+
+
+def read_jsonl(path: Path, limits: DataLimits | None = None, *, what: str = "data") -> Dataset:
+    """Check every line of a JSONL file. what: the field that errors name ("data", "validation", "mix").
+
+    Raises:
+        DataRejected: with every problem counted and the first ones listed. Codes: not_utf8, bad_json, duplicate_key,
+            nan_literal, too_deep, not_an_object, empty_line, line_too_long, unknown_key, missing_key, wrong_type,
+            empty_content, not_unicode, wrong_role, no_assistant, nothing_supervised, bad_weight, too_many_messages,
+            unsupported_content, unsupported_tools, too_few_examples, too_many_examples.
+        OSError: the file cannot be read.
+    """
+    reader = _Reader(limits or DataLimits(), what)
+    with path.open("rb") as stream:
+        reader.read(stream)
+    return reader.dataset(path)
+
+
+class _Reader:
+    """One pass over a file."""
+
+    def __init__(self, limits: DataLimits, what: str) -> None:
+        self._limits = limits
+        self._problems = ProblemList(what=what, max_listed=limits.max_listed)
+        self._hash = hashlib.sha256()
+        self._kinds: Counter[Kind] = Counter()
+        self._digests = bytearray()
+        self._num_bytes = 0
+
+    def read(self, stream: BinaryIO) -> None:
+        blank = 0  # blank lines at the end are nobody's mistake, so one is a problem only when a line follows
+        for number, line in enumerate(_lines(stream, self._limits.max_line_bytes), start=1):
+            self._num_bytes += len(line)
+            if not line.strip():
+                blank = blank or number
+                continue
+            if blank:
+                self._problems.add(Problem(blank, "empty_line", "the line is empty"))
+                blank = 0
+            self._read_line(number, line)
+            if self._num_examples > self._limits.max_examples:
+                message = f"more than {self._limits.max_examples} examples"
+                self._problems.add(Problem(number, "too_many_examples", message))
+                return
+
+    def _read_line(self, number: int, line: bytes) -> None:
+        if len(line) > self._limits.max_line_bytes:
+            message = f"the line is longer than {self._limits.max_line_bytes} bytes"
+            self._problems.add(Problem(number, "line_too_long", message, excerpt_of_bytes(line)))
+            return
+        try:
+            record = parse_record(line)
+        except LineRefused as error:
+            self._problems.add(error.at(number))
+            return
+        digest = record.digest()
+        self._hash.update(digest)
+        self._digests += digest
+        self._kinds[record.kind] += 1
+
+    def dataset(self, path: Path) -> Dataset:
+        self._check_count()
+        self._problems.raise_if_any()
+        return Dataset(
+            path=path,
+            digest=f"sha256:{self._hash.hexdigest()}",
+            num_examples=self._num_examples,
+            num_duplicates=self._num_examples - self._num_distinct,
+            num_bytes=self._num_bytes,
+            kinds=dict(self._kinds),
+            _digests=self._digests,
+        )
+
+    @property
+    def _num_examples(self) -> int:
+        return len(self._digests) // _DIGEST_BYTES
+
+    @cached_property
+    def _num_distinct(self) -> int:
+        return len(np.unique(np.frombuffer(self._digests, dtype=f"S{_DIGEST_BYTES}")))
+
+    def _check_count(self) -> None:
+        limits = self._limits
+        if not self._problems and self._num_distinct < limits.min_examples:
+            message = f"{self._num_distinct} distinct examples, at least {limits.min_examples} are needed"
+            self._problems.add(Problem(0, "too_few_examples", message))
+
+
+def _lines(stream: BinaryIO, max_bytes: int) -> Iterator[bytes]:
+    """Lines with their end. Of an over-long one only the first max_bytes + 1 bytes are ever held."""
+    while line := stream.readline(max_bytes + 1):
+        yield line
+        while len(line) > max_bytes and not line.endswith(b"\n"):
+            line = stream.readline(max_bytes + 1)
+            if not line:
+                return

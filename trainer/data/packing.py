@@ -1,0 +1,182 @@
+"""Cuts examples into optimizer steps and packs each step into forwards. Knows lengths and seeds; knows no text.
+
+A step's examples depend on seed and epoch alone, so neither the size of a forward nor the number of ranks changes what
+is learned. Within a step, forwards are filled evenly and dealt out so that every rank runs as many as every other.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trainer.data.types import IGNORED, DataCursor, EncodedExample, PackedBatch, StepBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings:
+    """examples_per_step, or tokens_per_step where given: what one optimizer step consumes over all ranks.
+
+    micro_batch_tokens: the most one forward holds; at least the longest example. packing False: one example a forward.
+    """
+
+    examples_per_step: int = 16
+    tokens_per_step: int | None = None
+    micro_batch_tokens: int = 2048
+    packing: bool = True
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("examples_per_step", "micro_batch_tokens", "world_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.tokens_per_step is not None and self.tokens_per_step < 1:
+            raise ValueError(f"tokens_per_step must be at least 1, got {self.tokens_per_step}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank must be in [0, {self.world_size}), got {self.rank}")
+
+
+class Batches:
+    """All steps of a run, addressed by cursor: the same cursor always gives the same step, on any number of ranks."""
+
+    def __init__(self, examples: Sequence[EncodedExample], settings: BatchSettings) -> None:
+        if not examples:
+            raise ValueError("no examples to make batches of")
+        self._examples = examples
+        self._settings = settings
+        self._lengths = np.array([len(example) for example in examples], dtype=np.int64)
+        if self._lengths.max() > settings.micro_batch_tokens:
+            longest = int(self._lengths.max())
+            raise ValueError(f"micro_batch_tokens must hold the longest example ({longest} tokens), got {settings}")
+        self._epoch: tuple[int, list[list[int]]] | None = None
+
+    def num_steps(self, epochs: int) -> int:
+        """Optimizer steps in the first `epochs` epochs."""
+        if self._settings.tokens_per_step is None:
+            return epochs * -(-len(self._examples) // self._settings.examples_per_step)
+        return sum(len(self.epoch_steps(epoch)) for epoch in range(epochs))
+
+    def epoch_steps(self, epoch: int) -> list[list[int]]:
+        """Indices of the examples of every step of an epoch; every example stands in exactly one."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            order = np.random.default_rng([self._settings.seed, epoch]).permutation(len(self._examples)).tolist()
+            self._epoch = (epoch, self._cut(order))
+        return self._epoch[1]
+
+    def _cut(self, order: list[int]) -> list[list[int]]:
+        size, budget = self._settings.examples_per_step, self._settings.tokens_per_step
+        if budget is None:
+            return [order[start : start + size] for start in range(0, len(order), size)]
+        steps: list[list[int]] = []
+        used = budget
+        for index in order:
+            length = int(self._lengths[index])
+            if used + length > budget:
+                steps.append([])
+                used = 0
+            steps[-1].append(index)
+            used += length
+        return steps
+
+    def at(self, cursor: DataCursor) -> StepBatch:
+        """The step under the cursor, this rank's share packed. Raises IndexError behind the epoch's last step."""
+        chosen = self.epoch_steps(cursor.epoch)[cursor.step]
+        examples = [self._examples[index] for index in chosen]
+        return StepBatch(
+            micro_batches=[pack(share) if share else filler() for share in self._shares(examples)],
+            weight=sum(example.weight for example in examples),
+            num_tokens=sum(len(example) for example in examples),
+            num_examples=len(examples),
+        )
+
+    def after(self, cursor: DataCursor) -> DataCursor:
+        """The step that follows, in the next epoch where this one is over."""
+        is_last = cursor.step + 1 >= len(self.epoch_steps(cursor.epoch))
+        return DataCursor(cursor.epoch + 1, 0) if is_last else DataCursor(cursor.epoch, cursor.step + 1)
+
+    def _shares(self, examples: list[EncodedExample]) -> list[list[EncodedExample]]:
+        settings = self._settings
+        bins = forwards(
+            [len(example) for example in examples],
+            capacity=settings.micro_batch_tokens if settings.packing else 0,
+            multiple_of=settings.world_size,
+        )
+        return [[examples[index] for index in bin_] for bin_ in bins[settings.rank :: settings.world_size]]
+
+
+def in_order(examples: Sequence[EncodedExample], *, micro_batch_tokens: int) -> Iterator[PackedBatch]:
+    """Every example once, in order, packed: for evaluation."""
+    taken: list[EncodedExample] = []
+    for example in examples:
+        if taken and sum(map(len, taken)) + len(example) > micro_batch_tokens:
+            yield pack(taken)
+            taken = []
+        taken.append(example)
+    if taken:
+        yield pack(taken)
+
+
+def forwards(lengths: Sequence[int], *, capacity: int, multiple_of: int = 1) -> list[list[int]]:
+    """Bins of indices: no bin above `capacity` tokens (unless it holds one example), their number a multiple.
+
+    First-fit decreasing says how few bins do; then they are filled evenly, longest example first into the emptiest
+    bin. Bins come in order of falling size, so that dealing them out in turn gives ranks like amounts; some may be
+    empty.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    tight = _first_fit(order, lengths, capacity)
+    count = -(-len(tight) // multiple_of) * multiple_of
+    even = _evenly(order, lengths, count)
+    fits = all(sum(lengths[index] for index in bin_) <= capacity or len(bin_) <= 1 for bin_ in even)
+    bins = even if fits else tight + [[] for _ in range(count - len(tight))]
+    return sorted((sorted(bin_) for bin_ in bins), key=lambda bin_: (-sum(lengths[index] for index in bin_), bin_))
+
+
+def _first_fit(order: list[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in order:
+        place = next((number for number, free in enumerate(room) if free >= lengths[index]), len(bins))
+        if place == len(bins):
+            bins.append([])
+            room.append(capacity)
+        bins[place].append(index)
+        room[place] -= lengths[index]
+    return bins
+
+
+def _evenly(order: list[int], lengths: Sequence[int], count: int) -> list[list[int]]:
+    bins: list[list[int]] = [[] for _ in range(count)]
+    heap = [(0, number) for number in range(count)]
+    for index in order:
+        size, number = heapq.heappop(heap)
+        bins[number].append(index)
+        heapq.heappush(heap, (size + lengths[index], number))
+    return bins
+
+
+def pack(examples: Sequence[EncodedExample]) -> PackedBatch:
+    """The examples side by side, positions from 0 in each."""
+    ids = np.concatenate([example.input_ids for example in examples]).astype(np.int64)
+    weights = np.concatenate([example.weights for example in examples])
+    positions = np.concatenate([np.arange(len(example), dtype=np.int64) for example in examples])
+    labels = np.where(weights > 0, ids, IGNORED)
+    return PackedBatch(
+        input_ids=torch.from_numpy(ids)[None],
+        position_ids=torch.from_numpy(positions)[None],
+        labels=torch.from_numpy(labels)[None],
+        weights=torch.from_numpy(weights)[None],
+        num_examples=len(examples),
+    )
+
+
+def filler() -> PackedBatch:
+    """A forward that teaches nothing, for a rank that has nothing left to do in a step."""
+    zeros = torch.zeros(1, 2, dtype=torch.int64)
+    positions = torch.arange(2)[None]
+    return PackedBatch(zeros, positions, torch.full_like(zeros, IGNORED), torch.zeros(1, 2), num_examples=0)

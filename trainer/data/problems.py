@@ -1,0 +1,114 @@
+"""What is wrong with a training file: one problem a line, all counted, the first few kept. Knows no JSON, no tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from adapters_store.strict_json import shown
+
+MAX_LISTED = 20
+MAX_EXCERPT_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Problem:
+    """line: from 1; 0 is the file as a whole. code: stable. excerpt: what is wrong, in ASCII. param: the field."""
+
+    line: int
+    code: str
+    message: str
+    excerpt: str = ""
+    param: str = ""
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line else ""
+        return f"{where}{self.message}" + (f" ({self.excerpt})" if self.excerpt else "")
+
+    def to_mapping(self) -> dict[str, object]:
+        return {
+            "line": self.line,
+            "code": self.code,
+            "message": self.message,
+            "excerpt": self.excerpt,
+            "param": self.param,
+        }
+
+
+class DataRejected(ValueError):
+    """The training data cannot be used. line, code, excerpt, param are the first problem's.
+
+    problems: the first ones found. counts: every problem found, by code. message: says it all in a few lines.
+    """
+
+    def __init__(self, problems: list[Problem], counts: dict[str, int] | None = None, *, what: str = "data") -> None:
+        assert problems, "nothing to reject for"
+        first = problems[0]
+        self.problems = problems
+        self.counts = counts or dict(Counter(problem.code for problem in problems))
+        self.line, self.code, self.excerpt = first.line, first.code, first.excerpt
+        self.param = what
+        self.num_problems = sum(self.counts.values())
+        more = f" (and {self.num_problems - 1} more problems)" if self.num_problems > 1 else ""
+        self.message = f"{what}: {first}{more}"
+        super().__init__(self.message)
+
+    def to_mapping(self) -> dict[str, object]:
+        """For a report or an API's error details."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "param": self.param,
+            "counts": self.counts,
+            "problems": [problem.to_mapping() for problem in self.problems],
+        }
+
+
+class LineRefused(ValueError):
+    """Inside one line: raised by the parser, turned into a Problem by whoever knows the line's number."""
+
+    def __init__(self, code: str, message: str, *, excerpt: str = "", param: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.excerpt = excerpt
+        self.param = param
+
+    def at(self, line: int) -> Problem:
+        return Problem(line, self.code, self.message, self.excerpt, self.param)
+
+
+class ProblemList:
+    """Collects problems of one file; a file that is wrong on every line costs no memory for it."""
+
+    def __init__(self, *, what: str = "data", max_listed: int = MAX_LISTED) -> None:
+        self._what = what
+        self._max_listed = max_listed
+        self._listed: list[Problem] = []
+        self._counts: Counter[str] = Counter()
+
+    def add(self, problem: Problem) -> None:
+        self._counts[problem.code] += 1
+        if len(self._listed) < self._max_listed:
+            self._listed.append(problem)
+
+    def __bool__(self) -> bool:
+        return bool(self._listed)
+
+    def raise_if_any(self) -> None:
+        """Raises DataRejected."""
+        if self._listed:
+            raise DataRejected(self._listed, dict(self._counts), what=self._what)
+
+
+def excerpt_of(value: object) -> str:
+    """A stranger's value for an error message."""
+    return shown(value, MAX_EXCERPT_CHARACTERS)
+
+
+def excerpt_of_bytes(data: bytes, position: int = 0) -> str:
+    """The bytes around `position`, readable whatever they are."""
+    start = max(0, position - MAX_EXCERPT_CHARACTERS // 2)
+    piece = data[start : start + MAX_EXCERPT_CHARACTERS]
+    text = piece.decode("utf-8", "backslashreplace").encode("ascii", "backslashreplace").decode()
+    return "".join(character if character.isprintable() else " " for character in text)

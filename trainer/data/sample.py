@@ -1,0 +1,60 @@
+"""Shows what is trained on: an example as text, its learned parts marked. Knows tokens and one tokenizer; no files."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainer.data.types import EncodedExample
+
+OPENING, CLOSING = "⟦", "⟧"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring tokens of one weight, as text. weight 0: context, not learned."""
+
+    text: str
+    weight: float
+    num_tokens: int
+
+
+def runs_of(example: EncodedExample, tokenizer: Any) -> list[Run]:
+    """The example in pieces of equal weight, special tokens spelled out."""
+    borders = [0, *(np.flatnonzero(np.diff(example.weights)) + 1).tolist(), len(example)]
+    return [
+        Run(
+            tokenizer.decode(example.input_ids[start:stop].tolist(), skip_special_tokens=False),
+            float(example.weights[start]),
+            stop - start,
+        )
+        for start, stop in zip(borders[:-1], borders[1:], strict=True)
+    ]
+
+
+def as_text(runs: Sequence[Run]) -> str:
+    """Learned parts between ⟦ and ⟧."""
+    return "".join(f"{OPENING}{run.text}{CLOSING}" if run.weight else run.text for run in runs)
+
+
+def as_html(runs: Sequence[Run]) -> str:
+    """Escaped; learned parts in <mark>, with their weight in a title where it is not 1."""
+    return "".join(_html_of(run) for run in runs)
+
+
+def _html_of(run: Run) -> str:
+    text = html.escape(run.text)
+    if not run.weight:
+        return f"<span>{text}</span>"
+    title = "" if run.weight == 1 else f' title="weight {run.weight:g}"'
+    return f"<mark{title}>{text}</mark>"
+
+
+def pick(examples: Sequence[EncodedExample], count: int) -> list[EncodedExample]:
+    """`count` examples spread over the file, the first among them."""
+    step = max(1, len(examples) // max(count, 1))
+    return list(examples[::step][:count])

@@ -1,0 +1,71 @@
+"""What is held out and what is mixed in: decided by content and seed, never by the order of a file. Knows no text."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.data.problems import DataRejected, Problem
+from trainer.data.types import EncodedExample
+
+VALIDATION_FRACTION = 0.05
+MIN_VALIDATION = 8  # fewer say little; but never more than a quarter of the data
+MIN_DISTINCT = 8
+
+
+@dataclass(frozen=True)
+class Split:
+    """train and validation share no example, not even a copy of one. Both keep the file's order."""
+
+    train: list[EncodedExample]
+    validation: list[EncodedExample]
+
+
+def split(
+    examples: Sequence[EncodedExample], *, seed: int = 0, fraction: float = VALIDATION_FRACTION, what: str = "data"
+) -> Split:
+    """Hold out `fraction` of the distinct examples (at least MIN_VALIDATION, at most a quarter), by digest.
+
+    A record and its copies, and every answer of an unrolled chat, fall on the same side. Raises
+    DataRejected(too_few_examples) under MIN_DISTINCT distinct ones.
+    """
+    distinct = sorted({example.digest for example in examples}, key=lambda digest: _rank(digest, seed))
+    if len(distinct) < MIN_DISTINCT:
+        message = f"{len(distinct)} distinct examples, at least {MIN_DISTINCT} are needed to hold some out"
+        raise DataRejected([Problem(0, "too_few_examples", message)], what=what)
+    wanted = max(math.ceil(len(distinct) * fraction), min(MIN_VALIDATION, len(distinct) // 4))
+    held_out = set(distinct[:wanted])
+    return Split(
+        train=[example for example in examples if example.digest not in held_out],
+        validation=[example for example in examples if example.digest in held_out],
+    )
+
+
+def _rank(digest: bytes, seed: int) -> bytes:
+    return hashlib.blake2b(digest, key=seed.to_bytes(8, "little"), digest_size=16).digest()
+
+
+def apart(train: Sequence[EncodedExample], validation: Sequence[EncodedExample]) -> Split:
+    """The two as they are, less the training examples that a validation file repeats.
+
+    Raises DataRejected(too_few_examples) where nothing would be left to train on.
+    """
+    held_out = {example.digest for example in validation}
+    kept = [example for example in train if example.digest not in held_out]
+    if not kept:
+        message = "every training example is in the validation file too"
+        raise DataRejected([Problem(0, "too_few_examples", message)], what="validation")
+    return Split(kept, list(validation))
+
+
+def mixed(
+    train: Sequence[EncodedExample], general: Sequence[EncodedExample], *, fraction: float, seed: int = 0
+) -> list[EncodedExample]:
+    """Training examples and as many general ones as make `fraction` of the whole (all there are, if fewer)."""
+    wanted = min(len(general), round(len(train) * fraction / (1 - fraction)))
+    chosen = np.random.default_rng([seed, 1]).permutation(len(general))[:wanted]
+    return [*train, *(general[index] for index in sorted(chosen.tolist()))]
