@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, select, true, update
 
-from adapters_store import audit
+from adapters_store import alias_rows, audit
 from adapters_store.base import AdapterDigest, BaseDescription
 from adapters_store.database import now_s
 from adapters_store.errors import Conflict, NotFound
@@ -19,6 +19,8 @@ from adapters_store.records import AdapterVersion
 from adapters_store.schema import adapter_versions, adapters, bases, tenants
 from adapters_store.strict_json import shown
 
+_MAX_IN = 500  # values in one IN list; databases bound them
+_IS_LOADED = adapter_versions.c.unloaded.is_(False)
 _IS_ACTIVE = adapters.c.active_number == adapter_versions.c.number
 
 
@@ -53,7 +55,12 @@ def _select_versions() -> Select[Any]:
     columns = [column for column in adapter_versions.c if column.name not in ("id", "adapter_id", "config")]
     joined = adapter_versions.join(adapters).join(tenants)
     return select(
-        tenants.c.name.label("tenant"), adapters.c.name.label("adapter"), adapters.c.active_number, *columns
+        tenants.c.name.label("tenant"),
+        adapters.c.name.label("adapter"),
+        adapters.c.active_number,
+        alias_rows.percent_of_version().label("percent"),
+        alias_rows.percent_of_canaries().label("all_canaries"),
+        *columns,
     ).select_from(joined)
 
 
@@ -69,7 +76,15 @@ def _to_version(row: Row[Any]) -> AdapterVersion:
         num_bytes=row.num_bytes,
         created_at=row.created_at,
         active=row.number == row.active_number,
+        percent=_percent_of(row),
+        loaded=not row.unloaded,
     )
+
+
+def _percent_of(row: Row[Any]) -> int:
+    if row.unloaded:
+        return 0
+    return int(100 - row.all_canaries if row.number == row.active_number else row.percent or 0)
 
 
 def add_version(
@@ -93,7 +108,7 @@ def add_version(
         number = last_number + 1
         _insert_version(connection, adapter_id, number, draft, config)
     if draft.active:
-        _set_active(connection, adapter_id, number)
+        alias_rows.set_active(connection, adapter_id, number)
     version = find_versions(connection, tenant=draft.tenant, name=draft.name, number=number)[0]
     audit.note(
         connection,
@@ -142,14 +157,10 @@ def _insert_version(connection: Connection, adapter_id: int, number: int, draft:
     connection.execute(update(adapters).where(adapters.c.id == adapter_id).values(last_number=number))
 
 
-def _set_active(connection: Connection, adapter_id: int, number: int) -> None:
-    connection.execute(update(adapters).where(adapters.c.id == adapter_id).values(active_number=number))
-
-
 def activate(connection: Connection, tenant: str, name: str, number: int) -> None:
     """Raises NotFound (model_not_found) unless the version exists."""
     require_version(connection, tenant, name, number)
-    _set_active(connection, _name_id(connection, tenant, name), number)
+    alias_rows.set_active(connection, name_id(connection, tenant, name), number)
     audit.note(connection, "adapter.activate", tenant=tenant, target=f"{name}@{number}")
 
 
@@ -176,19 +187,19 @@ def delete_versions(connection: Connection, tenant: str, name: str, number: int 
     doomed = find_versions(connection, tenant=tenant, name=name, number=number)
     if not doomed:
         require_version(connection, tenant, name, number)
-    adapter_id = _name_id(connection, tenant, name)
+    adapter_id = name_id(connection, tenant, name)
     condition = adapter_versions.c.adapter_id == adapter_id
     if number is not None:
         condition &= adapter_versions.c.number == number
     connection.execute(delete(adapter_versions).where(condition))
-    if any(version.active for version in doomed):
-        connection.execute(update(adapters).where(adapters.c.id == adapter_id).values(active_number=None))
+    alias_rows.withdraw(connection, adapter_id, [version.version for version in doomed], is_gone=True)
     digests = [version.digest for version in doomed]
     audit.note(connection, "adapter.delete", tenant=tenant, target=ref_of(name, number), digests=digests)
     return digests
 
 
-def _name_id(connection: Connection, tenant: str, name: str) -> int:
+def name_id(connection: Connection, tenant: str, name: str) -> int:
+    """The row of a name that exists."""
     condition = (tenants.c.name == tenant) & (adapters.c.name == name)
     return int(
         connection.execute(select(adapters.c.id).select_from(adapters.join(tenants)).where(condition)).scalar_one()
@@ -198,6 +209,16 @@ def _name_id(connection: Connection, tenant: str, name: str) -> int:
 def unreferenced(connection: Connection, digests: Iterable[AdapterDigest]) -> list[AdapterDigest]:
     """Those of `digests` that no version of any tenant has, each once."""
     return [digest for digest in dict.fromkeys(digests) if base_of(connection, digest) is None]
+
+
+def not_in_service(connection: Connection, digests: Iterable[AdapterDigest]) -> list[AdapterDigest]:
+    """Those of `digests` that no version in service has, each once: deleted, or unloaded by everyone who has it."""
+    asked = list(dict.fromkeys(digests))
+    found: set[str] = set()
+    for start in range(0, len(asked), _MAX_IN):
+        few = adapter_versions.c.digest.in_(asked[start : start + _MAX_IN])
+        found.update(connection.execute(select(adapter_versions.c.digest).where(few, _IS_LOADED)).scalars())
+    return [digest for digest in asked if digest not in found]
 
 
 def base_of(connection: Connection, digest: AdapterDigest) -> str | None:

@@ -156,7 +156,7 @@ class AdapterStore:
         the upload, checked against the digest, and the packed form is made again.
 
         Raises:
-            NotFound: model_not_found, adapter_unloaded. BlobDamaged: blob_damaged, blob_unreadable.
+            NotFound: model_not_found. BlobDamaged: blob_damaged, blob_unreadable.
             AdapterUnavailable: wrong_base (it belongs to another base than this).
         """
         folder = self._blobs.folder(digest)
@@ -242,11 +242,8 @@ class AdapterStore:
     def _require_base(self, digest: AdapterDigest, base: BaseDescription) -> None:
         with self._database.read() as connection:
             found = registry.base_of(connection, digest)
-            is_in_service = registry.is_in_service(connection, digest)
         if found is None:
             raise NotFound("model_not_found", f"no adapter has digest {digest}", param="model")
-        if not is_in_service:
-            raise NotFound("adapter_unloaded", f"{digest} is unloaded", param="model")
         if found != base.digest:
             message = f"{digest}: belongs to base {found}, asked for on base {base.digest}"
             raise AdapterUnavailable("wrong_base", message, param="model")
