@@ -13,6 +13,7 @@ NF4_BITS = (
 )  # values, their absmax as a byte, and its own absmax (QLoRA, arXiv 2305.14314, 3)
 _KNOWN_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
 _FOUR_NORMS = ("gemma2", "gemma3_text")
+_SOFT_CAP = "Gemma 2 caps its attention scores, so training keeps them: T x T a head and layer, not counted here"
 _QK_NORMS = ("qwen3", "gemma3_text")
 
 
@@ -213,6 +214,7 @@ def _shape_of(config: Any, name: str) -> ModelShape:
         qkv_bias=kind == "qwen2",
         norms=4 if kind in _FOUR_NORMS else 2,
         qk_norm=kind in _QK_NORMS,
+        assumptions=(_SOFT_CAP,) if kind == "gemma2" else (),
     )
 
 
