@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ def runs_of(example: EncodedExample, tokenizer: Any) -> list[Run]:
             float(example.weights[start]),
             stop - start,
         )
-        for start, stop in zip(borders[:-1], borders[1:], strict=True)
+        for start, stop in itertools.pairwise(borders)
     ]
 
 
