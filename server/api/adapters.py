@@ -12,12 +12,13 @@ from uuid import uuid4
 
 import anyio
 import anyio.to_thread
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 
 from adapters_store.errors import Conflict, NotFound
+from adapters_store.keys import Scope
 from adapters_store.names import check_name, split_ref
 from adapters_store.records import AdapterVersion
-from server.api.auth import Caller, CallerDep, authenticate
+from server.api.auth import Caller, CallerDep, guarded
 from server.api.context import ApiContext, ContextDep, off_loop
 from server.api.errors import ApiError
 from server.api.limits import UPLOAD_PATH
@@ -165,11 +166,11 @@ def _upload_schema() -> dict[str, Any]:
 
 
 def register(app: FastAPI) -> None:
-    guarded = [Depends(authenticate)]
+    change, look = guarded(Scope.ADAPTERS), guarded(Scope.READ, Scope.ADAPTERS)
     one, schema = f"{UPLOAD_PATH}/{{name:path}}", _upload_schema()
     app.add_api_route(
-        UPLOAD_PATH, upload_adapter, methods=["POST"], dependencies=guarded, status_code=201, openapi_extra=schema
+        UPLOAD_PATH, upload_adapter, methods=["POST"], dependencies=change, status_code=201, openapi_extra=schema
     )
-    app.add_api_route(UPLOAD_PATH, list_adapters, methods=["GET"], dependencies=guarded)
-    app.add_api_route(one, get_adapter, methods=["GET"], dependencies=guarded)
-    app.add_api_route(one, delete_adapter, methods=["DELETE"], dependencies=guarded)
+    app.add_api_route(UPLOAD_PATH, list_adapters, methods=["GET"], dependencies=look)
+    app.add_api_route(one, get_adapter, methods=["GET"], dependencies=look)
+    app.add_api_route(one, delete_adapter, methods=["DELETE"], dependencies=change)

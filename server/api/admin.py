@@ -1,4 +1,4 @@
-"""/admin/tenants: who the tenants are and which keys they hold. Admin key only, also where auth is off."""
+"""/admin/tenants: who the tenants are. Admin key only, also where auth is off."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from adapters_store.records import Tenant
 from server.api.auth import require_admin
-from server.api.context import ContextDep, off_loop
+from server.api.context import ApiContext, ContextDep, off_loop
 from server.api.json_body import body_schema, json_body
 from server.api.paging import DEFAULT_LIMIT, After, Limit, page
 from server.api.schemas import Body
@@ -38,11 +38,18 @@ async def get_tenant(name: str, context: ContextDep) -> dict[str, Any]:
     return _tenant(await off_loop(context.store.tenants.get, name))
 
 
-async def rotate_key(name: str, context: ContextDep) -> dict[str, Any]:
-    """A new key; the old one opens nothing from now on."""
-    key = await off_loop(context.store.tenants.rotate_key, name)
-    tenant = await off_loop(context.store.tenants.get, name)
-    return {**_tenant(tenant), "api_key": key.api_key}
+async def disable_tenant(name: str, context: ContextDep) -> dict[str, Any]:
+    """Its keys open nothing until it is enabled again."""
+    return await _set_disabled(context, name, True)
+
+
+async def enable_tenant(name: str, context: ContextDep) -> dict[str, Any]:
+    return await _set_disabled(context, name, False)
+
+
+async def _set_disabled(context: ApiContext, name: str, disabled: bool) -> dict[str, Any]:
+    await off_loop(context.store.tenants.set_disabled, name, disabled)
+    return _tenant(await off_loop(context.store.tenants.get, name))
 
 
 async def delete_tenant(name: str, context: ContextDep) -> dict[str, Any]:
@@ -70,5 +77,6 @@ def register(app: FastAPI) -> None:
     )
     app.add_api_route("/admin/tenants", list_tenants, methods=["GET"], dependencies=guarded)
     app.add_api_route(one, get_tenant, methods=["GET"], dependencies=guarded)
-    app.add_api_route(f"{one}/rotate-key", rotate_key, methods=["POST"], dependencies=guarded)
+    app.add_api_route(f"{one}/disable", disable_tenant, methods=["POST"], dependencies=guarded)
+    app.add_api_route(f"{one}/enable", enable_tenant, methods=["POST"], dependencies=guarded)
     app.add_api_route(one, delete_tenant, methods=["DELETE"], dependencies=guarded)

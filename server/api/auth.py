@@ -1,4 +1,5 @@
-"""Who asks, and for which tenant they may speak. A dependency of every route but /health, /ready and /metrics.
+"""Who asks, for which tenant they may speak, and what their key opens. A dependency of every route but /health,
+/ready and /metrics.
 
 A tenant's key speaks for that tenant. An admin key, and anyone where auth is off, speaks for the tenant that
 `X-Tenant-Id` names; without the header for every tenant, and as `default_tenant` where one is needed.
@@ -8,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from adapters_store.audit import Actor, act_as
+from adapters_store.keys import ALL_SCOPES, Scope, Scopes
 from adapters_store.names import check_name
 from server.api.context import ApiContext, ContextDep, off_loop
 from server.api.errors import ApiError
@@ -23,11 +27,16 @@ MAX_KEY_BYTES = 512
 
 @dataclass(frozen=True)
 class Caller:
-    """tenant: whom this call is for. speaks_for_all: no key and no header has narrowed it to that tenant."""
+    """tenant: whom this call is for. speaks_for_all: no key and no header has narrowed it to that tenant.
+
+    actor: as the audit log names the caller. scopes: what the key opens.
+    """
 
     tenant: str
     is_admin: bool = False
     speaks_for_all: bool = False
+    actor: str = "anyone"
+    scopes: Scopes = ALL_SCOPES
 
     def may_speak_for(self, tenant: str) -> bool:
         return self.speaks_for_all or tenant == self.tenant
@@ -39,6 +48,12 @@ class Caller:
 
 async def authenticate(request: Request, context: ContextDep) -> Caller:
     """The caller behind a request. Raises ApiError 401 without a valid key, 403 for another's tenant."""
+    caller = await _caller(request, context)
+    act_as(Actor(caller.actor, getattr(request.state, "request_id", None)))
+    return caller
+
+
+async def _caller(request: Request, context: ApiContext) -> Caller:
     named = _named_tenant(request)
     settings = context.settings
     if settings.auth == "off":
@@ -49,6 +64,22 @@ async def authenticate(request: Request, context: ContextDep) -> Caller:
     return await _tenant_caller(context, key, named)
 
 
+def guarded(*scopes: Scope) -> list[Any]:
+    """The dependencies of a route that takes a key with one of these scopes."""
+    return [Depends(authenticate), Depends(_opened_by(frozenset(scopes)))]
+
+
+def _opened_by(scopes: Scopes) -> Callable[[Caller], Awaitable[None]]:
+    async def check(caller: CallerDep) -> None:
+        if caller.scopes & scopes:
+            return
+        wanted, has = (" or ".join(sorted(each)) for each in (scopes, caller.scopes))
+        message = f"This route takes a key with the scope {wanted}; this key has {has}."
+        raise ApiError(403, "insufficient_scope", message)
+
+    return check
+
+
 async def require_admin(caller: CallerDep) -> Caller:
     if not caller.is_admin:
         raise ApiError(403, "admin_key_required", "This route takes an admin key in Authorization: Bearer KEY.")
@@ -56,14 +87,15 @@ async def require_admin(caller: CallerDep) -> Caller:
 
 
 def _any_tenant(settings: ApiSettings, named: str | None, *, is_admin: bool) -> Caller:
-    return Caller(named or settings.default_tenant, is_admin=is_admin, speaks_for_all=named is None)
+    actor = "admin" if is_admin else "anyone"
+    return Caller(named or settings.default_tenant, is_admin=is_admin, speaks_for_all=named is None, actor=actor)
 
 
 async def _tenant_caller(context: ApiContext, key: str, named: str | None) -> Caller:
-    tenant = await off_loop(context.store.tenants.authenticate, key)
-    if tenant is None:
+    grant = await off_loop(context.store.tenants.authenticate, key)
+    if grant is None:
         raise _unauthorized("invalid_api_key", "The API key is not valid.")
-    caller = Caller(tenant)
+    caller = Caller(grant.tenant, actor=f"key:{grant.key_id}", scopes=grant.scopes)
     if named is not None and not caller.may_speak_for(named):
         message = "The API key does not speak for the tenant that X-Tenant-Id names."
         raise ApiError(403, "tenant_mismatch", message, param="X-Tenant-Id")

@@ -36,6 +36,7 @@ class RequestBoundary:
             await self._app(scope, receive, send)
             return
         answer = _Answer(send, _request_id(scope))
+        scope.setdefault("state", {})["request_id"] = answer.request_id
         start_s = time.perf_counter()
         try:
             await self._app(scope, receive, answer.send)

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Request
 from starlette.responses import Response
 
-from server.api.auth import CallerDep, authenticate
+from adapters_store.keys import Scope
+from server.api.auth import CallerDep, guarded
 from server.api.collect import Choice, collect
 from server.api.context import ApiContext, ContextDep
 from server.api.json_body import body_schema, json_body
@@ -136,7 +137,7 @@ def register(app: FastAPI) -> None:
         "/v1/completions",
         create_completion,
         methods=["POST"],
-        dependencies=[Depends(authenticate)],
+        dependencies=guarded(Scope.INFERENCE),
         openapi_extra=body_schema(CompletionBody),
         response_class=Response,
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from starlette.responses import Response
 
+from adapters_store.keys import Scope
 from adapters_store.records import AdapterVersion
-from server.api.auth import CallerDep, authenticate
+from server.api.auth import CallerDep, guarded
 from server.api.context import ApiContext, ContextDep, off_loop
 from server.api.json_text import json_bytes
 from server.api.model_ref import find_version
@@ -59,6 +60,6 @@ def _json(body: dict[str, Any]) -> Response:
 
 
 def register(app: FastAPI) -> None:
-    guarded = [Depends(authenticate)]
-    app.add_api_route("/v1/models", list_models, methods=["GET"], dependencies=guarded)
-    app.add_api_route("/v1/models/{model:path}", get_model, methods=["GET"], dependencies=guarded)
+    opened = guarded(Scope.READ, Scope.INFERENCE)
+    app.add_api_route("/v1/models", list_models, methods=["GET"], dependencies=opened)
+    app.add_api_route("/v1/models/{model:path}", get_model, methods=["GET"], dependencies=opened)
