@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from adapters_store import alias_rows, registry
+from adapters_store import alias_rows, audit, registry
 from adapters_store.base import AdapterDigest
 from adapters_store.database import Database
 from adapters_store.errors import Conflict, NotFound
@@ -85,6 +85,7 @@ class AliasStore:
             adapter_id = registry.name_id(connection, tenant, name)
             _check_canary(connection, adapter_id, version, percent)
             alias_rows.set_canary(connection, adapter_id, number, percent)
+            audit.note(connection, "adapter.canary", tenant=tenant, target=version.ref, percent=percent)
             return registry.require_version(connection, tenant, name, number)
 
     def promote(self, tenant: str, name: str, number: int | None = None) -> AdapterVersion:
@@ -98,6 +99,7 @@ class AliasStore:
                 message = f"promote needs one canary of {name}; there is {found}"
                 raise Conflict("no_canary", message, param="model")
             alias_rows.set_active(connection, adapter_id, chosen[0])
+            audit.note(connection, "adapter.promote", tenant=tenant, target=f"{name}@{chosen[0]}")
             return registry.require_version(connection, tenant, name, chosen[0])
 
     def roll_back(self, tenant: str, name: str) -> AdapterVersion:
@@ -108,7 +110,9 @@ class AliasStore:
             if not had_canaries and alias_rows.go_back(connection, adapter_id) is None:
                 message = f"no version of {name} that is in service was active before this one"
                 raise Conflict("nothing_before", message, param="model")
-            return registry.require_version(connection, tenant, name, None)
+            version = registry.require_version(connection, tenant, name, None)
+            audit.note(connection, "adapter.rollback", tenant=tenant, target=version.ref)
+            return version
 
     def unload(self, tenant: str, name: str, number: int | None = None) -> list[AdapterDigest]:
         """Take one version, or all of a name, out of service until activated again; its files stay.
@@ -122,6 +126,7 @@ class AliasStore:
             adapter_id = registry.name_id(connection, tenant, name)
             numbers = [version.version for version in versions]
             alias_rows.withdraw(connection, adapter_id, numbers, is_gone=False)
+            audit.note(connection, "adapter.unload", tenant=tenant, target=name, versions=numbers)
             return registry.not_in_service(connection, [version.digest for version in versions])
 
 

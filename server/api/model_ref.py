@@ -11,6 +11,8 @@ from server.api.auth import Caller
 from server.api.context import ApiContext, off_loop
 from server.api.errors import ApiError
 
+VERSION_HEADER = "x-multilora-adapter-version"
+
 
 @dataclass(frozen=True)
 class Target:
@@ -21,21 +23,31 @@ class Target:
     adapter: AdapterDigest | None = None
     label: str = "base"
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Which version answers, where the name alone does not say it."""
+        return {} if self.adapter is None else {VERSION_HEADER: self.label}
 
-async def resolve_target(context: ApiContext, caller: Caller, model: str) -> Target:
-    """Raises ApiError 404 `model_not_found` for what is unknown and, in the same words, for what is someone else's."""
+
+async def resolve_target(context: ApiContext, caller: Caller, model: str, sticky: str) -> Target:
+    """sticky: callers who give the same text get the same version of a name that has canaries.
+
+    Raises ApiError 404 `model_not_found` for what is unknown and, in the same words, for what is someone else's.
+    """
     if model == context.engine.served_name:
         return Target(model, caller.tenant)
-    version = await find_version(context, caller, model)
+    version = await find_version(context, caller, model, sticky)
     return Target(model, version.tenant, version.digest, version.ref)
 
 
-async def find_version(context: ApiContext, caller: Caller, model: str) -> AdapterVersion:
+async def find_version(context: ApiContext, caller: Caller, model: str, sticky: str | None = None) -> AdapterVersion:
     """The version that `name`, `name@version` or `tenant/name` means to this caller, made for the base served here."""
     tenant, ref = tenant_and_ref(caller, model)
     try:
-        version = await off_loop(context.store.resolve, tenant, ref)
-    except NotFound:
+        version = await off_loop(context.store.resolve, tenant, ref, sticky)
+    except NotFound as error:
+        if error.code == "adapter_unloaded":
+            raise
         raise model_not_found(model) from None
     if version.base_digest != context.engine.base.digest:
         message = f"The adapter {model!r} was made for another base model than {context.engine.served_name!r}."

@@ -95,5 +95,10 @@ class GenerationBody(Body):
     prompt_cache_retention: Text | None = None
 
     @property
+    def sticky(self) -> str | None:
+        """Who asks, as far as the client says it: OpenAI's older field, or one of those that took its place."""
+        return self.user or self.safety_identifier or self.prompt_cache_key
+
+    @property
     def num_choices(self) -> int:
         return self.n or 1

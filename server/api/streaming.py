@@ -69,7 +69,7 @@ class TokenStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, context: ApiContext, call: Call, writer: ChunkWriter) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **call.target.headers})
         del self.headers["content-length"]
         self._context = context
         self._call = call

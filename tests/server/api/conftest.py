@@ -139,11 +139,13 @@ def admin(connect: MakeClient) -> httpx.Client:
 
 @pytest.fixture(scope="module")
 def upload(engine: EngineClient) -> Upload:
-    """upload(client, name, seed=..., **config changes): a small adapter whose tensors follow seed."""
+    """upload(client, name, seed=..., activate=..., **config changes): a small adapter whose tensors follow seed."""
 
-    def post(client: httpx.Client, name: str = "law", *, seed: int = 0, **changes: Any) -> httpx.Response:
+    def post(
+        client: httpx.Client, name: str = "law", *, seed: int = 0, activate: bool = True, **changes: Any
+    ) -> httpx.Response:
         weights = safetensors_bytes(lora_tensors(engine.base, seed=seed))
         files = {"config": config_bytes(**changes), "weights": weights}
-        return client.post("/v1/adapters", data={"name": name}, files=files)
+        return client.post("/v1/adapters", params={"activate": activate}, data={"name": name}, files=files)
 
     return post
