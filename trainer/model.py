@@ -1,0 +1,133 @@
+"""The model a run trains: the base from a local folder, the adapter on it, the loss on top. Knows no data and no steps.
+
+    load(spec, device) -> Trainee; trainee.loss(batch) -> summed nll; trainee.trained() -> the parameters that learn
+
+precision "bfloat16": frozen weights bf16, trained weights float32, products in bf16 by autocast. "full" keeps every
+weight in float32. "qlora": NF4 with double quantisation, products in the run's precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from adapters_store.base_files import DTYPES
+from adapters_store.base_nf4 import keep_nf4_weights_plain, nf4_config
+from trainer.data.types import PackedBatch
+from trainer.loss import summed_cross_entropy, supervised_rows
+from trainer.model_adapter import attach_adapter
+from trainer.model_attention import register_packed_attention, segment_lengths
+from trainer.spec import TrainSpec
+
+
+class LossModel(nn.Module):
+    """A causal model whose forward is its summed loss: the one module that is called, so that sharding can wrap it."""
+
+    def __init__(self, net: PeftModel | PreTrainedModel) -> None:
+        super().__init__()
+        self.net = net
+
+    @property
+    def causal(self) -> PreTrainedModel:
+        """The transformers model, with the adapter's layers in it where there is an adapter."""
+        return self.net.get_base_model() if isinstance(self.net, PeftModel) else self.net
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        segments: tuple[int, ...],
+        labels: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """All [1, T]. Returns the sum of weight x nll over supervised tokens; without labels the logits [T, V]."""
+        causal: Any = self.causal
+        hidden_TH = causal.model(
+            input_ids=input_ids, position_ids=position_ids, segments=segments, use_cache=False
+        ).last_hidden_state[0]
+        if labels is None or weights is None:
+            return self._head(hidden_TH)
+        rows = supervised_rows(labels)
+        learned = [parameter for parameter in causal.lm_head.parameters() if parameter.requires_grad]
+        return summed_cross_entropy(hidden_TH[rows], self._head, labels[0, rows + 1], weights[0, rows + 1], learned)
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        causal: Any = self.causal
+        logits: Tensor = causal.lm_head(hidden)
+        cap = getattr(causal.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+@dataclass(frozen=True, eq=False)
+class Trainee:
+    """The model as the loop sees it."""
+
+    module: LossModel
+    device: torch.device
+    compute_dtype: torch.dtype
+
+    def loss(self, batch: PackedBatch) -> Tensor:
+        """Sum of weight x nll over the batch's supervised tokens, in nats; float32 scalar."""
+        labels, weights = batch.labels.to(self.device), batch.weights.to(self.device)
+        result: Tensor = self._run(batch.input_ids, batch.position_ids, labels, weights)
+        return result
+
+    def logits(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """[1, T] each -> logits [T, V]."""
+        return self._run(input_ids, position_ids)
+
+    def _run(self, input_ids: Tensor, position_ids: Tensor, *targets: Tensor) -> Tensor:
+        segments = segment_lengths(position_ids)
+        with self.autocast():
+            out: Tensor = self.module(input_ids.to(self.device), position_ids.to(self.device), segments, *targets)
+        return out
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bf16 products where the run asks for them."""
+        if self.compute_dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    @property
+    def peft(self) -> PeftModel | None:
+        return self.module.net if isinstance(self.module.net, PeftModel) else None
+
+    def named_trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that learn, by name, in model order; a tied one once."""
+        return ((name, weight) for name, weight in self.module.named_parameters() if weight.requires_grad)
+
+    def trained(self) -> list[nn.Parameter]:
+        return [weight for _, weight in self.named_trained()]
+
+
+def load(spec: TrainSpec, device: torch.device) -> Trainee:
+    """Base and adapter on one device. Raises UnsupportedBase, SpecError (targets that the base does not have)."""
+    dtype = DTYPES[spec.precision]
+    options: dict[str, Any] = {"quantization_config": nf4_config(dtype)} if spec.method == "qlora" else {}
+    causal = AutoModelForCausalLM.from_pretrained(
+        spec.base,
+        dtype=torch.float32 if spec.method == "full" else dtype,
+        attn_implementation=register_packed_attention(),
+        local_files_only=True,
+        device_map={"": str(device)} if spec.method == "qlora" or device.type == "cuda" else None,
+        **options,
+    )
+    return Trainee(LossModel(prepare(causal, spec, device)), device, dtype)
+
+
+def prepare(causal: PreTrainedModel, spec: TrainSpec, device: torch.device) -> PeftModel | PreTrainedModel:
+    """What every way of loading ends with: the NF4 cure, the adapter, checkpointing, train mode."""
+    keep_nf4_weights_plain(causal)
+    causal.requires_grad_(spec.method == "full")
+    net = causal if spec.method == "full" else attach_adapter(causal, spec, device)
+    if spec.checkpointing:
+        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    net.train()
+    return net
