@@ -1,0 +1,60 @@
+"""Nothing that is judged was learned, whatever the file's order; the mix is the share that was asked for."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from support.training_data import example, some_examples
+from trainer.data.problems import DataRejected
+from trainer.data.split import apart, mixed, split
+from trainer.data.types import EncodedExample
+
+
+def copies(count: int, distinct: int) -> list[EncodedExample]:
+    return [example(5, seed=index, digest=f"{index % distinct}".encode()) for index in range(count)]
+
+
+@pytest.mark.parametrize(("distinct", "held_out"), [(8, 2), (32, 8), (100, 8), (160, 8), (161, 9), (2000, 100)])
+def test_five_percent_is_held_out_but_not_too_few_nor_too_many(distinct: int, held_out: int) -> None:
+    parts = split(copies(distinct, distinct))
+    assert (len(parts.validation), len(parts.train)) == (held_out, distinct - held_out)
+
+
+def test_copies_never_straddle_the_border() -> None:
+    parts = split(copies(900, 120))
+    assert not {item.digest for item in parts.train} & {item.digest for item in parts.validation}
+    assert len(parts.train) + len(parts.validation) == 900
+
+
+def test_the_choice_depends_on_content_and_seed_not_on_order() -> None:
+    examples = copies(300, 300)
+    shuffled = random.Random(0).sample(examples, len(examples))
+    held_out = {item.digest for item in split(examples, seed=3).validation}
+    assert {item.digest for item in split(shuffled, seed=3).validation} == held_out
+    assert {item.digest for item in split(examples, seed=4).validation} != held_out
+
+
+def test_too_few_distinct_examples_are_not_split() -> None:
+    with pytest.raises(DataRejected, match="7 distinct examples, at least 8"):
+        split(copies(70, 7))
+
+
+def test_training_examples_that_the_validation_file_repeats_are_dropped() -> None:
+    examples = copies(20, 20)
+    parts = apart(examples, examples[5:8])
+    assert [item.digest for item in parts.train] == [item.digest for item in examples[:5] + examples[8:]]
+    with pytest.raises(DataRejected) as refused:
+        apart(examples, examples)
+    assert refused.value.param == "validation"
+
+
+def test_the_mix_makes_the_share_that_was_asked_for() -> None:
+    train, general = some_examples([5] * 190), [example(6, seed=index, digest=b"g") for index in range(50)]
+    whole = mixed(train, general, fraction=0.05)
+    assert len(whole) == 200
+    assert sum(item.digest == b"g" for item in whole) == 10
+    assert len({item.line for item in whole if item.digest == b"g"}) == 10
+    assert len(mixed(train, general, fraction=0.5)) == 240
+    assert mixed(train, general, fraction=0.0) == train
