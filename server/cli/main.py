@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from lora_kernels.threads import spin_briefly
-from server.cli import adapter, demo, doctor, serve, tenant
+from server.cli import adapter, audit, demo, doctor, serve, tenant
 from server.cli.failures import EPILOG, USER_ERRORS, failure_of
 from server.cli.options import JSON_KEY
 from server.cli.output import complain
@@ -66,6 +66,7 @@ app.command(epilog=EPILOG)(demo.demo)
 app.command(epilog=EPILOG)(serve.serve)
 app.add_typer(tenant.app, name="tenant", epilog=EPILOG)
 app.add_typer(adapter.app, name="adapter", epilog=EPILOG)
+app.command(epilog=EPILOG)(audit.audit)
 app.command(epilog=EPILOG)(doctor.doctor)
 
 

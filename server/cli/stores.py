@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,10 @@ def opened(data_dir: Path, output: Output) -> Iterator[AdapterStore]:
     with output.waiting("opening the store"):
         from sqlalchemy.exc import DBAPIError
 
+        from adapters_store.audit import Actor, act_as
         from adapters_store.store import AdapterStore
 
+        act_as(Actor(f"cli:uid{os.getuid()}"))
         try:
             store = AdapterStore.open(data_dir)
         except DBAPIError as error:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from server.cli import tenant_keys
 from server.cli.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, YesOption
 from server.cli.output import Output
 from server.cli.stores import confirmed, opened
+from server.cli.tenant_texts import NameArgument, tell_key
 from server.cli.texts import when
 
-if TYPE_CHECKING:
-    from adapters_store.records import TenantKey
-
-app = typer.Typer(help="Create, list and delete tenants; rotate their keys.", no_args_is_help=True)
-
-NameArgument = Annotated[str, typer.Argument(help="The tenant's name.", metavar="NAME")]
+app = typer.Typer(help="Create, list, disable and delete tenants; their keys.", no_args_is_help=True)
+app.add_typer(tenant_keys.app, name="key")
 
 
 @app.command()
@@ -24,7 +23,7 @@ def create(name: NameArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_js
     """Make a tenant and print its API key, which is shown this once."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
-        _tell_key(output, store.tenants.create(name))
+        tell_key(output, store.tenants.create(name))
 
 
 @app.command("list")
@@ -51,13 +50,34 @@ def list_tenants(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption
 def rotate_key(
     name: NameArgument,
     overlap_s: Annotated[int, typer.Option(help="Seconds for which the old key still opens.", min=0)] = 0,
+    key: Annotated[int | None, typer.Option(help="Only the key of this id (default: all of them).", min=1)] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
     """Give a tenant a new API key; the old one opens nothing from then on."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
-        _tell_key(output, store.tenants.rotate_key(name, overlap_s))
+        tell_key(output, store.tenants.rotate_key(name, overlap_s, key))
+
+
+@app.command()
+def disable(name: NameArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """Let a tenant's keys open nothing until it is enabled again."""
+    _set_disabled(name, data_dir, as_json, disabled=True)
+
+
+@app.command()
+def enable(name: NameArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """Let a disabled tenant's keys open again."""
+    _set_disabled(name, data_dir, as_json, disabled=False)
+
+
+def _set_disabled(name: str, data_dir: Path, as_json: bool, *, disabled: bool) -> None:
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        store.tenants.set_disabled(name, disabled)
+    output.emit(tenant=name, disabled=disabled)
+    output.say(f"tenant {name} is {'disabled' if disabled else 'enabled'}")
 
 
 @app.command()
@@ -76,13 +96,6 @@ def delete(
         digests = store.tenants.delete(name)
     output.emit(tenant=name, deleted=True, digests=digests)
     output.say(f"deleted tenant {name}")
-
-
-def _tell_key(output: Output, key: TenantKey) -> None:
-    output.emit(tenant=key.tenant, api_key=key.api_key)
-    output.say(f"tenant   {key.tenant}")
-    output.say(f"api key  {key.api_key}")
-    output.say("The key is shown this once; `multilora tenant rotate-key` makes another.", style="dim")
 
 
 def _count_by_tenant(tenants: list[str]) -> dict[str, int]:

@@ -76,6 +76,48 @@ def test_an_old_key_may_open_a_little_longer(run_json: Command, owner_of: Callab
     assert owner_of(old) == "acme"
 
 
+def test_one_key_rotates_while_the_others_stay(run_json: Command, owner_of: Callable[[str], str | None]) -> None:
+    first = run_json("tenant", "create", "acme")["api_key"]
+    second = run_json("tenant", "key", "create", "acme", "--scope", "read")["api_key"]
+    key_id = run_json("tenant", "key", "list", "acme")["data"][1]["id"]
+    third = run_json("tenant", "rotate-key", "acme", "--key", str(key_id))["api_key"]
+    assert [owner_of(key) for key in (first, second, third)] == ["acme", None, "acme"]
+    assert run_json("tenant", "key", "list", "acme")["data"][2]["scopes"] == ["read"]
+
+
+def test_a_key_has_scopes_an_end_and_a_label(run: Command, run_json: Command) -> None:
+    run("tenant", "create", "acme")
+    made = run_json(
+        "tenant", "key", "create", "acme", "--scope", "read", "--scope", "jobs", "--days", "1", "--label", "ci"
+    )
+    assert sorted(made) == ["api_key", "tenant"]
+    listed = run_json("tenant", "key", "list", "acme")["data"][1]
+    assert (listed["scopes"], listed["label"]) == (["jobs", "read"], "ci")
+    assert listed["expires_at"] - listed["created"] in (86_400, 86_401, 86_399)
+    shown = run("tenant", "key", "list", "acme").stdout
+    assert "jobs read" in shown
+    assert "never" in shown
+    assert made["api_key"] not in shown
+    refused = run("tenant", "key", "create", "acme", "--scope", "root")
+    assert (refused.exit_code, refused.stderr[:10]) == (4, "bad_scope:")
+
+
+def test_a_revoked_key_and_a_disabled_tenants_keys_open_nothing(
+    run: Command, run_json: Command, owner_of: Callable[[str], str | None]
+) -> None:
+    first = run_json("tenant", "create", "acme")["api_key"]
+    second = run_json("tenant", "key", "create", "acme")["api_key"]
+    key_id = run_json("tenant", "key", "list", "acme")["data"][1]["id"]
+    assert run("tenant", "key", "revoke", "acme", str(key_id)).exit_code == 0
+    assert [owner_of(first), owner_of(second)] == ["acme", None]
+    assert run_json("tenant", "disable", "acme") == {"tenant": "acme", "disabled": True}
+    assert owner_of(first) is None
+    assert "disabled" in run("tenant", "list").stdout
+    assert run("tenant", "enable", "acme").stdout == "tenant acme is enabled\n"
+    assert owner_of(first) == "acme"
+    assert run("tenant", "key", "revoke", "acme", "999").exit_code == 3
+
+
 def test_deleting_asks_first(run: Command, run_json: Command) -> None:
     run("tenant", "create", "acme")
     refused = run("tenant", "delete", "acme", stdin="n\n")
