@@ -6,10 +6,12 @@ Decides which base an adapter is checked against; what is a sound adapter is the
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli import adapter_versions
+from server.cli.adapter_versions import RefArgument
 from server.cli.base_path import BaseOption, find_base
 from server.cli.failures import CommandError, ExitCode
 from server.cli.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, TenantOption, YesOption
@@ -22,9 +24,11 @@ if TYPE_CHECKING:
     from adapters_store.records import AdapterVersion
     from adapters_store.store import AdapterStore
 
-app = typer.Typer(help="Push, list, show and delete tenants' adapters.", no_args_is_help=True)
+app = typer.Typer(
+    help="Push, list, show and delete tenants' adapters; choose the version a name means.", no_args_is_help=True
+)
 
-RefArgument = Annotated[str, typer.Argument(help="NAME, or NAME@VERSION.", metavar="NAME[@VERSION]")]
+adapter_versions.register(app)
 
 
 @app.command()
@@ -34,6 +38,7 @@ def push(
     tenant: TenantOption,
     name: Annotated[str, typer.Option("--name", "-n", help="What the tenant calls it.", metavar="N")],
     base: BaseOption = None,
+    activate: Annotated[bool, typer.Option(help="Whether the bare name means it from now on.")] = True,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,8 +55,9 @@ def push(
                 config=config,
                 weights=folder / "adapter_model.safetensors",
                 base=description,
+                activate=activate,
             )
-    output.emit(**as_object(version))
+    output.emit(**version.to_json())
     output.say(f"published {version.tenant}/{version.ref} (rank {version.rank}, {size(version.num_bytes)})")
     output.say(version.digest, style="dim")
 
@@ -68,7 +74,7 @@ def list_adapters(
         if tenant is not None:
             store.tenants.get(tenant)
         versions = store.list(tenant)
-    output.emit(data=[as_object(version) for version in versions])
+    output.emit(data=[version.to_json() for version in versions])
     if not versions:
         output.say("no adapters yet: multilora adapter push DIR --tenant T --name N")
         return
@@ -84,7 +90,7 @@ def show(
     with opened(data_dir, output) as store:
         version = store.resolve(tenant, ref)
         versions = store.versions(tenant, version.name)
-    output.emit(**as_object(version), versions=[as_object(each) for each in versions])
+    output.emit(**version.to_json(), versions=[each.to_json() for each in versions])
     output.say(f"adapter  {version.tenant}/{version.ref}")
     output.say(f"digest   {version.digest}")
     output.say(f"base     {version.base_digest}")
@@ -115,29 +121,12 @@ def delete(
     output.say(f"deleted {tenant}/{ref}")
 
 
-def as_object(version: AdapterVersion) -> dict[str, Any]:
-    """A version in the words of the HTTP API."""
-    return {
-        "id": version.ref,
-        "tenant": version.tenant,
-        "name": version.name,
-        "version": version.version,
-        "active": version.active,
-        "digest": version.digest,
-        "base": version.base_digest,
-        "rank": version.rank,
-        "target_modules": list(version.target_modules),
-        "bytes": version.num_bytes,
-        "created": version.created_at,
-    }
-
-
 def _show_versions(output: Output, versions: list[AdapterVersion]) -> None:
     rows = [
         (
             v.tenant,
             v.ref,
-            "active" if v.active else "",
+            _state(v),
             str(v.rank),
             size(v.num_bytes),
             when(v.created_at),
@@ -146,6 +135,12 @@ def _show_versions(output: Output, versions: list[AdapterVersion]) -> None:
         for v in versions
     ]
     output.table(("tenant", "adapter", "", "rank", "size", "created", "digest"), rows)
+
+
+def _state(version: AdapterVersion) -> str:
+    if not version.loaded:
+        return "unloaded"
+    return "active" if version.percent == 100 else f"{version.percent} %" if version.percent else ""
 
 
 def _config_in(folder: Path) -> bytes:

@@ -163,3 +163,34 @@ def test_what_does_not_exist_exits_3(push: Command, run: Command) -> None:
     for command in ("show", "delete"):
         assert run("adapter", command, "law@7", "--tenant", "acme", "--json").exit_code == 3
         assert run("adapter", command, "law", "--tenant", "globex", "--json").exit_code == 3
+
+
+def test_versions_are_tried_promoted_and_taken_back(
+    push: Command, run: Command, run_json: Command, adapters: dict[str, Path]
+) -> None:
+    push("law")
+    assert push("law", "--no-activate", folder=adapters["med"])["active"] is False
+    shown = run_json("adapter", "canary", "law@2", "--percent", "10", "--tenant", "acme")
+    assert [each["percent"] for each in shown["versions"]] == [90, 10]
+    assert run_json("adapter", "promote", "law", "--tenant", "acme")["version"] == 2
+    assert run_json("adapter", "rollback", "law", "--tenant", "acme")["version"] == 1
+    assert run("adapter", "rollback", "law", "--tenant", "acme").exit_code == 5
+    told = run("adapter", "activate", "law@2", "--tenant", "acme").stdout
+    assert told == "acme/law is answered by law@2 100 %\n"
+
+
+def test_an_unloaded_adapter_is_shown_and_comes_back_when_activated(
+    push: Command, run: Command, run_json: Command
+) -> None:
+    digest = push("law")["digest"]
+    assert run_json("adapter", "unload", "law", "--tenant", "acme")["digests"] == [digest]
+    assert run_json("adapter", "list")["data"][0]["loaded"] is False
+    assert "unloaded" in run("adapter", "list").stdout
+    assert run_json("adapter", "activate", "law@1", "--tenant", "acme")["loaded"] is True
+
+
+def test_a_version_verb_without_a_version_says_what_is_missing(push: Command, run: Command) -> None:
+    push("law")
+    for command in (("activate",), ("canary", "--percent", "5")):
+        result = run("adapter", command[0], "law", "--tenant", "acme", *command[1:])
+        assert (result.exit_code, result.stderr) == (2, "bad_version: law: say which version, as in law@3\n")
