@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,20 @@ from server.api.settings import ApiSettings
 MAX_NAME_BYTES = 512
 
 
-async def upload_adapter(request: Request, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
-    """Publish a PEFT LoRA: parts `name`, `config` (adapter_config.json), `weights` (adapter_model.safetensors)."""
+async def upload_adapter(
+    request: Request, caller: CallerDep, context: ContextDep, activate: bool = True
+) -> dict[str, Any]:
+    """Publish a PEFT LoRA: parts `name`, `config` (adapter_config.json), `weights` (adapter_model.safetensors).
+
+    activate false: the bare name keeps its meaning, and the new version answers to `name@version`, or as a canary.
+    """
     boundary = boundary_of(request.headers.get("content-type", ""))
     with _upload_slot(context):
         weights = await off_loop(_spool_path, context.settings)
         try:
             fields = await _receive(request, boundary, weights, context)
             name = fields["name"].decode("utf-8", "replace")
-            version = await _publish(context, caller, name, fields["config"], weights)
+            version = await _publish(context, caller, name, fields["config"], weights, activate=activate)
         finally:
             await off_loop(weights.unlink, missing_ok=True)
     return adapter_object(caller, version)
@@ -63,8 +68,12 @@ async def get_adapter(name: str, caller: CallerDep, context: ContextDep) -> dict
     chosen = [v for v in versions if v.version == number or (number is None and v.active)]
     if not versions or (number is not None and not chosen):
         raise model_not_found(name)
-    shown = chosen[0] if chosen else versions[-1]
-    return {**adapter_object(caller, shown), "versions": [adapter_object(caller, v) for v in versions]}
+    return with_versions(caller, chosen[0] if chosen else versions[-1], versions)
+
+
+def with_versions(caller: Caller, shown: AdapterVersion, versions: Sequence[AdapterVersion]) -> dict[str, Any]:
+    """One version, and all that its name has."""
+    return {**adapter_object(caller, shown), "versions": [adapter_object(caller, each) for each in versions]}
 
 
 async def delete_adapter(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
@@ -80,20 +89,7 @@ async def delete_adapter(name: str, caller: CallerDep, context: ContextDep) -> d
 
 def adapter_object(caller: Caller, version: AdapterVersion) -> dict[str, Any]:
     """`id` is what this caller may send as `model` to get exactly this version."""
-    return {
-        "id": caller.ref_to(version.tenant, version.ref),
-        "object": "adapter",
-        "tenant": version.tenant,
-        "name": version.name,
-        "version": version.version,
-        "active": version.active,
-        "digest": version.digest,
-        "base": version.base_digest,
-        "rank": version.rank,
-        "target_modules": list(version.target_modules),
-        "bytes": version.num_bytes,
-        "created": version.created_at,
-    }
+    return version.to_json(caller.ref_to(version.tenant, version.ref))
 
 
 @contextmanager
@@ -132,7 +128,9 @@ async def _receive(request: Request, boundary: bytes, weights: Path, context: Ap
         return await off_loop(parser.finish)
 
 
-async def _publish(context: ApiContext, caller: Caller, name: str, config: bytes, weights: Path) -> AdapterVersion:
+async def _publish(
+    context: ApiContext, caller: Caller, name: str, config: bytes, weights: Path, *, activate: bool
+) -> AdapterVersion:
     check_name("name", name)
     if name == context.engine.served_name:
         raise Conflict("name_is_base", f"name: {name!r} is the name of the base model", param="name")
@@ -141,7 +139,12 @@ async def _publish(context: ApiContext, caller: Caller, name: str, config: bytes
         if context.settings.auth == "off":
             _ensure_tenant(context, caller.tenant)
         return context.store.publish(
-            tenant=caller.tenant, name=name, config=config, weights=weights, base=context.engine.base
+            tenant=caller.tenant,
+            name=name,
+            config=config,
+            weights=weights,
+            base=context.engine.base,
+            activate=activate,
         )
 
     return await anyio.to_thread.run_sync(publish, limiter=context.check_slots)

@@ -9,7 +9,19 @@ import anyio
 from fastapi import Depends, FastAPI
 
 from adapters_store.store import AdapterStore
-from server.api import adapters, admin, admin_audit, admin_keys, chat, completions, errors, health, metrics, models
+from server.api import (
+    adapters,
+    admin,
+    admin_audit,
+    admin_keys,
+    chat,
+    completions,
+    errors,
+    health,
+    metrics,
+    models,
+    versions,
+)
 from server.api.auth import authenticate
 from server.api.boundary import RequestBoundary
 from server.api.context import ApiContext
@@ -32,7 +44,7 @@ def create_app(*, engine: EngineClient, store: AdapterStore, settings: ApiSettin
         check_slots=anyio.CapacityLimiter(settings.max_upload_checks),
         created=int(time.time()),
     )
-    for part in (completions, chat, models, adapters, admin, admin_keys, admin_audit, health, metrics):
+    for part in (completions, chat, models, adapters, versions, admin, admin_keys, admin_audit, health, metrics):
         part.register(app)
     _register_openapi(app)
     errors.install(app)

@@ -32,14 +32,14 @@ async def create_chat_completion(request: Request, caller: CallerDep, context: C
     """Answer a conversation."""
     _check(body)
     check_counts(context, 1, body.num_choices)
-    target = await resolve_target(context, caller, body.model)
+    target = await resolve_target(context, caller, body.model, body.sticky or request.state.request_id)
     call = await _plan(context, target, body)
     shape = ChatShape(context, call, body)
     if body.stream:
         return TokenStream(context, call, ChunkWriter(call, shape, body.stream_options))
     choices, usage = await collect(context, call, request.receive)
     answer = {**shape.whole(choices), "usage": usage.total()}
-    return Response(json_bytes(answer), media_type="application/json")
+    return Response(json_bytes(answer), headers=target.headers, media_type="application/json")
 
 
 def _check(body: ChatBody) -> None:

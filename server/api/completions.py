@@ -32,14 +32,14 @@ async def create_completion(request: Request, caller: CallerDep, context: Contex
     """Complete one or more prompts."""
     _check(body)
     check_counts(context, len(body.prompt), body.num_choices)
-    target = await resolve_target(context, caller, body.model)
+    target = await resolve_target(context, caller, body.model, body.sticky or request.state.request_id)
     call = await _plan(context, target, body)
     shape = CompletionShape(context, call, body)
     if body.stream:
         return TokenStream(context, call, ChunkWriter(call, shape, body.stream_options))
     choices, usage = await collect(context, call, request.receive)
     answer = {**shape.common, "choices": list(map(shape.whole, range(len(choices)), choices)), "usage": usage.total()}
-    return Response(json_bytes(answer), media_type="application/json")
+    return Response(json_bytes(answer), headers=target.headers, media_type="application/json")
 
 
 def _check(body: CompletionBody) -> None:
