@@ -106,17 +106,16 @@ def test_a_template_that_rewrites_history_is_unrolled_into_one_text_per_answer()
 
 
 def test_a_token_that_straddles_the_border_is_cut_where_serving_cuts() -> None:
-    tokenizer = demo_tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ '|' + m['content'] }}{% endfor %}{% if add_generation_prompt %}|{% endif %}"
+    tokenizer = demo_tokenizer(
+        "{% for m in messages %}{{ ' t' + m['content'] }}{% endfor %}{% if add_generation_prompt %} t{% endif %}"
     )
     served = Tokenizer(tokenizer)
-    for question, answer in [("The weight of the hammer", "er"), ("x", "||"), ("x", "|x")]:
-        body: Any = chat(question, answer)
-        (example,) = encoded(body, tokenizer)
-        start = int(np.flatnonzero(example.supervised)[0])
-        assert example.input_ids[:start].tolist() == served.encode_chat(body["messages"][:1])
-        assert tokenizer.decode(example.input_ids[start:]) == answer
+    assert len(served.encode(" the", add_special_tokens=False)) == 1
+    body: Any = chat("ree", "he", "wo", "hey")
+    (example,) = encoded(body, tokenizer)
+    first = int(np.flatnonzero(example.supervised)[0])
+    assert example.input_ids[:first].tolist() == served.encode_chat(body["messages"][:1])
+    assert learned(example, tokenizer) == ["he", "hey"]
 
 
 @pytest.mark.parametrize(
