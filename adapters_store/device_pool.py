@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from adapters_store.arena_allocator import ArenaAllocator
 from adapters_store.base import AdapterDigest
+from adapters_store.pool_shares import NOBODY, Owner, PoolShares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +21,13 @@ class DevicePoolSettings:
     """capacity_elements: arena size. max_slots: rows of the device adapter table, 0..max_slots-1.
 
     alignment_elements: every adapter starts on a multiple of this (64 bytes; 32 elements of bfloat16).
+    hold_s: how long a tenant within its share keeps an adapter that it does not use, while others want room.
     """
 
     capacity_elements: int
     max_slots: int
     alignment_elements: int = 32
+    hold_s: float = 10.0
 
     def __post_init__(self) -> None:
         if self.max_slots < 1:
@@ -50,9 +53,11 @@ class PoolEntry:
     offset: int
     num_elements: int
     last_used_s: float
+    owner: Owner = NOBODY
     state: EntryState = EntryState.COPYING
     ref_count: int = 0
     pinned: bool = False
+    was_used: bool = False
     doomed: bool = False  # its adapter was deleted: goes as soon as nobody uses it
 
     @property
@@ -117,6 +122,7 @@ class DevicePool:
         if entry is None:
             return None
         entry.ref_count += 1
+        entry.was_used = True
         entry.doomed = False  # somebody has the same version again, and a version is its content
         self.stats.hits += 1
         self._touch(entry)
@@ -130,15 +136,28 @@ class DevicePool:
         self._touch(entry)
         return entry
 
-    def reserve(
-        self, digest: AdapterDigest, num_elements: int, keep: Collection[AdapterDigest] = ()
-    ) -> Reservation | None:
-        """A place for an adapter that is about to be copied, evicting what nobody uses, the longest unused first.
+    def shares(self, asking: Collection[Owner] = ()) -> PoolShares:
+        """Who holds how much now. asking: tenants that wait for room."""
+        oldest_s = self._clock() - self.settings.hold_s
+        return PoolShares(self._entries.values(), self.capacity_elements, asking, oldest_s=oldest_s)
 
-        keep: not to be evicted either. None, with nothing evicted, if no place can be made.
+    def reserve(
+        self,
+        digest: AdapterDigest,
+        num_elements: int,
+        keep: Collection[AdapterDigest] = (),
+        *,
+        owner: Owner = NOBODY,
+        shares: PoolShares | None = None,
+    ) -> Reservation | None:
+        """A place for an adapter that is about to be copied, evicting what nobody uses: first what tenants hold beyond
+        their shares, then the longest unused.
+
+        keep: not to be evicted either. shares: as `shares()` gave them, where nothing has changed since. None, with
+        nothing evicted, if no place can be made.
         """
         assert digest not in self._entries, f"{digest} has a place already"
-        victims = self._plan(num_elements, keep)
+        victims = self._plan(num_elements, keep, owner, shares)
         if victims is None:
             return None
         for victim in victims:
@@ -146,7 +165,7 @@ class DevicePool:
         self.stats.evictions += len(victims)
         offset = self._arena.allocate(num_elements)
         assert offset is not None, "the plan made no room"
-        entry = PoolEntry(digest, self._free_slots.pop(), offset, num_elements, self._clock())
+        entry = PoolEntry(digest, self._free_slots.pop(), offset, num_elements, self._clock(), owner)
         self._entries[digest] = entry
         return Reservation(entry, tuple(victims))
 
@@ -180,11 +199,14 @@ class DevicePool:
         entry.last_used_s = self._clock()
         self._entries.move_to_end(entry.digest)
 
-    def _plan(self, num_elements: int, keep: Collection[AdapterDigest]) -> list[PoolEntry] | None:
+    def _plan(
+        self, num_elements: int, keep: Collection[AdapterDigest], owner: Owner, shares: PoolShares | None
+    ) -> list[PoolEntry] | None:
         """Whom to evict. Tries on a copy of the arena, then spares those whose going would not have helped."""
         if self._free_slots and self._arena.fits(num_elements):
             return []
-        candidates = [entry for entry in self._entries.values() if entry.is_evictable and entry.digest not in keep]
+        evictable = [entry for entry in self._entries.values() if entry.is_evictable and entry.digest not in keep]
+        candidates = (shares or self.shares([owner])).victims(evictable, owner, num_elements)
         if not self._is_enough(num_elements, candidates):
             return None
         trial, chosen = self._arena.copy(), 0

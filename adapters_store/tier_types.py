@@ -14,15 +14,18 @@ from adapters_store.host_tier import HostTierStats
 class AdapterTiersSettings:
     """max_copies: copies under way at once, and started between two polls at most: bounds what one step pays.
 
+    max_loads: loads asked of the host tier at once, so that what is wanted first later is not queued behind the rest.
     recheck_s: how often what is wanted and missing is looked at again when nothing has changed.
     """
 
     max_copies: int = 2
+    max_loads: int = 4
     recheck_s: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.max_copies < 1:
-            raise ValueError(f"max_copies must be at least 1, got {self.max_copies}")
+        for name in ("max_copies", "max_loads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,7 @@ from adapters_store.device_copier import CopyHandle, DeviceCopier
 from adapters_store.device_pool import DevicePool, PoolEntry, Reservation
 from adapters_store.errors import AdapterUnavailable, StoreError
 from adapters_store.host_tier import HostEntry, HostTier
+from adapters_store.pool_shares import NOBODY, Owner, PoolShares
 from adapters_store.tier_types import AdapterTiersSettings, AdapterTiersStats, ResidentAdapter
 
 if TYPE_CHECKING:
@@ -31,6 +33,20 @@ class _Copy(NamedTuple):
     entry: PoolEntry
     source: HostEntry
     handle: CopyHandle
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One look at everything that is wanted. too_much: a reservation of so many elements has failed for want of room.
+
+    denied: the same for one tenant, for want of share. fresh: not used yet, and whose it is. shares: who holds how much, until somebody is placed or goes.
+    """
+
+    too_much: int
+    loads_left: int
+    denied: dict[str, int] = field(default_factory=dict)
+    fresh: dict[AdapterDigest, str] = field(default_factory=dict)
+    shares: PoolShares | None = None
 
 
 class AdapterTiers:
@@ -63,12 +79,38 @@ class AdapterTiers:
         self._last_advance_s = clock()
         self._host_version = host.version
         self._num_misses = 0
-        self._too_much = 0  # in the current pass: a reservation of so many elements has failed
+        self._owners: Mapping[AdapterDigest, Owner] = {}  # of what is wanted
+        self._over_share: set[AdapterDigest] = set()
+        self._crowding: frozenset[str] = frozenset()
+        self._loads: list[tuple[Owner, int]] = []
+        self._pass = _Pass(0, 0)
 
     @property
     def no_room_since(self) -> Mapping[AdapterDigest, float]:
         """Wanted adapters in host memory that find no room on the device -> since when, in clock seconds."""
         return MappingProxyType(self._no_room_since)
+
+    @property
+    def over_share(self) -> Collection[AdapterDigest]:
+        """Of `no_room_since`: those whose own tenant has used up its share, so that it must make the room itself."""
+        return self._over_share
+
+    @property
+    def crowding(self) -> Collection[str]:
+        """Tenants that use more of the device than their share while somebody within its share finds no room."""
+        return self._crowding
+
+    @property
+    def num_activations(self) -> int:
+        """Rises whenever an adapter becomes ready."""
+        return self._pool.stats.activations
+
+    def take_loads(self) -> Sequence[tuple[Owner, int]]:
+        """What has been brought to the device since the last call: for whom, and how many elements."""
+        if not self._loads:
+            return ()
+        loads, self._loads = self._loads, []
+        return loads
 
     @property
     def poll_due_s(self) -> float | None:
@@ -81,11 +123,13 @@ class AdapterTiers:
         """Adapters on the device: acquire() gives their slot now."""
         return self._pool.ready()
 
-    def want(self, digests: Sequence[AdapterDigest], limit: int | None = None) -> Mapping[AdapterDigest, StoreError]:
+    def want(self, digests: Collection[AdapterDigest], limit: int | None = None) -> Mapping[AdapterDigest, StoreError]:
         """Replace the list of what to bring to the device, the most urgent first. Returns those that cannot come.
 
-        Only the first `limit` may take room; the rest keep their claim and wait. Cheap when nothing has changed.
+        digests: in a mapping, each with its owner. Only the first `limit` may take room; the rest keep their claim and
+        wait. Cheap when nothing has changed.
         """
+        self._owners = digests if isinstance(digests, Mapping) else {}
         wanted, limit = tuple(digests), len(digests) if limit is None else limit
         if wanted != self._wanted or limit != self._limit:
             self._replace_wanted(wanted, limit)
@@ -176,6 +220,10 @@ class AdapterTiers:
             for entry in self._pool.entries()
         ]
 
+    def held(self) -> tuple[AdapterDigest, ...]:
+        """What lies in either tier, each once."""
+        return tuple({*self._host.held(), *(entry.digest for entry in self._pool.entries())})
+
     def stats(self) -> AdapterTiersStats:
         """A snapshot of both tiers' counters."""
         pool = self._pool
@@ -214,14 +262,18 @@ class AdapterTiers:
         """Go through what is wanted, in order, and bring on what is missing."""
         self._must_advance = self._is_incomplete = False
         self._last_advance_s = self._clock()
-        self._too_much = self._pool.capacity_elements + 1
+        self._pass = _Pass(self._pool.capacity_elements + 1, self._settings.max_loads)
+        self._over_share.clear()
         in_order = dict.fromkeys((*self._pins, *self._wanted[: self._limit], *self._asked))
         more_urgent: set[AdapterDigest] = set()
+        self._pass.fresh = self._fresh()
         for digest in in_order:
             if self._pool.get(digest) is None and self._bring(digest, more_urgent):
                 self._is_incomplete = True
             more_urgent.add(digest)
         self._is_incomplete |= self._limit < len(self._wanted)
+        is_short = len(self._no_room_since) > len(self._over_share)
+        self._crowding = self._current_shares().crowding() if is_short else frozenset()
         # What is on the device already needs no room in host memory.
         self._host.prioritise([digest for digest in in_order if self._pool.get(digest) is None])
 
@@ -232,7 +284,9 @@ class AdapterTiers:
             error = self._host.failure(digest)
             if error is not None:
                 return self._fail(digest, error)
-            self._host.request(digest)
+            if self._pass.loads_left:
+                self._pass.loads_left -= 1
+                self._host.request(digest)
             return True
         if self._starts_left == 0:
             self._must_advance = True
@@ -252,12 +306,40 @@ class AdapterTiers:
         self, digest: AdapterDigest, num_elements: int, more_urgent: Collection[AdapterDigest]
     ) -> Reservation | None:
         """Within one pass room only shrinks, so what was too much once is too much for everybody further down."""
-        if num_elements >= self._too_much:
+        state, owner = self._pass, self._owners.get(digest, NOBODY)
+        if num_elements >= min(state.too_much, state.denied.get(owner.tenant, state.too_much)):
+            self._note_denied(digest, owner)
             return None
-        reservation = self._pool.reserve(digest, num_elements, more_urgent)
-        if reservation is None:
-            self._too_much = num_elements
+        shares = self._current_shares()
+        keep = {*more_urgent, *(fresh for fresh, tenant in state.fresh.items() if tenant != owner.tenant)}
+        reservation = self._pool.reserve(digest, num_elements, keep, owner=owner, shares=shares)
+        if reservation is not None:
+            state.shares = None
+        elif shares.allows(owner, num_elements):
+            state.too_much = num_elements
+        else:
+            state.denied[owner.tenant] = num_elements
+            self._note_denied(digest, owner)
         return reservation
+
+    def _fresh(self) -> dict[AdapterDigest, str]:
+        """Adapters that were brought for somebody who has not run yet, and for whom. Paying for them has put that
+        tenant behind the others, who would else take the room away again before it is used."""
+        found = ((digest, self._pool.get(digest)) for digest in self._wanted[: self._limit])
+        return {
+            digest: entry.owner.tenant
+            for digest, entry in found
+            if entry is not None and not entry.was_used and entry.owner.tenant not in self._crowding
+        }
+
+    def _note_denied(self, digest: AdapterDigest, owner: Owner) -> None:
+        if owner.tenant in self._pass.denied:
+            self._over_share.add(digest)
+
+    def _current_shares(self) -> PoolShares:
+        if self._pass.shares is None:
+            self._pass.shares = self._pool.shares(self._owners.values())
+        return self._pass.shares
 
     def _fail(self, digest: AdapterDigest, error: StoreError) -> bool:
         self._failures[digest] = error
@@ -280,6 +362,7 @@ class AdapterTiers:
         for slot in freed_slots:
             self._copier.clear(slot)
         self._starts_left -= 1
+        self._loads.append((entry.owner, entry.num_elements))
         entry.pinned = entry.digest in self._pins
         source = self._host.pin(entry.digest)
         copy = _Copy(entry, source, self._copier.start(entry.slot, entry.offset, adapter))

@@ -23,7 +23,9 @@ class Request:
     """One sequence to complete. `n` choices of one HTTP call are `n` requests that share their prompt's KV blocks.
 
     cache_salt separates the prefix cache of tenants: two requests can share KV blocks only when salt, adapter digest
-    and tokens are all equal.
+    and tokens are all equal. weight: the tenant's share of the server, next to the others'. price: what one of its
+    tokens costs the tenant in virtual tokens, 1 unless large ranks are charged more. deadline_s: when nobody waits for
+    it any more, in seconds of the scheduler's clock.
     """
 
     id: str
@@ -33,6 +35,9 @@ class Request:
     adapter: AdapterDigest | None = None
     adapter_name: str | None = None  # for metrics and messages only, never an identity
     arrival_s: float = 0.0
+    weight: float = 1.0
+    price: float = 1.0
+    deadline_s: float | None = None
 
     status: Status = Status.WAITING
     output_ids: list[int] = field(default_factory=list)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from adapters_store.base import AdapterDigest
 from adapters_store.errors import StoreError
+from adapters_store.pool_shares import Owner
 from server.engine.request import Request
 
 
@@ -18,8 +19,23 @@ class AdapterGate(Protocol):
     def no_room_since(self) -> Mapping[AdapterDigest, float]:
         """Wanted adapters that are loaded but find no room on the device, and since when (clock seconds)."""
 
-    def want(self, digests: Sequence[AdapterDigest], limit: int) -> Mapping[AdapterDigest, StoreError]:
+    @property
+    def over_share(self) -> Collection[AdapterDigest]:
+        """Of `no_room_since`: those whose own tenant has used up its share, so that it must make the room itself."""
+
+    @property
+    def crowding(self) -> Collection[str]:
+        """Tenants that use more of the device than their share while somebody within its share finds no room."""
+
+    @property
+    def num_activations(self) -> int:
+        """Rises whenever an adapter becomes ready."""
+
+    def want(self, wanted: Mapping[AdapterDigest, Owner], limit: int) -> Mapping[AdapterDigest, StoreError]:
         """Bring these to the device, the first first; only `limit` of them may take room. Those that cannot come."""
+
+    def take_loads(self) -> Sequence[tuple[Owner, int]]:
+        """What has been brought to the device since the last call: for whom, and how many elements."""
 
     def ready(self) -> Collection[AdapterDigest]:
         """Adapters on the device: acquire() gives their slot now."""
@@ -33,24 +49,26 @@ class AdapterGate(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSettings:
-    """max_batch_tokens: tokens in one forward. max_running: requests in one forward. max_waiting: queue limit.
+    """max_batch_tokens: tokens in one forward. max_running: requests in one forward.
 
+    max_waiting: queue limit. max_waiting_per_tenant: the same of one tenant.
     prefill_chunk: at most this many prompt tokens of one request in one forward (None: all that fit).
     watermark: share of blocks kept free when admitting, so that running requests can grow.
-    starvation_s, lookahead: see `FcfsAdmission`. retry_after_s: what a refused client is told.
+    starvation_s, lookahead: see `FairAdmission`. retry_after_s: what a refused client is told.
     """
 
     max_batch_tokens: int = 2048
     max_running: int = 64
     prefill_chunk: int | None = None
     max_waiting: int = 4096
+    max_waiting_per_tenant: int = 1024
     watermark: float = 0.01
     starvation_s: float = 2.0
     lookahead: int = 32
     retry_after_s: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("max_running", "max_waiting", "lookahead"):
+        for name in ("max_running", "max_waiting", "max_waiting_per_tenant", "lookahead"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_batch_tokens < self.max_running:

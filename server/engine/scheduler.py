@@ -5,13 +5,16 @@ tensors, text or HTTP. Who is admitted first is `admission`'s decision, who owns
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 
 from adapters_store.base import AdapterDigest
 from adapters_store.errors import StoreError
-from server.engine.admission import FcfsAdmission, Starving
+from server.engine.admission import FairAdmission, Starving
+from server.engine.deadlines import Deadlines
 from server.engine.errors import QueueFull
+from server.engine.fair_share import OUTPUT_COST, FairShare
 from server.engine.kv_blocks import BlockPool
 from server.engine.request import Request, Status
 from server.engine.sampling_params import InvalidRequest
@@ -43,10 +46,13 @@ class Scheduler:
         self._gate = gate
         self._max_model_len = max_model_len
         self._clock = clock
-        self._waiting = FcfsAdmission(lookahead=settings.lookahead, starvation_s=settings.starvation_s)
+        self._waiting = FairAdmission(lookahead=settings.lookahead, starvation_s=settings.starvation_s)
+        self.shares: FairShare = self._waiting.shares
+        self._deadlines = Deadlines()
         self._running: list[Request] = []  # in order of admission
         self._requests: dict[str, Request] = {}
         self._failed: list[tuple[Request, StoreError]] = []
+        self._late: list[Request] = []
         self._is_in_flight = False  # a forward is between schedule() and commit()
         self._num_watermark = int(settings.watermark * pool.num_blocks)
 
@@ -83,16 +89,35 @@ class Scheduler:
         assert request.id not in self._requests, f"{request.id} added twice"
         assert request.status is Status.WAITING, f"{request.id} is over already"
         self.check_fits(request)
-        if len(self._waiting) >= self.settings.max_waiting:
-            message = f"{len(self._waiting)} requests wait already (max_waiting {self.settings.max_waiting})"
-            raise QueueFull(message, retry_after_s=self.settings.retry_after_s)
+        self.check_queue(request.tenant)
         self._requests[request.id] = request
         self._waiting.push(request)
+        if request.deadline_s is not None:
+            self._deadlines.watch(request.id, request.deadline_s)
+
+    def check_queue(self, tenant: str, *, num_arriving: int = 0, num_arriving_of_tenant: int = 0) -> None:
+        """Raises QueueFull if this tenant may not queue one more. num_arriving: on their way to `add`. Any thread."""
+        settings = self.settings
+        num_waiting = len(self._waiting) + num_arriving
+        if num_waiting >= settings.max_waiting:
+            message = f"{num_waiting} requests wait already (max_waiting {settings.max_waiting})"
+            raise QueueFull(message, retry_after_s=settings.retry_after_s)
+        num_waiting = self._waiting.num_waiting_of(tenant) + num_arriving_of_tenant
+        if num_waiting >= settings.max_waiting_per_tenant:
+            limit = f"max_waiting_per_tenant {settings.max_waiting_per_tenant}"
+            raise QueueFull(
+                f"{num_waiting} requests of {tenant} wait already ({limit})", retry_after_s=settings.retry_after_s
+            )
 
     def schedule(self) -> Schedule | None:
         """The next forward, or None if nothing can run now. Running decodes first, then prefills, then the queue."""
         now_s = self._clock()
-        starving = self._waiting.starving(self._gate.no_room_since, now_s)
+        for request_id in self._deadlines.take_late(now_s):
+            if (request := self.abort(request_id)) is not None:
+                self._late.append(request)
+        for owner, num_elements in self._gate.take_loads():
+            self._waiting.charge_load(owner, num_elements)
+        starving = self._waiting.starving(self._gate.no_room_since, self._gate.over_share, now_s)
         self._prefetch(starving)
         schedule = self._decode()
         self._continue_prefills(schedule)
@@ -121,6 +146,7 @@ class Scheduler:
                 assert request.num_computed_tokens == request.num_tokens, f"{request.id} sampled in mid-prompt"
                 request.num_verified_tokens = request.num_computed_tokens
                 request.output_ids.append(token)
+                self.shares.account(request.tenant).charge(OUTPUT_COST * request.price)
 
     def finish(self, request: Request) -> None:
         """The request is over, however it ended: blocks and adapter reference come back. A second call does nothing."""
@@ -156,6 +182,11 @@ class Scheduler:
         failed, self._failed = self._failed, []
         return failed
 
+    def take_late(self) -> list[Request]:
+        """Requests whose deadline has passed, finished already, each reported exactly once."""
+        late, self._late = self._late, []
+        return late
+
     def check_fits(self, request: Request) -> None:
         """Raises InvalidRequest if the request can never run. Reads limits only, so any thread may ask."""
         num_prompt, max_tokens = len(request.prompt_ids), request.params.max_tokens
@@ -171,35 +202,43 @@ class Scheduler:
         raise InvalidRequest(param, message, code="context_length_exceeded")
 
     def _prefetch(self, starving: Starving | None) -> None:
-        wanted = self._waiting.wanted()
-        # While somebody starves, nothing behind it may take the room it waits for.
-        limit = len(wanted) if starving is None else wanted.index(starving.adapter) + 1
+        wanted, limit = self._waiting.wanted_beside(starving)
         for digest, error in self._gate.want(wanted, limit).items():
             self.fail_waiting(digest, error)
 
     def _decode(self) -> Schedule:
         rows: list[ScheduledRow] = []
-        block_size, index = self.pool.block_size, 0
-        while index < len(self._running):  # shrinks at its end when somebody is preempted
-            request = self._running[index]
+        block_size, has_preempted = self.pool.block_size, False
+        for request in self._running.copy():
             num_tokens, start = len(request.prompt_ids) + len(request.output_ids), request.num_computed_tokens
             assert start < num_tokens, f"{request.id} has nothing to compute: it should have been finished"
             if num_tokens - start == 1:
-                if len(request.block_ids) * block_size < num_tokens and not self._grow(request):
-                    break
+                if len(request.block_ids) * block_size < num_tokens:
+                    has_preempted |= self._grow(request)
                 rows.append(ScheduledRow(request, start, 1))
-            index += 1
+        if has_preempted:
+            rows = [row for row in rows if row.request.status is Status.RUNNING]
         return Schedule(rows, len(rows), len(rows))
 
     def _grow(self, request: Request) -> bool:
-        """One more block for a decode row; False if the request itself had to make room."""
-        while self.pool.num_free == 0:
-            victim = self._running[-1]
-            self._preempt(victim)
-            if victim is request:
-                return False
-        request.block_ids += self.pool.allocate(1)
-        return True
+        """One more block for a decode row, unless it was preempted itself; whether anybody was."""
+        has_preempted = False
+        while self.pool.num_free == 0 and request.status is Status.RUNNING:
+            self._preempt(self._victim())
+            has_preempted = True
+        if request.status is Status.RUNNING:
+            request.block_ids += self.pool.allocate(1)
+        return has_preempted
+
+    def _victim(self) -> Request:
+        """The last admitted of the tenant that runs most for its weight; never the first admitted of all, so that
+        somebody always comes to an end."""
+        crowd = Counter(request.tenant for request in self._running)
+        weights = {tenant: self.shares.account(tenant).weight for tenant in crowd}
+        return max(
+            enumerate(self._running[1:]),
+            key=lambda entry: (crowd[entry[1].tenant] / weights[entry[1].tenant], entry[0]),
+        )[1]
 
     def _preempt(self, request: Request) -> None:
         """Back to the front of the queue without blocks or adapter; its tokens stay and are recomputed."""
@@ -211,6 +250,7 @@ class Scheduler:
 
     def _stop_running(self, request: Request) -> None:
         self._running.remove(request)
+        self.shares.account(request.tenant).num_running -= 1
         has_row = self._is_in_flight  # its forward may have written to any of its blocks
         num_written = request.num_tokens if has_row else request.num_computed_tokens
         self.pool.release(request, num_written)
@@ -219,11 +259,14 @@ class Scheduler:
         request.slot = None
 
     def _continue_prefills(self, schedule: Schedule) -> None:
+        """The tenant that has been given least goes first: another's long prompts do not take the whole step."""
         if schedule.num_decodes == len(self._running):
             return
-        for request in self._running:
-            if request.num_tokens - request.num_computed_tokens > 1:
-                self._add_chunk(schedule, request)
+        prefills = [request for request in self._running if request.num_tokens - request.num_computed_tokens > 1]
+        if len(prefills) > 1:
+            prefills.sort(key=lambda request: self.shares.account(request.tenant).service)
+        for request in prefills:
+            self._add_chunk(schedule, request)
 
     def _add_chunk(self, schedule: Schedule, request: Request) -> None:
         room = self.settings.max_batch_tokens - schedule.num_tokens
@@ -245,7 +288,8 @@ class Scheduler:
         return max(self._num_watermark, len(self._running)) if self._running else 0
 
     def _admit(self, schedule: Schedule, starving: Starving | None, now_s: float) -> None:
-        walk = self._waiting.walk(self._gate.ready(), starving)
+        gate = self._gate
+        walk = self._waiting.walk(gate.ready(), gate.num_activations, starving, gate.crowding)
         admitted: list[Request] = []
         num_passed_over = 0
         while (request := walk.current) is not None and self._has_room(schedule):
@@ -259,7 +303,8 @@ class Scheduler:
                 num_passed_over += 1
                 if num_passed_over > self.settings.lookahead:
                     break
-            walk.advance()
+            walk.advance(admitted=verdict is _Verdict.ADMITTED)
+        walk.close()
         self._leave_queue(admitted, now_s)
 
     def _try_admit(self, request: Request) -> _Verdict:
@@ -274,6 +319,7 @@ class Scheduler:
             request.slot = self._gate.acquire(request.adapter)
             assert request.slot is not None, f"{request.adapter} is ready and gives no slot"
         self._running.append(request)
+        self.shares.account(request.tenant).num_running += 1
         return _Verdict.ADMITTED
 
     def _leave_queue(self, admitted: list[Request], now_s: float) -> None:

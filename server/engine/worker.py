@@ -7,7 +7,7 @@ import logging
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ class EngineWorker:
         self._num_threads = num_threads
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
-        self._num_arriving = 0  # submitted, not yet seen by the scheduler
+        self._arriving: Counter[str] = Counter()  # by tenant: submitted, not yet seen by the scheduler
         self._listeners: dict[str, Listener] = {}
         self._stats = EngineStats()
         self._stats_due_s = 0.0
@@ -96,8 +96,8 @@ class EngineWorker:
         with self._changed:
             if self._is_stopping or self._failure is not None:
                 raise QueueFull("the engine is stopping", retry_after_s=5.0)
-            self._check_queue()
-            self._num_arriving += 1
+            self._check_queue(request.tenant)
+            self._arriving[request.tenant] += 1
             self._commands.append(lambda: self._add(request, listener))
             self._changed.notify()
 
@@ -126,12 +126,11 @@ class EngineWorker:
         """The latest snapshot, at most a quarter of a second older than the engine's last step."""
         return self._stats
 
-    def _check_queue(self) -> None:
-        settings = self._engine.scheduler.settings
-        num_waiting = self._engine.scheduler.num_waiting + self._num_arriving
-        if num_waiting >= settings.max_waiting:
-            message = f"{num_waiting} requests wait already (max_waiting {settings.max_waiting})"
-            raise QueueFull(message, retry_after_s=settings.retry_after_s)
+    def _check_queue(self, tenant: str) -> None:
+        arriving = self._arriving
+        self._engine.scheduler.check_queue(
+            tenant, num_arriving=arriving.total(), num_arriving_of_tenant=arriving[tenant]
+        )
 
     def _send(self, command: Callable[[], None]) -> None:
         with self._changed:
@@ -140,7 +139,9 @@ class EngineWorker:
 
     def _add(self, request: Request, listener: Listener) -> None:
         with self._changed:
-            self._num_arriving -= 1
+            self._arriving[request.tenant] -= 1
+            if not self._arriving[request.tenant]:
+                del self._arriving[request.tenant]
         request.arrival_s = time.monotonic()
         self._listeners[request.id] = listener
         try:

@@ -72,6 +72,7 @@ class WorldSettings:
     numeric_failures: float = 0.001
     step_s: float = 0.05
     starvation_s: float = 2.0
+    hold_s: float = 1.0
     sizes: tuple[int, ...] = ()  # elements of the first adapters; the others are drawn
 
 
@@ -99,7 +100,7 @@ class World:
         self.pool = BlockPool(KVCacheSettings(num_blocks=sizes.num_blocks, block_size=4), "sha256:base")
         self.host = HostTier(HostTierSettings(max_bytes=4 * sizes.host_elements), self._load, clock=self.clock)
         pool_settings = DevicePoolSettings(
-            capacity_elements=sizes.pool_elements, max_slots=sizes.max_slots, alignment_elements=4
+            capacity_elements=sizes.pool_elements, max_slots=sizes.max_slots, alignment_elements=4, hold_s=sizes.hold_s
         )
         self.device_pool = DevicePool(pool_settings, self.clock)
         self.device = FakeDevice(sizes.pool_elements, self.tags.__getitem__, lambda _: self.random.randint(0, 3))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from adapters_store.base import AdapterDigest
 from adapters_store.errors import StoreError
+from adapters_store.pool_shares import Owner
 from server.engine.kv_blocks import BlockPool, KVCacheSettings
 from server.engine.request import Request
 from server.engine.sampling_params import SamplingParams
@@ -24,11 +25,23 @@ class FakeGate:
     no_room_since: dict[AdapterDigest, float] = field(default_factory=dict)
     references: dict[AdapterDigest, int] = field(default_factory=dict)
     wanted: list[AdapterDigest] = field(default_factory=list)
+    owners: list[Owner] = field(default_factory=list)
     limit: int = 0
+    over_share: set[AdapterDigest] = field(default_factory=set)
+    crowding: set[str] = field(default_factory=set)
+    loads: list[tuple[Owner, int]] = field(default_factory=list)
 
-    def want(self, digests: Sequence[AdapterDigest], limit: int) -> Mapping[AdapterDigest, StoreError]:
-        self.wanted, self.limit = list(digests), limit
-        return {digest: self.broken[digest] for digest in digests if digest in self.broken}
+    @property
+    def num_activations(self) -> int:
+        return sum(self.ready_digests.values()) + len(self.ready_digests)  # a test opens the gate behind our back
+
+    def want(self, wanted: Mapping[AdapterDigest, Owner], limit: int) -> Mapping[AdapterDigest, StoreError]:
+        self.wanted, self.owners, self.limit = list(wanted), list(wanted.values()), limit
+        return {digest: self.broken[digest] for digest in wanted if digest in self.broken}
+
+    def take_loads(self) -> Sequence[tuple[Owner, int]]:
+        loads, self.loads = self.loads, []
+        return loads
 
     def ready(self) -> Collection[AdapterDigest]:
         return self.ready_digests.keys()

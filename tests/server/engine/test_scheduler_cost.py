@@ -44,7 +44,13 @@ def test_a_step_costs_no_more_with_ten_thousand_waiting_than_with_a_hundred() ->
     costs = {}
     for num_waiting in (100, 10_000):
         bench = make_bench(
-            num_blocks=4096, max_model_len=4096, max_batch_tokens=2048, max_running=32, max_waiting=20_000, lookahead=32
+            num_blocks=4096,
+            max_model_len=4096,
+            max_batch_tokens=2048,
+            max_running=32,
+            max_waiting=20_000,
+            max_waiting_per_tenant=20_000,
+            lookahead=32,
         )
         fill(bench, 31)
         bench.step()

@@ -1,0 +1,82 @@
+"""Decides whose adapters have to go when the device is full. Knows tenants, weights and elements; knows no places.
+
+Max-min fairness in bytes: a tenant's share is the capacity divided by weight among the tenants that use the device. One
+beyond its share gives way first, so a tenant that cycles through a thousand adapters evicts its own. What nobody has
+used for `hold_s` is free for all, and no share is smaller than the tenant's one adapter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from adapters_store.device_pool import PoolEntry
+
+
+class Owner(NamedTuple):
+    """For whom an adapter is brought to the device. weight: the tenant's share next to the others'."""
+
+    tenant: str
+    weight: float = 1.0
+
+
+NOBODY = Owner("")  # outside a server with tenants: one owner, whose share is everything
+
+
+class PoolShares:
+    """Who holds how much at one moment. `asking`: tenants that wait for room, whether they hold anything or not."""
+
+    def __init__(
+        self, entries: Iterable[PoolEntry], capacity_elements: int, asking: Collection[Owner], *, oldest_s: float
+    ) -> None:
+        self._used: Counter[str] = Counter()
+        self._count: Counter[str] = Counter()
+        self._in_use: Counter[str] = Counter()
+        self._oldest_s = oldest_s
+        weights = {owner.tenant: owner.weight for owner in asking}
+        for entry in entries:
+            tenant = entry.owner.tenant
+            self._used[tenant] += entry.num_elements
+            self._count[tenant] += 1
+            self._in_use[tenant] += entry.num_elements if entry.ref_count else 0
+            if not self._is_stale(entry):
+                weights.setdefault(tenant, entry.owner.weight)
+        self._element_share = capacity_elements / sum(weights.values()) if weights else 0.0
+        self._weights = weights
+
+    def share(self, tenant: str) -> float:
+        """Elements."""
+        return self._element_share * self._weights.get(tenant, 0.0)
+
+    def allows(self, owner: Owner, num_elements: int) -> bool:
+        """Whether the tenant stays within its share with so many elements more. Its first adapter always does."""
+        used = self._used[owner.tenant]
+        return used == 0 or used + num_elements <= self.share(owner.tenant)
+
+    def crowding(self) -> frozenset[str]:
+        """Tenants whose running requests alone hold more than the share, on more than one adapter."""
+        held = ((tenant, num_elements) for tenant, num_elements in self._in_use.items() if self._count[tenant] > 1)
+        return frozenset(tenant for tenant, num_elements in held if num_elements > self.share(tenant))
+
+    def victims(self, evictable: Sequence[PoolEntry], owner: Owner, num_elements: int) -> list[PoolEntry]:
+        """Who may go for an adapter of this owner, and in which order. evictable: the longest unused first."""
+        used, count = self._used.copy(), self._count.copy()
+        first: list[PoolEntry] = []
+        rest: list[PoolEntry] = []
+        for entry in evictable:
+            tenant = entry.owner.tenant
+            is_over = count[tenant] > 1 and used[tenant] > self.share(tenant)
+            if is_over or self._is_stale(entry):
+                used[tenant] -= entry.num_elements
+                count[tenant] -= 1
+                first.append(entry)
+            else:
+                rest.append(entry)
+        if self.allows(owner, num_elements):
+            return first + rest
+        return first + [entry for entry in rest if entry.owner.tenant == owner.tenant]
+
+    def _is_stale(self, entry: PoolEntry) -> bool:
+        return entry.ref_count == 0 and entry.last_used_s < self._oldest_s
