@@ -116,7 +116,7 @@ def paged_attention(
 
     q_HTD: [q_heads, T, D]; k_HTD, v_HTD: [kv_heads, T, D] (any strides, D contiguous). Returns [T, q_heads, D].
     """
-    if on_triton(q_HTD):
+    if on_triton(q_HTD, "attention"):
         from lora_kernels.triton_ops.paged import paged_attention_triton
 
         return paged_attention_triton(q_HTD, k_HTD, v_HTD, cache, batch=batch, rule=rule)

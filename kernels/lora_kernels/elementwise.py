@@ -6,10 +6,15 @@ import torch
 
 from lora_kernels.native.bindings import native_ops
 from lora_kernels.reference import rms_norm_reference, silu_mul_reference
+from lora_kernels.triton_ops.available import on_triton
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """weight * round(x / rms(x)) over the last axis. x: [..., H]; weight: [H], same dtype. Returns x's shape."""
+    if on_triton(x, "elementwise"):
+        from lora_kernels.triton_ops.elementwise import rms_norm_triton
+
+        return rms_norm_triton(x, weight, eps)
     native = native_ops(x.dtype) if x.device.type == "cpu" else None
     if native is None:
         return rms_norm_reference(x, weight, eps)
@@ -22,6 +27,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 def silu_mul(gate_up_T2I: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up. gate_up_T2I: [..., 2 I] contiguous, the gate's half first. Returns [..., I]."""
+    if on_triton(gate_up_T2I, "elementwise"):
+        from lora_kernels.triton_ops.elementwise import silu_mul_triton
+
+        return silu_mul_triton(gate_up_T2I)
     native = native_ops(gate_up_T2I.dtype) if gate_up_T2I.device.type == "cpu" else None
     if native is None:
         return silu_mul_reference(gate_up_T2I)
@@ -36,8 +45,15 @@ def rope_in_place(x_1HTD: torch.Tensor, cos_1TR: torch.Tensor, sin_1TR: torch.Te
 
     False, with x untouched, where there is no kernel for these tensors.
     """
+    if x_1HTD.stride(3) != 1 or cos_1TR.dtype is not x_1HTD.dtype or len(x_1HTD) != 1:
+        return False
+    if on_triton(x_1HTD, "elementwise"):
+        from lora_kernels.triton_ops.elementwise import rope_triton
+
+        rope_triton(x_1HTD, cos_1TR, sin_1TR)
+        return True
     native = native_ops(x_1HTD.dtype) if x_1HTD.device.type == "cpu" else None
-    if native is None or x_1HTD.stride(3) != 1 or cos_1TR.dtype is not x_1HTD.dtype or len(x_1HTD) != 1:
+    if native is None:
         return False
     cos, sin = cos_1TR.contiguous(), sin_1TR.contiguous()
     _, heads, tokens, _ = x_1HTD.shape

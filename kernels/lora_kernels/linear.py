@@ -48,7 +48,7 @@ def add_lora_delta(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch | No
     if batch is None:
         return y_TO
     assert y_TO.dtype == x_TH.dtype == batch.table.arena.dtype, "input, output and adapters share one dtype"
-    if on_triton(x_TH):
+    if on_triton(x_TH, "lora"):
         from lora_kernels.triton_ops.lora import add_lora_delta_triton
 
         return add_lora_delta_triton(y_TO, x_TH, batch, group)

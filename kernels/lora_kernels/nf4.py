@@ -58,7 +58,7 @@ def nf4_weights(weights: Sequence[torch.Tensor]) -> list[Nf4Weight]:
 
 def on_nf4_kernel(x_TH: torch.Tensor) -> bool:
     """Whether rows are few enough, and lie where the kernel runs."""
-    return on_triton(x_TH) and len(x_TH) <= NF4_MAX_ROWS and x_TH.element_size() == 2
+    return on_triton(x_TH, "nf4") and len(x_TH) <= NF4_MAX_ROWS and x_TH.element_size() == 2
 
 
 def nf4_linear(x_TH: torch.Tensor, weights: Sequence[Nf4Weight], biases: Sequence[torch.Tensor | None]) -> torch.Tensor:

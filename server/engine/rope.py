@@ -17,10 +17,11 @@ Rope = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 def fuse_rope(model: nn.Module) -> None:
     """Rebind the name in each attention layer's own forward, where the fused form gives what the family's gives."""
+    device = next(model.parameters()).device
     for module in model.modules():
         forward = type(module).forward
         code, scope = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
-        if code is not None and NAME in code.co_names and _agrees(scope[NAME], module):
+        if code is not None and NAME in code.co_names and _agrees(scope[NAME], module, device):
             own = types.FunctionType(code, {**scope, NAME: _fused(scope[NAME])}, NAME, forward.__defaults__)
             own.__kwdefaults__ = forward.__kwdefaults__
             module.forward = types.MethodType(own, module)
@@ -43,14 +44,14 @@ def _fused(original: Rope) -> Rope:
 
 
 @torch.inference_mode()
-def _agrees(original: Rope, module: nn.Module) -> bool:
-    """Families may rotate otherwise (interleaved, partial): ask the family's own function."""
+def _agrees(original: Rope, module: nn.Module, device: torch.device) -> bool:
+    """Families may rotate otherwise (interleaved, partial): ask the family's own function, where the model lies."""
     head_dim = int(getattr(module, "head_dim", 0))
     if head_dim < 2:
         return False
     generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, heads, 3, head_dim, generator=generator) for heads in (2, 1))
-    angles = torch.randn(1, 3, head_dim // 2, generator=generator).repeat(1, 1, 2)
+    q, k = (torch.randn(1, heads, 3, head_dim, generator=generator).to(device) for heads in (2, 1))
+    angles = torch.randn(1, 3, head_dim // 2, generator=generator).repeat(1, 1, 2).to(device)
     expected = original(q, k, angles.cos(), angles.sin())
     got = _fused(original)(q.clone(), k.clone(), angles.cos(), angles.sin())
     return all(torch.allclose(one, other, atol=1e-5) for one, other in zip(expected, got, strict=True))

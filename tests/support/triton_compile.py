@@ -58,16 +58,17 @@ def compile_for(
     source = ASTSource(kernel, signature, constexprs=dict(constants), attrs=attributes)
     options = {"num_warps": num_warps, "num_stages": num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return _read(compiled.asm["cubin"], compiled.metadata.shared, folder)
+    return read_compiled(compiled, folder)
 
 
-def _read(cubin: bytes, shared_bytes: int, folder: Path) -> Compiled:
+def read_compiled(compiled: Any, folder: Path) -> Compiled:
+    """What `triton.compile` made."""
     path = folder / "kernel.cubin"
-    path.write_bytes(cubin)
+    path.write_bytes(compiled.asm["cubin"])
     usage = _dump("-res-usage", path)
     opcodes = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", _dump("-sass", path), re.MULTILINE)
     stack, registers = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("STACK", "REG"))  # type: ignore[index]
-    return Compiled(shared_bytes, stack, registers, Counter(opcodes))
+    return Compiled(compiled.metadata.shared, stack, registers, Counter(opcodes))
 
 
 def _dump(option: str, path: Path) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-RECORD = 4  # sequence, first token, number of tokens, position of the first
+RECORD = 4  # where the block table begins, first token, number of tokens, position of the first
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class QueryTiles:
 class AttentionTiles:
     """What the attention kernel reads of a step. Sequences with few query rows and with many get tiles of their own.
 
-    block_tables [sequences, width] int32, on the model's device with the records, in one allocation.
+    block_tables int32, 1-D, one table after the other, on the model's device with the records in one allocation.
     """
 
     block_tables: torch.Tensor
@@ -47,22 +47,28 @@ def attention_tiles(
 ) -> AttentionTiles:
     """group: query heads per key head; a tile of M rows holds M // group tokens, each with all of its group's heads."""
     is_short = np.diff(query_starts) * group <= decode_m
-    short = _records(query_starts, context_lens, is_short, decode_m // group)
-    long = _records(query_starts, context_lens, ~is_short, prefill_m // group)
+    table_starts = np.arange(len(block_tables)) * block_tables.shape[1]
+    assert block_tables.size < 2**31, "a record says in 32 bits where its block table begins"
+    short = _records(query_starts, context_lens, table_starts, is_short, decode_m // group)
+    long = _records(query_starts, context_lens, table_starts, ~is_short, prefill_m // group)
     packed = torch.from_numpy(np.concatenate([short.ravel(), long.ravel(), block_tables.ravel()]))
     if device.type == "cuda":
         packed = packed.pin_memory().to(device, non_blocking=True)
     parts = packed.split([short.size, long.size, block_tables.size])
     longest = [int(context_lens[chosen].max(initial=0)) for chosen in (is_short, ~is_short)]
     return AttentionTiles(
-        parts[2].view(block_tables.shape),
+        parts[2],
         QueryTiles(parts[0].view(-1, RECORD), decode_m, longest[0]),
         QueryTiles(parts[1].view(-1, RECORD), prefill_m, longest[1]),
     )
 
 
 def _records(
-    query_starts: NDArray[np.int32], context_lens: NDArray[np.int32], chosen: NDArray[np.bool_], tokens_per_tile: int
+    query_starts: NDArray[np.int32],
+    context_lens: NDArray[np.int32],
+    table_starts: NDArray[np.int64],
+    chosen: NDArray[np.bool_],
+    tokens_per_tile: int,
 ) -> NDArray[np.int32]:
     counts = np.diff(query_starts)
     tiles = np.where(chosen, -(-counts // tokens_per_tile), 0)
@@ -70,4 +76,5 @@ def _records(
     done = (np.arange(len(sequences)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * tokens_per_tile
     lengths = np.minimum(tokens_per_tile, counts[sequences] - done)
     positions = context_lens[sequences] - counts[sequences] + done
-    return np.stack([sequences, query_starts[sequences] + done, lengths, positions], axis=1).astype(np.int32)
+    firsts = query_starts[sequences] + done
+    return np.stack([table_starts[sequences], firsts, lengths, positions], axis=1).astype(np.int32)

@@ -33,9 +33,11 @@ def store_kv_kernel(
     BLOCK_D: tl.constexpr,
     PAGE: tl.constexpr,
 ) -> None:
-    """Grid (tokens): one token's keys and values of all heads."""
+    """Grid (tokens): one token's keys and values of all heads. A negative slot: the token is padding."""
     token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots_ptr + token)
+    slot = tl.load(slots_ptr + token).to(tl.int64)
+    if slot < 0:
+        return
     head = tl.arange(0, BLOCK_H)[:, None]
     d = tl.arange(0, BLOCK_D)[None, :]
     wanted = (head < KV_HEADS) & (d < HEAD_DIM)
@@ -88,7 +90,7 @@ def _keys_of_split(
     return first, tl.minimum(first + per_split, end)
 
 
-@kernel("tables_width", "window", "num_splits")
+@kernel("window", "num_splits")
 def attention_kernel(
     out_ptr: tl.tensor,
     parts_ptr: tl.tensor,
@@ -98,7 +100,6 @@ def attention_kernel(
     value_cache_ptr: tl.tensor,
     tables_ptr: tl.tensor,
     records_ptr: tl.tensor,
-    tables_width: tl.tensor,
     num_splits: tl.tensor,
     q_head_stride: tl.tensor,
     q_token_stride: tl.tensor,
@@ -123,7 +124,7 @@ def attention_kernel(
         return
     kv_head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(0) // KV_HEADS
-    table = tables_ptr + tl.load(record).to(tl.int64) * tables_width
+    table = tables_ptr + tl.load(record)
     first_position = tl.load(record + 3)
     m = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)

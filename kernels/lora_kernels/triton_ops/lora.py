@@ -8,50 +8,12 @@ from typing import Any
 import torch
 
 from lora_kernels.lora_batch import LoraBatch, LoraGroup
-from lora_kernels.triton_ops.lora_tiles import DECODE_ROWS, PREFILL_ROWS
 from lora_kernels.triton_ops.shrink_expand import expand_kernel, shrink_kernel
+from lora_kernels.triton_ops.tiles import LoraTile, device_tiles
 
 ALIGN_BYTES = 16  # the widest load
 MAX_SPLITS = 16
-TARGET_PROGRAMS = 512  # about four on each multiprocessor of an H100
 MIN_BLOCKS_PER_SPLIT = 2
-
-
-@dataclass(frozen=True, slots=True)
-class LoraTile:
-    """One compiled shape of both kernels, for 16-bit elements; float32 halves the blocks to keep the bytes,
-    and has twice the warps to share its sums (no tensor core adds exactly in float32)."""
-
-    shrink_k: int
-    shrink_warps: int
-    shrink_stages: int
-    expand_r: int
-    expand_n: int
-    expand_warps: int
-    splits_at_once: int
-
-    def for_element(self, num_bytes: int) -> LoraTile:
-        if num_bytes == 2:
-            return self
-        return LoraTile(
-            self.shrink_k // 2,
-            2 * self.shrink_warps,
-            self.shrink_stages,
-            self.expand_r,
-            self.expand_n // 2,
-            self.expand_warps,
-            self.splits_at_once,
-        )
-
-
-TILES = {  # rows of a tile, ranks per pass
-    (DECODE_ROWS, 16): LoraTile(128, 2, 4, 16, 256, 4, 8),
-    (DECODE_ROWS, 32): LoraTile(128, 4, 4, 32, 256, 4, 8),
-    (DECODE_ROWS, 64): LoraTile(128, 4, 4, 64, 256, 8, 8),
-    (PREFILL_ROWS, 16): LoraTile(64, 4, 4, 16, 128, 8, 1),
-    (PREFILL_ROWS, 32): LoraTile(64, 4, 4, 32, 128, 8, 1),
-    (PREFILL_ROWS, 64): LoraTile(64, 4, 4, 32, 128, 8, 1),
-}
 
 
 def add_lora_delta_triton(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup) -> torch.Tensor:
@@ -62,9 +24,10 @@ def add_lora_delta_triton(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBat
     assert x_TH.stride(1) == 1, "x's features are contiguous"
     assert y_TO.stride(1) == 1, "y's features are contiguous"
     tiles = batch.row_tiles
-    tile = TILES[tiles.block_m, tiles.rank_block].for_element(x_TH.element_size())
+    chosen = device_tiles(x_TH.device)
+    tile = chosen.tiles.lora[tiles.block_m, tiles.rank_block].for_element(x_TH.element_size())
     members = len(group.module_rows)
-    splits = num_splits(tiles.num_tiles * members, group.in_features, tile.shrink_k)
+    splits = num_splits(tiles.num_tiles * members, group.in_features, tile.shrink_k, chosen.target_programs)
     h_rank_blocks = -(-tiles.max_rank // 16)
     h = tiles.scratch(splits * len(tiles.rows) * members * h_rank_blocks * 16)
     shared = _Shared(batch, group, h, h_rank_blocks, splits)
@@ -73,9 +36,9 @@ def add_lora_delta_triton(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBat
     return y_TO
 
 
-def num_splits(programs: int, in_features: int, block_k: int) -> int:
+def num_splits(programs: int, in_features: int, block_k: int, target_programs: int) -> int:
     """Stretches of K, so that a few rows on a few adapters still keep the whole device reading."""
-    wanted = -(-TARGET_PROGRAMS // programs)
+    wanted = -(-target_programs // programs)
     possible = -(-in_features // (block_k * MIN_BLOCKS_PER_SPLIT))
     return max(1, min(wanted, possible, MAX_SPLITS))
 

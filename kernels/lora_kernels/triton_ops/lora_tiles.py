@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lora_kernels.triton_ops.tiles import DECODE_ROWS, PREFILL_ROWS
+
 RECORD = 3  # slot, first position in `rows`, number of rows
-DECODE_ROWS = 16  # the smallest tile of a tensor core
-PREFILL_ROWS = 64
+ALIGN_ELEMENTS = 4  # 16 bytes: a pointer that is aligned now and then would be compiled for twice
 MIN_RANK_BLOCK, MAX_RANK_BLOCK = 16, 64
 
 
@@ -57,19 +58,21 @@ def row_tiles(
     """Tiles of segments `slots [S]`, `starts [S + 1]` over `rows [R]`; padded with empty ones up to num_tiles."""
     counts = np.diff(starts)
     block_m = DECODE_ROWS if counts.max(initial=0) <= DECODE_ROWS else PREFILL_ROWS
-    records = _records(slots, starts, counts, block_m)
+    records = tile_records(slots, starts, counts, block_m)
     if len(records) < num_tiles:
         records = np.concatenate([records, np.zeros((num_tiles - len(records), RECORD), dtype=np.int32)])
-    packed = torch.from_numpy(np.concatenate([records.ravel(), rows]))
+    gap = -records.size % ALIGN_ELEMENTS
+    packed = torch.from_numpy(np.concatenate([records.ravel(), np.zeros(gap, dtype=np.int32), rows]))
     if device.type == "cuda":
         packed = packed.pin_memory().to(device, non_blocking=True)
-    split = records.size
-    return RowTiles(packed[:split].view(-1, RECORD), packed[split:], block_m, max_rank)
+    size = records.size
+    return RowTiles(packed[:size].view(-1, RECORD), packed[size + gap :], block_m, max_rank)
 
 
-def _records(
+def tile_records(
     slots: NDArray[np.int32], starts: NDArray[np.int32], counts: NDArray[np.int32], block_m: int
 ) -> NDArray[np.int32]:
+    """One record per tile of at most block_m rows; counts [S]: rows of each segment."""
     per_segment = -(-counts // block_m)
     segments = np.repeat(np.arange(len(slots)), per_segment)
     within = np.arange(len(segments)) - np.repeat(np.cumsum(per_segment) - per_segment, per_segment)

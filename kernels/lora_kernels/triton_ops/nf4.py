@@ -8,31 +8,16 @@ with more than one stretch, a second kernel adds them in one fixed order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton.language as tl
 
 from lora_kernels.nf4 import NF4_BLOCK, Nf4Weight
 from lora_kernels.triton_ops.jit import device_function, dot, kernel, rounded
+from lora_kernels.triton_ops.tiles import device_tiles
 
 MAX_SPLITS = 16
-TARGET_PROGRAMS = 512  # about four on each multiprocessor of an H100
 MIN_STEPS_PER_SPLIT = 4
 SUM_COLUMNS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Nf4Tile:
-    """One compiled shape. It depends on the number of rows only through block_m: 16, 32 or 64."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-TILES = (Nf4Tile(16, 64, 4, 4), Nf4Tile(32, 64, 4, 4), Nf4Tile(64, 64, 4, 3))
 
 
 @device_function
@@ -139,9 +124,9 @@ def sum_parts_kernel(
     tl.store(y_cells, rounded(total, y_ptr.dtype.element_ty), mask=has_column)
 
 
-def num_splits(out_features: int, in_features: int, block_n: int) -> int:
+def num_splits(out_features: int, in_features: int, block_n: int, target_programs: int) -> int:
     """Stretches of K, so that a narrow layer still keeps the whole device reading."""
-    wanted = -(-TARGET_PROGRAMS // -(-out_features // block_n))
+    wanted = -(-target_programs // -(-out_features // block_n))
     possible = in_features // NF4_BLOCK // MIN_STEPS_PER_SPLIT
     return max(1, min(wanted, possible, MAX_SPLITS))
 
@@ -151,8 +136,9 @@ def nf4_matmul(x_TH: torch.Tensor, weight: Nf4Weight, bias: torch.Tensor | None,
     assert x_TH.stride(1) == 1, "x's features are contiguous"
     assert y_TO.stride(1) == 1, "y's features are contiguous"
     rows, outs = y_TO.shape
-    tile = next(tile for tile in TILES if rows <= tile.block_m)
-    splits = num_splits(outs, weight.in_features, tile.block_n)
+    chosen = device_tiles(x_TH.device)
+    tile = chosen.tiles.nf4_for(rows)
+    splits = num_splits(outs, weight.in_features, tile.block_n, chosen.target_programs)
     parts = y_TO if splits == 1 else torch.empty(splits * rows * outs, dtype=torch.float32, device=y_TO.device)
     nothing = weight.code  # a pointer that its kernel does not read
     nested = (weight.nested_code, weight.nested_absmax, weight.nested_offset)

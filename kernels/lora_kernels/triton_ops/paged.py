@@ -9,41 +9,13 @@ import torch
 
 from lora_kernels.triton_ops.attention_tiles import AttentionTiles, QueryTiles
 from lora_kernels.triton_ops.flash_paged import attention_kernel, join_splits_kernel, store_kv_kernel
+from lora_kernels.triton_ops.tiles import AttentionTile, device_tiles, power_of_two
 
 if TYPE_CHECKING:
     from lora_kernels.attention import AttentionRule, LayerCache, PagedBatch
 
-MIN_TILE = 16  # the smallest of a tensor core
 MAX_SPLITS = 16
 MIN_KEYS_PER_SPLIT = 256
-TARGET_PROGRAMS = 512  # about four on each multiprocessor of an H100
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionTile:
-    """One compiled shape. block_m: query rows; block_n: keys."""
-
-    block_m: int
-    block_n: int
-    block_d: int
-    num_warps: int
-    num_stages: int
-
-    @classmethod
-    def choose(cls, *, head_dim: int, group: int, num_bytes: int, decode: bool) -> AttentionTile:
-        block_d = max(MIN_TILE, power_of_two(head_dim))
-        key_bytes = block_d * num_bytes
-        is_tall = key_bytes <= 256 and not decode
-        tile_bytes = 8 * 1024 if is_tall else 16 * 1024  # wider key tiles spill on an A100
-        block_n = min(64, max(MIN_TILE, tile_bytes // key_bytes))
-        if decode:
-            return cls(max(MIN_TILE, power_of_two(group)), block_n, block_d, 4, 3)
-        return cls(max(128 if is_tall else 64, power_of_two(group)), block_n, block_d, 8, 2)
-
-
-def power_of_two(value: int) -> int:
-    """The smallest one that is not below value."""
-    return 1 << (value - 1).bit_length()
 
 
 def paged_attention_triton(
@@ -63,8 +35,9 @@ def paged_attention_triton(
     q_heads, num_tokens, head_dim = q_HTD.shape
     out_THD = q_HTD.new_empty(num_tokens, q_heads, head_dim)
     group = q_heads // len(k_HTD)
+    table = device_tiles(q_HTD.device).tiles
     chosen = {
-        decode: AttentionTile.choose(head_dim=head_dim, group=group, num_bytes=q_HTD.element_size(), decode=decode)
+        decode: table.attention(head_dim=head_dim, group=group, num_bytes=q_HTD.element_size(), decode=decode)
         for decode in (True, False)
     }
     tiles = batch.attention_tiles(group, chosen[True].block_m, chosen[False].block_m, q_HTD.device)
@@ -96,9 +69,9 @@ def store_kv_triton(k_HTD: torch.Tensor, v_HTD: torch.Tensor, cache: LayerCache,
     )
 
 
-def num_splits(programs: int, max_context: int) -> int:
+def num_splits(programs: int, max_context: int, target_programs: int) -> int:
     """Stretches of a long context, so that a few sequences still keep the whole device reading."""
-    return max(1, min(-(-TARGET_PROGRAMS // programs), -(-max_context // MIN_KEYS_PER_SPLIT), MAX_SPLITS))
+    return max(1, min(-(-target_programs // programs), -(-max_context // MIN_KEYS_PER_SPLIT), MAX_SPLITS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +107,7 @@ def _attend(launch: _Launch, rule: AttentionRule) -> None:
     seen = launch.queries.max_context
     if rule.window > 0:
         seen = min(seen, rule.window + launch.tile.block_m)
-    splits = num_splits(len(launch.queries) * launch.kv_heads, seen)
+    splits = num_splits(len(launch.queries) * launch.kv_heads, seen, device_tiles(q.device).target_programs)
     rows = len(launch.queries) * launch.kv_heads * launch.tile.block_m
     parts, sums = out, out
     if splits > 1:
@@ -149,7 +122,6 @@ def _attend(launch: _Launch, rule: AttentionRule) -> None:
         launch.cache.values,
         launch.tiles.block_tables,
         launch.queries.records,
-        launch.tiles.block_tables.shape[1],
         splits,
         q.stride(0),
         q.stride(1),

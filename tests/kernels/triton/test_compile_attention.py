@@ -12,7 +12,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
 from lora_kernels.triton_ops.flash_paged import attention_kernel, join_splits_kernel, store_kv_kernel
-from lora_kernels.triton_ops.paged import MAX_SPLITS, AttentionTile, power_of_two
+from lora_kernels.triton_ops.paged import MAX_SPLITS
+from lora_kernels.triton_ops.tiles import TILES, power_of_two
 from support.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE, Compiled, compile_for
 
 FLOATS = {"scale": "fp32", "softcap": "fp32"}
@@ -35,7 +36,7 @@ def heads(head_dim: int, group: int) -> dict[str, int]:
 def test_attention_streams_whole_vectors_to_tensor_cores(
     capability: int, head_dim: int, group: int, decode: bool, tmp_path: Path
 ) -> None:
-    tile = AttentionTile.choose(head_dim=head_dim, group=group, num_bytes=2, decode=decode)
+    tile = TILES[capability].attention(head_dim=head_dim, group=group, num_bytes=2, decode=decode)
     special = head_dim in (96, 256)  # Phi-3 and Gemma
     compiled = compile_for(
         capability,

@@ -11,12 +11,12 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
-from lora_kernels.triton_ops.lora import TILES, LoraTile
 from lora_kernels.triton_ops.shrink_expand import expand_kernel, shrink_kernel
+from lora_kernels.triton_ops.tiles import SM_80, TILES
 from support.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE, Compiled, compile_for
 
 POINTERS = {"h_ptr": "*fp32", "offsets_ptr": "*i64", "ranks_ptr": "*i32", "records_ptr": "*i32", "rows_ptr": "*i32"}
-CASES = [(tile, "bf16", 3) for tile in TILES]
+CASES = [(tile, "bf16", 3) for tile in SM_80.lora]
 CASES += [((16, 16), "fp16", 1), ((64, 64), "fp32", 2)]
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
@@ -29,7 +29,7 @@ def check(compiled: Compiled, dtype: str) -> None:
 
 
 def shrink(capability: int, key: tuple[int, int], dtype: str, members: int, even: bool, folder: Path) -> Compiled:
-    tile: LoraTile = TILES[key].for_element(BYTES[dtype])
+    tile = TILES[capability].lora[key].for_element(BYTES[dtype])
     block_m, rank_block = key
     return compile_for(
         capability,
@@ -70,7 +70,7 @@ def test_shrink_streams_whole_vectors_to_tensor_cores(
 def test_expand_reads_and_writes_whole_vectors(
     capability: int, key: tuple[int, int], dtype: str, members: int, tmp_path: Path
 ) -> None:
-    tile = TILES[key].for_element(BYTES[dtype])
+    tile = TILES[capability].lora[key].for_element(BYTES[dtype])
     compiled = compile_for(
         capability,
         expand_kernel,

@@ -12,7 +12,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
 from lora_kernels.nf4 import NF4_BLOCK
-from lora_kernels.triton_ops.nf4 import MAX_SPLITS, SUM_COLUMNS, TILES, Nf4Tile, nf4_kernel, sum_parts_kernel
+from lora_kernels.triton_ops.nf4 import MAX_SPLITS, SUM_COLUMNS, nf4_kernel, sum_parts_kernel
+from lora_kernels.triton_ops.tiles import SM_80, Nf4Tile
 from support.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE, Compiled, compile_for
 
 POINTERS = dict.fromkeys(("parts_ptr", "code_ptr", "nested_code_ptr", "nested_absmax_ptr"), "*fp32")
@@ -27,7 +28,7 @@ def check(compiled: Compiled) -> None:
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(("tile", "nested"), [*((tile, True) for tile in TILES), (TILES[0], False)], ids=str)
+@pytest.mark.parametrize(("tile", "nested"), [*((tile, True) for tile in SM_80.nf4), (SM_80.nf4[0], False)], ids=str)
 def test_matmul_streams_packed_weights_to_tensor_cores(
     capability: int, tile: Nf4Tile, nested: bool, tmp_path: Path
 ) -> None:

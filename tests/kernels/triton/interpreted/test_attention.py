@@ -23,7 +23,7 @@ CONTEXTS, FIRST_CHUNKS = (1, 33, 150, 17), (0, 20, 149, 9)
 
 @pytest.fixture(autouse=True)
 def _through_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "on_triton", lambda x: True)
+    monkeypatch.setattr(launcher, "on_triton", lambda *_: True)
 
 
 class World:
@@ -131,7 +131,7 @@ def test_any_number_of_query_heads_shares_a_key_head(heads: tuple[int, int]) -> 
 @pytest.mark.parametrize("rule", [PLAIN, AttentionRule(0.3, window=40), BOTH], ids=str)
 @pytest.mark.parametrize("contexts", [(700, 40), (1500, 1)])
 def test_a_long_context_is_split_and_joined_in_a_fixed_order(contexts: tuple[int, int], rule: AttentionRule) -> None:
-    assert paged.num_splits(4, contexts[0]) > 1
+    assert paged.num_splits(4, contexts[0], 512) > 1
     first_chunks = (contexts[0] - 1, contexts[1] - 1)
     world = World(16, contexts=contexts)
     world.fill(first_chunks)
@@ -157,6 +157,16 @@ def test_store_writes_its_own_slots_only() -> None:
         assert torch.equal(world.cache.values[world.tables[index, 0], :, 0], world.v[index][0])
 
 
+def test_a_padding_token_is_stored_nowhere() -> None:
+    world = World(16)
+    batch = world.batch([0, 0, 0, 0], [1, 1, 1, 1])
+    batch.slot_mapping_T[[1, 3]] = -1
+    k, v = (torch.stack([source[i][0] for i in range(4)], dim=1) for source in (world.k, world.v))
+    paged.store_kv_triton(k, v, world.cache, batch)
+    assert int(world.cache.keys.isfinite().all(-1).sum()) == 2 * 2
+    assert int(world.cache.values.isfinite().all(-1).sum()) == 2 * 2
+
+
 def test_a_sequence_of_nan_leaves_its_neighbours_finite() -> None:
     world = World(16)
     world.v[2].fill_(torch.nan)
@@ -175,7 +185,7 @@ def test_tiles_hold_whole_tokens_and_keep_decodes_apart_from_prefills() -> None:
         prefill_m=128,
         device=torch.device("cpu"),
     )
-    assert tiles.decode.records.tolist() == [[0, 0, 1, 899], [2, 101, 3, 0]]
-    assert tiles.prefill.records.tolist() == [[1, 1, 42, 50], [1, 43, 42, 92], [1, 85, 16, 134]]
+    assert tiles.decode.records.tolist() == [[0, 0, 1, 899], [4, 101, 3, 0]]
+    assert tiles.prefill.records.tolist() == [[2, 1, 42, 50], [2, 43, 42, 92], [2, 85, 16, 134]]
     assert (tiles.decode.max_context, tiles.prefill.max_context) == (900, 150)
-    assert tiles.block_tables.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert tiles.block_tables.tolist() == [0, 1, 2, 3, 4, 5]

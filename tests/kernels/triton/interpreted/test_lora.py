@@ -12,7 +12,8 @@ from lora_kernels.lora_batch import NO_ADAPTER, LoraBatch, LoraGroup
 from lora_kernels.reference import lora_delta_reference
 from lora_kernels.triton_ops import lora
 from lora_kernels.triton_ops.lora import add_lora_delta_triton
-from lora_kernels.triton_ops.lora_tiles import DECODE_ROWS, PREFILL_ROWS, row_tiles
+from lora_kernels.triton_ops.lora_tiles import row_tiles
+from lora_kernels.triton_ops.tiles import DECODE_ROWS, PREFILL_ROWS
 from support.lora import random_table
 from support.triton_cases import normal, relative_error, row_slots, tolerance
 
@@ -67,7 +68,7 @@ def test_groups_of_one_and_two_members_and_odd_sizes(group: LoraGroup) -> None:
 def test_long_inputs_are_split_and_summed_in_a_fixed_order(in_features: int, splits: int) -> None:
     group = LoraGroup((0,), in_features, (40,))
     batch = LoraBatch(random_table([group], [16], torch.bfloat16), np.zeros(2, dtype=np.int32))
-    assert lora.num_splits(1, in_features, 128) == splits
+    assert lora.num_splits(1, in_features, 128, 512) == splits
     x = normal(2, in_features, dtype=torch.bfloat16)
     check(x, batch, group)
     assert torch.equal(delta(x, batch, group), delta(x, batch, group))
@@ -157,7 +158,7 @@ def test_tiles_grow_where_a_segment_outgrows_the_decode_tile() -> None:
 
 
 def test_the_launcher_sends_to_triton_what_lies_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "on_triton", lambda x: True)
+    monkeypatch.setattr(linear, "on_triton", lambda *_: True)
     batch = LoraBatch(random_table([GROUP], RANKS, torch.float32), row_slots("zipf", 9, 6))
     weight, x = normal(383, 300, dtype=torch.float32), normal(9, 300, dtype=torch.float32)
     monkeypatch.setattr(linear, "native_ops", lambda dtype: None)

@@ -1,0 +1,37 @@
+"""The elementwise kernels of an 8B step compile for A100 and H100: whole vectors, no spills."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter does not compile", allow_module_level=True)
+
+import torch
+
+from lora_kernels.elementwise import rms_norm, rope_in_place, silu_mul
+from support.triton_compile import SPILLS
+from support.triton_launches import recorded_launches
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_norms_rotations_and_gates_read_whole_vectors(capability: int, tmp_path: Path) -> None:
+    weight, qkv = torch.ones(4096, dtype=torch.bfloat16), torch.zeros(1, 5, 6144, dtype=torch.bfloat16)
+    angles = torch.zeros(1, 5, 128, dtype=torch.bfloat16)
+    with recorded_launches(capability) as launches:
+        rms_norm(qkv[..., :4096].contiguous(), weight, 1e-5)
+        rms_norm(qkv[..., :4096].view(1, 5, 32, 128), weight[:128], 1e-5)
+        silu_mul(torch.zeros(5, 2 * 14336, dtype=torch.bfloat16))
+        rope_in_place(qkv[..., :4096].view(1, 5, 32, 128).transpose(1, 2), angles, angles)
+    assert [launch.name for launch in launches] == ["rms_norm_kernel"] * 2 + ["silu_mul_kernel", "rope_kernel"]
+    for launch in launches:
+        compiled = launch.compile_for(capability, tmp_path)
+        assert compiled.stack_bytes == 0, launch.name
+        assert compiled.count(*SPILLS) == 0, launch.name
+        assert compiled.count("STG.E.U16") == 0, (launch.name, compiled.instructions)
+        assert compiled.count("LDG.E.U16") <= 1, (launch.name, compiled.instructions)  # a short row's weight
+        assert compiled.shared_bytes <= 16 * 1024, launch.name
