@@ -25,6 +25,7 @@ from server.api import (
 from server.api.auth import authenticate
 from server.api.boundary import RequestBoundary
 from server.api.context import ApiContext
+from server.api.draining import DrainGate
 from server.api.limits import RequestLimits
 from server.api.metrics import ApiMetrics
 from server.api.ports import EngineClient
@@ -35,7 +36,7 @@ def create_app(*, engine: EngineClient, store: AdapterStore, settings: ApiSettin
     """The whole API over one engine and one store. Both are the caller's to start and to close."""
     app = FastAPI(title="multilora", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     own_metrics = ApiMetrics(engine, settings.max_label_values)
-    app.state.context = ApiContext(
+    context = app.state.context = ApiContext(
         engine=engine,
         store=store,
         settings=settings,
@@ -49,6 +50,7 @@ def create_app(*, engine: EngineClient, store: AdapterStore, settings: ApiSettin
     _register_openapi(app)
     errors.install(app)
     app.add_middleware(RequestLimits, settings=settings)
+    app.add_middleware(DrainGate, draining=context.draining)
     app.add_middleware(RequestBoundary, metrics=own_metrics)
     return app
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from server.api.errors import ClientGone
+from server.api.errors import ApiError, ClientGone
 from server.engine.request import TokenEvent
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ class Inbox:
         self._events: list[IndexedEvent] = []
         self._waiter: asyncio.Future[None] | None = None
         self._hung_up = False
+        self._failure: ApiError | None = None
 
     def add(self, event: IndexedEvent) -> None:
         self._events.append(event)
@@ -37,13 +38,20 @@ class Inbox:
         self._hung_up = True
         self._wake()
 
+    def fail(self, failure: ApiError) -> None:
+        """Nothing more will come: the reader is told why, after what has arrived."""
+        self._failure = failure
+        self._wake()
+
     async def take(self) -> list[IndexedEvent]:
-        """Everything that has arrived, at least one event. Raises ClientGone."""
-        while not self._events and not self._hung_up:
+        """Everything that has arrived, at least one event. Raises ClientGone, and what `fail` was given."""
+        while not self._events and not self._hung_up and self._failure is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         if self._hung_up:
             raise ClientGone
+        if self._failure is not None and not self._events:
+            raise self._failure
         events, self._events = self._events, []
         return events
 

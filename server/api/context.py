@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 
 from adapters_store.store import AdapterStore
 from server.api.bridge import EventBridge
+from server.api.draining import Draining
 from server.api.metrics import ApiMetrics
 from server.api.ports import EngineClient
 from server.api.settings import ApiSettings
@@ -36,6 +37,7 @@ class ApiContext:
     check_slots: anyio.CapacityLimiter
     created: int
     bridge: EventBridge = field(default_factory=EventBridge)
+    draining: Draining = field(default_factory=Draining)
 
     @property
     def fingerprint(self) -> str:

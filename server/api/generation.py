@@ -69,8 +69,9 @@ def submitted(context: ApiContext, requests: Sequence[Request], meter: CallMeter
     """A generation under way; leaving the block aborts what is left of it."""
     generation = Generation(context, requests, meter)
     try:
-        generation.submit()
-        yield generation
+        with context.draining.watching(generation.inbox):
+            generation.submit()
+            yield generation
     finally:
         generation.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from server.api.context import ContextDep
+from server.api.draining import server_stopping
 from server.api.errors import ApiError
 
 
@@ -16,7 +17,9 @@ async def health(context: ContextDep) -> dict[str, str]:
 
 
 async def ready(context: ContextDep) -> dict[str, str]:
-    """200 once requests are served."""
+    """200 once requests are served, and while they are: a server that is stopping is not ready any more."""
+    if context.draining.is_on:
+        raise server_stopping()
     if not (context.engine.is_healthy() and context.engine.is_ready()):
         raise ApiError(503, "not_ready", "The server does not serve requests yet.", retry_after_s=1.0)
     return {"status": "ready"}

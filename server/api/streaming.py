@@ -1,7 +1,7 @@
 """Sends a generation as server-sent events, as it happens. Knows when to send what; the shapes are the renderer's.
 
 Headers wait for the first event, so that whatever fails before it is answered with its proper status. After that a
-failure is one event with an error body, and the stream ends without [DONE].
+failure is one event with an error body, and then [DONE], so that a client that waits for it comes to its end too.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class TokenStream(Response):
         except ApiError as error:
             if not self._is_started:
                 raise
-            last = f"data: {json_text(error.body)}\n\n"
+            last = f"data: {json_text(error.body)}\n\n{_DONE}"
         await send(_body(last, more=False))
 
     async def _send_events(self, batches: AsyncIterator[list[IndexedEvent]], send: Send) -> None:

@@ -14,6 +14,10 @@ from server.cli.stopping import StopSignals
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from server.api.draining import Draining
+
+DRAIN_S = 30.0
+_LAST_WORDS_S = 2  # for those who are told at the deadline, and for what does not listen to being told
 _POLL_S = 0.01
 
 
@@ -49,13 +53,15 @@ def url_of(listener: socket.socket) -> str:
 
 
 class HttpServer:
-    """An app served on a thread, so that the main thread keeps the signals."""
+    """An app served on a thread, so that the main thread keeps the signals. drain_s: see `stop`."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket) -> None:
+    def __init__(self, app: FastAPI, listener: socket.socket, *, drain_s: float = DRAIN_S) -> None:
         from server.api.serve import ListenSettings, build_server
 
         self._listener = listener
-        self._server = build_server(app, ListenSettings())
+        self._drain_s = drain_s
+        self._draining: Draining = app.state.context.draining
+        self._server = build_server(app, ListenSettings(grace_s=_LAST_WORDS_S))
         self._thread = threading.Thread(target=self._run, name="http")
         self._error: Exception | None = None
 
@@ -76,11 +82,22 @@ class HttpServer:
         raise self._error or CommandError("server_stopped", "the HTTP server ended before it began")
 
     def stop(self, signals: StopSignals) -> None:
-        """Accept nobody new, let answers under way end (30 s at most), and end the thread; at once when asked twice."""
+        """Turn false at /ready and let nobody in, but let answers under way come to their end, for drain_s at most;
+        then tell those left, and end the thread. At once when asked twice."""
+        self._draining.begin()
+        self._wait_until_empty(self._drain_s, signals)
+        if signals.count < 2:
+            self._draining.cut_off()
+            self._wait_until_empty(_LAST_WORDS_S, signals)
         self._server.should_exit = True
         while self.is_alive:
             self._server.force_exit = signals.count > 1
             self._thread.join(_POLL_S)
+
+    def _wait_until_empty(self, limit_s: float, signals: StopSignals) -> None:
+        deadline_s = time.monotonic() + limit_s
+        while self.is_alive and self._draining.num_inside and signals.count < 2 and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S)
 
     def _run(self) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from server.cli.base_path import find_base
-from server.cli.listening import bound
+from server.cli.listening import DRAIN_S, bound
 from server.cli.logs import set_up_logging
 from server.cli.options import DEFAULT_DATA_DIR, DataDirOption, HostOption, JsonOption, PortOption
 from server.cli.output import Output
@@ -15,6 +15,7 @@ from server.cli.serve_options import (
     AuthOption,
     Device,
     DeviceOption,
+    DrainOption,
     Dtype,
     DtypeOption,
     HostCacheOption,
@@ -54,6 +55,7 @@ def serve(
     adapter_pool_mib: AdapterPoolOption = None,
     host_cache_mib: HostCacheOption = None,
     no_prefix_cache: NoPrefixCacheOption = False,
+    drain_s: DrainOption = DRAIN_S,
     log_json: LogJsonOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -86,6 +88,7 @@ def serve(
         max_adapters=max_adapters,
         threads=threads,
         prefix_cache=not no_prefix_cache,
+        drain_s=drain_s,
     )
     with StopSignals() as signals, bound(host, port) as listener:
         with output.stage("importing torch and transformers"):

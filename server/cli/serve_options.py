@@ -51,6 +51,7 @@ class ServeOptions:
     max_adapters: int
     threads: int | None
     prefix_cache: bool
+    drain_s: float
 
 
 _MEMORY, _LIMITS, _MODEL = "Memory", "Limits", "Model"
@@ -101,3 +102,12 @@ NoPrefixCacheOption = Annotated[
     bool, typer.Option("--no-prefix-cache", help="Compute every prompt in full.", rich_help_panel=_MEMORY)
 ]
 LogJsonOption = Annotated[bool, typer.Option("--log-json", help="Log JSON lines to stderr.")]
+DrainOption = Annotated[
+    float,
+    typer.Option(
+        help="Seconds that answers under way may take to end after SIGTERM.",
+        min=0.0,
+        max=3600.0,
+        rich_help_panel=_LIMITS,
+    ),
+]

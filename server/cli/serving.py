@@ -15,7 +15,7 @@ from server.api.settings import ApiSettings
 from server.cli.admin_key import AdminKey, admin_key
 from server.cli.engine_start import running_engine, show_memory
 from server.cli.failures import CommandError
-from server.cli.listening import HttpServer, url_of
+from server.cli.listening import DRAIN_S, HttpServer, url_of
 from server.cli.output import Output
 from server.cli.serve_options import Auth, ServeOptions
 from server.cli.stopping import StopSignals
@@ -37,7 +37,7 @@ def run(options: ServeOptions, listener: socket.socket, output: Output, signals:
             show_memory(parts, output)
             settings = ApiSettings(data_dir=options.data_dir, auth=options.auth.value, admin_keys=(key.value,))
             app = create_app(engine=parts.worker, store=store, settings=settings)
-            with http_server(app, listener, signals) as server:
+            with http_server(app, listener, signals, drain_s=options.drain_s) as server:
                 _tell_ready(options, parts, url_of(listener), output)
                 signals.wait(while_true=lambda: server.is_alive)
                 output.event("stopping")
@@ -45,9 +45,11 @@ def run(options: ServeOptions, listener: socket.socket, output: Output, signals:
 
 
 @contextmanager
-def http_server(app: FastAPI, listener: socket.socket, signals: StopSignals) -> Iterator[HttpServer]:
+def http_server(
+    app: FastAPI, listener: socket.socket, signals: StopSignals, *, drain_s: float = DRAIN_S
+) -> Iterator[HttpServer]:
     """The app, reachable; stopped in order at the end. CommandError (server_stopped) where it ended by itself."""
-    server = HttpServer(app, listener)
+    server = HttpServer(app, listener, drain_s=drain_s)
     server.start()
     try:
         yield server

@@ -85,17 +85,17 @@ def test_what_fails_before_the_first_token_has_its_own_status(
 @pytest.mark.parametrize(
     ("route", "body", "num_chunks"), [("/v1/completions", ASK, 3), ("/v1/chat/completions", CHAT, 4)]
 )
-def test_a_stream_that_fails_sends_what_it_had_then_an_error_event_and_no_done(
+def test_a_stream_that_fails_sends_what_it_had_then_an_error_event_and_done(
     client: httpx.Client, fake_engine: FakeEngine, route: str, body: dict[str, Any], num_chunks: int
 ) -> None:
     fake_engine.fail_next(RequestError("nan_logits", "the model produced NaN", 500), after_tokens=3)
     response = client.post(route, json={**body, "stream": True})
     assert response.status_code == 200
-    *chunks, last = [line for line in response.text.split("\n\n") if line]
+    *chunks, last, done = [line for line in response.text.split("\n\n") if line]
     assert chunks  # the tokens before the failure, some of them joined
     error = json.loads(last.removeprefix("data: "))["error"]
     assert error == {"message": "the model produced NaN", "type": "server_error", "param": None, "code": "nan_logits"}
-    assert "[DONE]" not in response.text
+    assert done == "data: [DONE]"
 
 
 def test_one_failed_choice_ends_the_others_of_its_call_only(client: httpx.Client, fake_engine: FakeEngine) -> None:

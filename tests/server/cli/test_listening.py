@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from server.engine.tokenizer import Tokenizer
 from support.adapter_files import tiny_base
 from support.fake_engine import FakeEngine
 from support.tokenizer_zoo import byte_level, wrapped
+from support.waiting import wait_until
 
 HOST = "127.0.0.1"
 
@@ -80,6 +82,48 @@ def test_asked_once_answers_under_way_come_to_their_end(app: FastAPI, engine: Fa
     assert stream.rest()[-1] == "data: [DONE]"
     reader.join()
     assert time.monotonic() - start_s >= 0.5
+
+
+def test_while_it_drains_it_is_alive_and_not_ready_and_lets_nobody_in(app: FastAPI, engine: FakeEngine) -> None:
+    listener = bound(HOST, 0)
+    url, server = url_of(listener), HttpServer(app, listener)
+    server.start()
+    assert httpx.get(f"{url}/ready").status_code == 200
+    stream = Stream(engine, url)
+    stopping = threading.Thread(target=server.stop, args=(StopSignals(),))
+    stopping.start()
+    wait_until(lambda: httpx.get(f"{url}/ready").status_code == 503)
+    assert httpx.get(f"{url}/health").status_code == 200
+    refused = httpx.post(f"{url}/v1/completions", json={"model": "tiny", "prompt": "x"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_stopping")
+    assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
+    engine.may_step.set()
+    assert stream.rest()[-1] == "data: [DONE]"
+    stopping.join()
+
+
+def test_at_the_deadline_a_stream_ends_with_an_error_event_and_a_whole_answer_with_503(
+    app: FastAPI, engine: FakeEngine
+) -> None:
+    listener = bound(HOST, 0)
+    url, server = url_of(listener), HttpServer(app, listener, drain_s=0.3)
+    server.start()
+    stream = Stream(engine, url)
+    answers: list[httpx.Response] = []
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 50, "ignore_eos": True}
+    asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=body)))
+    asking.start()
+    wait_until(lambda: engine.stats().num_running == 2)
+    start_s = time.monotonic()
+    server.stop(StopSignals())
+    assert 0.3 <= time.monotonic() - start_s < 2.0
+    *_, error, done = stream.rest()
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "server_stopping"
+    assert done == "data: [DONE]"
+    asking.join()
+    assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "server_stopping")
+    assert len(engine.aborted) == 2
+    engine.may_step.set()
 
 
 def test_asked_twice_they_are_cut_off(app: FastAPI, engine: FakeEngine) -> None:

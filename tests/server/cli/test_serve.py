@@ -158,6 +158,34 @@ def test_sigterm_lets_a_stream_come_to_its_end_and_exits_0(
     assert not any("Traceback" in line for line in server.log)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_stream_that_outlives_the_drain_is_told_and_one_stopped_twice_is_cut(
+    again: bool, serve_process: Command, wait_ready: Command, base: Path, tmp_path: Path
+) -> None:
+    options = ("--base", base, "--data-dir", tmp_path, "--auth", "off", "--drain-s", "60" if again else "0.2")
+    with serve_process(*options) as server:
+        wait_ready(server)
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True, "n": 16}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: {")
+            start_s = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            if again:
+                wait_until(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
+                server.process.send_signal(signal.SIGTERM)
+                with pytest.raises(httpx.RemoteProtocolError):
+                    list(lines)
+            else:
+                *_, error, done = [line for line in lines if line]
+                assert json.loads(error.removeprefix("data: "))["error"]["code"] == "server_stopping"
+                assert done == "data: [DONE]"
+        assert server.ended() == 0
+        assert time.monotonic() - start_s < 5.0
+    assert server.lines[-1] == "stopped"
+    assert again or not any("Traceback" in line for line in server.log)
+
+
 def test_sigint_while_it_loads_exits_0(serve_process: Command, base: Path, tmp_path: Path) -> None:
     with serve_process("--base", base, "--data-dir", tmp_path) as server:
         wait_until(lambda: server.lines, timeout_s=20)
