@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, select, true, update
 
-from adapters_store import alias_rows, audit
+from adapters_store import alias_rows, audit, quota_rows
 from adapters_store.base import AdapterDigest, BaseDescription
 from adapters_store.database import now_s
 from adapters_store.errors import Conflict, NotFound
@@ -97,7 +97,7 @@ def add_version(
     """Write the row of a new version; `draft` lacks only its number. The same content under the same name is not new.
 
     Raises:
-        NotFound: tenant_not_found. Conflict: too_many_adapters.
+        NotFound: tenant_not_found. Conflict: too_many_adapters, quota_adapters, quota_bytes.
     """
     owner = tenant_id(connection, draft.tenant, lock=True)
     adapter_id, last_number = _find_or_add_name(connection, owner, draft.name)
@@ -105,6 +105,7 @@ def add_version(
     number = connection.execute(select(adapter_versions.c.number).where(known)).scalar()
     if number is None:
         _check_room(connection, owner, max_versions)
+        quota_rows.check_room(connection, owner, draft.num_bytes)
         number = last_number + 1
         _insert_version(connection, adapter_id, number, draft, config)
     if draft.active:

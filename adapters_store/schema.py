@@ -7,6 +7,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -19,7 +20,7 @@ from sqlalchemy import (
     false,
 )
 
-HEAD_REVISION = "0004"
+HEAD_REVISION = "0005"
 
 metadata = MetaData()
 
@@ -42,6 +43,19 @@ api_keys = Table(
     Column("expires_at", BigInteger),
     Column("scopes", String(256)),
     Column("label", String(128)),
+)
+
+# What a tenant may use; no row and no value: no limit.
+tenant_quotas = Table(
+    "tenant_quotas",
+    metadata,
+    Column("tenant_id", Integer, ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("weight", Float, nullable=False),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("max_concurrent", BigInteger),
+    Column("max_adapters", BigInteger),
+    Column("max_adapter_bytes", BigInteger),
 )
 
 # A name keeps its row when its last version is deleted: numbers are never given twice, "name@1" never means another.

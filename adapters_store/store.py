@@ -25,6 +25,7 @@ from adapters_store.names import check_name, split_ref
 from adapters_store.packed import PackedAdapter
 from adapters_store.packed_file import keep_packed, read_packed
 from adapters_store.packing import pack, packed_bytes
+from adapters_store.quotas import QuotaStore
 from adapters_store.records import AdapterVersion
 from adapters_store.tenants import TenantStore
 from adapters_store.validate import AdapterPlan, plan_adapter
@@ -53,6 +54,7 @@ class AdapterStore:
         self._resolved: AnswerCache[tuple[str, str], tuple[AdapterVersion, ...]] = AnswerCache(database.generation)
         database.on_write(self._resolved.clear)
         self.aliases = AliasStore(database)
+        self.quotas = QuotaStore(database)
         self.tenants = TenantStore(database, self._drop_unreferenced)
         self.audit = AuditLog(database)
 

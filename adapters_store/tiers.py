@@ -39,7 +39,8 @@ class _Copy(NamedTuple):
 class _Pass:
     """One look at everything that is wanted. too_much: a reservation of so many elements has failed for want of room.
 
-    denied: the same for one tenant, for want of share. fresh: not used yet, and whose it is. shares: who holds how much, until somebody is placed or goes.
+    denied: the same for one tenant, for want of share. fresh: adapters not used yet, and whose they are. shares: who
+    holds how much, until somebody is placed or goes.
     """
 
     too_much: int
