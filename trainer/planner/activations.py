@@ -39,8 +39,9 @@ def kept_by_forward(
     residual = shape.hidden * (2 if mixed and not trains_base else 4)
     rows = min(chunk, tokens)
     logits = LOGIT_COPIES * rows * shape.vocab * 4
-    final = 2 * tokens * shape.hidden * 4  # the last norm, and the hidden rows that the head reads
-    return Kept(tokens * per_token, tokens * residual, logits + final)
+    final = 3 * tokens * shape.hidden * 4  # the last norm, the rows that the head reads, and their gradient
+    head = 2 * shape.vocab * shape.hidden * 4 if trains_base else 0  # the head's gradient, and one chunk's part of it
+    return Kept(tokens * per_token, tokens * residual, logits + final + head)
 
 
 def _layer_bytes(shape: ModelShape, *, mixed: bool, trains_base: bool, targets: tuple[str, ...], rank: int) -> int:
@@ -66,7 +67,7 @@ def _inputs(shape: ModelShape, mixed: bool, trains_base: bool, targets: tuple[st
     for group in (("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj")):
         members = sum(name in trained for name in group)
         kept += element * shape.hidden * (members if mixed else min(members, 1))
-    if "o_proj" in trained and mixed and not trains_base:
+    if "o_proj" in trained:  # beside the result that attention keeps itself
         kept += element * shape.heads * shape.head_dim
     if "down_proj" in trained:
         kept += element * shape.intermediate

@@ -205,6 +205,9 @@ def _forward_lines(case: TrainingCase, kept: Kept) -> list[MemoryLine]:
         MemoryLine("activations", activations, f"{case.tokens:,} tokens, {how}"),
         MemoryLine("loss", kept.loss_bytes, f"{case.loss_rows:,} rows of {case.shape.vocab:,} logits"),
     ]
+    if case.precision != "float32" and case.keeping.weight == 4 and case.sharding.stage < 3:
+        cast = 2 * (case.shape.multiplied_parameters if case.method == "full" else case.trained_parameters)
+        lines.append(MemoryLine("cast weights", cast, "bfloat16 copies that products of float32 weights leave behind"))
     if case.sharding.stage == 3:
         weight = 2 if case.precision != "float32" else 4
         gathered = 2 * weight * case.shape.linear_parameters // layers

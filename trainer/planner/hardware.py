@@ -1,0 +1,70 @@
+"""Which devices could do a training run, cheapest first. Tries the whole table in ones, twos, fours and eights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from trainer.planner.gpus import GPUS, PRICES_AS_OF, Gpu
+from trainer.planner.memory import GIB, MemoryNeed, Sharding, TrainingCase, memory_need
+from trainer.planner.timing import RunTime, run_time
+
+COUNTS = (1, 2, 4, 8)
+RUNTIME_BYTES = GIB  # CUDA context and allocator gaps
+FILL = 0.95  # of a device's memory that a plan may use
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to run it that fits."""
+
+    gpu: Gpu
+    devices: int
+    case: TrainingCase
+    need: MemoryNeed
+    time: RunTime
+
+
+def options(
+    case: TrainingCase,
+    *,
+    train_tokens: int,
+    sequence_length: int,
+    gpus: Iterable[Gpu] = tuple(GPUS.values()),
+    counts: Iterable[int] = COUNTS,
+) -> list[Option]:
+    """What fits, cheapest first; [] where nothing does. Recomputes activations only where they do not fit otherwise."""
+    counts = tuple(counts)
+    found = [
+        Option(gpu, count, fitting, memory_need(fitting), _time(fitting, gpu, train_tokens, sequence_length))
+        for gpu in gpus
+        for count in counts
+        if (fitting := _first_that_fits(case, gpu, count)) is not None
+    ]
+    return sorted(found, key=lambda option: (option.time.usd, option.time.hours))
+
+
+def prices_said() -> str:
+    return f"prices are rough on-demand rates of {PRICES_AS_OF}, an assumption: give your own with --usd-per-hour"
+
+
+def _time(case: TrainingCase, gpu: Gpu, train_tokens: int, sequence_length: int) -> RunTime:
+    return run_time(case, gpu, train_tokens=train_tokens, sequence_length=sequence_length)
+
+
+def _first_that_fits(case: TrainingCase, gpu: Gpu, count: int) -> TrainingCase | None:
+    for tried in _ways(case, count):
+        if memory_need(tried).total <= FILL * gpu.memory_bytes:
+            return tried
+    return None
+
+
+def _ways(case: TrainingCase, count: int) -> Iterator[TrainingCase]:
+    """From the least effort to the most."""
+    case = replace(case, runtime_bytes=RUNTIME_BYTES)
+    stages = (0,) if count == 1 else (2, 3)  # FSDP without resharding after the forward, and with
+    for stage in stages:
+        shared = replace(case, sharding=Sharding(stage, count))
+        yield shared
+        if not case.checkpointing:
+            yield replace(shared, checkpointing=True)
