@@ -1,0 +1,102 @@
+"""What to change in a training spec so that it fits: one line a change, each with the bytes it leads to.
+
+For refusals: "out of memory" with a way out. Knows specs and sums; starts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from trainer.planner.hardware import COUNTS
+from trainer.planner.memory import GIB, MemoryNeed, Sharding, TrainingCase, memory_need
+from trainer.planner.shapes import ModelShape, shape_of_config
+from trainer.spec import TrainSpec
+
+SMALL_FORWARDS = (8192, 4096, 2048, 1024, 512, 256)  # tokens
+
+
+def case_of(spec: TrainSpec, *, shape: ModelShape | None = None, devices: int = 1) -> TrainingCase:
+    """The planner's view of a spec. shape: read from spec.base where it is None. Raises PlanError for an unknown base.
+
+    devices: the processes a sharded run is started with.
+    """
+    stage = 3 if spec.reshard_after_forward else 2
+    targets = None if spec.adapter.target_modules == "all-linear" else tuple(spec.adapter.target_modules)
+    return TrainingCase(
+        shape=shape or shape_of_config(spec.base),
+        method=spec.method,
+        precision=spec.precision,
+        tokens=spec.batch.forward_tokens,
+        checkpointing=spec.checkpointing,
+        rank=spec.adapter.rank,
+        targets=targets,
+        rank_pattern={key.rpartition(".")[2]: rank for key, rank in spec.adapter.rank_pattern.items()},
+        sharding=Sharding(stage, devices) if spec.sharding == "fsdp" else Sharding(),
+    )
+
+
+def advise(spec: TrainSpec, available_bytes: int, *, shape: ModelShape | None = None, devices: int = 1) -> list[str]:
+    """Lines for a person: the need, then every single change that makes the run fit `available_bytes` a device.
+
+    Where no single change is enough, all of them together; [] where the run fits as it is. Raises PlanError.
+    """
+    case = case_of(spec, shape=shape, devices=devices)
+    need = memory_need(case)
+    if need.total <= available_bytes:
+        return []
+    lines = [f"the run needs about {_gib(need.total)} a device, {_gib(available_bytes)} are available: {_parts(need)}"]
+    fitting = [line for line, changed in _changes(case, available_bytes) if changed <= available_bytes]
+    return lines + (fitting or list(_last_resort(case, available_bytes)))
+
+
+def _changes(case: TrainingCase, available: int) -> Iterator[tuple[str, int]]:
+    """Single changes, the ones that cost least first."""
+    for tokens in SMALL_FORWARDS:
+        if tokens < case.tokens and (total := memory_need(replace(case, tokens=tokens)).total) <= available:
+            said = (
+                f"batch.micro_tokens {tokens} instead of {case.tokens} (with max_sequence_length no longer than that)"
+            )
+            yield f"{said}: {_gib(total)}", total
+            break
+    if not case.checkpointing:
+        total = memory_need(replace(case, checkpointing=True)).total
+        yield f"checkpointing true (about a third slower): {_gib(total)}", total
+    if case.precision == "float32":
+        total = memory_need(replace(case, precision="bfloat16")).total
+        yield f"precision bfloat16: {_gib(total)}", total
+    for method in ("lora", "qlora") if case.method == "full" else ("qlora",):
+        if method != case.method:
+            total = memory_need(replace(case, method=method)).total
+            yield f"method {method}: {_gib(total)}", total
+    yield from _shared(case, available)
+
+
+def _shared(case: TrainingCase, available: int) -> Iterator[tuple[str, int]]:
+    for count in COUNTS:
+        if count > case.sharding.devices:
+            total = memory_need(replace(case, sharding=Sharding(3, count))).total
+            if total <= available:
+                yield f"sharding fsdp on {count} devices: {_gib(total)} each", total
+                break
+
+
+def _last_resort(case: TrainingCase, available: int) -> Iterator[str]:
+    smallest = replace(
+        case, method="qlora", precision="bfloat16", checkpointing=True, tokens=min(case.tokens, SMALL_FORWARDS[-1])
+    )
+    total = memory_need(smallest).total
+    together = f"qlora, checkpointing and micro_tokens {smallest.tokens} together: {_gib(total)}"
+    if total <= available:
+        yield f"no single change is enough; {together}"
+        return
+    shared = next((line for line, _ in _shared(smallest, available)), "a smaller base is needed")
+    yield f"no change of the method is enough ({together}); {shared}"
+
+
+def _parts(need: MemoryNeed) -> str:
+    return ", ".join(f"{line.name} {_gib(line.num_bytes)}" for line in need.lines if line.num_bytes * 20 > need.total)
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 2 else f"{count / (1 << 20):.0f} MiB"
