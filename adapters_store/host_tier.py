@@ -186,6 +186,11 @@ class HostTier:
             if digest in self._entries:
                 self._remove(digest)
 
+    def held(self) -> list[AdapterDigest]:
+        """What is in host memory now."""
+        with self._changed:
+            return list(self._entries)
+
     def stats(self) -> HostTierStats:
         """A snapshot."""
         with self._changed:

@@ -11,8 +11,8 @@ from server.engine.tokenizer import Tokenizer
 
 
 class EngineStats(Protocol):
-    """A moment of the engine. kv_usage is 0..1; running_adapters are the names resident on the device; counters only
-    ever rise."""
+    """A moment of the engine. kv_usage is 0..1; running_adapters are the names resident on the device, held_adapters
+    the digests in any memory; counters only ever rise."""
 
     @property
     def num_waiting(self) -> int: ...
@@ -24,6 +24,8 @@ class EngineStats(Protocol):
     def running_adapters(self) -> Sequence[str]: ...
     @property
     def waiting_adapters(self) -> Sequence[str]: ...
+    @property
+    def held_adapters(self) -> Sequence[AdapterDigest]: ...
     @property
     def max_slots(self) -> int: ...
     @property

@@ -50,6 +50,7 @@ class Engine:
         self._names: dict[AdapterDigest, str] = {}
         self._counters = EngineCounters()
         self._has_run = False
+        self._leaving: set[AdapterDigest] = set()  # left service, and requests that use them are under way
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises InvalidRequest or QueueFull."""
@@ -67,7 +68,13 @@ class Engine:
         return self._final(request, OutputDelta("", "abort"))
 
     def forget_adapter(self, digest: AdapterDigest) -> None:
-        """The adapter was deleted: out of both tiers and the prefix cache. Requests under way come to their end."""
+        """The adapter left service: out of both tiers and the prefix cache, once requests under way have ended."""
+        if digest in self.scheduler.running_adapters() or digest in self.scheduler.waiting_adapters():
+            self._leaving.add(digest)
+            if digest in self.tiers.ready():
+                self.tiers.pin(digest)  # its files may be gone: who is preempted could not get it back
+            return
+        self._leaving.discard(digest)
         self.tiers.forget(digest)
         self.scheduler.pool.drop_adapter(digest)
         self._names.pop(digest, None)
@@ -83,6 +90,7 @@ class Engine:
         schedule = self.scheduler.schedule()
         self._has_run = schedule is not None
         events = [self._adapter_failed(request, error) for request, error in self.scheduler.take_failed()]
+        events += [self._too_late(request) for request in self.scheduler.take_late()]
         if schedule is None:
             return events
         self._runner.zero_blocks(self.scheduler.pool.take_blocks_to_zero())
@@ -156,6 +164,8 @@ class Engine:
         self._runner.forget(request.id)
         self._outputs.pop(request.id, None)
         self._prompt_logprobs.pop(request.id, None)
+        if request.adapter in self._leaving:
+            self.forget_adapter(request.adapter)
         return event
 
     def _event(self, request: Request, delta: OutputDelta) -> TokenEvent:
@@ -177,6 +187,10 @@ class Engine:
     def _adapter_failed(self, request: Request, error: StoreError) -> TokenEvent:
         status = 404 if isinstance(error, NotFound) else 503
         return self._failed(request, RequestError(error.code, error.message, status=status))
+
+    def _too_late(self, request: Request) -> TokenEvent:
+        message = f"the deadline passed after {len(request.output_ids)} of {request.params.max_tokens} tokens"
+        return self._failed(request, RequestError("deadline_exceeded", message, status=504))
 
     def _not_finite(self, request: Request) -> TokenEvent:
         self.scheduler.discard(request)
@@ -204,6 +218,7 @@ class Engine:
             kv_usage=self.scheduler.pool.usage,
             running_adapters=self._named([resident.digest for resident in self.tiers.resident()]),
             waiting_adapters=self._named(self.scheduler.waiting_adapters()),
+            held_adapters=self.tiers.held(),
             max_slots=self._max_slots,
             counters=counters,
         )

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from adapters_store.base import AdapterDigest
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """kv_usage is 0..1. running_adapters: names resident on the device. counters only ever rise."""
+    """kv_usage is 0..1. running_adapters: names resident on the device. counters only ever rise.
+
+    held_adapters: digests in host or device memory.
+    """
 
     num_waiting: int = 0
     num_running: int = 0
     kv_usage: float = 0.0
     running_adapters: tuple[str, ...] = ()
     waiting_adapters: tuple[str, ...] = ()
+    held_adapters: tuple[AdapterDigest, ...] = ()
     max_slots: int = 0
     counters: Mapping[str, float] = field(default_factory=dict)
 

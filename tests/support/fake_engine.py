@@ -29,6 +29,7 @@ class FakeStats:
     kv_usage: float = 0.0
     running_adapters: tuple[str, ...] = ()
     waiting_adapters: tuple[str, ...] = ()
+    held_adapters: tuple[AdapterDigest, ...] = ()
     max_slots: int = 8
     counters: dict[str, float] = field(default_factory=dict)
 

@@ -1,0 +1,70 @@
+"""Frees the memory of adapters that left service behind this server's back: by a command, or another server.
+
+What may be asked for is decided anew for every request from the store; this only sees to it that nothing stays in
+host or device memory that no request can reach any more. Knows digests; knows no names.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from adapters_store.store import AdapterStore
+from server.api.ports import EngineClient
+
+_log = logging.getLogger(__name__)
+
+
+class StoreWatch:
+    """Looks every `poll_s` whether anybody wrote, then whether the engine holds what is not in service.
+
+    Without any write it looks every `at_least_s`, because a load may end after the look that should have seen it.
+    """
+
+    def __init__(
+        self,
+        store: AdapterStore,
+        engine: EngineClient,
+        *,
+        poll_s: float = 0.5,
+        at_least_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._poll_s = poll_s
+        self._at_least_s = at_least_s
+        self._clock = clock
+        self._generation: int | None = None
+        self._looked_s = float("-inf")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def look(self) -> None:
+        """Free what has left service. Raises SQLAlchemyError where the database does not answer."""
+        generation, now_s = self._store.generation(), self._clock()
+        if generation == self._generation and now_s - self._looked_s < self._at_least_s:
+            return
+        gone = self._store.not_in_service(list(self._engine.stats().held_adapters))
+        if gone:
+            _log.info("freeing %d adapters that are not in service any more", len(gone))
+            self._engine.forget_adapters(gone)
+        self._generation, self._looked_s = generation, now_s
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._poll_s):
+            try:
+                self.look()
+            except SQLAlchemyError as error:
+                _log.warning("the store does not answer, adapters that left service stay in memory: %s", error)
