@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from adapters_store.store import AdapterStore
 from server.api.app import create_app
+from server.api.background import background
 from server.api.settings import ApiSettings
 from server.cli.admin_key import AdminKey, admin_key
 from server.cli.engine_start import running_engine, show_memory
@@ -50,14 +51,15 @@ def http_server(
 ) -> Iterator[HttpServer]:
     """The app, reachable; stopped in order at the end. CommandError (server_stopped) where it ended by itself."""
     server = HttpServer(app, listener, drain_s=drain_s)
-    server.start()
-    try:
-        yield server
-        if not server.is_alive:
-            raise CommandError("server_stopped", "the HTTP server ended by itself; see the log")
-    finally:
-        signals.defer()
-        server.stop(signals)
+    with background(app):
+        server.start()
+        try:
+            yield server
+            if not server.is_alive:
+                raise CommandError("server_stopped", "the HTTP server ended by itself; see the log")
+        finally:
+            signals.defer()
+            server.stop(signals)
 
 
 def engine_settings(options: ServeOptions) -> EngineSettings:
