@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from adapters_store.database import now_s
 from adapters_store.schema import job_checkpoints, job_events, jobs, tenants
-from server.jobs.records import Job, JobCheckpoint, JobEvent, JobFailure, JobStatus, Level
+from server.jobs.records import Job, JobCheckpoint, JobEvent, JobFailure, JobStatus, Level, Wanted
 
 _JSON = ("request", "spec", "progress", "override")
 
@@ -66,11 +66,23 @@ def last_starts(connection: Connection) -> dict[str, int]:
     return {name: at for name, at in connection.execute(statement) if at is not None}
 
 
-def change(connection: Connection, job_id: str, values: Mapping[str, Any], only_in: Collection[JobStatus] = ()) -> bool:
-    """Write the columns, if the job is in one of the statuses (none given: in any). Returns whether it was."""
+def change(
+    connection: Connection,
+    job_id: str,
+    values: Mapping[str, Any],
+    only_in: Collection[JobStatus] = (),
+    *,
+    wanted: Wanted | None = None,
+) -> bool:
+    """Write the columns, if the job is in one of the statuses (none given: any) and `wanted` is so (None: any).
+
+    Returns whether it was.
+    """
     statement = update(jobs).where(jobs.c.id == job_id)
     if only_in:
         statement = statement.where(jobs.c.status.in_([status.value for status in only_in]))
+    if wanted is not None:
+        statement = statement.where(jobs.c.wanted == wanted)
     return connection.execute(statement.values(_encoded(values))).rowcount > 0
 
 

@@ -160,6 +160,18 @@ class JobStore:
         with self._database.write(changes_answers=False) as connection:
             return job_rows.change(connection, job.id, {"status": status, **values}, only_in)
 
+    def settle_pause(self, job: Job) -> None:
+        """The worker's: its training has paused; now to what the owner wants by now."""
+        running = (JobStatus.RUNNING,)
+        again = {"status": JobStatus.QUEUED, "run_number": job.run_number + 1}
+        with self._database.write(changes_answers=False) as connection:
+            if job_rows.change(connection, job.id, {"status": JobStatus.PAUSED}, running, wanted="pause"):
+                job_rows.add_event(connection, job, f"paused:{job.run_number}", "The job is paused")
+                return
+            if job_rows.change(connection, job.id, again, running, wanted="run"):
+                return
+        self.end(job, JobStatus.CANCELLED)
+
     def end(self, job: Job, status: JobStatus, failure: JobFailure | None = None) -> bool:
         """The worker's: the job has ended so. Its last event says it; an ended job stays as it ended."""
         values: dict[str, Any] = {"status": status, "finished_at": now_s()}

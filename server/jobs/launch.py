@@ -1,0 +1,44 @@
+"""Stands between the worker and a command: writes down who runs, waits, writes down how it ended. Imports little.
+
+`python -I -S launch.py FOLDER NAME NICE -- COMMAND...`. The lock that says "running" is a file descriptor inherited by
+this process and by the command, so it holds for as long as either lives, whoever started them and however that ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+
+def main() -> int:
+    """Exits as the command did; its signals reach the command through the process group."""
+    folder, name, nice, separator, *command = sys.argv[1:]
+    assert separator == "--", sys.argv
+    signal.signal(signal.SIGTERM, lambda *_: None)  # a handler, unlike SIG_IGN, is not inherited by the command
+    os.nice(int(nice))
+    pid = os.posix_spawn(command[0], command, os.environ)
+    _write(folder, f"{name}.pid", json.dumps({"group": os.getpid(), "pid": pid}))
+    while True:
+        try:
+            _, status = os.waitpid(pid, 0)
+            break
+        except InterruptedError:
+            continue
+    code = os.waitstatus_to_exitcode(status)
+    _write(folder, f"{name}.exit", str(code))
+    return code if code >= 0 else 128 - code
+
+
+def _write(folder: str, name: str, text: str) -> None:
+    scratch = os.path.join(folder, f".{name}.{os.getpid()}")
+    with open(scratch, "w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(scratch, os.path.join(folder, name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""From what a tenant asks (OpenAI's fields, and ours) to a TrainSpec. Knows both vocabularies; knows no rows, no files.
+
+A refusal names the field as the tenant wrote it: `hyperparameters.n_epochs`, not `optim.epochs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from server.jobs.errors import JobRefused
+from server.jobs.limits import JobLimits
+from server.jobs.served_base import ServedBase
+from trainer.spec import AdapterSpec, BatchSpec, OptimSpec, SpecError, TrainSpec
+
+SERVED_METHODS = ("lora", "qlora")  # what the store serves as an adapter
+_SECTIONS = (AdapterSpec, OptimSpec, BatchSpec)
+_WHOLE_RUN = ("method", "precision", "checkpointing", "early_stopping_patience", "eval_every", "mix_fraction")
+KNOBS: dict[str, tuple[str, ...]] = {
+    **{item.name: (kind.section, item.name) for kind in _SECTIONS for item in fields(kind)},
+    **{name: (name,) for name in _WHOLE_RUN},
+}
+MIX_KNOB = "mix_file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """What was asked. hyperparameters: OpenAI's, "auto" or None left out. knobs: ours, flat, by field name of the spec.
+    spec: a part of a TrainSpec, nested; knobs and hyperparameters go before it. Files are file ids."""
+
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    mix_file: str | None = None
+    suffix: str | None = None
+    seed: int | None = None
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] | None = None
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    spec: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_mapping(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+def build_spec(
+    request: JobRequest, base: ServedBase, limits: JobLimits, *, data: Path, validation: Path | None, mix: Path | None
+) -> TrainSpec:
+    """The whole spec on the base being served. Raises JobRefused with the field, its value and the limit."""
+    body: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in _own(request)}
+    body.setdefault("method", "qlora" if base.quantize == "nf4" else "lora")
+    origins: dict[str, str] = {}
+    for param, path, value in _asked(request):
+        section = body if len(path) == 1 else body.setdefault(path[0], {})
+        section[path[-1]] = value
+        origins[".".join(path)] = param
+    files = {"base": str(base.path), "data": str(data), "validation": validation, "mix": mix}
+    body |= {key: None if value is None else str(value) for key, value in files.items()}
+    try:
+        spec = TrainSpec.from_mapping(body)
+    except SpecError as error:
+        param = origins.get(error.param, error.param)
+        code = {"unknown_field": "unknown_parameter", "bad_field": "invalid_value"}.get(error.code, error.code)
+        raise JobRefused(code, error.message.replace(error.param, param, 1), param=param) from None
+    _check_servable(spec, limits, origins)
+    return spec
+
+
+def _own(request: JobRequest) -> list[tuple[str, Any]]:
+    for key in request.spec:
+        if key in ("base", "data", "validation", "mix"):
+            raise JobRefused("unknown_parameter", f"spec: {key} is not the tenant's to say here", param=key)
+    return list(request.spec.items())
+
+
+def _asked(request: JobRequest) -> list[tuple[str, tuple[str, ...], Any]]:
+    """(the field as it was written, its place in the spec, its value)."""
+    asked: list[tuple[str, tuple[str, ...], Any]] = []
+    for name, value in request.knobs.items():
+        if name not in KNOBS:
+            message = f"Unknown parameter: 'multilora.{name}'; known: {', '.join(sorted((*KNOBS, MIX_KNOB)))}"
+            raise JobRefused("unknown_parameter", message, param=f"multilora.{name}")
+        asked.append((f"multilora.{name}", KNOBS[name], value))
+    places = {"n_epochs": ("optim", "epochs"), "batch_size": ("batch", "examples")}
+    for name, value in request.hyperparameters.items():
+        if name in places:
+            asked.append((f"hyperparameters.{name}", places[name], value))
+    multiplier = request.hyperparameters.get("learning_rate_multiplier")
+    if multiplier is not None:
+        rate = OptimSpec().learning_rate * multiplier
+        asked.append(("hyperparameters.learning_rate_multiplier", ("optim", "learning_rate"), rate))
+    if request.seed is not None:
+        asked.append(("seed", ("seed",), request.seed))
+    return asked
+
+
+def _check_servable(spec: TrainSpec, limits: JobLimits, origins: Mapping[str, str]) -> None:
+    if spec.method not in SERVED_METHODS:
+        param = origins.get("method", "method")
+        message = (
+            f"{param}: must be one of {', '.join(SERVED_METHODS)} for an adapter to be served, got {spec.method!r}"
+        )
+        raise JobRefused("unsupported_method", message, param=param)
+    rank = max(spec.adapter.rank, *spec.adapter.rank_pattern.values(), 0)
+    if rank > limits.max_rank:
+        param = origins.get("adapter.rank", "adapter.rank")
+        raise JobRefused("rank_too_large", f"{param}: must be at most {limits.max_rank}, got {rank}", param=param)

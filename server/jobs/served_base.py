@@ -1,0 +1,40 @@
+"""Which base is served, and how: what a job trains on and what its gate measures with. A small file of the data
+directory, so that jobs can be made and worked on whether or not the server runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+FILE_NAME = "served-base.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedBase:
+    """path: the base's folder. name: its id for clients. dtype, quantize, device: as `multilora serve` takes them."""
+
+    path: Path
+    name: str
+    digest: str
+    dtype: str = "auto"
+    quantize: str | None = None
+    device: str = "auto"
+
+    def remember(self, data_dir: Path) -> None:
+        """Write it down, whole or not at all."""
+        scratch = data_dir / f".{FILE_NAME}.{uuid4().hex}"
+        scratch.write_text(json.dumps({**asdict(self), "path": str(self.path.resolve())}))
+        os.replace(scratch, data_dir / FILE_NAME)
+
+    @classmethod
+    def recall(cls, data_dir: Path) -> ServedBase | None:
+        """What was served last from this data directory."""
+        try:
+            body: dict[str, Any] = json.loads((data_dir / FILE_NAME).read_text())
+        except FileNotFoundError:
+            return None
+        return cls(**{**body, "path": Path(body["path"])})

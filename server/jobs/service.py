@@ -1,0 +1,134 @@
+"""Onboarding as the API and the command line use it: files and jobs of one data directory, checked before kept.
+
+Decides what a new job must be; who asks is known by name only. Works with and without a worker or a server running.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from adapters_store.blobs import disk_full_is_an_answer
+from adapters_store.database import Database
+from adapters_store.errors import Conflict, NotFound
+from adapters_store.names import check_name
+from server.jobs.data_files import FileStore
+from server.jobs.errors import JobRefused
+from server.jobs.job_store import JobStore, NewJob
+from server.jobs.limits import JobLimits
+from server.jobs.records import DataFile, Job
+from server.jobs.request import JobRequest, build_spec
+from server.jobs.served_base import ServedBase
+from server.jobs.steps import MIX_FILE, TRAINING_FILE, VALIDATION_FILE
+from trainer.data.jsonl import read_jsonl
+from trainer.data.problems import DataRejected
+
+MAX_SUFFIX_CHARS = 64
+
+
+class Onboarding:
+    """files, jobs: the two stores. base: what is served, None where that is not known."""
+
+    def __init__(self, data_dir: Path, database: Database, limits: JobLimits) -> None:
+        self.data_dir = data_dir
+        self.limits = limits
+        self.files = FileStore(database, data_dir, limits)
+        self.jobs = JobStore(database, data_dir / "runs", limits)
+        self._database = database
+
+    @classmethod
+    def open(cls, data_dir: Path, *, database_url: str | None = None, limits: JobLimits | None = None) -> Onboarding:
+        """The data directory must be there: the adapter store makes it."""
+        return cls(data_dir, Database(data_dir, database_url), limits or JobLimits())
+
+    def close(self) -> None:
+        """Give the database connections back."""
+        self._database.close()
+
+    @property
+    def base(self) -> ServedBase | None:
+        return ServedBase.recall(self.data_dir)
+
+    def create(self, tenant: str, request: JobRequest) -> Job:
+        """Check a job and queue it. Nothing is kept of one that is refused.
+
+        Raises:
+            JobRefused: bad data (the line and its code), a bad field, unsupported_method, rank_too_large.
+            NotFound: model_not_found, file_not_found. Conflict: name_is_base. JobLimit: too_many_jobs and its kin.
+            StoreError: disk_full.
+        """
+        base = self._base_named(request.model)
+        job_id = self.jobs.new_id()
+        name = self._name(request.suffix, job_id, base)
+        run_dir = self.jobs.runs / job_id
+        files = self._files(tenant, request)
+        try:
+            with disk_full_is_an_answer():
+                run_dir.mkdir(mode=0o700, parents=True)
+            places = {each: run_dir / each if each in files else None for each in (VALIDATION_FILE, MIX_FILE)}
+            data = run_dir / TRAINING_FILE
+            validation, mix = places[VALIDATION_FILE], places[MIX_FILE]
+            spec = build_spec(request, base, self.limits, data=data, validation=validation, mix=mix)
+            for each, (file, param) in files.items():
+                self.files.link(file, run_dir / each)
+                _check_data(run_dir / each, param)
+            asked = replace(request, suffix=name).to_mapping()
+            new = NewJob(tenant=tenant, name=name, request=asked, spec=spec.to_mapping(), base_digest=base.digest)
+            return self.jobs.add(job_id, new)
+        except BaseException:
+            shutil.rmtree(run_dir, ignore_errors=True)
+            raise
+
+    def sweep(self, grace_s: float = 3600) -> None:
+        """Remove what killed uploads and deleted tenants left: blobs and run folders that no row knows."""
+        self.files.sweep(grace_s)
+        known = {job.id for job in self.jobs.list()}
+        for folder in self.jobs.runs.glob("ftjob-*"):
+            if folder.name not in known and time.time() - folder.stat().st_mtime > grace_s:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _base_named(self, model: str) -> ServedBase:
+        base = self.base
+        if base is None or model != base.name:
+            served = "" if base is None else f"; jobs run on {base.name!r}, which is served here"
+            message = f"The model {model!r} does not exist or cannot be fine-tuned{served}."
+            raise NotFound("model_not_found", message, param="model")
+        return base
+
+    def _name(self, suffix: str | None, job_id: str, base: ServedBase) -> str:
+        """What the adapter is called; a job without a suffix gets a name of its own."""
+        name = suffix if suffix is not None else job_id.replace("ftjob-", "ft-")[:15]
+        if len(name) > MAX_SUFFIX_CHARS:
+            message = f"suffix: must have at most {MAX_SUFFIX_CHARS} characters, got {len(name)}"
+            raise JobRefused("invalid_value", message, param="suffix")
+        check_name("suffix", name)
+        if name == base.name:
+            raise Conflict("name_is_base", f"suffix: {name!r} is the name of the base model", param="suffix")
+        return name
+
+    def _files(self, tenant: str, request: JobRequest) -> dict[str, tuple[DataFile, str]]:
+        """By the name in the run's folder: the tenant's file, and the field that named it."""
+        asked = {
+            TRAINING_FILE: (request.training_file, "training_file"),
+            VALIDATION_FILE: (request.validation_file, "validation_file"),
+            MIX_FILE: (request.mix_file, "multilora.mix_file"),
+        }
+        found = {
+            name: (self.files.get(tenant, file_id, param=param), param)
+            for name, (file_id, param) in asked.items()
+            if file_id is not None
+        }
+        training = found[TRAINING_FILE][0]
+        for name, (file, param) in found.items():
+            if name != TRAINING_FILE and file.digest == training.digest:
+                raise JobRefused("duplicate_file", f"{param}: {file.id} has the training file's bytes", param=param)
+        return found
+
+
+def _check_data(path: Path, param: str) -> None:
+    try:
+        read_jsonl(path, what=param)
+    except DataRejected as error:
+        raise JobRefused(error.code, error.message, param=param) from None

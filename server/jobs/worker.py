@@ -1,0 +1,190 @@
+"""The worker process: takes up what the last one left, then works on jobs until it is told to end, or its parent dies.
+
+`python -m server.jobs.worker --data-dir DIR`. One works on a data directory at a time; another waits for its lock. It
+has no orderly end of its own: trainings are asked to checkpoint, and the process stops wherever it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from adapters_store.filesystem import file_lock
+from adapters_store.store import AdapterStore
+from server.jobs.dispatcher import CHECK, ONBOARD, Dispatcher, Room
+from server.jobs.driving import Driver, DriveSettings
+from server.jobs.durable import DurableSequences, database_url
+from server.jobs.executor import SubprocessExecutor, Task, is_locked, wait_until_ended
+from server.jobs.gate_step import GATE, GateStep
+from server.jobs.memory import estimated_bytes, free_bytes
+from server.jobs.records import JobStatus
+from server.jobs.served_base import ServedBase
+from server.jobs.service import Onboarding
+from server.jobs.steps import Steps
+from server.jobs.training import TRAINER, RetrySettings, Training
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = "jobs-worker.lock"
+SWEEP_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """database_url None: SQLite in data_dir. memory_bytes: for all trainings together. threads: of one training.
+
+    trainer, gate: other commands than the real ones; for tests, and for other executors' images.
+    """
+
+    data_dir: Path
+    database_url: str | None = None
+    max_running: int = 1
+    memory_bytes: int | None = None
+    threads: int | None = None
+    tick_s: float = 0.2
+    grace_s: float = 20.0
+    retry_wait_s: float = 1.0
+    trainer: tuple[str, ...] | None = None
+    gate: tuple[str, ...] | None = None
+
+
+class Worker:
+    """Puts the parts together. Made only while the lock is held."""
+
+    def __init__(self, settings: WorkerSettings, stopping: threading.Event) -> None:
+        self._settings = settings
+        self._stopping = stopping
+        data_dir = settings.data_dir
+        self._store = AdapterStore.open(data_dir, database_url=settings.database_url)
+        self._onboarding = Onboarding.open(data_dir, database_url=settings.database_url)
+        self._jobs = self._onboarding.jobs
+        self._executor = SubprocessExecutor()
+        driver = Driver(self._jobs, self._executor, self._stopping, DriveSettings(tick_s=settings.tick_s / 2))
+        steps = self._steps(driver)
+        sequences = {
+            CHECK: [("validate", steps.validate)],
+            ONBOARD: [
+                ("train", steps.train),
+                ("gate", steps.gate),
+                ("publish", steps.publish),
+                ("activate", steps.activate),
+            ],
+        }
+        url = database_url(data_dir, settings.database_url)
+        self._sequences = DurableSequences(url, sequences, steps.fail)
+        self._dispatcher = Dispatcher(self._jobs, self._sequences, self._room())
+
+    def run(self) -> None:
+        """Until `stopping` is set."""
+        self._sequences.launch()
+        sweep_s = 0.0
+        while not self._stopping.wait(self._settings.tick_s):
+            if time.monotonic() > sweep_s:
+                sweep_s = time.monotonic() + SWEEP_S
+                self._onboarding.sweep()
+            self._dispatcher.tick()
+
+    def stop_tasks(self) -> None:
+        """Let every task of ours checkpoint and end; what has not by the end of the grace is killed."""
+        running = self._jobs.list(statuses=(JobStatus.RUNNING,))
+        tasks = [Task(name, job.run_dir, ()) for job in running for name in ("train", "gate")]
+        for task in tasks:
+            self._executor.stop(task)
+        deadline_s = time.monotonic() + self._settings.grace_s
+        for task in tasks:
+            if not wait_until_ended(self._executor, task, max(0.0, deadline_s - time.monotonic())):
+                self._executor.kill(task)
+
+    def _steps(self, driver: Driver) -> Steps:
+        settings = self._settings
+        retry = RetrySettings(first_wait_s=settings.retry_wait_s)
+        trainer, gate = settings.trainer or TRAINER, settings.gate or GATE
+        training = Training(self._jobs, driver, retry=retry, threads=settings.threads, trainer=trainer)
+        gating = GateStep(driver, gate=gate)
+        return Steps(jobs=self._jobs, store=self._store, training=training, gating=gating, data_dir=settings.data_dir)
+
+    def _room(self) -> Room:
+        served = ServedBase.recall(self._settings.data_dir)
+        device = "cpu" if served is None else served.device
+        return Room(
+            max_running=self._settings.max_running,
+            estimate=estimated_bytes,
+            free=partial(free_bytes, device),
+            memory_bytes=self._settings.memory_bytes,
+        )
+
+
+def work(settings: WorkerSettings, *, watch_stdin: bool = False) -> NoReturn:
+    """Wait for the lock, then work until SIGTERM or SIGINT, or until stdin ends. Ends the process."""
+    stopping = threading.Event()
+    is_working = False
+
+    def stop(_number: int, _frame: object) -> None:
+        stopping.set()
+        if not is_working:
+            os._exit(0)  # nothing was begun; waiting for the lock cannot be interrupted otherwise
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    if watch_stdin:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with file_lock(settings.data_dir / LOCK_FILE, exclusive=True):
+        is_working = True
+        os._exit(_work(settings, stopping))
+
+
+def _work(settings: WorkerSettings, stopping: threading.Event) -> int:
+    try:
+        worker = Worker(settings, stopping)
+        worker.run()
+        worker.stop_tasks()
+    except Exception:
+        logger.exception("the job worker failed; whoever started it starts another, which goes on")
+        return 1
+    return 0
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def is_working(data_dir: Path) -> bool:
+    """Whether some process works on the jobs of this data directory."""
+    return is_locked(data_dir / LOCK_FILE)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    parser = argparse.ArgumentParser(prog="python -m server.jobs.worker", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--database-url")
+    parser.add_argument("--max-running", type=int, default=1)
+    parser.add_argument("--memory-bytes", type=int)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--tick-s", type=float, default=0.2)
+    parser.add_argument("--retry-wait-s", type=float, default=1.0)
+    parser.add_argument("--trainer", type=json.loads, help="another training command, as a JSON list")
+    parser.add_argument("--gate", type=json.loads, help="another measuring command, as a JSON list")
+    parser.add_argument("--watch-stdin", action="store_true", help="end when stdin does")
+    options = vars(parser.parse_args(arguments))
+    watch_stdin = options.pop("watch_stdin")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    for name in ("trainer", "gate"):
+        options[name] = None if options[name] is None else tuple(options[name])
+    work(WorkerSettings(**options), watch_stdin=watch_stdin)
+
+
+if __name__ == "__main__":
+    main()
