@@ -9,7 +9,7 @@ weight in float32. "qlora": NF4 with double quantisation, products in the run's 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,14 @@ class Trainee:
         if self.compute_dtype is torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    @contextmanager
+    def own_attention(self) -> Iterator[None]:
+        """transformers' eager attention instead of ours, for one example a forward."""
+        causal: Any = self.module.causal
+        causal.set_attn_implementation("eager")
+        yield
+        causal.set_attn_implementation(register_packed_attention())
 
     @property
     def peft(self) -> PeftModel | None:

@@ -1,0 +1,46 @@
+"""`python -m trainer SPEC.yaml --run-dir DIR [--resume]`, alone or under torchrun. Decides the exit code alone.
+
+Exit codes: 0 succeeded, 1 failed (another try may work), 2 bad input, 3 paused, 4 cancelled; result.json says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+
+from trainer.failures import Exit, failure_of
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run to the end; whatever goes wrong is written into the run folder before it is told here."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train one spec.")
+    parser.add_argument("spec", type=Path, help="the spec, as YAML or JSON")
+    parser.add_argument("--run-dir", type=Path, required=True, help="where events, checkpoints and the adapter go")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, if there is one")
+    options = parser.parse_args(arguments)
+    return trained(options.spec, options.run_dir, resume=options.resume)
+
+
+def trained(spec_path: Path, run_dir: Path, *, resume: bool) -> Exit:
+    """The run's exit code."""
+    from trainer.events import RunLog
+    from trainer.run import train
+    from trainer.spec import TrainSpec
+
+    try:
+        return train(TrainSpec.from_yaml(spec_path), run_dir, resume=resume)
+    except Exception as error:  # noqa: BLE001  (the process's last line: whatever it is, the folder must say it)
+        failure = failure_of(error)
+        if failure.code == "internal_error":
+            traceback.print_exc()
+        print(f"{failure.code}: {failure.message}", file=sys.stderr)
+        if failure.code != "run_dir_in_use":  # its result is the other run's
+            run_dir.mkdir(parents=True, exist_ok=True)
+            RunLog(run_dir, quiet=True).failed(failure.body)
+        return failure.exit
+
+
+if __name__ == "__main__":
+    sys.exit(main())

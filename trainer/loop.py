@@ -1,0 +1,166 @@
+"""The optimizer steps of a run: train, evaluate, keep, stop. Knows batches and a model; knows no files' formats.
+
+Every step seeds the random numbers from (seed, step, rank), takes its learning rate from the step's number and its data
+from the cursor: weights, optimizer state and Progress are all there is to resume exactly.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from trainer.checkpoint import Checkpoints
+from trainer.control import CANCEL, PAUSE, Control
+from trainer.data.packing import Batches
+from trainer.data.types import PackedBatch, StepBatch
+from trainer.events import RunLog
+from trainer.memory import peak_bytes
+from trainer.model import Trainee
+from trainer.optim import clip, learning_rate, set_learning_rate
+from trainer.progress import Progress
+from trainer.ranks import Ranks
+from trainer.spec import TrainSpec
+
+Outcome = Literal["finished", "paused", "cancelled"]
+
+
+class Diverged(ArithmeticError):
+    """The loss or the gradient stopped being a number; going on would train nothing."""
+
+
+@dataclass(eq=False)
+class Loop:
+    """validation: this rank's share, as many forwards on every rank. checkpoints are taken at every evaluation."""
+
+    spec: TrainSpec
+    trainee: Trainee
+    optimizer: torch.optim.Optimizer
+    batches: Batches
+    validation: list[PackedBatch]
+    ranks: Ranks
+    checkpoints: Checkpoints
+    control: Control
+    log: RunLog
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.spec.optim.max_steps or self.batches.num_steps(self.spec.optim.epochs)
+
+    @property
+    def eval_every(self) -> int:
+        return self.spec.eval_every or self.batches.num_steps(1)
+
+    def run(self) -> Outcome:
+        """Train from `progress` to the end, or to the wish to stop. Raises Diverged, OSError, torch's own errors."""
+        if self.progress.base_loss is None:
+            self.progress = replace(self.progress, base_loss=self._held_out_loss())
+            self.log.event("eval", step=0, loss=self.progress.base_loss, base_loss=self.progress.base_loss)
+        while self.progress.step < self.num_steps and not self._is_stale():
+            wish = self.ranks.agreed(self.control.wish())
+            if wish:
+                return self._stop(wish)
+            self._step()
+            if self.progress.step % self.eval_every == 0 or self.progress.step == self.num_steps:
+                self._evaluate()
+        return "finished"
+
+    def _is_stale(self) -> bool:
+        return self.progress.is_stale(self.spec.early_stopping_patience)
+
+    def _stop(self, wish: str) -> Outcome:
+        if wish == PAUSE:
+            self._save()
+        if self.ranks.is_first:
+            self.control.answered()
+        return "cancelled" if wish == CANCEL else "paused"
+
+    def _step(self) -> None:
+        start_s = time.perf_counter()
+        progress, num_steps = self.progress, self.num_steps
+        batch = self.batches.at(progress.cursor)
+        rate = learning_rate(progress.step, num_steps, self.spec.optim)
+        set_learning_rate(self.optimizer, rate)
+        self._seed()
+        loss = self._accumulate(batch)
+        norm = clip(self.trainee.trained(), self.spec.optim.max_grad_norm)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise Diverged(
+                f"step {progress.step + 1}: loss {loss:g}, gradient norm {norm:g} at learning rate {rate:g}; "
+                "a lower optim.learning_rate may help"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        step_s = time.perf_counter() - start_s
+        self.progress = replace(
+            progress,
+            step=progress.step + 1,
+            cursor=self.batches.after(progress.cursor),
+            tokens=progress.tokens + batch.num_tokens,
+            train_s=progress.train_s + step_s,
+            first_loss=loss if progress.first_loss is None else progress.first_loss,
+            last_loss=loss,
+        )
+        self._tell(batch, step_s, {"loss": loss, "learning_rate": rate, "grad_norm": norm})
+
+    def _seed(self) -> None:
+        """Dropout's random numbers: another stream for every step and rank, the same after a resume."""
+        torch.manual_seed(((self.spec.seed * 1_000_003 + self.progress.step) * 1_009 + self.ranks.rank) % (1 << 63))
+
+    def _accumulate(self, batch: StepBatch) -> float:
+        """Gradients of the step's mean loss per weighted token, over all forwards and ranks; returns that loss."""
+        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        for micro_batch in batch.micro_batches:
+            loss = self.trainee.loss(micro_batch)
+            (loss * (self.ranks.world_size / batch.weight)).backward()  # sharding averages gradients over the ranks
+            total += loss.detach()
+        return float(self.ranks.total(total)) / batch.weight
+
+    def _tell(self, batch: StepBatch, step_s: float, fields: dict[str, float]) -> None:
+        progress = self.progress
+        left = self.num_steps - progress.step
+        self.log.event(
+            "step",
+            step=progress.step,
+            num_steps=self.num_steps,
+            epoch=progress.cursor.epoch,
+            **fields,
+            tokens=progress.tokens,
+            tokens_per_s=batch.num_tokens / step_s,
+            peak_bytes=peak_bytes(self.ranks.device),
+            eta_s=left * progress.train_s / progress.step,
+        )
+
+    def _evaluate(self) -> None:
+        loss = self._held_out_loss()
+        self.progress = self.progress.with_evaluation(loss)
+        self.log.event("eval", step=self.progress.step, loss=loss, base_loss=self.progress.base_loss)
+        self._save()
+
+    def _save(self) -> None:
+        folder = self.checkpoints.save(self.trainee, self.optimizer, self.progress)
+        self.log.event("checkpoint", step=self.progress.step, path=str(folder.relative_to(self.checkpoints.run_dir)))
+
+    def _held_out_loss(self) -> float:
+        """Mean nll per weighted held-out token, in nats."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
+        with self._evaluating():
+            for batch in self.validation:
+                sums[0] += self.trainee.loss(batch)
+                sums[1] += batch.weight
+        nll, weight = self.ranks.total(sums).tolist()
+        return float(nll / weight)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self.trainee.module.eval()
+        with torch.no_grad():
+            yield
+        self.trainee.module.train()

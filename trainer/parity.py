@@ -1,0 +1,50 @@
+"""Proves at the start of a run that packing changes nothing: packed logits against each example's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from trainer.data.packing import pack
+from trainer.data.types import EncodedExample
+from trainer.model import Trainee
+
+NUM_EXAMPLES = 3
+NUM_TOKENS = 48  # of each: enough for every kind of layer, cheap enough for every start
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the largest logit
+
+
+class PackingBroken(RuntimeError):
+    """The base computes something else for packed examples than for each alone; training on it would be wrong."""
+
+
+def check_packing(trainee: Trainee, examples: Sequence[EncodedExample]) -> float:
+    """Largest difference of logits, relative to the largest logit. Raises PackingBroken above the tolerance.
+
+    The packed forward runs through our attention; alone, each example runs through transformers' own eager attention.
+    """
+    chosen = [_shortened(example) for example in examples[:NUM_EXAMPLES]]
+    packed = pack(chosen)
+    trainee.module.eval()
+    with torch.no_grad():
+        together = trainee.logits(packed.input_ids, packed.position_ids).float()
+        with trainee.own_attention():
+            alone = torch.cat([_alone(trainee, example) for example in chosen]).float()
+    trainee.module.train()
+    difference = float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
+    limit = TOLERANCE[trainee.compute_dtype]
+    if not difference <= limit:
+        raise PackingBroken(
+            f"packed logits differ from unpacked ones by {difference:.2g} of the largest; limit {limit:g}"
+        )
+    return difference
+
+
+def _alone(trainee: Trainee, example: EncodedExample) -> torch.Tensor:
+    batch = pack([example])
+    return trainee.logits(batch.input_ids, batch.position_ids)
+
+
+def _shortened(example: EncodedExample) -> EncodedExample:
+    return EncodedExample(example.input_ids[:NUM_TOKENS], example.weights[:NUM_TOKENS])

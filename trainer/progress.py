@@ -1,0 +1,64 @@
+"""How far a run has come: all the loop knows beside weights and optimizer. Pure values; no files, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from trainer.data.types import DataCursor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out loss after optimizer step `step`, in nats per supervised token."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """step: optimizer steps done. cursor: the next one's data. train_s: seconds spent in steps, over all starts."""
+
+    step: int = 0
+    cursor: DataCursor = field(default_factory=DataCursor)
+    tokens: int = 0
+    train_s: float = 0.0
+    base_loss: float | None = None
+    first_loss: float | None = None
+    last_loss: float | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The evaluation with the least loss; the earliest of equals."""
+        return min(self.evaluations, key=lambda evaluation: (evaluation.loss, evaluation.step), default=None)
+
+    def best_steps(self, count: int) -> list[int]:
+        """Steps of the `count` best evaluations, best first."""
+        ordered = sorted(self.evaluations, key=lambda evaluation: (evaluation.loss, evaluation.step))
+        return [evaluation.step for evaluation in ordered[:count]]
+
+    def is_stale(self, patience: int) -> bool:
+        """Whether the last `patience` evaluations brought nothing better; never with patience 0."""
+        if not patience or self.best is None:
+            return False
+        since = sum(evaluation.step > self.best.step for evaluation in self.evaluations)
+        return since >= patience
+
+    def with_evaluation(self, loss: float) -> Progress:
+        return replace(self, evaluations=(*self.evaluations, Evaluation(self.step, loss)))
+
+    def to_mapping(self) -> dict[str, Any]:
+        body = {name: getattr(self, name) for name in ("step", "tokens", "train_s", *_LOSSES)}
+        evaluations = [[evaluation.step, evaluation.loss] for evaluation in self.evaluations]
+        return {**body, "cursor": self.cursor.to_mapping(), "evaluations": evaluations}
+
+    @classmethod
+    def from_mapping(cls, body: Mapping[str, Any]) -> Self:
+        evaluations = tuple(Evaluation(step, loss) for step, loss in body["evaluations"])
+        return cls(**{**body, "cursor": DataCursor.from_mapping(body["cursor"]), "evaluations": evaluations})
+
+
+_LOSSES = ("base_loss", "first_loss", "last_loss")

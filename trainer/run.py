@@ -1,0 +1,200 @@
+"""One run from spec to folder: data, model, loop, publish; started, resumed, paused. Knows the order of the parts."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from adapters_store.base_files import describe_base, load_config
+from adapters_store.families import UnsupportedBase
+from adapters_store.filesystem import Filesystem
+from trainer.checkpoint import Checkpoints
+from trainer.control import Control
+from trainer.data.dataset import PreparedData, batches_of, prepare
+from trainer.data.packing import filler, in_order
+from trainer.data.types import EncodedExample, PackedBatch
+from trainer.events import EVENTS_FILE, RESULT_FILE, RunLog
+from trainer.failures import Exit, RunDirInUse
+from trainer.loop import Loop
+from trainer.memory import peak_bytes
+from trainer.model import Trainee, load
+from trainer.optim import make_optimizer
+from trainer.parity import check_packing
+from trainer.publish import exporter, publish, versions
+from trainer.ranks import Ranks, joined
+from trainer.sharding import load_sharded
+from trainer.spec import TrainSpec
+
+SPEC_FILE, PROVENANCE_FILE = "spec.yaml", "provenance.json"
+
+
+def open_run(spec: TrainSpec, run_dir: Path, *, resume: bool) -> None:
+    """Make the run folder, or find the same run in it. Raises RunDirInUse."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    spec_file = run_dir / SPEC_FILE
+    if (run_dir / EVENTS_FILE).exists() and not resume:
+        raise RunDirInUse(f"{run_dir} holds a run already; give --resume to go on with it, or another folder")
+    if spec_file.exists() and resume and TrainSpec.from_yaml(spec_file) != spec:
+        raise RunDirInUse(f"{run_dir} holds a run with another spec; give another folder")
+    aside = run_dir / f".{SPEC_FILE}.aside"
+    aside.write_text(spec.to_yaml())
+    aside.replace(spec_file)
+
+
+def has_succeeded(run_dir: Path) -> bool:
+    """Whether there is nothing left to do."""
+    path = run_dir / RESULT_FILE
+    return path.exists() and json.loads(path.read_text())["status"] == "succeeded"
+
+
+@dataclass(eq=False)
+class Run:
+    """One process's part in a run. `train` returns how it ended; errors are the caller's (see trainer.failures)."""
+
+    spec: TrainSpec
+    run_dir: Path
+    ranks: Ranks
+    log: RunLog
+    control: Control
+    files: Filesystem
+
+    def train(self) -> Exit:
+        """Raises SpecError, DataRejected, UnsupportedBase, Diverged, PackingBroken, OSError, torch's own errors."""
+        start_s = time.perf_counter()
+        disable_progress_bar()
+        self._stage("data")
+        data = self._prepared_data()
+        self._check_provenance(data)
+        self._stage("model")
+        trainee = self._trainee(data)
+        difference = check_packing(trainee, data.train)
+        loop = self._loop(trainee, data)
+        self._stage("training", packing_difference=difference, num_steps=loop.num_steps)
+        outcome = loop.run()
+        if outcome != "finished":
+            self.log.last_words(outcome, {"status": outcome, **self._facts(loop, start_s)}, step=loop.progress.step)
+            return Exit.PAUSED if outcome == "paused" else Exit.CANCELLED
+        self._publish(loop, start_s)
+        return Exit.SUCCEEDED
+
+    def _stage(self, name: str, **fields: Any) -> None:
+        self.log.event("stage", stage=name, **fields)
+
+    @cached_property
+    def _base_digest(self) -> str:
+        return describe_base(self.spec.base).digest
+
+    def _prepared_data(self) -> PreparedData:
+        config = load_config(self.spec.base)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.spec.base, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UnsupportedBase(f"{self.spec.base}: no tokenizer that transformers can load: {error}") from error
+        return prepare(self.spec, tokenizer, max_model_len=int(config.max_position_embeddings))
+
+    def _check_provenance(self, data: PreparedData) -> None:
+        """Write down what is trained on; a resumed run must find the same. Raises RunDirInUse."""
+        path = self.run_dir / PROVENANCE_FILE
+        self._provenance = {"base_digest": self._base_digest, **data.facts.to_mapping(), "seed": self.spec.seed}
+        if not path.exists():
+            if self.ranks.is_first:
+                self.files.write(path, json.dumps(self._provenance, indent=2).encode() + b"\n")
+            return
+        before = json.loads(path.read_text())
+        changed = [name for name, value in self._provenance.items() if before.get(name) != value]
+        if changed:
+            raise RunDirInUse(f"{self.run_dir}: {', '.join(changed)} differ from when the run began")
+
+    def _trainee(self, data: PreparedData) -> Trainee:
+        if self.ranks.mesh is not None:
+            return load_sharded(self.spec, self.ranks)
+        return load(self.spec, self.ranks.device)
+
+    def _loop(self, trainee: Trainee, data: PreparedData) -> Loop:
+        checkpoints = Checkpoints(
+            self.run_dir,
+            self.ranks,
+            exporter(trainee, self.spec, self._base_digest),
+            self.spec.keep_best,
+            self.spec.keep_last,
+            self.files,
+        )
+        loop = Loop(
+            self.spec,
+            trainee,
+            make_optimizer(trainee.trained(), self.spec.optim),
+            batches_of(self.spec, data.train, rank=self.ranks.rank, world_size=self.ranks.world_size),
+            self._share_of(data.validation),
+            self.ranks,
+            checkpoints,
+            self.control,
+            self.log,
+        )
+        checkpoints.clean()
+        if checkpoints.steps():
+            loop.progress = checkpoints.restore(checkpoints.steps()[-1], trainee, loop.optimizer)
+            self._stage("resumed", step=loop.progress.step)
+        return loop
+
+    def _share_of(self, validation: list[EncodedExample]) -> list[PackedBatch]:
+        """This rank's held-out forwards, as many as on every other rank."""
+        batches = list(in_order(validation, micro_batch_tokens=self.spec.batch.forward_tokens))
+        missing = -len(batches) % self.ranks.world_size
+        return [*batches, *(filler() for _ in range(missing))][self.ranks.rank :: self.ranks.world_size]
+
+    def _publish(self, loop: Loop, start_s: float) -> None:
+        self._stage("publishing")
+        best = loop.progress.best
+        assert best is not None, "a finished run has evaluated its last step"
+        if self.ranks.is_first:
+            folder = publish(loop.trainee, self.spec, loop.checkpoints.folder(best.step), self.run_dir, self.files)
+            result = {"status": "succeeded", "output": folder.name, **self._facts(loop, start_s)}
+            self.log.last_words("succeeded", result, step=loop.progress.step, best_step=best.step, best_loss=best.loss)
+        self.ranks.wait()
+
+    def _facts(self, loop: Loop, start_s: float) -> dict[str, Any]:
+        progress = loop.progress
+        best = progress.best
+        return {
+            "method": self.spec.method,
+            "step": progress.step,
+            "num_steps": loop.num_steps,
+            "best_step": best.step if best else None,
+            "losses": {
+                "base": progress.base_loss,
+                "best": best.loss if best else None,
+                "first_step": progress.first_loss,
+                "last_step": progress.last_loss,
+            },
+            "tokens": progress.tokens,
+            "tokens_per_s": progress.tokens / progress.train_s if progress.train_s else None,
+            "train_s": progress.train_s,
+            "wall_s": time.perf_counter() - start_s,
+            "peak_bytes": peak_bytes(self.ranks.device),
+            "num_trained_parameters": sum(weight.numel() for weight in loop.trainee.trained()),
+            "world_size": self.ranks.world_size,
+            "device": str(self.ranks.device),
+            "provenance": {**self._provenance, "versions": versions()},
+        }
+
+
+def train(spec: TrainSpec, run_dir: Path, *, resume: bool = False, files: Filesystem | None = None) -> Exit:
+    """Run a spec in this process (and with its peers under torchrun). The folder is described in docs/training.md."""
+    files = files or Filesystem()
+    with joined(sharded=spec.sharding == "fsdp") as ranks:
+        if ranks.is_first:
+            open_run(spec, run_dir, resume=resume)
+        ranks.wait()
+        if resume and has_succeeded(run_dir):
+            return Exit.SUCCEEDED
+        log = RunLog(run_dir, quiet=not ranks.is_first, files=files)
+        log.forget_result()
+        with Control(run_dir) as control:
+            return Run(spec, run_dir, ranks, log, control, files).train()
