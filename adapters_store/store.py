@@ -71,6 +71,11 @@ class AdapterStore:
         blobs = BlobStore(data_dir, files or Filesystem())
         return cls(Database(data_dir, database_url), blobs, limits or AdapterLimits())
 
+    @property
+    def database(self) -> Database:
+        """For who keeps rows of his own beside the adapters'."""
+        return self._database
+
     def close(self) -> None:
         """Give the database connections back."""
         self._database.close()
