@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import anyio
 import anyio.to_thread
 from fastapi import FastAPI, Request
 
@@ -20,12 +15,11 @@ from adapters_store.names import check_name, split_ref
 from adapters_store.records import AdapterVersion
 from server.api.auth import Caller, CallerDep, guarded
 from server.api.context import ApiContext, ContextDep, off_loop
-from server.api.errors import ApiError
 from server.api.limits import UPLOAD_PATH
 from server.api.model_ref import model_not_found, tenant_and_ref
-from server.api.multipart import WEIGHTS, UploadParser, boundary_of
+from server.api.multipart import WEIGHTS
 from server.api.paging import DEFAULT_LIMIT, After, Limit, page
-from server.api.settings import ApiSettings
+from server.api.uploads import ensure_tenant, receive, spool_path, upload_slot
 
 MAX_NAME_BYTES = 512
 
@@ -37,11 +31,12 @@ async def upload_adapter(
 
     activate false: the bare name keeps its meaning, and the new version answers to `name@version`, or as a canary.
     """
-    boundary = boundary_of(request.headers.get("content-type", ""))
-    with _upload_slot(context):
-        weights = await off_loop(_spool_path, context.settings)
+    settings = context.settings
+    limits = {"name": MAX_NAME_BYTES, "config": settings.max_config_bytes, WEIGHTS: settings.max_adapter_bytes}
+    with upload_slot(context):
+        weights = await off_loop(spool_path, settings)
         try:
-            fields = await _receive(request, boundary, weights, context)
+            fields = (await receive(request, weights, limits, file_part=WEIGHTS)).fields
             name = fields["name"].decode("utf-8", "replace")
             version = await _publish(context, caller, name, fields["config"], weights, activate=activate)
         finally:
@@ -92,42 +87,6 @@ def adapter_object(caller: Caller, version: AdapterVersion) -> dict[str, Any]:
     return version.to_json(caller.ref_to(version.tenant, version.ref))
 
 
-@contextmanager
-def _upload_slot(context: ApiContext) -> Iterator[None]:
-    """Raises ApiError 429 where too many uploads are coming in already."""
-    borrower = object()
-    try:
-        context.upload_slots.acquire_on_behalf_of_nowait(borrower)
-    except anyio.WouldBlock:
-        message = f"{context.settings.max_uploads} uploads are in progress, which is the limit; try again later."
-        raise ApiError(429, "too_many_uploads", message, retry_after_s=2.0) from None
-    try:
-        yield
-    finally:
-        context.upload_slots.release_on_behalf_of(borrower)
-
-
-def _spool_path(settings: ApiSettings) -> Path:
-    """A new file's name. Files older than any upload may last were left by a server that was killed; they go."""
-    folder = settings.data_dir / "uploads"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    oldest_s = time.time() - settings.upload_timeout_s - settings.idle_timeout_s
-    for entry in os.scandir(folder):
-        with suppress(FileNotFoundError):  # another upload has just ended
-            if entry.stat().st_mtime < oldest_s:
-                os.unlink(entry)
-    return folder / f"{uuid4().hex}.part"
-
-
-async def _receive(request: Request, boundary: bytes, weights: Path, context: ApiContext) -> dict[str, bytes]:
-    settings = context.settings
-    limits = {"name": MAX_NAME_BYTES, "config": settings.max_config_bytes, WEIGHTS: settings.max_adapter_bytes}
-    with await off_loop(UploadParser, boundary, weights, limits) as parser:
-        async for piece in request.stream():
-            await off_loop(parser.feed, piece)
-        return await off_loop(parser.finish)
-
-
 async def _publish(
     context: ApiContext, caller: Caller, name: str, config: bytes, weights: Path, *, activate: bool
 ) -> AdapterVersion:
@@ -136,8 +95,7 @@ async def _publish(
         raise Conflict("name_is_base", f"name: {name!r} is the name of the base model", param="name")
 
     def publish() -> AdapterVersion:
-        if context.settings.auth == "off":
-            _ensure_tenant(context, caller.tenant)
+        ensure_tenant(context, caller.tenant)
         return context.store.publish(
             tenant=caller.tenant,
             name=name,
@@ -148,14 +106,6 @@ async def _publish(
         )
 
     return await anyio.to_thread.run_sync(publish, limiter=context.check_slots)
-
-
-def _ensure_tenant(context: ApiContext, tenant: str) -> None:
-    """Where nobody needs a key, nobody has to be introduced either."""
-    try:
-        context.store.tenants.get(tenant)
-    except NotFound:
-        context.store.tenants.create(tenant)
 
 
 def _upload_schema() -> dict[str, Any]:

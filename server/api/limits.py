@@ -1,5 +1,5 @@
 """What uvicorn does not bound: header sizes, the size of a body, and how long it may take to come. Knows no route but
-the one that takes large bodies."""
+those that take large bodies."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from server.api.errors import ApiError
 from server.api.settings import ApiSettings
 
 UPLOAD_PATH = "/v1/adapters"
+FILES_PATH = "/v1/files"
 _FORM_OVERHEAD_BYTES = 64 * 1024
 
 
@@ -36,7 +37,7 @@ class RequestLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._upload if scope["path"] == UPLOAD_PATH else self._json
+        limit = self._upload if scope["path"] in (UPLOAD_PATH, FILES_PATH) else self._json
         try:
             self._check_head(scope, limit)
         except ApiError as error:

@@ -1,4 +1,4 @@
-"""Takes an adapter upload apart as it arrives: two small fields in memory, the weights in a file. Knows no asyncio.
+"""Takes an upload apart as it arrives: small fields in memory, one part in a file. Knows no asyncio.
 
 Limits are checked with every piece, so an upload that is too large costs no more than the limit.
 """
@@ -6,6 +6,7 @@ Limits are checked with every piece, so an upload that is too large costs no mor
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -30,15 +31,26 @@ def boundary_of(content_type: str) -> bytes:
     return boundary
 
 
-class UploadParser:
-    """Feed it the body's pieces, then `finish`. A context manager that closes the weights file.
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The small fields by name, and what the client called the file."""
 
-    limits: the most bytes of each part that may come, by name; a part of any other name is refused.
+    fields: Mapping[str, bytes]
+    filename: str
+
+
+class UploadParser:
+    """Feed it the body's pieces, then `finish`. A context manager that closes the file.
+
+    limits: the most bytes of each part that may come, by name; a part of any other name is refused. file_part: the
+    one that goes into `spool`.
     """
 
-    def __init__(self, boundary: bytes, weights: Path, limits: Mapping[str, int]) -> None:
+    def __init__(self, boundary: bytes, spool: Path, limits: Mapping[str, int], file_part: str = WEIGHTS) -> None:
         self._limits = limits
-        self._file: BinaryIO = weights.open("xb")
+        self._file_part = file_part
+        self._filename = ""
+        self._file: BinaryIO = spool.open("xb")
         self._sizes: dict[str, int] = {}
         self._fields: dict[str, bytearray] = {}
         self._header_name = bytearray()
@@ -72,7 +84,7 @@ class UploadParser:
         except FormParserError as error:
             raise ApiError(400, "invalid_multipart", f"the body is not multipart/form-data: {error}") from error
 
-    def finish(self) -> dict[str, bytes]:
+    def finish(self) -> Upload:
         """The small fields, once everything has come. Raises ApiError 400 for a form cut short or a missing part."""
         if not self._is_complete:
             raise ApiError(400, "invalid_multipart", "the multipart body ends before its last boundary")
@@ -81,7 +93,7 @@ class UploadParser:
                 message = f"Missing required parameter: {name!r}."
                 raise ApiError(400, "missing_required_parameter", message, param=name)
         self._file.flush()
-        return {name: bytes(value) for name, value in self._fields.items()}
+        return Upload({name: bytes(value) for name, value in self._fields.items()}, self._filename)
 
     def _on_part_begin(self) -> None:
         self._disposition = b""
@@ -106,7 +118,9 @@ class UploadParser:
         if self._name in self._sizes:
             raise ApiError(400, "invalid_multipart", f"{self._name} is given twice", param=self._name)
         self._sizes[self._name] = 0
-        if self._name != WEIGHTS:
+        if self._name == self._file_part:
+            self._filename = options.get(b"filename", b"").decode("utf-8", "replace")
+        else:
             self._fields[self._name] = bytearray()
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -114,7 +128,7 @@ class UploadParser:
         self._sizes[name] += end - start
         if self._sizes[name] > self._limits[name]:
             raise ApiError(413, "too_large", f"{name} must have at most {self._limits[name]} bytes", param=name)
-        if name == WEIGHTS:
+        if name == self._file_part:
             self._file.write(memoryview(data)[start:end])
         else:
             self._fields[name] += data[start:end]
