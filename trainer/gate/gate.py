@@ -1,0 +1,92 @@
+"""The gate before activation: measures an adapter and says pass, warn or block, and why. Knows the order of checks.
+
+held-out loss, use of the prompt, scale sweep -> general text -> weights -> round trip -> verdict
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.data.sample import pick
+from trainer.data.types import EncodedExample
+from trainer.gate.general import GeneralText, judge_general, measure_general
+from trainer.gate.held_out import HeldOut, judge_held_out, measure_held_out
+from trainer.gate.round_trip import RoundTrip, judge_round_trip
+from trainer.gate.scorer import Scorer
+from trainer.gate.spectrum import ModuleSpectrum, ModuleWeights, judge_spectrum, spectrum_of
+from trainer.gate.thresholds import GateThresholds
+from trainer.gate.verdict import Reason, Verdict, verdict_of
+
+
+@dataclass(frozen=True, eq=False)
+class GateInputs:
+    """What is judged. general_source: where the general examples come from. round_trip: None where it was not run."""
+
+    validation: Sequence[EncodedExample]
+    general: Sequence[EncodedExample]
+    general_source: str
+    weights: Sequence[ModuleWeights]
+    round_trip: RoundTrip | None = None
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """The verdict and all that was measured for it. A part that was not measured is None (or empty)."""
+
+    verdict: Verdict
+    reasons: list[Reason]
+    thresholds: GateThresholds
+    held_out: HeldOut | None = None
+    general: GeneralText | None = None
+    round_trip: RoundTrip | None = None
+    spectrum: list[ModuleSpectrum] = field(default_factory=list)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """What gate.json holds; numbers that are not finite are null."""
+        parts = {"held_out": self.held_out, "general": self.general, "round_trip": self.round_trip}
+        body = {
+            "verdict": self.verdict,
+            "reasons": [reason.message for reason in self.reasons],
+            "findings": [reason.to_mapping() for reason in self.reasons],
+            **{name: part.to_mapping() if part else None for name, part in parts.items()},
+            "spectrum": [module.to_mapping() for module in self.spectrum],
+            "thresholds": self.thresholds.to_mapping(),
+        }
+        cleaned = finite_or_none(body)
+        assert isinstance(cleaned, dict)
+        return cleaned
+
+
+def judge(scorer: Scorer, inputs: GateInputs, thresholds: GateThresholds | None = None) -> GateResult:
+    """Run every check; weights that are not finite end it at once, since nothing else can be computed with them."""
+    limits = thresholds or GateThresholds()
+    spectrum = [spectrum_of(module) for module in inputs.weights]
+    reasons = judge_spectrum(spectrum, limits)
+    if any(reason.code == "non_finite_weights" for reason in reasons):
+        return GateResult(verdict_of(reasons), reasons, limits, spectrum=spectrum)
+    held_out = measure_held_out(scorer, pick(inputs.validation, limits.max_examples), limits)
+    general = measure_general(scorer, pick(inputs.general, limits.max_examples), inputs.general_source, limits)
+    reasons = [*judge_held_out(held_out, limits), *judge_general(general, limits), *reasons]
+    if inputs.round_trip is not None:
+        reasons += judge_round_trip(inputs.round_trip)
+    return GateResult(verdict_of(reasons), reasons, limits, held_out, general, inputs.round_trip, spectrum)
+
+
+def refused(code: str, message: str, thresholds: GateThresholds | None = None) -> GateResult:
+    """The verdict on an adapter that the server would not even load."""
+    reason = Reason(code, "block", f"the server refuses the adapter: {message}")
+    return GateResult("block", [reason], thresholds or GateThresholds())
+
+
+def finite_or_none(value: object) -> object:
+    """The value as JSON can hold it: floats that are not finite become None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(item) for item in value]
+    return value

@@ -1,0 +1,82 @@
+"""What the adapter costs on general text: the rise of its loss over the base's. Knows losses and a text; no model.
+
+The text is the held-out part of the run's mix file, or, where there is none, a small one of the project's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.data.encode import Encoder
+from trainer.data.records import Record
+from trainer.data.types import EncodedExample
+from trainer.gate.bootstrap import Interval
+from trainer.gate.general_text import PASSAGES
+from trainer.gate.held_out import gain_of
+from trainer.gate.scorer import BASE_ALONE, Scorer
+from trainer.gate.thresholds import GateThresholds
+from trainer.gate.verdict import Reason
+
+OWN_TEXT, MIX = "own text", "mix"
+
+
+@dataclass(frozen=True)
+class GeneralText:
+    """rise: adapter less base in nats per token, so above zero is bad. source: OWN_TEXT or MIX.
+
+    guess_loss: of somebody who takes every token for equally likely. A base that does no better does not know the
+    text's language, has nothing there to forget, and is not judged by it.
+    """
+
+    source: str
+    guess_loss: float
+    base_loss: float
+    adapter_loss: float
+    rise: Interval
+
+    @property
+    def base_knows_it(self) -> bool:
+        return self.base_loss < self.guess_loss
+
+    def to_mapping(self) -> dict[str, object]:
+        return {
+            "source": self.source,
+            "guess_loss": self.guess_loss,
+            "base_knows_it": self.base_knows_it,
+            "base_loss": self.base_loss,
+            "adapter_loss": self.adapter_loss,
+            "rise": self.rise.to_mapping(),
+        }
+
+
+def own_examples(encoder: Encoder) -> list[EncodedExample]:
+    """The project's own passages as plain text."""
+    return [example for passage in PASSAGES for example in encoder.encode(Record("text", completion=passage))]
+
+
+def measure_general(
+    scorer: Scorer, examples: Sequence[EncodedExample], source: str, limits: GateThresholds
+) -> GeneralText:
+    """Score the text with and without the adapter."""
+    base, adapter = scorer.losses(examples, scale=BASE_ALONE), scorer.losses(examples)
+    rise = gain_of(adapter, base, limits)
+    return GeneralText(source, math.log(scorer.vocab_size), base.mean, adapter.mean, rise)
+
+
+def judge_general(found: GeneralText, limits: GateThresholds) -> list[Reason]:
+    """What speaks against the adapter."""
+    rise = found.rise.estimate
+    if not np.isfinite(rise):
+        return [Reason("general_not_finite", "block", "the loss on general text is not a finite number")]
+    if not found.base_knows_it:
+        return []
+    message = f"the loss on general text ({found.source}) rises by {rise:.2f} nats, from {found.base_loss:.2f}"
+    if rise > limits.general_block:
+        return [Reason("forgets", "block", message, rise, limits.general_block)]
+    if rise > limits.general_warn:
+        return [Reason("forgets", "warn", message, rise, limits.general_warn)]
+    return []

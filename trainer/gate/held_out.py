@@ -1,0 +1,158 @@
+"""Does the adapter beat the base on what it has not seen, and because of the prompt? Knows losses; knows no model.
+
+Three questions: held-out loss against the base's; the same answers behind somebody else's prompt, which must be harder
+(an adapter trained on shuffled answers learns their manner, beats the base, and fails here); and whether a smaller
+scale of the same adapter would have been better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.data.types import EncodedExample
+from trainer.gate.bootstrap import Interval, paired_bootstrap
+from trainer.gate.scorer import BASE_ALONE, Losses, Scorer
+from trainer.gate.thresholds import GateThresholds
+from trainer.gate.verdict import Reason
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Losses in nats per learned token. gain: base less adapter, so above zero is good.
+
+    prompt_use: what a wrong prompt costs the adapter; None where there are too few prompts to swap.
+    sweep: loss at each scale.
+    """
+
+    base_loss: float
+    adapter_loss: float
+    gain: Interval
+    prompt_use: Interval | None
+    sweep: dict[float, float]
+    best_scale: float
+    scale_gain: Interval | None
+
+    def to_mapping(self) -> dict[str, object]:
+        return {
+            "base_loss": self.base_loss,
+            "adapter_loss": self.adapter_loss,
+            "gain": self.gain.to_mapping(),
+            "prompt_use": self.prompt_use.to_mapping() if self.prompt_use else None,
+            "sweep": {f"{scale:g}": loss for scale, loss in self.sweep.items()},
+            "best_scale": self.best_scale,
+            "scale_gain": self.scale_gain.to_mapping() if self.scale_gain else None,
+        }
+
+
+def measure_held_out(scorer: Scorer, examples: Sequence[EncodedExample], limits: GateThresholds) -> HeldOut:
+    """Score the examples on the base, at every scale, and behind swapped prompts."""
+    base = scorer.losses(examples, scale=BASE_ALONE)
+    at_scale = {scale: scorer.losses(examples, scale=scale) for scale in {1.0, *limits.scales}}
+    adapter = at_scale[1.0]
+    sweep = {scale: at_scale[scale].mean for scale in sorted(at_scale, reverse=True)}
+    best_scale = min(sweep, key=lambda scale: sweep[scale] if np.isfinite(sweep[scale]) else np.inf)
+    return HeldOut(
+        base_loss=base.mean,
+        adapter_loss=adapter.mean,
+        gain=gain_of(base, adapter, limits),
+        prompt_use=_measure_prompt_use(scorer, examples, limits),
+        sweep=sweep,
+        best_scale=best_scale,
+        scale_gain=gain_of(adapter, at_scale[best_scale], limits) if best_scale != 1.0 else None,
+    )
+
+
+def gain_of(before: Losses, after: Losses, limits: GateThresholds) -> Interval:
+    """How much lower the second loss is."""
+    return paired_bootstrap(
+        before.nll - after.nll,
+        before.weight,
+        confidence=limits.confidence,
+        num_resamples=limits.num_resamples,
+        seed=limits.seed,
+    )
+
+
+def _measure_prompt_use(scorer: Scorer, examples: Sequence[EncodedExample], limits: GateThresholds) -> Interval | None:
+    pairs = swapped_pairs(examples)
+    if len(pairs) < limits.min_examples:
+        return None
+    own = scorer.losses([pair[0] for pair in pairs])
+    other = scorer.losses([pair[1] for pair in pairs])
+    return gain_of(other, own, limits)
+
+
+def swapped_pairs(examples: Sequence[EncodedExample]) -> list[tuple[EncodedExample, EncodedExample]]:
+    """Each example's last answer behind its own prompt, and behind the prompt of the next one that answers otherwise.
+
+    Only the last answer is scored in both. Examples without a prompt, and answers that all the others give too, are
+    left out; no swapped pair is longer than the longest example.
+    """
+    longest = max(map(len, examples), default=0)
+    starts = [_last_answer(example) for example in examples]
+    having = [index for index, start in enumerate(starts) if start > 1]
+    pairs = []
+    for place, index in enumerate(having):
+        answer = examples[index].input_ids[starts[index] :]
+        for other in (*having[place + 1 :], *having[:place]):
+            fits = starts[other] + len(answer) <= longest
+            if fits and not np.array_equal(answer, examples[other].input_ids[starts[other] :]):
+                pairs.append((_joined(examples, starts, index, index), _joined(examples, starts, other, index)))
+                break
+    return pairs
+
+
+def _last_answer(example: EncodedExample) -> int:
+    """Where the last run of learned tokens begins; whatever stands behind it is not scored either."""
+    context = np.flatnonzero(~example.supervised[: int(np.flatnonzero(example.supervised)[-1])])
+    return int(context[-1]) + 1
+
+
+def _joined(examples: Sequence[EncodedExample], starts: Sequence[int], prompt: int, answer: int) -> EncodedExample:
+    head, tail = examples[prompt].input_ids[: starts[prompt]], examples[answer].input_ids[starts[answer] :]
+    weights = np.concatenate([np.zeros(len(head), dtype=np.float32), examples[answer].weights[starts[answer] :]])
+    return EncodedExample(np.concatenate([head, tail]), weights)
+
+
+def judge_held_out(found: HeldOut, limits: GateThresholds) -> list[Reason]:
+    """What speaks against the adapter."""
+    if not np.isfinite(found.adapter_loss):
+        return [Reason("non_finite_loss", "block", "the adapter's held-out loss is not a finite number")]
+    reasons = [*_judge_gain(found, limits), *_judge_prompt_use(found)]
+    better = found.scale_gain
+    if better is not None and better.is_above_zero and better.estimate > limits.sweep_gain:
+        message = (
+            f"at scale {found.best_scale:g} the same adapter is better by {better.estimate:.3f} nats: it overshoots"
+        )
+        reasons.append(Reason("overshoots", "warn", message, better.estimate, limits.sweep_gain))
+    return reasons
+
+
+def _judge_gain(found: HeldOut, limits: GateThresholds) -> list[Reason]:
+    gain = found.gain
+    losses = f"held-out loss {found.adapter_loss:.3f}, base {found.base_loss:.3f}"
+    if gain.is_below_zero:
+        return [Reason("worse_than_base", "block", f"worse than the base: {losses}", gain.high, 0.0)]
+    if gain.num_examples < limits.min_examples:
+        count = gain.num_examples
+        message = f"{count} held-out examples say little, at least {limits.min_examples} are needed: {losses}"
+        return [Reason("few_examples", "warn", message, count, limits.min_examples)]
+    if not gain.is_above_zero:
+        return [
+            Reason("no_better_than_base", "warn", f"not significantly better than the base: {losses}", gain.low, 0.0)
+        ]
+    return []
+
+
+def _judge_prompt_use(found: HeldOut) -> list[Reason]:
+    use = found.prompt_use
+    if use is None or use.is_above_zero:
+        return []
+    message = (
+        f"the adapter answers as well behind somebody else's prompt (a wrong one costs {use.estimate:.3f} nats): "
+        "the answers in the data do not belong to their prompts, or nothing was learned from them"
+    )
+    return [Reason("ignores_prompt", "block", message, use.low, 0.0)]

@@ -1,0 +1,40 @@
+"""Every number that the gate judges by, in one place. Decides nothing itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateThresholds:
+    """Losses are in nats per learned token.
+
+    confidence, num_resamples, seed: of every bootstrap. min_examples: held-out examples under which an interval says
+    little. max_examples: how many are scored at most. general_warn, general_block: rise on general text. scales: of the
+    sweep. sweep_gain: by how much a smaller scale must beat the trained one. collapse_share: effective rank over
+    rank, median over modules, under which the rank is wasted. relative_norm_warn, relative_norm_block: largest
+    update over its weight, in Frobenius norms. scale_low, scale_high: usual alpha / rank. tolerance_float32,
+    tolerance_nf4: largest logit difference from PEFT, per unit of the largest logit (at least 1).
+    tolerance_bfloat16: error against exact logits, in PEFT's own error at that precision.
+    """
+
+    confidence: float = 0.95
+    num_resamples: int = 2000
+    seed: int = 0
+    min_examples: int = 8
+    max_examples: int = 256
+    general_warn: float = 0.10
+    general_block: float = 0.30
+    scales: tuple[float, ...] = (1.0, 0.85, 0.7)
+    sweep_gain: float = 0.01
+    collapse_share: float = 0.10
+    relative_norm_warn: float = 1.0
+    relative_norm_block: float = 10.0
+    scale_low: float = 0.25
+    scale_high: float = 8.0
+    tolerance_float32: float = 1e-4
+    tolerance_nf4: float = 1e-3
+    tolerance_bfloat16: float = 1.5
+
+    def to_mapping(self) -> dict[str, object]:
+        return asdict(self)
