@@ -44,8 +44,17 @@ def options(
     return sorted(found, key=lambda option: (option.time.usd, option.time.hours))
 
 
+def fewest_devices(found: Iterable[Option]) -> list[Option]:
+    """Of each kind of device the fewest that fit, cheapest first: more of them cost the same and take less time."""
+    fewest: dict[str, Option] = {}
+    for option in found:
+        if option.gpu.name not in fewest or option.devices < fewest[option.gpu.name].devices:
+            fewest[option.gpu.name] = option
+    return sorted(fewest.values(), key=lambda option: option.time.usd)
+
+
 def prices_said() -> str:
-    return f"prices are rough on-demand rates of {PRICES_AS_OF}, an assumption: give your own with --usd-per-hour"
+    return f"prices are rough on-demand rates of {PRICES_AS_OF}: give your own with --gpu and --usd-per-hour"
 
 
 def _time(case: TrainingCase, gpu: Gpu, train_tokens: int, sequence_length: int) -> RunTime:

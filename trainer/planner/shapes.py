@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ NF4_BITS = (
 )  # values, their absmax as a byte, and its own absmax (QLoRA, arXiv 2305.14314, 3)
 _KNOWN_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
 _FOUR_NORMS = ("gemma2", "gemma3_text")
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)([bBmM])")
 _SOFT_CAP = "Gemma 2 caps its attention scores, so training keeps them: T x T a head and layer, not counted here"
 _QK_NORMS = ("qwen3", "gemma3_text")
 
@@ -179,6 +181,19 @@ def shape_of_count(parameters: int) -> ModelShape:
     layers = max(1, round(near.layers * linear / near.linear_parameters))
     said = f"shape of {near.name} with {layers} layers, holding exactly {parameters:,} parameters"
     return replace(near, name=_short(parameters), layers=layers, exact_parameters=parameters, assumptions=(said,))
+
+
+def shape_named(text: str) -> ModelShape:
+    """A folder with a config.json (or that file), a known model's name, or a count such as 7B, 8.03B or 350M."""
+    if text.lower() in KNOWN_SHAPES:
+        return KNOWN_SHAPES[text.lower()]
+    count = _COUNT.fullmatch(text)
+    if count is not None:
+        return shape_of_count(round(float(count[1]) * (1e9 if count[2] in "bB" else 1e6)))
+    if not Path(text).expanduser().exists():
+        known = ", ".join(KNOWN_SHAPES)
+        raise PlanError("model", f"{text!r} is no folder, no count such as 7B or 350M, and none of {known}")
+    return shape_of_config(Path(text).expanduser())
 
 
 def shape_of_config(folder: Path) -> ModelShape:

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from support.models import FAMILY_CONFIGS, FAMILY_NAMES
-from trainer.planner.shapes import KNOWN_SHAPES, PlanError, bytes_of, shape_of_config, shape_of_count
+from trainer.planner.shapes import KNOWN_SHAPES, PlanError, bytes_of, shape_named, shape_of_config, shape_of_count
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
@@ -84,3 +84,13 @@ def test_what_cannot_be_read_is_refused_with_its_reason(tmp_path: Path) -> None:
         shape_of_config(tmp_path)
     with pytest.raises(PlanError, match="got 'int8'"):
         bytes_of("int8")
+
+
+def test_a_model_is_named_by_folder_name_or_count(tmp_path: Path) -> None:
+    FAMILY_CONFIGS["llama"]().save_pretrained(tmp_path)
+    assert shape_named(str(tmp_path)) == shape_named(str(tmp_path / "config.json"))
+    assert shape_named("Llama-3.1-8B") is KNOWN_SHAPES["llama-3.1-8b"]
+    assert shape_named("8.03B").parameters == 8_030_000_000
+    assert shape_named("350m").parameters == 350_000_000
+    with pytest.raises(PlanError, match="'gpt-9' is no folder, no count such as 7B or 350M, and none of smollm2-135m"):
+        shape_named("gpt-9")
