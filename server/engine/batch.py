@@ -53,7 +53,7 @@ class Batch:
         counts = np.fromiter((row.num_tokens for row in rows), dtype=np.int32, count=len(rows))
         query_starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
         paged = _paged_batch(rows, counts, query_starts, block_size=block_size, device=device)
-        slots = np.fromiter((_slot(row.request) for row in rows), dtype=np.int32, count=len(rows))
+        slots = np.fromiter((row_slot(row.request) for row in rows), dtype=np.int32, count=len(rows))
         wanted = _Wanted.of(rows, query_starts)
         positions = torch.from_numpy(paged.positions_T).long().to(device)
         return cls(
@@ -69,7 +69,8 @@ class Batch:
         )
 
 
-def _slot(request: Request) -> int:
+def row_slot(request: Request) -> int:
+    """The request's row of the adapter table, or NO_ADAPTER."""
     return NO_ADAPTER if request.slot is None else request.slot
 
 

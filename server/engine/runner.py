@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from lora_kernels.lora_batch import LoraTable
 from server.engine.base_model import BaseModel
 from server.engine.batch import Batch, PromptSpan
+from server.engine.cuda_graphs import DecodeGraphs
 from server.engine.kv_cache import KVCache
 from server.engine.request import Request, TokenLogprob
 from server.engine.sampler import Sampler
@@ -43,18 +45,23 @@ class ModelRunner:
         self.cache = cache
         self.table = table
         self.sampler = sampler
+        self.graphs: DecodeGraphs | None = None
 
     @torch.inference_mode()
     def run(self, schedule: Schedule) -> StepOutput:
         """One packed forward, then one token for every row that samples."""
+        output = StepOutput()
+        if self.graphs is not None and self.graphs.takes(schedule):
+            self._sample(self.graphs.run(schedule.rows), [row.request for row in schedule.rows], output)
+            return output
         batch = Batch.build(schedule, block_size=self.cache.block_size, table=self.table, device=self.base.device)
         logits_RV = self.forward(batch)
-        output = StepOutput()
         for span in batch.prompt_spans:
             rows = logits_RV[span.first_row : span.first_row + len(span.targets)]
             self._add_prompt_logprobs(rows, span, output)
         if batch.sampling:
-            self._sample(logits_RV, batch, output)
+            wanted_RV = logits_RV if len(batch.sampling) == len(logits_RV) else logits_RV[batch.sampling_rows]
+            self._sample(wanted_RV, batch.sampling, output)
         return output
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -80,6 +87,8 @@ class ModelRunner:
     def forget(self, request_id: str) -> None:
         """The request is over."""
         self.sampler.forget(request_id)
+        if self.graphs is not None:
+            self.graphs.forget(request_id)
 
     def _add_prompt_logprobs(self, logits_TV: torch.Tensor, span: PromptSpan, output: StepOutput) -> None:
         logprobs = self.sampler.prompt_logprobs(logits_TV, span.targets, span.request.params.prompt_logprobs or 0)
@@ -87,11 +96,9 @@ class ModelRunner:
             output.non_finite.append(span.request)
         output.prompt_logprobs[span.request.id] = logprobs
 
-    def _sample(self, logits_RV: torch.Tensor, batch: Batch, output: StepOutput) -> None:
-        if len(batch.sampling_rows) != len(logits_RV):
-            logits_RV = logits_RV[batch.sampling_rows]
-        sampled = self.sampler.sample(logits_RV, batch.sampling)
-        for index, request in enumerate(batch.sampling):
+    def _sample(self, logits_RV: torch.Tensor, requests: Sequence[Request], output: StepOutput) -> None:
+        sampled = self.sampler.sample(logits_RV, requests)
+        for index, request in enumerate(requests):
             if sampled.non_finite[index]:
                 if request not in output.non_finite:
                     output.non_finite.append(request)

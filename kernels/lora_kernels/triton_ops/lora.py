@@ -9,9 +9,8 @@ import torch
 
 from lora_kernels.lora_batch import LoraBatch, LoraGroup
 from lora_kernels.triton_ops.shrink_expand import expand_kernel, shrink_kernel
-from lora_kernels.triton_ops.tiles import LoraTile, device_tiles
+from lora_kernels.triton_ops.tiles import ALIGN_BYTES, LoraTile, device_tiles
 
-ALIGN_BYTES = 16  # the widest load
 MAX_SPLITS = 16
 MIN_BLOCKS_PER_SPLIT = 2
 

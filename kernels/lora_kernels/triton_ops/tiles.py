@@ -15,6 +15,7 @@ import torch
 DECODE_ROWS = 16  # the smallest tile of a tensor core
 PREFILL_ROWS = 64
 MIN_TILE = 16
+ALIGN_BYTES = 16  # the widest load
 PROGRAMS_PER_MULTIPROCESSOR = 4
 UNKNOWN_MULTIPROCESSORS = 128  # under the interpreter
 SMALLEST_ARCHITECTURE = 80

@@ -1,0 +1,116 @@
+"""Recorded decode steps give the logits and tokens of plain ones: real kernels, real model, real engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_kernels.triton_ops.available import triton_switch
+from server.engine.base_model import load_base
+from server.engine.cuda_graphs import DecodeGraphs, GraphSettings
+from server.engine.decode_buffers import DecodeBuffers
+from server.engine.request import Request
+from server.engine.runner import ModelRunner
+from server.engine.schedule import ScheduledRow
+from support.eager_capture import EagerCapture
+from support.models import VOCAB, save_adapters, save_base
+from support.packed_forward import BLOCK_SIZE, BLOCKS_PER_ROW, PackedForward
+from support.service import make_base, running
+from support.service import save_adapters as service_adapters
+
+MAX_CONTEXT = BLOCK_SIZE * BLOCKS_PER_ROW
+CONTEXTS = (1, 9, 30, 17)
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu() -> Iterator[None]:
+    triton_switch().on_cpu = True
+    yield
+    triton_switch().on_cpu = False
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> PackedForward:
+    """A base whose every second layer has a window, six adapters of ranks 1 to 16, a cache full of NaN."""
+    folder = tmp_path_factory.mktemp("world")
+    base = save_base(folder / "base", "llama")
+    adapters = save_adapters(base, folder / "adapters")
+    return PackedForward(load_base(base, dtype="float32"), list(adapters.values()), num_sequences=8)
+
+
+def graphs_over(world: PackedForward, settings: GraphSettings) -> DecodeGraphs:
+    runner = ModelRunner(world.base, world.cache, world.table, sampler=None)  # type: ignore[arg-type]
+    buffers = DecodeBuffers(world.table, max_rows=settings.buckets[-1], max_context=MAX_CONTEXT, block_size=BLOCK_SIZE)
+    graphs = DecodeGraphs(buffers, runner.forward, EagerCapture(), settings)
+    graphs.record_all()
+    return graphs
+
+
+def prefilled(world: PackedForward, index: int, slot: int | None) -> Request:
+    """All but the last token of a random prompt is in the cache."""
+    generator = torch.Generator().manual_seed(index)
+    tokens = torch.randint(3, VOCAB, (CONTEXTS[index],), generator=generator).tolist()
+    request = world.request(index, tokens, slot)
+    if len(tokens) > 1:
+        world.logits([request], [len(tokens) - 1])
+    return request
+
+
+@pytest.mark.parametrize("slots", [(None, None, None, None), (5, None, 4, 5)], ids=str)
+def test_logits_of_a_recorded_step_equal_those_of_a_plain_one(
+    world: PackedForward, slots: tuple[int | None, ...]
+) -> None:
+    graphs = graphs_over(world, GraphSettings(buckets=(2, 5), max_ranks=(0, 16)))
+    requests = [prefilled(world, index, slot) for index, slot in enumerate(slots)]
+    rows = [ScheduledRow(request, request.num_computed_tokens, 1) for request in requests]
+    for chosen in (rows, rows[1:3]):
+        got = graphs.run(chosen).clone()
+        for row, logits in zip(chosen, got, strict=True):
+            row.request.num_computed_tokens = row.start
+            exact = world.logits([row.request])[0][-1]
+            assert (logits - exact).abs().max() <= 2e-5
+
+
+def test_padding_rows_write_no_key_and_no_value(world: PackedForward) -> None:
+    graphs = graphs_over(world, GraphSettings(buckets=(4,), max_ranks=(16,)))
+    request = prefilled(world, 2, 1)
+    for layer in world.cache.layers:
+        layer.keys[: 2 * BLOCKS_PER_ROW] = torch.nan
+        layer.keys[3 * BLOCKS_PER_ROW :] = torch.nan
+    graphs.run([ScheduledRow(request, request.num_computed_tokens, 1)])
+    for layer in world.cache.layers:
+        assert layer.keys[: 2 * BLOCKS_PER_ROW].isnan().all()
+        assert layer.keys[3 * BLOCKS_PER_ROW :].isnan().all()
+        assert layer.keys[2 * BLOCKS_PER_ROW].isfinite().all()
+
+
+def test_an_engine_with_recordings_gives_the_same_tokens(tmp_path: Path) -> None:
+    """Requests join and leave, so that the rows and adapters of a step change under one recording."""
+    base = make_base(tmp_path / "base")
+    adapters = service_adapters(base, tmp_path / "adapters")
+    prompts = [[10, 11, 12, 13], [50, 51], [7] * 9, [99, 3, 5]]
+    kinds = [None, *list(adapters)[:3]]
+    lengths = [6, 3, 5, 2]
+    with running(base, adapters, tmp_path / "data") as service:
+        triton_switch().on_cpu = False
+        expected = [
+            service.tokens(prompt, kind, max_tokens=length)
+            for prompt, kind, length in zip(prompts, kinds, lengths, strict=True)
+        ]
+        triton_switch().on_cpu = True
+        runner = service.parts.engine._runner
+        assert isinstance(runner, ModelRunner)
+        block_size = runner.cache.block_size
+        buffers = DecodeBuffers(runner.table, max_rows=4, max_context=64, block_size=block_size)
+        capture = EagerCapture()
+        runner.graphs = DecodeGraphs(buffers, runner.forward, capture, GraphSettings(buckets=(4,), max_ranks=(0, 16)))
+        runner.graphs.record_all()
+        asked = [
+            service.ask(prompt, kind, max_tokens=length)[1]
+            for prompt, kind, length in zip(prompts, kinds, lengths, strict=True)
+        ]
+        assert [answer.tokens() for answer in asked] == expected
+    assert capture.num_replays >= 4
