@@ -17,6 +17,8 @@ from server.api import (
     chat,
     completions,
     errors,
+    files,
+    fine_tuning,
     health,
     metrics,
     models,
@@ -30,6 +32,7 @@ from server.api.limits import RequestLimits
 from server.api.metrics import ApiMetrics
 from server.api.ports import EngineClient
 from server.api.settings import ApiSettings
+from server.jobs.service import Onboarding
 
 
 def create_app(*, engine: EngineClient, store: AdapterStore, settings: ApiSettings) -> FastAPI:
@@ -46,6 +49,9 @@ def create_app(*, engine: EngineClient, store: AdapterStore, settings: ApiSettin
         created=int(time.time()),
     )
     for part in (completions, chat, models, adapters, versions, admin, admin_keys, admin_audit, health, metrics):
+        part.register(app)
+    app.state.onboarding = Onboarding(settings.data_dir, store.database)
+    for part in (files, fine_tuning):
         part.register(app)
     _register_openapi(app)
     errors.install(app)

@@ -12,6 +12,7 @@ from server.api.context import ApiContext, off_loop
 from server.api.errors import ApiError
 
 VERSION_HEADER = "x-multilora-adapter-version"
+FINE_TUNED = "ft:"
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,23 @@ async def find_version(context: ApiContext, caller: Caller, model: str, sticky: 
 
 def tenant_and_ref(caller: Caller, model: str) -> tuple[str, str]:
     """The tenant a reference names, else the caller's own, and the rest. Raises `model_not_found` for another's."""
+    if model.startswith(FINE_TUNED) and model.count(":") > 3 and model.rpartition(":")[2].isdigit():
+        return _of_job(caller, model)
     named, slash, rest = model.partition("/")
     if not slash:
         return caller.tenant, model
     if not caller.may_speak_for(named):
         raise model_not_found(model)
     return named, rest
+
+
+def _of_job(caller: Caller, model: str) -> tuple[str, str]:
+    """`ft:base:tenant:name:version`, as a fine-tuning job names its model; no name that a job gives holds a colon."""
+    before, name, version = model.rsplit(":", 2)
+    own = before.endswith(f":{caller.tenant}")
+    if not own and not caller.speaks_for_all:
+        raise model_not_found(model)
+    return caller.tenant if own else before.rpartition(":")[2], f"{name}@{int(version)}"
 
 
 def model_not_found(model: str) -> ApiError:

@@ -54,8 +54,8 @@ class FileStore:
             self._blobs.discard(staged)
         return DataFile(row.id, tenant, digest, filename, purpose, num_bytes, row.created_at)
 
-    def get(self, tenant: str, file_id: str, *, param: str = "file_id") -> DataFile:
-        """Raises NotFound (file_not_found), in the same words for another tenant's."""
+    def get(self, tenant: str | None, file_id: str, *, param: str = "file_id") -> DataFile:
+        """tenant None: whoever's it is. Raises NotFound (file_not_found), in the same words for another tenant's."""
         with self._database.read() as connection:
             row = connection.execute(_select(tenant).where(files.c.id == file_id)).first()
         if row is None:
@@ -74,7 +74,7 @@ class FileStore:
         """Where its bytes lie; read only."""
         return self._blobs.path(file.digest)
 
-    def delete(self, tenant: str, file_id: str) -> None:
+    def delete(self, tenant: str | None, file_id: str) -> None:
         """Forget a file; jobs under way keep what they were given. Raises NotFound (file_not_found)."""
         file = self.get(tenant, file_id)
         with self._blobs.changing():

@@ -31,9 +31,9 @@ MAX_SUFFIX_CHARS = 64
 class Onboarding:
     """files, jobs: the two stores. base: what is served, None where that is not known."""
 
-    def __init__(self, data_dir: Path, database: Database, limits: JobLimits) -> None:
+    def __init__(self, data_dir: Path, database: Database, limits: JobLimits | None = None) -> None:
         self.data_dir = data_dir
-        self.limits = limits
+        self.limits = limits = limits or JobLimits()
         self.files = FileStore(database, data_dir, limits)
         self.jobs = JobStore(database, data_dir / "runs", limits)
         self._database = database
@@ -41,7 +41,7 @@ class Onboarding:
     @classmethod
     def open(cls, data_dir: Path, *, database_url: str | None = None, limits: JobLimits | None = None) -> Onboarding:
         """The data directory must be there: the adapter store makes it."""
-        return cls(data_dir, Database(data_dir, database_url), limits or JobLimits())
+        return cls(data_dir, Database(data_dir, database_url), limits)
 
     def close(self) -> None:
         """Give the database connections back."""
@@ -104,6 +104,8 @@ class Onboarding:
             message = f"suffix: must have at most {MAX_SUFFIX_CHARS} characters, got {len(name)}"
             raise JobRefused("invalid_value", message, param="suffix")
         check_name("suffix", name)
+        if ":" in name:
+            raise JobRefused("bad_name", f"suffix: {name!r} must not hold ':', which parts a model id", param="suffix")
         if name == base.name:
             raise Conflict("name_is_base", f"suffix: {name!r} is the name of the base model", param="suffix")
         return name
