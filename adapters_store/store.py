@@ -6,6 +6,7 @@ Safe to use from many threads, and from several processes on one data directory.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from adapters_store.aliases import AliasStore, choose, meaning_of
 from adapters_store.answer_cache import AnswerCache
 from adapters_store.audit import AuditLog
 from adapters_store.base import AdapterDigest, BaseDescription
-from adapters_store.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore
+from adapters_store.blobs import CONFIG_FILE, RESERVE_BYTES, WEIGHTS_FILE, BlobStore
 from adapters_store.config import parse_config
 from adapters_store.database import Database, now_s
 from adapters_store.errors import AdapterRejected, AdapterUnavailable, BlobDamaged, NotFound, StoreError
@@ -25,10 +26,15 @@ from adapters_store.names import check_name, split_ref
 from adapters_store.packed import PackedAdapter
 from adapters_store.packed_file import keep_packed, read_packed
 from adapters_store.packing import pack, packed_bytes
+from adapters_store.quarantine import Quarantine, heal
 from adapters_store.quotas import QuotaStore
 from adapters_store.records import AdapterVersion
 from adapters_store.tenants import TenantStore
+from adapters_store.usage import UsageStore
 from adapters_store.validate import AdapterPlan, plan_adapter
+from adapters_store.verification import LookedOver, look_at_files, look_over
+
+_log = logging.getLogger(__name__)
 
 # Inside the class `list` is the method, as the callers want to call it.
 Versions = list[AdapterVersion]
@@ -54,9 +60,11 @@ class AdapterStore:
         self._resolved: AnswerCache[tuple[str, str], tuple[AdapterVersion, ...]] = AnswerCache(database.generation)
         database.on_write(self._resolved.clear)
         self.aliases = AliasStore(database)
+        self.usage = UsageStore(database)
         self.quotas = QuotaStore(database)
         self.tenants = TenantStore(database, self._drop_unreferenced)
         self.audit = AuditLog(database)
+        self.quarantine = Quarantine(database)
 
     @classmethod
     def open(
@@ -66,9 +74,10 @@ class AdapterStore:
         database_url: str | None = None,
         limits: AdapterLimits | None = None,
         files: Filesystem | None = None,
+        reserve_bytes: int = RESERVE_BYTES,
     ) -> AdapterStore:
         """Open or make the store in `data_dir`. StoreError (database_newer) where a later program wrote it."""
-        blobs = BlobStore(data_dir, files or Filesystem())
+        blobs = BlobStore(data_dir, files or Filesystem(), reserve_bytes=reserve_bytes)
         return cls(Database(data_dir, database_url), blobs, limits or AdapterLimits())
 
     @property
@@ -89,7 +98,7 @@ class AdapterStore:
 
         Raises:
             AdapterRejected: the upload is not one we serve exactly; see header, config_fields, config and validate.
-            NotFound: tenant_not_found. Conflict: too_many_adapters. StoreError: disk_full.
+            NotFound: tenant_not_found. Conflict: too_many_adapters. StoreError: disk_full, read_only.
         """
         check_name("name", name)
         plan = self._plan(config, weights, base, self._limits)
@@ -106,8 +115,9 @@ class AdapterStore:
                     self._blobs.put(staged, packed.digest)
                 with self._database.write() as connection:
                     limit = self._limits.max_versions_per_tenant
+                    heal(connection, packed.digest)
                     version = registry.add_version(connection, draft, config, max_versions=limit)
-        keep_packed(self._blobs.folder(packed.digest), packed, base)
+        self._keep_packed(packed, base)
         return version
 
     def resolve(self, tenant: str, ref: str, sticky: str | None = None) -> AdapterVersion:
@@ -170,7 +180,7 @@ class AdapterStore:
         packed = read_packed(folder, digest, base, pin=pin)
         if packed is None:
             packed = self._load_upload(digest, base, pin=pin)
-            keep_packed(folder, packed, base)
+            self._keep_packed(packed, base)
         return packed
 
     def verify(self, digest: AdapterDigest, base: BaseDescription) -> None:
@@ -191,8 +201,11 @@ class AdapterStore:
             try:
                 return self._load(digest, base, pin=pin)
             except AdapterRejected as error:
+                self._put_away(digest, "blob_damaged", error.message)
                 raise BlobDamaged("blob_damaged", f"{digest}: {error.message}", param="model") from error
             except OSError as error:
+                if isinstance(error, FileNotFoundError):
+                    self._put_away(digest, "blob_missing", "its files are missing")
                 raise BlobDamaged("blob_unreadable", f"{digest}: {error.strerror or error}", param="model") from error
 
     def config_of(self, version: AdapterVersion) -> bytes:
@@ -227,13 +240,40 @@ class AdapterStore:
             removed = self._blobs.remove_old(orphans, grace_s)
         return Swept(self._blobs.remove_old_staging(grace_s), removed)
 
+    def look_over(self) -> LookedOver:
+        """Look whether every version's files are there and of their length; see `verification`.
+
+        Raises StoreError (disk_full, read_only) where what was found cannot be written down.
+        """
+
+        def digests() -> Digests:
+            with self._database.read() as connection:
+                return registry.all_digests(connection)
+
+        return look_over(digests, self._blobs, self.quarantine, look_at_files(self._blobs, self._kept_limits))
+
+    @property
+    def _kept_limits(self) -> AdapterLimits:
+        """Lowered limits hold for new uploads only."""
+        return replace(self._limits, max_rank=1 << 20, max_bytes=1 << 62)
+
+    def _keep_packed(self, packed: PackedAdapter, base: BaseDescription) -> None:
+        """A help for the next load, where there is room for it."""
+        if self._blobs.has_room(packed.num_bytes):
+            keep_packed(self._blobs.folder(packed.digest), packed, base)
+
+    def _put_away(self, digest: AdapterDigest, code: str, message: str) -> None:
+        try:
+            self.quarantine.put(digest, code, message)
+        except StoreError as error:
+            _log.warning("adapter %s could not be put into quarantine: %s", digest, error.message)
+
     def _plan(self, config: bytes, weights: Path, base: BaseDescription, limits: AdapterLimits) -> AdapterPlan:
         return plan_adapter(parse_config(config, limits), read_header(weights, limits), base, limits)
 
     def _load(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False) -> PackedAdapter:
         folder = self._blobs.folder(digest)
-        kept = replace(self._limits, max_rank=1 << 20, max_bytes=1 << 62)  # lowered limits hold for new uploads
-        plan = self._plan((folder / CONFIG_FILE).read_bytes(), folder / WEIGHTS_FILE, base, kept)
+        plan = self._plan((folder / CONFIG_FILE).read_bytes(), folder / WEIGHTS_FILE, base, self._kept_limits)
         packed = pack(plan, folder / WEIGHTS_FILE, pin=pin)
         if packed.digest != digest:
             raise AdapterRejected("digest_mismatch", f"the files have digest {packed.digest}")

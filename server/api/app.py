@@ -22,6 +22,8 @@ from server.api import (
     health,
     metrics,
     models,
+    quotas,
+    usage_routes,
     versions,
 )
 from server.api.auth import authenticate
@@ -32,11 +34,17 @@ from server.api.limits import RequestLimits
 from server.api.metrics import ApiMetrics
 from server.api.ports import EngineClient
 from server.api.settings import ApiSettings
+from server.api.usage_ledger import UsageLedger
 from server.jobs.service import Onboarding
 
 
-def create_app(*, engine: EngineClient, store: AdapterStore, settings: ApiSettings) -> FastAPI:
-    """The whole API over one engine and one store. Both are the caller's to start and to close."""
+def create_app(
+    *, engine: EngineClient, store: AdapterStore, settings: ApiSettings, usage: UsageLedger | None = None
+) -> FastAPI:
+    """The whole API over one engine and one store. Both are the caller's to start and to close.
+
+    What it does besides answering begins with `background`; usage is written down from then on.
+    """
     app = FastAPI(title="multilora", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     own_metrics = ApiMetrics(engine, settings.max_label_values)
     context = app.state.context = ApiContext(
@@ -47,8 +55,22 @@ def create_app(*, engine: EngineClient, store: AdapterStore, settings: ApiSettin
         upload_slots=anyio.CapacityLimiter(settings.max_uploads),
         check_slots=anyio.CapacityLimiter(settings.max_upload_checks),
         created=int(time.time()),
+        usage=usage or UsageLedger(store.usage),
     )
-    for part in (completions, chat, models, adapters, versions, admin, admin_keys, admin_audit, health, metrics):
+    for part in (
+        completions,
+        chat,
+        models,
+        adapters,
+        versions,
+        admin,
+        admin_keys,
+        admin_audit,
+        quotas,
+        usage_routes,
+        health,
+        metrics,
+    ):
         part.register(app)
     app.state.onboarding = Onboarding(settings.data_dir, store.database)
     for part in (files, fine_tuning):

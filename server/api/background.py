@@ -13,12 +13,14 @@ from server.api.store_watch import StoreWatch
 
 @contextmanager
 def background(app: FastAPI) -> Iterator[None]:
-    """While the block runs, memory of adapters that left service is freed."""
+    """While the block runs, usage is written down, and memory of adapters that left service is freed."""
     context = app.state.context
     assert isinstance(context, ApiContext)
     watch = StoreWatch(context.store, context.engine)
     watch.start()
+    context.usage.start()
     try:
         yield
     finally:
+        context.usage.stop()
         watch.stop()

@@ -10,10 +10,12 @@ from starlette.responses import Response
 
 from adapters_store.keys import Scope
 from server.api.auth import CallerDep, guarded
+from server.api.call_tally import whole_answer
 from server.api.collect import Choice, collect
 from server.api.context import ApiContext, ContextDep
+from server.api.deadline import DeadlineDep
 from server.api.json_body import body_schema, json_body
-from server.api.json_text import json_bytes, json_string, json_text
+from server.api.json_text import json_string, json_text
 from server.api.logprobs import chat_logprobs
 from server.api.model_ref import Target, resolve_target
 from server.api.plan import Call, TokenBudget, chat_tokens_of, check_counts, plan_call
@@ -28,18 +30,19 @@ BodyDep = Annotated[ChatBody, Depends(json_body(ChatBody))]
 _FIRST_DELTA = '{"role":"assistant","content":"","refusal":null}'
 
 
-async def create_chat_completion(request: Request, caller: CallerDep, context: ContextDep, body: BodyDep) -> Response:
+async def create_chat_completion(
+    request: Request, caller: CallerDep, context: ContextDep, body: BodyDep, deadline_s: DeadlineDep
+) -> Response:
     """Answer a conversation."""
     _check(body)
     check_counts(context, 1, body.num_choices)
     target = await resolve_target(context, caller, body.model, body.sticky or request.state.request_id)
-    call = await _plan(context, target, body)
+    call = await _plan(context, target, body, deadline_s)
     shape = ChatShape(context, call, body)
     if body.stream:
-        return TokenStream(context, call, ChunkWriter(call, shape, body.stream_options))
+        return TokenStream(context, call, ChunkWriter(context, call, shape, body.stream_options))
     choices, usage = await collect(context, call, request.receive)
-    answer = {**shape.whole(choices), "usage": usage.total()}
-    return Response(json_bytes(answer), headers=target.headers, media_type="application/json")
+    return whole_answer(context, target, usage, shape.whole(choices))
 
 
 def _check(body: ChatBody) -> None:
@@ -51,12 +54,14 @@ def _check(body: ChatBody) -> None:
         raise InvalidRequest("max_tokens", reason)
 
 
-async def _plan(context: ApiContext, target: Target, body: ChatBody) -> Call:
+async def _plan(context: ApiContext, target: Target, body: ChatBody, deadline_s: float | None) -> Call:
     prompt = await chat_tokens_of(context, [message.for_template() for message in body.messages])
     params = sampling_params(body, context.engine, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     budget = TokenBudget(prompt_field="messages", asked=asked, default=None)
-    return plan_call(context, target, body, [prompt], kind="chatcmpl", budget=budget, params=params)
+    return plan_call(
+        context, target, body, [prompt], kind="chatcmpl", budget=budget, params=params, deadline_s=deadline_s
+    )
 
 
 class ChatShape:

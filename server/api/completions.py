@@ -10,10 +10,12 @@ from starlette.responses import Response
 
 from adapters_store.keys import Scope
 from server.api.auth import CallerDep, guarded
+from server.api.call_tally import whole_answer
 from server.api.collect import Choice, collect
 from server.api.context import ApiContext, ContextDep
+from server.api.deadline import DeadlineDep
 from server.api.json_body import body_schema, json_body
-from server.api.json_text import json_bytes, json_string, json_text
+from server.api.json_text import json_string, json_text
 from server.api.logprobs import CompletionLogprobs, Entries
 from server.api.model_ref import Target, resolve_target
 from server.api.plan import Call, TokenBudget, check_counts, plan_call, tokens_of
@@ -28,18 +30,20 @@ DEFAULT_MAX_TOKENS = 16
 BodyDep = Annotated[CompletionBody, Depends(json_body(CompletionBody))]
 
 
-async def create_completion(request: Request, caller: CallerDep, context: ContextDep, body: BodyDep) -> Response:
+async def create_completion(
+    request: Request, caller: CallerDep, context: ContextDep, body: BodyDep, deadline_s: DeadlineDep
+) -> Response:
     """Complete one or more prompts."""
     _check(body)
     check_counts(context, len(body.prompt), body.num_choices)
     target = await resolve_target(context, caller, body.model, body.sticky or request.state.request_id)
-    call = await _plan(context, target, body)
+    call = await _plan(context, target, body, deadline_s)
     shape = CompletionShape(context, call, body)
     if body.stream:
-        return TokenStream(context, call, ChunkWriter(call, shape, body.stream_options))
+        return TokenStream(context, call, ChunkWriter(context, call, shape, body.stream_options))
     choices, usage = await collect(context, call, request.receive)
-    answer = {**shape.common, "choices": list(map(shape.whole, range(len(choices)), choices)), "usage": usage.total()}
-    return Response(json_bytes(answer), headers=target.headers, media_type="application/json")
+    answer = {**shape.common, "choices": list(map(shape.whole, range(len(choices)), choices))}
+    return whole_answer(context, target, usage, answer)
 
 
 def _check(body: CompletionBody) -> None:
@@ -50,12 +54,12 @@ def _check(body: CompletionBody) -> None:
         raise InvalidRequest("max_tokens", "max_tokens must be at least 1 without echo, got 0")
 
 
-async def _plan(context: ApiContext, target: Target, body: CompletionBody) -> Call:
+async def _plan(context: ApiContext, target: Target, body: CompletionBody, deadline_s: float | None) -> Call:
     prompts = await _prompt_ids(context, body)
     prompt_logprobs = body.logprobs if body.echo else None
     params = sampling_params(body, context.engine, logprobs=body.logprobs, prompt_logprobs=prompt_logprobs)
     budget = TokenBudget(prompt_field="prompt", asked=body.max_tokens, default=DEFAULT_MAX_TOKENS)
-    return plan_call(context, target, body, prompts, kind="cmpl", budget=budget, params=params)
+    return plan_call(context, target, body, prompts, kind="cmpl", budget=budget, params=params, deadline_s=deadline_s)
 
 
 async def _prompt_ids(context: ApiContext, body: CompletionBody) -> list[list[int]]:

@@ -15,7 +15,9 @@ from server.api.bridge import EventBridge
 from server.api.draining import Draining
 from server.api.metrics import ApiMetrics
 from server.api.ports import EngineClient
+from server.api.rate_limits import RateLimits
 from server.api.settings import ApiSettings
+from server.api.usage_ledger import UsageLedger
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,7 +38,9 @@ class ApiContext:
     upload_slots: anyio.CapacityLimiter
     check_slots: anyio.CapacityLimiter
     created: int
+    usage: UsageLedger
     bridge: EventBridge = field(default_factory=EventBridge)
+    rate_limits: RateLimits = field(default_factory=RateLimits)
     draining: Draining = field(default_factory=Draining)
 
     @property

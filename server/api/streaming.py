@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.api.bridge import IndexedEvent
+from server.api.call_tally import CallTally
 from server.api.context import ApiContext
 from server.api.errors import ApiError, ClientGone
 from server.api.generation import Generation, hang_up_watched, submitted
@@ -40,9 +41,10 @@ class Renderer(Protocol):
 class ChunkWriter:
     """Wraps a renderer's choices into chunks, with as much usage as `options` asks for."""
 
-    def __init__(self, call: Call, renderer: Renderer, options: StreamOptions | None) -> None:
+    def __init__(self, context: ApiContext, call: Call, renderer: Renderer, options: StreamOptions | None) -> None:
         self._renderer = renderer
         self._usage = Usage(call)
+        self._tally = CallTally(context.usage, call.target, self._usage)
         self._head = f"data: {renderer.head()}"
         self._has_usage = options is not None and bool(options.include_usage)
         self._has_running_usage = options is not None and bool(options.continuous_usage_stats)
@@ -51,6 +53,10 @@ class ChunkWriter:
         self._usage.saw(index, event)
         tail = self._tail(index)
         return "".join(f"{self._head}[{choice}]{tail}" for choice in self._renderer.choices(index, event))
+
+    def sent(self) -> None:
+        """The client has been handed all chunks made until now: they are billed."""
+        self._tally.sent()
 
     def closing(self) -> str:
         if not self._has_usage:
@@ -79,7 +85,7 @@ class TokenStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target = self._call.target
         meter = CallMeter(self._context.metrics, target.tenant, target.label, len(self._call.requests))
-        with submitted(self._context, self._call.requests, meter) as generation:
+        with submitted(self._context, self._call, meter) as generation:
             async with hang_up_watched(receive, generation.inbox):
                 await self._send_generation(generation, send)
 
@@ -106,6 +112,7 @@ class TokenStream(Response):
             text = "".join([chunks(index, event) for index, event in events])
             if text:
                 await send(_body(text, more=True))
+                self._writer.sent()
 
 
 def _body(text: str, *, more: bool) -> dict[str, object]:

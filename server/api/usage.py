@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from adapters_store.usage import UsageCounts
 from server.api.plan import Call
 from server.engine.request import TokenEvent
 
@@ -15,10 +16,15 @@ class Usage:
         self._call = call
         self._num_output_tokens = [0] * len(call.requests)
         self._num_cached_tokens = [0] * len(call.requests)
+        self._num_prompt_tokens = sum(map(len, call.prompts))
 
     def saw(self, index: int, event: TokenEvent) -> None:
         self._num_output_tokens[index] = event.num_output_tokens
         self._num_cached_tokens[index] = event.num_cached_tokens
+
+    def counts(self) -> UsageCounts:
+        """The call so far, as it is billed."""
+        return UsageCounts(1, self._num_prompt_tokens, self._cached(), sum(self._num_output_tokens))
 
     def of_sequence(self, index: int) -> dict[str, Any]:
         return _usage(
@@ -26,10 +32,11 @@ class Usage:
         )
 
     def total(self) -> dict[str, Any]:
+        return _usage(self._num_prompt_tokens, sum(self._num_output_tokens), self._cached())
+
+    def _cached(self) -> int:
         """A prompt's cached tokens are those its first choice found: the others find what the first has just left."""
-        num_prompt_tokens = sum(map(len, self._call.prompts))
-        num_cached_tokens = sum(self._num_cached_tokens[:: self._call.num_choices])
-        return _usage(num_prompt_tokens, sum(self._num_output_tokens), num_cached_tokens)
+        return sum(self._num_cached_tokens[:: self._call.num_choices])
 
 
 def _usage(num_prompt_tokens: int, num_output_tokens: int, num_cached_tokens: int) -> dict[str, Any]:
