@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from adapters_store import alias_rows, audit, registry
 from adapters_store.base import AdapterDigest
 from adapters_store.database import Database
-from adapters_store.errors import Conflict, NotFound
+from adapters_store.errors import AdapterUnavailable, Conflict, NotFound
 from adapters_store.names import split_ref
 from adapters_store.records import AdapterVersion
 from adapters_store.strict_json import shown
@@ -42,16 +42,27 @@ def choose(versions: Sequence[AdapterVersion], sticky: str | None) -> AdapterVer
 def meaning_of(connection: Connection, tenant: str, ref: str) -> Versions:
     """The versions that `name` or `name@3` may be answered with, for `choose`.
 
-    Raises NotFound: model_not_found, adapter_unloaded.
+    Raises NotFound: model_not_found, adapter_unloaded. AdapterUnavailable: adapter_quarantined.
     """
     name, number = split_ref(ref)
     version = registry.require_version(connection, tenant, name, number)
     if not version.loaded:
         raise _unloaded(version)
+    if version.quarantined is not None:
+        raise _quarantined(version)
     if number is not None or version.percent == 100:
         return (version,)
     every = registry.find_versions(connection, tenant=tenant, name=name)
-    return (version, *(other for other in every if other.percent and not other.active))
+    return (version, *(other for other in every if _is_canary(other)))
+
+
+def _is_canary(version: AdapterVersion) -> bool:
+    return version.percent > 0 and not version.active and version.quarantined is None
+
+
+def _quarantined(version: AdapterVersion) -> AdapterUnavailable:
+    message = f"adapter {shown(version.ref)} is not served ({version.quarantined}); push it again, or ask the operator"
+    return AdapterUnavailable("adapter_quarantined", message, param="model")
 
 
 def _unloaded(version: AdapterVersion) -> NotFound:

@@ -85,7 +85,7 @@ class AuditLog:
 
     def record(self, action: str, *, tenant: str | None = None, target: str | None = None, **detail: Any) -> None:
         """A row of its own. Raises StoreError (disk_full, read_only)."""
-        with self._database.write() as connection:
+        with self._database.write(changes_answers=False) as connection:
             note(connection, action, tenant=tenant, target=target, **detail)
 
     def entries(self, *, tenant: str | None = None, before: int | None = None, limit: int = 100) -> list[AuditEntry]:
@@ -102,5 +102,5 @@ class AuditLog:
     def prune(self, max_age_s: float = MAX_AGE_S) -> int:
         """Delete what is older; returns how many rows went."""
         oldest = int(time.time() - max_age_s)
-        with self._database.write() as connection:
+        with self._database.write(changes_answers=False) as connection:
             return connection.execute(delete(audit_log).where(audit_log.c.at < oldest)).rowcount

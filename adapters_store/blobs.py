@@ -7,6 +7,7 @@ made in staging/ on the same file system, synced, renamed into place, and its pa
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,16 +18,24 @@ from adapters_store.base import AdapterDigest
 from adapters_store.errors import StoreError
 from adapters_store.filesystem import Filesystem, file_lock
 
+RESERVE_BYTES = 64 * 1024 * 1024
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class BlobStore:
-    """root: a folder of the data directory; made if missing. files: the operations, replaceable in tests."""
+    """root: a folder of the data directory; made if missing. files: the operations, replaceable in tests.
 
-    def __init__(self, root: Path, files: Filesystem) -> None:
+    reserve_bytes: what uploads leave free. The database needs room even to delete: tried, on a disk filled to the last
+    byte nothing could be taken away again.
+    """
+
+    def __init__(self, root: Path, files: Filesystem, *, reserve_bytes: int = RESERVE_BYTES) -> None:
         self._files = files
+        self._root = root
+        self._reserve_bytes = reserve_bytes
         self._blobs = root / "blobs"
         self._staging = root / "staging"
         self._lock = root / "blobs.lock"
@@ -46,10 +55,19 @@ class BlobStore:
         """Hold to see blobs and rows as they are between two changes."""
         return file_lock(self._lock, exclusive=False)
 
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether the reserve is left when this much more is written."""
+        disk = os.statvfs(self._root)
+        return disk.f_bavail * disk.f_frsize >= num_bytes + self._reserve_bytes
+
     @contextmanager
     def stage(self, config: bytes, weights: Path) -> Iterator[Path]:
         """A private copy of an upload, to be checked and then `put`. Gone at the end of the block unless it was put."""
         staged = self._staging / uuid4().hex
+        num_bytes = len(config) + weights.stat().st_size
+        if not self.has_room(num_bytes):
+            message = f"no room for {num_bytes} bytes: {self._reserve_bytes} must stay free; nothing was stored"
+            raise StoreError("disk_full", message)
         try:
             with disk_full_is_an_answer():
                 self._files.make_folder(staged)
@@ -78,7 +96,8 @@ class BlobStore:
         target = self.folder(digest)
         if target.exists():
             trash = self._staging / uuid4().hex
-            self._files.rename(target, trash)
+            with disk_full_is_an_answer():
+                self._files.rename(target, trash)
             self._files.remove_tree(trash)
 
     def digests(self) -> Iterator[AdapterDigest]:
@@ -110,10 +129,12 @@ def _age_s(path: Path) -> float:
 
 @contextmanager
 def disk_full_is_an_answer() -> Iterator[None]:
-    """Turn "no space left" into StoreError (disk_full); every other OSError passes."""
+    """Turn what the disk refuses into StoreError (disk_full, read_only); every other OSError passes."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        raise StoreError("disk_full", "the data directory's disk is full; nothing was stored") from error
+        if error.errno in _DISK_FULL:
+            raise StoreError("disk_full", "the data directory's disk is full; nothing was stored") from error
+        if error.errno in _READ_ONLY:
+            raise StoreError("read_only", "the data directory cannot be written; nothing was stored") from error
+        raise

@@ -44,7 +44,7 @@ class Database:
 
     @contextmanager
     def write(self, *, changes_answers: bool = True) -> Iterator[Connection]:
-        """One transaction: all of the block or nothing. StoreError (disk_full) where it cannot be written.
+        """One transaction: all of the block or nothing. StoreError (disk_full, read_only) where it cannot be written.
 
         changes_answers False: nothing that anybody remembers (a name's version, a key) changes with it.
         """
@@ -54,9 +54,10 @@ class Database:
                 if changes_answers:
                     connection.execute(update(store_state).values(generation=store_state.c.generation + 1))
         except OperationalError as error:
-            if "disk is full" not in str(error.orig):
+            code, reason = _refusal(str(error.orig))
+            if code is None:
                 raise
-            raise StoreError("disk_full", "the database's disk is full; nothing was stored") from error
+            raise StoreError(code, f"the database {reason}; nothing was stored") from error
         for callback in self._on_write if changes_answers else ():
             callback()
 
@@ -67,6 +68,15 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _refusal(reason: str) -> tuple[str | None, str]:
+    """What SQLite says of its disk, as a code. An I/O error is what a limit on the file's size looks like to it."""
+    if "disk is full" in reason or "disk I/O error" in reason:
+        return "disk_full", f"has no room on its disk ({reason})"
+    if "readonly" in reason:
+        return "read_only", "cannot be written"
+    return None, reason
 
 
 def _make_engine(url: str) -> Engine:

@@ -5,12 +5,15 @@ Handed in, so that a test can stop at any of them.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_READ_ONLY = (errno.EROFS, errno.EACCES)
 
 
 class Filesystem:
@@ -49,7 +52,12 @@ def _sync(path: Path) -> None:
 @contextmanager
 def file_lock(path: Path, *, exclusive: bool) -> Iterator[None]:
     """Hold a lock between processes and threads (flock on a file of its own); waits for it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a lock needs no writing; who writes then is told so
     try:
         fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield

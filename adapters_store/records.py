@@ -16,6 +16,7 @@ class AdapterVersion:
     num_bytes: what it takes in host and device memory, packed. created_at: Unix seconds.
     active: whether the bare name means this version. percent: for how many of the name's users, 0..100.
     loaded: False where it was taken out of service; it is answered with adapter_unloaded until it is activated.
+    quarantined: the code for which it is not served, as blob_damaged; None where nothing is wrong.
     """
 
     tenant: str
@@ -30,6 +31,7 @@ class AdapterVersion:
     active: bool
     percent: int = 0
     loaded: bool = True
+    quarantined: str | None = None
 
     @property
     def ref(self) -> str:
@@ -47,6 +49,7 @@ class AdapterVersion:
             "active": self.active,
             "percent": self.percent,
             "loaded": self.loaded,
+            "quarantined": self.quarantined,
             "digest": self.digest,
             "base": self.base_digest,
             "rank": self.rank,
@@ -96,3 +99,6 @@ class Quotas:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 2**63:
                 raise ValueError(f"{name} must be in [0, 2^63), got {value}")
+
+
+UNLIMITED = Quotas()

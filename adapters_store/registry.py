@@ -16,7 +16,7 @@ from adapters_store.base import AdapterDigest, BaseDescription
 from adapters_store.database import now_s
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.records import AdapterVersion
-from adapters_store.schema import adapter_versions, adapters, bases, tenants
+from adapters_store.schema import adapter_versions, adapters, bases, quarantine, tenants
 from adapters_store.strict_json import shown
 
 _MAX_IN = 500  # values in one IN list; databases bound them
@@ -54,12 +54,14 @@ def find_versions(
 def _select_versions() -> Select[Any]:
     columns = [column for column in adapter_versions.c if column.name not in ("id", "adapter_id", "config")]
     joined = adapter_versions.join(adapters).join(tenants)
+    joined = joined.outerjoin(quarantine, quarantine.c.digest == adapter_versions.c.digest)
     return select(
         tenants.c.name.label("tenant"),
         adapters.c.name.label("adapter"),
         adapters.c.active_number,
         alias_rows.percent_of_version().label("percent"),
         alias_rows.percent_of_canaries().label("all_canaries"),
+        quarantine.c.code.label("quarantined"),
         *columns,
     ).select_from(joined)
 
@@ -78,6 +80,7 @@ def _to_version(row: Row[Any]) -> AdapterVersion:
         active=row.number == row.active_number,
         percent=_percent_of(row),
         loaded=not row.unloaded,
+        quarantined=row.quarantined,
     )
 
 
@@ -244,6 +247,12 @@ def remember_base(connection: Connection, base: BaseDescription) -> None:
     last = connection.execute(select(func.coalesce(func.max(bases.c.remembered_at), 0))).scalar_one()
     moment = max(now_s(), int(last) + 1)  # strictly later than the others, also within one second
     connection.execute(insert(bases).values(digest=base.digest, description=base.to_json(), remembered_at=moment))
+
+
+def all_digests(connection: Connection) -> list[AdapterDigest]:
+    """Every digest that some version has, once."""
+    rows = connection.execute(select(adapter_versions.c.digest).distinct().order_by(adapter_versions.c.digest))
+    return [AdapterDigest(row.digest) for row in rows]
 
 
 def all_bases(connection: Connection) -> list[BaseDescription]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 OF_TENANTS_AND_DISKS = {"tenant_exists", "key_not_found", "tenant_not_found", "database_newer"}
+OF_TENANTS_AND_DISKS |= {"bad_scope", "bad_expiry", "bad_label", "not_quarantined"}
 
 
 def test_every_refusal_code_is_explained() -> None:
