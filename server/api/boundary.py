@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Mapping
 from uuid import uuid4
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.answer_headers import collect_headers
 from server.api.errors import internal_error
 from server.api.metrics import ApiMetrics
 
@@ -35,7 +37,7 @@ class RequestBoundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send, _request_id(scope))
+        answer = _Answer(send, _request_id(scope), collect_headers())
         scope.setdefault("state", {})["request_id"] = answer.request_id
         start_s = time.perf_counter()
         try:
@@ -56,17 +58,20 @@ class RequestBoundary:
 
 
 class _Answer:
-    """Adds the request id to the answer's head and remembers its status."""
+    """Adds the request id and the headers collected on the way to the answer's head; remembers its status."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, headers: Mapping[str, str]) -> None:
         self._send = send
+        self._headers = headers
         self.request_id = request_id
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode("ascii"))]
+            own = {**self._headers, "x-request-id": self.request_id}
+            added = [(name.encode("ascii"), value.encode("ascii")) for name, value in own.items()]
+            message["headers"] = [*message.get("headers", ()), *added]
         await self._send(message)
 
 

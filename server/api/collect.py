@@ -39,7 +39,7 @@ async def collect(context: ApiContext, call: Call, receive: Receive) -> tuple[li
     """The call's choices in order. Raises ApiError when one fails, ClientGone when nobody waits any more."""
     choices, usage = [Choice() for _ in call.requests], Usage(call)
     meter = CallMeter(context.metrics, call.target.tenant, call.target.label, len(call.requests))
-    with submitted(context, call.requests, meter) as generation:
+    with submitted(context, call, meter) as generation:
         async with hang_up_watched(receive, generation.inbox):
             async for events in generation.batches():
                 for index, event in events:

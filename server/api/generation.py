@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager, contextmanager
 
 from starlette.types import Receive
 
+from server.api.answer_headers import answer_with
 from server.api.bridge import Inbox, IndexedEvent
 from server.api.context import ApiContext
 from server.api.errors import ApiError, from_engine
 from server.api.metrics import CallMeter
+from server.api.plan import Call
 from server.engine.request import Request, TokenEvent
 
 
@@ -25,13 +27,21 @@ class Generation:
         self._requests = requests
         self._meter = meter
         self._unfinished: set[str] = set()
+        self._num_output_tokens = [0] * len(requests)
         self.inbox = Inbox()
+        self.is_submitted = False
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Generated so far, by all requests."""
+        return sum(self._num_output_tokens)
 
     def submit(self) -> None:
         """Hand all requests to the engine. Raises QueueFull or InvalidRequest; `close` takes back the others."""
         for index, request in enumerate(self._requests):
             self._engine.submit(request, self._bridge.listener(self.inbox, index))
             self._unfinished.add(request.id)
+        self.is_submitted = True
 
     async def batches(self) -> AsyncIterator[list[IndexedEvent]]:
         """Events as they come, until every request has finished. Raises ClientGone, and ApiError when one fails, after
@@ -49,6 +59,7 @@ class Generation:
 
     def _note(self, index: int, event: TokenEvent, now_s: float) -> ApiError | None:
         self._meter.saw(index, event, now_s)
+        self._num_output_tokens[index] = event.num_output_tokens
         if event.finish_reason is None:
             return None
         self._unfinished.discard(event.request_id)
@@ -65,15 +76,20 @@ class Generation:
 
 
 @contextmanager
-def submitted(context: ApiContext, requests: Sequence[Request], meter: CallMeter) -> Iterator[Generation]:
-    """A generation under way; leaving the block aborts what is left of it."""
-    generation = Generation(context, requests, meter)
+def submitted(context: ApiContext, call: Call, meter: CallMeter) -> Iterator[Generation]:
+    """A generation under way; leaving the block aborts what is left of it. Raises ApiError 429 beyond the quota."""
+    reservation = context.rate_limits.reserve(
+        call.target.tenant, call.target.quotas, num_tokens=call.max_tokens, num_sequences=len(call.requests)
+    )
+    answer_with(reservation.headers)
+    generation = Generation(context, call.requests, meter)
     try:
         with context.draining.watching(generation.inbox):
             generation.submit()
             yield generation
     finally:
         generation.close()
+        reservation.settle(generation.num_output_tokens + (call.num_prompts_tokens if generation.is_submitted else 0))
 
 
 @asynccontextmanager

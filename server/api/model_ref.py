@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from adapters_store.base import AdapterDigest
 from adapters_store.errors import NotFound
-from adapters_store.records import AdapterVersion
+from adapters_store.records import UNLIMITED, AdapterVersion, Quotas
 from server.api.auth import Caller
 from server.api.context import ApiContext, off_loop
 from server.api.errors import ApiError
@@ -17,12 +17,17 @@ FINE_TUNED = "ft:"
 
 @dataclass(frozen=True)
 class Target:
-    """model: as the client wrote it. tenant: who is served. adapter None is the base; label names it in metrics."""
+    """model: as the client wrote it. tenant: who is served. adapter None is the base; label names it in metrics.
+
+    quotas: of the tenant. rank: the adapter's largest.
+    """
 
     model: str
     tenant: str
     adapter: AdapterDigest | None = None
     label: str = "base"
+    quotas: Quotas = UNLIMITED
+    rank: int = 0
 
     @property
     def headers(self) -> dict[str, str]:
@@ -36,9 +41,10 @@ async def resolve_target(context: ApiContext, caller: Caller, model: str, sticky
     Raises ApiError 404 `model_not_found` for what is unknown and, in the same words, for what is someone else's.
     """
     if model == context.engine.served_name:
-        return Target(model, caller.tenant)
+        return Target(model, caller.tenant, quotas=await off_loop(context.store.quotas.get, caller.tenant))
     version = await find_version(context, caller, model, sticky)
-    return Target(model, version.tenant, version.digest, version.ref)
+    quotas = await off_loop(context.store.quotas.get, version.tenant)
+    return Target(model, version.tenant, version.digest, version.ref, quotas, version.rank)
 
 
 async def find_version(context: ApiContext, caller: Caller, model: str, sticky: str | None = None) -> AdapterVersion:

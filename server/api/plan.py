@@ -34,6 +34,16 @@ class Call:
     def num_prompt_tokens(self, index: int) -> int:
         return len(self.prompts[index // self.num_choices])
 
+    @property
+    def num_prompts_tokens(self) -> int:
+        """Of all prompts, each counted once."""
+        return sum(map(len, self.prompts))
+
+    @property
+    def max_tokens(self) -> int:
+        """The most this call can use, prompts and answers."""
+        return self.num_prompts_tokens + sum(request.params.max_tokens for request in self.requests)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBudget:
@@ -109,8 +119,12 @@ def plan_call(
     kind: str,
     budget: TokenBudget,
     params: SamplingParams,
+    deadline_s: float | None = None,
 ) -> Call:
-    """The engine's requests for these prompts. kind: "cmpl" or "chatcmpl", the prefix of the answer's id."""
+    """The engine's requests for these prompts. kind: "cmpl" or "chatcmpl", the prefix of the answer's id.
+
+    deadline_s: in seconds of `time.monotonic`, when the client stops waiting.
+    """
     call_id = f"{kind}-{uuid4().hex}"
     requests: list[Request] = []
     for prompt in prompts:
@@ -119,7 +133,10 @@ def plan_call(
         max_tokens = budget.max_tokens(len(prompt), context.engine.max_model_len)
         for choice in range(body.num_choices):
             own = replace(params, max_tokens=max_tokens, seed=_seed_of(params.seed, choice))
-            requests.append(_request(f"{call_id}-{len(requests)}", target, prompt, own))
+            request = _request(f"{call_id}-{len(requests)}", target, prompt, own)
+            request.price = 1.0 + context.settings.rank_surcharge * target.rank
+            request.deadline_s = deadline_s
+            requests.append(request)
     return Call(
         id=call_id,
         created=int(time.time()),
@@ -139,6 +156,7 @@ def _request(request_id: str, target: Target, prompt: list[int], params: Samplin
         adapter=target.adapter,
         adapter_name=None if target.adapter is None else f"{target.tenant}/{target.label}",
         arrival_s=time.monotonic(),
+        weight=target.quotas.weight,
     )
 
 

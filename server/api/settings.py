@@ -16,7 +16,8 @@ class ApiSettings:
     auth "off": the tenant is what `X-Tenant-Id` says, else `default_tenant`; admin routes still ask for an admin key.
     data_dir: uploads are spooled in its `uploads` folder. max_sequences bounds prompts x n of one call.
     body_timeout_s bounds the reading of a JSON body, upload_timeout_s that of an adapter, idle_timeout_s the wait for
-    one more piece of either, write_timeout_s how long a client may leave its stream unread.
+    one more piece of either, write_timeout_s how long a client may leave its stream unread. rank_surcharge: how much
+    dearer a token is for each rank of its adapter, where tenants share the server.
     """
 
     data_dir: Path
@@ -42,12 +43,13 @@ class ApiSettings:
     upload_timeout_s: float = 3600.0
     idle_timeout_s: float = 30.0
     write_timeout_s: float = 60.0
+    rank_surcharge: float = 0.0
 
     def __post_init__(self) -> None:
         if self.auth not in ("on", "off"):
             raise ValueError(f"auth must be 'on' or 'off', got {self.auth!r}")
         for name, value in vars(self).items():
-            if isinstance(value, int | float) and value <= 0:
+            if isinstance(value, int | float) and value <= 0 and name != "rank_surcharge":
                 raise ValueError(f"{name} must be above 0, got {value}")
         for key in self.admin_keys:
             if len(key) < 16:

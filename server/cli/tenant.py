@@ -10,12 +10,14 @@ import typer
 from server.cli import tenant_keys
 from server.cli.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, YesOption
 from server.cli.output import Output
+from server.cli.quota import quota
 from server.cli.stores import confirmed, opened
 from server.cli.tenant_texts import NameArgument, tell_key
 from server.cli.texts import when
 
 app = typer.Typer(help="Create, list, disable and delete tenants; their keys.", no_args_is_help=True)
 app.add_typer(tenant_keys.app, name="key")
+app.command("quota")(quota)
 
 
 @app.command()

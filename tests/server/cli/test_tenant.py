@@ -144,3 +144,18 @@ def test_deleting_a_tenant_takes_its_adapters(run: Command, run_json: Command, b
 
 def test_deleting_nobody_exits_3_without_asking(run: Command) -> None:
     assert run("tenant", "delete", "nobody").exit_code == 3
+
+
+def test_quotas_are_shown_changed_one_by_one_and_taken_away(run_json: Command) -> None:
+    run_json("tenant", "create", "acme")
+    first = run_json("tenant", "quota", "acme", "--requests-per-minute", "60", "--weight", "2")
+    assert (first["requests_per_minute"], first["weight"], first["max_adapters"]) == (60, 2.0, None)
+    second = run_json("tenant", "quota", "acme", "--max-adapters", "5")
+    assert (second["requests_per_minute"], second["max_adapters"]) == (60, 5)
+    assert run_json("tenant", "quota", "acme") == second
+    third = run_json("tenant", "quota", "acme", "--unlimited", "--max-concurrent", "8")
+    assert (third["requests_per_minute"], third["weight"], third["max_concurrent"]) == (None, 1.0, 8)
+
+
+def test_quotas_of_nobody_are_an_error(run: Command) -> None:
+    assert run("tenant", "quota", "nobody").stderr.startswith("tenant_not_found: ")
