@@ -67,6 +67,15 @@ def silu_mul_reference(gate_up_T2I: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
+def rope_reference(x_1HTD: torch.Tensor, cos_1TR: torch.Tensor, sin_1TR: torch.Tensor) -> torch.Tensor:
+    """x cos + rotate_half(x) sin over the first R of D elements, rounding each product (RoFormer, arXiv 2104.09864)."""
+    width = cos_1TR.shape[-1]
+    turned, rest = x_1HTD[..., :width], x_1HTD[..., width:]
+    low, high = turned.chunk(2, dim=-1)
+    cos, sin = cos_1TR[:, None], sin_1TR[:, None]
+    return torch.cat([turned * cos + torch.cat([-high, low], dim=-1) * sin, rest], dim=-1)
+
+
 def nf4_dequantize_reference(weight: Nf4Weight) -> torch.Tensor:
     """The [O, H] weight in float32. Source: QLoRA (arXiv 2305.14314), bitsandbytes' layout."""
     absmax = weight.absmax

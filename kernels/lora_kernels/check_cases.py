@@ -1,0 +1,236 @@
+"""One case of each operation on any device, against its reference: how far off it is, and how far it may be.
+
+Used by the self-test at start, by tests and by the GPU suite. Knows operations and references; judges nothing.
+
+The yardstick is what torch's own matmul or attention of the same precision loses on such numbers, times two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import scaled_dot_product_attention
+
+from lora_kernels.attention import AttentionRule, LayerCache, PagedBatch, paged_attention
+from lora_kernels.elementwise import rms_norm, rope_in_place, silu_mul
+from lora_kernels.linear import add_lora_delta
+from lora_kernels.lora_batch import LoraBatch, LoraGroup, LoraTable
+from lora_kernels.nf4 import NESTED_BLOCK, NF4_BLOCK, Nf4Weight, nf4_linear
+from lora_kernels.reference import (
+    attention_reference,
+    lora_delta_reference,
+    nf4_dequantize_reference,
+    rms_norm_reference,
+    rope_reference,
+    silu_mul_reference,
+)
+
+PAGE = 16
+GAP = 64  # NaN elements between adapters: reading beyond one shows
+FLOAT32_LIMIT = 5e-6
+ROUNDINGS = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}  # two roundings of a single number
+MAX_CHECKED_ROWS = 512  # of an attention case: the reference keeps rows x context x heads numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """error: the largest difference, relative to the largest exact value; NaN where a number is not finite."""
+
+    error: float
+    limit: float
+
+    @property
+    def is_ok(self) -> bool:
+        return self.error <= self.limit  # False for NaN
+
+
+def normal(*shape: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> torch.Tensor:
+    """Standard normal numbers, the same in every run on every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+
+
+def relative_error(got: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((got.float() - exact.float()).abs().max() / exact.float().abs().max().clamp_min(1e-6))
+
+
+@cache
+def matmul_limit(in_features: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Twice what torch's own product of this length and precision loses: the worst of a few."""
+    if dtype is torch.float32:
+        return FLOAT32_LIMIT
+    errors = []
+    for seed in range(8):
+        x, weight = (normal(rows, in_features, dtype=dtype, device=device, seed=seed) for rows in (16, 64))
+        errors.append(relative_error(x @ weight.T, x.float() @ weight.float().T))
+    return 2 * max(errors)
+
+
+def random_table(group: LoraGroup, ranks: Sequence[int], dtype: torch.dtype, device: torch.device) -> LoraTable:
+    """One adapter per slot in an arena of NaN; numbers of the size that training leaves."""
+    outs, inputs = group.out_features, group.in_features
+    sizes = [rank * (len(outs) * inputs + sum(outs)) for rank in ranks]
+    starts = np.cumsum([GAP, *(-(-size // GAP) * GAP + GAP for size in sizes)])
+    table = LoraTable(torch.full((int(starts[-1]),), torch.nan, dtype=dtype, device=device), len(outs), len(ranks))
+    for slot, (rank, size, start) in enumerate(zip(ranks, sizes, starts[:-1].tolist(), strict=True)):
+        table.arena[start : start + size] = normal(size, dtype=dtype, device=device, seed=slot) * 0.05
+        ends = np.cumsum([0, *(rank * (inputs + out) for out in outs)]).tolist()
+        modules = [(row, end, end + rank * inputs, rank, 0.5 + slot) for row, end in enumerate(ends[:-1])]
+        table.set_slot(slot, start, modules)
+    return table
+
+
+def lora_case(
+    group: LoraGroup, ranks: Sequence[int], row_slots: NDArray[np.int32], *, dtype: torch.dtype, device: torch.device
+) -> Outcome:
+    """The delta of rows on `row_slots`, onto zeros."""
+    batch = LoraBatch(random_table(group, ranks, dtype, device), row_slots)
+    x = normal(len(row_slots), group.in_features, dtype=dtype, device=device, seed=1)
+    y = torch.zeros(len(x), sum(group.out_features), dtype=dtype, device=device)
+    got = add_lora_delta(y, x, batch, group)
+    return Outcome(
+        relative_error(got, lora_delta_reference(x, batch, group)), matmul_limit(group.in_features, dtype, device)
+    )
+
+
+def attention_case(
+    head_dim: int,
+    heads: tuple[int, int],
+    chunks: Sequence[tuple[int, int]],
+    *,
+    rule: AttentionRule | None = None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Outcome:
+    """heads: of queries and of keys. chunks: (tokens of this step, tokens in the cache after it) of each sequence, over
+    shuffled blocks of a cache of NaN."""
+    rule = rule or AttentionRule(1 / math.sqrt(head_dim))
+    world = _AttentionWorld(head_dim, heads, chunks, dtype, device)
+    got = world.run(rule)
+    errors, limits = [], []
+    for index, (new, context) in enumerate(chunks):
+        rows = min(new, MAX_CHECKED_ROWS)
+        q, k, v = world.q[index][-rows:], world.k[index], world.v[index]
+        exact = attention_reference(q, k, v, scale=rule.scale, window=rule.window, softcap=rule.softcap)
+        errors.append(relative_error(got[index][-rows:], exact))
+        limits.append(_attention_limit(q, k, v, context))
+    worst = int(np.argmax(np.nan_to_num(np.array(errors) / np.array(limits), nan=np.inf)))
+    return Outcome(errors[worst], limits[worst])
+
+
+def _attention_limit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: int) -> float:
+    """Twice what torch's attention loses on the same keys (without window or cap, which make it no worse)."""
+    if q.dtype is torch.float32:
+        return FLOAT32_LIMIT
+    scale = 1 / math.sqrt(q.shape[-1])
+    mask = torch.ones(len(q), context, dtype=torch.bool, device=q.device).tril(context - len(q))
+    parts = (part.transpose(0, 1)[None] for part in (q, k, v))
+    own = scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale, enable_gqa=True)[0].transpose(0, 1)
+    return 2 * relative_error(own, attention_reference(q, k, v, scale=scale)) + ROUNDINGS[q.dtype] / 8
+
+
+class _AttentionWorld:
+    """Sequences in a paged cache, all but the step's tokens already in it."""
+
+    def __init__(
+        self,
+        head_dim: int,
+        heads: tuple[int, int],
+        chunks: Sequence[tuple[int, int]],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.chunks = chunks
+        news, contexts = zip(*chunks, strict=True)
+        options: dict[str, Any] = {"dtype": dtype, "device": device}
+        self.q = [normal(new, heads[0], head_dim, **options, seed=i) for i, new in enumerate(news)]
+        self.k, self.v = (
+            [normal(context, heads[1], head_dim, **options, seed=seed + i) for i, context in enumerate(contexts)]
+            for seed in (100, 200)
+        )
+        width = -(-max(contexts) // PAGE)
+        order = np.random.default_rng(0).permutation(len(chunks) * width + 3)
+        self.tables = order[: len(chunks) * width].reshape(len(chunks), width).astype(np.int32)
+        shape = (len(order), heads[1], PAGE, head_dim)
+        self.cache = LayerCache(*(torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(2)))
+        for index, (new, context) in enumerate(chunks):
+            self._store(index, context - new)
+
+    def _store(self, index: int, stop: int) -> None:
+        device = self.cache.keys.device
+        positions = torch.arange(stop, device=device)
+        blocks = torch.from_numpy(self.tables[index]).long().to(device)[positions // PAGE]
+        self.cache.keys[blocks, :, positions % PAGE] = self.k[index][:stop]
+        self.cache.values[blocks, :, positions % PAGE] = self.v[index][:stop]
+
+    def run(self, rule: AttentionRule) -> list[torch.Tensor]:
+        news = [new for new, _ in self.chunks]
+        q = torch.cat(self.q).transpose(0, 1)
+        k, v = (
+            torch.cat([whole[-new:] for whole, new in zip(each, news, strict=True)]).transpose(0, 1)
+            for each in (self.k, self.v)
+        )
+        return list(paged_attention(q, k, v, self.cache, batch=self.batch(), rule=rule).split(news))
+
+    def batch(self) -> PagedBatch:
+        news = np.array([new for new, _ in self.chunks], dtype=np.int32)
+        contexts = np.array([context for _, context in self.chunks], dtype=np.int32)
+        starts = np.concatenate(([0], np.cumsum(news))).astype(np.int32)
+        sequences = np.repeat(np.arange(len(news), dtype=np.int32), news)
+        positions = (np.arange(starts[-1]) + np.repeat(contexts - news - starts[:-1], news)).astype(np.int32)
+        slots = self.tables[sequences, positions // PAGE].astype(np.int64) * PAGE + positions % PAGE
+        place = torch.from_numpy(slots).to(self.cache.keys.device)
+        return PagedBatch(starts, contexts, self.tables, place, positions, sequences, PAGE)
+
+
+def random_nf4(out: int, inputs: int, device: torch.device, *, nested: bool = True) -> Nf4Weight:
+    """Random codes under bitsandbytes' layout; values of about the size of a model's weights."""
+    generator = torch.Generator().manual_seed(out)
+    blocks = out * inputs // NF4_BLOCK
+    packed = torch.randint(0, 256, (out * inputs // 2,), dtype=torch.uint8, generator=generator).to(device)
+    code = torch.linspace(-1, 1, 16, device=device)
+    if not nested:
+        return Nf4Weight(packed, code, torch.rand(blocks, generator=generator).to(device) * 0.1, out, inputs)
+    absmax = torch.randint(0, 256, (blocks,), dtype=torch.uint8, generator=generator).to(device)
+    outer = torch.rand(-(-blocks // NESTED_BLOCK), generator=generator).to(device) * 0.05
+    nested_code, offset = torch.linspace(-1, 1, 256, device=device), torch.tensor(0.06, device=device)
+    return Nf4Weight(packed, code, absmax, out, inputs, nested_code, outer, offset)
+
+
+def nf4_case(
+    rows: int, out: int, inputs: int, *, nested: bool = True, dtype: torch.dtype, device: torch.device
+) -> Outcome:
+    """Against the product with the dequantised weight."""
+    weight = random_nf4(out, inputs, device, nested=nested)
+    x, bias = (normal(*shape, dtype=dtype, device=device, seed=2) for shape in ((rows, inputs), (out,)))
+    exact = x.float() @ nf4_dequantize_reference(weight).to(dtype).float().T + bias.float()
+    return Outcome(relative_error(nf4_linear(x, [weight], [bias]), exact), matmul_limit(inputs, dtype, device))
+
+
+def norm_case(tokens: int, width: int, *, dtype: torch.dtype, device: torch.device) -> Outcome:
+    x = normal(1, tokens, width, dtype=dtype, device=device) * 3
+    weight = normal(width, dtype=dtype, device=device, seed=1)
+    exact = rms_norm_reference(x, weight, 1e-6)
+    return Outcome(relative_error(rms_norm(x, weight, 1e-6), exact), ROUNDINGS[dtype])
+
+
+def gate_case(tokens: int, width: int, *, dtype: torch.dtype, device: torch.device) -> Outcome:
+    x = normal(tokens, 2 * width, dtype=dtype, device=device) * 8
+    return Outcome(relative_error(silu_mul(x), silu_mul_reference(x)), ROUNDINGS[dtype])
+
+
+def rope_case(tokens: int, heads: int, head_dim: int, *, dtype: torch.dtype, device: torch.device) -> Outcome:
+    """In place, on heads inside a fused projection."""
+    fused = normal(1, tokens, heads * head_dim + 64, dtype=dtype, device=device)
+    x = fused[..., : heads * head_dim].view(1, tokens, heads, head_dim).transpose(1, 2)
+    angles = (normal(1, tokens, head_dim // 2, dtype=torch.float32, device=device, seed=3) * 3).repeat(1, 1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    exact = rope_reference(x, cos, sin)
+    done = rope_in_place(x, cos, sin)
+    return Outcome(relative_error(x, exact) if done else 0.0, ROUNDINGS[dtype])

@@ -1,0 +1,94 @@
+"""Runs every operation on the device against its reference before anyone is served, and turns off those that are wrong.
+
+Knows which cases are worth the second they take; `check_cases` knows how to run one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lora_kernels.attention import AttentionRule
+from lora_kernels.check_cases import (
+    Outcome,
+    attention_case,
+    gate_case,
+    lora_case,
+    nf4_case,
+    norm_case,
+    rope_case,
+)
+from lora_kernels.lora_batch import NO_ADAPTER, LoraGroup
+from lora_kernels.triton_ops.available import OPS, Op, triton_switch
+
+RANKS = (16, 1, 3, 8, 64, 256)
+GROUP = LoraGroup((0, 1, 2), 512, (256, 64, 72))
+Case = Callable[[], Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class OpCheck:
+    """outcome None: it raised `failure`."""
+
+    op: Op
+    case: str
+    outcome: Outcome | None
+    failure: str = ""
+
+    @property
+    def is_ok(self) -> bool:
+        return self.outcome is not None and self.outcome.is_ok
+
+    @property
+    def text(self) -> str:
+        """One line on what was found."""
+        if self.outcome is None:
+            return f"{self.op} ({self.case}): {self.failure}"
+        return f"{self.op} ({self.case}): error {self.outcome.error:.2g}, at most {self.outcome.limit:.2g}"
+
+
+def self_test(device: torch.device, dtype: torch.dtype = torch.bfloat16, ops: Sequence[Op] = OPS) -> list[OpCheck]:
+    """Each operation's cases, in about a second once the kernels are compiled."""
+    return [_checked(op, name, case) for op in ops for name, case in _cases(op, dtype, device)]
+
+
+def turn_off_failing(checks: Sequence[OpCheck]) -> list[str]:
+    """torch serves what failed, for the rest of the process. Returns a line for each."""
+    failed = [check for check in checks if not check.is_ok]
+    for check in failed:
+        triton_switch().turn_off(check.op, check.text)
+    return [check.text for check in failed]
+
+
+def _checked(op: Op, name: str, case: Case) -> OpCheck:
+    try:
+        return OpCheck(op, name, case())
+    except Exception as error:  # noqa: BLE001  whatever a compiler, driver or device may raise: torch serves instead
+        return OpCheck(op, name, None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
+
+def _cases(op: Op, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Case]]:
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
+    if op == "lora":
+        mixed = np.array([0, 1, 2, 3, 4, 5, NO_ADAPTER, 0, 5], dtype=np.int32)
+        yield "decode, ranks 1 to 256", lambda: lora_case(GROUP, RANKS, mixed, **options)
+        yield "decode, rank 16", lambda: lora_case(GROUP, (16, 8), mixed[:1].repeat(5), **options)
+        long = np.repeat([1, NO_ADAPTER, 0], [70, 3, 60]).astype(np.int32)
+        yield "prefill, ranks 8 and 16", lambda: lora_case(GROUP, (16, 8), long, **options)
+        yield "prefill, rank 256", lambda: lora_case(GROUP, (256, 8), long, **options)
+    elif op == "attention":
+        chunks = [(1, 1), (1, 700), (90, 90), (40, 300)]
+        yield "decodes and chunks", lambda: attention_case(128, (8, 2), chunks, **options)
+        rule = AttentionRule(0.1, window=40, softcap=20.0)
+        yield "window and cap", lambda: attention_case(64, (4, 4), chunks, rule=rule, **options)
+    elif op == "nf4" and dtype is not torch.float32:
+        yield "1 row", lambda: nf4_case(1, 130, 1088, **options)
+        yield "33 rows", lambda: nf4_case(33, 64, 256, nested=False, **options)
+    elif op == "elementwise":
+        yield "RMSNorm", lambda: norm_case(5, 500, **options)
+        yield "SwiGLU", lambda: gate_case(3, 1100, **options)
+        yield "RoPE", lambda: rope_case(5, 3, 128, **options)
