@@ -92,7 +92,7 @@ def swapped_pairs(examples: Sequence[EncodedExample]) -> list[tuple[EncodedExamp
     left out; no swapped pair is longer than the longest example.
     """
     longest = max(map(len, examples), default=0)
-    starts = [_last_answer(example) for example in examples]
+    starts = [last_answer(example) for example in examples]
     having = [index for index, start in enumerate(starts) if start > 1]
     pairs = []
     for place, index in enumerate(having):
@@ -105,7 +105,7 @@ def swapped_pairs(examples: Sequence[EncodedExample]) -> list[tuple[EncodedExamp
     return pairs
 
 
-def _last_answer(example: EncodedExample) -> int:
+def last_answer(example: EncodedExample) -> int:
     """Where the last run of learned tokens begins; whatever stands behind it is not scored either."""
     context = np.flatnonzero(~example.supervised[: int(np.flatnonzero(example.supervised)[-1])])
     return int(context[-1]) + 1

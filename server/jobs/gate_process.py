@@ -1,0 +1,165 @@
+"""The gate as a process: a run folder in, gate.json, report.json and report.html in it. Decides nothing itself.
+
+    python -m server.jobs.gate_process RUN_DIR [--dtype D] [--quantize nf4] [--device D]
+
+The precision should be the one that serves. Exit codes: 0 a verdict was reached, whatever it is; 2 bad input, named in
+the last line of stderr; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from adapters_store.errors import AdapterRejected
+from adapters_store.families import UnsupportedBase
+from adapters_store.filesystem import Filesystem
+from server.engine.base_model import BaseModel, load_base
+from server.engine.tokenizer import Tokenizer
+from server.jobs.adapter_weights import module_weights
+from server.jobs.peft_reference import round_trip
+from server.jobs.samples import MAX_NEW_TOKENS, side_by_side
+from server.jobs.serving_scorer import ScorerSettings, ServingScorer, pack_folder, plan_folder
+from trainer.data.dataset import PreparedData, prepare
+from trainer.data.encode import Encoder
+from trainer.data.problems import DataRejected, Problem
+from trainer.data.sample import pick, runs_of
+from trainer.gate.gate import GateInputs, GateResult, judge, refused
+from trainer.gate.general import MIX, OWN_TEXT, own_examples
+from trainer.gate.thresholds import GateThresholds
+from trainer.report.content import Sample, collect
+from trainer.report.page import render
+from trainer.spec import SpecError, TrainSpec
+
+GATE_FILE, REPORT_JSON, REPORT_HTML = "gate.json", "report.json", "report.html"
+NUM_SAMPLES, NUM_TRAINED_ON = 6, 4
+ROUND_TRIP_PROMPTS, ROUND_TRIP_TOKENS = 4, 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """How the base is served."""
+
+    dtype: str = "auto"
+    quantize: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is there to measure."""
+
+    spec: TrainSpec
+    adapter: Path
+    base: BaseModel
+    data: PreparedData
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class _Measured:
+    result: GateResult
+    samples: list[Sample]
+
+
+def gate_run(run_dir: Path, precision: Precision, thresholds: GateThresholds | None = None) -> GateResult:
+    """Judge the adapter of a finished run and write the three files, gate.json last.
+
+    Raises SpecError, DataRejected, UnsupportedBase; OSError where a file of the run cannot be read.
+    """
+    spec = TrainSpec.from_yaml(run_dir / "spec.yaml")
+    limits = thresholds or GateThresholds()
+    base = load_base(spec.base, dtype=precision.dtype, quantize=precision.quantize, device=precision.device)
+    tokenizer = AutoTokenizer.from_pretrained(spec.base, local_files_only=True)
+    data = prepare(spec, tokenizer, max_model_len=base.max_model_len)
+    _check_same_data(run_dir, data)
+    try:
+        measured = _measure(_Run(spec, run_dir / "adapter", base, data, tokenizer), limits)
+    except AdapterRejected as error:
+        measured = _Measured(refused(error.code, error.message, limits), [])
+    body = {
+        **measured.result.to_mapping(),
+        "served_as": {"dtype": base.description.dtype, "quantize": precision.quantize, "device": str(base.device)},
+    }
+    trained_on = [runs_of(example, tokenizer) for example in pick(data.train, NUM_TRAINED_ON)]
+    report = collect(run_dir, spec=spec.to_mapping(), gate=body, samples=measured.samples, trained_on=trained_on)
+    files = Filesystem()
+    _write(files, run_dir / REPORT_JSON, _json(report.to_mapping()))
+    _write(files, run_dir / REPORT_HTML, render(report).encode())
+    _write(files, run_dir / GATE_FILE, _json(body))
+    return measured.result
+
+
+def _measure(run: _Run, limits: GateThresholds) -> _Measured:
+    scorer = ServingScorer(run.base, pack_folder(run.adapter, run.base), _settings(run.data, limits))
+    validation, general = run.data.validation, run.data.general
+    prompts = [example.input_ids[:ROUND_TRIP_TOKENS].tolist() for example in pick(validation, ROUND_TRIP_PROMPTS)]
+    inputs = GateInputs(
+        validation=validation,
+        general=general or own_examples(Encoder(run.tokenizer, max_sequence_length=1024)),
+        general_source=MIX if general else OWN_TEXT,
+        weights=module_weights(plan_folder(run.adapter, run.base), run.adapter, run.spec.base),
+        round_trip=round_trip(scorer, run.spec.base, run.adapter, prompts, limits),
+    )
+    result = judge(scorer, inputs, limits)
+    samples = side_by_side(scorer, Tokenizer.load(run.spec.base), pick(validation, NUM_SAMPLES))
+    return _Measured(result, samples)
+
+
+def _settings(data: PreparedData, limits: GateThresholds) -> ScorerSettings:
+    longest = max(map(len, (*data.validation, *data.general)), default=0)
+    return ScorerSettings(scales=limits.scales, max_tokens=max(longest + MAX_NEW_TOKENS, 1024))
+
+
+def _check_same_data(run_dir: Path, data: PreparedData) -> None:
+    """What is judged on must have been held out of this very run. Raises DataRejected."""
+    trained = json.loads((run_dir / "result.json").read_text()).get("provenance", {})
+    facts = data.facts.to_mapping()
+    changed = [name for name in facts if name in trained and trained[name] != facts[name]]
+    if changed:
+        message = f"{', '.join(changed)} differ from what the run was trained on"
+        raise DataRejected([Problem(0, "file_changed", message)])
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _write(files: Filesystem, path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}.aside")
+    files.write(aside, content)
+    files.sync_file(aside)
+    files.rename(aside, path)
+    files.sync_folder(path.parent)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The process. Returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m server.jobs.gate_process", description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--quantize", default=None, choices=("nf4",))
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    given = parser.parse_args(arguments)
+    disable_progress_bar()
+    try:
+        result = gate_run(given.run_dir, Precision(dtype=given.dtype, quantize=given.quantize, device=given.device))
+    except (SpecError, DataRejected, UnsupportedBase, FileNotFoundError) as error:
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"verdict: {result.verdict}")
+    for reason in result.reasons:
+        print(f"{reason.level}: {reason.message}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""The report's tables and figures as words: what was measured, against what, in which unit. Knows gate.json only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Body = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure in large print."""
+
+    value: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the gate's table. level: ok, warn or block."""
+
+    name: str
+    measured: str
+    limit: str
+    level: str
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """All layers of one name (q_proj, ...). used: median effective rank over rank, 0 to 1."""
+
+    name: str
+    count: int
+    rank: str
+    used: float
+    relative_norm: str
+
+
+def tiles_of(result: Body, gate: Body) -> list[Tile]:
+    """The figures at the top of the page; those that are not known are left out."""
+    held_out = gate.get("held_out") or {}
+    gain = held_out.get("gain") or {}
+    tiles = [
+        Tile(
+            f"{_number(held_out.get('base_loss'))} → {_number(held_out.get('adapter_loss'))}",
+            "held-out loss, base → adapter",
+        )
+        if held_out
+        else None,
+        Tile(_signed(gain.get("estimate")), f"gain in nats per token, {interval_text(gain)}") if gain else None,
+        Tile(f"{result['tokens_per_s']:,.0f}", "training tokens per second") if result.get("tokens_per_s") else None,
+        Tile(bytes_text(result["peak_bytes"]), "peak memory in training") if result.get("peak_bytes") else None,
+        Tile(duration_text(result["wall_s"]), "wall time of training") if result.get("wall_s") else None,
+        Tile(f"{result['num_trained_parameters']:,}", "trained parameters")
+        if result.get("num_trained_parameters")
+        else None,
+    ]
+    return [tile for tile in tiles if tile is not None]
+
+
+def checks_of(gate: Body) -> list[Check]:
+    """Every check that was made."""
+    levels = {finding["code"]: finding["level"] for finding in gate.get("findings", ())}
+    rows = [*_held_out_checks(gate), *_general_checks(gate), *_other_checks(gate)]
+    return [Check(name, measured, limit, _worst(levels, codes)) for name, measured, limit, codes in rows]
+
+
+_Row = tuple[str, str, str, Sequence[str]]
+
+
+def _held_out_checks(gate: Body) -> list[_Row]:
+    found = gate.get("held_out")
+    if not found:
+        return []
+    limits = gate["thresholds"]
+    gain, use, sweep = found["gain"], found["prompt_use"], found["sweep"]
+    count = gain["num_examples"]
+    losses = ", ".join(f"{_number(loss)} at {scale}" for scale, loss in sweep.items())
+    codes = ("worse_than_base", "no_better_than_base", "few_examples", "non_finite_loss")
+    return [
+        (
+            f"better than the base on {count} held-out examples",
+            f"{_signed(gain['estimate'])} nats, {interval_text(gain)}",
+            "interval above 0",
+            codes,
+        ),
+        (
+            "uses its prompts: what somebody else's prompt costs",
+            f"{_signed(use['estimate'])} nats, {interval_text(use)}" if use else "not measured: too few prompts",
+            "interval above 0",
+            ("ignores_prompt",),
+        ),
+        ("no smaller scale is better", losses, f"by {limits['sweep_gain']:g} nats", ("overshoots",)),
+    ]
+
+
+def _general_checks(gate: Body) -> list[_Row]:
+    found = gate.get("general")
+    if not found:
+        return []
+    limits = gate["thresholds"]
+    measured = f"{_signed(found['rise']['estimate'])} nats, from {_number(found['base_loss'])}"
+    if not found["base_knows_it"]:
+        measured += "; not judged, the base knows this text no better than a guess"
+    limit = f"warn above {limits['general_warn']:g}, block above {limits['general_block']:g}"
+    return [(f"rise on general text ({found['source']})", measured, limit, ("forgets", "general_not_finite"))]
+
+
+def _other_checks(gate: Body) -> list[_Row]:
+    rows: list[_Row] = []
+    limits, trip, spectrum = gate["thresholds"], gate.get("round_trip"), gate.get("spectrum") or []
+    if trip:
+        measured = f"{_number(trip['difference'])} ({trip['unit']}, {trip['precision']})"
+        rows.append(("served logits are PEFT's", measured, f"at most {trip['limit']:g}", ("round_trip",)))
+    sizes = [module["relative_norm"] for module in spectrum if module["relative_norm"] is not None]
+    if sizes:
+        limit = f"warn above {limits['relative_norm_warn']:g}, block above {limits['relative_norm_block']:g}"
+        rows.append(("largest update over its weight", _number(max(sizes)), limit, ("exploding_norm", "large_update")))
+    shares = [module["effective_rank"] / module["rank"] for module in spectrum if module["effective_rank"] is not None]
+    if shares:
+        codes = ("rank_collapse", "no_effect", "non_finite_weights")
+        floor = f"at least {limits['collapse_share']:.0%}"
+        rows.append(("share of its rank that the median layer uses", f"{np.median(shares):.0%}", floor, codes))
+    return rows
+
+
+def layer_kinds(spectrum: Sequence[Body]) -> list[LayerKind]:
+    """Layers by the last part of their name, in the order of first appearance."""
+    kinds: dict[str, list[Body]] = {}
+    for module in spectrum:
+        if module["effective_rank"] is not None:
+            kinds.setdefault(str(module["name"]).rpartition(".")[2], []).append(module)
+    return [_kind(name, modules) for name, modules in kinds.items()]
+
+
+def _kind(name: str, modules: Sequence[Body]) -> LayerKind:
+    ranks = sorted({int(module["rank"]) for module in modules})
+    sizes = [module["relative_norm"] for module in modules if module["relative_norm"] is not None]
+    return LayerKind(
+        name=name,
+        count=len(modules),
+        rank=f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}",
+        used=float(np.median([module["effective_rank"] / module["rank"] for module in modules])),
+        relative_norm=_number(max(sizes)) if sizes else "unknown",
+    )
+
+
+def flat(body: Body, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as dotted names and words, empty ones left out."""
+    rows: list[tuple[str, str]] = []
+    for key, value in body.items():
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            rows.append((f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows
+
+
+def interval_text(interval: Body) -> str:
+    """ "95 % from 0.1 to 0.3"."""
+    return f"{interval['confidence']:.0%} from {_number(interval['low'])} to {_number(interval['high'])}"
+
+
+def bytes_text(count: float) -> str:
+    """ "1.2 GiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"
+
+
+def duration_text(seconds: float) -> str:
+    """ "1 h 5 min", "3 min 20 s", "4.2 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "∞"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.4g}"
+
+
+def _signed(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:+.3f}"
+
+
+def _worst(levels: Mapping[str, str], codes: Sequence[str]) -> str:
+    found = {levels[code] for code in codes if code in levels}
+    return "block" if "block" in found else "warn" if found else "ok"
