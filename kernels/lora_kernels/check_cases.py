@@ -130,8 +130,9 @@ def _attention_limit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context:
         return FLOAT32_LIMIT
     scale = 1 / math.sqrt(q.shape[-1])
     mask = torch.ones(len(q), context, dtype=torch.bool, device=q.device).tril(context - len(q))
-    parts = (part.transpose(0, 1)[None] for part in (q, k, v))
-    own = scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale, enable_gqa=True)[0].transpose(0, 1)
+    query, key, value = (part.transpose(0, 1)[None] for part in (q, k, v))
+    result = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+    own = result[0].transpose(0, 1)
     return 2 * relative_error(own, attention_reference(q, k, v, scale=scale)) + ROUNDINGS[q.dtype] / 8
 
 
