@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -151,16 +149,9 @@ class Loop:
     def _held_out_loss(self) -> float:
         """Mean nll per weighted held-out token, in nats."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
-        with self._evaluating():
+        with self.trainee.evaluating():
             for batch in self.validation:
                 sums[0] += self.trainee.loss(batch)
                 sums[1] += batch.weight
         nll, weight = self.ranks.total(sums).tolist()
         return float(nll / weight)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        self.trainee.module.eval()
-        with torch.no_grad():
-            yield
-        self.trainee.module.train()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from adapters_store.base_files import DTYPES
@@ -94,6 +95,18 @@ class Trainee:
         if self.compute_dtype is torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """No dropout and no gradients in the block. After it, shards are shards again: a forward without a backward
+        would leave whole parameters in their place, which no optimizer knows."""
+        self.module.eval()
+        with torch.no_grad():
+            yield
+        self.module.train()
+        for part in self.module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
     @contextmanager
     def own_attention(self) -> Iterator[None]:

@@ -26,12 +26,10 @@ def check_packing(trainee: Trainee, examples: Sequence[EncodedExample]) -> float
     """
     chosen = [_shortened(example) for example in examples[:NUM_EXAMPLES]]
     packed = pack(chosen)
-    trainee.module.eval()
-    with torch.no_grad():
+    with trainee.evaluating():
         together = trainee.logits(packed.input_ids, packed.position_ids).float()
         with trainee.own_attention():
             alone = torch.cat([_alone(trainee, example) for example in chosen]).float()
-    trainee.module.train()
     difference = float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
     limit = TOLERANCE[trainee.compute_dtype]
     if not difference <= limit:

@@ -161,6 +161,7 @@ class TrainSpec:
                 raise SpecError(name, getattr(self, name), "an object")
         self._check_choices()
         self._check_counts()
+        self._check_together()
 
     def _check_choices(self) -> None:
         check.one_of("method", self.method, METHODS)
@@ -176,6 +177,14 @@ class TrainSpec:
         check.whole("keep_last", self.keep_last, 1, 100)
         if self.eval_every is not None:
             check.whole("eval_every", self.eval_every, 1, 10_000_000)
+
+    def _check_together(self) -> None:
+        if self.sharding == "fsdp" and self.method == "dora":
+            raise SpecError(
+                "method", self.method, 'lora, qlora or full with sharding "fsdp" (DoRA needs whole weights)'
+            )
+        if self.adapter.init == "eva" and (self.sharding == "fsdp" or self.method == "full"):
+            raise SpecError("adapter.init", "eva", 'default or orthogonal with sharding "fsdp" or method "full"')
 
     @classmethod
     def from_mapping(cls, body: Mapping[str, Any], *, folder: Path | None = None) -> Self:

@@ -53,6 +53,8 @@ def test_defaults_are_those_the_documentation_names() -> None:
         ({"precision": "float16"}, "precision", "bad_field"),
         ({"checkpointing": "yes"}, "checkpointing", "bad_field"),
         ({"seed": -1}, "seed", "bad_field"),
+        ({"sharding": "fsdp", "method": "dora"}, "method", "bad_field"),
+        ({"sharding": "fsdp", "adapter": {"init": "eva"}}, "adapter.init", "bad_field"),
         ({"data": None}, "data", "bad_field"),
         ({"base": 3}, "base", "bad_field"),
     ],

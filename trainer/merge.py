@@ -1,0 +1,178 @@
+"""Adds an adapter to its base's weights and writes the sum as a base of its own, checked before it appears.
+
+    read the adapter as the store reads it -> weight file by weight file, W + scale * B A in float32, rounded once
+    -> compare logits with base and adapter apart (merge_parity) -> rename into place
+
+The new base has another digest, so adapters of the old one are refused on it. Knows files; trains nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adapters_store.base import BaseDescription
+from adapters_store.base_files import base_digest, load_config
+from adapters_store.config import parse_config
+from adapters_store.dtypes import TENSOR_TYPES
+from adapters_store.families import HEAD
+from adapters_store.filesystem import Filesystem
+from adapters_store.header import TensorEntry, read_header
+from adapters_store.limits import AdapterLimits
+from adapters_store.validate import AdapterPlan, PlannedModule, plan_adapter
+from adapters_store.weights import WeightsFile
+from trainer.merge_parity import Parity, compare_merged, compare_requantised
+
+RECORD = "multilora_merge.json"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+class MergeRefused(ValueError):
+    """Nothing was written. code: base_is_quantized, merge_not_exact, tied_head, weight_not_found, out_exists."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was written. name: of the folder. digest: of the new base. dtype: in which the sums are stored."""
+
+    name: str
+    digest: str
+    base_digest: str
+    num_modules: int
+    dtype: str
+    parity: Parity
+
+
+def merge(base: Path, adapter: Path, out: Path, *, description: BaseDescription, nf4: bool = False) -> Merged:
+    """Merge the PEFT folder `adapter` into the base in `base` and write `out`, which must not exist.
+
+    description: of that base. nf4: the base is served in 4 bits; that is measured and always refused.
+
+    Raises:
+        MergeRefused: see there; merge_not_exact carries the measured error.
+        AdapterRejected: the adapter does not fit the base. UnsupportedBase. OSError.
+    """
+    plan = _plan(adapter, description)
+    quantized = getattr(load_config(base), "quantization_config", None) is not None
+    _refuse_what_cannot_be_merged(plan, base, out, quantized=quantized)
+    if nf4:
+        parity = compare_requantised(base, adapter)
+        raise MergeRefused("merge_not_exact", _about_nf4(parity), "quantize")
+    files = Filesystem()
+    aside = out.with_name(f".{out.name}.aside")
+    files.remove_tree(aside)
+    files.make_folder(aside)
+    try:
+        dtype, parity = _merge_aside(base, adapter, aside, plan)
+        merged = Merged(out.name, base_digest(aside), plan.base.digest, len(plan.modules), dtype, parity)
+        (aside / RECORD).write_text(json.dumps(asdict(merged), indent=2) + "\n")
+        _appear(aside, out, files)
+    finally:
+        files.remove_tree(aside)
+    return merged
+
+
+def _plan(adapter: Path, description: BaseDescription) -> AdapterPlan:
+    limits = AdapterLimits()
+    config = parse_config((adapter / CONFIG_FILE).read_bytes(), limits)
+    return plan_adapter(config, read_header(adapter / WEIGHTS_FILE, limits), description, limits)
+
+
+def _refuse_what_cannot_be_merged(plan: AdapterPlan, base: Path, out: Path, *, quantized: bool) -> None:
+    if out.exists():
+        raise MergeRefused("out_exists", f"--out {out}: exists already", "out")
+    if quantized:
+        message = f"--base {base}: its weights are quantised, and a sum would be rounded to them again; merge into the "
+        raise MergeRefused("base_is_quantized", f"{message}unquantised base it was made from", "base")
+    targets_head = any(module.name == HEAD for module in plan.modules)
+    if targets_head and load_config(base).tie_word_embeddings:
+        message = f"the adapter changes {HEAD}, which this base shares with its embeddings: merging would change both"
+        raise MergeRefused("tied_head", message, "base")
+
+
+def _merge_aside(base: Path, adapter: Path, aside: Path, plan: AdapterPlan) -> tuple[str, Parity]:
+    dtype = _write_weights(base, aside, plan, adapter / WEIGHTS_FILE)
+    _copy_companions(base, aside)
+    parity = compare_merged(base, adapter, aside, dtype)
+    if not parity.holds:
+        message = f"the merged {dtype} weights do not answer as base and adapter do: {parity}"
+        raise MergeRefused("merge_not_exact", f"{message}. Serve the adapter beside its base instead")
+    return dtype, parity
+
+
+def _appear(aside: Path, out: Path, files: Filesystem) -> None:
+    for path in aside.iterdir():
+        files.sync_file(path)
+    files.sync_folder(aside)
+    files.rename(aside, out)
+    files.sync_folder(out.parent)
+
+
+def _write_weights(base: Path, aside: Path, plan: AdapterPlan, weights: Path) -> str:
+    """Every weight file again, under its own name. Returns the type of the merged weights."""
+    waiting = {f"{module.name}.weight": module for module in plan.modules}
+    dtypes: set[torch.dtype] = set()
+    with WeightsFile(weights) as adapter:
+        for file in sorted(base.glob("*.safetensors")):
+            merged = _merged_file(file, aside / file.name, waiting, adapter)
+            dtypes |= merged
+    if waiting:
+        raise MergeRefused("weight_not_found", f"{min(waiting)}: in none of the base's weight files", "base")
+    return str(max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)).removeprefix("torch.")
+
+
+def _merged_file(
+    source: Path, target: Path, waiting: dict[str, PlannedModule], adapter: WeightsFile
+) -> set[torch.dtype]:
+    """Copies one file with its sums; takes what it found out of `waiting`. Returns the types of the sums."""
+    dtypes: set[torch.dtype] = set()
+    tensors: dict[str, Tensor] = {}
+    with safe_open(source, framework="pt") as stored:
+        metadata: Mapping[str, str] | None = stored.metadata()
+        for name in stored.keys():  # noqa: SIM118  (no mapping)
+            tensors[name] = stored.get_tensor(name)
+            module = waiting.pop(name, None)
+            if module is not None:
+                tensors[name] = _sum(tensors[name], module, adapter)
+                dtypes.add(tensors[name].dtype)
+    save_file(tensors, target, metadata=dict(metadata or {"format": "pt"}))
+    return dtypes
+
+
+def _sum(weight: Tensor, module: PlannedModule, adapter: WeightsFile) -> Tensor:
+    """W + scale * B A, in float32, rounded once to W's own type."""
+    a, b = (_tensor(adapter, entry).float() for entry in (module.a, module.b))
+    return torch.addmm(weight.float(), b, a, alpha=module.scale).to(weight.dtype)
+
+
+def _tensor(adapter: WeightsFile, entry: TensorEntry) -> Tensor:
+    return torch.from_numpy(adapter.read(entry)).view(TENSOR_TYPES[entry.dtype].torch_dtype)
+
+
+def _copy_companions(base: Path, aside: Path) -> None:
+    """Config, tokenizer and whatever else lies there; no weights, no pickles, no folders."""
+    for path in base.iterdir():
+        if path.is_file() and path.suffix not in (".safetensors", *_PICKLES) and path.name != RECORD:
+            shutil.copyfile(path, aside / path.name)
+
+
+def _about_nf4(parity: Parity) -> str:
+    return (
+        "merging into a 4-bit base is not exact: the sum is rounded to NF4 again, which was measured against base and "
+        f"adapter apart ({parity}). Serve the adapter beside the NF4 base, or merge into the unquantised base"
+    )
