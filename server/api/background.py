@@ -9,18 +9,31 @@ from fastapi import FastAPI
 
 from server.api.context import ApiContext
 from server.api.store_watch import StoreWatch
+from server.jobs.service import Onboarding
+from server.jobs.supervisor import SupervisorSettings, WorkerSupervisor, default_threads
 
 
 @contextmanager
 def background(app: FastAPI) -> Iterator[None]:
-    """While the block runs, usage is written down, and memory of adapters that left service is freed."""
+    """While the block runs, usage is written down, adapters that left service are freed, and jobs are worked on."""
     context = app.state.context
     assert isinstance(context, ApiContext)
     watch = StoreWatch(context.store, context.engine)
+    jobs = _job_worker(app)
     watch.start()
     context.usage.start()
+    jobs.start()
     try:
         yield
     finally:
+        jobs.stop()
         context.usage.stop()
         watch.stop()
+
+
+def _job_worker(app: FastAPI) -> WorkerSupervisor:
+    onboarding = app.state.onboarding
+    assert isinstance(onboarding, Onboarding)
+    threads = default_threads()
+    options = () if threads is None else ("--threads", str(threads))
+    return WorkerSupervisor(onboarding, SupervisorSettings(options=options))

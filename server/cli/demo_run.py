@@ -13,7 +13,7 @@ from server.api.app import create_app
 from server.api.settings import ApiSettings
 from server.cli.admin_key import admin_key
 from server.cli.demo_screen import TryIt, headline, show_round, show_try_it
-from server.cli.engine_start import running_engine
+from server.cli.engine_start import remember_base, running_engine
 from server.cli.failures import CommandError
 from server.cli.listening import url_of
 from server.cli.output import Output
@@ -48,7 +48,7 @@ def run(
         opened(folder, output) as store,
         running_engine(settings, store, output) as parts,
     ):
-        store.remember_base(parts.base.description)
+        remember_base(settings, parts, store, folder)
         voices = introduce(store, parts.base.description, story.adapters)
         api = ApiSettings(data_dir=folder, admin_keys=(admin_key(folder).value,))
         app = create_app(engine=parts.worker, store=store, settings=api)

@@ -19,6 +19,7 @@ from server.cli.failures import CommandError, ExitCode
 from server.cli.output import Output
 from server.cli.texts import size
 from server.engine.build import EngineParts, EngineSettings, build_engine
+from server.jobs.served_base import ServedBase
 
 
 @contextmanager
@@ -39,6 +40,19 @@ def running_engine(settings: EngineSettings, store: AdapterStore, output: Output
         yield parts
     finally:
         parts.close()
+
+
+def remember_base(settings: EngineSettings, parts: EngineParts, store: AdapterStore, data_dir: Path) -> None:
+    """Write down what is served, so that adapters and jobs can come while no server runs."""
+    store.remember_base(parts.base.description)
+    ServedBase(
+        path=settings.base,
+        name=parts.worker.served_name,
+        digest=parts.base.description.digest,
+        dtype=settings.dtype,
+        quantize=settings.quantize,
+        device=parts.base.device.type,
+    ).remember(data_dir)
 
 
 def show_memory(parts: EngineParts, output: Output) -> None:

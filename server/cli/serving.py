@@ -14,7 +14,7 @@ from server.api.app import create_app
 from server.api.background import background
 from server.api.settings import ApiSettings
 from server.cli.admin_key import AdminKey, admin_key
-from server.cli.engine_start import running_engine, show_memory
+from server.cli.engine_start import remember_base, running_engine, show_memory
 from server.cli.failures import CommandError
 from server.cli.listening import DRAIN_S, HttpServer, url_of
 from server.cli.output import Output
@@ -33,11 +33,12 @@ def run(options: ServeOptions, listener: socket.socket, output: Output, signals:
         key = admin_key(options.data_dir)
         _tell_key(key, output)
         _sweep(store, output)
-        with running_engine(engine_settings(options), store, output) as parts:
-            store.remember_base(parts.base.description)
+        settings = engine_settings(options)
+        with running_engine(settings, store, output) as parts:
+            remember_base(settings, parts, store, options.data_dir)
             show_memory(parts, output)
-            settings = ApiSettings(data_dir=options.data_dir, auth=options.auth.value, admin_keys=(key.value,))
-            app = create_app(engine=parts.worker, store=store, settings=settings)
+            api = ApiSettings(data_dir=options.data_dir, auth=options.auth.value, admin_keys=(key.value,))
+            app = create_app(engine=parts.worker, store=store, settings=api)
             with http_server(app, listener, signals, drain_s=options.drain_s) as server:
                 _tell_ready(options, parts, url_of(listener), output)
                 signals.wait(while_true=lambda: server.is_alive)

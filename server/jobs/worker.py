@@ -6,8 +6,6 @@ has no orderly end of its own: trainings are asked to checkpoint, and the proces
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import os
 import signal
@@ -15,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -33,30 +30,11 @@ from server.jobs.served_base import ServedBase
 from server.jobs.service import Onboarding
 from server.jobs.steps import Steps
 from server.jobs.training import TRAINER, RetrySettings, Training
+from server.jobs.worker_options import LOCK_FILE, WorkerSettings, parse
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = "jobs-worker.lock"
 SWEEP_S = 600.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerSettings:
-    """database_url None: SQLite in data_dir. memory_bytes: for all trainings together. threads: of one training.
-
-    trainer, gate: other commands than the real ones; for tests, and for other executors' images.
-    """
-
-    data_dir: Path
-    database_url: str | None = None
-    max_running: int = 1
-    memory_bytes: int | None = None
-    threads: int | None = None
-    tick_s: float = 0.2
-    grace_s: float = 20.0
-    retry_wait_s: float = 1.0
-    trainer: tuple[str, ...] | None = None
-    gate: tuple[str, ...] | None = None
 
 
 class Worker:
@@ -167,23 +145,9 @@ def is_working(data_dir: Path) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    parser = argparse.ArgumentParser(prog="python -m server.jobs.worker", description=__doc__)
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--database-url")
-    parser.add_argument("--max-running", type=int, default=1)
-    parser.add_argument("--memory-bytes", type=int)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--tick-s", type=float, default=0.2)
-    parser.add_argument("--retry-wait-s", type=float, default=1.0)
-    parser.add_argument("--trainer", type=json.loads, help="another training command, as a JSON list")
-    parser.add_argument("--gate", type=json.loads, help="another measuring command, as a JSON list")
-    parser.add_argument("--watch-stdin", action="store_true", help="end when stdin does")
-    options = vars(parser.parse_args(arguments))
-    watch_stdin = options.pop("watch_stdin")
+    settings, watch_stdin = parse(arguments, __doc__)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    for name in ("trainer", "gate"):
-        options[name] = None if options[name] is None else tuple(options[name])
-    work(WorkerSettings(**options), watch_stdin=watch_stdin)
+    work(settings, watch_stdin=watch_stdin)
 
 
 if __name__ == "__main__":
