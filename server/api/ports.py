@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from adapters_store.base import AdapterDigest, BaseDescription
+from server.engine.histogram import Histogram
 from server.engine.request import Request, TokenEvent
 from server.engine.tokenizer import Tokenizer
 
 
 class EngineStats(Protocol):
     """A moment of the engine. kv_usage is 0..1; running_adapters are the names resident on the device, held_adapters
-    the digests in any memory; counters only ever rise."""
+    the digests in any memory; counters only ever rise, gauges do not; histograms are in seconds."""
 
     @property
     def num_waiting(self) -> int: ...
@@ -30,6 +31,10 @@ class EngineStats(Protocol):
     def max_slots(self) -> int: ...
     @property
     def counters(self) -> Mapping[str, float]: ...
+    @property
+    def gauges(self) -> Mapping[str, float]: ...
+    @property
+    def histograms(self) -> Mapping[str, Histogram]: ...
 
 
 class EngineClient(Protocol):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Protocol
 
 from adapters_store.base import AdapterDigest
-from adapters_store.errors import NotFound, StoreError
+from adapters_store.errors import AdapterUnavailable, NotFound, StoreError
 from adapters_store.tiers import AdapterTiers
+from server.engine import numerics
+from server.engine.histogram import Histogram
+from server.engine.numerics import NumericFaults, PutAway
 from server.engine.output import OutputDelta, OutputState
 from server.engine.request import Request, RequestError, Status, TokenEvent, TokenLogprob
 from server.engine.runner import StepOutput
@@ -39,6 +43,8 @@ class Engine:
         make_output: Callable[[Request], OutputState],
         *,
         max_slots: int,
+        load_seconds: Histogram | None = None,
+        put_away: PutAway = lambda digest, code, message: None,
     ) -> None:
         self.scheduler = scheduler
         self.tiers = tiers
@@ -50,6 +56,9 @@ class Engine:
         self._names: dict[AdapterDigest, str] = {}
         self._counters = EngineCounters()
         self._has_run = False
+        self._faults = NumericFaults(put_away)
+        self._step_seconds = Histogram()
+        self._load_seconds = load_seconds or Histogram()
         self._leaving: set[AdapterDigest] = set()  # left service, and requests that use them are under way
 
     def add(self, request: Request) -> None:
@@ -75,6 +84,7 @@ class Engine:
                 self.tiers.pin(digest)  # its files may be gone: who is preempted could not get it back
             return
         self._leaving.discard(digest)
+        self._faults.forget(digest)
         self.tiers.forget(digest)
         self.scheduler.pool.drop_adapter(digest)
         self._names.pop(digest, None)
@@ -93,9 +103,11 @@ class Engine:
         events += [self._too_late(request) for request in self.scheduler.take_late()]
         if schedule is None:
             return events
+        start_s = time.perf_counter()
         self._runner.zero_blocks(self.scheduler.pool.take_blocks_to_zero())
         output = self._run(schedule, events)
-        events += [self._not_finite(request) for request in output.non_finite]
+        self._step_seconds.observe(time.perf_counter() - start_s)
+        events += self._not_finite(output.non_finite)
         self.scheduler.commit(schedule, output.tokens)
         self._counters.steps += 1
         answered = [self._answer(row, output) for row in schedule.rows if row.request.status is Status.RUNNING]
@@ -190,13 +202,24 @@ class Engine:
 
     def _too_late(self, request: Request) -> TokenEvent:
         message = f"the deadline passed after {len(request.output_ids)} of {request.params.max_tokens} tokens"
+        self._counters.expired += 1
         return self._failed(request, RequestError("deadline_exceeded", message, status=504))
 
-    def _not_finite(self, request: Request) -> TokenEvent:
+    def _not_finite(self, requests: Sequence[Request]) -> list[TokenEvent]:
+        """Each fails alone. Those that wait for an adapter that is put away now are answered in the next step."""
+        if not requests:
+            return []
+        for digest in self._faults.saw(requests):
+            self._counters.quarantined += 1
+            message = f"adapter {self._names.get(digest, digest)} is not served: its numbers are not finite"
+            self.scheduler.fail_waiting(digest, AdapterUnavailable("adapter_quarantined", message))
+        return [self._numerics_failed(request) for request in requests]
+
+    def _numerics_failed(self, request: Request) -> TokenEvent:
         self.scheduler.discard(request)
         name = request.adapter_name or "the base"
         message = f"{name} produced numbers that are not finite after {request.num_tokens} tokens"
-        return self._failed(request, RequestError("adapter_numerics", message))
+        return self._failed(request, RequestError(numerics.CODE, message))
 
     def stats(self) -> EngineStats:
         """A snapshot; taken on the engine's thread."""
@@ -207,7 +230,10 @@ class Engine:
             "adapter_misses": tiers.misses,
             "adapter_evictions": tiers.evictions,
             "adapter_activations": tiers.activations,
+            "host_hits": tiers.host.hits,
+            "host_misses": tiers.host.misses,
             "host_loads": tiers.host.loads,
+            "host_load_failures": tiers.host.failures,
             "host_evictions": tiers.host.evictions,
             "prefix_hit_tokens": cache.hit_tokens,
             "prefix_query_tokens": cache.query_tokens,
@@ -221,6 +247,15 @@ class Engine:
             held_adapters=self.tiers.held(),
             max_slots=self._max_slots,
             counters=counters,
+            gauges={
+                "adapters_resident": float(tiers.num_resident),
+                "adapter_pool_usage_ratio": tiers.used_elements / max(1, tiers.capacity_elements),
+                "adapter_host_bytes": float(tiers.host.num_bytes),
+            },
+            histograms={
+                "step_seconds": self._step_seconds.snapshot(),
+                "adapter_load_seconds": self._load_seconds.snapshot(),
+            },
         )
 
     def _named(self, digests: list[AdapterDigest]) -> tuple[str, ...]:

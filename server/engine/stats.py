@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adapters_store.base import AdapterDigest
+from server.engine.histogram import Histogram
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """kv_usage is 0..1. running_adapters: names resident on the device. counters only ever rise.
 
-    held_adapters: digests in host or device memory.
+    held_adapters: digests in host or device memory. gauges: numbers of now, each a metric `multilora_NAME`.
+    histograms: in seconds, likewise.
     """
 
     num_waiting: int = 0
@@ -23,6 +25,8 @@ class EngineStats:
     held_adapters: tuple[AdapterDigest, ...] = ()
     max_slots: int = 0
     counters: Mapping[str, float] = field(default_factory=dict)
+    gauges: Mapping[str, float] = field(default_factory=dict)
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -37,3 +41,5 @@ class EngineCounters:
     failed: int = 0
     preemptions: int = 0
     isolated_steps: int = 0
+    quarantined: int = 0
+    expired: int = 0

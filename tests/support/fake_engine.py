@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from adapters_store.base import AdapterDigest, BaseDescription
 from server.engine.errors import QueueFull
+from server.engine.histogram import Histogram
 from server.engine.output import OutputState
 from server.engine.request import Request, RequestError, TokenEvent, TokenLogprob
 from server.engine.tokenizer import Tokenizer
@@ -32,6 +33,8 @@ class FakeStats:
     held_adapters: tuple[AdapterDigest, ...] = ()
     max_slots: int = 8
     counters: dict[str, float] = field(default_factory=dict)
+    gauges: dict[str, float] = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
 
 
 @dataclass
