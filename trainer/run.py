@@ -20,6 +20,7 @@ from trainer.control import Control
 from trainer.data.dataset import PreparedData, batches_of, prepare
 from trainer.data.packing import filler, in_order
 from trainer.data.types import EncodedExample, PackedBatch
+from trainer.eva import start_from_data
 from trainer.events import EVENTS_FILE, RESULT_FILE, RunLog
 from trainer.failures import Exit, RunDirInUse
 from trainer.loop import Loop
@@ -115,7 +116,10 @@ class Run:
     def _trainee(self, data: PreparedData) -> Trainee:
         if self.ranks.mesh is not None:
             return load_sharded(self.spec, self.ranks)
-        return load(self.spec, self.ranks.device)
+        trainee = load(self.spec, self.ranks.device)
+        if self.spec.adapter.init == "eva":
+            start_from_data(trainee, list(in_order(data.train, micro_batch_tokens=self.spec.batch.forward_tokens)))
+        return trainee
 
     def _loop(self, trainee: Trainee, data: PreparedData) -> Loop:
         checkpoints = Checkpoints(
