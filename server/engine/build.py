@@ -20,6 +20,7 @@ from lora_kernels.threads import release_compute_threads
 from server.engine.adapter_memory import ArenaCopier
 from server.engine.base_model import BaseModel, load_base
 from server.engine.engine import Engine
+from server.engine.gpu_start import GpuStart, prepare, record_graphs
 from server.engine.kv_blocks import BlockPool, KVCacheSettings
 from server.engine.kv_cache import KVCache
 from server.engine.memory_plan import MemoryPlan, MemoryWishes, plan_memory
@@ -55,6 +56,7 @@ class EngineSettings:
     max_adapters: int = 512
     block_size: int = 16
     prefix_cache: bool = True
+    cuda_graphs: bool = True
     num_threads: int | None = None
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     memory: MemoryWishes = field(default_factory=MemoryWishes)
@@ -92,11 +94,29 @@ def build_engine(
         device=settings.device,
         name=settings.served_name,
     )
-    tokenizer = Tokenizer.load(settings.base)
+    return join_engine(base, Tokenizer.load(settings.base), settings, source, say=say)
+
+
+def join_engine(
+    base: BaseModel,
+    tokenizer: Tokenizer,
+    settings: EngineSettings,
+    source: AdapterSource,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> EngineParts:
+    """The same over a base that is loaded already (`settings.base` and what concerns loading are not read)."""
+    start = _prepared(base, settings, say)
     say("dividing memory")
     max_model_len = min(settings.max_model_len or base.max_model_len, base.max_model_len)
     useful = max_model_len * settings.scheduler.max_running
-    plan = plan_memory(base, settings.memory, block_size=settings.block_size, max_tokens_useful=useful)
+    plan = plan_memory(
+        base,
+        settings.memory,
+        block_size=settings.block_size,
+        max_tokens_useful=useful,
+        reserved=start.reserved,
+    )
     table = _table(base, plan, settings.max_adapters)
     copier, waker = ArenaCopier(table, base.description), _Waker()
     host = _host_tier(base, plan, source, waker)
@@ -104,6 +124,7 @@ def build_engine(
     scheduler = Scheduler(settings.scheduler, _blocks(settings, base, plan), tiers, max_model_len=max_model_len)
     cache = KVCache.allocate(base, num_blocks=plan.num_blocks, block_size=plan.block_size)
     runner = ModelRunner(base, cache, table, Sampler(tokenizer.eos_ids))
+    record_graphs(start, runner, max_context=max_model_len, say=say)
     engine = Engine(scheduler, tiers, runner, _output_factory(tokenizer), max_slots=settings.max_adapters)
     model = _served_model(base, tokenizer, max_model_len)
     worker = EngineWorker(engine, model, num_threads=settings.num_threads or _default_threads())
@@ -111,6 +132,17 @@ def build_engine(
     release_compute_threads()  # this thread has loaded the base; from now on the engine's thread computes
     host.start()
     return EngineParts(worker, engine, base, plan, host, copier)
+
+
+def _prepared(base: BaseModel, settings: EngineSettings, say: Callable[[str], None]) -> GpuStart:
+    return prepare(
+        base,
+        max_tokens=settings.scheduler.max_batch_tokens,
+        max_rows=settings.scheduler.max_running,
+        block_size=settings.block_size,
+        wants_graphs=settings.cuda_graphs,
+        say=say,
+    )
 
 
 def _served_model(base: BaseModel, tokenizer: Tokenizer, max_model_len: int) -> ServedModel:
