@@ -28,18 +28,25 @@ from server.api import (
 )
 from server.api.auth import authenticate
 from server.api.boundary import RequestBoundary
+from server.api.call_meter import CallRecord
 from server.api.context import ApiContext
 from server.api.draining import DrainGate
 from server.api.limits import RequestLimits
 from server.api.metrics import ApiMetrics
 from server.api.ports import EngineClient
 from server.api.settings import ApiSettings
+from server.api.tracing import Tracing
 from server.api.usage_ledger import UsageLedger
 from server.jobs.service import Onboarding
 
 
 def create_app(
-    *, engine: EngineClient, store: AdapterStore, settings: ApiSettings, usage: UsageLedger | None = None
+    *,
+    engine: EngineClient,
+    store: AdapterStore,
+    settings: ApiSettings,
+    usage: UsageLedger | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The whole API over one engine and one store. Both are the caller's to start and to close.
 
@@ -56,6 +63,7 @@ def create_app(
         check_slots=anyio.CapacityLimiter(settings.max_upload_checks),
         created=int(time.time()),
         usage=usage or UsageLedger(store.usage),
+        trace=tracing.record if tracing is not None else _untraced,
     )
     for part in (
         completions,
@@ -80,7 +88,13 @@ def create_app(
     app.add_middleware(RequestLimits, settings=settings)
     app.add_middleware(DrainGate, draining=context.draining)
     app.add_middleware(RequestBoundary, metrics=own_metrics)
+    if tracing is not None:
+        tracing.instrument(app)
     return app
+
+
+def _untraced(record: CallRecord) -> None:
+    """Nobody asked for traces."""
 
 
 def _register_openapi(app: FastAPI) -> None:

@@ -15,8 +15,9 @@ from uuid import uuid4
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api import request_log
 from server.api.answer_headers import collect_headers
-from server.api.errors import internal_error
+from server.api.errors import CLIENT_CLOSED_REQUEST, internal_error
 from server.api.metrics import ApiMetrics
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class RequestBoundary:
             return
         answer = _Answer(send, _request_id(scope), collect_headers())
         scope.setdefault("state", {})["request_id"] = answer.request_id
+        request_log.begin(answer.request_id)
         start_s = time.perf_counter()
         try:
             await self._app(scope, receive, answer.send)
@@ -53,8 +55,9 @@ class RequestBoundary:
     def _count(self, scope: Scope, status: int | None, duration_s: float) -> None:
         route = getattr(scope.get("route"), "path", UNMATCHED)
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._metrics.http_requests.labels(route, method, str(status or 499)).inc()
+        self._metrics.http_requests.labels(route, method, str(status or CLIENT_CLOSED_REQUEST)).inc()
         self._metrics.http_seconds.labels(route).observe(duration_s)
+        request_log.end(method=method, route=route, status=status or CLIENT_CLOSED_REQUEST, duration_s=duration_s)
 
 
 class _Answer:

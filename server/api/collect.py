@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from starlette.types import Receive
 
+from server.api.call_meter import CallMeter
 from server.api.context import ApiContext
 from server.api.generation import hang_up_watched, submitted
-from server.api.metrics import CallMeter
 from server.api.plan import Call
 from server.api.usage import Usage
 from server.engine.request import TokenEvent, TokenLogprob
@@ -38,7 +38,7 @@ class Choice:
 async def collect(context: ApiContext, call: Call, receive: Receive) -> tuple[list[Choice], Usage]:
     """The call's choices in order. Raises ApiError when one fails, ClientGone when nobody waits any more."""
     choices, usage = [Choice() for _ in call.requests], Usage(call)
-    meter = CallMeter(context.metrics, call.target.tenant, call.target.label, len(call.requests))
+    meter = CallMeter(context.metrics, call)
     with submitted(context, call, meter) as generation:
         async with hang_up_watched(receive, generation.inbox):
             async for events in generation.batches():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -19,6 +19,9 @@ from server.api.rate_limits import RateLimits
 from server.api.settings import ApiSettings
 from server.api.usage_ledger import UsageLedger
 
+if TYPE_CHECKING:
+    from server.api.call_meter import CallRecord
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -28,7 +31,7 @@ class ApiContext:
     """engine, store and settings as given; the rest is this app's own.
 
     upload_slots: how many adapters may come in at once; check_slots: how many may be checked and written at once.
-    created: Unix seconds of the app's start.
+    created: Unix seconds of the app's start. trace: told of every generation once it is over.
     """
 
     engine: EngineClient
@@ -39,6 +42,7 @@ class ApiContext:
     check_slots: anyio.CapacityLimiter
     created: int
     usage: UsageLedger
+    trace: Callable[[CallRecord], None]
     bridge: EventBridge = field(default_factory=EventBridge)
     rate_limits: RateLimits = field(default_factory=RateLimits)
     draining: Draining = field(default_factory=Draining)

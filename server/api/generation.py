@@ -11,9 +11,9 @@ from starlette.types import Receive
 
 from server.api.answer_headers import answer_with
 from server.api.bridge import Inbox, IndexedEvent
+from server.api.call_meter import CallMeter
 from server.api.context import ApiContext
 from server.api.errors import ApiError, from_engine
-from server.api.metrics import CallMeter
 from server.api.plan import Call
 from server.engine.request import Request, TokenEvent
 
@@ -26,6 +26,7 @@ class Generation:
         self._bridge = context.bridge
         self._requests = requests
         self._meter = meter
+        self._trace = context.trace
         self._unfinished: set[str] = set()
         self._num_output_tokens = [0] * len(requests)
         self.inbox = Inbox()
@@ -72,7 +73,8 @@ class Generation:
     def close(self) -> None:
         for request_id in self._unfinished:
             self._engine.abort(request_id)
-        self._meter.close(aborted=len(self._unfinished))
+        record = self._meter.close(aborted=len(self._unfinished))
+        self._trace(record)
 
 
 @contextmanager

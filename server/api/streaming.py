@@ -13,12 +13,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.api.bridge import IndexedEvent
+from server.api.call_meter import CallMeter
 from server.api.call_tally import CallTally
 from server.api.context import ApiContext
 from server.api.errors import ApiError, ClientGone
 from server.api.generation import Generation, hang_up_watched, submitted
 from server.api.json_text import json_string, json_text
-from server.api.metrics import CallMeter
 from server.api.plan import Call
 from server.api.schemas import GenerationBody, StreamOptions
 from server.api.usage import Usage
@@ -83,8 +83,7 @@ class TokenStream(Response):
         self._is_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        target = self._call.target
-        meter = CallMeter(self._context.metrics, target.tenant, target.label, len(self._call.requests))
+        meter = CallMeter(self._context.metrics, self._call)
         with submitted(self._context, self._call, meter) as generation:
             async with hang_up_watched(receive, generation.inbox):
                 await self._send_generation(generation, send)

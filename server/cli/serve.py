@@ -6,7 +6,7 @@ import typer
 
 from server.cli.base_path import find_base
 from server.cli.listening import DRAIN_S, bound
-from server.cli.logs import set_up_logging
+from server.cli.logs import LogFormat, set_up_logging
 from server.cli.options import DEFAULT_DATA_DIR, DataDirOption, HostOption, JsonOption, PortOption
 from server.cli.output import Output
 from server.cli.serve_options import (
@@ -20,12 +20,13 @@ from server.cli.serve_options import (
     DtypeOption,
     HostCacheOption,
     KvCacheOption,
-    LogJsonOption,
+    LogFormatOption,
     MaxAdaptersOption,
     MaxBatchTokensOption,
     MaxModelLenOption,
     MaxRunningOption,
     NoPrefixCacheOption,
+    OtlpEndpointOption,
     QuantizeOption,
     RequiredBaseOption,
     ServedNameOption,
@@ -56,7 +57,8 @@ def serve(
     host_cache_mib: HostCacheOption = None,
     no_prefix_cache: NoPrefixCacheOption = False,
     drain_s: DrainOption = DRAIN_S,
-    log_json: LogJsonOption = False,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    otlp_endpoint: OtlpEndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve a base and every tenant's adapters for it over HTTP, until SIGINT or SIGTERM.
@@ -69,7 +71,7 @@ def serve(
         message = f"must be at least --max-running ({max_running}), got {max_batch_tokens}"
         raise typer.BadParameter(message, param_hint="--max-batch-tokens")
     output = Output(as_json=as_json, with_events=True)
-    set_up_logging(as_json=log_json)
+    set_up_logging(log_format=log_format)
     folder, own_name = find_base(base)
     options = ServeOptions(
         base=folder,
@@ -88,6 +90,7 @@ def serve(
         max_adapters=max_adapters,
         threads=threads,
         prefix_cache=not no_prefix_cache,
+        otlp_endpoint=otlp_endpoint,
         drain_s=drain_s,
     )
     with StopSignals() as signals, bound(host, port) as listener:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from server.cli.logs import LogFormat
+
 
 class Dtype(StrEnum):
     AUTO = "auto"
@@ -51,6 +53,7 @@ class ServeOptions:
     max_adapters: int
     threads: int | None
     prefix_cache: bool
+    otlp_endpoint: str | None = None
     drain_s: float
 
 
@@ -101,7 +104,11 @@ HostCacheOption = Annotated[int | None, typer.Option(help="Adapters in host memo
 NoPrefixCacheOption = Annotated[
     bool, typer.Option("--no-prefix-cache", help="Compute every prompt in full.", rich_help_panel=_MEMORY)
 ]
-LogJsonOption = Annotated[bool, typer.Option("--log-json", help="Log JSON lines to stderr.")]
+LogFormatOption = Annotated[LogFormat, typer.Option(help="Of the log on stderr.")]
+OtlpEndpointOption = Annotated[
+    str | None,
+    typer.Option(help="Send traces to this OTLP/HTTP collector.", metavar="URL", envvar="OTEL_EXPORTER_OTLP_ENDPOINT"),
+]
 DrainOption = Annotated[
     float,
     typer.Option(

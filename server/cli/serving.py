@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 from fastapi import FastAPI
 
-from adapters_store.store import AdapterStore
 from server.api.app import create_app
 from server.api.background import background
 from server.api.settings import ApiSettings
@@ -20,8 +19,10 @@ from server.cli.listening import DRAIN_S, HttpServer, url_of
 from server.cli.output import Output
 from server.cli.serve_options import Auth, ServeOptions
 from server.cli.stopping import StopSignals
+from server.cli.store_start import prepare
 from server.cli.stores import opened
 from server.cli.texts import MIB, curl_line
+from server.cli.traced import traced
 from server.engine.build import EngineParts, EngineSettings
 from server.engine.memory_plan import MemoryWishes
 from server.engine.schedule import SchedulerSettings
@@ -29,16 +30,16 @@ from server.engine.schedule import SchedulerSettings
 
 def run(options: ServeOptions, listener: socket.socket, output: Output, signals: StopSignals) -> None:
     """Serve until a signal. Raises what `failures` knows."""
-    with opened(options.data_dir, output) as store:
+    with traced(options.otlp_endpoint) as tracing, opened(options.data_dir, output) as store:
         key = admin_key(options.data_dir)
         _tell_key(key, output)
-        _sweep(store, output)
+        prepare(store, output)
         settings = engine_settings(options)
         with running_engine(settings, store, output) as parts:
             remember_base(settings, parts, store, options.data_dir)
             show_memory(parts, output)
             api = ApiSettings(data_dir=options.data_dir, auth=options.auth.value, admin_keys=(key.value,))
-            app = create_app(engine=parts.worker, store=store, settings=api)
+            app = create_app(engine=parts.worker, store=store, settings=api, tracing=tracing)
             with http_server(app, listener, signals, drain_s=options.drain_s) as server:
                 _tell_ready(options, parts, url_of(listener), output)
                 signals.wait(while_true=lambda: server.is_alive)
@@ -86,15 +87,6 @@ def engine_settings(options: ServeOptions) -> EngineSettings:
 
 def _bytes(mib: int | None) -> int | None:
     return None if mib is None else mib * MIB
-
-
-def _sweep(store: AdapterStore, output: Output) -> None:
-    swept = store.sweep()
-    if swept.num_staged or swept.blobs:
-        output.event("swept", staged=swept.num_staged, blobs=swept.blobs)
-        output.say(
-            f"removed what killed uploads left: {swept.num_staged} staged, {len(swept.blobs)} blobs", style="dim"
-        )
 
 
 def _tell_key(key: AdminKey, output: Output) -> None:

@@ -6,16 +6,26 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from adapters_store.store import AdapterStore
 from server.api.app import create_app
+from server.api.engine_metrics import EngineCollector
+from server.api.metrics import MAX_ERROR_CODES
+from server.api.ports import EngineClient
 from server.api.settings import ApiSettings
-from support.fake_engine import FakeEngine
+from server.engine.histogram import Histogram
+from server.engine.request import RequestError
+from support.fake_engine import FakeEngine, FakeStats
+from support.live_server import serving
 from support.waiting import wait_until
 
 ASK = {"model": "tiny", "prompt": "hello", "max_tokens": 8, "temperature": 0}
@@ -127,3 +137,58 @@ def test_two_apps_do_not_share_counts(app: FastAPI, anyone: httpx.Client) -> Non
     names = {family.name for family in second.state.context.metrics.registry.collect() if family.samples}
     assert "multilora_up" in names
     assert second.state.context.metrics.registry.get_sample_value("multilora_aborted_sequences_total") == 0
+
+
+def test_hits_and_evictions_are_told_apart_by_tier(anyone: httpx.Client) -> None:
+    for name in ("hits", "misses", "evictions", "loads"):
+        tiers = {s.labels["tier"] for s in samples(anyone) if s.name == f"multilora_adapter_{name}_total"}
+        assert tiers == {"device", "host"}
+
+
+def test_an_engines_histogram_is_shown_in_rising_buckets() -> None:
+    seconds = Histogram()
+    for value in (0.0005, 0.001, 0.02, 100.0):
+        seconds.observe(value)
+    registry = CollectorRegistry()
+    registry.register(EngineCollector(_stub_engine(FakeStats(histograms={"step_seconds": seconds}))))
+    name = "multilora_step_seconds"
+    assert registry.get_sample_value(f"{name}_bucket", {"le": "0.001"}) == 2
+    assert registry.get_sample_value(f"{name}_bucket", {"le": "60.0"}) == 3
+    assert registry.get_sample_value(f"{name}_bucket", {"le": "+Inf"}) == 4
+    assert registry.get_sample_value(f"{name}_count") == 4
+    assert registry.get_sample_value(f"{name}_sum") == pytest.approx(100.0215)
+
+
+def _stub_engine(stats: FakeStats) -> Any:
+    return SimpleNamespace(stats=lambda: stats, served_name="tiny", is_healthy=lambda: True)
+
+
+def test_a_wait_is_timed_from_arrival_to_its_first_batch(
+    store: AdapterStore, data_dir: Path, real_engine: EngineClient
+) -> None:
+    app = create_app(engine=real_engine, store=store, settings=ApiSettings(data_dir=data_dir, auth="off"))
+    with serving(app) as url:
+        httpx.post(f"{url}/v1/completions", json={**ASK, "model": real_engine.served_name}).raise_for_status()
+    registry = app.state.context.metrics.registry
+    assert registry.get_sample_value("multilora_queue_seconds_count") == 1
+    assert 0 <= registry.get_sample_value("multilora_queue_seconds_sum") < 5
+
+
+def test_failures_are_counted_by_code(anyone: httpx.Client, fake_engine: FakeEngine) -> None:
+    fake_engine.fail_next(RequestError("adapter_numerics", "not finite"))
+    anyone.post("/v1/completions", json=ASK)
+    assert value(anyone, "multilora_failures_total", code="adapter_numerics") == 1
+
+
+def test_error_codes_make_a_bounded_number_of_labels(app: FastAPI) -> None:
+    metrics = app.state.context.metrics
+    labels = {metrics.error_label(f"code-{index}") for index in range(2 * MAX_ERROR_CODES)}
+    assert len(labels) <= MAX_ERROR_CODES + 1
+    assert "other" in labels
+
+
+def test_times_fall_into_buckets_from_a_millisecond_to_a_minute(anyone: httpx.Client) -> None:
+    anyone.post("/v1/completions", json={**ASK, "stream": True})
+    for name in ("time_to_first_token", "inter_token"):
+        bounds = [s.labels["le"] for s in samples(anyone) if s.name == f"multilora_{name}_seconds_bucket"]
+        assert (bounds[0], bounds[-2:]) == ("0.001", ["60.0", "+Inf"])

@@ -26,7 +26,7 @@ def served_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(serve_process: Command, wait_ready: Command, base: Path, served_dir: Path) -> Iterator[Any]:
-    with serve_process("--base", base, "--json", "--log-json", "--data-dir", served_dir) as server:
+    with serve_process("--base", base, "--json", "--log-format", "json", "--data-dir", served_dir) as server:
         wait_ready(server)
         yield server
 
@@ -57,7 +57,12 @@ def test_ready_is_an_event_once_requests_are_served(server: Any) -> None:
         "auth": "on",
         "pid": server.process.pid,
     }
-    assert [event["event"] for event in server.events if event["event"] != "stage"] == ["admin_key", "memory", "ready"]
+    assert [event["event"] for event in server.events if event["event"] != "stage"] == [
+        "admin_key",
+        "store_checked",
+        "memory",
+        "ready",
+    ]
 
 
 def test_the_memory_plan_is_an_event(server: Any) -> None:
