@@ -20,6 +20,7 @@ from server.engine.sampling_params import InvalidRequest
 Command = Callable[..., Any]
 COMMANDS = ("demo", "serve", "doctor", "tenant create", "tenant list", "tenant rotate-key", "tenant delete")
 COMMANDS += ("tenant key create", "tenant key list", "tenant key revoke", "tenant disable", "tenant enable", "audit")
+COMMANDS += ("quarantine list", "quarantine check", "quarantine release")
 COMMANDS += ("adapter push", "adapter list", "adapter show", "adapter delete")
 
 
