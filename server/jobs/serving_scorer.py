@@ -22,7 +22,6 @@ from adapters_store.packed import PackedAdapter
 from adapters_store.packing import pack
 from adapters_store.validate import AdapterPlan, plan_adapter
 from lora_kernels.lora_batch import LoraTable
-from server.engine.adapter_memory import ArenaCopier
 from server.engine.base_model import BaseModel
 from server.engine.batch import Batch
 from server.engine.kv_cache import KVCache
@@ -178,13 +177,13 @@ def _resident(base: BaseModel, adapters: Sequence[PackedAdapter]) -> LoraTable:
     sizes = [-(-adapter.buffer.numel() // _ALIGN_ELEMENTS) * _ALIGN_ELEMENTS for adapter in adapters]
     arena = torch.zeros(sum(sizes), dtype=base.dtype, device=base.device)
     table = LoraTable(arena, len(base.description.modules), len(adapters))
-    copier = ArenaCopier(table, base.description)
-    offsets = np.concatenate(([0], np.cumsum(sizes)))
-    for slot, adapter in enumerate(adapters):
-        copier.start(slot, int(offsets[slot]), adapter)
-    copier.close()
-    if base.device.type == "cuda":
-        torch.cuda.synchronize(base.device)
+    rows = base.description.module_index
+    offset = 0
+    for slot, (adapter, size) in enumerate(zip(adapters, sizes, strict=True)):
+        places = [(rows[part.name], part.a_offset, part.b_offset, part.rank, part.scale) for part in adapter.modules]
+        table.set_slot(slot, offset, places)
+        arena[offset : offset + adapter.buffer.numel()] = adapter.buffer.to(base.device)
+        offset += size
     return table
 
 

@@ -40,7 +40,10 @@ class Encoder:
 
     def encode(self, record: Record, *, line: int = 0, digest: bytes = b"") -> list[EncodedExample]:
         """One example, or one per answer where the template needs a chat unrolled. Raises LineRefused."""
-        return [self._example(ids, weights, line, digest) for ids, weights in self._tokens(record)]
+        return [
+            EncodedExample(ids, self._checked(ids, weights), digest, line, record.kind)
+            for ids, weights in self._tokens(record)
+        ]
 
     def _tokens(self, record: Record) -> list[Tokens]:
         if record.kind == "chat":
@@ -49,16 +52,15 @@ class Encoder:
             return [self._completion_tokens(record.prompt, record.completion)]
         return [self._completion_tokens("", record.completion)]
 
-    def _example(
-        self, ids: NDArray[np.int32], weights: NDArray[np.float32], line: int, digest: bytes
-    ) -> EncodedExample:
+    def _checked(self, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The weights, the first token's 0. Raises LineRefused for what is too long or teaches nothing."""
         if len(ids) > self.max_sequence_length:
             message = f"the example has {len(ids)} tokens, at most {self.max_sequence_length} fit"
             raise LineRefused("sequence_too_long", message)
         weights[0] = 0.0
         if not weights.any():
             raise LineRefused("nothing_supervised", "no token of the example is learned")
-        return EncodedExample(ids, weights, digest, line)
+        return weights
 
     def _completion_tokens(self, prompt: str, completion: str) -> Tokens:
         """The prompt as serving encodes it, then what follows it, closed by the end token."""

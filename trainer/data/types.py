@@ -22,13 +22,15 @@ class EncodedExample:
 
     input_ids: int32 [n], n >= 2. weights: float32 [n], what learning to predict this token counts: 0 for context,
     1 for a plain answer, a message's own `weight` in between; weights[0] is always 0, since nothing predicts it.
-    digest: of the record's content, equal for duplicates. line: where it stood in its file, from 1.
+    digest: of the record's content, equal for duplicates. line: where it stood in its file, from 1. kind: the
+    record's, "chat", "completion" or "text".
     """
 
     input_ids: NDArray[np.int32]
     weights: NDArray[np.float32]
     digest: bytes = b""
     line: int = 0
+    kind: str = ""
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.data.types import EncodedExample
 from trainer.gate.bootstrap import Interval, paired_bootstrap
@@ -88,21 +89,26 @@ def _measure_prompt_use(scorer: Scorer, examples: Sequence[EncodedExample], limi
 def swapped_pairs(examples: Sequence[EncodedExample]) -> list[tuple[EncodedExample, EncodedExample]]:
     """Each example's last answer behind its own prompt, and behind the prompt of the next one that answers otherwise.
 
-    Only the last answer is scored in both. Examples without a prompt, and answers that all the others give too, are
-    left out; no swapped pair is longer than the longest example.
+    Only the last answer is scored in both, and prompts are swapped within a kind (chat, completion), whose forms
+    differ. Examples without a prompt, and answers that all the others give too, are left out; no swapped pair is
+    longer than the longest example.
     """
     longest = max(map(len, examples), default=0)
     starts = [last_answer(example) for example in examples]
-    having = [index for index, start in enumerate(starts) if start > 1]
     pairs = []
-    for place, index in enumerate(having):
-        answer = examples[index].input_ids[starts[index] :]
-        for other in (*having[place + 1 :], *having[:place]):
-            fits = starts[other] + len(answer) <= longest
-            if fits and not np.array_equal(answer, examples[other].input_ids[starts[other] :]):
-                pairs.append((_joined(examples, starts, index, index), _joined(examples, starts, other, index)))
-                break
+    for kind in sorted({example.kind for example in examples}):
+        having = [n for n, example in enumerate(examples) if example.kind == kind and starts[n] > 1]
+        for place, own in enumerate(having):
+            answer = _answer(examples, starts, own)
+            others = (n for n in (*having[place + 1 :], *having[:place]) if starts[n] + len(answer) <= longest)
+            other = next((n for n in others if not np.array_equal(answer, _answer(examples, starts, n))), None)
+            if other is not None:
+                pairs.append((_joined(examples, starts, own, own), _joined(examples, starts, other, own)))
     return pairs
+
+
+def _answer(examples: Sequence[EncodedExample], starts: Sequence[int], index: int) -> NDArray[np.int32]:
+    return examples[index].input_ids[starts[index] :]
 
 
 def last_answer(example: EncodedExample) -> int:

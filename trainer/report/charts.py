@@ -10,6 +10,7 @@ from dataclasses import dataclass
 Points = Sequence[tuple[float, float]]
 _MAX_POINTS = 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 10, 26
+_LABEL_ROOM = 40  # at the right end of the x axis, for its name
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,9 @@ def _grid(frame: _Frame, x_label: str) -> Iterator[str]:
         yield f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
         yield f'<text class="tick" x="{_LEFT - 8}" y="{y + 3.5:.1f}" text-anchor="end">{short(tick)}</text>'
     inner = [tick for tick in nice_ticks(frame.x_low, frame.x_high, 5) if frame.x_low <= tick <= frame.x_high]
-    for tick in inner:
+    for tick in (tick for tick in inner if frame.x(tick) < right - _LABEL_ROOM):
         yield f'<text class="tick" x="{frame.x(tick):.1f}" y="{floor + 17}" text-anchor="middle">{short(tick)}</text>'
-    yield f'<text class="tick" x="{right}" y="{floor - 6}" text-anchor="end">{html.escape(x_label)}</text>'
+    yield f'<text class="tick" x="{right}" y="{floor + 17}" text-anchor="end">{html.escape(x_label)}</text>'
 
 
 def _level(frame: _Frame, level: Level) -> str:

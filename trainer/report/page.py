@@ -11,7 +11,7 @@ from trainer.report.content import Report
 from trainer.report.rows import checks_of, flat, layer_kinds, tiles_of
 from trainer.report.style import CSS
 
-_SMALL = Size(width=420, height=190)
+_SMALL = Size(width=310, height=150)
 _WORDS = {"pass": "passed", "warn": "passed with warnings", "block": "blocked"}
 
 _PAGE = """<!doctype html>

@@ -94,7 +94,7 @@ def _held_out_checks(gate: Body) -> list[_Row]:
             "interval above 0",
             ("ignores_prompt",),
         ),
-        ("no smaller scale is better", losses, f"by {limits['sweep_gain']:g} nats", ("overshoots",)),
+        ("no smaller scale is better", losses, f"by at most {limits['sweep_gain']:g} nats", ("overshoots",)),
     ]
 
 

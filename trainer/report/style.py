@@ -23,7 +23,7 @@ section { background:var(--card); border:1px solid var(--rule); border-radius:12
 .badge.none { background:var(--soft); }
 .tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(158px,1fr)); gap:12px; margin-bottom:16px; }
 .tile { background:var(--card); border:1px solid var(--rule); border-radius:12px; padding:14px 16px; }
-.tile b { display:block; font-size:22px; line-height:1.25; font-variant-numeric:tabular-nums; }
+.tile b { display:block; font-size:20px; white-space:nowrap; line-height:1.25; font-variant-numeric:tabular-nums; }
 .tile span { color:var(--soft); font-size:13px; }
 .reasons { margin:0; padding:0; list-style:none; }
 .reasons li { padding:8px 12px; border-left:4px solid var(--rule); margin-bottom:6px; background:var(--code);
