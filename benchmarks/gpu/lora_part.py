@@ -1,0 +1,178 @@
+"""(b) The LoRA operation at decode and prefill: time, and bytes over time against the measured memory bandwidth.
+
+Beside ours: gathered `bmm` with ranks padded to the largest, and a loop over adapters, both on data laid out for them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from benchmarks.arena import LayeredAdapters, elements_per_layer, layered_adapters
+from benchmarks.gpu.bench import Bench, Call, Row
+from benchmarks.gpu.sizes import Sizes, sizes_for
+from benchmarks.popularity import choose_adapters
+from benchmarks.roofline import Work, expand, shrink
+from benchmarks.shapes import GroupShape
+from lora_kernels.linear import add_lora_delta
+from lora_kernels.lora_batch import LoraBatch
+
+MAX_LAYERS = 64
+COMPARED = ("qkv", "gate_up")  # groups and ranks whose alternatives are measured too
+COMPARED_RANKS = ("16", "mixed", "8")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One group of one model; rows spread over adapters; ranks in turn."""
+
+    model: str
+    group: str
+    shape: GroupShape
+    rows: int
+    adapters: int
+    ranks: str
+
+    @property
+    def is_compared(self) -> bool:
+        return self.group in COMPARED and self.ranks in COMPARED_RANKS and self.rows >= self.adapters > 1
+
+    def slots(self) -> list[int]:
+        return choose_adapters("distinct", self.rows, self.adapters)
+
+
+def run(bench: Bench) -> list[Row]:
+    """One row per case and implementation."""
+    sizes = sizes_for(toy=bench.toy)
+    arena = bench.normal(_arena_elements(sizes), scale=0.02)
+    rows: list[Row] = []
+    for case in _cases(sizes):
+        if bench.seconds_left < 5:
+            bench.say("lora: out of time, the rest is left out")
+            break
+        rows += _measured(bench, case, arena, sizes)
+    return rows
+
+
+def _cases(sizes: Sizes) -> Iterator[Case]:
+    for name, shape in sizes.shapes.items():
+        is_main = shape == sizes.model
+        for group, group_shape in shape.groups.items():
+            for rows, adapters in sizes.rows_adapters:
+                for ranks in sizes.ranks:
+                    if is_main or (rows, ranks) == (32, "16"):
+                        yield Case(name, group, group_shape, rows, adapters, ranks)
+
+
+def _arena_elements(sizes: Sizes) -> int:
+    """For the case with the most bytes in one layer, twice; or for cold_bytes."""
+    most = max(elements_per_layer([case.shape], _ranks(case, sizes)) for case in _cases(sizes))
+    return max(2 * most, sizes.cold_bytes // 2 + most)
+
+
+def _ranks(case: Case, sizes: Sizes) -> list[int]:
+    chosen = sizes.ranks[case.ranks]
+    return [chosen[index % len(chosen)] for index in range(case.adapters)]
+
+
+def _measured(bench: Bench, case: Case, arena: torch.Tensor, sizes: Sizes) -> list[Row]:
+    ranks = _ranks(case, sizes)
+    per_layer = elements_per_layer([case.shape], ranks)
+    layers = max(2, min(MAX_LAYERS, -(-sizes.cold_bytes // (2 * per_layer))))
+    adapters = layered_adapters([case.shape], ranks, arena, num_layers=layers)
+    inputs = [bench.normal(case.rows, case.shape.in_features) for _ in range(layers)]
+    outputs = [bench.normal(case.rows, sum(case.shape.out_features)) for _ in range(layers)]
+    ways = {"ours": _ours(case, adapters, inputs, outputs)}
+    if case.is_compared:
+        ways["gather_bmm"] = _gather_bmm(case, adapters, inputs, outputs)
+        ways["loop"] = _loop(case, adapters, inputs, outputs)
+    work = _work(case, ranks)
+    rows: list[Row] = []
+    for name, calls in ways.items():
+        seconds = bench.seconds(calls)
+        rows.append(
+            {
+                "model": case.model,
+                "group": case.group,
+                "rows": case.rows,
+                "adapters": case.adapters,
+                "ranks": case.ranks,
+                "way": name,
+                "us": 1e6 * seconds,
+                "mb": work.num_bytes / 1e6,
+                "of_bandwidth": work.num_bytes / seconds / bench.bandwidth,
+            }
+        )
+    return rows
+
+
+def _work(case: Case, ranks: Sequence[int]) -> Work:
+    """Rows are shared out evenly over the adapters of each rank."""
+    total = Work(0, 0)
+    for rank, count in Counter(ranks).items():
+        share = {"rows": max(1, case.rows * count // case.adapters), "adapters": count, "rank": rank}
+        total += shrink(case.shape.in_features, len(case.shape.out_features), **share)
+        total += expand(case.shape.out_features, **share)
+    return total
+
+
+def _ours(case: Case, adapters: LayeredAdapters, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> list[Call]:
+    batch = LoraBatch(adapters.table, np.array(case.slots(), dtype=np.int32))
+    groups = [layer[0] for layer in adapters.groups]
+    return [partial(add_lora_delta, y, x, batch, group) for x, y, group in zip(inputs, outputs, groups, strict=True)]
+
+
+def _members(case: Case) -> list[tuple[int, slice]]:
+    ends = np.cumsum((0, *case.shape.out_features)).tolist()
+    return [(index, slice(first, last)) for index, (first, last) in enumerate(pairwise(ends))]
+
+
+def _gather_bmm(
+    case: Case, adapters: LayeredAdapters, inputs: list[torch.Tensor], outputs: list[torch.Tensor]
+) -> list[Call]:
+    index = torch.tensor(case.slots(), device=inputs[0].device)
+    members, active = _members(case), range(case.adapters)
+
+    def padded(layer: int, member: int, *, is_a: bool) -> torch.Tensor:
+        group = adapters.groups[layer][0]
+        one = adapters.a_of if is_a else adapters.b_of
+        return torch.nn.utils.rnn.pad_sequence([one(group, member, slot) for slot in active], batch_first=True)
+
+    stacks = [
+        [(padded(layer, member, is_a=True), padded(layer, member, is_a=False)) for member, _ in members]
+        for layer in range(adapters.num_layers)
+    ]
+
+    def call(layer: int) -> None:
+        x, y = inputs[layer][:, None], outputs[layer]
+        for (a_all, b_all), (_, columns) in zip(stacks[layer], members, strict=True):
+            h = torch.bmm(x, a_all[index].transpose(1, 2))
+            y[:, columns] += torch.bmm(h, b_all[index])[:, 0] * 2.0
+
+    return [partial(call, layer) for layer in range(adapters.num_layers)]
+
+
+def _loop(case: Case, adapters: LayeredAdapters, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> list[Call]:
+    slots = np.array(case.slots())
+    rows = {slot: torch.from_numpy(np.flatnonzero(slots == slot)).to(inputs[0].device) for slot in set(case.slots())}
+    matrices = [  # where they lie is read from the device's table, which cannot be recorded
+        [
+            (columns, own, adapters.a_of(layer[0], member, slot), adapters.b_of(layer[0], member, slot))
+            for member, columns in _members(case)
+            for slot, own in rows.items()
+        ]
+        for layer in adapters.groups
+    ]
+
+    def call(layer: int) -> None:
+        x, y = inputs[layer], outputs[layer]
+        for columns, own, a, b in matrices[layer]:
+            y[:, columns].index_add_(0, own, (x[own] @ a.T) @ b, alpha=2.0)
+
+    return [partial(call, layer) for layer in range(adapters.num_layers)]

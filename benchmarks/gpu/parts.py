@@ -1,0 +1,110 @@
+"""The suite's parts: what each measures, how long it may take, and the file it leaves. A part that has one is done.
+
+`python -m benchmarks.gpu.parts NAME ... --out DIR [--toy]` runs parts in this process; `gpu_suite` calls it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.bench import Bench, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """run: module and function under `benchmarks.gpu`. seconds: allowed on a GPU, compiling included."""
+
+    about: str
+    module: str
+    function: str
+    seconds: int
+
+    def load(self) -> Callable[[Bench], list[Row]]:
+        function: Callable[[Bench], list[Row]] = getattr(
+            importlib.import_module(f"benchmarks.gpu.{self.module}"), self.function
+        )
+        return function
+
+
+PARTS = {
+    "correctness": Part("all operations against their references", "correctness", "run", 110),
+    "model": Part("8B shape in bf16: decode, prefill, paging", "model_part", "run_bf16", 130),
+    "lora": Part("LoRA operations", "lora_part", "run", 110),
+    "nf4": Part("NF4 matmul", "nf4_part", "run", 40),
+    "model_nf4": Part("8B shape in NF4: decode", "model_part", "run_nf4", 80),
+    "attention": Part("paged attention", "attention_part", "run", 50),
+    "peft": Part("PEFT and transformers' generate", "peft_part", "run", 60),
+}
+
+
+def file_of(out: Path, name: str, *, toy: bool) -> Path:
+    return out / "parts" / f"{name}{'-toy' if toy else ''}.json"
+
+
+def result_of(out: Path, name: str, *, toy: bool) -> dict[str, Any] | None:
+    """What a finished part left, or None."""
+    path = file_of(out, name, toy=toy)
+    if not path.is_file():
+        return None
+    loaded: dict[str, Any] = json.loads(path.read_text())
+    return loaded
+
+
+def run_part(name: str, out: Path, *, toy: bool, seconds: float) -> None:
+    """Measure and write; a part that fails leaves no file."""
+    part = PARTS[name]
+    bench = Bench.here(toy=toy, seconds=seconds)
+    began_s = time.monotonic()
+    bench.say(f"{name}: {part.about}, on {bench.name}")
+    rows = part.load()(bench)
+    result = {
+        "part": name,
+        "device": bench.name,
+        "bandwidth_gb_per_s": bench.bandwidth / 1e9,
+        "versions": versions(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "seconds": time.monotonic() - began_s,
+        "rows": rows,
+    }
+    path = file_of(out, name, toy=toy)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(result, indent=1))
+    scratch.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    found = {"python": sys.version.split()[0], "torch": torch.__version__, "cuda": str(torch.version.cuda)}
+    for name in ("triton", "transformers", "bitsandbytes", "peft"):
+        try:
+            found[name] = str(getattr(importlib.import_module(name), "__version__", "?"))
+        except ImportError:
+            found[name] = "missing"
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.parts", description=__doc__)
+    parser.add_argument("names", nargs="+", choices=list(PARTS))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--seconds", type=float, default=600.0)
+    chosen = parser.parse_args(arguments)
+    for name in chosen.names:
+        run_part(name, chosen.out, toy=chosen.toy, seconds=chosen.seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""A base with random weights made on the device, and adapters without files: for speed only. Knows shapes.
+
+Needs neither a store nor a download: what a borrowed machine lacks is not missed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from adapters_store.base import AdapterDigest, BaseDescription, LinearShape
+from adapters_store.families import HEAD, family_of
+from adapters_store.packed import ALIGN_BYTES, PackedAdapter, PackedModule
+from benchmarks.shapes import SPECIAL, BenchShape, byte_pair_tokenizer
+from lora_kernels.check_cases import random_nf4
+from lora_kernels.nf4 import Nf4Weight, nf4_linear, on_nf4_kernel
+from lora_kernels.reference import nf4_dequantize_reference
+from server.engine.attention_hook import register_paged_attention
+from server.engine.base_model import BaseModel
+from server.engine.lora_layers import wrap_model
+from server.engine.tokenizer import Tokenizer
+
+ELEMENT = 2  # bfloat16
+MAX_CONTEXT = 65536
+
+
+def llama_config(shape: BenchShape) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=MAX_CONTEXT,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+
+
+def random_base(shape: BenchShape, device: torch.device, *, nf4: bool) -> BaseModel:
+    """bfloat16, or all decoder layers in NF4 with random codes."""
+    config = llama_config(shape)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation=register_paged_attention()
+        )
+    model.eval().requires_grad_(False)
+    groups = tuple(family_of(["LlamaForCausalLM"]).groups(shape.layers))
+    linears = {name: model.get_submodule(name) for group in groups for name in group}
+    shapes = {name: LinearShape(linear.in_features, linear.out_features) for name, linear in linears.items()}
+    description = BaseDescription("sha256:" + "0" * 64, "random", "LlamaForCausalLM", "bfloat16", shapes, groups)
+    if nf4:
+        for name, linear_shape in shapes.items():
+            if name != HEAD:
+                model.set_submodule(name, PackedLinear(linear_shape, device))
+    lora = wrap_model(model, description)
+    return BaseModel(model, model.config, description, lora, device, torch.bfloat16, quantized=nf4)
+
+
+class PackedLinear(torch.nn.Module):
+    """Stands for bitsandbytes' Linear4bit: the same bytes in the same layout, random."""
+
+    def __init__(self, shape: LinearShape, device: torch.device) -> None:
+        super().__init__()
+        packed = random_nf4(shape.out_features, shape.in_features, device)
+        self.bias = None
+        self.weight = torch.nn.Parameter(packed.packed, requires_grad=False)
+        outer = SimpleNamespace(blocksize=256, code=packed.nested_code, absmax=packed.nested_absmax)
+        state = SimpleNamespace(
+            quant_type="nf4",
+            blocksize=64,
+            shape=(shape.out_features, shape.in_features),
+            code=packed.code,
+            absmax=packed.absmax,
+            nested=True,
+            state2=outer,
+            offset=packed.nested_offset,
+        )
+        setattr(self.weight, "quant_state", state)  # noqa: B010  (no attribute that torch declares)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        packed = Nf4Weight.of(self.weight)
+        assert packed is not None, "its own layout"
+        if on_nf4_kernel(x):
+            return nf4_linear(x, [packed], [None])
+        return torch.nn.functional.linear(x, nf4_dequantize_reference(packed).to(x.dtype))
+
+
+def random_tokenizer(vocab: int) -> Tokenizer:
+    """Ids beyond its few thousand tokens say nothing, which is all that a benchmark needs."""
+    core = byte_pair_tokenizer(min(vocab, 4096))
+    with tempfile.TemporaryDirectory() as folder:
+        PreTrainedTokenizerFast(tokenizer_object=core, bos_token=SPECIAL[0], eos_token=SPECIAL[1]).save_pretrained(
+            folder
+        )
+        return Tokenizer.load(Path(folder))
+
+
+class RandomAdapters:
+    """An adapter source: any number of digests over one pinned buffer of random numbers, or over a file of it.
+
+    file: read anew at every load, as a store's packed blob is.
+    """
+
+    def __init__(self, base: BaseModel, rank: int, *, file: Path | None = None) -> None:
+        self._modules, size = packed_layout(base.description, rank)
+        pin = base.device.type == "cuda"
+        self._buffer = torch.randn(size).mul_(0.02).to(torch.bfloat16)
+        if pin:
+            self._buffer = self._buffer.pin_memory()
+        self._file = file
+        if file is not None:
+            self._buffer.view(torch.int16).numpy().tofile(file)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._buffer.numel() * ELEMENT
+
+    def digest(self, name: str) -> AdapterDigest:
+        return AdapterDigest(f"sha256:{name}")
+
+    def load_packed(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False) -> PackedAdapter:
+        """Raises OSError where the file cannot be read."""
+        if self._file is None:
+            return PackedAdapter(digest, self._buffer, self._modules)
+        buffer = torch.empty(self._buffer.numel(), dtype=torch.bfloat16, pin_memory=pin and torch.cuda.is_available())
+        with self._file.open("rb") as stream:
+            num_read = stream.readinto(buffer.view(torch.uint8).numpy().data)
+        assert num_read == self.num_bytes, f"{self._file} holds {num_read} of {self.num_bytes} bytes"
+        return PackedAdapter(digest, buffer, self._modules)
+
+    def put_away(self, digest: AdapterDigest, code: str, message: str) -> None:
+        raise RuntimeError(f"{digest} made numbers that are not finite: {code}: {message}")
+
+
+def packed_layout(base: BaseDescription, rank: int) -> tuple[tuple[PackedModule, ...], int]:
+    """All decoder layers at one rank, in the order of `adapters_store.packing`; and the buffer's length."""
+    modules: list[PackedModule] = []
+    end = 0
+    for group in base.groups:
+        if group == (HEAD,):
+            continue
+        offsets = []
+        for side in ("in_features", "out_features"):
+            for name in group:
+                offsets.append(end)
+                end += -(-rank * getattr(base.modules[name], side) * ELEMENT // ALIGN_BYTES) * (ALIGN_BYTES // ELEMENT)
+        half = len(group)
+        modules += [
+            PackedModule(name, rank, 2.0, offsets[index], offsets[half + index]) for index, name in enumerate(group)
+        ]
+    return tuple(modules), end
