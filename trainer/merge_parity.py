@@ -19,7 +19,7 @@ from adapters_store.base_nf4 import keep_nf4_weights_plain, nf4_config
 
 # Largest relative error of logits (root mean square) by the type in which sums are stored: a few units in its last
 # place, as they add up over layers.
-TOLERANCES = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 3e-2}
+TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 MAX_LOST = 0.25  # a small adapter's sum can vanish in bfloat16's rounding although the logits hardly differ
 NUM_PROBES, PROBE_TOKENS = 4, 48
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli import adapter_versions
+from server.cli import adapter_merge, adapter_versions
 from server.cli.adapter_versions import RefArgument
 from server.cli.base_path import BaseOption, find_base
 from server.cli.failures import CommandError, ExitCode
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 
 adapter_versions.register(app)
+app.command()(adapter_merge.merge)
 
 
 @app.command()
