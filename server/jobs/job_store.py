@@ -189,13 +189,14 @@ class JobStore:
     def note(self, job: Job, key: str, message: str, *, level: Level = "info", **data: Any) -> None:
         """The worker's: an event, once per key."""
         with self._database.write(changes_answers=False) as connection:
-            job_rows.add_event(connection, job, key, message, level=level, data=data)
+            if job_rows.find_job(connection, job.id) is not None:  # else its tenant was deleted
+                job_rows.add_event(connection, job, key, message, level=level, data=data)
 
     def record(self, job: Job, values: Mapping[str, Any], told: Collection[Mapping[str, Any]] = ()) -> None:
         """The worker's: a heartbeat with what has happened since: columns, metric events, checkpoints ("step")."""
         with self._database.write(changes_answers=False) as connection:
-            job_rows.change(connection, job.id, {"heartbeat_at": now_s(), **values})
-            for each in told:
+            is_here = job_rows.change(connection, job.id, {"heartbeat_at": now_s(), **values})
+            for each in told if is_here else ():
                 if "checkpoint" in each:
                     job_rows.add_checkpoint(connection, job, each["checkpoint"], each["data"])
                 else:
