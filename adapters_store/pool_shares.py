@@ -7,7 +7,6 @@ used for `hold_s` is free for all, and no share is smaller than the tenant's one
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,26 +24,38 @@ class Owner(NamedTuple):
 NOBODY = Owner("")  # outside a server with tenants: one owner, whose share is everything
 
 
+class _Held:
+    """What one tenant has on the device: elements, adapters, and elements that running requests use."""
+
+    __slots__ = ("count", "in_use", "used")
+
+    def __init__(self) -> None:
+        self.used = self.count = self.in_use = 0
+
+
 class PoolShares:
     """Who holds how much at one moment. `asking`: tenants that wait for room, whether they hold anything or not."""
 
     def __init__(
         self, entries: Iterable[PoolEntry], capacity_elements: int, asking: Collection[Owner], *, oldest_s: float
     ) -> None:
-        self._used: Counter[str] = Counter()
-        self._count: Counter[str] = Counter()
-        self._in_use: Counter[str] = Counter()
+        self._held: dict[str, _Held] = {}
         self._oldest_s = oldest_s
         weights = {owner.tenant: owner.weight for owner in asking}
         for entry in entries:
-            tenant = entry.owner.tenant
-            self._used[tenant] += entry.num_elements
-            self._count[tenant] += 1
-            self._in_use[tenant] += entry.num_elements if entry.ref_count else 0
+            tenant, weight = entry.owner
+            held = self._held.get(tenant)
+            if held is None:
+                held = self._held[tenant] = _Held()
+            held.used += entry.num_elements
+            held.count += 1
+            if entry.ref_count:
+                held.in_use += entry.num_elements
             if not self._is_stale(entry):
-                weights.setdefault(tenant, entry.owner.weight)
+                weights.setdefault(tenant, weight)
         self._element_share = capacity_elements / sum(weights.values()) if weights else 0.0
         self._weights = weights
+        self._over = {t: held.used for t, held in self._held.items() if held.count > 1 and held.used > self.share(t)}
 
     def share(self, tenant: str) -> float:
         """Elements."""
@@ -52,28 +63,28 @@ class PoolShares:
 
     def allows(self, owner: Owner, num_elements: int) -> bool:
         """Whether the tenant stays within its share with so many elements more. Its first adapter always does."""
-        used = self._used[owner.tenant]
-        return used == 0 or used + num_elements <= self.share(owner.tenant)
+        held = self._held.get(owner.tenant)
+        return held is None or held.used + num_elements <= self.share(owner.tenant)
 
     def crowding(self) -> frozenset[str]:
         """Tenants whose running requests alone hold more than the share, on more than one adapter."""
-        held = ((tenant, num_elements) for tenant, num_elements in self._in_use.items() if self._count[tenant] > 1)
-        return frozenset(tenant for tenant, num_elements in held if num_elements > self.share(tenant))
+        over = (t for t, held in self._held.items() if held.count > 1 and held.in_use > self.share(t))
+        return frozenset(over)
 
     def victims(self, evictable: Sequence[PoolEntry], owner: Owner, num_elements: int) -> list[PoolEntry]:
         """Who may go for an adapter of this owner, and in which order. evictable: the longest unused first."""
-        used, count = self._used.copy(), self._count.copy()
+        over = self._over.copy()
+        left = {tenant: self._held[tenant].count for tenant in over}
         first: list[PoolEntry] = []
         rest: list[PoolEntry] = []
         for entry in evictable:
             tenant = entry.owner.tenant
-            is_over = count[tenant] > 1 and used[tenant] > self.share(tenant)
-            if is_over or self._is_stale(entry):
-                used[tenant] -= entry.num_elements
-                count[tenant] -= 1
+            if tenant in over and left[tenant] > 1 and over[tenant] > self.share(tenant):
+                over[tenant] -= entry.num_elements
+                left[tenant] -= 1
                 first.append(entry)
             else:
-                rest.append(entry)
+                (first if self._is_stale(entry) else rest).append(entry)
         if self.allows(owner, num_elements):
             return first + rest
         return first + [entry for entry in rest if entry.owner.tenant == owner.tenant]

@@ -22,6 +22,7 @@ from adapters_store.records import AdapterVersion
 from adapters_store.store import AdapterStore
 from benchmarks.shapes import BenchShape, base_folder, bench_cache
 from benchmarks.timing import Say
+from lora_kernels.turns import Turns
 
 RANK = 16
 STD = 0.02
@@ -127,5 +128,10 @@ class AliasedSource:
     def digests(self) -> list[AdapterDigest]:
         return list(self._stored_of)
 
-    def load_packed(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False) -> PackedAdapter:
-        return replace(self._store.load_packed(self._stored_of[digest], base, pin=pin), digest=digest)
+    def load_packed(
+        self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False, turns: Turns | None = None
+    ) -> PackedAdapter:
+        return replace(self._store.load_packed(self._stored_of[digest], base, pin=pin, turns=turns), digest=digest)
+
+    def put_away(self, digest: AdapterDigest, code: str, message: str) -> None:
+        self._store.put_away(self._stored_of[digest], code, message)

@@ -105,7 +105,11 @@ class World:
         self.device_pool = DevicePool(pool_settings, self.clock)
         self.device = FakeDevice(sizes.pool_elements, self.tags.__getitem__, lambda _: self.random.randint(0, 3))
         self.tiers = AdapterTiers(
-            self.host, self.device_pool, self.device, settings=AdapterTiersSettings(max_copies=2), clock=self.clock
+            self.host,
+            self.device_pool,
+            self.device,
+            settings=AdapterTiersSettings(max_copies=2, recheck_s=4 * sizes.step_s),
+            clock=self.clock,
         )
         self.scheduler = Scheduler(
             self._scheduler_settings(), self.pool, self.tiers, max_model_len=64, clock=self.clock
