@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from lora_kernels.threads import spin_briefly
-from server.cli import adapter, audit, demo, doctor, plan, quarantine, serve, tenant
+from server.cli import adapter, audit, demo, doctor, plan, quarantine, serve, tenant, usage
 from server.cli.failures import EPILOG, USER_ERRORS, failure_of
 from server.cli.options import JSON_KEY
 from server.cli.output import complain
@@ -67,6 +67,7 @@ app.command(epilog=EPILOG)(serve.serve)
 app.add_typer(tenant.app, name="tenant", epilog=EPILOG)
 app.add_typer(adapter.app, name="adapter", epilog=EPILOG)
 app.command(epilog=EPILOG)(audit.audit)
+app.command(epilog=EPILOG)(usage.usage)
 app.add_typer(quarantine.app, name="quarantine", epilog=EPILOG)
 app.add_typer(plan.app, name="plan", epilog=EPILOG)
 app.command(epilog=EPILOG)(doctor.doctor)

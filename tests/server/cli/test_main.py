@@ -21,7 +21,8 @@ Command = Callable[..., Any]
 COMMANDS = ("demo", "serve", "doctor", "tenant create", "tenant list", "tenant rotate-key", "tenant delete")
 COMMANDS += ("tenant key create", "tenant key list", "tenant key revoke", "tenant disable", "tenant enable", "audit")
 COMMANDS += ("quarantine list", "quarantine check", "quarantine release")
-COMMANDS += ("adapter push", "adapter list", "adapter show", "adapter delete")
+COMMANDS += ("adapter push", "adapter list", "adapter show", "adapter delete", "usage")
+COMMANDS += ("adapter activate", "adapter canary", "adapter promote", "adapter rollback", "adapter unload")
 
 
 def test_help_answers_at_once() -> None:
