@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from http import HTTPStatus
 from uuid import uuid4
 
@@ -26,6 +27,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     """
 
     settings: ApiSettings
+    num_by_address: Counter[str]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._header_clock: asyncio.TimerHandle | None = None
@@ -35,15 +37,30 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
         _send_at_once(transport.get_extra_info("socket"))
-        if len(self.connections) > self.settings.max_connections:
-            limit = f"the server has its {self.settings.max_connections} connections"
-            self._refuse(ApiError(503, "too_many_connections", limit, retry_after_s=1.0))
+        self._address = self.client[0] if self.client else ""
+        self.num_by_address[self._address] += 1
+        refusal = self._refusal()
+        if refusal is not None:
+            self._refuse(refusal)
             return
         self._start_header_clock()
+
+    def _refusal(self) -> ApiError | None:
+        """Why this connection is one too many. Those without an address come through a local socket: all one's own."""
+        most, each = self.settings.max_connections, self.settings.max_connections_per_address
+        if len(self.connections) > most:
+            return ApiError(503, "too_many_connections", f"the server has its {most} connections", retry_after_s=1.0)
+        if self._address and self.num_by_address[self._address] > each:
+            message = f"your address has its {each} connections"
+            return ApiError(429, "too_many_connections", message, retry_after_s=1.0)
+        return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_header_clock()
         self._stop_write_clock()
+        self.num_by_address[self._address] -= 1
+        if not self.num_by_address[self._address]:
+            del self.num_by_address[self._address]
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -111,7 +128,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
 def protocol_with(settings: ApiSettings) -> type[BoundedHttpProtocol]:
     """The protocol with these bounds, as uvicorn wants it: a class."""
-    return type("BoundedHttpProtocol", (BoundedHttpProtocol,), {"settings": settings})
+    own = {"settings": settings, "num_by_address": Counter()}
+    return type("BoundedHttpProtocol", (BoundedHttpProtocol,), own)
 
 
 def _send_at_once(connection: socket.socket) -> None:

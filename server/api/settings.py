@@ -35,6 +35,7 @@ class ApiSettings:
     max_header_count: int = 100
     max_target_bytes: int = 8 * 1024
     max_connections: int = 2048
+    max_connections_per_address: int = 1024
     max_uploads: int = 16
     max_upload_checks: int = 2
     max_label_values: int = 200

@@ -13,6 +13,7 @@ from uuid import uuid4
 import anyio
 from fastapi import Request
 
+from adapters_store.blobs import disk_full_is_an_answer
 from adapters_store.errors import NotFound
 from server.api.context import ApiContext, off_loop
 from server.api.errors import ApiError
@@ -22,7 +23,8 @@ from server.api.settings import ApiSettings
 
 @contextmanager
 def upload_slot(context: ApiContext) -> Iterator[None]:
-    """Raises ApiError 429 where too many uploads are coming in already."""
+    """For the length of an upload. Raises ApiError 429 where too many are coming in already, StoreError (disk_full,
+    read_only) for what the disk refuses meanwhile."""
     borrower = object()
     try:
         context.upload_slots.acquire_on_behalf_of_nowait(borrower)
@@ -30,7 +32,8 @@ def upload_slot(context: ApiContext) -> Iterator[None]:
         message = f"{context.settings.max_uploads} uploads are in progress, which is the limit; try again later."
         raise ApiError(429, "too_many_uploads", message, retry_after_s=2.0) from None
     try:
-        yield
+        with disk_full_is_an_answer():
+            yield
     finally:
         context.upload_slots.release_on_behalf_of(borrower)
 

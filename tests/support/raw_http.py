@@ -23,11 +23,16 @@ class RawResponse:
 
 
 @contextmanager
-def dial(url: str, *, timeout_s: float = 10.0, receive_buffer_bytes: int | None = None) -> Iterator[socket.socket]:
+def dial(
+    url: str, *, timeout_s: float = 10.0, receive_buffer_bytes: int | None = None, source: str | None = None
+) -> Iterator[socket.socket]:
+    """source: the local address to come from."""
     host, port = url.removeprefix("http://").split(":")
     with socket.socket() as connection:
         if receive_buffer_bytes is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        if source is not None:
+            connection.bind((source, 0))
         connection.settimeout(timeout_s)
         connection.connect((host, int(port)))
         yield connection

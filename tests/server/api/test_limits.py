@@ -28,6 +28,7 @@ def settings(data_dir: Path) -> ApiSettings:
         max_header_count=30,
         max_target_bytes=1_000,
         max_connections=12,
+        max_connections_per_address=11,
         header_timeout_s=0.3,
         body_timeout_s=0.6,
         idle_timeout_s=0.3,
@@ -156,9 +157,28 @@ def test_a_reader_that_stops_reading_is_cut_off(app: FastAPI) -> None:
     assert not pieces[-1].endswith(b"0\r\n\r\n"), "the whole stream came"
 
 
+def test_one_address_has_its_limit_and_others_still_get_in(url: str) -> None:
+    with ExitStack() as stack:
+        connections = [stack.enter_context(dial(url, source="127.0.0.2")) for _ in range(12)]
+        for connection in connections[:11]:
+            connection.sendall(head("GET", "/health"))
+            assert read_response(connection).status == 200
+        response = read_response(connections[11])
+        assert (response.status, response.error["code"]) == (429, "too_many_connections")
+        assert "11" in response.error["message"]
+        with dial(url) as other:
+            other.sendall(head("GET", "/health"))
+            assert read_response(other).status == 200
+        connections[0].close()
+        time.sleep(0.1)
+        with dial(url, source="127.0.0.2") as again:
+            again.sendall(head("GET", "/health"))
+            assert read_response(again).status == 200
+
+
 def test_connections_beyond_the_limit_get_a_503(url: str) -> None:
     with ExitStack() as stack:
-        connections = [stack.enter_context(dial(url)) for _ in range(13)]
+        connections = [stack.enter_context(dial(url, source=f"127.0.0.{2 + index % 2}")) for index in range(13)]
         for connection in connections[:12]:
             connection.sendall(head("GET", "/health"))
             assert read_response(connection).status == 200
