@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from adapters_store.filesystem import Filesystem
 
 EVENTS_FILE = "events.jsonl"
 RESULT_FILE = "result.json"
 RESERVE_FILE = ".reserve"
 RESERVE_BYTES = 64 * 1024
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunLog:
@@ -88,8 +91,10 @@ def _drop_half_line(path: Path) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether this error says that the disk, or the quota on it, is used up."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    """Whether this error says that the disk, or the quota on it, is used up. safetensors says it in words only."""
+    if isinstance(error, SafetensorError):
+        return any(f"(os error {number})" in str(error) for number in DISK_FULL)
+    return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 def _finite(value: Any) -> Any:

@@ -56,12 +56,15 @@ def joined(*, sharded: bool) -> Iterator[Ranks]:
     if not sharded:
         yield Ranks(0, 1, device)
         return
-    _join("nccl" if on_gpu else "gloo")
+    is_guest = dist.is_initialized()  # a group that is there already is used and left in place
+    if not is_guest:
+        _join("nccl" if on_gpu else "gloo")
     try:
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         yield Ranks(dist.get_rank(), dist.get_world_size(), device, mesh)
     finally:
-        dist.destroy_process_group()
+        if not is_guest:
+            dist.destroy_process_group()
 
 
 def _join(backend: str) -> None:

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import errno
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters_store.filesystem import Filesystem
+from server.demo.assets import demo_base_path
+from support.training import demo_spec, write_chats
+from trainer.__main__ import trained
+from trainer.events import read_events
+from trainer.failures import Exit, failure_of
+from trainer.run import train
+from trainer.spec import TrainSpec
+
+DATA_BYTES = 1 << 30
+
+
+def outcome(tmp_path: Path, spec: TrainSpec) -> tuple[Exit, dict[str, Any]]:
+    """Exit code and error of a run; the last event and result.json must tell the same error."""
+    (tmp_path / "spec.yaml").write_text(spec.to_yaml())
+    exit_code = trained(tmp_path / "spec.yaml", tmp_path / "run", resume=False)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    last = list(read_events(tmp_path / "run"))[-1]
+    assert (result["status"], last["type"]) == ("failed", "failed")
+    assert result["error"] == last["error"]
+    return exit_code, result["error"]
+
+
+def test_a_bad_spec_is_told_in_the_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("base: b\ndata: d\nrank: 4\n")
+    assert trained(tmp_path / "spec.yaml", tmp_path / "run", resume=False) is Exit.BAD_INPUT
+    error = json.loads((tmp_path / "run" / "result.json").read_text())["error"]
+    assert (error["code"], error["param"]) == ("unknown_field", "rank")
+
+
+def test_bad_data_is_told_with_its_line(tmp_path: Path) -> None:
+    data = write_chats(tmp_path / "data.jsonl")
+    data.write_text(data.read_text() + '{"messages": []}\n')
+    exit_code, error = outcome(tmp_path, demo_spec(tmp_path))
+    assert exit_code is Exit.BAD_INPUT
+    assert error["param"] == "data"
+    assert "line 49" in error["message"]
+
+
+def test_missing_data_is_bad_input(tmp_path: Path) -> None:
+    exit_code, error = outcome(tmp_path, demo_spec(tmp_path, data=tmp_path / "none.jsonl"))
+    assert (exit_code, error["code"]) == (Exit.BAD_INPUT, "file_not_found")
+    assert "none.jsonl" in error["message"]
+
+
+def test_a_base_without_a_tokenizer_is_bad_input(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(demo_base_path() / name, base)
+    exit_code, error = outcome(tmp_path, demo_spec(tmp_path, base=base))
+    assert (exit_code, error["code"], error["param"]) == (Exit.BAD_INPUT, "unsupported_base", "base")
+
+
+def test_a_run_that_diverges_is_ended_and_not_tried_again(tmp_path: Path) -> None:
+    optim = {"learning_rate": 100, "max_steps": 30, "schedule": "constant", "warmup_fraction": 0, "max_grad_norm": 1e6}
+    exit_code, error = outcome(tmp_path, demo_spec(tmp_path, optim={**optim, "weight_decay": 10}, eval_every=100))
+    assert (exit_code, error["code"], error["param"]) == (Exit.BAD_INPUT, "diverged", "optim.learning_rate")
+
+
+def test_running_out_of_memory_ends_as_a_clear_failure(tmp_path: Path) -> None:
+    """A real refusal of the system: the process may hold a little more than what it needs to start."""
+    write_chats(tmp_path / "data.jsonl", 800)
+    spec = demo_spec(tmp_path, batch={"examples": 800, "max_sequence_length": 256, "micro_tokens": 1 << 16})
+    (tmp_path / "spec.yaml").write_text(spec.to_yaml())
+    command = [sys.executable, "-m", "trainer", str(tmp_path / "spec.yaml"), "--run-dir", str(tmp_path / "run")]
+    process = subprocess.run(
+        command,
+        stderr=subprocess.PIPE,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES)),
+    )
+    error = json.loads((tmp_path / "run" / "result.json").read_text())["error"]
+    assert (process.returncode, error["code"]) == (Exit.FAILED, "out_of_memory"), process.stderr.decode()
+    assert "batch.micro_tokens" in error["message"]
+
+
+class FullDisk(Filesystem):
+    """The disk is full from the moment the checkpoint of step 18 is put in place."""
+
+    def sync_file(self, path: Path) -> None:
+        if "step-000018" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        super().sync_file(path)
+
+
+def test_a_full_disk_ends_as_a_clear_failure_and_the_run_goes_on_once_there_is_room(tmp_path: Path) -> None:
+    spec, run_dir = demo_spec(tmp_path), tmp_path / "run"
+    with pytest.raises(OSError, match="No space") as caught:
+        train(spec, run_dir, files=FullDisk())
+    failure = failure_of(caught.value)
+    assert (failure.exit, failure.code) == (Exit.FAILED, "disk_full")
+    assert [path.name for path in (run_dir / "checkpoints").glob("step-*")] == ["step-000009"]
+    assert train(spec, run_dir, resume=True) is Exit.SUCCEEDED
+    assert not list((run_dir / "checkpoints").glob(".*"))
+
+
+def test_an_error_of_safetensors_about_a_full_disk_is_a_full_disk() -> None:
+    from safetensors import SafetensorError
+
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert failure_of(error).code == "disk_full"
+
+
+def test_an_unknown_error_is_told_by_its_kind() -> None:
+    failure = failure_of(ZeroDivisionError("division by zero\nand more"))
+    assert (failure.exit, failure.code) == (Exit.FAILED, "internal_error")
+    assert failure.message == "ZeroDivisionError: division by zero"
