@@ -9,6 +9,7 @@ from enum import IntEnum
 from adapters_store.errors import AdapterRejected, Conflict, NotFound, StoreError
 from adapters_store.families import UnsupportedBase
 from server.engine.sampling_params import InvalidRequest
+from server.jobs.errors import JobRefused
 
 
 class ExitCode(IntEnum):
@@ -63,6 +64,7 @@ USER_ERRORS = (CommandError, StoreError, UnsupportedBase, InvalidRequest, OSErro
 _STORE_EXITS: tuple[tuple[type[StoreError], ExitCode], ...] = (
     (NotFound, ExitCode.NOT_FOUND),
     (AdapterRejected, ExitCode.REFUSED),
+    (JobRefused, ExitCode.REFUSED),
     (Conflict, ExitCode.CONFLICT),
     (StoreError, ExitCode.FAILED),
 )
