@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,21 +19,16 @@ from adapters_store.errors import StoreError
 from adapters_store.filesystem import Filesystem
 from adapters_store.store import AdapterStore
 from support.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
+from support.disks import fill_up, small_disk
 
 BASE = tiny_base()
 fork = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk") as folder:
+        yield folder
 
 
 def publish(store: AdapterStore, folder: Path, seed: int) -> str:
@@ -42,22 +36,11 @@ def publish(store: AdapterStore, folder: Path, seed: int) -> str:
     return store.publish(tenant="acme", name=f"a{seed}", config=config_bytes(), weights=weights, base=BASE).digest
 
 
-def fill_up(path: Path) -> None:
-    """To the last byte."""
-    with path.open("wb", buffering=0) as filler:
-        try:
-            while True:
-                filler.write(b"x" * 4096)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-
-
 def test_a_full_disk_refuses_uploads_serves_what_is_there_and_takes_more_once_there_is_room(
-    small_disk: Path, tmp_path: Path
+    disk: Path, tmp_path: Path
 ) -> None:
-    store = AdapterStore.open(small_disk / "data", reserve_bytes=6 << 20)
-    (small_disk / "filler").write_bytes(b"x" * (9 << 20))
+    store = AdapterStore.open(disk / "data", reserve_bytes=6 << 20)
+    (disk / "filler").write_bytes(b"x" * (9 << 20))
     key = store.tenants.create("acme").api_key
     published: dict[str, str] = {}
 
@@ -69,7 +52,7 @@ def test_a_full_disk_refuses_uploads_serves_what_is_there_and_takes_more_once_th
         publish_on()
     assert caught.value.code == "disk_full"
     assert len(published) > 2
-    assert list((small_disk / "data" / "staging").iterdir()) == []
+    assert list((disk / "data" / "staging").iterdir()) == []
     for name, digest in published.items():
         assert store.resolve("acme", name).digest == digest
         assert store.load_packed(store.resolve("acme", name).digest, BASE).digest == digest
@@ -77,16 +60,16 @@ def test_a_full_disk_refuses_uploads_serves_what_is_there_and_takes_more_once_th
     assert store.look_over().put_away == []
     while len(published) > 2:
         store.delete("acme", published.popitem()[0])
-    (small_disk / "filler").unlink()
+    (disk / "filler").unlink()
     assert publish(store, tmp_path, 500)
     store.close()
 
 
-def test_a_disk_full_of_other_things_refuses_every_write_with_a_code(small_disk: Path, tmp_path: Path) -> None:
-    store = AdapterStore.open(small_disk / "data", reserve_bytes=0)
+def test_a_disk_full_of_other_things_refuses_every_write_with_a_code(disk: Path, tmp_path: Path) -> None:
+    store = AdapterStore.open(disk / "data", reserve_bytes=0)
     store.tenants.create("acme")
     digest = publish(store, tmp_path, 1)
-    fill_up(small_disk / "filler")
+    fill_up(disk / "filler")
     codes = set()
     for _ in range(200):  # the write-ahead log may have some room of its own left
         try:
@@ -99,8 +82,8 @@ def test_a_disk_full_of_other_things_refuses_every_write_with_a_code(small_disk:
     assert codes | {caught.value.code} == {"disk_full"}
     assert store.resolve("acme", "a1").digest == digest
     store.close()
-    (small_disk / "filler").unlink()
-    again = AdapterStore.open(small_disk / "data")
+    (disk / "filler").unlink()
+    again = AdapterStore.open(disk / "data")
     assert again.load_packed(again.resolve("acme", "a1").digest, BASE).digest == digest
     again.close()
 

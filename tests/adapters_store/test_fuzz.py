@@ -6,6 +6,7 @@ import json
 import os
 import random
 import struct
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import safetensors.numpy
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -44,6 +45,9 @@ BASE = tiny_base()
 LIMITS = AdapterLimits(max_bytes=1 << 20)
 GOOD = lora_tensors(BASE)
 GOOD_FILE = safetensors_bytes(GOOD)
+MAX_CASE_S = 0.1
+NUM_FILES = 12_000
+NUM_CONFIGS = 8_000
 HEADER_END = 8 + struct.unpack("<Q", GOOD_FILE[:8])[0]
 
 
@@ -59,7 +63,18 @@ def examples(count: int) -> settings:
 
 
 def accepted(config: bytes, weights: Path) -> AdapterPlan | None:
-    """The plan of an accepted upload, None for a refused one; any other error escapes and fails the test."""
+    """The plan of an accepted upload, None for a refused one; any other error escapes and fails the test.
+
+    No case may take longer than MAX_CASE_S of this thread: others on the machine do not count.
+    """
+    start_s = time.thread_time()
+    try:
+        return _accepted(config, weights)
+    finally:
+        assert time.thread_time() - start_s < MAX_CASE_S, config[:200]
+
+
+def _accepted(config: bytes, weights: Path) -> AdapterPlan | None:
     try:
         plan = plan_adapter(parse_config(config, LIMITS), read_header(weights, LIMITS), BASE, LIMITS)
         pack(plan, weights, check=True)
@@ -95,7 +110,7 @@ def mutate(data: bytearray, dice: random.Random, end: int) -> None:
 def test_mutated_files_are_refused_or_sound(tmp_path: Path) -> None:
     dice = random.Random(2026)
     num_accepted = 0
-    for _ in range(3000 * max(int(os.environ.get("MULTILORA_FUZZ", "0")), 1)):
+    for _ in range(NUM_FILES * max(int(os.environ.get("MULTILORA_FUZZ", "0")), 1)):
         data = bytearray(GOOD_FILE)
         for _ in range(dice.choice([1, 1, 2, 4])):
             mutate(data, dice, HEADER_END)
@@ -108,6 +123,30 @@ def test_mutated_files_are_refused_or_sound(tmp_path: Path) -> None:
             loaded = safetensors.numpy.load(bytes(data))
             assert sorted(loaded) == sorted(GOOD)
             assert all((loaded[name] == GOOD[name]).all() for name in GOOD)
+    assert num_accepted > 0
+
+
+def test_mutated_config_bytes_are_refused_or_say_what_peft_reads(tmp_path: Path) -> None:
+    """Bytes changed without regard to JSON; what is still accepted must scale as PEFT's own config class says."""
+    dice = random.Random(2027)
+    weights = write(tmp_path / "w", GOOD_FILE)
+    good = config_bytes(use_rslora=True, lora_alpha=7)
+    num_accepted = 0
+    for _ in range(NUM_CONFIGS * max(int(os.environ.get("MULTILORA_FUZZ", "0")), 1)):
+        data = bytearray(good)
+        for _ in range(dice.choice([1, 1, 2, 4])):
+            mutate(data, dice, len(data))
+        plan = accepted(bytes(data), weights)
+        if plan is None:
+            continue
+        num_accepted += 1
+        known = {key: value for key, value in json.loads(data).items() if key in PEFT_DEFAULTS}
+        theirs = LoraConfig(**{**known, "peft_type": "LORA"})
+        scale = theirs.lora_alpha / (theirs.r**0.5 if theirs.use_rslora else theirs.r)
+        packed = pack(plan, weights)
+        assert not theirs.alpha_pattern
+        assert all(module.scale == pytest.approx(scale) for module in packed.modules), bytes(data)
+        assert all(module.rank == theirs.r == 4 for module in packed.modules)
     assert num_accepted > 0
 
 
