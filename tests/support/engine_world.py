@@ -73,6 +73,11 @@ class WorldSettings:
     step_s: float = 0.05
     starvation_s: float = 2.0
     hold_s: float = 1.0
+    deadlines: float = 0.0  # share of requests that have one
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of TENANTS
+    traffic: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of TENANTS
+    has_cycler: bool = False  # the first tenant goes through all adapters in turn, the others keep to one each
+    check_every: int = 1  # steps
     sizes: tuple[int, ...] = ()  # elements of the first adapters; the others are drawn
 
 
@@ -119,11 +124,12 @@ class World:
         self.ends: dict[str, str] = {}
         self.alive: dict[str, tuple[Request, int]] = {}  # with the step of arrival
         self.outcomes: Counter[str] = Counter()
-        self.longest_wait = 0
         self.num_preemptions = 0
         self.num_starving_steps = 0
         self.num_steps = 0
         self.num_requests = 0
+        self.num_cycled = 0
+        self.longest_waits = dict.fromkeys(TENANTS, 0)
 
     def _scheduler_settings(self) -> SchedulerSettings:
         sizes = self.settings
@@ -135,6 +141,11 @@ class World:
             lookahead=6,
             starvation_s=sizes.starvation_s,
         )
+
+    @property
+    def longest_wait(self) -> int:
+        """Steps for which anybody has waited to run for the first time."""
+        return max(self.longest_waits.values())
 
     def step(self, *, arrivals: bool = True) -> None:
         """One engine step and everything that happens around it."""
@@ -151,9 +162,15 @@ class World:
         schedule = self.scheduler.schedule()
         for request, error in self.scheduler.take_failed():
             self._end(request, error.code)
+        for request in self.scheduler.take_late():
+            assert request.deadline_s is not None
+            assert request.deadline_s <= self.clock.now_s, f"{request.id} was dropped before its time"
+            self._end(request, "late")
         for block_id in self.pool.take_blocks_to_zero():
             self.kv[block_id] = [EMPTY] * 4
-        self.check(schedule)
+        self._check_schedule(schedule, self.scheduler.running())
+        if self.num_steps % self.settings.check_every == 0:
+            self.check()
         if schedule is not None:
             self._run(schedule)
 
@@ -172,6 +189,9 @@ class World:
     def add(self, request: Request) -> None:
         """A client's request, answered at once if the queue is full."""
         self.num_requests += 1
+        request.weight = self.settings.weights[TENANTS.index(request.tenant)]
+        if self.settings.deadlines and self.random.random() < self.settings.deadlines:
+            request.deadline_s = self.clock.now_s + self.random.uniform(0.0, 8.0)
         try:
             self.scheduler.add(request)
         except QueueFull:
@@ -187,7 +207,9 @@ class World:
         # Skewed, with the last adapters rare; base-only now and then.
         index = min(int(self.random.expovariate(0.3)), len(digests) - 1)
         adapter = None if self.random.random() < 0.15 else digests[index]
-        tenant = self.random.choice(TENANTS)
+        tenant = self._tenant()
+        if self.settings.has_cycler:
+            adapter = self._habit(tenant)
         prefix = [self.random.randrange(2)] * self.random.choice((0, 4, 8, 13))
         prompt = prefix + [self.random.randrange(90) for _ in range(self.random.randint(1, 14))]
         params = SamplingParams(
@@ -195,6 +217,17 @@ class World:
         )
         for _ in range(self.random.choice((1, 1, 1, 3))):  # sometimes n choices of one call
             self.add(Request(f"r{self.num_requests}", tenant, list(prompt), params, adapter))
+
+    def _tenant(self) -> str:
+        if self.settings.traffic == (1.0, 1.0, 1.0):
+            return self.random.choice(TENANTS)
+        return self.random.choices(TENANTS, self.settings.traffic)[0]
+
+    def _habit(self, tenant: str) -> AdapterDigest:
+        if tenant == TENANTS[0]:
+            self.num_cycled += 1
+        index = self.num_cycled if tenant == TENANTS[0] else TENANTS.index(tenant)
+        return digest_of(f"a{2 + index % (self.settings.num_adapters - 2)}")  # a0 is not finite, a1 damaged
 
     def _disturb(self) -> None:
         if self.alive and self.random.random() < self.settings.aborts:
@@ -284,17 +317,17 @@ class World:
         limit_s = self.clock.now_s - self.scheduler.settings.starvation_s
         self.num_starving_steps += any(since_s < limit_s for since_s in self.tiers.no_room_since.values())
 
-    def check(self, schedule: Schedule | None) -> None:
+    def check(self) -> None:
         """Everything that must hold between schedule() and the forward."""
         running = self.scheduler.running()
         self._check_blocks(running)
         self._check_device(running)
         self._check_host()
-        self._check_schedule(schedule, running)
         assert len(self.alive) == self.scheduler.num_waiting + self.scheduler.num_running
         for request, arrival in self.alive.values():
             if request.first_scheduled_s is None:
-                self.longest_wait = max(self.longest_wait, self.num_steps - arrival)
+                wait = self.num_steps - arrival
+                self.longest_waits[request.tenant] = max(self.longest_waits[request.tenant], wait)
 
     def _check_blocks(self, running: Sequence[Request]) -> None:
         self.pool.check(request.block_ids for request in running)
@@ -338,6 +371,7 @@ class World:
         for row in rows:
             assert row.request.status is Status.RUNNING
             assert row.start == row.request.num_computed_tokens
+            assert row.request.deadline_s is None or row.request.deadline_s > self.clock.now_s, "late, and yet computed"
             assert len(row.request.block_ids) * 4 >= row.start + row.num_tokens
         for request in running:
             if request.num_tokens - request.num_computed_tokens == 1:

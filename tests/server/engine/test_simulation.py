@@ -7,6 +7,7 @@ as soon as anybody reads a wrong block, slot or place.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from support.adapter_memory import digest_of
 from support.engine_world import World, WorldSettings
 
 NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "100000"))
+CHECK_EVERY = 4  # steps between looks at every block, place and reference; what a request computes is always checked
 LONGEST_WAIT_STEPS = 400  # 20 waiting, 6 running of up to 20 tokens, 2 s until the starving one is let through
 
 REGIMES = {
@@ -27,12 +29,16 @@ REGIMES = {
     "host tier for two": WorldSettings(arrivals=0.4, host_elements=45, load_failures=0.0),
     "small chunks": WorldSettings(arrivals=0.4, prefill_chunk=3),
     "many aborts": WorldSettings(arrivals=0.5, aborts=0.15, load_failures=0.2),
+    "deadlines": WorldSettings(arrivals=0.6, deadlines=0.5, num_blocks=20),
+    "weights": WorldSettings(arrivals=0.6, weights=(4.0, 1.0, 0.25), num_blocks=60, max_running=8),
+    "a flood": WorldSettings(arrivals=0.9, traffic=(20.0, 1.0, 1.0), deadlines=0.1),
+    "a thousand adapters": WorldSettings(arrivals=0.6, has_cycler=True, traffic=(8.0, 1.0, 1.0), num_adapters=1000),
 }
 
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_every_request_ends_once_with_its_own_answer_and_nothing_is_leaked(regime: str) -> None:
-    world = World(seed=sum(regime.encode()), settings=REGIMES[regime])
+    world = World(seed=sum(regime.encode()), settings=replace(REGIMES[regime], check_every=CHECK_EVERY))
     for _ in range(NUM_STEPS // len(REGIMES)):
         world.step()
     world.drain()
