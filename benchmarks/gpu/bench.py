@@ -61,7 +61,7 @@ class Bench:
         return self._bandwidth
 
     def seconds(self, calls: Sequence[Call]) -> float:
-        """Of one call: the median of a few rounds over all of them, each on data of its own, so that caches are cold."""
+        """Of one call: the median of a few rounds over all, each on data of its own, so that caches are cold."""
         return self._on_gpu(calls) if self.device.type == "cuda" else _on_cpu(calls)
 
     def synchronize(self) -> None:

@@ -126,7 +126,9 @@ class RandomAdapters:
     def digest(self, name: str) -> AdapterDigest:
         return AdapterDigest(f"sha256:{name}")
 
-    def load_packed(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False) -> PackedAdapter:
+    def load_packed(
+        self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False, turns: object = None
+    ) -> PackedAdapter:
         """Raises OSError where the file cannot be read."""
         if self._file is None:
             return PackedAdapter(digest, self._buffer, self._modules)

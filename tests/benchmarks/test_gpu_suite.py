@@ -1,0 +1,120 @@
+"""The GPU suite runs end to end at toy sizes without a GPU, goes on where it was cut off, and misses no package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_suite
+from benchmarks.gpu.parts import PARTS, file_of
+from benchmarks.gpu.summary import Results, results, table, wrong_cases
+
+ROOT = Path(__file__).parents[2]
+LACKING = ("sqlalchemy", "alembic", "fastapi", "uvicorn", "dbos", "bitsandbytes", "prometheus_client", "matplotlib")
+WITHOUT = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {LACKING!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in {LACKING!r} else find_spec(name, *rest)
+"""
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, on a Python that lacks what a borrowed machine lacks."""
+    out = tmp_path_factory.mktemp("gpu")
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(WITHOUT)
+    command = [sys.executable, "-m", "benchmarks.gpu_suite", "--toy", "--out", str(out)]
+    environment = {"PYTHONPATH": f"{site}:{ROOT}:{ROOT / 'kernels'}", "PATH": "/usr/bin:/bin", "HOME": str(out)}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    (out / "log").write_text(run.stdout)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    return out
+
+
+def test_every_part_leaves_rows_and_the_run_ends_with_the_table(toy: Path) -> None:
+    found = results(toy, toy=True)
+    assert list(found) == list(PARTS)
+    assert all(result["rows"] for result in found.values())
+    log = (toy / "log").read_text()
+    assert "bitsandbytes is not installed" in log
+    assert "matplotlib is not installed" in log
+    assert log.rstrip().endswith(table(found).rstrip().splitlines()[-1].rstrip())
+    assert json.loads((toy / "gpu_suite-toy.json").read_text()).keys() == found.keys()
+
+
+def test_every_operation_is_compared_and_right(toy: Path) -> None:
+    found = results(toy, toy=True)
+    assert wrong_cases(found) == []
+    names = " ".join(row["case"] for row in found["correctness"]["rows"])
+    assert all(word in names for word in ("lora", "attention", "nf4", "norm", "gate", "rope", "rank 256", "prompt"))
+
+
+def test_each_measure_of_a_model_is_there(toy: Path) -> None:
+    found = results(toy, toy=True)
+    rows = found["model"]["rows"]
+    assert {row["kind"] for row in rows} == {"start", "decode", "prefill", "activation", "storm"}
+    bare = [row for row in rows if row["kind"] in ("decode", "prefill") and not row["adapters"]]
+    assert all(row["of_bare"] == 1.0 for row in bare)
+    assert {row["way"] for row in found["lora"]["rows"]} == {"ours", "gather_bmm", "loop"}
+
+
+def test_what_is_done_is_not_run_again(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (toy / "parts").iterdir()}
+    gpu_suite.main(["--toy", "--out", str(toy)])
+    assert {path: path.stat().st_mtime_ns for path in (toy / "parts").iterdir()} == before
+    assert capsys.readouterr().out.count("done before") == len(PARTS)
+
+
+def test_a_part_for_which_no_time_is_left_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu_suite.main(["--out", str(tmp_path), "--budget-s", "1", "--only", "lora"])
+    assert "lora: left out, no time is left" in capsys.readouterr().out
+    assert not file_of(tmp_path, "lora", toy=False).exists()
+
+
+def test_a_wrong_operation_fails_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = file_of(tmp_path, "correctness", toy=False)
+    path.parent.mkdir()
+    path.write_text(json.dumps({"rows": [{"case": "lora rank 3", "ok": False, "error": 0.5}]}))
+    with pytest.raises(SystemExit, match="failed: correctness"):
+        gpu_suite.main(["--out", str(tmp_path), "--only", "correctness"])
+    assert "WRONG  lora rank 3" in capsys.readouterr().out
+
+
+def test_parts_and_summary_fit_into_nine_minutes() -> None:
+    assert gpu_suite.BUDGET_S < 9 * 60
+    assert sum(part.seconds for part in PARTS.values()) <= 600
+
+
+def test_the_table_reads_figures_from_the_parts() -> None:
+    decode = {"kind": "decode", "base": "bf16", "tok_per_s": 900.0, "of_floor": 0.8}
+    found: Results = {
+        "model": {
+            "rows": [
+                decode | {"rows": 1, "adapters": 0, "step_ms": 6.0, "of_bare": 1.0},
+                decode | {"rows": 32, "adapters": 32, "step_ms": 7.0, "of_bare": 0.931},
+                {"kind": "storm", "storm_over_quiet": 1.07},
+            ]
+        },
+        "model_nf4": {"rows": [decode | {"rows": 1, "adapters": 0, "step_ms": 3.0}]},
+        "lora": {"rows": [{"way": "ours", "mb": 9.0, "rows": 32, "of_bandwidth": share} for share in (0.5, 0.7, 0.8)]},
+        "peft": {"rows": [{"kind": "peft", "rows": 32, "adapters": 8, "tok_per_s": 100.0}]},
+    }
+    text = table(found)
+    assert "0.931" in text
+    assert "0.70 (0.50..0.80)" in text
+    assert "0.50" in text
+    assert "9.0" in text
+    assert "not run" in text
