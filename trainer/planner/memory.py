@@ -140,7 +140,7 @@ class MemoryLine:
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """One device's need. lines add up to `total` where accumulating; else gradients and activations share a peak."""
+    """One device's need. lines add up to `total`, but for parts that are never there at once (see the assumptions)."""
 
     case: TrainingCase
     lines: tuple[MemoryLine, ...]
@@ -163,10 +163,11 @@ def memory_need(case: TrainingCase) -> MemoryNeed:
     lines = (*_state_lines(case), *_forward_lines(case, kept))
     held = {line.name: line.num_bytes for line in lines}
     forward = held["activations"] + held["loss"]
+    never_at_once = min(kept.layer_bytes, kept.loss_bytes) if case.checkpointing else 0
     backward = held["gradients"] + (0 if case.checkpointing else kept.layer_bytes)
     together = forward + held["gradients"] if case.accumulates else max(forward, backward)
     always = sum(held.values()) - forward - held["gradients"]
-    return MemoryNeed(case, lines, always + together, _assumptions(case))
+    return MemoryNeed(case, lines, always + together - never_at_once, _assumptions(case))
 
 
 def _kept(case: TrainingCase) -> Kept:
@@ -221,6 +222,8 @@ def _assumptions(case: TrainingCase) -> tuple[str, ...]:
     said = [*case.shape.assumptions, str(case.keeping), "attention keeps no T x T scores (SDPA)"]
     if case.sharding.devices > 1:
         said.append(f"ZeRO stage {case.sharding.stage} on {case.sharding.devices} devices, evenly shared")
+    if case.checkpointing:
+        said.append("the loss is over when layers are computed again, so the larger of the two counts")
     if not case.accumulates:
         said.append("one forward a step: gradients grow while activations are freed, so the larger counts")
     if case.runtime_bytes:
