@@ -1,0 +1,89 @@
+"""schemathesis on our own OpenAPI: no request that the schema allows, or nearly allows, makes the server fail.
+
+Every operation gets its share of the examples, as a tenant and as an admin. MULTILORA_SCHEMA multiplies their number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+import requests
+import schemathesis
+from fastapi import FastAPI
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from schemathesis.generation import GenerationMode
+
+EXAMPLES = 30
+FACTOR = max(int(os.environ.get("MULTILORA_SCHEMA", "0")), 1)
+
+
+@pytest.fixture(scope="module")
+def operations(app: FastAPI) -> list[Any]:
+    schema = schemathesis.openapi.from_dict(app.openapi())
+    return [result.ok() for result in schema.get_all_operations()]
+
+
+def aim(case: Any) -> None:
+    """At what there is, or most requests would end at an unknown name."""
+    case.path_parameters = {
+        name: "law" if value != 1 else value for name, value in (case.path_parameters or {}).items()
+    }
+    if isinstance(case.body, dict) and "model" in case.body:
+        case.body["model"] = "law"
+
+
+def check(response: Any, case: Any) -> None:
+    """Any answer but a fault of ours; errors in OpenAI's shape."""
+    asked = case.as_curl_command()
+    assert response.status_code < 500 or response.status_code == 503, f"{asked}\n{response.text}"
+    assert response.headers["x-request-id"]
+    if response.status_code >= 400:
+        assert json.loads(response.content)["error"].keys() == {"message", "type", "param", "code"}, asked
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("who", ["client", "admin"])
+def test_no_request_of_the_schema_makes_the_server_fail(
+    who: str,
+    mode: GenerationMode,
+    operations: list[Any],
+    url: str,
+    upload: Callable[..., object],
+    request: pytest.FixtureRequest,
+) -> None:
+    caller: httpx.Client = request.getfixturevalue(who)
+    upload(request.getfixturevalue("client"), "law")
+    headers = {"Authorization": caller.headers["authorization"]}
+    seen: Counter[int] = Counter()
+    with requests.Session() as session:
+        for operation in [each for each in operations if who == "admin" or not each.path.startswith("/admin")]:
+
+            @given(case=operation.as_strategy(generation_mode=mode), is_aimed=st.booleans())
+            @settings(
+                max_examples=EXAMPLES * FACTOR,
+                derandomize=FACTOR == 1,
+                deadline=None,
+                database=None,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )
+            def ask(case: Any, is_aimed: bool) -> None:
+                if is_aimed:
+                    aim(case)
+                response = case.call(base_url=url, session=session, headers=headers)
+                check(response, case)
+                seen[response.status_code] += 1
+
+            with suppress(Unsatisfiable):  # nothing about this operation can be got wrong
+                ask()
+    print(f"{who}, {mode.value}: {sum(seen.values())} requests, {len(operations)} operations, {sorted(seen.items())}")
+    assert sum(seen.values()) > 5 * EXAMPLES
