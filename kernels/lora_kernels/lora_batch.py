@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from lora_kernels.native.bindings import CLoraBatch, CLoraGroup
+from lora_kernels.transfer import to_device
 from lora_kernels.triton_ops.lora_tiles import RowTiles, row_tiles
 
 NO_ADAPTER = -1
@@ -39,19 +40,21 @@ class LoraTable:
         self._offset_bits = 0  # every offset that was ever set, or-ed: its lowest set bit is their common alignment
 
     def set_slot(self, slot: int, offset: int, modules: list[tuple[int, int, int, int, float]]) -> None:
-        """Point a slot at an adapter stored from `offset`: (module row, A offset, B offset, rank, scale) per module."""
+        """Point a slot at an adapter stored from `offset`: (module row, A offset, B offset, rank, scale) per module.
+
+        One copy to the device, for which the host does not wait."""
         self.clear_slot(slot)
-        rows = torch.tensor([module[0] for module in modules], dtype=torch.int64)
-        places = torch.tensor([[offset + module[1], offset + module[2]] for module in modules], dtype=torch.int64)
-        ranks = torch.tensor([module[3] for module in modules], dtype=torch.int32)
-        scales = torch.tensor([module[4] for module in modules], dtype=torch.float32)
-        device = self.arena.device
-        self.offsets[rows.to(device), slot] = places.to(device)
-        self.scales[rows.to(device), slot] = scales.to(device)
-        self.ranks[rows.to(device), slot] = ranks.to(device)
+        entries = np.array([module[:4] for module in modules], dtype=np.int64).reshape(-1, 4)
+        entries[:, 1:3] += offset
+        scales = np.array([module[4] for module in modules], dtype=np.float32).view(np.int32)
+        packed = to_device(torch.from_numpy(np.column_stack([entries, scales])), self.arena.device)
+        rows = packed[:, 0]
+        self.offsets[rows, slot] = packed[:, 1:3]
+        self.ranks[rows, slot] = packed[:, 3].int()
+        self.scales[rows, slot] = packed[:, 4].int().view(torch.float32)
         self.max_ranks[slot] = max((module[3] for module in modules), default=0)
-        self.touched[rows.numpy(), slot] = True
-        self._offset_bits |= int(np.bitwise_or.reduce(places.numpy(), axis=None))
+        self.touched[entries[:, 0], slot] = True
+        self._offset_bits |= int(np.bitwise_or.reduce(entries[:, 1:3], axis=None))
 
     def clear_slot(self, slot: int) -> None:
         self.ranks[:, slot] = 0

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lora_kernels.attention import PagedBatch
 from lora_kernels.lora_batch import NO_ADAPTER, LoraBatch, LoraTable
+from lora_kernels.transfer import to_device
 from server.engine.request import Request
 from server.engine.schedule import Schedule, ScheduledRow
 
@@ -55,14 +56,14 @@ class Batch:
         paged = _paged_batch(rows, counts, query_starts, block_size=block_size, device=device)
         slots = np.fromiter((row_slot(row.request) for row in rows), dtype=np.int32, count=len(rows))
         wanted = _Wanted.of(rows, query_starts)
-        positions = torch.from_numpy(paged.positions_T).long().to(device)
+        positions = to_device(torch.from_numpy(paged.positions_T).long(), device)
         return cls(
-            input_ids_1T=torch.tensor([_input_ids(rows)], device=device),
+            input_ids_1T=to_device(torch.tensor([_input_ids(rows)]), device),
             position_ids_1T=positions[None],
             paged=paged,
             layer_adapters=_adapters(table, np.repeat(slots, counts)),
             head_adapters=_adapters(table, slots[paged.sequences_T[wanted.token_rows]]),
-            logits_rows_R=torch.from_numpy(wanted.token_rows).to(device),
+            logits_rows_R=to_device(torch.from_numpy(wanted.token_rows), device),
             sampling=wanted.sampling,
             sampling_rows=wanted.sampling_rows,
             prompt_spans=wanted.prompt_spans,
@@ -108,7 +109,7 @@ def _paged_batch(
         query_starts=query_starts,
         context_lens=starts + counts,
         block_tables=block_tables,
-        slot_mapping_T=torch.from_numpy(blocks_T * block_size + positions_T % block_size).to(device),
+        slot_mapping_T=to_device(torch.from_numpy(blocks_T * block_size + positions_T % block_size), device),
         positions_T=positions_T.astype(np.int32),
         sequences_T=sequences_T,
         block_size=block_size,

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lora_kernels.transfer import to_device
+
 RECORD = 4  # where the block table begins, first token, number of tokens, position of the first
 
 
@@ -51,9 +53,7 @@ def attention_tiles(
     assert block_tables.size < 2**31, "a record says in 32 bits where its block table begins"
     short = _records(query_starts, context_lens, table_starts, is_short, decode_m // group)
     long = _records(query_starts, context_lens, table_starts, ~is_short, prefill_m // group)
-    packed = torch.from_numpy(np.concatenate([short.ravel(), long.ravel(), block_tables.ravel()]))
-    if device.type == "cuda":
-        packed = packed.pin_memory().to(device, non_blocking=True)
+    packed = to_device(torch.from_numpy(np.concatenate([short.ravel(), long.ravel(), block_tables.ravel()])), device)
     parts = packed.split([short.size, long.size, block_tables.size])
     longest = [int(context_lens[chosen].max(initial=0)) for chosen in (is_short, ~is_short)]
     return AttentionTiles(

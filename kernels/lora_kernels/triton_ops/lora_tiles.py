@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lora_kernels.transfer import to_device
 from lora_kernels.triton_ops.tiles import DECODE_ROWS, PREFILL_ROWS
 
 RECORD = 3  # slot, first position in `rows`, number of rows
@@ -62,9 +63,7 @@ def row_tiles(
     if len(records) < num_tiles:
         records = np.concatenate([records, np.zeros((num_tiles - len(records), RECORD), dtype=np.int32)])
     gap = -records.size % ALIGN_ELEMENTS
-    packed = torch.from_numpy(np.concatenate([records.ravel(), np.zeros(gap, dtype=np.int32), rows]))
-    if device.type == "cuda":
-        packed = packed.pin_memory().to(device, non_blocking=True)
+    packed = to_device(torch.from_numpy(np.concatenate([records.ravel(), np.zeros(gap, dtype=np.int32), rows])), device)
     size = records.size
     return RowTiles(packed[:size].view(-1, RECORD), packed[size + gap :], block_m, max_rank)
 
