@@ -67,7 +67,8 @@ def add_lora_delta(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch | No
 
 
 def _native_for(x_TH: torch.Tensor) -> NativeOps | None:
-    return native_ops(x_TH.dtype) if x_TH.device.type == "cpu" else None
+    is_ours = x_TH.device.type == "cpu" and not on_triton(x_TH, "lora")
+    return native_ops(x_TH.dtype) if is_ours else None
 
 
 def _add_by_segment(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup) -> torch.Tensor:
