@@ -19,7 +19,7 @@ from server.cli.listening import DRAIN_S, HttpServer, url_of
 from server.cli.output import Output
 from server.cli.serve_options import Auth, ServeOptions
 from server.cli.stopping import StopSignals
-from server.cli.store_start import prepare
+from server.cli.store_start import prepare, where_the_disk_allows
 from server.cli.stores import opened
 from server.cli.texts import MIB, curl_line
 from server.cli.traced import traced
@@ -36,7 +36,7 @@ def run(options: ServeOptions, listener: socket.socket, output: Output, signals:
         prepare(store, output)
         settings = engine_settings(options)
         with running_engine(settings, store, output) as parts:
-            remember_base(settings, parts, store, options.data_dir)
+            where_the_disk_allows(lambda: remember_base(settings, parts, store, options.data_dir), output)
             show_memory(parts, output)
             api = ApiSettings(data_dir=options.data_dir, auth=options.auth.value, admin_keys=(key.value,))
             app = create_app(engine=parts.worker, store=store, settings=api, tracing=tracing)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from adapters_store.blobs import disk_full_is_an_answer
 from adapters_store.errors import StoreError
 from adapters_store.store import AdapterStore
 from server.cli.output import Output
@@ -19,7 +20,7 @@ _MAX_TOLD = 20
 def prepare(store: AdapterStore, output: Output) -> None:
     """Raises StoreError and OSError for anything but a disk that cannot take more."""
     for step in (_sweep, _look_over, _prune):
-        _where_the_disk_allows(lambda step=step: step(store, output), output)  # type: ignore[misc]
+        where_the_disk_allows(lambda step=step: step(store, output), output)  # type: ignore[misc]
 
 
 def _sweep(store: AdapterStore, output: Output) -> None:
@@ -54,9 +55,11 @@ def _prune(store: AdapterStore, _output: Output) -> None:
     store.audit.prune()
 
 
-def _where_the_disk_allows(action: Callable[[], None], output: Output) -> None:
+def where_the_disk_allows(action: Callable[[], None], output: Output) -> None:
+    """Do it, or tell that the disk takes no more."""
     try:
-        action()
+        with disk_full_is_an_answer():
+            action()
     except StoreError as error:
         if error.code not in _OF_THE_DISK:
             raise

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, Row, delete, func, insert, select
 
-from adapters_store import registry
+from adapters_store import audit, registry
 from adapters_store.database import Database, now_s
 from adapters_store.errors import NotFound
 from adapters_store.filesystem import Filesystem
@@ -49,6 +49,7 @@ class FileStore:
                 owner = registry.tenant_id(connection, tenant, lock=True)
                 self._check_room(connection, owner, num_bytes)
                 row = _insert(connection, owner, (digest, filename, purpose, num_bytes))
+                audit.note(connection, "file.upload", tenant=tenant, target=row.id, digest=digest)
                 self._blobs.put(staged, digest)  # inside the transaction: no row without its bytes
         finally:
             self._blobs.discard(staged)
@@ -80,6 +81,7 @@ class FileStore:
         with self._blobs.changing():
             with self._database.write() as connection:
                 connection.execute(delete(files).where(files.c.id == file_id))
+                audit.note(connection, "file.delete", tenant=file.tenant, target=file_id)
             self._drop_unreferenced([file.digest])
 
     def link(self, file: DataFile, target: Path) -> None:

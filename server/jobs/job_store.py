@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from adapters_store import registry
+from adapters_store import audit, registry
 from adapters_store.database import Database, now_s
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.strict_json import shown
@@ -64,6 +64,7 @@ class JobStore:
             values |= {"spec": new.spec, "base_digest": new.base_digest, "run_dir": str(self.runs / job_id)}
             job_rows.insert_job(connection, owner, values)
             job = job_rows.find_job(connection, job_id)
+            audit.note(connection, "job.create", tenant=new.tenant, target=job_id)
             assert job is not None
             job_rows.add_event(connection, job, "created", f"Created fine-tuning job: {job_id}")
         return job
@@ -125,6 +126,7 @@ class JobStore:
                 job_rows.add_event(connection, job, f"{wanted}:{uuid4().hex[:8]}", message)
             elif not job_rows.change(connection, job.id, {"wanted": wanted}, only_in=(JobStatus.RUNNING,)):
                 raise self._ended(job.id, wanted)
+            audit.note(connection, f"job.{wanted}", tenant=job.tenant, target=job.id)
         return self.get(job.id)
 
     def resume(self, job: Job) -> Job:
@@ -136,6 +138,7 @@ class JobStore:
                 job_rows.add_event(connection, job, f"resume:{job.run_number}", "The job goes on")
             elif not job_rows.change(connection, job.id, {"wanted": "run"}, only_in=tuple(WORKING)):
                 raise self._ended(job.id, "resume")
+            audit.note(connection, "job.resume", tenant=job.tenant, target=job.id)
         return self.get(job.id)
 
     def override(self, job: Job, *, by: str, reason: str) -> Job:
@@ -153,6 +156,7 @@ class JobStore:
                 raise Conflict("not_blocked", f"{job.id}: has moved on meanwhile", param="job")
             message = f"The gate's verdict was overridden by {by}: {reason}"
             job_rows.add_event(connection, job, f"override:{job.run_number}", message, level="warn", data=word)
+            audit.note(connection, "job.override", tenant=job.tenant, target=job.id, by=by, reason=reason)
         return self.get(job.id)
 
     def move(self, job: Job, status: JobStatus, *, only_in: Collection[JobStatus], **values: Any) -> bool:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis.generation import GenerationMode
 
-EXAMPLES = 30
+EXAMPLES = {GenerationMode.POSITIVE: 30, GenerationMode.NEGATIVE: 12}  # the latter cost three times as much
 FACTOR = max(int(os.environ.get("MULTILORA_SCHEMA", "0")), 1)
 
 
@@ -69,7 +69,7 @@ def test_no_request_of_the_schema_makes_the_server_fail(
 
             @given(case=operation.as_strategy(generation_mode=mode), is_aimed=st.booleans())
             @settings(
-                max_examples=EXAMPLES * FACTOR,
+                max_examples=EXAMPLES[mode] * FACTOR,
                 derandomize=FACTOR == 1,
                 deadline=None,
                 database=None,
@@ -86,4 +86,4 @@ def test_no_request_of_the_schema_makes_the_server_fail(
             with suppress(Unsatisfiable):  # nothing about this operation can be got wrong
                 ask()
     print(f"{who}, {mode.value}: {sum(seen.values())} requests, {len(operations)} operations, {sorted(seen.items())}")
-    assert sum(seen.values()) > 5 * EXAMPLES
+    assert sum(seen.values()) > 100
