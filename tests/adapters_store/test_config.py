@@ -134,6 +134,29 @@ def test_other_meanings_are_refused_by_code_and_field(field: str, value: object,
     assert error.param == field
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("target_modules", [f"m{index}" for index in range(8193)]),
+        ("exclude_modules", [f"m{index}" for index in range(8193)]),
+        ("rank_pattern", {f"m{index}": 1 for index in range(8193)}),
+        ("alpha_pattern", {f"m{index}": 1 for index in range(8193)}),
+        ("layers_to_transform", list(range(8193))),
+    ],
+)
+def test_lists_and_patterns_have_a_length_that_is_named(field: str, value: object) -> None:
+    error = refusal(config_bytes(**{field: value}))
+    assert (error.code, error.param) == ("bad_field", field)
+    assert "at most 8192" in error.message
+
+
+def test_layers_cannot_be_chosen_of_all_linear() -> None:
+    """PEFT would not look at them there, and the adapter would mean more layers than it says."""
+    error = refusal(config_bytes(target_modules="all-linear", layers_to_transform=[1]))
+    assert (error.code, error.param) == ("bad_field", "layers_to_transform")
+    assert "absent where target_modules is 'all-linear'" in error.message
+
+
 @pytest.mark.parametrize("field", ["peft_type", "r", "lora_alpha", "target_modules"])
 def test_a_missing_field_is_named(field: str) -> None:
     body = {key: value for key, value in PEFT_DEFAULTS.items() if key != field}

@@ -82,6 +82,15 @@ def test_a_tenant_header_that_is_no_name_is_a_400(admin: httpx.Client, name: str
     assert response.json()["error"]["param"] == "X-Tenant-Id"
 
 
+def test_two_tenant_headers_are_not_one(admin: httpx.Client) -> None:
+    """A proxy may read the first and we the last."""
+    headers = [("X-Tenant-Id", "acme"), ("X-Tenant-Id", "globex")]
+    response = admin.post("/v1/completions", json=ASK, headers=headers)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["message"], error["param"]) == ("X-Tenant-Id is given 2 times", "X-Tenant-Id")
+
+
 def test_an_admin_key_speaks_for_the_tenant_it_names(
     admin: httpx.Client, upload: Callable[..., httpx.Response], client: httpx.Client
 ) -> None:

@@ -82,6 +82,26 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     bench.add()
 
 
+def test_one_tenants_full_queue_refuses_that_tenant_alone() -> None:
+    bench = make_bench(max_waiting_per_tenant=2, retry_after_s=1.5)
+    bench.add()
+    bench.add()
+    with pytest.raises(QueueFull, match=r"2 requests of law wait already \(max_waiting_per_tenant 2\)") as refusal:
+        bench.add()
+    assert refusal.value.retry_after_s == 1.5
+    bench.scheduler.check_queue("med")
+    with pytest.raises(QueueFull, match="2 requests of med wait already"):
+        bench.scheduler.check_queue("med", num_arriving=2, num_arriving_of_tenant=2)
+
+
+def test_a_request_is_known_by_its_id_until_it_is_over() -> None:
+    bench = make_bench()
+    request = bench.add(max_tokens=1)
+    assert bench.scheduler.get(request.id) is request
+    bench.step()
+    assert bench.scheduler.get(request.id) is None
+
+
 def test_nobody_waits_behind_a_request_whose_adapter_is_not_ready() -> None:
     bench = make_bench()
     bench.gate.ready_digests[B] = 1
