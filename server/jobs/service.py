@@ -32,7 +32,7 @@ class Onboarding:
     """files, jobs: the two stores. base: what is served, None where that is not known."""
 
     def __init__(self, data_dir: Path, database: Database, limits: JobLimits | None = None) -> None:
-        self.data_dir = data_dir
+        self.data_dir = data_dir = data_dir.resolve()  # rows and specs hold paths, and other processes read them
         self.limits = limits = limits or JobLimits()
         self.files = FileStore(database, data_dir, limits)
         self.jobs = JobStore(database, data_dir / "runs", limits)
