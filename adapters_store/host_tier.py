@@ -4,10 +4,7 @@ nor device. Loading runs on one background thread, so that nobody else ever wait
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
     from adapters_store.packed import PackedAdapter
 
 _log = logging.getLogger(__name__)
-_LOADER_NICENESS = 19  # the idle class would do more for decoding, but starved it could keep the GIL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,9 +206,6 @@ class HostTier:
         return True
 
     def _run(self) -> None:
-        if sys.platform == "linux":  # there a thread has a niceness of its own; loading must not slow decoding
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADER_NICENESS)
         while not self._is_closed:
             if not self.load_next():
                 with self._changed:

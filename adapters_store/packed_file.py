@@ -24,6 +24,7 @@ from adapters_store.base import AdapterDigest, BaseDescription
 from adapters_store.dtypes import type_of_base
 from adapters_store.packed import PackedAdapter, PackedModule
 from lora_kernels import background
+from lora_kernels.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +33,9 @@ class _Damaged(Exception):
     """What is on the disk is not what was written."""
 
 
-def read_packed(folder: Path, digest: AdapterDigest, base: BaseDescription, *, pin: bool) -> PackedAdapter | None:
+def read_packed(
+    folder: Path, digest: AdapterDigest, base: BaseDescription, *, pin: bool, turns: Turns
+) -> PackedAdapter | None:
     """The adapter as it was kept for this base's layout; None where it was not, or is damaged (logged)."""
     if not background.is_available():
         return None
@@ -44,7 +47,7 @@ def read_packed(folder: Path, digest: AdapterDigest, base: BaseDescription, *, p
             dtype=type_of_base(base.dtype).torch_dtype,
             pin_memory=pin and torch.cuda.is_available(),
         )
-        if background.read_file(stem.with_suffix(".bin"), as_bytes(buffer)) != index["xxh64"]:
+        if background.read_file(stem.with_suffix(".bin"), as_bytes(buffer), turns) != index["xxh64"]:
             raise _Damaged("checksum differs")
     except FileNotFoundError:
         return None
@@ -62,7 +65,7 @@ def keep_packed(folder: Path, adapter: PackedAdapter, base: BaseDescription) -> 
     index = {
         "digest": adapter.digest,
         "num_elements": adapter.buffer.numel(),
-        "xxh64": background.checksum(data),
+        "xxh64": background.checksum(data, Turns()),
         "modules": [astuple(module) for module in adapter.modules],
     }
     body = json.dumps(index, separators=(",", ":")).encode()

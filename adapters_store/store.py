@@ -33,6 +33,7 @@ from adapters_store.tenants import TenantStore
 from adapters_store.usage import UsageStore
 from adapters_store.validate import AdapterPlan, plan_adapter
 from adapters_store.verification import LookedOver, look_at_files, look_over
+from lora_kernels.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -166,18 +167,21 @@ class AdapterStore:
             digests = registry.delete_versions(connection, tenant, name, number)
         return self._drop_unreferenced(digests)
 
-    def load_packed(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False) -> PackedAdapter:
+    def load_packed(
+        self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False, turns: Turns | None = None
+    ) -> PackedAdapter:
         """Read an adapter into one buffer in device layout.
 
         From its packed form, checked against its checksum; where that is missing, damaged or of another layout, from
-        the upload, checked against the digest, and the packed form is made again.
+        the upload, checked against the digest, and the packed form is made again. turns: when the packed form may be
+        read; None: at once.
 
         Raises:
             NotFound: model_not_found. BlobDamaged: blob_damaged, blob_unreadable.
             AdapterUnavailable: wrong_base (it belongs to another base than this).
         """
         folder = self._blobs.folder(digest)
-        packed = read_packed(folder, digest, base, pin=pin)
+        packed = read_packed(folder, digest, base, pin=pin, turns=turns or Turns())
         if packed is None:
             packed = self._load_upload(digest, base, pin=pin)
             self._keep_packed(packed, base)
@@ -201,11 +205,11 @@ class AdapterStore:
             try:
                 return self._load(digest, base, pin=pin)
             except AdapterRejected as error:
-                self._put_away(digest, "blob_damaged", error.message)
+                self.put_away(digest, "blob_damaged", error.message)
                 raise BlobDamaged("blob_damaged", f"{digest}: {error.message}", param="model") from error
             except OSError as error:
                 if isinstance(error, FileNotFoundError):
-                    self._put_away(digest, "blob_missing", "its files are missing")
+                    self.put_away(digest, "blob_missing", "its files are missing")
                 raise BlobDamaged("blob_unreadable", f"{digest}: {error.strerror or error}", param="model") from error
 
     def config_of(self, version: AdapterVersion) -> bytes:
@@ -262,7 +266,8 @@ class AdapterStore:
         if self._blobs.has_room(packed.num_bytes):
             keep_packed(self._blobs.folder(packed.digest), packed, base)
 
-    def _put_away(self, digest: AdapterDigest, code: str, message: str) -> None:
+    def put_away(self, digest: AdapterDigest, code: str, message: str) -> None:
+        """Serve this adapter no more. What keeps that from being written down is logged: the caller has to go on."""
         try:
             self.quarantine.put(digest, code, message)
         except StoreError as error:

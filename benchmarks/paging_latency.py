@@ -87,7 +87,8 @@ def measure_latency(report: Report, shape: BenchShape, adapters: BenchStore) -> 
 def _make_cold(parts: EngineParts, adapters: BenchStore, digests: Sequence[AdapterDigest]) -> None:
     parts.worker.forget_adapters(digests)
     for digest in digests:
-        drop_from_page_cache(adapters.store.weights_of(digest))
+        for file in adapters.store.weights_of(digest).parent.iterdir():
+            drop_from_page_cache(file)
 
 
 def _watch(parts: EngineParts, phase: Callable[[], None], adapters: Adapters, lengths: Lengths, *, seed: int) -> Watch:

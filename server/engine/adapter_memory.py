@@ -14,6 +14,7 @@ from adapters_store.packed import PackedAdapter
 from adapters_store.packed_file import as_bytes
 from lora_kernels import background
 from lora_kernels.lora_batch import LoraTable
+from lora_kernels.turns import Turns
 
 INLINE_COPY_BYTES = 256 * 1024  # below it handing the copy to another thread costs more than the copy
 
@@ -40,8 +41,9 @@ class _Event:
 class ArenaCopier:
     """Copies adapters to their places off the engine's path: on a thread (CPU) or on a side stream (GPU)."""
 
-    def __init__(self, table: LoraTable, base: BaseDescription) -> None:
+    def __init__(self, table: LoraTable, base: BaseDescription, turns: Turns) -> None:
         self._table = table
+        self._turns = turns
         self._module_index = base.module_index
         self._on_gpu = table.arena.device.type == "cuda"
         self._stream = torch.cuda.Stream(table.arena.device) if self._on_gpu else None
@@ -60,7 +62,7 @@ class ArenaCopier:
         if adapter.num_bytes <= INLINE_COPY_BYTES:
             _copy(place, adapter.buffer)
             return _Done()
-        done: Future[None] = self._threads.submit(_copy, place, adapter.buffer)
+        done: Future[None] = self._threads.submit(_copy_in_turns, place, adapter.buffer, self._turns)
         return done
 
     def clear(self, slot: int) -> None:
@@ -81,7 +83,11 @@ class ArenaCopier:
 
 def _copy(place: torch.Tensor, buffer: torch.Tensor) -> None:
     """One thread, and the GIL is released: torch's own copy would wake a second set of compute threads."""
+    np.copyto(as_bytes(place), as_bytes(buffer))
+
+
+def _copy_in_turns(place: torch.Tensor, buffer: torch.Tensor, turns: Turns) -> None:
     if background.is_available():
-        background.copy_bytes(as_bytes(place), as_bytes(buffer))
+        background.copy_bytes(as_bytes(place), as_bytes(buffer), turns)
     else:
-        np.copyto(as_bytes(place), as_bytes(buffer))
+        _copy(place, buffer)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +19,16 @@ from adapters_store.packed import ALIGN_BYTES, PackedAdapter
 from adapters_store.tiers import AdapterTiers
 from lora_kernels.lora_batch import LoraTable
 from lora_kernels.threads import release_compute_threads
+from lora_kernels.turns import Turns
 from server.engine.adapter_memory import ArenaCopier
 from server.engine.base_model import BaseModel, load_base
 from server.engine.engine import Engine
 from server.engine.gpu_start import GpuStart, prepare, record_graphs
+from server.engine.histogram import Histogram
 from server.engine.kv_blocks import BlockPool, KVCacheSettings
 from server.engine.kv_cache import KVCache
 from server.engine.memory_plan import MemoryPlan, MemoryWishes, plan_memory
+from server.engine.numerics import PutAway
 from server.engine.output import OutputState
 from server.engine.request import Request
 from server.engine.runner import ModelRunner
@@ -37,7 +42,10 @@ from server.engine.worker import EngineWorker, ServedModel
 class AdapterSource(Protocol):
     """Where adapters come from. `adapters_store.store.AdapterStore` is the real one."""
 
-    def load_packed(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False) -> PackedAdapter: ...
+    def load_packed(
+        self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False, turns: Turns | None = None
+    ) -> PackedAdapter: ...
+    def put_away(self, digest: AdapterDigest, code: str, message: str) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,20 +126,44 @@ def join_engine(
         reserved=start.reserved,
     )
     table = _table(base, plan, settings.max_adapters)
-    copier, waker = ArenaCopier(table, base.description), _Waker()
-    host = _host_tier(base, plan, source, waker)
+    turns, load_seconds = Turns(), Histogram()
+    copier, waker = ArenaCopier(table, base.description, turns), _Waker()
+    load = _timed_load(base, source, load_seconds, turns)
+    host = HostTier(HostTierSettings(max_bytes=plan.host_cache_bytes), load, notify=waker)
     tiers = AdapterTiers(host, _device_pool(table, settings.max_adapters), copier)
     scheduler = Scheduler(settings.scheduler, _blocks(settings, base, plan), tiers, max_model_len=max_model_len)
     cache = KVCache.allocate(base, num_blocks=plan.num_blocks, block_size=plan.block_size)
     runner = ModelRunner(base, cache, table, Sampler(tokenizer.eos_ids))
     record_graphs(start, runner, max_context=max_model_len, say=say)
-    engine = Engine(scheduler, tiers, runner, _output_factory(tokenizer), max_slots=settings.max_adapters)
+    engine = Engine(
+        scheduler,
+        tiers,
+        runner,
+        _output_factory(tokenizer),
+        max_slots=settings.max_adapters,
+        load_seconds=load_seconds,
+        put_away=_put_away_on_a_thread(source),
+    )
     model = _served_model(base, tokenizer, max_model_len)
-    worker = EngineWorker(engine, model, num_threads=settings.num_threads or _default_threads())
+    worker = EngineWorker(
+        engine,
+        model,
+        num_threads=settings.num_threads or _default_threads(),
+        turns=turns if base.device.type == "cpu" else None,
+    )
     waker.worker = worker
     release_compute_threads()  # this thread has loaded the base; from now on the engine's thread computes
     host.start()
     return EngineParts(worker, engine, base, plan, host, copier)
+
+
+def _put_away_on_a_thread(source: AdapterSource) -> PutAway:
+    """The engine's thread must not wait for a database."""
+
+    def put_away(digest: AdapterDigest, code: str, message: str) -> None:
+        threading.Thread(target=source.put_away, args=(digest, code, message), name="put-away").start()
+
+    return put_away
 
 
 def _prepared(base: BaseModel, settings: EngineSettings, say: Callable[[str], None]) -> GpuStart:
@@ -190,14 +222,19 @@ def _device_pool(table: LoraTable, max_adapters: int) -> DevicePool:
     )
 
 
-def _host_tier(base: BaseModel, plan: MemoryPlan, source: AdapterSource, notify: Callable[[], None]) -> HostTier:
+def _timed_load(
+    base: BaseModel, source: AdapterSource, seconds: Histogram, turns: Turns
+) -> Callable[[AdapterDigest], PackedAdapter]:
     pin = base.device.type == "cuda"
 
     def load(digest: AdapterDigest) -> PackedAdapter:
         torch.set_num_threads(1)  # the loader thread must not make a second pool of compute threads (see threads.py)
-        return source.load_packed(digest, base.description, pin=pin)
+        start_s = time.perf_counter()
+        packed = source.load_packed(digest, base.description, pin=pin, turns=turns)
+        seconds.observe(time.perf_counter() - start_s)
+        return packed
 
-    return HostTier(HostTierSettings(max_bytes=plan.host_cache_bytes), load, notify=notify)
+    return load
 
 
 def _output_factory(tokenizer: Tokenizer) -> Callable[[Request], OutputState]:

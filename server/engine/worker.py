@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from adapters_store.base import AdapterDigest, BaseDescription
+from lora_kernels.turns import Turns
 from server.engine.engine import Engine
 from server.engine.errors import QueueFull
 from server.engine.request import Request, RequestError, TokenEvent
@@ -43,8 +44,11 @@ class ServedModel:
 class EngineWorker:
     """Thread-safe front of an Engine. Every submitted request gets exactly one final event, whatever happens."""
 
-    def __init__(self, engine: Engine, model: ServedModel, *, num_threads: int | None = None) -> None:
+    def __init__(
+        self, engine: Engine, model: ServedModel, *, num_threads: int | None = None, turns: Turns | None = None
+    ) -> None:
         self._engine = engine
+        self._turns = turns or Turns()
         self.model = model
         self._num_threads = num_threads
         self._changed = threading.Condition()
@@ -179,7 +183,9 @@ class EngineWorker:
             self._stats = self._engine.stats()
             self._stats_due_s = now_s + _STATS_EVERY_S
         if idle_s == 0.0:
+            self._turns.give()
             return
+        self._turns.rest()
         with self._changed:
             if not (self._commands or self._is_stopping or self._is_woken):
                 self._changed.wait(idle_s)
@@ -199,6 +205,7 @@ class EngineWorker:
                 self._engine.abort(event.request_id)
 
     def _end_everybody(self) -> None:
+        self._turns.rest()
         with self._changed:
             self._is_stopping = True
             arriving, self._commands = list(self._commands), deque()

@@ -15,6 +15,7 @@ from adapters_store.packed_file import keep_packed, read_packed
 from adapters_store.records import AdapterVersion
 from adapters_store.store import AdapterStore
 from lora_kernels import background
+from lora_kernels.turns import Turns
 from support.adapter_files import tiny_base
 
 Publish = Callable[..., AdapterVersion]
@@ -76,7 +77,7 @@ def test_a_changed_byte_anywhere_is_noticed_and_made_good(
     data = bytearray(sound)
     data[int(where * (len(data) - 1))] ^= 1
     path.write_bytes(data)
-    assert read_packed(folder, version.digest, base, pin=False) is None
+    assert read_packed(folder, version.digest, base, pin=False, turns=Turns()) is None
     assert same(store.load_packed(version.digest, base), from_upload)
     assert path.read_bytes() == sound
 
@@ -99,7 +100,7 @@ def test_a_lost_or_cut_file_is_noticed_and_made_good(
 
 
 def read(folder: Path, version: AdapterVersion, base: BaseDescription) -> PackedAdapter:
-    packed = read_packed(folder, version.digest, base, pin=False)
+    packed = read_packed(folder, version.digest, base, pin=False, turns=Turns())
     assert packed is not None
     return packed
 
@@ -110,7 +111,7 @@ def read(folder: Path, version: AdapterVersion, base: BaseDescription) -> Packed
 def test_the_packed_form_of_another_layout_is_not_taken(
     other: BaseDescription, version: AdapterVersion, folder: Path
 ) -> None:
-    assert read_packed(folder, version.digest, other, pin=False) is None
+    assert read_packed(folder, version.digest, other, pin=False, turns=Turns()) is None
 
 
 def test_each_layout_keeps_its_own(
@@ -128,7 +129,7 @@ def test_another_adapters_packed_form_in_the_place_of_this_one_is_noticed(
     other = publish("other", seed=1)
     for path in store.weights_of(other.digest).parent.glob("packed-*"):
         path.replace(folder / path.name)
-    assert read_packed(folder, version.digest, base, pin=False) is None
+    assert read_packed(folder, version.digest, base, pin=False, turns=Turns()) is None
     assert store.load_packed(version.digest, base).digest == version.digest
 
 

@@ -15,6 +15,7 @@ from adapters_store.packed import PackedAdapter
 from adapters_store.packing import pack
 from adapters_store.validate import plan_adapter
 from lora_kernels.lora_batch import LoraTable
+from lora_kernels.turns import Turns
 from server.engine.adapter_memory import ArenaCopier
 from server.engine.base_model import BaseModel
 from server.engine.batch import Batch
@@ -46,7 +47,7 @@ class PackedForward:
         size = sum(adapter.buffer.numel() + 64 for adapter in packed) + 64
         arena = torch.full((size,), torch.nan, dtype=base.dtype)
         self.table = LoraTable(arena, len(base.description.modules), max(len(packed), 1))
-        copier = ArenaCopier(self.table, base.description)
+        copier = ArenaCopier(self.table, base.description, Turns())
         cursor = 32
         for slot, adapter in enumerate(packed):
             copier.start(slot, cursor, adapter)

@@ -1,21 +1,16 @@
-// Work that must not slow a decode step: reading an adapter file, copying it to its place. Done by a thread of its own
-// in the idle scheduling class, so it takes only cycles nobody else wants; it holds no lock of Python's, so that nobody
-// waits for it while it is starved.
+// Reading an adapter file and copying it to its place, bit by bit, without Python's lock.
 
 #include <errno.h>
-#include <fcntl.h>
-#include <pthread.h>
-#include <sched.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 typedef struct {
-  const char *path;  // read this file, or
-  const char *from;  // copy these bytes
+  int64_t fd;        // read this file; -1: copy `from`
+  const char *from;
   char *to;
-  int64_t size;
-  uint64_t sum;   // out: XXH64 of the bytes
-  int64_t error;  // out: 0, or errno; a file of another size is EIO
+  int64_t size, done;
+  uint64_t lanes[4];
+  uint64_t sum;   // out, at the end: XXH64 of the bytes
+  int64_t error;  // out: 0, or errno
 } background_job;
 
 // XXH64 with seed 0 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md): finds damage, proves no origin.
@@ -57,15 +52,13 @@ static uint64_t xxh_end(const uint64_t lanes[4], const char *p, int64_t left, in
   return h ^ (h >> 32);
 }
 
-#define CHUNK (256 * 1024)  // summed while it is still in the cache
-
-static int64_t fetch(int fd, const background_job *job, int64_t at, int64_t count) {  // 0, or errno
-  if (fd < 0) {
-    if (job->to != job->from) memcpy(job->to + at, job->from + at, count);
+static int64_t fetch(const background_job *job, int64_t at, int64_t end) {  // 0, or errno
+  if (job->fd < 0) {
+    if (job->to != job->from) memcpy(job->to + at, job->from + at, end - at);
     return 0;
   }
-  for (int64_t end = at + count; at < end;) {
-    ssize_t got = pread(fd, job->to + at, end - at, at);
+  while (at < end) {
+    ssize_t got = pread(job->fd, job->to + at, end - at, at);
     if (got == 0) return EIO;
     if (got > 0) at += got;
     else if (errno != EINTR) return errno;
@@ -73,39 +66,14 @@ static int64_t fetch(int fd, const background_job *job, int64_t at, int64_t coun
   return 0;
 }
 
-static int64_t move_and_sum(int fd, background_job *job) {
-  uint64_t lanes[4] = {P1 + P2, P2, 0, 0 - P1};
-  int64_t whole = job->size / 32 * 32;
-  for (int64_t at = 0; at < job->size; at += CHUNK) {
-    int64_t count = MIN((int64_t)CHUNK, job->size - at), error = fetch(fd, job, at, count);
-    if (error) return error;
-    if (at < whole) xxh_stripes(lanes, job->to + at, MIN(count, whole - at));
-  }
-  job->sum = xxh_end(lanes, job->to + whole, job->size - whole, job->size);
-  return 0;
-}
-
-static int64_t read_file(background_job *job) {
-  struct stat status;
-  int fd = open(job->path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return errno;
-  int64_t error = fstat(fd, &status) ? errno : status.st_size != job->size ? EIO : 0;
-  if (!error) error = move_and_sum(fd, job);
-  close(fd);
-  return error;
-}
-
-static void *do_job(void *argument) {
-  background_job *job = argument;
-#if defined(SCHED_IDLE)
-  sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0});  // refused in some sandboxes: then merely less polite
-#endif
-  job->error = job->path ? read_file(job) : move_and_sum(-1, job);
-  return NULL;
-}
-
-void ml_background(background_job *job) {  // returns when the job is done
-  pthread_t thread;
-  job->error = pthread_create(&thread, NULL, do_job, job);
-  if (!job->error) pthread_join(thread, NULL);
+// Moves the next `count` bytes and sums them while they are in the cache; count: a multiple of 32.
+void ml_background(background_job *job, int64_t count) {
+  static const uint64_t seeds[4] = {P1 + P2, P2, 0, 0 - P1};
+  int64_t at = job->done, end = MIN(job->size, at + count), whole = job->size / 32 * 32;
+  if (at == 0) memcpy(job->lanes, seeds, sizeof seeds);
+  job->error = fetch(job, at, end);
+  if (job->error) return;
+  if (at < whole) xxh_stripes(job->lanes, job->to + at, MIN(end, whole) - at);
+  if (end == job->size) job->sum = xxh_end(job->lanes, job->to + whole, job->size - whole, job->size);
+  job->done = end;
 }

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "ops.h", "background.h"))
-FLAGS = ("-O2", "-march=native", "-fopenmp", "-pthread", "-fno-math-errno", "-shared", "-fPIC")
+FLAGS = ("-O2", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
 
 
 @dataclass(frozen=True, slots=True)

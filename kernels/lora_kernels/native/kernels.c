@@ -2,7 +2,7 @@
 // Plain C with the compiler's vector extensions; the bf16 dot product uses AVX512-BF16 where the machine has it.
 // Bounded by memory bandwidth at decode: every weight and adapter byte is read once per step.
 
-#define _GNU_SOURCE
+#define _GNU_SOURCE  // pread, O_CLOEXEC
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>

@@ -1,0 +1,113 @@
+"""Background work is done in the engine's pauses and nowhere else, and never holds the engine longer than its share."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lora_kernels.turns import SHARE, Turns
+
+
+class Worker:
+    """A background thread with pieces of work without end; counts them."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+        self.pieces = 0
+        self.is_over = False
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        with self.turns.work():
+            while not self.is_over:
+                self.turns.turn()
+                self.pieces += 1
+                time.sleep(0.0002)
+
+
+@contextmanager
+def working(turns: Turns) -> Iterator[Worker]:
+    worker = Worker(turns)
+    worker.thread.start()
+    try:
+        yield worker
+    finally:
+        worker.is_over = True
+        turns.rest()
+        worker.thread.join(5)
+        assert not worker.thread.is_alive()
+
+
+def settled(worker: Worker) -> int:
+    """How many pieces were done, once nothing goes on any more."""
+    time.sleep(0.02)
+    return worker.pieces
+
+
+def test_work_goes_on_by_itself_while_the_engine_rests() -> None:
+    with working(Turns()) as worker:
+        before = settled(worker)
+        assert settled(worker) > before
+
+
+def test_between_two_gives_no_piece_is_begun() -> None:
+    turns = Turns()
+    turns.give()
+    with working(turns) as worker:
+        assert settled(worker) == 0
+        turns.give()
+        done = settled(worker)
+        assert done > 0
+        assert settled(worker) == done
+
+
+def test_a_give_takes_its_share_of_the_step_and_no_more() -> None:
+    turns = Turns()
+    turns.give()
+    with working(turns) as worker:
+        settled(worker)
+        time.sleep(0.2)
+        began_s = time.perf_counter()
+        turns.give()
+        taken_s = time.perf_counter() - began_s
+    assert SHARE * 0.2 <= taken_s < 0.15
+
+
+def test_a_give_without_work_takes_no_time() -> None:
+    turns = Turns()
+    began_s = time.perf_counter()
+    for _ in range(1000):
+        turns.give()
+    assert time.perf_counter() - began_s < 0.1
+
+
+def test_a_give_ends_with_the_work() -> None:
+    turns = Turns()
+    turns.give()
+    time.sleep(0.5)
+    done = threading.Event()
+
+    def one_piece() -> None:
+        with turns.work():
+            done.set()
+            turns.turn()
+
+    thread = threading.Thread(target=one_piece)
+    thread.start()
+    done.wait()
+    began_s = time.perf_counter()
+    turns.give()
+    assert time.perf_counter() - began_s < SHARE * 0.5
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_an_engine_that_rests_lets_waiting_work_go_on() -> None:
+    turns = Turns()
+    turns.give()
+    with working(turns) as worker:
+        assert settled(worker) == 0
+        turns.rest()
+        assert settled(worker) > 0
