@@ -25,6 +25,7 @@ from server.cli.serve_options import (
     MaxBatchTokensOption,
     MaxModelLenOption,
     MaxRunningOption,
+    NoCudaGraphsOption,
     NoPrefixCacheOption,
     OtlpEndpointOption,
     QuantizeOption,
@@ -56,6 +57,7 @@ def serve(
     adapter_pool_mib: AdapterPoolOption = None,
     host_cache_mib: HostCacheOption = None,
     no_prefix_cache: NoPrefixCacheOption = False,
+    no_cuda_graphs: NoCudaGraphsOption = False,
     drain_s: DrainOption = DRAIN_S,
     log_format: LogFormatOption = LogFormat.TEXT,
     otlp_endpoint: OtlpEndpointOption = None,
@@ -90,6 +92,7 @@ def serve(
         max_adapters=max_adapters,
         threads=threads,
         prefix_cache=not no_prefix_cache,
+        cuda_graphs=not no_cuda_graphs,
         otlp_endpoint=otlp_endpoint,
         drain_s=drain_s,
     )

@@ -53,6 +53,7 @@ class ServeOptions:
     max_adapters: int
     threads: int | None
     prefix_cache: bool
+    cuda_graphs: bool
     otlp_endpoint: str | None = None
     drain_s: float
 
@@ -101,6 +102,10 @@ KvCacheOption = Annotated[
 ]
 AdapterPoolOption = Annotated[int | None, typer.Option(help="Adapters on the device.", min=1, rich_help_panel=_MEMORY)]
 HostCacheOption = Annotated[int | None, typer.Option(help="Adapters in host memory.", min=1, rich_help_panel=_MEMORY)]
+NoCudaGraphsOption = Annotated[
+    bool,
+    typer.Option("--no-cuda-graphs", help="Launch every decode step's kernels one by one.", rich_help_panel=_MODEL),
+]
 NoPrefixCacheOption = Annotated[
     bool, typer.Option("--no-prefix-cache", help="Compute every prompt in full.", rich_help_panel=_MEMORY)
 ]

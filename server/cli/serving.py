@@ -75,6 +75,7 @@ def engine_settings(options: ServeOptions) -> EngineSettings:
         max_model_len=options.max_model_len,
         max_adapters=options.max_adapters,
         prefix_cache=options.prefix_cache,
+        cuda_graphs=options.cuda_graphs,
         num_threads=options.threads,
         scheduler=SchedulerSettings(max_batch_tokens=options.max_batch_tokens, max_running=options.max_running),
         memory=MemoryWishes(
