@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from lora_kernels.threads import spin_briefly
-from server.cli import adapter, audit, demo, doctor, jobs, onboard, plan, quarantine, serve, tenant, usage
+from server.cli import adapter, audit, demo, doctor, jobs, onboard, plan, quarantine, serve, tenant, train, usage
 from server.cli.failures import EPILOG, USER_ERRORS, failure_of
 from server.cli.options import JSON_KEY
 from server.cli.output import complain
@@ -72,6 +72,7 @@ app.add_typer(quarantine.app, name="quarantine", epilog=EPILOG)
 app.add_typer(plan.app, name="plan", epilog=EPILOG)
 app.command(epilog=EPILOG)(onboard.onboard)
 app.add_typer(jobs.app, name="jobs", epilog=EPILOG)
+app.command(epilog=EPILOG)(train.train)
 app.command(epilog=EPILOG)(doctor.doctor)
 
 
