@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.training import demo_spec
 from typer.testing import Result
+
+from support.training import demo_spec
 
 Command = Callable[..., Result]
 
