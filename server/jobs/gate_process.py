@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,17 @@ from server.jobs.adapter_weights import module_weights
 from server.jobs.peft_reference import round_trip
 from server.jobs.samples import MAX_NEW_TOKENS, side_by_side
 from server.jobs.serving_scorer import ScorerSettings, ServingScorer, pack_folder, plan_folder
+from server.jobs.tuned_base import TunedBase
 from trainer.data.dataset import PreparedData, prepare
 from trainer.data.encode import Encoder
 from trainer.data.problems import DataRejected, Problem
 from trainer.data.sample import pick, runs_of
 from trainer.gate.gate import GateInputs, GateResult, judge, refused
 from trainer.gate.general import MIX, OWN_TEXT, own_examples
+from trainer.gate.round_trip import RoundTrip
+from trainer.gate.spectrum import ModuleWeights
 from trainer.gate.thresholds import GateThresholds
+from trainer.publish import ADAPTER_FOLDER, MODEL_FOLDER
 from trainer.report.content import Sample, collect
 from trainer.report.page import render
 from trainer.spec import SpecError, TrainSpec
@@ -55,10 +59,10 @@ class Precision:
 
 @dataclass(frozen=True)
 class _Run:
-    """What is there to measure."""
+    """What there is to measure. output: the adapter's folder, or the trained model's."""
 
     spec: TrainSpec
-    adapter: Path
+    output: Path
     base: BaseModel
     data: PreparedData
     tokenizer: Any
@@ -77,14 +81,11 @@ def gate_run(run_dir: Path, precision: Precision, thresholds: GateThresholds | N
     """
     spec = TrainSpec.from_yaml(run_dir / "spec.yaml")
     limits = thresholds or GateThresholds()
-    base = load_base(spec.base, dtype=precision.dtype, quantize=precision.quantize, device=precision.device)
+    base = load_base(spec.base, **asdict(precision))
     tokenizer = AutoTokenizer.from_pretrained(spec.base, local_files_only=True)
     data = prepare(spec, tokenizer, max_model_len=base.max_model_len)
     _check_same_data(run_dir, data)
-    try:
-        measured = _measure(_Run(spec, run_dir / "adapter", base, data, tokenizer), limits)
-    except AdapterRejected as error:
-        measured = _Measured(refused(error.code, error.message, limits), [])
+    measured = _measured(_Run(spec, _output(spec, run_dir), base, data, tokenizer), precision, limits)
     body = {
         **measured.result.to_mapping(),
         "served_as": {"dtype": base.description.dtype, "quantize": precision.quantize, "device": str(base.device)},
@@ -98,20 +99,51 @@ def gate_run(run_dir: Path, precision: Precision, thresholds: GateThresholds | N
     return measured.result
 
 
+def _output(spec: TrainSpec, run_dir: Path) -> Path:
+    return run_dir / (MODEL_FOLDER if spec.method == "full" else ADAPTER_FOLDER)
+
+
+def _measured(run: _Run, precision: Precision, limits: GateThresholds) -> _Measured:
+    if run.spec.method == "full":
+        return _measure_tuned(run, precision, limits)
+    try:
+        return _measure(run, limits)
+    except AdapterRejected as error:
+        return _Measured(refused(error.code, error.message, limits), [])
+
+
 def _measure(run: _Run, limits: GateThresholds) -> _Measured:
-    scorer = ServingScorer(run.base, pack_folder(run.adapter, run.base), _settings(run.data, limits))
+    scorer = ServingScorer(run.base, pack_folder(run.output, run.base), _settings(run.data, limits))
+    weights = module_weights(plan_folder(run.output, run.base), run.output, run.spec.base)
+    trip = round_trip(scorer, run.spec.base, run.output, _round_trip_prompts(run), limits)
+    return _judged(run, scorer, limits, weights, trip)
+
+
+def _measure_tuned(run: _Run, precision: Precision, limits: GateThresholds) -> _Measured:
+    limits = replace(limits, scales=(1.0,))
+    tuned = load_base(run.output, **asdict(precision))
+    before, after = (ServingScorer(base, None, _settings(run.data, limits)) for base in (run.base, tuned))
+    trip = round_trip(after, run.output, None, _round_trip_prompts(run), limits)
+    return _judged(run, TunedBase(before, after), limits, [], trip)
+
+
+def _judged(
+    run: _Run,
+    scorer: ServingScorer | TunedBase,
+    limits: GateThresholds,
+    weights: Sequence[ModuleWeights],
+    trip: RoundTrip,
+) -> _Measured:
     validation, general = run.data.validation, run.data.general
-    prompts = [example.input_ids[:ROUND_TRIP_TOKENS].tolist() for example in pick(validation, ROUND_TRIP_PROMPTS)]
-    inputs = GateInputs(
-        validation=validation,
-        general=general or own_examples(Encoder(run.tokenizer, max_sequence_length=1024)),
-        general_source=MIX if general else OWN_TEXT,
-        weights=module_weights(plan_folder(run.adapter, run.base), run.adapter, run.spec.base),
-        round_trip=round_trip(scorer, run.spec.base, run.adapter, prompts, limits),
-    )
+    own = [] if general else own_examples(Encoder(run.tokenizer, max_sequence_length=scorer.max_tokens))
+    inputs = GateInputs(validation, general or own, MIX if general else OWN_TEXT, weights, trip)
     result = judge(scorer, inputs, limits)
-    samples = side_by_side(scorer, Tokenizer.load(run.spec.base), pick(validation, NUM_SAMPLES))
-    return _Measured(result, samples)
+    return _Measured(result, side_by_side(scorer, Tokenizer.load(run.spec.base), pick(validation, NUM_SAMPLES)))
+
+
+def _round_trip_prompts(run: _Run) -> list[list[int]]:
+    chosen = pick(run.data.validation, ROUND_TRIP_PROMPTS)
+    return [example.input_ids[:ROUND_TRIP_TOKENS].tolist() for example in chosen]
 
 
 def _settings(data: PreparedData, limits: GateThresholds) -> ScorerSettings:

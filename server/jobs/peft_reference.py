@@ -17,13 +17,20 @@ from transformers import AutoModelForCausalLM
 from adapters_store.base_nf4 import keep_nf4_weights_plain, nf4_config
 from server.jobs.serving_scorer import ServingScorer
 from trainer.gate.round_trip import RoundTrip, compare
+from trainer.gate.scorer import BASE_ALONE
 from trainer.gate.thresholds import GateThresholds
 
 
 def peft_logits(
-    base: Path, adapter: Path, prompts: Sequence[Sequence[int]], *, dtype: torch.dtype, nf4: bool, device: torch.device
+    base: Path,
+    adapter: Path | None,
+    prompts: Sequence[Sequence[int]],
+    *,
+    dtype: torch.dtype,
+    nf4: bool,
+    device: torch.device,
 ) -> list[torch.Tensor]:
-    """Logits [T, V] of each prompt alone, float32 on the CPU."""
+    """Logits [T, V] of each prompt alone, float32 on the CPU; without an adapter the base's."""
     options: dict[str, Any] = {"quantization_config": nf4_config(dtype)} if nf4 else {}
     model = AutoModelForCausalLM.from_pretrained(
         base,
@@ -33,15 +40,15 @@ def peft_logits(
         **options,
     )
     keep_nf4_weights_plain(model)
-    model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    model = (model if adapter is None else PeftModel.from_pretrained(model, str(adapter))).eval()
     with torch.inference_mode():
         return [model(torch.tensor([list(prompt)], device=device)).logits[0].float().cpu() for prompt in prompts]
 
 
 def round_trip(
-    scorer: ServingScorer, base: Path, adapter: Path, prompts: Sequence[Sequence[int]], limits: GateThresholds
+    scorer: ServingScorer, base: Path, adapter: Path | None, prompts: Sequence[Sequence[int]], limits: GateThresholds
 ) -> RoundTrip:
-    """The server's logits of the prompts against PEFT's, in the scorer's precision."""
+    """The server's logits of the prompts against PEFT's, in the scorer's precision; without an adapter the base's."""
     served = scorer.base
     reference = partial(peft_logits, base, adapter, prompts, nf4=served.quantized, device=served.device)
     exact = reference(dtype=torch.float32)
@@ -49,4 +56,5 @@ def round_trip(
     rounded = reference(dtype=served.dtype) if rounds else None
     precision = str(served.dtype).removeprefix("torch.")
     name = "nf4" if served.quantized and not rounds else precision
-    return compare(scorer.logits(prompts), exact, rounded, limits, precision=name)
+    scale = BASE_ALONE if adapter is None else 1.0
+    return compare(scorer.logits(prompts, scale=scale), exact, rounded, limits, precision=name)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from server.engine.tokenizer import Tokenizer
 from server.jobs.serving_scorer import ServingScorer
+from server.jobs.tuned_base import TunedBase
 from trainer.data.types import EncodedExample
 from trainer.gate.held_out import last_answer
 from trainer.gate.scorer import BASE_ALONE
@@ -14,7 +15,9 @@ from trainer.report.content import Sample
 MAX_NEW_TOKENS = 96
 
 
-def side_by_side(scorer: ServingScorer, tokenizer: Tokenizer, examples: Sequence[EncodedExample]) -> list[Sample]:
+def side_by_side(
+    scorer: ServingScorer | TunedBase, tokenizer: Tokenizer, examples: Sequence[EncodedExample]
+) -> list[Sample]:
     """The last answer of each example that has a prompt: as the data has it, as the base and as the adapter give it."""
     starts = [last_answer(example) for example in examples]
     room = scorer.max_tokens - MAX_NEW_TOKENS

@@ -61,14 +61,15 @@ class ScorerSettings:
 
 
 class ServingScorer:
-    """A `trainer.gate.scorer.Scorer` over the engine's model. One thread only."""
+    """A `trainer.gate.scorer.Scorer` over the engine's model. One thread only. adapter None: the base alone."""
 
-    def __init__(self, base: BaseModel, adapter: PackedAdapter, settings: ScorerSettings | None = None) -> None:
+    def __init__(self, base: BaseModel, adapter: PackedAdapter | None, settings: ScorerSettings | None = None) -> None:
         self.base = base
         self._settings = settings or ScorerSettings()
         self.max_tokens = min(self._settings.max_tokens, base.max_model_len)
-        self._slots = {scale: slot for slot, scale in enumerate(dict.fromkeys((1.0, *self._settings.scales)))}
-        self._table = _resident(base, [_scaled(adapter, scale) for scale in self._slots])
+        scales = dict.fromkeys((1.0, *self._settings.scales)) if adapter else ()
+        self._slots = {scale: slot for slot, scale in enumerate(scales)}
+        self._table = _resident(base, [_scaled(adapter, scale) for scale in self._slots] if adapter else [])
         self._num_blocks = _blocks(self.max_tokens) + 2 * _blocks(self._settings.forward_tokens)
         cache = KVCache.allocate(base, num_blocks=self._num_blocks, block_size=_BLOCK_SIZE)
         self._runner = ModelRunner(base, cache, self._table, Sampler())
@@ -176,7 +177,7 @@ def _resident(base: BaseModel, adapters: Sequence[PackedAdapter]) -> LoraTable:
     """A table whose slot n holds adapters[n]."""
     sizes = [-(-adapter.buffer.numel() // _ALIGN_ELEMENTS) * _ALIGN_ELEMENTS for adapter in adapters]
     arena = torch.zeros(sum(sizes), dtype=base.dtype, device=base.device)
-    table = LoraTable(arena, len(base.description.modules), len(adapters))
+    table = LoraTable(arena, len(base.description.modules), max(len(adapters), 1))
     rows = base.description.module_index
     offset = 0
     for slot, (adapter, size) in enumerate(zip(adapters, sizes, strict=True)):

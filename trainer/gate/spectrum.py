@@ -88,7 +88,9 @@ def _effective_rank(values: torch.Tensor) -> float:
 
 
 def judge_spectrum(modules: Sequence[ModuleSpectrum], limits: GateThresholds) -> list[Reason]:
-    """What speaks against the adapter."""
+    """What speaks against the adapter; nothing where there is none (a whole model was trained)."""
+    if not modules:
+        return []
     broken = [module.name for module in modules if not module.is_finite]
     if broken:
         message = f"{len(broken)} layers hold values that are not finite, the first is {broken[0]}"

@@ -38,13 +38,14 @@ def data_file(path: Path, *, shuffled: bool = False, count: int = 260) -> Path:
     return write_jsonl(path, records)
 
 
-def trained(folder: Path, *, shuffled: bool = False, rate: float = 5e-3, steps: int = 30) -> Path:
+def trained(folder: Path, *, shuffled: bool = False, rate: float = 5e-3, steps: int = 30, method: str = "lora") -> Path:
     """A finished run on the demo base. Returns its folder."""
     folder.mkdir()
     spec = TrainSpec.from_mapping(
         {
             "base": str(demo_base_path()),
             "data": str(data_file(folder / "data.jsonl", shuffled=shuffled)),
+            "method": method,
             "adapter": {"rank": 4},
             "optim": {"learning_rate": rate, "max_steps": steps},
             "batch": {"examples": 8, "max_sequence_length": 256},
@@ -91,6 +92,34 @@ def test_answers_shuffled_among_their_prompts_are_blocked(tmp_path: Path) -> Non
 def test_a_learning_rate_of_three_is_blocked(tmp_path: Path) -> None:
     result = gate_run(trained(tmp_path / "rate", rate=3.0, steps=3), FLOAT32)
     assert {"worse_than_base", "exploding_norm"} <= codes(result)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "nf4"), ("bfloat16", "bfloat16")])
+def test_on_a_base_in_four_bits_the_adapter_is_judged_in_four_bits(
+    good: Path, tmp_path: Path, dtype: str, precision: str
+) -> None:
+    run = copy_of(good, tmp_path / "nf4")
+    result = gate_run(run, Precision(dtype=dtype, quantize="nf4"))
+    assert result.verdict == "pass", result.reasons
+    assert result.round_trip is not None
+    assert (result.round_trip.precision, result.general is not None) == (precision, True)
+    losses = json.loads((run / "result.json").read_text())["losses"]
+    assert result.held_out is not None
+    assert result.held_out.base_loss != pytest.approx(losses["base"], rel=1e-3), "the base was not quantized"
+
+
+def test_a_base_trained_as_a_whole_is_judged_against_the_one_it_was(tmp_path: Path) -> None:
+    run = trained(tmp_path / "full", method="full", rate=1e-3, steps=12)
+    result = gate_run(run, FLOAT32)
+    losses = json.loads((run / "result.json").read_text())["losses"]
+    assert result.verdict == "pass", result.reasons
+    assert result.held_out is not None
+    assert result.held_out.base_loss == pytest.approx(losses["base"], rel=1e-4)
+    assert result.held_out.adapter_loss == pytest.approx(losses["best"], abs=0.02)  # what is saved is bfloat16
+    assert (result.spectrum, list(result.held_out.sweep)) == ([], [1.0])
+    assert result.round_trip is not None
+    assert result.round_trip.difference <= 1e-5
+    assert "passed" in (run / "report.html").read_text()
 
 
 def test_weights_that_are_not_finite_and_adapters_of_another_form_are_blocked(good: Path, tmp_path: Path) -> None:
