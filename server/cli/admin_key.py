@@ -17,30 +17,40 @@ _KEY_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class AdminKey:
-    """path None: the key came from the environment. is_new: it was made now, and is to be shown this once."""
+    """values: all that open; while one replaces another there are two. path None: they came from the environment.
+    is_new: it was made now, and is to be shown this once."""
 
-    value: str = field(repr=False)
+    values: tuple[str, ...] = field(repr=False)
     path: Path | None
     is_new: bool = False
 
+    @property
+    def value(self) -> str:
+        return self.values[0]
+
 
 def admin_key(data_dir: Path) -> AdminKey:
-    """The key from MULTILORA_ADMIN_KEY, else from the data directory (which must exist), else a new one kept there."""
+    """The key from MULTILORA_ADMIN_KEY, else from the data directory (which must exist), else a new one kept there.
+
+    Either may hold several, separated by spaces or lines: the new one first, and the old one while they overlap.
+    """
     given = os.environ.get(ENVIRONMENT)
     if given is not None:
-        return AdminKey(_checked(given.strip(), ENVIRONMENT), None)
+        return AdminKey(_checked(given, ENVIRONMENT), None)
     path = data_dir / FILE_NAME
     is_new = not path.exists() and _write_new(path)
-    return AdminKey(_checked(path.read_text().strip(), str(path)), path, is_new)
+    return AdminKey(_checked(path.read_text(), str(path)), path, is_new)
 
 
-def _checked(key: str, where: str) -> str:
-    if len(key) < MIN_CHARS or not key.isascii() or not key.isprintable() or " " in key:
-        message = (
-            f"{where}: an admin key must have at least {MIN_CHARS} ASCII characters without spaces, got {len(key)}"
-        )
-        raise CommandError("bad_admin_key", message, ExitCode.REFUSED)
-    return key
+def _checked(text: str, where: str) -> tuple[str, ...]:
+    keys = tuple(text.split())
+    for key in keys or ("",):
+        if len(key) < MIN_CHARS or not key.isascii() or not key.isprintable():
+            message = (
+                f"{where}: an admin key must have at least {MIN_CHARS} ASCII characters without spaces, got {len(key)}"
+            )
+            raise CommandError("bad_admin_key", message, ExitCode.REFUSED)
+    return keys
 
 
 def _write_new(path: Path) -> bool:

@@ -23,6 +23,8 @@ from server.cli.serve_options import (
     LogFormatOption,
     MaxAdaptersOption,
     MaxBatchTokensOption,
+    MaxConnectionsOption,
+    MaxConnectionsPerAddressOption,
     MaxModelLenOption,
     MaxRunningOption,
     NoCudaGraphsOption,
@@ -59,6 +61,8 @@ def serve(
     no_prefix_cache: NoPrefixCacheOption = False,
     no_cuda_graphs: NoCudaGraphsOption = False,
     drain_s: DrainOption = DRAIN_S,
+    max_connections: MaxConnectionsOption = 2048,
+    max_connections_per_address: MaxConnectionsPerAddressOption = 1024,
     log_format: LogFormatOption = LogFormat.TEXT,
     otlp_endpoint: OtlpEndpointOption = None,
     as_json: JsonOption = False,
@@ -95,6 +99,8 @@ def serve(
         cuda_graphs=not no_cuda_graphs,
         otlp_endpoint=otlp_endpoint,
         drain_s=drain_s,
+        max_connections=max_connections,
+        max_connections_per_address=max_connections_per_address,
     )
     with StopSignals() as signals, bound(host, port) as listener:
         with output.stage("importing torch and transformers"):

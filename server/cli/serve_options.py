@@ -56,6 +56,8 @@ class ServeOptions:
     cuda_graphs: bool
     otlp_endpoint: str | None = None
     drain_s: float
+    max_connections: int
+    max_connections_per_address: int
 
 
 _MEMORY, _LIMITS, _MODEL = "Memory", "Limits", "Model"
@@ -122,4 +124,9 @@ DrainOption = Annotated[
         max=3600.0,
         rich_help_panel=_LIMITS,
     ),
+]
+MaxConnectionsOption = Annotated[int, typer.Option(help="Connections at once.", min=1, rich_help_panel=_LIMITS)]
+MaxConnectionsPerAddressOption = Annotated[
+    int,
+    typer.Option(help="Of them, from one address; raise it behind a gateway.", min=1, rich_help_panel=_LIMITS),
 ]

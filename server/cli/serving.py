@@ -38,7 +38,7 @@ def run(options: ServeOptions, listener: socket.socket, output: Output, signals:
         with running_engine(settings, store, output) as parts:
             where_the_disk_allows(lambda: remember_base(settings, parts, store, options.data_dir), output)
             show_memory(parts, output)
-            api = ApiSettings(data_dir=options.data_dir, auth=options.auth.value, admin_keys=(key.value,))
+            api = api_settings(options, key)
             app = create_app(engine=parts.worker, store=store, settings=api, tracing=tracing)
             with http_server(app, listener, signals, drain_s=options.drain_s) as server:
                 _tell_ready(options, parts, url_of(listener), output)
@@ -62,6 +62,17 @@ def http_server(
         finally:
             signals.defer()
             server.stop(signals)
+
+
+def api_settings(options: ServeOptions, key: AdminKey) -> ApiSettings:
+    """The API's part of the options."""
+    return ApiSettings(
+        data_dir=options.data_dir,
+        auth=options.auth.value,
+        admin_keys=key.values,
+        max_connections=options.max_connections,
+        max_connections_per_address=options.max_connections_per_address,
+    )
 
 
 def engine_settings(options: ServeOptions) -> EngineSettings:

@@ -15,6 +15,9 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from adapters_store.store import AdapterStore
+from server.api.app import create_app
+from server.api.ports import EngineClient
 from server.api.schemas_chat import ChatBody
 from server.api.schemas_completions import CompletionBody
 from server.api.settings import ApiSettings
@@ -40,6 +43,20 @@ def test_the_app_answers_without_a_socket_or_a_lifespan(app: FastAPI, keys: dict
         response = asyncio.run(scenario())
         assert response.status_code == 200
         assert response.text.endswith("data: [DONE]\n\n")
+
+
+def test_two_admin_keys_open_while_one_replaces_the_other(
+    engine: EngineClient, store: AdapterStore, data_dir: Path
+) -> None:
+    keys = ("the-new-admin-key", "the-old-admin-key")
+    own = create_app(engine=engine, store=store, settings=ApiSettings(data_dir=data_dir, admin_keys=keys))
+
+    async def ask(key: str) -> int:
+        headers = {"Authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(own), base_url="http://app") as client:
+            return (await client.get("/admin/audit", headers=headers)).status_code
+
+    assert [asyncio.run(ask(key)) for key in (*keys, "another-admin-key")] == [200, 200, 401]
 
 
 @pytest.mark.parametrize(

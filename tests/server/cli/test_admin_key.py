@@ -38,6 +38,17 @@ def test_a_key_from_the_environment_is_not_kept(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_keys_open_while_one_replaces_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "admin.key").write_text("the-new-admin-key\nthe-old-admin-key\n")
+    assert admin_key(tmp_path).values == ("the-new-admin-key", "the-old-admin-key")
+    monkeypatch.setenv(ENVIRONMENT, "the-newest-admin-key the-new-admin-key")
+    assert admin_key(tmp_path).values == ("the-newest-admin-key", "the-new-admin-key")
+    (tmp_path / "admin.key").write_text("the-new-admin-key\nshort\n")
+    monkeypatch.delenv(ENVIRONMENT)
+    with pytest.raises(CommandError):
+        admin_key(tmp_path)
+
+
 def test_starts_at_the_same_time_agree_on_one_key(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         keys = list(pool.map(lambda _: admin_key(tmp_path), range(8)))
