@@ -287,6 +287,13 @@ class Walk:
         if admitted:
             self._queue.shares.picked(account, prompt_cost(request))
 
+    def skip_tenant(self) -> None:
+        """None of the current tenant's requests in this walk."""
+        account = self._queue.shares.lowest()
+        assert account is not None, "skipped beyond the end"
+        self._queue.shares.withdraw_lowest()
+        self._exhausted.append(account)
+
     def close(self) -> None:
         """Those who had nothing more may be picked in the next walk."""
         for account in self._exhausted:

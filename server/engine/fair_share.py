@@ -16,6 +16,8 @@ from heapq import heappop, heappush, heapreplace
 INPUT_COST = 1.0
 OUTPUT_COST = 2.0
 _SWEEP_EVERY = 1024
+_LOOK_EVERY_S = 0.5
+_ACTIVE_S = 10.0
 
 
 @dataclass(slots=True, eq=False)
@@ -23,7 +25,8 @@ class TenantAccount:
     """service: virtual tokens given so far, divided by the weight, with all lifts. lifted: the lifts alone.
 
     load: adapter elements brought to the device for it, divided by the weight, with lifts.
-    num_waiting, num_running: its requests in the scheduler now. in_heap: whether it can be picked.
+    num_waiting, num_running: its requests in the scheduler now. in_heap: whether it can be picked. seen_service,
+    active_until_s: whether it has been served lately.
     """
 
     tenant: str
@@ -34,6 +37,8 @@ class TenantAccount:
     num_waiting: int = 0
     num_running: int = 0
     in_heap: bool = False
+    seen_service: float = -1.0
+    active_until_s: float = 0.0
 
     @property
     def served(self) -> float:
@@ -58,6 +63,8 @@ class FairShare:
         self._num_entries = 0  # breaks ties by age of the entry
         self._virtual_time = 0.0  # the counter of whoever was picked last: what an idle tenant is lifted to
         self._sweep_at = _SWEEP_EVERY
+        self._active_weight = 0.0
+        self._look_due_s = float("-inf")
 
     def account(self, tenant: str) -> TenantAccount:
         """The tenant's account, opened if need be."""
@@ -106,6 +113,22 @@ class FairShare:
         """A request of this account is admitted, at this cost in virtual tokens."""
         self._virtual_time = max(self._virtual_time, account.service)
         account.charge(cost)
+
+    def share_of(self, account: TenantAccount, now_s: float) -> float:
+        """The tenant's part of the whole among those that have been active in the last seconds, 0..1."""
+        if now_s >= self._look_due_s:
+            self._look_due_s = now_s + _LOOK_EVERY_S
+            self._look(now_s)
+        return account.weight / max(account.weight, self._active_weight)
+
+    def _look(self, now_s: float) -> None:
+        self._active_weight = 0.0
+        for account in self._accounts.values():
+            if account.num_waiting or account.num_running or account.service != account.seen_service:
+                account.active_until_s = now_s + _ACTIVE_S
+            account.seen_service = account.service
+            if account.active_until_s > now_s:
+                self._active_weight += account.weight
 
     def _sweep(self) -> None:
         """Close accounts that are idle and owe nothing: opened anew they would be lifted to the same counter."""

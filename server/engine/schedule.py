@@ -54,6 +54,7 @@ class SchedulerSettings:
     max_waiting: queue limit. max_waiting_per_tenant: the same of one tenant.
     prefill_chunk: at most this many prompt tokens of one request in one forward (None: all that fit).
     watermark: share of blocks kept free when admitting, so that running requests can grow.
+    reserved: share of max_running that only tenants may take who run less than their part of it.
     starvation_s, lookahead: see `FairAdmission`. retry_after_s: what a refused client is told.
     """
 
@@ -63,6 +64,7 @@ class SchedulerSettings:
     max_waiting: int = 4096
     max_waiting_per_tenant: int = 1024
     watermark: float = 0.01
+    reserved: float = 1 / 16
     starvation_s: float = 2.0
     lookahead: int = 32
     retry_after_s: float = 1.0
@@ -77,8 +79,9 @@ class SchedulerSettings:
             )
         if self.prefill_chunk is not None and self.prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be at least 1, got {self.prefill_chunk}")
-        if not 0.0 <= self.watermark < 1.0:
-            raise ValueError(f"watermark must be in [0, 1), got {self.watermark}")
+        for name in ("watermark", "reserved"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
 
 @dataclass(slots=True)

@@ -293,6 +293,9 @@ class Scheduler:
         admitted: list[Request] = []
         num_passed_over = 0
         while (request := walk.current) is not None and self._has_room(schedule):
+            if self._is_reserved_from(request.tenant, now_s):
+                walk.skip_tenant()
+                continue
             verdict = self._try_admit(request)
             if verdict is _Verdict.NO_BLOCKS:
                 break
@@ -306,6 +309,14 @@ class Scheduler:
             walk.advance(admitted=verdict is _Verdict.ADMITTED)
         walk.close()
         self._leave_queue(admitted, now_s)
+
+    def _is_reserved_from(self, tenant: str, now_s: float) -> bool:
+        """The last places are for tenants that run less than their part, or a flood would make everybody wait."""
+        max_running = self.settings.max_running
+        if len(self._running) < max_running - int(self.settings.reserved * max_running):
+            return False
+        account = self.shares.account(tenant)
+        return account.num_running >= max_running * self.shares.share_of(account, now_s)
 
     def _try_admit(self, request: Request) -> _Verdict:
         """A request that finds no blocks stops those behind it, or it would starve. One whose next block is being

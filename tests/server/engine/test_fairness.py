@@ -1,0 +1,101 @@
+"""One tenant sends ten times its share. Virtual time, the real scheduler: see support/flood.py.
+
+"Alone with its fair share" is a tenant with an eighth of the slots and of each step's tokens to itself, all the time.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from server.engine.fair_share import FairShare, jain_index
+from support.flood import Measured, Traffic, even, others_percentile
+
+TENANTS = [f"t{index}" for index in range(8)]
+FLOODER = TENANTS[0]
+
+
+def alone_with_fair_share(rate: float) -> float:
+    """95th percentile of the time to first token, seconds."""
+    own = [Traffic({tenant: rate}, part=1 / 8, seed=seed).run()[tenant] for seed, tenant in enumerate(TENANTS[1:])]
+    return Measured([ttft for each in own for ttft in each.ttfts_s]).percentile(0.95)
+
+
+def flooded(rate: float, *, is_shared: bool = True, flood: float = 10.0) -> dict[str, Measured]:
+    return Traffic(even(TENANTS, rate, **{FLOODER: flood * rate}), is_shared=is_shared).run()
+
+
+@pytest.mark.parametrize("rate", [3.0, 6.0])
+def test_a_flood_leaves_the_others_what_they_would_have_alone_with_their_share(rate: float) -> None:
+    limit_s = 1.5 * alone_with_fair_share(rate)
+    assert others_percentile(flooded(rate), FLOODER, 0.95) <= limit_s
+    if rate * (len(TENANTS) + 9) > 60.0:  # beyond what the server can do: one queue for all makes everybody wait
+        assert others_percentile(flooded(rate, is_shared=False), FLOODER, 0.95) > limit_s
+
+
+def test_a_flood_within_what_is_free_is_hardly_felt() -> None:
+    quiet, loud = flooded(3.0, flood=1.0), flooded(3.0)
+    assert others_percentile(loud, FLOODER, 0.95) <= 1.5 * others_percentile(quiet, FLOODER, 0.95)
+
+
+def test_tenants_that_all_want_more_are_served_alike_whoever_floods() -> None:
+    measured = flooded(14.0)
+    assert jain_index(own.served for own in measured.values()) >= 0.99
+    assert jain_index(own.served for own in flooded(14.0, is_shared=False).values()) < 0.5
+    assert measured[FLOODER].num_refused > 1000
+
+
+def test_service_follows_the_weights() -> None:
+    weights = {"t0": 1.0, "t1": 2.0, "t2": 4.0}
+    measured = Traffic({"t0": 200.0, "t1": 60.0, "t2": 60.0}, weights=weights).run()
+    assert jain_index(own.served / weights[tenant] for tenant, own in measured.items()) >= 0.999
+
+
+def test_what_nobody_else_wants_the_flooder_may_have() -> None:
+    served = {flood: sum(own.served for own in flooded(1.0, flood=flood).values()) for flood in (1.0, 50.0)}
+    alone = Traffic({FLOODER: 100.0}).run()[FLOODER].served
+    assert served[50.0] >= 0.8 * alone > 3 * served[1.0]
+
+
+def test_jain_index_is_one_for_equals_and_an_nth_for_a_single_one() -> None:
+    assert jain_index([3.0, 3.0, 3.0]) == jain_index([]) == jain_index([0.0]) == 1.0
+    assert jain_index([5.0, 0.0, 0.0, 0.0]) == 0.25
+
+
+def test_a_tenant_that_was_idle_has_saved_up_no_turns_and_one_that_was_alone_owes_none() -> None:
+    shares = FairShare()
+    busy, idle = shares.account("busy"), shares.account("idle")
+    shares.begin_waiting(busy)
+    busy.num_waiting = 1
+    shares.offer(busy)
+    for _ in range(100):
+        shares.picked(busy, 10.0)
+    shares.begin_waiting(idle)
+    idle.num_waiting = 1
+    shares.offer(idle)
+    assert idle.service == busy.service == 1000.0
+    assert (idle.served, busy.served) == (0.0, 1000.0)
+    shares.picked(idle, 1.0)
+    assert shares.lowest() is busy
+
+
+def test_an_idle_account_is_forgotten_only_when_it_owes_nothing() -> None:
+    shares = FairShare()
+    debtor = shares.account("debtor")
+    debtor.charge(1e9)
+    for index in range(5000):
+        shares.account(f"t{index}")
+    assert shares.account("debtor") is debtor
+    assert len(list(shares.accounts())) < 1100
+
+
+def test_the_share_counts_those_that_were_active_lately() -> None:
+    shares = FairShare()
+    first, second = shares.account("first"), shares.account("second")
+    second.weight = 3.0
+    first.num_running = 1
+    assert shares.share_of(first, 0.0) == 1.0 / 4.0  # an account just opened counts as active
+    for second_s in range(1, 20):
+        assert 0.25 <= shares.share_of(first, float(second_s)) <= 1.0
+    assert shares.share_of(first, 20.0) == 1.0
+    second.charge(1.0)
+    assert shares.share_of(first, 21.0) == 0.25
