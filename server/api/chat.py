@@ -88,7 +88,7 @@ class ChatShape:
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
         return {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []},
             "logprobs": chat_logprobs(self._pieces, choice.logprobs) if self._has_logprobs else None,
             "finish_reason": choice.finish_reason,
         }

@@ -37,7 +37,7 @@ def test_answer_has_openais_shape(client: httpx.Client) -> None:
     assert answer["id"].startswith("chatcmpl-")
     [choice] = answer["choices"]
     assert choice.keys() == {"index", "message", "logprobs", "finish_reason"}
-    assert choice["message"].keys() == {"role", "content", "refusal"}
+    assert choice["message"].keys() == {"role", "content", "refusal", "annotations"}
     assert (choice["message"]["role"], choice["message"]["refusal"]) == ("assistant", None)
     assert (choice["logprobs"], choice["finish_reason"]) == (None, "length")
 

@@ -1,0 +1,81 @@
+"""What openai-python does with a chat server: models, chat, streams, completions, logprobs, errors, many at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import openai
+
+URL, KEY, MODEL, BASE = (os.environ[name] for name in ("CLIENT_URL", "CLIENT_KEY", "CLIENT_MODEL", "CLIENT_BASE"))
+QUESTION = [{"role": "user", "content": "What should I avoid when I sign a contract?"}]
+
+
+def one_client() -> None:
+    client = openai.OpenAI(base_url=URL, api_key=KEY)
+    assert {model.id for model in client.models.list()} == {BASE, MODEL}
+    assert client.models.retrieve(MODEL).owned_by
+    whole = client.chat.completions.with_raw_response.create(model=MODEL, messages=QUESTION, temperature=0, user="u1")
+    assert whole.headers["x-multilora-adapter-version"] == f"{MODEL}@1"
+    answer = whole.parse()
+    text = answer.choices[0].message.content
+    assert text
+    assert answer.usage.completion_tokens > 0
+    chunks = list(
+        client.chat.completions.create(
+            model=MODEL, messages=QUESTION, temperature=0, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    assert chunks[-1].usage == answer.usage.model_copy(
+        update={"prompt_tokens_details": chunks[-1].usage.prompt_tokens_details}
+    )
+    with client.chat.completions.stream(model=MODEL, messages=QUESTION, temperature=0) as stream:
+        assert stream.get_final_completion().choices[0].message.content == text
+    several = client.completions.create(
+        model=MODEL, prompt=["Hello", "Good"], n=2, max_tokens=4, logprobs=2, echo=True, seed=1
+    )
+    assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
+    assert several.choices[0].logprobs.token_logprobs[0] is None
+    limited = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, logprobs=True, top_logprobs=3, max_completion_tokens=3
+    )
+    assert len(limited.choices[0].logprobs.content[0].top_logprobs) == 3
+    assert limited.choices[0].finish_reason == "length"
+
+
+def refusals() -> None:
+    client = openai.OpenAI(base_url=URL, api_key=KEY, max_retries=0)
+    for error, key, fields in (
+        (openai.NotFoundError, KEY, {"model": "nobody's"}),
+        (openai.BadRequestError, KEY, {"model": MODEL, "temperature": 9}),
+        (openai.AuthenticationError, "ml-wrong", {"model": MODEL}),
+    ):
+        refused = refusal_of(client.with_options(api_key=key), fields)
+        assert isinstance(refused, error), refused
+        assert refused.code, refused
+
+
+def refusal_of(client: openai.OpenAI, fields: dict[str, object]) -> openai.APIStatusError:
+    try:
+        client.chat.completions.create(messages=QUESTION, **fields)
+    except openai.APIStatusError as error:
+        return error
+    raise AssertionError(f"{fields} was answered")
+
+
+async def many_at_once() -> None:
+    async with openai.AsyncOpenAI(base_url=URL, api_key=KEY) as client:
+        answers = await asyncio.gather(
+            *(
+                client.chat.completions.create(model=model, messages=QUESTION, temperature=0, max_tokens=20)
+                for model in (BASE, MODEL) * 8
+            )
+        )
+    assert len({answer.choices[0].message.content for answer in answers}) == 2
+
+
+one_client()
+refusals()
+asyncio.run(many_at_once())
+print("models, chat, stream, completions, logprobs, errors, 16 at once")
