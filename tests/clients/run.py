@@ -111,8 +111,9 @@ def _demo(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _for_flows(demo: dict[str, Any]) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # theirs is their environment
     return {
-        **os.environ,
+        **own,
         "CLIENT_URL": f"{demo['url']}/v1",
         "CLIENT_KEY": demo["keys"][TENANT],
         "CLIENT_MODEL": demo["adapter"],
