@@ -30,7 +30,8 @@ class AdapterTiersSettings:
 
 @dataclass(frozen=True, slots=True)
 class AdapterTiersStats:
-    """misses: times an adapter was newly wanted and was not on the device. The rest as in the tiers' own stats."""
+    """misses: times an adapter was newly wanted and was not on the device. working_set_ratio: what was used in the last
+    minute, as a share of the device's capacity. The rest as in the tiers' own stats."""
 
     hits: int
     misses: int
@@ -39,6 +40,7 @@ class AdapterTiersStats:
     num_resident: int
     used_elements: int
     capacity_elements: int
+    working_set_ratio: float
     host: HostTierStats
 
 

@@ -20,6 +20,7 @@ from adapters_store.errors import AdapterUnavailable, StoreError
 from adapters_store.host_tier import HostEntry, HostTier
 from adapters_store.pool_shares import NOBODY, Owner, PoolShares
 from adapters_store.tier_types import AdapterTiersSettings, AdapterTiersStats, ResidentAdapter
+from adapters_store.working_set import WorkingSet
 
 if TYPE_CHECKING:
     from adapters_store.packed import PackedAdapter
@@ -85,6 +86,7 @@ class AdapterTiers:
         self._crowding: frozenset[str] = frozenset()
         self._loads: list[tuple[Owner, int]] = []
         self._pass = _Pass(0, 0)
+        self._working_set = WorkingSet(pool.capacity_elements, clock)
 
     @property
     def no_room_since(self) -> Mapping[AdapterDigest, float]:
@@ -150,7 +152,10 @@ class AdapterTiers:
         if entry is None and self._pool.get(digest) is None:
             self._ask(digest)
             entry = self._pool.acquire(digest)
-        return None if entry is None else entry.slot
+        if entry is None:
+            return None
+        self._working_set.note(digest, entry.num_elements)
+        return entry.slot
 
     def release(self, digest: AdapterDigest) -> None:
         """Give up one reference."""
@@ -236,6 +241,7 @@ class AdapterTiers:
             num_resident=len(pool.ready()),
             used_elements=pool.capacity_elements - pool.num_free_elements,
             capacity_elements=pool.capacity_elements,
+            working_set_ratio=self._working_set.ratio(),
             host=self._host.stats(),
         )
 

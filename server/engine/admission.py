@@ -57,6 +57,10 @@ class FairAdmission:
     def __len__(self) -> int:
         return self._num_waiting
 
+    @property
+    def num_tenants(self) -> int:
+        return len(self._queues)
+
     def num_waiting_of(self, tenant: str) -> int:
         """How many requests of this tenant wait. Any thread may ask."""
         queue = self._queues.get(tenant)

@@ -12,6 +12,7 @@ from adapters_store.base import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, NotFound, StoreError
 from adapters_store.tiers import AdapterTiers
 from server.engine import numerics
+from server.engine.fairness_gauge import FairnessGauge
 from server.engine.histogram import Histogram
 from server.engine.numerics import NumericFaults, PutAway
 from server.engine.output import OutputDelta, OutputState
@@ -57,6 +58,7 @@ class Engine:
         self._counters = EngineCounters()
         self._has_run = False
         self._faults = NumericFaults(put_away)
+        self._fairness = FairnessGauge()
         self._step_seconds = Histogram()
         self._load_seconds = load_seconds or Histogram()
         self._leaving: set[AdapterDigest] = set()  # left service, and requests that use them are under way
@@ -250,6 +252,9 @@ class Engine:
             gauges={
                 "adapters_resident": float(tiers.num_resident),
                 "adapter_pool_usage_ratio": tiers.used_elements / max(1, tiers.capacity_elements),
+                "adapter_working_set_ratio": tiers.working_set_ratio,
+                "fairness_jain": self._fairness.read(self.scheduler.shares.accounts(), time.monotonic()),
+                "tenants_waiting": float(self.scheduler.num_tenants_waiting),
                 "adapter_host_bytes": float(tiers.host.num_bytes),
             },
             histograms={

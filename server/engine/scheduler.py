@@ -61,6 +61,10 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def num_tenants_waiting(self) -> int:
+        return self._waiting.num_tenants
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 
