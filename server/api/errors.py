@@ -80,6 +80,10 @@ def internal_error(request_id: str) -> ApiError:
     return ApiError(500, "internal_error", f"The server failed on this request (x-request-id {request_id}).")
 
 
+def engine_dead() -> ApiError:
+    return ApiError(503, "engine_dead", "The engine's thread has ended; the server must be restarted.")
+
+
 def from_engine(error: RequestError) -> ApiError:
     """An engine's failure event as an answer. Only a full queue invites a retry: a damaged adapter stays damaged."""
     retry_after_s = 1.0 if error.status == 429 else None

@@ -13,7 +13,7 @@ from server.api.answer_headers import answer_with
 from server.api.bridge import Inbox, IndexedEvent
 from server.api.call_meter import CallMeter
 from server.api.context import ApiContext
-from server.api.errors import ApiError, from_engine
+from server.api.errors import ApiError, engine_dead, from_engine
 from server.api.plan import Call
 from server.engine.request import Request, TokenEvent
 
@@ -38,7 +38,10 @@ class Generation:
         return sum(self._num_output_tokens)
 
     def submit(self) -> None:
-        """Hand all requests to the engine. Raises QueueFull or InvalidRequest; `close` takes back the others."""
+        """Hand all requests to the engine. Raises QueueFull or InvalidRequest, ApiError 503 where the engine is dead;
+        `close` takes back the others."""
+        if not self._engine.is_healthy():
+            raise engine_dead()
         for index, request in enumerate(self._requests):
             self._engine.submit(request, self._bridge.listener(self.inbox, index))
             self._unfinished.add(request.id)

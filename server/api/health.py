@@ -6,13 +6,13 @@ from fastapi import FastAPI
 
 from server.api.context import ContextDep
 from server.api.draining import server_stopping
-from server.api.errors import ApiError
+from server.api.errors import ApiError, engine_dead
 
 
 async def health(context: ContextDep) -> dict[str, str]:
     """200 while the engine lives; 503 asks the supervisor for a restart."""
     if not context.engine.is_healthy():
-        raise ApiError(503, "engine_dead", "The engine's thread has ended; the server must be restarted.")
+        raise engine_dead()
     return {"status": "ok"}
 
 
