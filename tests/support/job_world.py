@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from adapters_store.store import AdapterStore
+from server.jobs.executor import is_locked
 from server.jobs.limits import JobLimits
 from server.jobs.records import DataFile, Job
 from server.jobs.request import JobRequest
 from server.jobs.served_base import ServedBase
 from server.jobs.service import Onboarding
+from server.jobs.worker_options import LOCK_FILE
 from support.adapter_files import tiny_base
 from support.waiting import wait_until
 
@@ -75,6 +77,7 @@ class JobWorld:
         if self.database_url is not None:
             command += ["--database-url", self.database_url]
         self.worker = subprocess.Popen(command, cwd=HERE.parents[1])
+        wait_until(lambda: is_locked(self.data_dir / LOCK_FILE), timeout_s=30)
         return self.worker
 
     def kill_worker(self) -> None:

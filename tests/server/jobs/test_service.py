@@ -1,0 +1,97 @@
+"""What a new job must be: limits by tenant, and nothing kept of what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapters_store.errors import Conflict, StoreError
+from server.jobs.errors import JobLimit, JobRefused
+from server.jobs.limits import JobLimits
+from server.jobs.records import JobStatus
+from server.jobs.request import JobRequest
+from server.jobs.served_base import ServedBase
+from support.job_world import MODEL, JobWorld, data_lines
+
+
+def ask(world: JobWorld, **fields: object) -> JobRequest:
+    return JobRequest(**{"model": MODEL, "training_file": world.upload(data_lines()).id, **fields})  # type: ignore[arg-type]
+
+
+def test_jobs_at_once_and_in_a_day_are_limited_by_tenant(tmp_path: Path) -> None:
+    world = JobWorld(tmp_path, limits=JobLimits(max_active_jobs=2, max_jobs_per_day=3))
+    jobs = [world.create(salt=index) for index in range(2)]
+    with pytest.raises(JobLimit, match="has 2 jobs that have not ended, the limit is 2"):
+        world.create(salt=2)
+    world.create("globex")
+    world.jobs.cancel(jobs[0])
+    world.jobs.cancel(world.create(salt=3))
+    with pytest.raises(JobLimit, match="made 3 jobs in 24 hours, the limit is 3"):
+        world.create(salt=4)
+    assert len(list(world.jobs.runs.iterdir())) == 4, "a refused job left a folder"
+    world.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"knobs": {"rank": 0}}, "invalid_value", "multilora.rank"),
+        ({"knobs": {"method": "full"}}, "unsupported_method", "multilora.method"),
+        ({"spec": {"adapter": {"ranks": 1}}}, "unknown_parameter", "adapter.ranks"),
+        ({"spec": {"base": "/etc"}}, "unknown_parameter", "base"),
+        ({"hyperparameters": {"n_epochs": 1001}}, "invalid_value", "hyperparameters.n_epochs"),
+        ({"suffix": "x" * 65}, "invalid_value", "suffix"),
+    ],
+)
+def test_a_refused_job_leaves_no_row_and_no_folder(
+    world: JobWorld, fields: dict[str, object], code: str, param: str
+) -> None:
+    with pytest.raises(JobRefused) as refused:
+        world.onboarding.create("acme", ask(world, **fields))
+    assert (refused.value.code, refused.value.param) == (code, param)
+    assert world.jobs.list() == []
+    assert not world.jobs.runs.exists() or list(world.jobs.runs.iterdir()) == []
+
+
+def test_rank_above_the_servers_limit_is_refused_by_name(tmp_path: Path) -> None:
+    world = JobWorld(tmp_path, limits=JobLimits(max_rank=32))
+    for knobs in ({"rank": 64}, {"rank_pattern": {"q_proj": 64}}):
+        with pytest.raises(JobRefused, match="at most 32, got 64"):
+            world.onboarding.create("acme", ask(world, knobs=knobs))
+    world.close()
+
+
+def test_knobs_go_before_the_spec_and_hyperparameters_before_both(world: JobWorld) -> None:
+    request = ask(
+        world,
+        spec={"adapter": {"rank": 4, "dropout": 0.1}, "optim": {"epochs": 9}},
+        knobs={"rank": 8},
+        hyperparameters={"n_epochs": 2},
+    )
+    spec = world.onboarding.create("acme", request).spec
+    assert (spec["adapter"]["rank"], spec["adapter"]["dropout"], spec["optim"]["epochs"]) == (8, 0.1, 2)
+
+
+def test_an_nf4_base_is_trained_on_as_it_is_served(world: JobWorld) -> None:
+    assert world.create().spec["method"] == "lora"
+    base = world.root / "base"
+    ServedBase(path=base, name=MODEL, digest=world.base.digest, quantize="nf4").remember(world.data_dir)
+    assert world.create(salt=1).spec["method"] == "qlora"
+
+
+def test_a_job_that_has_ended_cannot_be_asked_for_anything(world: JobWorld) -> None:
+    job = world.create()
+    world.jobs.end(job, JobStatus.FAILED)
+    for ask_for in (world.jobs.cancel, world.jobs.pause, world.jobs.resume):
+        with pytest.raises(Conflict) as refused:
+            ask_for(job)
+        assert refused.value.code == "job_has_ended"
+    assert not world.jobs.end(job, JobStatus.SUCCEEDED), "an ended job ended again"
+
+
+def test_a_base_nobody_served_is_refused(world: JobWorld) -> None:
+    (world.data_dir / "served-base.json").unlink()
+    with pytest.raises(StoreError) as refused:
+        world.onboarding.create("acme", ask(world))
+    assert refused.value.code == "model_not_found"

@@ -1,0 +1,44 @@
+"""Beside a server a worker runs when there is something to do, and again when it has died."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from server.jobs.records import JobStatus
+from server.jobs.supervisor import SupervisorSettings, WorkerSupervisor
+from support.job_world import GATE, TRAINER, JobWorld
+from support.waiting import wait_until
+
+OPTIONS = ("--trainer", json.dumps(TRAINER), "--gate", json.dumps(GATE), "--tick-s", "0.05")
+
+
+@pytest.fixture
+def supervisor(world: JobWorld) -> Iterator[WorkerSupervisor]:
+    supervisor = WorkerSupervisor(world.onboarding, SupervisorSettings(options=OPTIONS, look_s=0.05, waits_s=(0.0,)))
+    supervisor.start()
+    yield supervisor
+    supervisor.stop()
+
+
+def test_no_job_no_worker_and_a_dead_one_is_replaced(world: JobWorld, supervisor: WorkerSupervisor) -> None:
+    time.sleep(0.3)
+    assert supervisor.worker is None
+    job = world.create(steps=40, step_s=0.05)
+    world.wait(job, lambda each: each.progress.get("step", 0) >= 1)
+    assert supervisor.worker is not None
+    first = supervisor.worker.pid
+    supervisor.worker.kill()
+    assert world.wait_ended(job).status is JobStatus.SUCCEEDED
+    assert supervisor.worker is not None
+    assert supervisor.worker.pid != first
+
+
+def test_where_another_works_already_none_is_started(world: JobWorld, supervisor: WorkerSupervisor) -> None:
+    world.start_worker()
+    wait_until((world.data_dir / "jobs.db").exists, timeout_s=20)
+    assert world.wait_ended(world.create()).status is JobStatus.SUCCEEDED
+    assert supervisor.worker is None
