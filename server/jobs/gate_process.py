@@ -30,7 +30,6 @@ from server.jobs.samples import MAX_NEW_TOKENS, side_by_side
 from server.jobs.serving_scorer import ScorerSettings, ServingScorer, pack_folder, plan_folder
 from server.jobs.tuned_base import TunedBase
 from trainer.data.dataset import PreparedData, prepare
-from trainer.data.encode import Encoder
 from trainer.data.problems import DataRejected, Problem
 from trainer.data.sample import pick, runs_of
 from trainer.gate.gate import GateInputs, GateResult, judge, refused
@@ -135,7 +134,7 @@ def _judged(
     trip: RoundTrip,
 ) -> _Measured:
     validation, general = run.data.validation, run.data.general
-    own = [] if general else own_examples(Encoder(run.tokenizer, max_sequence_length=scorer.max_tokens))
+    own = [] if general else own_examples(run.tokenizer, max_tokens=scorer.max_tokens)
     inputs = GateInputs(validation, general or own, MIX if general else OWN_TEXT, weights, trip)
     result = judge(scorer, inputs, limits)
     return _Measured(result, side_by_side(scorer, Tokenizer.load(run.spec.base), pick(validation, NUM_SAMPLES)))

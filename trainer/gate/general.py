@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from trainer.gate.thresholds import GateThresholds
 from trainer.gate.verdict import Reason
 
 OWN_TEXT, MIX = "own text", "mix"
+_LONGEST_PASSAGE = 4096  # tokens: more than one for every byte
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,11 @@ class GeneralText:
         }
 
 
-def own_examples(encoder: Encoder) -> list[EncodedExample]:
-    """The project's own passages as plain text."""
-    return [example for passage in PASSAGES for example in encoder.encode(Record("text", completion=passage))]
+def own_examples(tokenizer: Any, *, max_tokens: int) -> list[EncodedExample]:
+    """The project's own passages as plain text, each cut after max_tokens (2 or more), as only a tiny base needs."""
+    encoder = Encoder(tokenizer, max_sequence_length=_LONGEST_PASSAGE)
+    whole = [example for passage in PASSAGES for example in encoder.encode(Record("text", completion=passage))]
+    return [replace(item, input_ids=item.input_ids[:max_tokens], weights=item.weights[:max_tokens]) for item in whole]
 
 
 def measure_general(

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from support.training_data import demo_tokenizer, some_examples
-from trainer.data.encode import Encoder
 from trainer.data.types import EncodedExample
 from trainer.gate.gate import GateInputs, finite_or_none, judge, refused
 from trainer.gate.general import MIX, judge_general, measure_general, own_examples
@@ -72,10 +71,11 @@ def test_a_base_that_only_guesses_at_the_text_is_not_judged_by_it() -> None:
 
 
 def test_the_projects_own_text_is_learned_whole() -> None:
-    examples = own_examples(Encoder(demo_tokenizer(), max_sequence_length=512))
+    examples = own_examples(demo_tokenizer(), max_tokens=512)
     assert len(examples) == len(PASSAGES) == len(set(PASSAGES))
     assert len(PASSAGES) >= 30
     assert all(item.num_supervised == len(item) - 1 for item in examples)
+    assert max(map(len, own_examples(demo_tokenizer(), max_tokens=9))) == 9
 
 
 def test_served_logits_are_held_against_pefts() -> None:
