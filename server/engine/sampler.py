@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lora_kernels.transfer import to_device
 from server.engine.logprobs import token_logprobs
 from server.engine.request import Request, TokenLogprob
 from server.engine.sampler_state import PickGroup, PlanBuilder, SamplingPlan, TokenHistory
@@ -92,7 +93,7 @@ class Sampler:
             index for row, index in plan.banned if len(requests[row].output_ids) < requests[row].params.min_tokens
         ]
         if held_off:
-            flat[torch.from_numpy(np.concatenate(held_off)).to(flat.device)] = -torch.inf
+            flat[to_device(torch.from_numpy(np.concatenate(held_off)), flat.device)] = -torch.inf
         if plan.penalised:
             _penalise(flat, plan, requests)
         return scores_RV
@@ -166,8 +167,9 @@ def _penalise(flat: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request
         np.array(by_row, dtype=np.float32), [len(history.ids) for _, history in plan.penalised], axis=0
     )
     counts = np.concatenate([history.counts for _, history in plan.penalised])
-    repetition, presence, frequency, count = torch.from_numpy(np.vstack([by_token.T, counts])).to(flat.device)
-    where = torch.from_numpy(index).to(flat.device)
+    numbers = torch.from_numpy(np.vstack([by_token.T, counts]))
+    repetition, presence, frequency, count = to_device(numbers, flat.device)
+    where = to_device(torch.from_numpy(index), flat.device)
     scores = flat[where]
     scores = torch.where(scores > 0, scores / repetition, scores * repetition)
     flat[where] = scores - presence * (count > 0) - frequency * count
@@ -175,7 +177,7 @@ def _penalise(flat: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request
 
 def _uniform_column(group: PickGroup, requests: Sequence[Request], device: torch.device) -> torch.Tensor:
     positions = [len(requests[row].output_ids) for row in group.indices]
-    return torch.from_numpy(uniforms(group.keys, positions)).to(device)[:, None]
+    return to_device(torch.from_numpy(uniforms(group.keys, positions)), device)[:, None]
 
 
 def _greedy(
