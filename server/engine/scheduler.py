@@ -124,9 +124,11 @@ class Scheduler:
         starving = self._waiting.starving(self._gate.no_room_since, self._gate.over_share, now_s)
         self._prefetch(starving)
         schedule = self._decode()
-        self._continue_prefills(schedule)
+        held_up = self._continue_prefills(schedule)
         if self._waiting and self._has_room(schedule):
             self._admit(schedule, starving, now_s)
+        for request in held_up:
+            self._add_chunk(schedule, request, self.settings.max_batch_tokens)
         self._is_in_flight = bool(schedule.rows)
         return schedule if schedule.rows else None
 
@@ -262,24 +264,39 @@ class Scheduler:
             self._gate.release(request.adapter)
         request.slot = None
 
-    def _continue_prefills(self, schedule: Schedule) -> None:
-        """The tenant that has been given least goes first: another's long prompts do not take the whole step."""
+    def _continue_prefills(self, schedule: Schedule) -> list[Request]:
+        """The tenant that has been given least goes first. While one waits that has been given less, half of the step
+        is left to it: another's long prompt does not take all. Returns whose chunks may take what is left over."""
         if schedule.num_decodes == len(self._running):
-            return
+            return []
         prefills = [request for request in self._running if request.num_tokens - request.num_computed_tokens > 1]
         if len(prefills) > 1:
             prefills.sort(key=lambda request: self.shares.account(request.tenant).service)
+        held_up: list[Request] = []
+        lowest = self.shares.lowest()
         for request in prefills:
-            self._add_chunk(schedule, request)
+            limit = self.settings.max_batch_tokens
+            if lowest is not None and lowest.service < self.shares.account(request.tenant).service:
+                limit //= 2
+                held_up.append(request)
+            self._add_chunk(schedule, request, limit)
+        return held_up
 
-    def _add_chunk(self, schedule: Schedule, request: Request) -> None:
-        room = self.settings.max_batch_tokens - schedule.num_tokens
+    def _add_chunk(self, schedule: Schedule, request: Request, limit: int) -> None:
+        """As much of the prompt as keeps the forward within `limit` tokens; more of it where it has a row already."""
+        row = next((row for row in schedule.rows[schedule.num_decodes :] if row.request is request), None)
+        num_taken = 0 if row is None else row.num_tokens
+        room = limit - schedule.num_tokens
         if self.settings.prefill_chunk is not None:
-            room = min(room, self.settings.prefill_chunk)
-        count = min(request.num_tokens - request.num_computed_tokens, room)
-        if count > 0:
+            room = min(room, self.settings.prefill_chunk - num_taken)
+        count = min(request.num_tokens - request.num_computed_tokens - num_taken, room)
+        if count <= 0:
+            return
+        schedule.num_tokens += count
+        if row is None:
             schedule.rows.append(ScheduledRow(request, request.num_computed_tokens, count))
-            schedule.num_tokens += count
+        else:
+            row.num_tokens += count
 
     def _has_room(self, schedule: Schedule) -> bool:
         if len(self._running) >= self.settings.max_running or schedule.num_tokens >= self.settings.max_batch_tokens:
@@ -305,7 +322,7 @@ class Scheduler:
                 break
             if verdict is _Verdict.ADMITTED:
                 admitted.append(request)
-                self._add_chunk(schedule, request)
+                self._add_chunk(schedule, request, self.settings.max_batch_tokens)
             else:
                 num_passed_over += 1
                 if num_passed_over > self.settings.lookahead:
