@@ -1,0 +1,103 @@
+"""Our training step against TRL's SFTTrainer: tokens per second and peak memory, same data, base, adapter and steps.
+
+Each side trains in a process of its own, in turn, every other round backwards. "trl" has its defaults, but gradient
+checkpointing is off on both sides; "trl-chunked" has its memory-saving loss. The losses are compared, too: in float32
+both sides must have computed the same thing.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from benchmarks.report import Report, Row, number
+from benchmarks.timing import Spread, interleaved, ratio
+from benchmarks.train_side import SIDES, SideResult
+
+TO_REACH = 1.2  # ours / theirs in tokens per second; peak memory not above
+PRECISIONS = ("float32", "bfloat16")
+
+
+def run_side(side: str, *, precision: str, quick: bool) -> SideResult:
+    """One side's run in a fresh process. Raises CalledProcessError where it fails."""
+    command = [sys.executable, "-m", "benchmarks.train_side", side, "--precision", precision]
+    command += ["--quick", "--steps", "4"] if quick else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return SideResult(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def cases(*, quick: bool) -> dict[str, Callable[[], SideResult]]:
+    return {
+        f"{precision}, {side}": partial(run_side, side, precision=precision, quick=quick)
+        for precision in PRECISIONS[: 1 if quick else None]
+        for side in SIDES
+    }
+
+
+def row_of(precision: str, side: str, ours: Sequence[SideResult], theirs: Sequence[SideResult]) -> Row:
+    speeds, peaks = (
+        [[getattr(r, name) for r in runs] for runs in (ours, theirs)] for name in ("tokens_per_s", "peak_bytes")
+    )
+    differences = [abs(mine - other) for mine, other in zip(ours[0].losses, theirs[0].losses, strict=True)]
+    return {
+        "precision": precision,
+        "against": side,
+        **Spread.of(speeds[0]).columns("ours_tok_per_s"),
+        **Spread.of(speeds[1]).columns("theirs_tok_per_s"),
+        **ratio(*speeds).columns("ours_over_theirs"),
+        "ours_peak_mib": max(peaks[0]) / 2**20,
+        "theirs_peak_mib": max(peaks[1]) / 2**20,
+        "largest_loss_difference": max(differences),
+    }
+
+
+def print_summary(report: Report, rows: Sequence[Row]) -> None:
+    columns = ("ours_tok_per_s", "theirs_tok_per_s", "ours_over_theirs", "ours_peak_mib", "theirs_peak_mib")
+    lines = [
+        [
+            str(row["precision"]),
+            str(row["against"]),
+            *(f"{number(row[column]):.2f}" if "over" in column else f"{number(row[column]):.0f}" for column in columns),
+            f"{number(row['largest_loss_difference']):.1g}",
+            f">= {TO_REACH}, peak not above",
+        ]
+        for row in rows
+    ]
+    headers = [
+        "precision",
+        "against",
+        "ours tok/s",
+        "theirs tok/s",
+        "ratio",
+        "ours MiB",
+        "theirs MiB",
+        "loss differs",
+        "to reach",
+    ]
+    report.print_table("Training: ours against TRL, medians over rounds", headers, lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    report = Report.from_arguments("train_vs_trl", __doc__, arguments)
+    rounds = 1 if report.quick else 2
+    results = interleaved(
+        cases(quick=report.quick),
+        rounds=rounds,
+        warmups=0,
+        say=report.say,
+        show=lambda result: f"{result.tokens_per_s:.0f} tok/s, {result.peak_bytes >> 20} MiB",
+    )
+    rows = [
+        row_of(precision, side, results[f"{precision}, ours"], results[f"{precision}, {side}"])
+        for precision in PRECISIONS[: 1 if report.quick else None]
+        for side in SIDES[1:]
+    ]
+    report.write_csv(rows)
+    print_summary(report, rows)
+
+
+if __name__ == "__main__":
+    main()
