@@ -40,7 +40,7 @@ class Client:
 
 
 CLIENTS = (
-    Client("openai", (("openai",),), ("openai", "httpx")),
+    Client("openai", (("openai",),), ("openai", "httpx2")),
     Client("litellm", (("litellm",),), ("litellm", "openai")),
     Client("langchain-openai", (("langchain-openai",),), ("langchain-openai", "langchain-core", "openai")),
     Client("lm-eval", ((TORCH,), ("lm-eval[api]", "transformers")), ("lm_eval", "transformers", "torch")),
@@ -86,7 +86,7 @@ def _environment(client: Client, folder: Path) -> Path:
     print(f"installing {client.name}", flush=True)
     venv.create(home, with_pip=True, clear=True)
     for requirements in client.requirements:
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
+        pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *requirements]
         subprocess.run(pip, check=True)
     done.write_text(wanted)
     return python
