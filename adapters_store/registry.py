@@ -114,7 +114,7 @@ def add_version(
     if draft.active:
         alias_rows.set_active(connection, adapter_id, number)
     version = find_versions(connection, tenant=draft.tenant, name=draft.name, number=number)[0]
-    told = {"digest": version.digest, "active": version.active}
+    told: dict[str, Any] = {"digest": version.digest, "active": version.active}
     audit.note(connection, "adapter.upload", tenant=version.tenant, target=version.ref, **told)
     return version
 
