@@ -10,26 +10,15 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
 
 from adapters_store.base import AdapterDigest
 from adapters_store.pool_shares import Owner
-from server.engine.fair_share import INPUT_COST, FairShare, TenantAccount
+from server.engine.admission_walk import Starving, Walk
+from server.engine.fair_share import FairShare, TenantAccount
 from server.engine.request import Request
 from server.engine.tenant_queue import Filter, TenantQueue, TenantWalk
 
 _ByLoad = tuple[float, int, TenantQueue]
-
-
-class Starving(NamedTuple):
-    """The most urgent request whose adapter has found no room on the device for too long.
-
-    tenant: where it is only this tenant's own requests that must make room, because it has used up its share.
-    """
-
-    place: int
-    adapter: AdapterDigest
-    tenant: str | None = None
 
 
 class FairAdmission:
@@ -240,80 +229,3 @@ class FairAdmission:
 
 def _key(queue: TenantQueue) -> _ByLoad:
     return queue.account.load, queue.load_entry, queue
-
-
-class Walk:
-    """Waiting requests in the order they may be admitted, one candidate at a time. The queue must not change meanwhile.
-
-    While somebody starves, those behind it that use another adapter are left out, even an adapter that runs already:
-    each of them would keep bytes in use that the starving one needs. Those before it, and requests of the bare base,
-    go on.
-    """
-
-    def __init__(
-        self,
-        queue: FairAdmission,
-        ready: Collection[AdapterDigest],
-        starving: Starving | None,
-        crowding: Collection[str],
-    ) -> None:
-        self._queue = queue
-        self._ready = ready
-        self._starving = starving
-        self._crowding = crowding
-        self._open: dict[str, TenantWalk] = {}
-        self._exhausted: list[TenantAccount] = []
-
-    @property
-    def current(self) -> Request | None:
-        """Whose turn it is; None at the end."""
-        shares = self._queue.shares
-        while (account := shares.lowest()) is not None:
-            walk = self._open.get(account.tenant)
-            if walk is None:
-                walk = self._queue.open(account, self._ready, self._filter(account.tenant))
-                if walk is None:
-                    shares.withdraw_lowest()
-                    continue
-                self._open[account.tenant] = walk
-            if walk.current is not None:
-                return walk.current
-            shares.withdraw_lowest()
-            self._exhausted.append(account)
-        return None
-
-    def advance(self, *, admitted: bool) -> None:
-        """Done with the current request. An admitted one is paid for, so that another tenant may be next."""
-        request = self.current
-        assert request is not None, "advanced beyond the end"
-        account = self._queue.shares.account(request.tenant)
-        self._open[request.tenant].advance()
-        if admitted:
-            self._queue.shares.picked(account, prompt_cost(request))
-
-    def skip_tenant(self) -> None:
-        """None of the current tenant's requests in this walk."""
-        account = self._queue.shares.lowest()
-        assert account is not None, "skipped beyond the end"
-        self._queue.shares.withdraw_lowest()
-        self._exhausted.append(account)
-
-    def close(self) -> None:
-        """Those who had nothing more may be picked in the next walk."""
-        for account in self._exhausted:
-            self._queue.shares.offer(account)
-
-    def _filter(self, tenant: str) -> Filter | None:
-        if tenant in self._crowding:
-            return lambda place, adapter: True
-        starving = self._starving
-        if starving is None or (starving.tenant is not None and starving.tenant != tenant):
-            return None
-        return lambda place, adapter: place > starving.place and adapter != starving.adapter
-
-
-def prompt_cost(request: Request) -> float:
-    """Virtual tokens of the prompt, without what the prefix cache gave; nothing when it is computed once more."""
-    if request.first_scheduled_s is not None:
-        return 0.0
-    return INPUT_COST * request.price * max(0, len(request.prompt_ids) - request.num_computed_tokens)

@@ -11,7 +11,8 @@ from enum import Enum, auto
 
 from adapters_store.base import AdapterDigest
 from adapters_store.errors import StoreError
-from server.engine.admission import FairAdmission, Starving
+from server.engine.admission import FairAdmission
+from server.engine.admission_walk import Starving
 from server.engine.deadlines import Deadlines
 from server.engine.errors import QueueFull
 from server.engine.fair_share import OUTPUT_COST, FairShare

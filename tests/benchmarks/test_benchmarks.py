@@ -22,6 +22,7 @@ EXPECTED = {
     "versus_peft": (5, {"ours_tok_per_s", "theirs_tok_per_s", "ours_over_theirs", "same_first_token"}),
     "paging": (6, {"measure", "case", "of_resident", "of_quiet", "copies_per_request", "itl_p95_ms"}),
     "server_load": (4, {"popularity", "tok_per_s", "of_base", "ttft_p95_ms", "tpot_p50_ms"}),
+    "fairness": (4, {"case", "ttft_p50_ms", "ttft_p95_ms", "jain", "others_answered", "refused"}),
 }
 
 

@@ -1,0 +1,205 @@
+"""A server that one of eight tenants floods: what the others wait for their first token, and who is served how much.
+
+Starts the API on 127.0.0.1 (auth off, tenants by X-Tenant-Id) over the base alone and sends requests at Poisson times,
+whether or not earlier ones are answered. "even": everybody at three quarters of an eighth of what the server can do.
+"flood": the first tenant at ten times that. "one queue": the same flood, all in one tenant's name, as a server without
+shares would see it. "backlog": everybody beyond an eighth, the first at ten times that: who gets how much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from benchmarks.report import Report, Row, bars, legend_below, number, spread
+from benchmarks.server_load import Scale, running_server
+from benchmarks.shapes import shape_for
+from benchmarks.timing import Spread, percentile
+from server.engine.fair_share import jain_index
+
+TENANTS = tuple(f"tenant{index}" for index in range(8))
+FLOODER = TENANTS[0]
+FLOOD = 10.0
+CASES = ("even", "flood", "one queue", "backlog")
+OF_CAPACITY = {"even": 0.75, "flood": 0.75, "one queue": 0.75, "backlog": 1.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """seconds: of one case. Tokens of a request."""
+
+    seconds: float
+    rounds: int
+    prompt: int
+    new: int
+
+
+FULL_LENGTH = Length(seconds=20.0, rounds=2, prompt=64, new=32)
+QUICK_LENGTH = Length(seconds=1.0, rounds=1, prompt=8, new=4)
+
+
+@dataclass
+class Seen:
+    """Of one tenant. served: virtual tokens given within the case, an input 1 and an output 2."""
+
+    ttfts_s: list[float] = field(default_factory=list)
+    served: float = 0.0
+    refused: int = 0
+
+
+class Clients:
+    """Everybody's requests to one server."""
+
+    def __init__(self, client: httpx.AsyncClient, model: str, length: Length, vocab: int) -> None:
+        self._client = client
+        self._model = model
+        self._length = length
+        self._vocab = vocab
+        self._end_s = 0.0
+
+    async def run(self, case: str, rates: dict[str, float], seed: int) -> dict[str, Seen]:
+        """Send for so long; what is unanswered then is hung up on."""
+        seen = {tenant: Seen() for tenant in rates}
+        rng = random.Random(seed)
+        self._end_s = time.perf_counter() + self._length.seconds
+        async with asyncio.TaskGroup() as group:
+            senders = [
+                group.create_task(self._send(tenant, rate, seen[tenant], random.Random(rng.random()), case))
+                for tenant, rate in rates.items()
+            ]
+            await asyncio.wait(senders)
+        return seen
+
+    async def _send(self, tenant: str, rate: float, seen: Seen, rng: random.Random, case: str) -> None:
+        name = "everybody" if case == "one queue" else tenant
+        under_way: set[asyncio.Task[None]] = set()
+        due_s = time.perf_counter()
+        while (due_s := due_s + rng.expovariate(rate)) < self._end_s:
+            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+            prompt = [rng.randrange(2, self._vocab) for _ in range(self._length.prompt)]
+            task = asyncio.create_task(self._ask(name, prompt, seen, due_s))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+        await asyncio.sleep(max(0.0, self._end_s - time.perf_counter()))
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _ask(self, tenant: str, prompt: list[int], seen: Seen, due_s: float) -> None:
+        body = {"model": self._model, "prompt": prompt, "max_tokens": self._length.new, "temperature": 0}
+        body |= {"ignore_eos": True, "stream": True}
+        async with self._client.stream(
+            "POST", "/v1/completions", json=body, headers={"x-tenant-id": tenant}
+        ) as response:
+            if response.status_code == 429:
+                seen.refused += 1
+                return
+            is_first = True
+            async for line in response.aiter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                if is_first:
+                    seen.ttfts_s.append(time.perf_counter() - due_s)
+                    seen.served += len(prompt)
+                    is_first = False
+                seen.served += 2.0
+
+
+async def capacity(clients: Clients, length: Length) -> float:
+    """Requests a second that the server answers when it always has 64 of them."""
+    answered = 0
+    end_s = time.perf_counter() + length.seconds / 2
+
+    async def loop(index: int) -> None:
+        nonlocal answered
+        rng = random.Random(index)
+        while time.perf_counter() < end_s:
+            prompt = [rng.randrange(2, clients._vocab) for _ in range(length.prompt)]
+            await clients._ask(TENANTS[index % len(TENANTS)], prompt, Seen(), 0.0)
+            answered += 1
+
+    began_s = time.perf_counter()
+    await asyncio.gather(*(loop(index) for index in range(64)))
+    return answered / (time.perf_counter() - began_s)
+
+
+def row_of(case: str, seen: Sequence[dict[str, Seen]], rate: float) -> Row:
+    """One case over all rounds; times of everybody but the first tenant."""
+    p95s, p50s = [], []
+    for each in seen:
+        ttfts = [ttft for tenant, own in each.items() if tenant != FLOODER for ttft in own.ttfts_s]
+        p95s.append(1000 * percentile(ttfts, 95))
+        p50s.append(1000 * percentile(ttfts, 50))
+    jain = Spread.of([jain_index([own.served for own in each.values()]) for each in seen])
+    return {
+        "case": case,
+        "rate_per_tenant": rate,
+        **Spread.of(p50s).columns("ttft_p50_ms"),
+        **Spread.of(p95s).columns("ttft_p95_ms"),
+        **jain.columns("jain"),
+        "flooder_answered": sum(len(each[FLOODER].ttfts_s) for each in seen),
+        "others_answered": sum(len(own.ttfts_s) for each in seen for own in each.values())
+        - sum(len(each[FLOODER].ttfts_s) for each in seen),
+        "refused": sum(own.refused for each in seen for own in each.values()),
+    }
+
+
+async def measure(url: str, report: Report, length: Length, vocab: int) -> list[Row]:
+    """All cases in every round, every other round backwards."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
+        model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
+        clients = Clients(client, model, length, vocab)
+        await capacity(clients, length)  # warm-up
+        most = await capacity(clients, length)
+        report.say(f"{most:.1f} requests a second at most")
+        seen: dict[str, list[dict[str, Seen]]] = {case: [] for case in CASES}
+        for number_of_round in range(length.rounds):
+            for case in CASES if number_of_round % 2 == 0 else reversed(CASES):
+                rate = OF_CAPACITY[case] * most / len(TENANTS)
+                rates = dict.fromkeys(TENANTS, rate) | ({} if case == "even" else {FLOODER: FLOOD * rate})
+                seen[case].append(await clients.run(case, rates, seed=number_of_round))
+                report.say(f"round {number_of_round + 1}: {case}")
+                await asyncio.sleep(0.5)
+        return [row_of(case, seen[case], OF_CAPACITY[case] * most / len(TENANTS)) for case in CASES]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    report = Report.from_arguments("fairness", __doc__, arguments)
+    length = QUICK_LENGTH if report.quick else FULL_LENGTH
+    scale = Scale(users=8, tenants=2, pool=2, seconds=1, rounds=1)
+    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder), scale, quick=report.quick) as url:
+        rows = asyncio.run(measure(url, report, length, shape_for(quick=report.quick).vocab))
+    report.write_csv(rows)
+    by_case = {str(row["case"]): row for row in rows}
+    ratio = number(by_case["flood"]["ttft_p95_ms"]) / number(by_case["even"]["ttft_p95_ms"])
+    jain = number(by_case["backlog"]["jain"])
+    title = f"A tenfold flood: the others' p95 TTFT is {ratio:.2f} times as long; Jain index of a backlog {jain:.3f}"
+    figure, (times, index) = report.figure(title, panels=2)
+    labels = CASES[:3]
+    series = {
+        "median": [spread(by_case[case], "ttft_p50_ms") for case in labels],
+        "95th percentile": [spread(by_case[case], "ttft_p95_ms") for case in labels],
+    }
+    bars(times, labels, series)
+    times.set_yscale("log")
+    times.set_title("others' time to first token, ms")
+    bars(index, ["backlog"], {"Jain index of service": [spread(by_case["backlog"], "jain")]})
+    index.set_ylim(0, 1.1)
+    index.set_title("who is served how much")
+    legend_below(figure)
+    report.save_plot(figure)
+    columns = ("case", "ttft_p50_ms", "ttft_p95_ms", "jain", "flooder_answered", "others_answered", "refused")
+    table = [[str(row["case"]), *(f"{number(row[column]):.4g}" for column in columns[1:])] for row in rows]
+    report.print_table(title, columns, table)
+
+
+if __name__ == "__main__":
+    main()
