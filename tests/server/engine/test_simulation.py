@@ -94,3 +94,12 @@ def test_the_same_seed_gives_the_same_run() -> None:
             world.step()
         runs.append((dict(world.ends), world.outcomes, world.tiers.stats()))
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize(("regime", "times"), [("a flood", 2), ("a thousand adapters", 10)])
+def test_the_tenant_that_sends_most_waits_longest(regime: str, times: int) -> None:
+    world = World(seed=11, settings=replace(REGIMES[regime], max_waiting=200, deadlines=0.0))
+    for _ in range(4000):
+        world.step()
+    waits = world.longest_waits
+    assert times * max(waits["med"], waits["code"]) < waits["law"], waits
