@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -41,6 +41,7 @@ def attach_adapter(causal: PreTrainedModel, spec: TrainSpec, device: torch.devic
         rank_pattern=dict(adapter.rank_pattern),
         alpha_pattern={key: _whole_where_possible(value) for key, value in adapter.alpha_pattern.items()},
         init_lora_weights="eva" if adapter.init == "eva" else True,
+        eva_config=EvaConfig() if adapter.init == "eva" else None,
         task_type="CAUSAL_LM",
     )
     peft = get_peft_model(causal, config)

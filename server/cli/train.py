@@ -24,7 +24,7 @@ from server.cli.stopping import StopSignals
 from trainer.spec import SpecError, TrainSpec
 
 POLL_S = 0.1
-TRAINER_FAILED, GATED_METHODS = "training_failed", ("lora", "qlora", "dora")
+TRAINER_FAILED = "training_failed"
 EXITS = {
     "file_not_found": ExitCode.NOT_FOUND,
     "run_dir_in_use": ExitCode.CONFLICT,
@@ -41,7 +41,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
     ranks: Annotated[int, typer.Option("--ranks", help='Processes, with sharding "fsdp" in the spec.', min=1)] = 1,
-    gate: Annotated[bool, typer.Option("--gate/--no-gate", help="Measure the adapter against the base.")] = True,
+    gate: Annotated[bool, typer.Option("--gate/--no-gate", help="Measure what was trained against the base.")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Train an adapter (or a whole base) without a server; Ctrl-C pauses, --resume goes on.
@@ -61,7 +61,7 @@ def train(
     losses = result["losses"]
     output.say(f"{result['output']}: {folder / result['output']}")
     output.say(f"held-out loss {losses['base']:.3f} -> {losses['best']:.3f} (step {result['best_step']})")
-    if gate and parsed.method in GATED_METHODS:
+    if gate:
         _measure(folder, parsed, output)
 
 
@@ -185,7 +185,7 @@ def _last_words(log: Path) -> dict[str, str]:
 
 
 def _measure(folder: Path, spec: TrainSpec, output: Output) -> None:
-    """The gate's verdict on the adapter. Raises CommandError (gate_blocked, gate_failed)."""
+    """The gate's verdict on what was trained. Raises CommandError (gate_blocked, gate_failed)."""
     options = ["--quantize", "nf4"] if spec.method == "qlora" else []
     command = [sys.executable, "-m", "server.jobs.gate_process", str(folder), *options]
     with output.waiting("measuring the adapter against the base"), (folder / "gate.log").open("ab") as log:
@@ -198,4 +198,6 @@ def _measure(folder: Path, spec: TrainSpec, output: Output) -> None:
     output.say(f"gate: {verdict['verdict']}{': ' + reasons if reasons else ''}")
     output.say(f"report: {folder / 'report.html'}")
     if verdict["verdict"] == "block":
-        raise CommandError("gate_blocked", f"the adapter is kept and should not be served: {reasons}", ExitCode.REFUSED)
+        raise CommandError(
+            "gate_blocked", f"what was trained is kept and should not be served: {reasons}", ExitCode.REFUSED
+        )

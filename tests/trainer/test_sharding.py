@@ -57,9 +57,7 @@ def start_two_ranks(folders: list[Path]) -> None:
     script = ROOT / "tests" / "support" / "sharded_runs.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, *map(str, folders)], env=environment, capture_output=True, timeout=90, check=False
-    )
+    done = subprocess.run([*command, *map(str, folders)], env=environment, capture_output=True, timeout=90, check=False)
     assert done.returncode == 0, done.stderr.decode()[-4000:]
 
 
