@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from adapters_store.base import AdapterDigest
 from adapters_store.device_copier import CopyHandle, DeviceCopier
-from adapters_store.device_pool import DevicePool, PoolEntry, Reservation
+from adapters_store.device_pool import DevicePool, PoolEntry
 from adapters_store.errors import AdapterUnavailable, StoreError
 from adapters_store.host_tier import HostEntry, HostTier
-from adapters_store.pool_shares import NOBODY, Owner, PoolShares
+from adapters_store.placement import Placement
+from adapters_store.pool_shares import Owner
 from adapters_store.tier_types import AdapterTiersSettings, AdapterTiersStats, ResidentAdapter
 from adapters_store.working_set import WorkingSet
 
@@ -34,21 +34,6 @@ class _Copy(NamedTuple):
     entry: PoolEntry
     source: HostEntry
     handle: CopyHandle
-
-
-@dataclass(slots=True)
-class _Pass:
-    """One look at everything that is wanted. too_much: a reservation of so many elements has failed for want of room.
-
-    denied: the same for one tenant, for want of share. fresh: adapters not used yet, and whose they are. shares: who
-    holds how much, until somebody is placed or goes.
-    """
-
-    too_much: int
-    loads_left: int
-    denied: dict[str, int] = field(default_factory=dict)
-    fresh: dict[AdapterDigest, str] = field(default_factory=dict)
-    shares: PoolShares | None = None
 
 
 class AdapterTiers:
@@ -81,11 +66,9 @@ class AdapterTiers:
         self._last_advance_s = clock()
         self._host_version = host.version
         self._num_misses = 0
-        self._owners: Mapping[AdapterDigest, Owner] = {}  # of what is wanted
-        self._over_share: set[AdapterDigest] = set()
-        self._crowding: frozenset[str] = frozenset()
-        self._loads: list[tuple[Owner, int]] = []
-        self._pass = _Pass(0, 0)
+        self._placement = Placement(pool)
+        self._loads: list[tuple[Owner, int]] = []  # since take_loads()
+        self._loads_left = 0  # in the current pass
         self._working_set = WorkingSet(pool.capacity_elements, clock)
 
     @property
@@ -96,12 +79,12 @@ class AdapterTiers:
     @property
     def over_share(self) -> Collection[AdapterDigest]:
         """Of `no_room_since`: those whose own tenant has used up its share, so that it must make the room itself."""
-        return self._over_share
+        return self._placement.over_share
 
     @property
     def crowding(self) -> Collection[str]:
         """Tenants that use more of the device than their share while somebody within its share finds no room."""
-        return self._crowding
+        return self._placement.crowding
 
     @property
     def num_activations(self) -> int:
@@ -132,7 +115,7 @@ class AdapterTiers:
         digests: in a mapping, each with its owner. Only the first `limit` may take room; the rest keep their claim and
         wait. Cheap when nothing has changed.
         """
-        self._owners = digests if isinstance(digests, Mapping) else {}
+        self._placement.owners = digests if isinstance(digests, Mapping) else {}
         wanted, limit = tuple(digests), len(digests) if limit is None else limit
         if wanted != self._wanted or limit != self._limit:
             self._replace_wanted(wanted, limit)
@@ -269,18 +252,16 @@ class AdapterTiers:
         """Go through what is wanted, in order, and bring on what is missing."""
         self._must_advance = self._is_incomplete = False
         self._last_advance_s = self._clock()
-        self._pass = _Pass(self._pool.capacity_elements + 1, self._settings.max_loads)
-        self._over_share.clear()
+        self._loads_left = self._settings.max_loads
+        self._placement.begin(self._wanted[: self._limit])
         in_order = dict.fromkeys((*self._pins, *self._wanted[: self._limit], *self._asked))
         more_urgent: set[AdapterDigest] = set()
-        self._pass.fresh = self._fresh()
         for digest in in_order:
             if self._pool.get(digest) is None and self._bring(digest, more_urgent):
                 self._is_incomplete = True
             more_urgent.add(digest)
         self._is_incomplete |= self._limit < len(self._wanted)
-        is_short = len(self._no_room_since) > len(self._over_share)
-        self._crowding = self._current_shares().crowding() if is_short else frozenset()
+        self._placement.end(len(self._no_room_since))
         # What is on the device already needs no room in host memory.
         self._host.prioritise([digest for digest in in_order if self._pool.get(digest) is None])
 
@@ -291,14 +272,14 @@ class AdapterTiers:
             error = self._host.failure(digest)
             if error is not None:
                 return self._fail(digest, error)
-            if self._pass.loads_left:
-                self._pass.loads_left -= 1
+            if self._loads_left:
+                self._loads_left -= 1
                 self._host.request(digest)
             return True
         if self._starts_left == 0:
             self._must_advance = True
             return True
-        reservation = self._reserve(digest, adapter.buffer.numel(), more_urgent)
+        reservation = self._placement.reserve(digest, adapter.buffer.numel(), more_urgent)
         if reservation is None:
             error = self._too_large(adapter)
             if error is not None:
@@ -308,45 +289,6 @@ class AdapterTiers:
         self._no_room_since.pop(digest, None)
         self._start(reservation.entry, [victim.slot for victim in reservation.evicted], adapter)
         return False
-
-    def _reserve(
-        self, digest: AdapterDigest, num_elements: int, more_urgent: Collection[AdapterDigest]
-    ) -> Reservation | None:
-        """Within one pass room only shrinks, so what was too much once is too much for everybody further down."""
-        state, owner = self._pass, self._owners.get(digest, NOBODY)
-        if num_elements >= min(state.too_much, state.denied.get(owner.tenant, state.too_much)):
-            self._note_denied(digest, owner)
-            return None
-        shares = self._current_shares()
-        keep = {*more_urgent, *(fresh for fresh, tenant in state.fresh.items() if tenant != owner.tenant)}
-        reservation = self._pool.reserve(digest, num_elements, keep, owner=owner, shares=shares)
-        if reservation is not None:
-            state.shares = None
-        elif shares.allows(owner, num_elements):
-            state.too_much = num_elements
-        else:
-            state.denied[owner.tenant] = num_elements
-            self._note_denied(digest, owner)
-        return reservation
-
-    def _fresh(self) -> dict[AdapterDigest, str]:
-        """Adapters that were brought for somebody who has not run yet, and for whom. Paying for them has put that
-        tenant behind the others, who would else take the room away again before it is used."""
-        found = ((digest, self._pool.get(digest)) for digest in self._wanted[: self._limit])
-        return {
-            digest: entry.owner.tenant
-            for digest, entry in found
-            if entry is not None and not entry.was_used and entry.owner.tenant not in self._crowding
-        }
-
-    def _note_denied(self, digest: AdapterDigest, owner: Owner) -> None:
-        if owner.tenant in self._pass.denied:
-            self._over_share.add(digest)
-
-    def _current_shares(self) -> PoolShares:
-        if self._pass.shares is None:
-            self._pass.shares = self._pool.shares(self._owners.values())
-        return self._pass.shares
 
     def _fail(self, digest: AdapterDigest, error: StoreError) -> bool:
         self._failures[digest] = error
