@@ -45,6 +45,10 @@ class Placement:
         if num_elements >= min(self._too_much, self._denied.get(owner.tenant, self._too_much)):
             self._note_denied(digest, owner)
             return None
+        if owner.tenant in self.crowding:  # nor may it run anything more, until the others have had theirs
+            self._denied[owner.tenant] = 0
+            self._note_denied(digest, owner)
+            return None
         shares = self._current_shares()
         keep = {*more_urgent, *(fresh for fresh, tenant in self._fresh.items() if tenant != owner.tenant)}
         reservation = self._pool.reserve(digest, num_elements, keep, owner=owner, shares=shares)

@@ -19,7 +19,7 @@ class AdapterTiersSettings:
     """
 
     max_copies: int = 2
-    max_loads: int = 4
+    max_loads: int = 8
     recheck_s: float = 0.05
 
     def __post_init__(self) -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from adapters_store.device_pool import EntryState
 from adapters_store.errors import BlobDamaged, StoreError
+from adapters_store.pool_shares import Owner
+from adapters_store.tier_types import AdapterTiersSettings
 from support.adapter_memory import digest_of
 from support.tiers_bench import Bench, make_bench
 
@@ -252,3 +254,43 @@ def test_counters(bench: Bench) -> None:
     assert (stats.host.loads, stats.host.hits) == (5, 0)
     bench.bring(B)
     assert bench.tiers.stats().host.hits == 1
+
+
+def test_a_long_list_does_not_fill_the_loaders_queue_so_that_who_is_wanted_first_later_is_loaded_next() -> None:
+    bench = make_bench()
+    many = [digest_of(f"m{index}") for index in range(30)]
+    bench.tiers.want(many)
+    assert bench.host.stats().misses == AdapterTiersSettings().max_loads
+    first = digest_of("z")
+    bench.tiers.want([first, *many])
+    for _ in range(AdapterTiersSettings().max_loads + 1):
+        bench.host.load_next()
+    assert bench.host.find(first) is not None
+
+
+def test_what_was_brought_for_a_tenant_is_told_once_with_its_size() -> None:
+    bench = make_bench()
+    a = digest_of("a")
+    bench.tiers.want({a: Owner("law", 2.0)})
+    bench.settle()
+    assert list(bench.tiers.take_loads()) == [(Owner("law", 2.0), 10)]
+    assert list(bench.tiers.take_loads()) == []
+
+
+def test_one_that_is_denied_for_its_own_share_is_told_apart_from_one_that_is_crowded_out() -> None:
+    bench = make_bench()
+    crowd = {digest_of(name): Owner("crowd") for name in ("a", "b", "c", "d")}
+    bench.tiers.want(crowd)
+    bench.settle()
+    for digest in crowd:
+        assert bench.tiers.acquire(digest) is not None
+    more, law = digest_of("e"), digest_of("f")
+    bench.tiers.want({more: Owner("crowd"), law: Owner("law")})
+    bench.settle()
+    assert set(bench.tiers.no_room_since) == {more, law}
+    assert set(bench.tiers.over_share) == {more}
+    assert set(bench.tiers.crowding) == {"crowd"}
+    bench.tiers.release(digest_of("a"))
+    bench.settle()
+    assert law in bench.tiers.ready()
+    assert not bench.tiers.crowding
