@@ -6,6 +6,8 @@ import sys
 from types import FrameType
 from typing import Any
 
+from server.engine.request import Request
+from server.engine.sampling_params import SamplingParams
 from support.adapter_memory import digest_of
 from support.scheduler_bench import Bench, make_bench
 
@@ -59,3 +61,22 @@ def test_a_step_costs_no_more_with_ten_thousand_waiting_than_with_a_hundred() ->
         assert bench.scheduler.num_waiting == num_waiting
         costs[num_waiting] = min(calls_of_a_step(bench) for _ in range(20))
     assert costs[10_000] <= 1.1 * costs[100]
+
+
+def test_admitting_costs_no_more_with_two_thousand_tenants_waiting_than_with_twenty() -> None:
+    costs = {}
+    for num_tenants in (20, 2000):
+        bench = make_bench(
+            num_blocks=4096, max_model_len=4096, max_batch_tokens=2048, max_running=32, max_waiting=20_000
+        )
+        fill(bench, 32)
+        bench.step()
+        for index in range(2000):
+            params = SamplingParams(max_tokens=1000)
+            bench.scheduler.add(Request(f"w{index}", f"t{index % num_tenants}", list(range(16)), params))
+        steps = []
+        for _ in range(30):
+            bench.scheduler.finish(bench.scheduler.running()[0])
+            steps.append(calls_of_a_step(bench))
+        costs[num_tenants] = sorted(steps)[len(steps) // 2]
+    assert costs[2000] <= 1.2 * costs[20], costs
