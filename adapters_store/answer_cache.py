@@ -51,6 +51,10 @@ class AnswerCache(Generic[Key, Answer]):
                 self._answers[key] = answer
         return answer
 
+    def peek(self, key: Key) -> Answer | None:
+        """The remembered answer if it needs no look at the database; else None. Never waits."""
+        return None if self._clock() - self._checked_at > self._max_age_s else self._answers.get(key)
+
     def clear(self) -> None:
         """Forget everything: this process wrote."""
         with self._lock:

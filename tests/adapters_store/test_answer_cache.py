@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapters_store.answer_cache import AnswerCache
+from support.adapter_memory import FakeClock
 
 
 class World:
@@ -76,3 +77,19 @@ def test_what_loading_raises_is_not_remembered() -> None:
             world.loads += 1
     assert world.loads == 2
     assert cache.get("x", world.load) == "old"
+
+
+def test_a_peek_answers_only_what_needs_no_look_at_the_database() -> None:
+    clock, generations = FakeClock(), []
+
+    def read_generation() -> int:
+        generations.append(1)
+        return 7
+
+    cache: AnswerCache[str, str] = AnswerCache(read_generation, clock=clock, max_age_s=0.5)
+    assert cache.peek("a") is None
+    cache.get("a", lambda key: "answer")
+    assert cache.peek("a") == "answer"
+    clock.advance(0.6)
+    assert cache.peek("a") is None
+    assert len(generations) == 1
