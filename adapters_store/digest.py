@@ -17,7 +17,7 @@ _DOMAIN = b"multilora adapter 1\n"
 
 
 class DigestBuilder:
-    """Feed it the tensors' bits in the order of plan.tensors(), then ask for the digest.
+    """Feed it the tensors' bits module by module in the base's order, A before B; then ask for the digest.
 
     The first bytes hashed fix every tensor's length, so no two adapters feed the same bytes.
     """

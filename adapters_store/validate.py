@@ -6,7 +6,6 @@ only part that sees a tensor's values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adapters_store.base import BaseDescription, LinearShape
@@ -55,12 +54,6 @@ class AdapterPlan:
     def target_modules(self) -> tuple[str, ...]:
         """The targeted layers' last names, sorted: ("down_proj", "q_proj")."""
         return tuple(sorted({module.name.rpartition(".")[2] for module in self.modules}))
-
-    def tensors(self) -> Iterator[TensorEntry]:
-        """Every tensor once, in canonical order: modules in the base's order, A before B."""
-        for module in self.modules:
-            yield module.a
-            yield module.b
 
 
 def plan_adapter(
