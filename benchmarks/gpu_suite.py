@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu.parts import PARTS, file_of
+from benchmarks.gpu.parts import PARTS, USUAL, file_of
 from benchmarks.gpu.summary import plot, results, table, write, wrong_cases
 
 DEFAULT_OUT = Path("benchmarks/results/gpu")
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Raises SystemExit 1 where an operation is wrong or a part failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite", description=__doc__)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="where results go, and are found")
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(USUAL), metavar="NAME")
     parser.add_argument("--toy", action="store_true", help="toy sizes on the CPU: numbers mean nothing")
     parser.add_argument("--fresh", action="store_true", help="run parts again that are done")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="leave out what no time is left for")

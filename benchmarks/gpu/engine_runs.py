@@ -19,7 +19,7 @@ from benchmarks.gpu.sizes import Sizes
 from server.engine.base_model import BaseModel
 from server.engine.build import EngineParts, EngineSettings, join_engine
 from server.engine.engine import Engine
-from server.engine.memory_plan import GIB, MIB, MemoryWishes
+from server.engine.memory_plan import MIB, MemoryWishes
 from server.engine.request import Request
 from server.engine.sampling_params import SamplingParams
 from server.engine.schedule import SchedulerSettings
@@ -37,7 +37,7 @@ def engine_over(
     toy = bench.toy
     context = 2 * (sizes.long_prompt + sizes.prompt + sizes.new_tokens)
     memory = MemoryWishes(
-        kv_cache=4 * MIB if toy else 12 * GIB,
+        kv_cache=4 * MIB if toy else None,
         adapter_pool=pool_adapters * (source.num_bytes + 4096),
         host_cache=(sizes.storm_adapters + 4) * (source.num_bytes + 4096),
     )

@@ -45,7 +45,9 @@ PARTS = {
     "model_nf4": Part("8B shape in NF4: decode", "model_part", "run_nf4", 80),
     "attention": Part("paged attention", "attention_part", "run", 50),
     "peft": Part("PEFT and transformers' generate", "peft_part", "run", 60),
+    "tune": Part("tiles that are not in the table", "tune", "run", 400),
 }
+USUAL = tuple(name for name in PARTS if name != "tune")
 
 
 def file_of(out: Path, name: str, *, toy: bool) -> Path:
@@ -66,7 +68,7 @@ def run_part(name: str, out: Path, *, toy: bool, seconds: float) -> None:
     part = PARTS[name]
     bench = Bench.here(toy=toy, seconds=seconds)
     began_s = time.monotonic()
-    bench.say(f"{name}: {part.about}, on {bench.name}")
+    bench.say(f"{name}: {part.about}, on {bench.name}, which copies {bench.bandwidth / 1e9:.0f} GB/s")
     rows = part.load()(bench)
     result = {
         "part": name,

@@ -17,7 +17,7 @@ from lora_kernels.triton_ops.available import has_triton
 from server.engine.base_model import BaseModel
 from server.engine.cuda_graphs import CudaCapture, DecodeGraphs, GraphSettings, why_no_graphs
 from server.engine.decode_buffers import DecodeBuffers
-from server.engine.memory_plan import Reserved
+from server.engine.memory_plan import MIB, Reserved, free_device_bytes
 from server.engine.rehearsal import rehearse
 from server.engine.runner import ModelRunner
 
@@ -75,6 +75,11 @@ def record_graphs(start: GpuStart, runner: ModelRunner, *, max_context: int, say
         block_size=runner.cache.block_size,
     )
     graphs = DecodeGraphs(buffers, runner.forward, CudaCapture(runner.base.device), start.graphs)
+    before = free_device_bytes(runner.base.device)
     graphs.record_all()
     torch.cuda.synchronize(runner.base.device)
+    taken = max(0, before - free_device_bytes(runner.base.device))
+    if taken > start.reserved.graph_bytes:
+        _log.warning("CUDA graphs take %d MiB, %d were kept free", taken // MIB, start.reserved.graph_bytes // MIB)
+    say(f"{graphs.num_recorded} CUDA graphs take {taken // MIB} MiB")
     runner.graphs = graphs

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import gpu_suite
-from benchmarks.gpu.parts import PARTS, file_of
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.parts import PARTS, USUAL, file_of
 from benchmarks.gpu.summary import Results, results, table, wrong_cases
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +48,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_part_leaves_rows_and_the_run_ends_with_the_table(toy: Path) -> None:
     found = results(toy, toy=True)
-    assert list(found) == list(PARTS)
+    assert list(found) == list(USUAL)
     assert all(result["rows"] for result in found.values())
     log = (toy / "log").read_text()
     assert "bitsandbytes is not installed" in log
@@ -75,7 +77,21 @@ def test_what_is_done_is_not_run_again(toy: Path, capsys: pytest.CaptureFixture[
     before = {path: path.stat().st_mtime_ns for path in (toy / "parts").iterdir()}
     gpu_suite.main(["--toy", "--out", str(toy)])
     assert {path: path.stat().st_mtime_ns for path in (toy / "parts").iterdir()} == before
-    assert capsys.readouterr().out.count("done before") == len(PARTS)
+    assert capsys.readouterr().out.count("done before") == len(USUAL)
+
+
+def test_tuning_tries_tiles_and_leaves_the_table_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.gpu import tune
+    from lora_kernels.triton_ops import lora
+    from lora_kernels.triton_ops.tiles import device_tiles
+
+    bench = Bench(torch.device("cpu"), toy=True)
+    tried: list[object] = []
+    monkeypatch.setattr(Bench, "seconds", lambda self, calls: tried.append(lora.device_tiles(self.device)) or 1e-6)
+    rows = tune.run(bench)
+    assert len(rows) == len(tried) == 4
+    assert len({tiles.target_programs for tiles in tried}) == 3  # type: ignore[attr-defined]
+    assert lora.device_tiles is device_tiles
 
 
 def test_a_part_for_which_no_time_is_left_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +111,7 @@ def test_a_wrong_operation_fails_the_run(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_parts_and_summary_fit_into_nine_minutes() -> None:
     assert gpu_suite.BUDGET_S < 9 * 60
-    assert sum(part.seconds for part in PARTS.values()) <= 600
+    assert sum(PARTS[name].seconds for name in USUAL) <= 600
 
 
 def test_the_table_reads_figures_from_the_parts() -> None:
