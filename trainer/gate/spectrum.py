@@ -106,7 +106,7 @@ def _judge_size(modules: Sequence[ModuleSpectrum], limits: GateThresholds) -> li
         return []
     largest = max(known, key=lambda module: module.relative_norm or 0.0)
     size = largest.relative_norm or 0.0
-    message = f"{largest.name}: the update is {size:.2g} times as large as the weight it changes"
+    message = f"{largest.name}: the update is {size:,.1f} times as large as the weight it changes"
     if size > limits.relative_norm_block:
         return [Reason("exploding_norm", "block", message, size, limits.relative_norm_block)]
     if size > limits.relative_norm_warn:

@@ -25,7 +25,8 @@ _PAGE = """<!doctype html>
 {% if findings %}<section><h2>What speaks against it</h2><ul class="reasons">{% for finding in findings %}
 <li class="{{ finding.level }}">{{ finding.message }}</li>{% endfor %}</ul></section>{% endif %}
 <section><h2>Training</h2><p class="legend"><span><i style="background:var(--c1)"></i>training loss</span>
-<span><i style="background:var(--c2)"></i>held-out loss</span><span>nats per learned token</span></p>{{ loss_chart }}
+<span><i style="background:var(--c2)"></i>held-out loss</span><span>nats per learned token</span></p>
+<div class="wide">{{ loss_chart }}</div>
 <div class="two" style="margin-top:18px">{% for title, chart in small_charts %}<div><h3>{{ title }}</h3>{{ chart }}
 </div>{% endfor %}</div></section>
 {% if checks %}<section><h2>Gate</h2><div class="wide"><table><tr><th>check</th><th>measured</th><th>limit</th>

@@ -21,7 +21,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the gate's table. level: ok, warn or block."""
+    """One row of the gate's table. level: ok, warn, block, or skipped where nothing was judged."""
 
     name: str
     measured: str
@@ -46,7 +46,7 @@ def tiles_of(result: Body, gate: Body) -> list[Tile]:
     gain = held_out.get("gain") or {}
     tiles = [
         Tile(
-            f"{_number(held_out.get('base_loss'))} → {_number(held_out.get('adapter_loss'))}",
+            f"{_loss(held_out['base_loss'])} → {_loss(held_out['adapter_loss'])}",
             "held-out loss, base → adapter",
         )
         if held_out
@@ -92,7 +92,7 @@ def _held_out_checks(gate: Body) -> list[_Row]:
             "uses its prompts: what somebody else's prompt costs",
             f"{_signed(use['estimate'])} nats, {interval_text(use)}" if use else "not measured: too few prompts",
             "interval above 0",
-            ("ignores_prompt",),
+            ("ignores_prompt",) if use else (),
         ),
         ("no smaller scale is better", losses, f"by at most {limits['sweep_gain']:g} nats", ("overshoots",)),
     ]
@@ -107,7 +107,8 @@ def _general_checks(gate: Body) -> list[_Row]:
     if not found["base_knows_it"]:
         measured += "; not judged, the base knows this text no better than a guess"
     limit = f"warn above {limits['general_warn']:g}, block above {limits['general_block']:g}"
-    return [(f"rise on general text ({found['source']})", measured, limit, ("forgets", "general_not_finite"))]
+    codes = ("forgets", "general_not_finite") if found["base_knows_it"] else ()
+    return [(f"rise on general text ({found['source']})", measured, limit, codes)]
 
 
 def _other_checks(gate: Body) -> list[_Row]:
@@ -193,6 +194,12 @@ def _signed(value: float | None) -> str:
     return "not finite" if value is None else f"{value:+.3f}"
 
 
+def _loss(value: float | None) -> str:
+    return "∞" if value is None else f"{value:.2f}"
+
+
 def _worst(levels: Mapping[str, str], codes: Sequence[str]) -> str:
+    if not codes:
+        return "skipped"
     found = {levels[code] for code in codes if code in levels}
     return "block" if "block" in found else "warn" if found else "ok"

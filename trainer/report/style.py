@@ -29,12 +29,13 @@ section { background:var(--card); border:1px solid var(--rule); border-radius:12
 .reasons li { padding:8px 12px; border-left:4px solid var(--rule); margin-bottom:6px; background:var(--code);
   border-radius:0 8px 8px 0; overflow-wrap:anywhere; }
 .reasons li.block { border-color:var(--bad); } .reasons li.warn { border-color:var(--warn); }
-.wide { overflow-x:auto; }
+.wide { overflow-x:auto; } .wide > svg { min-width:560px; }
 table { border-collapse:collapse; width:100%; font-size:14px; }
 th { text-align:left; color:var(--soft); font-weight:600; font-size:13px; }
 th, td { padding:7px 12px 7px 0; border-bottom:1px solid var(--rule); vertical-align:top; }
 tr:last-child td { border-bottom:0; } td.number, th.number { text-align:right; font-variant-numeric:tabular-nums; }
 td.ok { color:var(--good); font-weight:600; } td.warn { color:var(--warn); font-weight:600; }
+td.skipped { color:var(--soft); }
 td.block { color:var(--bad); font-weight:600; } td.key { color:var(--soft); width:220px; }
 .two { display:grid; grid-template-columns:repeat(auto-fit,minmax(300px,1fr)); gap:20px; }
 svg { width:100%; height:auto; display:block; } .grid { stroke:var(--rule); }

@@ -149,7 +149,7 @@ def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:
     for said in (
         "passed with warnings",
         "lora on tiny, judged in bfloat16 nf4",
-        "2 → 1.5",
+        "2.00 → 1.50",
         "+0.500",
         "95% from 0.4 to 0.6",
         "6,123",
@@ -187,6 +187,7 @@ def test_curves_take_the_last_word_on_a_step_and_leave_out_what_is_not_a_number(
 def test_every_finding_marks_its_check() -> None:
     levels = {check.name: check.level for check in checks_of(gate())}
     assert levels.pop("rise on general text (mix)") == "warn"
+    assert levels.pop("uses its prompts: what somebody else's prompt costs") == "skipped"
     assert set(levels.values()) == {"ok"}
     finding = {"code": "worse_than_base", "level": "block", "message": "worse"}
     assert checks_of(gate(findings=[finding]))[0].level == "block"
