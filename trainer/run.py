@@ -36,17 +36,21 @@ from trainer.spec import TrainSpec
 SPEC_FILE, PROVENANCE_FILE = "spec.yaml", "provenance.json"
 
 
-def open_run(spec: TrainSpec, run_dir: Path, *, resume: bool) -> None:
-    """Make the run folder, or find the same run in it. Raises RunDirInUse."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+def check_run_dir(spec: TrainSpec, run_dir: Path, *, resume: bool) -> None:
+    """The folder must be empty, or (to resume) hold the same run; every rank asks. Raises RunDirInUse."""
     spec_file = run_dir / SPEC_FILE
     if (run_dir / EVENTS_FILE).exists() and not resume:
         raise RunDirInUse(f"{run_dir} holds a run already; give --resume to go on with it, or another folder")
     if spec_file.exists() and resume and TrainSpec.from_yaml(spec_file) != spec:
         raise RunDirInUse(f"{run_dir} holds a run with another spec; give another folder")
+
+
+def write_spec(spec: TrainSpec, run_dir: Path) -> None:
+    """The resolved spec, in its folder."""
+    run_dir.mkdir(parents=True, exist_ok=True)
     aside = run_dir / f".{SPEC_FILE}.aside"
     aside.write_text(spec.to_yaml())
-    aside.replace(spec_file)
+    aside.replace(run_dir / SPEC_FILE)
 
 
 def has_succeeded(run_dir: Path) -> bool:
@@ -193,8 +197,10 @@ def train(spec: TrainSpec, run_dir: Path, *, resume: bool = False, files: Filesy
     """Run a spec in this process (and with its peers under torchrun). The folder is described in docs/training.md."""
     files = files or Filesystem()
     with joined(sharded=spec.sharding == "fsdp") as ranks:
+        check_run_dir(spec, run_dir, resume=resume)
+        ranks.wait()
         if ranks.is_first:
-            open_run(spec, run_dir, resume=resume)
+            write_spec(spec, run_dir)
         ranks.wait()
         if resume and has_succeeded(run_dir):
             return Exit.SUCCEEDED
