@@ -58,7 +58,9 @@ class DurableSequences:
         """
         workflow_id = f"{sequence}:{subject}:{number}"
         status = DBOS.get_workflow_status(workflow_id)
-        if status is not None and status.status not in _UNDER_WAY:
+        if status is not None:
+            if status.status in _UNDER_WAY:
+                return  # DBOS has taken it up at launch, or does so in a moment
             DBOS.delete_workflow(workflow_id)
         with SetWorkflowID(workflow_id):
             DBOS.start_workflow(self._workflows[sequence], subject)

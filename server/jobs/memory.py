@@ -45,6 +45,20 @@ def estimated_bytes(spec: TrainSpec) -> int:
     return weights + trained * _ADAMW_BYTES + activations + logits + PROCESS_BYTES
 
 
+def advice(spec: TrainSpec, available_bytes: int) -> list[str]:
+    """What to change so that the training fits; empty where the planner does not know the base, or sees no need.
+
+    The planner reads the base through transformers: seconds that only a refusal is worth.
+    """
+    from trainer.planner.advice import advise
+    from trainer.planner.shapes import PlanError
+
+    try:
+        return advise(spec, available_bytes)
+    except PlanError:
+        return []
+
+
 def free_bytes(device: str = "cpu") -> int | None:
     """What a training may take now; None where the system does not say."""
     if device != "cuda":

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapters_store.base import BaseDescription
 from adapters_store.errors import NotFound, StoreError
-from adapters_store.store import AdapterStore
 from server.jobs.gate_step import GateStep, verdict_in
 from server.jobs.job_store import JobStore
-from server.jobs.memory import DISK_BYTES, free_disk_bytes
+from server.jobs.memory import DISK_BYTES, advice, free_bytes, free_disk_bytes
 from server.jobs.records import Job, JobFailure, JobStatus, Level
 from server.jobs.served_base import ServedBase
 from server.jobs.training import SPEC_FILE, Outcome, Training, result_of
@@ -23,16 +24,22 @@ from trainer.data.jsonl import read_jsonl
 from trainer.data.problems import DataRejected
 from trainer.spec import SpecError, TrainSpec
 
+if TYPE_CHECKING:
+    from adapters_store.store import AdapterStore
+
 TRAINING_FILE, VALIDATION_FILE, MIX_FILE = "training.jsonl", "validation.jsonl", "mix.jsonl"
 _PARAMS = {TRAINING_FILE: "training_file", VALIDATION_FILE: "validation_file", MIX_FILE: "mix_file"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Everything a step needs. data_dir: where what is served is written down."""
+    """Everything a step needs. data_dir: where what is served is written down.
+
+    open_store: opened late, because the store brings torch, and a worker that only watches needs none.
+    """
 
     jobs: JobStore
-    store: AdapterStore
+    open_store: Callable[[], AdapterStore]
     training: Training
     gating: GateStep
     data_dir: Path
@@ -55,7 +62,11 @@ class Steps:
         if job is None:
             return False
         self.jobs.note(job, f"train:{job.run_number}", "Training started")
-        return self._settle(job, *self.training.run(job))
+        outcome, failure = self.training.run(job)
+        if failure is not None and failure.code == "out_of_memory":
+            served = ServedBase.recall(self.data_dir)
+            failure = _with_advice(job, failure, "cpu" if served is None else served.device)
+        return self._settle(job, outcome, failure)
 
     def gate(self, job_id: str) -> bool:
         """To the gate's verdict; a blocked adapter goes no further, unless an operator has said so."""
@@ -88,7 +99,7 @@ class Steps:
             return self._settle(job, "failed", failure)
         adapter = job.run_dir / "adapter"
         try:
-            version = self.store.publish(
+            version = self.open_store().publish(
                 tenant=job.tenant,
                 name=job.name,
                 config=_config(adapter / "adapter_config.json", base.name),
@@ -108,7 +119,7 @@ class Steps:
             return False
         assert job.adapter_version is not None, "activate before publish"
         try:
-            self.store.activate(job.tenant, job.name, job.adapter_version)
+            self.open_store().activate(job.tenant, job.name, job.adapter_version)
         except NotFound as error:
             return self._settle(job, "failed", JobFailure("adapter_deleted", error.message))
         tokens = result_of(job.run_dir).get("tokens") or job.progress.get("tokens")
@@ -163,7 +174,13 @@ class Steps:
         return None
 
     def _base(self, job: Job) -> BaseDescription | None:
-        return next((base for base in self.store.bases() if base.digest == job.base_digest), None)
+        return next((base for base in self.open_store().bases() if base.digest == job.base_digest), None)
+
+
+def _with_advice(job: Job, failure: JobFailure, device: str) -> JobFailure:
+    spec = TrainSpec.from_mapping(job.spec)
+    told = advice(spec, free_bytes(device) or 0)
+    return replace(failure, message="; ".join((failure.message, *told)))
 
 
 def _config(path: Path, base_name: str) -> bytes:

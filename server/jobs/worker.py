@@ -14,23 +14,24 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from adapters_store.filesystem import file_lock
-from adapters_store.store import AdapterStore
 from server.jobs.dispatcher import CHECK, ONBOARD, Dispatcher, Room
 from server.jobs.driving import Driver, DriveSettings
 from server.jobs.durable import DurableSequences, database_url
-from server.jobs.executor import SubprocessExecutor, Task, is_locked, wait_until_ended
+from server.jobs.executor import SubprocessExecutor, Task, wait_until_ended
 from server.jobs.gate_step import GATE, GateStep
-from server.jobs.memory import estimated_bytes, free_bytes
+from server.jobs.memory import advice, estimated_bytes, free_bytes
 from server.jobs.records import JobStatus
 from server.jobs.served_base import ServedBase
 from server.jobs.service import Onboarding
 from server.jobs.steps import Steps
 from server.jobs.training import TRAINER, RetrySettings, Training
 from server.jobs.worker_options import LOCK_FILE, WorkerSettings, parse
+
+if TYPE_CHECKING:
+    from adapters_store.store import AdapterStore
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Worker:
         self._settings = settings
         self._stopping = stopping
         data_dir = settings.data_dir
-        self._store = AdapterStore.open(data_dir, database_url=settings.database_url)
+        self._store: AdapterStore | None = None
         self._onboarding = Onboarding.open(data_dir, database_url=settings.database_url)
         self._jobs = self._onboarding.jobs
         self._executor = SubprocessExecutor()
@@ -90,7 +91,21 @@ class Worker:
         trainer, gate = settings.trainer or TRAINER, settings.gate or GATE
         training = Training(self._jobs, driver, retry=retry, threads=settings.threads, trainer=trainer)
         gating = GateStep(driver, gate=gate)
-        return Steps(jobs=self._jobs, store=self._store, training=training, gating=gating, data_dir=settings.data_dir)
+        return Steps(
+            jobs=self._jobs,
+            open_store=self._open_store,
+            training=training,
+            gating=gating,
+            data_dir=settings.data_dir,
+        )
+
+    def _open_store(self) -> AdapterStore:
+        """Once; two steps at the same time may each open one, and one of them is kept."""
+        from adapters_store.store import AdapterStore
+
+        if self._store is None:
+            self._store = AdapterStore.open(self._settings.data_dir, database_url=self._settings.database_url)
+        return self._store
 
     def _room(self) -> Room:
         served = ServedBase.recall(self._settings.data_dir)
@@ -100,6 +115,7 @@ class Worker:
             estimate=estimated_bytes,
             free=partial(free_bytes, device),
             memory_bytes=self._settings.memory_bytes,
+            advise=advice,
         )
 
 
@@ -137,11 +153,6 @@ def _work(settings: WorkerSettings, stopping: threading.Event) -> int:
 def _end_with_parent() -> None:
     sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def is_working(data_dir: Path) -> bool:
-    """Whether some process works on the jobs of this data directory."""
-    return is_locked(data_dir / LOCK_FILE)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
