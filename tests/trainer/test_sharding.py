@@ -22,16 +22,17 @@ from trainer.spec import TrainSpec
 ROOT = Path(__file__).parents[2]
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},
-    "lora-whole-after-forward": {"method": "lora", "reshard_after_forward": False},
     "qlora": {"method": "qlora", "checkpointing": True},
     "full": {"method": "full", "optim": {"learning_rate": 1e-4, "max_steps": 20}},
     "lora-bf16": {"method": "lora", "precision": "bfloat16"},
-    "full-bf16": {
-        "method": "full",
-        "precision": "bfloat16",
-        "optim": {"learning_rate": 1e-4, "max_steps": 20},
-    },
 }
+MORE_CASES: dict[str, dict[str, Any]] = {
+    "lora-whole-after-forward": {"method": "lora", "reshard_after_forward": False},
+    "full-bf16": {**CASES["full"], "precision": "bfloat16"},
+    "qlora-bf16": {**CASES["qlora"], "precision": "bfloat16"},
+}
+if os.environ.get("MULTILORA_SHARDED") == "all":
+    CASES |= MORE_CASES
 COMMON: dict[str, Any] = {
     "optim": {"learning_rate": 2e-3, "max_steps": 20},
     "eval_every": 10,
