@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: demo test lint test-long bench clean
+.PHONY: demo test lint test-long bench clients clean
 
 demo: $(VENV)/.installed
 	$(BIN)/multilora demo $(ARGS)
@@ -20,10 +20,15 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The long forms of the simulation, churn and fuzz suites (about half an hour).
+# The long forms of the simulation, churn, fuzz, kill and storm suites (hours; each variable alone gives one of them).
 test-long: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 MULTILORA_SIM_STEPS=5000000 MULTILORA_CHURN_REQUESTS=40000 MULTILORA_FUZZ=20 \
+		MULTILORA_KILLS=1000 MULTILORA_STORM=10000 MULTILORA_LORIS=1000 MULTILORA_SCHEMA=3 MULTILORA_USAGE_KILLS=40 \
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# Six real clients, each in an environment of its own, against the demo.
+clients: $(VENV)/.installed-dev
+	$(BIN)/python tests/clients/run.py $(ARGS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.all $(ARGS)
