@@ -58,12 +58,12 @@ TOY = Sizes(
     decode=((2, 40),),
     prefill=(40,),
     nf4_rows=(1, 4),
-    cases=((1, 0), (2, 0), (2, 2)),
+    cases=((2, 0), (2, 2)),
     prompt=4,
-    new_tokens=4,
+    new_tokens=2,
     long_prompt=12,
     num_prompts=2,
-    storm_adapters=3,
+    storm_adapters=2,
     peft_rows=(2,),
 )
 
