@@ -50,7 +50,7 @@ def _tried(bench: Bench, name: str, calls: list[Call], candidates: Iterator[Cand
             bench.say(f"{name}: out of time")
             break
         try:
-            _use(lambda device, tiles=tiles: tiles)
+            _use(partial(_always, tiles))
             rows.append({"kernel": name, "tile": text, "us": 1e6 * bench.seconds(calls)})
         except Exception as error:  # noqa: BLE001  a tile that does not fit this device
             rows.append({"kernel": name, "tile": text, "us": float("inf"), "failure": type(error).__name__})
@@ -63,8 +63,13 @@ def _tried(bench: Bench, name: str, calls: list[Call], candidates: Iterator[Cand
 
 
 def _use(chosen: Callable[[torch.device], DeviceTiles]) -> None:
-    lora.device_tiles = chosen
-    nf4.device_tiles = chosen
+    """The launchers look it up by name."""
+    for module in (lora, nf4):
+        setattr(module, "device_tiles", chosen)  # noqa: B010  (it is no part of what they export)
+
+
+def _always(tiles: DeviceTiles, device: torch.device) -> DeviceTiles:
+    return tiles
 
 
 def _lora_candidates(own: DeviceTiles, key: tuple[int, int], *, toy: bool) -> Iterator[Candidate]:
