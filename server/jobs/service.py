@@ -88,12 +88,16 @@ class Onboarding:
             raise
 
     def sweep(self, grace_s: float = 3600) -> None:
-        """Remove what killed uploads and deleted tenants left: blobs and run folders that no row knows."""
+        """Remove what killed processes and deleted tenants left: blobs and run folders that no row knows, and the
+        checkpoints of jobs that have ended."""
         self.files.sweep(grace_s)
-        known = {job.id for job in self.jobs.list()}
+        known = {job.id: job for job in self.jobs.list()}
         for folder in self.jobs.runs.glob("ftjob-*"):
-            if folder.name not in known and time.time() - folder.stat().st_mtime > grace_s:
+            job = known.get(folder.name)
+            if job is None and time.time() - folder.stat().st_mtime > grace_s:
                 shutil.rmtree(folder, ignore_errors=True)
+            elif job is not None and job.status.has_ended:
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def _base_named(self, model: str) -> ServedBase:
         base = self.base

@@ -95,3 +95,19 @@ def test_a_base_nobody_served_is_refused(world: JobWorld) -> None:
     with pytest.raises(StoreError) as refused:
         world.onboarding.create("acme", ask(world))
     assert refused.value.code == "model_not_found"
+
+
+def test_a_sweep_takes_orphaned_folders_and_ended_jobs_checkpoints_only(world: JobWorld) -> None:
+    ended, active = world.create(salt=1), world.create(salt=2)
+    for job in (ended, active):
+        (job.run_dir / "checkpoints" / "step-000001").mkdir(parents=True)
+    world.jobs.cancel(ended)
+    orphan = world.jobs.runs / "ftjob-0123"
+    orphan.mkdir()
+    world.onboarding.sweep(grace_s=3600)
+    assert orphan.exists(), "a folder may be a job's that is just being made"
+    world.onboarding.sweep(grace_s=-1)
+    assert not orphan.exists()
+    assert not (ended.run_dir / "checkpoints").exists()
+    assert (ended.run_dir / "training.jsonl").exists()
+    assert (active.run_dir / "checkpoints" / "step-000001").exists()

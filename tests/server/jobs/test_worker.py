@@ -31,105 +31,95 @@ def is_training(job: Job) -> bool:
     return job.progress.get("step", 0) >= 1
 
 
-def test_a_job_goes_from_data_to_an_active_adapter(world: JobWorld) -> None:
-    job = world.create()
+def test_a_job_goes_from_data_to_an_active_adapter(working: JobWorld) -> None:
+    job = working.create()
     assert job.status is JobStatus.VALIDATING
-    world.start_worker()
-    ended = world.wait_ended(job)
+    ended = working.wait_ended(job)
     assert ended.status is JobStatus.SUCCEEDED, ended.failure
-    version = world.store.resolve("acme", "style")
+    version = working.store.resolve("acme", "style")
     assert (version.digest, version.version) == (ended.adapter_digest, ended.adapter_version)
     assert ended.model_id == "ft:tiny:acme:style:1"
     assert ended.verdict == "pass"
     assert ended.progress["step"] == 10
     assert ended.progress["trained_tokens"] == 1000
-    assert [checkpoint.step for checkpoint in world.jobs.checkpoints(ended)] == [10, 5]
-    assert world.messages(ended)[-1] == "The job has succeeded"
-    assert not (ended.run_dir / "checkpoints").exists()
+    assert [checkpoint.step for checkpoint in working.jobs.checkpoints(ended)] == [10, 5]
+    assert working.messages(ended)[-1] == "The job has succeeded"
+    wait_until(lambda: not (ended.run_dir / "checkpoints").exists())
 
 
-def test_the_published_config_names_the_base_and_no_path_of_this_machine(world: JobWorld) -> None:
-    job = world.create()
-    world.start_worker()
-    world.wait_ended(job)
-    config = json.loads(world.store.config_of(world.store.resolve("acme", "style")))
-    assert config["base_model_name_or_path"] == world.base.name
+def test_the_published_config_names_the_base_and_no_path_of_this_machine(working: JobWorld) -> None:
+    job = working.create(name=None)
+    working.wait_ended(job)
+    config = json.loads(working.store.config_of(working.store.resolve("acme", job.name)))
+    assert config["base_model_name_or_path"] == working.base.name
 
 
-def test_what_the_trainer_refuses_is_the_jobs_error_and_is_not_tried_again(world: JobWorld) -> None:
-    job = world.create(fail_at=0, fails=9, exit=2, code="nothing_supervised")
-    world.start_worker()
-    ended = ended_without_adapter(world, job)
+def test_what_the_trainer_refuses_is_the_jobs_error_and_is_not_tried_again(working: JobWorld) -> None:
+    job = working.create(name=None, fail_at=0, fails=9, exit=2, code="nothing_supervised")
+    ended = ended_without_adapter(working, job)
     assert ended.status is JobStatus.FAILED
     assert ended.failure is not None
     assert (ended.failure.code, ended.failure.param) == ("nothing_supervised", "data")
     assert (job.run_dir / "fails").read_text() == "1"
 
 
-def test_a_failure_is_tried_again_and_goes_on_from_the_checkpoint(world: JobWorld) -> None:
-    job = world.create(fail_at=7, fails=2)
-    world.start_worker()
-    ended = world.wait_ended(job)
+def test_a_failure_is_tried_again_and_goes_on_from_the_checkpoint(working: JobWorld) -> None:
+    job = working.create(name=None, fail_at=7, fails=2)
+    ended = working.wait_ended(job)
     assert ended.status is JobStatus.SUCCEEDED, ended.failure
     assert (job.run_dir / "fails").read_text() == "2"
-    assert sum("goes on from the last checkpoint" in text for text in world.messages(ended)) == 2
+    assert sum("goes on from the last checkpoint" in text for text in working.messages(ended)) == 2
 
 
-def test_a_failure_that_stays_ends_the_job_with_its_reason(world: JobWorld) -> None:
-    job = world.create(fail_at=7, fails=99)
-    world.start_worker()
-    ended = ended_without_adapter(world, job)
+def test_a_failure_that_stays_ends_the_job_with_its_reason(working: JobWorld) -> None:
+    job = working.create(name=None, fail_at=7, fails=99)
+    ended = ended_without_adapter(working, job)
     assert ended.failure is not None
     assert ended.failure.message == "as the test told it"
     assert (job.run_dir / "fails").read_text() == "3"
 
 
 @pytest.mark.parametrize("code", ["out_of_memory", "disk_full"])
-def test_what_time_does_not_cure_is_not_tried_again(world: JobWorld, code: str) -> None:
-    job = world.create(fail_at=3, fails=99, code=code)
-    world.start_worker()
-    ended = ended_without_adapter(world, job)
+def test_what_time_does_not_cure_is_not_tried_again(working: JobWorld, code: str) -> None:
+    job = working.create(name=None, fail_at=3, fails=99, code=code)
+    ended = ended_without_adapter(working, job)
     assert ended.failure is not None
     assert ended.failure.code == code
     assert (job.run_dir / "fails").read_text() == "1"
 
 
-def test_a_trainer_killed_again_and_again_says_so(world: JobWorld) -> None:
-    job = world.create(fail_at=3, fails=99, exit=-9)
-    world.start_worker()
-    ended = ended_without_adapter(world, job)
+def test_a_trainer_killed_again_and_again_says_so(working: JobWorld) -> None:
+    job = working.create(name=None, fail_at=3, fails=99, exit=-9)
+    ended = ended_without_adapter(working, job)
     assert ended.failure is not None
     assert ended.failure.code == "trainer_killed"
     assert "signal 9" in ended.failure.message
 
 
-def test_a_blocked_adapter_is_kept_but_not_registered(world: JobWorld) -> None:
-    job = world.create(verdict="block")
-    world.start_worker()
-    ended = ended_without_adapter(world, job)
+def test_a_blocked_adapter_is_kept_but_not_registered(working: JobWorld) -> None:
+    job = working.create(name=None, verdict="block")
+    ended = ended_without_adapter(working, job)
     assert ended.failure is not None
     assert (ended.failure.code, ended.verdict) == ("gate_blocked", "block")
     assert "worse than base" in ended.failure.message
     assert (job.run_dir / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_a_gate_that_cannot_measure_is_no_pass(world: JobWorld) -> None:
-    job = world.create(verdict="crash")
-    world.start_worker()
-    ended = ended_without_adapter(world, job)
+def test_a_gate_that_cannot_measure_is_no_pass(working: JobWorld) -> None:
+    job = working.create(name=None, verdict="crash")
+    ended = ended_without_adapter(working, job)
     assert ended.failure is not None
     assert ended.failure.code == "gate_failed"
     assert "the gate crashed, as the test told it" in ended.failure.message
 
 
-def test_cancelled_while_training_leaves_nothing(world: JobWorld) -> None:
-    job = world.create(steps=10_000)
-    world.start_worker()
-    running = world.wait(job, is_training)
-    world.jobs.cancel(running)
-    ended = ended_without_adapter(world, job)
+def test_cancelled_while_training_leaves_nothing(working: JobWorld) -> None:
+    job = working.create(name=None, steps=10_000)
+    running = working.wait(job, is_training)
+    working.jobs.cancel(running)
+    ended = ended_without_adapter(working, job)
     assert ended.status is JobStatus.CANCELLED
-    assert not (job.run_dir / "checkpoints").exists()
+    wait_until(lambda: not (job.run_dir / "checkpoints").exists())
 
 
 def test_paused_gives_its_place_away_and_goes_on_where_it_was(world: JobWorld) -> None:
@@ -195,13 +185,12 @@ def test_a_job_that_cannot_fit_says_how_much_it_needs(world: JobWorld) -> None:
     assert "are free" in ended.failure.message
 
 
-def test_two_tenants_train_at_once_under_the_same_name_and_get_their_own(world: JobWorld) -> None:
-    jobs = [world.create(tenant, salt=tenant) for tenant in ("acme", "globex")]
-    world.start_worker("--max-running", "2")
-    ended = [world.wait_ended(job) for job in jobs]
+def test_two_tenants_train_at_once_under_the_same_name_and_get_their_own(working: JobWorld) -> None:
+    jobs = [working.create(tenant, "same", salt=tenant) for tenant in ("acme", "globex")]
+    ended = [working.wait_ended(job) for job in jobs]
     assert [each.status for each in ended] == [JobStatus.SUCCEEDED] * 2
-    digests = [world.store.resolve(job.tenant, "style").digest for job in jobs]
+    digests = [working.store.resolve(job.tenant, "same").digest for job in jobs]
     assert digests == [each.adapter_digest for each in ended]
     assert digests[0] != digests[1]
     with pytest.raises(NotFound):
-        world.jobs.get(jobs[0].id, "globex")
+        working.jobs.get(jobs[0].id, "globex")
