@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -117,44 +117,72 @@ def join_engine(
     start = _prepared(base, settings, say)
     say("dividing memory")
     max_model_len = min(settings.max_model_len or base.max_model_len, base.max_model_len)
-    useful = max_model_len * settings.scheduler.max_running
-    plan = plan_memory(
-        base,
-        settings.memory,
-        block_size=settings.block_size,
-        max_tokens_useful=useful,
-        reserved=start.reserved,
-    )
-    table = _table(base, plan, settings.max_adapters)
-    turns, load_seconds = Turns(), Histogram()
-    copier, waker = ArenaCopier(table, base.description, turns), _Waker()
-    load = _timed_load(base, source, load_seconds, turns)
-    host = HostTier(HostTierSettings(max_bytes=plan.host_cache_bytes), load, notify=waker)
-    tiers = AdapterTiers(host, _device_pool(table, settings.max_adapters), copier)
-    scheduler = Scheduler(settings.scheduler, _blocks(settings, base, plan), tiers, max_model_len=max_model_len)
+    plan = _planned(base, settings, start, max_model_len)
+    links = _Links()
+    adapters = _adapters(base, settings, plan, source, links)
+    blocks = _blocks(settings, base, plan)
+    scheduler = Scheduler(settings.scheduler, blocks, adapters.tiers, max_model_len=max_model_len)
     cache = KVCache.allocate(base, num_blocks=plan.num_blocks, block_size=plan.block_size)
-    runner = ModelRunner(base, cache, table, Sampler(tokenizer.eos_ids))
+    runner = ModelRunner(base, cache, adapters.table, Sampler(tokenizer.eos_ids))
     record_graphs(start, runner, max_context=max_model_len, say=say)
     engine = Engine(
         scheduler,
-        tiers,
+        adapters.tiers,
         runner,
         _output_factory(tokenizer),
         max_slots=settings.max_adapters,
-        load_seconds=load_seconds,
+        load_seconds=links.load_seconds,
         put_away=_put_away_on_a_thread(source),
     )
-    model = _served_model(base, tokenizer, max_model_len)
-    worker = EngineWorker(
+    worker = links.worker = EngineWorker(
         engine,
-        model,
+        _served_model(base, tokenizer, max_model_len),
         num_threads=settings.num_threads or _default_threads(),
-        turns=turns if base.device.type == "cpu" else None,
+        turns=links.turns if base.device.type == "cpu" else None,  # on a GPU loading takes nothing from a step
     )
-    waker.worker = worker
     release_compute_threads()  # this thread has loaded the base; from now on the engine's thread computes
-    host.start()
-    return EngineParts(worker, engine, base, plan, host, copier)
+    adapters.host.start()
+    return EngineParts(worker, engine, base, plan, adapters.host, adapters.copier)
+
+
+@dataclass(slots=True)
+class _Links:
+    """What the loader's thread and the engine's have between them; breaks the circle: a load wakes a later worker."""
+
+    worker: EngineWorker | None = None
+    turns: Turns = field(default_factory=Turns)
+    load_seconds: Histogram = field(default_factory=Histogram)
+
+    def wake(self) -> None:
+        if self.worker is not None:
+            self.worker.wake()
+
+
+class _Adapters(NamedTuple):
+    table: LoraTable
+    copier: ArenaCopier
+    host: HostTier
+    tiers: AdapterTiers
+
+
+def _adapters(
+    base: BaseModel, settings: EngineSettings, plan: MemoryPlan, source: AdapterSource, links: _Links
+) -> _Adapters:
+    table = _table(base, plan, settings.max_adapters)
+    copier = ArenaCopier(table, base.description, links.turns)
+    host_settings = HostTierSettings(max_bytes=plan.host_cache_bytes)
+    host = HostTier(host_settings, _timed_load(base, source, links), notify=links.wake)
+    return _Adapters(table, copier, host, AdapterTiers(host, _device_pool(table, settings.max_adapters), copier))
+
+
+def _planned(base: BaseModel, settings: EngineSettings, start: GpuStart, max_model_len: int) -> MemoryPlan:
+    return plan_memory(
+        base,
+        settings.memory,
+        block_size=settings.block_size,
+        max_tokens_useful=max_model_len * settings.scheduler.max_running,
+        reserved=start.reserved,
+    )
 
 
 def _put_away_on_a_thread(source: AdapterSource) -> PutAway:
@@ -194,17 +222,6 @@ def _blocks(settings: EngineSettings, base: BaseModel, plan: MemoryPlan) -> Bloc
     return BlockPool(kv_settings, base.description.digest)
 
 
-@dataclass(slots=True)
-class _Waker:
-    """Breaks the circle: the host tier wakes a worker that is made after it."""
-
-    worker: EngineWorker | None = None
-
-    def __call__(self) -> None:
-        if self.worker is not None:
-            self.worker.wake()
-
-
 def _default_threads() -> int:
     """torch's own choice (OMP_NUM_THREADS, else the physical cores), within what this process may run on."""
     return min(torch.get_num_threads(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1024)
@@ -222,16 +239,14 @@ def _device_pool(table: LoraTable, max_adapters: int) -> DevicePool:
     )
 
 
-def _timed_load(
-    base: BaseModel, source: AdapterSource, seconds: Histogram, turns: Turns
-) -> Callable[[AdapterDigest], PackedAdapter]:
+def _timed_load(base: BaseModel, source: AdapterSource, links: _Links) -> Callable[[AdapterDigest], PackedAdapter]:
     pin = base.device.type == "cuda"
 
     def load(digest: AdapterDigest) -> PackedAdapter:
         torch.set_num_threads(1)  # the loader thread must not make a second pool of compute threads (see threads.py)
         start_s = time.perf_counter()
-        packed = source.load_packed(digest, base.description, pin=pin, turns=turns)
-        seconds.observe(time.perf_counter() - start_s)
+        packed = source.load_packed(digest, base.description, pin=pin, turns=links.turns)
+        links.load_seconds.observe(time.perf_counter() - start_s)
         return packed
 
     return load
