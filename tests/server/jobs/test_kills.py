@@ -113,7 +113,7 @@ def test_every_job_ends_once_whoever_is_killed_when(tmp_path: Path) -> None:
             assert [(each.version, each.digest, each.active) for each in versions] == [(1, job.adapter_digest, True)]
             assert world.messages(job).count("The job has succeeded") == 1
         assert len({job.adapter_digest for job in ended}) == NUM_JOBS
-        assert sum(chaos.kills.values()) >= min(NUM_JOBS, 5), chaos.kills
+        assert sum(chaos.kills.values()) >= 2, chaos.kills
     finally:
         chaos.end()
         leftovers = processes_of(world)
