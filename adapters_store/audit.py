@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +53,16 @@ _actor: ContextVar[Actor] = ContextVar("multilora_actor", default=_NOBODY_IN_PAR
 def act_as(actor: Actor) -> None:
     """From here on, in this call and the threads it starts, changes are this actor's."""
     _actor.set(actor)
+
+
+@contextmanager
+def acting_as(actor: Actor) -> Iterator[None]:
+    """The same until the end of the block."""
+    before = _actor.set(actor)
+    try:
+        yield
+    finally:
+        _actor.reset(before)
 
 
 def note(

@@ -133,6 +133,10 @@ class AdapterStore:
         with self._database.read() as connection:
             return meaning_of(connection, *key)
 
+    def forget_answers(self) -> None:
+        """Ask the database again for what `resolve` remembers."""
+        self._resolved.clear()
+
     def generation(self) -> int:
         """A number that changes with every write of any process."""
         return self._database.generation()

@@ -54,24 +54,30 @@ async def _quotas(context: ApiContext, tenant: str) -> Quotas:
 
 
 async def find_version(context: ApiContext, caller: Caller, model: str, sticky: str | None = None) -> AdapterVersion:
-    """The version that `name`, `name@version` or `tenant/name` means to this caller, made for the base served here."""
-    tenant, ref = tenant_and_ref(caller, model)
-    try:
-        version = await off_loop(context.store.resolve, tenant, ref, sticky)
-    except NotFound as error:
-        if error.code == "adapter_unloaded":
-            raise
-        raise model_not_found(model) from None
+    """What `name`, `name@version`, `tenant/name` or a job's model id means to this caller, made for the base served."""
+    of_job = _of_job(caller, model)
+    version = await _resolved(context, of_job, sticky) if of_job is not None else None
+    if version is None:
+        version = await _resolved(context, tenant_and_ref(caller, model), sticky)
+    if version is None:
+        raise model_not_found(model)
     if version.base_digest != context.engine.base.digest:
         message = f"The adapter {model!r} was made for another base model than {context.engine.served_name!r}."
         raise ApiError(409, "base_mismatch", message, param="model")
     return version
 
 
+async def _resolved(context: ApiContext, where: tuple[str, str], sticky: str | None) -> AdapterVersion | None:
+    try:
+        return await off_loop(context.store.resolve, *where, sticky)
+    except NotFound as error:
+        if error.code == "adapter_unloaded":
+            raise
+        return None
+
+
 def tenant_and_ref(caller: Caller, model: str) -> tuple[str, str]:
     """The tenant a reference names, else the caller's own, and the rest. Raises `model_not_found` for another's."""
-    if model.startswith(FINE_TUNED) and model.count(":") > 3 and model.rpartition(":")[2].isdigit():
-        return _of_job(caller, model)
     named, slash, rest = model.partition("/")
     if not slash:
         return caller.tenant, model
@@ -80,12 +86,17 @@ def tenant_and_ref(caller: Caller, model: str) -> tuple[str, str]:
     return named, rest
 
 
-def _of_job(caller: Caller, model: str) -> tuple[str, str]:
-    """`ft:base:tenant:name:version`, as a fine-tuning job names its model; no name that a job gives holds a colon."""
+def _of_job(caller: Caller, model: str) -> tuple[str, str] | None:
+    """`ft:base:tenant:name:version`, as a fine-tuning job names its model; no name that a job gives holds a colon.
+
+    None where it is no such id, or not this caller's; an uploaded adapter may still be called so.
+    """
+    if not (model.startswith(FINE_TUNED) and model.count(":") > 3 and model.rpartition(":")[2].isdigit()):
+        return None
     before, name, version = model.rsplit(":", 2)
     own = before.endswith(f":{caller.tenant}")
     if not own and not caller.speaks_for_all:
-        raise model_not_found(model)
+        return None
     return caller.tenant if own else before.rpartition(":")[2], f"{name}@{int(version)}"
 
 

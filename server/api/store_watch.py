@@ -56,6 +56,7 @@ class StoreWatch:
         generation, now_s = self._store.generation(), self._clock()
         if generation == self._generation and now_s - self._looked_s < self._at_least_s:
             return
+        self._store.forget_answers()  # or a name that was just unloaded could still be resolved, and loaded again
         gone = self._store.not_in_service(list(self._engine.stats().held_adapters))
         if gone:
             _log.info("freeing %d adapters that are not in service any more", len(gone))

@@ -21,16 +21,16 @@ def opened(data_dir: Path, output: Output) -> Iterator[AdapterStore]:
     with output.waiting("opening the store"):
         from sqlalchemy.exc import DBAPIError
 
-        from adapters_store.audit import Actor, act_as
+        from adapters_store.audit import Actor, acting_as
         from adapters_store.store import AdapterStore
 
-        act_as(Actor(f"cli:uid{os.getuid()}"))
         try:
             store = AdapterStore.open(data_dir)
         except DBAPIError as error:
             raise CommandError("database_error", f"{data_dir}: {error.orig}") from error
     try:
-        yield store
+        with acting_as(Actor(f"cli:uid{os.getuid()}")):
+            yield store
     except DBAPIError as error:
         raise CommandError("database_error", f"{data_dir}: {error.orig}") from error
     finally:

@@ -44,4 +44,4 @@ def test_a_flow_that_fails_is_reported(runner: ModuleType, environment: dict[str
     [openai] = [client for client in runner.CLIENTS if client.name == "openai"]
     result = runner._run(openai, Path(sys.executable), {**environment, "CLIENT_KEY": "ml-wrong"})
     assert not result.passed
-    assert "invalid_api_key" in result.output
+    assert "Error code: 401" in result.output
