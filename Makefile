@@ -23,7 +23,7 @@ lint: $(VENV)/.installed-dev
 # The long forms of the simulation, churn, fuzz, kill and storm suites (hours; each variable alone gives one of them).
 test-long: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 MULTILORA_SIM_STEPS=5000000 MULTILORA_CHURN_REQUESTS=40000 MULTILORA_FUZZ=20 \
-		MULTILORA_KILLS=1000 MULTILORA_STORM=10000 MULTILORA_LORIS=1000 MULTILORA_SCHEMA=3 MULTILORA_USAGE_KILLS=40 \
+		MULTILORA_KILLS=1000 MULTILORA_STORM=10000 MULTILORA_LORIS=1000 MULTILORA_SCHEMA=3 MULTILORA_USAGE_KILLS=40 MULTILORA_JOB_KILLS=200 MULTILORA_SHARDED=all \
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # Six real clients, each in an environment of its own, against the demo.
