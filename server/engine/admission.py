@@ -47,6 +47,11 @@ class FairAdmission:
         return self._num_waiting
 
     @property
+    def num_arrivals(self) -> int:
+        """Rises with each request that is new."""
+        return self._next_place
+
+    @property
     def num_tenants(self) -> int:
         return len(self._queues)
 

@@ -49,22 +49,33 @@ class Walk:
         self._exhausted: list[TenantAccount] = []
 
     @property
+    def account(self) -> TenantAccount | None:
+        """Whose turn it may be, nothing of its queue having been looked at; None at the end."""
+        return self._queue.shares.lowest()
+
+    @property
     def current(self) -> Request | None:
         """Whose turn it is; None at the end."""
+        while (account := self.account) is not None:
+            request = self.current_of(account)
+            if request is not None:
+                return request
+        return None
+
+    def current_of(self, account: TenantAccount) -> Request | None:
+        """The request of `account`, whose turn it may be; None if it has none (more), and it is the next one's turn."""
         shares = self._queue.shares
-        while (account := shares.lowest()) is not None:
-            walk = self._open.get(account.tenant)
+        walk = self._open.get(account.tenant)
+        if walk is None:
+            walk = self._queue.open(account, self._ready, self._filter(account.tenant))
             if walk is None:
-                walk = self._queue.open(account, self._ready, self._filter(account.tenant))
-                if walk is None:
-                    shares.withdraw_lowest()
-                    continue
-                self._open[account.tenant] = walk
-            if walk.current is not None:
-                return walk.current
+                shares.withdraw_lowest()
+                return None
+            self._open[account.tenant] = walk
+        if walk.current is None:
             shares.withdraw_lowest()
             self._exhausted.append(account)
-        return None
+        return walk.current
 
     def advance(self, *, admitted: bool) -> None:
         """Done with the current request. An admitted one is paid for, so that another tenant may be next."""
@@ -76,11 +87,8 @@ class Walk:
             self._queue.shares.picked(account, prompt_cost(request))
 
     def skip_tenant(self) -> None:
-        """None of the current tenant's requests in this walk."""
-        account = self._queue.shares.lowest()
-        assert account is not None, "skipped beyond the end"
-        self._queue.shares.withdraw_lowest()
-        self._exhausted.append(account)
+        """None of the requests of the tenant whose turn it is (`account`, or `current`) in this walk."""
+        self._exhausted.append(self._queue.shares.withdraw_lowest())
 
     def close(self) -> None:
         """Those who had nothing more may be picked in the next walk."""

@@ -105,9 +105,11 @@ class FairShare:
                 return account
         return None
 
-    def withdraw_lowest(self) -> None:
-        """The lowest account is out until it is offered again."""
-        heappop(self._heap)[2].in_heap = False
+    def withdraw_lowest(self) -> TenantAccount:
+        """The lowest account, which is out until it is offered again. To be called after `lowest`."""
+        account = heappop(self._heap)[2]
+        account.in_heap = False
+        return account
 
     def picked(self, account: TenantAccount, cost: float) -> None:
         """A request of this account is admitted, at this cost in virtual tokens."""

@@ -54,7 +54,7 @@ class SchedulerSettings:
     max_waiting: queue limit. max_waiting_per_tenant: the same of one tenant.
     prefill_chunk: at most this many prompt tokens of one request in one forward (None: all that fit).
     watermark: share of blocks kept free when admitting, so that running requests can grow.
-    reserved: share of max_running that only tenants may take who run less than their part of it.
+    reserved: share of max_running kept from a tenant that runs its part of it already and would then run most.
     starvation_s, lookahead: see `FairAdmission`. retry_after_s: what a refused client is told.
     """
 
@@ -105,3 +105,29 @@ class Schedule:
     rows: list[ScheduledRow]
     num_tokens: int
     num_decodes: int
+
+    def add(self, request: Request, count: int) -> None:
+        """So many more of the request's tokens."""
+        self.num_tokens += count
+        row = self._chunk_of(request)
+        if row is None:
+            self.rows.append(ScheduledRow(request, request.num_computed_tokens, count))
+        else:
+            row.num_tokens += count
+
+    def drop(self, request: Request) -> None:
+        """Nothing of this request, if there was anything."""
+        for index, row in enumerate(self.rows):
+            if row.request is request:
+                self.num_tokens -= row.num_tokens
+                self.num_decodes -= index < self.num_decodes
+                del self.rows[index]
+                return
+
+    def num_chunk_tokens(self, request: Request) -> int:
+        """How much of its prompt this forward computes."""
+        row = self._chunk_of(request)
+        return 0 if row is None else row.num_tokens
+
+    def _chunk_of(self, request: Request) -> ScheduledRow | None:
+        return next((row for row in self.rows[self.num_decodes :] if row.request is request), None)

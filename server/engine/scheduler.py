@@ -5,7 +5,6 @@ tensors, text or HTTP. Who is admitted first is `admission`'s decision, who owns
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 
@@ -17,11 +16,14 @@ from server.engine.deadlines import Deadlines
 from server.engine.errors import QueueFull
 from server.engine.fair_share import OUTPUT_COST, FairShare
 from server.engine.kv_blocks import BlockPool
+from server.engine.places import Places
 from server.engine.request import Request, Status
 from server.engine.sampling_params import InvalidRequest
 from server.engine.schedule import AdapterGate, Schedule, ScheduledRow, SchedulerSettings
 
 __all__ = ["AdapterGate", "Schedule", "ScheduledRow", "Scheduler", "SchedulerSettings"]
+
+_MAX_LOOKS = 4  # in one step, at tenants that may have another's place
 
 
 class _Verdict(Enum):
@@ -49,6 +51,7 @@ class Scheduler:
         self._clock = clock
         self._waiting = FairAdmission(lookahead=settings.lookahead, starvation_s=settings.starvation_s)
         self.shares: FairShare = self._waiting.shares
+        self._places = Places(settings, self.shares)
         self._deadlines = Deadlines()
         self._running: list[Request] = []  # in order of admission
         self._requests: dict[str, Request] = {}
@@ -126,10 +129,11 @@ class Scheduler:
         self._prefetch(starving)
         schedule = self._decode()
         held_up = self._continue_prefills(schedule)
-        if self._waiting and self._has_room(schedule):
+        if self._waiting and self._has_room(schedule) and self._may_open_place():
             self._admit(schedule, starving, now_s)
         for request in held_up:
-            self._add_chunk(schedule, request, self.settings.max_batch_tokens)
+            if request.status is Status.RUNNING:
+                self._add_chunk(schedule, request, self.settings.max_batch_tokens)
         self._is_in_flight = bool(schedule.rows)
         return schedule if schedule.rows else None
 
@@ -231,33 +235,26 @@ class Scheduler:
         """One more block for a decode row, unless it was preempted itself; whether anybody was."""
         has_preempted = False
         while self.pool.num_free == 0 and request.status is Status.RUNNING:
-            self._preempt(self._victim())
+            self._preempt(self._places.last_of_fullest(self._running))
             has_preempted = True
         if request.status is Status.RUNNING:
             request.block_ids += self.pool.allocate(1)
         return has_preempted
 
-    def _victim(self) -> Request:
-        """The last admitted of the tenant that runs most for its weight; never the first admitted of all, so that
-        somebody always comes to an end."""
-        crowd = Counter(request.tenant for request in self._running)
-        weights = {tenant: self.shares.account(tenant).weight for tenant in crowd}
-        return max(
-            enumerate(self._running[1:]),
-            key=lambda entry: (crowd[entry[1].tenant] / weights[entry[1].tenant], entry[0]),
-        )[1]
-
     def _preempt(self, request: Request) -> None:
         """Back to the front of the queue without blocks or adapter; its tokens stay and are recomputed."""
         assert len(self._running) > 1, f"{request.id} runs alone and has no block left"
         self._stop_running(request)
+        self._wait_again(request)
+
+    def _wait_again(self, request: Request) -> None:
         request.status = Status.WAITING
         request.num_preemptions += 1
         self._waiting.push_front(request)
 
     def _stop_running(self, request: Request) -> None:
         self._running.remove(request)
-        self.shares.account(request.tenant).num_running -= 1
+        self._places.leave(request)
         has_row = self._is_in_flight  # its forward may have written to any of its blocks
         num_written = request.num_tokens if has_row else request.num_computed_tokens
         self.pool.release(request, num_written)
@@ -285,60 +282,57 @@ class Scheduler:
 
     def _add_chunk(self, schedule: Schedule, request: Request, limit: int) -> None:
         """As much of the prompt as keeps the forward within `limit` tokens; more of it where it has a row already."""
-        row = next((row for row in schedule.rows[schedule.num_decodes :] if row.request is request), None)
-        num_taken = 0 if row is None else row.num_tokens
+        num_taken = schedule.num_chunk_tokens(request)
         room = limit - schedule.num_tokens
         if self.settings.prefill_chunk is not None:
             room = min(room, self.settings.prefill_chunk - num_taken)
         count = min(request.num_tokens - request.num_computed_tokens - num_taken, room)
-        if count <= 0:
-            return
-        schedule.num_tokens += count
-        if row is None:
-            schedule.rows.append(ScheduledRow(request, request.num_computed_tokens, count))
-        else:
-            row.num_tokens += count
+        if count > 0:
+            schedule.add(request, count)
 
     def _has_room(self, schedule: Schedule) -> bool:
-        if len(self._running) >= self.settings.max_running or schedule.num_tokens >= self.settings.max_batch_tokens:
-            return False
-        return self.pool.num_free > self._num_spare
+        return schedule.num_tokens < self.settings.max_batch_tokens and self.pool.num_free > self._num_spare
 
     @property
     def _num_spare(self) -> int:
         """Blocks to leave when admitting: whoever runs needs one soon, and taking it would only preempt somebody."""
         return max(self._num_watermark, len(self._running)) if self._running else 0
 
+    def _may_open_place(self) -> bool:
+        return self._places.may_open(len(self._running), self._waiting.num_arrivals, self._gate.num_activations)
+
     def _admit(self, schedule: Schedule, starving: Starving | None, now_s: float) -> None:
-        gate = self._gate
-        walk = self._waiting.walk(gate.ready(), gate.num_activations, starving, gate.crowding)
+        """Where all places are taken, one may change hands: see `Places`. Not while somebody starves: who was put out
+        stands before it and would keep its adapter in use for longer."""
+        walk = self._waiting.walk(self._gate.ready(), self._gate.num_activations, starving, self._gate.crowding)
         admitted: list[Request] = []
-        num_passed_over = 0
-        while (request := walk.current) is not None and self._has_room(schedule):
-            if self._is_reserved_from(request.tenant, now_s):
-                walk.skip_tenant()
-                continue
-            verdict = self._try_admit(request)
-            if verdict is _Verdict.NO_BLOCKS:
+        put_out: list[Request] = []
+        num_passed_over = num_looks = 0
+        while (account := walk.account) is not None and self._has_room(schedule):
+            is_full = len(self._running) >= self.settings.max_running
+            num_looks += is_full
+            if num_looks > _MAX_LOOKS:
                 break
-            if verdict is _Verdict.ADMITTED:
-                admitted.append(request)
-                self._add_chunk(schedule, request, self.settings.max_batch_tokens)
-            else:
-                num_passed_over += 1
-                if num_passed_over > self.settings.lookahead:
+            victim = self._places.victim_for(account, self._running) if is_full and starving is None else None
+            if (is_full and victim is None) or self._places.is_reserved_from(account, len(self._running), now_s):
+                walk.skip_tenant()
+            elif (request := walk.current_of(account)) is not None:
+                verdict = self._try_admit(request)
+                num_passed_over += verdict is _Verdict.WAITS_FOR_TWIN
+                if verdict is _Verdict.NO_BLOCKS or num_passed_over > self.settings.lookahead:
                     break
-            walk.advance(admitted=verdict is _Verdict.ADMITTED)
+                if verdict is _Verdict.ADMITTED:
+                    admitted.append(request)
+                    if victim is not None:
+                        put_out.append(victim)
+                        self._stop_running(victim)
+                        schedule.drop(victim)
+                    self._add_chunk(schedule, request, self.settings.max_batch_tokens)
+                walk.advance(admitted=verdict is _Verdict.ADMITTED)
         walk.close()
         self._leave_queue(admitted, now_s)
-
-    def _is_reserved_from(self, tenant: str, now_s: float) -> bool:
-        """The last places are for tenants that run less than their part, or a flood would make everybody wait."""
-        max_running = self.settings.max_running
-        if len(self._running) < max_running - int(self.settings.reserved * max_running):
-            return False
-        account = self.shares.account(tenant)
-        return account.num_running >= max_running * self.shares.share_of(account, now_s)
+        for request in put_out:
+            self._wait_again(request)
 
     def _try_admit(self, request: Request) -> _Verdict:
         """A request that finds no blocks stops those behind it, or it would starve. One whose next block is being
@@ -352,7 +346,7 @@ class Scheduler:
             request.slot = self._gate.acquire(request.adapter)
             assert request.slot is not None, f"{request.adapter} is ready and gives no slot"
         self._running.append(request)
-        self.shares.account(request.tenant).num_running += 1
+        self._places.enter(request)
         return _Verdict.ADMITTED
 
     def _leave_queue(self, admitted: list[Request], now_s: float) -> None:

@@ -32,8 +32,9 @@ def test_a_flood_leaves_the_others_what_they_would_have_alone_with_their_share(r
         assert others_percentile(flooded(rate, is_shared=False), FLOODER, 0.95) > limit_s
 
 
-def test_a_flood_within_what_is_free_is_hardly_felt() -> None:
-    quiet, loud = flooded(3.0, flood=1.0), flooded(3.0)
+@pytest.mark.parametrize("rate", [3.0, 6.0])
+def test_a_flood_is_hardly_felt_by_those_who_keep_to_their_share(rate: float) -> None:
+    quiet, loud = flooded(rate, flood=1.0), flooded(rate)
     assert others_percentile(loud, FLOODER, 0.95) <= 1.5 * others_percentile(quiet, FLOODER, 0.95)
 
 

@@ -1,0 +1,92 @@
+"""Decides who may take a place in the batch, and who gives one up. Knows running requests and tenants' accounts; knows
+no queue order, no adapters and no tokens.
+
+Between tenants, places are shared by what each runs now for its weight. A place changes hands only where whoever gives
+it up still runs no less afterwards than whoever takes it. So only tenants above their part give any up, and no place
+goes to and fro.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from server.engine.fair_share import FairShare, TenantAccount
+from server.engine.request import Request, Status
+from server.engine.schedule import SchedulerSettings
+
+_MAX_PREEMPTIONS = 4  # of one request: then it keeps its place to the end, as far as fairness goes
+
+
+class Places:
+    """The `max_running` places of a forward, and what each tenant has of them."""
+
+    def __init__(self, settings: SchedulerSettings, shares: FairShare) -> None:
+        self._max_running = settings.max_running
+        self._num_reserved = int(settings.reserved * settings.max_running)
+        self._shares = shares
+        self._holders: dict[str, TenantAccount] = {}  # tenants that run something
+        self._top: TenantAccount | None = None  # of those, the one that runs most for its weight; None: look again
+        self._num_changes = 0
+        self._last_look: tuple[int, int, int] | None = None
+
+    def enter(self, request: Request) -> None:
+        """The request takes a place."""
+        account = self._shares.account(request.tenant)
+        account.num_running += 1
+        self._num_changes += 1
+        self._holders[request.tenant] = account
+        if self._top is not None and _level(account) > _level(self._top):
+            self._top = account
+
+    def leave(self, request: Request) -> None:
+        """The request's place is free."""
+        account = self._holders[request.tenant]
+        account.num_running -= 1
+        self._num_changes += 1
+        if account is self._top:
+            self._top = None
+        if not account.num_running:
+            del self._holders[request.tenant]
+
+    def is_reserved_from(self, account: TenantAccount, num_running: int, now_s: float) -> bool:
+        """The last places are kept from a tenant that has its part and would run most, or a flood would fill them."""
+        if num_running < self._max_running - self._num_reserved or not self._holders:
+            return False
+        if account.num_running < self._max_running * self._shares.share_of(account, now_s):
+            return False
+        return (account.num_running + 1) / account.weight > _level(self._fullest())
+
+    def may_open(self, num_running: int, num_arrivals: int, num_activations: int) -> bool:
+        """Whether a place is free or could change hands. Where nobody came or went since the last look, and no adapter
+        became ready, another look would find nothing again."""
+        if num_running < self._max_running:
+            return True
+        look = (self._num_changes, num_arrivals, num_activations)
+        is_new, self._last_look = look != self._last_look, look
+        return is_new and self._fullest().num_running > 1  # who runs a single request keeps its place
+
+    def victim_for(self, account: TenantAccount, running: Sequence[Request]) -> Request | None:
+        """Whose place this tenant may have: the last admitted of the tenant that runs most for its weight, unless it
+        would then run less than this one."""
+        fullest = self._top or self._fullest()
+        if (fullest.num_running - 1) / fullest.weight < (account.num_running + 1) / account.weight:
+            return None
+        for request in reversed(running):
+            is_movable = request.status is Status.RUNNING and request.num_preemptions < _MAX_PREEMPTIONS
+            if is_movable and request.tenant == fullest.tenant:
+                return request
+        return None
+
+    def last_of_fullest(self, running: Sequence[Request]) -> Request:
+        """Who makes room for blocks: the last admitted of the tenant that runs most for its weight; never the first
+        admitted of all, so that somebody always comes to an end."""
+        return max(enumerate(running[1:]), key=lambda entry: (_level(self._holders[entry[1].tenant]), entry[0]))[1]
+
+    def _fullest(self) -> TenantAccount:
+        if self._top is None:
+            self._top = max(self._holders.values(), key=_level)
+        return self._top
+
+
+def _level(account: TenantAccount) -> float:
+    return account.num_running / account.weight
