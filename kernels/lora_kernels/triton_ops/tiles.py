@@ -1,7 +1,8 @@
 """Every compiled shape of every kernel, by architecture, in one table. Knows sizes; launches nothing, tunes nothing.
 
 Serving never autotunes: what is here is what runs. A row for an architecture is written from measurements made with
-`python -m benchmarks.gpu_suite --only tune`; until one is, the architecture has the row of sm_80, whose tiles fit every one.
+`python -m benchmarks.gpu_suite --only tune`; until one is, the architecture has the row of sm_80, whose tiles
+fit every one.
 """
 
 from __future__ import annotations
