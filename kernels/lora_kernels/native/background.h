@@ -9,7 +9,7 @@ typedef struct {
   char *to;
   int64_t size, done;
   uint64_t lanes[4];
-  uint64_t sum;   // out, at the end: XXH64 of the bytes
+  uint64_t sum;   // out, at the end: XXH64 of the bytes; of a copy nothing
   int64_t error;  // out: 0, or errno
 } background_job;
 
@@ -66,14 +66,15 @@ static int64_t fetch(const background_job *job, int64_t at, int64_t end) {  // 0
   return 0;
 }
 
-// Moves the next `count` bytes and sums them while they are in the cache; count: a multiple of 32.
+// Moves the next `count` bytes and, unless it is a copy, sums them while they are in the cache; count: a multiple of 32.
 void ml_background(background_job *job, int64_t count) {
   static const uint64_t seeds[4] = {P1 + P2, P2, 0, 0 - P1};
   int64_t at = job->done, end = MIN(job->size, at + count), whole = job->size / 32 * 32;
   if (at == 0) memcpy(job->lanes, seeds, sizeof seeds);
   job->error = fetch(job, at, end);
   if (job->error) return;
+  job->done = end;
+  if (job->fd < 0 && job->to != job->from) return;  // a copy's bytes were summed when they were read
   if (at < whole) xxh_stripes(job->lanes, job->to + at, MIN(end, whole) - at);
   if (end == job->size) job->sum = xxh_end(job->lanes, job->to + whole, job->size - whole, job->size);
-  job->done = end;
 }
