@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -22,13 +20,13 @@ from typing import Any
 
 import httpx
 
+from benchmarks.demo_server import ADMIN_KEY, MemoryMib, auth, demo_server
 from benchmarks.machine import machine_columns
 from benchmarks.timing import percentile
-from server.demo.assets import BASE_FOLDER, BASE_NAME
+from server.demo.assets import BASE_NAME
 from server.demo.corpus import tenant_dialogues, write_jsonl
 from server.demo.manners import TENANTS
 
-ADMIN_KEY = "admin-key-of-the-benchmark"
 RESULTS = Path(__file__).parent / "results" / "onboarding.csv"
 QUESTION = [{"role": "user", "content": "What should I avoid when I sign a contract?"}]
 
@@ -55,34 +53,12 @@ class Load:
 
 
 @contextmanager
-def serving(data_dir: Path) -> Iterator[str]:
-    """The server's URL."""
-    command = [sys.executable, "-c", "from server.cli.main import main; main()", "serve", "--base", str(BASE_FOLDER)]
-    command += ["--served-name", BASE_NAME, "--data-dir", str(data_dir), "--port", "0", "--json", "--threads", "1"]
-    command += ["--kv-cache-mib", "64", "--adapter-pool-mib", "64", "--host-cache-mib", "64"]
-    environment = {**os.environ, "MULTILORA_ADMIN_KEY": ADMIN_KEY}
-    process = subprocess.Popen(command, text=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            event = json.loads(line)
-            if event.get("event") == "ready":
-                threading.Thread(target=process.stdout.read, daemon=True).start()
-                yield event["url"]
-                return
-        raise RuntimeError(f"the server ended with {process.wait()} before it was ready")
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-@contextmanager
 def asking(url: str, key: str, count: int) -> Iterator[Load]:
     """Clients who stream short answers of the base, one after the other."""
     load, stopping = Load(), threading.Event()
 
     def ask() -> None:
-        with httpx.Client(base_url=url, headers=_auth(key), timeout=60) as client:
+        with httpx.Client(base_url=url, headers=auth(key), timeout=60) as client:
             while not stopping.is_set():
                 try:
                     load.ttfts_s.append(first_token_s(client, BASE_NAME))
@@ -118,9 +94,9 @@ def first_token_s(client: httpx.Client, model: str) -> float:
 def onboard(url: str, name: str, data: Path, scale: Scale) -> dict[str, Any]:
     """One tenant from a file to the first token of its model."""
     with httpx.Client(base_url=url, timeout=60) as admin:
-        made = admin.post("/admin/tenants", json={"name": name}, headers=_auth(ADMIN_KEY)).raise_for_status()
+        made = admin.post("/admin/tenants", json={"name": name}, headers=auth(ADMIN_KEY)).raise_for_status()
     start_s = time.perf_counter()
-    with httpx.Client(base_url=url, headers=_auth(made.json()["api_key"]), timeout=60) as client:
+    with httpx.Client(base_url=url, headers=auth(made.json()["api_key"]), timeout=60) as client:
         files = {"file": (data.name, data.read_bytes())}
         file = client.post("/v1/files", files=files, data={"purpose": "fine-tune"}).raise_for_status().json()
         asked = {"model": BASE_NAME, "training_file": file["id"], "suffix": "style"}
@@ -138,8 +114,9 @@ def onboard(url: str, name: str, data: Path, scale: Scale) -> dict[str, Any]:
 
 def run(scale: Scale, scratch: Path) -> tuple[list[dict[str, Any]], Load, float]:
     """Every tenant's row, what others saw, and the wall time."""
-    with serving(scratch / "data") as url:
-        watcher = httpx.post(f"{url}/admin/tenants", json={"name": "watcher"}, headers=_auth(ADMIN_KEY)).json()
+    with demo_server(scratch / "data", MemoryMib()) as server:
+        url = server.url
+        watcher = httpx.post(f"{url}/admin/tenants", json={"name": "watcher"}, headers=auth(ADMIN_KEY)).json()
         with asking(url, watcher["api_key"], scale.clients) as load:
             rows, start_s = [], time.perf_counter()
             for index in range(scale.tenants):
@@ -174,10 +151,6 @@ def _write(rows: Sequence[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(columns[0]))
         writer.writeheader()
         writer.writerows(columns)
-
-
-def _auth(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
 
 
 if __name__ == "__main__":
