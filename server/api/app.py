@@ -37,6 +37,7 @@ from server.api.ports import EngineClient
 from server.api.settings import ApiSettings
 from server.api.tracing import Tracing
 from server.api.usage_ledger import UsageLedger
+from server.jobs.limits import JobLimits
 from server.jobs.service import Onboarding
 
 
@@ -47,6 +48,7 @@ def create_app(
     settings: ApiSettings,
     usage: UsageLedger | None = None,
     tracing: Tracing | None = None,
+    job_limits: JobLimits | None = None,
 ) -> FastAPI:
     """The whole API over one engine and one store. Both are the caller's to start and to close.
 
@@ -80,7 +82,7 @@ def create_app(
         metrics,
     ):
         part.register(app)
-    app.state.onboarding = Onboarding(settings.data_dir, store.database)
+    app.state.onboarding = Onboarding(settings.data_dir, store.database, job_limits)
     for part in (files, fine_tuning):
         part.register(app)
     _register_openapi(app)

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from server.api.context import ApiContext
 from server.api.store_watch import StoreWatch
 from server.jobs.service import Onboarding
-from server.jobs.supervisor import SupervisorSettings, WorkerSupervisor, default_threads
+from server.jobs.supervisor import WorkerSupervisor
 
 
 @contextmanager
@@ -34,6 +34,4 @@ def background(app: FastAPI) -> Iterator[None]:
 def _job_worker(app: FastAPI) -> WorkerSupervisor:
     onboarding = app.state.onboarding
     assert isinstance(onboarding, Onboarding)
-    threads = default_threads()
-    options = () if threads is None else ("--threads", str(threads))
-    return WorkerSupervisor(onboarding, SupervisorSettings(options=options))
+    return WorkerSupervisor(onboarding)

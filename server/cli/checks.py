@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from server.cli.admin_key import FILE_NAME
 from server.cli.base_path import find_base
+from server.cli.database_url import database_url
 from server.cli.failures import USER_ERRORS, CommandError, failure_of
 from server.cli.listening import bound
 from server.cli.output import Output
@@ -126,14 +127,17 @@ def check_data_dir(data_dir: Path) -> Check:
 
 
 def check_store(data_dir: Path, output: Output) -> Check:
-    if not (data_dir / "multilora.db").exists():
-        return Check("store", Level.OK, "none yet")
     try:
+        if database_url(None) is None and not (data_dir / "multilora.db").exists():
+            return Check("store", Level.OK, "none yet")
         with opened(data_dir, output) as store:
             return Check("store", Level.OK, f"{len(store.tenants.list())} tenants, {len(store.list())} adapters")
     except USER_ERRORS as error:
         return Check(
-            "store", Level.FAIL, failure_of(error).line, "restore it from a backup, or give another --data-dir"
+            "store",
+            Level.FAIL,
+            failure_of(error).line,
+            "restore it from a backup, or give another --data-dir or database",
         )
 
 

@@ -45,7 +45,7 @@ def run(
     settings = EngineSettings(base=story.base, served_name=story.served_name, memory=MEMORY)
     with (
         _folder(data_dir) as folder,
-        opened(folder, output) as store,
+        opened(folder, output, is_private=True) as store,
         running_engine(settings, store, output) as parts,
     ):
         remember_base(settings, parts, store, folder)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from server.cli.output import Output
 from server.jobs.records import Job, JobStatus
 from server.jobs.service import Onboarding
-from server.jobs.supervisor import SupervisorSettings, WorkerSupervisor, default_threads
+from server.jobs.supervisor import SupervisorSettings, WorkerSupervisor
 
 _POLL_S = 0.2
 
@@ -37,9 +37,7 @@ def follow(onboarding: Onboarding, job: Job, output: Output) -> Job:
 @contextmanager
 def _a_worker(onboarding: Onboarding) -> Iterator[None]:
     """A running server's worker, or one of our own; both know the lock that lets one of them work."""
-    threads = default_threads()
-    options = () if threads is None else ("--threads", str(threads))
-    supervisor = WorkerSupervisor(onboarding, SupervisorSettings(options=options, look_s=0.1))
+    supervisor = WorkerSupervisor(onboarding, SupervisorSettings(look_s=0.1))
     supervisor.start()
     try:
         yield

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.database_url import DatabaseUrlOption
+from server.cli.database_url import database_url as checked
+from server.cli.job_options import JobsMaxRunningOption, JobsMemoryOption, job_limits
 from server.cli.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from server.cli.output import Output
 from server.cli.stores import opened
-from server.cli.texts import MIB, when
+from server.cli.texts import when
 
 if TYPE_CHECKING:
     from server.jobs.records import Job
@@ -27,13 +30,14 @@ IdArgument = Annotated[str, typer.Argument(help="The job's id.", metavar="ID")]
 def list_jobs(
     tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant's.", metavar="T")] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, the newest first."""
     from server.api.fine_tuning_objects import job_object
 
     output = Output(as_json=as_json)
-    with _onboarding(data_dir, output) as onboarding:
+    with _onboarding(data_dir, database_url, output) as onboarding:
         jobs = onboarding.jobs.list(tenant)
     output.emit(data=[job_object(job) for job in jobs])
     rows = [(job.id, job.tenant, job.name, job.status.value, _how_far(job), when(job.created_at)) for job in jobs]
@@ -44,10 +48,15 @@ def list_jobs(
 
 
 @app.command()
-def show(job_id: IdArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+def show(
+    job_id: IdArgument,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show a job and what it told."""
     output = Output(as_json=as_json)
-    with _onboarding(data_dir, output) as onboarding:
+    with _onboarding(data_dir, database_url, output) as onboarding:
         job = onboarding.jobs.get(job_id)
         _tell(job, output)
         for event in reversed(onboarding.jobs.events(job)):
@@ -56,26 +65,41 @@ def show(job_id: IdArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json
 
 
 @app.command()
-def cancel(job_id: IdArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+def cancel(
+    job_id: IdArgument,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """End a job; what it had trained is dropped."""
     output = Output(as_json=as_json)
-    with _onboarding(data_dir, output) as onboarding:
+    with _onboarding(data_dir, database_url, output) as onboarding:
         _tell(onboarding.jobs.cancel(onboarding.jobs.get(job_id)), output)
 
 
 @app.command()
-def pause(job_id: IdArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+def pause(
+    job_id: IdArgument,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Let a job checkpoint and wait."""
     output = Output(as_json=as_json)
-    with _onboarding(data_dir, output) as onboarding:
+    with _onboarding(data_dir, database_url, output) as onboarding:
         _tell(onboarding.jobs.pause(onboarding.jobs.get(job_id)), output)
 
 
 @app.command()
-def resume(job_id: IdArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+def resume(
+    job_id: IdArgument,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Queue a paused job again; it goes on from its checkpoint."""
     output = Output(as_json=as_json)
-    with _onboarding(data_dir, output) as onboarding:
+    with _onboarding(data_dir, database_url, output) as onboarding:
         _tell(onboarding.jobs.resume(onboarding.jobs.get(job_id)), output)
 
 
@@ -84,13 +108,14 @@ def override(
     job_id: IdArgument,
     reason: Annotated[str, typer.Option("--reason", help="Why; it is kept with the job.", metavar="TEXT")],
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put an adapter into service that the gate blocked. A worker goes on with the job."""
     import os
 
     output = Output(as_json=as_json)
-    with _onboarding(data_dir, output) as onboarding:
+    with _onboarding(data_dir, database_url, output) as onboarding:
         job = onboarding.jobs.get(job_id)
         _tell(onboarding.jobs.override(job, by=f"cli:uid{os.getuid()}", reason=reason), output)
 
@@ -98,8 +123,9 @@ def override(
 @app.command()
 def worker(
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
-    max_running: Annotated[int, typer.Option(help="Trainings at once.", min=1)] = 1,
-    memory_mib: Annotated[int | None, typer.Option(help="For all trainings together.", min=1)] = None,
+    database_url: DatabaseUrlOption = None,
+    max_running: JobsMaxRunningOption = 1,
+    memory_mib: JobsMemoryOption = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of one training.", min=1)] = None,
 ) -> None:
     """Work on jobs until SIGTERM; `serve` does so by itself. One worker at a time works on a data directory."""
@@ -107,14 +133,19 @@ def worker(
     from server.jobs.worker import work
     from server.jobs.worker_options import WorkerSettings
 
-    memory_bytes = None if memory_mib is None else memory_mib * MIB
-    threads = threads or default_threads()
-    work(WorkerSettings(data_dir=data_dir, max_running=max_running, memory_bytes=memory_bytes, threads=threads))
+    settings = WorkerSettings(
+        data_dir=data_dir,
+        database_url=checked(database_url),
+        max_running=max_running,
+        memory_bytes=job_limits(max_running, memory_mib).memory_bytes,
+        threads=threads or default_threads(max_running),
+    )
+    work(settings)
 
 
 @contextmanager
-def _onboarding(data_dir: Path, output: Output) -> Iterator[Onboarding]:
-    with opened(data_dir, output) as store:
+def _onboarding(data_dir: Path, url: str | None, output: Output) -> Iterator[Onboarding]:
+    with opened(data_dir, output, url=url) as store:
         from server.jobs.service import Onboarding
 
         yield Onboarding(data_dir, store.database)

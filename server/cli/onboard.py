@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from server.cli.base_path import BaseOption, find_base
+from server.cli.database_url import DatabaseUrlOption
 from server.cli.failures import CommandError, ExitCode
+from server.cli.job_options import JobsMemoryOption, job_limits
 from server.cli.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from server.cli.output import Output
 from server.cli.stores import opened
@@ -38,6 +40,8 @@ def onboard(
     validation: ValidationOption = None,
     base: BaseOption = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
+    jobs_memory_mib: JobsMemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train an adapter on a tenant's data, measure it, publish it and put it into service.
@@ -45,12 +49,12 @@ def onboard(
     Ctrl-C leaves the job where it is; the next worker, a server's or another onboard's, goes on with it.
     """
     output = Output(as_json=as_json)
-    with opened(data_dir, output) as store:
+    with opened(data_dir, output, url=database_url) as store:
         from server.cli.job_follow import follow
         from server.jobs.service import Onboarding
 
         store.tenants.get(tenant)
-        onboarding = Onboarding(data_dir, store.database)
+        onboarding = Onboarding(data_dir, store.database, job_limits(1, jobs_memory_mib))
         served = _base(onboarding, store, base, output)
         job = _create(onboarding, served, tenant=tenant, name=name, paths=(data, validation), spec=_read_spec(spec))
         output.say(f"job {job.id}")

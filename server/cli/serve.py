@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from server.cli.base_path import find_base
+from server.cli.database_url import DatabaseUrlOption
+from server.cli.job_options import JobsMaxRunningOption, JobsMemoryOption, job_limits
 from server.cli.listening import DRAIN_S, bound
 from server.cli.logs import LogFormat, set_up_logging
 from server.cli.options import DEFAULT_DATA_DIR, DataDirOption, HostOption, JsonOption, PortOption
@@ -47,6 +49,7 @@ def serve(
     quantize: QuantizeOption = None,
     device: DeviceOption = Device.AUTO,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
     host: HostOption = "127.0.0.1",
     port: PortOption = 8000,
     auth: AuthOption = Auth.ON,
@@ -63,6 +66,8 @@ def serve(
     drain_s: DrainOption = DRAIN_S,
     max_connections: MaxConnectionsOption = 2048,
     max_connections_per_address: MaxConnectionsPerAddressOption = 1024,
+    jobs_max_running: JobsMaxRunningOption = 1,
+    jobs_memory_mib: JobsMemoryOption = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     otlp_endpoint: OtlpEndpointOption = None,
     as_json: JsonOption = False,
@@ -101,6 +106,8 @@ def serve(
         drain_s=drain_s,
         max_connections=max_connections,
         max_connections_per_address=max_connections_per_address,
+        database_url=database_url,
+        jobs=job_limits(jobs_max_running, jobs_memory_mib),
     )
     with StopSignals() as signals, bound(host, port) as listener:
         with output.stage("importing torch and transformers"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from server.cli.logs import LogFormat
+from server.jobs.limits import JobLimits
 
 
 class Dtype(StrEnum):
@@ -58,6 +59,8 @@ class ServeOptions:
     drain_s: float
     max_connections: int
     max_connections_per_address: int
+    database_url: str | None = field(default=None, repr=False)
+    jobs: JobLimits
 
 
 _MEMORY, _LIMITS, _MODEL = "Memory", "Limits", "Model"

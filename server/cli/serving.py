@@ -30,7 +30,10 @@ from server.engine.schedule import SchedulerSettings
 
 def run(options: ServeOptions, listener: socket.socket, output: Output, signals: StopSignals) -> None:
     """Serve until a signal. Raises what `failures` knows."""
-    with traced(options.otlp_endpoint) as tracing, opened(options.data_dir, output) as store:
+    with (
+        traced(options.otlp_endpoint) as tracing,
+        opened(options.data_dir, output, url=options.database_url) as store,
+    ):
         key = admin_key(options.data_dir)
         _tell_key(key, output)
         prepare(store, output)
@@ -39,7 +42,7 @@ def run(options: ServeOptions, listener: socket.socket, output: Output, signals:
             where_the_disk_allows(lambda: remember_base(settings, parts, store, options.data_dir), output)
             show_memory(parts, output)
             api = api_settings(options, key)
-            app = create_app(engine=parts.worker, store=store, settings=api, tracing=tracing)
+            app = create_app(engine=parts.worker, store=store, settings=api, tracing=tracing, job_limits=options.jobs)
             with http_server(app, listener, signals, drain_s=options.drain_s) as server:
                 _tell_ready(options, parts, url_of(listener), output)
                 signals.wait(while_true=lambda: server.is_alive)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server.cli.database_url import database_url, shown
 from server.cli.failures import CommandError
 from server.cli.output import Output
 
@@ -16,23 +17,31 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def opened(data_dir: Path, output: Output) -> Iterator[AdapterStore]:
-    """The store in `data_dir`, closed at the end. Raises CommandError (database_error), StoreError, OSError."""
+def opened(
+    data_dir: Path, output: Output, *, url: str | None = None, is_private: bool = False
+) -> Iterator[AdapterStore]:
+    """The store in `data_dir`, closed at the end; its rows are where `url` or the environment says.
+
+    is_private: in `data_dir` whatever the environment says.
+    Raises CommandError (database_error, bad_database_url), StoreError, OSError.
+    """
     with output.waiting("opening the store"):
         from sqlalchemy.exc import DBAPIError
 
         from adapters_store.audit import Actor, acting_as
         from adapters_store.store import AdapterStore
 
+        url = None if is_private else database_url(url)
+        place = data_dir if url is None else shown(url)
         try:
-            store = AdapterStore.open(data_dir)
+            store = AdapterStore.open(data_dir, database_url=url)
         except DBAPIError as error:
-            raise CommandError("database_error", f"{data_dir}: {error.orig}") from error
+            raise CommandError("database_error", f"{place}: {error.orig}") from error
     try:
         with acting_as(Actor(f"cli:uid{os.getuid()}")):
             yield store
     except DBAPIError as error:
-        raise CommandError("database_error", f"{data_dir}: {error.orig}") from error
+        raise CommandError("database_error", f"{place}: {error.orig}") from error
     finally:
         store.close()
 

@@ -11,7 +11,8 @@ MIB = 1024 * 1024
 class JobLimits:
     """Per tenant: bytes and files kept, jobs not yet ended, jobs made in 24 hours. max_file_bytes: of one upload.
 
-    max_rank: what the server's store accepts. max_running: trainings at once, of all tenants.
+    max_rank: what the server's store accepts. max_running: trainings at once, of all tenants. memory_bytes: for all of
+    them together (None: whatever is free).
     """
 
     max_file_bytes: int = 512 * MIB
@@ -21,8 +22,10 @@ class JobLimits:
     max_jobs_per_day: int = 100
     max_rank: int = 256
     max_running: int = 1
+    memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            if getattr(self, item.name) <= 0:
-                raise ValueError(f"{item.name} must be positive, got {getattr(self, item.name)}")
+            value = getattr(self, item.name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{item.name} must be positive, got {value}")

@@ -48,10 +48,9 @@ class Onboarding:
         self._database.close()
 
     @property
-    def database_url(self) -> str | None:
-        """None: SQLite in the data directory."""
-        url = self._database.engine.url
-        return None if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=False)
+    def database_url(self) -> str:
+        """Where the rows are, secrets included: for a worker's environment, not for eyes."""
+        return self._database.engine.url.render_as_string(hide_password=False)
 
     @property
     def base(self) -> ServedBase | None:

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from server.jobs.executor import is_locked
+from server.jobs.limits import JobLimits
 from server.jobs.service import Onboarding
 from server.jobs.worker_options import DATABASE_URL_VARIABLE, LOCK_FILE
 
@@ -84,22 +85,31 @@ class WorkerSupervisor:
         self._stopping.wait(waits_s[min(self._deaths, len(waits_s) - 1)])
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        url = self._onboarding.database_url
-        environment = {**os.environ, **self._settings.environment}
-        if url is not None:
-            environment[DATABASE_URL_VARIABLE] = url  # not an argument: it may hold a password
+        url = self._onboarding.database_url  # not an argument: it may hold a password
+        environment = {**os.environ, **self._settings.environment, DATABASE_URL_VARIABLE: url}
         command = [sys.executable, "-m", "server.jobs.worker", "--data-dir", str(self._onboarding.data_dir)]
         return subprocess.Popen(
-            [*command, "--watch-stdin", *self._settings.options],
+            [*command, "--watch-stdin", *_options(self._onboarding.limits), *self._settings.options],
             stdin=subprocess.PIPE,
             env=environment,
             start_new_session=True,  # a terminal's Ctrl-C is the server's to hear
         )
 
 
-def default_threads() -> int | None:
-    """CPU threads of a training beside a server: half of what there is; None where the environment says it already."""
+def _options(limits: JobLimits) -> Iterator[str]:
+    """What a worker is told of its limits."""
+    yield from ("--max-running", str(limits.max_running))
+    if limits.memory_bytes is not None:
+        yield from ("--memory-bytes", str(limits.memory_bytes))
+    threads = default_threads(limits.max_running)
+    if threads is not None:
+        yield from ("--threads", str(threads))
+
+
+def default_threads(max_running: int) -> int | None:
+    """CPU threads of one training beside a server: all of them together get half of what there is; None where the
+    environment says it already."""
     if "OMP_NUM_THREADS" in os.environ:
         return None
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, count // 2)
+    return max(1, count // 2 // max_running)

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 LOCK_FILE = "jobs-worker.lock"
@@ -22,7 +22,7 @@ class WorkerSettings:
     """
 
     data_dir: Path
-    database_url: str | None = None
+    database_url: str | None = field(default=None, repr=False)
     max_running: int = 1
     memory_bytes: int | None = None
     threads: int | None = None
