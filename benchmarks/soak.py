@@ -60,7 +60,7 @@ class Scale:
     change_every_s: float = 4.0
 
 
-QUICK_SCALE = Scale(seconds=4.0, every_s=0.5, adapters=4, contents=12, change_every_s=0.4)
+QUICK_SCALE = Scale(seconds=2.0, every_s=0.4, adapters=3, contents=20, rate=2.0, change_every_s=0.4)
 
 
 class Soak:

@@ -23,6 +23,7 @@ EXPECTED = {
     "paging": (6, {"measure", "case", "of_resident", "of_quiet", "copies_per_request", "itl_p95_ms"}),
     "server_load": (4, {"popularity", "tok_per_s", "of_base", "ttft_p95_ms", "tpot_p50_ms"}),
     "fairness": (4, {"case", "ttft_p50_ms", "ttft_p95_ms", "jain", "others_answered", "refused"}),
+    "soak": (5, {"hours", "rss_mb", "uss_mb", "num_files", "kv_usage", "waiting", "quiet_ttft_p95_ms", "num_faults"}),
 }
 
 
@@ -40,7 +41,7 @@ def run_quick(name: str, out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "soak"])
 def test_quick_form_runs_and_writes_csv_and_plot(name: str, out: Path) -> None:
     native = native_ops(torch.bfloat16)
     if name == "op_linear" and (native is None or not native.has_fast_linear):
@@ -80,10 +81,18 @@ def every_popularity_was_answered(rows: list[dict[str, str]]) -> None:
     assert all(int(row["requests"]) > 0 for row in rows)
 
 
+def everything_happened_and_nothing_failed(rows: list[dict[str, str]]) -> None:
+    last = rows[-1]
+    assert int(last["num_faults"]) == 0
+    assert all(int(last[name]) > 0 for name in ("answered", "tokens", "changes")), last
+    assert float(last["evictions"]) > 0
+
+
 CHECKS: dict[str, Callable[[list[dict[str, str]]], None]] = {
     "op_lora": all_implementations_are_exact,
     "model_tax": bases_are_their_own_reference,
     "versus_peft": both_sides_answer_alike,
     "paging": adapters_were_paged_and_loaded,
     "server_load": every_popularity_was_answered,
+    "soak": everything_happened_and_nothing_failed,
 }
