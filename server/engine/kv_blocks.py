@@ -120,7 +120,7 @@ class BlockPool:
         # Last block first: a prefix's tail is worth less than its head, and LRU hands out the oldest entry first.
         self.free(reversed(request.block_ids))
         request.block_ids = []
-        request.num_computed_tokens = request.num_verified_tokens = 0
+        request.num_computed_tokens = request.num_verified_tokens = request.num_written_tokens = 0
 
     def free(self, block_ids: Iterable[int]) -> None:
         """Give up one reference on each block."""

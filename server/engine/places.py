@@ -26,14 +26,14 @@ class Places:
         self._shares = shares
         self._holders: dict[str, TenantAccount] = {}  # tenants that run something
         self._top: TenantAccount | None = None  # of those, the one that runs most for its weight; None: look again
-        self._num_changes = 0
+        self.num_changes = 0  # rises whenever a place is taken or given up
         self._last_look: tuple[int, int, int] | None = None
 
     def enter(self, request: Request) -> None:
         """The request takes a place."""
         account = self._shares.account(request.tenant)
         account.num_running += 1
-        self._num_changes += 1
+        self.num_changes += 1
         self._holders[request.tenant] = account
         if self._top is not None and _level(account) > _level(self._top):
             self._top = account
@@ -42,7 +42,7 @@ class Places:
         """The request's place is free."""
         account = self._holders[request.tenant]
         account.num_running -= 1
-        self._num_changes += 1
+        self.num_changes += 1
         if account is self._top:
             self._top = None
         if not account.num_running:
@@ -61,7 +61,7 @@ class Places:
         became ready, another look would find nothing again."""
         if num_running < self._max_running:
             return True
-        look = (self._num_changes, num_arrivals, num_activations)
+        look = (self.num_changes, num_arrivals, num_activations)
         is_new, self._last_look = look != self._last_look, look
         return is_new and self._fullest().num_running > 1  # who runs a single request keeps its place
 

@@ -44,6 +44,7 @@ class Request:
     num_computed_tokens: int = 0  # tokens whose keys and values are in the cache
     num_cached_tokens: int = 0  # of those, how many the prefix cache gave us at first admission
     num_verified_tokens: int = 0  # of those, how many a finite sample has confirmed since
+    num_written_tokens: int = 0  # tokens whose keys and values a forward may have written, confirmed or not
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(
         default_factory=list

@@ -9,7 +9,7 @@ from typing import Protocol
 from adapters_store.base import AdapterDigest
 from adapters_store.errors import StoreError
 from adapters_store.pool_shares import Owner
-from server.engine.request import Request
+from server.engine.request import Request, Status
 
 
 class AdapterGate(Protocol):
@@ -97,6 +97,12 @@ class ScheduledRow:
         """Whether the row reaches the request's last token, so that its logits choose the next one."""
         return self.start + self.num_tokens == self.request.num_tokens
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the row takes its request on from where it stands. A row chosen before the tokens of the forward before
+        it were known does not, where that one ended the request or gave it no token."""
+        return self.request.status is Status.RUNNING and self.start == self.request.num_computed_tokens
+
 
 @dataclass(slots=True)
 class Schedule:
@@ -123,6 +129,12 @@ class Schedule:
                 self.num_decodes -= index < self.num_decodes
                 del self.rows[index]
                 return
+
+    def keep_current(self) -> None:
+        """Of a forward that decodes only: nothing of requests that the one before it ended, or gave no token."""
+        assert self.num_decodes == len(self.rows), "a forward with prompts is chosen when all before it is known"
+        self.rows = [row for row in self.rows if row.is_current]
+        self.num_tokens = self.num_decodes = len(self.rows)
 
     def num_chunk_tokens(self, request: Request) -> int:
         """How much of its prompt this forward computes."""

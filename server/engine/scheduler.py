@@ -16,6 +16,7 @@ from server.engine.deadlines import Deadlines
 from server.engine.errors import QueueFull
 from server.engine.fair_share import OUTPUT_COST, FairShare
 from server.engine.kv_blocks import BlockPool
+from server.engine.look_ahead import LookAhead
 from server.engine.places import Places
 from server.engine.request import Request, Status
 from server.engine.sampling_params import InvalidRequest
@@ -57,7 +58,8 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._failed: list[tuple[Request, StoreError]] = []
         self._late: list[Request] = []
-        self._is_in_flight = False  # a forward is between schedule() and commit()
+        self._starving: Starving | None = None
+        self._ahead = LookAhead(pool)
         self._num_watermark = int(settings.watermark * pool.num_blocks)
 
     @property
@@ -120,30 +122,39 @@ class Scheduler:
     def schedule(self) -> Schedule | None:
         """The next forward, or None if nothing can run now. Running decodes first, then prefills, then the queue."""
         now_s = self._clock()
-        for request_id in self._deadlines.take_late(now_s):
-            if (request := self.abort(request_id)) is not None:
-                self._late.append(request)
-        for owner, num_elements in self._gate.take_loads():
-            self._waiting.charge_load(owner, num_elements)
-        starving = self._waiting.starving(self._gate.no_room_since, self._gate.over_share, now_s)
-        self._prefetch(starving)
+        self._attend(now_s)
         schedule = self._decode()
         held_up = self._continue_prefills(schedule)
         if self._waiting and self._has_room(schedule) and self._may_open_place():
-            self._admit(schedule, starving, now_s)
+            self._admit(schedule, self._starving, now_s)
         for request in held_up:
             if request.status is Status.RUNNING:
                 self._add_chunk(schedule, request, self.settings.max_batch_tokens)
-        self._is_in_flight = bool(schedule.rows)
-        return schedule if schedule.rows else None
+        self._ahead.looked(self._state())
+        return _on_its_way(schedule)
+
+    def attend(self) -> None:
+        """What schedule() does first, for a step whose forward is chosen already: end whoever is late, bring on the
+        adapters that are waited for, charge for those that have come."""
+        self._attend(self._clock())
+
+    def look_ahead(self, schedule: Schedule) -> Schedule | None:
+        """The forward after `schedule`, which is under way and holds none that is over, where it depends on nothing that
+        this one decides; None: schedule() is to choose it.
+
+        A request that ends all the same has a row too many: `ScheduledRow.is_current` tells it from the others.
+        """
+        if len(schedule.rows) < len(self._running) or (self._waiting and self._starving is not None):
+            return None
+        ahead = self._ahead.after(schedule, self._state(), is_anyone_waiting=bool(self._waiting))
+        return None if ahead is None else _on_its_way(ahead)
 
     def commit(self, schedule: Schedule, tokens: Mapping[str, int]) -> None:
-        """The forward ran. tokens: request id -> sampled token, one for each row that samples.
+        """The forward ran. tokens: request id -> sampled token, one for each row that samples. All rows are current.
 
         A request finished meanwhile is passed over. A row may lack its token only if the request is finished before
         the next schedule().
         """
-        self._is_in_flight = False
         for row in schedule.rows:
             request = row.request
             if request.status is not Status.RUNNING:
@@ -212,8 +223,14 @@ class Scheduler:
         message = f"prompt of {num_prompt} + max_tokens of {max_tokens} = {num_tokens} tokens, {what} is {limit}"
         raise InvalidRequest(param, message, code="context_length_exceeded")
 
-    def _prefetch(self, starving: Starving | None) -> None:
-        wanted, limit = self._waiting.wanted_beside(starving)
+    def _attend(self, now_s: float) -> None:
+        for request_id in self._deadlines.take_late(now_s):
+            if (request := self.abort(request_id)) is not None:
+                self._late.append(request)
+        for owner, num_elements in self._gate.take_loads():
+            self._waiting.charge_load(owner, num_elements)
+        self._starving = self._waiting.starving(self._gate.no_room_since, self._gate.over_share, now_s)
+        wanted, limit = self._waiting.wanted_beside(self._starving)
         for digest, error in self._gate.want(wanted, limit).items():
             self.fail_waiting(digest, error)
 
@@ -255,9 +272,7 @@ class Scheduler:
     def _stop_running(self, request: Request) -> None:
         self._running.remove(request)
         self._places.leave(request)
-        has_row = self._is_in_flight  # its forward may have written to any of its blocks
-        num_written = request.num_tokens if has_row else request.num_computed_tokens
-        self.pool.release(request, num_written)
+        self.pool.release(request, request.num_written_tokens)
         if request.adapter is not None:
             self._gate.release(request.adapter)
         request.slot = None
@@ -356,3 +371,14 @@ class Scheduler:
             if request.first_scheduled_s is None:
                 request.first_scheduled_s = now_s
                 request.num_cached_tokens = request.num_computed_tokens
+
+    def _state(self) -> tuple[int, int, int]:
+        """Changes whenever a place is taken or given up, a request is new, or an adapter becomes ready."""
+        return self._places.num_changes, self._waiting.num_arrivals, self._gate.num_activations
+
+
+def _on_its_way(schedule: Schedule) -> Schedule | None:
+    """Whatever becomes of it, its forward may have written keys and values from now on."""
+    for row in schedule.rows:
+        row.request.num_written_tokens = row.start + row.num_tokens
+    return schedule if schedule.rows else None
