@@ -15,10 +15,10 @@ from server.jobs.supervisor import WorkerSupervisor
 
 @contextmanager
 def background(app: FastAPI) -> Iterator[None]:
-    """While the block runs, usage is written down, adapters that left service are freed, and jobs are worked on."""
+    """While the block runs, usage is written down, the store is followed, and jobs are worked on."""
     context = app.state.context
     assert isinstance(context, ApiContext)
-    watch = StoreWatch(context.store, context.engine)
+    watch = StoreWatch(context.store, context.engine, context.metrics.quarantined)
     jobs = _job_worker(app)
     watch.start()
     context.usage.start()

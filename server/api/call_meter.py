@@ -55,6 +55,11 @@ class CallMeter:
         self._last_s[index] = now_s
         self._num_output_tokens[index] += len(event.token_ids)
 
+    def refused(self, code: str) -> None:
+        """The engine did not take the call."""
+        self._record.error_code = code
+        self._metrics.failures.labels(self._metrics.error_label(code)).inc()
+
     def close(self, *, aborted: int) -> CallRecord:
         metrics, record = self._metrics, self._record
         record.end_s = time.perf_counter()

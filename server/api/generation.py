@@ -15,6 +15,7 @@ from server.api.call_meter import CallMeter
 from server.api.context import ApiContext
 from server.api.errors import ApiError, engine_dead, from_engine
 from server.api.plan import Call
+from server.engine.errors import QueueFull
 from server.engine.request import Request, TokenEvent
 
 
@@ -42,9 +43,13 @@ class Generation:
         `close` takes back the others."""
         if not self._engine.is_healthy():
             raise engine_dead()
-        for index, request in enumerate(self._requests):
-            self._engine.submit(request, self._bridge.listener(self.inbox, index))
-            self._unfinished.add(request.id)
+        try:
+            for index, request in enumerate(self._requests):
+                self._engine.submit(request, self._bridge.listener(self.inbox, index))
+                self._unfinished.add(request.id)
+        except QueueFull:
+            self._meter.refused("queue_full")
+            raise
         self.is_submitted = True
 
     async def batches(self) -> AsyncIterator[list[IndexedEvent]]:

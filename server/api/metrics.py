@@ -5,9 +5,13 @@ No histogram carries a tenant; counters carry at most `max_label_values` tenant/
 
 from __future__ import annotations
 
+import shutil
+from functools import partial
+from pathlib import Path
+
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
@@ -17,12 +21,14 @@ from server.engine.histogram import SECONDS
 
 OTHER = "other"
 MAX_ERROR_CODES = 40
+# Counted from 0: a series that begins at its first failure has no increase, and an alert would miss it.
+ALERTED_CODES = ("adapter_numerics", "queue_full")
 
 
 class ApiMetrics:
     """All of one app's metrics, in a registry of its own: two apps in one process do not meet."""
 
-    def __init__(self, engine: EngineClient, max_label_values: int) -> None:
+    def __init__(self, engine: EngineClient, max_label_values: int, data_dir: Path) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(EngineCollector(engine))
         ProcessCollector(registry=self.registry)
@@ -52,6 +58,13 @@ class ApiMetrics:
         )
         self.aborted = Counter("multilora_aborted_sequences", "Ended by a hang-up or a failure", registry=self.registry)
         self.failures = Counter("multilora_failures", "Sequences ended by an error", ("code",), registry=self.registry)
+        for code in ALERTED_CODES:
+            self.failures.labels(self.error_label(code))
+        self.quarantined = Gauge(
+            "multilora_adapters_quarantined", "Not served until healed or released", registry=self.registry
+        )
+        free = Gauge("multilora_data_dir_free_bytes", "Of the data directory's disk", registry=self.registry)
+        free.set_function(partial(_free_bytes, data_dir))
         owner = ("tenant", "adapter")
         self.sequences = Counter("multilora_sequences", "Sequences asked for", owner, registry=self.registry)
         self.prompt_tokens = Counter("multilora_prompt_tokens", "Prompt tokens", owner, registry=self.registry)
@@ -75,6 +88,14 @@ class ApiMetrics:
             return OTHER
         self._error_codes.add(code)
         return code
+
+
+def _free_bytes(folder: Path) -> float:
+    """NaN where the folder cannot be asked: a disk that is gone must not take the other metrics with it."""
+    try:
+        return float(shutil.disk_usage(folder).free)
+    except OSError:
+        return float("nan")
 
 
 async def show_metrics(request: HttpRequest) -> Response:

@@ -1,4 +1,4 @@
-"""Frees the memory of adapters that left service behind this server's back: by a command, or another server.
+"""Follows what others did to the store, a command or another server: frees what left service, counts the quarantine.
 
 What may be asked for is decided anew for every request from the store; this only sees to it that nothing stays in
 host or device memory that no request can reach any more. Knows digests; knows no names.
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from prometheus_client import Gauge
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapters_store.store import AdapterStore
@@ -29,6 +30,7 @@ class StoreWatch:
         self,
         store: AdapterStore,
         engine: EngineClient,
+        quarantined: Gauge,
         *,
         poll_s: float = 0.5,
         at_least_s: float = 5.0,
@@ -36,6 +38,7 @@ class StoreWatch:
     ) -> None:
         self._store = store
         self._engine = engine
+        self._quarantined = quarantined
         self._poll_s = poll_s
         self._at_least_s = at_least_s
         self._clock = clock
@@ -52,7 +55,7 @@ class StoreWatch:
         self._thread.join()
 
     def look(self) -> None:
-        """Free what has left service. Raises SQLAlchemyError where the database does not answer."""
+        """Free what has left service, count what is put away. Raises SQLAlchemyError (the database is silent)."""
         generation, now_s = self._store.generation(), self._clock()
         if generation == self._generation and now_s - self._looked_s < self._at_least_s:
             return
@@ -61,6 +64,7 @@ class StoreWatch:
         if gone:
             _log.info("freeing %d adapters that are not in service any more", len(gone))
             self._engine.forget_adapters(gone)
+        self._quarantined.set(len(self._store.quarantine.entries()))
         self._generation, self._looked_s = generation, now_s
 
     def _run(self) -> None:

@@ -156,7 +156,7 @@ class Engine:
 
     def _count_prompt_tokens(self, row: ScheduledRow) -> None:
         if row.start < len(row.request.prompt_ids) and row.request.num_preemptions == 0:
-            self._counters.prompt_tokens += min(row.num_tokens, len(row.request.prompt_ids) - row.start)
+            self._counters.computed_prompt_tokens += min(row.num_tokens, len(row.request.prompt_ids) - row.start)
 
     def _keep_prompt_logprobs(self, row: ScheduledRow, output: StepOutput) -> None:
         chunk = output.prompt_logprobs.get(row.request.id)

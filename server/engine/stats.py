@@ -34,7 +34,7 @@ class EngineCounters:
     """What the engine itself counts; the pools count their own."""
 
     steps: int = 0
-    prompt_tokens: int = 0
+    computed_prompt_tokens: int = 0
     generated_tokens: int = 0
     finished: int = 0
     aborted: int = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "multilora.json").read_text())
 ALERTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())
+ALERT_TESTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts_test.yml").read_text())
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 MANIFEST = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "multilora.yaml").read_text()))
 UNIT = (DEPLOY / "systemd" / "multilora.service").read_text()
@@ -70,6 +73,44 @@ def test_every_metric_the_docs_name_exists(metrics: set[str]) -> None:
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in metrics}
     named = set(re.findall(r"`((?:multilora_|vllm:|process_)\w+)`", page))
     assert named - families == set()
+
+
+def test_no_metric_is_told_twice(url: str) -> None:
+    """Scrapers refuse a second family of a name, or add the two up."""
+    told = re.findall(r"^# TYPE (\S+)", httpx.get(f"{url}/metrics").text, flags=re.MULTILINE)
+    assert [name for name in set(told) if told.count(name) > 1] == []
+
+
+def test_what_alerts_wait_for_by_its_code_is_counted_from_zero(url: str) -> None:
+    """A counter that begins at its first failure has not risen: the alert would miss it, and it may be the only one."""
+    codes = {code for query in queries() for code in re.findall(r'code="(\w+)"', query)}
+    assert len(codes) >= 2
+    text = httpx.get(f"{url}/metrics").text
+    assert [code for code in codes if f'multilora_failures_total{{code="{code}"}} 0.0' not in text] == []
+
+
+def test_every_alert_is_seen_to_fire_and_to_keep_quiet() -> None:
+    alerts = {rule["alert"] for group in ALERTS["groups"] for rule in group["rules"]}
+    asked = [case for test in ALERT_TESTS["tests"] for case in test["alert_rule_test"]]
+    assert {case["alertname"] for case in asked if case.get("exp_alerts")} == alerts
+    assert {case["alertname"] for case in asked if not case.get("exp_alerts")} == alerts
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Prometheus")
+def test_prometheus_agrees(url: str) -> None:
+    """Its own checks of what is scraped and configured, and the alerts' tests."""
+    folder = DEPLOY / "prometheus"
+    for words, text in (
+        (["check", "metrics"], httpx.get(f"{url}/metrics").text),
+        (["check", "config", str(folder / "prometheus.yml")], None),
+        (["test", "rules", str(folder / "alerts_test.yml")], None),
+    ):
+        done = subprocess.run(["promtool", *words], input=text, text=True, capture_output=True, check=False)
+        assert done.returncode in (0, 3), (
+            words,
+            done.stdout,
+            done.stderr,
+        )  # 3: it would have named something otherwise
 
 
 def test_queries_close_what_they_open() -> None:

@@ -62,8 +62,11 @@ def test_a_full_queue_is_a_429_that_takes_back_what_it_had_queued(
 ) -> None:
     fake_engine.aborted.clear()
     fake_engine.max_waiting = 5
+    counted = 'multilora_failures_total{code="queue_full"} '
+    before = float(client.get("/metrics").text.partition(counted)[2].split("\n")[0])
     response = client.post("/v1/completions", json={**ASK, "n": 8, "stream": stream})
     fake_engine.max_waiting = 256
+    assert f"{counted}{before + 1}" in client.get("/metrics").text
     assert response.status_code == 429
     assert (response.headers["retry-after"], response.headers["x-should-retry"]) == ("2", "true")
     error = response.json()["error"]

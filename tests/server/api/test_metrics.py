@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from prometheus_client.samples import Sample
 from adapters_store.store import AdapterStore
 from server.api.app import create_app
 from server.api.engine_metrics import EngineCollector
-from server.api.metrics import MAX_ERROR_CODES
+from server.api.metrics import MAX_ERROR_CODES, ApiMetrics
 from server.api.ports import EngineClient
 from server.api.settings import ApiSettings
 from server.engine.histogram import Histogram
@@ -192,3 +194,14 @@ def test_times_fall_into_buckets_from_a_millisecond_to_a_minute(anyone: httpx.Cl
     for name in ("time_to_first_token", "inter_token"):
         bounds = [s.labels["le"] for s in samples(anyone) if s.name == f"multilora_{name}_seconds_bucket"]
         assert (bounds[0], bounds[-2:]) == ("0.001", ["60.0", "+Inf"])
+
+
+def test_the_room_on_the_data_directorys_disk_is_told(anyone: httpx.Client, data_dir: Path) -> None:
+    told = value(anyone, "multilora_data_dir_free_bytes")
+    assert abs(told - shutil.disk_usage(data_dir).free) < 1 << 30
+
+
+def test_a_data_directory_that_is_gone_leaves_the_other_metrics(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    registry = ApiMetrics(fake_engine, 5, tmp_path / "gone").registry
+    assert math.isnan(registry.get_sample_value("multilora_data_dir_free_bytes") or 0.0)
+    assert registry.get_sample_value("multilora_up") == 1

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import Gauge
 
 from adapters_store.base import AdapterDigest
 from server.api.store_watch import StoreWatch
@@ -61,7 +62,7 @@ def test_what_a_command_deleted_leaves_a_running_servers_memory(
     folder = shutil.copytree(adapters["one"], tmp_path / "own")
     version = publish(service.store, service.parts, "short-lived", folder)
     service.tokens(prompts[0], version)
-    watch = StoreWatch(service.store, service.worker, poll_s=0.02, at_least_s=0.1)
+    watch = StoreWatch(service.store, service.worker, Gauge("away", "", registry=None), poll_s=0.02, at_least_s=0.1)
     watch.start()
     try:
         wait_until(lambda: version.digest in held(service))
