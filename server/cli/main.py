@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from lora_kernels.threads import spin_briefly
-from server.cli import adapter, audit, demo, doctor, jobs, onboard, plan, quarantine, serve, tenant, train, usage
+from server.cli import adapter, audit, bench, demo, doctor, jobs, onboard, plan, quarantine, serve, tenant, train, usage
 from server.cli.failures import EPILOG, USER_ERRORS, failure_of
 from server.cli.options import JSON_KEY
 from server.cli.output import complain
@@ -73,6 +73,7 @@ app.add_typer(plan.app, name="plan", epilog=EPILOG)
 app.command(epilog=EPILOG)(onboard.onboard)
 app.add_typer(jobs.app, name="jobs", epilog=EPILOG)
 app.command(epilog=EPILOG)(train.train)
+app.add_typer(bench.app, name="bench", epilog=EPILOG)
 app.command(epilog=EPILOG)(doctor.doctor)
 
 

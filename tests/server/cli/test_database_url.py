@@ -98,15 +98,12 @@ def test_what_the_server_was_told_of_its_database_is_not_in_its_options_text(
 
 
 @pytest.mark.skipif(postgres.binaries() is None, reason="no PostgreSQL server is installed")
-def test_a_server_on_postgresql_knows_the_tenants_that_were_made_there(
-    serve_process: Command, wait_ready: Command, run_json: Command, base: Path, data_dir: Path, tmp_path: Path
+def test_commands_on_postgresql_share_its_rows_and_leave_no_sqlite(
+    run_json: Command, data_dir: Path, tmp_path: Path
 ) -> None:
     with postgres.running(tmp_path) as full_url:
         url = full_url.replace("postgresql+psycopg://", "postgresql://")
-        options = ("--base", base, "--json", "--data-dir", data_dir, "--database-url", url)
-        with serve_process(*options) as server:
-            wait_ready(server)
-            run_json("tenant", "create", "acme", env={ENVIRONMENT: url})
-            assert [each["tenant"] for each in run_json("tenant", "list", env={ENVIRONMENT: url})["data"]] == ["acme"]
-            assert run_json("jobs", "list", "--database-url", url)["data"] == []
-            assert not (data_dir / "multilora.db").exists()
+        run_json("tenant", "create", "acme", env={ENVIRONMENT: url})
+        assert [each["tenant"] for each in run_json("tenant", "list", env={ENVIRONMENT: url})["data"]] == ["acme"]
+        assert run_json("jobs", "list", "--database-url", url)["data"] == []
+        assert not (data_dir / "multilora.db").exists()
