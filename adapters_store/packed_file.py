@@ -22,6 +22,7 @@ import torch
 
 from adapters_store.base import AdapterDigest, BaseDescription
 from adapters_store.dtypes import type_of_base
+from adapters_store.host_buffers import HostBuffers
 from adapters_store.packed import PackedAdapter, PackedModule
 from lora_kernels import background
 from lora_kernels.turns import Turns
@@ -34,7 +35,7 @@ class _Damaged(Exception):
 
 
 def read_packed(
-    folder: Path, digest: AdapterDigest, base: BaseDescription, *, pin: bool, turns: Turns
+    folder: Path, digest: AdapterDigest, base: BaseDescription, *, buffers: HostBuffers, turns: Turns
 ) -> PackedAdapter | None:
     """The adapter as it was kept for this base's layout; None where it was not, or is damaged (logged)."""
     if not background.is_available():
@@ -42,11 +43,7 @@ def read_packed(
     stem = _stem(folder, base)
     try:
         index = _read_index(stem.with_suffix(".json"), digest)
-        buffer = torch.empty(
-            index["num_elements"],
-            dtype=type_of_base(base.dtype).torch_dtype,
-            pin_memory=pin and torch.cuda.is_available(),
-        )
+        buffer = buffers.take(index["num_elements"], type_of_base(base.dtype).torch_dtype)
         if background.read_file(stem.with_suffix(".bin"), as_bytes(buffer), turns) != index["xxh64"]:
             raise _Damaged("checksum differs")
     except FileNotFoundError:

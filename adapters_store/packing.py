@@ -16,6 +16,7 @@ import torch
 from adapters_store.base import BaseDescription
 from adapters_store.digest import DigestBuilder
 from adapters_store.dtypes import TENSOR_TYPES, Bits, TensorType, cast_bits, type_of_base
+from adapters_store.host_buffers import HostBuffers
 from adapters_store.packed import ALIGN_BYTES, PackedAdapter, PackedModule
 from adapters_store.validate import AdapterPlan, PlannedModule, check_values
 from adapters_store.weights import WeightsFile
@@ -72,19 +73,19 @@ def _group_of(base: BaseDescription) -> dict[str, str]:
     return {name: group[0] for group in base.groups for name in group}
 
 
-def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, pin: bool = False) -> PackedAdapter:
+def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: HostBuffers | None = None) -> PackedAdapter:
     """Read, hash and place every tensor. The digest is of the bytes packed: compare it with the one asked for.
 
-    check: refuse values that cannot be served. pin: page-locked memory, for a copy to the device that the host need
-    not wait for; ignored without CUDA.
+    check: refuse values that cannot be served. buffers: where the memory comes from; None: new memory.
 
     Raises:
         AdapterRejected: non_finite, cast_overflow, with `check`. OSError where the file cannot be read.
     """
     layout = plan_layout(plan)
     target = type_of_base(plan.base.dtype)
-    buffer = torch.zeros(layout.num_elements, dtype=target.torch_dtype, pin_memory=pin and torch.cuda.is_available())
+    buffer = (buffers or HostBuffers()).take(layout.num_elements, target.torch_dtype)
     elements = _as_bits(buffer, target)
+    elements.fill(0)  # between the tensors too: what is summed and kept depends on the adapter alone
     builder = DigestBuilder(plan)
     with WeightsFile(weights) as file:
         for module, place in zip(plan.modules, layout.modules, strict=True):

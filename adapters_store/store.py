@@ -6,7 +6,6 @@ Safe to use from many threads, and from several processes on one data directory.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,27 +14,24 @@ from adapters_store.aliases import AliasStore, choose, meaning_of
 from adapters_store.answer_cache import AnswerCache
 from adapters_store.audit import AuditLog
 from adapters_store.base import AdapterDigest, BaseDescription
-from adapters_store.blobs import CONFIG_FILE, RESERVE_BYTES, WEIGHTS_FILE, BlobStore
-from adapters_store.config import parse_config
+from adapters_store.blobs import RESERVE_BYTES, WEIGHTS_FILE, BlobStore
 from adapters_store.database import Database, now_s
-from adapters_store.errors import AdapterRejected, AdapterUnavailable, BlobDamaged, NotFound, StoreError
+from adapters_store.errors import AdapterRejected, NotFound
 from adapters_store.filesystem import Filesystem
-from adapters_store.header import read_header
+from adapters_store.host_buffers import HostBuffers
 from adapters_store.limits import AdapterLimits
+from adapters_store.loading import AdapterLoader, plan_files
 from adapters_store.names import check_name, split_ref
 from adapters_store.packed import PackedAdapter
-from adapters_store.packed_file import keep_packed, read_packed
 from adapters_store.packing import pack, packed_bytes
 from adapters_store.quarantine import Quarantine, heal
 from adapters_store.quotas import QuotaStore
 from adapters_store.records import AdapterVersion
 from adapters_store.tenants import TenantStore
 from adapters_store.usage import UsageStore
-from adapters_store.validate import AdapterPlan, plan_adapter
+from adapters_store.validate import AdapterPlan
 from adapters_store.verification import LookedOver, look_at_files, look_over
 from lora_kernels.turns import Turns
-
-_log = logging.getLogger(__name__)
 
 # Inside the class `list` is the method, as the callers want to call it.
 Versions = list[AdapterVersion]
@@ -66,6 +62,9 @@ class AdapterStore:
         self.tenants = TenantStore(database, self._drop_unreferenced)
         self.audit = AuditLog(database)
         self.quarantine = Quarantine(database)
+        # Lowered limits hold for new uploads only.
+        self._kept_limits = replace(limits, max_rank=1 << 20, max_bytes=1 << 62)
+        self._loader = AdapterLoader(database, blobs, self.quarantine, self._kept_limits)
 
     @classmethod
     def open(
@@ -102,23 +101,23 @@ class AdapterStore:
             NotFound: tenant_not_found. Conflict: too_many_adapters. StoreError: disk_full, read_only.
         """
         check_name("name", name)
-        plan = self._plan(config, weights, base, self._limits)
+        plan = plan_files(config, weights, base, self._limits)
         with self._database.read() as connection:
             registry.tenant_id(connection, tenant)
         with self._blobs.stage(config, weights) as staged:
             # What is kept is what is checked: the upload may change under us, the staged copy does not.
-            if self._plan(config, staged / WEIGHTS_FILE, base, self._limits) != plan:
+            if plan_files(config, staged / WEIGHTS_FILE, base, self._limits) != plan:
                 raise AdapterRejected("changed_while_reading", "weights: the file changed while it was read")
             packed = pack(plan, staged / WEIGHTS_FILE, check=True)
             draft = _draft(tenant, name, packed.digest, plan, activate=activate)
             with self._blobs.changing():
-                if not self._is_intact(packed.digest, base):
+                if not self._loader.is_intact(packed.digest, base):
                     self._blobs.put(staged, packed.digest)
                 with self._database.write() as connection:
                     limit = self._limits.max_versions_per_tenant
                     heal(connection, packed.digest)
                     version = registry.add_version(connection, draft, config, max_versions=limit)
-        self._keep_packed(packed, base)
+        self._loader.keep(packed, base)
         return version
 
     def resolve(self, tenant: str, ref: str, sticky: str | None = None) -> AdapterVersion:
@@ -172,49 +171,28 @@ class AdapterStore:
         return self._drop_unreferenced(digests)
 
     def load_packed(
-        self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False, turns: Turns | None = None
+        self,
+        digest: AdapterDigest,
+        base: BaseDescription,
+        *,
+        buffers: HostBuffers | None = None,
+        turns: Turns | None = None,
     ) -> PackedAdapter:
         """Read an adapter into one buffer in device layout.
 
         From its packed form, checked against its checksum; where that is missing, damaged or of another layout, from
-        the upload, checked against the digest, and the packed form is made again. turns: when the packed form may be
-        read; None: at once.
+        the upload, checked against the digest, and the packed form is made again. buffers: where the memory comes from;
+        None: new memory. turns: when the packed form may be read; None: at once.
 
         Raises:
             NotFound: model_not_found. BlobDamaged: blob_damaged, blob_unreadable.
             AdapterUnavailable: wrong_base (it belongs to another base than this).
         """
-        folder = self._blobs.folder(digest)
-        packed = read_packed(folder, digest, base, pin=pin, turns=turns or Turns())
-        if packed is None:
-            packed = self._load_upload(digest, base, pin=pin)
-            self._keep_packed(packed, base)
-        return packed
+        return self._loader.load(digest, base, buffers or HostBuffers(), turns or Turns())
 
     def verify(self, digest: AdapterDigest, base: BaseDescription) -> None:
         """Read the uploaded files whole and compare them with the digest. Raises as `load_packed`."""
-        self._load_upload(digest, base, pin=False)
-
-    def _load_upload(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool) -> PackedAdapter:
-        self._require_base(digest, base)
-        try:
-            return self._load(digest, base, pin=pin)
-        except (AdapterRejected, OSError):
-            return self._load_settled(digest, base, pin=pin)
-
-    def _load_settled(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool) -> PackedAdapter:
-        """Look again while nobody changes anything: a blob that was being replaced or deleted is not a damaged one."""
-        with self._blobs.settled():
-            self._require_base(digest, base)
-            try:
-                return self._load(digest, base, pin=pin)
-            except AdapterRejected as error:
-                self.put_away(digest, "blob_damaged", error.message)
-                raise BlobDamaged("blob_damaged", f"{digest}: {error.message}", param="model") from error
-            except OSError as error:
-                if isinstance(error, FileNotFoundError):
-                    self.put_away(digest, "blob_missing", "its files are missing")
-                raise BlobDamaged("blob_unreadable", f"{digest}: {error.strerror or error}", param="model") from error
+        self._loader.load_upload(digest, base)
 
     def config_of(self, version: AdapterVersion) -> bytes:
         """The adapter_config.json as it was uploaded for this version. Raises NotFound (model_not_found)."""
@@ -260,49 +238,9 @@ class AdapterStore:
 
         return look_over(digests, self._blobs, self.quarantine, look_at_files(self._blobs, self._kept_limits))
 
-    @property
-    def _kept_limits(self) -> AdapterLimits:
-        """Lowered limits hold for new uploads only."""
-        return replace(self._limits, max_rank=1 << 20, max_bytes=1 << 62)
-
-    def _keep_packed(self, packed: PackedAdapter, base: BaseDescription) -> None:
-        """A help for the next load, where there is room for it."""
-        if self._blobs.has_room(packed.num_bytes):
-            keep_packed(self._blobs.folder(packed.digest), packed, base)
-
     def put_away(self, digest: AdapterDigest, code: str, message: str) -> None:
         """Serve this adapter no more. What keeps that from being written down is logged: the caller has to go on."""
-        try:
-            self.quarantine.put(digest, code, message)
-        except StoreError as error:
-            _log.warning("adapter %s could not be put into quarantine: %s", digest, error.message)
-
-    def _plan(self, config: bytes, weights: Path, base: BaseDescription, limits: AdapterLimits) -> AdapterPlan:
-        return plan_adapter(parse_config(config, limits), read_header(weights, limits), base, limits)
-
-    def _load(self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False) -> PackedAdapter:
-        folder = self._blobs.folder(digest)
-        plan = self._plan((folder / CONFIG_FILE).read_bytes(), folder / WEIGHTS_FILE, base, self._kept_limits)
-        packed = pack(plan, folder / WEIGHTS_FILE, pin=pin)
-        if packed.digest != digest:
-            raise AdapterRejected("digest_mismatch", f"the files have digest {packed.digest}")
-        return packed
-
-    def _is_intact(self, digest: AdapterDigest, base: BaseDescription) -> bool:
-        try:
-            self._load(digest, base)
-        except (StoreError, OSError):
-            return False
-        return True
-
-    def _require_base(self, digest: AdapterDigest, base: BaseDescription) -> None:
-        with self._database.read() as connection:
-            found = registry.base_of(connection, digest)
-        if found is None:
-            raise NotFound("model_not_found", f"no adapter has digest {digest}", param="model")
-        if found != base.digest:
-            message = f"{digest}: belongs to base {found}, asked for on base {base.digest}"
-            raise AdapterUnavailable("wrong_base", message, param="model")
+        self._loader.put_away(digest, code, message)
 
     def _drop_unreferenced(self, digests: Digests) -> Digests:
         with self._blobs.changing():

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from adapters_store.base import AdapterDigest, BaseDescription
 from adapters_store.base_files import describe_base
+from adapters_store.host_buffers import HostBuffers
 from adapters_store.packed import PackedAdapter
 from adapters_store.records import AdapterVersion
 from adapters_store.store import AdapterStore
@@ -129,9 +130,15 @@ class AliasedSource:
         return list(self._stored_of)
 
     def load_packed(
-        self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False, turns: Turns | None = None
+        self,
+        digest: AdapterDigest,
+        base: BaseDescription,
+        *,
+        buffers: HostBuffers | None = None,
+        turns: Turns | None = None,
     ) -> PackedAdapter:
-        return replace(self._store.load_packed(self._stored_of[digest], base, pin=pin, turns=turns), digest=digest)
+        packed = self._store.load_packed(self._stored_of[digest], base, buffers=buffers, turns=turns)
+        return replace(packed, digest=digest)
 
     def put_away(self, digest: AdapterDigest, code: str, message: str) -> None:
         self._store.put_away(self._stored_of[digest], code, message)

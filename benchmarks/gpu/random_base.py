@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from adapters_store.base import AdapterDigest, BaseDescription, LinearShape
 from adapters_store.families import HEAD, family_of
+from adapters_store.host_buffers import HostBuffers
 from adapters_store.packed import ALIGN_BYTES, PackedAdapter, PackedModule
 from benchmarks.shapes import SPECIAL, BenchShape, byte_pair_tokenizer
 from lora_kernels.check_cases import random_nf4
@@ -127,12 +128,12 @@ class RandomAdapters:
         return AdapterDigest(f"sha256:{name}")
 
     def load_packed(
-        self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False, turns: object = None
+        self, digest: AdapterDigest, base: BaseDescription, *, buffers: HostBuffers | None = None, turns: object = None
     ) -> PackedAdapter:
         """Raises OSError where the file cannot be read."""
         if self._file is None:
             return PackedAdapter(digest, self._buffer, self._modules)
-        buffer = torch.empty(self._buffer.numel(), dtype=torch.bfloat16, pin_memory=pin and torch.cuda.is_available())
+        buffer = (buffers or HostBuffers()).take(self._buffer.numel(), torch.bfloat16)
         with self._file.open("rb") as stream:
             num_read = stream.readinto(buffer.view(torch.uint8).numpy().data)
         assert num_read == self.num_bytes, f"{self._file} holds {num_read} of {self.num_bytes} bytes"

@@ -14,6 +14,7 @@ import torch
 
 from adapters_store.base import AdapterDigest, BaseDescription
 from adapters_store.device_pool import DevicePool, DevicePoolSettings
+from adapters_store.host_buffers import HostBuffers
 from adapters_store.host_tier import HostTier, HostTierSettings
 from adapters_store.packed import ALIGN_BYTES, PackedAdapter
 from adapters_store.tiers import AdapterTiers
@@ -43,7 +44,12 @@ class AdapterSource(Protocol):
     """Where adapters come from. `adapters_store.store.AdapterStore` is the real one."""
 
     def load_packed(
-        self, digest: AdapterDigest, base: BaseDescription, *, pin: bool = False, turns: Turns | None = None
+        self,
+        digest: AdapterDigest,
+        base: BaseDescription,
+        *,
+        buffers: HostBuffers | None = None,
+        turns: Turns | None = None,
     ) -> PackedAdapter: ...
     def put_away(self, digest: AdapterDigest, code: str, message: str) -> None: ...
 
@@ -171,7 +177,8 @@ def _adapters(
     table = _table(base, plan, settings.max_adapters)
     copier = ArenaCopier(table, base.description, links.turns)
     host_settings = HostTierSettings(max_bytes=plan.host_cache_bytes)
-    host = HostTier(host_settings, _timed_load(base, source, links), notify=links.wake)
+    buffers = HostBuffers(plan.host_cache_bytes, pin=base.device.type == "cuda")
+    host = HostTier(host_settings, _timed_load(base, source, buffers, links), notify=links.wake)
     return _Adapters(table, copier, host, AdapterTiers(host, _device_pool(table, settings.max_adapters), copier))
 
 
@@ -239,13 +246,13 @@ def _device_pool(table: LoraTable, max_adapters: int) -> DevicePool:
     )
 
 
-def _timed_load(base: BaseModel, source: AdapterSource, links: _Links) -> Callable[[AdapterDigest], PackedAdapter]:
-    pin = base.device.type == "cuda"
-
+def _timed_load(
+    base: BaseModel, source: AdapterSource, buffers: HostBuffers, links: _Links
+) -> Callable[[AdapterDigest], PackedAdapter]:
     def load(digest: AdapterDigest) -> PackedAdapter:
         torch.set_num_threads(1)  # the loader thread must not make a second pool of compute threads (see threads.py)
         start_s = time.perf_counter()
-        packed = source.load_packed(digest, base.description, pin=pin, turns=links.turns)
+        packed = source.load_packed(digest, base.description, buffers=buffers, turns=links.turns)
         links.load_seconds.observe(time.perf_counter() - start_s)
         return packed
 
