@@ -11,6 +11,7 @@ from benchmarks.shapes import GroupShape
 from lora_kernels.lora_batch import LoraGroup, LoraTable
 
 STD = 0.02
+SCALE = 2.0  # of every adapter
 
 
 def random_numbers(count: int) -> torch.Tensor:
@@ -82,7 +83,7 @@ def _fill(table: LoraTable, layers: list[list[LoraGroup]], ranks: Sequence[int])
             for group in layer:
                 for row, out in zip(group.module_rows, group.out_features, strict=True):
                     b_offset = cursor + rank * group.in_features
-                    modules[slot].append((row, cursor, b_offset, rank, 2.0))
+                    modules[slot].append((row, cursor, b_offset, rank, SCALE))
                     cursor = b_offset + rank * out
     assert cursor <= table.arena.numel(), "the arena is too small for its layers"
     for slot, rows in enumerate(modules):

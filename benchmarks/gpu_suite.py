@@ -26,11 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Raises SystemExit 1 where an operation is wrong or a part failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite", description=__doc__)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="where results go, and are found")
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(USUAL), metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=[*USUAL], metavar="NAME")
     parser.add_argument("--toy", action="store_true", help="toy sizes on the CPU: numbers mean nothing")
     parser.add_argument("--fresh", action="store_true", help="run parts again that are done")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="leave out what no time is left for")
+    parser.add_argument("--others", type=_paths, default=[], metavar="PATH[,PATH]", help="checkouts of vLLM and SGLang")
     options = parser.parse_args(arguments)
+    if options.others and "others" not in options.only:
+        options.only.append("others")
+    if "others" in options.only and not options.others:
+        parser.error("--only others needs --others PATH[,PATH]")
     options.out.mkdir(parents=True, exist_ok=True)
     failed = _run_all(options)
     found = results(options.out, toy=options.toy)
@@ -42,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(found))
     if failed or wrong:
         raise SystemExit(f"failed: {', '.join([*failed, *(['correctness'] if wrong else [])])}")
+
+
+def _paths(text: str) -> list[Path]:
+    return [Path(part).expanduser().resolve() for part in text.split(",")]
 
 
 def _run_all(options: argparse.Namespace) -> list[str]:
@@ -66,6 +75,7 @@ def _run_all(options: argparse.Namespace) -> list[str]:
 def _run(names: Sequence[str], options: argparse.Namespace, seconds: float) -> bool:
     command = [sys.executable, "-u", "-m", "benchmarks.gpu.parts", *names, "--out", str(options.out)]
     command += ["--seconds", str(0.9 * seconds), *(["--toy"] if options.toy else [])]
+    command += ["--others", *map(str, options.others)] if "others" in names else []
     environment = {**os.environ, **({"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if options.toy else {})}
     began_s = time.monotonic()
     try:

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -25,23 +26,24 @@ WARM_UPS = 2
 
 @dataclass
 class Bench:
-    """One process's device. say: one line of progress."""
+    """One process's device. say: one line of progress. others: checkouts of other projects."""
 
     device: torch.device
     toy: bool
     say: Callable[[str], None] = print
     deadline_s: float = field(default_factory=lambda: time.monotonic() + 600)
+    others: tuple[Path, ...] = ()
     _bandwidth: float | None = None
 
     @classmethod
-    def here(cls, *, toy: bool, seconds: float = 600.0) -> Bench:
+    def here(cls, *, toy: bool, seconds: float = 600.0, others: Sequence[Path] = ()) -> Bench:
         """toy: on the CPU, all kernels through Triton's interpreter."""
         if toy:
             triton_switch().on_cpu = True
         elif not torch.cuda.is_available():
             raise SystemExit("no CUDA device: give --toy for a run on the CPU at toy sizes")
         device = torch.device("cpu" if toy else "cuda")
-        return cls(device, toy, deadline_s=time.monotonic() + seconds)
+        return cls(device, toy, deadline_s=time.monotonic() + seconds, others=tuple(others))
 
     @property
     def name(self) -> str:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from benchmarks.arena import LayeredAdapters, elements_per_layer, layered_adapters
+from benchmarks.arena import SCALE, LayeredAdapters, elements_per_layer, layered_adapters
 from benchmarks.gpu.bench import Bench, Call, Row
 from benchmarks.gpu.sizes import Sizes, sizes_for
 from benchmarks.popularity import choose_adapters
@@ -41,18 +41,32 @@ class Case:
 
     @property
     def is_compared(self) -> bool:
-        return self.group in COMPARED and self.ranks in COMPARED_RANKS and self.rows >= self.adapters > 1
+        return self.is_beside_others and self.rows >= self.adapters > 1
+
+    @property
+    def is_beside_others(self) -> bool:
+        """Also measured with other projects' kernels."""
+        return self.group in COMPARED and self.ranks in COMPARED_RANKS
 
     def slots(self) -> list[int]:
         return choose_adapters("distinct", self.rows, self.adapters)
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A case's adapters, and x and y of each layer: enough layers that no cache holds them."""
+
+    adapters: LayeredAdapters
+    inputs: list[torch.Tensor]
+    outputs: list[torch.Tensor]
+
+
 def run(bench: Bench) -> list[Row]:
     """One row per case and implementation."""
     sizes = sizes_for(toy=bench.toy)
-    arena = bench.normal(_arena_elements(sizes), scale=0.02)
+    arena = bench.normal(arena_elements(sizes), scale=0.02)
     rows: list[Row] = []
-    for case in _cases(sizes):
+    for case in cases(sizes):
         if bench.seconds_left < 5:
             bench.say("lora: out of time, the rest is left out")
             break
@@ -60,7 +74,8 @@ def run(bench: Bench) -> list[Row]:
     return rows
 
 
-def _cases(sizes: Sizes) -> Iterator[Case]:
+def cases(sizes: Sizes) -> Iterator[Case]:
+    """All of the main model; of the others 32 rows at rank 16."""
     for name, shape in sizes.shapes.items():
         is_main = shape == sizes.model
         for group, group_shape in shape.groups.items():
@@ -70,9 +85,9 @@ def _cases(sizes: Sizes) -> Iterator[Case]:
                         yield Case(name, group, group_shape, rows, adapters, ranks)
 
 
-def _arena_elements(sizes: Sizes) -> int:
+def arena_elements(sizes: Sizes) -> int:
     """For the case with the most bytes in one layer, twice; or for cold_bytes."""
-    most = max(elements_per_layer([case.shape], _ranks(case, sizes)) for case in _cases(sizes))
+    most = max(elements_per_layer([case.shape], _ranks(case, sizes)) for case in cases(sizes))
     return max(2 * most, sizes.cold_bytes // 2 + most)
 
 
@@ -81,18 +96,24 @@ def _ranks(case: Case, sizes: Sizes) -> list[int]:
     return [chosen[index % len(chosen)] for index in range(case.adapters)]
 
 
-def _measured(bench: Bench, case: Case, arena: torch.Tensor, sizes: Sizes) -> list[Row]:
+def prepare(bench: Bench, case: Case, arena: torch.Tensor, sizes: Sizes) -> Prepared:
+    """In the arena's precision."""
     ranks = _ranks(case, sizes)
     per_layer = elements_per_layer([case.shape], ranks)
     layers = max(2, min(MAX_LAYERS, -(-sizes.cold_bytes // (2 * per_layer))))
-    adapters = layered_adapters([case.shape], ranks, arena, num_layers=layers)
-    inputs = [bench.normal(case.rows, case.shape.in_features) for _ in range(layers)]
-    outputs = [bench.normal(case.rows, sum(case.shape.out_features)) for _ in range(layers)]
-    ways = {"ours": _ours(case, adapters, inputs, outputs)}
+    widths = (case.shape.in_features, sum(case.shape.out_features))
+    inputs, outputs = ([bench.normal(case.rows, width, dtype=arena.dtype) for _ in range(layers)] for width in widths)
+    return Prepared(layered_adapters([case.shape], ranks, arena, num_layers=layers), inputs, outputs)
+
+
+def _measured(bench: Bench, case: Case, arena: torch.Tensor, sizes: Sizes) -> list[Row]:
+    prepared = prepare(bench, case, arena, sizes)
+    data = (prepared.adapters, prepared.inputs, prepared.outputs)
+    ways = {"ours": our_calls(case.slots(), *data)}
     if case.is_compared:
-        ways["gather_bmm"] = _gather_bmm(case, adapters, inputs, outputs)
-        ways["loop"] = _loop(case, adapters, inputs, outputs)
-    work = _work(case, ranks)
+        ways["gather_bmm"] = _gather_bmm(case, *data)
+        ways["loop"] = _loop(case, *data)
+    work = _work(case, prepared.adapters.ranks)
     rows: list[Row] = []
     for name, calls in ways.items():
         seconds = bench.seconds(calls)
@@ -122,8 +143,11 @@ def _work(case: Case, ranks: Sequence[int]) -> Work:
     return total
 
 
-def _ours(case: Case, adapters: LayeredAdapters, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> list[Call]:
-    batch = LoraBatch(adapters.table, np.array(case.slots(), dtype=np.int32))
+def our_calls(
+    slots: Sequence[int], adapters: LayeredAdapters, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+) -> list[Call]:
+    """One call per layer."""
+    batch = LoraBatch(adapters.table, np.array(slots, dtype=np.int32))
     groups = [layer[0] for layer in adapters.groups]
     return [partial(add_lora_delta, y, x, batch, group) for x, y, group in zip(inputs, outputs, groups, strict=True)]
 
@@ -153,7 +177,7 @@ def _gather_bmm(
         x, y = inputs[layer][:, None], outputs[layer]
         for (a_all, b_all), (_, columns) in zip(stacks[layer], members, strict=True):
             h = torch.bmm(x, a_all[index].transpose(1, 2))
-            y[:, columns] += torch.bmm(h, b_all[index])[:, 0] * 2.0
+            y[:, columns] += torch.bmm(h, b_all[index])[:, 0] * SCALE
 
     return [partial(call, layer) for layer in range(adapters.num_layers)]
 
@@ -173,6 +197,6 @@ def _loop(case: Case, adapters: LayeredAdapters, inputs: list[torch.Tensor], out
     def call(layer: int) -> None:
         x, y = inputs[layer], outputs[layer]
         for columns, own, a, b in matrices[layer]:
-            y[:, columns].index_add_(0, own, (x[own] @ a.T) @ b, alpha=2.0)
+            y[:, columns].index_add_(0, own, (x[own] @ a.T) @ b, alpha=SCALE)
 
     return [partial(call, layer) for layer in range(adapters.num_layers)]

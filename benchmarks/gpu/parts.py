@@ -45,9 +45,10 @@ PARTS = {
     "model_nf4": Part("8B shape in NF4: decode", "model_part", "run_nf4", 80),
     "attention": Part("paged attention", "attention_part", "run", 50),
     "peft": Part("PEFT and transformers' generate", "peft_part", "run", 60),
+    "others": Part("other projects' LoRA kernels beside ours", "others_part", "run", 120),
     "tune": Part("tiles that are not in the table", "tune", "run", 400),
 }
-USUAL = tuple(name for name in PARTS if name != "tune")
+USUAL = tuple(name for name in PARTS if name not in ("others", "tune"))
 
 
 def file_of(out: Path, name: str, *, toy: bool) -> Path:
@@ -63,10 +64,10 @@ def result_of(out: Path, name: str, *, toy: bool) -> dict[str, Any] | None:
     return loaded
 
 
-def run_part(name: str, out: Path, *, toy: bool, seconds: float) -> None:
+def run_part(name: str, out: Path, *, toy: bool, seconds: float, others: Sequence[Path] = ()) -> None:
     """Measure and write; a part that fails leaves no file."""
     part = PARTS[name]
-    bench = Bench.here(toy=toy, seconds=seconds)
+    bench = Bench.here(toy=toy, seconds=seconds, others=others)
     began_s = time.monotonic()
     bench.say(f"{name}: {part.about}, on {bench.name}, which copies {bench.bandwidth / 1e9:.0f} GB/s")
     rows = part.load()(bench)
@@ -103,9 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--others", type=Path, nargs="*", default=())
     chosen = parser.parse_args(arguments)
     for name in chosen.names:
-        run_part(name, chosen.out, toy=chosen.toy, seconds=chosen.seconds)
+        run_part(name, chosen.out, toy=chosen.toy, seconds=chosen.seconds, others=chosen.others)
 
 
 if __name__ == "__main__":

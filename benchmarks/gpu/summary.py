@@ -62,6 +62,8 @@ def _lines(found: Results) -> Iterator[Line]:
     yield "activation from disk, ms", "< 40", _one(found, "model", "ms", **{"from": "disk (page cache)"})
     yield "others' p95 latency in a load storm", "<= 1.1", _one(found, "model", "storm_over_quiet", kind="storm")
     yield "ours / PEFT generate, 32 rows, distinct", "", _peft(found)
+    for way in dict.fromkeys(row["way"] for row in _rows(found, "others") if row["way"] != "ours"):
+        yield f"LoRA kernels / {way}'s", "", _beside(found, way)
 
 
 def _one(found: Results, part: str, column: str, **wanted: object) -> str:
@@ -89,9 +91,21 @@ def _against(found: Results, part: str, other: str, **wanted: object) -> str:
     """Their time over ours, over all shapes."""
     ours, theirs = (_rows(found, part, way=way, **wanted) for way in ("ours", other))
     ratios = [their["us"] / our["us"] for our, their in zip(ours, theirs, strict=True)]
-    return (
-        f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f}) times as fast" if ratios else NOT_RUN
+    return _times_as_fast(ratios) or NOT_RUN
+
+
+def _beside(found: Results, other: str) -> str:
+    """Their time over ours, over the cases that both ran."""
+    case = ("model", "group", "rows", "adapters", "ranks")
+    ours, theirs = (
+        {tuple(row[name] for name in case): row["us"] for row in _rows(found, "others", way=way) if "us" in row}
+        for way in ("ours", other)
     )
+    return _times_as_fast([theirs[key] / ours[key] for key in theirs if key in ours]) or "left out"
+
+
+def _times_as_fast(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f}) times as fast" if ratios else ""
 
 
 def _peft(found: Results) -> str:
