@@ -176,6 +176,20 @@ def test_what_is_copied_and_mounted_exists() -> None:
     assert [name for name in files if not (DEPLOY / name).exists()] == []
 
 
+def test_what_the_image_is_built_of_is_not_ignored() -> None:
+    kept = set(re.findall(r"^!(\S+)", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+    copied = {
+        word for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE) for word in line.split()[:-1]
+    }
+    assert copied == kept
+
+
+def test_the_folder_of_the_c_kernels_may_hold_programs() -> None:
+    """Docker mounts a tmpfs noexec unless it is told otherwise."""
+    [home] = [mount for mount in COMPOSE["services"]["multilora"]["tmpfs"] if mount.startswith("/home/multilora")]
+    assert "exec" in home.partition(":")[2].split(",")
+
+
 def test_the_image_has_every_package_of_the_distribution() -> None:
     """A folder that is forgotten in the Dockerfile would be missed at import only."""
     listed = re.search(r"^include = \[(.+)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
