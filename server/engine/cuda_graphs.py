@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 from lora_kernels.triton_ops.available import has_triton, triton_switch
 from lora_kernels.triton_ops.tiles import ALIGN_BYTES
 from server.engine.batch import Batch
-from server.engine.decode_buffers import DecodeBuffers
+from server.engine.decode_buffers import DecodeBuffers, DeviceTokens
 from server.engine.schedule import Schedule, ScheduledRow
 
 Replay = Callable[[], torch.Tensor]
@@ -93,8 +93,11 @@ class DecodeGraphs:
 
     def takes(self, schedule: Schedule) -> bool:
         """Whether the step is one token of each request, all of which want the next, and a recording has room."""
-        rows = schedule.rows
-        if not self._replays or len(rows) > self.settings.buckets[-1] or not all(map(_is_plain_decode, rows)):
+        return all(map(_is_plain_decode, schedule.rows)) and self.has_room(schedule.rows)
+
+    def has_room(self, rows: Sequence[ScheduledRow]) -> bool:
+        """Whether a recording serves these rows of one token each."""
+        if not self._replays or len(rows) > self.settings.buckets[-1]:
             return False
         if self.buffers.max_rank(rows) > self.settings.max_ranks[-1]:
             return False
@@ -102,12 +105,12 @@ class DecodeGraphs:
         return fits and self.buffers.table.is_aligned_to(ALIGN_BYTES)
 
     @torch.inference_mode()
-    def run(self, rows: Sequence[ScheduledRow]) -> torch.Tensor:
-        """Logits [len(rows), vocabulary], valid until the next run."""
+    def run(self, rows: Sequence[ScheduledRow], tokens: DeviceTokens | None = None) -> torch.Tensor:
+        """Logits [len(rows), vocabulary], for what is launched before the next run. tokens: as `fill` takes them."""
         bucket = next(size for size in self.settings.buckets if size >= len(rows))
         wanted = self.buffers.max_rank(rows)
         max_rank = next(rank for rank in self.settings.max_ranks if rank >= wanted)
-        self.buffers.fill(rows, bucket)
+        self.buffers.fill(rows, bucket, tokens)
         return self._replays[bucket, max_rank]()[: len(rows)]
 
     def forget(self, request_id: str) -> None:
@@ -127,8 +130,8 @@ def _is_plain_decode(row: ScheduledRow) -> bool:
 
 
 class CudaCapture:
-    """CUDA's own graphs. They share one pool of memory: only one runs at a time, and its result is read before the
-    next."""
+    """CUDA's own graphs. They share one pool of memory: on their stream only one runs at a time, and what reads its
+    result is launched before the next."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)

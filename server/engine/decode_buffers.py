@@ -2,13 +2,15 @@
 and slots; records nothing.
 
 One packed int32 array on the host is filled and copied to the device in one piece. Rows beyond the step's own are
-padding: their key and value go nowhere, their attention and their adapters do nothing.
+padding: their key and value go nowhere, their attention and their adapters do nothing. The tokens themselves come from
+the host, or, for a step that is launched before the last one's tokens are known, from where these lie on the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +37,14 @@ class _KnownTable:
     array: NDArray[np.int32]
 
 
+class DeviceTokens(NamedTuple):
+    """Input ids that the host does not know: row r's is tokens_R[sources[r]], int64. Where that is negative there is no
+    token, and the row is of no use."""
+
+    tokens_R: torch.Tensor
+    sources: Sequence[int]
+
+
 class DecodeBuffers:
     """max_rows rows of at most max_context tokens. One thread owns it."""
 
@@ -45,7 +55,15 @@ class DecodeBuffers:
         self.block_size = block_size
         self.max_blocks = -(-max_context // block_size)
         device = table.arena.device
-        widths = {"ids": 1, "positions": 1, "slots": 1, "attention": ATTENTION_RECORD, "lora": LORA_RECORD, "rows": 1}
+        widths = {
+            "ids": 1,
+            "sources": 1,
+            "positions": 1,
+            "slots": 1,
+            "attention": ATTENTION_RECORD,
+            "lora": LORA_RECORD,
+            "rows": 1,
+        }
         sizes = {name: _aligned(width * max_rows) for name, width in widths.items()}
         sizes["tables"] = max_rows * self.max_blocks
         total = sum(sizes.values())
@@ -65,12 +83,15 @@ class DecodeBuffers:
         self._pad(0, self.max_rows)
         self._copy(0)
 
-    def fill(self, rows: Sequence[ScheduledRow], bucket: int) -> None:
-        """This step's rows, and padding up to bucket, on their way to the device."""
+    def fill(self, rows: Sequence[ScheduledRow], bucket: int, tokens: DeviceTokens | None = None) -> None:
+        """This step's rows, and padding up to bucket, on their way to the device. tokens: None: the host knows them."""
         self._wait_for_copy()
         count, parts = len(rows), self._host_parts
         starts = np.fromiter((row.start for row in rows), dtype=np.int32, count=count)
-        parts["ids"][:count] = np.fromiter((row.request.token_at(row.start) for row in rows), np.int32, count)
+        if tokens is None:
+            parts["ids"][:count] = np.fromiter((row.request.token_at(row.start) for row in rows), np.int32, count)
+        else:
+            parts["sources"][:count] = tokens.sources
         parts["positions"][:count] = starts
         tables = [self._table_of(row) for row in rows]
         ends = np.cumsum([len(table) for table in tables])
@@ -84,6 +105,9 @@ class DecodeBuffers:
         self._pad(count, bucket)
         self._fill_adapters(rows, bucket)
         self._copy(len(packed))
+        if tokens is not None:
+            ids = tokens.tokens_R.index_select(0, self._device_parts["sources"][:count]).clamp_(min=0)
+            self._device_parts["ids"][:count].copy_(ids)
 
     def forget(self, request_id: str) -> None:
         """The request is over."""
@@ -153,7 +177,8 @@ class DecodeBuffers:
             self._copied.record()
 
     def _wait_for_copy(self) -> None:
-        """The host array is about to be written: the last copy must have read it (it has, once a token came back)."""
+        """The host array is about to be written: the last copy must have read it. It has, once the tokens of the step
+        before that one's came back, so a step that is launched ahead waits for microseconds, if at all."""
         if self._copied is not None:
             self._copied.synchronize()
 

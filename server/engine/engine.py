@@ -13,14 +13,14 @@ from adapters_store.errors import AdapterUnavailable, NotFound, StoreError
 from adapters_store.tiers import AdapterTiers
 from server.engine import numerics
 from server.engine.fairness_gauge import FairnessGauge
+from server.engine.flight import Flight, StepOutput
 from server.engine.histogram import Histogram
 from server.engine.numerics import NumericFaults, PutAway
 from server.engine.output import OutputDelta, OutputState
 from server.engine.request import Request, RequestError, Status, TokenEvent, TokenLogprob
-from server.engine.runner import StepOutput
 from server.engine.schedule import Schedule, ScheduledRow
 from server.engine.scheduler import Scheduler
-from server.engine.stats import EngineCounters, EngineStats
+from server.engine.stats import EngineCounters, EngineStats, memory_counters
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 class Runner(Protocol):
     """Runs a schedule's forward. `server.engine.runner.ModelRunner` is the real one."""
 
+    def launch(self, schedule: Schedule) -> Flight: ...
+    def launch_after(self, flight: Flight, schedule: Schedule) -> Flight | None: ...
     def run(self, schedule: Schedule) -> StepOutput: ...
     def zero_blocks(self, block_ids: list[int]) -> None: ...
     def forget(self, request_id: str) -> None: ...
@@ -57,6 +59,7 @@ class Engine:
         self._names: dict[AdapterDigest, str] = {}
         self._counters = EngineCounters()
         self._has_run = False
+        self._ahead: tuple[Schedule, Flight] | None = None  # launched before its predecessor was read
         self._faults = NumericFaults(put_away)
         self._fairness = FairnessGauge()
         self._step_seconds = Histogram()
@@ -97,30 +100,64 @@ class Engine:
         return 0.0 if self._has_run else self.tiers.poll_due_s
 
     def step(self) -> list[TokenEvent]:
-        """Run one forward, if anything can run, and say what it did for each request."""
+        """Bring one forward to its end, if anything can run, and say what it did for each request.
+
+        Where the next forward does not depend on this one's tokens, it is launched before these are read: the device
+        works while they are told.
+        """
         self.tiers.poll()
-        schedule = self.scheduler.schedule()
+        schedule, flight = self._next()
         self._has_run = schedule is not None
         events = [self._adapter_failed(request, error) for request, error in self.scheduler.take_failed()]
         events += [self._too_late(request) for request in self.scheduler.take_late()]
         if schedule is None:
             return events
         start_s = time.perf_counter()
-        self._runner.zero_blocks(self.scheduler.pool.take_blocks_to_zero())
-        output = self._run(schedule, events)
+        output = self._run(schedule, flight, events)
         self._step_seconds.observe(time.perf_counter() - start_s)
         events += self._not_finite(output.non_finite)
+        for request in output.unsettled:
+            schedule.drop(request)
         self.scheduler.commit(schedule, output.tokens)
         self._counters.steps += 1
         answered = [self._answer(row, output) for row in schedule.rows if row.request.status is Status.RUNNING]
         return events + [event for event in answered if event is not None]
 
-    def _run(self, schedule: Schedule, events: list[TokenEvent]) -> StepOutput:
+    def _next(self) -> tuple[Schedule | None, Flight | None]:
+        """What is under way already, if anybody in it goes on; else what the scheduler chooses now."""
+        if self._ahead is not None:
+            (schedule, flight), self._ahead = self._ahead, None
+            self.scheduler.attend()
+            schedule.keep_current()
+            if schedule.rows:
+                return schedule, flight
+        return self.scheduler.schedule(), None
+
+    def _run(self, schedule: Schedule, flight: Flight | None, events: list[TokenEvent]) -> StepOutput:
         try:
-            return self._runner.run(schedule)
+            if flight is None:
+                self._zero_blocks()
+                flight = self._runner.launch(schedule)
+            self._launch_next(schedule, flight)
+            return flight.read(schedule.rows)
         except Exception:  # noqa: BLE001  whatever one request provoked must not end the others
             _log.exception("a forward of %d requests failed; running each alone", len(schedule.rows))
+            self._ahead = None  # it went on from what failed
             return self._run_one_by_one(schedule, events)
+
+    def _launch_next(self, schedule: Schedule, flight: Flight) -> None:
+        """Launch the forward after this one, where it does not depend on this one's tokens."""
+        ahead = self.scheduler.look_ahead(schedule) if flight.may_be_followed else None
+        if ahead is None:
+            return
+        self._zero_blocks()
+        next_flight = self._runner.launch_after(flight, ahead)
+        if next_flight is not None:
+            self._ahead = ahead, next_flight
+            self._counters.steps_ahead += 1
+
+    def _zero_blocks(self) -> None:
+        self._runner.zero_blocks(self.scheduler.pool.take_blocks_to_zero())
 
     def _run_one_by_one(self, schedule: Schedule, events: list[TokenEvent]) -> StepOutput:
         """Repeat a failed forward row by row (writing the same KV again is harmless); fail those that fail alone."""
@@ -225,21 +262,9 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot; taken on the engine's thread."""
-        tiers, cache = self.tiers.stats(), self.scheduler.pool.stats
+        tiers = self.tiers.stats()
         counters = {name: float(value) for name, value in asdict(self._counters).items()}
-        counters |= {
-            "adapter_hits": tiers.hits,
-            "adapter_misses": tiers.misses,
-            "adapter_evictions": tiers.evictions,
-            "adapter_activations": tiers.activations,
-            "host_hits": tiers.host.hits,
-            "host_misses": tiers.host.misses,
-            "host_loads": tiers.host.loads,
-            "host_load_failures": tiers.host.failures,
-            "host_evictions": tiers.host.evictions,
-            "prefix_hit_tokens": cache.hit_tokens,
-            "prefix_query_tokens": cache.query_tokens,
-        }
+        counters |= memory_counters(tiers, self.scheduler.pool.stats)
         return EngineStats(
             num_waiting=self.scheduler.num_waiting,
             num_running=self.scheduler.num_running,

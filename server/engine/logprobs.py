@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+from lora_kernels.transfer import to_device
+from server.engine.read_back import ReadBack
 from server.engine.request import TokenLogprob
 from server.engine.sampling_ops import ordered_topk
 
@@ -23,29 +25,49 @@ def token_logprobs(logits_TV: torch.Tensor, token_ids: Sequence[int], num_top: S
     logits_TV: any float dtype; computed in float32, a bounded number of rows at a time. Entries of a row that holds NaN
     or +inf are NaN.
     """
-    chunk = max(1, _CHUNK_ELEMENTS // logits_TV.shape[-1])
-    entries: list[TokenLogprob] = []
-    for start in range(0, len(token_ids), chunk):
-        stop = start + chunk
-        entries += _chunk_logprobs(logits_TV[start:stop].float(), token_ids[start:stop], num_top[start:stop])
-    return entries
+    ids_T = to_device(torch.tensor(token_ids, dtype=torch.int64), logits_TV.device)
+    return LogprobsUnderWay(logits_TV, ids_T, num_top).read(token_ids)
 
 
-def _chunk_logprobs(logits_TV: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprob]:
+class LogprobsUnderWay:
+    """The same where the host does not know the token ids yet: all is launched, nothing waited for.
+
+    ids_T: int64, on the device of the logits. The logits may be overwritten by what is launched later.
+    """
+
+    def __init__(self, logits_TV: torch.Tensor, ids_T: torch.Tensor, num_top: Sequence[int]) -> None:
+        chunk = max(1, _CHUNK_ELEMENTS // logits_TV.shape[-1])
+        self._num_top = num_top
+        self._chunks = [
+            _chunk_logprobs(logits_TV[start : start + chunk].float(), ids_T[start : start + chunk], max(part))
+            for start in range(0, len(num_top), chunk)
+            if (part := num_top[start : start + chunk])
+        ]
+
+    def read(self, token_ids: Sequence[int]) -> list[TokenLogprob]:
+        """token_ids: what `ids_T` holds."""
+        chosen: list[float] = []
+        tops: list[tuple[list[int], list[float]]] = []
+        for chunk in self._chunks:
+            chosen_T, best_TK, values_TK = (tensor.tolist() for tensor in chunk.read())
+            chosen += chosen_T
+            tops += zip(best_TK, values_TK, strict=True)
+        return [
+            TokenLogprob(token_id, logprob, tuple(zip(ids[:count], values[:count], strict=True)))
+            for token_id, logprob, (ids, values), count in zip(token_ids, chosen, tops, self._num_top, strict=True)
+        ]
+
+
+def _chunk_logprobs(logits_TV: torch.Tensor, ids_T: torch.Tensor, k: int) -> ReadBack:
+    """Of each row: the chosen token's [T]; ids and values of the k best, [T, at most k]."""
     norm_T1 = logits_TV.logsumexp(-1, keepdim=True)
-    ids_T1 = torch.tensor(token_ids, device=logits_TV.device)[:, None]
-    chosen = _listed(logits_TV.gather(-1, ids_T1) - norm_T1)
-    k = max(num_top)
+    chosen_T = (logits_TV.gather(-1, ids_T[:, None]) - norm_T1).squeeze(-1)
     if k == 0:
-        return [TokenLogprob(token_id, row[0]) for token_id, row in zip(token_ids, chosen, strict=True)]
+        nothing = logits_TV.new_empty(len(ids_T), 0)
+        return ReadBack(_floored(chosen_T), nothing, nothing)
     values_TK, best_TK = ordered_topk(logits_TV, min(k + _TIE_MARGIN, logits_TV.shape[-1]))
-    tops = zip(best_TK[:, :k].tolist(), _listed(values_TK[:, :k] - norm_T1), num_top, strict=True)
-    return [
-        TokenLogprob(token_id, row[0], tuple(zip(ids[:count], logprobs[:count], strict=True)))
-        for token_id, row, (ids, logprobs, count) in zip(token_ids, chosen, tops, strict=True)
-    ]
+    return ReadBack(_floored(chosen_T), best_TK[:, :k], _floored(values_TK[:, :k] - norm_T1))
 
 
-def _listed(logprobs: torch.Tensor) -> list[list[float]]:
-    rows: list[list[float]] = logprobs.clamp_(min=LOWEST_LOGPROB).tolist()
-    return rows
+def _floored(logprobs: torch.Tensor) -> torch.Tensor:
+    return logprobs.clamp_(min=LOWEST_LOGPROB)

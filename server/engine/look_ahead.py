@@ -14,8 +14,8 @@ MAX_AHEAD_WHILE_WAITING = 16  # steps: some of what keeps a request waiting pass
 
 
 class LookAhead:
-    """One scheduler's. A state says who runs, who has come and which adapters: while it is that of the last full look at
-    the queue, another look would admit nobody."""
+    """One scheduler's. A state says who runs, who has come and which adapters have: while it is that of the last full
+    look at the queue, another look would admit nobody."""
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool

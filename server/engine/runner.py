@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 
@@ -12,29 +11,11 @@ from lora_kernels.lora_batch import LoraTable
 from server.engine.base_model import BaseModel
 from server.engine.batch import Batch, PromptSpan
 from server.engine.cuda_graphs import DecodeGraphs
+from server.engine.decode_buffers import DeviceTokens
+from server.engine.flight import Flight, Landed, StepOutput, UnderWay
 from server.engine.kv_cache import KVCache
-from server.engine.request import Request, TokenLogprob
 from server.engine.sampler import Sampler
-from server.engine.schedule import Schedule
-
-
-@dataclass(slots=True)
-class StepOutput:
-    """What one forward gave. tokens and logprobs by request id; prompt_logprobs: the chunk's entries by request id.
-
-    non_finite: requests whose logits held NaN or infinity; their token is not to be used.
-    """
-
-    tokens: dict[str, int] = field(default_factory=dict)
-    logprobs: dict[str, TokenLogprob] = field(default_factory=dict)
-    prompt_logprobs: dict[str, list[TokenLogprob]] = field(default_factory=dict)
-    non_finite: list[Request] = field(default_factory=list)
-
-    def merge(self, other: StepOutput) -> None:
-        self.tokens |= other.tokens
-        self.logprobs |= other.logprobs
-        self.prompt_logprobs |= other.prompt_logprobs
-        self.non_finite += other.non_finite
+from server.engine.schedule import Schedule, ScheduledRow
 
 
 class ModelRunner:
@@ -46,14 +27,32 @@ class ModelRunner:
         self.table = table
         self.sampler = sampler
         self.graphs: DecodeGraphs | None = None
+        self.looks_ahead = True  # where there are recordings
+
+    @torch.inference_mode()
+    def launch(self, schedule: Schedule) -> Flight:
+        """One packed forward, then one token for every row that samples. A recorded decode step is not waited for."""
+        if self.graphs is None or not self.graphs.takes(schedule):
+            return Landed(self.run(schedule))
+        return self._draw(self.graphs.run(schedule.rows), schedule.rows)
+
+    @torch.inference_mode()
+    def launch_after(self, flight: Flight, schedule: Schedule) -> Flight | None:
+        """The decode step after one that is under way, from the tokens on the device. None: it cannot be launched yet.
+
+        It is queued behind that one on one stream, as is whatever is launched later: a step is through with its inputs,
+        logits, adapters and blocks before others touch them, also with those of requests that were over meanwhile.
+        """
+        if self.graphs is None or not isinstance(flight, UnderWay) or not self.graphs.has_room(schedule.rows):
+            return None
+        sources = [flight.row_of[row.request.id] for row in schedule.rows]
+        logits_RV = self.graphs.run(schedule.rows, DeviceTokens(flight.sampling.tokens_R, sources))
+        return self._draw(logits_RV, schedule.rows, num_unknown=1)
 
     @torch.inference_mode()
     def run(self, schedule: Schedule) -> StepOutput:
-        """One packed forward, then one token for every row that samples."""
+        """The same in plain launches, waited for."""
         output = StepOutput()
-        if self.graphs is not None and self.graphs.takes(schedule):
-            self._sample(self.graphs.run(schedule.rows), [row.request for row in schedule.rows], output)
-            return output
         batch = Batch.build(schedule, block_size=self.cache.block_size, table=self.table, device=self.base.device)
         logits_RV = self.forward(batch)
         for span in batch.prompt_spans:
@@ -61,7 +60,9 @@ class ModelRunner:
             self._add_prompt_logprobs(rows, span, output)
         if batch.sampling:
             wanted_RV = logits_RV if len(batch.sampling) == len(logits_RV) else logits_RV[batch.sampling_rows]
-            self._sample(wanted_RV, batch.sampling, output)
+            sampled = self.sampler.sample(wanted_RV, batch.sampling)
+            for index, request in enumerate(batch.sampling):
+                output.add(request, sampled, index)
         return output
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -96,14 +97,8 @@ class ModelRunner:
             output.non_finite.append(span.request)
         output.prompt_logprobs[span.request.id] = logprobs
 
-    def _sample(self, logits_RV: torch.Tensor, requests: Sequence[Request], output: StepOutput) -> None:
-        sampled = self.sampler.sample(logits_RV, requests)
-        for index, request in enumerate(requests):
-            if sampled.non_finite[index]:
-                if request not in output.non_finite:
-                    output.non_finite.append(request)
-                continue
-            output.tokens[request.id] = sampled.token_ids[index]
-            logprob = sampled.logprobs[index]
-            if logprob is not None:
-                output.logprobs[request.id] = logprob
+    def _draw(self, logits_RV: torch.Tensor, rows: Sequence[ScheduledRow], *, num_unknown: int = 0) -> UnderWay:
+        requests = [row.request for row in rows]
+        sampling = self.sampler.launch(logits_RV, requests, num_unknown=num_unknown)
+        may_be_followed = self.looks_ahead and sampling.may_be_followed
+        return UnderWay(rows, sampling, may_be_followed=may_be_followed, settle_late=self.sampler.settle_late)

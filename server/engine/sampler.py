@@ -8,31 +8,47 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from lora_kernels.transfer import to_device
-from server.engine.logprobs import token_logprobs
+from server.engine.logprobs import LogprobsUnderWay, token_logprobs
+from server.engine.read_back import ReadBack
 from server.engine.request import Request, TokenLogprob
 from server.engine.sampler_state import PickGroup, PlanBuilder, SamplingPlan, TokenHistory
-from server.engine.sampling_ops import FIRST_CANDIDATES, pick_from_all, pick_from_best, row_totals
+from server.engine.sampling_ops import FIRST_CANDIDATES, UNSETTLED, pick_from_all, pick_from_best, row_totals
 from server.engine.sampling_params import InvalidRequest, SamplingParams
 
+NON_FINITE = -1  # in the place of a token
 _MASK_64 = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class SampledRows:
     """One entry per row. A row in `non_finite` (its logits hold NaN or +inf, or nothing but -inf) has token id -1 and
-    must fail; the others are unharmed by it. logprobs: None for rows that did not ask.
+    must fail; the others are unharmed by it. logprobs: None for rows that did not ask. unsettled: rows without a token
+    (id -2), because telling it would have made the host wait; drawn again with time to wait, they get theirs.
     """
 
     token_ids: list[int]
     logprobs: list[TokenLogprob | None]
     non_finite: list[bool]
+    unsettled: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One token for each request. num_unknown: how many of each one's tokens are sampled and not known yet."""
+
+    requests: Sequence[Request]
+    num_unknown: int = 0
+
+    def num_output_tokens(self, row: int) -> int:
+        """Tokens of the request's output before this draw."""
+        return len(self.requests[row].output_ids) + self.num_unknown
 
 
 class Sampler:
@@ -48,18 +64,33 @@ class Sampler:
         self._histories: dict[str, TokenHistory] = {}
         self._plan: SamplingPlan | None = None
         self._plan_of: tuple[object, ...] = ()
+        self._settle_late: set[str] = set()  # requests that were left without a token once
 
     def sample(self, logits_RV: torch.Tensor, requests: Sequence[Request]) -> SampledRows:
         """logits_RV: any float dtype, any device, left as they are; row r belongs to requests[r]."""
-        plan = self._plan_for(logits_RV, requests)
+        return self.launch(logits_RV, requests).read()
+
+    def launch(self, logits_RV: torch.Tensor, requests: Sequence[Request], *, num_unknown: int = 0) -> SamplingUnderWay:
+        """The same without waiting for the tokens. The logits may be overwritten by what is launched later.
+
+        num_unknown: how many of each request's tokens are sampled and not known yet; only where all of these
+        `may_be_followed`. Then a row may be left `unsettled`, because nothing is waited for in between.
+        """
+        plan, draw = self._plan_for(logits_RV, requests), Draw(requests, num_unknown)
+        assert not (num_unknown and plan.needs_last_token), "sampling that depends on a token nobody knows yet"
         if plan.is_plain_greedy:
             peak_R, tokens_R = logits_RV.max(-1)
-            return self._listed(tokens_R, peak_R)
-        scores_RV = self._edited(logits_RV, plan, requests)
-        tokens_R, peak_R = self._picked(scores_RV, plan, requests)
-        rows = self._listed(tokens_R, peak_R)
-        self._add_logprobs(rows, logits_RV, plan, requests)
-        return rows
+        else:
+            tokens_R, peak_R = self._picked(self._edited(logits_RV, plan, draw), plan, draw)
+        tokens_R = torch.where(torch.isfinite(peak_R), tokens_R, NON_FINITE)
+        logprobs = self._launch_logprobs(logits_RV, tokens_R, plan.with_logprobs, requests)
+        ids = [request.id for request in requests]
+        may_be_followed = not plan.needs_last_token and self._settle_late.isdisjoint(ids)
+        return SamplingUnderWay(tokens_R, plan.with_logprobs, logprobs, may_be_followed=may_be_followed)
+
+    def settle_late(self, request_id: str) -> None:
+        """The request's tokens are waited for as they are drawn, from now on: it was left without one."""
+        self._settle_late.add(request_id)
 
     def prompt_logprobs(self, logits_TV: torch.Tensor, targets: Sequence[int], k: int) -> list[TokenLogprob]:
         """Entry t: log-probability of targets[t] and the k likeliest tokens after logits_TV[t]. NaN logits give NaN."""
@@ -68,6 +99,7 @@ class Sampler:
     def forget(self, request_id: str) -> None:
         """Drop what is kept for a request that is over. Unknown ids are fine: most requests keep nothing."""
         self._histories.pop(request_id, None)
+        self._settle_late.discard(request_id)
         if request_id in self._plan_of:
             self._plan, self._plan_of = None, ()
 
@@ -83,24 +115,22 @@ class Sampler:
     def _key(self, seed: int | None) -> int:
         return self._keys.getrandbits(64) if seed is None else seed & _MASK_64
 
-    def _edited(self, logits_RV: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request]) -> torch.Tensor:
+    def _edited(self, logits_RV: torch.Tensor, plan: SamplingPlan, draw: Draw) -> torch.Tensor:
         """A float32 copy, which picking may overwrite, with biases, masks and penalties applied."""
         scores_RV = logits_RV.to(torch.float32, copy=True).contiguous()
         flat = scores_RV.view(-1)
         if plan.bias_index is not None and plan.bias is not None:
             flat[plan.bias_index] += plan.bias
         held_off = [
-            index for row, index in plan.banned if len(requests[row].output_ids) < requests[row].params.min_tokens
+            index for row, index in plan.banned if draw.num_output_tokens(row) < draw.requests[row].params.min_tokens
         ]
         if held_off:
             flat[to_device(torch.from_numpy(np.concatenate(held_off)), flat.device)] = -torch.inf
         if plan.penalised:
-            _penalise(flat, plan, requests)
+            _penalise(flat, plan, draw.requests)
         return scores_RV
 
-    def _picked(
-        self, scores_RV: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _picked(self, scores_RV: torch.Tensor, plan: SamplingPlan, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         num_rows = scores_RV.shape[0]
         tokens_R = torch.zeros(num_rows, dtype=torch.int64, device=scores_RV.device)
         peak_R = torch.zeros(num_rows, dtype=torch.float32, device=scores_RV.device)
@@ -109,35 +139,65 @@ class Sampler:
                 continue
             part_RV = scores_RV if group.rows is None else scores_RV[group.rows]
             index = slice(None) if group.rows is None else group.rows
-            tokens_R[index], peak_R[index] = pick(part_RV, group, requests)
+            tokens_R[index], peak_R[index] = pick(part_RV, group, draw)
         return tokens_R, peak_R
 
-    def _listed(self, tokens_R: torch.Tensor, peak_R: torch.Tensor) -> SampledRows:
-        token_ids: list[int] = torch.where(torch.isfinite(peak_R), tokens_R, -1).tolist()
-        return SampledRows(token_ids, [None] * len(token_ids), [token_id < 0 for token_id in token_ids])
-
-    def _add_logprobs(
-        self, rows: SampledRows, logits_RV: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request]
-    ) -> None:
-        wanted = [row for row in plan.with_logprobs if not rows.non_finite[row]]
+    def _launch_logprobs(
+        self, logits_RV: torch.Tensor, tokens_R: torch.Tensor, wanted: Sequence[int], requests: Sequence[Request]
+    ) -> LogprobsUnderWay | None:
         if not wanted:
-            return
-        part_RV = logits_RV if len(wanted) == len(requests) else logits_RV[wanted]
+            return None
         num_top = [requests[row].params.logprobs or 0 for row in wanted]
-        entries = token_logprobs(part_RV, [rows.token_ids[row] for row in wanted], num_top)
-        for row, entry in zip(wanted, entries, strict=True):
-            rows.logprobs[row] = entry
+        if len(wanted) < len(requests):
+            index = to_device(torch.tensor(wanted), logits_RV.device)
+            logits_RV, tokens_R = logits_RV[index], tokens_R[index]
+        return LogprobsUnderWay(logits_RV, tokens_R.clamp(min=0), num_top)
+
+
+class SamplingUnderWay:
+    """Tokens that are being drawn. tokens_R: on the device, int64, negative where a row has none.
+
+    may_be_followed: whether the next tokens can be drawn before these are known.
+    """
+
+    def __init__(
+        self,
+        tokens_R: torch.Tensor,
+        with_logprobs: Sequence[int],
+        logprobs: LogprobsUnderWay | None,
+        *,
+        may_be_followed: bool,
+    ) -> None:
+        self.tokens_R = tokens_R
+        self.may_be_followed = may_be_followed
+        self._with_logprobs, self._logprobs = with_logprobs, logprobs
+        self._tokens = ReadBack(tokens_R)
+
+    def read(self) -> SampledRows:
+        """Waits for them."""
+        token_ids: list[int] = self._tokens.read()[0].tolist()
+        rows = SampledRows(
+            token_ids,
+            [None] * len(token_ids),
+            [token_id == NON_FINITE for token_id in token_ids],
+            [row for row, token_id in enumerate(token_ids) if token_id == UNSETTLED],
+        )
+        if self._logprobs is not None:
+            entries = self._logprobs.read([token_ids[row] for row in self._with_logprobs])
+            for row, entry in zip(self._with_logprobs, entries, strict=True):
+                rows.logprobs[row] = entry if token_ids[row] >= 0 else None
+        return rows
 
 
 def validate_params(params: SamplingParams, vocab_size: int) -> None:
     """Raises InvalidRequest for token ids that a vocabulary of `vocab_size` does not have, or that are biased twice."""
-    for field, ids in (
+    for name, ids in (
         ("logit_bias", [id_ for id_, _ in params.logit_bias]),
         ("stop_token_ids", params.stop_token_ids),
     ):
         for token_id in ids:
             if not 0 <= token_id < vocab_size:
-                raise InvalidRequest(field, f"{field} has token id {token_id}; ids must be in [0, {vocab_size - 1}]")
+                raise InvalidRequest(name, f"{name} has token id {token_id}; ids must be in [0, {vocab_size - 1}]")
     biased = [token_id for token_id, _ in params.logit_bias]
     if len(set(biased)) < len(biased):
         twice = next(token_id for token_id in biased if biased.count(token_id) > 1)
@@ -175,32 +235,27 @@ def _penalise(flat: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request
     flat[where] = scores - presence * (count > 0) - frequency * count
 
 
-def _uniform_column(group: PickGroup, requests: Sequence[Request], device: torch.device) -> torch.Tensor:
-    positions = [len(requests[row].output_ids) for row in group.indices]
+def _uniform_column(group: PickGroup, draw: Draw, device: torch.device) -> torch.Tensor:
+    positions = [draw.num_output_tokens(row) for row in group.indices]
     return to_device(torch.from_numpy(uniforms(group.keys, positions)), device)[:, None]
 
 
-def _greedy(
-    scores_RV: torch.Tensor, group: PickGroup, requests: Sequence[Request]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _greedy(scores_RV: torch.Tensor, group: PickGroup, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
     peak_R, tokens_R = scores_RV.max(-1)
     return tokens_R, peak_R
 
 
-def _from_all(
-    scores_RV: torch.Tensor, group: PickGroup, requests: Sequence[Request]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _from_all(scores_RV: torch.Tensor, group: PickGroup, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
     peak_R1 = scores_RV.amax(-1, keepdim=True)
-    uniform_R1 = _uniform_column(group, requests, scores_RV.device)
+    uniform_R1 = _uniform_column(group, draw, scores_RV.device)
     return pick_from_all(scores_RV, peak_R1, group.filters, uniform_R1), peak_R1.squeeze(-1)
 
 
-def _from_best(
-    scores_RV: torch.Tensor, group: PickGroup, requests: Sequence[Request]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _from_best(scores_RV: torch.Tensor, group: PickGroup, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
     peak_R1, filters = scores_RV.amax(-1, keepdim=True), group.filters
     if group.needs_totals:
         filters = replace(filters, total_R1=row_totals(scores_RV, peak_R1, filters))
-    uniform_R1 = _uniform_column(group, requests, scores_RV.device)
+    uniform_R1 = _uniform_column(group, draw, scores_RV.device)
     num_candidates = max(FIRST_CANDIDATES, group.first_candidates + 1)
-    return pick_from_best(scores_RV, filters, uniform_R1, num_candidates), peak_R1.squeeze(-1)
+    tokens_R = pick_from_best(scores_RV, filters, uniform_R1, num_candidates, may_wait=draw.num_unknown == 0)
+    return tokens_R, peak_R1.squeeze(-1)

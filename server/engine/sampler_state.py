@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lora_kernels.transfer import to_device
 from server.engine.request import Request
 from server.engine.sampling_ops import OFF_TOP_P, Filters
 from server.engine.sampling_params import SamplingParams
@@ -105,6 +106,11 @@ class SamplingPlan:
         return not (self.from_all or self.from_best or self.edits_scores or self.with_logprobs)
 
     @property
+    def needs_last_token(self) -> bool:
+        """Whether the host must know a row's last token to choose the next."""
+        return bool(self.penalised)
+
+    @property
     def edits_scores(self) -> bool:
         return bool(self.penalised or self.banned or self.bias_index is not None)
 
@@ -138,7 +144,7 @@ class PlanBuilder:
         if not indices:
             return None
         params = [self._requests[row].params for row in indices]
-        rows = None if len(indices) == len(kinds) else torch.tensor(indices, device=self._device)
+        rows = None if len(indices) == len(kinds) else self._on_device(torch.tensor(indices))
         keys = np.array([self._keys[row] for row in indices], dtype=np.uint64)
         top_ks = [_effective_top_k(entry, self._vocab_size) for entry in params]
         is_whole_row = [entry.top_p < 1.0 and k == self._vocab_size for entry, k in zip(params, top_ks, strict=True)]
@@ -147,7 +153,7 @@ class PlanBuilder:
 
     def _filters(self, params: list[SamplingParams], top_ks: list[int]) -> Filters:
         def column(values: list[float] | list[int], dtype: torch.dtype) -> torch.Tensor:
-            return torch.tensor(values, dtype=dtype, device=self._device)[:, None]
+            return self._on_device(torch.tensor(values, dtype=dtype))[:, None]
 
         return Filters(
             temperature_R1=column([max(entry.temperature, GREEDY_BELOW) for entry in params], torch.float32),
@@ -165,7 +171,10 @@ class PlanBuilder:
         if not pairs:
             return None, None
         index, bias = zip(*pairs, strict=True)
-        return torch.tensor(index, device=self._device), torch.tensor(bias, dtype=torch.float32, device=self._device)
+        return self._on_device(torch.tensor(index)), self._on_device(torch.tensor(bias, dtype=torch.float32))
+
+    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return to_device(tensor, self._device)
 
     def _ending_ids(self, params: SamplingParams, eos_ids: Sequence[int]) -> npt.NDArray[np.int64]:
         ending = {*params.stop_token_ids, *(() if params.ignore_eos else eos_ids)}

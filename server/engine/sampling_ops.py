@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 FIRST_CANDIDATES = 128  # enough for most rows; those for which it is not are sorted whole
+UNSETTLED = -2  # in the place of a token that the best candidates cannot tell
 _BLOCK = 64
 OFF_TOP_P = 2.0  # above any reachable mass, so that rounding near 1 drops nothing
 
@@ -80,14 +81,26 @@ def row_totals(scores_RV: torch.Tensor, peak_R1: torch.Tensor, filters: Filters)
 
 
 def pick_from_best(
-    scores_RV: torch.Tensor, filters: Filters, uniform_R1: torch.Tensor, k: int = FIRST_CANDIDATES
+    scores_RV: torch.Tensor,
+    filters: Filters,
+    uniform_R1: torch.Tensor,
+    k: int = FIRST_CANDIDATES,
+    *,
+    may_wait: bool = True,
 ) -> torch.Tensor:
-    """Token ids [R] for rows with filters. Looks at the k best tokens, and at all where those cannot tell."""
+    """Token ids [R] for rows with filters. Looks at the k best tokens, and at all where those cannot tell.
+
+    may_wait: the host may wait for the device to know whether they can; if not, rows where they cannot get UNSETTLED.
+    """
     vocab_size = scores_RV.shape[-1]
     k = k if k < vocab_size // 8 else vocab_size  # beyond, sorting everything costs no more
     ids_RK, weights_RK, is_settled_R = best_candidates(scores_RV, filters, k)
     tokens_R = ids_RK.gather(-1, _first_above(weights_RK.cumsum(-1), uniform_R1)).squeeze(-1)
-    if k < vocab_size and not bool(is_settled_R.all()):
+    if k == vocab_size:
+        return tokens_R
+    if not may_wait:
+        return torch.where(is_settled_R, tokens_R, UNSETTLED)
+    if not bool(is_settled_R.all()):
         rows = (~is_settled_R).nonzero().squeeze(-1)
         tokens_R[rows] = pick_from_best(scores_RV[rows], filters.rows(rows), uniform_R1[rows], vocab_size)
     return tokens_R

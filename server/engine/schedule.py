@@ -99,8 +99,8 @@ class ScheduledRow:
 
     @property
     def is_current(self) -> bool:
-        """Whether the row takes its request on from where it stands. A row chosen before the tokens of the forward before
-        it were known does not, where that one ended the request or gave it no token."""
+        """Whether the row takes its request on from where it stands. One that was chosen before the last tokens were
+        known does not, where these ended the request or it got none."""
         return self.request.status is Status.RUNNING and self.start == self.request.num_computed_tokens
 
 

@@ -139,10 +139,10 @@ class Scheduler:
         self._attend(self._clock())
 
     def look_ahead(self, schedule: Schedule) -> Schedule | None:
-        """The forward after `schedule`, which is under way and holds none that is over, where it depends on nothing that
-        this one decides; None: schedule() is to choose it.
+        """The forward after `schedule`, which is under way and whose rows are current, where nothing that it decides
+        matters; None: schedule() is to choose it.
 
-        A request that ends all the same has a row too many: `ScheduledRow.is_current` tells it from the others.
+        A request that ends all the same has a row too many: it will not be current.
         """
         if len(schedule.rows) < len(self._running) or (self._waiting and self._starving is not None):
             return None

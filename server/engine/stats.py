@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adapters_store.base import AdapterDigest
+from adapters_store.tier_types import AdapterTiersStats
 from server.engine.histogram import Histogram
+from server.engine.prefix_cache import PrefixCacheStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class EngineCounters:
     """What the engine itself counts; the pools count their own."""
 
     steps: int = 0
+    steps_ahead: int = 0  # forwards launched before the tokens of the one before were read
     computed_prompt_tokens: int = 0
     generated_tokens: int = 0
     finished: int = 0
@@ -43,3 +46,20 @@ class EngineCounters:
     isolated_steps: int = 0
     quarantined: int = 0
     expired: int = 0
+
+
+def memory_counters(tiers: AdapterTiersStats, cache: PrefixCacheStats) -> dict[str, float]:
+    """What adapter memory and the prefix cache have counted."""
+    return {
+        "adapter_hits": tiers.hits,
+        "adapter_misses": tiers.misses,
+        "adapter_evictions": tiers.evictions,
+        "adapter_activations": tiers.activations,
+        "host_hits": tiers.host.hits,
+        "host_misses": tiers.host.misses,
+        "host_loads": tiers.host.loads,
+        "host_load_failures": tiers.host.failures,
+        "host_evictions": tiers.host.evictions,
+        "prefix_hit_tokens": cache.hit_tokens,
+        "prefix_query_tokens": cache.query_tokens,
+    }

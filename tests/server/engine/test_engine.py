@@ -9,8 +9,9 @@ import torch
 
 from adapters_store.base import AdapterDigest
 from server.engine.errors import QueueFull
+from server.engine.flight import StepOutput
 from server.engine.memory_plan import MemoryWishes
-from server.engine.runner import ModelRunner, StepOutput
+from server.engine.runner import ModelRunner
 from server.engine.sampling_params import InvalidRequest
 from server.engine.schedule import Schedule, SchedulerSettings
 from support.models import peft_model

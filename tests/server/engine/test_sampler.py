@@ -10,7 +10,7 @@ import torch
 from transformers.generation import logits_process as hf
 
 from server.engine.request import Request
-from server.engine.sampler import Sampler, uniforms, validate_params
+from server.engine.sampler import Draw, Sampler, uniforms, validate_params
 from server.engine.sampling_ops import ordered_topk
 from server.engine.sampling_params import InvalidRequest, SamplingParams
 
@@ -213,7 +213,7 @@ def test_uniforms_are_uniform_and_independent_over_keys_and_positions() -> None:
 
 def greedy_scores(sampler: Sampler, logits_RV: torch.Tensor, requests: list[Request]) -> torch.Tensor:
     """The scores that tokens are chosen from."""
-    return sampler._edited(logits_RV, sampler._plan_for(logits_RV, requests), requests)
+    return sampler._edited(logits_RV, sampler._plan_for(logits_RV, requests), Draw(requests))
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 10.0])
