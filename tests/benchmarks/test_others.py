@@ -39,7 +39,7 @@ from vllm.elsewhere.utils import direct_register_custom_op
 def _shrink(x, a, h, slots, scaling):
     for row, slot in enumerate(slots):
         for member, stack in enumerate(a):
-            h[member, row] = (stack[slot, 0].float() @ x[row].float()) * scaling
+            h[member, row] += (stack[slot, 0].float() @ x[row].float()) * scaling
 
 
 try:
@@ -128,6 +128,17 @@ def test_what_cannot_be_loaded_is_left_out_with_the_reason(
     (bench.others[0] / FOLDER / "utils.py").write_text(line)
     assert {row["way"] for row in others_part.run(bench)} == {"ours"}
     assert said == [f"vllm in {bench.others[0]}: left out, {reason}"]
+
+
+def test_h_is_cleared_for_versions_that_add_to_it(bench: Bench, said: list[str]) -> None:
+    """The checkout's shrink adds, as those with float atomics do."""
+    torch.use_deterministic_algorithms(True)  # which fills new memory with NaN
+    try:
+        rows = others_part.run(bench)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert said == []
+    assert all("us" in row for row in rows)
 
 
 def test_a_folder_without_kernels_is_told(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from importlib import import_module
 from itertools import chain
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -78,24 +78,33 @@ def ways(source: Source) -> dict[str, MakeCalls]:
             import_module(f"{source.package}.{module}")
             for module in ("lora_shrink_op", "lora_expand_op", "lora_kernel_metadata", "utils")
         )
-    return {NAME: partial(_calls, shrink.lora_shrink, expand.lora_expand, metadata.LoRAKernelMeta, utils)}
+    new = torch.empty if ".zero_()" in inspect.getsource(shrink) else torch.zeros  # versions differ in who clears h
+    return {NAME: partial(_calls, _Ops(shrink.lora_shrink, expand.lora_expand, metadata.LoRAKernelMeta, new, utils))}
 
 
-def _calls(
-    shrink: Callable[..., None], expand: Callable[..., None], metadata: Any, utils: object, job: Job
-) -> list[Call]:
+class _Ops(NamedTuple):
+    """new: makes h. utils: the module that keeps pointers."""
+
+    shrink: Callable[..., None]
+    expand: Callable[..., None]
+    metadata: Any
+    new: Callable[..., torch.Tensor]
+    utils: object
+
+
+def _calls(ops: _Ops, job: Job) -> list[Call]:
     """Ranks are padded to the largest, as vLLM's slots are."""
     for name in CACHES:
-        getattr(utils, name, {}).clear()
+        getattr(ops.utils, name, {}).clear()
     rows, members, rank = len(job.slots), len(job.shape.out_features), max(job.ranks)
-    arguments = _metadata(metadata, job)
+    arguments = _metadata(ops.metadata, job)
     stacks = [_stacks(job, layer, rank) for layer in range(len(job.inputs))]
 
     def call(layer: int) -> None:
         a, b = stacks[layer]
-        h = torch.empty(members, rows, rank, dtype=torch.float32, device=job.device)
-        shrink(job.inputs[layer], a, h, *arguments, job.scale)
-        expand(h, b, job.outputs[layer], *arguments, offset_start=0, add_inputs=True)
+        h = ops.new(members, rows, rank, dtype=torch.float32, device=job.device)
+        ops.shrink(job.inputs[layer], a, h, *arguments, job.scale)
+        ops.expand(h, b, job.outputs[layer], *arguments, offset_start=0, add_inputs=True)
 
     return [partial(call, layer) for layer in range(len(stacks))]
 
