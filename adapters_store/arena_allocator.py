@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 
 
 class ArenaAllocator:
@@ -44,14 +44,8 @@ class ArenaAllocator:
         fitting = [(hole, index) for index, hole in enumerate(self._hole_sizes) if hole >= size]
         if not fitting:
             return None
-        hole, index = min(fitting)
-        offset = self._hole_starts[index]
-        self._sizes[offset] = size
-        if hole == size:
-            del self._hole_starts[index], self._hole_sizes[index]
-        else:
-            self._hole_starts[index] += size
-            self._hole_sizes[index] -= size
+        offset = self._hole_starts[min(fitting)[1]]
+        self._claim(offset, size)
         return offset
 
     def free(self, offset: int) -> None:
@@ -67,6 +61,31 @@ class ArenaAllocator:
         else:
             self._hole_starts.insert(index, offset)
             self._hole_sizes.insert(index, size)
+
+    def begin_move(self, offset: int, target: int) -> None:
+        """The piece at `offset` is being copied down to `target`: it has both places until end_move(). They may
+        overlap; what is free of [target, target + size) must be all of it that is not the piece's own."""
+        assert target < offset, f"a piece moves down, not from {offset} to {target}"
+        self._claim(target, min(self._sizes[offset], offset - target))
+
+    def end_move(self, offset: int, target: int) -> None:
+        """It lies at `target` alone."""
+        size = self._sizes[offset]
+        self.free(target)
+        self.free(offset)
+        self._claim(target, size)
+
+    def _claim(self, offset: int, size: int) -> None:
+        """Make [offset, offset + size), which lies in one hole, a piece."""
+        index = bisect_right(self._hole_starts, offset) - 1
+        assert index >= 0, f"nothing is free at {offset}"
+        start, end = self._hole_starts[index], self._hole_starts[index] + self._hole_sizes[index]
+        assert offset + size <= end, f"{size} at {offset} are not free"
+        rests = [(start, offset - start), (offset + size, end - offset - size)]
+        kept = [rest for rest in rests if rest[1]]
+        self._hole_starts[index : index + 1] = [rest[0] for rest in kept]
+        self._hole_sizes[index : index + 1] = [rest[1] for rest in kept]
+        self._sizes[offset] = size
 
     def copy(self) -> ArenaAllocator:
         """An independent allocator in the same state, to try things on."""

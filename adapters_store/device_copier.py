@@ -21,5 +21,9 @@ class DeviceCopier(Protocol):
     def start(self, slot: int, offset: int, adapter: PackedAdapter) -> CopyHandle:
         """Begin copying the buffer to arena elements offset.. and write the table row. Does not wait."""
 
+    def move(self, slot: int, source: int, target: int, num_elements: int) -> CopyHandle:
+        """Begin copying the slot's adapter within the arena, down from `source` to `target`, and let the table row name
+        its new place. Both places may overlap. Does not wait."""
+
     def clear(self, slot: int) -> None:
         """Table row back to "no adapter"."""

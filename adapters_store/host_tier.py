@@ -143,10 +143,10 @@ class HostTier:
             self._entries.move_to_end(digest)
             return entry.adapter
 
-    def pin(self, digest: AdapterDigest) -> HostEntry:
-        """Hold the adapter's buffer for a copy, until unpin()."""
+    def pin(self, adapter: PackedAdapter) -> HostEntry:
+        """Hold the adapter, which find() gave, for a copy, until unpin(). It may have been evicted since."""
         with self._changed:
-            entry = self._entries[digest]
+            entry = self._entries.get(adapter.digest) or HostEntry(adapter)
             entry.pins += 1
             self._stats.hits += entry.was_used
             entry.was_used = True

@@ -5,10 +5,15 @@ Knows digests, owners and elements; knows no host memory and starts no copies.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from adapters_store.base import AdapterDigest
 from adapters_store.device_pool import DevicePool, Reservation
+from adapters_store.errors import AdapterUnavailable, StoreError
 from adapters_store.pool_shares import NOBODY, Owner, PoolShares
+
+if TYPE_CHECKING:
+    from adapters_store.packed import PackedAdapter
 
 
 class Placement:
@@ -60,6 +65,18 @@ class Placement:
             self._denied[owner.tenant] = num_elements
             self._note_denied(digest, owner)
         return reservation
+
+    def refusal(self, adapter: PackedAdapter, *, has_pins: bool) -> StoreError | None:
+        """Why it could not have room whoever went; None: it is to wait."""
+        num_elements = adapter.buffer.numel()
+        limit = self._pool.capacity_elements * adapter.buffer.element_size()
+        if num_elements > self._pool.capacity_elements:
+            message = f"adapter has {adapter.num_bytes} bytes, device memory for adapters is {limit}"
+            return AdapterUnavailable("adapter_too_large_for_pool", message)
+        if has_pins and not self._pool.could_ever_fit(num_elements):
+            message = f"adapter has {adapter.num_bytes} bytes, pinned adapters leave no such room in {limit}"
+            return AdapterUnavailable("adapter_pool_pinned", message)
+        return None
 
     def end(self, num_without_room: int) -> None:
         """The pass is over, and so many have found no room."""

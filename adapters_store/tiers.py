@@ -1,4 +1,4 @@
-"""Decides which adapter moves when between host memory and the device. Knows digests, places and copies under way;
+"""Decides which adapter comes when from host memory to the device. Knows digests, places and what is wanted;
 knows no disk, no tensors and no requests. One engine thread owns it; only the host tier behind it is shared.
 
 What is wanted is an ordered list, the most urgent first. An adapter never takes the room of one more urgent than
@@ -10,30 +10,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
 
 from adapters_store.base import AdapterDigest
+from adapters_store.compaction import Compactor
 from adapters_store.device_copier import CopyHandle, DeviceCopier
 from adapters_store.device_pool import DevicePool, PoolEntry
-from adapters_store.errors import AdapterUnavailable, StoreError
-from adapters_store.host_tier import HostEntry, HostTier
+from adapters_store.errors import StoreError
+from adapters_store.host_tier import HostTier
 from adapters_store.placement import Placement
 from adapters_store.pool_shares import Owner
 from adapters_store.tier_types import AdapterTiersSettings, AdapterTiersStats, ResidentAdapter
+from adapters_store.transfers import Transfers
 from adapters_store.working_set import WorkingSet
-
-if TYPE_CHECKING:
-    from adapters_store.packed import PackedAdapter
 
 __all__ = ["AdapterTiers", "AdapterTiersSettings", "AdapterTiersStats", "CopyHandle", "DeviceCopier", "ResidentAdapter"]
 
 _COPY_POLL_S = 0.0005
-
-
-class _Copy(NamedTuple):
-    entry: PoolEntry
-    source: HostEntry
-    handle: CopyHandle
 
 
 class AdapterTiers:
@@ -53,23 +45,24 @@ class AdapterTiers:
         self._copier = copier
         self._settings = settings or AdapterTiersSettings()
         self._clock = clock
-        self._copies: dict[AdapterDigest, _Copy] = {}
+        self._transfers = Transfers(
+            host, pool, copier, max_copies=self._settings.max_copies, arrived=self._note_arrival
+        )
         self._pins: dict[AdapterDigest, None] = {}
         self._wanted: tuple[AdapterDigest, ...] = ()
         self._limit = 0
         self._asked: dict[AdapterDigest, None] = {}  # wanted by acquire() alone
         self._failures: dict[AdapterDigest, StoreError] = {}
         self._no_room_since: dict[AdapterDigest, float] = {}
-        self._starts_left = self._settings.max_copies
         self._must_advance = False
         self._is_incomplete = False  # something wanted is not on the device
         self._last_advance_s = clock()
         self._host_version = host.version
         self._num_misses = 0
         self._placement = Placement(pool)
-        self._loads: list[tuple[Owner, int]] = []  # since take_loads()
         self._loads_left = 0  # in the current pass
         self._working_set = WorkingSet(pool.capacity_elements, clock)
+        self._compactor = Compactor(pool, self._transfers.move, clock, after_s=self._settings.tidy_after_s)
 
     @property
     def no_room_since(self) -> Mapping[AdapterDigest, float]:
@@ -89,21 +82,18 @@ class AdapterTiers:
     @property
     def num_activations(self) -> int:
         """Rises whenever an adapter becomes ready."""
-        return self._pool.stats.activations
+        return self._pool.stats.activations + self._pool.stats.moves
 
     def take_loads(self) -> Sequence[tuple[Owner, int]]:
         """What has been brought to the device since the last call: for whom, and how many elements."""
-        if not self._loads:
-            return ()
-        loads, self._loads = self._loads, []
-        return loads
+        return self._transfers.take_loads()
 
     @property
     def poll_due_s(self) -> float | None:
         """How long an engine with nothing to run may sleep before it polls again; None: until it is woken."""
-        if self._copies or self._must_advance:
+        if self._transfers or self._must_advance:
             return _COPY_POLL_S
-        return self._settings.recheck_s if self._is_incomplete else None
+        return self._settings.recheck_s if self._is_incomplete else self._compactor.due_s
 
     def ready(self) -> Collection[AdapterDigest]:
         """Adapters on the device: acquire() gives their slot now."""
@@ -137,12 +127,14 @@ class AdapterTiers:
             entry = self._pool.acquire(digest)
         if entry is None:
             return None
+        self._compactor.note_use()
         self._working_set.note(digest, entry.num_elements)
         return entry.slot
 
     def release(self, digest: AdapterDigest) -> None:
         """Give up one reference."""
         entry = self._pool.release(digest)
+        self._compactor.note_use()
         if entry.ref_count == 0:
             self._must_advance |= self._is_incomplete
             if entry.doomed:
@@ -191,9 +183,7 @@ class AdapterTiers:
 
     def poll(self) -> None:
         """Once per engine step: finish copies, and place what has been loaded since."""
-        for copy in [copy for copy in self._copies.values() if copy.handle.done()]:
-            self._finish(copy)
-        self._starts_left = max(0, self._settings.max_copies - len(self._copies))
+        self._transfers.begin()
         if self._host.version != self._host_version:
             self._host_version = self._host.version
             self._must_advance |= self._is_incomplete
@@ -201,6 +191,14 @@ class AdapterTiers:
             self._must_advance = True
         if self._must_advance:
             self._advance()
+
+    def tidy(self) -> None:
+        """The engine has nothing to run. If it stays so for `tidy_after_s`, each call begins to move one adapter, until
+        what is free on the device is one range: then whatever fits into it needs nobody's eviction.
+
+        Nobody waits for a move but who wants the very adapter that is moving.
+        """
+        self._compactor.step(is_idle=not (self._transfers or self._wanted or self._asked))
 
     def resident(self) -> list[ResidentAdapter]:
         """What lies on the device, the least recently used first."""
@@ -215,23 +213,14 @@ class AdapterTiers:
 
     def stats(self) -> AdapterTiersStats:
         """A snapshot of both tiers' counters."""
-        pool = self._pool
-        return AdapterTiersStats(
-            hits=pool.stats.hits,
-            misses=self._num_misses,
-            evictions=pool.stats.evictions,
-            activations=pool.stats.activations,
-            num_resident=len(pool.ready()),
-            used_elements=pool.capacity_elements - pool.num_free_elements,
-            capacity_elements=pool.capacity_elements,
-            working_set_ratio=self._working_set.ratio(),
-            host=self._host.stats(),
+        return AdapterTiersStats.of(
+            self._pool, self._host.stats(), misses=self._num_misses, working_set_ratio=self._working_set.ratio()
         )
 
     def _replace_wanted(self, wanted: tuple[AdapterDigest, ...], limit: int) -> None:
         known = {*self._wanted, *self._asked}
         missing = [digest for digest in wanted if digest not in self._pool.ready()]
-        self._num_misses += sum(digest not in known for digest in missing)
+        self._num_misses += sum(digest not in known and not self._pool.is_moving(digest) for digest in missing)
         for digest in self._no_room_since.keys() - set(wanted):
             del self._no_room_since[digest]
         self._wanted, self._limit = wanted, limit
@@ -276,18 +265,19 @@ class AdapterTiers:
                 self._loads_left -= 1
                 self._host.request(digest)
             return True
-        if self._starts_left == 0:
+        if not self._transfers.may_start:
             self._must_advance = True
             return True
         reservation = self._placement.reserve(digest, adapter.buffer.numel(), more_urgent)
         if reservation is None:
-            error = self._too_large(adapter)
+            error = self._placement.refusal(adapter, has_pins=bool(self._pins))
             if error is not None:
                 return self._fail(digest, error)
             self._no_room_since.setdefault(digest, self._clock())
             return True
         self._no_room_since.pop(digest, None)
-        self._start(reservation.entry, [victim.slot for victim in reservation.evicted], adapter)
+        reservation.entry.pinned = digest in self._pins
+        self._transfers.copy(reservation.entry, reservation.evicted, adapter)
         return False
 
     def _fail(self, digest: AdapterDigest, error: StoreError) -> bool:
@@ -296,37 +286,11 @@ class AdapterTiers:
         self._no_room_since.pop(digest, None)
         return digest in self._pins  # these are tried again for as long as they are pinned
 
-    def _too_large(self, adapter: PackedAdapter) -> StoreError | None:
-        num_elements, element_size = adapter.buffer.numel(), adapter.buffer.element_size()
-        limit = self._pool.capacity_elements * element_size
-        if num_elements > self._pool.capacity_elements:
-            message = f"adapter has {adapter.num_bytes} bytes, device memory for adapters is {limit}"
-            return AdapterUnavailable("adapter_too_large_for_pool", message)
-        if self._pins and not self._pool.could_ever_fit(num_elements):
-            message = f"adapter has {adapter.num_bytes} bytes, pinned adapters leave no such room in {limit}"
-            return AdapterUnavailable("adapter_pool_pinned", message)
-        return None
-
-    def _start(self, entry: PoolEntry, freed_slots: list[int], adapter: PackedAdapter) -> None:
-        for slot in freed_slots:
-            self._copier.clear(slot)
-        self._starts_left -= 1
-        self._loads.append((entry.owner, entry.num_elements))
-        entry.pinned = entry.digest in self._pins
-        source = self._host.pin(entry.digest)
-        copy = _Copy(entry, source, self._copier.start(entry.slot, entry.offset, adapter))
-        self._copies[entry.digest] = copy
-        if copy.handle.done():
-            self._finish(copy)
-
-    def _finish(self, copy: _Copy) -> None:
-        del self._copies[copy.entry.digest]
-        self._host.unpin(copy.source)
-        self._pool.mark_ready(copy.entry)
-        self._asked.pop(copy.entry.digest, None)
+    def _note_arrival(self, entry: PoolEntry) -> None:
+        self._asked.pop(entry.digest, None)
         self._must_advance |= self._is_incomplete
-        if copy.entry.doomed:
-            self._remove(copy.entry)
+        if entry.doomed:
+            self._remove(entry)
 
     def _remove(self, entry: PoolEntry) -> None:
         self._pool.remove(entry)

@@ -54,7 +54,7 @@ def read_file(path: Path, into: Bytes, turns: Turns) -> int:
 
 
 def copy_bytes(into: Bytes, source: Bytes, turns: Turns) -> None:
-    """Copy `source` to `into`; both of one length."""
+    """Copy `source` to `into`; both of one length. Where they overlap, `into` must begin first."""
     assert into.nbytes == source.nbytes, f"{source.nbytes} bytes into {into.nbytes}"
     _run(_Job(fd=-1, source=source.ctypes.data, target=into.ctypes.data, size=into.nbytes), turns, "copy")
 

@@ -111,6 +111,7 @@ class Engine:
         events = [self._adapter_failed(request, error) for request, error in self.scheduler.take_failed()]
         events += [self._too_late(request) for request in self.scheduler.take_late()]
         if schedule is None:
+            self.tiers.tidy()
             return events
         start_s = time.perf_counter()
         output = self._run(schedule, flight, events)
@@ -277,6 +278,7 @@ class Engine:
             gauges={
                 "adapters_resident": float(tiers.num_resident),
                 "adapter_pool_usage_ratio": tiers.used_elements / max(1, tiers.capacity_elements),
+                "adapter_pool_largest_free_ratio": tiers.largest_free_ratio,
                 "adapter_working_set_ratio": tiers.working_set_ratio,
                 "fairness_jain": self._fairness.read(self.scheduler.shares.accounts(), time.monotonic()),
                 "tenants_waiting": float(self.scheduler.num_tenants_waiting),

@@ -10,7 +10,7 @@ import pytest
 
 from adapters_store.base import AdapterDigest
 from adapters_store.errors import BlobDamaged
-from adapters_store.host_tier import HostTier, HostTierSettings
+from adapters_store.host_tier import HostEntry, HostTier, HostTierSettings
 from adapters_store.packed import PackedAdapter
 from support.adapter_memory import FakeClock, digest_of, packed
 
@@ -55,6 +55,12 @@ def load(host: HostTier, *digests: AdapterDigest) -> None:
         host.load_next()
 
 
+def pin(host: HostTier, digest: AdapterDigest) -> HostEntry:
+    adapter = host.find(digest)
+    assert adapter is not None
+    return host.pin(adapter)
+
+
 def test_loads_are_done_once_each_in_the_order_asked(host: HostTier, loader: Loader) -> None:
     for digest in (B, A, B, A):
         assert host.request(digest)
@@ -83,16 +89,28 @@ def test_the_longest_unused_is_evicted_to_stay_within_the_budget(host: HostTier)
 
 def test_a_buffer_that_is_being_copied_is_not_evicted(host: HostTier) -> None:
     load(host, A, B)
-    pin = host.pin(A)
+    held = pin(host, A)
     load(host, C)
     assert host.find(A) is not None
     assert host.find(B) is None
-    host.unpin(pin)
+    host.unpin(held)
     host.find(C)
     load(host, B)
     assert host.find(A) is None
     with pytest.raises(AssertionError, match="unpinned more often"):
-        host.unpin(pin)
+        host.unpin(held)
+
+
+def test_an_adapter_that_was_evicted_since_it_was_found_can_still_be_copied(host: HostTier) -> None:
+    load(host, A)
+    adapter = host.find(A)
+    assert adapter is not None
+    load(host, B, C)
+    assert host.find(A) is None
+    held = host.pin(adapter)
+    assert held.adapter is adapter
+    host.unpin(held)
+    assert host.stats().num_bytes == 80
 
 
 def test_the_less_urgent_makes_no_room_for_itself(host: HostTier, loader: Loader) -> None:
@@ -110,9 +128,9 @@ def test_the_less_urgent_makes_no_room_for_itself(host: HostTier, loader: Loader
 
 def test_a_hit_is_a_copy_that_needed_no_load(host: HostTier) -> None:
     load(host, A)
-    host.unpin(host.pin(A))
+    host.unpin(pin(host, A))
     assert host.stats().hits == 0
-    host.unpin(host.pin(A))
+    host.unpin(pin(host, A))
     assert host.stats().hits == 1
 
 

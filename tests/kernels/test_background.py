@@ -43,6 +43,14 @@ def test_a_copy_touches_its_place_and_nothing_else(size: int) -> None:
     assert (room[32 + size :] == 0xAA).all()
 
 
+@pytest.mark.parametrize("distance", [1, 64, 100_000])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_copy_down_over_its_own_source_is_whole(size: int, distance: int) -> None:
+    room, data = _bytes(size + distance), _bytes(size + distance)[distance:].copy()
+    background.copy_bytes(room[:size], room[distance:], Turns())
+    assert (room[:size] == data).all()
+
+
 @pytest.mark.parametrize("length", [99, 101])
 def test_a_file_of_another_length_is_an_error_that_names_it(tmp_path: Path, length: int) -> None:
     (tmp_path / "file").write_bytes(bytes(length))

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from adapters_store.base import AdapterDigest
-from adapters_store.device_pool import DevicePool, DevicePoolSettings
+from adapters_store.device_pool import DevicePool, DevicePoolSettings, PoolEntry
 from adapters_store.errors import BlobDamaged, NotFound
 from adapters_store.host_tier import HostTier, HostTierSettings
 from adapters_store.packed import PackedAdapter
@@ -29,6 +29,14 @@ from support.adapter_memory import FakeClock, FakeDevice, digest_of, packed
 NAN = -1
 EMPTY = 0
 TENANTS = ("law", "med", "code")
+
+
+def _places(entry: PoolEntry) -> Iterator[tuple[int, int]]:
+    """(start, end) of what the adapter occupies: two places, perhaps overlapping, while it moves."""
+    size = -(-entry.num_elements // 4) * 4
+    yield entry.offset, entry.offset + size
+    if entry.moved_from is not None:
+        yield max(entry.offset + size, entry.moved_from), entry.moved_from + size
 
 
 def next_state(state: int, token: int, weight: int) -> int:
@@ -73,6 +81,7 @@ class WorldSettings:
     step_s: float = 0.05
     starvation_s: float = 2.0
     hold_s: float = 1.0
+    tidy_after_s: float = 0.0
     deadlines: float = 0.0  # share of requests that have one
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of TENANTS
     traffic: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of TENANTS
@@ -113,7 +122,7 @@ class World:
             self.host,
             self.device_pool,
             self.device,
-            settings=AdapterTiersSettings(max_copies=2, recheck_s=4 * sizes.step_s),
+            settings=AdapterTiersSettings(max_copies=2, recheck_s=4 * sizes.step_s, tidy_after_s=sizes.tidy_after_s),
             clock=self.clock,
         )
         self.scheduler = Scheduler(
@@ -160,6 +169,8 @@ class World:
         self.tiers.poll()
         self._count_starving()
         schedule = self.scheduler.schedule()
+        if schedule is None:
+            self.tiers.tidy()
         for request, error in self.scheduler.take_failed():
             self._end(request, error.code)
         for request in self.scheduler.take_late():
@@ -339,16 +350,17 @@ class World:
 
     def _check_device(self, running: Sequence[Request]) -> None:
         users = Counter(request.adapter for request in running if request.adapter is not None)
-        end, used, slots = 0, 0, set()
-        for entry in sorted(self.device_pool.entries(), key=lambda entry: entry.offset):
-            assert entry.offset >= end, f"{entry.digest} overlaps its neighbour"
-            size = -(-entry.num_elements // 4) * 4
-            end, used = entry.offset + size, used + size
+        slots = set()
+        for entry in self.device_pool.entries():
             slots.add(entry.slot)
             assert entry.ref_count == users.pop(entry.digest, 0), f"{entry.digest}: references differ from users"
             assert self.device.table[entry.slot] == (entry.offset, entry.num_elements, entry.digest)
         assert not users, f"in use but not on the device: {users}"
-        assert end <= self.device_pool.capacity_elements
+        places = sorted(place for entry in self.device_pool.entries() for place in _places(entry))
+        ends = [0, *(end for _, end in places)]
+        assert all(start >= end for (start, _), end in zip(places, ends, strict=False)), f"overlap: {places}"
+        assert ends[-1] <= self.device_pool.capacity_elements
+        used = sum(end - start for start, end in places)
         assert used + self.device_pool.num_free_elements == self.device_pool.capacity_elements
         assert slots == self.device.table.keys()
         for request in running:

@@ -54,7 +54,7 @@ static uint64_t xxh_end(const uint64_t lanes[4], const char *p, int64_t left, in
 
 static int64_t fetch(const background_job *job, int64_t at, int64_t end) {  // 0, or errno
   if (job->fd < 0) {
-    if (job->to != job->from) memcpy(job->to + at, job->from + at, end - at);
+    if (job->to != job->from) memmove(job->to + at, job->from + at, end - at);  // down: what is read next stays whole
     return 0;
   }
   while (at < end) {
