@@ -29,10 +29,12 @@ def trained(spec_path: Path, run_dir: Path, *, resume: bool) -> Exit:
     from trainer.run import train
     from trainer.spec import TrainSpec
 
+    spec = None
     try:
-        return train(TrainSpec.from_yaml(spec_path), run_dir, resume=resume)
+        spec = TrainSpec.from_yaml(spec_path)
+        return train(spec, run_dir, resume=resume)
     except Exception as error:  # noqa: BLE001  (the process's last line: whatever it is, the folder must say it)
-        failure = failure_of(error)
+        failure = failure_of(error, spec)
         if failure.code == "internal_error":
             traceback.print_exc()
         print(f"{failure.code}: {failure.message}", file=sys.stderr)

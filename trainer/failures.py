@@ -10,6 +10,8 @@ from trainer.data.problems import DataRejected
 from trainer.events import is_disk_full
 from trainer.loop import Diverged
 from trainer.memory import is_out_of_memory
+from trainer.shortage import way_out
+from trainer.spec import TrainSpec
 from trainer.spec_fields import SpecError
 
 
@@ -33,7 +35,6 @@ _BAD_INPUT: tuple[tuple[type[Exception], str, str | None], ...] = (
     (RunDirInUse, "run_dir_in_use", "run_dir"),
     (FileNotFoundError, "file_not_found", None),
 )
-LESS_MEMORY = "smaller batch.micro_tokens, checkpointing: true, method: qlora or more ranks take less"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +51,23 @@ class Failure:
         return {"code": self.code, "message": self.message, "param": self.param}
 
 
-def failure_of(error: Exception) -> Failure:
-    """What to tell of any error that ends a run."""
+def failure_of(error: Exception, spec: TrainSpec | None = None) -> Failure:
+    """What to tell of any error that ends a run; spec: where there was one to run."""
     if isinstance(error, SpecError | DataRejected):
         return Failure(Exit.BAD_INPUT, error.code, error.message, error.param)
     for kind, code, param in _BAD_INPUT:
         if isinstance(error, kind):
             return Failure(Exit.BAD_INPUT, code, str(error), param)
-    return _of_machine(error)
+    return _of_machine(error, spec)
 
 
-def _of_machine(error: Exception) -> Failure:
+def _of_machine(error: Exception, spec: TrainSpec | None) -> Failure:
     """Another try may end otherwise: on another machine, with more room, or after a repair."""
     if is_disk_full(error):
         message = "the run folder's disk is full; checkpoints that were whole before still are"
         return Failure(Exit.FAILED, "disk_full", message)
     if is_out_of_memory(error):
-        message = f"not enough memory for a step; {LESS_MEMORY} ({_first_line(error)})"
+        message = f"not enough memory ({_first_line(error)}); {way_out(spec)}"
         return Failure(Exit.FAILED, "out_of_memory", message, "batch.micro_tokens")
     return Failure(Exit.FAILED, "internal_error", f"{type(error).__name__}: {_first_line(error)}")
 

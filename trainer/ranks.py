@@ -46,11 +46,17 @@ class Ranks:
             dist.barrier()
 
 
+def own_device() -> torch.device:
+    """The device that this process trains on."""
+    on_gpu = torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+
+
 @contextmanager
 def joined(*, sharded: bool) -> Iterator[Ranks]:
     """The ranks of this run, for as long as it lasts. sharded: a process group is needed, be it of one."""
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    device = own_device()
+    on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
     if not sharded:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from adapters_store.host_memory import CGROUP, free_host_bytes
 from server.cli.admin_key import FILE_NAME
 from server.cli.base_path import find_base
 from server.cli.database_url import database_url
@@ -25,7 +26,6 @@ from server.cli.listening import bound
 from server.cli.output import Output
 from server.cli.stores import opened
 from server.cli.texts import GIB, size
-from server.engine.host_memory import CGROUP, free_host_bytes
 
 MIN_FREE_BYTES = 2 * GIB
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,8 +113,6 @@ def override(
     as_json: JsonOption = False,
 ) -> None:
     """Put an adapter into service that the gate blocked. A worker goes on with the job."""
-    import os
-
     output = Output(as_json=as_json)
     with _onboarding(data_dir, database_url, output) as onboarding:
         job = onboarding.jobs.get(job_id)
@@ -122,13 +121,18 @@ def override(
 
 @app.command()
 def worker(
+    *,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     database_url: DatabaseUrlOption = None,
     max_running: JobsMaxRunningOption = 1,
     memory_mib: JobsMemoryOption = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of one training.", min=1)] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Work on jobs until SIGTERM; `serve` does so by itself. One worker at a time works on a data directory."""
+    """Work on jobs until SIGTERM; `serve` does so by itself. One worker at a time works on a data directory.
+
+    With --json one line says that it waits for work; what becomes of jobs, `jobs list` tells.
+    """
     from server.jobs.supervisor import default_threads
     from server.jobs.worker import work
     from server.jobs.worker_options import WorkerSettings
@@ -140,6 +144,7 @@ def worker(
         memory_bytes=job_limits(max_running, memory_mib).memory_bytes,
         threads=threads or default_threads(max_running),
     )
+    Output(as_json=as_json).emit(event="working", data_dir=str(data_dir), max_running=max_running, pid=os.getpid())
     work(settings)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from adapters_store.families import UnsupportedBase
+from adapters_store.host_memory import free_host_bytes
 from server.engine.base_model import BaseModel
-from server.engine.host_memory import free_host_bytes
 from server.engine.kv_cache import bytes_per_block
 
 MIB = 1024 * 1024

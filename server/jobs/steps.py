@@ -19,7 +19,7 @@ from server.jobs.job_store import JobStore
 from server.jobs.memory import DISK_BYTES, advice, free_bytes, free_disk_bytes
 from server.jobs.records import Job, JobFailure, JobStatus, Level
 from server.jobs.served_base import ServedBase
-from server.jobs.training import SPEC_FILE, Outcome, Training, result_of
+from server.jobs.training import SPEC_FILE, TRAINER_KILLED, Outcome, Training, result_of
 from trainer.data.jsonl import read_jsonl
 from trainer.data.problems import DataRejected
 from trainer.spec import SpecError, TrainSpec
@@ -63,7 +63,7 @@ class Steps:
             return False
         self.jobs.note(job, f"train:{job.run_number}", "Training started")
         outcome, failure = self.training.run(job)
-        if failure is not None and failure.code == "out_of_memory":
+        if failure is not None and failure.code == TRAINER_KILLED:  # one that could still speak has said it itself
             served = ServedBase.recall(self.data_dir)
             failure = _with_advice(job, failure, "cpu" if served is None else served.device)
         return self._settle(job, outcome, failure)
@@ -178,8 +178,9 @@ class Steps:
 
 
 def _with_advice(job: Job, failure: JobFailure, device: str) -> JobFailure:
-    spec = TrainSpec.from_mapping(job.spec)
-    told = advice(spec, free_bytes(device) or 0)
+    """The system may have killed it for its memory: say what would fit what is free now."""
+    free = free_bytes(device)
+    told = [] if free is None else advice(TrainSpec.from_mapping(job.spec), free)
     return replace(failure, message="; ".join((failure.message, *told)))
 
 

@@ -22,6 +22,7 @@ from server.jobs.run_events import RunEvents
 
 SUCCEEDED, FAILED, BAD_INPUT, PAUSED, CANCELLED = range(5)
 NOT_CURED_BY_TIME = frozenset({"out_of_memory", "disk_full"})
+TRAINER_KILLED = "trainer_killed"
 SPEC_FILE = "request.yaml"
 TRAINER = (sys.executable, "-m", "trainer")
 Outcome = Literal["done", "failed", "paused", "cancelled", "gone"]
@@ -146,7 +147,7 @@ def _unexplained(code: int | None) -> JobFailure:
         return JobFailure("trainer_lost", "the training process is gone and left no exit code")
     if code < 0:
         text = f"the training process was killed by signal {-code}; out of memory is a usual cause"
-        return JobFailure("trainer_killed", text)
+        return JobFailure(TRAINER_KILLED, text)
     return JobFailure("trainer_failed", f"the training process ended with exit code {code}")
 
 

@@ -23,7 +23,14 @@ from support.waiting import wait_until
 HERE = Path(__file__).parent
 TRAINER = (sys.executable, str(HERE / "tiny_trainer.py"))
 GATE = (sys.executable, str(HERE / "tiny_gate.py"))
-BASE_CONFIG = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "vocab_size": 64}
+BASE_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 64,
+}
 MODEL = "tiny"
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -71,21 +72,34 @@ def test_a_run_that_diverges_is_ended_and_not_tried_again(tmp_path: Path) -> Non
     assert (exit_code, error["code"], error["param"]) == (Exit.BAD_INPUT, "diverged", "optim.learning_rate")
 
 
-def test_running_out_of_memory_ends_as_a_clear_failure(tmp_path: Path) -> None:
-    """A real refusal of the system: the process may hold a little more than what it needs to start."""
-    write_chats(tmp_path / "data.jsonl", 800)
-    spec = demo_spec(tmp_path, batch={"examples": 800, "max_sequence_length": 256, "micro_tokens": 1 << 16})
-    (tmp_path / "spec.yaml").write_text(spec.to_yaml())
-    command = [sys.executable, "-m", "trainer", str(tmp_path / "spec.yaml"), "--run-dir", str(tmp_path / "run")]
+def in_little_memory(spec: TrainSpec, run_dir: Path) -> tuple[int, dict[str, Any]]:
+    """Exit code and result of a run that may hold a little more than what it needs to start."""
+    run_dir.mkdir()
+    (run_dir / "wanted.yaml").write_text(spec.to_yaml())
+    command = [sys.executable, "-m", "trainer", str(run_dir / "wanted.yaml"), "--run-dir", str(run_dir)]
     process = subprocess.run(
         command,
         stderr=subprocess.PIPE,
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES)),
     )
-    error = json.loads((tmp_path / "run" / "result.json").read_text())["error"]
-    assert (process.returncode, error["code"]) == (Exit.FAILED, "out_of_memory"), process.stderr.decode()
-    assert "batch.micro_tokens" in error["message"]
+    return process.returncode, json.loads((run_dir / "result.json").read_text())
+
+
+def test_running_out_of_memory_names_a_setting_that_fits_the_memory_there_is(tmp_path: Path) -> None:
+    """A real refusal of the system, and the run that its message asks for instead."""
+    write_chats(tmp_path / "data.jsonl", 300)
+    batch = {"examples": 300, "max_sequence_length": 256, "micro_tokens": 1 << 16}
+    optim = {"max_steps": 1}
+    code, result = in_little_memory(demo_spec(tmp_path, batch=batch, optim=optim), tmp_path / "run")
+    error = result["error"]
+    assert (code, error["code"], error["param"]) == (Exit.FAILED, "out_of_memory", "batch.micro_tokens"), result
+    assert "1.0 GiB are available" in error["message"]
+    advised = re.search(r"batch\.micro_tokens (\d+) instead of 65536 [^:]*: (0\.\d) GiB", error["message"])
+    assert advised is not None, error["message"]
+    smaller = {**batch, "micro_tokens": int(advised[1])}
+    code, result = in_little_memory(demo_spec(tmp_path, batch=smaller, optim=optim), tmp_path / "smaller")
+    assert (code, result["status"]) == (Exit.SUCCEEDED, "succeeded"), result
 
 
 class FullDisk(Filesystem):

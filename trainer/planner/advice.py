@@ -16,10 +16,12 @@ from trainer.spec import TrainSpec
 SMALL_FORWARDS = (8192, 4096, 2048, 1024, 512, 256)  # tokens
 
 
-def case_of(spec: TrainSpec, *, shape: ModelShape | None = None, devices: int = 1) -> TrainingCase:
+def case_of(
+    spec: TrainSpec, *, shape: ModelShape | None = None, devices: int = 1, runtime_bytes: int = 0
+) -> TrainingCase:
     """The planner's view of a spec. shape: read from spec.base where it is None. Raises PlanError for an unknown base.
 
-    devices: the processes a sharded run is started with.
+    devices: the processes a sharded run is started with. runtime_bytes: what each takes before the first weight.
     """
     stage = 3 if spec.reshard_after_forward else 2
     targets = None if spec.adapter.target_modules == "all-linear" else tuple(spec.adapter.target_modules)
@@ -33,15 +35,23 @@ def case_of(spec: TrainSpec, *, shape: ModelShape | None = None, devices: int = 
         targets=targets,
         rank_pattern={key.rpartition(".")[2]: rank for key, rank in spec.adapter.rank_pattern.items()},
         sharding=Sharding(stage, devices) if spec.sharding == "fsdp" else Sharding(),
+        runtime_bytes=runtime_bytes,
     )
 
 
-def advise(spec: TrainSpec, available_bytes: int, *, shape: ModelShape | None = None, devices: int = 1) -> list[str]:
+def advise(
+    spec: TrainSpec,
+    available_bytes: int,
+    *,
+    shape: ModelShape | None = None,
+    devices: int = 1,
+    runtime_bytes: int = 0,
+) -> list[str]:
     """Lines for a person: the need, then every single change that makes the run fit `available_bytes` a device.
 
     Where no single change is enough, all of them together; [] where the run fits as it is. Raises PlanError.
     """
-    case = case_of(spec, shape=shape, devices=devices)
+    case = case_of(spec, shape=shape, devices=devices, runtime_bytes=runtime_bytes)
     need = memory_need(case)
     if need.total <= available_bytes:
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,16 @@ from typing import Any
 NF4_BITS = (
     4 + 8 / 64 + 32 / (64 * 256)
 )  # values, their absmax as a byte, and its own absmax (QLoRA, arXiv 2305.14314, 3)
-_KNOWN_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
+_GEMMA: Mapping[str, Any] = {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True}
+_LEFT_OUT: Mapping[str, Mapping[str, Any]] = {  # by model_type, what transformers takes where config.json says nothing
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8},
+    "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+    "gemma2": _GEMMA,
+    "gemma3_text": {**_GEMMA, "num_attention_heads": 8, "vocab_size": 262208},
+    "phi3": {},
+}
 _FOUR_NORMS = ("gemma2", "gemma3_text")
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([bBmM])")
 _SOFT_CAP = "Gemma 2 caps its attention scores, so training keeps them: T x T a head and layer, not counted here"
@@ -197,34 +207,40 @@ def shape_named(text: str) -> ModelShape:
 
 
 def shape_of_config(folder: Path) -> ModelShape:
-    """The shape in a folder's config.json (or of that file). Raises PlanError for a family that is not counted here."""
-    from transformers import AutoConfig
+    """The shape in a folder's config.json (or of that file), what it leaves out being the family's default.
 
+    Raises PlanError for a family that is not counted here. Does not import transformers, which takes seconds.
+    """
     folder = folder.parent if folder.name == "config.json" else folder
-    if not (folder / "config.json").is_file():
-        raise PlanError("model", f"{folder}: no config.json there")
     try:
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
-    except (OSError, ValueError) as error:
-        raise PlanError("model", f"{folder}: {' '.join(str(error).split())[:300]}") from error
-    if config.model_type not in _KNOWN_TYPES:
-        known = ", ".join(_KNOWN_TYPES)
-        raise PlanError("model", f"{folder}: model_type {config.model_type!r} is not counted; known: {known}")
-    return _shape_of(config, folder.resolve().name)
+        body = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PlanError("model", f"{folder}: no config.json there") from None
+    except ValueError as error:
+        raise PlanError("model", f"{folder}: config.json: {error}") from error
+    config = body.get("text_config", body) if isinstance(body, dict) else {}
+    kind = str(config.get("model_type"))
+    if kind not in _LEFT_OUT:
+        known = ", ".join(_LEFT_OUT)
+        raise PlanError("model", f"{folder}: model_type {kind!r} is not counted; known: {known}")
+    try:
+        return _shape_of({**_LEFT_OUT[kind], **config}, folder.resolve().name)
+    except (KeyError, TypeError) as error:
+        raise PlanError("model", f"{folder}: config.json has no usable {error}") from error
 
 
-def _shape_of(config: Any, name: str) -> ModelShape:
-    kind = config.model_type
+def _shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
+    kind, heads = config["model_type"], int(config["num_attention_heads"])
     return ModelShape(
         name=name,
-        hidden=config.hidden_size,
-        layers=config.num_hidden_layers,
-        intermediate=config.intermediate_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        vocab=config.vocab_size,
-        tied=bool(config.tie_word_embeddings),
+        hidden=int(config["hidden_size"]),
+        layers=int(config["num_hidden_layers"]),
+        intermediate=int(config["intermediate_size"]),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+        vocab=int(config["vocab_size"]),
+        tied=bool(config.get("tie_word_embeddings", False)),
         fused=kind == "phi3",
         qkv_bias=kind == "qwen2",
         norms=4 if kind in _FOUR_NORMS else 2,

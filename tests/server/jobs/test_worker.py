@@ -96,6 +96,18 @@ def test_a_trainer_killed_again_and_again_says_so(working: JobWorld) -> None:
     assert "signal 9" in ended.failure.message
 
 
+def test_a_trainer_that_the_system_killed_for_its_memory_is_told_what_would_fit(world: JobWorld) -> None:
+    job = world.create(name=None, fail_at=3, fails=99, exit=-9, step_s=0.2)
+    world.start_worker()
+    world.wait(job, is_training)
+    (world.root / "base" / "config.json").write_text(json.dumps({**BASE_CONFIG, "num_hidden_layers": 1 << 30}))
+    ended = ended_without_adapter(world, job)
+    assert ended.failure is not None
+    assert ended.failure.code == "trainer_killed"
+    assert "signal 9; out of memory is a usual cause; the run needs about" in ended.failure.message
+    assert "a smaller base is needed" in ended.failure.message
+
+
 def test_a_blocked_adapter_is_kept_but_not_registered(working: JobWorld) -> None:
     job = working.create(name=None, verdict="block")
     ended = ended_without_adapter(working, job)
@@ -182,7 +194,7 @@ def test_a_job_that_cannot_fit_says_how_much_it_needs(world: JobWorld) -> None:
     ended = ended_without_adapter(world, job)
     assert ended.failure is not None
     assert ended.failure.code == "out_of_memory"
-    assert "are free" in ended.failure.message
+    assert "are free. the run needs about" in ended.failure.message
 
 
 def test_two_tenants_train_at_once_under_the_same_name_and_get_their_own(working: JobWorld) -> None:

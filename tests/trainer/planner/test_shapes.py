@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from support.models import FAMILY_CONFIGS, FAMILY_NAMES
 from trainer.planner.shapes import KNOWN_SHAPES, PlanError, bytes_of, shape_named, shape_of_config, shape_of_count
@@ -24,6 +27,26 @@ def test_parameters_and_adapters_of_each_family_are_counted_exactly(family: str,
         peft_model = get_peft_model(model, LoraConfig(r=5, target_modules="all-linear"))
     adapter = sum(parameter.numel() for name, parameter in peft_model.named_parameters() if "lora_" in name)
     assert shape.adapter_parameters(5) == adapter
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"])
+def test_what_a_config_leaves_out_is_what_transformers_takes(kind: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 640, "num_hidden_layers": 3, "intermediate_size": 96}
+    if kind != "gemma3_text":  # whose published configs leave out these, too
+        sizes |= {"num_attention_heads": 4, "vocab_size": 33_000}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **sizes}))
+    shape = shape_of_config(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert (shape.heads, shape.vocab) == (model.config.num_attention_heads, model.config.vocab_size)
+
+
+def test_a_shape_is_read_without_transformers(tmp_path: Path) -> None:
+    FAMILY_CONFIGS["llama"]().save_pretrained(tmp_path)
+    code = f"from trainer.planner.shapes import shape_named; shape_named({str(tmp_path)!r}); import sys"
+    code += "; assert not {'transformers', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.host_memory import free_host_bytes
+from adapters_store.host_memory import free_host_bytes
 
 
 @pytest.fixture
