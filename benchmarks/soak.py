@@ -168,11 +168,11 @@ def slope_of(rows: Sequence[Row], column: str) -> Slope:
 def plot(report: Report, rows: Sequence[Row], title: str) -> None:
     figure, (memory, waiting) = report.figure(title, panels=2)
     hours = [number(row["hours"]) for row in rows]
-    for column, label in (("rss_mb", "resident"), ("uss_mb", "its own")):
+    for column, label in (("rss_mb", "resident"), ("anon_mb", "its own")):
         memory.plot(hours, [number(row[column]) for row in rows], label=label)
     memory.set(title="memory of the server, MB", xlabel="hours")
     memory.set_ylim(bottom=0)
-    target_line(memory, number(rows[int(WARM_UP * len(rows))]["uss_mb"]), "after warm-up")
+    target_line(memory, number(rows[int(WARM_UP * len(rows))]["anon_mb"]), "after warm-up")
     waiting.plot(hours, [number(row["quiet_ttft_p95_ms"]) for row in rows], color="#777777", label="TTFT p95")
     waiting.set(title="quiet tenants' TTFT p95 of each minute, ms", xlabel="hours", yscale="log")
     legend_below(figure)
@@ -182,22 +182,22 @@ def plot(report: Report, rows: Sequence[Row], title: str) -> None:
 def conclude(report: Report, soak: Soak, wrong: list[str]) -> None:
     """CSV, plot and table. Raises SystemExit where memory grows or anything went wrong."""
     rows, last = soak.rows, soak.rows[-1]
-    slopes = {name: slope_of(rows, name) for name in ("rss_mb", "uss_mb")}
+    slopes = {name: slope_of(rows, name) for name in ("rss_mb", "anon_mb")}
     jain = jain_index([tenant.seen.tokens / max(1, tenant.seen.sent) for tenant in soak.tenants[1:]])
     title = f"{number(last['hours']):.2f} h, {last['answered']} answers: resident memory {slopes['rss_mb'].text}"
     report.write_csv(rows)
     plot(report, rows, title)
     table = [
         ["resident memory, of its median", slopes["rss_mb"].text],
-        ["its own memory, of its median", slopes["uss_mb"].text],
+        ["its own memory, of its median", slopes["anon_mb"].text],
         ["Jain index of quiet tenants' tokens a request", f"{jain:.4f}"],
         ["evictions from the device", _short(last["evictions"])],
         *[[name, _short(last[name])] for name in (*COUNTS, "changes", "changes_refused")],
         ["wrong", "; ".join(wrong) or "nothing"],
     ]
     report.print_table(title, ["", ""], table)
-    if not report.quick and slopes["uss_mb"].low > MOST_GROWTH_PERCENT_PER_H:
-        wrong.append(f"memory grows by {slopes['uss_mb'].text}; the limit is {MOST_GROWTH_PERCENT_PER_H} %/h")
+    if not report.quick and slopes["anon_mb"].low > MOST_GROWTH_PERCENT_PER_H:
+        wrong.append(f"memory grows by {slopes['anon_mb'].text}; the limit is {MOST_GROWTH_PERCENT_PER_H} %/h")
     if wrong:
         raise SystemExit("\n".join(wrong))
 

@@ -17,10 +17,11 @@ NORMAL_95 = 1.96
 
 @dataclass(frozen=True, slots=True)
 class ProcessSize:
-    """rss_mb: resident, with what it shares. uss_mb: what would be free if it ended. Megabytes of 10^6 bytes."""
+    """rss_mb: resident, pages of files among it, which come and go with what the machine has free. anon_mb: of that
+    what no file holds, the process's own. Megabytes of 10^6 bytes."""
 
     rss_mb: float
-    uss_mb: float
+    anon_mb: float
     num_files: int
     num_threads: int
 
@@ -28,13 +29,12 @@ class ProcessSize:
     def of(cls, pid: int) -> ProcessSize:
         """Raises FileNotFoundError where there is no such process, or no Linux."""
         folder = Path(f"/proc/{pid}")
-        sizes = _fields(folder / "smaps_rollup")
-        own_kib = sizes["Private_Clean"] + sizes["Private_Dirty"]
+        status = _fields(folder / "status")
         return cls(
-            sizes["Rss"] / KIB_PER_MB,
-            own_kib / KIB_PER_MB,
+            status["VmRSS"] / KIB_PER_MB,
+            status["RssAnon"] / KIB_PER_MB,
             sum(1 for _ in (folder / "fd").iterdir()),
-            _fields(folder / "status")["Threads"],
+            status["Threads"],
         )
 
 

@@ -23,7 +23,7 @@ EXPECTED = {
     "paging": (6, {"measure", "case", "of_resident", "of_quiet", "copies_per_request", "itl_p95_ms"}),
     "server_load": (4, {"popularity", "tok_per_s", "of_base", "ttft_p95_ms", "tpot_p50_ms"}),
     "fairness": (4, {"case", "ttft_p50_ms", "ttft_p95_ms", "jain", "others_answered", "refused"}),
-    "soak": (5, {"hours", "rss_mb", "uss_mb", "num_files", "kv_usage", "waiting", "quiet_ttft_p95_ms", "num_faults"}),
+    "soak": (5, {"hours", "rss_mb", "anon_mb", "num_files", "kv_usage", "waiting", "quiet_ttft_p95_ms", "num_faults"}),
 }
 
 

@@ -50,7 +50,7 @@ def test_a_process_is_as_large_as_what_it_took(tmp_path: Path) -> None:
         over.set()
         thread.join()
     assert after.rss_mb - before.rss_mb == pytest.approx(taken.nbytes / 1e6, abs=8)
-    assert after.uss_mb - before.uss_mb == pytest.approx(taken.nbytes / 1e6, abs=8)
+    assert after.anon_mb - before.anon_mb == pytest.approx(taken.nbytes / 1e6, abs=8)
     assert (after.num_files - before.num_files, after.num_threads - before.num_threads) == (1, 1)
 
 
