@@ -25,6 +25,7 @@ from server.engine.sampling_params import InvalidRequest
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; logs and metrics count it
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_MAX_SHOWN = 200
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -149,8 +150,17 @@ async def _answer(_request: Request, error: Exception) -> Response:
     return to_api_error(error).response()
 
 
+async def _answer_no_route(request: Request, error: Exception) -> Response:
+    """Which call it was: a base URL with one `/v1` too many is told by its path."""
+    assert isinstance(error, HTTPException)
+    answer = to_api_error(error)
+    called = f"{request.method} {request.url.path}"[:_MAX_SHOWN]
+    headers = error.headers
+    return ApiError(answer.status, answer.code, f"{called}: {answer.message}", headers=headers).response()
+
+
 def install(app: FastAPI) -> None:
     """Answer every known failure in OpenAI's shape. Unknown ones are `boundary`'s."""
     for known in to_api_error.registry:
         if known is not object:
-            app.add_exception_handler(known, _answer)
+            app.add_exception_handler(known, _answer_no_route if known is HTTPException else _answer)

@@ -100,13 +100,12 @@ def _check_length(context: ApiContext, field: str, num_chars: int) -> None:
 def check_counts(context: ApiContext, num_prompts: int, num_choices: int) -> None:
     """Raises InvalidRequest when one call asks for too many sequences."""
     settings = context.settings
-    for field, count, limit in (
-        ("prompt", num_prompts, settings.max_prompts),
-        ("n", num_choices, settings.max_choices),
-        ("n", num_prompts * num_choices, settings.max_sequences),
+    for field, what, count, limit in (
+        ("prompt", "prompts", num_prompts, settings.max_prompts),
+        ("n", "choices", num_choices, settings.max_choices),
+        ("n", "sequences (prompts x n)", num_prompts * num_choices, settings.max_sequences),
     ):
         if count > limit:
-            what = "sequences (prompts x n)" if limit == settings.max_sequences else field
             raise InvalidRequest(field, f"{field}: at most {limit} {what} in one call, got {count}")
 
 

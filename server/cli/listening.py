@@ -37,7 +37,11 @@ def bound(host: str, port: int) -> socket.socket:
         return listener
     except OSError as error:
         listener.close()
-        raise (port_in_use(host, port) if error.errno == errno.EADDRINUSE else error) from error
+        if error.errno == errno.EADDRINUSE:
+            raise port_in_use(host, port) from error
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise CommandError("bad_host", f"--host {host}: not an address of this machine", ExitCode.USAGE) from error
+        raise
 
 
 def port_in_use(host: str, port: int) -> CommandError:

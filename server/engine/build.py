@@ -34,6 +34,7 @@ from server.engine.output import OutputState
 from server.engine.request import Request
 from server.engine.runner import ModelRunner
 from server.engine.sampler import Sampler
+from server.engine.sampling_params import InvalidRequest
 from server.engine.schedule import SchedulerSettings
 from server.engine.scheduler import Scheduler
 from server.engine.tokenizer import Tokenizer
@@ -98,7 +99,7 @@ def build_engine(
 ) -> EngineParts:
     """Load the base and join the parts; the worker is not started. `say` is told what is going on, step by step.
 
-    Raises UnsupportedBase where the base, or the machine, does not do.
+    Raises UnsupportedBase where the base, or the machine, does not do; InvalidRequest (max_model_len).
     """
     say(f"loading {settings.base}")
     base = load_base(
@@ -122,7 +123,7 @@ def join_engine(
     """The same over a base that is loaded already (`settings.base` and what concerns loading are not read)."""
     start = _prepared(base, settings, say)
     say("dividing memory")
-    max_model_len = min(settings.max_model_len or base.max_model_len, base.max_model_len)
+    max_model_len = _context_of(base, settings)
     plan = _planned(base, settings, start, max_model_len)
     links = _Links()
     adapters = _adapters(base, settings, plan, source, links)
@@ -180,6 +181,15 @@ def _adapters(
     buffers = HostBuffers(plan.host_cache_bytes, pin=base.device.type == "cuda")
     host = HostTier(host_settings, _timed_load(base, source, buffers, links), notify=links.wake)
     return _Adapters(table, copier, host, AdapterTiers(host, _device_pool(table, settings.max_adapters), copier))
+
+
+def _context_of(base: BaseModel, settings: EngineSettings) -> int:
+    """Tokens of prompt and answer. Raises InvalidRequest where more is asked for than the base was made for."""
+    asked = settings.max_model_len or base.max_model_len
+    if asked > base.max_model_len:
+        message = f"max_model_len: the base takes {base.max_model_len} tokens, got {asked}"
+        raise InvalidRequest("max_model_len", message)
+    return asked
 
 
 def _planned(base: BaseModel, settings: EngineSettings, start: GpuStart, max_model_len: int) -> MemoryPlan:

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+import typer
+from typer.core import TyperGroup
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,21 +34,38 @@ def test_every_make_target_and_module_a_page_names_exists(page: Path) -> None:
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
 
 
-def test_every_command_of_the_readme_is_one() -> None:
+def commands_of(page: Path) -> list[str]:
+    """Lines and inline code that begin with `multilora`, without comments."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text())
+    lines = re.findall(r"^multilora (.+?)(?:\s+#.*)?$", text, flags=re.MULTILINE)
+    return lines + re.findall(r"`multilora ([^`|\n]+)`", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_option_a_page_names_is_one(page: Path) -> None:
     from server.cli.main import app
 
-    text = (ROOT / "README.md").read_text()
-    used = re.findall(r"^multilora (.+?)(?:\s{2,}#.*)?$", text, flags=re.MULTILINE)
-    assert len(used) >= 3
-    for line in used:
-        words = line.split()
-        command = [
-            word for word in words[: 2 if words[0] in ("tenant", "adapter") else 1] if re.fullmatch(r"[a-z-]+", word)
-        ]
-        shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
-        assert shown.exit_code == 0, line
-        for option in re.findall(r"--[a-z0-9-]+", line):
-            assert option in shown.output, f"{option} in: multilora {line}"
+    for line in commands_of(page):
+        command, words = typer.main.get_command(app), line.split()
+        while isinstance(command, TyperGroup) and words and re.fullmatch(r"[a-z][a-z-]*", words[0]):
+            assert words[0] in command.commands, f"multilora {line}"
+            command = command.commands[words.pop(0)]
+        options = {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"--help"}
+        asked = {word.partition("=")[0].rstrip(".,") for word in words if word.startswith("-") and word != "-"}
+        assert asked - options == set(), f"multilora {line}"
+
+
+def test_the_readme_shows_the_commands_a_tenant_needs() -> None:
+    shown = " ".join(commands_of(ROOT / "README.md"))
+    assert all(command in shown for command in ("serve --base", "tenant create", "adapter push", "onboard", "doctor"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_curl_line_that_sends_json_says_so(page: Path) -> None:
+    """curl calls a body a form unless it is told otherwise; the server then refuses it."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text())
+    for line in re.findall(r"^curl .+$", text, flags=re.MULTILINE):
+        assert " -d " not in line or "Content-Type: application/json" in line, line
 
 
 def test_api_page_names_the_routes_there_are() -> None:

@@ -30,12 +30,19 @@ def assert_is_error(response: httpx.Response, status: int) -> None:
 def test_unknown_route_is_a_404(client: httpx.Client) -> None:
     for path in ("/", "/v1", "/v1/engines", "/docs", "/v1/completions/", "/%00", "/v1/../admin"):
         assert_is_error(client.get(path), 404)
+    told = client.get("/v1/v1/models").json()["error"]["message"]
+    assert told == "GET /v1/v1/models: Not Found"
+
+
+def test_a_long_path_is_told_in_part(client: httpx.Client) -> None:
+    assert len(client.get("/" + "x" * 4000).json()["error"]["message"]) < 300
 
 
 def test_wrong_method_is_a_405_with_the_right_one(client: httpx.Client) -> None:
     response = client.get("/v1/completions")
     assert_is_error(response, 405)
     assert response.headers["allow"] == "POST"
+    assert response.json()["error"]["message"] == "GET /v1/completions: Method Not Allowed"
 
 
 def test_what_is_not_http_gets_the_same_body(url: str) -> None:
