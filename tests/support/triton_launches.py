@@ -16,7 +16,7 @@ from triton.runtime import driver
 
 from lora_kernels.triton_ops import lora, nf4, paged
 from lora_kernels.triton_ops.available import triton_switch
-from lora_kernels.triton_ops.tiles import TILES, DeviceTiles
+from lora_kernels.triton_ops.tiles import TILES, ArchitectureTiles, DeviceTiles
 from support.triton_compile import Compiled, read_compiled
 
 MULTIPROCESSORS = {80: 108, 89: 58, 90: 132}  # A100, L4, H100
@@ -61,8 +61,9 @@ class _NoGpu:
 
 
 @contextmanager
-def recorded_launches(capability: int = 90) -> Iterator[list[Launch]]:
-    """Inside, launchers take CPU tensors and nothing runs: what they return is what `empty` left."""
+def recorded_launches(capability: int = 90, tiles: ArchitectureTiles | None = None) -> Iterator[list[Launch]]:
+    """Inside, launchers take CPU tensors and nothing runs: what they return is what `empty` left. tiles: instead of the
+    table's."""
     launches: list[Launch] = []
 
     def note(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
@@ -73,7 +74,7 @@ def recorded_launches(capability: int = 90) -> Iterator[list[Launch]]:
         )
         return True  # Triton takes it that somebody else compiles, and does not launch
 
-    tiles = TILES[capability]
+    tiles = tiles or TILES[capability]
     chosen = DeviceTiles(tiles, MULTIPROCESSORS[capability] * tiles.programs_per_multiprocessor)
     with pytest.MonkeyPatch.context() as patch:
         for module in (lora, nf4, paged):

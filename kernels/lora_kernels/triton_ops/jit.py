@@ -48,3 +48,18 @@ def rounded(x: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
         bits = x.to(tl.int32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
     return x.to(DTYPE)
+
+
+@device_function
+def let_next_start() -> None:
+    """From here on the next kernel may start, where it was launched so (sm_90); it must not read yet what this one
+    writes."""
+    if not INTERPRETED:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@device_function
+def wait_for_previous() -> None:
+    """What the kernel before wrote can be read from here on."""
+    if not INTERPRETED:
+        tl.extra.cuda.gdc_wait()

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from lora_kernels.lora_batch import LoraBatch, LoraGroup
+from lora_kernels.triton_ops.lora_tiles import MIN_RANK_BLOCK
+from lora_kernels.triton_ops.one_launch import one_launch_kernel
 from lora_kernels.triton_ops.shrink_expand import expand_kernel, shrink_kernel
-from lora_kernels.triton_ops.tiles import ALIGN_BYTES, LoraTile, device_tiles
+from lora_kernels.triton_ops.tiles import ALIGN_BYTES, DECODE_ROWS, LoraTile, OneLaunchTile, device_tiles
 
 MAX_SPLITS = 16
 MIN_BLOCKS_PER_SPLIT = 2
@@ -24,12 +26,15 @@ def add_lora_delta_triton(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBat
     assert y_TO.stride(1) == 1, "y's features are contiguous"
     tiles = batch.row_tiles
     chosen = device_tiles(x_TH.device)
+    if _takes_one_launch(batch, group, chosen.tiles.one_launch):
+        _one_launch(y_TO, x_TH, batch, group, chosen.tiles.one_launch)
+        return y_TO
     tile = chosen.tiles.lora[tiles.block_m, tiles.rank_block].for_element(x_TH.element_size())
     members = len(group.module_rows)
     splits = num_splits(tiles.num_tiles * members, group.in_features, tile.shrink_k, chosen.target_programs)
     h_rank_blocks = -(-tiles.max_rank // 16)
     h = tiles.scratch(splits * len(tiles.rows) * members * h_rank_blocks * 16)
-    shared = _Shared(batch, group, h, h_rank_blocks, splits)
+    shared = _Shared(batch, group, h, h_rank_blocks, splits, chosen.tiles.overlaps)
     _shrink(x_TH, shared, tile)
     _expand(y_TO, shared, tile)
     return y_TO
@@ -51,6 +56,7 @@ class _Shared:
     h: torch.Tensor
     h_rank_blocks: int
     splits: int
+    overlaps: bool
 
     @property
     def places(self) -> tuple[torch.Tensor, ...]:
@@ -59,9 +65,7 @@ class _Shared:
 
     @property
     def rows(self) -> tuple[Any, ...]:
-        tiles = self.batch.row_tiles
-        modules = padded(self.group.module_rows)
-        return tiles.records, tiles.rows, self.batch.table.num_slots, *modules
+        return _rows(self.batch, self.group)
 
     @property
     def split_layout(self) -> tuple[int, int, int]:
@@ -74,7 +78,13 @@ class _Shared:
             "MEMBERS": len(self.group.module_rows),
             "BLOCK_M": tiles.block_m,
             "ALIGNED": self.batch.table.is_aligned_to(ALIGN_BYTES),
+            "OVERLAPPED": self.overlaps,
         }
+
+
+def _rows(batch: LoraBatch, group: LoraGroup) -> tuple[Any, ...]:
+    tiles = batch.row_tiles
+    return tiles.records, tiles.rows, batch.table.num_slots, *padded(group.module_rows)
 
 
 def padded(values: tuple[int, ...]) -> tuple[int, int, int]:
@@ -121,4 +131,42 @@ def _expand(y_TO: torch.Tensor, shared: _Shared, tile: LoraTile) -> None:
         SPLITS_AT_ONCE=tile.splits_at_once,
         num_warps=tile.expand_warps,
         num_stages=2,
+        **({"launch_pdl": True} if shared.overlaps else {}),
+    )
+
+
+def _takes_one_launch(batch: LoraBatch, group: LoraGroup, tile: OneLaunchTile) -> bool:
+    """Where its programs, each of which reads all of its A at the largest rank, read little enough between them."""
+    tiles, arena = batch.row_tiles, batch.table.arena
+    if tiles.block_m != DECODE_ROWS or arena.element_size() != 2:
+        return False
+    programs = tiles.num_tiles * sum(-(-out // tile.block_n) for out in group.out_features)
+    return programs * tiles.max_rank * group.in_features * arena.element_size() < tile.max_bytes
+
+
+def _one_launch(
+    y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup, tile: OneLaunchTile
+) -> None:
+    table, outs = batch.table, group.out_features
+    grid = (sum(-(-out // tile.block_n) for out in outs), batch.row_tiles.num_tiles)
+    one_launch_kernel[grid](
+        y_TO,
+        x_TH,
+        table.arena,
+        table.offsets,
+        table.ranks,
+        table.scales,
+        *_rows(batch, group),
+        *padded(outs),
+        group.in_features,
+        x_TH.stride(0),
+        y_TO.stride(0),
+        BLOCK_M=DECODE_ROWS,
+        BLOCK_R=MIN_RANK_BLOCK,
+        BLOCK_K=tile.block_k,
+        BLOCK_N=tile.block_n,
+        EVEN_K=group.in_features % tile.block_k == 0,
+        ALIGNED=table.is_aligned_to(ALIGN_BYTES),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )

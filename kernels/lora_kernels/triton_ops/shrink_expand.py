@@ -1,9 +1,8 @@
 """Shrink and expand over the arena: h = x A^T, then y += scale * h B. Knows pointers; `lora.py` decides the launches.
 
 Legend: M rows of a tile, R ranks, K in_features, N out_features. Layouts: A is [rank, K], B is [rank, N]; h is float32
-[splits, rows, members, h_rank], h_rank = 16 h_rank_blocks. Two launches and not one fused: a fused program would need
-the whole of its rows' h, and so read all of A again for every block of columns (112 times for Llama-8B's gate/up at 256
-columns), or wait for other programs, which a GPU does not promise to run. Source: S-LoRA
+[splits, rows, members, h_rank], h_rank = 16 h_rank_blocks. Two launches: `one_launch.py` says what a single one costs.
+OVERLAPPED (sm_90): expand starts while shrink runs, finds its adapter and fetches B, and then waits. Source: S-LoRA
 (arXiv 2311.03285), Punica (arXiv 2310.18547).
 """
 
@@ -13,13 +12,20 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from lora_kernels.triton_ops.jit import device_function, dot, kernel, rounded
+from lora_kernels.triton_ops.jit import (
+    device_function,
+    dot,
+    kernel,
+    let_next_start,
+    rounded,
+    wait_for_previous,
+)
 
 _PER_STEP = ("num_slots", "module0", "module1", "module2", "num_rows", "h_rank_blocks", "num_splits")
 
 
 @device_function
-def _product_over_k(
+def product_over_k(
     x_rows: tl.tensor,
     a_columns: tl.tensor,
     has_row: tl.tensor,
@@ -43,6 +49,40 @@ def _product_over_k(
             x = tl.load(x_rows + k[None, :], mask=has_row[:, None] & has_k[None, :], other=0.0)
             a = tl.load(a_columns + k[:, None], mask=has_rank[None, :] & has_k[:, None], other=0.0)
         acc = dot(x, a, acc)
+    return acc
+
+
+@device_function
+def column_block_of(
+    block: tl.tensor,
+    module0: tl.tensor,
+    module1: tl.tensor,
+    module2: tl.tensor,
+    out0: tl.tensor,
+    out1: tl.tensor,
+    out2: tl.tensor,
+    BLOCK_N: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Of a grid over the column blocks of all members: member, its module, its width, its first column of y, and which
+    of its blocks."""
+    blocks0 = tl.cdiv(out0, BLOCK_N)
+    blocks01 = blocks0 + tl.cdiv(out1, BLOCK_N)
+    in_first, in_second = block < blocks0, block < blocks01
+    member = tl.where(in_first, 0, tl.where(in_second, 1, 2))
+    module = tl.where(in_first, module0, tl.where(in_second, module1, module2))
+    width = tl.where(in_first, out0, tl.where(in_second, out1, out2))
+    y_first = tl.where(in_first, 0, tl.where(in_second, out0, out0 + out1))
+    column_block = block - tl.where(in_first, 0, tl.where(in_second, blocks0, blocks01))
+    return member, module, width, y_first, column_block
+
+
+@device_function
+def expanded(h: tl.tensor, b: tl.tensor, acc: tl.tensor) -> tl.tensor:
+    """acc + h B. h [M, R] float32."""
+    high = rounded(h, b.dtype)
+    acc = dot(high, b, acc)
+    if b.dtype != tl.float32:  # what rounding h took away: small ranks would not average it out
+        acc = dot(rounded(h - high.to(tl.float32), b.dtype), b, acc)
     return acc
 
 
@@ -86,9 +126,12 @@ def shrink_kernel(
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
     ALIGNED: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ) -> None:
     """Grid (members * splits, tiles): one tile of rows, one member's A, one stretch of K. Members are neighbours, so
     that they find the tile's x in L2."""
+    if OVERLAPPED:
+        let_next_start()
     tile = tl.program_id(1)
     count = tl.load(records_ptr + tile * 3 + 2)
     if count == 0:
@@ -118,7 +161,7 @@ def shrink_kernel(
     for r0 in range(0, rank, BLOCK_R):
         r = r0 + tl.arange(0, BLOCK_R)
         a_columns = arena_ptr + a_offset + r[None, :].to(tl.int64) * in_features
-        acc = _product_over_k(x_rows, a_columns, has_row, r < rank, k_first, k_last, BLOCK_M, BLOCK_R, BLOCK_K, EVEN_K)
+        acc = product_over_k(x_rows, a_columns, has_row, r < rank, k_first, k_last, BLOCK_M, BLOCK_R, BLOCK_K, EVEN_K)
         tl.store(h_rows[:, None] + r[None, :], acc, mask=has_row[:, None] & (r < rank_16)[None, :])
 
 
@@ -149,21 +192,16 @@ def expand_kernel(
     BLOCK_N: tl.constexpr,
     SPLITS_AT_ONCE: tl.constexpr,
     ALIGNED: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ) -> None:
     """Grid (column blocks of all members, tiles). Adds the splits of h in one fixed order: no atomics anywhere."""
     tile = tl.program_id(1)
     count = tl.load(records_ptr + tile * 3 + 2)
     if count == 0:
         return
-    block = tl.program_id(0)
-    blocks0 = tl.cdiv(out0, BLOCK_N)
-    blocks01 = blocks0 + tl.cdiv(out1, BLOCK_N)
-    in_first, in_second = block < blocks0, block < blocks01
-    member = tl.where(in_first, 0, tl.where(in_second, 1, 2))
-    module = tl.where(in_first, module0, tl.where(in_second, module1, module2))
-    width = tl.where(in_first, out0, tl.where(in_second, out1, out2))
-    y_first = tl.where(in_first, 0, tl.where(in_second, out0, out0 + out1))
-    column_block = block - tl.where(in_first, 0, tl.where(in_second, blocks0, blocks01))
+    member, module, width, y_first, column_block = column_block_of(
+        tl.program_id(0), module0, module1, module2, out0, out1, out2, BLOCK_N
+    )
     slot = tl.load(records_ptr + tile * 3)
     first_row = tl.load(records_ptr + tile * 3 + 1)
     cell = module.to(tl.int64) * num_slots + slot
@@ -191,11 +229,10 @@ def expand_kernel(
         has_rank = r < rank
         b_rows = arena_ptr + b_offset + r[:, None].to(tl.int64) * width
         b = tl.load(b_rows + n[None, :], mask=has_rank[:, None] & has_column[None, :], other=0.0)
+        if OVERLAPPED:
+            wait_for_previous()
         h_mask = has_row[:, None] & (r < rank_16)[None, :]
         h = _sum_of_splits(h_rows[:, None] + r[None, :], h_mask, num_splits, h_split_stride, SPLITS_AT_ONCE)
-        high = rounded(h, b.dtype)
-        acc = dot(high, b, acc)
-        if b.dtype != tl.float32:  # what rounding h took away: small ranks would not average it out
-            acc = dot(rounded(h - high.to(tl.float32), b.dtype), b, acc)
+        acc = expanded(h, b, acc)
     scale = tl.load(scales_ptr + cell)
     tl.store(y_cells, rounded(y.to(tl.float32) + scale * acc, y.dtype), mask=wanted)

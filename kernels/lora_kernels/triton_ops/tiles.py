@@ -47,6 +47,18 @@ class LoraTile:
 
 
 @dataclass(frozen=True, slots=True)
+class OneLaunchTile:
+    """The compiled shape of shrink and expand in one launch, for 16-bit elements only. It runs where its programs read
+    fewer than max_bytes of A's between them, most of it from L2; two launches read each A once. 0: never."""
+
+    block_k: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionTile:
     """One compiled shape. block_m: query rows; block_n: keys."""
 
@@ -93,12 +105,15 @@ class Nf4Tile:
 
 @dataclass(frozen=True)
 class ArchitectureTiles:
-    """One architecture's row. lora: by rows of a tile and ranks per pass."""
+    """One architecture's row. lora: by rows of a tile and ranks per pass. overlaps: expand is launched so that it may
+    start while shrink runs, which needs sm_90."""
 
     lora: Mapping[tuple[int, int], LoraTile]
     nf4: tuple[Nf4Tile, ...]
     decode_attention: AttentionShape
     prefill_attention: AttentionShape
+    one_launch: OneLaunchTile = OneLaunchTile(256, 256, 8, 4, max_bytes=0)
+    overlaps: bool = False
     programs_per_multiprocessor: int = PROGRAMS_PER_MULTIPROCESSOR
 
     def attention(self, *, head_dim: int, group: int, num_bytes: int, decode: bool) -> AttentionTile:

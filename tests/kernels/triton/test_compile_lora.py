@@ -11,8 +11,10 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
+from lora_kernels.triton_ops.lora_tiles import MIN_RANK_BLOCK
+from lora_kernels.triton_ops.one_launch import one_launch_kernel
 from lora_kernels.triton_ops.shrink_expand import expand_kernel, shrink_kernel
-from lora_kernels.triton_ops.tiles import SM_80, TILES
+from lora_kernels.triton_ops.tiles import DECODE_ROWS, SM_80, TILES
 from support.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE, Compiled, compile_for
 
 POINTERS = {"h_ptr": "*fp32", "offsets_ptr": "*i64", "ranks_ptr": "*i32", "records_ptr": "*i32", "rows_ptr": "*i32"}
@@ -28,7 +30,16 @@ def check(compiled: Compiled, dtype: str) -> None:
     assert dtype == "fp32" or compiled.count(*TENSOR_CORE) > 0
 
 
-def shrink(capability: int, key: tuple[int, int], dtype: str, members: int, even: bool, folder: Path) -> Compiled:
+def shrink(
+    capability: int,
+    key: tuple[int, int],
+    dtype: str,
+    members: int,
+    *,
+    even: bool = True,
+    overlaps: bool = False,
+    folder: Path,
+) -> Compiled:
     tile = TILES[capability].lora[key].for_element(BYTES[dtype])
     block_m, rank_block = key
     return compile_for(
@@ -42,6 +53,7 @@ def shrink(capability: int, key: tuple[int, int], dtype: str, members: int, even
             "BLOCK_K": tile.shrink_k,
             "EVEN_K": even,
             "ALIGNED": True,
+            "OVERLAPPED": overlaps,
         },
         divisible={"in_features", "x_stride"},
         num_warps=tile.shrink_warps,
@@ -56,7 +68,7 @@ def test_shrink_streams_whole_vectors_to_tensor_cores(
     capability: int, key: tuple[int, int], dtype: str, members: int, tmp_path: Path
 ) -> None:
     for even in (True, False) if key[1] == 16 else (True,):
-        compiled = shrink(capability, key, dtype, members, even, tmp_path)
+        compiled = shrink(capability, key, dtype, members, even=even, folder=tmp_path)
         check(compiled, dtype)
         assert {op for op in compiled.instructions if op.startswith("LDGSTS")} <= {
             "LDGSTS.E.BYPASS.128",
@@ -65,13 +77,11 @@ def test_shrink_streams_whole_vectors_to_tensor_cores(
         assert compiled.count("LDGSTS") > 0
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(("key", "dtype", "members"), CASES, ids=str)
-def test_expand_reads_and_writes_whole_vectors(
-    capability: int, key: tuple[int, int], dtype: str, members: int, tmp_path: Path
-) -> None:
+def expand(
+    capability: int, key: tuple[int, int], dtype: str, members: int, *, overlaps: bool = False, folder: Path
+) -> Compiled:
     tile = TILES[capability].lora[key].for_element(BYTES[dtype])
-    compiled = compile_for(
+    return compile_for(
         capability,
         expand_kernel,
         POINTERS | {"y_ptr": f"*{dtype}", "arena_ptr": f"*{dtype}", "scales_ptr": "*fp32"},
@@ -82,12 +92,66 @@ def test_expand_reads_and_writes_whole_vectors(
             "BLOCK_N": tile.expand_n,
             "SPLITS_AT_ONCE": tile.splits_at_once,
             "ALIGNED": True,
+            "OVERLAPPED": overlaps,
         },
         divisible={"out0", "out1", "out2", "y_stride"},
         num_warps=tile.expand_warps,
         num_stages=2,
+        folder=folder,
+    )
+
+
+def check_vectors(compiled: Compiled) -> None:
+    assert compiled.instructions["LDG.E.128"] > compiled.instructions["LDG.E.U16"]
+    assert compiled.instructions["STG.E.128"] == compiled.count("STG")
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("key", "dtype", "members"), CASES, ids=str)
+def test_expand_reads_and_writes_whole_vectors(
+    capability: int, key: tuple[int, int], dtype: str, members: int, tmp_path: Path
+) -> None:
+    compiled = expand(capability, key, dtype, members, folder=tmp_path)
+    check(compiled, dtype)
+    check_vectors(compiled)
+
+
+@pytest.mark.parametrize("key", [(16, 16), (16, 64)], ids=str)
+def test_overlapped_launches_tell_and_wait_on_sm_90(key: tuple[int, int], tmp_path: Path) -> None:
+    """PREEXIT lets the next kernel start, ACQBULK waits for the one before."""
+    first = shrink(90, key, "bf16", 3, overlaps=True, folder=tmp_path)
+    second = expand(90, key, "bf16", 3, overlaps=True, folder=tmp_path)
+    for compiled in (first, second):
+        check(compiled, "bf16")
+    assert (first.count("PREEXIT"), first.count("ACQBULK")) == (1, 0)
+    assert second.count("PREEXIT") == 0
+    assert second.count("ACQBULK") >= 1
+    check_vectors(second)
+    assert expand(90, key, "bf16", 3, folder=tmp_path).count("ACQBULK") == 0
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_one_launch_streams_a_and_spills_nothing(capability: int, dtype: str, tmp_path: Path) -> None:
+    tile = TILES[capability].one_launch
+    compiled = compile_for(
+        capability,
+        one_launch_kernel,
+        {name: of for name, of in POINTERS.items() if name != "h_ptr"}
+        | {"scales_ptr": "*fp32", **dict.fromkeys(("x_ptr", "y_ptr", "arena_ptr"), f"*{dtype}")},
+        {
+            "BLOCK_M": DECODE_ROWS,
+            "BLOCK_R": MIN_RANK_BLOCK,
+            "BLOCK_K": tile.block_k,
+            "BLOCK_N": tile.block_n,
+            "EVEN_K": True,
+            "ALIGNED": True,
+        },
+        divisible={"out0", "out1", "out2", "in_features", "x_stride", "y_stride"},
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
         folder=tmp_path,
     )
     check(compiled, dtype)
-    assert compiled.instructions["LDG.E.128"] > compiled.instructions["LDG.E.U16"]
-    assert compiled.instructions["STG.E.128"] == compiled.count("STG")
+    check_vectors(compiled)
+    assert compiled.count("LDGSTS.E.BYPASS") == compiled.count("LDGSTS") > 0

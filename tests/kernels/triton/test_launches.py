@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from lora_kernels.lora_batch import NO_ADAPTER
 from lora_kernels.triton_ops.available import triton_switch
+from lora_kernels.triton_ops.tiles import SM_80, TILES
 from support.llama_step import paged_batch, run_layer, table_of
 from support.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE
 from support.triton_launches import Launch, recorded_launches
@@ -40,6 +42,25 @@ def test_a_group_of_layers_is_one_shrink_and_one_expand_whatever_the_adapters() 
         with recorded_launches() as launches:
             run_layer(paged_batch([1] * 32, [100] * 32), table_of(RANKS), slots(32, num_adapters))
         assert [launch.name for launch in launches if launch.name in LORA] == [*LORA] * 4
+
+
+def test_few_rows_take_one_launch_where_the_table_says_so() -> None:
+    """Rank 16: a row of q/k/v reads 3.1 MB of A, of o 2.1, of down 7.3, of gate/up 14.7."""
+    tiles = replace(SM_80, one_launch=replace(SM_80.one_launch, max_bytes=4 << 20))
+    for rows, groups in ((1, 2), (32, 0)):
+        with recorded_launches(tiles=tiles) as launches:
+            run_layer(paged_batch([1] * rows, [100] * rows), table_of((16,) * rows), slots(rows, rows))
+        names = [launch.name for launch in launches if launch.name in (*LORA, "one_launch_kernel")]
+        assert names == ["one_launch_kernel"] * groups + [*LORA] * (4 - groups)
+
+
+def test_expand_starts_early_only_where_the_table_says_so() -> None:
+    assert [capability for capability, tiles in TILES.items() if tiles.overlaps and capability < 90] == []
+    for overlaps in (False, True):
+        with recorded_launches(tiles=replace(SM_80, overlaps=overlaps)) as launches:
+            run_layer(paged_batch([1], [100]), table_of((16,)), slots(1, 1))
+        early = {launch.name: "'launch_pdl': True" in launch.key for launch in launches if launch.name in LORA}
+        assert early == {"shrink_kernel": False, "expand_kernel": overlaps}
 
 
 def test_lengths_counts_and_adapters_never_compile_anything_anew() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,13 +17,26 @@ from lora_kernels.reference import lora_delta_reference
 from lora_kernels.triton_ops import lora
 from lora_kernels.triton_ops.lora import add_lora_delta_triton
 from lora_kernels.triton_ops.lora_tiles import row_tiles
-from lora_kernels.triton_ops.tiles import DECODE_ROWS, PREFILL_ROWS
+from lora_kernels.triton_ops.tiles import DECODE_ROWS, PREFILL_ROWS, SM_80, DeviceTiles
 from support.lora import random_table
 from support.triton_cases import normal, relative_error, row_slots, tolerance
 
 GROUP = LoraGroup((0, 1, 2), 300, (80, 33, 270))
 RANKS = (1, 3, 8, 16, 64, 5)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+FORMS: dict[str, dict[str, Any]] = {
+    "two launches": {},
+    "one launch": {"one_launch": replace(SM_80.one_launch, max_bytes=1 << 60)},
+    "overlapped": {"overlaps": True},
+}
+in_each_form = pytest.mark.parametrize("form", FORMS, indirect=True)
+
+
+@pytest.fixture(autouse=True, params=FORMS if os.environ.get("MULTILORA_ALL_LORA_FORMS") == "1" else ["two launches"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How decode rows are launched for; MULTILORA_ALL_LORA_FORMS=1 runs every test in each."""
+    chosen = DeviceTiles(replace(SM_80, **FORMS[request.param]))
+    monkeypatch.setattr(lora, "device_tiles", lambda device: chosen)
 
 
 def delta(x: torch.Tensor, batch: LoraBatch, group: LoraGroup = GROUP) -> torch.Tensor:
@@ -51,6 +68,7 @@ def test_every_rank_alone(rank: int, dtype: torch.dtype, num_rows: int) -> None:
     check(normal(num_rows, 300, dtype=dtype, seed=rank), batch)
 
 
+@in_each_form
 def test_ranks_from_1_to_256_share_one_launch() -> None:
     ranks = (256, 1, 3, 8, 16, 64)
     slots = np.array([0, 1, 2, 3, 4, 5, NO_ADAPTER, 5, 0], dtype=np.int32)
@@ -58,6 +76,7 @@ def test_ranks_from_1_to_256_share_one_launch() -> None:
     check(normal(9, 300, dtype=torch.bfloat16), batch)
 
 
+@in_each_form
 @pytest.mark.parametrize("group", [LoraGroup((0,), 63, (1,)), LoraGroup((1, 0), 128, (256, 17))], ids=str)
 def test_groups_of_one_and_two_members_and_odd_sizes(group: LoraGroup) -> None:
     table = random_table([group], RANKS, torch.bfloat16)
@@ -74,6 +93,7 @@ def test_long_inputs_are_split_and_summed_in_a_fixed_order(in_features: int, spl
     assert torch.equal(delta(x, batch, group), delta(x, batch, group))
 
 
+@in_each_form
 def test_rows_without_an_adapter_are_never_read_or_written() -> None:
     slots = np.array([NO_ADAPTER, 0, NO_ADAPTER, 4], dtype=np.int32)
     batch = LoraBatch(random_table([GROUP], RANKS, torch.bfloat16), slots)
@@ -84,6 +104,7 @@ def test_rows_without_an_adapter_are_never_read_or_written() -> None:
     assert torch.isfinite(y[[1, 3]]).all()
 
 
+@in_each_form
 def test_a_nan_row_stays_alone_in_its_tile() -> None:
     batch = LoraBatch(random_table([GROUP], RANKS, torch.bfloat16), np.zeros(3, dtype=np.int32))
     x = normal(3, 300, dtype=torch.bfloat16)
@@ -103,6 +124,7 @@ def test_zero_b_adapter_leaves_the_base_bit_equal() -> None:
     assert torch.equal(add_lora_delta_triton(base.clone(), normal(5, 300, dtype=torch.bfloat16), batch, GROUP), base)
 
 
+@in_each_form
 def test_delta_is_added_to_what_the_base_computed_in_strided_tensors() -> None:
     batch = LoraBatch(random_table([GROUP], RANKS, torch.float32), row_slots("distinct", 8, 6))
     wide_x, wide_y = normal(8, 400, dtype=torch.float32), normal(8, 500, dtype=torch.float32)
@@ -115,6 +137,7 @@ def test_delta_is_added_to_what_the_base_computed_in_strided_tensors() -> None:
     assert torch.equal(wide_y[:, 443:], before[:, 443:])
 
 
+@in_each_form
 def test_empty_tiles_of_a_captured_batch_do_nothing() -> None:
     batch = LoraBatch(random_table([GROUP], RANKS, torch.bfloat16), row_slots("uniform", 6, 6))
     x = normal(6, 300, dtype=torch.bfloat16)
@@ -131,12 +154,14 @@ def test_nothing_is_launched_where_no_adapter_touches_the_group(
 ) -> None:
     monkeypatch.setattr(lora, "shrink_kernel", None)
     monkeypatch.setattr(lora, "expand_kernel", None)
+    monkeypatch.setattr(lora, "one_launch_kernel", None)
     other = LoraGroup((3,), 300, (20,))
     table = random_table([GROUP, other], [4, 4], torch.bfloat16, missing=1)
     got = delta(normal(3, 300, dtype=torch.bfloat16), LoraBatch(table, np.array(slots, dtype=np.int32)), other)
     assert torch.equal(got, torch.zeros(3, 20, dtype=torch.bfloat16))
 
 
+@in_each_form
 def test_a_cleared_slot_adds_nothing() -> None:
     table = random_table([GROUP], RANKS, torch.float32)
     table.clear_slot(3)
@@ -155,6 +180,17 @@ def test_tiles_grow_where_a_segment_outgrows_the_decode_tile() -> None:
     assert (many.block_m, many.num_tiles) == (PREFILL_ROWS, 2)
     long = LoraBatch(table, np.repeat([0, 1], [130, 3]).astype(np.int32)).row_tiles
     assert long.records.tolist() == [[0, 0, 64], [0, 64, 64], [0, 128, 2], [1, 130, 3]]
+
+
+@pytest.mark.parametrize("form", ["one launch"], indirect=True)
+def test_one_launch_needs_neither_of_the_two_and_is_for_decode_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = random_table([GROUP], RANKS, torch.bfloat16)
+    monkeypatch.setattr(lora, "expand_kernel", None)
+    few = LoraBatch(table, np.repeat([0, 5], [16, 3]).astype(np.int32))
+    check(normal(19, 300, dtype=torch.bfloat16), few)
+    many = LoraBatch(table, np.repeat([0, 5], [17, 3]).astype(np.int32))
+    with pytest.raises(TypeError, match="NoneType"):
+        check(normal(20, 300, dtype=torch.bfloat16), many)
 
 
 def test_the_launcher_sends_to_triton_what_lies_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
