@@ -90,7 +90,9 @@ class FakeDevice:
 
     def read(self, slot: int) -> int:
         """The number the whole adapter at this slot consists of: what a forward would see."""
-        offset, num_elements, digest = self.table[slot]
+        return self._read(slot, *self.table[slot])
+
+    def _read(self, slot: int, offset: int, num_elements: int, digest: AdapterDigest) -> int:
         tag = self.tag_of(digest)
         place = self.arena[offset : offset + num_elements]
         assert place.count(tag) == num_elements, f"{digest} in slot {slot} was overwritten: {place}"

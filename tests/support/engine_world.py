@@ -117,7 +117,7 @@ class World:
             capacity_elements=sizes.pool_elements, max_slots=sizes.max_slots, alignment_elements=4, hold_s=sizes.hold_s
         )
         self.device_pool = DevicePool(pool_settings, self.clock)
-        self.device = FakeDevice(sizes.pool_elements, self.tags.__getitem__, lambda _: self.random.randint(0, 3))
+        self.device = self._make_device()
         self.tiers = AdapterTiers(
             self.host,
             self.device_pool,
@@ -140,6 +140,12 @@ class World:
         self.num_cycled = 0
         self.longest_waits = dict.fromkeys(TENANTS, 0)
 
+    def _make_device(self) -> FakeDevice:
+        return FakeDevice(self.settings.pool_elements, self.tags.__getitem__, self._copy_ticks)
+
+    def _copy_ticks(self, num_elements: int) -> int:
+        return self.random.randint(0, 3)
+
     def _scheduler_settings(self) -> SchedulerSettings:
         sizes = self.settings
         return SchedulerSettings(
@@ -158,14 +164,7 @@ class World:
 
     def step(self, *, arrivals: bool = True) -> None:
         """One engine step and everything that happens around it."""
-        self.num_steps += 1
-        self.clock.advance(self.settings.step_s)
-        if arrivals:
-            self._arrive()
-        self._disturb()
-        for _ in range(self.random.randrange(3)):
-            self.host.load_next()
-        self.device.tick()
+        self._pass_time(arrivals=arrivals)
         self.tiers.poll()
         self._count_starving()
         schedule = self.scheduler.schedule()
@@ -184,6 +183,16 @@ class World:
             self.check()
         if schedule is not None:
             self._run(schedule)
+
+    def _pass_time(self, *, arrivals: bool) -> None:
+        self.num_steps += 1
+        self.clock.advance(self.settings.step_s)
+        if arrivals:
+            self._arrive()
+        self._disturb()
+        for _ in range(self.random.randrange(3)):
+            self.host.load_next()
+        self.device.tick()
 
     def drain(self) -> None:
         """No more arrivals until everybody has an answer."""
@@ -334,7 +343,8 @@ class World:
         self._check_blocks(running)
         self._check_device(running)
         self._check_host()
-        assert len(self.alive) == self.scheduler.num_waiting + self.scheduler.num_running
+        num_untold = len(self.scheduler._failed)  # those that waited for an adapter that was put away just now
+        assert len(self.alive) == self.scheduler.num_waiting + self.scheduler.num_running + num_untold
         for request, arrival in self.alive.values():
             if request.first_scheduled_s is None:
                 wait = self.num_steps - arrival
@@ -386,8 +396,15 @@ class World:
             assert row.request.deadline_s is None or row.request.deadline_s > self.clock.now_s, "late, and yet computed"
             assert len(row.request.block_ids) * 4 >= row.start + row.num_tokens
         for request in running:
-            if request.num_tokens - request.num_computed_tokens == 1:
-                assert request.id in scheduled, f"{request.id} decodes and got no token"
+            if request.num_tokens - request.num_computed_tokens == 1 and request.id not in scheduled:
+                self._check_left_out(request, schedule)
+
+    def _check_left_out(self, request: Request, schedule: Schedule | None) -> None:
+        """It decodes and got no token: its tenant does in other rows, and another's prompt goes before."""
+        assert schedule is not None, f"{request.id} decodes and nothing runs"
+        decodes, chunks = schedule.rows[: schedule.num_decodes], schedule.rows[schedule.num_decodes :]
+        assert any(row.request.tenant == request.tenant for row in decodes), f"all of {request.tenant} stands still"
+        assert any(row.request.tenant != request.tenant for row in chunks), f"{request.id} got no token for nobody"
 
     def check_at_rest(self) -> None:
         """Everybody has been answered: nothing is held any more."""

@@ -14,6 +14,7 @@ import pytest
 from server.engine.request import Request
 from server.engine.sampling_params import SamplingParams
 from support.adapter_memory import digest_of
+from support.ahead_world import AheadWorld
 from support.engine_world import World, WorldSettings
 
 NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "1000000"))
@@ -47,6 +48,21 @@ def test_every_request_ends_once_with_its_own_answer_and_nothing_is_leaked(regim
     assert world.longest_wait <= LONGEST_WAIT_STEPS
     assert min(world.outcomes["finished"], world.outcomes["abort"], world.outcomes["numerics"]) > 0, world.outcomes
     assert world.pool.stats.hits > 0
+    assert world.device_pool.stats.evictions > 0
+
+
+@pytest.mark.parametrize("regime", ["everyday", "too few blocks", "many aborts", "deadlines"])
+def test_the_same_holds_with_forwards_launched_ahead_on_a_device_that_is_behind(regime: str) -> None:
+    world = AheadWorld(seed=sum(regime.encode()), settings=replace(REGIMES[regime], check_every=CHECK_EVERY))
+    for _ in range(NUM_STEPS // 200):
+        world.step()
+    world.drain()
+    world.check_at_rest()
+    counters = world.engine.stats().counters
+    assert counters["steps_ahead"] > counters["steps"] / 10
+    assert world.longest_wait <= LONGEST_WAIT_STEPS
+    assert min(world.outcomes["finished"], world.outcomes["abort"], world.outcomes["numerics"]) > 0, world.outcomes
+    assert min(world.runner.num_unsettled, world.runner.num_failed, world.num_preemptions) > 0
     assert world.device_pool.stats.evictions > 0
 
 
