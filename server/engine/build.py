@@ -14,6 +14,7 @@ import torch
 
 from adapters_store.base import AdapterDigest, BaseDescription
 from adapters_store.device_pool import DevicePool, DevicePoolSettings
+from adapters_store.families import UnsupportedBase
 from adapters_store.host_buffers import HostBuffers
 from adapters_store.host_tier import HostTier, HostTierSettings
 from adapters_store.packed import ALIGN_BYTES, PackedAdapter
@@ -34,7 +35,6 @@ from server.engine.output import OutputState
 from server.engine.request import Request
 from server.engine.runner import ModelRunner
 from server.engine.sampler import Sampler
-from server.engine.sampling_params import InvalidRequest
 from server.engine.schedule import SchedulerSettings
 from server.engine.scheduler import Scheduler
 from server.engine.tokenizer import Tokenizer
@@ -99,7 +99,7 @@ def build_engine(
 ) -> EngineParts:
     """Load the base and join the parts; the worker is not started. `say` is told what is going on, step by step.
 
-    Raises UnsupportedBase where the base, or the machine, does not do; InvalidRequest (max_model_len).
+    Raises UnsupportedBase where the base, or the machine, does not do.
     """
     say(f"loading {settings.base}")
     base = load_base(
@@ -184,11 +184,10 @@ def _adapters(
 
 
 def _context_of(base: BaseModel, settings: EngineSettings) -> int:
-    """Tokens of prompt and answer. Raises InvalidRequest where more is asked for than the base was made for."""
+    """Tokens of prompt and answer. Raises UnsupportedBase where more is asked for than it was made for."""
     asked = settings.max_model_len or base.max_model_len
     if asked > base.max_model_len:
-        message = f"max_model_len: the base takes {base.max_model_len} tokens, got {asked}"
-        raise InvalidRequest("max_model_len", message)
+        raise UnsupportedBase(f"max_model_len: the base takes {base.max_model_len} tokens, got {asked}")
     return asked
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from support.service import make_base
-
 Command = Callable[..., Any]
 SMALL = ("--port", "0", "--threads", "1")
 
@@ -105,10 +103,10 @@ def test_a_host_of_another_machine_exits_2(run: Command, base: Path) -> None:
     assert result.stderr == "bad_host: --host 192.0.2.1: not an address of this machine\n"
 
 
-def test_a_longer_context_than_the_bases_exits_4(run: Command, tmp_path: Path) -> None:
+def test_a_longer_context_than_the_bases_exits_6(run: Command, base: Path) -> None:
     """Cut in silence, it would be found by the first long prompt."""
-    result = run("serve", "--base", make_base(tmp_path / "tiny"), "--port", "0", "--max-model-len", "1000000")
-    assert result.exit_code == 4
+    result = run("serve", "--base", base, "--port", "0", "--max-model-len", "1000000")
+    assert result.exit_code == 6
     assert "max_model_len: the base takes" in result.stderr
     assert "got 1000000" in result.stderr
 
