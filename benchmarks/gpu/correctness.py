@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.gpu.bench import Bench, Row
+from benchmarks.gpu.launch_forms import launch_forms, tiles_instead
 from benchmarks.popularity import POPULARITIES, choose_adapters
 from lora_kernels.attention import AttentionRule
 from lora_kernels.check_cases import (
@@ -24,6 +25,7 @@ from lora_kernels.check_cases import (
     rope_case,
 )
 from lora_kernels.lora_batch import NO_ADAPTER, LoraGroup
+from lora_kernels.triton_ops.tiles import DeviceTiles
 
 RANKS = (16, 1, 3, 8, 64, 256)
 Case = tuple[str, Callable[[], Outcome]]
@@ -72,8 +74,16 @@ def _lora(bench: Bench, dtype: torch.dtype) -> Iterator[Case]:
     yield "lora odd sizes", partial(case, odd, RANKS, _slots("uniform", 31))
     for rank in RANKS:
         yield f"lora rank {rank}", partial(case, odd, (rank,), np.zeros(3, dtype=np.int32))
+    for form, tiles in launch_forms(bench.device).items():
+        for rows in (7,) if bench.toy else (1, 7, 63):
+            yield f"lora {form} {rows} rows", partial(_in_form, tiles, partial(case, wide, RANKS, _slots("zipf", rows)))
     for tokens in (70,) if bench.toy else (2048, 8192):
         yield f"lora prompts of {tokens}", partial(case, wide, RANKS, _slots("distinct", 4, tokens=tokens))
+
+
+def _in_form(tiles: DeviceTiles, case: Callable[[], Outcome]) -> Outcome:
+    with tiles_instead(tiles):
+        return case()
 
 
 def _attention(bench: Bench, dtype: torch.dtype) -> Iterator[Case]:

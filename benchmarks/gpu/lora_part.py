@@ -1,6 +1,7 @@
 """(b) The LoRA operation at decode and prefill: time, and bytes over time against the measured memory bandwidth.
 
-Beside ours: gathered `bmm` with ranks padded to the largest, and a loop over adapters, both on data laid out for them.
+Decode rows also in the forms of launch that the table has turned off. Beside ours: gathered `bmm` with ranks padded to
+the largest, and a loop over adapters, both on data laid out for them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 
 from benchmarks.arena import SCALE, LayeredAdapters, elements_per_layer, layered_adapters
 from benchmarks.gpu.bench import Bench, Call, Row
+from benchmarks.gpu.launch_forms import launch_forms, tiles_instead
 from benchmarks.gpu.sizes import Sizes, sizes_for
 from benchmarks.popularity import choose_adapters
 from benchmarks.roofline import Work, expand, shrink
@@ -26,6 +28,8 @@ from lora_kernels.lora_batch import LoraBatch
 MAX_LAYERS = 64
 COMPARED = ("qkv", "gate_up")  # groups and ranks whose alternatives are measured too
 COMPARED_RANKS = ("16", "mixed", "8")
+MOST_DECODE_ROWS = 64
+FEW_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,13 @@ class Case:
     @property
     def is_compared(self) -> bool:
         return self.is_beside_others and self.rows >= self.adapters > 1
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Of launch, that can win here by what they read: all of A once per block of columns, or nothing twice."""
+        if self.rows > MOST_DECODE_ROWS or self.ranks == "64":
+            return ()
+        return ("one_launch", "overlapped") if self.rows <= FEW_ROWS and self.ranks != "mixed" else ("overlapped",)
 
     @property
     def is_beside_others(self) -> bool:
@@ -113,24 +124,36 @@ def _measured(bench: Bench, case: Case, arena: torch.Tensor, sizes: Sizes) -> li
     if case.is_compared:
         ways["gather_bmm"] = _gather_bmm(case, *data)
         ways["loop"] = _loop(case, *data)
+    seconds = {name: bench.seconds(calls) for name, calls in ways.items()} | _in_forms(bench, case, ways["ours"])
     work = _work(case, prepared.adapters.ranks)
-    rows: list[Row] = []
-    for name, calls in ways.items():
-        seconds = bench.seconds(calls)
-        rows.append(
-            {
-                "model": case.model,
-                "group": case.group,
-                "rows": case.rows,
-                "adapters": case.adapters,
-                "ranks": case.ranks,
-                "way": name,
-                "us": 1e6 * seconds,
-                "mb": work.num_bytes / 1e6,
-                "of_bandwidth": work.num_bytes / seconds / bench.bandwidth,
-            }
-        )
-    return rows
+    return [
+        {
+            "model": case.model,
+            "group": case.group,
+            "rows": case.rows,
+            "adapters": case.adapters,
+            "ranks": case.ranks,
+            "way": name,
+            "us": 1e6 * taken,
+            "mb": work.num_bytes / 1e6,
+            "of_bandwidth": work.num_bytes / taken / bench.bandwidth,
+        }
+        for name, taken in seconds.items()
+    ]
+
+
+def _in_forms(bench: Bench, case: Case, calls: list[Call]) -> dict[str, float]:
+    """Seconds by form of launch."""
+    taken = {}
+    for name, tiles in launch_forms(bench.device).items():
+        if name not in case.forms:
+            continue
+        try:
+            with tiles_instead(tiles):
+                taken[name] = bench.seconds(calls)
+        except Exception as error:  # noqa: BLE001  a trial must not cost the table's own figures
+            bench.say(f"{name}: left out for {case}, {type(error).__name__}: {error}")
+    return taken
 
 
 def _work(case: Case, ranks: Sequence[int]) -> Work:

@@ -51,6 +51,8 @@ def _lines(found: Results) -> Iterator[Line]:
     measured = f"{len(cases) - len(failed)} of {len(cases)}" if cases else NOT_RUN
     yield "operations that equal their reference", "all", measured
     yield "LoRA at decode: bytes / time / bandwidth", ">= 0.6", _lora(found)
+    yield "LoRA in one launch / two, up to 8 rows", "", _beside(found, "lora", "one_launch", is_inverse=True)
+    yield "LoRA, expand started early / not", "", _beside(found, "lora", "overlapped", is_inverse=True)
     yield "bf16 decode, 32 rows on 32 r16 / bare", ">= 0.92", _one(found, "model", "of_bare", rows=32, adapters=32)
     yield "bf16 bare decode, 1 row / floor", ">= 0.75", _one(found, "model", "of_floor", rows=1, adapters=0)
     yield "bf16 bare decode, 32 rows / floor", ">= 0.75", _one(found, "model", "of_floor", rows=32, adapters=0)
@@ -63,7 +65,7 @@ def _lines(found: Results) -> Iterator[Line]:
     yield "others' p95 latency in a load storm", "<= 1.1", _one(found, "model", "storm_over_quiet", kind="storm")
     yield "ours / PEFT generate, 32 rows, distinct", "", _peft(found)
     for way in dict.fromkeys(row["way"] for row in _rows(found, "others") if row["way"] != "ours"):
-        yield f"LoRA kernels / {way}'s", "", _beside(found, way)
+        yield f"LoRA kernels / {way}'s", "", _beside(found, "others", way)
 
 
 def _one(found: Results, part: str, column: str, **wanted: object) -> str:
@@ -94,14 +96,15 @@ def _against(found: Results, part: str, other: str, **wanted: object) -> str:
     return _times_as_fast(ratios) or NOT_RUN
 
 
-def _beside(found: Results, other: str) -> str:
-    """Their time over ours, over the cases that both ran."""
+def _beside(found: Results, part: str, other: str, *, is_inverse: bool = False) -> str:
+    """How many times as fast ours is (is_inverse: the other), over the cases that both ran."""
     case = ("model", "group", "rows", "adapters", "ranks")
     ours, theirs = (
-        {tuple(row[name] for name in case): row["us"] for row in _rows(found, "others", way=way) if "us" in row}
+        {tuple(row[name] for name in case): row["us"] for row in _rows(found, part, way=way) if "us" in row}
         for way in ("ours", other)
     )
-    return _times_as_fast([theirs[key] / ours[key] for key in theirs if key in ours]) or "left out"
+    ratios = [theirs[key] / ours[key] for key in theirs if key in ours]
+    return _times_as_fast([1 / ratio for ratio in ratios] if is_inverse else ratios) or NOT_RUN
 
 
 def _times_as_fast(ratios: list[float]) -> str:

@@ -5,22 +5,21 @@ Measures decode's shrink and expand, prefill's, and the NF4 matmul; changes noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import product
 
 import numpy as np
-import torch
 
 from benchmarks.arena import layered_adapters
 from benchmarks.gpu.bench import Bench, Call, Row
+from benchmarks.gpu.launch_forms import tiles_instead
 from benchmarks.gpu.sizes import Sizes, sizes_for
 from lora_kernels.check_cases import random_nf4
 from lora_kernels.linear import add_lora_delta
 from lora_kernels.lora_batch import LoraBatch
 from lora_kernels.nf4 import nf4_linear
-from lora_kernels.triton_ops import lora, nf4
 from lora_kernels.triton_ops.tiles import DECODE_ROWS, PREFILL_ROWS, DeviceTiles, LoraTile, Nf4Tile, device_tiles
 
 Candidate = tuple[str, DeviceTiles]
@@ -44,32 +43,19 @@ def run(bench: Bench) -> list[Row]:
 
 def _tried(bench: Bench, name: str, calls: list[Call], candidates: Iterator[Candidate]) -> list[Row]:
     rows: list[Row] = []
-    own = device_tiles
     for text, tiles in candidates:
         if bench.seconds_left < 10:
             bench.say(f"{name}: out of time")
             break
         try:
-            _use(partial(_always, tiles))
-            rows.append({"kernel": name, "tile": text, "us": 1e6 * bench.seconds(calls)})
+            with tiles_instead(tiles):
+                rows.append({"kernel": name, "tile": text, "us": 1e6 * bench.seconds(calls)})
         except Exception as error:  # noqa: BLE001  a tile that does not fit this device
             rows.append({"kernel": name, "tile": text, "us": float("inf"), "failure": type(error).__name__})
-        finally:
-            _use(own)
     rows.sort(key=lambda row: float(str(row["us"])))
     for row in rows[:3]:
         bench.say(f"{name}: {row['us']:.1f} us  {row['tile']}")
     return rows
-
-
-def _use(chosen: Callable[[torch.device], DeviceTiles]) -> None:
-    """The launchers look it up by name."""
-    for module in (lora, nf4):
-        setattr(module, "device_tiles", chosen)  # noqa: B010  (it is no part of what they export)
-
-
-def _always(tiles: DeviceTiles, device: torch.device) -> DeviceTiles:
-    return tiles
 
 
 def _lora_candidates(own: DeviceTiles, key: tuple[int, int], *, toy: bool) -> Iterator[Candidate]:

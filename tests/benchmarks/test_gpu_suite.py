@@ -61,7 +61,21 @@ def test_every_operation_is_compared_and_right(toy: Path) -> None:
     found = results(toy, toy=True)
     assert wrong_cases(found) == []
     names = " ".join(row["case"] for row in found["correctness"]["rows"])
-    assert all(word in names for word in ("lora", "attention", "nf4", "norm", "gate", "rope", "rank 256", "prompt"))
+    assert all(
+        word in names
+        for word in (
+            "lora",
+            "attention",
+            "nf4",
+            "norm",
+            "gate",
+            "rope",
+            "rank 256",
+            "prompt",
+            "one_launch",
+            "overlapped",
+        )
+    )
 
 
 def test_each_measure_of_a_model_is_there(toy: Path) -> None:
@@ -70,7 +84,13 @@ def test_each_measure_of_a_model_is_there(toy: Path) -> None:
     assert {row["kind"] for row in rows} == {"start", "decode", "prefill", "activation", "storm"}
     bare = [row for row in rows if row["kind"] in ("decode", "prefill") and not row["adapters"]]
     assert all(row["of_bare"] == 1.0 for row in bare)
-    assert {row["way"] for row in found["lora"]["rows"]} == {"ours", "gather_bmm", "loop"}
+    assert {row["way"] for row in found["lora"]["rows"]} == {
+        "ours",
+        "gather_bmm",
+        "loop",
+        "one_launch",
+        "overlapped",
+    }
 
 
 def test_what_is_done_is_not_run_again(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +148,18 @@ def test_the_table_reads_figures_from_the_parts() -> None:
         "lora": {"rows": [{"way": "ours", "mb": 9.0, "rows": 32, "of_bandwidth": share} for share in (0.5, 0.7, 0.8)]},
         "peft": {"rows": [{"kind": "peft", "rows": 32, "adapters": 8, "tok_per_s": 100.0}]},
     }
+    case = {"model": "8b", "group": "o", "rows": 1, "adapters": 1, "ranks": "16"}
+    found["lora"]["rows"] += [
+        case | {"way": way, "us": us, "mb": 1} for way, us in (("ours", 6.0), ("one_launch", 5.0))
+    ]
+    found["others"] = {"rows": [case | {"way": "ours", "us": 6.0}, case | {"way": "vllm", "us": 15.0}]}
+    found["others"]["rows"].append(case | {"way": "sglang", "left_out": "ImportError: nothing"})
     text = table(found)
+    lines = {line.partition("  ")[0]: " ".join(line.split()) for line in text.splitlines()}
+    assert lines["LoRA in one launch / two, up to 8 rows"].endswith("1.20 (1.20..1.20) times as fast")
+    assert lines["LoRA, expand started early / not"].endswith("not run")
+    assert lines["LoRA kernels / vllm's"].endswith("2.50 (2.50..2.50) times as fast")
+    assert lines["LoRA kernels / sglang's"].endswith("not run")
     assert "0.931" in text
     assert "0.70 (0.50..0.80)" in text
     assert "0.50" in text
