@@ -84,13 +84,14 @@ def test_every_answer_equals_its_quiet_run(
     churner = Churner(churned, folders)
     churner.start()
     pending: list[tuple[AdapterVersion, int, Answer, bool]] = []
-    num_right = num_aborted = num_refused = 0
+    num_right = num_aborted = num_refused = num_tokens = 0
 
     def settle(version: AdapterVersion, index: int, answer: Answer, was_aborted: bool) -> None:
-        nonlocal num_right, num_aborted, num_refused
+        nonlocal num_right, num_aborted, num_refused, num_tokens
         events = answer.collect()
         tokens = [token for event in events for token in event.token_ids]
         expected = quiet[version.digest, index]
+        num_tokens += len(tokens)
         reason = events[-1].finish_reason
         if reason == "error":  # its version was deleted before it was loaded: told so, never given another's answer
             assert events[-1].error is not None
@@ -123,6 +124,7 @@ def test_every_answer_equals_its_quiet_run(
 
     counters = churned.parts.engine.stats().counters
     assert num_right + num_aborted + num_refused == NUM_REQUESTS
+    print(f"{num_tokens} tokens of {NUM_REQUESTS} requests compared, {churner.num_changes} uploads meanwhile")
     assert num_right > 0.85 * NUM_REQUESTS
     assert counters["adapter_evictions"] > NUM_REQUESTS / 20
     assert counters["preemptions"] > 0
