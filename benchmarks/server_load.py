@@ -43,7 +43,7 @@ class Scale:
     rounds: int
 
 
-FULL_SCALE = Scale(users=8, tenants=64, pool=32, seconds=30, rounds=2)
+FULL_SCALE = Scale(users=8, tenants=64, pool=32, seconds=15, rounds=2)
 QUICK_SCALE = Scale(users=2, tenants=3, pool=2, seconds=1, rounds=1)
 
 
