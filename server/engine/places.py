@@ -82,6 +82,10 @@ class Places:
         admitted of all, so that somebody always comes to an end."""
         return max(enumerate(running[1:]), key=lambda entry: (_level(self._holders[entry[1].tenant]), entry[0]))[1]
 
+    def fullest(self) -> TenantAccount | None:
+        """The tenant that runs most for its weight; None: nobody runs."""
+        return self._fullest() if self._holders else None
+
     def _fullest(self) -> TenantAccount:
         if self._top is None:
             self._top = max(self._holders.values(), key=_level)

@@ -14,9 +14,10 @@ from server.engine.admission import FairAdmission
 from server.engine.admission_walk import Starving
 from server.engine.deadlines import Deadlines
 from server.engine.errors import QueueFull
-from server.engine.fair_share import OUTPUT_COST, FairShare
+from server.engine.fair_share import OUTPUT_COST, FairShare, TenantAccount
 from server.engine.kv_blocks import BlockPool
 from server.engine.look_ahead import LookAhead
+from server.engine.over_share import OverShare
 from server.engine.places import Places
 from server.engine.request import Request, Status
 from server.engine.sampling_params import InvalidRequest
@@ -53,6 +54,7 @@ class Scheduler:
         self._waiting = FairAdmission(lookahead=settings.lookahead, starvation_s=settings.starvation_s)
         self.shares: FairShare = self._waiting.shares
         self._places = Places(settings, self.shares)
+        self._over_share = OverShare(settings, self.shares, self._places)
         self._deadlines = Deadlines()
         self._running: list[Request] = []  # in order of admission
         self._requests: dict[str, Request] = {}
@@ -123,13 +125,15 @@ class Scheduler:
         """The next forward, or None if nothing can run now. Running decodes first, then prefills, then the queue."""
         now_s = self._clock()
         self._attend(now_s)
+        self._over_share.begin(now_s)
         schedule = self._decode()
         held_up = self._continue_prefills(schedule)
         if self._waiting and self._has_room(schedule) and self._may_open_place():
             self._admit(schedule, self._starving, now_s)
         for request in held_up:
             if request.status is Status.RUNNING:
-                self._add_chunk(schedule, request, self.settings.max_batch_tokens)
+                self._add_chunk(schedule, request)
+        self._over_share.leave_out(schedule)
         self._ahead.looked(self._state())
         return _on_its_way(schedule)
 
@@ -155,6 +159,7 @@ class Scheduler:
         A request finished meanwhile is passed over. A row may lack its token only if the request is finished before
         the next schedule().
         """
+        self._over_share.ran(schedule, self._clock())
         for row in schedule.rows:
             request = row.request
             if request.status is not Status.RUNNING:
@@ -295,10 +300,12 @@ class Scheduler:
             self._add_chunk(schedule, request, limit)
         return held_up
 
-    def _add_chunk(self, schedule: Schedule, request: Request, limit: int) -> None:
-        """As much of the prompt as keeps the forward within `limit` tokens; more of it where it has a row already."""
+    def _add_chunk(self, schedule: Schedule, request: Request, limit: int | None = None) -> None:
+        """As much of the prompt as keeps the forward within `limit` tokens and what its tenant may add; more of it
+        where it has a row already."""
         num_taken = schedule.num_chunk_tokens(request)
-        room = limit - schedule.num_tokens
+        most = self._over_share.prompt_limit(schedule, self.shares.account(request.tenant))
+        room = (most if limit is None else min(limit, most)) - schedule.num_tokens
         if self.settings.prefill_chunk is not None:
             room = min(room, self.settings.prefill_chunk - num_taken)
         count = min(request.num_tokens - request.num_computed_tokens - num_taken, room)
@@ -329,7 +336,7 @@ class Scheduler:
             if num_looks > _MAX_LOOKS:
                 break
             victim = self._places.victim_for(account, self._running) if is_full and starving is None else None
-            if (is_full and victim is None) or self._places.is_reserved_from(account, len(self._running), now_s):
+            if (is_full and victim is None) or self._is_kept_out(account, schedule, now_s):
                 walk.skip_tenant()
             elif (request := walk.current_of(account)) is not None:
                 verdict = self._try_admit(request)
@@ -342,12 +349,17 @@ class Scheduler:
                         put_out.append(victim)
                         self._stop_running(victim)
                         schedule.drop(victim)
-                    self._add_chunk(schedule, request, self.settings.max_batch_tokens)
+                    self._add_chunk(schedule, request)
                 walk.advance(admitted=verdict is _Verdict.ADMITTED)
         walk.close()
         self._leave_queue(admitted, now_s)
         for request in put_out:
             self._wait_again(request)
+
+    def _is_kept_out(self, account: TenantAccount, schedule: Schedule, now_s: float) -> bool:
+        if self._places.is_reserved_from(account, len(self._running), now_s):
+            return True
+        return self._over_share.prompt_limit(schedule, account) <= schedule.num_tokens
 
     def _try_admit(self, request: Request) -> _Verdict:
         """A request that finds no blocks stops those behind it, or it would starve. One whose next block is being

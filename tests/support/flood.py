@@ -1,5 +1,5 @@
-"""Tenants that send requests to a scheduler in virtual time, one of them too many. No engine: a step takes what one of
-a small base takes on a CPU, and every request gets its tokens."""
+"""Tenants that send requests to a scheduler in virtual time, one of them too many. No engine: a step takes what its
+`Cost` says, and every request gets its tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 from server.engine.errors import QueueFull
 from server.engine.kv_blocks import BlockPool, KVCacheSettings
@@ -17,7 +18,19 @@ from server.engine.scheduler import Scheduler
 from support.adapter_memory import FakeClock
 from support.scheduler_bench import FakeGate
 
-STEP_S, ROW_S, TOKEN_S = 0.008, 0.0001, 0.00002
+
+class Cost(NamedTuple):
+    """Seconds of a step: those of an empty one, and more for each row and each token."""
+
+    step_s: float
+    row_s: float
+    token_s: float
+
+    def of(self, num_rows: int, num_tokens: int) -> float:
+        return self.step_s + self.row_s * num_rows + self.token_s * num_tokens
+
+
+SMALL_BASE = Cost(0.008, 0.0001, 0.00002)
 SETTINGS = SchedulerSettings(max_batch_tokens=512, max_running=32, max_waiting=10_000, max_waiting_per_tenant=256)
 
 
@@ -48,6 +61,8 @@ class Traffic:
     weights: Mapping[str, float] = field(default_factory=dict)
     is_shared: bool = True
     part: float = 1.0
+    cost: Cost = SMALL_BASE
+    max_running: int = SETTINGS.max_running
 
     def run(self) -> dict[str, Measured]:
         """What each tenant measured after the warm-up."""
@@ -57,7 +72,7 @@ class Traffic:
         pool = BlockPool(KVCacheSettings(num_blocks=2048, block_size=16), "sha256:base")
         settings = replace(
             SETTINGS,
-            max_running=int(SETTINGS.max_running * self.part),
+            max_running=int(self.max_running * self.part),
             max_batch_tokens=int(SETTINGS.max_batch_tokens * self.part),
         )
         self._scheduler = Scheduler(settings, pool, FakeGate(), max_model_len=1024, clock=self._clock)
@@ -78,8 +93,8 @@ class Traffic:
 
     def _step_s(self, schedule: Schedule) -> float:
         if self.part < 1.0:
-            return STEP_S + ROW_S * SETTINGS.max_running + TOKEN_S * SETTINGS.max_batch_tokens / 2
-        return STEP_S + ROW_S * len(schedule.rows) + TOKEN_S * schedule.num_tokens
+            return self.cost.of(self.max_running, SETTINGS.max_batch_tokens // 2)
+        return self.cost.of(len(schedule.rows), schedule.num_tokens)
 
     def _plan_next(self, tenant: str) -> None:
         gap_s = self._random.expovariate(self.rates[tenant])

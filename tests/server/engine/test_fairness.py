@@ -8,10 +8,12 @@ from __future__ import annotations
 import pytest
 
 from server.engine.fair_share import FairShare, jain_index
-from support.flood import Measured, Traffic, even, others_percentile
+from support.flood import Cost, Measured, Traffic, even, others_percentile
 
 TENANTS = [f"t{index}" for index in range(8)]
 FLOODER = TENANTS[0]
+COMPUTE_BOUND = Cost(0.010, 0.0003, 0.0012)  # 150 M on one thread: a full step takes ten times an empty one
+MEMORY_BOUND = Cost(0.009, 0.0001, 0.00022)  # the same on four
 
 
 def alone_with_fair_share(rate: float) -> float:
@@ -36,6 +38,18 @@ def test_a_flood_leaves_the_others_what_they_would_have_alone_with_their_share(r
 def test_a_flood_is_hardly_felt_by_those_who_keep_to_their_share(rate: float) -> None:
     quiet, loud = flooded(rate, flood=1.0), flooded(rate)
     assert others_percentile(loud, FLOODER, 0.95) <= 1.5 * others_percentile(quiet, FLOODER, 0.95)
+
+
+@pytest.mark.parametrize(("cost", "rate"), [(COMPUTE_BOUND, 0.64), (MEMORY_BOUND, 2.9)])
+def test_a_flood_does_not_make_the_steps_long_that_others_wait_for(cost: Cost, rate: float) -> None:
+    """Three quarters of what the machine can do, were it even; 2.1 and 1.6 times where a flood's rows are in every
+    step and its prompts fill them."""
+    quiet, loud = (
+        Traffic(even(TENANTS, rate, **{FLOODER: times * rate}), cost=cost, max_running=64, duration_s=150.0).run()
+        for times in (1.0, 10.0)
+    )
+    assert others_percentile(loud, FLOODER, 0.95) <= 1.5 * others_percentile(quiet, FLOODER, 0.95)
+    assert loud[FLOODER].served >= 1.5 * quiet[FLOODER].served  # and has what the others leave
 
 
 def test_tenants_that_all_want_more_are_served_alike_whoever_floods() -> None:

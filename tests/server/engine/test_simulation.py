@@ -7,6 +7,7 @@ as soon as anybody reads a wrong block, slot or place.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -115,8 +116,10 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
 @pytest.mark.parametrize(("regime", "times"), [("a flood", 2), ("a thousand adapters", 10)])
 def test_the_tenant_that_sends_most_waits_longest(regime: str, times: int) -> None:
-    world = World(seed=11, settings=replace(REGIMES[regime], max_waiting=200, deadlines=0.0))
-    for _ in range(4000):
-        world.step()
-    waits = world.longest_waits
+    waits: Counter[str] = Counter()
+    for seed in range(11, 15):  # the longest of a run hangs on chance
+        world = World(seed=seed, settings=replace(REGIMES[regime], max_waiting=200, deadlines=0.0))
+        for _ in range(2500):
+            world.step()
+        waits.update(world.longest_waits)
     assert times * max(waits["med"], waits["code"]) < waits["law"], waits
