@@ -79,7 +79,7 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
     within = [number(row["library_over_ours"]) for row in rows if number(row["rows"]) <= FAST_LINEAR_MAX_ROWS]
     span = f"{min(within):.2f} to {max(within):.2f}"
     title = f"Up to {FAST_LINEAR_MAX_ROWS} rows the library takes {span} times as long as ours"
-    figure, (axes,) = report.figure(title, width_in=5.6)
+    figure, (axes,) = report.figure(title, width_in=6.6)
     for name, colour in zip(names, COLOURS, strict=False):
         line = [row for row in rows if row["layer"] == name]
         ratios = [number(row["library_over_ours"]) for row in line]

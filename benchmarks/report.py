@@ -121,8 +121,11 @@ def spread(row: Row, column: str) -> Spread:
     return Spread(number(row[column]), number(row[f"{column}_min"]), number(row[f"{column}_max"]))
 
 
-def bars(axes: Axes, labels: Sequence[str], series: Mapping[str, Sequence[Spread]]) -> None:
-    """Groups of bars, one bar per series, each with its median above it; whiskers span the rounds' extremes."""
+def bars(axes: Axes, labels: Sequence[str], series: Mapping[str, Sequence[Spread]], *, first_colour: int = 0) -> None:
+    """Groups of bars, one bar per series, each with its median above it; whiskers span the rounds' extremes.
+
+    first_colour: where one legend serves panels of different series, how many colours the others use.
+    """
     width = 0.8 / len(series)
     for index, (name, values) in enumerate(series.items()):
         places = [group + width * (index - (len(series) - 1) / 2) for group in range(len(values))]
@@ -130,7 +133,14 @@ def bars(axes: Axes, labels: Sequence[str], series: Mapping[str, Sequence[Spread
         errors = [[value.median - value.low for value in values], [value.high - value.median for value in values]]
         whiskers = {"elinewidth": 0.8, "ecolor": "#333333"}
         axes.bar(
-            places, heights, 0.92 * width, yerr=errors, capsize=2, error_kw=whiskers, color=COLOURS[index], label=name
+            places,
+            heights,
+            0.92 * width,
+            yerr=errors,
+            capsize=2,
+            error_kw=whiskers,
+            color=COLOURS[first_colour + index],
+            label=name,
         )
         for place, value in zip(places, values, strict=True):
             axes.annotate(

@@ -58,11 +58,12 @@ class Load:
 
 
 @contextmanager
-def running_server(data_dir: Path, scale: Scale, *, quick: bool) -> Iterator[str]:
-    """The server's URL; the process is gone when the block ends."""
+def running_server(data_dir: Path, scale: Scale, *, quick: bool, as_served: bool = False) -> Iterator[str]:
+    """The server's URL; the process is gone when the block ends. as_served: steps and prefix cache as `multilora
+    serve` has them, instead of large steps and every prompt computed."""
     command = [sys.executable, "-m", "benchmarks.server_process", "--data-dir", str(data_dir)]
     command += ["--pool-adapters", str(scale.pool), "--host-adapters", str(scale.tenants)]
-    command += ["--quick"] if quick else []
+    command += ["--quick"] * quick + ["--as-served"] * as_served
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
     assert process.stdout is not None
     try:
@@ -162,7 +163,7 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
     )
     figure, (left, right) = report.figure(title, panels=2)
     labels = [f"{row['popularity']}\n({row['tenants']})" for row in rows]
-    bars(left, labels, {"median of rounds": [spread(row, "tok_per_s") for row in rows]})
+    bars(left, labels, {"tokens per second, median of rounds": [spread(row, "tok_per_s") for row in rows]})
     left.set(
         ylabel="generated tokens per second",
         title=f"{zipf['users']} users, one request after another",
@@ -171,7 +172,7 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
     series = {
         f"TTFT p{percent}": [Spread.of([number(row[f"ttft_p{percent}_ms"])]) for row in rows] for percent in (50, 95)
     }
-    bars(right, labels, series)
+    bars(right, labels, series, first_colour=1)
     right.set(ylabel="time to first token, ms", title="all runs together", xlabel="popularity (adapters)")
     legend_below(figure)
     report.save_plot(figure)
