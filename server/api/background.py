@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from fastapi import FastAPI
 
 from server.api.context import ApiContext
+from server.api.memory_trim import MemoryTrim
 from server.api.store_watch import StoreWatch
 from server.jobs.service import Onboarding
 from server.jobs.supervisor import WorkerSupervisor
@@ -15,11 +16,13 @@ from server.jobs.supervisor import WorkerSupervisor
 
 @contextmanager
 def background(app: FastAPI) -> Iterator[None]:
-    """While the block runs, usage is written down, the store is followed, and jobs are worked on."""
+    """While the block runs, usage is written down, the store is followed, jobs are worked on, and freed memory
+    is given back."""
     context = app.state.context
     assert isinstance(context, ApiContext)
     watch = StoreWatch(context.store, context.engine, context.metrics.quarantined)
-    jobs = _job_worker(app)
+    jobs, memory = _job_worker(app), MemoryTrim()
+    memory.start()
     watch.start()
     context.usage.start()
     jobs.start()
@@ -29,6 +32,7 @@ def background(app: FastAPI) -> Iterator[None]:
         jobs.stop()
         context.usage.stop()
         watch.stop()
+        memory.stop()
 
 
 def _job_worker(app: FastAPI) -> WorkerSupervisor:
