@@ -180,7 +180,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = Report.from_arguments("fairness", __doc__, arguments)
     length = QUICK_LENGTH if report.quick else FULL_LENGTH
     scale = Scale(users=8, tenants=2, pool=2, seconds=1, rounds=1)
-    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder), scale, quick=report.quick) as url:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_server(Path(folder), scale, quick=report.quick, as_served=True) as url,
+    ):
         rows = asyncio.run(measure(url, report, length, shape_for(quick=report.quick).vocab))
     report.write_csv(rows)
     by_case = {str(row["case"]): row for row in rows}

@@ -1,4 +1,5 @@
-"""The real API over the real engine on a free port of 127.0.0.1, as a process of its own, for server_load.py.
+"""The real API over the real engine on a free port of 127.0.0.1, as a process of its own, for server_load.py
+and fairness.py.
 
 Prints one line with its URL once it listens, and ends on SIGTERM.
 """
@@ -16,6 +17,9 @@ from benchmarks.workload import bench_engine
 from server.api.app import create_app
 from server.api.serve import ListenSettings, build_server
 from server.api.settings import ApiSettings
+from server.engine.schedule import SchedulerSettings
+
+SERVED_BATCH_TOKENS = 512  # `multilora serve --max-batch-tokens`
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,10 +28,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--pool-adapters", type=int, default=32)
     parser.add_argument("--host-adapters", type=int, default=256)
+    parser.add_argument("--as-served", action="store_true", help="steps and prefix cache as `multilora serve` has them")
     options = parser.parse_args(arguments)
     store = AdapterStore.open(options.data_dir)
-    room = {"pool_adapters": options.pool_adapters, "host_adapters": options.host_adapters}
-    with bench_engine(shape_for(quick=options.quick), store, **room, max_rows=64) as parts, socket.socket() as listener:
+    engine = bench_engine(
+        shape_for(quick=options.quick),
+        store,
+        pool_adapters=options.pool_adapters,
+        host_adapters=options.host_adapters,
+        max_rows=64,
+        max_batch_tokens=SERVED_BATCH_TOKENS if options.as_served else SchedulerSettings.max_batch_tokens,
+        prefix_cache=options.as_served,
+    )
+    with engine as parts, socket.socket() as listener:
         parts.worker.start()
         app = create_app(engine=parts.worker, store=store, settings=ApiSettings(data_dir=options.data_dir, auth="off"))
         listener.bind(("127.0.0.1", 0))

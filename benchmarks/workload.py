@@ -49,9 +49,11 @@ def bench_engine(
     pool_adapters: int,
     host_adapters: int,
     max_rows: int = MAX_ROWS,
+    max_batch_tokens: int = SchedulerSettings.max_batch_tokens,
+    prefix_cache: bool = False,
 ) -> Iterator[EngineParts]:
-    """The real engine with room for so many rank-16 adapters on the device and in host memory; no prefix cache, so
-    that every prompt is computed. Its worker is not started."""
+    """The real engine with room for so many rank-16 adapters on the device and in host memory; without a prefix cache
+    every prompt is computed. Its worker is not started."""
     adapter_bytes = shape.adapter_bytes(RANK) * 101 // 100 + 64 * 1024  # alignment
     memory = MemoryWishes(
         kv_cache=512 * MIB, adapter_pool=pool_adapters * adapter_bytes, host_cache=host_adapters * adapter_bytes
@@ -60,8 +62,8 @@ def bench_engine(
         base=base_folder(shape),
         device="cpu",
         max_adapters=pool_adapters,
-        prefix_cache=False,
-        scheduler=SchedulerSettings(max_running=max_rows),
+        prefix_cache=prefix_cache,
+        scheduler=SchedulerSettings(max_running=max_rows, max_batch_tokens=max_batch_tokens),
         memory=memory,
     )
     parts = build_engine(settings, source)
