@@ -24,6 +24,8 @@ from benchmarks.roofline import Work, expand, shrink
 from benchmarks.shapes import GroupShape
 from lora_kernels.linear import add_lora_delta
 from lora_kernels.lora_batch import LoraBatch
+from lora_kernels.triton_ops.lora import one_launch_bytes
+from lora_kernels.triton_ops.tiles import device_tiles
 
 MAX_LAYERS = 64
 COMPARED = ("qkv", "gate_up")  # groups and ranks whose alternatives are measured too
@@ -126,6 +128,8 @@ def _measured(bench: Bench, case: Case, arena: torch.Tensor, sizes: Sizes) -> li
         ways["loop"] = _loop(case, *data)
     seconds = {name: bench.seconds(calls) for name, calls in ways.items()} | _in_forms(bench, case, ways["ours"])
     work = _work(case, prepared.adapters.ranks)
+    batch = LoraBatch(prepared.adapters.table, np.array(case.slots(), dtype=np.int32))
+    tile = device_tiles(bench.device).tiles.one_launch
     return [
         {
             "model": case.model,
@@ -137,6 +141,7 @@ def _measured(bench: Bench, case: Case, arena: torch.Tensor, sizes: Sizes) -> li
             "us": 1e6 * taken,
             "mb": work.num_bytes / 1e6,
             "of_bandwidth": work.num_bytes / taken / bench.bandwidth,
+            "one_launch_mb": one_launch_bytes(batch, prepared.adapters.groups[0][0], tile) / 1e6,
         }
         for name, taken in seconds.items()
     ]

@@ -52,6 +52,7 @@ def _lines(found: Results) -> Iterator[Line]:
     yield "operations that equal their reference", "all", measured
     yield "LoRA at decode: bytes / time / bandwidth", ">= 0.6", _lora(found)
     yield "LoRA in one launch / two, up to 8 rows", "", _beside(found, "lora", "one_launch", is_inverse=True)
+    yield "one_launch.max_bytes that these say", "", _max_bytes(found)
     yield "LoRA, expand started early / not", "", _beside(found, "lora", "overlapped", is_inverse=True)
     yield "bf16 decode, 32 rows on 32 r16 / bare", ">= 0.92", _one(found, "model", "of_bare", rows=32, adapters=32)
     yield "bf16 bare decode, 1 row / floor", ">= 0.75", _one(found, "model", "of_floor", rows=1, adapters=0)
@@ -96,13 +97,27 @@ def _against(found: Results, part: str, other: str, **wanted: object) -> str:
     return _times_as_fast(ratios) or NOT_RUN
 
 
+def _max_bytes(found: Results) -> str:
+    """Up to the first case that one launch loses."""
+    cases = [_case_times(found, "lora", way) for way in ("ours", "one_launch")]
+    sizes = {_case(row): row["one_launch_mb"] for row in _rows(found, "lora", way="one_launch")}
+    lost = [sizes[key] for key, us in cases[1].items() if us >= cases[0][key]]
+    if not sizes:
+        return NOT_RUN
+    return f"{min(lost) * 1e6:.0f}" if lost else f"all of {max(sizes.values()) * 1e6:.0f} and fewer win"
+
+
+def _case(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("model", "group", "rows", "adapters", "ranks"))
+
+
+def _case_times(found: Results, part: str, way: str) -> dict[tuple[Any, ...], float]:
+    return {_case(row): row["us"] for row in _rows(found, part, way=way) if "us" in row}
+
+
 def _beside(found: Results, part: str, other: str, *, is_inverse: bool = False) -> str:
     """How many times as fast ours is (is_inverse: the other), over the cases that both ran."""
-    case = ("model", "group", "rows", "adapters", "ranks")
-    ours, theirs = (
-        {tuple(row[name] for name in case): row["us"] for row in _rows(found, part, way=way) if "us" in row}
-        for way in ("ours", other)
-    )
+    ours, theirs = (_case_times(found, part, way) for way in ("ours", other))
     ratios = [theirs[key] / ours[key] for key in theirs if key in ours]
     return _times_as_fast([1 / ratio for ratio in ratios] if is_inverse else ratios) or NOT_RUN
 

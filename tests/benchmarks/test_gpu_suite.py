@@ -150,13 +150,16 @@ def test_the_table_reads_figures_from_the_parts() -> None:
     }
     case = {"model": "8b", "group": "o", "rows": 1, "adapters": 1, "ranks": "16"}
     found["lora"]["rows"] += [
-        case | {"way": way, "us": us, "mb": 1} for way, us in (("ours", 6.0), ("one_launch", 5.0))
+        case | {"rows": rows, "way": way, "us": us, "mb": 1, "one_launch_mb": 2.0 * rows}
+        for rows, *times in ((1, 6.0, 5.0), (2, 6.0, 7.0), (8, 6.0, 9.0))
+        for way, us in zip(("ours", "one_launch"), times, strict=True)
     ]
     found["others"] = {"rows": [case | {"way": "ours", "us": 6.0}, case | {"way": "vllm", "us": 15.0}]}
     found["others"]["rows"].append(case | {"way": "sglang", "left_out": "ImportError: nothing"})
     text = table(found)
     lines = {line.partition("  ")[0]: " ".join(line.split()) for line in text.splitlines()}
-    assert lines["LoRA in one launch / two, up to 8 rows"].endswith("1.20 (1.20..1.20) times as fast")
+    assert lines["LoRA in one launch / two, up to 8 rows"].endswith("0.86 (0.67..1.20) times as fast")
+    assert lines["one_launch.max_bytes that these say"].endswith(" 4000000")
     assert lines["LoRA, expand started early / not"].endswith("not run")
     assert lines["LoRA kernels / vllm's"].endswith("2.50 (2.50..2.50) times as fast")
     assert lines["LoRA kernels / sglang's"].endswith("not run")

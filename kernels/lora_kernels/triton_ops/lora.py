@@ -136,12 +136,15 @@ def _expand(y_TO: torch.Tensor, shared: _Shared, tile: LoraTile) -> None:
 
 
 def _takes_one_launch(batch: LoraBatch, group: LoraGroup, tile: OneLaunchTile) -> bool:
-    """Where its programs, each of which reads all of its A at the largest rank, read little enough between them."""
-    tiles, arena = batch.row_tiles, batch.table.arena
-    if tiles.block_m != DECODE_ROWS or arena.element_size() != 2:
-        return False
+    is_decode = batch.row_tiles.block_m == DECODE_ROWS and batch.table.arena.element_size() == 2
+    return is_decode and one_launch_bytes(batch, group, tile) < tile.max_bytes
+
+
+def one_launch_bytes(batch: LoraBatch, group: LoraGroup, tile: OneLaunchTile) -> int:
+    """What the programs of one launch read of A's: each block of columns all of its member's, at the largest rank."""
+    tiles = batch.row_tiles
     programs = tiles.num_tiles * sum(-(-out // tile.block_n) for out in group.out_features)
-    return programs * tiles.max_rank * group.in_features * arena.element_size() < tile.max_bytes
+    return programs * tiles.max_rank * group.in_features * batch.table.arena.element_size()
 
 
 def _one_launch(
