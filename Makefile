@@ -20,10 +20,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The long forms of the simulation, churn, fuzz, kill and storm suites (hours; each variable alone gives one of them).
+# The long forms: 100 million simulated steps, a million tokens of churn, ten million mutated uploads, 1,000 kills of the
+# store, 100,000 hang-ups, 1,000 slow connections, 200,000 requests of the schema, 40 kills under usage, 200 jobs killed.
+# About ten core-hours. Eight are the simulation's and, as one file, one process's; each variable alone gives one suite,
+# and ARGS="--dist load tests/server/engine/test_simulation.py" spreads that one. `benchmarks.soak` (8 h) is apart.
 test-long: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 MULTILORA_SIM_STEPS=5000000 MULTILORA_CHURN_REQUESTS=40000 MULTILORA_FUZZ=20 \
-		MULTILORA_KILLS=1000 MULTILORA_STORM=10000 MULTILORA_LORIS=1000 MULTILORA_SCHEMA=3 MULTILORA_USAGE_KILLS=40 MULTILORA_JOB_KILLS=200 MULTILORA_SHARDED=all \
+	OMP_NUM_THREADS=1 MULTILORA_SIM_STEPS=100000000 MULTILORA_CHURN_REQUESTS=90000 MULTILORA_FUZZ=500 \
+		MULTILORA_KILLS=1000 MULTILORA_STORM=100000 MULTILORA_LORIS=1000 MULTILORA_SCHEMA=40 \
+		MULTILORA_USAGE_KILLS=40 MULTILORA_JOB_KILLS=200 MULTILORA_SHARDED=all \
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # Six real clients, each in an environment of its own, against the demo.
