@@ -6,7 +6,8 @@ what such work still reads or writes, computes other tokens than `expected_outpu
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from adapters_store.base import AdapterDigest
@@ -93,8 +94,7 @@ class AheadRunner:
     def launch(self, schedule: Schedule) -> AheadFlight:
         self._world.check_chosen(schedule)
         is_plain = schedule.num_decodes == len(schedule.rows) and all(row.samples for row in schedule.rows)
-        wants_tokens = all(row.request.params.max_tokens > 0 for row in schedule.rows)
-        return self._enqueue(schedule, None, is_plain and wants_tokens and self._happens(0.97))
+        return self._enqueue(schedule, None, is_plain and self._happens(0.97))
 
     def launch_after(self, flight: AheadFlight, schedule: Schedule) -> AheadFlight | None:
         self._world.check_ahead(flight, schedule)
@@ -119,9 +119,9 @@ class AheadRunner:
             raise RuntimeError("the device lost this step")
         for row in rows:
             state = flight.states[row.request.id]
-            if not row.samples or row.request.params.max_tokens == 0:
-                assert state != NAN or not row.samples
-            elif state == NAN:
+            if not row.samples:
+                continue
+            if state == NAN:
                 world.check_blame(row.request)
                 output.non_finite.append(row.request)
             elif flight.before is not None and self._happens(world.ahead.unsettled):
@@ -180,6 +180,7 @@ class AheadWorld(World):
 
     def __post_init__(self) -> None:
         self._stream: deque[Callable[[], object]] = deque()
+        self._violations: list[str] = []
         super().__post_init__()
         self.runner = AheadRunner(self)
         self.engine = Engine(
@@ -199,7 +200,10 @@ class AheadWorld(World):
             if self._stream:
                 self.run_one()
         self._count_starving()
-        for event in self.engine.step():
+        events = self.engine.step()
+        assert not self._violations, self._violations
+        assert self.engine.stats().counters["isolated_steps"] <= self.runner.num_failed
+        for event in events:
             self._told(event)
         if self.num_steps % self.settings.check_every == 0:
             self.check()
@@ -210,7 +214,17 @@ class AheadWorld(World):
 
     def run_one(self) -> None:
         """The device finishes one piece of its work."""
-        self._stream.popleft()()
+        with self.noted():
+            self._stream.popleft()()
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """The engine answers every error of a forward by running its rows one by one: what is asserted is kept here."""
+        try:
+            yield
+        except AssertionError as error:
+            self._violations.append(str(error))
+            raise
 
     def forward(self, flight: AheadFlight, tokens: list[list[int]] | None) -> None:
         """On the device. tokens None: those that the forward before has drawn, 0 where it drew none."""
@@ -242,19 +256,23 @@ class AheadWorld(World):
 
     def check_chosen(self, schedule: Schedule) -> None:
         """A forward that nothing precedes: everything that holds for any."""
-        self._check_schedule(schedule, self.scheduler.running())
+        with self.noted():
+            self._check_schedule(schedule, self.scheduler.running())
 
     def check_ahead(self, flight: AheadFlight, schedule: Schedule) -> None:
         """A forward that goes on from one whose tokens nobody knows."""
-        starts = {row.request.id: row.start for row, _, _ in flight.rows}
-        assert schedule.rows, "nothing is launched for nobody"
-        assert schedule.num_tokens == schedule.num_decodes == len(schedule.rows) <= len(flight.rows)
-        for row in schedule.rows:
-            request = row.request
-            assert request.status is Status.RUNNING
-            assert (row.start, row.num_tokens) == (starts[request.id] + 1, 1)
-            assert len(request.block_ids) * 4 > row.start
-            assert len(request.output_ids) + 2 <= request.params.max_tokens, f"{request.id} has its last token already"
+        with self.noted():
+            starts = {row.request.id: row.start for row, _, _ in flight.rows}
+            assert schedule.rows, "nothing is launched for nobody"
+            assert schedule.num_tokens == schedule.num_decodes == len(schedule.rows) <= len(flight.rows)
+            for row in schedule.rows:
+                request = row.request
+                assert request.status is Status.RUNNING
+                assert (row.start, row.num_tokens) == (starts[request.id] + 1, 1)
+                assert len(request.block_ids) * 4 > row.start
+                assert len(request.output_ids) + 2 <= request.params.max_tokens, (
+                    f"{request.id} has its last token already"
+                )
 
     def check_answer_so_far(self, request: Request) -> None:
         """What it has been given is the start of its answer, and what it keeps is what it computed."""
@@ -267,7 +285,8 @@ class AheadWorld(World):
             assert self._cell(request, position) == state, f"{request.id}: position {position} was overwritten"
 
     def check_blame(self, request: Request) -> None:
-        self._check_blame(request)
+        with self.noted():
+            self._check_blame(request)
 
     def add(self, request: Request) -> None:
         super().add(request)
@@ -289,4 +308,6 @@ class AheadWorld(World):
         if event.error is not None:
             self._end(request, OUTCOMES.get(event.error.code, event.error.code))
         else:
+            is_whole = len(request.output_ids) == request.params.max_tokens
+            assert is_whole or event.finish_reason != "length", f"{request.id} was cut off"
             self._end(request, "abort" if event.finish_reason == "abort" else "finished")
