@@ -97,11 +97,17 @@ def test_every_alert_is_seen_to_fire_and_to_keep_quiet() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Prometheus")
-def test_prometheus_agrees(url: str) -> None:
-    """Its own checks of what is scraped and configured, and the alerts' tests."""
-    folder = DEPLOY / "prometheus"
+def test_prometheus_agrees(url: str, tmp_path: Path) -> None:
+    """Its own checks of what is scraped, asked for and configured, and the alerts' tests."""
+    folder, panels = DEPLOY / "prometheus", tmp_path / "panels.yml"
+    rules = [
+        {"record": f"panel:{index}", "expr": re.sub(r"\$__rate_interval", "1m", query)}
+        for index, query in enumerate(queries())
+    ]
+    panels.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
     for words, text in (
         (["check", "metrics"], httpx.get(f"{url}/metrics").text),
+        (["check", "rules", "--lint=none", str(panels)], None),
         (["check", "config", str(folder / "prometheus.yml")], None),
         (["test", "rules", str(folder / "alerts_test.yml")], None),
     ):
