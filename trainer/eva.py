@@ -5,7 +5,8 @@ Source: Explained Variance Adaptation, arXiv 2410.07170. PEFT redistributes rank
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from trainer.model import Trainee
 MAX_BATCHES = 64  # PEFT cycles through them until the directions have settled
 
 
-def start_from_data(trainee: Trainee, batches: Sequence[PackedBatch]) -> None:
+def start_from_data(trainee: Trainee, batches: Iterable[PackedBatch]) -> None:
     """Replace the seeded A of every layer; B stays zero. batches: training forwards, the same in every start."""
 
     def forward(model: Any, batch: dict[str, Tensor]) -> None:
@@ -32,7 +33,7 @@ def start_from_data(trainee: Trainee, batches: Sequence[PackedBatch]) -> None:
     with trainee.evaluating():
         initialize_lora_eva_weights(
             trainee.peft,
-            [{"input_ids": batch.input_ids, "position_ids": batch.position_ids} for batch in batches[:MAX_BATCHES]],
+            [{"input_ids": each.input_ids, "position_ids": each.position_ids} for each in islice(batches, MAX_BATCHES)],
             forward_fn=forward,
             prepare_model_inputs_fn=None,
             prepare_layer_inputs_fn=rows,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -40,7 +41,7 @@ class Loop:
     trainee: Trainee
     optimizer: torch.optim.Optimizer
     batches: Batches
-    validation: list[PackedBatch]
+    validation: Iterable[PackedBatch]
     ranks: Ranks
     checkpoints: Checkpoints
     control: Control

@@ -18,8 +18,8 @@ from adapters_store.filesystem import Filesystem
 from trainer.checkpoint import Checkpoints
 from trainer.control import Control
 from trainer.data.dataset import PreparedData, batches_of, prepare
-from trainer.data.packing import filler, in_order
-from trainer.data.types import EncodedExample, PackedBatch
+from trainer.data.examples import Examples
+from trainer.data.packing import InOrder
 from trainer.eva import start_from_data
 from trainer.events import EVENTS_FILE, RESULT_FILE, RunLog
 from trainer.failures import Exit, RunDirInUse
@@ -122,7 +122,7 @@ class Run:
             return load_sharded(self.spec, self.ranks)
         trainee = load(self.spec, self.ranks.device)
         if self.spec.adapter.init == "eva":
-            start_from_data(trainee, list(in_order(data.train, micro_batch_tokens=self.spec.batch.forward_tokens)))
+            start_from_data(trainee, InOrder(data.train, micro_batch_tokens=self.spec.batch.forward_tokens))
         return trainee
 
     def _loop(self, trainee: Trainee, data: PreparedData) -> Loop:
@@ -151,11 +151,10 @@ class Run:
             self._stage("resumed", step=loop.progress.step)
         return loop
 
-    def _share_of(self, validation: list[EncodedExample]) -> list[PackedBatch]:
+    def _share_of(self, validation: Examples) -> InOrder:
         """This rank's held-out forwards, as many as on every other rank."""
-        batches = list(in_order(validation, micro_batch_tokens=self.spec.batch.forward_tokens))
-        missing = -len(batches) % self.ranks.world_size
-        return [*batches, *(filler() for _ in range(missing))][self.ranks.rank :: self.ranks.world_size]
+        ranks, tokens = self.ranks, self.spec.batch.forward_tokens
+        return InOrder(validation, micro_batch_tokens=tokens, rank=ranks.rank, world_size=ranks.world_size)
 
     def _publish(self, loop: Loop, start_s: float) -> None:
         self._stage("publishing")

@@ -7,8 +7,7 @@ import os
 import torch
 
 from trainer.memory import available_bytes
-from trainer.planner.advice import advise
-from trainer.planner.hardware import PROCESS_BYTES
+from trainer.planner.advice import advise, process_bytes
 from trainer.planner.shapes import PlanError
 from trainer.ranks import own_device
 from trainer.spec import TrainSpec
@@ -30,5 +29,5 @@ def _advice(spec: TrainSpec, device: torch.device) -> list[str]:
     available = available_bytes(device)
     if available is None:
         return []
-    runtime = 0 if device.type == "cuda" else PROCESS_BYTES
+    runtime = 0 if device.type == "cuda" else process_bytes(spec)
     return advise(spec, available, devices=int(os.environ.get("WORLD_SIZE", "1")), runtime_bytes=runtime)

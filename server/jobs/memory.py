@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adapters_store.host_memory import free_host_bytes
-from trainer.planner.advice import advise, case_of
-from trainer.planner.hardware import PROCESS_BYTES
+from trainer.planner.advice import advise, case_of, process_bytes
 from trainer.planner.memory import memory_need
 from trainer.planner.shapes import PlanError
 from trainer.spec import TrainSpec
@@ -27,15 +26,15 @@ def estimated_bytes(spec: TrainSpec) -> int:
     """What the run takes, its process included; of a base that the planner cannot read, the process alone: the trainer
     says what is wrong with it."""
     try:
-        return memory_need(case_of(spec, runtime_bytes=PROCESS_BYTES)).total
+        return memory_need(case_of(spec, runtime_bytes=process_bytes(spec))).total
     except PlanError:
-        return PROCESS_BYTES
+        return process_bytes(spec)
 
 
 def advice(spec: TrainSpec, available_bytes: int) -> list[str]:
     """What to change so that the training fits; empty where it fits, or the planner cannot read the base."""
     try:
-        return advise(spec, available_bytes, runtime_bytes=PROCESS_BYTES)
+        return advise(spec, available_bytes, runtime_bytes=process_bytes(spec))
     except PlanError:
         return []
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from support.models import FAMILY_NAMES, save_base
 from support.training import gradients, random_batch, random_examples, tiny_spec
-from trainer.data.packing import in_order
+from trainer.data.packing import InOrder
 from trainer.data.types import IGNORED
 from trainer.model import load
 from trainer.spec import SpecError
@@ -22,7 +22,7 @@ def test_packed_loss_and_gradient_are_those_of_transformers_one_example_at_a_tim
     base = save_base(tmp_path / "base", family)
     examples = random_examples(5, high=60)
     ours = load(tiny_spec(base, method="full"), CPU)
-    (batch,) = in_order(examples, micro_batch_tokens=1000)
+    (batch,) = InOrder(examples, micro_batch_tokens=1000)
     loss = ours.loss(batch)
     loss.backward()
     theirs = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")

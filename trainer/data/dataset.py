@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.encode import Encoder, encode_all
+from trainer.data.examples import Examples
 from trainer.data.jsonl import DataLimits, Dataset, read_jsonl
 from trainer.data.packing import Batches, BatchSettings
 from trainer.data.split import Split, apart, mixed, split
@@ -49,9 +50,9 @@ class DataFacts:
 class PreparedData:
     """train: what is learned, mix included. validation: held out of it. general: held out of the mix file, or empty."""
 
-    train: list[EncodedExample]
-    validation: list[EncodedExample]
-    general: list[EncodedExample]
+    train: Examples
+    validation: Examples
+    general: Examples
     facts: DataFacts
 
 
@@ -81,18 +82,18 @@ def prepare(
         num_validation=len(parts.validation),
         num_mixed=len(train) - len(parts.train),
         num_general=len(general.validation) if general else 0,
-        num_tokens=sum(map(len, train)),
-        num_supervised=sum(example.num_supervised for example in train),
+        num_tokens=int(train.lengths.sum()),
+        num_supervised=train.num_supervised,
     )
-    return PreparedData(train, parts.validation, general.validation if general else [], facts)
+    return PreparedData(train, parts.validation, general.validation if general else Examples([]), facts)
 
 
-def _load(path: Path, what: str, encoder: Encoder, limits: DataLimits | None) -> tuple[Dataset, list[EncodedExample]]:
+def _load(path: Path, what: str, encoder: Encoder, limits: DataLimits | None) -> tuple[Dataset, Examples]:
     dataset = read_jsonl(path, limits, what=what)
     return dataset, encode_all(dataset.records(), encoder, what=what)
 
 
-def _held_out(spec: TrainSpec, encoder: Encoder, examples: Sequence[EncodedExample]) -> tuple[Split, Dataset | None]:
+def _held_out(spec: TrainSpec, encoder: Encoder, examples: Examples) -> tuple[Split, Dataset | None]:
     if spec.validation is None:
         return split(examples, seed=spec.seed), None
     dataset, validation = _load(spec.validation, "validation", encoder, VALIDATION_LIMITS)

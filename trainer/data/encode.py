@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
+from trainer.data.examples import Examples
 from trainer.data.problems import LineRefused, ProblemList
 from trainer.data.records import Record
 from trainer.data.template import Render, RenderedText, Span, render_chat, template_of
@@ -123,12 +124,10 @@ def _weights(encoding: Encoding, spans: tuple[Span, ...]) -> NDArray[np.float32]
     return weights
 
 
-def encode_all(
-    records: Iterable[tuple[int, bytes, Record]], encoder: Encoder, *, what: str = "data"
-) -> list[EncodedExample]:
+def encode_all(records: Iterable[tuple[int, bytes, Record]], encoder: Encoder, *, what: str = "data") -> Examples:
     """Every record's examples, in order. Raises DataRejected with every line that cannot be encoded, all counted."""
     problems = ProblemList(what=what)
-    examples = list(_encoded(records, encoder, problems))
+    examples = Examples.of(_encoded(records, encoder, problems))
     problems.raise_if_any()
     return examples
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from trainer.data.examples import lengths_of
 from trainer.data.types import IGNORED, DataCursor, EncodedExample, PackedBatch, StepBatch
 
 
@@ -49,11 +51,11 @@ class Batches:
             raise ValueError("no examples to make batches of")
         self._examples = examples
         self._settings = settings
-        self._lengths = np.array([len(example) for example in examples], dtype=np.int64)
+        self._lengths = lengths_of(examples)
         if self._lengths.max() > settings.micro_batch_tokens:
             longest = int(self._lengths.max())
             raise ValueError(f"micro_batch_tokens must hold the longest example ({longest} tokens), got {settings}")
-        self._epoch: tuple[int, list[list[int]]] | None = None
+        self._epoch: tuple[int, list[NDArray[np.int64]]] | None = None
 
     def num_steps(self, epochs: int) -> int:
         """Optimizer steps in the first `epochs` epochs."""
@@ -61,32 +63,24 @@ class Batches:
             return epochs * -(-len(self._examples) // self._settings.examples_per_step)
         return sum(len(self.epoch_steps(epoch)) for epoch in range(epochs))
 
-    def epoch_steps(self, epoch: int) -> list[list[int]]:
+    def epoch_steps(self, epoch: int) -> list[NDArray[np.int64]]:
         """Indices of the examples of every step of an epoch; every example stands in exactly one."""
         if self._epoch is None or self._epoch[0] != epoch:
-            order = np.random.default_rng([self._settings.seed, epoch]).permutation(len(self._examples)).tolist()
+            order = np.random.default_rng([self._settings.seed, epoch]).permutation(len(self._examples))
             self._epoch = (epoch, self._cut(order))
         return self._epoch[1]
 
-    def _cut(self, order: list[int]) -> list[list[int]]:
+    def _cut(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         size, budget = self._settings.examples_per_step, self._settings.tokens_per_step
         if budget is None:
             return [order[start : start + size] for start in range(0, len(order), size)]
-        steps: list[list[int]] = []
-        used = budget
-        for index in order:
-            length = int(self._lengths[index])
-            if used + length > budget:
-                steps.append([])
-                used = 0
-            steps[-1].append(index)
-            used += length
-        return steps
+        parts = _cut_in_order(self._lengths[order].tolist(), budget)
+        return [order[part.start : part.stop] for part in parts]
 
     def at(self, cursor: DataCursor) -> StepBatch:
         """The step under the cursor, this rank's share packed. Raises IndexError behind the epoch's last step."""
         chosen = self.epoch_steps(cursor.epoch)[cursor.step]
-        examples = [self._examples[index] for index in chosen]
+        examples = [self._examples[index] for index in chosen.tolist()]
         return StepBatch(
             micro_batches=[pack(share) if share else filler() for share in self._shares(examples)],
             weight=sum(example.weight for example in examples),
@@ -109,16 +103,36 @@ class Batches:
         return [[examples[index] for index in bin_] for bin_ in bins[settings.rank :: settings.world_size]]
 
 
-def in_order(examples: Sequence[EncodedExample], *, micro_batch_tokens: int) -> Iterator[PackedBatch]:
-    """Every example once, in order, packed: for evaluation."""
-    taken: list[EncodedExample] = []
-    for example in examples:
-        if taken and sum(map(len, taken)) + len(example) > micro_batch_tokens:
-            yield pack(taken)
-            taken = []
-        taken.append(example)
-    if taken:
-        yield pack(taken)
+class InOrder:
+    """Every example once, in order: for evaluation. A pass packs each forward anew and keeps none.
+
+    Of several ranks each has as many forwards as every other; fillers make up for what does not divide.
+    """
+
+    def __init__(
+        self, examples: Sequence[EncodedExample], *, micro_batch_tokens: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self._examples = examples
+        parts = list(_cut_in_order(lengths_of(examples).tolist(), micro_batch_tokens))
+        self._parts = [*parts, *[range(0)] * (-len(parts) % world_size)][rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        for part in self._parts:
+            yield pack([self._examples[index] for index in part]) if part else filler()
+
+
+def _cut_in_order(lengths: Sequence[int], capacity: int) -> Iterator[range]:
+    start = used = 0
+    for index, length in enumerate(lengths):
+        if index > start and used + length > capacity:
+            yield range(start, index)
+            start, used = index, 0
+        used += length
+    if lengths:
+        yield range(start, len(lengths))
 
 
 def forwards(lengths: Sequence[int], *, capacity: int, multiple_of: int = 1) -> list[list[int]]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.data.examples import DIGEST_BYTES, Examples
 from trainer.data.problems import DataRejected, Problem
-from trainer.data.types import EncodedExample
 
 VALIDATION_FRACTION = 0.05
 MIN_VALIDATION = 8  # fewer say little; but never more than a quarter of the data
@@ -21,51 +20,46 @@ MIN_DISTINCT = 8
 class Split:
     """train and validation share no example, not even a copy of one. Both keep the file's order."""
 
-    train: list[EncodedExample]
-    validation: list[EncodedExample]
+    train: Examples
+    validation: Examples
 
 
-def split(
-    examples: Sequence[EncodedExample], *, seed: int = 0, fraction: float = VALIDATION_FRACTION, what: str = "data"
-) -> Split:
+def split(examples: Examples, *, seed: int = 0, fraction: float = VALIDATION_FRACTION, what: str = "data") -> Split:
     """Hold out `fraction` of the distinct examples (at least MIN_VALIDATION, at most a quarter), by digest.
 
     A record and its copies, and every answer of an unrolled chat, fall on the same side. Raises
     DataRejected(too_few_examples) under MIN_DISTINCT distinct ones.
     """
-    distinct = sorted({example.digest for example in examples}, key=lambda digest: _rank(digest, seed))
+    digests = examples.digests
+    distinct = np.unique(digests)
     if len(distinct) < MIN_DISTINCT:
         message = f"{len(distinct)} distinct examples, at least {MIN_DISTINCT} are needed to hold some out"
         raise DataRejected([Problem(0, "too_few_examples", message)], what=what)
     wanted = max(math.ceil(len(distinct) * fraction), min(MIN_VALIDATION, len(distinct) // 4))
-    held_out = set(distinct[:wanted])
-    return Split(
-        train=[example for example in examples if example.digest not in held_out],
-        validation=[example for example in examples if example.digest in held_out],
-    )
+    ranks = np.array([_rank(digest, seed) for digest in distinct.tolist()])
+    is_held_out = np.isin(digests, distinct[np.argsort(ranks)[:wanted]])
+    return Split(train=examples.where(~is_held_out), validation=examples.where(is_held_out))
 
 
 def _rank(digest: bytes, seed: int) -> bytes:
-    return hashlib.blake2b(digest, key=seed.to_bytes(8, "little"), digest_size=16).digest()
+    whole = digest.ljust(DIGEST_BYTES, b"\0")
+    return hashlib.blake2b(whole, key=seed.to_bytes(8, "little"), digest_size=16).digest()
 
 
-def apart(train: Sequence[EncodedExample], validation: Sequence[EncodedExample]) -> Split:
+def apart(train: Examples, validation: Examples) -> Split:
     """The two as they are, less the training examples that a validation file repeats.
 
     Raises DataRejected(too_few_examples) where nothing would be left to train on.
     """
-    held_out = {example.digest for example in validation}
-    kept = [example for example in train if example.digest not in held_out]
+    kept = train.where(~np.isin(train.digests, validation.digests))
     if not kept:
         message = "every training example is in the validation file too"
         raise DataRejected([Problem(0, "too_few_examples", message)], what="validation")
-    return Split(kept, list(validation))
+    return Split(kept, validation)
 
 
-def mixed(
-    train: Sequence[EncodedExample], general: Sequence[EncodedExample], *, fraction: float, seed: int = 0
-) -> list[EncodedExample]:
+def mixed(train: Examples, general: Examples, *, fraction: float, seed: int = 0) -> Examples:
     """Training examples and as many general ones as make `fraction` of the whole (all there are, if fewer)."""
     wanted = min(len(general), round(len(train) * fraction / (1 - fraction)))
     chosen = np.random.default_rng([seed, 1]).permutation(len(general))[:wanted]
-    return [*train, *(general[index] for index in sorted(chosen.tolist()))]
+    return train + general.where(np.isin(np.arange(len(general)), chosen))

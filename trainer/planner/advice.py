@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from trainer.planner.hardware import COUNTS
+from trainer.planner.hardware import COUNTS, DATA_SHARE, PROCESS_BYTES
 from trainer.planner.memory import GIB, MemoryNeed, Sharding, TrainingCase, memory_need
 from trainer.planner.shapes import ModelShape, shape_of_config
 from trainer.spec import TrainSpec
@@ -37,6 +37,12 @@ def case_of(
         sharding=Sharding(stage, devices) if spec.sharding == "fsdp" else Sharding(),
         runtime_bytes=runtime_bytes,
     )
+
+
+def process_bytes(spec: TrainSpec) -> int:
+    """Host memory of a run before the first weight: the process, and its encoded data at the fullest moment."""
+    files = (spec.data, spec.validation, spec.mix)
+    return PROCESS_BYTES + DATA_SHARE * sum(file.stat().st_size for file in files if file is not None and file.exists())
 
 
 def advise(

@@ -11,6 +11,7 @@ from trainer.planner.timing import RunTime, run_time
 
 COUNTS = (1, 2, 4, 8)
 RUNTIME_BYTES = GIB  # CUDA context and allocator gaps
+DATA_SHARE = 2  # host memory for each byte of training data, while it is encoded (1.0 to 1.4 from then on)
 PROCESS_BYTES = 768 << 20  # host memory of Python, torch and the tokenizer, before the first weight
 FILL = 0.95  # of a device's memory that a plan may use
 

@@ -12,7 +12,7 @@ from trainer.planner.hardware import PROCESS_BYTES
 
 def test_a_base_that_cannot_be_read_is_the_trainers_to_refuse(tmp_path: Path) -> None:
     spec = demo_spec(tmp_path, base=tmp_path)
-    assert estimated_bytes(spec) == PROCESS_BYTES
+    assert estimated_bytes(spec) == PROCESS_BYTES + 2 * spec.data.stat().st_size
     assert advice(spec, 1) == []
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from support.models import VOCAB, save_base
 from support.training_data import some_examples
-from trainer.data.packing import Batches, BatchSettings, filler, forwards, in_order, pack
+from trainer.data.packing import Batches, BatchSettings, InOrder, filler, forwards, pack
 from trainer.data.types import IGNORED, DataCursor, PackedBatch
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=40)
@@ -139,7 +139,7 @@ def test_labels_never_cross_examples_and_filler_teaches_nothing() -> None:
 
 def test_evaluation_packs_in_order_and_loses_none() -> None:
     examples = some_examples([10, 20, 30, 40, 50])
-    batches = list(in_order(examples, micro_batch_tokens=60))
+    batches = list(InOrder(examples, micro_batch_tokens=60))
     assert [batch.num_examples for batch in batches] == [3, 1, 1]
     assert all_first_ids(batches) == [int(item.input_ids[0]) for item in examples]
 
