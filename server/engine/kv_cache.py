@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from lora_kernels.attention import LayerCache
+from lora_kernels.transfer import to_device
 from server.engine.base_model import BaseModel
 
 
@@ -28,10 +29,11 @@ class KVCache:
         return cls(layers, block_size, num_blocks)
 
     def zero_blocks(self, block_ids: list[int]) -> None:
-        """Wipe blocks whose content is not to be trusted (non-finite values)."""
+        """Wipe blocks whose content is not to be trusted (non-finite values). Does not wait for the device."""
+        index = to_device(torch.tensor(block_ids), self.layers[0].keys.device)
         for layer in self.layers:
-            layer.keys[block_ids] = 0
-            layer.values[block_ids] = 0
+            layer.keys.index_fill_(0, index, 0)
+            layer.values.index_fill_(0, index, 0)
 
 
 def bytes_per_block(base: BaseModel, block_size: int) -> int:

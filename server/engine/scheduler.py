@@ -13,14 +13,13 @@ from adapters_store.errors import StoreError
 from server.engine.admission import FairAdmission
 from server.engine.admission_walk import Starving
 from server.engine.deadlines import Deadlines
-from server.engine.errors import QueueFull
 from server.engine.fair_share import OUTPUT_COST, FairShare, TenantAccount
+from server.engine.intake import Intake
 from server.engine.kv_blocks import BlockPool
 from server.engine.look_ahead import LookAhead
 from server.engine.over_share import OverShare
 from server.engine.places import Places
 from server.engine.request import Request, Status
-from server.engine.sampling_params import InvalidRequest
 from server.engine.schedule import AdapterGate, Schedule, ScheduledRow, SchedulerSettings
 
 __all__ = ["AdapterGate", "Schedule", "ScheduledRow", "Scheduler", "SchedulerSettings"]
@@ -49,9 +48,15 @@ class Scheduler:
         self.settings = settings
         self.pool = pool
         self._gate = gate
-        self._max_model_len = max_model_len
         self._clock = clock
         self._waiting = FairAdmission(lookahead=settings.lookahead, starvation_s=settings.starvation_s)
+        self.intake = Intake(
+            settings,
+            max_model_len=max_model_len,
+            kv_tokens=pool.num_blocks * pool.block_size,
+            num_waiting=self._waiting.__len__,
+            num_waiting_of=self._waiting.num_waiting_of,
+        )
         self.shares: FairShare = self._waiting.shares
         self._places = Places(settings, self.shares)
         self._over_share = OverShare(settings, self.shares, self._places)
@@ -100,26 +105,12 @@ class Scheduler:
         """Queue a request. Raises InvalidRequest if it can never fit, QueueFull if too many wait."""
         assert request.id not in self._requests, f"{request.id} added twice"
         assert request.status is Status.WAITING, f"{request.id} is over already"
-        self.check_fits(request)
-        self.check_queue(request.tenant)
+        self.intake.check_fits(request)
+        self.intake.check_queue(request.tenant)
         self._requests[request.id] = request
         self._waiting.push(request)
         if request.deadline_s is not None:
             self._deadlines.watch(request.id, request.deadline_s)
-
-    def check_queue(self, tenant: str, *, num_arriving: int = 0, num_arriving_of_tenant: int = 0) -> None:
-        """Raises QueueFull if this tenant may not queue one more. num_arriving: on their way to `add`. Any thread."""
-        settings = self.settings
-        num_waiting = len(self._waiting) + num_arriving
-        if num_waiting >= settings.max_waiting:
-            message = f"{num_waiting} requests wait already (max_waiting {settings.max_waiting})"
-            raise QueueFull(message, retry_after_s=settings.retry_after_s)
-        num_waiting = self._waiting.num_waiting_of(tenant) + num_arriving_of_tenant
-        if num_waiting >= settings.max_waiting_per_tenant:
-            limit = f"max_waiting_per_tenant {settings.max_waiting_per_tenant}"
-            raise QueueFull(
-                f"{num_waiting} requests of {tenant} wait already ({limit})", retry_after_s=settings.retry_after_s
-            )
 
     def schedule(self) -> Schedule | None:
         """The next forward, or None if nothing can run now. Running decodes first, then prefills, then the queue."""
@@ -213,20 +204,6 @@ class Scheduler:
         """Requests whose deadline has passed, finished already, each reported exactly once."""
         late, self._late = self._late, []
         return late
-
-    def check_fits(self, request: Request) -> None:
-        """Raises InvalidRequest if the request can never run. Reads limits only, so any thread may ask."""
-        num_prompt, max_tokens = len(request.prompt_ids), request.params.max_tokens
-        num_tokens = num_prompt + max_tokens
-        if num_prompt == 0:
-            raise InvalidRequest("prompt", "prompt must have at least 1 token, got 0")
-        limit = min(self._max_model_len, self.pool.num_blocks * self.pool.block_size)
-        if num_tokens <= limit:
-            return
-        param = "prompt" if num_prompt >= limit else "max_tokens"
-        what = "context length" if limit == self._max_model_len else "KV cache"
-        message = f"prompt of {num_prompt} + max_tokens of {max_tokens} = {num_tokens} tokens, {what} is {limit}"
-        raise InvalidRequest(param, message, code="context_length_exceeded")
 
     def _attend(self, now_s: float) -> None:
         for request_id in self._deadlines.take_late(now_s):

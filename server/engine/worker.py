@@ -96,7 +96,7 @@ class EngineWorker:
     def submit(self, request: Request, listener: Listener) -> None:
         """Queue a request; `listener` is called on the engine's thread. Raises InvalidRequest or QueueFull at once."""
         validate_params(request.params, self.vocab_size)
-        self._engine.scheduler.check_fits(request)
+        self._engine.scheduler.intake.check_fits(request)
         with self._changed:
             if self._is_stopping or self._failure is not None:
                 raise QueueFull("the engine is stopping", retry_after_s=5.0)
@@ -132,7 +132,7 @@ class EngineWorker:
 
     def _check_queue(self, tenant: str) -> None:
         arriving = self._arriving
-        self._engine.scheduler.check_queue(
+        self._engine.scheduler.intake.check_queue(
             tenant, num_arriving=arriving.total(), num_arriving_of_tenant=arriving[tenant]
         )
 

@@ -89,9 +89,9 @@ def test_one_tenants_full_queue_refuses_that_tenant_alone() -> None:
     with pytest.raises(QueueFull, match=r"2 requests of law wait already \(max_waiting_per_tenant 2\)") as refusal:
         bench.add()
     assert refusal.value.retry_after_s == 1.5
-    bench.scheduler.check_queue("med")
+    bench.scheduler.intake.check_queue("med")
     with pytest.raises(QueueFull, match="2 requests of med wait already"):
-        bench.scheduler.check_queue("med", num_arriving=2, num_arriving_of_tenant=2)
+        bench.scheduler.intake.check_queue("med", num_arriving=2, num_arriving_of_tenant=2)
 
 
 def test_a_request_is_known_by_its_id_until_it_is_over() -> None:

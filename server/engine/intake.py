@@ -1,0 +1,56 @@
+"""Decides which requests are refused at the door. Knows limits and counts; any thread may ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from server.engine.errors import QueueFull
+from server.engine.request import Request
+from server.engine.sampling_params import InvalidRequest
+from server.engine.schedule import SchedulerSettings
+
+
+class Intake:
+    """max_model_len, kv_tokens: what a request's prompt and output must fit. num_waiting: in all, and of a tenant."""
+
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        *,
+        max_model_len: int,
+        kv_tokens: int,
+        num_waiting: Callable[[], int],
+        num_waiting_of: Callable[[str], int],
+    ) -> None:
+        self._settings = settings
+        self._max_model_len = max_model_len
+        self._kv_tokens = kv_tokens
+        self._num_waiting, self._num_waiting_of = num_waiting, num_waiting_of
+
+    def check_queue(self, tenant: str, *, num_arriving: int = 0, num_arriving_of_tenant: int = 0) -> None:
+        """Raises QueueFull if this tenant may not queue one more. num_arriving: on their way to the queue."""
+        settings = self._settings
+        num_waiting = self._num_waiting() + num_arriving
+        if num_waiting >= settings.max_waiting:
+            message = f"{num_waiting} requests wait already (max_waiting {settings.max_waiting})"
+            raise QueueFull(message, retry_after_s=settings.retry_after_s)
+        num_waiting = self._num_waiting_of(tenant) + num_arriving_of_tenant
+        if num_waiting >= settings.max_waiting_per_tenant:
+            limit = f"max_waiting_per_tenant {settings.max_waiting_per_tenant}"
+            raise QueueFull(
+                f"{num_waiting} requests of {tenant} wait already ({limit})", retry_after_s=settings.retry_after_s
+            )
+
+    def check_fits(self, request: Request) -> None:
+        """Raises InvalidRequest if the request can never run."""
+        num_prompt, max_tokens = len(request.prompt_ids), request.params.max_tokens
+        num_tokens = num_prompt + max_tokens
+        if num_prompt == 0:
+            raise InvalidRequest("prompt", "prompt must have at least 1 token, got 0")
+        limit = min(self._max_model_len, self._kv_tokens)
+        if num_tokens <= limit:
+            return
+        param = "prompt" if num_prompt >= limit else "max_tokens"
+        what = "context length" if limit == self._max_model_len else "KV cache"
+        message = f"prompt of {num_prompt} + max_tokens of {max_tokens} = {num_tokens} tokens, {what} is {limit}"
+        raise InvalidRequest(param, message, code="context_length_exceeded")
