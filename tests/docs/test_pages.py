@@ -25,6 +25,11 @@ def test_every_file_a_page_names_exists(page: Path) -> None:
     assert missing == []
 
 
+def test_the_readme_leads_to_every_page() -> None:
+    readme = PAGES[0].read_text()
+    assert [page.name for page in PAGES[1:] if f"({page.relative_to(ROOT)})" not in readme] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_make_target_and_module_a_page_names_exists(page: Path) -> None:
     text, makefile = page.read_text(), (ROOT / "Makefile").read_text()
