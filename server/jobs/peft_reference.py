@@ -1,12 +1,12 @@
 """The round trip's other side: transformers and PEFT on the same base and adapter. Knows models; compares nothing.
 
-One model at a time is in memory, so a check in bfloat16 costs two loads and not two models at once.
+One model at a time is in memory. It is loaded once, and rounded for the check in bfloat16; twice where it is in 4 bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,41 @@ from trainer.gate.scorer import BASE_ALONE
 from trainer.gate.thresholds import GateThresholds
 
 
-def peft_logits(
-    base: Path,
-    adapter: Path | None,
-    prompts: Sequence[Sequence[int]],
-    *,
-    dtype: torch.dtype,
-    nf4: bool,
-    device: torch.device,
-) -> list[torch.Tensor]:
-    """Logits [T, V] of each prompt alone, float32 on the CPU; without an adapter the base's."""
-    options: dict[str, Any] = {"quantization_config": nf4_config(dtype)} if nf4 else {}
-    model = AutoModelForCausalLM.from_pretrained(
-        base,
-        dtype=dtype,
-        local_files_only=True,
-        device_map={"": str(device)} if nf4 or device.type == "cuda" else None,
-        **options,
-    )
-    keep_nf4_weights_plain(model)
-    model = (model if adapter is None else PeftModel.from_pretrained(model, str(adapter))).eval()
+@dataclass(frozen=True)
+class Reference:
+    """What is loaded: a base folder, an adapter folder (None: the base alone), where to, and whether in 4 bits."""
+
+    base: Path
+    adapter: Path | None
+    device: torch.device
+    nf4: bool = False
+
+    def load(self, dtype: torch.dtype) -> Any:
+        """The model in `dtype`, ready to ask."""
+        options: dict[str, Any] = {"quantization_config": nf4_config(dtype)} if self.nf4 else {}
+        model = AutoModelForCausalLM.from_pretrained(
+            self.base,
+            dtype=dtype,
+            local_files_only=True,
+            device_map={"": str(self.device)} if self.nf4 or self.device.type == "cuda" else None,
+            **options,
+        )
+        keep_nf4_weights_plain(model)
+        return (model if self.adapter is None else PeftModel.from_pretrained(model, str(self.adapter))).eval()
+
+
+def logits_of(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Logits [T, V] of each prompt alone, float32 on the CPU."""
     with torch.inference_mode():
-        return [model(torch.tensor([list(prompt)], device=device)).logits[0].float().cpu() for prompt in prompts]
+        return [model(torch.tensor([list(each)], device=model.device)).logits[0].float().cpu() for each in prompts]
+
+
+def round_base(model: Any, dtype: torch.dtype) -> None:
+    """Make of a float32 model, in place, what loading it in `dtype` makes: PEFT keeps adapters, and transformers its
+    buffers, in float32. Not for 4-bit weights, which keep the type that they were quantised from."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
 
 
 def round_trip(
@@ -50,10 +63,17 @@ def round_trip(
 ) -> RoundTrip:
     """The server's logits of the prompts against PEFT's, in the scorer's precision; without an adapter the base's."""
     served = scorer.base
-    reference = partial(peft_logits, base, adapter, prompts, nf4=served.quantized, device=served.device)
-    exact = reference(dtype=torch.float32)
+    reference = Reference(base, adapter, served.device, served.quantized)
+    model = reference.load(torch.float32)
+    exact, rounded = logits_of(model, prompts), None
     rounds = served.dtype is not torch.float32
-    rounded = reference(dtype=served.dtype) if rounds else None
+    if rounds and served.quantized:
+        del model
+        model = reference.load(served.dtype)
+    elif rounds:
+        round_base(model, served.dtype)
+    if rounds:
+        rounded = logits_of(model, prompts)
     precision = str(served.dtype).removeprefix("torch.")
     name = "nf4" if served.quantized and not rounds else precision
     scale = BASE_ALONE if adapter is None else 1.0
