@@ -160,6 +160,14 @@ def test_no_server_is_killed_while_it_drains() -> None:
     assert int(stop[1]) > DRAIN_S
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze comes with systemd")
+def test_systemd_agrees(tmp_path: Path) -> None:
+    unit = tmp_path / "multilora.service"
+    unit.write_text(UNIT.replace("/opt/multilora/bin/multilora", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_every_option_that_is_given_exists() -> None:
     shown = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
     start = re.search(r"ExecStart=\S+ (.+)", UNIT)
