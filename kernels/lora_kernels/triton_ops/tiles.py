@@ -112,7 +112,7 @@ class ArchitectureTiles:
     nf4: tuple[Nf4Tile, ...]
     decode_attention: AttentionShape
     prefill_attention: AttentionShape
-    one_launch: OneLaunchTile = OneLaunchTile(256, 256, 8, 4, max_bytes=0)
+    one_launch: OneLaunchTile = OneLaunchTile(256, 256, 4, 4, max_bytes=0)
     overlaps: bool = False
     programs_per_multiprocessor: int = PROGRAMS_PER_MULTIPROCESSOR
 
