@@ -45,9 +45,7 @@ class AdapterTiers:
         self._copier = copier
         self._settings = settings or AdapterTiersSettings()
         self._clock = clock
-        self._transfers = Transfers(
-            host, pool, copier, max_copies=self._settings.max_copies, arrived=self._note_arrival
-        )
+        self._transfers = Transfers(host, pool, copier, self._settings.max_copies, self._note_arrival)
         self._pins: dict[AdapterDigest, None] = {}
         self._wanted: tuple[AdapterDigest, ...] = ()
         self._limit = 0

@@ -37,7 +37,6 @@ class Transfers:
         host: HostTier,
         pool: DevicePool,
         copier: DeviceCopier,
-        *,
         max_copies: int,
         arrived: Callable[[PoolEntry], None],
     ) -> None:
