@@ -2,109 +2,28 @@
 
 from __future__ import annotations
 
-import time
+import os
+import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 import torch
 
-from adapters_store.store import AdapterStore
 from server.engine import sampler as sampler_module
-from server.engine.build import EngineParts, EngineSettings, build_engine
-from server.engine.engine import Engine
 from server.engine.flight import Flight, StepOutput
 from server.engine.memory_plan import MemoryWishes
-from server.engine.request import Request, TokenEvent
+from server.engine.request import TokenEvent
 from server.engine.runner import ModelRunner
-from server.engine.sampling_params import SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow, SchedulerSettings
-from support.adapter_memory import FakeClock
+from support.driven_engine import MAX_CONTEXT, Driven, driven
 from support.recorded_steps import record_steps
-from support.service import TENANT, greedy_by_peft, publish
+from support.service import TENANT, Answer, greedy_by_peft, running
 
-MAX_CONTEXT = 256
-
-
-@dataclass
-class Driven:
-    """An engine over recordings that the test steps by hand, with a clock of its own."""
-
-    parts: EngineParts
-    digests: dict[str, Any]
-    clock: FakeClock
-    log: list[list[TokenEvent]] = field(default_factory=list)
-
-    @property
-    def engine(self) -> Engine:
-        return self.parts.engine
-
-    @property
-    def runner(self) -> ModelRunner:
-        assert isinstance(self.engine._runner, ModelRunner)
-        return self.engine._runner
-
-    def add(self, name: str, prompt: list[int], adapter: str | None = None, **params: Any) -> Request:
-        deadline_s = params.pop("deadline_s", None)
-        wanted = SamplingParams(**{"max_tokens": 24, "temperature": 0.0, "ignore_eos": True, **params})
-        digest = None if adapter is None else self.digests[adapter]
-        request = Request(name, TENANT, prompt, wanted, digest, adapter, deadline_s=deadline_s)
-        self.engine.add(request)
-        return request
-
-    def step(self) -> list[TokenEvent]:
-        self.clock.advance(1.0)
-        self.log.append(self.engine.step())
-        return self.log[-1]
-
-    def drain(self) -> None:
-        for _ in range(5000):
-            if not self.engine.scheduler.has_unfinished and self.engine._ahead is None:
-                return
-            self.step()
-            if self.engine.idle_s != 0.0:
-                time.sleep(0.001)  # an adapter is being loaded
-        raise AssertionError("never came to rest")
-
-    def tokens(self, name: str) -> list[int]:
-        return [token for _, event in self._events(name) for token in event.token_ids]
-
-    def last(self, name: str) -> TokenEvent:
-        return self._events(name)[-1][1]
-
-    def last_step(self, name: str) -> int:
-        return self._events(name)[-1][0]
-
-    def _events(self, name: str) -> list[tuple[int, TokenEvent]]:
-        return [(step, event) for step, events in enumerate(self.log) for event in events if event.request_id == name]
-
-    @property
-    def counters(self) -> dict[str, float]:
-        return dict(self.engine.stats().counters)
-
-
-@contextmanager
-def driven(
-    base: Path, adapters: dict[str, Path], data_dir: Path, *, looks_ahead: bool = True, **settings: Any
-) -> Iterator[Driven]:
-    wishes = MemoryWishes(kv_cache=4 << 20, adapter_pool=4 << 20, host_cache=64 << 20)
-    settings = {"dtype": "float32", "block_size": 8, "memory": wishes, **settings}
-    settings.setdefault("scheduler", SchedulerSettings(max_batch_tokens=256, max_running=16))
-    with closing(AdapterStore.open(data_dir)) as store:
-        parts = build_engine(EngineSettings(base=base, num_threads=1, **settings), store)
-        try:
-            store.tenants.create(TENANT)
-            digests = {kind: publish(store, parts, kind, folder).digest for kind, folder in adapters.items()}
-            world = Driven(parts, digests, FakeClock())
-            parts.engine.scheduler._clock = world.clock
-            record_steps(world.runner, max_rows=16, max_context=MAX_CONTEXT)
-            world.runner.looks_ahead = looks_ahead
-            yield world
-        finally:
-            parts.close()
+NUM_CHURNED = int(os.environ.get("MULTILORA_CHURN_REQUESTS", "160"))
 
 
 def names_in_cache(world: Driven) -> set[bytes]:
@@ -405,3 +324,65 @@ def test_an_adapter_may_leave_while_a_forward_of_its_last_request_is_under_way(
         assert world.tokens("base") == greedy_by_peft(base, None, [5, 6, 7], 200)
         assert world.counters["adapter_evictions"] == 3
         assert world.counters["steps_ahead"] > 0.5 * world.counters["steps"]
+
+
+MANNERS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.0},
+    {"temperature": 0.0, "logprobs": 2},
+    {"temperature": 1.0, "seed": 1},
+    {"temperature": 0.8, "seed": 2, "top_k": 30, "top_p": 0.95},
+    {"temperature": 1.2, "seed": 3, "min_p": 0.05, "min_tokens": 4, "stop_token_ids": tuple(range(4, 90))},
+    {"temperature": 1.0, "seed": 4, "ignore_eos": False, "logit_bias": ((EOS, 8.0),)},
+)
+
+
+def test_answers_in_a_churn_of_arrivals_hang_ups_preemptions_and_evictions_are_those_of_a_quiet_engine(
+    base: Path, adapters: dict[str, Path], prompts: list[list[int]], tmp_path: Path
+) -> None:
+    rng = random.Random(3)
+    limits: dict[str, Any] = {
+        "block_size": 4,
+        "memory": MemoryWishes(kv_cache=140_000, adapter_pool=4 << 20, host_cache=64 << 20),
+        "max_adapters": 3,
+        "scheduler": SchedulerSettings(max_batch_tokens=96, max_running=12, starvation_s=0.05),
+    }
+    cases = [
+        (kind, index, manner)
+        for kind in (None, *list(adapters)[:5])
+        for index in range(2)
+        for manner in range(len(MANNERS))
+    ]
+    with running(base, adapters, tmp_path, **limits) as service:
+        expected = {
+            case: service.tokens(prompts[case[1]], case[0], max_tokens=24, **MANNERS[case[2]]) for case in cases
+        }
+        runner = service.parts.engine._runner
+        assert isinstance(runner, ModelRunner)
+        record_steps(runner, max_rows=12, max_context=MAX_CONTEXT)
+        pending: list[tuple[tuple[str | None, int, int], bool, Answer]] = []
+        num_whole = 0
+        for number in range(NUM_CHURNED):
+            case = rng.choice(cases)
+            request_id, answer = service.ask(prompts[case[1]], case[0], max_tokens=24, **MANNERS[case[2]])
+            hangs_up = rng.random() < 0.1
+            if hangs_up:
+                Timer(rng.uniform(0.0, 0.05), service.worker.abort, (request_id,)).start()
+            pending.append((case, hangs_up, answer))
+            while len(pending) >= (20 if number < NUM_CHURNED - 1 else 1):
+                case, hangs_up, answer = pending.pop(rng.randrange(min(10, len(pending))))
+                events = answer.collect()
+                tokens = [token for event in events for token in event.token_ids]
+                assert events[-1].finish_reason in ("stop", "length", "abort")
+                assert tokens == (
+                    expected[case][: len(tokens)] if events[-1].finish_reason == "abort" else expected[case]
+                )
+                assert hangs_up or events[-1].finish_reason != "abort"
+                assert events[-1].num_output_tokens == len(tokens)
+                num_whole += events[-1].finish_reason != "abort"
+        counters = service.parts.engine.stats().counters
+        assert num_whole > 0.8 * NUM_CHURNED
+        assert counters["adapter_evictions"] > NUM_CHURNED / 20
+        assert counters["preemptions"] > 0
+        assert counters["steps_ahead"] > NUM_CHURNED / 4
+        pool = service.parts.engine.scheduler.pool
+        assert pool.num_free == pool.num_blocks
