@@ -14,7 +14,7 @@ from adapters_store.base import AdapterDigest
 from lora_kernels.lora_batch import LoraTable
 from server.engine.batch import Batch
 from server.engine.cuda_graphs import DecodeGraphs, GraphSettings, why_no_graphs
-from server.engine.decode_buffers import DecodeBuffers
+from server.engine.decode_buffers import DecodeBuffers, DeviceTokens
 from server.engine.request import Request
 from server.engine.sampling_params import SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow
@@ -244,3 +244,36 @@ def _timed(call: Callable[[], None]) -> float:
     began_s = time.perf_counter()
     call()
     return time.perf_counter() - began_s
+
+
+def test_tokens_that_only_the_device_knows_are_gathered_row_by_row() -> None:
+    """Rows of the step before may have ended or changed places; where one drew no token, 0 stands for it."""
+    world = World([4])
+    rows = [row(str(index), [1, 2], [index], slot=0) for index in range(3)]
+    for each in rows:
+        each.start += 1
+    drawn = torch.tensor([70, -1, 72, 73, -2])
+    logits = world.graphs.run(rows, DeviceTokens(drawn, [3, 0, 4]))
+    assert world.seen[-1]["ids"] == [73, 70, 0, 0]
+    assert world.seen[-1]["positions"] == [2, 2, 2, 0]
+    assert logits[:, 0].tolist() == [73, 70, 0]
+
+
+def test_the_host_array_is_not_written_while_a_copy_still_reads_it() -> None:
+    world = World([4])
+    world.run(row("a", [7], [3]))
+
+    class Copy:
+        """The last copy to the device, not done before somebody waits for it."""
+
+        was_waited_for = False
+
+        def synchronize(self) -> None:
+            assert int(world.buffers._host_parts["ids"][0]) == 7, "written before"
+            self.was_waited_for = True
+
+    copy = Copy()
+    world.buffers._copied = copy  # type: ignore[assignment]
+    world.run(row("b", [9], [4]))
+    assert copy.was_waited_for
+    assert world.seen[-1]["ids"] == [9]
