@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-TRIM_EVERY_S = 60.0
+TRIM_EVERY_S = 10.0
 
 
 def c_library_trim() -> Callable[[], object] | None:
