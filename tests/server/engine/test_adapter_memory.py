@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,6 +81,44 @@ def test_the_devices_own_way_of_moving_is_whole_where_places_overlap(distance: i
     arena = torch.arange(900.0)
     move_down(arena[:400], arena[distance : distance + 400], piece=piece)
     assert arena[:400].tolist() == list(range(distance, distance + 400))
+
+
+class SideStream:
+    """Stands in for a CUDA stream; notes what lay in the arena when it was told to wait for the engine's stream."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, arena: torch.Tensor) -> None:
+        self._arena = arena
+        self.waited_for: list[object] = []
+        self.seen: list[float] = []
+
+    def wait_stream(self, other: object) -> None:
+        self.waited_for.append(other)
+        self.seen = self._arena.tolist()
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_on_a_gpu_no_byte_is_written_before_all_that_the_engine_has_launched_so_far(
+    table: LoraTable, monkeypatch: pytest.MonkeyPatch, moves: bool
+) -> None:
+    """A forward launched ahead may still read the place of an adapter that nobody uses any more."""
+    modules = (PackedModule(next(iter(tiny_base().modules)), 1, 1.0, 0, 64),)
+    packed = PackedAdapter(AdapterDigest("sha256:a"), torch.arange(128.0), modules)
+    copier = ArenaCopier(table, tiny_base(), Turns())
+    if moves:
+        wait_until(copier.start(0, 512, packed).done)
+    before = table.arena.tolist()
+    stream = SideStream(table.arena)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the engine's")
+    monkeypatch.setattr(torch.cuda, "stream", lambda entered: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda on: None, query=lambda: True))
+    copier._stream = stream  # type: ignore[assignment]
+    handle = copier.move(0, 512, 0, 128) if moves else copier.start(0, 0, packed)
+    assert handle.done()
+    assert (stream.waited_for, stream.seen) == (["the engine's"], before)
+    assert torch.equal(table.arena[:128], packed.buffer)
+    copier.close()
 
 
 @pytest.fixture

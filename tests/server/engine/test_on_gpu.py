@@ -12,6 +12,7 @@ from adapters_store.packed import PackedAdapter
 from lora_kernels.triton_ops.available import triton_switch
 from server.engine.adapter_memory import ArenaCopier
 from server.engine.base_model import load_base
+from server.engine.flight import Flight
 from server.engine.rehearsal import rehearse
 from server.engine.request import Request
 from server.engine.runner import ModelRunner
@@ -87,6 +88,63 @@ def test_a_recorded_step_gives_the_logits_of_a_plain_one_and_never_waits(
         with torch.inference_mode():
             plain = runner.forward(batch)
         assert (recorded - plain).abs().max() <= 1e-4
+
+
+def test_launching_ahead_changes_no_token_and_the_launch_never_waits(
+    base: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    kinds = [None, *list(adapters)[:4]]
+    manners = [{"logprobs": 2}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.9, "seed": 4, "top_k": 20}]
+    with running(base, adapters, tmp_path, device="cuda") as service:
+        runner = runner_of(service)
+
+        def told() -> list[list[int]]:
+            asked = [
+                service.ask(PROMPTS[index], kinds[index], max_tokens=40 + index, **manners[index % len(manners)])[1]
+                for index in range(len(kinds))
+            ]
+            return [answer.tokens() for answer in asked]
+
+        runner.looks_ahead = False
+        expected = told()
+        runner.looks_ahead = True
+        before = service.parts.engine.stats().counters["steps_ahead"]
+        launch_after = runner.launch_after
+
+        def watched(flight: Flight, schedule: Schedule) -> Flight | None:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return launch_after(flight, schedule)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        runner.launch_after = watched  # type: ignore[method-assign]
+        assert told() == expected
+        counters = service.parts.engine.stats().counters
+        assert counters["steps_ahead"] > before + 30
+        assert counters["isolated_steps"] == 0, "a launch waited for the device"
+
+
+def test_an_adapter_is_not_overwritten_while_a_launched_forward_still_reads_it(
+    base: Path, adapters: dict[str, Path]
+) -> None:
+    from lora_kernels.lora_batch import LoraTable
+    from lora_kernels.turns import Turns
+
+    model = load_base(base, dtype="float32", device="cuda")
+    packed = pack_folder(next(iter(adapters.values())), model)
+    pinned = PackedAdapter(packed.digest, packed.buffer.pin_memory(), packed.modules)
+    size = packed.buffer.numel()
+    table = LoraTable(torch.full((size,), 5.0, device="cuda"), len(model.description.modules), 1)
+    copier = ArenaCopier(table, model.description, Turns())
+    torch.cuda._sleep(200_000_000)  # the forward under way, about 0.1 s
+    read = table.arena.clone()
+    handle = copier.start(0, 0, pinned)
+    assert not handle.done()
+    torch.cuda.synchronize()
+    assert bool((read == 5.0).all())
+    assert torch.equal(table.arena.cpu(), packed.buffer)
+    copier.close()
 
 
 def test_an_adapter_that_moved_gives_the_same_tokens_in_steps_recorded_before(
