@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from server.api.app import create_app
 from server.api.background import background
+from server.api.memory_trim import share_arenas
 from server.api.settings import ApiSettings
 from server.cli.admin_key import AdminKey, admin_key
 from server.cli.engine_start import remember_base, running_engine, show_memory
@@ -30,6 +31,7 @@ from server.engine.schedule import SchedulerSettings
 
 def run(options: ServeOptions, listener: socket.socket, output: Output, signals: StopSignals) -> None:
     """Serve until a signal. Raises what `failures` knows."""
+    share_arenas()
     with (
         traced(options.otlp_endpoint) as tracing,
         opened(options.data_dir, output, url=options.database_url) as store,

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from benchmarks.soak_watch import ProcessSize
-from server.api.memory_trim import MemoryTrim, c_library_trim
+from server.api.memory_trim import MAX_ARENAS, MemoryTrim, c_library_trim
 from support.waiting import wait_until
 
 CHUNK_BYTES = 60_000  # below what glibc maps by itself
 NUM_CHUNKS = 1_000
+REPOSITORY = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.skipif(c_library_trim() is None, reason="this C library gives back what is freed")
 
@@ -62,3 +66,38 @@ def test_it_stops_at_once_whether_or_not_it_was_started() -> None:
         start_s = time.perf_counter()
         trim.stop()
         assert time.perf_counter() - start_s < 2.0
+
+
+COUNT_ARENAS = """
+import ctypes, sys, threading
+from server.api.memory_trim import share_arenas
+
+if sys.argv[1] == "shared":
+    share_arenas()
+all_there = threading.Barrier(17)
+
+def take() -> None:
+    held = bytes(50_000)
+    all_there.wait()
+
+for _ in range(16):
+    threading.Thread(target=take).start()
+all_there.wait()
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.parametrize(("how", "most"), [("shared", MAX_ARENAS), ("as glibc has it", 64)])
+def test_sixteen_threads_share_a_few_arenas(how: str, most: int) -> None:
+    """In a process of its own: what is set holds for good."""
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    command = [sys.executable, "-c", COUNT_ARENAS, how]
+    told = subprocess.run(
+        command, env=environment, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+    num_arenas = told.count("<heap nr=")
+    assert num_arenas <= most
+    assert (num_arenas > MAX_ARENAS) == (how != "shared")
