@@ -85,13 +85,20 @@ class Placement:
 
     def _find_fresh(self, digests: Iterable[AdapterDigest]) -> dict[AdapterDigest, str]:
         """Adapters that were brought for somebody who has not run yet, and for whom. Paying for them has put that
-        tenant behind the others, who would else take the room away again before it is used."""
-        found = ((digest, self._pool.get(digest)) for digest in digests)
-        return {
-            digest: entry.owner.tenant
-            for digest, entry in found
-            if entry is not None and not entry.was_used and entry.owner.tenant not in self.crowding
-        }
+        tenant behind the others, who would else take the room away again before it is used.
+
+        Whoever they were brought for may have gone away: they are his who wants them now. Kept from him for another,
+        they could keep both from what they want first.
+        """
+        fresh: dict[AdapterDigest, str] = {}
+        for digest in digests:
+            entry = self._pool.get(digest)
+            if entry is None or entry.was_used:
+                continue
+            entry.owner = self.owners.get(digest, entry.owner)
+            if entry.owner.tenant not in self.crowding:
+                fresh[digest] = entry.owner.tenant
+        return fresh
 
     def _note_denied(self, digest: AdapterDigest, owner: Owner) -> None:
         if owner.tenant in self._denied:

@@ -294,3 +294,20 @@ def test_one_that_is_denied_for_its_own_share_is_told_apart_from_one_that_is_cro
     bench.settle()
     assert law in bench.tiers.ready()
     assert not bench.tiers.crowding
+
+
+def test_one_brought_for_a_tenant_that_went_away_belongs_to_who_wants_it_now(bench: Bench) -> None:
+    """Else law, which waits for something else, and code, which would use it after what it waits for first, keep it
+    there for each other, and nobody gets on (seen in 8 million simulated steps)."""
+    code, law = Owner("code"), Owner("law")
+    used, fresh, first, other = digest_of("used"), digest_of("fresh"), digest_of("first"), digest_of("other")
+    bench.disk.sizes |= {used: 5, fresh: 15, first: 28, other: 27}
+    bench.tiers.want({fresh: law})
+    bench.settle()
+    bench.tiers.want({used: code})
+    bench.settle()
+    bench.tiers.acquire(used)
+    bench.tiers.release(used)
+    bench.tiers.want({first: code, fresh: code, other: law})
+    bench.settle()
+    assert first in bench.tiers.ready()
