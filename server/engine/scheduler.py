@@ -369,5 +369,6 @@ class Scheduler:
 def _on_its_way(schedule: Schedule) -> Schedule | None:
     """Whatever becomes of it, its forward may have written keys and values from now on."""
     for row in schedule.rows:
-        row.request.num_written_tokens = row.start + row.num_tokens
+        request = row.request  # which may stand before what it has written already: then a row of it was of no use
+        request.num_written_tokens = max(request.num_written_tokens, row.start + row.num_tokens)
     return schedule if schedule.rows else None

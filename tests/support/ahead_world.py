@@ -71,10 +71,11 @@ class StreamedDevice(FakeDevice):
 
 @dataclass(eq=False)
 class AheadFlight:
-    """A launched forward: rows as they were, with the blocks and slots of that moment. states: once it has run."""
+    """A launched forward: rows as they were, with the blocks and slots of that moment, and how far the request had been
+    written. states: once it has run."""
 
     runner: AheadRunner
-    rows: list[tuple[ScheduledRow, list[int], int | None]]
+    rows: list[tuple[ScheduledRow, list[int], int | None, int]]
     before: AheadFlight | None
     may_be_followed: bool
     states: dict[str, int] = field(default_factory=dict)
@@ -132,7 +133,10 @@ class AheadRunner:
         return output
 
     def _enqueue(self, schedule: Schedule, before: AheadFlight | None, may_be_followed: bool) -> AheadFlight:
-        rows = [(row, list(row.request.block_ids), row.request.slot) for row in schedule.rows]
+        rows = [
+            (row, list(row.request.block_ids), row.request.slot, row.request.num_written_tokens)
+            for row in schedule.rows
+        ]
         flight = AheadFlight(self, rows, before, may_be_followed)
         tokens = (
             None if before else [row.request.tokens(row.start, row.start + row.num_tokens) for row in schedule.rows]
@@ -229,7 +233,7 @@ class AheadWorld(World):
     def forward(self, flight: AheadFlight, tokens: list[list[int]] | None) -> None:
         """On the device. tokens None: those that the forward before has drawn, 0 where it drew none."""
         flight.has_run = True
-        for index, (row, blocks, slot) in enumerate(flight.rows):
+        for index, (row, blocks, slot, num_written) in enumerate(flight.rows):
             request = row.request
             if tokens is None:
                 assert flight.before is not None
@@ -238,6 +242,7 @@ class AheadWorld(World):
             else:
                 ids = tokens[index]
             flight.states[request.id] = self._compute(request, row.start, ids, blocks, slot)
+            self._check_rest(request, blocks, max(num_written, row.start + len(ids)))
 
     def _compute(self, request: Request, start: int, ids: list[int], blocks: list[int], slot: int | None) -> int:
         weight = 7 if slot is None else self.device.read(slot)
@@ -248,11 +253,14 @@ class AheadWorld(World):
         for position, token in enumerate(ids, start=start):
             state = next_state(state, token, weight)
             self.kv[blocks[position // 4]][position % 4] = state
-        end = start + len(ids)
+        return state
+
+    def _check_rest(self, request: Request, blocks: list[int], end: int) -> None:
+        """Beyond what it has written itself, in rows that were thrown away too, there is nobody's poison. (Its own a
+        forward does not read: attention ends at the row's position, and the next row overwrites it.)"""
         if end % 4:
             rest = self.kv[blocks[end // 4]][end % 4 :]
             assert NAN not in rest, f"{request.id} was given a block with poison in it"
-        return state
 
     def check_chosen(self, schedule: Schedule) -> None:
         """A forward that nothing precedes: everything that holds for any."""
@@ -262,7 +270,7 @@ class AheadWorld(World):
     def check_ahead(self, flight: AheadFlight, schedule: Schedule) -> None:
         """A forward that goes on from one whose tokens nobody knows."""
         with self.noted():
-            starts = {row.request.id: row.start for row, _, _ in flight.rows}
+            starts = {row.request.id: row.start for row, *_ in flight.rows}
             assert schedule.rows, "nothing is launched for nobody"
             assert schedule.num_tokens == schedule.num_decodes == len(schedule.rows) <= len(flight.rows)
             for row in schedule.rows:

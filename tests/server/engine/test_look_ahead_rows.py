@@ -113,3 +113,19 @@ def test_blocks_that_a_forward_under_way_may_still_write_are_wiped_before_others
     bench.scheduler.finish(request)
     assert bench.pool.take_blocks_to_zero() == [written]
     assert bench.pool.num_cached == cached
+
+
+def test_what_a_row_of_no_use_wrote_is_wiped_also_after_its_request_went_back_and_on() -> None:
+    bench = make_bench()
+    schedule = decoding(bench, 20)
+    request = schedule.rows[0].request
+    ahead = bench.scheduler.look_ahead(schedule)
+    assert ahead is not None
+    schedule.drop(request)  # it got no token: the same position is computed again
+    bench.commit(schedule)
+    ahead.keep_current()
+    assert ahead.rows == []
+    assert bench.step() == [(request.id, 1)]
+    assert (request.num_computed_tokens, request.num_written_tokens) == (5, 6)
+    bench.scheduler.finish(request)
+    assert len(bench.pool.take_blocks_to_zero()) == 1, "position 5 may hold anything"
