@@ -84,18 +84,22 @@ class BlockPool:
 
         num_spare: free blocks that must be left over.
         """
-        num_new = self.blocks_for(request.num_tokens) - len(matched)
-        num_revived = sum(self._ref_counts[block_id] == 0 for block_id in matched)
-        if len(self._free) - num_revived - num_new < num_spare:
+        if self.num_missing(request, matched, num_spare=num_spare) > 0:
             return False
         self._share(matched)  # before allocating, which may evict what nobody holds
-        request.block_ids = matched + self.allocate(num_new)
+        request.block_ids = matched + self.allocate(self.blocks_for(request.num_tokens) - len(matched))
         request.num_computed_tokens = request.num_verified_tokens = len(matched) * self.block_size
         if self.settings.enable_prefix_cache:
             if request.num_preemptions == 0:
                 self._cache.record(request, request.num_computed_tokens)
             self._cache.announce(request)
         return True
+
+    def num_missing(self, request: Request, matched: list[int], *, num_spare: int) -> int:
+        """How many blocks are too few to admit it; 0 or less: there are enough."""
+        num_new = self.blocks_for(request.num_tokens) - len(matched)
+        num_revived = sum(self._ref_counts[block_id] == 0 for block_id in matched)
+        return num_spare + num_new + num_revived - len(self._free)
 
     def allocate(self, count: int) -> list[int]:
         """Take blocks off the free list, those without a name and then the longest unused first."""

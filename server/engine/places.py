@@ -56,11 +56,13 @@ class Places:
             return False
         return (account.num_running + 1) / account.weight > _level(self._fullest())
 
-    def may_open(self, num_running: int, num_arrivals: int, num_activations: int) -> bool:
-        """Whether a place is free or could change hands. Where nobody came or went since the last look, and no adapter
-        became ready, another look would find nothing again."""
-        if num_running < self._max_running:
+    def may_open(self, num_running: int, num_arrivals: int, num_activations: int, *, has_blocks: bool) -> bool:
+        """Whether a place with blocks is free or could change hands. Where nobody came or went since the last look, and
+        no adapter became ready, another look would find nothing again."""
+        if num_running < self._max_running and has_blocks:
             return True
+        if not num_running:
+            return False
         look = (self.num_changes, num_arrivals, num_activations)
         is_new, self._last_look = look != self._last_look, look
         return is_new and self._fullest().num_running > 1  # who runs a single request keeps its place
@@ -72,8 +74,7 @@ class Places:
         if (fullest.num_running - 1) / fullest.weight < (account.num_running + 1) / account.weight:
             return None
         for request in reversed(running):
-            is_movable = request.status is Status.RUNNING and request.num_preemptions < _MAX_PREEMPTIONS
-            if is_movable and request.tenant == fullest.tenant:
+            if request.tenant == fullest.tenant and is_movable(request):
                 return request
         return None
 
@@ -90,6 +91,11 @@ class Places:
         if self._top is None:
             self._top = max(self._holders.values(), key=_level)
         return self._top
+
+
+def is_movable(request: Request) -> bool:
+    """Whether it may be put out for another tenant's once more."""
+    return request.status is Status.RUNNING and request.num_preemptions < _MAX_PREEMPTIONS
 
 
 def _level(account: TenantAccount) -> float:

@@ -12,6 +12,7 @@ from adapters_store.base import AdapterDigest
 from adapters_store.errors import StoreError
 from server.engine.admission import FairAdmission
 from server.engine.admission_walk import Starving
+from server.engine.block_shares import BlockShares
 from server.engine.deadlines import Deadlines
 from server.engine.fair_share import OUTPUT_COST, FairShare, TenantAccount
 from server.engine.intake import Intake
@@ -59,6 +60,7 @@ class Scheduler:
         )
         self.shares: FairShare = self._waiting.shares
         self._places = Places(settings, self.shares)
+        self._block_shares = BlockShares(pool, self.shares)
         self._over_share = OverShare(settings, self.shares, self._places)
         self._deadlines = Deadlines()
         self._running: list[Request] = []  # in order of admission
@@ -119,7 +121,7 @@ class Scheduler:
         self._over_share.begin(now_s)
         schedule = self._decode()
         held_up = self._continue_prefills(schedule)
-        if self._waiting and self._has_room(schedule) and self._may_open_place():
+        if self._waiting and self._may_open_place():
             self._admit(schedule, self._starving, now_s)
         for request in held_up:
             if request.status is Status.RUNNING:
@@ -289,49 +291,76 @@ class Scheduler:
         if count > 0:
             schedule.add(request, count)
 
-    def _has_room(self, schedule: Schedule) -> bool:
-        return schedule.num_tokens < self.settings.max_batch_tokens and self.pool.num_free > self._num_spare
-
     @property
     def _num_spare(self) -> int:
         """Blocks to leave when admitting: whoever runs needs one soon, and taking it would only preempt somebody."""
         return max(self._num_watermark, len(self._running)) if self._running else 0
 
     def _may_open_place(self) -> bool:
-        return self._places.may_open(len(self._running), self._waiting.num_arrivals, self._gate.num_activations)
+        arrivals, activations = self._waiting.num_arrivals, self._gate.num_activations
+        has_blocks = self.pool.num_free > self._num_spare
+        return self._places.may_open(len(self._running), arrivals, activations, has_blocks=has_blocks)
 
     def _admit(self, schedule: Schedule, starving: Starving | None, now_s: float) -> None:
-        """Where all places are taken, one may change hands: see `Places`. Not while somebody starves: who was put out
-        stands before it and would keep its adapter in use for longer."""
+        """Where all places or blocks are taken, some may change hands: see `Places` and `BlockShares`. Not while
+        somebody starves: who was put out stands before it and would keep its adapter in use for longer."""
         walk = self._waiting.walk(self._gate.ready(), self._gate.num_activations, starving, self._gate.crowding)
         admitted: list[Request] = []
         put_out: list[Request] = []
         num_passed_over = num_looks = 0
-        while (account := walk.account) is not None and self._has_room(schedule):
+        is_short = False  # of blocks, for somebody before: only those held beyond a share may be had
+        while (account := walk.account) is not None and schedule.num_tokens < self.settings.max_batch_tokens:
             is_full = len(self._running) >= self.settings.max_running
-            num_looks += is_full
+            num_looks += is_full or is_short
             if num_looks > _MAX_LOOKS:
                 break
             victim = self._places.victim_for(account, self._running) if is_full and starving is None else None
             if (is_full and victim is None) or self._is_kept_out(account, schedule, now_s):
                 walk.skip_tenant()
             elif (request := walk.current_of(account)) is not None:
-                verdict = self._try_admit(request)
+                verdict = _Verdict.NO_BLOCKS if is_short else self._try_admit(request)
+                if verdict is _Verdict.NO_BLOCKS and starving is None:
+                    verdict = self._admit_for_others(request, schedule, put_out, now_s)
+                    victim = None  # a place comes with the blocks
+                if verdict is _Verdict.NO_BLOCKS:
+                    is_short = True
+                    walk.skip_tenant()
+                    continue
                 num_passed_over += verdict is _Verdict.WAITS_FOR_TWIN
-                if verdict is _Verdict.NO_BLOCKS or num_passed_over > self.settings.lookahead:
+                if num_passed_over > self.settings.lookahead:
                     break
                 if verdict is _Verdict.ADMITTED:
                     admitted.append(request)
                     if victim is not None:
-                        put_out.append(victim)
-                        self._stop_running(victim)
-                        schedule.drop(victim)
+                        self._put_out(victim, schedule, put_out)
                     self._add_chunk(schedule, request)
                 walk.advance(admitted=verdict is _Verdict.ADMITTED)
         walk.close()
         self._leave_queue(admitted, now_s)
         for request in put_out:
             self._wait_again(request)
+
+    def _admit_for_others(self, request: Request, schedule: Schedule, put_out: list[Request], now_s: float) -> _Verdict:
+        """With blocks from a tenant that holds more than its own, where there are such."""
+        num_missing = self.pool.num_missing(request, self.pool.match(request), num_spare=self._num_spare)
+        victims = self._block_shares.who_makes_room(
+            request, num_missing, self._running, self._places.num_changes, now_s
+        )
+        if not victims:
+            return _Verdict.NO_BLOCKS
+        if request.adapter is not None:
+            self._gate.acquire(request.adapter)  # who is put out may be the last to hold an adapter that was deleted
+        for victim in victims:
+            self._put_out(victim, schedule, put_out)
+        verdict = self._try_admit(request)
+        if request.adapter is not None:
+            self._gate.release(request.adapter)
+        return verdict
+
+    def _put_out(self, victim: Request, schedule: Schedule, put_out: list[Request]) -> None:
+        put_out.append(victim)
+        self._stop_running(victim)
+        schedule.drop(victim)
 
     def _is_kept_out(self, account: TenantAccount, schedule: Schedule, now_s: float) -> bool:
         if self._places.is_reserved_from(account, len(self._running), now_s):
@@ -370,5 +399,7 @@ def _on_its_way(schedule: Schedule) -> Schedule | None:
     """Whatever becomes of it, its forward may have written keys and values from now on."""
     for row in schedule.rows:
         request = row.request  # which may stand before what it has written already: then a row of it was of no use
-        request.num_written_tokens = max(request.num_written_tokens, row.start + row.num_tokens)
+        end = row.start + row.num_tokens
+        if request.num_written_tokens < end:  # noqa: PLR1730  max() is a call for every row of every step
+            request.num_written_tokens = end
     return schedule if schedule.rows else None

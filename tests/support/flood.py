@@ -63,13 +63,14 @@ class Traffic:
     part: float = 1.0
     cost: Cost = SMALL_BASE
     max_running: int = SETTINGS.max_running
+    num_blocks: int = 2048
 
     def run(self) -> dict[str, Measured]:
         """What each tenant measured after the warm-up."""
         self._random = random.Random(self.seed)
         self._clock = FakeClock()
         self._start_s = self._clock.now_s
-        pool = BlockPool(KVCacheSettings(num_blocks=2048, block_size=16), "sha256:base")
+        pool = BlockPool(KVCacheSettings(num_blocks=self.num_blocks, block_size=16), "sha256:base")
         settings = replace(
             SETTINGS,
             max_running=int(self.max_running * self.part),

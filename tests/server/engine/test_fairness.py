@@ -52,6 +52,16 @@ def test_a_flood_does_not_make_the_steps_long_that_others_wait_for(cost: Cost, r
     assert loud[FLOODER].served >= 1.5 * quiet[FLOODER].served  # and has what the others leave
 
 
+def test_a_flood_that_holds_all_blocks_gives_some_up() -> None:
+    """Half of what the server can do, were it even, with blocks for some 25 requests; 6.0 times without."""
+    gpu = Cost(0.012, 0.00002, 0.00004)
+    quiet, loud = (
+        Traffic(even(TENANTS, 3.3, **{FLOODER: times * 3.3}), cost=gpu, max_running=64, num_blocks=200).run()
+        for times in (1.0, 10.0)
+    )
+    assert others_percentile(loud, FLOODER, 0.95) <= 3.0 * others_percentile(quiet, FLOODER, 0.95)
+
+
 def test_tenants_that_all_want_more_are_served_alike_whoever_floods() -> None:
     measured = flooded(14.0)
     assert jain_index(own.served for own in measured.values()) >= 0.99
