@@ -20,6 +20,7 @@ from server.engine.kv_blocks import BlockPool
 from server.engine.look_ahead import LookAhead
 from server.engine.over_share import OverShare
 from server.engine.places import Places
+from server.engine.prompt_chunks import PromptChunks
 from server.engine.request import Request, Status
 from server.engine.schedule import AdapterGate, Schedule, ScheduledRow, SchedulerSettings
 
@@ -62,6 +63,7 @@ class Scheduler:
         self._places = Places(settings, self.shares)
         self._block_shares = BlockShares(pool, self.shares)
         self._over_share = OverShare(settings, self.shares, self._places)
+        self._chunks = PromptChunks(settings, self.shares, self._over_share)
         self._deadlines = Deadlines()
         self._running: list[Request] = []  # in order of admission
         self._requests: dict[str, Request] = {}
@@ -120,12 +122,12 @@ class Scheduler:
         self._attend(now_s)
         self._over_share.begin(now_s)
         schedule = self._decode()
-        held_up = self._continue_prefills(schedule)
+        held_up = self._chunks.go_on(schedule, self._running)
         if self._waiting and self._may_open_place():
             self._admit(schedule, self._starving, now_s)
         for request in held_up:
             if request.status is Status.RUNNING:
-                self._add_chunk(schedule, request)
+                self._chunks.add(schedule, request)
         self._over_share.leave_out(schedule)
         self._ahead.looked(self._state())
         return _on_its_way(schedule)
@@ -261,36 +263,6 @@ class Scheduler:
             self._gate.release(request.adapter)
         request.slot = None
 
-    def _continue_prefills(self, schedule: Schedule) -> list[Request]:
-        """The tenant that has been given least goes first. While one waits that has been given less, half of the step
-        is left to it: another's long prompt does not take all. Returns whose chunks may take what is left over."""
-        if schedule.num_decodes == len(self._running):
-            return []
-        prefills = [request for request in self._running if request.num_tokens - request.num_computed_tokens > 1]
-        if len(prefills) > 1:
-            prefills.sort(key=lambda request: self.shares.account(request.tenant).service)
-        held_up: list[Request] = []
-        lowest = self.shares.lowest()
-        for request in prefills:
-            limit = self.settings.max_batch_tokens
-            if lowest is not None and lowest.service < self.shares.account(request.tenant).service:
-                limit //= 2
-                held_up.append(request)
-            self._add_chunk(schedule, request, limit)
-        return held_up
-
-    def _add_chunk(self, schedule: Schedule, request: Request, limit: int | None = None) -> None:
-        """As much of the prompt as keeps the forward within `limit` tokens and what its tenant may add; more of it
-        where it has a row already."""
-        num_taken = schedule.num_chunk_tokens(request)
-        most = self._over_share.prompt_limit(schedule, self.shares.account(request.tenant))
-        room = (most if limit is None else min(limit, most)) - schedule.num_tokens
-        if self.settings.prefill_chunk is not None:
-            room = min(room, self.settings.prefill_chunk - num_taken)
-        count = min(request.num_tokens - request.num_computed_tokens - num_taken, room)
-        if count > 0:
-            schedule.add(request, count)
-
     @property
     def _num_spare(self) -> int:
         """Blocks to leave when admitting: whoever runs needs one soon, and taking it would only preempt somebody."""
@@ -333,7 +305,7 @@ class Scheduler:
                     admitted.append(request)
                     if victim is not None:
                         self._put_out(victim, schedule, put_out)
-                    self._add_chunk(schedule, request)
+                    self._chunks.add(schedule, request)
                 walk.advance(admitted=verdict is _Verdict.ADMITTED)
         walk.close()
         self._leave_queue(admitted, now_s)
