@@ -1,5 +1,5 @@
-"""Decides how many prompt tokens each request adds to a forward. Knows rows and tenants' accounts; knows no queue and no
-blocks."""
+"""Decides how many prompt tokens each request adds to a forward. Knows rows and tenants' accounts; knows no queue and
+no blocks."""
 
 from __future__ import annotations
 
