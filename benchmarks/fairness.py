@@ -97,6 +97,12 @@ class Clients:
         await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _ask(self, tenant: str, prompt: list[int], seen: Seen, due_s: float) -> None:
+        try:
+            await self._stream(tenant, prompt, seen, due_s)
+        except httpx.ReadError:  # beyond the server's cap of connections
+            seen.refused += 1
+
+    async def _stream(self, tenant: str, prompt: list[int], seen: Seen, due_s: float) -> None:
         body = {"model": self._model, "prompt": prompt, "max_tokens": self._length.new, "temperature": 0}
         body |= {"ignore_eos": True, "stream": True}
         async with self._client.stream(
