@@ -192,6 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):
         rows = asyncio.run(measure(url, report, length, shape_for(quick=report.quick).vocab))
     report.write_csv(rows)
+    tell(report, rows)
+
+
+def tell(report: Report, rows: Sequence[Row]) -> None:
+    """The plot and the table."""
     by_case = {str(row["case"]): row for row in rows}
     ratio = number(by_case["flood"]["ttft_p95_ms"]) / number(by_case["even"]["ttft_p95_ms"])
     jain = number(by_case["backlog"]["jain"])
@@ -205,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bars(times, labels, series)
     times.set_yscale("log")
     times.set_title("others' time to first token, ms")
-    bars(index, ["backlog"], {"Jain index of service": [spread(by_case["backlog"], "jain")]})
+    bars(index, ["backlog"], {"Jain index of service": [spread(by_case["backlog"], "jain")]}, first_colour=2)
     index.set_ylim(0, 1.1)
     index.set_title("who is served how much")
     legend_below(figure)
