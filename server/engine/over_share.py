@@ -5,7 +5,8 @@ A flood may fill a server that nobody else wants. But a step with its sixty rows
 long as an even load's, and a newcomer waits for one such step and computes its prompt in the next. Therefore a tenant
 that runs more than twice its part of the places
 - adds no more prompt tokens to a step than take three times what a step costs before its first token, and
-- while a tenant within its share computes a prompt, decodes only as many rows as are its part, and no prompt.
+- while a tenant within its share computes a prompt, decodes only as many rows as are its part, and no prompt,
+  unless it has nothing to decode.
 """
 
 from __future__ import annotations
@@ -86,11 +87,14 @@ class OverShare:
         if not self._is_any_over:
             return
         chunks = schedule.rows[schedule.num_decodes :]
-        within = [row for row in chunks if not self._is_over(self._account_of(row))]
-        if not within:
+        if all(self._is_over(self._account_of(row)) for row in chunks):
             return
         decodes = self._decodes_within(schedule.rows[: schedule.num_decodes])
-        schedule.rows = decodes + within
+        decoding = {self._account_of(row) for row in decodes}  # who has no such row would stand still
+        accounts = [(row, self._account_of(row)) for row in chunks]
+        schedule.rows = decodes + [
+            row for row, account in accounts if account not in decoding or not self._is_over(account)
+        ]
         schedule.num_decodes = len(decodes)
         schedule.num_tokens = sum(row.num_tokens for row in schedule.rows)
 
@@ -113,7 +117,7 @@ class OverShare:
     def _allowance(self) -> int:
         limit = self._settings.max_batch_tokens
         tokens = self._cost.tokens_of_fixed
-        return limit if tokens is None else min(limit, int(max(_LEAST_PART * limit, _FIXED_COSTS * tokens)))
+        return limit if tokens is None else min(limit, int(max(1.0, _LEAST_PART * limit, _FIXED_COSTS * tokens)))
 
     def _is_over(self, account: TenantAccount) -> bool:
         return self._is_any_over and self._runs_too_much(account)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from server.engine.kv_blocks import BlockPool, KVCacheSettings
@@ -20,10 +22,10 @@ STEP_S, TOKEN_S = 0.010, 0.002
 class Server:
     """The real scheduler; a step takes STEP_S and TOKEN_S for each token."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: SchedulerSettings = SETTINGS) -> None:
         self.clock = FakeClock()
         pool = BlockPool(KVCacheSettings(num_blocks=1024, block_size=4), "sha256:base")
-        self.scheduler = Scheduler(SETTINGS, pool, FakeGate(), max_model_len=512, clock=self.clock)
+        self.scheduler = Scheduler(settings, pool, FakeGate(), max_model_len=512, clock=self.clock)
         self.num_requests = 0
 
     def ask(self, tenant: str, count: int = 1, *, num_prompt: int = 8) -> list[Request]:
@@ -34,6 +36,9 @@ class Server:
             self.num_requests += 1
             self.scheduler.add(requests[-1])
         return requests
+
+    def running(self, tenant: str) -> list[Request]:
+        return [request for request in self.scheduler.running() if request.tenant == tenant]
 
     def step(self) -> dict[str, int]:
         """Tokens of each tenant in the next forward, which runs."""
@@ -76,6 +81,23 @@ def test_the_rows_that_go_on_are_those_admitted_first() -> None:
     server.ask("t0")
     server.step()
     assert [len(request.output_ids) for request in flood] == [2] * 4 + [1] * 8
+
+
+def test_a_flood_that_has_only_prompts_goes_on_while_others_begin_in_every_step() -> None:
+    server = Server(replace(SETTINGS, prefill_chunk=16))
+    for tenant in ("t0", "t1", "t2"):
+        server.ask(tenant)
+    server.step()
+    long = server.ask("flood", 12, num_prompt=400)
+    for _ in range(3):
+        server.step()
+    assert len(server.running("flood")) > 8
+    for _ in range(6):
+        server.ask("t1")
+        tokens = server.step()
+        assert tokens["t1"] > 1
+        assert not any(request.output_ids for request in long)
+        assert tokens["flood"] > 0
 
 
 def test_a_flood_may_add_few_prompt_tokens_to_a_step_that_they_make_long() -> None:
