@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from adapters_store.base import AdapterDigest
@@ -57,29 +57,46 @@ class FakeGate:
 
 @dataclass
 class Bench:
-    """A scheduler and its parts."""
+    """A scheduler and its parts. step_s: how long a forward takes."""
 
     gate: FakeGate
     pool: BlockPool
     clock: FakeClock
     scheduler: Scheduler
+    step_s: Callable[[Schedule], float]
     num_requests: int = 0
 
-    def add(self, num_prompt: int = 4, *, max_tokens: int = 8, adapter: AdapterDigest | None = None) -> Request:
+    def add(
+        self,
+        num_prompt: int = 4,
+        *,
+        max_tokens: int = 8,
+        adapter: AdapterDigest | None = None,
+        tenant: str = "law",
+        weight: float = 1.0,
+    ) -> Request:
         prompt = [1000 * self.num_requests + index for index in range(num_prompt)]
-        request = Request(f"r{self.num_requests}", "law", prompt, SamplingParams(max_tokens=max_tokens), adapter)
+        params = SamplingParams(max_tokens=max_tokens)
+        request = Request(f"r{self.num_requests}", tenant, prompt, params, adapter, weight=weight)
         self.num_requests += 1
         self.scheduler.add(request)
         return request
 
+    def running(self, tenant: str) -> list[Request]:
+        return [request for request in self.scheduler.running() if request.tenant == tenant]
+
     def step(self) -> list[tuple[str, int]]:
         """One step; (request id, tokens) of each row. Finishes who has all its tokens."""
+        schedule = self.forward()
+        return [] if schedule is None else [(row.request.id, row.num_tokens) for row in schedule.rows]
+
+    def forward(self) -> Schedule | None:
+        """The same; what ran."""
         schedule = self.scheduler.schedule()
-        if schedule is None:
-            return []
-        rows = [(row.request.id, row.num_tokens) for row in schedule.rows]
-        self.commit(schedule)
-        return rows
+        if schedule is not None:
+            self.clock.advance(self.step_s(schedule))
+            self.commit(schedule)
+        return schedule
 
     def commit(self, schedule: Schedule) -> None:
         self.scheduler.commit(schedule, {row.request.id: 7 for row in schedule.rows if row.samples})
@@ -91,9 +108,17 @@ class Bench:
 SMALL = SchedulerSettings(max_batch_tokens=16, max_running=8, watermark=0.0)
 
 
-def make_bench(num_blocks: int = 64, *, max_model_len: int = 256, **changes: float) -> Bench:
-    """Blocks of 4 tokens; `changes` to the settings SMALL."""
+def make_bench(
+    num_blocks: int = 64,
+    *,
+    block_size: int = 4,
+    max_model_len: int = 256,
+    step_s: Callable[[Schedule], float] = lambda schedule: 0.0,
+    **changes: float,
+) -> Bench:
+    """`changes` to the settings SMALL."""
     gate, clock = FakeGate(), FakeClock()
-    pool = BlockPool(KVCacheSettings(num_blocks=num_blocks, block_size=4), "sha256:base")
+    pool = BlockPool(KVCacheSettings(num_blocks=num_blocks, block_size=block_size), "sha256:base")
     settings = replace(SMALL, **changes)  # type: ignore[arg-type]
-    return Bench(gate, pool, clock, Scheduler(settings, pool, gate, max_model_len=max_model_len, clock=clock))
+    scheduler = Scheduler(settings, pool, gate, max_model_len=max_model_len, clock=clock)
+    return Bench(gate, pool, clock, scheduler, step_s)
