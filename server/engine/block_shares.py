@@ -27,20 +27,21 @@ class BlockShares:
         self._last_in_vain: tuple[str, int] | None = None
 
     def who_makes_room(
-        self, newcomer: Request, num_missing: int, running: Sequence[Request], num_changes: int, now_s: float
+        self, newcomer: Request, running: Sequence[Request], *, num_spare: int, num_changes: int, now_s: float
     ) -> list[Request]:
-        """The last admitted of the tenant that holds most, as few as free so many blocks; nobody, if that cannot be.
+        """The last admitted of the tenant that holds most, as few as free the blocks it misses; nobody, if that cannot
+        be. num_spare: as `BlockPool.admit` takes it.
 
         num_changes: rises with everybody who begins or stops running. Until it does, what was in vain is not tried
         again.
         """
         if self._last_in_vain == (newcomer.id, num_changes):
             return []
-        victims = self._look(newcomer, num_missing, running, now_s)
+        victims = self._look(newcomer, running, num_spare, now_s)
         self._last_in_vain = None if victims else (newcomer.id, num_changes)
         return victims
 
-    def _look(self, newcomer: Request, num_missing: int, running: Sequence[Request], now_s: float) -> list[Request]:
+    def _look(self, newcomer: Request, running: Sequence[Request], num_spare: int, now_s: float) -> list[Request]:
         held: dict[str, int] = {}
         for request in running:
             held[request.tenant] = held.get(request.tenant, 0) + len(request.block_ids)
@@ -50,6 +51,7 @@ class BlockShares:
             return []
         num_wanted = self._pool.blocks_for(newcomer.num_tokens)
         least = self._weight_of(fullest) * (held.get(newcomer.tenant, 0) + num_wanted) / newcomer.weight
+        num_missing = self._pool.num_missing(newcomer, self._pool.match(newcomer), num_spare=num_spare)
         victims: list[Request] = []
         for request in reversed(running):
             if request.tenant != fullest or not is_movable(request):

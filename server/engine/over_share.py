@@ -11,6 +11,8 @@ that runs more than twice its part of the places
 
 from __future__ import annotations
 
+from collections import Counter
+
 from server.engine.fair_share import FairShare, TenantAccount
 from server.engine.places import Places
 from server.engine.schedule import Schedule, ScheduledRow, SchedulerSettings
@@ -86,32 +88,25 @@ class OverShare:
         """Take what is beyond a share out of a forward in which a tenant within its share computes a prompt."""
         if not self._is_any_over:
             return
-        chunks = schedule.rows[schedule.num_decodes :]
-        if all(self._is_over(self._account_of(row)) for row in chunks):
+        chunks = [(row, self._is_over(self._account_of(row))) for row in schedule.rows[schedule.num_decodes :]]
+        if all(is_over for _, is_over in chunks):
             return
         decodes = self._decodes_within(schedule.rows[: schedule.num_decodes])
-        decoding = {self._account_of(row) for row in decodes}  # who has no such row would stand still
-        accounts = [(row, self._account_of(row)) for row in chunks]
-        schedule.rows = decodes + [
-            row for row, account in accounts if account not in decoding or not self._is_over(account)
-        ]
+        decoding = {row.request.tenant for row in decodes}  # who has no such row would stand still
+        kept = [row for row, is_over in chunks if not is_over or row.request.tenant not in decoding]
+        schedule.rows = decodes + kept
         schedule.num_decodes = len(decodes)
         schedule.num_tokens = sum(row.num_tokens for row in schedule.rows)
 
     def _decodes_within(self, decodes: list[ScheduledRow]) -> list[ScheduledRow]:
         """Of each tenant beyond its share the rows admitted first, as many as are its part."""
-        num_left: dict[TenantAccount, int] = {}
+        counts: Counter[str] = Counter()
         kept: list[ScheduledRow] = []
         for row in decodes:
             account = self._account_of(row)
-            if self._is_over(account):
-                left = num_left.get(account)
-                if left is None:
-                    left = max(1, int(self._part_of(account)))
-                num_left[account] = left - 1
-                if left <= 0:
-                    continue
-            kept.append(row)
+            counts[account.tenant] += 1
+            if not self._is_over(account) or counts[account.tenant] <= max(1, int(self._part_of(account))):
+                kept.append(row)
         return kept
 
     def _allowance(self) -> int:
@@ -127,7 +122,7 @@ class OverShare:
 
     def _part_of(self, account: TenantAccount) -> float:
         """Of the places."""
-        return self._settings.max_running * self._shares.share_of(account, self._now_s)
+        return self._places.part_of(account, self._now_s)
 
     def _account_of(self, row: ScheduledRow) -> TenantAccount:
         return self._shares.account(row.request.tenant)

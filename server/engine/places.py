@@ -48,11 +48,15 @@ class Places:
         if not account.num_running:
             del self._holders[request.tenant]
 
+    def part_of(self, account: TenantAccount, now_s: float) -> float:
+        """How many of the places are the tenant's share."""
+        return self._max_running * self._shares.share_of(account, now_s)
+
     def is_reserved_from(self, account: TenantAccount, num_running: int, now_s: float) -> bool:
         """The last places are kept from a tenant that has its part and would run most, or a flood would fill them."""
         if num_running < self._max_running - self._num_reserved or not self._holders:
             return False
-        if account.num_running < self._max_running * self._shares.share_of(account, now_s):
+        if account.num_running < self.part_of(account, now_s):
             return False
         return (account.num_running + 1) / account.weight > _level(self._fullest())
 
@@ -70,7 +74,7 @@ class Places:
     def victim_for(self, account: TenantAccount, running: Sequence[Request]) -> Request | None:
         """Whose place this tenant may have: the last admitted of the tenant that runs most for its weight, unless it
         would then run less than this one."""
-        fullest = self._top or self._fullest()
+        fullest = self._fullest()
         if (fullest.num_running - 1) / fullest.weight < (account.num_running + 1) / account.weight:
             return None
         for request in reversed(running):

@@ -293,7 +293,6 @@ class Scheduler:
                 verdict = _Verdict.NO_BLOCKS if is_short else self._try_admit(request)
                 if verdict is _Verdict.NO_BLOCKS and starving is None:
                     verdict = self._admit_for_others(request, schedule, put_out, now_s)
-                    victim = None  # a place comes with the blocks
                 if verdict is _Verdict.NO_BLOCKS:
                     is_short = True
                     walk.skip_tenant()
@@ -303,8 +302,8 @@ class Scheduler:
                     break
                 if verdict is _Verdict.ADMITTED:
                     admitted.append(request)
-                    if victim is not None:
-                        self._put_out(victim, schedule, put_out)
+                    if victim is not None and len(self._running) > self.settings.max_running:
+                        self._put_out(victim, schedule, put_out)  # no place came with the blocks
                     self._chunks.add(schedule, request)
                 walk.advance(admitted=verdict is _Verdict.ADMITTED)
         walk.close()
@@ -314,9 +313,8 @@ class Scheduler:
 
     def _admit_for_others(self, request: Request, schedule: Schedule, put_out: list[Request], now_s: float) -> _Verdict:
         """With blocks from a tenant that holds more than its own, where there are such."""
-        num_missing = self.pool.num_missing(request, self.pool.match(request), num_spare=self._num_spare)
         victims = self._block_shares.who_makes_room(
-            request, num_missing, self._running, self._places.num_changes, now_s
+            request, self._running, num_spare=self._num_spare, num_changes=self._places.num_changes, now_s=now_s
         )
         if not victims:
             return _Verdict.NO_BLOCKS
@@ -340,8 +338,8 @@ class Scheduler:
         return self._over_share.prompt_limit(schedule, account) <= schedule.num_tokens
 
     def _try_admit(self, request: Request) -> _Verdict:
-        """A request that finds no blocks stops those behind it, or it would starve. One whose next block is being
-        computed by a running twin waits for that block and stops nobody."""
+        """Where a request finds no blocks, those behind it get none that are free, or it would starve. One whose next
+        block is being computed by a running twin waits for that block and is in nobody's way."""
         matched = self.pool.match(request)
         if self.pool.is_being_computed(request, len(matched)):
             return _Verdict.WAITS_FOR_TWIN
