@@ -17,9 +17,8 @@ from benchmarks.workload import bench_engine
 from server.api.app import create_app
 from server.api.serve import ListenSettings, build_server
 from server.api.settings import ApiSettings
+from server.cli.serve_options import MAX_BATCH_TOKENS
 from server.engine.schedule import SchedulerSettings
-
-SERVED_BATCH_TOKENS = 512  # `multilora serve --max-batch-tokens`
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pool_adapters=options.pool_adapters,
         host_adapters=options.host_adapters,
         max_rows=64,
-        max_batch_tokens=SERVED_BATCH_TOKENS if options.as_served else SchedulerSettings.max_batch_tokens,
+        max_batch_tokens=MAX_BATCH_TOKENS if options.as_served else SchedulerSettings.max_batch_tokens,
         prefix_cache=options.as_served,
     )
     with engine as parts, socket.socket() as listener:

@@ -12,6 +12,7 @@ from server.cli.logs import LogFormat, set_up_logging
 from server.cli.options import DEFAULT_DATA_DIR, DataDirOption, HostOption, JsonOption, PortOption
 from server.cli.output import Output
 from server.cli.serve_options import (
+    MAX_BATCH_TOKENS,
     AdapterPoolOption,
     Auth,
     AuthOption,
@@ -55,7 +56,7 @@ def serve(
     auth: AuthOption = Auth.ON,
     max_model_len: MaxModelLenOption = None,
     max_running: MaxRunningOption = 64,
-    max_batch_tokens: MaxBatchTokensOption = 512,
+    max_batch_tokens: MaxBatchTokensOption = MAX_BATCH_TOKENS,
     max_adapters: MaxAdaptersOption = 512,
     threads: ThreadsOption = None,
     kv_cache_mib: KvCacheOption = None,

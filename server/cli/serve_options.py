@@ -89,6 +89,7 @@ MaxModelLenOption = Annotated[
     typer.Option(help="Tokens of prompt and answer (default: the base's).", min=2, rich_help_panel=_LIMITS),
 ]
 MaxRunningOption = Annotated[int, typer.Option(help="Requests in one batch.", min=1, rich_help_panel=_LIMITS)]
+MAX_BATCH_TOKENS = 512  # of a step, where nobody says otherwise
 MaxBatchTokensOption = Annotated[
     int,
     typer.Option(

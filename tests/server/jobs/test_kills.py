@@ -19,6 +19,7 @@ from server.jobs.records import Job, JobStatus
 from support.job_world import GATE, TRAINER, JobWorld
 
 NUM_JOBS = int(os.environ.get("MULTILORA_JOB_KILLS", "10"))
+FEWEST_KILLS = 2  # a fast machine is given more jobs until so many hit
 MAX_TRAINER_KILLS = 2  # of one job: after the third in a row without a step forward a job rightly fails
 
 
@@ -97,14 +98,20 @@ def processes_of(world: JobWorld) -> list[str]:
 
 def test_every_job_ends_once_whoever_is_killed_when(tmp_path: Path) -> None:
     world = JobWorld(tmp_path, limits=JobLimits(max_active_jobs=1000, max_jobs_per_day=1000))
-    jobs = [world.create(("acme", "globex")[i % 2], f"job{i}", steps=15, step_s=0.02, salt=i) for i in range(NUM_JOBS)]
+
+    def create(i: int) -> Job:
+        return world.create(("acme", "globex")[i % 2], f"job{i}", steps=15, step_s=0.02, salt=i)
+
+    jobs = [create(i) for i in range(NUM_JOBS)]
     chaos = Chaos(world, seed=NUM_JOBS)
     deadline_s = time.monotonic() + 60 + 6 * NUM_JOBS
     try:
-        while world.jobs.has_work():
+        while world.jobs.has_work() or chaos.kills.total() < FEWEST_KILLS:
+            if not world.jobs.has_work():
+                jobs.append(create(len(jobs)))
             assert time.monotonic() < deadline_s, [(job.id, job.status) for job in world.jobs.list()]
             chaos.keep_up()
-            time.sleep(chaos.random.uniform(0.1, 2.0))
+            time.sleep(chaos.random.uniform(0.1, 1.5))
             chaos.strike()
         ended = [world.jobs.get(job.id) for job in jobs]
         assert [job.failure for job in ended if job.status is not JobStatus.SUCCEEDED] == []
@@ -112,8 +119,7 @@ def test_every_job_ends_once_whoever_is_killed_when(tmp_path: Path) -> None:
             versions = world.store.versions(job.tenant, job.name)
             assert [(each.version, each.digest, each.active) for each in versions] == [(1, job.adapter_digest, True)]
             assert world.messages(job).count("The job has succeeded") == 1
-        assert len({job.adapter_digest for job in ended}) == NUM_JOBS
-        assert sum(chaos.kills.values()) >= 2, chaos.kills
+        assert len({job.adapter_digest for job in ended}) == len(jobs)
     finally:
         chaos.end()
         leftovers = processes_of(world)
