@@ -13,7 +13,17 @@ from rich.console import Console
 
 from benchmarks.report import DEFAULT_OUT
 
-NAMES = ("op_lora", "op_linear", "layer", "model_tax", "versus_peft", "paging", "server_load", "fairness")
+NAMES = (
+    "op_lora",
+    "op_linear",
+    "op_primitives",
+    "layer",
+    "model_tax",
+    "versus_peft",
+    "paging",
+    "server_load",
+    "fairness",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

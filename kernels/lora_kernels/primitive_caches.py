@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "1"}  # 0.6 MB each; ideep's own saves nothing
+KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "1"}  # 0.6 MB each; ideep's own saves nothing
 
 
 def keep_few_primitives() -> None:

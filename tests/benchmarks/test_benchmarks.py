@@ -17,12 +17,13 @@ MACHINE_COLUMNS = {"hardware", "threads", "torch", "date", "quick"}
 EXPECTED = {
     "op_lora": (60, {"implementation", "us", "gb_per_s", "of_read_bandwidth", "times_native", "max_error"}),
     "op_linear": (20, {"layer", "rows", "us_ours", "us_library", "library_over_ours", "max_error_ours"}),
+    "op_primitives": (3, {"setting", "mb", "ms", "times_own"}),
     "layer": (40, {"group", "rows", "case", "us", "times_bare"}),
     "model_tax": (7, {"batch", "adapters", "tok_per_s", "of_base", "decode_of_base", "ttft_ms", "itl_ms"}),
     "versus_peft": (5, {"ours_tok_per_s", "theirs_tok_per_s", "ours_over_theirs", "same_first_token"}),
     "paging": (6, {"measure", "case", "of_resident", "of_quiet", "copies_per_request", "itl_p95_ms"}),
     "server_load": (4, {"popularity", "tok_per_s", "of_base", "ttft_p95_ms", "tpot_p50_ms"}),
-    "fairness": (4, {"case", "ttft_p50_ms", "ttft_p95_ms", "jain", "others_answered", "refused"}),
+    "fairness": (4, {"case", "ttft_p50_ms", "ttft_p95_ms", "p95_of_even", "jain", "others_answered", "refused"}),
     "soak": (5, {"hours", "rss_mb", "anon_mb", "num_files", "kv_usage", "waiting", "quiet_ttft_p95_ms", "num_faults"}),
 }
 

@@ -13,7 +13,7 @@ import torch
 from lora_kernels.primitive_caches import KEPT
 
 NUM_SHAPES = 500
-MOST_MB = 120.0
+MOST_MB = 100.0
 
 CODE = f"""
 import re
@@ -48,10 +48,10 @@ def test_shapes_of_a_prompt_do_not_pile_up() -> None:
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN computes no bf16 on this processor"
 )
 def test_they_would_without_the_limit() -> None:
-    assert float(python(CODE % "")) > 1.5 * MOST_MB
+    assert float(python(CODE % "")) > 2 * MOST_MB
 
 
-@pytest.mark.parametrize(("own", "expected"), [({}, "128"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"}, "7")])
+@pytest.mark.parametrize(("own", "expected"), [({}, "64"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"}, "7")])
 def test_an_operators_own_capacity_is_left_alone(own: dict[str, str], expected: str) -> None:
     code = "import os; from lora_kernels.primitive_caches import keep_few_primitives; keep_few_primitives(); "
     assert python(code + "print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])", own).strip() == expected
