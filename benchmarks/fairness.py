@@ -63,6 +63,7 @@ class Clients:
         self._model = model
         self._length = length
         self._vocab = vocab
+        self._prompts = random.Random(0)
         self._end_s = 0.0
         self._count_from_s = 0.0
 
@@ -81,20 +82,38 @@ class Clients:
             await asyncio.wait(senders)
         return seen
 
+    async def capacity(self) -> float:
+        """Requests a second that the server answers when it always has 64 of them."""
+        answered = 0
+        began_s = time.perf_counter()
+        end_s = began_s + self._length.seconds / 2
+
+        async def loop(tenant: str) -> None:
+            nonlocal answered
+            while time.perf_counter() < end_s:
+                await self._ask(tenant, self._prompt(), Seen(), 0.0)
+                answered += 1
+
+        await asyncio.gather(*(loop(TENANTS[index % len(TENANTS)]) for index in range(64)))
+        return answered / (time.perf_counter() - began_s)
+
     async def _send(self, tenant: str, rate: float, seen: Seen, rng: random.Random, case: str) -> None:
         name = "everybody" if case == "one queue" else tenant
         under_way: set[asyncio.Task[None]] = set()
         due_s = time.perf_counter()
         while (due_s := due_s + rng.expovariate(rate)) < self._end_s:
             await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-            prompt = [rng.randrange(2, self._vocab) for _ in range(self._length.prompt)]
-            task = asyncio.create_task(self._ask(name, prompt, seen, due_s))
+            task = asyncio.create_task(self._ask(name, self._prompt(), seen, due_s))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
         await asyncio.sleep(max(0.0, self._end_s - time.perf_counter()))
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
+
+    def _prompt(self) -> list[int]:
+        """One that nobody sent before: arrivals are alike in every case of a round, the prefix cache helps none."""
+        return [self._prompts.randrange(2, self._vocab) for _ in range(self._length.prompt)]
 
     async def _ask(self, tenant: str, prompt: list[int], seen: Seen, due_s: float) -> None:
         try:
@@ -121,24 +140,6 @@ class Clients:
                 if now_s >= self._count_from_s:
                     seen.served += (len(prompt) if is_first else 0) + 2.0
                 is_first = False
-
-
-async def capacity(clients: Clients, length: Length) -> float:
-    """Requests a second that the server answers when it always has 64 of them."""
-    answered = 0
-    end_s = time.perf_counter() + length.seconds / 2
-
-    async def loop(index: int) -> None:
-        nonlocal answered
-        rng = random.Random(index)
-        while time.perf_counter() < end_s:
-            prompt = [rng.randrange(2, clients._vocab) for _ in range(length.prompt)]
-            await clients._ask(TENANTS[index % len(TENANTS)], prompt, Seen(), 0.0)
-            answered += 1
-
-    began_s = time.perf_counter()
-    await asyncio.gather(*(loop(index) for index in range(64)))
-    return answered / (time.perf_counter() - began_s)
 
 
 def others_ms(seen: Sequence[dict[str, Seen]], percent: float) -> list[float]:
@@ -171,8 +172,8 @@ async def measure(url: str, report: Report, length: Length, vocab: int) -> list[
     async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
         model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
         clients = Clients(client, model, length, vocab)
-        await capacity(clients, length)  # warm-up
-        most = await capacity(clients, length)
+        await clients.capacity()  # warm-up
+        most = await clients.capacity()
         report.say(f"{most:.1f} requests a second at most")
         seen: dict[str, list[dict[str, Seen]]] = {case: [] for case in CASES}
         for number_of_round in range(length.rounds):
