@@ -2,8 +2,9 @@
 
 Starts `multilora serve` on the demo's base with room for a fifth of the adapters. Eight tenants ask at Poisson times,
 the first ten times as often as the others; adapters by Zipf; streams and not; late deadlines, bad requests, hang-ups.
-Their owners upload, delete, canary, promote, roll back, rotate keys. `--hours H` (8). A row a minute; the slope of
-memory is Theil and Sen's over the last four fifths. Ends with 1 where anything failed.
+Their owners upload, delete, canary, promote, roll back, rotate keys. All of that four times as often for two minutes,
+then `--hours H` (8). A row a minute; the slope of memory is Theil and Sen's over the last four fifths. Ends with 1 where
+anything failed.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ COUNTS = ("sent", "answered", "hung_up", "late", "refused", "busy", "skipped", "
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """contents: different adapters among all tenants. rate: a quiet tenant's requests a second. every_s: between rows.
-    change_every_s: between one owner's changes."""
+    change_every_s: between one owner's changes. storm: times all of that, in the first storm_s before the soak."""
 
     seconds: float
     every_s: float = 60.0
@@ -58,9 +59,11 @@ class Scale:
     rate: float = 1.0
     flood: float = 10.0
     change_every_s: float = 4.0
+    storm: float = 4.0
+    storm_s: float = 120.0
 
 
-QUICK_SCALE = Scale(seconds=2.0, every_s=0.4, adapters=3, contents=20, rate=2.0, change_every_s=0.4)
+QUICK_SCALE = Scale(seconds=2.0, every_s=0.4, adapters=3, contents=20, rate=2.0, change_every_s=0.4, storm_s=0.5)
 
 
 class Soak:
@@ -95,14 +98,22 @@ class Soak:
                 said.append(str(answer.raise_for_status().json()["choices"][0]["text"]))
         return said
 
-    async def run(self, report: Report) -> None:
-        scale, begin_s = self._scale, time.perf_counter()
-        end_s = begin_s + scale.seconds
+    async def live(self, seconds: float, load: float = 1.0) -> None:
+        """Everybody asks and changes, `load` times as often as the scale says."""
+        scale, end_s = self._scale, time.perf_counter() + seconds
         async with asyncio.TaskGroup() as group:
             for index, (tenant, owner) in enumerate(zip(self.tenants, self.owners, strict=True)):
                 rate = scale.rate * (1.0 if index else scale.flood)
-                group.create_task(tenant.ask_until(end_s, rate))
-                group.create_task(owner.change_until(end_s, scale.change_every_s))
+                group.create_task(tenant.ask_until(end_s, load * rate))
+                group.create_task(owner.change_until(end_s, scale.change_every_s / load))
+
+    async def run(self, report: Report) -> None:
+        scale = self._scale
+        report.say(f"{scale.storm_s:g} s at {scale.storm:g} times the load: what grows with the load has grown")
+        await self.live(scale.storm_s, scale.storm)
+        begin_s = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.live(scale.seconds))
             for count in range(1, int(scale.seconds / scale.every_s) + 1):
                 await asyncio.sleep(max(0.0, begin_s + count * scale.every_s - time.perf_counter()))
                 row = await self.look((time.perf_counter() - begin_s) / 3600)
