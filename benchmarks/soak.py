@@ -3,7 +3,7 @@
 Starts `multilora serve` on the demo's base with room for a fifth of the adapters. Eight tenants ask at Poisson times,
 the first ten times as often as the others; adapters by Zipf; streams and not; late deadlines, bad requests, hang-ups.
 Their owners upload, delete, canary, promote, roll back, rotate keys. All of that four times as often for two minutes,
-then `--hours H` (8). A row a minute; the slope of memory is Theil and Sen's over the last four fifths. Ends with 1 where
+then `--hours H` (8). A row a minute; memory's slope is Theil and Sen's over the last four fifths. Ends with 1 where
 anything failed.
 """
 
