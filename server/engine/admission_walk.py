@@ -72,10 +72,16 @@ class Walk:
                 shares.withdraw_lowest()
                 return None
             self._open[account.tenant] = walk
-        if walk.current is None:
+        while (request := walk.current) is not None and self._has_left(request.adapter):
+            walk.advance()
+        if request is None:
             shares.withdraw_lowest()
             self._exhausted.append(account)
-        return walk.current
+        return request
+
+    def _has_left(self, adapter: AdapterDigest | None) -> bool:
+        """Since the walk began: it had been deleted, and its last user was put out for somebody admitted since."""
+        return adapter is not None and adapter not in self._ready
 
     def advance(self, *, admitted: bool) -> None:
         """Done with the current request. An admitted one is paid for, so that another tenant may be next."""

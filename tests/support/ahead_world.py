@@ -246,7 +246,7 @@ class AheadWorld(World):
 
     def _compute(self, request: Request, start: int, ids: list[int], blocks: list[int], slot: int | None) -> int:
         weight = 7 if slot is None else self.device.read(slot)
-        state = first_state(request) if start == 0 else self.kv[blocks[(start - 1) // 4]][(start - 1) % 4]
+        state = self.state_before(request, start, blocks)
         if self.random.random() < self.settings.numeric_failures:
             self.injected.add((request.tenant, request.adapter))
             weight = NAN

@@ -2,7 +2,8 @@
 
 The fake model is a chain: the state after a token is a function of the state before it, the token, the tenant and the
 weights found in the adapter's slot. States live in fake KV blocks. So whoever reads a wrong block, a stale block, a
-wrong slot or an overwritten arena computes other tokens than `expected_output`, which knows none of these.
+wrong slot or an overwritten arena computes other tokens than `expected_output`, which knows none of these. And as
+attention reads all that comes before a token, a NaN anywhere there makes a NaN.
 """
 
 from __future__ import annotations
@@ -297,7 +298,7 @@ class World:
     def _forward(self, row: ScheduledRow) -> int:
         request = row.request
         weight = 7 if request.slot is None else self.device.read(request.slot)
-        state = first_state(request) if row.start == 0 else self._cell(request, row.start - 1)
+        state = self.state_before(request, row.start, request.block_ids)
         if self.random.random() < self.settings.numeric_failures:
             self.injected.add((request.tenant, request.adapter))
             weight = NAN
@@ -309,6 +310,15 @@ class World:
             rest = self.kv[request.block_ids[end // 4]][end % 4 :]
             assert NAN not in rest, f"{request.id} was given a block with poison in it"
         return state
+
+    def state_before(self, request: Request, start: int, blocks: list[int]) -> int:
+        """What a row at position `start` goes on from, having read all positions before it."""
+        if start == 0:
+            return first_state(request)
+        num_full, rest = divmod(start, 4)
+        last = self.kv[blocks[num_full]][:rest] if rest else self.kv[blocks[num_full - 1]]
+        is_spoilt = NAN in last or any(NAN in self.kv[block_id] for block_id in blocks[:num_full])
+        return NAN if is_spoilt else last[-1]
 
     def _cell(self, request: Request, position: int) -> int:
         return self.kv[request.block_ids[position // 4]][position % 4]

@@ -18,7 +18,7 @@ from support.adapter_memory import FakeClock
 
 @dataclass
 class FakeGate:
-    """Adapters are ready when the test says so."""
+    """Adapters are ready when the test says so. doomed: those that were deleted, and go with their last user."""
 
     ready_digests: dict[AdapterDigest, int] = field(default_factory=dict)
     broken: dict[AdapterDigest, StoreError] = field(default_factory=dict)
@@ -29,6 +29,7 @@ class FakeGate:
     limit: int = 0
     over_share: set[AdapterDigest] = field(default_factory=set)
     crowding: set[str] = field(default_factory=set)
+    doomed: set[AdapterDigest] = field(default_factory=set)
     loads: list[tuple[Owner, int]] = field(default_factory=list)
 
     @property
@@ -47,12 +48,16 @@ class FakeGate:
         return self.ready_digests.keys()
 
     def acquire(self, digest: AdapterDigest) -> int | None:
-        self.references[digest] = self.references.get(digest, 0) + 1
-        return self.ready_digests.get(digest)
+        slot = self.ready_digests.get(digest)
+        if slot is not None:
+            self.references[digest] = self.references.get(digest, 0) + 1
+        return slot
 
     def release(self, digest: AdapterDigest) -> None:
         self.references[digest] -= 1
         assert self.references[digest] >= 0
+        if not self.references[digest] and digest in self.doomed:
+            del self.ready_digests[digest]
 
 
 @dataclass

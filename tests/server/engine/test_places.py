@@ -88,6 +88,25 @@ def test_nobody_is_put_out_for_a_request_whose_adapter_is_not_there_or_for_which
     assert bench.scheduler.running() == flood[:4]
 
 
+def test_who_waits_for_a_deleted_adapter_waits_on_when_its_last_user_is_put_out_in_the_same_pass() -> None:
+    """Found by 100 million simulated steps: it was taken for ready, as it had been when the pass began."""
+    bench = make_bench(max_running=4, max_batch_tokens=64, reserved=0.0)
+    adapter = digest_of("deleted")
+    bench.gate.ready_digests[adapter] = 0
+    flood = [add(bench, "flood", adapter=adapter if index == 3 else None) for index in range(4)]
+    for _ in range(3):
+        bench.step()
+    bench.gate.doomed.add(adapter)
+    first, second = add(bench, "law"), add(bench, "law", adapter=adapter)
+    for _ in range(2):
+        bench.step()
+    assert (first.status, flood[3].status, second.status) == (Status.RUNNING, Status.WAITING, Status.WAITING)
+    bench.gate.ready_digests[adapter] = 0
+    bench.gate.doomed.clear()
+    bench.step()
+    assert (second.status, second.slot) == (Status.RUNNING, 0)
+
+
 def test_a_request_is_put_out_four_times_and_then_stays() -> None:
     bench, flood = flooded(2)
     for _ in range(8):
