@@ -199,7 +199,7 @@ class World:
     def drain(self) -> None:
         """No more arrivals until everybody has an answer."""
         limit = self.num_steps + 20_000
-        while self.scheduler.has_unfinished:
+        while self.alive:  # also those who ended in the last step and have not been told
             assert self.num_steps < limit, f"never answered: {list(self.alive)}"
             self.step(arrivals=False)
 

@@ -75,6 +75,7 @@ class FakeEngine:
         self.forgotten: list[AdapterDigest] = []
         self.may_step = threading.Event()
         self.may_step.set()
+        self.stalls_at: int | None = None  # after that many steps it waits for `may_step` to be set
         self._failures: list[tuple[int, RequestError]] = []
         self._cached_prompts: set[tuple[str, str | None, tuple[int, ...]]] = set()
         self._sequences: dict[str, _Sequence] = {}
@@ -151,6 +152,8 @@ class FakeEngine:
             for sequence in batch:
                 self._step(sequence)
             self.num_steps += 1
+            if self.num_steps == self.stalls_at:
+                self.may_step.clear()
 
     def _step(self, sequence: _Sequence) -> None:
         event = self._event(sequence)

@@ -47,10 +47,10 @@ class Stream:
     def __init__(self, engine: FakeEngine, url: str) -> None:
         body = {"model": "tiny", "prompt": "x", "max_tokens": 50, "ignore_eos": True, "stream": True}
         self._stack = ExitStack()
+        engine.stalls_at = engine.num_steps + 1
         response = self._stack.enter_context(httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30))
         self._lines = response.iter_lines()
         assert next(self._lines).startswith("data: ")
-        engine.may_step.clear()
 
     def rest(self) -> list[str]:
         with self._stack:
