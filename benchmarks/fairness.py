@@ -2,7 +2,9 @@
 
 Starts the API on 127.0.0.1 (auth off, tenants by X-Tenant-Id) over the base alone and sends requests at Poisson times,
 whether or not earlier ones are answered. "even": everybody at three quarters of an eighth of what the server can do.
-"flood": the first tenant at ten times that. "one queue": the same flood, all in one tenant's name, as a server without
+"share": the others the same, the first tenant always with as many requests as are its part of the places, so that the
+server is full and nobody has more than a share.
+"flood": the first tenant at ten times the even rate. "one queue": the same flood, all in one tenant's name, as a server without
 shares would see it. "backlog": everybody beyond an eighth, the first at ten times that: who gets how much. The first
 third of a case is not counted.
 """
@@ -28,8 +30,9 @@ from server.engine.fair_share import jain_index
 TENANTS = tuple(f"tenant{index}" for index in range(8))
 FLOODER = TENANTS[0]
 FLOOD = 10.0
-CASES = ("even", "flood", "one queue", "backlog")
-OF_CAPACITY = {"even": 0.75, "flood": 0.75, "one queue": 0.75, "backlog": 1.5}
+CASES = ("even", "share", "flood", "one queue", "backlog")
+OF_CAPACITY = {"even": 0.75, "share": 0.75, "flood": 0.75, "one queue": 0.75, "backlog": 1.5}
+MAX_ROWS = 64  # places of the server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ class Length:
     new: int
 
 
-FULL_LENGTH = Length(seconds=24.0, rounds=4, prompt=64, new=32)
+FULL_LENGTH = Length(seconds=24.0, rounds=3, prompt=64, new=32)
 QUICK_LENGTH = Length(seconds=1.5, rounds=1, prompt=8, new=4)
 
 
@@ -75,15 +78,29 @@ class Clients:
         self._end_s = begin_s + self._length.seconds
         self._count_from_s = begin_s + self._length.seconds / 3  # before, the first to come hold all places
         async with asyncio.TaskGroup() as group:
-            senders = [
-                group.create_task(self._send(tenant, rate, seen[tenant], random.Random(rng.random()), case))
-                for tenant, rate in rates.items()
-            ]
-            await asyncio.wait(senders)
+            for tenant, rate in rates.items():
+                dice = random.Random(rng.random())
+                if case == "share" and tenant == FLOODER:
+                    group.create_task(self._keep_busy(tenant, MAX_ROWS // len(TENANTS), seen[tenant]))
+                else:
+                    group.create_task(self._send(tenant, rate, seen[tenant], dice, case))
         return seen
 
+    async def _keep_busy(self, tenant: str, count: int, seen: Seen) -> None:
+        """So many requests under way at all times."""
+
+        async def loop() -> None:
+            while True:
+                await self._ask(tenant, self._prompt(), seen, time.perf_counter())
+
+        tasks = [asyncio.create_task(loop()) for _ in range(count)]
+        await asyncio.sleep(self._end_s - time.perf_counter())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def capacity(self) -> float:
-        """Requests a second that the server answers when it always has 64 of them."""
+        """Requests a second that the server answers when all its places are taken."""
         answered = 0
         began_s = time.perf_counter()
         end_s = began_s + self._length.seconds / 2
@@ -94,7 +111,7 @@ class Clients:
                 await self._ask(tenant, self._prompt(), Seen(), 0.0)
                 answered += 1
 
-        await asyncio.gather(*(loop(TENANTS[index % len(TENANTS)]) for index in range(64)))
+        await asyncio.gather(*(loop(TENANTS[index % len(TENANTS)]) for index in range(MAX_ROWS)))
         return answered / (time.perf_counter() - began_s)
 
     async def _send(self, tenant: str, rate: float, seen: Seen, rng: random.Random, case: str) -> None:
@@ -148,16 +165,17 @@ def others_ms(seen: Sequence[dict[str, Seen]], percent: float) -> list[float]:
     return [1000 * percentile(each, percent) for each in ttfts]
 
 
-def row_of(case: str, seen: Sequence[dict[str, Seen]], even_p95s_ms: list[float], rate: float) -> Row:
+def row_of(case: str, all_seen: dict[str, list[dict[str, Seen]]], rate: float) -> Row:
     """One case over all rounds; times of everybody but the first tenant."""
-    p95s_ms = others_ms(seen, 95)
+    seen, p95s_ms = all_seen[case], others_ms(all_seen[case], 95)
     jain = Spread.of([jain_index([own.served for own in each.values()]) for each in seen])
     return {
         "case": case,
         "rate_per_tenant": rate,
         **Spread.of(others_ms(seen, 50)).columns("ttft_p50_ms"),
         **Spread.of(p95s_ms).columns("ttft_p95_ms"),
-        **ratio(p95s_ms, even_p95s_ms).columns("p95_of_even"),
+        **ratio(p95s_ms, others_ms(all_seen["even"], 95)).columns("p95_of_even"),
+        **ratio(p95s_ms, others_ms(all_seen["share"], 95)).columns("p95_of_share"),
         **jain.columns("jain"),
         "flooder_answered": sum(len(each[FLOODER].ttfts_s) for each in seen),
         "others_answered": sum(len(own.ttfts_s) for each in seen for own in each.values())
@@ -179,12 +197,11 @@ async def measure(url: str, report: Report, length: Length, vocab: int) -> list[
         for number_of_round in range(length.rounds):
             for case in CASES if number_of_round % 2 == 0 else reversed(CASES):
                 rate = OF_CAPACITY[case] * most / len(TENANTS)
-                rates = dict.fromkeys(TENANTS, rate) | ({} if case == "even" else {FLOODER: FLOOD * rate})
+                rates = dict.fromkeys(TENANTS, rate) | ({} if case in ("even", "share") else {FLOODER: FLOOD * rate})
                 seen[case].append(await clients.run(case, rates, seed=number_of_round))
                 report.say(f"round {number_of_round + 1}: {case}")
                 await asyncio.sleep(0.5)
-        even_p95s_ms = others_ms(seen["even"], 95)
-        return [row_of(case, seen[case], even_p95s_ms, OF_CAPACITY[case] * most / len(TENANTS)) for case in CASES]
+        return [row_of(case, seen, OF_CAPACITY[case] * most / len(TENANTS)) for case in CASES]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -203,11 +220,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def tell(report: Report, rows: Sequence[Row]) -> None:
     """The plot and the table."""
     by_case = {str(row["case"]): row for row in rows}
-    times = spread(by_case["flood"], "p95_of_even").text()
+    of_share, of_even = (spread(by_case["flood"], column).text() for column in ("p95_of_share", "p95_of_even"))
     jain = number(by_case["backlog"]["jain"])
-    title = f"A tenfold flood: the others' p95 TTFT is {times} times as long; Jain index of a backlog {jain:.3f}"
+    title = f"A tenfold flood: the others' p95 TTFT is {of_share} times what it is where the first uses its share, "
+    title += f"{of_even} times an even load's; Jain index of a backlog {jain:.3f}"
     figure, (waits, index) = report.figure(title, panels=2)
-    labels = CASES[:3]
+    labels = CASES[:4]
     series = {
         "median": [spread(by_case[case], "ttft_p50_ms") for case in labels],
         "95th percentile": [spread(by_case[case], "ttft_p95_ms") for case in labels],

@@ -23,7 +23,7 @@ EXPECTED = {
     "versus_peft": (5, {"ours_tok_per_s", "theirs_tok_per_s", "ours_over_theirs", "same_first_token"}),
     "paging": (6, {"measure", "case", "of_resident", "of_quiet", "copies_per_request", "itl_p95_ms"}),
     "server_load": (4, {"popularity", "tok_per_s", "of_base", "ttft_p95_ms", "tpot_p50_ms"}),
-    "fairness": (4, {"case", "ttft_p50_ms", "ttft_p95_ms", "p95_of_even", "jain", "others_answered", "refused"}),
+    "fairness": (5, {"case", "ttft_p50_ms", "ttft_p95_ms", "p95_of_share", "jain", "others_answered", "refused"}),
     "soak": (5, {"hours", "rss_mb", "anon_mb", "num_files", "kv_usage", "waiting", "quiet_ttft_p95_ms", "num_faults"}),
 }
 
