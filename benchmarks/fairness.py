@@ -4,9 +4,9 @@ Starts the API on 127.0.0.1 (auth off, tenants by X-Tenant-Id) over the base alo
 whether or not earlier ones are answered. "even": everybody at three quarters of an eighth of what the server can do.
 "share": the others the same, the first tenant always with as many requests as are its part of the places, so that the
 server is full and nobody has more than a share.
-"flood": the first tenant at ten times the even rate. "one queue": the same flood, all in one tenant's name, as a server without
-shares would see it. "backlog": everybody beyond an eighth, the first at ten times that: who gets how much. The first
-third of a case is not counted.
+"flood": the first tenant at ten times the even rate. "one queue": the same flood, all in one tenant's name, as a server
+without shares would see it. "backlog": everybody beyond an eighth, the first at ten times that: who gets how much. The
+first third of a case is not counted.
 """
 
 from __future__ import annotations
