@@ -15,7 +15,7 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import httpx
 
 from benchmarks.report import Report, Row, bars, legend_below, number, spread
 from benchmarks.server_load import Scale, running_server
+from benchmarks.server_process import MAX_ROWS
 from benchmarks.shapes import shape_for
 from benchmarks.timing import Spread, percentile, ratio
 from server.engine.fair_share import jain_index
@@ -32,7 +33,6 @@ FLOODER = TENANTS[0]
 FLOOD = 10.0
 CASES = ("even", "share", "flood", "one queue", "backlog")
 OF_CAPACITY = {"even": 0.75, "share": 0.75, "flood": 0.75, "one queue": 0.75, "backlog": 1.5}
-MAX_ROWS = 64  # places of the server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +94,7 @@ class Clients:
                 await self._ask(tenant, self._prompt(), seen, time.perf_counter())
 
         tasks = [asyncio.create_task(loop()) for _ in range(count)]
-        await asyncio.sleep(self._end_s - time.perf_counter())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._hang_up_at_the_end(tasks)
 
     async def capacity(self) -> float:
         """Requests a second that the server answers when all its places are taken."""
@@ -123,6 +120,9 @@ class Clients:
             task = asyncio.create_task(self._ask(name, self._prompt(), seen, due_s))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
+        await self._hang_up_at_the_end(under_way)
+
+    async def _hang_up_at_the_end(self, under_way: Collection[asyncio.Task[None]]) -> None:
         await asyncio.sleep(max(0.0, self._end_s - time.perf_counter()))
         for task in under_way:
             task.cancel()
@@ -243,6 +243,7 @@ def tell(report: Report, rows: Sequence[Row]) -> None:
         "ttft_p50_ms",
         "ttft_p95_ms",
         "p95_of_even",
+        "p95_of_share",
         "jain",
         "flooder_answered",
         "others_answered",

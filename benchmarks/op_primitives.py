@@ -45,7 +45,7 @@ class Cost(NamedTuple):
 def run_child(num_steps: int, *, quick: bool) -> None:
     """Prints a Cost as JSON; the first half of the steps is not timed."""
     torch.set_num_threads(1)
-    weights = [torch.randn(shape).bfloat16() for name, shape in weight_shapes(shape_for(quick=quick)).items()]
+    weights = [torch.randn(shape).bfloat16() for shape in weight_shapes(shape_for(quick=quick)).values()]
     inputs = [torch.randn(MOST_ROWS, weight.shape[1]).bfloat16() for weight in weights]
     begin_mb, begin_s, dice = ProcessSize.of(os.getpid()).anon_mb, 0.0, random.Random(0)
     for index in range(2 * num_steps):

@@ -20,6 +20,8 @@ from server.api.settings import ApiSettings
 from server.cli.serve_options import MAX_BATCH_TOKENS
 from server.engine.schedule import SchedulerSettings
 
+MAX_ROWS = 64  # places in the batch
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.server_process", description=__doc__)
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         store,
         pool_adapters=options.pool_adapters,
         host_adapters=options.host_adapters,
-        max_rows=64,
+        max_rows=MAX_ROWS,
         max_batch_tokens=MAX_BATCH_TOKENS if options.as_served else SchedulerSettings.max_batch_tokens,
         prefix_cache=options.as_served,
     )
