@@ -3,8 +3,8 @@
 Starts `multilora serve` on the demo's base with room for a fifth of the adapters. Eight tenants ask at Poisson times,
 the first ten times as often as the others; adapters by Zipf; streams and not; late deadlines, bad requests, hang-ups.
 Their owners upload, delete, canary, promote, roll back, rotate keys. All of that four times as often for two minutes,
-then `--hours H` (8). A row a minute; memory's slope is Theil and Sen's over the last four fifths. Ends with 1 where
-anything failed.
+then `--hours H` (8); SIGTERM ends it sooner, with what it has seen. A row a minute; memory's slope is Theil and Sen's
+over the last four fifths. Ends with 1 where anything failed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import signal
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from server.engine.fair_share import jain_index
 
 MEMORY = MemoryMib(kv_cache=24, adapter_pool=4, host_cache=8)  # nine adapters of 0.43 MB on the device, 18 in memory
 WARM_UP = 0.2  # of the time: not counted for the slope
+FEWEST_ROWS = 4  # for a slope
 MOST_GROWTH_PERCENT_PER_H = 1.0
 GAUGES = {
     "kv_usage": "multilora_kv_cache_usage_ratio",
@@ -111,7 +114,13 @@ class Soak:
         scale = self._scale
         report.say(f"{scale.storm_s:g} s at {scale.storm:g} times the load: what grows with the load has grown")
         await self.live(scale.storm_s, scale.storm)
-        begin_s = time.perf_counter()
+        living = asyncio.create_task(self._live_and_look(report))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, living.cancel)
+        with suppress(asyncio.CancelledError):
+            await living
+
+    async def _live_and_look(self, report: Report) -> None:
+        scale, begin_s = self._scale, time.perf_counter()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.live(scale.seconds))
             for count in range(1, int(scale.seconds / scale.every_s) + 1):
@@ -192,6 +201,8 @@ def plot(report: Report, rows: Sequence[Row], title: str) -> None:
 
 def conclude(report: Report, soak: Soak, wrong: list[str]) -> None:
     """CSV, plot and table. Raises SystemExit where memory grows or anything went wrong."""
+    if len(soak.rows) < FEWEST_ROWS:
+        raise SystemExit(f"ended after {len(soak.rows)} rows; a slope needs {FEWEST_ROWS}")
     rows, last = soak.rows, soak.rows[-1]
     slopes = {name: slope_of(rows, name) for name in ("rss_mb", "anon_mb")}
     jain = jain_index([tenant.seen.tokens / max(1, tenant.seen.sent) for tenant in soak.tenants[1:]])

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.all import NAMES
+from benchmarks.soak import FEWEST_ROWS
 from lora_kernels.native.bindings import native_ops
 
 MACHINE_COLUMNS = {"hardware", "threads", "torch", "date", "quick"}
@@ -54,6 +58,18 @@ def test_quick_form_runs_and_writes_csv_and_plot(name: str, out: Path) -> None:
     assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     if name in CHECKS:
         CHECKS[name](rows)
+
+
+def test_a_soak_that_is_told_to_end_concludes_with_what_it_has_seen(out: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.soak", "--quick", "--out", str(out / "ended")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as soak:
+        assert soak.stdout is not None
+        rows = (line for line in soak.stdout if " kv_usage " in line)
+        assert len(list(islice(rows, FEWEST_ROWS))) == FEWEST_ROWS
+        soak.terminate()
+        assert list(rows) == [], "it went on"
+    assert soak.returncode == 0
+    assert (out / "ended" / "soak.png").exists()
 
 
 def all_implementations_are_exact(rows: list[dict[str, str]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import queue
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,16 @@ class Service:
         )
         self.worker.submit(request, answer.events.put)
         return request.id, answer
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Its engine takes nothing up until this ends: what is asked meanwhile waits together."""
+        let_go = threading.Event()
+        self.worker._send(lambda: let_go.wait(60))
+        try:
+            yield
+        finally:
+            let_go.set()
 
     def tokens(self, prompt: list[int], adapter: str | AdapterVersion | None = None, **params: Any) -> list[int]:
         return self.ask(prompt, adapter, **params)[1].tokens()

@@ -149,7 +149,8 @@ def test_the_third_failed_request_puts_the_adapter_away_until_an_operator_lets_i
 
 def test_those_that_wait_for_it_are_answered_when_it_is_put_away(spoilt: Service) -> None:
     spoilt.parts.engine._faults.forget(spoilt.versions["plain"].digest)
-    answers = [spoilt.ask([index, 6, 7], "plain", max_tokens=4)[1] for index in range(60)]
+    with spoilt.held():
+        answers = [spoilt.ask([index, 6, 7], "plain", max_tokens=4)[1] for index in range(60)]
     codes = [final.error.code for answer in answers if (final := answer.collect()[-1]).error is not None]
     assert len(codes) == 60
     assert set(codes) == {"adapter_numerics", "adapter_quarantined"}
