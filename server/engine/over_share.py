@@ -1,25 +1,30 @@
-"""Decides what tenants beyond their share leave out of a step, so that it stays short for whoever begins in it. Knows
-rows, tenants' accounts and how long steps took; knows no queue, no blocks and no tensors.
+"""Decides what tenants that ask for far more than their share leave out of a step, so that it stays short for everybody
+else. Knows rows, tenants' accounts and how long steps took; knows no queue, no blocks and no tensors.
 
-A flood may fill a server that nobody else wants. But a step with its sixty rows and its prompts takes several times as
-long as an even load's, and a newcomer waits for one such step and computes its prompt in the next. Therefore a tenant
-that runs more than twice its part of the places
-- adds no more prompt tokens to a step than take three times what a step costs before its first token, and
-- while a tenant within its share computes a prompt, decodes only as many rows as are its part, and no prompt,
-  unless it has nothing to decode.
+A flood may fill a server that nobody else wants. But the longer a step takes, the longer others' requests run and the
+more of them there are: near a machine's limit a flood that takes all that is left makes everybody slow for good. So
+those that run or wait with more than twice their part of the places together
+- add prompt tokens to a step until it takes five times what it takes empty, or to their share of it, and
+- while a tenant within its share computes a prompt in a step that is long already, decode only as many rows as are
+  their part, and no prompt, unless the latest steps had less of theirs than their share (a deficit as in deficit round
+  robin, Shreedhar and Varghese 1995) or they have nothing to decode.
+Where those that flood are more than half of all, by weight, nobody is left to keep steps short for.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence, Set
 
 from server.engine.fair_share import FairShare, TenantAccount
 from server.engine.places import Places
 from server.engine.schedule import Schedule, ScheduledRow, SchedulerSettings
 
 _SLACK = 2.0  # times its part of the places: below, an even load's chance would count as a flood
-_FIXED_COSTS = 3.0  # more gives the flood a little more, and others wait for longer (docs/log.md)
-_LEAST_PART = 1 / 16  # of max_batch_tokens: what is left to prompts beyond a share, however dear a token is
+_LONG = 4.0  # times the fixed part's tokens: how long prompts of a flood make a step
+_SHORT = 2.0  # a step in which nothing is left out: where tokens cost little, that would be for nothing
+_MOST_CREDIT = 100.0
+_MOST_SHARE = 0.5
 _DECAY = 0.98  # of a step's weight in the fit with each further step
 _LEAST_DEVIATION = 4.0  # tokens: steps more alike than this say nothing about what a token costs
 
@@ -62,67 +67,82 @@ class OverShare:
         self._cost = StepCost()
         self._now_s = 0.0
         self._begun_s = 0.0
-        self._is_any_over = False
+        self._flooding: Set[str] = frozenset()
+        self._share = 0.0  # of those that flood, together
+        self._credit = 0.0  # tokens: of their share of the latest steps, what these did not have
 
     def begin(self, now_s: float) -> None:
         """A step is about to be chosen."""
         self._now_s = self._begun_s = now_s
-        fullest = self._places.fullest()
-        self._is_any_over = fullest is not None and self._runs_too_much(fullest)
+        flooding = [account for account in self._places.holders() if self._asks_for_too_much(account)]
+        self._share = sum(self._shares.share_of(account, now_s) for account in flooding)
+        is_flooded = 0.0 < self._share <= _MOST_SHARE
+        self._flooding = {account.tenant for account in flooding} if is_flooded else frozenset()
 
     def ran(self, schedule: Schedule, now_s: float) -> None:
         """The step is over. Where it was under way before the last one was over, that is when it began."""
         self._cost.observe(schedule.num_tokens, now_s - self._begun_s)
         self._begun_s = now_s
+        if not self._flooding:
+            self._credit = 0.0
+        elif (tokens := self._cost.tokens_of_fixed) is not None:
+            owed = self._credit + self._share * schedule.num_tokens - self._num_tokens_of_flood(schedule.rows)
+            most = _MOST_CREDIT * tokens
+            self._credit = max(-most, min(most, owed))
 
     def prompt_limit(self, schedule: Schedule, account: TenantAccount) -> int:
         """How many tokens the forward may hold once a prompt of this tenant is in it."""
-        limit = self._settings.max_batch_tokens
-        if not self._is_over(account):
+        limit, tokens = self._settings.max_batch_tokens, self._cost.tokens_of_fixed
+        if account.tenant not in self._flooding or tokens is None:
             return limit
-        chunks = schedule.rows[schedule.num_decodes :]
-        num_taken = sum(row.num_tokens for row in chunks if self._is_over(self._account_of(row)))
-        return min(limit, schedule.num_tokens + max(0, self._allowance() - num_taken))
+        num_taken = self._num_tokens_of_flood(schedule.rows)
+        num_within = schedule.num_tokens - num_taken
+        share = num_within * self._share / (1.0 - self._share) + self._credit
+        allowance = max(_LONG * tokens - num_within, share) - num_taken
+        return min(limit, schedule.num_tokens + max(0 if num_taken else 1, int(allowance)))
 
     def leave_out(self, schedule: Schedule) -> None:
         """Take what is beyond a share out of a forward in which a tenant within its share computes a prompt."""
-        if not self._is_any_over:
+        if not self._flooding:
             return
-        chunks = [(row, self._is_over(self._account_of(row))) for row in schedule.rows[schedule.num_decodes :]]
-        if all(is_over for _, is_over in chunks):
+        chunks = schedule.rows[schedule.num_decodes :]
+        if all(self._is_of_flood(row) for row in chunks) or self._is_short(schedule):
             return
         decodes = self._decodes_within(schedule.rows[: schedule.num_decodes])
         decoding = {row.request.tenant for row in decodes}  # who has no such row would stand still
-        kept = [row for row, is_over in chunks if not is_over or row.request.tenant not in decoding]
-        schedule.rows = decodes + kept
+        if self._credit <= 0.0:
+            chunks = [row for row in chunks if not self._is_of_flood(row) or row.request.tenant not in decoding]
+        schedule.rows = decodes + chunks
         schedule.num_decodes = len(decodes)
         schedule.num_tokens = sum(row.num_tokens for row in schedule.rows)
 
+    def _is_short(self, schedule: Schedule) -> bool:
+        tokens = self._cost.tokens_of_fixed
+        return tokens is None or schedule.num_tokens <= _SHORT * tokens
+
     def _decodes_within(self, decodes: list[ScheduledRow]) -> list[ScheduledRow]:
-        """Of each tenant beyond its share the rows admitted first, as many as are its part."""
+        """Of each tenant that floods the rows admitted first, as many as are its part."""
         counts: Counter[str] = Counter()
         kept: list[ScheduledRow] = []
         for row in decodes:
-            account = self._account_of(row)
-            counts[account.tenant] += 1
-            if not self._is_over(account) or counts[account.tenant] <= max(1, int(self._part_of(account))):
-                kept.append(row)
+            if self._is_of_flood(row):
+                tenant = row.request.tenant
+                counts[tenant] += 1
+                if counts[tenant] > max(1, int(self._part_of(self._shares.account(tenant)))):
+                    continue
+            kept.append(row)
         return kept
 
-    def _allowance(self) -> int:
-        limit = self._settings.max_batch_tokens
-        tokens = self._cost.tokens_of_fixed
-        return limit if tokens is None else min(limit, int(max(1.0, _LEAST_PART * limit, _FIXED_COSTS * tokens)))
+    def _num_tokens_of_flood(self, rows: Sequence[ScheduledRow]) -> int:
+        return sum(row.num_tokens for row in rows if self._is_of_flood(row))
 
-    def _is_over(self, account: TenantAccount) -> bool:
-        return self._is_any_over and self._runs_too_much(account)
+    def _is_of_flood(self, row: ScheduledRow) -> bool:
+        return row.request.tenant in self._flooding
 
-    def _runs_too_much(self, account: TenantAccount) -> bool:
-        return account.num_running > _SLACK * self._part_of(account)
+    def _asks_for_too_much(self, account: TenantAccount) -> bool:
+        count = account.num_running + account.num_waiting
+        return count > _SLACK and count > _SLACK * self._part_of(account)
 
     def _part_of(self, account: TenantAccount) -> float:
         """Of the places."""
         return self._places.part_of(account, self._now_s)
-
-    def _account_of(self, row: ScheduledRow) -> TenantAccount:
-        return self._shares.account(row.request.tenant)

@@ -8,7 +8,7 @@ goes to and fro.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from server.engine.fair_share import FairShare, TenantAccount
 from server.engine.request import Request, Status
@@ -87,9 +87,9 @@ class Places:
         admitted of all, so that somebody always comes to an end."""
         return max(enumerate(running[1:]), key=lambda entry: (_level(self._holders[entry[1].tenant]), entry[0]))[1]
 
-    def fullest(self) -> TenantAccount | None:
-        """The tenant that runs most for its weight; None: nobody runs."""
-        return self._fullest() if self._holders else None
+    def holders(self) -> Collection[TenantAccount]:
+        """Tenants that run something."""
+        return self._holders.values()
 
     def _fullest(self) -> TenantAccount:
         if self._top is None:

@@ -124,8 +124,8 @@ def test_headers_that_do_not_come_end_the_connection(url: str, start: bytes) -> 
 
 def test_a_second_request_has_its_own_header_clock(url: str) -> None:
     with dial(url) as connection:
-        for _ in range(3):
-            time.sleep(0.15)
+        for _ in range(8):
+            time.sleep(0.05)
             connection.sendall(head("GET", "/health"))
             assert read_response(connection).status == 200
         connection.sendall(b"GET /hea")

@@ -14,6 +14,7 @@ TENANTS = [f"t{index}" for index in range(8)]
 FLOODER = TENANTS[0]
 COMPUTE_BOUND = Cost(0.010, 0.0003, 0.0012)  # 150 M on one thread: a full step takes ten times an empty one
 MEMORY_BOUND = Cost(0.009, 0.0001, 0.00022)  # the same on four
+NEAR_THE_LIMIT = Cost(0.0075, 0.0, 0.00036)
 
 
 def alone_with_fair_share(rate: float) -> float:
@@ -50,6 +51,18 @@ def test_a_flood_does_not_make_the_steps_long_that_others_wait_for(cost: Cost, r
     )
     assert others_percentile(loud, FLOODER, 0.95) <= 1.5 * others_percentile(quiet, FLOODER, 0.95)
     assert loud[FLOODER].served >= 1.5 * quiet[FLOODER].served  # and has what the others leave
+
+
+@pytest.mark.parametrize("seed", [1, 2, 5])
+def test_near_the_limit_a_flood_does_not_make_everybody_slow_for_good(seed: int) -> None:
+    """2.5 to 3.3 times an even load's where a flood takes all that is left: then steps are long, the others' requests
+    last longer, there are more of them, and steps stay as long as can be."""
+    quiet, loud = (
+        Traffic(even(TENANTS, 2.6, **{FLOODER: times * 2.6}), cost=NEAR_THE_LIMIT, max_running=64, seed=seed).run()
+        for times in (1.0, 10.0)
+    )
+    assert others_percentile(loud, FLOODER, 0.95) <= 1.5 * others_percentile(quiet, FLOODER, 0.95)
+    assert all(loud[FLOODER].served >= loud[tenant].served for tenant in TENANTS)
 
 
 def test_a_flood_that_holds_all_blocks_gives_some_up() -> None:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from server.engine.over_share import StepCost
 from server.engine.request import Request
+from server.engine.schedule import Schedule
 from support.scheduler_bench import Bench, make_bench
 
 MAX_BATCH_TOKENS = 256
 STEP_S, TOKEN_S = 0.010, 0.002
 
 
-def server(**changes: float) -> Bench:
+def step_cost(schedule: Schedule) -> float:
+    return STEP_S + TOKEN_S * schedule.num_tokens
+
+
+def server(*, step_s: Callable[[Schedule], float] = step_cost, **changes: float) -> Bench:
     """The real scheduler with 16 places; a step takes STEP_S and TOKEN_S for each token."""
     return make_bench(
         1024,
         max_model_len=512,
-        step_s=lambda schedule: STEP_S + TOKEN_S * schedule.num_tokens,
+        step_s=step_s,
         **{"max_batch_tokens": MAX_BATCH_TOKENS, "max_running": 16, "reserved": 0.0, **changes},
     )
 
@@ -84,6 +91,67 @@ def test_a_flood_may_add_few_prompt_tokens_to_a_step_that_they_make_long() -> No
     bench = flooded()
     ask(bench, "flood", 4, num_prompt=200)
     assert step(bench)["flood"] <= 12 + MAX_BATCH_TOKENS // 16
+
+
+def test_what_waits_counts_as_what_runs_does() -> None:
+    """The others hold all but a few places: the flood runs its part, and its prompts would still make steps long."""
+    bench = server()
+    for tenant in ("t0", "t1", "t2"):
+        ask(bench, tenant, 4)
+    step(bench)
+    ask(bench, "flood", 4)
+    step(bench)
+    step(bench)
+    for _ in range(10):
+        ask(bench, "flood", 1, num_prompt=400)
+    bench.scheduler.abort(bench.running("flood")[0].id)
+    tokens = step(bench)
+    assert len(bench.running("flood")) == 4
+    assert tokens["flood"] - 3 <= 12 / 3 + 1, "more than its share beside the others' twelve"
+
+
+def test_a_flood_gets_its_share_of_the_tokens_while_others_begin_in_every_step() -> None:
+    bench, given = flooded(), {"flood": 0, "others": 0}
+    for count in range(200):
+        for tenant in ("t0", "t1", "t2"):
+            bench.add(10, max_tokens=1, tenant=tenant)
+        if count % 4 == 0:
+            bench.add(40, max_tokens=4, tenant="flood")
+        for tenant, num_tokens in step(bench).items():
+            given["flood" if tenant == "flood" else "others"] += num_tokens
+    assert given["flood"] >= 0.9 * given["others"] / 3
+    assert given["flood"] <= 1.3 * given["others"] / 3
+
+
+def test_nothing_is_left_out_of_a_step_that_is_short_all_the_same() -> None:
+    bench = server(step_s=lambda schedule: 0.010 + 0.0001 * schedule.num_tokens)
+    for tenant in ("t0", "t1", "t2"):
+        ask(bench, tenant)
+    bench.step()
+    ask(bench, "flood", 12)
+    bench.step()
+    ask(bench, "t0", num_prompt=20)
+    assert step(bench) == {"t0": 1 + 20, "t1": 1, "t2": 1, "flood": 12}
+
+
+def test_where_most_tenants_flood_nobody_is_held_back() -> None:
+    bench = server()
+    for tenant in ("t0", "t1", "t2", "t3"):
+        ask(bench, tenant, 12)
+    step(bench)
+    for _ in range(3):
+        assert step(bench) == dict.fromkeys(("t0", "t1", "t2", "t3"), 4)
+    for request in bench.running("t0")[:2]:
+        bench.scheduler.abort(request.id)
+    assert sum(step(bench).values()) >= 14 + 2 * 8
+
+
+def test_a_tenant_with_two_requests_floods_nobody_however_many_tenants_there_are() -> None:
+    bench = server()
+    for index in range(100):
+        bench.add(8, max_tokens=3, tenant=f"t{index}")
+    bench.add(200, max_tokens=3, tenant="t0")
+    assert max(step(bench).get("t0", 0) for _ in range(20)) > 150
 
 
 def test_a_tenant_that_is_alone_gets_whole_steps() -> None:
