@@ -14,47 +14,58 @@ Where those that flood are more than half of all, by weight, nobody is left to k
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Set
 
 from server.engine.fair_share import FairShare, TenantAccount
 from server.engine.places import Places
 from server.engine.schedule import Schedule, ScheduledRow, SchedulerSettings
 
 _SLACK = 2.0  # times its part of the places: below, an even load's chance would count as a flood
-_LONG = 4.0  # times the fixed part's tokens: how long prompts of a flood make a step
+_LONG = 4.0  # times an empty step: how much longer prompts of a flood make one
 _SHORT = 2.0  # a step in which nothing is left out: where tokens cost little, that would be for nothing
 _MOST_CREDIT = 100.0
 _MOST_SHARE = 0.5
-_DECAY = 0.98  # of a step's weight in the fit with each further step
-_LEAST_DEVIATION = 4.0  # tokens: steps more alike than this say nothing about what a token costs
+_DECAY = 0.998  # of a step's weight in the fit with each further step: 500 count
+_LEAST_DEVIATION = 4.0  # rows or tokens: steps more alike than this say nothing about what one costs
+_MOST_ALIKE = 0.95  # of squared correlation: beyond, rows and tokens are not told apart
 
 
 class StepCost:
-    """How a step's time follows from its tokens: a line through the latest steps, older ones counting less."""
+    """What an empty step, a decode row and a prompt's token take: least squares over the latest steps, older ones
+    counting less. Told apart, because a row costs more than a token, and rows are in every step: a line through tokens
+    alone would take them for a part of the empty step."""
 
     def __init__(self) -> None:
-        self._weight = self._x = self._y = self._xx = self._xy = 0.0
-        self._tokens_of_fixed: float | None = None
+        self._weight = 0.0
+        self._sums = [0.0] * 8  # of d, p, s, dd, dp, pp, ds, ps: decode rows, prompt tokens, seconds
+        self.empty_s: float | None = None  # None: not known
+        self.row_s = self.token_s = 0.0
 
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        """One step."""
+    def observe(self, num_rows: int, num_tokens: int, seconds: float) -> None:
+        """One step: its decode rows and its prompts' tokens."""
+        d, p, s = num_rows, num_tokens, seconds
         self._weight = self._weight * _DECAY + 1.0
-        self._x = self._x * _DECAY + num_tokens
-        self._y = self._y * _DECAY + seconds
-        self._xx = self._xx * _DECAY + num_tokens * num_tokens
-        self._xy = self._xy * _DECAY + num_tokens * seconds
+        latest = (d, p, s, d * d, d * p, p * p, d * s, p * s)
+        self._sums = [old * _DECAY + new for old, new in zip(self._sums, latest, strict=True)]
+        self._fit()
 
-    @property
-    def tokens_of_fixed(self) -> float | None:
-        """How many tokens take as long as a step's fixed part; None: not known, or tokens seem to cost nothing."""
-        if not self._weight:
-            return None
-        mean_x, mean_y = self._x / self._weight, self._y / self._weight
-        variance = self._xx / self._weight - mean_x * mean_x
-        if variance >= _LEAST_DEVIATION**2:
-            slope = (self._xy / self._weight - mean_x * mean_y) / variance
-            self._tokens_of_fixed = None if slope <= 0.0 else max(0.0, mean_y / slope - mean_x)
-        return self._tokens_of_fixed
+    def of(self, num_rows: float, num_tokens: float) -> float:
+        """Seconds that they add to a step."""
+        return self.row_s * num_rows + self.token_s * num_tokens
+
+    def _fit(self) -> None:
+        d, p, s, dd, dp, pp, ds, ps = (total / self._weight for total in self._sums)
+        dd, dp, pp, ds, ps = dd - d * d, dp - d * p, pp - p * p, ds - d * s, ps - p * s
+        does_d, does_p = dd >= _LEAST_DEVIATION**2, pp >= _LEAST_DEVIATION**2
+        if does_d and does_p and dp * dp <= _MOST_ALIKE * dd * pp:
+            both = dd * pp - dp * dp
+            self.row_s, self.token_s = (ds * pp - ps * dp) / both, (ps * dd - ds * dp) / both
+        elif does_d or does_p:
+            self.row_s = self.token_s = (ds + ps) / (dd + 2 * dp + pp)
+        else:
+            return  # the last answer stands
+        self.row_s, self.token_s = max(0.0, self.row_s), max(0.0, self.token_s)
+        self.empty_s = max(0.0, s - self.of(d, p))
 
 
 class OverShare:
@@ -67,9 +78,9 @@ class OverShare:
         self._cost = StepCost()
         self._now_s = 0.0
         self._begun_s = 0.0
-        self._flooding: Set[str] = frozenset()
+        self.flooding: Set[str] = frozenset()  # tenants
         self._share = 0.0  # of those that flood, together
-        self._credit = 0.0  # tokens: of their share of the latest steps, what these did not have
+        self._credit_s = 0.0  # of their share of the latest steps, what these did not have
 
     def begin(self, now_s: float) -> None:
         """A step is about to be chosen."""
@@ -77,48 +88,52 @@ class OverShare:
         flooding = [account for account in self._places.holders() if self._asks_for_too_much(account)]
         self._share = sum(self._shares.share_of(account, now_s) for account in flooding)
         is_flooded = 0.0 < self._share <= _MOST_SHARE
-        self._flooding = {account.tenant for account in flooding} if is_flooded else frozenset()
+        self.flooding = {account.tenant for account in flooding} if is_flooded else frozenset()
 
     def ran(self, schedule: Schedule, now_s: float) -> None:
         """The step is over. Where it was under way before the last one was over, that is when it began."""
-        self._cost.observe(schedule.num_tokens, now_s - self._begun_s)
+        num_decodes = schedule.num_decodes
+        self._cost.observe(num_decodes, schedule.num_tokens - num_decodes, now_s - self._begun_s)
         self._begun_s = now_s
-        if not self._flooding:
-            self._credit = 0.0
-        elif (tokens := self._cost.tokens_of_fixed) is not None:
-            owed = self._credit + self._share * schedule.num_tokens - self._num_tokens_of_flood(schedule.rows)
-            most = _MOST_CREDIT * tokens
-            self._credit = max(-most, min(most, owed))
+        if not self.flooding:
+            self._credit_s = 0.0
+        elif self._cost.empty_s is not None:
+            flood_s, within_s = self._split(schedule)
+            most_s = _MOST_CREDIT * self._cost.empty_s
+            owed_s = self._credit_s + self._share * (flood_s + within_s) - flood_s
+            self._credit_s = max(-most_s, min(most_s, owed_s))
 
     def prompt_limit(self, schedule: Schedule, account: TenantAccount) -> int:
         """How many tokens the forward may hold once a prompt of this tenant is in it."""
-        limit, tokens = self._settings.max_batch_tokens, self._cost.tokens_of_fixed
-        if account.tenant not in self._flooding or tokens is None:
+        limit, cost = self._settings.max_batch_tokens, self._cost
+        if account.tenant not in self.flooding or cost.empty_s is None or not cost.token_s:
             return limit
-        num_taken = self._num_tokens_of_flood(schedule.rows)
-        num_within = schedule.num_tokens - num_taken
-        share = num_within * self._share / (1.0 - self._share) + self._credit
-        allowance = max(_LONG * tokens - num_within, share) - num_taken
-        return min(limit, schedule.num_tokens + max(0 if num_taken else 1, int(allowance)))
+        flood_s, within_s = self._split(schedule)
+        share_s = within_s * self._share / (1.0 - self._share) + self._credit_s
+        room_s = max(_LONG * cost.empty_s - within_s, share_s) - flood_s
+        num_tokens = int(min(limit, room_s / cost.token_s))
+        return min(limit, schedule.num_tokens + max(0 if flood_s else 1, num_tokens))
 
     def leave_out(self, schedule: Schedule) -> None:
         """Take what is beyond a share out of a forward in which a tenant within its share computes a prompt."""
-        if not self._flooding:
+        if not self.flooding:
             return
         chunks = schedule.rows[schedule.num_decodes :]
         if all(self._is_of_flood(row) for row in chunks) or self._is_short(schedule):
             return
         decodes = self._decodes_within(schedule.rows[: schedule.num_decodes])
         decoding = {row.request.tenant for row in decodes}  # who has no such row would stand still
-        if self._credit <= 0.0:
+        if self._credit_s <= 0.0:
             chunks = [row for row in chunks if not self._is_of_flood(row) or row.request.tenant not in decoding]
         schedule.rows = decodes + chunks
         schedule.num_decodes = len(decodes)
         schedule.num_tokens = sum(row.num_tokens for row in schedule.rows)
 
     def _is_short(self, schedule: Schedule) -> bool:
-        tokens = self._cost.tokens_of_fixed
-        return tokens is None or schedule.num_tokens <= _SHORT * tokens
+        cost, num_decodes = self._cost, schedule.num_decodes
+        if cost.empty_s is None:
+            return True
+        return cost.of(num_decodes, schedule.num_tokens - num_decodes) <= _SHORT * cost.empty_s
 
     def _decodes_within(self, decodes: list[ScheduledRow]) -> list[ScheduledRow]:
         """Of each tenant that floods the rows admitted first, as many as are its part."""
@@ -133,11 +148,16 @@ class OverShare:
             kept.append(row)
         return kept
 
-    def _num_tokens_of_flood(self, rows: Sequence[ScheduledRow]) -> int:
-        return sum(row.num_tokens for row in rows if self._is_of_flood(row))
+    def _split(self, schedule: Schedule) -> tuple[float, float]:
+        """Seconds that those that flood add to this step, and that the others do."""
+        num_decodes = schedule.num_decodes
+        num_rows = sum(self._is_of_flood(row) for row in schedule.rows[:num_decodes])
+        num_tokens = sum(row.num_tokens for row in schedule.rows[num_decodes:] if self._is_of_flood(row))
+        flood_s = self._cost.of(num_rows, num_tokens)
+        return flood_s, self._cost.of(num_decodes, schedule.num_tokens - num_decodes) - flood_s
 
     def _is_of_flood(self, row: ScheduledRow) -> bool:
-        return row.request.tenant in self._flooding
+        return row.request.tenant in self.flooding
 
     def _asks_for_too_much(self, account: TenantAccount) -> bool:
         count = account.num_running + account.num_waiting

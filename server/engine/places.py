@@ -8,7 +8,7 @@ goes to and fro.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 
 from server.engine.fair_share import FairShare, TenantAccount
 from server.engine.request import Request, Status
@@ -52,8 +52,11 @@ class Places:
         """How many of the places are the tenant's share."""
         return self._max_running * self._shares.share_of(account, now_s)
 
-    def is_reserved_from(self, account: TenantAccount, num_running: int, now_s: float) -> bool:
-        """The last places are kept from a tenant that has its part and would run most, or a flood would fill them."""
+    def is_reserved_from(self, account: TenantAccount, num_running: int, flooding: Set[str], now_s: float) -> bool:
+        """The last places are kept from a tenant that has its part and would run most, or a flood would fill them. They
+        are not kept from the others of a tenant that floods: it has places to give up."""
+        if flooding and account.tenant not in flooding:
+            return False
         if num_running < self._max_running - self._num_reserved or not self._holders:
             return False
         if account.num_running < self.part_of(account, now_s):
@@ -71,16 +74,26 @@ class Places:
         is_new, self._last_look = look != self._last_look, look
         return is_new and self._fullest().num_running > 1  # who runs a single request keeps its place
 
-    def victim_for(self, account: TenantAccount, running: Sequence[Request]) -> Request | None:
-        """Whose place this tenant may have: the last admitted of the tenant that runs most for its weight, unless it
-        would then run less than this one."""
+    def victim_for(
+        self, account: TenantAccount, running: Sequence[Request], flooding: Set[str], now_s: float
+    ) -> Request | None:
+        """Whose place this tenant may have: the last admitted of a tenant that floods and runs more than its part, or
+        else of the tenant that runs most for its weight, unless it would then run less than this one. A tenant that
+        floods and runs its part takes none from those that do not flood."""
+        does_flood = account.tenant in flooding
+        if flooding and not does_flood:
+            over = [holder for holder in self._holders.values() if self._is_beyond_part(holder, flooding, now_s)]
+            if over:
+                return _last_of(max(over, key=_level), running)
         fullest = self._fullest()
         if (fullest.num_running - 1) / fullest.weight < (account.num_running + 1) / account.weight:
             return None
-        for request in reversed(running):
-            if request.tenant == fullest.tenant and is_movable(request):
-                return request
-        return None
+        if does_flood and fullest.tenant not in flooding and account.num_running + 1 > self.part_of(account, now_s):
+            return None
+        return _last_of(fullest, running)
+
+    def _is_beyond_part(self, account: TenantAccount, flooding: Set[str], now_s: float) -> bool:
+        return account.tenant in flooding and account.num_running - 1 >= self.part_of(account, now_s)
 
     def last_of_fullest(self, running: Sequence[Request]) -> Request:
         """Who makes room for blocks: the last admitted of the tenant that runs most for its weight; never the first
@@ -95,6 +108,14 @@ class Places:
         if self._top is None:
             self._top = max(self._holders.values(), key=_level)
         return self._top
+
+
+def _last_of(account: TenantAccount, running: Sequence[Request]) -> Request | None:
+    """The last admitted of this tenant's requests that may be put out."""
+    for request in reversed(running):
+        if request.tenant == account.tenant and is_movable(request):
+            return request
+    return None
 
 
 def is_movable(request: Request) -> bool:

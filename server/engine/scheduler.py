@@ -286,7 +286,9 @@ class Scheduler:
             num_looks += is_full or is_short
             if num_looks > _MAX_LOOKS:
                 break
-            victim = self._places.victim_for(account, self._running) if is_full and starving is None else None
+            victim = None
+            if is_full and starving is None:
+                victim = self._places.victim_for(account, self._running, self._over_share.flooding, now_s)
             if (is_full and victim is None) or self._is_kept_out(account, schedule, now_s):
                 walk.skip_tenant()
             elif (request := walk.current_of(account)) is not None:
@@ -333,7 +335,7 @@ class Scheduler:
         schedule.drop(victim)
 
     def _is_kept_out(self, account: TenantAccount, schedule: Schedule, now_s: float) -> bool:
-        if self._places.is_reserved_from(account, len(self._running), now_s):
+        if self._places.is_reserved_from(account, len(self._running), self._over_share.flooding, now_s):
             return True
         return self._over_share.prompt_limit(schedule, account) <= schedule.num_tokens
 

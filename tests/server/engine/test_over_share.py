@@ -134,6 +134,26 @@ def test_nothing_is_left_out_of_a_step_that_is_short_all_the_same() -> None:
     assert step(bench) == {"t0": 1 + 20, "t1": 1, "t2": 1, "flood": 12}
 
 
+def test_a_flood_keeps_its_part_of_the_places_and_others_may_have_the_rest() -> None:
+    """t0 wants eight places, twice its part: the level of both would be six."""
+    bench = server()
+    for tenant in ("t0", "t1", "t2"):
+        ask(bench, tenant)
+    step(bench)
+    ask(bench, "flood", 30)
+    step(bench)
+    ask(bench, "t0", 7)
+    for _ in range(10):
+        step(bench)
+    held = {tenant: len(bench.running(tenant)) for tenant in ("t0", "flood")}
+    assert held == {"t0": 8, "flood": 6}
+    ask(bench, "t1", 3)
+    for _ in range(10):
+        step(bench)
+    held = {tenant: len(bench.running(tenant)) for tenant in ("t0", "t1", "flood")}
+    assert held == {"t0": 7, "t1": 4, "flood": 4}
+
+
 def test_where_most_tenants_flood_nobody_is_held_back() -> None:
     bench = server()
     for tenant in ("t0", "t1", "t2", "t3"):
@@ -172,29 +192,43 @@ def test_twice_its_part_of_the_places_is_not_yet_a_flood() -> None:
     assert step(bench) == {"t0": 1 + 8, "t1": 1, "t2": 1, "busy": 8}
 
 
-@pytest.mark.parametrize(("fixed_s", "token_s"), [(0.010, 0.0012), (0.012, 0.00004)])
-def test_the_fixed_part_of_a_step_is_read_off_its_times(fixed_s: float, token_s: float) -> None:
+@pytest.mark.parametrize(("empty_s", "row_s", "token_s"), [(0.010, 0.0006, 0.0003), (0.012, 0.00002, 0.00004)])
+def test_what_a_step_costs_is_read_off_its_times(empty_s: float, row_s: float, token_s: float) -> None:
     cost = StepCost()
-    for num_tokens in (1, 60, 12, 33, 200, 8) * 5:
-        cost.observe(num_tokens, fixed_s + token_s * num_tokens)
-    assert cost.tokens_of_fixed == pytest.approx(fixed_s / token_s)
+    for num_rows, num_tokens in ((1, 0), (1, 60), (12, 33), (40, 0), (40, 200), (8, 64)) * 5:
+        cost.observe(num_rows, num_tokens, empty_s + row_s * num_rows + token_s * num_tokens)
+    assert (cost.empty_s, cost.row_s, cost.token_s) == pytest.approx((empty_s, row_s, token_s))
+    assert cost.of(10, 100) == pytest.approx(10 * row_s + 100 * token_s)
+
+
+def test_rows_and_tokens_that_come_together_share_what_they_cost() -> None:
+    cost = StepCost()
+    for num in (1, 20, 64) * 5:
+        cost.observe(num, num, 0.010 + 0.001 * 2 * num)
+    assert (cost.empty_s, cost.row_s, cost.token_s) == pytest.approx((0.010, 0.001, 0.001))
 
 
 def test_steps_that_are_all_alike_leave_the_last_answer() -> None:
     cost = StepCost()
     for _ in range(10):
-        cost.observe(8, 0.018)
-    assert cost.tokens_of_fixed is None
+        cost.observe(8, 0, 0.018)
+    assert cost.empty_s is None
     for num_tokens in (1, 100) * 20:
-        cost.observe(num_tokens, 0.01 + 0.001 * num_tokens)
-    for _ in range(2000):
-        cost.observe(8, 0.018)
-        assert cost.tokens_of_fixed == pytest.approx(10.0, rel=0.01)
+        cost.observe(8, num_tokens, 0.01 + 0.001 * (8 + num_tokens))
+    for _ in range(10_000):
+        cost.observe(8, 0, 0.018)
+        assert cost.empty_s == pytest.approx(0.010, rel=0.01)
 
 
 @pytest.mark.parametrize("token_s", [0.0, -0.0001])
 def test_tokens_that_seem_to_cost_nothing_set_no_limit(token_s: float) -> None:
     cost = StepCost()
     for num_tokens in (1, 100) * 5:
-        cost.observe(num_tokens, 0.02 + token_s * num_tokens)
-    assert cost.tokens_of_fixed is None or cost.tokens_of_fixed > 1e6
+        cost.observe(4, num_tokens, 0.02 + token_s * num_tokens)
+    assert cost.token_s == pytest.approx(0.0, abs=1e-12)
+    bench = server(step_s=lambda schedule: 0.02 + token_s * schedule.num_tokens)
+    for tenant in ("t0", "t1", "t2"):
+        ask(bench, tenant)
+    step(bench)
+    ask(bench, "flood", 6, num_prompt=60)
+    assert step(bench)["flood"] == MAX_BATCH_TOKENS - 3

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from server.engine.fair_share import FairShare
+from server.engine.fair_share import FairShare, TenantAccount
 from server.engine.places import Places
 from server.engine.request import Request, Status
 from server.engine.sampling_params import SamplingParams
@@ -118,8 +118,11 @@ def test_a_request_is_put_out_four_times_and_then_stays() -> None:
     assert max(request.num_preemptions for request in flood) == 4
 
 
+@pytest.mark.parametrize("share_that_floods", [0.0, 0.2])
 @pytest.mark.parametrize("seed", range(50))
-def test_only_a_tenant_above_its_part_gives_up_a_place_and_none_goes_to_and_fro(seed: int) -> None:
+def test_only_a_tenant_above_its_part_gives_up_a_place_and_none_goes_to_and_fro(
+    seed: int, share_that_floods: float
+) -> None:
     rng = random.Random(seed)
     shares = FairShare()
     running: list[Request] = []
@@ -128,6 +131,7 @@ def test_only_a_tenant_above_its_part_gives_up_a_place_and_none_goes_to_and_fro(
     for tenant in tenants:
         shares.account(tenant).weight = rng.choice((0.25, 1.0, 1.0, 3.0))
     weight = sum(shares.account(tenant).weight for tenant in tenants)
+    flooding = {tenant for tenant in tenants if rng.random() < share_that_floods}
 
     def enter(tenant: str) -> None:
         running.append(Request(f"r{len(running)}", tenant, [1], SamplingParams(), status=Status.RUNNING))
@@ -138,7 +142,7 @@ def test_only_a_tenant_above_its_part_gives_up_a_place_and_none_goes_to_and_fro(
     num_moves = num_idle = 0
     while num_idle < 500:
         taker = shares.account(rng.choice(tenants))
-        victim = places.victim_for(taker, running)
+        victim = places.victim_for(taker, running, flooding, now_s=0.0)
         num_idle = 0 if victim is not None else num_idle + 1
         if victim is not None:
             giver, num_moves = shares.account(victim.tenant), num_moves + 1
@@ -146,5 +150,17 @@ def test_only_a_tenant_above_its_part_gives_up_a_place_and_none_goes_to_and_fro(
             running.remove(victim)
             places.leave(victim)
             enter(taker.tenant)
-            assert giver.num_running / giver.weight >= taker.num_running / taker.weight
-    assert num_moves <= 64
+            if giver.tenant in flooding and taker.tenant not in flooding:
+                assert giver.num_running >= places.part_of(giver, now_s=0.0) or _is_level(giver, taker)
+            else:
+                assert _is_level(giver, taker)
+                assert taker.tenant not in flooding or giver.tenant in flooding or _is_within(places, taker)
+    assert num_moves <= 128
+
+
+def _is_level(giver: TenantAccount, taker: TenantAccount) -> bool:
+    return giver.num_running / giver.weight >= taker.num_running / taker.weight
+
+
+def _is_within(places: Places, account: TenantAccount) -> bool:
+    return account.num_running <= places.part_of(account, now_s=0.0)
