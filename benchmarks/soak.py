@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -54,7 +54,7 @@ class Scale:
     """contents: different adapters among all tenants. rate: a quiet tenant's requests a second. every_s: between rows.
     change_every_s: between one owner's changes. storm: times all of that, in the first storm_s before the soak."""
 
-    seconds: float
+    seconds: float = 8 * 3600.0
     every_s: float = 60.0
     tenants: int = 8
     adapters: int = 6
@@ -226,10 +226,12 @@ def conclude(report: Report, soak: Soak, wrong: list[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--hours", type=float, default=8.0)
+    parser.add_argument("--hours", type=float)
     options, rest = parser.parse_known_args(arguments)
     report = Report.from_arguments("soak", __doc__, rest)
-    scale = QUICK_SCALE if report.quick else Scale(seconds=3600 * options.hours)
+    scale = QUICK_SCALE if report.quick else Scale()
+    if options.hours is not None:
+        scale = replace(scale, seconds=3600 * options.hours)
     with tempfile.TemporaryDirectory(prefix="multilora-bench-") as scratch:
         contents = made_contents(scale.contents, Path(scratch) / "contents")
         log = Path(scratch) / "server.log"
