@@ -83,8 +83,9 @@ class Places:
         does_flood = account.tenant in flooding
         if flooding and not does_flood:
             over = [holder for holder in self._holders.values() if self._is_beyond_part(holder, flooding, now_s)]
-            if over:
-                return _last_of(max(over, key=_level), running)
+            for holder in sorted(over, key=_level, reverse=True):
+                if (victim := _last_of(holder, running)) is not None:
+                    return victim
         fullest = self._fullest()
         if (fullest.num_running - 1) / fullest.weight < (account.num_running + 1) / account.weight:
             return None

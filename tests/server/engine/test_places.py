@@ -118,6 +118,24 @@ def test_a_request_is_put_out_four_times_and_then_stays() -> None:
     assert max(request.num_preemptions for request in flood) == 4
 
 
+def test_where_a_flood_has_nothing_more_to_give_up_the_fullest_gives() -> None:
+    shares = FairShare()
+    places = Places(SchedulerSettings(max_running=12), shares)
+    running = [
+        Request(f"{tenant}{index}", tenant, [1], SamplingParams(), status=Status.RUNNING)
+        for tenant, count in (("flood", 5), ("busy", 6), ("few", 1))
+        for index in range(count)
+    ]
+    for request in running:
+        places.enter(request)
+    few = shares.account("few")
+    victims = [places.victim_for(few, running, {"flood"}, now_s=0.0)]
+    for request in running[:5]:
+        request.num_preemptions = 4
+    victims.append(places.victim_for(few, running, {"flood"}, now_s=0.0))
+    assert [victim and victim.id for victim in victims] == ["flood4", "busy5"]
+
+
 @pytest.mark.parametrize("share_that_floods", [0.0, 0.2])
 @pytest.mark.parametrize("seed", range(50))
 def test_only_a_tenant_above_its_part_gives_up_a_place_and_none_goes_to_and_fro(
