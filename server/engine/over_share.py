@@ -56,12 +56,12 @@ class StepCost:
     def _fit(self) -> None:
         d, p, s, dd, dp, pp, ds, ps = (total / self._weight for total in self._sums)
         dd, dp, pp, ds, ps = dd - d * d, dp - d * p, pp - p * p, ds - d * s, ps - p * s
-        does_d, does_p = dd >= _LEAST_DEVIATION**2, pp >= _LEAST_DEVIATION**2
-        if does_d and does_p and dp * dp <= _MOST_ALIKE * dd * pp:
-            both = dd * pp - dp * dp
-            self.row_s, self.token_s = (ds * pp - ps * dp) / both, (ps * dd - ds * dp) / both
-        elif does_d or does_p:
-            self.row_s = self.token_s = (ds + ps) / (dd + 2 * dp + pp)
+        least, both = _LEAST_DEVIATION**2, dd + 2 * dp + pp
+        if dd >= least and pp >= least and dp * dp <= _MOST_ALIKE * dd * pp:
+            apart = dd * pp - dp * dp
+            self.row_s, self.token_s = (ds * pp - ps * dp) / apart, (ps * dd - ds * dp) / apart
+        elif both >= least:
+            self.row_s = self.token_s = (ds + ps) / both
         else:
             return  # the last answer stands
         self.row_s, self.token_s = max(0.0, self.row_s), max(0.0, self.token_s)

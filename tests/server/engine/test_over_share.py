@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -206,6 +207,22 @@ def test_rows_and_tokens_that_come_together_share_what_they_cost() -> None:
     for num in (1, 20, 64) * 5:
         cost.observe(num, num, 0.010 + 0.001 * 2 * num)
     assert (cost.empty_s, cost.row_s, cost.token_s) == pytest.approx((0.010, 0.001, 0.001))
+
+
+def test_prompts_that_become_as_many_rows_say_nothing_about_either() -> None:
+    cost = StepCost()
+    for num_rows, num_tokens in ((0, 16), (16, 0), (16, 0)):
+        cost.observe(num_rows, num_tokens, 0.010)
+    assert cost.empty_s is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_steps_there_are_no_cost_is_negative_or_not_finite(seed: int) -> None:
+    dice, cost = random.Random(seed), StepCost()
+    shapes = [(dice.randint(0, 64), dice.choice((0, 0, 16, 500))) for _ in range(dice.randint(1, 4))]
+    for count in range(3000):
+        cost.observe(*dice.choice(shapes), dice.choice((0.0, 1e-9, 0.01, dice.random())) if count % 7 else 0.005)
+        assert all(0.0 <= value < 1e6 for value in (cost.empty_s or 0.0, cost.row_s, cost.token_s))
 
 
 def test_steps_that_are_all_alike_leave_the_last_answer() -> None:
