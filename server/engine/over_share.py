@@ -111,7 +111,7 @@ class OverShare:
         flood_s, within_s = self._split(schedule)
         share_s = within_s * self._share / (1.0 - self._share) + self._credit_s
         room_s = max(_LONG * cost.empty_s - within_s, share_s) - flood_s
-        num_tokens = int(min(limit, room_s / cost.token_s))
+        num_tokens = int(min(limit, max(0.0, room_s) / cost.token_s))
         return min(limit, schedule.num_tokens + max(0 if flood_s else 1, num_tokens))
 
     def leave_out(self, schedule: Schedule) -> None:
