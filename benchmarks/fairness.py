@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = Report.from_arguments("fairness", __doc__, arguments)
     length = QUICK_LENGTH if report.quick else FULL_LENGTH
     scale = Scale(users=8, tenants=2, pool=2, seconds=1, rounds=1)
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as server:
         if len(cores) > 2:
             server.callback(os.sched_setaffinity, 0, cores)
