@@ -106,18 +106,15 @@ class Clients:
         count_from_s = time.perf_counter() + self._length.seconds / 4
         end_s = count_from_s + self._length.seconds / 2
 
-        async def loop(tenant: str, first_new: int) -> None:
+        async def loop(index: int) -> None:
             nonlocal answered
+            tenant, first_new = TENANTS[index % len(TENANTS)], 1 + index * self._length.new // MAX_ROWS
             await self._ask(tenant, self._prompt(), Seen(), 0.0, first_new)
             while time.perf_counter() < end_s:
                 await self._ask(tenant, self._prompt(), Seen(), 0.0)
                 answered += count_from_s <= time.perf_counter() < end_s
 
-        places = range(MAX_ROWS)
-        stages = (1 + index * self._length.new // MAX_ROWS for index in places)
-        await asyncio.gather(
-            *(loop(TENANTS[index % len(TENANTS)], new) for index, new in zip(places, stages, strict=True))
-        )
+        await asyncio.gather(*(loop(index) for index in range(MAX_ROWS)))
         return answered / (end_s - count_from_s)
 
     async def _send(self, tenant: str, rate: float, seen: Seen, rng: random.Random, case: str) -> None:
