@@ -16,6 +16,7 @@ from benchmarks.report import DEFAULT_OUT
 NAMES = (
     "op_lora",
     "op_linear",
+    "op_nf4",
     "op_primitives",
     "layer",
     "model_tax",

@@ -1,4 +1,4 @@
-"""NF4 weights as bitsandbytes packs them, and where their own matmul serves better than its. Knows layouts; no kernels.
+"""NF4 weights as bitsandbytes packs them, and where our matmul serves better than its. Knows layouts; no kernels.
 
 Two values of a row-major [O, H] weight share a byte, the first in the high half; each is an index into 16 codes. 64
 values share an absmax, which is a float32, or a byte: an index into 256 codes, times the absmax of 256 such, plus an
@@ -7,16 +7,21 @@ offset (QLoRA's double quantisation, arXiv 2305.14314).
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
+from lora_kernels.native.bindings import CNf4Weight, native_ops
 from lora_kernels.triton_ops.available import on_triton
 
 NF4_BLOCK = 64  # values that share an absmax
 NESTED_BLOCK = 256  # absmaxes that share one
-NF4_MAX_ROWS = 64  # above it bitsandbytes' own path, which dequantises the whole weight, has enough to do with it
+NF4_MAX_ROWS = (
+    64  # on Triton; above it bitsandbytes' path, which dequantises the whole weight, has enough to do with it
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,23 @@ class Nf4Weight:
             return None
         return cls(packed, state.code, state.absmax, outs, inputs, outer.code, outer.absmax, state.offset)
 
+    @cached_property
+    def _native(self) -> CNf4Weight:
+        pointers = (self.packed, self.code, *((None, self.absmax) if self.is_nested else (self.absmax, None)))
+        pointers += (self.nested_code, self.nested_absmax)
+        addresses = (None if tensor is None else tensor.data_ptr() for tensor in pointers)
+        offset = 0.0 if self.nested_offset is None else float(self.nested_offset)
+        return CNf4Weight(self.out_features, self.in_features, *addresses, offset)
+
+    @cached_property
+    def native_address(self) -> int:
+        return ctypes.addressof(self._native)
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether the absmaxes are quantised too."""
+        return self.nested_code is not None
+
 
 def nf4_weights(weights: Sequence[torch.Tensor]) -> list[Nf4Weight]:
     """Those of a group, or none where one of them is laid out otherwise."""
@@ -57,20 +79,51 @@ def nf4_weights(weights: Sequence[torch.Tensor]) -> list[Nf4Weight]:
 
 
 def on_nf4_kernel(x_TH: torch.Tensor) -> bool:
-    """Whether rows are few enough, and lie where the kernel runs."""
-    return on_triton(x_TH, "nf4") and len(x_TH) <= NF4_MAX_ROWS and x_TH.element_size() == 2
+    """Whether rows are few enough, and lie where a kernel of ours runs."""
+    if on_triton(x_TH, "nf4"):
+        return len(x_TH) <= NF4_MAX_ROWS and x_TH.element_size() == 2
+    native = native_ops(x_TH.dtype) if x_TH.device.type == "cpu" else None
+    return native is not None and len(x_TH) <= native.nf4_max_rows
 
 
 def nf4_linear(x_TH: torch.Tensor, weights: Sequence[Nf4Weight], biases: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """x W^T + bias of linear layers that read the same x, side by side. x_TH: [T, H], T <= 64, bfloat16 or float16.
+    """x W^T + bias of linear layers that read the same x, side by side. x_TH: [T, H], such as `on_nf4_kernel` takes.
 
     Each weight is dequantised and rounded to x's dtype inside the kernel. Returns [T, sum(out_features)].
     """
+    y_TO = x_TH.new_empty(len(x_TH), sum(weight.out_features for weight in weights))
+    launch = _on_triton if on_triton(x_TH, "nf4") else _on_cpu
+    launch(x_TH, weights, biases, y_TO)
+    return y_TO
+
+
+def _on_triton(
+    x_TH: torch.Tensor, weights: Sequence[Nf4Weight], biases: Sequence[torch.Tensor | None], y_TO: torch.Tensor
+) -> None:
     from lora_kernels.triton_ops.nf4 import nf4_matmul
 
     assert len(x_TH) <= NF4_MAX_ROWS, f"{len(x_TH)} rows; the kernel takes {NF4_MAX_ROWS}"
-    y_TO = x_TH.new_empty(len(x_TH), sum(weight.out_features for weight in weights))
     parts = y_TO.split([weight.out_features for weight in weights], dim=1)
     for y_part, weight, bias in zip(parts, weights, biases, strict=True):
         nf4_matmul(x_TH, weight, bias, y_part)
-    return y_TO
+
+
+def _on_cpu(
+    x_TH: torch.Tensor, weights: Sequence[Nf4Weight], biases: Sequence[torch.Tensor | None], y_TO: torch.Tensor
+) -> None:
+    native = native_ops(x_TH.dtype)
+    assert native is not None, f"no kernel for {x_TH.dtype} on {x_TH.device}"
+    x_TH = x_TH.contiguous()
+    assert all(weight.in_features == x_TH.shape[1] for weight in weights), "the weights read x"
+    assert all(bias is None or bias.dtype == x_TH.dtype for bias in biases), "biases have x's dtype"
+    pointers = ctypes.c_void_p * len(weights)
+    native.nf4_linear(
+        y_TO.data_ptr(),
+        y_TO.stride(0),
+        x_TH.data_ptr(),
+        x_TH.stride(0),
+        pointers(*(weight.native_address for weight in weights)),
+        pointers(*(None if bias is None else bias.data_ptr() for bias in biases)),
+        len(weights),
+        len(x_TH),
+    )

@@ -39,6 +39,20 @@ class CLoraBatch(ctypes.Structure):
     )
 
 
+class CNf4Weight(ctypes.Structure):
+    _fields_ = (
+        ("out_features", c_int64),
+        ("in_features", c_int64),
+        ("packed", c_void_p),
+        ("code", c_void_p),
+        ("absmax", c_void_p),
+        ("nested", c_void_p),
+        ("nested_code", c_void_p),
+        ("nested_absmax", c_void_p),
+        ("nested_offset", c_float),
+    )
+
+
 class CAttention(ctypes.Structure):
     _fields_ = (
         ("num_tokens", c_int64),
@@ -64,6 +78,7 @@ class NativeOps:
     """The kernels of one element type. Called with raw addresses: launchers check shapes, types and devices first."""
 
     linear: Any
+    nf4_linear: Any
     lora_delta: Any
     rms_norm: Any
     silu_mul: Any
@@ -71,11 +86,13 @@ class NativeOps:
     store_kv: Any
     paged_attention: Any
     has_fast_linear: bool
+    nf4_max_rows: int
 
 
 _P, _I = c_void_p, c_int64
 _SIGNATURES: dict[str, list[Any]] = {
     "linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I],
+    "nf4_linear": [_P, _I, _P, _I, _P, _P, _I, _I],
     "lora_delta": [_P, _P, _P, _I, _P, _I],
     "rms_norm": [_P, _I, _P, _I, _P, c_float, _I, _I],
     "silu_mul": [_P, _P, _I, _I],
@@ -98,4 +115,6 @@ def native_ops(dtype: torch.dtype) -> NativeOps | None:
         function.argtypes, function.restype = argtypes, None
         functions[name] = function
     fast = dtype is torch.bfloat16 and bool(library.ml_has_bf16_dot())
-    return NativeOps(**functions, has_fast_linear=fast)
+    max_rows = getattr(library, f"ml_nf4_max_rows_{suffix}")
+    max_rows.restype = c_int64
+    return NativeOps(**functions, has_fast_linear=fast, nf4_max_rows=max_rows())

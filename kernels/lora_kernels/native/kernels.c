@@ -49,6 +49,17 @@ typedef struct {
   float scale, softcap;
 } attention_args;
 
+// A weight as bitsandbytes packs it (see nf4.py): two codes a byte, the first in the high half.
+typedef struct {
+  int64_t out_features, in_features;  // in_features: a multiple of 64
+  const uint8_t *packed;
+  const float *code;                                     // [16]
+  const float *absmax;                                   // [blocks] of 64 values, or null, and then
+  const uint8_t *nested;                                 // [blocks] which of
+  const float *nested_code, *nested_absmax;              // [256], times one of 256 blocks', plus the offset
+  float nested_offset;
+} nf4_weight;
+
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
@@ -150,6 +161,44 @@ static inline void store_bf16(bf16 *p, v16 f) {
 }
 static inline v16 round_bf16(v16 f) { return (v16)(bf16_bits(f) << 16); }
 
+// The absmaxes of blocks [first, first + count), rounded as bitsandbytes rounds them.
+static void nf4_scales(float *scales, const nf4_weight *w, int64_t first, int64_t count) {
+  if (w->absmax) {
+    memcpy(scales, w->absmax + first, (size_t)count * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < count; i++) scales[i] = w->nested_code[w->nested[first + i]] * w->nested_absmax[(first + i) / 256];
+  for (int64_t i = 0; i < count; i++) scales[i] += w->nested_offset;  // a loop of its own: not one fused operation
+}
+
+// 64 values from 32 bytes.
+static inline void nf4_values_f32(float *to, const uint8_t *packed, const float *code, float scale) {
+  v16 table = load_f32(code) * scale;
+#if defined(__AVX512F__)
+  for (int i = 0; i < 4; i++) {
+    __m512i bytes = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(packed + 8 * i)));
+    __m512i index = _mm512_or_si512(_mm512_srli_epi64(bytes, 4), _mm512_slli_epi64(bytes, 32));  // its low 4 bits count
+    store_f32(to + 16 * i, (v16)_mm512_permutexvar_ps(index, (__m512)table));
+  }
+#else
+  for (int i = 0; i < 32; i++) to[2 * i] = table[packed[i] >> 4], to[2 * i + 1] = table[packed[i] & 15];
+#endif
+}
+static inline void nf4_values_bf16(bf16 *to, const uint8_t *packed, const float *code, float scale) {
+  bf16 table[16];
+  store_bf16(table, load_f32(code) * scale);
+#if defined(__AVX512BW__)
+  __m512i twice = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)table));  // bit 4 of an index is not ours
+  for (int i = 0; i < 2; i++) {
+    __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(packed + 16 * i)));
+    __m512i index = _mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16));
+    _mm512_storeu_si512(to + 32 * i, _mm512_permutexvar_epi16(index, twice));
+  }
+#else
+  for (int i = 0; i < 32; i++) to[2 * i] = table[packed[i] >> 4], to[2 * i + 1] = table[packed[i] & 15];
+#endif
+}
+
 #define T float
 #define NAME(x) x##_f32
 #define LOAD16 load_f32
@@ -202,6 +251,18 @@ int ml_has_bf16_dot(void) {
   return 0;
 #endif
 }
+
+// Up to so many rows ml_nf4_linear is faster than unpacking the whole weight for a library's product (benchmarks/op_nf4.py).
+#if defined(__AVX512BF16__)
+int64_t ml_nf4_max_rows_bf16(void) { return 64; }
+#else
+int64_t ml_nf4_max_rows_bf16(void) { return 8; }
+#endif
+#if defined(__AVX512F__)
+int64_t ml_nf4_max_rows_f32(void) { return 512; }
+#else
+int64_t ml_nf4_max_rows_f32(void) { return 8; }
+#endif
 
 // Ends the calling thread's pool of compute threads.
 void ml_release_threads(void) { omp_pause_resource_all(omp_pause_hard); }

@@ -206,6 +206,45 @@ void NAME(ml_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_s
   }
 }
 
+// `count` weight rows from row n on, whole, as T. scales: room for the absmaxes of one row.
+static void NAME(nf4_rows)(T *to, float *scales, const nf4_weight *w, int64_t n, int count) {
+  int64_t K = w->in_features, blocks = K / 64;
+  for (int i = 0; i < count; i++, n++) {
+    const uint8_t *packed = w->packed + n * K / 2;
+    nf4_scales(scales, w, n * blocks, blocks);
+    for (int64_t b = 0; b < blocks; b++, to += 64, packed += 32) NAME(nf4_values)(to, packed, w->code, scales[b]);
+  }
+}
+
+// y[T, sum of O] = x[T, H] . w[O, H]^T + bias of weights that read the same x, side by side. Four rows of a weight are
+// unpacked at a time, where the cache holds them.
+void NAME(ml_nf4_linear)(T *y, int64_t y_stride, const T *x, int64_t x_stride, const nf4_weight *const *weights,
+                         const T *const *biases, int64_t num_weights, int64_t M) {
+  int64_t K = weights[0]->in_features, total = 0;
+  for (int64_t j = 0; j < num_weights; j++) total += (weights[j]->out_features + 3) / 4;
+#pragma omp parallel
+  {
+    T *rows = (T *)malloc((size_t)(4 * K) * sizeof(T));
+    float *scales = (float *)malloc((size_t)(K / 64) * sizeof(float));
+    int64_t first = total * omp_get_thread_num() / omp_get_num_threads();
+    int64_t last = total * (omp_get_thread_num() + 1) / omp_get_num_threads(), task = 0;
+    T *column = y;
+    for (int64_t j = 0; j < num_weights && task < last; j++) {
+      const nf4_weight *w = weights[j];
+      int64_t O = w->out_features, quads = (O + 3) / 4;
+      for (int64_t quad = MAX(first - task, 0); quad < MIN(last - task, quads); quad++) {
+        int64_t n = 4 * quad;
+        NAME(nf4_rows)(rows, scales, w, n, (int)MIN(O - n, 4));
+        NAME(linear_columns)(column + n, y_stride, x, x_stride, rows, biases[j] ? biases[j] + n : 0, M, K, 0, MIN(O - n, 4));
+      }
+      task += quads;
+      column += O;
+    }
+    free(scales);
+    free(rows);
+  }
+}
+
 // y = weight * round(x / rms(x)), one row at a time, as transformers' Llama-type RMSNorm rounds.
 void NAME(ml_rms_norm)(T *y, int64_t y_stride, const T *x, int64_t x_stride, const T *weight, float eps, int64_t rows,
                        int64_t H) {

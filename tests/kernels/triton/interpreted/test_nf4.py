@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit, Params4bit
 
 from lora_kernels.lora_batch import LoraGroup
 from lora_kernels.nf4 import Nf4Weight, nf4_linear, nf4_weights
 from lora_kernels.reference import nf4_dequantize_reference
 from lora_kernels.triton_ops import nf4
+from lora_kernels.triton_ops.available import triton_switch
 from server.engine import lora_layers
 from server.engine.lora_layers import LinearGroup, LoraState
+from support.nf4 import packed, quantized
 from support.triton_cases import normal, relative_error, tolerance
 
 
-def quantized(
-    out: int, inputs: int, *, dtype: torch.dtype = torch.bfloat16, nested: bool = True, bias: bool = False
-) -> Linear4bit:
-    layer = Linear4bit(inputs, out, bias=bias, compute_dtype=dtype)
-    weight = normal(out, inputs, dtype=dtype, seed=out) * 0.05
-    layer.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=nested)
-    if bias:
-        layer.bias.data = normal(out, dtype=dtype, seed=1)
-    layer.support_avx512bf16_for_cpu = False
-    return layer.to("cpu").eval().requires_grad_(False)
-
-
-def packed(layer: Linear4bit) -> Nf4Weight:
-    weight = Nf4Weight.of(layer.weight)
-    assert weight is not None
-    return weight
+@pytest.fixture(autouse=True)
+def _on_cpu() -> Iterator[None]:
+    triton_switch().on_cpu = True
+    yield
+    triton_switch().on_cpu = False
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -81,8 +73,9 @@ def test_a_group_of_the_engine_uses_the_kernel_up_to_its_rows(monkeypatch: pytes
         return nf4_linear(x, weights, biases)
 
     inputs = [normal(rows, 128, dtype=torch.bfloat16) for rows in (5, 65)]
-    expected = [group(x) for x in inputs]
-    monkeypatch.setattr("lora_kernels.nf4.on_triton", lambda *_: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(lora_layers, "on_nf4_kernel", lambda _: False)
+        expected = [group(x) for x in inputs]
     monkeypatch.setattr(lora_layers, "nf4_linear", counted)
     for x, exact in zip(inputs, expected, strict=True):
         assert relative_error(group(x), exact) <= tolerance(128, torch.bfloat16)
