@@ -1,8 +1,9 @@
-"""Our bf16 linear layer for few rows against the library's, by rows: where FAST_LINEAR_MAX_ROWS belongs."""
+"""Our linear layer for few rows against the library's, by rows and precision: where `linear_max_rows` belongs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 from torch.nn.functional import linear
@@ -12,13 +13,13 @@ from benchmarks.machine import read_bandwidth
 from benchmarks.report import COLOURS, Report, Row, legend_below, number
 from benchmarks.shapes import BenchShape, shape_for
 from benchmarks.timing import Spread, Sweep, interleaved, ratio
-from lora_kernels.linear import FAST_LINEAR_MAX_ROWS
 from lora_kernels.lora_batch import LoraGroup
 from lora_kernels.native.bindings import NativeOps, native_ops
 
 SHOWN = (1, 4, 8, 16, 32, 64, 96, 128)  # in the printed table
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128)
 WORKING_SET_BYTES = 128 << 20
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def weight_shapes(shape: BenchShape) -> dict[str, tuple[int, int]]:
@@ -46,7 +47,7 @@ def library_linear(weights: torch.Tensor, x_TH: torch.Tensor) -> Callable[[int],
 
 
 def measure(native: NativeOps, weights: torch.Tensor, num_rows: int, *, rounds: int) -> Row:
-    x_TH = random_numbers(num_rows * weights.shape[2]).view(num_rows, -1) * 50
+    x_TH = random_numbers(num_rows * weights.shape[2]).view(num_rows, -1).to(weights.dtype) * 50
     y_TO = torch.empty(num_rows, weights.shape[1], dtype=x_TH.dtype)
     ours, library = native_linear(native, weights, x_TH, y_TO), library_linear(weights, x_TH)
     ours(0)
@@ -61,7 +62,7 @@ def measure(native: NativeOps, weights: torch.Tensor, num_rows: int, *, rounds: 
         **microseconds["ours"].columns("us_ours"),
         **microseconds["library"].columns("us_library"),
         **ratio(seconds["library"], seconds["ours"]).columns("library_over_ours"),
-        "of_read_bandwidth": 2e6 * weights[0].numel() / microseconds["ours"].median / read_bandwidth(),
+        "of_read_bandwidth": 1e6 * weights[0].nbytes / microseconds["ours"].median / read_bandwidth(),
         "max_error_ours": errors[0],
         "max_error_library": errors[1],
     }
@@ -76,56 +77,61 @@ def crossover(rows: Sequence[Row]) -> int:
 
 def plot(report: Report, rows: Sequence[Row]) -> None:
     names = list(dict.fromkeys(str(row["layer"]) for row in rows))
-    within = [number(row["library_over_ours"]) for row in rows if number(row["rows"]) <= FAST_LINEAR_MAX_ROWS]
-    span = f"{min(within):.2f} to {max(within):.2f}"
-    title = f"Up to {FAST_LINEAR_MAX_ROWS} rows the library takes {span} times as long as ours"
-    figure, (axes,) = report.figure(title, width_in=6.6)
-    for name, colour in zip(names, COLOURS, strict=False):
-        line = [row for row in rows if row["layer"] == name]
-        ratios = [number(row["library_over_ours"]) for row in line]
-        axes.plot([number(row["rows"]) for row in line], ratios, "o-", markersize=3, color=colour, label=name)
-    axes.axhline(1.0, color="#444444", linewidth=0.8)
-    axes.axvline(FAST_LINEAR_MAX_ROWS, color="#444444", linewidth=0.8, linestyle="--", label="limit of use")
-    axes.set(xlabel="rows", ylabel="time of the library / time of ours", ylim=(0, None))
+    within = [number(row["library_over_ours"]) for row in rows if number(row["rows"]) <= number(row["limit"])]
+    title = f"Where ours is used the library takes {min(within):.2f} to {max(within):.2f} times as long"
+    dtypes = list(dict.fromkeys(str(row["dtype"]) for row in rows))
+    figure, panels = report.figure(title, panels=len(dtypes))
+    for axes, dtype in zip(panels, dtypes, strict=True):
+        for name, colour in zip(names, COLOURS, strict=False):
+            line = [row for row in rows if (row["layer"], row["dtype"]) == (name, dtype)]
+            ratios = [number(row["library_over_ours"]) for row in line]
+            axes.plot([number(row["rows"]) for row in line], ratios, "o-", markersize=3, color=colour, label=name)
+        axes.axhline(1.0, color="#444444", linewidth=0.8)
+        limit = next(number(row["limit"]) for row in rows if row["dtype"] == dtype)
+        axes.axvline(limit, color="#444444", linewidth=0.8, linestyle="--", label="limit of use")
+        axes.set(title=f"{dtype}: time of the library / time of ours", xlabel="rows", ylim=(0, None))
     legend_below(figure)
     report.save_plot(figure)
 
 
 def print_summary(report: Report, rows: Sequence[Row]) -> None:
-    names = list(dict.fromkeys(str(row["layer"]) for row in rows))
     lines = []
-    for name in names:
-        own = [row for row in rows if row["layer"] == name]
+    for name, dtype in dict.fromkeys((str(row["layer"]), str(row["dtype"])) for row in rows):
+        own = [row for row in rows if (row["layer"], row["dtype"]) == (name, dtype)]
         cells = [
             f"{number(row['us_ours']):.0f} ({number(row['library_over_ours']):.2f})"
             for row in own
             if row["rows"] in SHOWN
         ]
-        lines.append([name, *cells, str(crossover(own))])
+        lines.append([f"{name}, {dtype}", *cells, str(crossover(own)), str(own[0]["limit"])])
     counts = list(dict.fromkeys(str(row["rows"]) for row in rows if row["rows"] in SHOWN))
-    title = f"µs of ours (library / ours) by rows; used up to {FAST_LINEAR_MAX_ROWS} rows"
-    report.print_table(title, ["layer", *counts, "faster up to"], lines)
+    report.print_table("µs of ours (library / ours) by rows", ["layer", *counts, "faster up to", "used up to"], lines)
 
 
 @torch.inference_mode()
 def main(arguments: Sequence[str] | None = None) -> None:
     report = Report.from_arguments("op_linear", __doc__, arguments)
-    native = native_ops(torch.bfloat16)
-    if native is None or not native.has_fast_linear:
-        report.say("nothing to compare: without a bf16 dot product or a C compiler only the library's GEMM is used")
-        return
     shape = shape_for(quick=report.quick)
     working_set = 1 << 20 if report.quick else WORKING_SET_BYTES
     rows: list[Row] = []
-    for name, (out_features, in_features) in weight_shapes(shape).items():
-        count = max(1, working_set // (2 * out_features * in_features))
-        weights = random_numbers(count * out_features * in_features).view(count, out_features, in_features)
+    for (dtype_name, dtype), (name, size) in product(DTYPES.items(), weight_shapes(shape).items()):
+        native = native_ops(dtype)
+        if native is None or not native.linear_max_rows:
+            report.say(
+                f"{dtype_name}: nothing to compare; without AVX512 or a C compiler only the library's GEMM is used"
+            )
+            continue
+        out_features, in_features = size
+        count = max(1, working_set // (dtype.itemsize * out_features * in_features))
+        weights = random_numbers(count * out_features * in_features).to(dtype).view(count, out_features, in_features)
         for num_rows in ROWS[:4] if report.quick else ROWS:
             row = measure(native, weights, num_rows, rounds=3 if report.quick else 9)
-            rows.append({"layer": name, "out": out_features, "in": in_features, "rows": num_rows, **row})
-            report.say(
-                f"{name}, {num_rows} rows: {number(row['us_ours']):.0f} µs, library {number(row['us_library']):.0f}"
-            )
+            head: Row = {"layer": name, "dtype": dtype_name, "out": out_features, "in": in_features, "rows": num_rows}
+            rows.append(head | {"limit": native.linear_max_rows} | row)
+            texts = f"{number(row['us_ours']):.0f} µs, library {number(row['us_library']):.0f}"
+            report.say(f"{name}, {dtype_name}, {num_rows} rows: {texts}")
+    if not rows:
+        return
     report.write_csv(rows)
     plot(report, rows)
     print_summary(report, rows)

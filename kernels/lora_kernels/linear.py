@@ -9,8 +9,6 @@ from lora_kernels.lora_batch import LoraBatch, LoraGroup
 from lora_kernels.native.bindings import NativeOps, native_ops
 from lora_kernels.triton_ops.available import on_triton
 
-FAST_LINEAR_MAX_ROWS = 64  # above it the library's GEMM wins (benchmarks/op_linear.py)
-
 
 def group_linear(
     x_TH: torch.Tensor,
@@ -25,7 +23,7 @@ def group_linear(
     Returns [T, O] in x's dtype.
     """
     native = _native_for(x_TH)
-    if native is None or not native.has_fast_linear or len(x_TH) > FAST_LINEAR_MAX_ROWS:
+    if native is None or len(x_TH) > native.linear_max_rows:
         return add_lora_delta(linear(x_TH, weight_OH, bias_O), x_TH, batch, group)
     y_TO = x_TH.new_empty(len(x_TH), len(weight_OH))
     native.linear(

@@ -20,7 +20,7 @@ from lora_kernels.native.bindings import native_ops
 MACHINE_COLUMNS = {"hardware", "threads", "torch", "date", "quick"}
 EXPECTED = {
     "op_lora": (60, {"implementation", "us", "gb_per_s", "of_read_bandwidth", "times_native", "max_error"}),
-    "op_linear": (20, {"layer", "rows", "us_ours", "us_library", "library_over_ours", "max_error_ours"}),
+    "op_linear": (40, {"layer", "dtype", "rows", "us_ours", "us_library", "library_over_ours", "max_error_ours"}),
     "op_nf4": (16, {"layer", "dtype", "rows", "us_ours", "bitsandbytes_over_ours", "unquantised_over_ours"}),
     "op_primitives": (3, {"setting", "mb", "ms", "times_own"}),
     "layer": (40, {"group", "rows", "case", "us", "times_bare"}),
@@ -50,7 +50,7 @@ def run_quick(name: str, out: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("name", [*NAMES, "soak"])
 def test_quick_form_runs_and_writes_csv_and_plot(name: str, out: Path) -> None:
     native = native_ops(torch.bfloat16)
-    if name in ("op_linear", "op_nf4") and (native is None or not native.has_fast_linear):
+    if name in ("op_linear", "op_nf4") and (native is None or not native.linear_max_rows):
         pytest.skip("this machine has nothing to compare")
     rows = run_quick(name, out)
     count, columns = EXPECTED[name]

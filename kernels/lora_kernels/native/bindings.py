@@ -75,7 +75,10 @@ class CAttention(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class NativeOps:
-    """The kernels of one element type. Called with raw addresses: launchers check shapes, types and devices first."""
+    """The kernels of one element type. Called with raw addresses: launchers check shapes, types and devices first.
+
+    linear_max_rows, nf4_max_rows: up to so many rows they are the faster way on this machine; 0: never.
+    """
 
     linear: Any
     nf4_linear: Any
@@ -85,7 +88,7 @@ class NativeOps:
     rope: Any
     store_kv: Any
     paged_attention: Any
-    has_fast_linear: bool
+    linear_max_rows: int
     nf4_max_rows: int
 
 
@@ -114,7 +117,9 @@ def native_ops(dtype: torch.dtype) -> NativeOps | None:
         function = getattr(library, f"ml_{name}_{suffix}")
         function.argtypes, function.restype = argtypes, None
         functions[name] = function
-    fast = dtype is torch.bfloat16 and bool(library.ml_has_bf16_dot())
-    max_rows = getattr(library, f"ml_nf4_max_rows_{suffix}")
-    max_rows.restype = c_int64
-    return NativeOps(**functions, has_fast_linear=fast, nf4_max_rows=max_rows())
+    limits = {}
+    for name in ("linear_max_rows", "nf4_max_rows"):
+        limit = getattr(library, f"ml_{name}_{suffix}")
+        limit.restype = c_int64
+        limits[name] = limit()
+    return NativeOps(**functions, **limits)

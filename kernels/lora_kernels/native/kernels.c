@@ -243,25 +243,21 @@ static inline void nf4_values_bf16(bf16 *to, const uint8_t *packed, const float 
 #endif
 #include "ops.h"
 
-// 1 where bf16 products run on dedicated instructions, so that ml_linear_bf16 can beat a library's GEMM on few rows.
-int ml_has_bf16_dot(void) {
-#if defined(__AVX512BF16__)
-  return 1;
-#else
-  return 0;
-#endif
-}
-
-// Up to so many rows ml_nf4_linear is faster than unpacking the whole weight for a library's product (benchmarks/op_nf4.py).
-#if defined(__AVX512BF16__)
-int64_t ml_nf4_max_rows_bf16(void) { return 64; }
-#else
-int64_t ml_nf4_max_rows_bf16(void) { return 8; }
-#endif
+// Up to how many rows ml_linear is faster than a library's product (0: never; benchmarks/op_linear.py), and ml_nf4_linear
+// than unpacking the whole weight for one (benchmarks/op_nf4.py).
 #if defined(__AVX512F__)
+int64_t ml_linear_max_rows_f32(void) { return 64; }
 int64_t ml_nf4_max_rows_f32(void) { return 512; }
 #else
+int64_t ml_linear_max_rows_f32(void) { return 0; }
 int64_t ml_nf4_max_rows_f32(void) { return 8; }
+#endif
+#if defined(__AVX512BF16__)
+int64_t ml_linear_max_rows_bf16(void) { return 64; }
+int64_t ml_nf4_max_rows_bf16(void) { return 64; }
+#else
+int64_t ml_linear_max_rows_bf16(void) { return 0; }
+int64_t ml_nf4_max_rows_bf16(void) { return 8; }
 #endif
 
 // Ends the calling thread's pool of compute threads.
