@@ -71,23 +71,17 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
     times = [number(row["bitsandbytes_over_ours"]) for row in served]
     title = f"bitsandbytes takes {min(times):.1f} to {max(times):.1f} times as long as ours where ours is used"
     figure, panels = report.figure(title, panels=2)
-    for axes, (name, text) in zip(
-        panels, (("bitsandbytes", "bitsandbytes"), ("unquantised", "unquantised")), strict=True
-    ):
+    for axes, name in zip(panels, WAYS[1:], strict=True):
         cases = list(dict.fromkeys((str(row["layer"]), str(row["dtype"])) for row in rows))
         for (layer, dtype), colour in zip(cases, COLOURS, strict=False):
             line = [row for row in rows if (row["layer"], row["dtype"]) == (layer, dtype)]
             ratios = [number(row[f"{name}_over_ours"]) for row in line]
-            axes.plot(
-                [number(row["rows"]) for row in line],
-                ratios,
-                "o-",
-                markersize=3,
-                color=colour,
-                label=f"{layer}, {dtype}",
-            )
+            counts = [number(row["rows"]) for row in line]
+            axes.plot(counts, ratios, "o-", markersize=3, color=colour, label=f"{layer}, {dtype}")
         axes.axhline(1.0, color="#444444", linewidth=0.8)
-        axes.set(title=f"time of {text} / time of ours", xlabel="rows", xscale="log", yscale="log")
+        axes.set(title=f"time of {name} / time of ours", xlabel="rows", ylim=(0, None))
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
     legend_below(figure)
     report.save_plot(figure)
 

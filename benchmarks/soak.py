@@ -3,8 +3,8 @@
 Starts `multilora serve` on the demo's base with room for a fifth of the adapters. Eight tenants ask at Poisson times,
 the first ten times as often as the others; adapters by Zipf; streams and not; late deadlines, bad requests, hang-ups.
 Their owners upload, delete, canary, promote, roll back, rotate keys. All of that four times as often for two minutes,
-then `--hours H` (8); SIGTERM ends it sooner, with what it has seen. A row a minute; memory's slope is Theil and Sen's
-over the last four fifths. Ends with 1 where anything failed.
+then `--hours H` (8), `--load X` (1) times as often; SIGTERM ends it sooner, with what it has seen. A row a minute;
+memory's slope is Theil and Sen's over the last four fifths. Ends with 1 where anything failed.
 """
 
 from __future__ import annotations
@@ -64,6 +64,11 @@ class Scale:
     change_every_s: float = 4.0
     storm: float = 4.0
     storm_s: float = 120.0
+
+    def times(self, load: float) -> Scale:
+        """All of it `load` times as often, the storm as it was."""
+        every_s = self.change_every_s / load
+        return replace(self, rate=load * self.rate, change_every_s=every_s, storm=max(1.0, self.storm / load))
 
 
 QUICK_SCALE = Scale(seconds=2.0, every_s=0.4, adapters=3, contents=20, rate=2.0, change_every_s=0.4, storm_s=0.5)
@@ -227,11 +232,13 @@ def conclude(report: Report, soak: Soak, wrong: list[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--hours", type=float)
+    parser.add_argument("--load", type=float, default=1.0)
     options, rest = parser.parse_known_args(arguments)
     report = Report.from_arguments("soak", __doc__, rest)
     scale = QUICK_SCALE if report.quick else Scale()
     if options.hours is not None:
         scale = replace(scale, seconds=3600 * options.hours)
+    scale = scale.times(options.load)
     with tempfile.TemporaryDirectory(prefix="multilora-bench-") as scratch:
         contents = made_contents(scale.contents, Path(scratch) / "contents")
         log = Path(scratch) / "server.log"

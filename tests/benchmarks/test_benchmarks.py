@@ -62,7 +62,18 @@ def test_quick_form_runs_and_writes_csv_and_plot(name: str, out: Path) -> None:
 
 
 def test_a_soak_that_is_told_to_end_concludes_with_what_it_has_seen(out: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.soak", "--quick", "--hours", "0.02", "--out", str(out / "ended")]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.soak",
+        "--quick",
+        "--hours",
+        "0.02",
+        "--load",
+        "2",
+        "--out",
+        str(out / "ended"),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as soak:
         assert soak.stdout is not None
         rows = (line for line in soak.stdout if " kv_usage " in line)
