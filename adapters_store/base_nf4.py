@@ -1,25 +1,52 @@
-"""How a base is loaded in 4 bits, in the server as in the trainer. Knows bitsandbytes' options and its one trap."""
+"""How a base is loaded in 4 bits, in the server as in the trainer. Knows bitsandbytes' options and its two traps."""
 
 from __future__ import annotations
 
 import importlib.util
 
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PretrainedConfig
 
 from adapters_store.families import UnsupportedBase
 
 
+def is_stored_in_nf4(config: PretrainedConfig) -> bool:
+    """Whether the base's own files hold NF4 weights, as bitsandbytes saves them. UnsupportedBase for any other form."""
+    stored = config.to_dict().get("quantization_config")
+    if not stored:
+        return False
+    form = str(stored.get("quant_method", "an unnamed form"))
+    if form == "bitsandbytes":
+        form += f" {stored.get('bnb_4bit_quant_type', 'fp4')}" if stored.get("load_in_4bit") else " int8"
+    if form != "bitsandbytes nf4":
+        raise UnsupportedBase(
+            f"the base's weights are stored as {form}; served are unquantised ones and bitsandbytes nf4"
+        )
+    _need_bitsandbytes()
+    return True
+
+
 def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     """NF4 with double quantisation (QLoRA, arXiv 2305.14314). Raises UnsupportedBase without bitsandbytes."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UnsupportedBase("NF4 needs bitsandbytes, which is not installed: pip install 'multilora[nf4]'")
+    _need_bitsandbytes()
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
     )
+
+
+def _need_bitsandbytes() -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UnsupportedBase("NF4 needs bitsandbytes, which is not installed: pip install 'multilora[nf4]'")
+
+
+def compute_nf4_in(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Weights that were stored in NF4 bring the type that they are to be multiplied in; ours is the one asked for."""
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            setattr(module, "compute_dtype", dtype)  # noqa: B010  (no attribute that torch declares)
 
 
 def keep_nf4_weights_plain(model: torch.nn.Module) -> None:

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from adapters_store.base_files import DTYPES
-from adapters_store.base_nf4 import keep_nf4_weights_plain, nf4_config
+from adapters_store.base_files import DTYPES, load_config
+from adapters_store.base_nf4 import compute_nf4_in, is_stored_in_nf4, keep_nf4_weights_plain, nf4_config
 from trainer.data.types import PackedBatch
 from trainer.loss import summed_cross_entropy, supervised_rows
 from trainer.model_adapter import attach_adapter
 from trainer.model_attention import register_packed_attention, segment_lengths
 from trainer.spec import TrainSpec
+from trainer.spec_fields import SpecError
 
 
 class LossModel(nn.Module):
@@ -131,7 +132,8 @@ class Trainee:
 def load(spec: TrainSpec, device: torch.device) -> Trainee:
     """Base and adapter on one device. Raises UnsupportedBase, SpecError (targets that the base does not have)."""
     dtype = DTYPES[spec.precision]
-    options: dict[str, Any] = {"quantization_config": nf4_config(dtype)} if spec.method == "qlora" else {}
+    quantizes = not is_nf4_already(spec) and spec.method == "qlora"
+    options: dict[str, Any] = {"quantization_config": nf4_config(dtype)} if quantizes else {}
     causal = AutoModelForCausalLM.from_pretrained(
         spec.base,
         dtype=torch.float32 if spec.method == "full" else dtype,
@@ -140,7 +142,19 @@ def load(spec: TrainSpec, device: torch.device) -> Trainee:
         device_map={"": str(device)} if spec.method == "qlora" or device.type == "cuda" else None,
         **options,
     )
+    compute_nf4_in(causal, dtype)
     return Trainee(LossModel(prepare(causal, spec, device)), device, dtype)
+
+
+def is_nf4_already(spec: TrainSpec) -> bool:
+    """Whether the base is stored in NF4. Raises SpecError where method or sharding needs it plain; UnsupportedBase."""
+    if not is_stored_in_nf4(load_config(spec.base)):
+        return False
+    if spec.method != "qlora":
+        raise SpecError("method", spec.method, "qlora for a base that is stored in NF4")
+    if spec.sharding == "fsdp":
+        raise SpecError("sharding", spec.sharding, "none for a base that is stored in NF4 (shards are quantised anew)")
+    return True
 
 
 def prepare(causal: PreTrainedModel, spec: TrainSpec, device: torch.device) -> PeftModel | PreTrainedModel:

@@ -50,7 +50,7 @@ def remember_base(settings: EngineSettings, parts: EngineParts, store: AdapterSt
         name=parts.worker.served_name,
         digest=parts.base.description.digest,
         dtype=settings.dtype,
-        quantize=settings.quantize,
+        quantize="nf4" if parts.base.quantized else None,
         device=parts.base.device.type,
     ).remember(data_dir)
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from adapters_store.base import BaseDescription
-from adapters_store.base_files import DTYPES, describe_base
-from adapters_store.base_nf4 import keep_nf4_weights_plain, nf4_config
+from adapters_store.base_files import DTYPES, describe_base, load_config
+from adapters_store.base_nf4 import compute_nf4_in, is_stored_in_nf4, keep_nf4_weights_plain, nf4_config
 from adapters_store.families import UnsupportedBase
 from server.engine.attention_hook import register_paged_attention
 from server.engine.lora_layers import LoraState, wrap_model
@@ -55,19 +55,23 @@ def pick_device(wanted: str) -> torch.device:
 def load_base(
     path: Path, *, dtype: str = "auto", quantize: str | None = None, device: str = "auto", name: str | None = None
 ) -> BaseModel:
-    """Load a local folder. quantize "nf4": bitsandbytes NF4 with double quantisation. Raises UnsupportedBase."""
+    """Load a local folder. quantize "nf4": bitsandbytes NF4 with double quantisation; a base that is stored in NF4 is
+    taken as it is. Raises UnsupportedBase."""
+    stored_nf4 = is_stored_in_nf4(load_config(path))
     description = describe_base(path, dtype=dtype, name=name)
     target, torch_dtype = pick_device(device), DTYPES[description.dtype]
-    options: dict[str, Any] = {"quantization_config": nf4_config(torch_dtype)} if quantize == "nf4" else {}
+    quantized = stored_nf4 or quantize == "nf4"
+    options: dict[str, Any] = {"quantization_config": nf4_config(torch_dtype)} if quantized and not stored_nf4 else {}
     model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch_dtype,
         attn_implementation=register_paged_attention(),
         local_files_only=True,
-        device_map={"": str(target)} if quantize or target.type == "cuda" else None,
+        device_map={"": str(target)} if quantized or target.type == "cuda" else None,
         **options,
     )
     model.eval().requires_grad_(False)
     keep_nf4_weights_plain(model)
+    compute_nf4_in(model, torch_dtype)
     lora = wrap_model(model, description)
-    return BaseModel(model, model.config, description, lora, target, torch_dtype, quantized=quantize is not None)
+    return BaseModel(model, model.config, description, lora, target, torch_dtype, quantized=quantized)

@@ -7,10 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from support.models import FAMILY_NAMES, save_base
+from support.stored_nf4 import save_in_nf4
 from support.training import gradients, random_batch, random_examples, tiny_spec
 from trainer.data.packing import InOrder
 from trainer.data.types import IGNORED
 from trainer.model import load
+from trainer.ranks import Ranks
+from trainer.sharding import load_sharded
 from trainer.spec import SpecError
 
 CPU = torch.device("cpu")
@@ -139,3 +142,27 @@ def test_a_name_that_fits_no_layer_is_refused(tmp_path: Path, adapter: dict[str,
     with pytest.raises(SpecError, match="linear layers of the base: down_proj") as caught:
         load(tiny_spec(base, adapter=adapter), CPU)
     assert caught.value.param == param
+
+
+def test_a_base_that_is_stored_in_nf4_trains_as_one_that_is_quantised_here(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "llama")
+    stored = save_in_nf4(base, tmp_path / "stored", dtype=torch.float32, compute_dtype=torch.float16)
+    batch, found = random_batch(4), []
+    for folder in (base, stored):
+        torch.manual_seed(0)
+        trainee = load(tiny_spec(folder, method="qlora", precision="float32", adapter={"init": "orthogonal"}), CPU)
+        loss = trainee.loss(batch)
+        loss.backward()
+        found.append((loss.detach(), gradients(trainee.trained())))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_what_needs_the_weights_themselves_refuses_a_base_that_is_stored_in_nf4(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "llama")
+    stored = save_in_nf4(base, tmp_path / "stored", dtype=torch.float32, compute_dtype=torch.float32)
+    for method in ("lora", "dora", "full"):
+        with pytest.raises(SpecError, match="method: must be qlora for a base that is stored in NF4"):
+            load(tiny_spec(stored, method=method), CPU)
+    with pytest.raises(SpecError, match="sharding: must be none"):
+        load_sharded(tiny_spec(stored, method="qlora", sharding="fsdp"), Ranks(0, 1, CPU))

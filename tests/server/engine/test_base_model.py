@@ -15,6 +15,8 @@ from adapters_store.families import UnsupportedBase
 from server.engine.base_model import load_base, pick_device
 from server.engine.lora_layers import FusedRMSNorm
 from support.models import FAMILY_NAMES, save_base
+from support.packed_forward import PackedForward
+from support.stored_nf4 import save_in_nf4
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +98,43 @@ def test_gradients_after_an_eval_pass_are_those_of_a_fresh_nf4_model(tmp_path: P
 
     fresh, after = gradient(False), gradient(True)
     assert torch.nn.functional.cosine_similarity(fresh, after, dim=0) > 0.9999
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_a_base_that_is_stored_in_nf4_is_what_quantising_it_here_gives(
+    tmp_path: Path, llama: Path, quantize: str | None
+) -> None:
+    """Also where its config asks for another type to multiply in: the one it is served in counts."""
+    stored = save_in_nf4(llama, tmp_path / "stored", dtype=torch.float32, compute_dtype=torch.float16)
+    logits = []
+    for base in (
+        load_base(llama, dtype="float32", quantize="nf4"),
+        load_base(stored, dtype="float32", quantize=quantize),
+    ):
+        assert base.quantized
+        forward = PackedForward(base, [], num_sequences=1)
+        logits += forward.logits([forward.request(0, list(range(3, 100)), None)])
+    assert torch.equal(*logits)
+    multiplied_in = {module.compute_dtype for module in base.model.modules() if hasattr(module, "compute_dtype")}
+    assert multiplied_in <= {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("stored", "named"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes int8"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes fp4"),
+        ({"bits": 4}, "an unnamed form"),
+    ],
+)
+def test_a_base_that_is_stored_in_another_form_is_refused_by_its_name(
+    tmp_path: Path, llama: Path, stored: dict[str, object], named: str
+) -> None:
+    for file in llama.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((llama / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": stored}))
+    with pytest.raises(UnsupportedBase, match=rf"stored as {named}; served are unquantised ones and bitsandbytes nf4"):
+        load_base(tmp_path)
