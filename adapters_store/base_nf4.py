@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, PretrainedConfig
@@ -42,11 +44,24 @@ def _need_bitsandbytes() -> None:
         raise UnsupportedBase("NF4 needs bitsandbytes, which is not installed: pip install 'multilora[nf4]'")
 
 
-def compute_nf4_in(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Weights that were stored in NF4 bring the type that they are to be multiplied in; ours is the one asked for."""
+def turn_stored_nf4_to(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Multiply in `dtype`, and hold in it what is not quantised. A base that is stored in NF4 brings its own types for
+    both, and transformers keeps them whatever is asked for."""
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
-            setattr(module, "compute_dtype", dtype)  # noqa: B010  (no attribute that torch declares)
+            layer: Any = module
+            layer.compute_dtype = layer.weight.quant_state.dtype = dtype
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def dequantized(packed: torch.Tensor, about: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The [O, H] weight that a base's files hold as `packed` and, under its name and a dot, what is `about` it."""
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    weight: torch.Tensor = dequantize_4bit(packed, QuantState.from_dict(dict(about), device=packed.device))
+    return weight
 
 
 def keep_nf4_weights_plain(model: torch.nn.Module) -> None:

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from adapters_store.base_files import DTYPES, load_config
-from adapters_store.base_nf4 import compute_nf4_in, is_stored_in_nf4, keep_nf4_weights_plain, nf4_config
+from adapters_store.base_nf4 import is_stored_in_nf4, keep_nf4_weights_plain, nf4_config, turn_stored_nf4_to
 from trainer.data.types import PackedBatch
 from trainer.loss import summed_cross_entropy, supervised_rows
 from trainer.model_adapter import attach_adapter
@@ -132,8 +132,10 @@ class Trainee:
 def load(spec: TrainSpec, device: torch.device) -> Trainee:
     """Base and adapter on one device. Raises UnsupportedBase, SpecError (targets that the base does not have)."""
     dtype = DTYPES[spec.precision]
-    quantizes = not is_nf4_already(spec) and spec.method == "qlora"
-    options: dict[str, Any] = {"quantization_config": nf4_config(dtype)} if quantizes else {}
+    stored_nf4 = is_nf4_already(spec)
+    options: dict[str, Any] = (
+        {"quantization_config": nf4_config(dtype)} if spec.method == "qlora" and not stored_nf4 else {}
+    )
     causal = AutoModelForCausalLM.from_pretrained(
         spec.base,
         dtype=torch.float32 if spec.method == "full" else dtype,
@@ -142,7 +144,8 @@ def load(spec: TrainSpec, device: torch.device) -> Trainee:
         device_map={"": str(device)} if spec.method == "qlora" or device.type == "cuda" else None,
         **options,
     )
-    compute_nf4_in(causal, dtype)
+    if stored_nf4:
+        turn_stored_nf4_to(causal, dtype)
     return Trainee(LossModel(prepare(causal, spec, device)), device, dtype)
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from adapters_store.base import BaseDescription
 from adapters_store.base_files import DTYPES, describe_base, load_config
-from adapters_store.base_nf4 import compute_nf4_in, is_stored_in_nf4, keep_nf4_weights_plain, nf4_config
+from adapters_store.base_nf4 import is_stored_in_nf4, keep_nf4_weights_plain, nf4_config, turn_stored_nf4_to
 from adapters_store.families import UnsupportedBase
 from server.engine.attention_hook import register_paged_attention
 from server.engine.lora_layers import LoraState, wrap_model
@@ -72,6 +72,7 @@ def load_base(
     )
     model.eval().requires_grad_(False)
     keep_nf4_weights_plain(model)
-    compute_nf4_in(model, torch_dtype)
+    if stored_nf4:
+        turn_stored_nf4_to(model, torch_dtype)
     lora = wrap_model(model, description)
     return BaseModel(model, model.config, description, lora, target, torch_dtype, quantized=quantized)

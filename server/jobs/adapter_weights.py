@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+from adapters_store.base_nf4 import dequantized
 from adapters_store.validate import AdapterPlan
 from trainer.gate.spectrum import ModuleWeights
 
@@ -29,10 +31,15 @@ def module_weights(plan: AdapterPlan, adapter: Path, base: Path) -> list[ModuleW
 
 def weight_norms(base: Path, modules: list[str]) -> dict[str, float]:
     """Frobenius norm of each layer's weight in the base's folder; a tied head, which lies nowhere, is absent."""
-    wanted = {f"{module}.weight": module for module in modules}
-    norms: dict[str, float] = {}
-    for path in sorted(base.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in wanted.keys() & set(file.keys()):
-                norms[wanted[name]] = float(torch.linalg.vector_norm(file.get_tensor(name), dtype=torch.float32))
-    return norms
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(base.glob("*.safetensors"))]
+        lies_in = {name: file for file in files for name in file.keys()}  # noqa: SIM118  (no mapping)
+
+        def norm(name: str) -> float:
+            weight = lies_in[name].get_tensor(name)
+            if weight.dtype is torch.uint8:
+                about = {key: file.get_tensor(key) for key, file in lies_in.items() if key.startswith(f"{name}.")}
+                weight = dequantized(weight, about)
+            return float(torch.linalg.vector_norm(weight, dtype=torch.float32))
+
+        return {module: norm(f"{module}.weight") for module in modules if f"{module}.weight" in lies_in}

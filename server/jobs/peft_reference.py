@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from adapters_store.base_files import load_config
-from adapters_store.base_nf4 import compute_nf4_in, is_stored_in_nf4, keep_nf4_weights_plain, nf4_config
+from adapters_store.base_nf4 import is_stored_in_nf4, keep_nf4_weights_plain, nf4_config, turn_stored_nf4_to
 from server.jobs.serving_scorer import ServingScorer
 from trainer.gate.round_trip import RoundTrip, compare
 from trainer.gate.scorer import BASE_ALONE
@@ -33,8 +33,8 @@ class Reference:
 
     def load(self, dtype: torch.dtype) -> Any:
         """The model in `dtype`, ready to ask."""
-        quantizes = self.nf4 and not is_stored_in_nf4(load_config(self.base))
-        options: dict[str, Any] = {"quantization_config": nf4_config(dtype)} if quantizes else {}
+        stored_nf4 = is_stored_in_nf4(load_config(self.base))
+        options: dict[str, Any] = {"quantization_config": nf4_config(dtype)} if self.nf4 and not stored_nf4 else {}
         model = AutoModelForCausalLM.from_pretrained(
             self.base,
             dtype=dtype,
@@ -43,7 +43,8 @@ class Reference:
             **options,
         )
         keep_nf4_weights_plain(model)
-        compute_nf4_in(model, dtype)
+        if stored_nf4:
+            turn_stored_nf4_to(model, dtype)
         return (model if self.adapter is None else PeftModel.from_pretrained(model, str(self.adapter))).eval()
 
 

@@ -12,6 +12,7 @@ from support.training import gradients, random_batch, random_examples, tiny_spec
 from trainer.data.packing import InOrder
 from trainer.data.types import IGNORED
 from trainer.model import load
+from trainer.parity import check_packing
 from trainer.ranks import Ranks
 from trainer.sharding import load_sharded
 from trainer.spec import SpecError
@@ -156,6 +157,15 @@ def test_a_base_that_is_stored_in_nf4_trains_as_one_that_is_quantised_here(tmp_p
         found.append((loss.detach(), gradients(trainee.trained())))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_base_that_is_stored_in_nf4_trains_in_the_precision_asked_for(tmp_path: Path, precision: str) -> None:
+    """transformers keeps what is not quantised, and the type to multiply in, as stored: float16 here."""
+    base = save_base(tmp_path / "base", "llama")
+    stored = save_in_nf4(base, tmp_path / "stored", dtype=torch.float16, compute_dtype=torch.float16)
+    trainee = load(tiny_spec(stored, method="qlora", precision=precision), CPU)
+    assert check_packing(trainee, random_examples(3, high=60)) > 0
 
 
 def test_what_needs_the_weights_themselves_refuses_a_base_that_is_stored_in_nf4(tmp_path: Path) -> None:

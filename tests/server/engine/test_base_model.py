@@ -115,8 +115,18 @@ def test_a_base_that_is_stored_in_nf4_is_what_quantising_it_here_gives(
         forward = PackedForward(base, [], num_sequences=1)
         logits += forward.logits([forward.request(0, list(range(3, 100)), None)])
     assert torch.equal(*logits)
-    multiplied_in = {module.compute_dtype for module in base.model.modules() if hasattr(module, "compute_dtype")}
-    assert multiplied_in <= {torch.float32}
+
+
+def test_a_base_that_is_stored_in_nf4_is_served_in_the_type_asked_for(tmp_path: Path, llama: Path) -> None:
+    """transformers keeps what is not quantised, and the type to multiply in, as stored."""
+    stored = save_in_nf4(llama, tmp_path / "stored", dtype=torch.bfloat16, compute_dtype=torch.float16)
+    logits = []
+    for dtype, torch_dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        base = load_base(stored, dtype=dtype)
+        assert {tensor.dtype for tensor in base.model.parameters() if tensor.is_floating_point()} <= {torch_dtype}
+        forward = PackedForward(base, [], num_sequences=1)
+        logits += forward.logits([forward.request(0, list(range(3, 100)), None)])
+    assert (logits[0] - logits[1]).abs().max() <= 0.05 * logits[1].abs().max()
 
 
 @pytest.mark.parametrize(

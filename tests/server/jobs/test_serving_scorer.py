@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from adapters_store.errors import AdapterRejected
 from server.engine.base_model import load_base
-from server.jobs.adapter_weights import module_weights
+from server.jobs.adapter_weights import module_weights, weight_norms
 from server.jobs.peft_reference import round_trip
 from server.jobs.serving_scorer import ScorerSettings, ServingScorer, pack_folder, plan_folder
 from support.models import VOCAB, adapter_configs, peft_model, save_adapter, save_base
+from support.stored_nf4 import save_in_nf4
 from support.training_data import example
 from trainer.data.types import EncodedExample
 from trainer.gate.round_trip import judge_round_trip
@@ -128,6 +130,22 @@ def test_the_weights_are_the_updates_peft_merges(folders: tuple[Path, Path]) -> 
             assert torch.allclose(found.scale * found.b @ found.a, update, atol=1e-6)
             assert found.base_norm == pytest.approx(float(layer.base_layer.weight.norm()), rel=1e-5)
             assert spectrum_of(found).norm == pytest.approx(float(update.norm()), rel=1e-4)
+
+
+def test_the_norms_of_a_base_that_is_stored_in_nf4_are_those_of_what_it_stands_for(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Also where a weight and what is about it lie in different files."""
+    stored = save_in_nf4(folders[0], tmp_path / "stored", dtype=torch.float32, compute_dtype=torch.float32)
+    whole = load_file(stored / "model.safetensors")
+    (stored / "model.safetensors").unlink()
+    for part in (0, 1):
+        save_file({name: whole[name] for name in sorted(whole)[part::2]}, stored / f"model-{part}.safetensors")
+    names = [item.name for item in plan_folder(folders[1], load_base(folders[0])).modules]
+    found, exact = weight_norms(stored, names), weight_norms(folders[0], names)
+    assert found.keys() == exact.keys()
+    assert found == pytest.approx(exact, rel=0.1)  # what NF4 loses
+    assert found != exact
 
 
 def test_an_adapter_the_server_would_not_take_is_not_scored(folders: tuple[Path, Path], tmp_path: Path) -> None:
