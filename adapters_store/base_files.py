@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from adapters_store.base import BaseDescription, LinearShape
+from adapters_store.base_nf4 import is_stored_in_nf4
 from adapters_store.families import UnsupportedBase, family_of
 from lora_kernels.native.build import cache_dir
 
@@ -36,9 +37,10 @@ def served_dtype(config: PretrainedConfig, wanted: str) -> torch.dtype:
 def describe_base(path: Path, *, dtype: str = "auto", name: str | None = None) -> BaseDescription:
     """Modules, groups and digest of the base in a local folder.
 
-    Raises UnsupportedBase for an architecture, or a layer layout, that we do not serve.
+    Raises UnsupportedBase for an architecture, a stored form or a layer layout that we do not serve.
     """
     config = load_config(path)
+    is_stored_in_nf4(config)  # other stored forms are refused
     family = family_of(config.architectures)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)

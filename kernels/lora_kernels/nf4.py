@@ -19,9 +19,8 @@ from lora_kernels.triton_ops.available import on_triton
 
 NF4_BLOCK = 64  # values that share an absmax
 NESTED_BLOCK = 256  # absmaxes that share one
-NF4_MAX_ROWS = (
-    64  # on Triton; above it bitsandbytes' path, which dequantises the whole weight, has enough to do with it
-)
+# On Triton; above it bitsandbytes' path, which dequantises the whole weight, has enough to do with it.
+NF4_MAX_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
