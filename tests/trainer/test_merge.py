@@ -17,6 +17,7 @@ from adapters_store.base_files import base_digest, describe_base
 from adapters_store.errors import AdapterRejected
 from adapters_store.store import AdapterStore
 from support.models import FAMILY_NAMES, VOCAB, linear_names, peft_model, save_adapter, save_base
+from support.stored_nf4 import save_in_nf4
 from trainer import merge_parity
 from trainer.merge import RECORD, Merged, MergeRefused, merge
 
@@ -114,11 +115,9 @@ def test_an_nf4_base_is_refused_with_the_measured_error(tmp_path: Path) -> None:
 def test_a_base_stored_quantised_is_refused(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", "llama")
     adapter = make_adapter(base, tmp_path / "adapter")
-    config = json.loads((base / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (base / "config.json").write_text(json.dumps(config))
+    stored = save_in_nf4(base, tmp_path / "stored", dtype=torch.float32, compute_dtype=torch.float32)
     with pytest.raises(MergeRefused, match="its weights are quantised") as error:
-        merged(base, adapter, tmp_path / "out")
+        merged(stored, adapter, tmp_path / "out")
     assert error.value.code == "base_is_quantized"
 
 
