@@ -113,11 +113,13 @@ def adapter_tensors(peft: PeftModel, state: Mapping[str, Tensor] | None = None) 
 
 
 def write_adapter(peft: PeftModel, tensors: dict[str, Tensor], folder: Path, *, base: str, base_digest: str) -> None:
-    """adapter_config.json and adapter_model.safetensors. base: the base's name, not the path it lay under."""
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    """adapter_config.json and adapter_model.safetensors. base: the base's name, not the path it lay under. base_digest
+    goes into the weights' metadata: PEFT warns of fields of a config that it does not know."""
+    metadata = {"format": "pt", "multilora_base_digest": base_digest}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata=metadata)
     config = peft.peft_config[NAME]
     config.save_pretrained(folder)
     path = folder / "adapter_config.json"
     body: dict[str, Any] = json.loads(path.read_text())
-    body |= {"base_model_name_or_path": base, "inference_mode": True, "multilora_base_digest": base_digest}
+    body |= {"base_model_name_or_path": base, "inference_mode": True}
     path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from adapters_store.base_files import describe_base
 from adapters_store.errors import AdapterRejected
@@ -23,7 +23,8 @@ def test_adapters_of_the_old_base_are_refused_on_a_base_trained_whole(tmp_path: 
     old, new = describe_base(lora.base), describe_base(tmp_path / "full" / "model")
     assert old.modules == new.modules
     assert old.digest != new.digest
-    assert json.loads((adapter / "adapter_config.json").read_text())["multilora_base_digest"] == old.digest
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as weights:
+        assert weights.metadata()["multilora_base_digest"] == old.digest
     store = AdapterStore.open(tmp_path / "data")
     store.tenants.create("acme")
     with pytest.raises(

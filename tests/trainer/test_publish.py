@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def test_a_trained_adapter_gives_peft_and_our_engine_the_trainers_logits(tmp_pat
     assert train(demo_spec(tmp_path, **changes), run_dir) is Exit.SUCCEEDED
     expected = trained_logits(tmp_path, run_dir, **changes)
     plain = AutoModelForCausalLM.from_pretrained(demo_base_path(), dtype=torch.float32)
-    peft = PeftModel.from_pretrained(plain, run_dir / "adapter").eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Unexpected keyword arguments")  # of a config that is not PEFT's own
+        peft = PeftModel.from_pretrained(plain, run_dir / "adapter").eval()
     with torch.no_grad():
         theirs = peft(input_ids=torch.tensor([TOKENS])).logits[0]
     torch.testing.assert_close(theirs, expected, rtol=1e-4, atol=1e-4)
