@@ -199,7 +199,7 @@ def plot(report: Report, rows: Sequence[Row], title: str) -> None:
     memory.set_ylim(bottom=0)
     target_line(memory, number(rows[int(WARM_UP * len(rows))]["anon_mb"]), "after warm-up")
     waiting.plot(hours, [number(row["quiet_ttft_p95_ms"]) for row in rows], color="#777777", label="TTFT p95")
-    waiting.set(title="quiet tenants' TTFT p95 of each minute, ms", xlabel="hours", yscale="log")
+    waiting.set(title="quiet tenants' TTFT p95, ms", xlabel="hours", ylim=(0, None))
     legend_below(figure)
     report.save_plot(figure)
 
