@@ -15,7 +15,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from adapters_store.base_nf4 import keep_nf4_weights_plain, nf4_config
+from adapters_store.base_nf4 import keep_nf4_weights_plain
+from adapters_store.base_weights import load_causal
 
 # Largest relative error of logits (root mean square) by the type in which sums are stored: a few units in its last
 # place, as they add up over layers.
@@ -65,8 +66,7 @@ def compare_merged(base: Path, adapter: Path, merged: Path, dtype: str) -> Parit
 
 def compare_requantised(base: Path, adapter: Path) -> Parity:
     """An NF4 base and the adapter apart against the sum rounded to NF4 again, as PEFT does it."""
-    quantised = _load(base, dtype=torch.float32, quantization_config=nf4_config(torch.float32), device_map={"": "cpu"})
-    keep_nf4_weights_plain(quantised)
+    quantised = load_causal(base, torch.float32, torch.device("cpu"), nf4=True)
     model: Any = PeftModel.from_pretrained(quantised, adapter).eval()
     ids = _probes(model.config.vocab_size)
     wanted = _logits(model, ids)

@@ -17,10 +17,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from adapters_store.base_files import DTYPES, load_config
-from adapters_store.base_nf4 import is_stored_in_nf4, keep_nf4_weights_plain, nf4_config, turn_stored_nf4_to
+from adapters_store.base_nf4 import is_stored_in_nf4
+from adapters_store.base_weights import load_causal
 from trainer.data.types import PackedBatch
 from trainer.loss import summed_cross_entropy, supervised_rows
 from trainer.model_adapter import attach_adapter
@@ -132,37 +133,29 @@ class Trainee:
 def load(spec: TrainSpec, device: torch.device) -> Trainee:
     """Base and adapter on one device. Raises UnsupportedBase, SpecError (targets that the base does not have)."""
     dtype = DTYPES[spec.precision]
-    stored_nf4 = is_nf4_already(spec)
-    options: dict[str, Any] = (
-        {"quantization_config": nf4_config(dtype)} if spec.method == "qlora" and not stored_nf4 else {}
-    )
-    causal = AutoModelForCausalLM.from_pretrained(
+    refuse_stored_nf4(spec)
+    causal = load_causal(
         spec.base,
-        dtype=torch.float32 if spec.method == "full" else dtype,
+        torch.float32 if spec.method == "full" else dtype,
+        device,
+        nf4=spec.method == "qlora",
         attn_implementation=register_packed_attention(),
-        local_files_only=True,
-        device_map={"": str(device)} if spec.method == "qlora" or device.type == "cuda" else None,
-        **options,
     )
-    if stored_nf4:
-        turn_stored_nf4_to(causal, dtype)
     return Trainee(LossModel(prepare(causal, spec, device)), device, dtype)
 
 
-def is_nf4_already(spec: TrainSpec) -> bool:
-    """Whether the base is stored in NF4. Raises SpecError where method or sharding needs it plain; UnsupportedBase."""
+def refuse_stored_nf4(spec: TrainSpec) -> None:
+    """Raises SpecError where the base is stored in NF4, and method or sharding needs it plain; UnsupportedBase."""
     if not is_stored_in_nf4(load_config(spec.base)):
-        return False
+        return
     if spec.method != "qlora":
         raise SpecError("method", spec.method, "qlora for a base that is stored in NF4")
     if spec.sharding == "fsdp":
         raise SpecError("sharding", spec.sharding, "none for a base that is stored in NF4 (shards are quantised anew)")
-    return True
 
 
 def prepare(causal: PreTrainedModel, spec: TrainSpec, device: torch.device) -> PeftModel | PreTrainedModel:
-    """What every way of loading ends with: the NF4 cure, the adapter, checkpointing, train mode."""
-    keep_nf4_weights_plain(causal)
+    """What every way of loading ends with: the adapter, checkpointing, train mode."""
     causal.requires_grad_(spec.method == "full")
     net = causal if spec.method == "full" else attach_adapter(causal, spec, device)
     if spec.checkpointing:

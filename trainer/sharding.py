@@ -21,9 +21,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from adapters_store.base_files import DTYPES, load_config
-from adapters_store.base_nf4 import nf4_config
+from adapters_store.base_nf4 import keep_nf4_weights_plain, nf4_config
 from adapters_store.families import HEAD, UnsupportedBase
-from trainer.model import LossModel, Trainee, is_nf4_already, prepare
+from trainer.model import LossModel, Trainee, prepare, refuse_stored_nf4
 from trainer.model_attention import register_packed_attention
 from trainer.ranks import Ranks
 from trainer.spec import TrainSpec
@@ -33,11 +33,12 @@ NF4_BYTES_PER_VALUE = 2  # values that share a byte
 
 def load_sharded(spec: TrainSpec, ranks: Ranks) -> Trainee:
     """This rank's share of base and adapter. Raises what `trainer.model.load` raises."""
-    is_nf4_already(spec)  # refused here
+    refuse_stored_nf4(spec)
     dtype = DTYPES[spec.precision]
     causal = _skeleton(spec, torch.float32 if spec.method == "full" else dtype)
     if spec.method == "qlora":
         _make_linears_4bit(causal, dtype)
+        keep_nf4_weights_plain(causal)
     module = LossModel(prepare(causal, spec, ranks.device))
     packed = _declare_packed_weights(module)
     _shard(module, spec, ranks)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from adapters_store.base import BaseDescription
-from adapters_store.base_files import DTYPES, describe_base, load_config
-from adapters_store.base_nf4 import is_stored_in_nf4, keep_nf4_weights_plain, nf4_config, turn_stored_nf4_to
+from adapters_store.base_files import DTYPES, describe_base
+from adapters_store.base_weights import load_causal
 from adapters_store.families import UnsupportedBase
 from server.engine.attention_hook import register_paged_attention
 from server.engine.lora_layers import LoraState, wrap_model
@@ -57,22 +56,11 @@ def load_base(
 ) -> BaseModel:
     """Load a local folder. quantize "nf4": bitsandbytes NF4 with double quantisation; a base that is stored in NF4 is
     taken as it is. Raises UnsupportedBase."""
-    stored_nf4 = is_stored_in_nf4(load_config(path))
     description = describe_base(path, dtype=dtype, name=name)
     target, torch_dtype = pick_device(device), DTYPES[description.dtype]
-    quantized = stored_nf4 or quantize == "nf4"
-    options: dict[str, Any] = {"quantization_config": nf4_config(torch_dtype)} if quantized and not stored_nf4 else {}
-    model = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=torch_dtype,
-        attn_implementation=register_paged_attention(),
-        local_files_only=True,
-        device_map={"": str(target)} if quantized or target.type == "cuda" else None,
-        **options,
-    )
+    attention = register_paged_attention()
+    model = load_causal(path, torch_dtype, target, nf4=quantize == "nf4", attn_implementation=attention)
     model.eval().requires_grad_(False)
-    keep_nf4_weights_plain(model)
-    if stored_nf4:
-        turn_stored_nf4_to(model, torch_dtype)
+    quantized = bool(getattr(model, "is_loaded_in_4bit", False))
     lora = wrap_model(model, description)
-    return BaseModel(model, model.config, description, lora, target, torch_dtype, quantized=quantized)
+    return BaseModel(model, model.config, description, lora, target, torch_dtype, quantized)

@@ -12,10 +12,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
-from adapters_store.base_files import load_config
-from adapters_store.base_nf4 import is_stored_in_nf4, keep_nf4_weights_plain, nf4_config, turn_stored_nf4_to
+from adapters_store.base_weights import load_causal
 from server.jobs.serving_scorer import ServingScorer
 from trainer.gate.round_trip import RoundTrip, compare
 from trainer.gate.scorer import BASE_ALONE
@@ -33,18 +31,7 @@ class Reference:
 
     def load(self, dtype: torch.dtype) -> Any:
         """The model in `dtype`, ready to ask."""
-        stored_nf4 = is_stored_in_nf4(load_config(self.base))
-        options: dict[str, Any] = {"quantization_config": nf4_config(dtype)} if self.nf4 and not stored_nf4 else {}
-        model = AutoModelForCausalLM.from_pretrained(
-            self.base,
-            dtype=dtype,
-            local_files_only=True,
-            device_map={"": str(self.device)} if self.nf4 or self.device.type == "cuda" else None,
-            **options,
-        )
-        keep_nf4_weights_plain(model)
-        if stored_nf4:
-            turn_stored_nf4_to(model, dtype)
+        model = load_causal(self.base, dtype, self.device, nf4=self.nf4)
         return (model if self.adapter is None else PeftModel.from_pretrained(model, str(self.adapter))).eval()
 
 
