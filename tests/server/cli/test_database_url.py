@@ -97,11 +97,10 @@ def test_what_the_server_was_told_of_its_database_is_not_in_its_options_text(
     assert "geheim" not in repr(asked)
 
 
-@pytest.mark.skipif(postgres.binaries() is None, reason="no PostgreSQL server is installed")
 def test_commands_on_postgresql_share_its_rows_and_leave_no_sqlite(
     run_json: Command, data_dir: Path, tmp_path: Path
 ) -> None:
-    with postgres.running(tmp_path) as full_url:
+    with postgres.running() as full_url:
         url = full_url.replace("postgresql+psycopg://", "postgresql://")
         run_json("tenant", "create", "acme", env={ENVIRONMENT: url})
         assert [each["tenant"] for each in run_json("tenant", "list", env={ENVIRONMENT: url})["data"]] == ["acme"]

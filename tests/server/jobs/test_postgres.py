@@ -11,12 +11,10 @@ from server.jobs.records import JobStatus
 from support import postgres
 from support.job_world import JobWorld
 
-pytestmark = pytest.mark.skipif(postgres.binaries() is None, reason="no PostgreSQL server is installed")
-
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[JobWorld]:
-    with postgres.running(tmp_path) as url:
+    with postgres.running() as url:
         world = JobWorld(tmp_path, database_url=url)
         yield world
         world.close()
