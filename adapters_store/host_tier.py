@@ -25,17 +25,21 @@ _log = logging.getLogger(__name__)
 class HostTierSettings:
     """max_bytes: budget of all buffers. max_queue: loads waiting at once.
 
-    retry_s: how long a failure is remembered before the disk is asked again.
+    retry_s: how long a failure is remembered before the disk is asked again. stuck_s: a load that takes longer counts
+    as failed, and so does every load queued behind it, until it ends.
     """
 
     max_bytes: int
     max_queue: int = 256
     retry_s: float = 5.0
+    stuck_s: float = 60.0
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_queue"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.stuck_s <= 0:
+            raise ValueError(f"stuck_s must be above 0, got {self.stuck_s}")
 
 
 @dataclass(slots=True, eq=False)
@@ -62,9 +66,13 @@ class HostTierStats:
 
 @dataclass(slots=True, eq=False)
 class _Ticket:
-    """One load, queued or running. Dropping its digest takes it off the books, and its result is thrown away."""
+    """One load, queued or running. Dropping its digest takes it off the books, and its result is thrown away.
+
+    is_outdated: the store has changed since it began, so that its failure says nothing.
+    """
 
     digest: AdapterDigest
+    is_outdated: bool = False
 
 
 class HostTier:
@@ -96,6 +104,8 @@ class HostTier:
         self._urgency: dict[AdapterDigest, int] = {}
         self._stats = HostTierStats()
         self._version = 0
+        self._loading: _Ticket | None = None
+        self._loading_since_s = 0.0
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -159,10 +169,23 @@ class HostTier:
             entry.pins -= 1
 
     def failure(self, digest: AdapterDigest) -> StoreError | None:
-        """Why the last load failed, while that is remembered."""
+        """Why the last load failed, while that is remembered; or that the load under way is stuck."""
         with self._changed:
             known = self._failures.get(digest)
-            return known[0] if known is not None and self._clock() < known[1] else None
+            if known is not None and self._clock() < known[1]:
+                return known[0]
+            is_waiting = digest in self._tickets and self._loading is not None
+            if not is_waiting or self._clock() - self._loading_since_s < self.settings.stuck_s:
+                return None
+            message = f"the disk has not given an adapter within {self.settings.stuck_s:g} s; try again later"
+            return AdapterUnavailable("adapter_load_stuck", message, param="model")
+
+    def forget_failures(self) -> None:
+        """Ask the disk again for whatever failed; a load that began before this does not count if it fails."""
+        with self._changed:
+            self._failures.clear()
+            if self._loading is not None:
+                self._loading.is_outdated = True
 
     def prioritise(self, digests: Sequence[AdapterDigest]) -> None:
         """What is wanted, the most urgent first: nothing less urgent takes its room."""
@@ -198,7 +221,8 @@ class HostTier:
         with self._changed:
             if not self._queue:
                 return False
-            ticket = self._queue.popleft()
+            ticket = self._loading = self._queue.popleft()
+            self._loading_since_s = self._clock()
         outcome = self._try_load(ticket.digest)
         with self._changed:
             self._settle(ticket, outcome)
@@ -224,11 +248,13 @@ class HostTier:
 
     def _settle(self, ticket: _Ticket, outcome: PackedAdapter | StoreError) -> None:
         self._version += 1
+        self._loading = None
         if self._tickets.get(ticket.digest) is not ticket:
             return  # dropped meanwhile
         del self._tickets[ticket.digest]
         if isinstance(outcome, StoreError):
-            self._fail(ticket.digest, outcome)
+            if not ticket.is_outdated:
+                self._fail(ticket.digest, outcome)
             return
         self._stats.loads += 1
         if outcome.num_bytes > self.settings.max_bytes:

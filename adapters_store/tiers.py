@@ -112,6 +112,7 @@ class AdapterTiers:
         if not self._failures:
             return {}
         failures, self._failures = self._failures, {}
+        self._stop_wanting(failures)
         return {digest: error for digest, error in failures.items() if digest in wanted}
 
     def acquire(self, digest: AdapterDigest) -> int | None:
@@ -169,8 +170,7 @@ class AdapterTiers:
         self._asked.pop(digest, None)
         self._failures.pop(digest, None)
         self._no_room_since.pop(digest, None)
-        self._wanted = tuple(other for other in self._wanted if other != digest)
-        self._limit = min(self._limit, len(self._wanted))
+        self._stop_wanting((digest,))
         self._host.drop(digest)
         entry = self._pool.get(digest)
         if entry is None:
@@ -178,6 +178,11 @@ class AdapterTiers:
         entry.doomed = True
         if entry.is_evictable:
             self._remove(entry)
+
+    def retry_failed(self) -> None:
+        """The store has changed: what could not be loaded before may be whole again. Ask the disk anew."""
+        self._host.forget_failures()
+        self._must_advance |= self._is_incomplete
 
     def poll(self) -> None:
         """Once per engine step: finish copies, and place what has been loaded since."""
@@ -223,6 +228,12 @@ class AdapterTiers:
             del self._no_room_since[digest]
         self._wanted, self._limit = wanted, limit
         self._must_advance |= bool(missing)
+
+    def _stop_wanting(self, digests: Collection[AdapterDigest]) -> None:
+        """These are wanted no more. The next want() that names one is a change, so that it is tried again."""
+        may_take_room = [digest for digest in self._wanted[: self._limit] if digest not in digests]
+        others = [digest for digest in self._wanted[self._limit :] if digest not in digests]
+        self._wanted, self._limit = (*may_take_room, *others), len(may_take_room)
 
     def _ask(self, digest: AdapterDigest) -> None:
         """Somebody who is on no list wants it."""

@@ -59,6 +59,8 @@ class StoreWatch:
         generation, now_s = self._store.generation(), self._clock()
         if generation == self._generation and now_s - self._looked_s < self._at_least_s:
             return
+        if generation != self._generation:
+            self._engine.retry_adapters()  # a push of the same content heals what could not be loaded
         self._store.forget_answers()  # or a name that was just unloaded could still be resolved, and loaded again
         gone = self._store.not_in_service(list(self._engine.stats().held_adapters))
         if gone:

@@ -32,6 +32,18 @@ class _Done:
 
 
 @dataclass(frozen=True, slots=True)
+class _OnThread:
+    copied: Future[None]
+
+    def done(self) -> bool:
+        """Raises what the copy raised: a place that was not written whole is never served."""
+        if not self.copied.done():
+            return False
+        self.copied.result()
+        return True
+
+
+@dataclass(frozen=True, slots=True)
 class _Event:
     event: torch.cuda.Event
 
@@ -63,8 +75,7 @@ class ArenaCopier:
         if adapter.num_bytes <= INLINE_COPY_BYTES:
             _copy(place, adapter.buffer)
             return _Done()
-        done: Future[None] = self._threads.submit(_copy_in_turns, place, adapter.buffer, self._turns)
-        return done
+        return _OnThread(self._threads.submit(_copy_in_turns, place, adapter.buffer, self._turns))
 
     def move(self, slot: int, source: int, target: int, num_elements: int) -> CopyHandle:
         """Begin moving the slot's adapter down within the arena, and let its table row name the new place.
@@ -80,8 +91,7 @@ class ArenaCopier:
         if place.nbytes <= INLINE_COPY_BYTES:
             _copy(place, old)
             return _Done()
-        done: Future[None] = self._threads.submit(_copy_in_turns, place, old, self._turns)
-        return done
+        return _OnThread(self._threads.submit(_copy_in_turns, place, old, self._turns))
 
     def clear(self, slot: int) -> None:
         """The slot holds no adapter any more."""

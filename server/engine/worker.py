@@ -114,6 +114,10 @@ class EngineWorker:
         for digest in digests:
             self._send(lambda digest=digest: self._engine.forget_adapter(digest))  # type: ignore[misc]
 
+    def retry_adapters(self) -> None:
+        """The store has changed: ask it again for adapters that could not be loaded."""
+        self._send(self._engine.tiers.retry_failed)
+
     def wake(self) -> None:
         """Something the engine waits for has happened (an adapter was loaded). Any thread."""
         with self._changed:
@@ -166,7 +170,7 @@ class EngineWorker:
                 self._do_commands()
                 self._deliver(self._engine.step())
                 self._rest()
-        except Exception as error:  # noqa: BLE001  the last line of defence: answer everybody, turn health red
+        except BaseException as error:  # noqa: BLE001  a panic in Rust is no Exception: answer everybody, health red
             _log.exception("the engine stopped on an error")
             self._failure = error
         gc.unfreeze()
@@ -202,7 +206,8 @@ class EngineWorker:
                 listener(event)
             except RuntimeError:  # the listener's event loop is closed: nobody waits for this answer
                 _log.warning("nobody listens to request %s any more", event.request_id)
-                self._engine.abort(event.request_id)
+                if not self._is_stopping:
+                    self._engine.abort(event.request_id)
 
     def _end_everybody(self) -> None:
         self._turns.rest()
@@ -210,7 +215,10 @@ class EngineWorker:
             self._is_stopping = True
             arriving, self._commands = list(self._commands), deque()
         for command in arriving:
-            command()
+            try:
+                command()
+            except Exception:  # noqa: BLE001  what a broken engine does with one command must not silence the others
+                _log.exception("a command failed while the engine stopped")
         error = None if self._failure is None else RequestError("engine_stopped", "the engine stopped on an error")
         for request_id in list(self._listeners):
             event = TokenEvent(request_id, finish_reason="error" if error else "abort", error=error)

@@ -73,6 +73,7 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.seen: list[Request] = []
         self.forgotten: list[AdapterDigest] = []
+        self.num_retries = 0
         self.may_step = threading.Event()
         self.may_step.set()
         self.stalls_at: int | None = None  # after that many steps it waits for `may_step` to be set
@@ -114,6 +115,9 @@ class FakeEngine:
 
     def forget_adapters(self, digests: Sequence[AdapterDigest]) -> None:
         self.forgotten += digests
+
+    def retry_adapters(self) -> None:
+        self.num_retries += 1
 
     def is_healthy(self) -> bool:
         return self._thread.is_alive()
