@@ -102,7 +102,12 @@ class Run:
             tokenizer = AutoTokenizer.from_pretrained(self.spec.base, local_files_only=True)
         except (OSError, ValueError) as error:
             raise UnsupportedBase(f"{self.spec.base}: no tokenizer that transformers can load: {error}") from error
-        return prepare(self.spec, tokenizer, max_model_len=int(config.max_position_embeddings))
+        return prepare(
+            self.spec,
+            tokenizer,
+            max_model_len=int(config.max_position_embeddings),
+            num_embeddings=int(config.vocab_size),
+        )
 
     def _check_provenance(self, data: PreparedData) -> None:
         """Write down what is trained on; a resumed run must find the same. Raises RunDirInUse."""

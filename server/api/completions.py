@@ -19,7 +19,7 @@ from server.api.json_text import json_string, json_text
 from server.api.logprobs import CompletionLogprobs, Entries
 from server.api.model_ref import Target, resolve_target
 from server.api.plan import Call, TokenBudget, check_counts, plan_call, tokens_of
-from server.api.sampling import check_token_ids, sampling_params
+from server.api.sampling import sampling_params
 from server.api.schemas_completions import CompletionBody
 from server.api.streaming import ChunkWriter, TokenStream, check_stream_options, finish_json
 from server.engine.request import TokenEvent, TokenLogprob
@@ -65,10 +65,7 @@ async def _plan(context: ApiContext, target: Target, body: CompletionBody, deadl
 async def _prompt_ids(context: ApiContext, body: CompletionBody) -> list[list[int]]:
     texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
     tokenised = iter(await tokens_of(context, texts))
-    prompts = [next(tokenised) if isinstance(prompt, str) else list(prompt) for prompt in body.prompt]
-    for prompt in prompts:
-        check_token_ids(context.engine, prompt, "prompt")
-    return prompts
+    return [next(tokenised) if isinstance(prompt, str) else list(prompt) for prompt in body.prompt]
 
 
 class CompletionShape:

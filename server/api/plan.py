@@ -122,13 +122,15 @@ def plan_call(
 ) -> Call:
     """The engine's requests for these prompts. kind: "cmpl" or "chatcmpl", the prefix of the answer's id.
 
-    deadline_s: in seconds of `time.monotonic`, when the client stops waiting.
+    deadline_s: in seconds of `time.monotonic`, when the client stops waiting. Raises InvalidRequest, also for a token
+    id that the model cannot read, whether the client sent it or a text holds its token.
     """
     call_id = f"{kind}-{uuid4().hex}"
     requests: list[Request] = []
     for prompt in prompts:
         if not prompt:
             raise InvalidRequest(budget.prompt_field, f"{budget.prompt_field} must have at least 1 token, got 0")
+        context.engine.vocabulary.check(prompt, budget.prompt_field)
         max_tokens = budget.max_tokens(len(prompt), context.engine.max_model_len)
         for choice in range(body.num_choices):
             own = replace(params, max_tokens=max_tokens, seed=_seed_of(params.seed, choice))

@@ -9,6 +9,7 @@ from adapters_store.base import AdapterDigest, BaseDescription
 from server.engine.histogram import Histogram
 from server.engine.request import Request, TokenEvent
 from server.engine.tokenizer import Tokenizer
+from server.engine.vocabulary import Vocabulary
 
 
 class EngineStats(Protocol):
@@ -51,7 +52,7 @@ class EngineClient(Protocol):
     @property
     def max_model_len(self) -> int: ...
     @property
-    def vocab_size(self) -> int: ...
+    def vocabulary(self) -> Vocabulary: ...
 
     def submit(self, request: Request, listener: Callable[[TokenEvent], None]) -> None: ...
     def abort(self, request_id: str) -> None: ...

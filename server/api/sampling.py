@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from server.api.ports import EngineClient
@@ -14,7 +13,7 @@ def sampling_params(
     body: GenerationBody, engine: EngineClient, *, logprobs: int | None, prompt_logprobs: int | None = None
 ) -> SamplingParams:
     """Everything but max_tokens, which depends on the prompt. Raises InvalidRequest."""
-    check_token_ids(engine, body.stop_token_ids or (), "stop_token_ids")
+    engine.vocabulary.check(body.stop_token_ids or (), "stop_token_ids")
     given: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,
@@ -43,12 +42,5 @@ def _logit_bias(bias: dict[str, float], engine: EngineClient) -> tuple[tuple[int
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
             raise InvalidRequest("logit_bias", f"logit_bias: each key must be a token id, got {key[:40]!r}")
     pairs = tuple((int(key), float(value)) for key, value in bias.items())
-    check_token_ids(engine, [token_id for token_id, _ in pairs], "logit_bias")
+    engine.vocabulary.check([token_id for token_id, _ in pairs], "logit_bias")
     return pairs
-
-
-def check_token_ids(engine: EngineClient, ids: Sequence[int], field: str) -> None:
-    """Raises InvalidRequest for an id outside the vocabulary."""
-    if ids and not (min(ids) >= 0 and max(ids) < engine.vocab_size):
-        bad = next(token_id for token_id in ids if not 0 <= token_id < engine.vocab_size)
-        raise InvalidRequest(field, f"{field}: token id {bad} is not in [0, {engine.vocab_size})")

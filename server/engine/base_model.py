@@ -33,6 +33,11 @@ class BaseModel:
         return int(self.config.max_position_embeddings)
 
     @property
+    def num_embeddings(self) -> int:
+        """Token ids that have an embedding row."""
+        return int(self.model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+
+    @property
     def num_kv_heads(self) -> int:
         return int(self.config.num_key_value_heads)
 

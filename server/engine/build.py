@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -38,7 +39,12 @@ from server.engine.sampler import Sampler
 from server.engine.schedule import SchedulerSettings
 from server.engine.scheduler import Scheduler
 from server.engine.tokenizer import Tokenizer
+from server.engine.vocabulary import Vocabulary
 from server.engine.worker import EngineWorker, ServedModel
+
+_MAX_NAMED = 5
+
+_log = logging.getLogger(__name__)
 
 
 class AdapterSource(Protocol):
@@ -130,7 +136,8 @@ def join_engine(
     blocks = _blocks(settings, base, plan)
     scheduler = Scheduler(settings.scheduler, blocks, adapters.tiers, max_model_len=max_model_len)
     cache = KVCache.allocate(base, num_blocks=plan.num_blocks, block_size=plan.block_size)
-    runner = ModelRunner(base, cache, adapters.table, Sampler(tokenizer.eos_ids))
+    vocabulary = _vocabulary(base, tokenizer)
+    runner = ModelRunner(base, cache, adapters.table, Sampler(tokenizer.eos_ids), vocabulary)
     record_graphs(start, runner, max_context=max_model_len, say=say)
     engine = Engine(
         scheduler,
@@ -143,7 +150,7 @@ def join_engine(
     )
     worker = links.worker = EngineWorker(
         engine,
-        _served_model(base, tokenizer, max_model_len),
+        _served_model(base, tokenizer, vocabulary, max_model_len),
         num_threads=settings.num_threads or _default_threads(),
         turns=links.turns if base.device.type == "cpu" else None,  # on a GPU loading takes nothing from a step
     )
@@ -221,13 +228,26 @@ def _prepared(base: BaseModel, settings: EngineSettings, say: Callable[[str], No
     )
 
 
-def _served_model(base: BaseModel, tokenizer: Tokenizer, max_model_len: int) -> ServedModel:
+def _vocabulary(base: BaseModel, tokenizer: Tokenizer) -> Vocabulary:
+    """Raises UnsupportedBase where tokenizer and model have no token in common."""
+    try:
+        vocabulary = tokenizer.vocabulary(base.num_embeddings)
+    except ValueError as error:
+        raise UnsupportedBase(f"{base.description.name}: {error}") from error
+    if vocabulary.unread:
+        some = ", ".join(f"{id_} {token!r}" for id_, token in sorted(vocabulary.unread.items())[:_MAX_NAMED])
+        message = "%s: %d tokens have no embedding row, prompts with them are refused: %s"
+        _log.warning(message, base.description.name, len(vocabulary.unread), some)
+    return vocabulary
+
+
+def _served_model(base: BaseModel, tokenizer: Tokenizer, vocabulary: Vocabulary, max_model_len: int) -> ServedModel:
     return ServedModel(
         tokenizer=tokenizer,
         base=base.description,
         served_name=base.description.name,
         max_model_len=max_model_len,
-        vocab_size=int(base.config.vocab_size),
+        vocabulary=vocabulary,
     )
 
 

@@ -16,13 +16,25 @@ from server.engine.flight import Flight, Landed, StepOutput, UnderWay
 from server.engine.kv_cache import KVCache
 from server.engine.sampler import Sampler
 from server.engine.schedule import Schedule, ScheduledRow
+from server.engine.vocabulary import Vocabulary
 
 
 class ModelRunner:
-    """Owns the model, the KV cache's tensors, the adapter table and the sampler."""
+    """Owns the model, the KV cache's tensors, the adapter table and the sampler.
 
-    def __init__(self, base: BaseModel, cache: KVCache, table: LoraTable, sampler: Sampler) -> None:
+    vocabulary: what may be sampled and scored; None: every row of the head.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        cache: KVCache,
+        table: LoraTable,
+        sampler: Sampler,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         self.base = base
+        self._vocabulary = vocabulary
         self.cache = cache
         self.table = table
         self.sampler = sampler
@@ -46,15 +58,15 @@ class ModelRunner:
         if self.graphs is None or not isinstance(flight, UnderWay) or not self.graphs.has_room(schedule.rows):
             return None
         sources = [flight.row_of[row.request.id] for row in schedule.rows]
-        logits_RV = self.graphs.run(schedule.rows, DeviceTokens(flight.sampling.tokens_R, sources))
-        return self._draw(logits_RV, schedule.rows, num_unknown=1)
+        logits_RW = self.graphs.run(schedule.rows, DeviceTokens(flight.sampling.tokens_R, sources))
+        return self._draw(logits_RW, schedule.rows, num_unknown=1)
 
     @torch.inference_mode()
     def run(self, schedule: Schedule) -> StepOutput:
         """The same in plain launches, waited for."""
         output = StepOutput()
         batch = Batch.build(schedule, block_size=self.cache.block_size, table=self.table, device=self.base.device)
-        logits_RV = self.forward(batch)
+        logits_RV = self._served(self.forward(batch))
         for span in batch.prompt_spans:
             rows = logits_RV[span.first_row : span.first_row + len(span.targets)]
             self._add_prompt_logprobs(rows, span, output)
@@ -66,7 +78,7 @@ class ModelRunner:
         return output
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits of the batch's wanted rows, [R, vocabulary], in the model's dtype."""
+        """Logits of the batch's wanted rows, [R, width of the head], in the model's dtype: the model's own."""
         lora = self.base.lora
         lora.layers, lora.head = batch.layer_adapters, batch.head_adapters
         result = self.base.model(
@@ -79,6 +91,9 @@ class ModelRunner:
         )
         logits: torch.Tensor = result.logits[0]
         return logits
+
+    def _served(self, logits_RW: torch.Tensor) -> torch.Tensor:
+        return logits_RW if self._vocabulary is None else self._vocabulary.served_logits(logits_RW)
 
     def zero_blocks(self, block_ids: list[int]) -> None:
         """Wipe blocks whose numbers are not to be trusted."""
@@ -97,8 +112,8 @@ class ModelRunner:
             output.non_finite.append(span.request)
         output.prompt_logprobs[span.request.id] = logprobs
 
-    def _draw(self, logits_RV: torch.Tensor, rows: Sequence[ScheduledRow], *, num_unknown: int = 0) -> UnderWay:
+    def _draw(self, logits_RW: torch.Tensor, rows: Sequence[ScheduledRow], *, num_unknown: int = 0) -> UnderWay:
         requests = [row.request for row in rows]
-        sampling = self.sampler.launch(logits_RV, requests, num_unknown=num_unknown)
+        sampling = self.sampler.launch(self._served(logits_RW), requests, num_unknown=num_unknown)
         may_be_followed = self.looks_ahead and sampling.may_be_followed
         return UnderWay(rows, sampling, may_be_followed=may_be_followed, settle_late=self.sampler.settle_late)

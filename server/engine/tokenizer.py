@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from server.engine.pieces import PieceTable
 from server.engine.sampling_params import InvalidRequest
+from server.engine.vocabulary import Vocabulary
 
 Message = Mapping[str, Any]  # one OpenAI chat message: role, content, and what templates read beyond
 
@@ -49,6 +50,10 @@ class Tokenizer:
         """Read tokenizer, chat template and end-of-sequence ids from a model's folder; nothing is fetched."""
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return cls(tokenizer, _configured_eos_ids(folder))
+
+    def vocabulary(self, num_rows: int) -> Vocabulary:
+        """What is served over a model with that many embedding rows. Raises ValueError where nothing is."""
+        return Vocabulary(num_rows, self._backend.get_vocab(with_added_tokens=True))
 
     @property
     def has_chat_template(self) -> bool:

@@ -22,6 +22,7 @@ from server.engine.sampler import validate_params
 from server.engine.sampling_params import InvalidRequest
 from server.engine.stats import EngineStats
 from server.engine.tokenizer import Tokenizer
+from server.engine.vocabulary import Vocabulary
 
 Listener = Callable[[TokenEvent], None]
 
@@ -32,13 +33,13 @@ SWITCH_S = 1e-4  # how long another thread's Python may keep this one from its n
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What callers may know of the base. vocab_size: width of the logits."""
+    """What callers may know of the base."""
 
     tokenizer: Tokenizer
     base: BaseDescription
     served_name: str
     max_model_len: int
-    vocab_size: int
+    vocabulary: Vocabulary
 
 
 class EngineWorker:
@@ -79,8 +80,12 @@ class EngineWorker:
         return self.model.max_model_len
 
     @property
+    def vocabulary(self) -> Vocabulary:
+        return self.model.vocabulary
+
+    @property
     def vocab_size(self) -> int:
-        return self.model.vocab_size
+        return self.model.vocabulary.size
 
     def start(self) -> None:
         self._thread.start()

@@ -82,7 +82,7 @@ def gate_run(run_dir: Path, precision: Precision, thresholds: GateThresholds | N
     limits = thresholds or GateThresholds()
     base = load_base(spec.base, **asdict(precision))
     tokenizer = AutoTokenizer.from_pretrained(spec.base, local_files_only=True)
-    data = prepare(spec, tokenizer, max_model_len=base.max_model_len)
+    data = prepare(spec, tokenizer, max_model_len=base.max_model_len, num_embeddings=base.num_embeddings)
     _check_same_data(run_dir, data)
     measured = _measured(_Run(spec, _output(spec, run_dir), base, data, tokenizer), precision, limits)
     body = {
@@ -112,7 +112,7 @@ def _measured(run: _Run, precision: Precision, limits: GateThresholds) -> _Measu
 
 
 def _measure(run: _Run, limits: GateThresholds) -> _Measured:
-    scorer = ServingScorer(run.base, pack_folder(run.output, run.base), _settings(run.data, limits))
+    scorer = ServingScorer(run.base, pack_folder(run.output, run.base), _settings(run, limits))
     weights = module_weights(plan_folder(run.output, run.base), run.output, run.spec.base)
     trip = round_trip(scorer, run.spec.base, run.output, _round_trip_prompts(run), limits)
     return _judged(run, scorer, limits, weights, trip)
@@ -121,7 +121,7 @@ def _measure(run: _Run, limits: GateThresholds) -> _Measured:
 def _measure_tuned(run: _Run, precision: Precision, limits: GateThresholds) -> _Measured:
     limits = replace(limits, scales=(1.0,))
     tuned = load_base(run.output, **asdict(precision))
-    before, after = (ServingScorer(base, None, _settings(run.data, limits)) for base in (run.base, tuned))
+    before, after = (ServingScorer(base, None, _settings(run, limits)) for base in (run.base, tuned))
     trip = round_trip(after, run.output, None, _round_trip_prompts(run), limits)
     return _judged(run, TunedBase(before, after), limits, [], trip)
 
@@ -134,7 +134,11 @@ def _judged(
     trip: RoundTrip,
 ) -> _Measured:
     validation, general = run.data.validation, run.data.general
-    own = [] if general else own_examples(run.tokenizer, max_tokens=scorer.max_tokens)
+    own = (
+        []
+        if general
+        else own_examples(run.tokenizer, max_tokens=scorer.max_tokens, num_embeddings=run.base.num_embeddings)
+    )
     inputs = GateInputs(validation, general or own, MIX if general else OWN_TEXT, weights, trip)
     result = judge(scorer, inputs, limits)
     return _Measured(result, side_by_side(scorer, Tokenizer.load(run.spec.base), pick(validation, NUM_SAMPLES)))
@@ -145,9 +149,11 @@ def _round_trip_prompts(run: _Run) -> list[list[int]]:
     return [example.input_ids[:ROUND_TRIP_TOKENS].tolist() for example in chosen]
 
 
-def _settings(data: PreparedData, limits: GateThresholds) -> ScorerSettings:
-    longest = max(map(len, (*data.validation, *data.general)), default=0)
-    return ScorerSettings(scales=limits.scales, max_tokens=max(longest + MAX_NEW_TOKENS, 1024))
+def _settings(run: _Run, limits: GateThresholds) -> ScorerSettings:
+    longest = max(map(len, (*run.data.validation, *run.data.general)), default=0)
+    vocabulary = Tokenizer(run.tokenizer).vocabulary(run.base.num_embeddings)
+    max_tokens = max(longest + MAX_NEW_TOKENS, 1024)
+    return ScorerSettings(scales=limits.scales, max_tokens=max_tokens, vocabulary=vocabulary)
 
 
 def _check_same_data(run_dir: Path, data: PreparedData) -> None:

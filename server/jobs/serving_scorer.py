@@ -30,6 +30,7 @@ from server.engine.runner import ModelRunner
 from server.engine.sampler import Sampler
 from server.engine.sampling_params import SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow
+from server.engine.vocabulary import Vocabulary
 from trainer.data.types import EncodedExample
 from trainer.gate.scorer import BASE_ALONE, Losses
 
@@ -53,11 +54,15 @@ def pack_folder(folder: Path, base: BaseModel) -> PackedAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerSettings:
-    """scales: those that can be asked for. forward_tokens: in one forward. max_tokens: the longest sequence."""
+    """scales: those that can be asked for. forward_tokens: in one forward. max_tokens: the longest sequence.
+
+    vocabulary: what `generate` may say, as the server's own; losses are of the whole head, as training's are.
+    """
 
     scales: tuple[float, ...] = (1.0, 0.85, 0.7)
     forward_tokens: int = 1024
     max_tokens: int = 4096
+    vocabulary: Vocabulary | None = None
 
 
 class ServingScorer:
@@ -72,7 +77,7 @@ class ServingScorer:
         self._table = _resident(base, [_scaled(adapter, scale) for scale in self._slots] if adapter else [])
         self._num_blocks = _blocks(self.max_tokens) + 2 * _blocks(self._settings.forward_tokens)
         cache = KVCache.allocate(base, num_blocks=self._num_blocks, block_size=_BLOCK_SIZE)
-        self._runner = ModelRunner(base, cache, self._table, Sampler())
+        self._runner = ModelRunner(base, cache, self._table, Sampler(), self._settings.vocabulary)
         self._numbers = itertools.count()
 
     @property

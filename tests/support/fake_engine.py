@@ -65,7 +65,7 @@ class FakeEngine:
         self.served_name = "tiny"
         self.max_model_len = max_model_len
         self.tokenizer = tokenizer
-        self.vocab_size = tokenizer.vocab_size
+        self.vocabulary = tokenizer.vocabulary(tokenizer.vocab_size)
         self.max_waiting = max_waiting
         self.step_s = step_s
         self.ready = True

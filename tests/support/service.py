@@ -23,7 +23,7 @@ from support.models import peft_model, save_adapters, save_base
 from support.tokenizer_zoo import byte_level, wrapped
 
 TENANT = "acme"
-VOCAB = 420
+VOCAB, NUM_TOKENS = 420, 418  # rows of the base, tokens of the tokenizer
 
 
 class Answer:
@@ -88,8 +88,8 @@ class Service:
 
 
 def make_base(folder: Path, family: str = "llama", **changes: Any) -> Path:
-    """A tiny random base with a byte-level tokenizer of the same vocabulary."""
-    base = save_base(folder, family, vocab_size=VOCAB, **changes)
+    """A tiny random base with a byte-level tokenizer; it is two rows wider than the tokenizer, as models are."""
+    base = save_base(folder, family, **{"vocab_size": VOCAB, **changes})
     wrapped(byte_level()).save_pretrained(base)
     return base
 
@@ -141,8 +141,20 @@ def greedy_by_peft(base: Path, adapter: Path | None, prompt: list[int], count: i
             min_new_tokens=count,
             eos_token_id=None,
             pad_token_id=0,
+            suppress_tokens=list(range(NUM_TOKENS, VOCAB)),
         )
     return [int(token) for token in out[0, len(prompt) :]]
 
 
-__all__ = ["TENANT", "VOCAB", "Answer", "Service", "greedy_by_peft", "make_base", "publish", "running", "save_adapters"]
+__all__ = [
+    "NUM_TOKENS",
+    "TENANT",
+    "VOCAB",
+    "Answer",
+    "Service",
+    "greedy_by_peft",
+    "make_base",
+    "publish",
+    "running",
+    "save_adapters",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from server.demo.assets import demo_base_path
 from server.demo.corpus import tenant_dialogues
@@ -62,6 +64,15 @@ def write_chats(path: Path, count: int = 48, *, tenant: Manner = "law") -> Path:
                 turns.append({"role": "assistant", "content": turn.answer})
             stream.write(json.dumps({"messages": turns}) + "\n")
     return path
+
+
+def base_with_a_wider_tokenizer(folder: Path) -> Path:
+    """The demo's base whose tokenizer got a token "[PAD]" that the model has no embedding row for."""
+    shutil.copytree(demo_base_path(), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert tokenizer.add_tokens(["[PAD]"]) == 1
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def demo_spec(folder: Path, **changes: Any) -> TrainSpec:

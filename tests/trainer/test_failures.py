@@ -14,7 +14,7 @@ import pytest
 
 from adapters_store.filesystem import Filesystem
 from server.demo.assets import demo_base_path
-from support.training import demo_spec, write_chats
+from support.training import base_with_a_wider_tokenizer, demo_spec, write_chats
 from trainer.__main__ import trained
 from trainer.events import read_events
 from trainer.failures import Exit, failure_of
@@ -49,6 +49,17 @@ def test_bad_data_is_told_with_its_line(tmp_path: Path) -> None:
     assert exit_code is Exit.BAD_INPUT
     assert error["param"] == "data"
     assert "line 49" in error["message"]
+
+
+def test_a_token_without_an_embedding_row_is_told_with_its_line(tmp_path: Path) -> None:
+    base = base_with_a_wider_tokenizer(tmp_path / "base")
+    assert train(demo_spec(tmp_path, base=base), tmp_path / "sound") is Exit.SUCCEEDED
+    data = write_chats(tmp_path / "data.jsonl")
+    turns = [{"role": "user", "content": "x [PAD]"}, {"role": "assistant", "content": "y"}]
+    data.write_text(data.read_text() + json.dumps({"messages": turns}) + "\n")
+    exit_code, error = outcome(tmp_path, demo_spec(tmp_path, base=base))
+    assert (exit_code, error["code"], error["param"]) == (Exit.BAD_INPUT, "token_without_embedding", "data")
+    assert re.search(r"line 49: token '\[PAD\]' has id (\d+), the base has \1 embedding rows", error["message"])
 
 
 def test_missing_data_is_bad_input(tmp_path: Path) -> None:

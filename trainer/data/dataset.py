@@ -57,14 +57,20 @@ class PreparedData:
 
 
 def prepare(
-    spec: TrainSpec, tokenizer: Any, *, max_model_len: int | None = None, limits: DataLimits | None = None
+    spec: TrainSpec,
+    tokenizer: Any,
+    *,
+    max_model_len: int | None = None,
+    num_embeddings: int | None = None,
+    limits: DataLimits | None = None,
 ) -> PreparedData:
     """Check, encode, hold out and mix, as the spec says. max_model_len: the base's own limit on a sequence, in tokens.
+    num_embeddings: how many token ids the base can read.
 
     Raises DataRejected (param "data", "validation" or "mix"), and OSError where a file cannot be read.
     """
     length = min(spec.batch.max_sequence_length, max_model_len or spec.batch.max_sequence_length)
-    encoder = Encoder(tokenizer, max_sequence_length=length)
+    encoder = Encoder(tokenizer, max_sequence_length=length, num_embeddings=num_embeddings)
     data, examples = _load(spec.data, "data", encoder, limits)
     parts, validation = _held_out(spec, encoder, examples)
     general, mix = _general(spec, encoder)

@@ -16,7 +16,7 @@ from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
 from trainer.data.examples import Examples
-from trainer.data.problems import LineRefused, ProblemList
+from trainer.data.problems import LineRefused, ProblemList, excerpt_of
 from trainer.data.records import Record
 from trainer.data.template import Render, RenderedText, Span, render_chat, template_of
 from trainer.data.types import EncodedExample
@@ -25,12 +25,16 @@ Tokens = tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
 class Encoder:
-    """One tokenizer's way from a record to tokens. Raises ValueError for a tokenizer that is not fast."""
+    """One tokenizer's way from a record to tokens. Raises ValueError for a tokenizer that is not fast.
 
-    def __init__(self, tokenizer: Any, *, max_sequence_length: int) -> None:
+    num_embeddings: rows of the model's embedding, where known; a token beyond them is refused with its line.
+    """
+
+    def __init__(self, tokenizer: Any, *, max_sequence_length: int, num_embeddings: int | None = None) -> None:
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} has no fast form (tokenizer.json), which training needs")
         self.max_sequence_length = max_sequence_length
+        self._num_embeddings = num_embeddings
         self._render: Render = template_of(tokenizer)
         self._backend: FastTokenizer = FastTokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
@@ -54,14 +58,24 @@ class Encoder:
         return [self._completion_tokens("", record.completion)]
 
     def _checked(self, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The weights, the first token's 0. Raises LineRefused for what is too long or teaches nothing."""
+        """The weights, the first token's 0. Raises LineRefused for what is too long, unreadable or teaches nothing."""
         if len(ids) > self.max_sequence_length:
             message = f"the example has {len(ids)} tokens, at most {self.max_sequence_length} fit"
             raise LineRefused("sequence_too_long", message)
+        self._check_rows(ids)
         weights[0] = 0.0
         if not weights.any():
             raise LineRefused("nothing_supervised", "no token of the example is learned")
         return weights
+
+    def _check_rows(self, ids: NDArray[np.int32]) -> None:
+        """Raises LineRefused for a token that the model cannot read."""
+        if self._num_embeddings is None or ids.max() < self._num_embeddings:
+            return
+        bad = int(ids[ids >= self._num_embeddings][0])
+        token = excerpt_of(self._backend.id_to_token(bad))
+        message = f"token {token} has id {bad}, the base has {self._num_embeddings} embedding rows"
+        raise LineRefused("token_without_embedding", message)
 
     def _completion_tokens(self, prompt: str, completion: str) -> Tokens:
         """The prompt as serving encodes it, then what follows it, closed by the end token."""

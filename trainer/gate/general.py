@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.encode import Encoder
+from trainer.data.encode import Encoder, encode_all
 from trainer.data.records import Record
 from trainer.data.types import EncodedExample
 from trainer.gate.bootstrap import Interval
@@ -55,10 +55,14 @@ class GeneralText:
         }
 
 
-def own_examples(tokenizer: Any, *, max_tokens: int) -> list[EncodedExample]:
-    """The project's own passages as plain text, each cut after max_tokens (2 or more), as only a tiny base needs."""
-    encoder = Encoder(tokenizer, max_sequence_length=_LONGEST_PASSAGE)
-    whole = [example for passage in PASSAGES for example in encoder.encode(Record("text", completion=passage))]
+def own_examples(tokenizer: Any, *, max_tokens: int, num_embeddings: int | None = None) -> list[EncodedExample]:
+    """The project's own passages as plain text, each cut after max_tokens (2 or more), as only a tiny base needs.
+
+    Raises DataRejected where the base has no embedding row for one of their tokens (see `Encoder`).
+    """
+    encoder = Encoder(tokenizer, max_sequence_length=_LONGEST_PASSAGE, num_embeddings=num_embeddings)
+    records = [(line, b"", Record("text", completion=passage)) for line, passage in enumerate(PASSAGES, 1)]
+    whole = encode_all(records, encoder, what="general text")
     return [replace(item, input_ids=item.input_ids[:max_tokens], weights=item.weights[:max_tokens]) for item in whole]
 
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from server.api.ports import EngineClient
+from support.fake_engine import FakeEngine
 
 COMPLETION = {"model": "tiny", "prompt": "hello", "max_tokens": 1}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}
@@ -223,3 +224,32 @@ def test_unknown_model_is_a_404_and_never_the_bases_answer(client: httpx.Client,
     assert response.status_code == 404
     error = response.json()["error"]
     assert (error["code"], error["param"]) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {**COMPLETION, "prompt": "the née 中"}, "prompt"),
+        ("/v1/completions", {**COMPLETION, "prompt": ["hello", "née 中"]}, "prompt"),
+        ("/v1/completions", {**COMPLETION, "prompt": [10, 417]}, "prompt"),
+        ("/v1/completions", {**COMPLETION, "prompt": "née 中", "echo": True, "max_tokens": 0, "logprobs": 1}, "prompt"),
+        ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": "née 中"}]}, "messages"),
+        ("/v1/chat/completions", {**CHAT, "messages": CHAT["messages"], "logit_bias": {"417": 1}}, "logit_bias"),
+        ("/v1/completions", {**COMPLETION, "stop_token_ids": [417]}, "stop_token_ids"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_token_that_the_model_has_no_embedding_row_for_is_refused_by_name(
+    client: httpx.Client,
+    fake_engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    body: dict[str, Any],
+    param: str,
+    stream: bool,
+) -> None:
+    monkeypatch.setattr(fake_engine, "vocabulary", fake_engine.tokenizer.vocabulary(417))
+    error = refusal(client, path, {**body, "stream": stream})
+    assert (error["param"], error["code"]) == (param, "invalid_value")
+    words = "token id 417 is 'née 中', for which the model has no embedding row (it has 417)"
+    assert error["message"] == f"{param}: {words}"

@@ -17,7 +17,8 @@ from server.demo.assets import demo_base_path
 from server.demo.corpus import tenant_dialogues
 from server.demo.manners import Manner
 from server.jobs.gate_process import Precision, gate_run, main
-from support.training_data import write_jsonl
+from support.training import base_with_a_wider_tokenizer
+from support.training_data import chat, chats, write_jsonl
 from trainer.failures import Exit
 from trainer.gate.gate import GateResult
 from trainer.run import train
@@ -180,3 +181,13 @@ def test_the_process_exits_with_zero_on_a_verdict_and_with_two_on_a_folder_that_
     assert done.stdout.splitlines()[0] == "verdict: pass"
     assert json.loads((good / "gate.json").read_text())["round_trip"]["precision"] == "bfloat16"
     assert main([str(tmp_path)]) == 2
+
+
+def test_a_token_without_an_embedding_row_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [*chats(20), chat("x [PAD]", "y")]
+    data = write_jsonl(tmp_path / "data.jsonl", records)
+    base = base_with_a_wider_tokenizer(tmp_path / "base")
+    spec = TrainSpec.from_mapping({"base": str(base), "data": str(data)})
+    (tmp_path / "spec.yaml").write_text(spec.to_yaml())
+    assert main([str(tmp_path), "--dtype", "float32"]) == 2
+    assert "line 21: token '[PAD]' has id" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from support.training_data import demo_tokenizer, some_examples
+from trainer.data.problems import DataRejected
 from trainer.data.types import EncodedExample
 from trainer.gate.gate import GateInputs, finite_or_none, judge, refused
 from trainer.gate.general import MIX, judge_general, measure_general, own_examples
@@ -76,6 +77,12 @@ def test_the_projects_own_text_is_learned_whole() -> None:
     assert len(PASSAGES) >= 30
     assert all(item.num_supervised == len(item) - 1 for item in examples)
     assert max(map(len, own_examples(demo_tokenizer(), max_tokens=9))) == 9
+
+
+def test_a_base_without_a_row_for_a_token_of_that_text_is_refused_by_name() -> None:
+    with pytest.raises(DataRejected) as refusal:
+        own_examples(demo_tokenizer(), max_tokens=512, num_embeddings=100)
+    assert (refusal.value.param, refusal.value.code) == ("general text", "token_without_embedding")
 
 
 def test_served_logits_are_held_against_pefts() -> None:
