@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.schemas import Absent, Body, Empty, GenerationBody, Text, neutral
@@ -27,7 +27,8 @@ def _part_text(part: Any) -> str:
     if part["type"] != "text":
         kind = part["type"][:40]
         raise PydanticCustomError("unsupported_value", "content parts of type {kind} are not supported", {"kind": kind})
-    if not isinstance(part.get("text"), str) or not part.keys() <= {"type", "text"}:
+    given = {name for name, value in part.items() if value is not None}
+    if not isinstance(part.get("text"), str) or given != {"type", "text"}:
         raise PydanticCustomError("invalid_value", "a text part has exactly the fields type and text")
     text: str = part["text"]
     return text
@@ -37,7 +38,11 @@ Content = Annotated[str, PlainValidator(_content_text, json_schema_input_type=st
 
 
 class Message(Body):
-    """One turn. `developer` is today's name of `system`. Fields of an answer of ours may come back as they went out."""
+    """One turn. `developer` is today's name of `system`. Fields of an answer of ours may come back as they went out.
+
+    A client replays what its library made of an answer, with null for all that the library knows and the answer lacked:
+    null is the same as absent, whatever the field. An assistant's turn may have no content.
+    """
 
     role: Role
     content: Content
@@ -47,6 +52,16 @@ class Message(Body):
     audio: Absent = None
     function_call: Absent = None
     tool_calls: Empty = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, turn: Any) -> Any:
+        if not isinstance(turn, dict):
+            return turn
+        given = {name: value for name, value in turn.items() if value is not None or name in ("role", "content")}
+        if given.get("role") == "assistant" and given.get("content") is None:
+            given["content"] = ""
+        return given
 
     def for_template(self) -> dict[str, str]:
         named = {"name": self.name} if self.name is not None else {}

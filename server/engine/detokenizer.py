@@ -31,6 +31,11 @@ class Detokenizer:
         self._at_start = all(pieces[token_id].is_empty for token_id in prompt_ids)
         self._spaces_to_strip = pieces.rules.strip_left if self._at_start else 0
 
+    @property
+    def has_half(self) -> bool:
+        """Whether a character has begun and is unfinished."""
+        return bool(self._pending)
+
     def append(self, token_id: int) -> str:
         """The text that `token_id` completes, "" while a character is unfinished."""
         piece = self._pieces[token_id]

@@ -13,9 +13,12 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
+
+from server.engine.special_names import SpecialNames, Symbol
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -88,6 +91,11 @@ class PieceTable:
             return raw.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    @cached_property
+    def symbols(self) -> Callable[[str], tuple[Symbol, ...]]:
+        """A stop string as characters, with ids in place of special tokens' names; kept for a call's other choices."""
+        return lru_cache(maxsize=64)(SpecialNames(self._special).symbols)
 
     def _build(self, token_id: int) -> Piece:
         token = self._backend.id_to_token(token_id)

@@ -1,7 +1,7 @@
 """Chooses one token for each row of logits. Knows logits and sampling parameters; knows nothing of text or stop rules.
 
-The order: logit_bias, min_tokens, penalties; then the best token where temperature is 0, else temperature, top_k, top_p
-(of what top_k kept), min_p, and one draw. R rows, V vocabulary entries.
+The order: logit_bias, min_tokens, penalties; then the best token if temperature or top_p is 0, else temperature,
+top_k, top_p (of what top_k kept), min_p, and one draw. R rows, V vocabulary entries.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ class PlanBuilder:
 
 
 def _kind(params: SamplingParams, vocab_size: int) -> str:
-    if params.temperature < GREEDY_BELOW or params.top_k == 1:
+    if params.is_greedy or params.temperature < GREEDY_BELOW or params.top_k == 1:
         return "greedy"
     if params.top_p == 1.0 and params.min_p == 0.0 and _effective_top_k(params, vocab_size) == vocab_size:
         return "from_all"

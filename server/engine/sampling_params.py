@@ -25,8 +25,8 @@ class InvalidRequest(ValueError):
 class SamplingParams:
     """OpenAI's sampling fields and the usual ones beyond.
 
-    temperature 0 means greedy. top_k 0 means off. logprobs: how many alternatives to report beside the chosen token
-    (None: no logprobs at all, 0: the chosen token only). prompt_logprobs: the same for prompt positions.
+    temperature 0 and top_p 0 mean greedy. top_k 0 means off. logprobs: how many alternatives to report beside the
+    chosen token (None: no logprobs at all, 0: the chosen token only). prompt_logprobs: the same for prompt positions.
     """
 
     max_tokens: int = 16
@@ -51,7 +51,7 @@ class SamplingParams:
         _check_range("max_tokens", self.max_tokens, 0, 2**31 - 1)
         _check_range("min_tokens", self.min_tokens, 0, self.max_tokens)
         _check_range("temperature", self.temperature, 0.0, 2.0)
-        _check_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _check_range("top_p", self.top_p, 0.0, 1.0)
         _check_range("top_k", self.top_k, 0, 2**31 - 1)
         _check_range("min_p", self.min_p, 0.0, 1.0)
         _check_range("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
@@ -72,7 +72,7 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0.0
+        return self.temperature == 0.0 or self.top_p == 0.0
 
 
 def _check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:

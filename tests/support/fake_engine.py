@@ -77,6 +77,7 @@ class FakeEngine:
         self.may_step = threading.Event()
         self.may_step.set()
         self.stalls_at: int | None = None  # after that many steps it waits for `may_step` to be set
+        self._scripts: list[list[int]] = []
         self._failures: list[tuple[int, RequestError]] = []
         self._cached_prompts: set[tuple[str, str | None, tuple[int, ...]]] = set()
         self._sequences: dict[str, _Sequence] = {}
@@ -98,6 +99,10 @@ class FakeEngine:
     def fail_next(self, error: RequestError, *, after_tokens: int = 0) -> None:
         """The next sequence submitted fails once it has given `after_tokens` tokens."""
         self._failures.append((after_tokens, error))
+
+    def say_next(self, token_ids: list[int]) -> None:
+        """The next sequence submitted says these tokens, again and again."""
+        self._scripts.append(token_ids)
 
     def submit(self, request: Request, listener: Listener) -> None:
         with self._changed:
@@ -140,6 +145,8 @@ class FakeEngine:
         return _Sequence(request, listener, output, self._script(request), num_cached, failure)
 
     def _script(self, request: Request) -> list[int]:
+        if self._scripts:
+            return self._scripts.pop(0)
         who = request.adapter_name or "base"
         prompt = self.tokenizer.decode(request.prompt_ids)
         return [*self.tokenizer.encode(f" {who} heard: {prompt}"), max(self.tokenizer.eos_ids)]

@@ -20,7 +20,7 @@ BOTH: list[tuple[str, Any, str, str]] = [
     ("temperature", "1", "invalid_type", "number"),
     ("temperature", True, "invalid_type", "number"),
     ("temperature", 1e999, "invalid_value", "inf"),
-    ("top_p", 0, "invalid_value", "(0.0, 1.0]"),
+    ("top_p", -0.1, "invalid_value", "[0.0, 1.0]"),
     ("top_k", -2, "invalid_value", "-1"),
     ("top_k", 1.5, "invalid_type", "integer"),
     ("min_p", 1.01, "invalid_value", "[0.0, 1.0]"),

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from server.api.ports import EngineClient
+from support.fake_engine import FakeEngine
 from support.token_names import raw_token
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -76,6 +77,45 @@ def test_an_answer_goes_back_into_the_conversation_as_it_came(client: httpx.Clie
     message = chat(client, max_tokens=5)["choices"][0]["message"]
     answer = chat(client, messages=[*HELLO, message, {"role": "user", "content": "more"}], max_tokens=3)
     assert answer["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"content": None},
+        {"content": None, "refusal": None, "function_call": None, "tool_calls": None, "audio": None, "name": None},
+        {"content": "", "reasoning_content": None, "parsed": None, "provider_specific_fields": None},
+        {"content": [{"type": "text", "text": "", "annotations": None, "cache_control": None}]},
+        {},
+    ],
+)
+def test_null_in_a_replayed_answer_is_the_same_as_absent(client: httpx.Client, extra: dict[str, Any]) -> None:
+    more = {"role": "user", "content": "more", "name": None}
+    answers = [
+        chat(client, messages=[*HELLO, {"role": "assistant", **turn}, more], max_tokens=9)
+        for turn in (extra, {"content": ""})
+    ]
+    assert answers[0]["choices"] == answers[1]["choices"]
+    assert answers[0]["usage"]["prompt_tokens"] == answers[1]["usage"]["prompt_tokens"]
+
+
+def test_top_p_0_is_greedy(client: httpx.Client) -> None:
+    drawn = chat(client, temperature=1.0, top_p=0, seed=5, max_tokens=20)
+    assert drawn["choices"] == chat(client, max_tokens=20)["choices"]
+
+
+@pytest.mark.parametrize("stop", ["<|assistant|>", "hello<|assistant|>"])
+def test_a_stop_string_may_name_a_special_token(
+    client: httpx.Client, engine: EngineClient, fake_engine: FakeEngine, stop: str
+) -> None:
+    """The engine repeats its prompt, here with the special token that the stop string names."""
+    name = "<|assistant|>"
+    [special] = engine.tokenizer.encode(name, add_special_tokens=False)
+    told = [*engine.tokenizer.encode("say hello", add_special_tokens=False), special, special]
+    fake_engine.say_next(told)
+    [choice] = chat(client, stop=stop, max_tokens=40)["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["content"] == ("say hello" if stop == name else "say ")
 
 
 def test_a_conversation_too_long_for_the_context_is_refused(client: httpx.Client) -> None:

@@ -87,6 +87,15 @@ def test_the_fields_beyond_openais_go_as_extra_body(ai: openai.OpenAI) -> None:
     assert answer.usage.completion_tokens == 30
 
 
+def test_a_replayed_answer_without_content_and_top_p_0_pass(ai: openai.OpenAI) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "max_tokens": 9, "top_p": 0, "temperature": 1}
+    answer = ai.chat.completions.create(**ask, messages=HELLO, stop=["<|assistant|>", "</s>"]).choices[0].message
+    answer.content = None
+    replayed = [*HELLO, answer.model_dump(), answer.to_dict(), *HELLO]
+    again = [ai.chat.completions.create(**ask, messages=replayed).choices[0].message for _ in range(2)]
+    assert again[0] == again[1]
+
+
 def test_models_are_listed_and_retrieved(ai: openai.OpenAI) -> None:
     assert [model.id for model in ai.models.list()] == ["tiny"]
     assert ai.models.retrieve("tiny").owned_by == "base"

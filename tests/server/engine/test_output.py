@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import random
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -12,12 +13,17 @@ from server.engine.detokenizer import Detokenizer
 from server.engine.output import OutputDelta, OutputState
 from server.engine.pieces import PieceTable
 from server.engine.sampling_params import SamplingParams
+from server.engine.special_names import SpecialNames
 from server.engine.stop_strings import StopMatcher
 from support.tokenizer_zoo import ZOO
 
 CORES = {name: build() for name, build in ZOO.items()}
 TABLES = {name: PieceTable(core) for name, core in CORES.items()}
 CORE, PIECES = CORES["byte_level"], TABLES["byte_level"]
+SPECIAL_IDS = {
+    id(TABLES[name]): {id_ for id_, token in core.get_added_tokens_decoder().items() if token.special}
+    for name, core in CORES.items()
+}
 EOS = CORE.token_to_id("</s>")
 
 
@@ -46,10 +52,44 @@ class Ending(NamedTuple):
     stop_reason: str | int | None
 
 
+def ends_with(seen: list[str | int | None], symbols: Sequence[str | int]) -> bool:
+    return seen[len(seen) - len(symbols) :] == list(symbols)
+
+
+def num_shown(pieces: PieceTable, stop: str) -> int:
+    return sum(type(symbol) is str for symbol in pieces.symbols(stop))
+
+
+def at_special_token(
+    params: SamplingParams, text: str, broken: str, number: int, stop: str, pieces: PieceTable
+) -> Ending:
+    """A stop string was completed by a special token; `broken` is what is left of half a character before it."""
+    for end in range(1, len(broken) + 1):
+        earlier = [other for other in params.stop if (text + broken[:end]).endswith(other)]
+        if earlier:
+            stop, text = max(earlier, key=len), text + broken[:end]
+            return Ending(
+                text if params.include_stop_in_output else text[: len(text) - len(stop)], number, "stop", stop
+            )
+    text += broken
+    shown = text if params.include_stop_in_output else text[: len(text) - num_shown(pieces, stop)]
+    return Ending(shown, number, "stop", stop)
+
+
 def offline(params: SamplingParams, pieces: PieceTable, eos_ids: frozenset[int], ids: list[int]) -> Ending:
     """The specification: look at every moment in turn, with the whole text so far in hand."""
-    detokenizer, text, owner = Detokenizer(pieces), "", []
+    detokenizer, text, seen = (
+        Detokenizer(pieces),
+        "",
+        [],
+    )  # seen: characters and special tokens, None for half a character
     for number, token_id in enumerate(ids, start=1):
+        if token_id in SPECIAL_IDS[id(pieces)]:
+            seen += [None, token_id] if detokenizer.has_half else [token_id]
+            stops = [stop for stop in params.stop if ends_with(seen, pieces.symbols(stop)) and seen[-1:] == [token_id]]
+            if stops and number > params.min_tokens:
+                stop = max(stops, key=len)
+                return at_special_token(params, text, detokenizer.flush(), number, stop, pieces)
         ends_here = number > params.min_tokens and (
             (token_id in eos_ids and not params.ignore_eos) or token_id in params.stop_token_ids
         )
@@ -57,11 +97,14 @@ def offline(params: SamplingParams, pieces: PieceTable, eos_ids: frozenset[int],
         new += detokenizer.flush() if ends_here or number == params.max_tokens else ""
         for character in new:
             text += character
-            owner.append(number)
-            stops = [stop for stop in params.stop if text.endswith(stop)]
-            if stops and number > params.min_tokens:
-                stop = max(stops, key=len)
-                shown = text if params.include_stop_in_output else text[: len(text) - len(stop)]
+            seen.append(character)
+            lengths = {stop: len(stop) for stop in params.stop if text.endswith(stop)}
+            for stop in params.stop:
+                if stop not in lengths and ends_with(seen, pieces.symbols(stop)):
+                    lengths[stop] = num_shown(pieces, stop)
+            if lengths and number > params.min_tokens:
+                stop = max(lengths, key=len)
+                shown = text if params.include_stop_in_output else text[: len(text) - lengths[stop]]
                 return Ending(shown, number, "stop", stop)
         if ends_here:
             is_eos = token_id in eos_ids and not params.ignore_eos
@@ -75,13 +118,21 @@ ALPHABET = {name: [core.encode(part).ids for part in ("ab", "b", "a", " ", "é",
             for name, core in CORES.items()}  # fmt: skip
 
 
+def stop_strings() -> st.SearchStrategy[str]:
+    """Text, and text that names special tokens: whole, in the middle, twice, or cut short."""
+    part = st.text("ab \n\ufffdé", max_size=3)
+    name = st.sampled_from(["<|user|>", "<|user|>", "<|assistant|>", "</s>", "<|user"])
+    mixed = st.lists(st.one_of(part, name), min_size=1, max_size=4).map("".join)
+    return st.one_of(st.text("ab \n\ufffdé", min_size=1, max_size=4), mixed.filter(bool))
+
+
 @st.composite
 def sampling_params(draw: st.DrawFn, name: str) -> SamplingParams:
     min_tokens = draw(st.integers(0, 12))
     return SamplingParams(
         max_tokens=min_tokens + draw(st.integers(1, 30)),
         min_tokens=min_tokens,
-        stop=tuple(draw(st.lists(st.text("ab \n\ufffdé", min_size=1, max_size=4), max_size=4))),
+        stop=tuple(draw(st.lists(stop_strings(), max_size=4))),
         stop_token_ids=tuple(draw(st.lists(st.sampled_from([ids[0] for ids in ALPHABET[name]]), max_size=1))),
         ignore_eos=draw(st.booleans()),
         include_stop_in_output=draw(st.booleans()),
@@ -94,6 +145,8 @@ def test_streamed_text_is_the_text_cut_offline(data: st.DataObject, seed: int, n
     params, rng, pieces = data.draw(sampling_params(name)), random.Random(seed), TABLES[name]
     eos = CORES[name].token_to_id("</s>")
     choices = ALPHABET[name] + ([[eos]] if rng.random() < 0.3 else [])
+    if rng.random() < 0.6:
+        choices = choices + [[CORES[name].token_to_id(special)] for special in ("<|user|>", "<|assistant|>")]
     ids = [id_ for _ in range(40) for id_ in rng.choice(choices)]
     ids = [id_ for id_ in ids if rng.random() < 0.9]  # dropped bytes leave broken characters
     expected = offline(params, pieces, frozenset({eos}), ids)
@@ -165,6 +218,59 @@ def test_end_tokens_end_and_are_no_text_unless_asked_for(include: bool) -> None:
     assert ("".join(texts), last[1:]) == ("abx" if include else "ab", ("stop", token))
     texts, last = run(state_for(include_stop_in_output=include, stop=("bx",)), letters("abxc"))
     assert ("".join(texts), last[1:]) == ("abx" if include else "a", ("stop", "bx"))
+
+
+def special(name: str) -> int:
+    return CORE.token_to_id(name)
+
+
+@pytest.mark.parametrize(
+    ("stop", "ids", "text"),
+    [
+        ("<|user|>", [*letters("ab"), special("<|user|>"), *letters("c")], "ab"),
+        ("<|user|>", letters("ab<|user|>c"), "ab"),  # written out
+        ("b<|user|>", [*letters("ab"), special("<|user|>")], "a"),
+        ("<|user|>b", [*letters("a"), special("<|user|>"), *letters("bc")], "a"),
+        (
+            "b<|user|>c<|assistant|>",
+            [*letters("ab"), special("<|user|>"), *letters("c"), special("<|assistant|>")],
+            "a",
+        ),
+        ("</s>", [*letters("ab"), EOS], "ab"),
+        ("b</s>", [*letters("ab"), EOS], "a"),
+        ("<|user|>", [*letters("a"), special("ð"), special("<|user|>")], "a\ufffd"),
+    ],
+)
+def test_a_stop_string_that_names_a_special_token_matches_the_token(stop: str, ids: list[int], text: str) -> None:
+    texts, last = run(state_for(stop=(stop,)), ids)
+    assert ("".join(texts), last.finish_reason, last.stop_reason) == (text, "stop", stop)
+
+
+def test_a_special_token_that_no_stop_string_names_changes_nothing() -> None:
+    other, user = special("<|assistant|>"), special("<|user|>")
+    assert run(state_for(stop=("ab",)), [*letters("xa"), other, *letters("b")])[1].stop_reason == "ab"
+    texts, last = run(state_for(stop=("a<|user|>",)), [*letters("xa"), other, user, *letters("b")])
+    assert ("".join(texts), last.finish_reason) == ("xab", None)
+
+
+def test_the_beginning_of_a_stop_string_is_held_back_over_a_special_token() -> None:
+    texts, _ = run(state_for(stop=("a<|user|>bc",)), [*letters("xa"), special("<|user|>"), *letters("bd")])
+    assert texts == ["x", "", "", "", "abd"]
+
+
+def test_stop_strings_that_repeat_the_beginning_of_a_name_are_read_in_linear_time() -> None:
+    names = SpecialNames({number: f"<|reserved_special_token_{number}|>" for number in range(6000)})
+    counted = CountedText("<|reserved_special_token_" * 40)
+    assert len(names.symbols(counted)) == len(counted)
+    assert counted.num_reads < 8 * len(counted)
+
+
+class CountedText(str):
+    num_reads = 0
+
+    def __getitem__(self, key: Any) -> str:
+        self.num_reads += 1
+        return super().__getitem__(key)
 
 
 def test_ignore_eos_runs_to_the_limit() -> None:

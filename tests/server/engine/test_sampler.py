@@ -143,7 +143,7 @@ def test_greedy_rows_get_the_best_token_of_any_dtype_and_lower_ids_first(dtype: 
 
 
 @pytest.mark.parametrize("fields", [{"temperature": 1e-9}, {"temperature": 1e-4}, {"top_k": 1}, {"top_p": 1e-6},
-                                    {"min_p": 1.0}, {"temperature": 5e-324}], ids=str)  # fmt: skip
+                                    {"top_p": 0.0}, {"min_p": 1.0}, {"temperature": 5e-324}], ids=str)  # fmt: skip
 def test_limits_of_each_filter_are_greedy(fields: dict[str, float]) -> None:
     logits_RV = random_logits(50) * 20
     rows = Sampler().sample(logits_RV, [request(**fields) for _ in range(50)])
