@@ -7,9 +7,12 @@ Tried on uvicorn 0.54: half a request line keeps its connection for ever, and a 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+from asyncio.trsock import TransportSocket
 from collections import Counter
 from http import HTTPStatus
+from typing import cast
 from uuid import uuid4
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -34,8 +37,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._write_clock: asyncio.TimerHandle | None = None
         self._num_header_bytes = 0
         self._is_in_headers = False
-        assert isinstance(transport, asyncio.Transport)
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, transport))  # uvloop's is not a subclass of it
         _send_at_once(transport.get_extra_info("socket"))
         self._address = self.client[0] if self.client else ""
         self.num_by_address[self._address] += 1
@@ -132,10 +134,12 @@ def protocol_with(settings: ApiSettings) -> type[BoundedHttpProtocol]:
     return type("BoundedHttpProtocol", (BoundedHttpProtocol,), own)
 
 
-def _send_at_once(connection: socket.socket) -> None:
-    """asyncio does this for the sockets it made itself; on a socket handed in, every answer would wait 40 ms."""
+def _send_at_once(connection: TransportSocket) -> None:
+    """Turn Nagle's algorithm off. asyncio does so for sockets that it made itself, but not for one that it is given:
+    there every answer would wait 40 ms. uvloop always does, and its transports allow no `setsockopt`."""
     if connection.family in (socket.AF_INET, socket.AF_INET6):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with socket.socket(fileno=os.dup(connection.fileno())) as same:
+            same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _whole_response(error: ApiError) -> bytes:

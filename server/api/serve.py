@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import uvicorn
 from fastapi import FastAPI
@@ -10,16 +11,22 @@ from fastapi import FastAPI
 from server.api.context import ApiContext
 from server.api.http_protocol import protocol_with
 
+Loop = Literal["asyncio", "uvloop"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ListenSettings:
-    """Where to listen, and how patiently. grace_s: how long answers under way may take to end after a stop signal."""
+    """Where to listen, and how patiently. grace_s: how long answers under way may take to end after a stop signal.
+
+    loop: the event loop. It is named here, because uvicorn's own default depends on what happens to be installed.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
     keep_alive_s: int = 30
     grace_s: int = 30
     backlog: int = 2048
+    loop: Loop = "asyncio"
 
 
 def build_server(app: FastAPI, listen: ListenSettings) -> uvicorn.Server:
@@ -30,6 +37,7 @@ def build_server(app: FastAPI, listen: ListenSettings) -> uvicorn.Server:
         app,
         host=listen.host,
         port=listen.port,
+        loop=listen.loop,
         http=protocol_with(context.settings),
         ws="none",
         lifespan="off",

@@ -7,16 +7,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 from fastapi import FastAPI
 
-from server.api.serve import ListenSettings, build_server
+from server.api.serve import ListenSettings, Loop, build_server
+
+LOOPS: tuple[Loop, ...] = get_args(Loop)
 
 
 @contextmanager
-def serving(app: FastAPI, *, send_buffer_bytes: int | None = None) -> Iterator[str]:
+def serving(app: FastAPI, *, send_buffer_bytes: int | None = None, loop: Loop = "asyncio") -> Iterator[str]:
     """The app's base URL, reachable through a socket."""
-    server = build_server(app, ListenSettings(port=0, grace_s=2))
+    server = build_server(app, ListenSettings(port=0, grace_s=2, loop=loop))
     with socket.socket() as listener:
         if send_buffer_bytes is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)

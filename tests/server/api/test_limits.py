@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.settings import ApiSettings
-from support.live_server import serving
+from support.live_server import LOOPS, serving
 from support.raw_http import dial, head, json_request, read_response
 
 ASK = {"model": "tiny", "prompt": "hello", "max_tokens": 1}
@@ -34,6 +35,12 @@ def settings(data_dir: Path) -> ApiSettings:
         idle_timeout_s=0.3,
         write_timeout_s=0.3,
     )
+
+
+@pytest.fixture(scope="module", params=LOOPS)
+def url(app: FastAPI, request: pytest.FixtureRequest) -> Iterator[str]:
+    with serving(app, loop=request.param) as url:
+        yield url
 
 
 def post_head(length: int | None, **headers: str) -> bytes:
