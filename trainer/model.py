@@ -22,10 +22,11 @@ from transformers import PreTrainedModel
 from adapters_store.base_files import DTYPES, load_config
 from adapters_store.base_nf4 import is_stored_in_nf4
 from adapters_store.base_weights import load_causal
+from adapters_store.row_rope import RowRope, choose_rope_by_row
 from trainer.data.types import PackedBatch
 from trainer.loss import summed_cross_entropy, supervised_rows
 from trainer.model_adapter import attach_adapter
-from trainer.model_attention import register_packed_attention, segment_lengths
+from trainer.model_attention import last_positions, register_packed_attention, segment_lengths
 from trainer.spec import TrainSpec
 from trainer.spec_fields import SpecError
 
@@ -36,6 +37,7 @@ class LossModel(nn.Module):
     def __init__(self, net: PeftModel | PreTrainedModel) -> None:
         super().__init__()
         self.net = net
+        self.rope: RowRope | None = choose_rope_by_row(self.causal)
 
     @property
     def causal(self) -> PreTrainedModel:
@@ -52,6 +54,8 @@ class LossModel(nn.Module):
     ) -> Tensor:
         """All [1, T]. Returns the sum of weight x nll over supervised tokens; without labels the logits [T, V]."""
         causal: Any = self.causal
+        if self.rope is not None:
+            self.rope.last_positions_1T = last_positions(segments, position_ids.device)
         hidden_TH = causal.model(
             input_ids=input_ids, position_ids=position_ids, segments=segments, use_cache=False
         ).last_hidden_state[0]
@@ -112,11 +116,15 @@ class Trainee:
 
     @contextmanager
     def own_attention(self) -> Iterator[None]:
-        """transformers' eager attention instead of ours, for one example a forward."""
+        """transformers' eager attention and its own choice of rotary factors, for one example a forward."""
         causal: Any = self.module.causal
         causal.set_attn_implementation("eager")
+        rope, self.module.rope = self.module.rope, None
+        if rope is not None:
+            rope.last_positions_1T = None
         yield
         causal.set_attn_implementation(register_packed_attention())
+        self.module.rope = rope
 
     @property
     def peft(self) -> PeftModel | None:

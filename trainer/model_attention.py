@@ -30,6 +30,12 @@ def segment_lengths(position_ids: torch.Tensor) -> tuple[int, ...]:
     return tuple(end - start for start, end in zip(starts, ends, strict=True))
 
 
+def last_positions(segments: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """int64 [1, T]: for each token the last position of its example."""
+    lengths = torch.tensor(segments, device=device)
+    return torch.repeat_interleave(lengths - 1, lengths, output_size=sum(segments))[None]
+
+
 def _packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from trainer.data.examples import lengths_of
 from trainer.data.packing import pack
 from trainer.data.types import EncodedExample
 from trainer.model import Trainee
+from trainer.model_attention import last_positions, segment_lengths
 
 NUM_EXAMPLES = 3
 NUM_TOKENS = 48  # of each: enough for every kind of layer, cheap enough for every start
@@ -25,6 +28,7 @@ def check_packing(trainee: Trainee, examples: Sequence[EncodedExample]) -> float
     The packed forward runs through our attention; alone, each example runs through transformers' own eager attention.
     """
     chosen = [_shortened(example) for example in examples[:NUM_EXAMPLES]]
+    _check_rope(trainee, examples)
     packed = pack(chosen)
     with trainee.evaluating():
         together = trainee.logits(packed.input_ids, packed.position_ids).float()
@@ -37,6 +41,22 @@ def check_packing(trainee: Trainee, examples: Sequence[EncodedExample]) -> float
             f"packed logits differ from unpacked ones by {difference:.2g} of the largest; limit {limit:g}"
         )
     return difference
+
+
+def _check_rope(trainee: Trainee, examples: Sequence[EncodedExample]) -> None:
+    """LongRoPE turns on whole lengths: the longest example's rotation beside others', against each one's alone."""
+    rope = trainee.module.rope
+    if rope is None:
+        return
+    lengths = lengths_of(examples)
+    packed = pack([*examples[:NUM_EXAMPLES], examples[int(np.argmax(lengths))]])
+    segments = segment_lengths(packed.position_ids)
+    positions, probe = packed.position_ids.to(trainee.device), torch.zeros(1, device=trainee.device)
+    rope.last_positions_1T = last_positions(segments, trainee.device)
+    together = torch.cat(rope(probe, positions))
+    alone = [torch.cat(rope.own(probe, part)) for part in positions.split(list(segments), dim=1)]
+    if not torch.equal(together, torch.cat(alone, dim=1)):
+        raise PackingBroken("packed examples are not rotated by the factors that each one's own length asks for")
 
 
 def _alone(trainee: Trainee, example: EncodedExample) -> torch.Tensor:

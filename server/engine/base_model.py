@@ -12,13 +12,17 @@ from adapters_store.base import BaseDescription
 from adapters_store.base_files import DTYPES, describe_base
 from adapters_store.base_weights import load_causal
 from adapters_store.families import UnsupportedBase
+from adapters_store.row_rope import RowRope, choose_rope_by_row, rope_switches
 from server.engine.attention_hook import register_paged_attention
 from server.engine.lora_layers import LoraState, wrap_model
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The resident base: the wrapped transformers model, and the state its layers share."""
+    """The resident base: the wrapped transformers model, and the state its layers share.
+
+    rope: where the rotation depends on a sequence's length (LongRoPE); to be given each row's before every forward.
+    """
 
     model: torch.nn.Module
     config: PretrainedConfig
@@ -27,6 +31,12 @@ class BaseModel:
     device: torch.device
     dtype: torch.dtype
     quantized: bool
+    rope: RowRope | None = None
+
+    @property
+    def rope_switches(self) -> tuple[int, ...]:
+        """Lengths beyond which a sequence's keys are others than before, rising."""
+        return rope_switches(self.config)
 
     @property
     def max_model_len(self) -> int:
@@ -68,4 +78,5 @@ def load_base(
     model.eval().requires_grad_(False)
     quantized = bool(getattr(model, "is_loaded_in_4bit", False))
     lora = wrap_model(model, description)
-    return BaseModel(model, model.config, description, lora, target, torch_dtype, quantized)
+    rope = choose_rope_by_row(model)
+    return BaseModel(model, model.config, description, lora, target, torch_dtype, quantized, rope)

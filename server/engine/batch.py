@@ -36,10 +36,14 @@ class PromptSpan:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One packed forward. sampling[i] takes its token from row sampling_rows[i] of the logits."""
+    """One packed forward. sampling[i] takes its token from row sampling_rows[i] of the logits.
+
+    last_positions_1T: for each token the last position of its whole sequence, also where a chunk ends before it.
+    """
 
     input_ids_1T: torch.Tensor
     position_ids_1T: torch.Tensor
+    last_positions_1T: torch.Tensor
     paged: PagedBatch
     layer_adapters: LoraBatch | None
     head_adapters: LoraBatch | None
@@ -56,10 +60,12 @@ class Batch:
         paged = _paged_batch(rows, counts, query_starts, block_size=block_size, device=device)
         slots = np.fromiter((row_slot(row.request) for row in rows), dtype=np.int32, count=len(rows))
         wanted = _Wanted.of(rows, query_starts)
-        positions = to_device(torch.from_numpy(paged.positions_T).long(), device)
+        lasts_T = np.repeat(_last_positions(rows), counts)
+        positions, lasts = to_device(torch.from_numpy(np.stack([paged.positions_T, lasts_T])).long(), device)
         return cls(
             input_ids_1T=to_device(torch.tensor([_input_ids(rows)]), device),
             position_ids_1T=positions[None],
+            last_positions_1T=lasts[None],
             paged=paged,
             layer_adapters=_adapters(table, np.repeat(slots, counts)),
             head_adapters=_adapters(table, slots[paged.sequences_T[wanted.token_rows]]),
@@ -73,6 +79,12 @@ class Batch:
 def row_slot(request: Request) -> int:
     """The request's row of the adapter table, or NO_ADAPTER."""
     return NO_ADAPTER if request.slot is None else request.slot
+
+
+def _last_positions(rows: list[ScheduledRow]) -> NDArray[np.int32]:
+    """Of each row's sequence, as far as it is known; of a token that is still being sampled the row itself knows."""
+    ends = (max(row.request.num_tokens, row.start + row.num_tokens) for row in rows)
+    return np.fromiter(ends, dtype=np.int32, count=len(rows)) - 1
 
 
 def _input_ids(rows: list[ScheduledRow]) -> list[int]:

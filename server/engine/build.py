@@ -253,7 +253,10 @@ def _served_model(base: BaseModel, tokenizer: Tokenizer, vocabulary: Vocabulary,
 
 def _blocks(settings: EngineSettings, base: BaseModel, plan: MemoryPlan) -> BlockPool:
     kv_settings = KVCacheSettings(
-        block_size=plan.block_size, num_blocks=plan.num_blocks, enable_prefix_cache=settings.prefix_cache
+        block_size=plan.block_size,
+        num_blocks=plan.num_blocks,
+        enable_prefix_cache=settings.prefix_cache,
+        rope_switches=base.rope_switches,
     )
     return BlockPool(kv_settings, base.description.digest)
 

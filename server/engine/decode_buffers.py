@@ -134,6 +134,7 @@ class DecodeBuffers:
         return Batch(
             input_ids_1T=parts["ids"][None, :bucket],
             position_ids_1T=parts["positions"][None, :bucket],
+            last_positions_1T=parts["positions"][None, :bucket],  # a row of one token is its sequence's last
             paged=paged,
             layer_adapters=adapters,
             head_adapters=adapters,

@@ -6,6 +6,7 @@ prefix cache's LRU list (vLLM v1's design).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,11 +18,15 @@ from server.engine.request import Request
 
 @dataclass(frozen=True, kw_only=True)
 class KVCacheSettings:
-    """block_size: tokens per block, a power of two. num_blocks: blocks in the whole cache."""
+    """block_size: tokens per block, a power of two. num_blocks: blocks in the whole cache.
+
+    rope_switches: lengths, rising; a sequence of more tokens than one of them has other keys than before (LongRoPE).
+    """
 
     num_blocks: int
     block_size: int = 16
     enable_prefix_cache: bool = True
+    rope_switches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.block_size < 1 or self.block_size & (self.block_size - 1):
@@ -36,6 +41,7 @@ class BlockPool:
     def __init__(self, settings: KVCacheSettings, base_digest: str) -> None:
         self.settings = settings
         self.block_size = settings.block_size
+        self.outgrown_at = frozenset(length + 1 for length in settings.rope_switches)
         self._ref_counts = [0] * settings.num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(settings.num_blocks))  # next to go first
         self._cache = PrefixCache(base_digest, settings.block_size)
@@ -71,8 +77,16 @@ class BlockPool:
     def ref_count(self, block_id: int) -> int:
         return self._ref_counts[block_id]
 
+    def has_outgrown(self, request: Request) -> bool:
+        """Whether its keys were made with the factors of a shorter sequence, so that none of them is of use."""
+        return request.rope_set != self._rope_set(request)
+
     def match(self, request: Request) -> list[int]:
-        """Blocks of the longest cached prefix. Takes no reference and changes nothing but the request's hashes."""
+        """Blocks of the longest cached prefix. Takes no reference and changes nothing but the request's hashes, and
+        the set of rotary factors that they stand for."""
+        if self.has_outgrown(request):
+            assert not request.block_ids, f"{request.id} holds keys of other factors"
+            request.rope_set, request.block_hashes = self._rope_set(request), []
         return self._cache.match(request) if self.settings.enable_prefix_cache else []
 
     def is_being_computed(self, request: Request, index: int) -> bool:
@@ -182,6 +196,9 @@ class BlockPool:
         self._free[block_id] = None
         if block_id not in self._cache:
             self._free.move_to_end(block_id, last=False)
+
+    def _rope_set(self, request: Request) -> int:
+        return bisect_left(self.settings.rope_switches, request.num_tokens)
 
     def check(self, owners: Iterable[list[int]]) -> None:
         """Assert that reference counts equal the owners' claims and that the rest is free. For simulations."""

@@ -2,7 +2,7 @@
 knows no queue, no tensors and no clock.
 
 It can where it follows from the one under way alone: every running request decodes in it, nobody who waits could be
-admitted, and each row that surely goes on finds its block without preempting anybody.
+admitted, each row that surely goes on finds its block without preempting anybody, and none outgrows its keys.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class LookAhead:
             opens_place = len(going_on) < len(schedule.rows)
             if opens_place or state != self._last_look or self._num_since_look > MAX_AHEAD_WHILE_WAITING:
                 return None
+        if any(row.start + 2 in self._pool.outgrown_at for row in going_on):
+            return None
         if not going_on or not self._give_blocks(going_on):
             return None
         return Schedule([ScheduledRow(row.request, row.start + 1, 1) for row in going_on], len(going_on), len(going_on))

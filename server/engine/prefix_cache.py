@@ -1,8 +1,8 @@
 """Decides which KV blocks hold which tokens of whose cache. Knows hashes and block ids; knows no reference counts.
 
 A full block is named by a chain: sha256(parent's name, token ids), where the first block's parent is
-sha256(tenant salt, adapter digest, base digest). So two requests can only ever meet in a block when all of these are
-equal; another tenant, another version or another base cannot produce the same name.
+sha256(tenant salt, adapter digest, base digest, rope set). So two requests can only ever meet in a block when all of
+these are equal; another tenant, version, base or set of rotary factors cannot produce the same name.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class PrefixCache:
 
     def _root(self, request: Request) -> bytes:
         root = sha256()
-        for part in (request.cache_salt, request.adapter or "", self._base_digest):
+        for part in (request.cache_salt, request.adapter or "", self._base_digest, str(request.rope_set)):
             encoded = part.encode()
             root.update(len(encoded).to_bytes(8, "big") + encoded)
         return root.digest()

@@ -50,7 +50,8 @@ class Request:
         default_factory=list
     )  # chain hash of each full block of tokens, as far as asked for
     slot: int | None = None  # row of the device adapter table while a reference is held
-    num_preemptions: int = 0
+    num_preemptions: int = 0  # how often its keys were given up, to be computed again
+    rope_set: int = 0  # which of the base's rotary factors its blocks' keys were made with
     first_scheduled_s: float | None = None
 
     @property

@@ -81,6 +81,8 @@ class ModelRunner:
         """Logits of the batch's wanted rows, [R, width of the head], in the model's dtype: the model's own."""
         lora = self.base.lora
         lora.layers, lora.head = batch.layer_adapters, batch.head_adapters
+        if self.base.rope is not None:
+            self.base.rope.last_positions_1T = batch.last_positions_1T
         result = self.base.model(
             input_ids=batch.input_ids_1T,
             position_ids=batch.position_ids_1T,

@@ -222,9 +222,12 @@ class Scheduler:
 
     def _decode(self) -> Schedule:
         rows: list[ScheduledRow] = []
-        block_size, has_preempted = self.pool.block_size, False
+        block_size, outgrown_at, has_preempted = self.pool.block_size, self.pool.outgrown_at, False
         for request in self._running.copy():
-            num_tokens, start = len(request.prompt_ids) + len(request.output_ids), request.num_computed_tokens
+            num_tokens = len(request.prompt_ids) + len(request.output_ids)
+            if num_tokens in outgrown_at and request.status is Status.RUNNING and self.pool.has_outgrown(request):
+                has_preempted |= self._begin_anew(request)
+            start = request.num_computed_tokens
             assert start < num_tokens, f"{request.id} has nothing to compute: it should have been finished"
             if num_tokens - start == 1:
                 if len(request.block_ids) * block_size < num_tokens:
@@ -243,6 +246,16 @@ class Scheduler:
         if request.status is Status.RUNNING:
             request.block_ids += self.pool.allocate(1)
         return has_preempted
+
+    def _begin_anew(self, request: Request) -> bool:
+        """All of its keys are to be computed again, with a longer sequence's factors: in its place where there are
+        blocks for it, else it is preempted; whether it was."""
+        self.pool.release(request, request.num_written_tokens)
+        if not self.pool.admit(request, self.pool.match(request), num_spare=0):
+            self._preempt(request)
+            return True
+        request.num_preemptions += 1
+        return False
 
     def _preempt(self, request: Request) -> None:
         """Back to the front of the queue without blocks or adapter; its tokens stay and are recomputed."""

@@ -119,7 +119,7 @@ class ServingScorer:
             alive = list(group)
             while alive:
                 schedule = _schedule(alive, self._settings.forward_tokens)
-                over = _commit(schedule, self._runner.run(schedule).tokens, eos_ids)
+                over = _commit(schedule, self._runner.run(schedule).tokens, eos_ids, self.base.rope_switches)
                 alive = [request for request in alive if request.id not in over]
             for request in group:
                 self._runner.forget(request.id)
@@ -222,8 +222,13 @@ def _weighted_nll(logits_TV: torch.Tensor, example: EncodedExample, start: int) 
     return total
 
 
-def _commit(schedule: Schedule, tokens: dict[str, int], eos_ids: frozenset[int]) -> set[str]:
-    """Record what a step did. Returns the ids of requests that are over (also those whose logits were not finite)."""
+def _commit(
+    schedule: Schedule, tokens: dict[str, int], eos_ids: frozenset[int], rope_switches: Sequence[int]
+) -> set[str]:
+    """Record what a step did. Returns the ids of requests that are over (also those whose logits were not finite).
+
+    A request that has outgrown LongRoPE's short factors begins again: none of its keys is of use.
+    """
     over: set[str] = set()
     for row in schedule.rows:
         request, sampled = row.request, row.samples
@@ -233,6 +238,8 @@ def _commit(schedule: Schedule, tokens: dict[str, int], eos_ids: frozenset[int])
         token = tokens.get(request.id)
         if token is not None:
             request.output_ids.append(token)
+            if request.num_tokens - 1 in rope_switches:
+                request.num_computed_tokens = 0
         if token is None or token in eos_ids or len(request.output_ids) == request.params.max_tokens:
             over.add(request.id)
     return over

@@ -285,9 +285,9 @@ class AheadWorld(World):
     def check_answer_so_far(self, request: Request) -> None:
         """What it has been given is the start of its answer, and what it keeps is what it computed."""
         weight = 7 if request.adapter is None else self.tags[request.adapter]
-        answer = expected_output(request, weight)
+        answer = expected_output(request, weight, self.settings.rope_switches)
         assert request.output_ids == answer[: len(request.output_ids)], f"{request.id} answered wrongly"
-        state = first_state(request)
+        state = first_state(request, request.num_computed_tokens, self.settings.rope_switches)
         for position in range(request.num_computed_tokens):
             state = next_state(state, request.token_at(position), weight)
             assert self._cell(request, position) == state, f"{request.id}: position {position} was overwritten"

@@ -45,19 +45,24 @@ def next_state(state: int, token: int, weight: int) -> int:
     return NAN if NAN in (state, weight) else (state * 1_000_003 + token * 31 + weight) % 2_147_483_629 + 1
 
 
-def first_state(request: Request) -> int:
-    return 1 + TENANTS.index(request.tenant)
+def first_state(request: Request, num_tokens: int, switches: Sequence[int]) -> int:
+    """Of a sequence of that many tokens: beyond each switch every state is another one, as LongRoPE's keys are."""
+    return 1 + TENANTS.index(request.tenant) + 10 * sum(num_tokens > length for length in switches)
 
 
-def expected_output(request: Request, weight: int) -> list[int]:
-    """What the request must answer, computed alone."""
-    state = first_state(request)
+def expected_output(request: Request, weight: int, switches: Sequence[int] = ()) -> list[int]:
+    """What the request must answer, computed alone: each token by a forward over all that come before it."""
     output: list[int] = []
-    for token in request.prompt_ids:
-        state = next_state(state, token, weight)
+    state = 0
     while len(output) < request.params.max_tokens:
+        num_tokens = len(request.prompt_ids) + len(output)
+        if output and num_tokens - 1 not in switches:
+            state = next_state(state, output[-1], weight)
+        else:
+            state = first_state(request, num_tokens, switches)
+            for token in request.prompt_ids + output:
+                state = next_state(state, token, weight)
         output.append(state % 97)
-        state = next_state(state, output[-1], weight)
     return output
 
 
@@ -88,6 +93,7 @@ class WorldSettings:
     traffic: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of TENANTS
     has_cycler: bool = False  # the first tenant goes through all adapters in turn, the others keep to one each
     check_every: int = 1  # steps
+    rope_switches: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()  # elements of the first adapters; the others are drawn
 
 
@@ -112,7 +118,8 @@ class World:
         self.tags = {digest: 1000 + index for index, digest in enumerate(self.adapters)}
         self.tags[digest_of("a0")] = NAN  # an adapter whose numbers are not finite
         self.damaged = digest_of("a1")
-        self.pool = BlockPool(KVCacheSettings(num_blocks=sizes.num_blocks, block_size=4), "sha256:base")
+        blocks = KVCacheSettings(num_blocks=sizes.num_blocks, block_size=4, rope_switches=sizes.rope_switches)
+        self.pool = BlockPool(blocks, "sha256:base")
         self.host = HostTier(HostTierSettings(max_bytes=4 * sizes.host_elements), self._load, clock=self.clock)
         pool_settings = DevicePoolSettings(
             capacity_elements=sizes.pool_elements, max_slots=sizes.max_slots, alignment_elements=4, hold_s=sizes.hold_s
@@ -314,7 +321,7 @@ class World:
     def state_before(self, request: Request, start: int, blocks: list[int]) -> int:
         """What a row at position `start` goes on from, having read all positions before it."""
         if start == 0:
-            return first_state(request)
+            return first_state(request, request.num_tokens, self.settings.rope_switches)
         num_full, rest = divmod(start, 4)
         last = self.kv[blocks[num_full]][:rest] if rest else self.kv[blocks[num_full - 1]]
         is_spoilt = NAN in last or any(NAN in self.kv[block_id] for block_id in blocks[:num_full])
@@ -325,8 +332,9 @@ class World:
 
     def _check_answer(self, request: Request) -> None:
         weight = 7 if request.adapter is None else self.tags[request.adapter]
-        assert request.output_ids == expected_output(request, weight), f"{request.id} answered wrongly"
-        state = first_state(request)
+        answer = expected_output(request, weight, self.settings.rope_switches)
+        assert request.output_ids == answer, f"{request.id} answered wrongly"
+        state = first_state(request, request.num_computed_tokens, self.settings.rope_switches)
         for position in range(request.num_computed_tokens):
             state = next_state(state, request.token_at(position), weight)
             assert self._cell(request, position) == state, f"{request.id}: position {position} was overwritten"

@@ -36,7 +36,15 @@ SIZES: dict[str, Any] = {
     "initializer_range": 0.2,
 }
 
-
+SWITCH = 24  # tokens after which LongRoPE's other factors apply: most tests' sequences are of both kinds
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.02, 1.05, 1.1, 1.2, 1.3],
+    "long_factor": [1.5, 2.0, 3.0, 5.0, 8.0, 12.0],
+    "original_max_position_embeddings": SWITCH,
+}
 WITHOUT_HEAD_DIM = {key: value for key, value in SIZES.items() if key != "head_dim"}
 FAMILY_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SIZES, tie_word_embeddings=False),
@@ -46,6 +54,9 @@ FAMILY_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "gemma2": lambda: Gemma2Config(**SIZES, sliding_window=24, query_pre_attn_scalar=16),
     "gemma3": lambda: Gemma3TextConfig(**SIZES, sliding_window=24, query_pre_attn_scalar=16),
     "phi3": lambda: Phi3Config(**WITHOUT_HEAD_DIM, sliding_window=40),
+    "phi3-longrope": lambda: Phi3Config(
+        **WITHOUT_HEAD_DIM, original_max_position_embeddings=SWITCH, rope_parameters=dict(LONGROPE)
+    ),
 }
 FAMILY_NAMES = tuple(FAMILY_CONFIGS)
 

@@ -56,6 +56,7 @@ class _CpuForward:
         return Batch(
             input_ids_1T=recorded.input_ids_1T[:, :live].long(),
             position_ids_1T=recorded.position_ids_1T[:, :live].long(),
+            last_positions_1T=recorded.last_positions_1T[:, :live].long(),
             paged=PagedBatch(
                 query_starts=np.arange(live + 1, dtype=np.int32),
                 context_lens=starts + 1,

@@ -121,3 +121,16 @@ def test_the_packing_check_passes_as_it_is_and_catches_examples_that_see_each_ot
     monkeypatch.setattr("trainer.model.segment_lengths", lambda position_ids: (position_ids.shape[1],))
     with pytest.raises(PackingBroken, match="packed logits differ"):
         check_packing(trainee, examples)
+
+
+def test_the_packing_check_catches_examples_that_are_rotated_by_anothers_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only an example behind the first ones is long."""
+    trainee = load(tiny_spec(save_base(tmp_path / "b", "phi3-longrope")), CPU)
+    examples = [*random_examples(5, high=20), *random_examples(1, low=60, high=70)]
+    assert check_packing(trainee, examples) <= 1e-5
+    for broken in (lambda segments, device: torch.zeros(1, sum(segments)), lambda segments, device: None):
+        monkeypatch.setattr("trainer.parity.last_positions", broken)
+        with pytest.raises(PackingBroken, match="rotated by the factors"):
+            check_packing(trainee, examples)

@@ -35,6 +35,7 @@ REGIMES = {
     "deadlines": WorldSettings(arrivals=0.6, deadlines=0.5, num_blocks=20),
     "weights": WorldSettings(arrivals=0.6, weights=(4.0, 1.0, 0.25), num_blocks=60, max_running=8),
     "a flood": WorldSettings(arrivals=0.9, traffic=(20.0, 1.0, 1.0), deadlines=0.1),
+    "keys outgrown": WorldSettings(arrivals=0.4, num_blocks=20, rope_switches=(9, 18), numeric_failures=0.0005),
     "a thousand adapters": WorldSettings(arrivals=0.6, has_cycler=True, traffic=(8.0, 1.0, 1.0), num_adapters=1000),
 }
 
@@ -52,7 +53,7 @@ def test_every_request_ends_once_with_its_own_answer_and_nothing_is_leaked(regim
     assert world.device_pool.stats.evictions > 0
 
 
-@pytest.mark.parametrize("regime", ["everyday", "too few blocks", "many aborts", "deadlines"])
+@pytest.mark.parametrize("regime", ["everyday", "too few blocks", "many aborts", "deadlines", "keys outgrown"])
 def test_the_same_holds_with_forwards_launched_ahead_on_a_device_that_is_behind(regime: str) -> None:
     settings = replace(REGIMES[regime], check_every=CHECK_EVERY, numeric_failures=0.01)
     world = AheadWorld(seed=sum(regime.encode()), settings=settings)

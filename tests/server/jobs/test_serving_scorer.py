@@ -14,7 +14,7 @@ from server.engine.base_model import load_base
 from server.jobs.adapter_weights import module_weights, weight_norms
 from server.jobs.peft_reference import round_trip
 from server.jobs.serving_scorer import ScorerSettings, ServingScorer, pack_folder, plan_folder
-from support.models import VOCAB, adapter_configs, peft_model, save_adapter, save_base
+from support.models import SWITCH, VOCAB, adapter_configs, peft_model, save_adapter, save_base
 from support.stored_nf4 import save_in_nf4
 from support.training_data import example
 from trainer.data.types import EncodedExample
@@ -104,6 +104,23 @@ def test_generation_is_greedy_and_ends_at_the_end_token(folders: tuple[Path, Pat
         first = found[0][2]
         ended = scorer.generate(prompts[:1], scale=scale, max_new_tokens=6, eos_ids=frozenset([first]))
         assert ended[0] == found[0][: found[0].index(first)]
+
+
+def test_losses_and_continuations_are_pefts_on_both_sides_of_longropes_switch(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "phi3-longrope")
+    config = adapter_configs(["qkv_proj", "o_proj", "gate_up_proj", "down_proj"])["plain"]
+    adapter = save_adapter(base, tmp_path / "adapter", config, seed=1)
+    scorer, model = scorer_of((base, adapter), forward_tokens=16), peft_model(base, adapter)
+    assert scorer.losses(examples()).nll == pytest.approx(pefts_losses(model, examples()), rel=1e-4)
+    prompts = [
+        item.input_ids[:length].tolist() for item, length in zip(examples()[2:5], (SWITCH - 3, 9, 40), strict=True)
+    ]
+    for prompt, got in zip(prompts, scorer.generate(prompts, max_new_tokens=8), strict=True):
+        known = torch.tensor([prompt])
+        for token in got:
+            assert int(model(known, use_cache=False).logits[0, -1].argmax()) == token
+            known = torch.cat([known, torch.tensor([[token]])], dim=1)
+        assert len(got) == 8
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
