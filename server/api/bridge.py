@@ -43,11 +43,15 @@ class Inbox:
         self._failure = failure
         self._wake()
 
-    async def take(self) -> list[IndexedEvent]:
-        """Everything that has arrived, at least one event. Raises ClientGone, and what `fail` was given."""
+    async def take(self, patience_s: float | None = None) -> list[IndexedEvent]:
+        """Everything that has arrived, at least one event; none after patience_s without one. Raises ClientGone, and
+        what `fail` was given."""
         while not self._events and not self._hung_up and self._failure is None:
             self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            if patience_s is None:
+                await self._waiter
+            elif not (await asyncio.wait([self._waiter], timeout=patience_s))[0]:
+                return []
         if self._hung_up:
             raise ClientGone
         if self._failure is not None and not self._events:

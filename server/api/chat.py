@@ -22,6 +22,7 @@ from server.api.plan import Call, TokenBudget, chat_tokens_of, check_counts, pla
 from server.api.sampling import sampling_params
 from server.api.schemas_chat import ChatBody
 from server.api.streaming import ChunkWriter, TokenStream, check_stream_options, finish_json
+from server.engine.chat_options import ChatOptions
 from server.engine.request import TokenEvent
 from server.engine.sampling_params import InvalidRequest
 
@@ -55,12 +56,25 @@ def _check(body: ChatBody) -> None:
 
 
 async def _plan(context: ApiContext, target: Target, body: ChatBody, deadline_s: float | None) -> Call:
-    prompt = await chat_tokens_of(context, [message.for_template() for message in body.messages])
-    params = sampling_params(body, context.engine, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+    messages = [message.for_template() for message in body.messages]
+    prompt = await chat_tokens_of(context, messages, _options(context, body))
+    params = sampling_params(body, context, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-    budget = TokenBudget(prompt_field="messages", asked=asked, default=None)
+    budget = TokenBudget(prompt_field="messages", asked=asked, default=context.settings.sampling_defaults.max_tokens)
     return plan_call(
         context, target, body, [prompt], kind="chatcmpl", budget=budget, params=params, deadline_s=deadline_s
+    )
+
+
+def _options(context: ApiContext, body: ChatBody) -> ChatOptions:
+    """A message to continue closes no turn and opens none, unless the client says otherwise."""
+    is_continued = bool(body.continue_final_message)
+    opens_turn = not is_continued if body.add_generation_prompt is None else body.add_generation_prompt
+    return ChatOptions(
+        add_generation_prompt=opens_turn,
+        continue_final_message=is_continued,
+        escape_control_tokens=context.settings.escape_control_tokens,
+        variables=body.chat_template_kwargs or {},
     )
 
 

@@ -57,14 +57,14 @@ def _check(body: CompletionBody) -> None:
 async def _plan(context: ApiContext, target: Target, body: CompletionBody, deadline_s: float | None) -> Call:
     prompts = await _prompt_ids(context, body)
     prompt_logprobs = body.logprobs if body.echo else None
-    params = sampling_params(body, context.engine, logprobs=body.logprobs, prompt_logprobs=prompt_logprobs)
+    params = sampling_params(body, context, logprobs=body.logprobs, prompt_logprobs=prompt_logprobs)
     budget = TokenBudget(prompt_field="prompt", asked=body.max_tokens, default=DEFAULT_MAX_TOKENS)
     return plan_call(context, target, body, prompts, kind="cmpl", budget=budget, params=params, deadline_s=deadline_s)
 
 
 async def _prompt_ids(context: ApiContext, body: CompletionBody) -> list[list[int]]:
     texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
-    tokenised = iter(await tokens_of(context, texts))
+    tokenised = iter(await tokens_of(context, texts, add_special_tokens=body.add_special_tokens is not False))
     return [next(tokenised) if isinstance(prompt, str) else list(prompt) for prompt in body.prompt]
 
 

@@ -52,11 +52,11 @@ class Generation:
             raise
         self.is_submitted = True
 
-    async def batches(self) -> AsyncIterator[list[IndexedEvent]]:
-        """Events as they come, until every request has finished. Raises ClientGone, and ApiError when one fails, after
-        everything that came before the failure."""
+    async def batches(self, patience_s: float | None = None) -> AsyncIterator[list[IndexedEvent]]:
+        """Events as they come, until every request has finished; an empty list after each patience_s without one.
+        Raises ClientGone, and ApiError when one fails, after everything that came before the failure."""
         while self._unfinished:
-            events = await self.inbox.take()
+            events = await self.inbox.take(patience_s)
             now_s = time.perf_counter()
             for position, (index, event) in enumerate(events):
                 failure = self._note(index, event, now_s)

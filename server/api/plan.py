@@ -11,6 +11,7 @@ from uuid import uuid4
 from server.api.context import ApiContext, off_loop
 from server.api.model_ref import Target
 from server.api.schemas import GenerationBody
+from server.engine.chat_options import ChatOptions
 from server.engine.request import Request
 from server.engine.sampling_params import InvalidRequest, SamplingParams
 
@@ -69,19 +70,21 @@ def _context_exceeded(field: str, num_prompt_tokens: int, asked: int | None, lim
     return InvalidRequest(field, message, code="context_length_exceeded")
 
 
-async def tokens_of(context: ApiContext, texts: Sequence[str]) -> list[list[int]]:
+async def tokens_of(context: ApiContext, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
     """Prompts as token ids. Raises InvalidRequest."""
     encode = context.engine.tokenizer.encode
     for text in texts:
         _check_length(context, "prompt", len(text))
-    return await _tokenised(sum(map(len, texts)), lambda: [encode(text) for text in texts])
+    return await _tokenised(
+        sum(map(len, texts)), lambda: [encode(text, add_special_tokens=add_special_tokens) for text in texts]
+    )
 
 
-async def chat_tokens_of(context: ApiContext, messages: Sequence[dict[str, str]]) -> list[int]:
+async def chat_tokens_of(context: ApiContext, messages: Sequence[dict[str, str]], options: ChatOptions) -> list[int]:
     """A conversation as token ids. Raises InvalidRequest, also for what the chat template refuses."""
     num_chars = sum(len(message["content"]) for message in messages)
     _check_length(context, "messages", num_chars)
-    return await _tokenised(num_chars, lambda: context.engine.tokenizer.encode_chat(messages))
+    return await _tokenised(num_chars, lambda: context.engine.tokenizer.encode_chat(messages, options))
 
 
 async def _tokenised(num_chars: int, tokenise: Callable[[], T]) -> T:

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.api.context import ApiContext
 from server.api.ports import EngineClient
 from server.api.schemas import GenerationBody
 from server.engine.sampling_params import InvalidRequest, SamplingParams
 
 
 def sampling_params(
-    body: GenerationBody, engine: EngineClient, *, logprobs: int | None, prompt_logprobs: int | None = None
+    body: GenerationBody, context: ApiContext, *, logprobs: int | None, prompt_logprobs: int | None = None
 ) -> SamplingParams:
-    """Everything but max_tokens, which depends on the prompt. Raises InvalidRequest."""
+    """Everything but max_tokens, which depends on the prompt. What a client leaves out is the operator's default,
+    else the API's. Raises InvalidRequest.
+    """
+    engine = context.engine
     engine.vocabulary.check(body.stop_token_ids or (), "stop_token_ids")
     given: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,
-        "top_k": None if body.top_k == -1 else body.top_k,
+        "top_k": 0 if body.top_k == -1 else body.top_k,
         "min_p": body.min_p,
         "repetition_penalty": body.repetition_penalty,
         "presence_penalty": body.presence_penalty,
         "frequency_penalty": body.frequency_penalty,
         "min_tokens": body.min_tokens,
     }
+    chosen = context.settings.sampling_defaults.given | {key: each for key, each in given.items() if each is not None}
+    chosen["max_tokens"] = engine.max_model_len
     return SamplingParams(
-        **{name: value for name, value in given.items() if value is not None},
+        **chosen,
         seed=body.seed,
         logit_bias=_logit_bias(body.logit_bias or {}, engine),
         logprobs=logprobs,
@@ -33,7 +39,6 @@ def sampling_params(
         stop=body.stop,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=body.ignore_eos or False,
-        max_tokens=engine.max_model_len,
     )
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.schemas import Absent, Body, Empty, GenerationBody, Text, neutral
+from server.engine.chat_options import TemplateValue
 
 MAX_MESSAGES = 4096
 Role = Literal["system", "developer", "user", "assistant"]
@@ -76,6 +77,9 @@ class ChatBody(GenerationBody):
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    chat_template_kwargs: dict[str, TemplateValue] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     parallel_tool_calls: bool | None = None
     audio: Absent = None
     function_call: Annotated[None, neutral("none", "auto")] = None

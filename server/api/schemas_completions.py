@@ -39,4 +39,5 @@ class CompletionBody(GenerationBody):
     echo: bool | None = None
     logprobs: int | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
+    add_special_tokens: bool | None = None
     suffix: Absent = None

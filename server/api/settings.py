@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from server.engine.generation_config import SamplingDefaults
+
 MIB = 1024 * 1024
+_MAY_BE_ZERO = ("rank_surcharge", "sse_keep_alive_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,8 @@ class ApiSettings:
     body_timeout_s bounds the reading of a JSON body, upload_timeout_s that of an adapter, idle_timeout_s the wait for
     one more piece of either, write_timeout_s how long a client may leave its stream unread. rank_surcharge: how much
     dearer a token is for each rank of its adapter, where tenants share the server.
+    sse_keep_alive_s: after so long without an event a stream sends a comment; 0: never. escape_control_tokens: a
+    message's text cannot write control tokens. sampling_defaults: what holds where a request leaves it out.
     """
 
     data_dir: Path
@@ -45,12 +50,20 @@ class ApiSettings:
     idle_timeout_s: float = 30.0
     write_timeout_s: float = 60.0
     rank_surcharge: float = 0.0
+    sse_keep_alive_s: float = 0.0
+    escape_control_tokens: bool = False
+    sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
 
     def __post_init__(self) -> None:
         if self.auth not in ("on", "off"):
             raise ValueError(f"auth must be 'on' or 'off', got {self.auth!r}")
         for name, value in vars(self).items():
-            if isinstance(value, int | float) and value <= 0 and name != "rank_surcharge":
+            if (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and value <= 0
+                and name not in _MAY_BE_ZERO
+            ):
                 raise ValueError(f"{name} must be above 0, got {value}")
         for key in self.admin_keys:
             if len(key) < 16:

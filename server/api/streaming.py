@@ -2,6 +2,7 @@
 
 Headers wait for the first event, so that whatever fails before it is answered with its proper status. After that a
 failure is one event with an error body, and then [DONE], so that a client that waits for it comes to its end too.
+Where the operator wants comments as keep-alive, the first of them is the first event in this sense.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from server.engine.request import TokenEvent
 from server.engine.sampling_params import InvalidRequest
 
 _DONE = "data: [DONE]\n\n"
+_KEEP_ALIVE = ": keep-alive\n\n"
 
 
 class Renderer(Protocol):
@@ -90,7 +92,8 @@ class TokenStream(Response):
 
     async def _send_generation(self, generation: Generation, send: Send) -> None:
         try:
-            await self._send_events(generation.batches(), send)
+            patience_s = self._context.settings.sse_keep_alive_s or None
+            await self._send_events(generation.batches(patience_s), send)
             last = self._writer.closing()
         except ClientGone:
             if not self._is_started:
@@ -109,8 +112,8 @@ class TokenStream(Response):
                 self._is_started = True
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             text = "".join([chunks(index, event) for index, event in events])
-            if text:
-                await send(_body(text, more=True))
+            if text or not events:
+                await send(_body(text or _KEEP_ALIVE, more=True))
                 self._writer.sent()
 
 

@@ -21,6 +21,8 @@ from server.cli.serve_options import (
     DrainOption,
     Dtype,
     DtypeOption,
+    EscapeControlTokensOption,
+    GenerationConfigOption,
     HostCacheOption,
     KvCacheOption,
     LogFormatOption,
@@ -37,6 +39,7 @@ from server.cli.serve_options import (
     RequiredBaseOption,
     ServedNameOption,
     ServeOptions,
+    SseKeepAliveOption,
     ThreadsOption,
 )
 from server.cli.stopping import StopSignals
@@ -67,6 +70,9 @@ def serve(
     drain_s: DrainOption = DRAIN_S,
     max_connections: MaxConnectionsOption = 2048,
     max_connections_per_address: MaxConnectionsPerAddressOption = 1024,
+    sse_keep_alive_s: SseKeepAliveOption = 0.0,
+    generation_config: GenerationConfigOption = "neutral",
+    escape_control_tokens: EscapeControlTokensOption = False,
     jobs_max_running: JobsMaxRunningOption = 1,
     jobs_memory_mib: JobsMemoryOption = None,
     log_format: LogFormatOption = LogFormat.TEXT,
@@ -107,6 +113,9 @@ def serve(
         drain_s=drain_s,
         max_connections=max_connections,
         max_connections_per_address=max_connections_per_address,
+        sse_keep_alive_s=sse_keep_alive_s,
+        generation_config=generation_config,
+        escape_control_tokens=escape_control_tokens,
         database_url=database_url,
         jobs=job_limits(jobs_max_running, jobs_memory_mib),
     )

@@ -59,6 +59,9 @@ class ServeOptions:
     drain_s: float
     max_connections: int
     max_connections_per_address: int
+    sse_keep_alive_s: float = 0.0
+    generation_config: str = "neutral"
+    escape_control_tokens: bool = False
     database_url: str | None = field(default=None, repr=False)
     jobs: JobLimits
 
@@ -133,4 +136,30 @@ MaxConnectionsOption = Annotated[int, typer.Option(help="Connections at once.", 
 MaxConnectionsPerAddressOption = Annotated[
     int,
     typer.Option(help="Of them, from one address; raise it behind a gateway.", min=1, rich_help_panel=_LIMITS),
+]
+SseKeepAliveOption = Annotated[
+    float,
+    typer.Option(
+        "--sse-keep-alive-s",
+        help="A silent stream sends a comment after so many seconds, also while queued (0: never).",
+        min=0.0,
+        max=3600.0,
+        rich_help_panel=_LIMITS,
+    ),
+]
+GenerationConfigOption = Annotated[
+    str,
+    typer.Option(
+        help="Sampling defaults: auto (the base's generation_config.json), a folder with one, or neutral.",
+        metavar="auto|neutral|DIR",
+        rich_help_panel=_MODEL,
+    ),
+]
+EscapeControlTokensOption = Annotated[
+    bool,
+    typer.Option(
+        "--escape-control-tokens",
+        help="Names of control tokens in chat messages are text, not tokens.",
+        rich_help_panel=_MODEL,
+    ),
 ]

@@ -25,6 +25,7 @@ from server.cli.stores import opened
 from server.cli.texts import MIB, curl_line
 from server.cli.traced import traced
 from server.engine.build import EngineParts, EngineSettings
+from server.engine.generation_config import SamplingDefaults, sampling_defaults
 from server.engine.memory_plan import MemoryWishes
 from server.engine.schedule import SchedulerSettings
 
@@ -32,6 +33,7 @@ from server.engine.schedule import SchedulerSettings
 def run(options: ServeOptions, listener: socket.socket, output: Output, signals: StopSignals) -> None:
     """Serve until a signal. Raises what `failures` knows."""
     share_arenas()
+    defaults = sampling_defaults(options.generation_config, options.base)
     with (
         traced(options.otlp_endpoint) as tracing,
         opened(options.data_dir, output, url=options.database_url) as store,
@@ -43,7 +45,8 @@ def run(options: ServeOptions, listener: socket.socket, output: Output, signals:
         with running_engine(settings, store, output) as parts:
             where_the_disk_allows(lambda: remember_base(settings, parts, store, options.data_dir), output)
             show_memory(parts, output)
-            api = api_settings(options, key)
+            api = api_settings(options, key, defaults)
+            _tell_defaults(defaults, output)
             app = create_app(engine=parts.worker, store=store, settings=api, tracing=tracing, job_limits=options.jobs)
             with http_server(app, listener, signals, drain_s=options.drain_s) as server:
                 _tell_ready(options, parts, url_of(listener), output)
@@ -69,7 +72,7 @@ def http_server(
             server.stop(signals)
 
 
-def api_settings(options: ServeOptions, key: AdminKey) -> ApiSettings:
+def api_settings(options: ServeOptions, key: AdminKey, defaults: SamplingDefaults) -> ApiSettings:
     """The API's part of the options."""
     return ApiSettings(
         data_dir=options.data_dir,
@@ -77,6 +80,9 @@ def api_settings(options: ServeOptions, key: AdminKey) -> ApiSettings:
         admin_keys=key.values,
         max_connections=options.max_connections,
         max_connections_per_address=options.max_connections_per_address,
+        sse_keep_alive_s=options.sse_keep_alive_s,
+        escape_control_tokens=options.escape_control_tokens,
+        sampling_defaults=defaults,
     )
 
 
@@ -112,6 +118,12 @@ def _tell_key(key: AdminKey, output: Output) -> None:
         output.event("admin_key", admin_key=key.value, path=str(key.path))
         output.say(f"admin key  {key.value}")
         output.say(f"kept in {key.path}; shown this once", style="dim")
+
+
+def _tell_defaults(defaults: SamplingDefaults, output: Output) -> None:
+    if defaults.given:
+        output.event("sampling_defaults", **defaults.given)
+        output.say(f"sampling defaults: {', '.join(f'{name} {value}' for name, value in defaults.given.items())}")
 
 
 def _tell_ready(options: ServeOptions, parts: EngineParts, url: str, output: Output) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ import jinja2
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from server.engine.chat_options import ChatOptions, TemplateValue
+from server.engine.control_tokens import ControlTokens
 from server.engine.pieces import PieceTable
 from server.engine.sampling_params import InvalidRequest
 from server.engine.vocabulary import Vocabulary
 
 Message = Mapping[str, Any]  # one OpenAI chat message: role, content, and what templates read beyond
 
+_PLAIN_CHAT = ChatOptions()
 _MAX_ERROR_CHARACTERS = 300  # of a template's own message, which may quote the whole chat
 
 
@@ -71,24 +75,45 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    @cached_property
+    def control_tokens(self) -> ControlTokens:
+        """Made on first use: it holds the tokenizer once more."""
+        return ControlTokens(self._backend, str(self._template_owner.chat_template))
+
+    def encode_chat(self, messages: Sequence[Message], options: ChatOptions = _PLAIN_CHAT) -> list[int]:
         """The prompt that the model's chat template makes of `messages`, as token ids.
 
-        Raises InvalidRequest when the model has no chat template, a message has content other than text, or the
-        template itself refuses.
+        Raises InvalidRequest when the model has no chat template, a message has content other than text, a template
+        variable is not a request's to set, or the template itself refuses.
         """
         if not self.has_chat_template:
             raise InvalidRequest("messages", "this model has no chat template", code="chat_template_missing")
         if not messages:
             raise InvalidRequest("messages", "messages must have at least 1 entry, got 0")
         plain = [_with_plain_content(index, message) for index, message in enumerate(messages)]
-        text = self._rendered(plain, add_generation_prompt)
-        return self.encode(text, add_special_tokens=False, param="messages")
+        options.check_names(self._template_owner)
+        if not options.escape_control_tokens:
+            text = self._rendered(plain, options, options.variables)
+            return self.encode(text, add_special_tokens=False, param="messages")
+        control = self.control_tokens
+        text = self._rendered(
+            [control.marked(message) for message in plain], options, control.marked(options.variables)
+        )
+        return control.encode(text)
 
-    def _rendered(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def _rendered(
+        self, messages: list[dict[str, Any]], options: ChatOptions, variables: Mapping[str, TemplateValue]
+    ) -> str:
         render = self._template_owner.apply_chat_template
         try:
-            return str(render(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+            rendered = render(
+                messages,
+                tokenize=False,
+                add_generation_prompt=options.add_generation_prompt,
+                continue_final_message=options.continue_final_message,
+                **variables,
+            )
+            return str(rendered)
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             # whatever a template trips over is the messages' fault: it renders for others
             reason = str(error)[:_MAX_ERROR_CHARACTERS]

@@ -116,3 +116,13 @@ def test_a_short_admin_key_exits_4(run: Command, base: Path) -> None:
     assert result.exit_code == 4
     assert result.stderr.startswith("bad_admin_key: MULTILORA_ADMIN_KEY: ")
     assert "16" in result.stderr
+
+
+def test_a_generation_config_that_does_not_do_exits_6_before_anything_is_loaded(
+    run: Command, base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "generation_config.json").write_text('{"temperature": 3}')
+    result = run("serve", "--base", base, *SMALL, "--generation-config", tmp_path)
+    assert result.exit_code == 6
+    assert "temperature must be in [0.0, 2.0], got 3" in result.stderr
+    assert result.stderr.count("\n") == 1

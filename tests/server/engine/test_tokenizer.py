@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from server.engine.chat_options import ChatOptions
 from server.engine.sampling_params import InvalidRequest
 from server.engine.tokenizer import Tokenizer
 from support.tokenizer_zoo import ZOO, byte_level, llama2, wrapped
@@ -81,7 +82,7 @@ def test_chat_is_what_the_template_renders(tokenizer: Tokenizer, folder: Path) -
     ids = tokenizer.encode_chat(CHAT)
     assert ids == reference.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
     assert tokenizer.decode(ids, skip_special_tokens=False).endswith("<|user|>Hi</s><|assistant|>")
-    closed = tokenizer.encode_chat(CHAT, add_generation_prompt=False)
+    closed = tokenizer.encode_chat(CHAT, ChatOptions(add_generation_prompt=False))
     assert tokenizer.decode(closed, skip_special_tokens=False).endswith("Hi</s>")
 
 
