@@ -1,4 +1,4 @@
-"""What uvicorn does not bound: header sizes, the size of a body, and how long it may take to come. Knows no route but
+"""What uvicorn does not bound: the size of a target and of a body, and how long it may take to come. Knows no route but
 those that take large bodies."""
 
 from __future__ import annotations
@@ -51,12 +51,6 @@ class RequestLimits:
         num_target_bytes = len(scope["raw_path"]) + len(scope["query_string"])
         if num_target_bytes > settings.max_target_bytes:
             raise _too_much(414, "uri_too_long", "the request target", num_target_bytes, settings.max_target_bytes)
-        num_header_bytes = sum(len(name) + len(value) + 4 for name, value in headers)
-        if num_header_bytes > settings.max_header_bytes:
-            raise _too_much(431, "headers_too_large", "the headers", num_header_bytes, settings.max_header_bytes)
-        if len(headers) > settings.max_header_count:
-            message = f"a request must have at most {settings.max_header_count} headers, got {len(headers)}"
-            raise ApiError(431, "headers_too_large", message)
         length = Headers(raw=headers).get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length[:20]) > limit.max_bytes:
             raise _too_much(413, "too_large", "the body", int(length[:20]), limit.max_bytes)
