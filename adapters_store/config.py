@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from adapters_store.config_fields import Body, bad_field, check_fields, default_delta_is_zero, is_empty
 from adapters_store.errors import AdapterRejected
+from adapters_store.foreign_files import refuse_foreign_config
 from adapters_store.limits import AdapterLimits
 from adapters_store.patterns import PLAIN_KEY, SuffixPatterns, suffixes_at_dots
 from adapters_store.strict_json import parse_strict_json, shown
@@ -93,11 +94,13 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
     """Read the bytes of an adapter_config.json.
 
     Raises:
-        AdapterRejected: config_too_large, a code of strict_json or config_fields, regex_targets, regex_pattern.
+        AdapterRejected: config_too_large, git_lfs_pointer, a code of strict_json or config_fields, regex_targets,
+            regex_pattern.
     """
     if len(data) > limits.max_config_bytes:
         message = f"adapter_config.json: {len(data)} bytes, the limit is {limits.max_config_bytes}"
         raise AdapterRejected("config_too_large", message, param="config")
+    refuse_foreign_config(data)
     body = parse_strict_json(data, what="adapter_config.json", max_objects=_MAX_OBJECTS)
     if not isinstance(body, dict):
         raise AdapterRejected("bad_json", f"adapter_config.json: must be an object, got {shown(body)}", param="config")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapters_store.errors import AdapterRejected
+from adapters_store.foreign_files import refuse_foreign_keys
 from adapters_store.strict_json import shown
 
 Body = Mapping[str, object]
@@ -88,9 +89,15 @@ def check_fields(body: Body) -> None:
     """Refuse every meaning we do not serve.
 
     Raises:
-        AdapterRejected: missing_field, bad_field, unknown_field, or the code of the unsupported feature.
+        AdapterRejected: missing_field, bad_field, unknown_field, unsupported_format, or the code of the unsupported
+            feature.
     """
-    for field in ("peft_type", "r", "lora_alpha", "target_modules"):
+    if "peft_type" not in body:
+        refuse_foreign_keys(body)
+        message = "adapter_config.json: peft_type is missing, so PEFT did not write it; send what save_pretrained saved"
+        raise AdapterRejected("missing_field", message, param="peft_type")
+    _check_field("peft_type", body["peft_type"])  # first: another method has other fields
+    for field in ("r", "lora_alpha", "target_modules"):
         if field not in body:
             raise AdapterRejected("missing_field", f"adapter_config.json: {field} is missing", param=field)
     for field, value in body.items():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from adapters_store.dtypes import TENSOR_TYPES
 from adapters_store.errors import AdapterRejected
+from adapters_store.foreign_files import HEAD_BYTES, refuse_foreign_weights
 from adapters_store.limits import AdapterLimits
 from adapters_store.strict_json import parse_strict_json, shown
 
@@ -49,9 +50,9 @@ def read_header(path: Path, limits: AdapterLimits) -> SafetensorsHeader:
     """Read and check the header of the file at `path`; reads at most limits.max_header_bytes.
 
     Raises:
-        AdapterRejected: missing_weights, too_large, truncated, pickle, header_too_large, bad_header, a code of
-            strict_json, too_many_tensors, bad_tensor_name, wrong_dtype, bad_shape, overlapping_offsets, offsets_gap,
-            trailing_bytes, no_tensors.
+        AdapterRejected: missing_weights, too_large, truncated, a code of foreign_files, header_too_large, bad_header,
+            a code of strict_json, too_many_tensors, bad_tensor_name, wrong_dtype, bad_shape, overlapping_offsets,
+            offsets_gap, trailing_bytes, no_tensors.
     """
     raw, file_bytes = _read_raw(path, limits)
     data_start = _LENGTH_BYTES + len(raw)
@@ -82,8 +83,9 @@ def _read_raw(path: Path, limits: AdapterLimits) -> tuple[bytes, int]:
     if status.st_size > limits.max_bytes:
         raise _rejected("too_large", f"weights: {status.st_size} bytes, the limit is {limits.max_bytes}")
     with path.open("rb", buffering=0) as file:
-        prefix = file.read(_LENGTH_BYTES)
-        length = _header_length(prefix, status.st_size, limits)
+        head = file.read(HEAD_BYTES)
+        length = _header_length(head, status.st_size, limits)
+        file.seek(_LENGTH_BYTES)
         raw = file.read(length)
     if len(raw) < length:
         raise _rejected("truncated", f"weights: the header needs {length} bytes, the file ends after {len(raw)}")
@@ -92,23 +94,17 @@ def _read_raw(path: Path, limits: AdapterLimits) -> tuple[bytes, int]:
     return raw, status.st_size
 
 
-def _header_length(prefix: bytes, file_bytes: int, limits: AdapterLimits) -> int:
-    if len(prefix) < _LENGTH_BYTES:
+def _header_length(head: bytes, file_bytes: int, limits: AdapterLimits) -> int:
+    if len(head) < _LENGTH_BYTES:
         raise _rejected("truncated", f"weights: {file_bytes} bytes are too few for a safetensors file")
-    length = int.from_bytes(prefix, "little")
+    length = int.from_bytes(head[:_LENGTH_BYTES], "little")
     if length > limits.max_header_bytes:
-        if _looks_like_pickle(prefix):
-            raise _rejected("pickle", "weights: a pickle (.bin) file is never opened; save as safetensors")
+        refuse_foreign_weights(head)
         message = f"safetensors header: {length} bytes, the limit is {limits.max_header_bytes}"
         raise _rejected("header_too_large", message)
     if length > file_bytes - _LENGTH_BYTES:
         raise _rejected("truncated", f"weights: the header needs {length} bytes, the file has {file_bytes} in all")
     return length
-
-
-def _looks_like_pickle(prefix: bytes) -> bool:
-    """torch.save writes a zip; older ones a bare pickle. Only asked once the file is known to be no safetensors."""
-    return prefix.startswith(b"PK\x03\x04") or (prefix[0] == 0x80 and 2 <= prefix[1] <= 5)
 
 
 def _metadata(value: object) -> dict[str, str]:

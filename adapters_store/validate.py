@@ -25,6 +25,8 @@ _UNSUPPORTED_NAMES = {
     "modules_to_save": "unsupported_modules_to_save",
     ".bias": "unsupported_bias",
 }
+_EMBEDDING = "model.embed_tokens"  # in every family we serve, and no linear layer
+_HEAD = "lm_head"
 _MAX_PATTERN_WORK = 1_000_000  # pattern keys x modules: every layer of a 405B model named in its own key is 778,000
 
 
@@ -92,7 +94,7 @@ def _pair_tensors(header: SafetensorsHeader, base: BaseDescription) -> dict[str,
     """Module path -> {"A": entry, "B": entry}."""
     pairs: dict[str, dict[str, TensorEntry]] = {}
     for entry in header.tensors:
-        module, side = _parse_name(entry.name)
+        module, side = _parse_name(entry, header, base)
         if module not in base.modules:
             raise _rejected("unknown_module", f"{entry.name}: the base {base.name} has no linear layer {module}")
         pair = pairs.setdefault(module, {})
@@ -106,7 +108,8 @@ def _pair_tensors(header: SafetensorsHeader, base: BaseDescription) -> dict[str,
     return pairs
 
 
-def _parse_name(name: str) -> tuple[str, str]:
+def _parse_name(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescription) -> tuple[str, str]:
+    name = entry.name
     if name.startswith(_PREFIX):
         for ending, side in _ENDINGS.items():
             if name.endswith(ending):
@@ -115,10 +118,26 @@ def _parse_name(name: str) -> tuple[str, str]:
         if part in name:
             raise _rejected(code, f"{name}: this kind of tensor is not served")
     if name.endswith(".weight") and "lora_" not in name:
-        advice = "save the adapter with save_embedding_layers=False"
+        advice = _advice_on_weight(entry, header, base)
         raise _rejected("unsupported_full_weight", f"{name}: a whole weight of the base, not LoRA; {advice}")
     wanted = f"{_PREFIX}<module>.lora_A.weight or .lora_B.weight"
     raise _rejected("unknown_tensor", f"{name}: no part of a LoRA adapter; names are {wanted}")
+
+
+def _advice_on_weight(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescription) -> str:
+    """The way out that fits: PEFT writes head and embedding beside the LoRA of either, and where a vocabulary grew."""
+    is_embedding, head = "embed_tokens" in entry.name, base.modules.get(_HEAD)
+    if not is_embedding and _HEAD not in entry.name:
+        return "train the adapter with LoRA alone, or serve the merged model as a base"
+    if head is not None and entry.shape != (head.out_features, head.in_features):
+        of_base = f"[{head.out_features}, {head.in_features}]"
+        return (
+            f"its size is {list(entry.shape)} and the base's is {of_base}: the vocabulary was changed, and "
+            "without it the rows trained so would be lost; merge the adapter into its own base and serve that as a base"
+        )
+    if is_embedding and any("lora_embedding_" in other.name for other in header.tensors):
+        return "LoRA on embed_tokens is not served either; train without embed_tokens in target_modules"
+    return "if it was not trained, save the adapter with save_embedding_layers=False"
 
 
 def _check_targets(config: LoraConfig, pairs: dict[str, dict[str, TensorEntry]], base: BaseDescription) -> None:
@@ -127,9 +146,8 @@ def _check_targets(config: LoraConfig, pairs: dict[str, dict[str, TensorEntry]],
         if not config.targets(module):
             raise _rejected("untargeted_module", f"{module}: has tensors, but the config does not target it")
         matched.update(config.entries_matching(module))
-    unmatched = (config.target_modules or frozenset()) - matched
-    if unmatched:
-        message = f"target_modules: {shown(min(unmatched))} matches no tensor of the file"
+    if without := _targets_without_tensors(config, matched, base):
+        message = f"target_modules: {shown(min(without))} matches layers of the base, and no tensor of the file"
         raise AdapterRejected("unmatched_target", message, param="target_modules")
     if config.zero_by_default:
         return  # PEFT leaves a targeted module without tensors at a zero delta, and so do we
@@ -137,6 +155,18 @@ def _check_targets(config: LoraConfig, pairs: dict[str, dict[str, TensorEntry]],
         if module not in pairs and config.targets(module):
             message = f"{module}: targeted, without tensors, and init_lora_weights does not make it a zero delta"
             raise _rejected("missing_tensors", message)
+
+
+def _targets_without_tensors(config: LoraConfig, matched: set[str], base: BaseDescription) -> set[str]:
+    """Targets that mean something in this base and have no tensors: half an adapter.
+
+    A name that the base has no module for, or that exclude_modules takes away whole, means nothing in PEFT either.
+    """
+    unmatched = (config.target_modules or frozenset()) - matched
+    if not unmatched:
+        return set()
+    of_base = {entry for module in (*base.modules, _EMBEDDING) for entry in config.entries_matching(module)}
+    return of_base & unmatched
 
 
 def _plan_module(

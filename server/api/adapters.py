@@ -10,6 +10,7 @@ import anyio.to_thread
 from fastapi import FastAPI, Request
 
 from adapters_store.errors import Conflict, NotFound
+from adapters_store.foreign_files import refuse_shard
 from adapters_store.keys import Scope
 from adapters_store.names import check_name, split_ref
 from adapters_store.records import AdapterVersion
@@ -36,7 +37,9 @@ async def upload_adapter(
     with upload_slot(context):
         weights = await off_loop(spool_path, settings)
         try:
-            fields = (await receive(request, weights, limits, file_part=WEIGHTS)).fields
+            upload = await receive(request, weights, limits, file_part=WEIGHTS)
+            refuse_shard(upload.filename)
+            fields = upload.fields
             name = fields["name"].decode("utf-8", "replace")
             version = await _publish(context, caller, name, fields["config"], weights, activate=activate)
         finally:

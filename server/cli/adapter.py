@@ -44,8 +44,12 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Check an adapter and publish it; the bare name means the new version from then on."""
+    from adapters_store.adapter_folder import read_adapter_folder
+
     output = Output(as_json=as_json)
-    config = _config_in(folder)
+    if not folder.is_dir():
+        raise CommandError("file_not_found", f"{folder}: no such folder", ExitCode.NOT_FOUND)
+    found = read_adapter_folder(folder)
     with opened(data_dir, output) as store:
         description = _base_for(store, base, output)
         _check_free(name, description)
@@ -53,14 +57,16 @@ def push(
             version = store.publish(
                 tenant=tenant,
                 name=name,
-                config=config,
-                weights=folder / "adapter_model.safetensors",
+                config=found.config,
+                weights=found.weights,
                 base=description,
                 activate=activate,
             )
-    output.emit(**version.to_json())
+    output.emit(**version.to_json(), notes=list(found.notes))
     output.say(f"published {version.tenant}/{version.ref} (rank {version.rank}, {size(version.num_bytes)})")
     output.say(version.digest, style="dim")
+    for note in found.notes:
+        output.say(f"note: {note}", style="yellow")
 
 
 @app.command("list")
@@ -142,17 +148,6 @@ def _state(version: AdapterVersion) -> str:
     if not version.loaded:
         return "unloaded"
     return "active" if version.percent == 100 else f"{version.percent} %" if version.percent else ""
-
-
-def _config_in(folder: Path) -> bytes:
-    """Raises CommandError where the folder is no adapter at all; what the store can judge is left to it."""
-    if not folder.is_dir():
-        raise CommandError("file_not_found", f"{folder}: no such folder", ExitCode.NOT_FOUND)
-    config = folder / "adapter_config.json"
-    if not config.is_file():
-        message = f"{folder}: no adapter_config.json there; a folder saved by PEFT is needed"
-        raise CommandError("missing_config", message, ExitCode.REFUSED)
-    return config.read_bytes()
 
 
 def _base_for(store: AdapterStore, base: str | None, output: Output) -> BaseDescription:

@@ -72,6 +72,8 @@ def hostile_weights(base: BaseDescription) -> dict[str, bytes]:
         "wrong shape": safetensors_bytes(wrong_shape),
         "no such module": safetensors_bytes({"base_model.model.nothing.lora_A.weight": good[first]}),
         "pickle": b"\x80\x04\x95 not safetensors at all",
+        "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n",
+        "GGUF": b"GGUF\3\0\0\0" * 9,
         "huge header": (2**40).to_bytes(8, "little") + b"{}",
     }
 
@@ -91,6 +93,31 @@ def test_hostile_weights_get_a_400_and_a_code_at_once_and_nothing_is_logged(
     assert len(set(codes.values())) >= 5, codes
     assert store.versions("acme", "hostile") == []
     assert caplog.records == []
+
+
+def test_one_of_several_shards_is_refused_by_its_filename_and_a_whole_file_is_not(
+    client: httpx.Client, weights: bytes
+) -> None:
+    """One shard alone is a sound file: it would be served without the layers of the others."""
+
+    def send(filename: str) -> httpx.Response:
+        parts = {"name": (None, b"sharded"), "config": config_bytes(), "weights": (filename, weights)}
+        return client.post("/v1/adapters", files=parts)
+
+    refused = send("adapter_model-00001-of-00002.safetensors")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "sharded_weights")
+    assert "save_file" in refused.json()["error"]["message"]
+    assert send("adapter_model-00001-of-00001.safetensors").status_code == 201
+    assert send("adapter_model.safetensors").status_code == 201
+
+
+@pytest.mark.parametrize(
+    "config", [b"version https://git-lfs.github.com/spec/v1\n", b'{"lora_parameters": {"rank": 8}}']
+)
+def test_a_config_that_is_something_else_is_called_so(client: httpx.Client, weights: bytes, config: bytes) -> None:
+    response = client.post("/v1/adapters", files={"name": b"x", "config": config, "weights": weights})
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] in ("git_lfs_pointer", "unsupported_format")
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "a@1", "x" * 129, " ", "\N{SNOWMAN}"])
