@@ -74,10 +74,11 @@ class AdapterLoader:
         if self._blobs.has_room(packed.num_bytes):
             keep_packed(self._blobs.folder(packed.digest), packed, base)
 
-    def put_away(self, digest: AdapterDigest, code: str, message: str) -> None:
-        """Serve this adapter no more. What keeps that from being written down is logged: the caller has to go on."""
+    def put_away(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
+        """Serve this adapter no more, to the tenant or to all. What keeps that from being written down is logged: the
+        caller has to go on."""
         try:
-            self._quarantine.put(digest, code, message)
+            self._quarantine.put(digest, code, message, tenant=tenant)
         except StoreError as error:
             _log.warning("adapter %s could not be put into quarantine: %s", digest, error.message)
 

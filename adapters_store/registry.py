@@ -16,7 +16,7 @@ from adapters_store.base import AdapterDigest, BaseDescription
 from adapters_store.database import now_s
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.records import AdapterVersion
-from adapters_store.schema import adapter_versions, adapters, bases, quarantine, tenants
+from adapters_store.schema import adapter_versions, adapters, bases, quarantine, tenant_quarantine, tenants
 from adapters_store.strict_json import shown
 
 _MAX_IN = 500  # values in one IN list; databases bound them
@@ -55,13 +55,15 @@ def _select_versions() -> Select[Any]:
     columns = [column for column in adapter_versions.c if column.name not in ("id", "adapter_id", "config")]
     joined = adapter_versions.join(adapters).join(tenants)
     joined = joined.outerjoin(quarantine, quarantine.c.digest == adapter_versions.c.digest)
+    own = (tenant_quarantine.c.digest == adapter_versions.c.digest) & (tenant_quarantine.c.tenant_id == tenants.c.id)
+    joined = joined.outerjoin(tenant_quarantine, own)
     return select(
         tenants.c.name.label("tenant"),
         adapters.c.name.label("adapter"),
         adapters.c.active_number,
         alias_rows.percent_of_version().label("percent"),
         alias_rows.percent_of_canaries().label("all_canaries"),
-        quarantine.c.code.label("quarantined"),
+        func.coalesce(quarantine.c.code, tenant_quarantine.c.code).label("quarantined"),
         *columns,
     ).select_from(joined)
 

@@ -20,7 +20,7 @@ from sqlalchemy import (
     false,
 )
 
-HEAD_REVISION = "0005"
+HEAD_REVISION = "0006"
 
 metadata = MetaData()
 
@@ -158,6 +158,17 @@ quarantine = Table(
     "quarantine",
     metadata,
     Column("digest", String(71), primary_key=True),
+    Column("code", String(64), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+# The same for one tenant alone: what its own requests have shown. Others with the same bytes are served.
+tenant_quarantine = Table(
+    "tenant_quarantine",
+    metadata,
+    Column("tenant_id", Integer, ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("digest", String(71), primary_key=True, index=True),
     Column("code", String(64), nullable=False),
     Column("message", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),

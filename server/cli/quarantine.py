@@ -25,8 +25,10 @@ def list_entries(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption
     if not entries:
         output.say("nothing is in quarantine")
         return
-    rows = [(entry.digest, entry.code, entry.message, when(entry.created_at)) for entry in entries]
-    output.table(("digest", "code", "why", "since"), rows)
+    rows = [
+        (entry.digest, entry.tenant or "all", entry.code, entry.message, when(entry.created_at)) for entry in entries
+    ]
+    output.table(("digest", "tenant", "code", "why", "since"), rows)
 
 
 @app.command()
@@ -42,6 +44,7 @@ def check(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = Fals
 @app.command()
 def release(
     digest: Annotated[str, typer.Argument(help="The adapter's digest, as `list` shows it.", metavar="DIGEST")],
+    tenant: Annotated[str | None, typer.Option(help="To this tenant only; left out: to all.", metavar="NAME")] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,6 +53,6 @@ def release(
 
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
-        store.quarantine.release(AdapterDigest(digest))
-    output.emit(digest=digest, released=True)
+        store.quarantine.release(AdapterDigest(digest), tenant=tenant)
+    output.emit(digest=digest, **({} if tenant is None else {"tenant": tenant}), released=True)
     output.say(f"released {digest}")

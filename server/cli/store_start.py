@@ -46,7 +46,8 @@ def _look_over(store: AdapterStore, output: Output) -> None:
         duration_s=duration_s,
     )
     for entry in away[:_MAX_TOLD]:
-        output.say(f"not served: {entry.digest} ({entry.code}: {entry.message})", style="yellow")
+        to_whom = "" if entry.tenant is None else f" to {entry.tenant}"
+        output.say(f"not served{to_whom}: {entry.digest} ({entry.code}: {entry.message})", style="yellow")
     if len(away) > _MAX_TOLD:
         output.say(f"and {len(away) - _MAX_TOLD} more: multilora quarantine list", style="yellow")
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -31,7 +32,7 @@ from server.engine.histogram import Histogram
 from server.engine.kv_blocks import BlockPool, KVCacheSettings
 from server.engine.kv_cache import KVCache
 from server.engine.memory_plan import MemoryPlan, MemoryWishes, plan_memory
-from server.engine.numerics import PutAway
+from server.engine.numerics import Owned, PutAway
 from server.engine.output import OutputState
 from server.engine.request import Request
 from server.engine.runner import ModelRunner
@@ -58,7 +59,7 @@ class AdapterSource(Protocol):
         buffers: HostBuffers | None = None,
         turns: Turns | None = None,
     ) -> PackedAdapter: ...
-    def put_away(self, digest: AdapterDigest, code: str, message: str) -> None: ...
+    def put_away(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +212,9 @@ def _planned(base: BaseModel, settings: EngineSettings, start: GpuStart, max_mod
 def _put_away_on_a_thread(source: AdapterSource) -> PutAway:
     """The engine's thread must not wait for a database."""
 
-    def put_away(digest: AdapterDigest, code: str, message: str) -> None:
-        threading.Thread(target=source.put_away, args=(digest, code, message), name="put-away").start()
+    def put_away(owned: Owned, code: str, message: str) -> None:
+        write = partial(source.put_away, owned.digest, code, message, tenant=owned.tenant)
+        threading.Thread(target=write, name="put-away").start()
 
     return put_away
 

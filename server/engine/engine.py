@@ -47,7 +47,7 @@ class Engine:
         *,
         max_slots: int,
         load_seconds: Histogram | None = None,
-        put_away: PutAway = lambda digest, code, message: None,
+        put_away: PutAway = lambda owned, code, message: None,
     ) -> None:
         self.scheduler = scheduler
         self.tiers = tiers
@@ -246,13 +246,15 @@ class Engine:
         return self._failed(request, RequestError("deadline_exceeded", message, status=504))
 
     def _not_finite(self, requests: Sequence[Request]) -> list[TokenEvent]:
-        """Each fails alone. Those that wait for an adapter that is put away now are answered in the next step."""
+        """Each fails alone. A tenant's requests that wait for an adapter which is quarantined now are answered in the
+        next step."""
         if not requests:
             return []
-        for digest in self._faults.saw(requests):
+        for tenant, digest in self._faults.saw(requests):
             self._counters.quarantined += 1
-            message = f"adapter {self._names.get(digest, digest)} is not served: its numbers are not finite"
-            self.scheduler.fail_waiting(digest, AdapterUnavailable("adapter_quarantined", message))
+            name = next(each.adapter_name for each in requests if (each.tenant, each.adapter) == (tenant, digest))
+            message = f"adapter {name or digest} is not served: its numbers are not finite"
+            self.scheduler.fail_waiting(digest, AdapterUnavailable("adapter_quarantined", message), tenant=tenant)
         return [self._numerics_failed(request) for request in requests]
 
     def _numerics_failed(self, request: Request) -> TokenEvent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from adapters_store.base import AdapterDigest
 from server.engine.request import Request
@@ -12,12 +13,21 @@ from server.engine.request import Request
 FAULTS_UNTIL_QUARANTINE = 3
 CODE = "adapter_numerics"
 
-# Digest, code, message. The engine's thread calls it: it must not wait for anything.
-PutAway = Callable[[AdapterDigest, str, str], None]
+
+class Owned(NamedTuple):
+    """A tenant's adapter. Two tenants may hold the same bytes; what one asks of them is no evidence for the other."""
+
+    tenant: str
+    digest: AdapterDigest
+
+
+# Whose adapter, code, message. The engine's thread calls it: it must not wait for anything.
+PutAway = Callable[[Owned, str, str], None]
 
 
 class NumericFaults:
-    """Counts each adapter's failed requests. A single one may be the prompt's doing; the same again is the adapter's.
+    """Counts each tenant's failed requests by adapter. A single one may be the prompt's doing; the same again is the
+    adapter's, for this tenant: another one with the same bytes is served until its own requests fail.
 
     A step in which a request of the bare base failed as well counts for nobody: then it is the base, or the machine.
     """
@@ -27,23 +37,24 @@ class NumericFaults:
             raise ValueError(f"limit must be at least 1, got {limit}")
         self._put_away = put_away
         self._limit = limit
-        self._counts: Counter[AdapterDigest] = Counter()
+        self._counts: Counter[Owned] = Counter()
 
-    def saw(self, failed: Sequence[Request]) -> list[AdapterDigest]:
+    def saw(self, failed: Sequence[Request]) -> list[Owned]:
         """One step's requests whose numbers were not finite -> adapters to serve no more, each put away already.
 
         Its count begins anew: an operator who lets it out again has it put away again after as many faults.
         """
-        digests = [request.adapter for request in failed if request.adapter is not None]
-        if len(digests) < len(failed):
+        owned = [Owned(request.tenant, request.adapter) for request in failed if request.adapter is not None]
+        if len(owned) < len(failed):
             return []
-        self._counts.update(digests)
-        over = [digest for digest in dict.fromkeys(digests) if self._counts[digest] >= self._limit]
-        for digest in over:
-            message = f"{self._counts.pop(digest)} requests produced numbers that are not finite"
-            self._put_away(digest, CODE, message)
+        self._counts.update(owned)
+        over = [each for each in dict.fromkeys(owned) if self._counts[each] >= self._limit]
+        for each in over:
+            message = f"{self._counts.pop(each)} requests produced numbers that are not finite"
+            self._put_away(each, CODE, message)
         return over
 
     def forget(self, digest: AdapterDigest) -> None:
         """The adapter left service."""
-        self._counts.pop(digest, None)
+        for each in [each for each in self._counts if each.digest == digest]:
+            del self._counts[each]

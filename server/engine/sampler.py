@@ -1,7 +1,10 @@
 """Chooses one token for each row of logits. Knows logits and sampling parameters; knows nothing of text or stop rules.
 
-The order: logit_bias, min_tokens, penalties; then the best token if temperature or top_p is 0, else temperature,
+The order: logit_bias, penalties, min_tokens; then the best token if temperature or top_p is 0, else temperature,
 top_k, top_p (of what top_k kept), min_p, and one draw. R rows, V vocabulary entries.
+
+Whether a row is finite is judged on the model's own logits: no request's parameters can make a sound row a fault of its
+adapter. So what parameters do to scores stays finite, and no ban takes a row's last token.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from server.engine.sampling_ops import FIRST_CANDIDATES, UNSETTLED, pick_from_al
 from server.engine.sampling_params import InvalidRequest, SamplingParams
 
 NON_FINITE = -1  # in the place of a token
+_LOWEST, _HIGHEST = torch.finfo(torch.float32).min, torch.finfo(torch.float32).max
 _MASK_64 = 2**64 - 1
 
 
@@ -82,6 +86,8 @@ class Sampler:
             peak_R, tokens_R = logits_RV.max(-1)
         else:
             tokens_R, peak_R = self._picked(self._edited(logits_RV, plan, draw), plan, draw)
+            if plan.edits_scores:
+                peak_R = logits_RV.amax(-1)
         tokens_R = torch.where(torch.isfinite(peak_R), tokens_R, NON_FINITE)
         logprobs = self._launch_logprobs(logits_RV, tokens_R, plan.with_logprobs, requests)
         ids = [request.id for request in requests]
@@ -116,18 +122,22 @@ class Sampler:
         return self._keys.getrandbits(64) if seed is None else seed & _MASK_64
 
     def _edited(self, logits_RV: torch.Tensor, plan: SamplingPlan, draw: Draw) -> torch.Tensor:
-        """A float32 copy, which picking may overwrite, with biases, masks and penalties applied."""
+        """A float32 copy, which picking may overwrite, with biases, penalties and bans applied.
+
+        A row with a finite logit keeps a finite score: a banned token is said where the model leaves no other.
+        """
         scores_RV = logits_RV.to(torch.float32, copy=True).contiguous()
         flat = scores_RV.view(-1)
         if plan.bias_index is not None and plan.bias is not None:
             flat[plan.bias_index] += plan.bias
+        if plan.penalised:
+            _penalise(flat, plan, draw.requests)
         held_off = [
             index for row, index in plan.banned if draw.num_output_tokens(row) < draw.requests[row].params.min_tokens
         ]
         if held_off:
-            flat[to_device(torch.from_numpy(np.concatenate(held_off)), flat.device)] = -torch.inf
-        if plan.penalised:
-            _penalise(flat, plan, draw.requests)
+            where = to_device(torch.from_numpy(np.concatenate(held_off)), flat.device)
+            flat[where] = flat[where].clamp(max=_LOWEST)
         return scores_RV
 
     def _picked(self, scores_RV: torch.Tensor, plan: SamplingPlan, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
@@ -231,8 +241,9 @@ def _penalise(flat: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request
     repetition, presence, frequency, count = to_device(numbers, flat.device)
     where = to_device(torch.from_numpy(index), flat.device)
     scores = flat[where]
-    scores = torch.where(scores > 0, scores / repetition, scores * repetition)
-    flat[where] = scores - presence * (count > 0) - frequency * count
+    repeated = torch.where(scores > 0, scores / repetition, scores * repetition)
+    penalised = (repeated - presence * (count > 0) - frequency * count).clamp(_LOWEST, _HIGHEST)
+    flat[where] = torch.where(scores.isinf(), scores, penalised)
 
 
 def _uniform_column(group: PickGroup, draw: Draw, device: torch.device) -> torch.Tensor:

@@ -9,6 +9,7 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_BYTES = 1024
 MAX_LOGIT_BIAS = 1024
+SMALLEST_FLOAT32 = 2.0**-126  # below, its numbers lose digits, and then are 0
 
 
 class InvalidRequest(ValueError):
@@ -50,13 +51,13 @@ class SamplingParams:
     def __post_init__(self) -> None:
         _check_range("max_tokens", self.max_tokens, 0, 2**31 - 1)
         _check_range("min_tokens", self.min_tokens, 0, self.max_tokens)
-        _check_range("temperature", self.temperature, 0.0, 2.0)
-        _check_range("top_p", self.top_p, 0.0, 1.0)
+        _check_float("temperature", self.temperature, 0.0, 2.0)
+        _check_float("top_p", self.top_p, 0.0, 1.0)
         _check_range("top_k", self.top_k, 0, 2**31 - 1)
-        _check_range("min_p", self.min_p, 0.0, 1.0)
-        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
-        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_float("min_p", self.min_p, 0.0, 1.0)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
+        _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_range("logprobs", self.logprobs or 0, 0, MAX_LOGPROBS)
         _check_range("prompt_logprobs", self.prompt_logprobs or 0, 0, MAX_LOGPROBS)
         _check_count("stop", len(self.stop), MAX_STOP_STRINGS)
@@ -68,11 +69,19 @@ class SamplingParams:
             if not text or len(text.encode(errors="surrogatepass")) > MAX_STOP_BYTES:
                 raise InvalidRequest("stop", f"each stop string must have 1 to {MAX_STOP_BYTES} bytes")
         for _, bias in self.logit_bias:
-            _check_range("logit_bias", bias, -100.0, 100.0)
+            _check_float("logit_bias", bias, -100.0, 100.0)
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0 or self.top_p == 0.0
+
+
+def _check_float(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """Within the range, and a number that the sampler's float32 can hold: others turn to 0 there."""
+    _check_range(name, value, low, high, open_low=open_low)
+    if 0.0 < abs(value) < SMALLEST_FLOAT32:
+        message = f"{name} must be 0 or at least {SMALLEST_FLOAT32:.3g} in size, as float32 holds it, got {value}"
+        raise InvalidRequest(name, message)
 
 
 def _check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:

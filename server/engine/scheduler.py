@@ -193,11 +193,12 @@ class Scheduler:
             self.finish(request)
         return request
 
-    def fail_waiting(self, digest: AdapterDigest, error: StoreError) -> None:
-        """This adapter cannot come (any more): everyone who waits for it is reported by take_failed()."""
+    def fail_waiting(self, digest: AdapterDigest, error: StoreError, *, tenant: str | None = None) -> None:
+        """This adapter cannot come (any more): requests that wait for it, the tenant's or all, are in take_failed()."""
         for request in self._waiting.line(digest):
-            self.finish(request)
-            self._failed.append((request, error))
+            if tenant is None or request.tenant == tenant:
+                self.finish(request)
+                self._failed.append((request, error))
 
     def take_failed(self) -> list[tuple[Request, StoreError]]:
         """Requests whose adapter cannot come, finished already, each reported exactly once."""

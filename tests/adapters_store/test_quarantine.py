@@ -156,6 +156,42 @@ def test_one_tenants_quarantine_is_every_tenants_for_the_same_content(store: Ada
             store.resolve(tenant, "law")
 
 
+def test_what_one_tenants_requests_have_shown_counts_for_this_tenant_alone(
+    store: AdapterStore, publish: Publish
+) -> None:
+    store.tenants.create("globex")
+    digest = publish("law").digest
+    assert publish("law", tenant="globex").digest == digest
+    assert store.quarantine.put(digest, "adapter_numerics", "NaN", tenant="globex")
+    assert not store.quarantine.put(digest, "adapter_numerics", "NaN", tenant="globex")
+    assert not store.quarantine.put(digest, "adapter_numerics", "NaN", tenant="nobody")
+    assert store.resolve("acme", "law").digest == digest
+    with pytest.raises(AdapterUnavailable, match="adapter_numerics"):
+        store.resolve("globex", "law")
+    assert [entry.tenant for entry in store.quarantine.entries()] == ["globex"]
+    assert [row.tenant for row in store.audit.entries() if row.action == "adapter.quarantine"] == ["globex"]
+    assert store.quarantine.put(digest, "blob_damaged", "for all")
+    assert [version.quarantined for version in store.versions("globex", "law")] == ["blob_damaged"]
+    with pytest.raises(NotFound):
+        store.quarantine.release(digest, tenant="acme")
+    store.quarantine.release(digest, tenant="globex")
+    assert [entry.tenant for entry in store.quarantine.entries()] == [None]
+    store.quarantine.put(digest, "adapter_numerics", "NaN", tenant="globex")
+    store.quarantine.release(digest)
+    assert store.quarantine.entries() == []
+
+
+def test_a_deleted_tenants_quarantine_goes_with_it(store: AdapterStore, publish: Publish) -> None:
+    store.tenants.create("globex")
+    digest = publish("law", tenant="globex").digest
+    store.quarantine.put(digest, "adapter_numerics", "NaN", tenant="globex")
+    store.tenants.delete("globex")
+    assert store.quarantine.entries() == []
+    store.tenants.create("globex")
+    publish("law", tenant="globex")
+    assert store.resolve("globex", "law").digest == digest
+
+
 def test_an_older_version_can_be_activated_instead(store: AdapterStore, publish: Publish) -> None:
     publish("law", seed=1)
     second = publish("law", seed=2)
@@ -177,7 +213,7 @@ def test_a_quarantined_canary_is_answered_by_the_active_version(store: AdapterSt
 def test_damage_is_still_told_where_it_cannot_be_written_down(
     store: AdapterStore, publish: Publish, base: BaseDescription, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> bool:
+    def refuse(*_: object, **__: object) -> bool:
         raise StoreError("disk_full", "full")
 
     bad = publish("bad")

@@ -1,40 +1,53 @@
 """A row whose numbers are not finite fails alone: others keep their bits, its blocks are wiped and not found again, and
-the third such request of an adapter puts the adapter away."""
+the third such request of a tenant puts its adapter away, and no other tenant's with the same bytes."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from adapters_store.base import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, NotFound
+from adapters_store.store import AdapterStore
 from server.engine.batch import Batch
-from server.engine.numerics import NumericFaults
+from server.engine.numerics import NumericFaults, Owned
 from server.engine.request import Request
 from server.engine.sampling_params import SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow
 from support.adapter_memory import digest_of
-from support.service import TENANT, Service, make_base, running, save_adapters
+from support.service import NUM_TOKENS, TENANT, Service, make_base, running, save_adapters
 from support.waiting import wait_until
 
 A, B = digest_of("a"), digest_of("b")
 KINDS = ("plain", "rslora")
 
 
-def failing(*adapters: AdapterDigest | None) -> list[Request]:
-    return [Request(f"r{index}", "law", [1], SamplingParams(), adapter) for index, adapter in enumerate(adapters)]
+def failing(*adapters: AdapterDigest | None, tenant: str = "law") -> list[Request]:
+    return [Request(f"r{index}", tenant, [1], SamplingParams(), adapter) for index, adapter in enumerate(adapters)]
 
 
 def test_the_kth_fault_puts_the_adapter_away_and_the_count_begins_anew() -> None:
-    away: list[tuple[AdapterDigest, str, str]] = []
+    away: list[tuple[Owned, str, str]] = []
     faults = NumericFaults(lambda *what: away.append(what), limit=3)
     assert faults.saw(failing(A)) == faults.saw(failing(A, B)) == []
-    assert faults.saw(failing(B, A, A)) == [A]
-    assert away == [(A, "adapter_numerics", "4 requests produced numbers that are not finite")]
+    assert faults.saw(failing(B, A, A)) == [("law", A)]
+    assert away == [(("law", A), "adapter_numerics", "4 requests produced numbers that are not finite")]
     assert faults.saw(failing(A)) == faults.saw(failing(A)) == []
-    assert faults.saw(failing(A)) == [A]
+    assert faults.saw(failing(A)) == [("law", A)]
+
+
+def test_one_tenants_faults_are_no_evidence_against_anothers_adapter_of_the_same_bytes() -> None:
+    away: list[tuple[Owned, str, str]] = []
+    faults = NumericFaults(lambda *what: away.append(what), limit=3)
+    for _ in range(7):
+        faults.saw(failing(A, tenant="attacker"))
+    faults.saw(failing(A, A, tenant="law"))
+    assert {owned for owned, _, _ in away} == {("attacker", A)}
+    assert faults.saw(failing(A, tenant="law")) == [("law", A)]
 
 
 def test_faults_in_a_step_in_which_the_base_failed_too_are_nobodys() -> None:
@@ -77,6 +90,11 @@ def spoilt(service: Service) -> Iterator[Service]:
     spoil(service, "plain", torch.inf)
     yield service
     scales[:, slot_of(service, "plain")] = sound
+
+
+def wait_until_written(store: AdapterStore) -> None:
+    """The thread that puts an adapter into quarantine has written it down and told the store's memory of it."""
+    wait_until(lambda: store.quarantine.entries() != [] and "put-away" not in {t.name for t in threading.enumerate()})
 
 
 def logits_of(service: Service, first: list[int], others: list[list[int]]) -> torch.Tensor:
@@ -134,7 +152,8 @@ def test_the_third_failed_request_puts_the_adapter_away_until_an_operator_lets_i
         assert store.resolve(TENANT, "plain").digest == version.digest
         final = spoilt.ask([5, 6, 7], "plain", max_tokens=4)[1].collect()[-1]
         assert final.error is not None
-    wait_until(lambda: [entry.digest for entry in store.quarantine.entries()] == [version.digest])
+    wait_until_written(store)
+    assert [entry.digest for entry in store.quarantine.entries()] == [version.digest]
     with pytest.raises(AdapterUnavailable, match="adapter_numerics") as refusal:
         store.resolve(TENANT, "plain")
     assert refusal.value.code == "adapter_quarantined"
@@ -156,3 +175,58 @@ def test_those_that_wait_for_it_are_answered_when_it_is_put_away(spoilt: Service
     assert set(codes) == {"adapter_numerics", "adapter_quarantined"}
     wait_until(lambda: spoilt.store.quarantine.entries() != [])
     spoilt.store.quarantine.release(spoilt.versions["plain"].digest)
+
+
+@pytest.fixture
+def neighbour(service: Service) -> Iterator[str]:
+    """A second tenant that has pushed the bytes of the adapter "plain"."""
+    store, name = service.store, "neighbour"
+    if name not in {tenant.name for tenant in store.tenants.list()}:
+        store.tenants.create(name)
+        weights = store.weights_of(service.versions["plain"].digest)
+        config = (weights.parent / "adapter_config.json").read_bytes()
+        base = service.parts.base.description
+        theirs = store.publish(tenant=name, name="same", config=config, weights=weights, base=base)
+        assert theirs.digest == service.versions["plain"].digest
+    service.parts.engine._faults.forget(service.versions["plain"].digest)
+    yield name
+    for entry in store.quarantine.entries():
+        store.quarantine.release(entry.digest, tenant=entry.tenant)
+
+
+def test_a_tenants_prompts_disable_its_own_adapter_and_not_its_neighbours(spoilt: Service, neighbour: str) -> None:
+    """Both have the same bytes; the requests of one fail. Requests of the other, waiting at that moment, go on."""
+    digest, store = spoilt.versions["plain"].digest, spoilt.store
+    with spoilt.held():
+        mine = [spoilt.ask([index, 6, 7], "plain", max_tokens=1)[1] for index in range(40)]
+        theirs = [spoilt.ask([index, 6, 7], "plain", max_tokens=1, tenant=neighbour)[1] for index in range(2)]
+    mine_codes = {answer.collect()[-1].error.code for answer in mine}  # type: ignore[union-attr]
+    assert mine_codes == {"adapter_numerics", "adapter_quarantined"}
+    assert {answer.collect()[-1].error.code for answer in theirs} == {"adapter_numerics"}  # type: ignore[union-attr]
+    wait_until_written(store)
+    [entry] = store.quarantine.entries()
+    assert (entry.digest, entry.tenant, entry.code) == (digest, TENANT, "adapter_numerics")
+    with pytest.raises(AdapterUnavailable, match="adapter_numerics"):
+        store.resolve(TENANT, "plain")
+    assert store.resolve(neighbour, "same").digest == digest
+    row = store.audit.entries(limit=1)[0]
+    assert (row.action, row.tenant, row.target) == ("adapter.quarantine", TENANT, digest)
+
+
+WORST: list[dict[str, Any]] = [
+    {"repetition_penalty": 2.0**-126},
+    {"repetition_penalty": 2.0**-126, "presence_penalty": -2.0, "frequency_penalty": -2.0, "temperature": 2.0},
+    {"repetition_penalty": 10.0, "presence_penalty": 2.0, "frequency_penalty": 2.0},
+    {"logit_bias": tuple((id_, -100.0) for id_ in range(NUM_TOKENS)), "temperature": 1e-30},
+    {"stop_token_ids": tuple(range(NUM_TOKENS)), "min_tokens": 4},
+    {"stop_token_ids": tuple(range(NUM_TOKENS)), "min_tokens": 4, "temperature": 2.0, "top_p": 2.0**-126, "seed": 1},
+]
+
+
+def test_no_request_parameters_count_against_an_adapter(service: Service, neighbour: str) -> None:
+    for params in WORST:
+        for _ in range(3):
+            final = service.ask([5, 6, 7], "plain", max_tokens=4, tenant=neighbour, **params)[1].collect()[-1]
+            assert final.error is None, params
+    assert service.parts.engine._faults._counts == {}
+    assert service.store.quarantine.entries() == []

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable
 from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -143,7 +145,7 @@ def test_greedy_rows_get_the_best_token_of_any_dtype_and_lower_ids_first(dtype: 
 
 
 @pytest.mark.parametrize("fields", [{"temperature": 1e-9}, {"temperature": 1e-4}, {"top_k": 1}, {"top_p": 1e-6},
-                                    {"top_p": 0.0}, {"min_p": 1.0}, {"temperature": 5e-324}], ids=str)  # fmt: skip
+                                    {"top_p": 0.0}, {"min_p": 1.0}, {"temperature": 2.0**-126}], ids=str)  # fmt: skip
 def test_limits_of_each_filter_are_greedy(fields: dict[str, float]) -> None:
     logits_RV = random_logits(50) * 20
     rows = Sampler().sample(logits_RV, [request(**fields) for _ in range(50)])
@@ -347,6 +349,68 @@ def test_minus_infinity_in_a_row_is_no_fault() -> None:
     logits_RV = random_logits(2)
     logits_RV[:, 100:] = -torch.inf
     assert Sampler().sample(logits_RV, [request(temperature=0.0), request()]).non_finite == [False, False]
+
+
+EXTREMES: list[dict[str, Any]] = [
+    {"repetition_penalty": 2.0**-126},
+    {"repetition_penalty": 10.0, "presence_penalty": 2.0, "frequency_penalty": 2.0},
+    {"repetition_penalty": 2.0**-126, "presence_penalty": -2.0, "frequency_penalty": -2.0},
+    {"logit_bias": tuple((id_, -100.0) for id_ in range(64))},
+    {"logit_bias": tuple((id_, 100.0) for id_ in range(64)), "repetition_penalty": 2.0**-100},
+    {"min_tokens": 9, "max_tokens": 9, "stop_token_ids": tuple(range(64))},
+    {"min_tokens": 9, "max_tokens": 9, "stop_token_ids": tuple(range(64)), "repetition_penalty": 2.0**-126},
+]
+WAYS: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 2.0},
+    {"temperature": 2.0**-126},
+    {"temperature": 1e-5, "top_k": 7},
+    {"top_p": 2.0**-126},
+    {"min_p": 2.0**-126, "top_p": 0.9},
+]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e10, 3e38], ids=str)
+@pytest.mark.parametrize("fields", EXTREMES, ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_no_parameters_make_a_sound_row_a_fault(size: float, fields: dict[str, Any], way: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits_RV = (torch.rand(6, 64, generator=generator) * 2 - 1) * size
+    logits_RV[3, 1:] = -torch.inf  # a model may rule out all tokens but one
+    logits_RV[5, 30] = torch.nan
+    requests = [request(list(range(64)), [5, 5, 6], **fields, **way) for _ in range(6)]
+    rows = Sampler(eos_ids=[1, 2]).sample(logits_RV, requests)
+    assert rows.non_finite == [False] * 5 + [True]
+    assert all(0 <= token_id < 64 for token_id in rows.token_ids[:5])
+    assert rows.token_ids[3] == 0
+
+
+def test_a_banned_token_is_said_only_where_no_other_is_left() -> None:
+    logits_RV = torch.zeros(3, 64)
+    logits_RV[1, 2:] = -torch.inf
+    fields = {"min_tokens": 9, "max_tokens": 9, "stop_token_ids": (0, 1), "repetition_penalty": 2.0**-126}
+    for seed in range(50):
+        rows = Sampler().sample(logits_RV, [request([0, 1], seed=seed, **fields) for _ in range(3)])
+        assert rows.token_ids[0] >= 2
+        assert rows.token_ids[1] < 2
+        assert rows.token_ids[2] >= 2
+
+
+FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
+@pytest.mark.parametrize("value", [1e-46, 1e-39, 5e-324, -1e-46])
+@pytest.mark.parametrize("name", [*FLOATS, "logit_bias"])
+def test_a_number_that_float32_cannot_hold_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        SamplingParams(**{name: ((1, value),) if name == "logit_bias" else value})
+    assert refusal.value.param == name
+    assert str(value) in refusal.value.message
+
+
+def test_every_float_parameter_is_checked_so() -> None:
+    """A parameter that is added later is one of these."""
+    assert {field.name for field in dataclasses.fields(SamplingParams) if field.type == "float"} == set(FLOATS)
 
 
 def test_a_wide_vocabulary_with_a_flat_row_looks_beyond_the_first_candidates() -> None:
