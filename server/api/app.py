@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 from fastapi import Depends, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from adapters_store.store import AdapterStore
 from server.api import (
@@ -31,6 +32,7 @@ from server.api.boundary import RequestBoundary
 from server.api.call_meter import CallRecord
 from server.api.context import ApiContext
 from server.api.draining import DrainGate
+from server.api.head_method import HeadAsGet
 from server.api.limits import RequestLimits
 from server.api.metrics import ApiMetrics
 from server.api.ports import EngineClient
@@ -87,12 +89,27 @@ def create_app(
         part.register(app)
     _register_openapi(app)
     errors.install(app)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RequestLimits, settings=settings)
     app.add_middleware(DrainGate, draining=context.draining)
     app.add_middleware(RequestBoundary, metrics=own_metrics)
+    if settings.cors_origins:
+        _let_browsers_in(app, settings.cors_origins)
     if tracing is not None:
         tracing.instrument(app)
     return app
+
+
+def _let_browsers_in(app: FastAPI, origins: tuple[str, ...]) -> None:
+    """The outermost layer: preflights carry no key, and errors too must be readable. Keys come in a header, so no page
+    can use one that it does not have; cookies play no part."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
+        allow_headers=("*",),
+        expose_headers=("*",),
+    )
 
 
 def _untraced(record: CallRecord) -> None:

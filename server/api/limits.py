@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.body_coding import GzipBody, is_gzip
 from server.api.errors import ApiError
 from server.api.settings import ApiSettings
 
@@ -38,20 +39,23 @@ class RequestLimits:
             await self._app(scope, receive, send)
             return
         limit = self._upload if scope["path"] in (UPLOAD_PATH, FILES_PATH) else self._json
+        headers = Headers(scope=scope)
         try:
-            self._check_head(scope, limit)
+            self._check_head(scope, headers, limit)
+            must_decode = is_gzip(headers)
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await error.response()(scope, receive, _closing(send, headers))
             return
         body = BoundedBody(receive, limit, self._settings.idle_timeout_s)
-        await self._app(scope, body.receive, send)
+        read = GzipBody(body.receive, limit.max_bytes).receive if must_decode else body.receive
+        await self._app(scope, read, _closing(send, headers, body))
 
-    def _check_head(self, scope: Scope, limit: BodyLimit) -> None:
-        settings, headers = self._settings, scope["headers"]
+    def _check_head(self, scope: Scope, headers: Headers, limit: BodyLimit) -> None:
+        settings = self._settings
         num_target_bytes = len(scope["raw_path"]) + len(scope["query_string"])
         if num_target_bytes > settings.max_target_bytes:
             raise _too_much(414, "uri_too_long", "the request target", num_target_bytes, settings.max_target_bytes)
-        length = Headers(raw=headers).get("content-length", "0")
+        length = headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length[:20]) > limit.max_bytes:
             raise _too_much(413, "too_large", "the body", int(length[:20]), limit.max_bytes)
 
@@ -66,8 +70,10 @@ class BoundedBody:
         self._deadline_s = asyncio.get_running_loop().time() + limit.total_s
         self._num_bytes = 0
         self._is_complete = False
+        self.is_asked_for = False
 
     async def receive(self) -> Message:
+        self.is_asked_for = True
         if self._is_complete:
             return await self._receive()
         message = await self._next()
@@ -88,6 +94,20 @@ class BoundedBody:
                 f"the body did not come within {self._limit.total_s:g} s, or paused for {self._idle_timeout_s:g} s"
             )
             raise ApiError(408, "request_timeout", message, headers={"connection": "close"}) from None
+
+
+def _closing(send: Send, headers: Headers, body: BoundedBody | None = None) -> Send:
+    """A `send` that ends the connection where a client that waits for "100 Continue" gets its answer instead: its body
+    will not come, and what comes must not be taken for it."""
+    if headers.get("expect", "").lower() != "100-continue":
+        return send
+
+    async def send_and_close(message: Message) -> None:
+        if message["type"] == "http.response.start" and not (body is not None and body.is_asked_for):
+            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+        await send(message)
+
+    return send_and_close
 
 
 def _too_much(status: int, code: str, what: str, size: int, limit: int) -> ApiError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from server.engine.generation_config import SamplingDefaults
 
 MIB = 1024 * 1024
+_ORIGIN = re.compile(r"\*|https?://[a-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?")
 _MAY_BE_ZERO = ("rank_surcharge", "sse_keep_alive_s")
 
 
@@ -23,12 +25,14 @@ class ApiSettings:
     dearer a token is for each rank of its adapter, where tenants share the server.
     sse_keep_alive_s: after so long without an event a stream sends a comment; 0: never. escape_control_tokens: a
     message's text cannot write control tokens. sampling_defaults: what holds where a request leaves it out.
+    cors_origins: the pages whose scripts may call the server, as `check_origin` takes them.
     """
 
     data_dir: Path
     auth: Literal["on", "off"] = "on"
     admin_keys: tuple[str, ...] = field(default=(), repr=False)
     default_tenant: str = "default"
+    cors_origins: tuple[str, ...] = ()
     max_prompts: int = 64
     max_choices: int = 16
     max_sequences: int = 128
@@ -65,6 +69,15 @@ class ApiSettings:
                 and name not in _MAY_BE_ZERO
             ):
                 raise ValueError(f"{name} must be above 0, got {value}")
+        for origin in self.cors_origins:
+            check_origin(origin)
         for key in self.admin_keys:
             if len(key) < 16:
                 raise ValueError(f"an admin key must have at least 16 characters, got {len(key)}")
+
+
+def check_origin(origin: str) -> None:
+    """Raises ValueError unless it is an origin as browsers send it, in lower case and without a path, or "*"."""
+    if not _ORIGIN.fullmatch(origin):
+        message = f"a CORS origin must be of the form https://app.example.com[:PORT], or *, got {origin[:80]!r}"
+        raise ValueError(message)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from server.api.settings import check_origin
 from server.cli.logs import LogFormat
 from server.jobs.limits import JobLimits
 
@@ -59,6 +60,7 @@ class ServeOptions:
     drain_s: float
     max_connections: int
     max_connections_per_address: int
+    cors_origins: tuple[str, ...] = ()
     sse_keep_alive_s: float = 0.0
     generation_config: str = "neutral"
     escape_control_tokens: bool = False
@@ -130,6 +132,26 @@ DrainOption = Annotated[
         min=0.0,
         max=3600.0,
         rich_help_panel=_LIMITS,
+    ),
+]
+
+
+def _origins(values: list[str] | None) -> list[str] | None:
+    for value in values or []:
+        try:
+            check_origin(value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return values
+
+
+CorsOriginOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cors-origin",
+        help="Let scripts of this page call the server; may be given more than once. *: of every page.",
+        metavar="ORIGIN",
+        callback=_origins,
     ),
 ]
 MaxConnectionsOption = Annotated[int, typer.Option(help="Connections at once.", min=1, rich_help_panel=_LIMITS)]

@@ -78,6 +78,7 @@ def api_settings(options: ServeOptions, key: AdminKey, defaults: SamplingDefault
         data_dir=options.data_dir,
         auth=options.auth.value,
         admin_keys=key.values,
+        cors_origins=options.cors_origins,
         max_connections=options.max_connections,
         max_connections_per_address=options.max_connections_per_address,
         sse_keep_alive_s=options.sse_keep_alive_s,

@@ -126,3 +126,10 @@ def test_a_generation_config_that_does_not_do_exits_6_before_anything_is_loaded(
     assert result.exit_code == 6
     assert "temperature must be in [0.0, 2.0], got 3" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_cors_origin_that_no_browser_sends_exits_2(run: Command, base: Path) -> None:
+    result = run("serve", "--base", base, *SMALL, "--cors-origin", "app.example.com/")
+    assert result.exit_code == 2
+    assert "--cors-origin" in result.stderr
+    assert "app.example.com/" in result.stderr
