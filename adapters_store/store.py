@@ -226,6 +226,10 @@ class AdapterStore:
             removed = self._blobs.remove_old(orphans, grace_s)
         return Swept(self._blobs.remove_old_staging(grace_s), removed)
 
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether so many bytes more leave the data directory the room that its database needs."""
+        return self._blobs.has_room(num_bytes)
+
     def look_over(self) -> LookedOver:
         """Look whether every version's files are there and of their length; see `verification`.
 

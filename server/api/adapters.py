@@ -34,10 +34,10 @@ async def upload_adapter(
     """
     settings = context.settings
     limits = {"name": MAX_NAME_BYTES, "config": settings.max_config_bytes, WEIGHTS: settings.max_adapter_bytes}
-    with upload_slot(context):
+    with upload_slot(context, caller.tenant) as incoming:
         weights = await off_loop(spool_path, settings)
         try:
-            upload = await receive(request, weights, limits, file_part=WEIGHTS)
+            upload = await receive(request, weights, limits, file_part=WEIGHTS, incoming=incoming)
             refuse_shard(upload.filename)
             fields = upload.fields
             name = fields["name"].decode("utf-8", "replace")

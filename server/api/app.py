@@ -38,6 +38,7 @@ from server.api.metrics import ApiMetrics
 from server.api.ports import EngineClient
 from server.api.settings import ApiSettings
 from server.api.tracing import Tracing
+from server.api.upload_slots import UploadSlots
 from server.api.usage_ledger import UsageLedger
 from server.jobs.limits import JobLimits
 from server.jobs.service import Onboarding
@@ -63,7 +64,12 @@ def create_app(
         store=store,
         settings=settings,
         metrics=own_metrics,
-        upload_slots=anyio.CapacityLimiter(settings.max_uploads),
+        upload_slots=UploadSlots(
+            settings.max_uploads,
+            store.has_room,
+            min_bytes_per_s=settings.min_upload_bytes_per_s,
+            grace_s=settings.idle_timeout_s,
+        ),
         check_slots=anyio.CapacityLimiter(settings.max_upload_checks),
         created=int(time.time()),
         usage=usage or UsageLedger(store.usage),

@@ -17,6 +17,7 @@ from server.api.metrics import ApiMetrics
 from server.api.ports import EngineClient
 from server.api.rate_limits import RateLimits
 from server.api.settings import ApiSettings
+from server.api.upload_slots import UploadSlots
 from server.api.usage_ledger import UsageLedger
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ T = TypeVar("T")
 class ApiContext:
     """engine, store and settings as given; the rest is this app's own.
 
-    upload_slots: how many adapters may come in at once; check_slots: how many may be checked and written at once.
+    upload_slots: which uploads may come in; check_slots: how many may be checked and written at once.
     created: Unix seconds of the app's start. trace: told of every generation once it is over.
     """
 
@@ -38,7 +39,7 @@ class ApiContext:
     store: AdapterStore
     settings: ApiSettings
     metrics: ApiMetrics
-    upload_slots: anyio.CapacityLimiter
+    upload_slots: UploadSlots
     check_slots: anyio.CapacityLimiter
     created: int
     usage: UsageLedger

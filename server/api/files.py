@@ -31,10 +31,10 @@ async def upload_file(
 ) -> dict[str, Any]:
     """Keep a file: parts `file` and `purpose` ("fine-tune"). What its lines hold is checked when a job names it."""
     limits = {"purpose": MAX_PURPOSE_BYTES, FILE_PART: onboarding.limits.max_file_bytes}
-    with upload_slot(context):
+    with upload_slot(context, caller.tenant) as incoming:
         spool = await off_loop(spool_path, context.settings)
         try:
-            upload = await receive(request, spool, limits, file_part=FILE_PART)
+            upload = await receive(request, spool, limits, file_part=FILE_PART, incoming=incoming)
             purpose = upload.fields["purpose"].decode("utf-8", "replace")
 
             def add() -> DataFile:

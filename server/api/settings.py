@@ -21,8 +21,9 @@ class ApiSettings:
     auth "off": the tenant is what `X-Tenant-Id` says, else `default_tenant`; admin routes still ask for an admin key.
     data_dir: uploads are spooled in its `uploads` folder. max_sequences bounds prompts x n of one call.
     body_timeout_s bounds the reading of a JSON body, upload_timeout_s that of an adapter, idle_timeout_s the wait for
-    one more piece of either, write_timeout_s how long a client may leave its stream unread. rank_surcharge: how much
-    dearer a token is for each rank of its adapter, where tenants share the server.
+    one more piece of either, write_timeout_s how long a client may leave its stream unread. min_upload_bytes_per_s: on
+    average, once an upload has lasted idle_timeout_s. rank_surcharge: how much dearer a token is for each rank of its
+    adapter, where tenants share the server.
     sse_keep_alive_s: after so long without an event a stream sends a comment; 0: never. escape_control_tokens: a
     message's text cannot write control tokens. sampling_defaults: what holds where a request leaves it out.
     cors_origins: the pages whose scripts may call the server, as `check_origin` takes them.
@@ -51,6 +52,7 @@ class ApiSettings:
     header_timeout_s: float = 15.0
     body_timeout_s: float = 60.0
     upload_timeout_s: float = 3600.0
+    min_upload_bytes_per_s: int = 8192
     idle_timeout_s: float = 30.0
     write_timeout_s: float = 60.0
     rank_surcharge: float = 0.0

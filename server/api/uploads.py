@@ -10,32 +10,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-import anyio
 from fastapi import Request
 
 from adapters_store.blobs import disk_full_is_an_answer
 from adapters_store.errors import NotFound
 from server.api.context import ApiContext, off_loop
-from server.api.errors import ApiError
 from server.api.multipart import Upload, UploadParser, boundary_of
 from server.api.settings import ApiSettings
+from server.api.upload_slots import Incoming
 
 
 @contextmanager
-def upload_slot(context: ApiContext) -> Iterator[None]:
+def upload_slot(context: ApiContext, tenant: str) -> Iterator[Incoming]:
     """For the length of an upload. Raises ApiError 429 where too many are coming in already, StoreError (disk_full,
     read_only) for what the disk refuses meanwhile."""
-    borrower = object()
-    try:
-        context.upload_slots.acquire_on_behalf_of_nowait(borrower)
-    except anyio.WouldBlock:
-        message = f"{context.settings.max_uploads} uploads are in progress, which is the limit; try again later."
-        raise ApiError(429, "too_many_uploads", message, retry_after_s=2.0) from None
-    try:
-        with disk_full_is_an_answer():
-            yield
-    finally:
-        context.upload_slots.release_on_behalf_of(borrower)
+    with context.upload_slots.taken(tenant) as incoming, disk_full_is_an_answer():
+        yield incoming
 
 
 def spool_path(settings: ApiSettings) -> Path:
@@ -50,13 +40,27 @@ def spool_path(settings: ApiSettings) -> Path:
     return folder / f"{uuid4().hex}.part"
 
 
-async def receive(request: Request, spool: Path, limits: Mapping[str, int], *, file_part: str) -> Upload:
+async def receive(
+    request: Request, spool: Path, limits: Mapping[str, int], *, file_part: str, incoming: Incoming
+) -> Upload:
     """The form's small fields; `file_part` goes into the spool file. limits: the most bytes of each part, by name."""
     boundary = boundary_of(request.headers.get("content-type", ""))
     with await off_loop(UploadParser, boundary, spool, limits, file_part) as parser:
+
+        def take(piece: bytes) -> None:
+            incoming.arrived(len(piece))
+            parser.feed(piece)
+
+        await off_loop(incoming.claim, _announced(request))
         async for piece in request.stream():
-            await off_loop(parser.feed, piece)
+            await off_loop(take, piece)
         return await off_loop(parser.finish)
+
+
+def _announced(request: Request) -> int:
+    """The body's bytes as its headers say; 0 where they do not."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
 
 
 def ensure_tenant(context: ApiContext, tenant: str) -> None:
