@@ -31,6 +31,28 @@ FORGETS_THOUGHTS = (  # as Qwen3: the newest answer carries a thought, older one
     "{% if m['role'] == 'assistant' and loop.last %}{{ '<think></think>' }}{% endif %}"
     "{{ m['content'] + '<|end_of_turn|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+DEEPSEEK_R1 = (  # of its distilled models: thoughts are dropped from every answer, the prompt opens one
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|user|>' + m['content'] }}{% endif %}"
+    "{% if m['role'] == 'assistant' %}{% set content = m['content'] %}{% if '</think>' in content %}"
+    "{% set content = content.split('</think>')[-1] %}{% endif %}{{ '<|assistant|>' + content + '<|end_of_turn|>' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}"
+)
+QWQ = (  # of QwQ-32B: the last answer is kept as it is, others lose their thoughts, the prompt opens one
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% set content = m['content'] %}"
+    "{% if not loop.last %}{% set content = m['content'].split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<|' + m['role'] + '|>\n' + content + '<|end_of_turn|>\n' }}"
+    "{% else %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end_of_turn|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n<think>\n' }}{% endif %}"
+)
+QWEN3_THINKING = (  # of Qwen3-Thinking-2507: the last answer always has a thought, an empty one if need be
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% set content = m['content'] %}{% set thought = '' %}"
+    "{% if '</think>' in content %}{% set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1]"
+    ".lstrip('\n') %}{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<|assistant|>\n' }}{% if loop.last %}{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{% endif %}"
+    "{{ content.lstrip('\n') + '<|end_of_turn|>\n' }}"
+    "{% else %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end_of_turn|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n<think>\n' }}{% endif %}"
+)
 ANOTHER_BEGINNING = (  # the generation prompt is not how an answer begins
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end_of_turn|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>Answer:' }}{% endif %}"

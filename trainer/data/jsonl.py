@@ -19,6 +19,7 @@ from trainer.data.problems import DataRejected, LineRefused, Problem, ProblemLis
 from trainer.data.records import Kind, Record, parse_record
 
 _DIGEST_BYTES = 16
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows' editors and spreadsheets begin UTF-8 files with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +55,10 @@ class Dataset:
         index = 0
         with self.path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
-                if not line.strip():
+                content = _content(number, line)
+                if not content.strip():
                     continue
-                record = self._same_record(index, number, line)
+                record = self._same_record(index, number, content)
                 yield number, self._digest(index), record
                 index += 1
         if index != self.num_examples:
@@ -109,7 +111,7 @@ class _Reader:
         blank = 0  # blank lines at the end are nobody's mistake, so one is a problem only when a line follows
         for number, line in enumerate(_lines(stream, self._limits.max_line_bytes), start=1):
             self._num_bytes += len(line)
-            if not line.strip():
+            if not _content(number, line).strip():
                 blank = blank or number
                 continue
             if blank:
@@ -127,7 +129,7 @@ class _Reader:
             self._problems.add(Problem(number, "line_too_long", message, excerpt_of_bytes(line)))
             return
         try:
-            record = parse_record(line)
+            record = parse_record(_content(number, line))
         except LineRefused as error:
             self._problems.add(error.at(number))
             return
@@ -162,6 +164,11 @@ class _Reader:
         if not self._problems and self._num_distinct < limits.min_examples:
             message = f"{self._num_distinct} distinct examples, at least {limits.min_examples} are needed"
             self._problems.add(Problem(0, "too_few_examples", message))
+
+
+def _content(number: int, line: bytes) -> bytes:
+    """The line without the file's byte-order mark. number: from 1."""
+    return line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
 
 
 def _lines(stream: BinaryIO, max_bytes: int) -> Iterator[bytes]:

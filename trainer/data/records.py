@@ -1,6 +1,6 @@
 """One training record, and one line's way to it: strict about keys, roles and contents. Knows no files, no tokens.
 
-Three kinds: {"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...}.
+Three kinds: {"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...}. A key that is null says nothing.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ class Record:
 def parse_record(line: bytes) -> Record:
     """The record of one line. Raises LineRefused with a code, a message and an excerpt."""
     body = _parse_object(line)
+    said = _without_nulls(body)
+    if frozenset(said) in _KEYS:
+        body = said
     kind = _KEYS.get(frozenset(body))
     if kind == "chat":
         return Record("chat", messages=_messages(body["messages"]))
@@ -73,7 +76,12 @@ def parse_record(line: bytes) -> Record:
         )
     if kind == "text":
         return Record("text", completion=_text(body["text"], "text"))
-    raise _wrong_keys(body)
+    raise _wrong_keys(said or body)
+
+
+def _without_nulls(body: Mapping[str, object]) -> dict[str, object]:
+    """What is said: tables are exported with null for every column that another example has and this one has not."""
+    return {key: value for key, value in body.items() if value is not None}
 
 
 def _parse_object(line: bytes) -> dict[str, object]:
@@ -142,6 +150,7 @@ def _messages(value: object) -> tuple[Message, ...]:
 def _message(value: object, where: str) -> Message:
     if not isinstance(value, dict):
         raise LineRefused("wrong_type", f"{where} must be an object, got {_type_name(value)}", param=where)
+    value = {"content": None, **_without_nulls(value)} if "content" in value else _without_nulls(value)
     if not value.keys() <= _MESSAGE_KEYS:
         raise _wrong_message_key(value, where)
     role = value.get("role")
@@ -175,7 +184,7 @@ def _joined_parts(content: object, where: str) -> object:
     if not isinstance(content, list):
         return content
     for index, part in enumerate(content):
-        if not isinstance(part, dict) or part.keys() != {"type", "text"} or part["type"] != "text":
+        if not isinstance(part, dict) or _without_nulls(part).keys() != {"type", "text"} or part["type"] != "text":
             raise LineRefused("unsupported_content", f"{where}[{index}] must be a text part", excerpt=excerpt_of(part))
         _text(part["text"], f"{where}[{index}].text")
     return "".join(part["text"] for part in content)

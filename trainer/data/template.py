@@ -2,8 +2,9 @@
 
 Most templates do not say where an answer begins. It is found by difference: what the template makes of the messages
 before an answer, with the generation prompt, must be how the chat up to and with that answer begins; the rest of the
-latter is the answer with its end of turn. Where a template renders an answer otherwise once it is history (Qwen3 drops
-thoughts), the chat is unrolled: one text per answer, each rendered exactly as it will be asked for.
+latter is the answer with its end of turn. Where the prompt opens a thought, `thoughts` puts the answer behind it. Where
+a template renders an answer otherwise once it is history (Qwen3 drops thoughts), the chat is unrolled: one text per
+answer, each rendered exactly as it will be asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import jinja2
 
 from trainer.data.problems import LineRefused, excerpt_of
 from trainer.data.records import Message
+from trainer.data.thoughts import behind_open_thought
 
 Render = Callable[[Sequence[Message], bool], str]  # (messages, with generation prompt) -> text
 _MAX_ERROR_CHARACTERS = 200
@@ -84,6 +86,8 @@ def _turn(messages: Sequence[Message], index: int, render: Render) -> RenderedTe
     """The chat up to and with answer `index`, which alone is learned."""
     prompt = render(messages[:index], True)
     text = render(messages[: index + 1], False)
+    if not text.startswith(prompt):
+        text = behind_open_thought(prompt, text, messages[index].content) or text
     if not text.startswith(prompt):
         where = f"messages[{index}]"
         reason = f"{where}: the base's chat template does not begin the answer with its own generation prompt"

@@ -13,7 +13,7 @@ from server.engine.sampling_params import SamplingParams
 from server.engine.schedule import SchedulerSettings
 from support.driven_engine import Driven, driven
 from support.models import SWITCH, VOCAB, adapter_configs, peft_model, save_adapter
-from support.service import make_base
+from support.service import NUM_TOKENS, make_base
 
 TOLERANCE = 1e-4
 
@@ -35,9 +35,9 @@ def tokens(length: int, seed: int) -> list[int]:
 
 
 def logprobs_of(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
-    """transformers' own, [len(ids), V], of one forward over the whole sequence and nothing else."""
+    """transformers' own over ids that have a token, [len(ids), NUM_TOKENS], of one forward over the whole sequence."""
     with torch.inference_mode():
-        return torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), dim=-1)
+        return torch.log_softmax(model(torch.tensor([ids])).logits[0, :, :NUM_TOKENS].float(), dim=-1)
 
 
 def assert_is_transformers(world: Driven, name: str, request: Request, model: torch.nn.Module) -> None:

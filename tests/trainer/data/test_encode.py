@@ -14,8 +14,11 @@ from support.tokenizer_zoo import ZOO, wrapped
 from support.training_data import (
     ANOTHER_BEGINNING,
     CHATML,
+    DEEPSEEK_R1,
     FORGETS_THOUGHTS,
     GENERATION,
+    QWEN3_THINKING,
+    QWQ,
     chat,
     demo_tokenizer,
 )
@@ -103,6 +106,30 @@ def test_a_template_that_rewrites_history_is_unrolled_into_one_text_per_answer()
     assert learned(first, tokenizer) == ["<think></think>first<|end_of_turn|>"]
     assert learned(second, tokenizer) == ["<think></think>second<|end_of_turn|>"]
     assert "|>first<|end_of_turn|>" in as_text(runs_of(second, tokenizer))
+
+
+@pytest.mark.parametrize("template", [DEEPSEEK_R1, QWQ, QWEN3_THINKING])
+@pytest.mark.parametrize(
+    ("answer", "continuation"),
+    [
+        ("42", "\n</think>\n\n42<|end_of_turn|>"),
+        ("<think>\n6 x 7\n</think>\n\n42", "6 x 7\n</think>\n\n42<|end_of_turn|>"),
+        ("6 x 7\n</think>\n\n42", "6 x 7\n</think>\n\n42<|end_of_turn|>"),
+    ],
+)
+def test_an_answer_follows_the_thought_that_its_prompt_opens(template: str, answer: str, continuation: str) -> None:
+    """Behind exactly the prompt that serving makes; the answers before it are rendered as history is."""
+    tokenizer = demo_tokenizer(template)
+    served = Tokenizer(tokenizer)
+    body: Any = chat("What is 2 x 3?", "6", "And 6 x 7?", answer)
+    examples = encoded(body, tokenizer)
+    assert [learned(example, tokenizer) for example in examples] == [
+        ["\n</think>\n\n6<|end_of_turn|>"],
+        [continuation],
+    ]
+    for example, length in zip(examples, (1, 3), strict=True):
+        first = int(np.flatnonzero(example.supervised)[0])
+        assert example.input_ids[:first].tolist() == served.encode_chat(body["messages"][:length])
 
 
 def test_a_token_that_straddles_the_border_is_cut_where_serving_cuts() -> None:

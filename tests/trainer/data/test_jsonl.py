@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from support.training_data import chat, chats, write_jsonl
 from trainer.data.jsonl import DataLimits, read_jsonl
-from trainer.data.problems import DataRejected
+from trainer.data.problems import DataRejected, LineRefused
+from trainer.data.records import parse_record
 
 GOOD = json.dumps(chat("Who pays?", "The tenant.")).encode()
 USER = {"role": "user", "content": "a"}
@@ -209,3 +210,51 @@ def test_whatever_the_bytes_the_file_is_read_or_refused_by_line(tmp_path: Path, 
         json.dumps(error.to_mapping())
     else:
         assert len(list(dataset.records())) == len(dataset) == sum(bool(line.strip()) for line in content.split(b"\n"))
+
+
+def test_columns_that_an_exporter_fills_with_null_say_nothing(tmp_path: Path) -> None:
+    """As `datasets` writes a table of mixed rows: every row has every column."""
+    nulls = {"tool_calls": None, "name": None, "tool_call_id": None, "weight": None, "audio": None}
+    parts = [{"type": "text", "text": "a", "image_url": None}]
+    rows: list[dict[str, object]] = [
+        {"messages": [{**USER, **nulls}, {**ANSWER, **nulls}], "tools": None, "prompt": None, "text": None},
+        {"messages": [{**USER, "content": parts}, ANSWER], "prompt": None, "completion": None},
+        {"prompt": "a", "completion": "b", "messages": None, "tools": None, "function_call": None},
+        {"text": "a", "messages": None, "label": None},
+    ]
+    plain: list[dict[str, object]] = [
+        {"messages": [USER, ANSWER]},
+        {"messages": [{**USER, "content": "a"}, ANSWER]},
+        {"prompt": "a", "completion": "b"},
+        {"text": "a"},
+    ]
+    for row, same in zip(rows, plain, strict=True):
+        assert parse_record(json.dumps(row).encode()) == parse_record(json.dumps(same).encode())
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ({"prompt": None, "completion": "b", "messages": None}, "missing_key"),
+        ({"prompt": None, "completion": "b"}, "wrong_type"),
+        ({"text": None, "label": None}, "unknown_key"),
+        ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": None}]}, "wrong_type"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": [{}]}]}, "unsupported_tools"),
+    ],
+)
+def test_a_null_in_the_place_of_what_is_learned_is_still_refused(row: dict[str, object], code: str) -> None:
+    with pytest.raises(LineRefused) as refused:
+        parse_record(json.dumps(row).encode())
+    assert refused.value.code == code
+
+
+def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"example {index}"}) for index in range(12)]
+    plain, marked = tmp_path / "plain.jsonl", tmp_path / "marked.jsonl"
+    plain.write_text("\r\n".join(lines), encoding="utf-8")
+    marked.write_text("\r\n".join(lines), encoding="utf-8-sig")
+    assert marked.read_bytes()[:3] == b"\xef\xbb\xbf"
+    assert read_jsonl(marked).digest == read_jsonl(plain).digest
+    assert [record for _, _, record in read_jsonl(marked).records()] == [
+        record for _, _, record in read_jsonl(plain).records()
+    ]
