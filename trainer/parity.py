@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from adapters_store.families import UnsupportedBase
 from trainer.data.examples import lengths_of
 from trainer.data.packing import pack
 from trainer.data.types import EncodedExample
@@ -23,7 +24,8 @@ class PackingBroken(RuntimeError):
 
 
 def check_packing(trainee: Trainee, examples: Sequence[EncodedExample]) -> float:
-    """Largest difference of logits, relative to the largest logit. Raises PackingBroken above the tolerance.
+    """Largest difference of logits, relative to the largest logit. Raises PackingBroken above the tolerance,
+    UnsupportedBase where the untrained model's logits are not finite.
 
     The packed forward runs through our attention; alone, each example runs through transformers' own eager attention.
     """
@@ -34,6 +36,8 @@ def check_packing(trainee: Trainee, examples: Sequence[EncodedExample]) -> float
         together = trainee.logits(packed.input_ids, packed.position_ids).float()
         with trainee.own_attention():
             alone = torch.cat([_alone(trainee, example) for example in chosen]).float()
+    if not bool(torch.isfinite(alone).all()):
+        raise UnsupportedBase("the base's logits are not finite before training: its weights hold NaN, or overflow")
     difference = float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
     limit = TOLERANCE[trainee.compute_dtype]
     if not difference <= limit:

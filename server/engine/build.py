@@ -39,6 +39,7 @@ from server.engine.runner import ModelRunner
 from server.engine.sampler import Sampler
 from server.engine.schedule import SchedulerSettings
 from server.engine.scheduler import Scheduler
+from server.engine.start_probe import probe
 from server.engine.tokenizer import Tokenizer
 from server.engine.vocabulary import Vocabulary
 from server.engine.worker import EngineWorker, ServedModel
@@ -139,6 +140,8 @@ def join_engine(
     cache = KVCache.allocate(base, num_blocks=plan.num_blocks, block_size=plan.block_size)
     vocabulary = _vocabulary(base, tokenizer)
     runner = ModelRunner(base, cache, adapters.table, Sampler(tokenizer.eos_ids), vocabulary)
+    say("asking the base two short prompts")
+    probe(runner, vocabulary, settings.base)
     record_graphs(start, runner, max_context=max_model_len, say=say)
     engine = Engine(
         scheduler,

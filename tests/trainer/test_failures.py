@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from adapters_store.filesystem import Filesystem
 from server.demo.assets import demo_base_path
@@ -75,6 +76,17 @@ def test_a_base_without_a_tokenizer_is_bad_input(tmp_path: Path) -> None:
         shutil.copy(demo_base_path() / name, base)
     exit_code, error = outcome(tmp_path, demo_spec(tmp_path, base=base))
     assert (exit_code, error["code"], error["param"]) == (Exit.BAD_INPUT, "unsupported_base", "base")
+
+
+def test_a_base_that_holds_nan_is_bad_input_and_not_the_trainers_fault(tmp_path: Path) -> None:
+    base = shutil.copytree(demo_base_path(), tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if "input_layernorm" in name)
+    weights[name][0] = float("nan")
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    exit_code, error = outcome(tmp_path, demo_spec(tmp_path, base=base))
+    assert (exit_code, error["code"], error["param"]) == (Exit.BAD_INPUT, "unsupported_base", "base")
+    assert "not finite before training" in error["message"]
 
 
 def test_a_run_that_diverges_is_ended_and_not_tried_again(tmp_path: Path) -> None:
