@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
+from lora_kernels.cgroups import CGROUP, OWN, limit_folders, number_in
+
 MEMINFO = Path("/proc/meminfo")
+_LIMIT_AND_USED = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
-def free_host_bytes(cgroup: Path = CGROUP, meminfo: Path = MEMINFO) -> int | None:
-    """None where the system does not say."""
+def free_host_bytes(cgroup: Path = CGROUP, meminfo: Path = MEMINFO, own: Path = OWN) -> int | None:
+    """None where the system does not say. own: which control groups this process is in."""
     free = _available(meminfo)
-    limit, used = cgroup / "memory.max", cgroup / "memory.current"
-    if free is None or not (limit.is_file() and used.is_file()) or not limit.read_text().strip().isdigit():
-        return free
-    return min(free, int(limit.read_text()) - int(used.read_text()))
+    if free is None:
+        return None
+    return min([free, *(left for folder in limit_folders("memory", cgroup, own) for left in _left_in(folder))])
+
+
+def _left_in(group: Path) -> Iterator[int]:
+    """What a control group of either version has left under its limit, if it has one."""
+    for limit_file, used_file in _LIMIT_AND_USED:
+        limit, used = number_in(group / limit_file), number_in(group / used_file)
+        if limit is not None and used is not None:
+            yield max(0, limit - used)
 
 
 def _available(meminfo: Path) -> int | None:

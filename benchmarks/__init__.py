@@ -2,7 +2,8 @@
 and how many compiled products stay in memory."""
 
 from lora_kernels.primitive_caches import keep_few_primitives
-from lora_kernels.threads import spin_briefly
+from lora_kernels.threads import hold_to_quota, spin_briefly
 
 spin_briefly()
+hold_to_quota()
 keep_few_primitives()

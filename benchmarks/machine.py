@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import os
 import platform
 import time
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from lora_kernels.cgroups import usable_cpus
 
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "bf16")
 READ_BYTES = 512 << 20
@@ -34,7 +35,7 @@ def hardware() -> str:
 
 
 def num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cpus()
 
 
 def _cpu_field(names: tuple[str, ...]) -> str | None:

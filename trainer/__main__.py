@@ -10,6 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from lora_kernels.threads import hold_to_quota
 from trainer.failures import Exit, failure_of
 
 
@@ -20,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, required=True, help="where events, checkpoints and the adapter go")
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, if there is one")
     options = parser.parse_args(arguments)
+    hold_to_quota()
     return trained(options.spec, options.run_dir, resume=options.resume)
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from adapters_store.host_memory import CGROUP, free_host_bytes
+from adapters_store.host_memory import free_host_bytes
+from lora_kernels.cgroups import CGROUP
 from server.cli.admin_key import FILE_NAME
 from server.cli.base_path import find_base
 from server.cli.database_url import database_url

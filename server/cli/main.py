@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from lora_kernels.primitive_caches import keep_few_primitives
-from lora_kernels.threads import spin_briefly
+from lora_kernels.threads import hold_to_quota, spin_briefly
 from server.cli import adapter, audit, bench, demo, doctor, jobs, onboard, plan, quarantine, serve, tenant, train, usage
 from server.cli.failures import EPILOG, USER_ERRORS, failure_of
 from server.cli.options import JSON_KEY
@@ -61,6 +61,7 @@ def _root(
 ) -> None:
     """Serve thousands of tenants' LoRA adapters on one shared frozen base model."""
     spin_briefly()  # before any command imports torch
+    hold_to_quota()
     keep_few_primitives()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from adapters_store.host_buffers import HostBuffers
 from adapters_store.host_tier import HostTier, HostTierSettings
 from adapters_store.packed import ALIGN_BYTES, PackedAdapter
 from adapters_store.tiers import AdapterTiers
+from lora_kernels.cgroups import usable_cpus
 from lora_kernels.lora_batch import LoraTable
 from lora_kernels.threads import release_compute_threads
 from lora_kernels.turns import Turns
@@ -267,8 +267,8 @@ def _blocks(settings: EngineSettings, base: BaseModel, plan: MemoryPlan) -> Bloc
 
 
 def _default_threads() -> int:
-    """torch's own choice (OMP_NUM_THREADS, else the physical cores), within what this process may run on."""
-    return min(torch.get_num_threads(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1024)
+    """torch's own choice (OMP_NUM_THREADS, else the physical cores), within what this process and container may use."""
+    return min(torch.get_num_threads(), usable_cpus())
 
 
 def _table(base: BaseModel, plan: MemoryPlan, max_adapters: int) -> LoraTable:

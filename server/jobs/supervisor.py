@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from lora_kernels.cgroups import usable_cpus
+from lora_kernels.threads import operator_chose_threads
 from server.jobs.executor import is_locked
 from server.jobs.limits import JobLimits
 from server.jobs.service import Onboarding
@@ -109,7 +111,4 @@ def _options(limits: JobLimits) -> Iterator[str]:
 def default_threads(max_running: int) -> int | None:
     """CPU threads of one training beside a server: all of them together get half of what there is; None where the
     environment says it already."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return None
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, count // 2 // max_running)
+    return None if operator_chose_threads() else max(1, usable_cpus() // 2 // max_running)

@@ -30,3 +30,23 @@ def test_the_smaller_of_machine_and_container_is_free(
 
 def test_without_a_container_the_kernels_estimate_counts(tmp_path: Path, meminfo: Path) -> None:
     assert free_host_bytes(tmp_path / "none", meminfo) == 4_096_000
+
+
+@pytest.mark.parametrize(
+    ("own", "group", "names"),
+    [
+        ("0::/a.slice/m.service", "a.slice/m.service", ("memory.max", "memory.current")),  # systemd's MemoryMax
+        ("0::/a.slice/m.service", "a.slice", ("memory.max", "memory.current")),
+        ("8:memory:/docker/0123", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+        ("8:memory:/pods/p", "memory/pods/p", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+    ],
+)
+def test_the_limit_of_every_group_above_counts_in_either_version(
+    tmp_path: Path, meminfo: Path, own: str, group: str, names: tuple[str, str]
+) -> None:
+    folder = tmp_path / "cgroup" / group
+    folder.mkdir(parents=True)
+    (folder / names[0]).write_text("3000000\n")
+    (folder / names[1]).write_text("1000000\n")
+    (tmp_path / "own").write_text(f"{own}\n")
+    assert free_host_bytes(tmp_path / "cgroup", meminfo, tmp_path / "own") == 2_000_000

@@ -1,0 +1,80 @@
+"""What a container or a service unit may use: the limits of this process's control groups. Imports no torch.
+
+Both versions are read. A limit holds for all groups below it, so every group above this process's own counts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+OWN = Path("/proc/self/cgroup")
+
+
+def limit_folders(controller: str, root: Path = CGROUP, own: Path = OWN) -> list[Path]:
+    """The folders whose limits on `controller` ("cpu", "memory") hold for this process, outermost first.
+
+    Inside a container the group's own folder is the root of what is mounted, whatever its name is outside.
+    """
+    found = [root]
+    lines = own.read_text().splitlines() if own.is_file() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        is_second = controllers == ""
+        if not is_second and controller not in controllers.split(","):
+            continue
+        mounts = (root, root / "unified") if is_second else (root / controllers, root / controller)
+        found += [folder for mount in mounts for folder in _down_to(mount, path)]
+    return [folder for folder in dict.fromkeys(found) if folder.is_dir()]
+
+
+def cpu_quota(root: Path = CGROUP, own: Path = OWN) -> float | None:
+    """CPUs that the control groups allow, 1.5 for 150 ms in each 100 ms; None without a limit."""
+    quotas = [quota for folder in limit_folders("cpu", root, own) for quota in _quotas(folder)]
+    return min(quotas, default=None)
+
+
+def affinity() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def physical_cores(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Cores of the machine, two threads of one core counted once; the affinity where the system does not say."""
+    siblings = {file.read_text() for file in cpus.glob("cpu[0-9]*/topology/thread_siblings_list")}
+    return len(siblings) or affinity()
+
+
+def usable_cpus(root: Path = CGROUP, own: Path = OWN) -> int:
+    """How many threads may compute all the time: the affinity, or the whole CPUs of the quota; at least 1."""
+    quota = cpu_quota(root, own)
+    return affinity() if quota is None else max(1, min(affinity(), int(quota)))
+
+
+def number_in(file: Path) -> int | None:
+    """The number that the file holds alone; None for "max", -1 or a file that is not there."""
+    text = file.read_text().strip() if file.is_file() else ""
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _down_to(mount: Path, path: str) -> Iterator[Path]:
+    folder = mount
+    yield folder
+    for part in path.split("/"):
+        if part == "..":  # the group is outside what is mounted here
+            return
+        folder = folder / part
+        yield folder
+
+
+def _quotas(folder: Path) -> Iterator[float]:
+    second = folder / "cpu.max"
+    if second.is_file():
+        quota, _, period = second.read_text().strip().partition(" ")
+        if quota.isdigit() and period.isdigit() and int(period):
+            yield int(quota) / int(period)
+    quota_us, period_us = number_in(folder / "cpu.cfs_quota_us"), number_in(folder / "cpu.cfs_period_us")
+    if quota_us is not None and period_us:
+        yield quota_us / period_us
