@@ -8,22 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from adapters_store.base import BaseDescription, LinearShape
+from adapters_store.base_folder import CONFIG, read_config, reading, refuse_pointers, weight_files
 from adapters_store.base_nf4 import is_stored_in_nf4
+from adapters_store.base_tensors import checked_skeleton, model_class, own_class
 from adapters_store.families import UnsupportedBase, family_of
 from lora_kernels.native.build import cache_dir
 
 VOLATILE_CONFIG_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
+CODE_KEYS = ("auto_map", "custom_pipelines", "fusion_config")
+OUTPUT_FLAGS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # of a forward
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def load_config(path: Path) -> PretrainedConfig:
-    """The base's config; UnsupportedBase where the folder holds none."""
-    if not (path / "config.json").is_file():
-        raise UnsupportedBase(f"--base {path}: no config.json there; a local folder of a transformers model is needed")
-    return AutoConfig.from_pretrained(path, local_files_only=True)
+    """The base's config, free of all that would let the folder choose code. Raises UnsupportedBase."""
+    body = read_config(path)
+    refuse_pointers(path)
+    own_class(body.get("architectures"), body.get("model_type"), own_code=body.get("auto_map"))
+    if body.get("transformers_weights") is not None:
+        raise UnsupportedBase(f"--base {path}: {CONFIG} sets transformers_weights; only model.safetensors is read")
+    with reading(path, CONFIG):
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        config._attn_implementation = None  # a name here can mean code that is fetched
+        for name in CODE_KEYS:
+            vars(config).pop(name, None)
+        for name, value in OUTPUT_FLAGS.items():
+            setattr(config, name, value)
+    model_class(config)  # transformers may have read it as another type
+    return config
 
 
 def served_dtype(config: PretrainedConfig, wanted: str) -> torch.dtype:
@@ -37,13 +52,13 @@ def served_dtype(config: PretrainedConfig, wanted: str) -> torch.dtype:
 def describe_base(path: Path, *, dtype: str = "auto", name: str | None = None) -> BaseDescription:
     """Modules, groups and digest of the base in a local folder.
 
-    Raises UnsupportedBase for an architecture, a stored form or a layer layout that we do not serve.
+    Raises UnsupportedBase for an architecture, a stored form or a layer layout that we do not serve, and for files that
+    do not hold exactly the architecture's tensors.
     """
     config = load_config(path)
     is_stored_in_nf4(config)  # other stored forms are refused
     family = family_of(config.architectures)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
+    skeleton = checked_skeleton(path, config, weight_files(path))
     groups = tuple(family.groups(config.num_hidden_layers))
     modules = {module: _shape_of(skeleton, module) for group in groups for module in group}
     return BaseDescription(
@@ -69,9 +84,8 @@ def _shape_of(skeleton: torch.nn.Module, module: str) -> LinearShape:
 def base_digest(path: Path) -> str:
     """sha256 over the config and every weight file's content; remembered per file by size and time of change."""
     total = hashlib.sha256(_canonical_config(path))
+    weight_files(path)  # raises where there are none
     files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise UnsupportedBase(f"--base {path}: no *.safetensors there; pickled weights (.bin) are not loaded")
     known = _known_digests()
     before = dict(known)
     for file in files:

@@ -51,9 +51,14 @@ class Family:
         yield (HEAD,)
 
 
-def family_of(architectures: list[str] | None) -> Family:
-    """The family of a config's `architectures`; UnsupportedBase names it where we have none."""
-    name = architectures[0] if architectures else "none given"
+def family_of(architectures: object, *, own_code: object = None) -> Family:
+    """The family of a config's `architectures`; UnsupportedBase names it where we have none.
+
+    own_code: the config's `auto_map`, classes that the folder brings; they are never run.
+    """
+    given = architectures[0] if isinstance(architectures, list) and architectures else architectures
+    name = given if isinstance(given, str) else "none given"
     if name not in FAMILIES:
-        raise UnsupportedBase(f"base architecture {name} is not supported; supported: {', '.join(FAMILIES)}")
+        note = "; the Python code in its folder is never run" if own_code else ""
+        raise UnsupportedBase(f"base architecture {name[:80]} is not supported; supported: {', '.join(FAMILIES)}{note}")
     return Family(name, FAMILIES[name])

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from adapters_store.base import BaseDescription
 from adapters_store.base_files import base_digest, load_config
+from adapters_store.base_folder import weight_files
 from adapters_store.config import parse_config
 from adapters_store.dtypes import TENSOR_TYPES
 from adapters_store.families import HEAD
@@ -128,7 +129,7 @@ def _write_weights(base: Path, aside: Path, plan: AdapterPlan, weights: Path) ->
     waiting = {f"{module.name}.weight": module for module in plan.modules}
     dtypes: set[torch.dtype] = set()
     with WeightsFile(weights) as adapter:
-        for file in sorted(base.glob("*.safetensors")):
+        for file in weight_files(base):
             merged = _merged_file(file, aside / file.name, waiting, adapter)
             dtypes |= merged
     if waiting:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from adapters_store.base_nf4 import keep_nf4_weights_plain
 from adapters_store.base_weights import load_causal
@@ -55,13 +54,13 @@ class Parity:
 
 def compare_merged(base: Path, adapter: Path, merged: Path, dtype: str) -> Parity:
     """Base and adapter apart against the merged folder. dtype: in which the sums are stored."""
-    apart = PeftModel.from_pretrained(_load(base, dtype=torch.float32), adapter).eval()
+    apart = PeftModel.from_pretrained(_load(base), adapter).eval()
     ids = _probes(apart.config.vocab_size)
     wanted = _logits(apart, ids)
     with apart.disable_adapter():
         bare = _logits(apart, ids)
     del apart  # one model at a time
-    return _parity(_logits(_load(merged, dtype=torch.float32), ids), wanted, bare, TOLERANCES[dtype])
+    return _parity(_logits(_load(merged), ids), wanted, bare, TOLERANCES[dtype])
 
 
 def compare_requantised(base: Path, adapter: Path) -> Parity:
@@ -92,8 +91,8 @@ def _rms(tensor: Tensor) -> float:
     return float(tensor.double().square().mean().sqrt())
 
 
-def _load(folder: Path, **options: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options).eval()
+def _load(folder: Path) -> Any:
+    return load_causal(folder, torch.float32, torch.device("cpu")).eval()
 
 
 @torch.inference_mode()

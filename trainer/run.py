@@ -9,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from adapters_store.base_files import describe_base, load_config
-from adapters_store.families import UnsupportedBase
+from adapters_store.base_tokenizer import load_tokenizer
 from adapters_store.filesystem import Filesystem
 from trainer.checkpoint import Checkpoints
 from trainer.control import Control
@@ -75,6 +74,7 @@ class Run:
         start_s = time.perf_counter()
         disable_progress_bar()
         self._stage("data")
+        _ = self._base_digest  # what is wrong with the base is said before all data is read
         data = self._prepared_data()
         self._check_provenance(data)
         self._stage("model")
@@ -98,13 +98,9 @@ class Run:
 
     def _prepared_data(self) -> PreparedData:
         config = load_config(self.spec.base)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.spec.base, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise UnsupportedBase(f"{self.spec.base}: no tokenizer that transformers can load: {error}") from error
         return prepare(
             self.spec,
-            tokenizer,
+            load_tokenizer(self.spec.base),
             max_model_len=int(config.max_position_embeddings),
             num_embeddings=int(config.vocab_size),
         )

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from adapters_store.base_files import DTYPES, load_config
+from adapters_store.base_folder import weight_files
 from adapters_store.base_nf4 import keep_nf4_weights_plain, nf4_config
 from adapters_store.families import HEAD, UnsupportedBase
 from trainer.model import LossModel, Trainee, prepare, refuse_stored_nf4
@@ -52,7 +53,10 @@ def _skeleton(spec: TrainSpec, dtype: torch.dtype) -> PreTrainedModel:
     """The base without its weights; buffers (rotary frequencies) are real."""
     with init_empty_weights(include_buffers=False):
         causal = AutoModelForCausalLM.from_config(
-            load_config(spec.base), dtype=dtype, attn_implementation=register_packed_attention()
+            load_config(spec.base),
+            trust_remote_code=False,
+            dtype=dtype,
+            attn_implementation=register_packed_attention(),
         )
     causal.tie_weights()
     return causal
@@ -115,7 +119,7 @@ class _BaseTensors:
     def __init__(self, base: Path, stack: ExitStack) -> None:
         self._base = base
         self._files: dict[str, Any] = {}
-        for path in sorted(base.glob("*.safetensors")):
+        for path in weight_files(base):
             file = stack.enter_context(safe_open(path, framework="pt"))
             self._files.update(dict.fromkeys(file.keys(), file))
 

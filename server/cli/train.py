@@ -6,6 +6,7 @@ The process is `python -m trainer`; what it writes into the run folder is all th
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from server.cli.stopping import StopSignals
 from trainer.spec import SpecError, TrainSpec
 
 POLL_S = 0.1
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}  # as -P, also for the ranks: no module of the current folder is taken
 TRAINER_FAILED = "training_failed"
 EXITS = {
     "file_not_found": ExitCode.NOT_FOUND,
@@ -76,7 +78,7 @@ def read_spec(path: Path) -> TrainSpec:
 def _command(spec: Path, folder: Path, *, resume: bool, ranks: int) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     arguments = [str(spec), "--run-dir", str(folder), *(["--resume"] if resume else [])]
-    return [sys.executable, *launcher, "-m", "trainer", *arguments]
+    return [sys.executable, "-P", *launcher, "-m", "trainer", *arguments]
 
 
 def _trained(command: list[str], folder: Path, output: Output) -> int:
@@ -84,7 +86,14 @@ def _trained(command: list[str], folder: Path, output: Output) -> int:
     tail = EventTail(folder / "events.jsonl")
     with StopSignals() as signals, (folder / "train.log").open("ab") as log, Screen(output) as screen:
         signals.defer()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **SAFE_PATH},
+            start_new_session=True,
+        )
         asked = False
         while process.poll() is None:
             if signals.asked and not asked:
@@ -187,7 +196,7 @@ def _last_words(log: Path) -> dict[str, str]:
 def _measure(folder: Path, spec: TrainSpec, output: Output) -> None:
     """The gate's verdict on what was trained. Raises CommandError (gate_blocked, gate_failed)."""
     options = ["--quantize", "nf4"] if spec.method == "qlora" else []
-    command = [sys.executable, "-m", "server.jobs.gate_process", str(folder), *options]
+    command = [sys.executable, "-P", "-m", "server.jobs.gate_process", str(folder), *options]
     with output.waiting("measuring the adapter against the base"), (folder / "gate.log").open("ab") as log:
         code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False).returncode
     if code != 0:

@@ -109,6 +109,7 @@ def build_engine(
 
     Raises UnsupportedBase where the base, or the machine, does not do.
     """
+    tokenizer = Tokenizer.load(settings.base)  # first: what it refuses is said before minutes of loading
     say(f"loading {settings.base}")
     base = load_base(
         settings.base,
@@ -117,7 +118,7 @@ def build_engine(
         device=settings.device,
         name=settings.served_name,
     )
-    return join_engine(base, Tokenizer.load(settings.base), settings, source, say=say)
+    return join_engine(base, tokenizer, settings, source, say=say)
 
 
 def join_engine(

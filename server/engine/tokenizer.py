@@ -8,7 +8,6 @@ object: measured, one thread's truncation cuts another thread's prompt without a
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,11 @@ from typing import Any
 
 import jinja2
 from tokenizers import Tokenizer as FastTokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from adapters_store.base_folder import read_json
+from adapters_store.base_tokenizer import load_tokenizer
+from adapters_store.families import UnsupportedBase
 from server.engine.chat_options import ChatOptions, TemplateValue
 from server.engine.control_tokens import ControlTokens
 from server.engine.pieces import PieceTable
@@ -51,9 +53,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """Read tokenizer, chat template and end-of-sequence ids from a model's folder; nothing is fetched."""
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return cls(tokenizer, _configured_eos_ids(folder))
+        """Read tokenizer, chat template and end-of-sequence ids from a model's folder. Raises UnsupportedBase."""
+        return cls(load_tokenizer(folder), _configured_eos_ids(folder))
 
     def vocabulary(self, num_rows: int) -> Vocabulary:
         """What is served over a model with that many embedding rows. Raises ValueError where nothing is."""
@@ -140,13 +141,16 @@ def _text_of_part(index: int, part: Any) -> str:
 
 
 def _configured_eos_ids(folder: Path) -> list[int]:
-    configs = [_read_json(folder / name) for name in ("generation_config.json", "config.json")]
-    found = [config.get("eos_token_id") for config in (*configs, configs[1].get("text_config") or {})]
-    return [id_ for value in found if value is not None for id_ in (value if isinstance(value, list) else [value])]
+    return [id_ for name in ("generation_config.json", "config.json") for id_ in _eos_ids_in(folder / name)]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+def _eos_ids_in(path: Path) -> list[int]:
+    """Raises UnsupportedBase for ids that are none."""
+    config = read_json(path) if path.is_file() else {}
+    found = [part.get("eos_token_id") for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    ids = [id_ for value in found if value is not None for id_ in (value if isinstance(value, list) else [value])]
+    odd = [id_ for id_ in ids if not isinstance(id_, int) or isinstance(id_, bool)]
+    if odd:
+        reason = f"{path.name}: eos_token_id must be a token id or a list of them, got {odd[0]!r:.60}"
+        raise UnsupportedBase(f"--base {path.parent}: {reason}")
+    return ids

@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from adapters_store.base_files import load_config
+from adapters_store.base_tokenizer import load_tokenizer
 from adapters_store.errors import AdapterRejected
 from adapters_store.families import UnsupportedBase
 from adapters_store.filesystem import Filesystem
@@ -80,8 +81,9 @@ def gate_run(run_dir: Path, precision: Precision, thresholds: GateThresholds | N
     """
     spec = TrainSpec.from_yaml(run_dir / "spec.yaml")
     limits = thresholds or GateThresholds()
+    load_config(spec.base)  # what is no base says so, before its tokenizer is read
+    tokenizer = load_tokenizer(spec.base)
     base = load_base(spec.base, **asdict(precision))
-    tokenizer = AutoTokenizer.from_pretrained(spec.base, local_files_only=True)
     data = prepare(spec, tokenizer, max_model_len=base.max_model_len, num_embeddings=base.num_embeddings)
     _check_same_data(run_dir, data)
     measured = _measured(_Run(spec, _output(spec, run_dir), base, data, tokenizer), precision, limits)

@@ -16,7 +16,7 @@ from server.jobs.served_base import ServedBase
 from server.jobs.training import Outcome
 
 ATTEMPTS = 2
-GATE = (sys.executable, "-m", "server.jobs.gate_process")
+GATE = (sys.executable, "-P", "-m", "server.jobs.gate_process")
 
 
 @dataclass(frozen=True, slots=True)

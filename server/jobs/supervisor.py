@@ -89,7 +89,7 @@ class WorkerSupervisor:
     def _spawn(self) -> subprocess.Popen[bytes]:
         url = self._onboarding.database_url  # not an argument: it may hold a password
         environment = {**os.environ, **self._settings.environment, DATABASE_URL_VARIABLE: url}
-        command = [sys.executable, "-m", "server.jobs.worker", "--data-dir", str(self._onboarding.data_dir)]
+        command = [sys.executable, "-P", "-m", "server.jobs.worker", "--data-dir", str(self._onboarding.data_dir)]
         return subprocess.Popen(
             [*command, "--watch-stdin", *_options(self._onboarding.limits), *self._settings.options],
             stdin=subprocess.PIPE,

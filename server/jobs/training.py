@@ -24,7 +24,7 @@ SUCCEEDED, FAILED, BAD_INPUT, PAUSED, CANCELLED = range(5)
 NOT_CURED_BY_TIME = frozenset({"out_of_memory", "disk_full"})
 TRAINER_KILLED = "trainer_killed"
 SPEC_FILE = "request.yaml"
-TRAINER = (sys.executable, "-m", "trainer")
+TRAINER = (sys.executable, "-P", "-m", "trainer")  # -P: no module of the current folder is taken
 Outcome = Literal["done", "failed", "paused", "cancelled", "gone"]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from adapters_store.base_folder import read_config
+from adapters_store.families import UnsupportedBase
 
 NF4_BITS = (
     4 + 8 / 64 + 32 / (64 * 256)
@@ -213,19 +215,18 @@ def shape_of_config(folder: Path) -> ModelShape:
     """
     folder = folder.parent if folder.name == "config.json" else folder
     try:
-        body = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PlanError("model", f"{folder}: no config.json there") from None
-    except ValueError as error:
-        raise PlanError("model", f"{folder}: config.json: {error}") from error
-    config = body.get("text_config", body) if isinstance(body, dict) else {}
+        body = read_config(folder)
+    except UnsupportedBase as error:
+        raise PlanError("model", str(error).removeprefix("--base ")) from error
+    inner = body.get("text_config")
+    config = inner if isinstance(inner, dict) else body
     kind = str(config.get("model_type"))
     if kind not in _LEFT_OUT:
         known = ", ".join(_LEFT_OUT)
         raise PlanError("model", f"{folder}: model_type {kind!r} is not counted; known: {known}")
     try:
         return _shape_of({**_LEFT_OUT[kind], **config}, folder.resolve().name)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise PlanError("model", f"{folder}: config.json has no usable {error}") from error
 
 
