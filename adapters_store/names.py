@@ -7,6 +7,8 @@ import re
 from adapters_store.errors import AdapterRejected, NotFound
 from adapters_store.strict_json import shown
 
+FINE_TUNED = "ft:"  # begins a job's own name for its adapter: ft:base:tenant:name:version
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
 _REF = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:\-]{0,127})(?:@([1-9][0-9]{0,8}))?")
 

@@ -27,6 +27,7 @@ from adapters_store.packing import pack, packed_bytes
 from adapters_store.quarantine import Quarantine, heal
 from adapters_store.quotas import QuotaStore
 from adapters_store.records import AdapterVersion
+from adapters_store.served_names import ServedNames
 from adapters_store.tenants import TenantStore
 from adapters_store.usage import UsageStore
 from adapters_store.validate import AdapterPlan
@@ -59,6 +60,7 @@ class AdapterStore:
         self.aliases = AliasStore(database)
         self.usage = UsageStore(database)
         self.quotas = QuotaStore(database)
+        self.served_names = ServedNames(database)
         self.tenants = TenantStore(database, self._drop_unreferenced)
         self.audit = AuditLog(database)
         self.quarantine = Quarantine(database)

@@ -48,6 +48,14 @@ class AdapterTiersStats:
     working_set_ratio: float
     host: HostTierStats
 
+    def num_more(self, num_entries: int, max_slots: int) -> int:
+        """How many more adapters of the mean size of `num_entries` fit into what is free, of bytes and of slots."""
+        num_slots = max_slots - num_entries
+        if not num_entries or not self.used_elements:
+            return num_slots
+        free = self.capacity_elements - self.used_elements
+        return min(num_slots, free * num_entries // self.used_elements)
+
     @classmethod
     def of(cls, pool: DevicePool, host: HostTierStats, *, misses: int, working_set_ratio: float) -> AdapterTiersStats:
         return cls(

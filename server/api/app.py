@@ -58,7 +58,7 @@ def create_app(
     What it does besides answering begins with `background`; usage is written down from then on.
     """
     app = FastAPI(title="multilora", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    own_metrics = ApiMetrics(engine, settings.max_label_values, settings.data_dir)
+    own_metrics = ApiMetrics(engine, settings.max_label_values, settings.data_dir, store.served_names)
     context = app.state.context = ApiContext(
         engine=engine,
         store=store,

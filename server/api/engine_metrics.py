@@ -5,13 +5,14 @@ The vllm names are the ones that inference routers already read. `multilora_*` w
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from adapters_store.served_names import ServedNames
+from server.api.lora_info import lora_info
 from server.api.ports import EngineClient, EngineStats
 from server.engine.histogram import Histogram
 
@@ -26,10 +27,14 @@ _IN_A_TIER = frozenset(name for tiers in _TIERS.values() for name in tiers.value
 
 
 class EngineCollector(Collector):
-    """One engine's gauges, counters and histograms at the moment they are asked for."""
+    """One engine's gauges, counters and histograms at the moment they are asked for.
 
-    def __init__(self, engine: EngineClient) -> None:
+    names: of adapters, for routers; None: what they read of adapters is left out.
+    """
+
+    def __init__(self, engine: EngineClient, names: ServedNames | None = None) -> None:
         self._engine = engine
+        self._names = names
 
     def describe(self) -> list[Metric]:
         return []  # what is collected depends on the engine's counters; nothing is read at registration
@@ -47,7 +52,8 @@ class EngineCollector(Collector):
             yield _by_tier(name, stats)
         for name, histogram in sorted(stats.histograms.items()):
             yield _histogram(f"multilora_{name}", histogram)
-        yield _lora_info(stats)
+        if self._names is not None:
+            yield lora_info(stats, self._names, self._engine.served_name)
 
     def _router_gauges(self, stats: EngineStats) -> Iterator[Metric]:
         gauges = {
@@ -59,15 +65,6 @@ class EngineCollector(Collector):
             yield _gauge(name, "See the vLLM metric of this name", {"model_name": self._engine.served_name}, value)
             own_name = name.replace("vllm:", "multilora_").replace("_perc", "_ratio")
             yield _gauge(own_name, "Of the engine, now", {}, value)
-
-
-def _lora_info(stats: EngineStats) -> Metric:
-    lora = {
-        "max_lora": str(stats.max_slots),
-        "running_lora_adapters": ",".join(stats.running_adapters),
-        "waiting_lora_adapters": ",".join(stats.waiting_adapters),
-    }
-    return _gauge("vllm:lora_requests_info", "Adapters on the device; the value is the time", lora, time.time())
 
 
 def _by_tier(name: str, stats: EngineStats) -> Metric:

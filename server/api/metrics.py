@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from adapters_store.served_names import ServedNames
 from server.api.engine_metrics import EngineCollector
 from server.api.ports import EngineClient
 from server.engine.histogram import SECONDS
@@ -28,9 +29,11 @@ ALERTED_CODES = ("adapter_numerics", "queue_full")
 class ApiMetrics:
     """All of one app's metrics, in a registry of its own: two apps in one process do not meet."""
 
-    def __init__(self, engine: EngineClient, max_label_values: int, data_dir: Path) -> None:
+    def __init__(
+        self, engine: EngineClient, max_label_values: int, data_dir: Path, names: ServedNames | None = None
+    ) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(EngineCollector(engine))
+        self.registry.register(EngineCollector(engine, names))
         ProcessCollector(registry=self.registry)
         self._max_label_values = max_label_values
         self._owners: set[tuple[str, str]] = set()

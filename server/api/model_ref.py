@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from adapters_store.base import AdapterDigest
 from adapters_store.errors import NotFound
+from adapters_store.names import FINE_TUNED
 from adapters_store.records import UNLIMITED, AdapterVersion, Quotas
 from server.api.auth import Caller
 from server.api.context import ApiContext, off_loop
 from server.api.errors import ApiError
 
 VERSION_HEADER = "x-multilora-adapter-version"
-FINE_TUNED = "ft:"
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from server.engine.vocabulary import Vocabulary
 
 
 class EngineStats(Protocol):
-    """A moment of the engine. kv_usage is 0..1; running_adapters are the names resident on the device, held_adapters
-    the digests in any memory; counters only ever rise, gauges do not; histograms are in seconds."""
+    """A moment of the engine. kv_usage is 0..1; running_adapters are the names resident on the device,
+    resident_adapters and queued_adapters digests there and wanted, num_adapters_fit how many more there is free device
+    memory for, held_adapters the digests in any memory; counters only ever rise, gauges do not; histograms are in
+    seconds."""
 
     @property
     def num_waiting(self) -> int: ...
@@ -26,6 +28,12 @@ class EngineStats(Protocol):
     def running_adapters(self) -> Sequence[str]: ...
     @property
     def waiting_adapters(self) -> Sequence[str]: ...
+    @property
+    def resident_adapters(self) -> Sequence[AdapterDigest]: ...
+    @property
+    def queued_adapters(self) -> Sequence[AdapterDigest]: ...
+    @property
+    def num_adapters_fit(self) -> int: ...
     @property
     def held_adapters(self) -> Sequence[AdapterDigest]: ...
     @property

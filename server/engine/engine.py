@@ -265,15 +265,18 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot; taken on the engine's thread."""
-        tiers = self.tiers.stats()
+        tiers, residents, queued = self.tiers.stats(), self.tiers.resident(), self.scheduler.waiting_adapters()
         counters = {name: float(value) for name, value in asdict(self._counters).items()}
         counters |= memory_counters(tiers, self.scheduler.pool.stats)
         return EngineStats(
             num_waiting=self.scheduler.num_waiting,
             num_running=self.scheduler.num_running,
             kv_usage=self.scheduler.pool.usage,
-            running_adapters=self._named([resident.digest for resident in self.tiers.resident()]),
-            waiting_adapters=self._named(self.scheduler.waiting_adapters()),
+            running_adapters=self._named([resident.digest for resident in residents]),
+            waiting_adapters=self._named(queued),
+            resident_adapters=tuple(resident.digest for resident in residents),
+            queued_adapters=tuple(queued),
+            num_adapters_fit=tiers.num_more(len(residents), self._max_slots),
             held_adapters=self.tiers.held(),
             max_slots=self._max_slots,
             counters=counters,

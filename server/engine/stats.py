@@ -15,8 +15,9 @@ from server.engine.prefix_cache import PrefixCacheStats
 class EngineStats:
     """kv_usage is 0..1. running_adapters: names resident on the device. counters only ever rise.
 
-    held_adapters: digests in host or device memory. gauges: numbers of now, each a metric `multilora_NAME`.
-    histograms: in seconds, likewise.
+    resident_adapters, queued_adapters: digests on the device, and wanted by waiting requests. num_adapters_fit: how
+    many more of the mean size of those on the device there is free memory for. held_adapters: digests in host or device
+    memory. gauges: numbers of now, each a metric `multilora_NAME`. histograms: in seconds, likewise.
     """
 
     num_waiting: int = 0
@@ -24,6 +25,9 @@ class EngineStats:
     kv_usage: float = 0.0
     running_adapters: tuple[str, ...] = ()
     waiting_adapters: tuple[str, ...] = ()
+    resident_adapters: tuple[AdapterDigest, ...] = ()
+    queued_adapters: tuple[AdapterDigest, ...] = ()
+    num_adapters_fit: int = 0
     held_adapters: tuple[AdapterDigest, ...] = ()
     max_slots: int = 0
     counters: Mapping[str, float] = field(default_factory=dict)

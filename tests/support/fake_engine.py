@@ -30,6 +30,9 @@ class FakeStats:
     kv_usage: float = 0.0
     running_adapters: tuple[str, ...] = ()
     waiting_adapters: tuple[str, ...] = ()
+    resident_adapters: tuple[AdapterDigest, ...] = ()
+    queued_adapters: tuple[AdapterDigest, ...] = ()
+    num_adapters_fit: int = 0
     held_adapters: tuple[AdapterDigest, ...] = ()
     max_slots: int = 8
     counters: dict[str, float] = field(default_factory=dict)
@@ -133,8 +136,13 @@ class FakeEngine:
     def stats(self) -> FakeStats:
         with self._changed:
             names = {s.request.adapter_name for s in self._sequences.values() if s.request.adapter_name}
-            counters = {"engine_steps": float(self.num_steps)}
-            return FakeStats(num_running=len(self._sequences), running_adapters=tuple(sorted(names)), counters=counters)
+            digests = {s.request.adapter: None for s in self._sequences.values() if s.request.adapter is not None}
+            return FakeStats(
+                num_running=len(self._sequences),
+                running_adapters=tuple(sorted(names)),
+                resident_adapters=tuple(digests),
+                counters={"engine_steps": float(self.num_steps)},
+            )
 
     def _sequence(self, request: Request, listener: Listener) -> _Sequence:
         key = (request.tenant, request.adapter, tuple(request.prompt_ids))
