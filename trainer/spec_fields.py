@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from adapters_store.numbers import is_within
 from adapters_store.patterns import PLAIN_KEY
 from adapters_store.strict_json import shown
 
@@ -37,8 +37,7 @@ def number(field: str, value: object, low: float, high: float, *, open_low: bool
     """A finite number from low (excluded with open_low) to high. YAML 1.1 reads "2e-4" as text: it is taken as well."""
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = float(value)
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
+    if not is_within(value, low, high, open_low=open_low):
         start = f"above {low:g}" if open_low else f"from {low:g}"
         raise SpecError(field, value, f"a number {start} to {high:g}")
     return float(value)  # type: ignore[arg-type]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query
+from fastapi import Depends, FastAPI, Path, Query
 from pydantic import Field
 
 from adapters_store.keys import KeyInfo, KeyWishes, parse_scopes
+from adapters_store.numbers import MAX_INT
 from adapters_store.records import TenantKey
 from server.api.auth import require_admin
 from server.api.context import ApiContext, ContextDep, off_loop
@@ -17,15 +18,17 @@ from server.api.schemas import Body
 
 MAX_OVERLAP_S = 30 * 86_400
 _LAST_SECOND = 2**53
+MAX_KEY_SCOPES = 64
 
 Overlap = Annotated[int, Query(ge=0, le=MAX_OVERLAP_S)]
-KeyId = Annotated[int | None, Query(ge=1, le=_LAST_SECOND)]
+KeyId = Annotated[int | None, Query(ge=1, le=MAX_INT)]
+KeyNumber = Annotated[int, Path(ge=1, le=MAX_INT)]
 
 
 class NewKey(Body):
     """scopes None: all. expires_at: Unix seconds, None for never."""
 
-    scopes: list[str] | None = None
+    scopes: Annotated[list[str], Field(max_length=MAX_KEY_SCOPES)] | None = None
     expires_at: Annotated[int, Field(ge=0, le=_LAST_SECOND)] | None = None
     label: Annotated[str, Field(max_length=128)] | None = None
 
@@ -47,9 +50,9 @@ async def list_keys(
     return page([_key(name, key) for key in keys], limit, after)
 
 
-async def revoke_key(name: str, key_id: int, context: ContextDep) -> dict[str, Any]:
+async def revoke_key(name: str, key_id: KeyNumber, context: ContextDep) -> dict[str, Any]:
     """End a key now."""
-    await off_loop(context.store.tenants.revoke_key, name, min(key_id, _LAST_SECOND))
+    await off_loop(context.store.tenants.revoke_key, name, key_id)
     return {"id": str(key_id), "object": "key.deleted", "deleted": True}
 
 

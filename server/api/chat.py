@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI, Request
 from starlette.responses import Response
 
 from adapters_store.keys import Scope
+from adapters_store.strict_json import shown
 from server.api.auth import CallerDep, guarded
 from server.api.call_tally import whole_answer
 from server.api.collect import Choice, collect
@@ -51,7 +52,8 @@ def _check(body: ChatBody) -> None:
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs", "top_logprobs is allowed only with logprobs true")
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
-        reason = f"max_tokens is {body.max_tokens}, max_completion_tokens is {body.max_completion_tokens}; send one"
+        asked = f"max_tokens is {shown(body.max_tokens)}, max_completion_tokens is {shown(body.max_completion_tokens)}"
+        reason = f"{asked}; send one"
         raise InvalidRequest("max_tokens", reason)
 
 

@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI, Request
 from starlette.responses import Response
 
 from adapters_store.keys import Scope
+from adapters_store.strict_json import shown
 from server.api.auth import CallerDep, guarded
 from server.api.call_tally import whole_answer
 from server.api.collect import Choice, collect
@@ -49,7 +50,7 @@ async def create_completion(
 def _check(body: CompletionBody) -> None:
     check_stream_options(body)
     if body.best_of is not None and body.best_of != body.num_choices:
-        raise InvalidRequest("best_of", f"best_of must equal n ({body.num_choices}), got {body.best_of}")
+        raise InvalidRequest("best_of", f"best_of must equal n ({body.num_choices}), got {shown(body.best_of)}")
     if body.max_tokens == 0 and not body.echo:
         raise InvalidRequest("max_tokens", "max_tokens must be at least 1 without echo, got 0")
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from adapters_store.numbers import whole_number
+from adapters_store.strict_json import shown
 from server.api.errors import ApiError
 
 HEADER = "x-request-timeout-ms"
@@ -19,9 +21,11 @@ async def deadline_of(request: Request) -> float | None:
     text = request.headers.get(HEADER)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:12]) <= MAX_MS):
-        raise ApiError(400, "invalid_value", f"{HEADER} must be 1 to {MAX_MS} milliseconds, got {text!r}", param=HEADER)
-    return time.monotonic() + int(text) / 1000
+    milliseconds = whole_number(text, 1, MAX_MS)
+    if milliseconds is None:
+        message = f"{HEADER} must be 1 to {MAX_MS} milliseconds, got {shown(text)}"
+        raise ApiError(400, "invalid_value", message, param=HEADER)
+    return time.monotonic() + milliseconds / 1000
 
 
 DeadlineDep = Annotated[float | None, Depends(deadline_of)]

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from adapters_store.errors import AdapterRejected, Conflict, NotFound, StoreError
+from adapters_store.strict_json import shown
 from server.api.json_text import json_bytes
 from server.engine.errors import QueueFull
 from server.engine.request import RequestError
@@ -130,7 +131,7 @@ def _(error: RequestValidationError) -> ApiError:
     """Query and path parameters; bodies are checked in `json_body`."""
     first = error.errors()[0]
     param = str(first["loc"][-1])
-    return ApiError(400, "invalid_value", f"{param}: {first['msg']}, got {first.get('input')!r}", param=param)
+    return ApiError(400, "invalid_value", f"{param}: {first['msg']}, got {shown(first.get('input'))}", param=param)
 
 
 @to_api_error.register

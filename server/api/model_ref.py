@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from adapters_store.base import AdapterDigest
 from adapters_store.errors import NotFound
 from adapters_store.names import FINE_TUNED
+from adapters_store.numbers import whole_number
 from adapters_store.records import UNLIMITED, AdapterVersion, Quotas
 from server.api.auth import Caller
 from server.api.context import ApiContext, off_loop
@@ -91,13 +92,14 @@ def _of_job(caller: Caller, model: str) -> tuple[str, str] | None:
 
     None where it is no such id, or not this caller's; an uploaded adapter may still be called so.
     """
-    if not (model.startswith(FINE_TUNED) and model.count(":") > 3 and model.rpartition(":")[2].isdigit()):
+    version = whole_number(model.rpartition(":")[2])
+    if version is None or not model.startswith(FINE_TUNED) or model.count(":") < 4:
         return None
-    before, name, version = model.rsplit(":", 2)
+    before, name, _ = model.rsplit(":", 2)
     own = before.endswith(f":{caller.tenant}")
     if not own and not caller.speaks_for_all:
         return None
-    return caller.tenant if own else before.rpartition(":")[2], f"{name}@{int(version)}"
+    return caller.tenant if own else before.rpartition(":")[2], f"{name}@{version}"
 
 
 def model_not_found(model: str) -> ApiError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 from uuid import uuid4
 
+from adapters_store.strict_json import shown
 from server.api.context import ApiContext, off_loop
 from server.api.model_ref import Target
 from server.api.schemas import GenerationBody
@@ -65,7 +66,7 @@ class TokenBudget:
 
 
 def _context_exceeded(field: str, num_prompt_tokens: int, asked: int | None, limit: int) -> InvalidRequest:
-    completion = "" if asked is None else f" and {asked} for the completion"
+    completion = "" if asked is None else f" and {shown(asked)} for the completion"
     message = f"{field}: the context length is {limit} tokens, got {num_prompt_tokens} in the prompt{completion}"
     return InvalidRequest(field, message, code="context_length_exceeded")
 
@@ -109,7 +110,7 @@ def check_counts(context: ApiContext, num_prompts: int, num_choices: int) -> Non
         ("n", "sequences (prompts x n)", num_prompts * num_choices, settings.max_sequences),
     ):
         if count > limit:
-            raise InvalidRequest(field, f"{field}: at most {limit} {what} in one call, got {count}")
+            raise InvalidRequest(field, f"{field}: at most {limit} {what} in one call, got {shown(count)}")
 
 
 def plan_call(

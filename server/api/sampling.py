@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from adapters_store.numbers import whole_number
+from adapters_store.strict_json import shown
 from server.api.context import ApiContext
 from server.api.ports import EngineClient
 from server.api.schemas import GenerationBody
@@ -43,9 +45,11 @@ def sampling_params(
 
 
 def _logit_bias(bias: dict[str, float], engine: EngineClient) -> tuple[tuple[int, float], ...]:
-    for key in bias:
-        if not (key.isascii() and key.isdigit() and len(key) <= 10):
-            raise InvalidRequest("logit_bias", f"logit_bias: each key must be a token id, got {key[:40]!r}")
-    pairs = tuple((int(key), float(value)) for key, value in bias.items())
+    pairs = []
+    for key, value in bias.items():
+        token_id = whole_number(key)
+        if token_id is None:
+            raise InvalidRequest("logit_bias", f"logit_bias: each key must be a token id, got {shown(key, 40)}")
+        pairs.append((token_id, float(value)))
     engine.vocabulary.check([token_id for token_id, _ in pairs], "logit_bias")
-    return pairs
+    return tuple(pairs)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
+
+from adapters_store.numbers import is_within
+from adapters_store.strict_json import shown
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -85,9 +87,9 @@ def _check_float(name: str, value: float, low: float, high: float, *, open_low: 
 
 
 def _check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    if not math.isfinite(value) or value > high or value < low or (open_low and value == low):
+    if not is_within(value, low, high, open_low=open_low):
         bracket = "(" if open_low else "["
-        raise InvalidRequest(name, f"{name} must be in {bracket}{low}, {high}], got {value}")
+        raise InvalidRequest(name, f"{name} must be in {bracket}{low}, {high}], got {shown(value)}")
 
 
 def _check_count(name: str, count: int, limit: int) -> None:

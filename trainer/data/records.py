@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from adapters_store.errors import AdapterRejected
+from adapters_store.numbers import is_within
 from adapters_store.strict_json import parse_strict_json
 from trainer.data.problems import LineRefused, excerpt_of, excerpt_of_bytes
 
@@ -192,9 +192,9 @@ def _joined_parts(content: object, where: str) -> object:
 
 def _weight(value: Mapping[str, object], where: str) -> float:
     weight = value["weight"]
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise LineRefused("bad_weight", f"{where}.weight must be a number", excerpt=excerpt_of(weight), param=where)
-    if not 0 <= weight <= 1:
+    if not is_within(weight, 0, 1):
         raise LineRefused("bad_weight", f"{where}.weight must be from 0 to 1, got {excerpt_of(weight)}", param=where)
     if value["role"] != "assistant":
         raise LineRefused("bad_weight", f"{where}.weight: only an assistant's message has a weight", param=where)
