@@ -6,13 +6,14 @@ other parsers. What two readers could read differently is refused here.
 
 from __future__ import annotations
 
-import json
 import reprlib
 from typing import NoReturn
 
 from adapters_store.errors import AdapterRejected
+from adapters_store.json_pieces import JsonRules, TooDeep, read_json
 
 MAX_DEPTH = 8
+_WHOLE_CHARS = 128 * 1024  # read in one go; the headers of nearly all adapters are
 
 
 def parse_strict_json(data: bytes, *, what: str, max_objects: int, too_many: str = "too_many_objects") -> object:
@@ -26,11 +27,16 @@ def parse_strict_json(data: bytes, *, what: str, max_objects: int, too_many: str
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise AdapterRejected("not_utf8", f"{what}: byte {error.start} is not UTF-8", param=what) from None
+    rules = JsonRules(
+        pairs=reader.pairs,
+        constant=reader.constant,
+        integer=reader.integer,
+        whole_chars=_WHOLE_CHARS,
+        max_depth=MAX_DEPTH,
+    )
     try:
-        value: object = json.loads(
-            text, object_pairs_hook=reader.pairs, parse_constant=reader.constant, parse_int=reader.integer
-        )
-    except RecursionError:
+        value: object = read_json(text, rules)
+    except (TooDeep, RecursionError):
         raise AdapterRejected("too_deep", f"{what}: nested deeper than {MAX_DEPTH}", param=what) from None
     except ValueError as error:
         raise AdapterRejected("bad_json", f"{what}: not JSON: {shown(str(error), 120)}", param=what) from None

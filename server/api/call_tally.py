@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol
 
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from adapters_store.usage import UsageCounts
+from server.api.collect import Choice
 from server.api.context import ApiContext
-from server.api.json_text import json_bytes
+from server.api.json_text import json_text
 from server.api.model_ref import Target
+from server.api.plan import inline_or_heavy
 from server.api.usage import Usage
 from server.api.usage_ledger import UsageLedger
 
@@ -43,9 +46,26 @@ class CallTally:
         self.sent()
 
 
-def whole_answer(context: ApiContext, target: Target, usage: Usage, answer: dict[str, Any]) -> Response:
+class WholeShape(Protocol):
+    """Makes the JSON text of an answer that is not streamed."""
+
+    def whole_head(self) -> str:
+        """The answer up to the members of `choices`."""
+
+    def whole(self, index: int, choice: Choice) -> str:
+        """One member of `choices`."""
+
+
+async def whole_answer(
+    context: ApiContext, target: Target, usage: Usage, shape: WholeShape, choices: Sequence[Choice]
+) -> Response:
     """The answer of a call that is not streamed, billed once it is sent."""
-    tally = CallTally(context.usage, target, usage)
-    body = json_bytes({**answer, "usage": usage.total()})
-    billing = BackgroundTask(tally.sent_whole)
+
+    def render() -> bytes:
+        members = ",".join(shape.whole(index, choice) for index, choice in enumerate(choices))
+        return f'{shape.whole_head()}{members}],"usage":{json_text(usage.total())}}}'.encode("ascii")
+
+    weight = sum(choice.weight for choice in choices)
+    body = await inline_or_heavy(context, target.tenant, weight, render)
+    billing = BackgroundTask(CallTally(context.usage, target, usage).sent_whole)
     return Response(body, headers=target.headers, media_type="application/json", background=billing)

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from adapters_store.keys import Scope
 from adapters_store.strict_json import shown
+from server.api.admission import AdmissionDep
 from server.api.auth import CallerDep, guarded
 from server.api.call_tally import whole_answer
 from server.api.collect import Choice, collect
@@ -19,7 +20,8 @@ from server.api.json_body import body_schema, json_body
 from server.api.json_text import json_string, json_text
 from server.api.logprobs import chat_logprobs
 from server.api.model_ref import Target, resolve_target
-from server.api.plan import Call, TokenBudget, chat_tokens_of, check_counts, plan_call
+from server.api.plan import Call, TokenBudget, chat_tokens_of, check_counts, inline_or_heavy, plan_call
+from server.api.rate_limits import Admission
 from server.api.sampling import sampling_params
 from server.api.schemas_chat import ChatBody
 from server.api.streaming import ChunkWriter, TokenStream, check_stream_options, finish_json
@@ -27,24 +29,33 @@ from server.engine.chat_options import ChatOptions
 from server.engine.request import TokenEvent
 from server.engine.sampling_params import InvalidRequest
 
-BodyDep = Annotated[ChatBody, Depends(json_body(ChatBody))]
+BodyDep = Annotated[ChatBody, Depends(json_body(ChatBody, max_bytes=None))]
 
 _FIRST_DELTA = '{"role":"assistant","content":"","refusal":null}'
 
 
 async def create_chat_completion(
-    request: Request, caller: CallerDep, context: ContextDep, body: BodyDep, deadline_s: DeadlineDep
+    request: Request,
+    *,
+    caller: CallerDep,
+    context: ContextDep,
+    deadline_s: DeadlineDep,
+    admission: AdmissionDep,
+    body: BodyDep,
 ) -> Response:
     """Answer a conversation."""
     _check(body)
     check_counts(context, 1, body.num_choices)
     target = await resolve_target(context, caller, body.model, body.sticky or request.state.request_id)
-    call = await _plan(context, target, body, deadline_s)
+    weight = sum(message.weight for message in body.messages) + len(body.logit_bias or ())
+    call = await inline_or_heavy(
+        context, target.tenant, weight, lambda: _plan(context, target, body, deadline_s, admission)
+    )
     shape = ChatShape(context, call, body)
     if body.stream:
         return TokenStream(context, call, ChunkWriter(context, call, shape, body.stream_options))
     choices, usage = await collect(context, call, request.receive)
-    return whole_answer(context, target, usage, shape.whole(choices))
+    return await whole_answer(context, target, usage, shape, choices)
 
 
 def _check(body: ChatBody) -> None:
@@ -57,14 +68,25 @@ def _check(body: ChatBody) -> None:
         raise InvalidRequest("max_tokens", reason)
 
 
-async def _plan(context: ApiContext, target: Target, body: ChatBody, deadline_s: float | None) -> Call:
+def _plan(
+    context: ApiContext, target: Target, body: ChatBody, deadline_s: float | None, admission: Admission | None
+) -> Call:
+    """Any thread."""
     messages = [message.for_template() for message in body.messages]
-    prompt = await chat_tokens_of(context, messages, _options(context, body))
+    prompt = chat_tokens_of(context, messages, _options(context, body))
     params = sampling_params(body, context, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     budget = TokenBudget(prompt_field="messages", asked=asked, default=context.settings.sampling_defaults.max_tokens)
     return plan_call(
-        context, target, body, [prompt], kind="chatcmpl", budget=budget, params=params, deadline_s=deadline_s
+        context,
+        target,
+        body,
+        [prompt],
+        kind="chatcmpl",
+        budget=budget,
+        params=params,
+        deadline_s=deadline_s,
+        admission=admission,
     )
 
 
@@ -94,20 +116,14 @@ class ChatShape:
             "system_fingerprint": context.fingerprint,
         }
 
-    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        return {
-            "object": "chat.completion",
-            **self._common,
-            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
-        }
+    def whole_head(self) -> str:
+        return f'{json_text({"object": "chat.completion", **self._common})[:-1]},"choices":['
 
-    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []},
-            "logprobs": chat_logprobs(self._pieces, choice.logprobs) if self._has_logprobs else None,
-            "finish_reason": choice.finish_reason,
-        }
+    def whole(self, index: int, choice: Choice) -> str:
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []}
+        logprobs = chat_logprobs(self._pieces, choice.logprobs) if self._has_logprobs else "null"
+        ended = f'"logprobs":{logprobs},"finish_reason":{json_text(choice.finish_reason)}'
+        return f'{{"index":{index},"message":{json_text(message)},{ended}}}'
 
     def head(self) -> str:
         return f'{json_text({"object": "chat.completion.chunk", **self._common})[:-1]},"choices":'
@@ -125,7 +141,7 @@ class ChatShape:
         return chunks
 
     def _logprobs(self, event: TokenEvent) -> str:
-        return json_text(chat_logprobs(self._pieces, event.logprobs or ())) if self._has_logprobs else "null"
+        return chat_logprobs(self._pieces, event.logprobs or ()) if self._has_logprobs else "null"
 
 
 def _chunk(index: int, delta: str, logprobs: str, finish_reason: str) -> str:

@@ -14,6 +14,8 @@ from server.api.plan import Call
 from server.api.usage import Usage
 from server.engine.request import TokenEvent, TokenLogprob
 
+LOGPROB_WEIGHT = 32  # of one token with its alternatives, next to a character of a prompt to tokenise
+
 
 @dataclass
 class Choice:
@@ -27,6 +29,11 @@ class Choice:
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    @property
+    def weight(self) -> int:
+        """What its JSON takes to make, in characters of a prompt to tokenise."""
+        return LOGPROB_WEIGHT * (len(self.logprobs) + len(self.prompt_logprobs)) + 4 * len(self.pieces)
 
     def saw(self, event: TokenEvent) -> None:
         self.pieces.append(event.text)

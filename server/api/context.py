@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from adapters_store.store import AdapterStore
 from server.api.bridge import EventBridge
 from server.api.draining import Draining
+from server.api.heavy_work import HeavyWork
 from server.api.metrics import ApiMetrics
 from server.api.ports import EngineClient
 from server.api.rate_limits import RateLimits
@@ -32,7 +33,8 @@ class ApiContext:
     """engine, store and settings as given; the rest is this app's own.
 
     upload_slots: which uploads may come in; check_slots: how many may be checked and written at once.
-    created: Unix seconds of the app's start. trace: told of every generation once it is over.
+    created: Unix seconds of the app's start. trace: told of every generation once it is over. heavy: where
+    long work runs.
     """
 
     engine: EngineClient
@@ -47,6 +49,7 @@ class ApiContext:
     bridge: EventBridge = field(default_factory=EventBridge)
     rate_limits: RateLimits = field(default_factory=RateLimits)
     draining: Draining = field(default_factory=Draining)
+    heavy: HeavyWork = field(default_factory=HeavyWork)
 
     @property
     def fingerprint(self) -> str:

@@ -88,6 +88,8 @@ class Generation:
 @contextmanager
 def submitted(context: ApiContext, call: Call, meter: CallMeter) -> Iterator[Generation]:
     """A generation under way; leaving the block aborts what is left of it. Raises ApiError 429 beyond the quota."""
+    if call.admission is not None:
+        call.admission.undo()
     reservation = context.rate_limits.reserve(
         call.target.tenant, call.target.quotas, num_tokens=call.max_tokens, num_sequences=len(call.requests)
     )

@@ -7,7 +7,11 @@ from collections import Counter
 from json.encoder import encode_basestring_ascii
 from typing import Any, NoReturn
 
+from adapters_store.json_pieces import JsonRules, TooDeep, TooManyValues, read_json
+from adapters_store.strict_json import shown
+
 MAX_JSON_DEPTH = 16
+WHOLE_BYTES = 8192  # read in one go, in less time than a thread takes to be asked
 
 # ASCII, because a lone surrogate in generated text has no UTF-8 form but has an escape.
 _encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
@@ -34,17 +38,19 @@ def json_string(text: str) -> str:
 def parse_json(body: bytes) -> Any:
     """The value of one JSON text. Raises MalformedJson."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique_pairs)
+        value = read_json(body.decode("utf-8"), _RULES)
     except MalformedJson:
         raise
+    except TooManyValues as error:
+        raise MalformedJson(f"the body holds {error}") from error
+    except (TooDeep, RecursionError) as error:
+        raise MalformedJson(_TOO_DEEP) from error
     except UnicodeDecodeError as error:
         raise MalformedJson(f"the body is not UTF-8: byte {error.start} cannot be decoded") from error
     except json.JSONDecodeError as error:
         raise MalformedJson(f"the body is not JSON: {error.msg} at character {error.pos}") from error
     except ValueError as error:
         raise MalformedJson(f"the body holds a number that is too long: {error}") from error
-    except RecursionError as error:
-        raise MalformedJson(_TOO_DEEP) from error
     _check_depth(value)
     return value
 
@@ -60,8 +66,11 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         (key, count), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise MalformedJson(f"the key {key!r} is given {count} times")
+        raise MalformedJson(f"the key {shown(key)} is given {count} times")
     return result
+
+
+_RULES = JsonRules(pairs=_unique_pairs, constant=_refuse_constant, whole_chars=WHOLE_BYTES, max_depth=MAX_JSON_DEPTH)
 
 
 def _check_depth(value: Any) -> None:

@@ -42,14 +42,14 @@ async def resolve_target(context: ApiContext, caller: Caller, model: str, sticky
     Raises ApiError 404 `model_not_found` for what is unknown and, in the same words, for what is someone else's.
     """
     if model == context.engine.served_name:
-        return Target(model, caller.tenant, quotas=await _quotas(context, caller.tenant))
+        return Target(model, caller.tenant, quotas=await quotas_of(context, caller.tenant))
     version = await find_version(context, caller, model, sticky)
-    quotas = await _quotas(context, version.tenant)
+    quotas = await quotas_of(context, version.tenant)
     return Target(model, version.tenant, version.digest, version.ref, quotas, version.rank)
 
 
-async def _quotas(context: ApiContext, tenant: str) -> Quotas:
-    """A thread costs more than the answer, where that is remembered."""
+async def quotas_of(context: ApiContext, tenant: str) -> Quotas:
+    """What the tenant may use. A thread costs more than the answer, where that is remembered."""
     known = context.store.quotas.peek(tenant)
     return known if known is not None else await off_loop(context.store.quotas.get, tenant)
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TypeVar
 from uuid import uuid4
 
 from adapters_store.strict_json import shown
-from server.api.context import ApiContext, off_loop
+from server.api.context import ApiContext
 from server.api.model_ref import Target
+from server.api.rate_limits import Admission
 from server.api.schemas import GenerationBody
 from server.engine.chat_options import ChatOptions
 from server.engine.request import Request
 from server.engine.sampling_params import InvalidRequest, SamplingParams
 
-_INLINE_CHARS = 4096  # tokenising this much takes about as long as handing it to a thread and back
+_INLINE_WEIGHT = 4096  # what takes about as long as handing it to a thread and back
 _SEED_RANGE = 2**63
 
 T = TypeVar("T")
@@ -32,6 +34,7 @@ class Call:
     prompts: Sequence[list[int]]
     num_choices: int
     requests: Sequence[Request]
+    admission: Admission | None = None
 
     def num_prompt_tokens(self, index: int) -> int:
         return len(self.prompts[index // self.num_choices])
@@ -71,26 +74,31 @@ def _context_exceeded(field: str, num_prompt_tokens: int, asked: int | None, lim
     return InvalidRequest(field, message, code="context_length_exceeded")
 
 
-async def tokens_of(context: ApiContext, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-    """Prompts as token ids. Raises InvalidRequest."""
-    encode = context.engine.tokenizer.encode
+async def inline_or_heavy(context: ApiContext, tenant: str, weight: int, work: Callable[[], T]) -> T:
+    """What `work` returns, done on a thread if it is long: the streams of others do not wait for it.
+
+    weight: characters of text or token ids to be looked at, or what takes as long.
+    """
+    return work() if weight <= _INLINE_WEIGHT else await context.heavy.run(tenant, work)
+
+
+def tokens_of(
+    context: ApiContext, texts: Sequence[str], budget: TokenBudget, *, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """Prompts as token ids. Raises InvalidRequest, at the first prompt that does not fit."""
     for text in texts:
         _check_length(context, "prompt", len(text))
-    return await _tokenised(
-        sum(map(len, texts)), lambda: [encode(text, add_special_tokens=add_special_tokens) for text in texts]
-    )
+    prompts = []
+    for text in texts:
+        prompts.append(context.engine.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        budget.max_tokens(len(prompts[-1]), context.engine.max_model_len)
+    return prompts
 
 
-async def chat_tokens_of(context: ApiContext, messages: Sequence[dict[str, str]], options: ChatOptions) -> list[int]:
+def chat_tokens_of(context: ApiContext, messages: Sequence[dict[str, str]], options: ChatOptions) -> list[int]:
     """A conversation as token ids. Raises InvalidRequest, also for what the chat template refuses."""
-    num_chars = sum(len(message["content"]) for message in messages)
-    _check_length(context, "messages", num_chars)
-    return await _tokenised(num_chars, lambda: context.engine.tokenizer.encode_chat(messages, options))
-
-
-async def _tokenised(num_chars: int, tokenise: Callable[[], T]) -> T:
-    """Long texts are tokenised on a thread: the streams of others do not wait for them."""
-    return tokenise() if num_chars <= _INLINE_CHARS else await off_loop(tokenise)
+    _check_length(context, "messages", sum(len(message["content"]) for message in messages))
+    return context.engine.tokenizer.encode_chat(messages, options)
 
 
 def _check_length(context: ApiContext, field: str, num_chars: int) -> None:
@@ -123,21 +131,24 @@ def plan_call(
     budget: TokenBudget,
     params: SamplingParams,
     deadline_s: float | None = None,
+    admission: Admission | None = None,
 ) -> Call:
     """The engine's requests for these prompts. kind: "cmpl" or "chatcmpl", the prefix of the answer's id.
 
-    deadline_s: in seconds of `time.monotonic`, when the client stops waiting. Raises InvalidRequest, also for a token
-    id that the model cannot read, whether the client sent it or a text holds its token.
+    deadline_s: in seconds of `time.monotonic`, when the client stops waiting. admission: what the quota gave before the
+    body was read. Raises InvalidRequest, also for a token id that the model cannot read, whether the client sent it or
+    a text holds its token.
     """
     call_id = f"{kind}-{uuid4().hex}"
     requests: list[Request] = []
+    own_params = cache(lambda max_tokens, seed: replace(params, max_tokens=max_tokens, seed=seed))
     for prompt in prompts:
         if not prompt:
             raise InvalidRequest(budget.prompt_field, f"{budget.prompt_field} must have at least 1 token, got 0")
         context.engine.vocabulary.check(prompt, budget.prompt_field)
         max_tokens = budget.max_tokens(len(prompt), context.engine.max_model_len)
         for choice in range(body.num_choices):
-            own = replace(params, max_tokens=max_tokens, seed=_seed_of(params.seed, choice))
+            own = own_params(max_tokens, _seed_of(params.seed, choice))
             request = _request(f"{call_id}-{len(requests)}", target, prompt, own)
             request.price = 1.0 + context.settings.rank_surcharge * target.rank
             request.deadline_s = deadline_s
@@ -149,6 +160,7 @@ def plan_call(
         prompts=prompts,
         num_choices=body.num_choices,
         requests=requests,
+        admission=admission,
     )
 
 

@@ -67,6 +67,19 @@ class Reservation:
             self.meters.buckets["tokens"].give_back(max(0, self.num_tokens - num_used_tokens))
 
 
+@dataclass(slots=True)
+class Admission:
+    """One request, taken before anything of it was read. It is spent unless `undo` gives it back."""
+
+    meters: _Meters
+    is_undone: bool = False
+
+    def undo(self) -> None:
+        if not self.is_undone and "requests" in self.meters.buckets:
+            self.meters.buckets["requests"].give_back(1)
+        self.is_undone = True
+
+
 class RateLimits:
     """All tenants' meters. Used on the event loop only."""
 
@@ -74,6 +87,17 @@ class RateLimits:
         self._clock = clock
         self._meters: dict[str, _Meters] = {}
         self._sweep_at = _SWEEP_EVERY
+
+    def admit(self, tenant: str, quotas: Quotas) -> Admission:
+        """Take one request of a tenant who could have one of the smallest kind. Raises ApiError 429 as `reserve` does.
+
+        `reserve` then wants the request itself: undo the admission right before it.
+        """
+        meters = self._metered(tenant, quotas)
+        self._check(meters, quotas, {"requests": 1, "tokens": 1}, num_sequences=1)
+        if "requests" in meters.buckets:
+            meters.buckets["requests"].level -= 1
+        return Admission(meters)
 
     def reserve(self, tenant: str, quotas: Quotas, *, num_tokens: int, num_sequences: int) -> Reservation:
         """Take one request, its tokens and its sequences; all or nothing.
@@ -83,15 +107,7 @@ class RateLimits:
         """
         meters = self._metered(tenant, quotas)
         wanted = {"requests": 1, "tokens": num_tokens}
-        headers = _headers(meters)
-        for what, bucket in meters.buckets.items():
-            if wanted[what] > bucket.capacity:
-                raise _too_large(what, wanted[what], int(bucket.capacity), headers)
-        self._check_concurrent(meters, quotas, num_sequences, headers)
-        for what, bucket in meters.buckets.items():
-            wait_s = bucket.wait_s(wanted[what])
-            if wait_s > 0.0:
-                raise _too_soon(what, wanted[what], bucket, wait_s, headers)
+        self._check(meters, quotas, wanted, num_sequences)
         for what, bucket in meters.buckets.items():
             bucket.level -= wanted[what]
         meters.num_concurrent += num_sequences
@@ -109,6 +125,17 @@ class RateLimits:
                 bucket = meters.buckets.setdefault(what, Bucket(limit, limit, now_s))
                 bucket.refill(limit, now_s)
         return meters
+
+    def _check(self, meters: _Meters, quotas: Quotas, wanted: Mapping[str, int], num_sequences: int) -> None:
+        headers = _headers(meters)
+        for what, bucket in meters.buckets.items():
+            if wanted[what] > bucket.capacity:
+                raise _too_large(what, wanted[what], int(bucket.capacity), headers)
+        self._check_concurrent(meters, quotas, num_sequences, headers)
+        for what, bucket in meters.buckets.items():
+            wait_s = bucket.wait_s(wanted[what])
+            if wait_s > 0.0:
+                raise _too_soon(what, wanted[what], bucket, wait_s, headers)
 
     @staticmethod
     def _check_concurrent(meters: _Meters, quotas: Quotas, num_sequences: int, headers: Mapping[str, str]) -> None:

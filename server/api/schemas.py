@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.json_text import json_text
+from server.engine.sampling_params import MAX_LOGIT_BIAS
 
 MAX_USER_CHARS = 512
 MAX_METADATA_ENTRIES = 16
@@ -18,6 +19,15 @@ class Body(BaseModel):
     """Strict: no number from a string, no bool as an int, no unknown field."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_field_is_enough(cls, value: Any) -> Any:
+        """A refusal names one field, so an object with a hundred thousand unknown ones makes one error, not as many."""
+        if not isinstance(value, dict) or value.keys() <= cls.model_fields.keys():
+            return value
+        unknown = next(name for name in value if name not in cls.model_fields)
+        return {**{name: value[name] for name in cls.model_fields if name in value}, unknown: value[unknown]}
 
 
 class _Neutral:
@@ -72,7 +82,7 @@ class GenerationBody(Body):
     model: Annotated[str, Field(min_length=1, max_length=256)]
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=MAX_LOGIT_BIAS)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop = ()

@@ -8,9 +8,11 @@ from pydantic import Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.schemas import Absent, Body, Empty, GenerationBody, Text, neutral
-from server.engine.chat_options import TemplateValue
+from server.engine.chat_options import MAX_TEMPLATE_VARIABLES, TemplateValue
+from server.engine.sampling_params import MAX_LOGPROBS
 
 MAX_MESSAGES = 4096
+MESSAGE_WEIGHT = 32  # of a template's step for one message, next to a character to tokenise
 Role = Literal["system", "developer", "user", "assistant"]
 
 
@@ -64,6 +66,11 @@ class Message(Body):
             given["content"] = ""
         return given
 
+    @property
+    def weight(self) -> int:
+        """What it takes to render and tokenise, in characters."""
+        return len(self.content) + len(self.name or "") + MESSAGE_WEIGHT
+
     def for_template(self) -> dict[str, str]:
         named = {"name": self.name} if self.name is not None else {}
         return {"role": "system" if self.role == "developer" else self.role, "content": self.content, **named}
@@ -72,12 +79,12 @@ class Message(Body):
 class ChatBody(GenerationBody):
     """OpenAI's chat request, and the usual fields beyond."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    chat_template_kwargs: dict[str, TemplateValue] | None = None
+    chat_template_kwargs: Annotated[dict[str, TemplateValue], Field(max_length=MAX_TEMPLATE_VARIABLES)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     parallel_tool_calls: bool | None = None

@@ -19,7 +19,8 @@ class ApiSettings:
     """Limits and identities of one server.
 
     auth "off": the tenant is what `X-Tenant-Id` says, else `default_tenant`; admin routes still ask for an admin key.
-    data_dir: uploads are spooled in its `uploads` folder. max_sequences bounds prompts x n of one call.
+    data_dir: uploads are spooled in its `uploads` folder. max_sequences bounds prompts x n of one call,
+    max_prompt_logprobs the log-probabilities that it reports of its prompts, max_echo_chars the text that it repeats.
     body_timeout_s bounds the reading of a JSON body, upload_timeout_s that of an adapter, idle_timeout_s the wait for
     one more piece of either, write_timeout_s how long a client may leave its stream unread. min_upload_bytes_per_s: on
     average, once an upload has lasted idle_timeout_s. rank_surcharge: how much dearer a token is for each rank of its
@@ -38,6 +39,8 @@ class ApiSettings:
     max_choices: int = 16
     max_sequences: int = 128
     max_chars_per_token: int = 64
+    max_prompt_logprobs: int = 2**20
+    max_echo_chars: int = 2**22
     max_body_bytes: int = 8 * MIB
     max_adapter_bytes: int = 1024 * MIB
     max_config_bytes: int = MIB

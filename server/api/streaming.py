@@ -16,11 +16,12 @@ from starlette.types import Receive, Scope, Send
 from server.api.bridge import IndexedEvent
 from server.api.call_meter import CallMeter
 from server.api.call_tally import CallTally
+from server.api.collect import LOGPROB_WEIGHT
 from server.api.context import ApiContext
 from server.api.errors import ApiError, ClientGone
 from server.api.generation import Generation, hang_up_watched, submitted
 from server.api.json_text import json_string, json_text
-from server.api.plan import Call
+from server.api.plan import Call, inline_or_heavy
 from server.api.schemas import GenerationBody, StreamOptions
 from server.api.usage import Usage
 from server.engine.request import TokenEvent
@@ -106,15 +107,25 @@ class TokenStream(Response):
         await send(_body(last, more=False))
 
     async def _send_events(self, batches: AsyncIterator[list[IndexedEvent]], send: Send) -> None:
-        chunks = self._writer.chunks
         async for events in batches:
             if not self._is_started:
                 self._is_started = True
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            text = "".join([chunks(index, event) for index, event in events])
+            text = await self._rendered(events)
             if text or not events:
                 await send(_body(text or _KEEP_ALIVE, more=True))
                 self._writer.sent()
+
+    async def _rendered(self, events: Sequence[IndexedEvent]) -> str:
+        """The first event of a sequence may hold the log-probabilities of a whole prompt."""
+        chunks = self._writer.chunks
+        weight = LOGPROB_WEIGHT * sum(len(event.prompt_logprobs or ()) for _, event in events)
+        return await inline_or_heavy(
+            self._context,
+            self._call.target.tenant,
+            weight,
+            lambda: "".join([chunks(index, event) for index, event in events]),
+        )
 
 
 def _body(text: str, *, more: bool) -> dict[str, object]:

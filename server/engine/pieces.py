@@ -64,6 +64,7 @@ class PieceTable:
         }
         self._bytes_of = _ByteLevelAlphabet() if self.rules.byte_level else None
         self._pieces: dict[int, Piece] = {}
+        self._texts: dict[int, str] = {}
 
     def __getitem__(self, token_id: int) -> Piece:
         """The piece of `token_id`; empty for special tokens and for ids without a token."""
@@ -86,11 +87,10 @@ class PieceTable:
 
     def token_text(self, token_id: int) -> str:
         """One token as a string. Bytes that are no UTF-8 on their own read "bytes:\\xe4\\xb8", so none collide."""
-        raw = self.token_bytes(token_id)
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._texts[token_id] = _shown(self.token_bytes(token_id))
+        return text
 
     @cached_property
     def symbols(self) -> Callable[[str], tuple[Symbol, ...]]:
@@ -131,6 +131,13 @@ class _ByteLevelAlphabet:
         values = [self._byte_of.get(character) for character in token]
         known = [value for value in values if value is not None]
         return bytes(known) if len(known) == len(values) else token.encode()
+
+
+def _shown(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def _text_of(raw: bytes) -> str | None:

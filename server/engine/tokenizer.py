@@ -29,6 +29,7 @@ from server.engine.vocabulary import Vocabulary
 Message = Mapping[str, Any]  # one OpenAI chat message: role, content, and what templates read beyond
 
 _PLAIN_CHAT = ChatOptions()
+_SHORT = 4096  # characters or ids; the calls for longer ones let other threads run meanwhile, the others do not
 _MAX_ERROR_CHARACTERS = 300  # of a template's own message, which may quote the whole chat
 
 
@@ -67,14 +68,18 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True, param: str = "prompt") -> list[int]:
         """Token ids of `text`. Raises InvalidRequest(param) for text that is not Unicode (a lone surrogate)."""
         try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            if len(text) <= _SHORT:
+                return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except TypeError as error:  # all that the Rust side says of a string that UTF-8 cannot hold
             position = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
             reason = f"{param} is not valid Unicode: a lone surrogate at character {position}"
             raise InvalidRequest(param, reason) from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        if len(token_ids) <= _SHORT:
+            return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return self._backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)[0]
 
     @cached_property
     def control_tokens(self) -> ControlTokens:

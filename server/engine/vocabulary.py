@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from adapters_store.strict_json import shown
 from lora_kernels.transfer import to_device
 from server.engine.sampling_params import InvalidRequest
 
@@ -42,7 +43,7 @@ class Vocabulary:
             why = "has no token in this model's tokenizer"
         else:
             why = f"is not in [0, {self.size})"
-        raise InvalidRequest(field, f"{field}: token id {bad} {why}")
+        raise InvalidRequest(field, f"{field}: token id {shown(bad)} {why}")
 
     def served_logits(self, logits_RW: torch.Tensor) -> torch.Tensor:
         """Logits [R, size] without the rows that no token has; holes are overwritten with -inf, in place.
