@@ -44,6 +44,26 @@ def one_client() -> None:
     assert limited.choices[0].finish_reason == "length"
 
 
+def replayed_and_stopped() -> None:
+    """A client replays what it got, nulls and all; stops at a special token; sends what other servers take."""
+    client = openai.OpenAI(base_url=URL, api_key=KEY, max_retries=0)
+    greedy = {"model": MODEL, "messages": QUESTION, "max_tokens": 200, "top_p": 0}
+    whole = client.chat.completions.create(**greedy, extra_body={"ignore_eos": True})
+    stopped = client.chat.completions.create(**greedy, stop=["<|end_of_turn|>"], extra_body={"ignore_eos": True})
+    assert stopped.choices[0].finish_reason == "stop"
+    text = whole.choices[0].message.content
+    assert text.startswith(stopped.choices[0].message.content)
+    assert whole.usage.completion_tokens == 200 > stopped.usage.completion_tokens
+    replayed = stopped.choices[0].message.model_copy(update={"content": None}).model_dump()
+    client.chat.completions.create(model=MODEL, messages=[*QUESTION, replayed, *QUESTION], max_tokens=2)
+    begun = {"role": "assistant", "content": stopped.choices[0].message.content[:9]}
+    extra = {"continue_final_message": True, "chat_template_kwargs": {"enable_thinking": False}}
+    longer = client.chat.completions.create(
+        model=MODEL, messages=[*QUESTION, begun], max_tokens=5, temperature=0, extra_body=extra
+    )
+    assert longer.choices[0].message.content
+
+
 def refusals() -> None:
     client = openai.OpenAI(base_url=URL, api_key=KEY, max_retries=0)
     for error, key, fields in (
@@ -76,6 +96,7 @@ async def many_at_once() -> None:
 
 
 one_client()
+replayed_and_stopped()
 refusals()
 asyncio.run(many_at_once())
 print("models, chat, stream, completions, logprobs, errors, 16 at once")
