@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, islice, product
 from pathlib import Path
 
 import torch
@@ -116,10 +116,12 @@ def _save_base(shape: BenchShape, folder: Path) -> None:
 
 
 def byte_pair_tokenizer(vocab_size: int) -> Tokenizer:
-    """Two special tokens, the 256 bytes, then pairs of printable characters until the vocabulary is full: every token
-    is text, so that turning tokens into text costs what it costs in service."""
+    """Two special tokens, the 256 bytes, then pairs and triples of printable characters until the vocabulary is full:
+    every token is text, so that turning tokens into text costs what it costs in service, and every id is sampled."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = list(product(PRINTABLE, PRINTABLE))[: max(0, vocab_size - len(SPECIAL) - len(alphabet))]
+    pairs = [first + second for first, second in product(PRINTABLE, PRINTABLE)]
+    every = chain(product(PRINTABLE, PRINTABLE), product(pairs, PRINTABLE))
+    merges = list(islice(every, max(0, vocab_size - len(SPECIAL) - len(alphabet))))
     words = [*SPECIAL, *alphabet, *(first + second for first, second in merges)]
     core = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, merges))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

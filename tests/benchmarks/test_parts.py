@@ -24,13 +24,14 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BenchStore]:
         store.close()
 
 
-def test_every_token_of_the_base_says_something() -> None:
-    core = byte_pair_tokenizer(8192)
-    assert core.get_vocab_size() == 8192
+@pytest.mark.parametrize("size", [8192, 151_936])
+def test_every_token_of_the_base_says_something(size: int) -> None:
+    core = byte_pair_tokenizer(size)
+    assert core.get_vocab_size() == size
     assert core.encode("Hello, tenant.").ids
-    texts = [core.id_to_token(index) for index in range(8192)]
+    texts = [core.id_to_token(index) for index in range(size)]
     assert None not in texts
-    assert len(set(texts)) == 8192
+    assert len(set(texts)) == size
 
 
 @pytest.mark.usefixtures("adapters")
