@@ -1,5 +1,5 @@
-"""An HTTP/1.1 connection with the bounds that uvicorn's lacks: time for headers, time for a reader, a count of
-connections. Knows no ASGI app.
+"""An HTTP/1.1 connection with the bounds that uvicorn's lacks: time for headers, time for a reader, a count by
+address. Knows no ASGI app.
 
 Tried on uvicorn 0.54: half a request line keeps its connection for ever.
 """
@@ -7,9 +7,6 @@ Tried on uvicorn 0.54: half a request line keeps its connection for ever.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-from asyncio.trsock import TransportSocket
 from collections import Counter
 from typing import cast
 
@@ -33,7 +30,6 @@ class BoundedHttpProtocol(BoundedMessages):
         self._write_clock: asyncio.TimerHandle | None = None
         self.begin()
         super().connection_made(cast(asyncio.Transport, transport))  # uvloop's is not a subclass of it
-        _send_at_once(transport.get_extra_info("socket"))
         self._address = self.client[0] if self.client else ""
         self.num_by_address[self._address] += 1
         refusal = self._refusal()
@@ -43,10 +39,8 @@ class BoundedHttpProtocol(BoundedMessages):
         self._start_header_clock()
 
     def _refusal(self) -> ApiError | None:
-        """Why this connection is one too many. Those without an address come through a local socket: all one's own."""
-        most, each = self.settings.max_connections, self.settings.max_connections_per_address
-        if len(self.connections) > most:
-            return ApiError(503, "too_many_connections", f"the server has its {most} connections", retry_after_s=1.0)
+        """Why its address has one too many. Those without an address come through a local socket: all one's own."""
+        each = self.settings.max_connections_per_address
         if self._address and self.num_by_address[self._address] > each:
             message = f"your address has its {each} connections"
             return ApiError(429, "too_many_connections", message, retry_after_s=1.0)
@@ -101,11 +95,3 @@ def protocol_with(settings: ApiSettings) -> type[BoundedHttpProtocol]:
     """The protocol with these bounds, as uvicorn wants it: a class."""
     own = {"settings": settings, "num_by_address": Counter()}
     return type("BoundedHttpProtocol", (BoundedHttpProtocol,), own)
-
-
-def _send_at_once(connection: TransportSocket) -> None:
-    """Turn Nagle's algorithm off. asyncio does so for sockets that it made itself, but not for one that it is given:
-    there every answer would wait 40 ms. uvloop always does, and its transports allow no `setsockopt`."""
-    if connection.family in (socket.AF_INET, socket.AF_INET6):
-        with socket.socket(fileno=os.dup(connection.fileno())) as same:
-            same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import uvicorn
 from fastapi import FastAPI
 
+from server.api.accepting import Acceptor
 from server.api.context import ApiContext
+from server.api.errors import ApiError
+from server.api.http_messages import whole_response
 from server.api.http_protocol import protocol_with
 
 Loop = Literal["asyncio", "uvloop"]
@@ -29,7 +33,41 @@ class ListenSettings:
     loop: Loop = "asyncio"
 
 
-def build_server(app: FastAPI, listen: ListenSettings) -> uvicorn.Server:
+class BoundedServer(uvicorn.Server):
+    """uvicorn's server, with an acceptor of our own between its sockets and its connections.
+
+    Connections beyond `max_connections` are answered 503 as they are taken, and hold no descriptor.
+    """
+
+    def __init__(self, config: uvicorn.Config, max_connections: int) -> None:
+        super().__init__(config)
+        message = f"the server has its {max_connections} connections"
+        self._full = ApiError(503, "too_many_connections", message, retry_after_s=1.0)
+        self._max_connections = max_connections
+        self._acceptor: Acceptor | None = None
+        self._listeners: list[socket.socket] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Raises OSError where the port is taken."""
+        config, state = self.config, self.server_state
+        self._listeners = [config.bind_socket()] if sockets is None else sockets
+        app_state: dict[str, Any] = {}
+        self._acceptor = Acceptor(
+            lambda: config.http_protocol_class(config=config, server_state=state, app_state=app_state),  # type: ignore[call-arg]
+            max_open=self._max_connections,
+            open_now=state.connections,
+            refusal=lambda: whole_response(self._full),
+        )
+        self._acceptor.start(self._listeners, config.backlog)
+        await super().startup(sockets=[])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._acceptor is not None:
+            await self._acceptor.stop()
+        await super().shutdown(self._listeners)
+
+
+def build_server(app: FastAPI, listen: ListenSettings) -> BoundedServer:
     """The server, not yet running: `run()` blocks until a signal, `should_exit = True` stops it from any thread."""
     context = app.state.context
     assert isinstance(context, ApiContext)
@@ -49,4 +87,4 @@ def build_server(app: FastAPI, listen: ListenSettings) -> uvicorn.Server:
         timeout_keep_alive=listen.keep_alive_s,
         timeout_graceful_shutdown=listen.grace_s,
     )
-    return uvicorn.Server(config)
+    return BoundedServer(config, context.settings.max_connections)

@@ -17,6 +17,7 @@ from server.cli.admin_key import AdminKey, admin_key
 from server.cli.engine_start import remember_base, running_engine, show_memory
 from server.cli.failures import CommandError
 from server.cli.listening import DRAIN_S, HttpServer, url_of
+from server.cli.open_files import ConnectionLimits, limits_within, raise_soft_limit
 from server.cli.output import Output
 from server.cli.serve_options import Auth, ServeOptions
 from server.cli.stopping import StopSignals
@@ -33,6 +34,7 @@ from server.engine.schedule import SchedulerSettings
 def run(options: ServeOptions, listener: socket.socket, output: Output, signals: StopSignals) -> None:
     """Serve until a signal. Raises what `failures` knows."""
     share_arenas()
+    connections = connection_limits(options, output)
     defaults = sampling_defaults(options.generation_config, options.base)
     with (
         traced(options.otlp_endpoint) as tracing,
@@ -45,7 +47,7 @@ def run(options: ServeOptions, listener: socket.socket, output: Output, signals:
         with running_engine(settings, store, output) as parts:
             where_the_disk_allows(lambda: remember_base(settings, parts, store, options.data_dir), output)
             show_memory(parts, output)
-            api = api_settings(options, key, defaults)
+            api = api_settings(options, key, defaults, connections)
             _tell_defaults(defaults, output)
             app = create_app(engine=parts.worker, store=store, settings=api, tracing=tracing, job_limits=options.jobs)
             with http_server(app, listener, signals, drain_s=options.drain_s) as server:
@@ -72,15 +74,31 @@ def http_server(
             server.stop(signals)
 
 
-def api_settings(options: ServeOptions, key: AdminKey, defaults: SamplingDefaults) -> ApiSettings:
+def connection_limits(options: ServeOptions, output: Output) -> ConnectionLimits:
+    """Those asked for, as far as the system lets so many files be open; the operator reads where it does not. Raises
+    CommandError (too_few_files)."""
+    asked = ConnectionLimits(options.max_connections, options.max_connections_per_address)
+    open_files = raise_soft_limit()
+    limits = limits_within(asked, open_files)
+    if limits != asked:
+        output.event("connections", max_connections=limits.total, per_address=limits.each, open_files=open_files)
+        output.say(
+            f"{limits.total} connections, not {asked.total}: {open_files} files may be open (ulimit -n)", style="yellow"
+        )
+    return limits
+
+
+def api_settings(
+    options: ServeOptions, key: AdminKey, defaults: SamplingDefaults, connections: ConnectionLimits
+) -> ApiSettings:
     """The API's part of the options."""
     return ApiSettings(
         data_dir=options.data_dir,
         auth=options.auth.value,
         admin_keys=key.values,
         cors_origins=options.cors_origins,
-        max_connections=options.max_connections,
-        max_connections_per_address=options.max_connections_per_address,
+        max_connections=connections.total,
+        max_connections_per_address=connections.each,
         sse_keep_alive_s=options.sse_keep_alive_s,
         escape_control_tokens=options.escape_control_tokens,
         sampling_defaults=defaults,
