@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from adapters_store.families import UnsupportedBase
+from adapters_store.foreign_files import LFS_POINTER, MLX_LM_KEYS
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 
-_POINTER_START = b"version https://git-lfs"
 _POINTER_BYTES = 1024  # a pointer has three short lines
 _MAX_REASON = 400  # characters of another library's message
 _READ_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model"})
@@ -35,17 +35,22 @@ _OTHER_FORMATS = (  # files, what they hold, the way out; the first that fits is
 def reading(folder: Path, what: str) -> Iterator[None]:
     """Whatever another library raises over what lies in the folder, as UnsupportedBase. what: of the folder is read.
 
-    OSError of the system and a lack of memory stay what they are.
+    OSError of the system, a lack of memory and faults of the device stay what they are.
     """
     try:
         yield
     except (UnsupportedBase, MemoryError):
         raise
     except Exception as error:  # transformers, tokenizers, safetensors and jinja2 have no class in common
-        if getattr(error, "errno", None) is not None or (isinstance(error, RuntimeError) and "memory" in str(error)):
+        if getattr(error, "errno", None) is not None or _is_of_the_machine(error):
             raise
         reason = " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
         raise UnsupportedBase(f"--base {folder}: {what} cannot be read: {reason}") from error
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """torch's own classes are about devices and memory; plain RuntimeErrors of it tell by their words only."""
+    return type(error).__module__.startswith("torch") or (isinstance(error, RuntimeError) and "memory" in str(error))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -118,7 +123,7 @@ def _refuse_pointer(path: Path) -> None:
     if path.stat().st_size > _POINTER_BYTES:
         return
     with path.open("rb") as stream:
-        if stream.read(len(_POINTER_START)) == _POINTER_START:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
             reason = f"{path.name} is a Git LFS pointer, not the file itself; run `git lfs pull` in the folder"
             raise UnsupportedBase(f"--base {path.parent}: {reason}")
 
@@ -141,7 +146,7 @@ def _refuse_adapters(folder: Path) -> None:
 def _adapter_of(folder: Path) -> tuple[str, str]:
     """What kind of adapter, and the base it was made for."""
     body = read_json(folder / ADAPTER_CONFIG)
-    is_mlx = "peft_type" not in body and ("fine_tune_type" in body or "lora_parameters" in body)
+    is_mlx = "peft_type" not in body and not MLX_LM_KEYS.isdisjoint(body)
     base = body.get("model" if is_mlx else "base_model_name_or_path")
     kind = "an MLX-LM adapter" if is_mlx else "a PEFT adapter" if "peft_type" in body else "an adapter"
     return kind, f"the base it was made for ({base[:200]})" if isinstance(base, str) else "its base"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,12 +96,25 @@ def _tensors(folder: Path, files: Iterable[Path]) -> Iterator[tuple[str, torch.T
             packed = {name.removesuffix(NF4_MARK) for name in names if name.endswith(NF4_MARK)}
             for name in names:
                 if name in packed:
-                    about = bytes(stored.get_tensor(name + NF4_MARK).tolist())
-                    yield name, torch.empty(json.loads(about)["shape"], device="meta")
+                    yield name, torch.empty(_plain_shape(folder, stored, name), device="meta")
                 elif packed.isdisjoint(_owners(name)):
                     slice_ = stored.get_slice(name)
                     _refuse_dtype(folder, name, slice_.get_dtype())
                     yield name, torch.empty(slice_.get_shape(), device="meta")
+
+
+def _plain_shape(folder: Path, stored: Any, name: str) -> list[int]:
+    """Of the weight that is stored in NF4 as `name`. UnsupportedBase where its bytes or what is about them lack."""
+    about = json.loads(bytes(stored.get_tensor(name + NF4_MARK).tolist()))
+    needed = ["absmax", "quant_map", *(("nested_absmax", "nested_quant_map") if "nested_blocksize" in about else ())]
+    lacking = [f"{name}.{part}" for part in needed if f"{name}.{part}" not in set(stored.keys())]
+    if lacking:
+        raise UnsupportedBase(f"--base {folder}: {_said(lacking, 'that NF4 needs are missing')[0]}")
+    shape: list[int] = about["shape"]
+    num_bytes = math.prod(stored.get_slice(name).get_shape())
+    if num_bytes != -(-math.prod(shape) // 2):
+        raise UnsupportedBase(f"--base {folder}: {name} has {num_bytes} bytes of NF4, which is not {shape}")
+    return shape
 
 
 def _owners(name: str) -> Iterator[str]:

@@ -12,8 +12,8 @@ from adapters_store.strict_json import shown
 
 HEAD_BYTES = 64  # of a file: enough to recognise it
 
-_LFS_POINTER = b"version https://git-lfs"
-_MLX_LM_KEYS = frozenset({"fine_tune_type", "lora_parameters", "lora_layers"})
+LFS_POINTER = b"version https://git-lfs"
+MLX_LM_KEYS = frozenset({"fine_tune_type", "lora_parameters", "lora_layers"})
 BIN_TO_SAFETENSORS = (
     'python -c "import torch; from safetensors.torch import save_file; '
     "t = torch.load('adapter_model.bin', map_location='cpu', weights_only=True); "
@@ -56,7 +56,7 @@ def refuse_foreign_config(data: bytes) -> None:
 
 def refuse_foreign_keys(body: Mapping[str, object]) -> None:
     """body: a config without peft_type. Raises AdapterRejected: unsupported_format where MLX-LM wrote it."""
-    if found := sorted(_MLX_LM_KEYS & body.keys()):
+    if found := sorted(MLX_LM_KEYS & body.keys()):
         message = (
             f"adapter_config.json: made by MLX-LM (it has {found[0]}), which lays out its tensors otherwise than "
             "PEFT; fuse it into its base (mlx_lm fuse) and serve that as a base, or train it with PEFT"
@@ -65,7 +65,7 @@ def refuse_foreign_keys(body: Mapping[str, object]) -> None:
 
 
 def _refuse_lfs_pointer(head: bytes, param: str, name: str) -> None:
-    if head.startswith(_LFS_POINTER):
+    if head.startswith(LFS_POINTER):
         message = f"{param}: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, then send {name}"
         raise AdapterRejected("git_lfs_pointer", message, param=param)
 

@@ -26,6 +26,9 @@ def find_base(path_or_id: str) -> tuple[Path, str]:
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
         return folder, folder.resolve().name
+    if folder.is_file():
+        message = f"--base {path_or_id}: a file; the folder of a transformers model is needed (GGUF is not served)"
+        raise CommandError("base_not_found", message, ExitCode.NOT_FOUND)
     if _HUB_ID.fullmatch(path_or_id) is None:
         raise CommandError("base_not_found", f"--base {path_or_id}: no such folder", ExitCode.NOT_FOUND)
     return _local_copy(path_or_id), path_or_id.rpartition("/")[2]
