@@ -145,8 +145,8 @@ def plan_call(
     for prompt in prompts:
         if not prompt:
             raise InvalidRequest(budget.prompt_field, f"{budget.prompt_field} must have at least 1 token, got 0")
-        context.engine.vocabulary.check(prompt, budget.prompt_field)
         max_tokens = budget.max_tokens(len(prompt), context.engine.max_model_len)
+        context.engine.vocabulary.check(prompt, budget.prompt_field)  # of a prompt that fits: the look is short
         for choice in range(body.num_choices):
             own = own_params(max_tokens, _seed_of(params.seed, choice))
             request = _request(f"{call_id}-{len(requests)}", target, prompt, own)
