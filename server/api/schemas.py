@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.json_text import json_text
@@ -63,8 +63,22 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
 
 
 Stop = Annotated[tuple[str, ...], PlainValidator(_stop_strings, json_schema_input_type=str | list[str] | None)]
+
+
+def at_most(limit: int) -> Any:
+    """Counts an object's members before any is looked at: pydantic's own bound looks at all of them first."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > limit:
+            given = {"limit": limit, "count": len(value)}
+            raise PydanticCustomError("too_many_entries", "takes at most {limit} entries, has {count}", given)
+        return value
+
+    return BeforeValidator(check)
+
+
 Text = Annotated[str, Field(max_length=MAX_USER_CHARS)]
-Metadata = Annotated[dict[Text, Text], Field(max_length=MAX_METADATA_ENTRIES)]
+Metadata = Annotated[dict[Text, Text], Field(max_length=MAX_METADATA_ENTRIES), at_most(MAX_METADATA_ENTRIES)]
 
 
 class StreamOptions(Body):
@@ -82,7 +96,7 @@ class GenerationBody(Body):
     model: Annotated[str, Field(min_length=1, max_length=256)]
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=MAX_LOGIT_BIAS)] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=MAX_LOGIT_BIAS), at_most(MAX_LOGIT_BIAS)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop = ()

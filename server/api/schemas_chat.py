@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas import Absent, Body, Empty, GenerationBody, Text, neutral
+from server.api.schemas import Absent, Body, Empty, GenerationBody, Text, at_most, neutral
 from server.engine.chat_options import MAX_TEMPLATE_VARIABLES, TemplateValue
 from server.engine.sampling_params import MAX_LOGPROBS
 
@@ -76,6 +76,11 @@ class Message(Body):
         return {"role": "system" if self.role == "developer" else self.role, "content": self.content, **named}
 
 
+TemplateVariables = Annotated[
+    dict[str, TemplateValue], Field(max_length=MAX_TEMPLATE_VARIABLES), at_most(MAX_TEMPLATE_VARIABLES)
+]
+
+
 class ChatBody(GenerationBody):
     """OpenAI's chat request, and the usual fields beyond."""
 
@@ -84,7 +89,7 @@ class ChatBody(GenerationBody):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    chat_template_kwargs: Annotated[dict[str, TemplateValue], Field(max_length=MAX_TEMPLATE_VARIABLES)] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     parallel_tool_calls: bool | None = None
