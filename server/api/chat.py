@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
@@ -75,6 +76,7 @@ def _plan(
     messages = [message.for_template() for message in body.messages]
     prompt = chat_tokens_of(context, messages, _options(context, body))
     params = sampling_params(body, context, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+    params = replace(params, end_ids=tuple(context.engine.tokenizer.chat_end_ids))
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     budget = TokenBudget(prompt_field="messages", asked=asked, default=context.settings.sampling_defaults.max_tokens)
     return plan_call(

@@ -9,7 +9,7 @@ import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -152,7 +152,7 @@ class Showcase:
             id=f"demo-{voice.name}-{uuid4().hex[:8]}",
             tenant=voice.name,
             prompt_ids=ids,
-            params=self._params,
+            params=replace(self._params, end_ids=tuple(tokenizer.chat_end_ids)) if chat else self._params,
             adapter=voice.adapter,
             adapter_name=None if voice.adapter is None else f"{voice.name}/{ADAPTER_NAME}",
         )

@@ -44,7 +44,7 @@ class OutputState:
         self._params = params
         self._pieces = pieces
         self._detokenizer = Detokenizer(pieces, prompt_ids)
-        self._eos_ids = frozenset() if params.ignore_eos else eos_ids
+        self._eos_ids = frozenset() if params.ignore_eos else eos_ids.union(params.end_ids)
         self._stop_ids = frozenset(params.stop_token_ids)
         self._matcher = StopMatcher(params.stop, pieces.symbols) if params.stop else None
         self._held = ""

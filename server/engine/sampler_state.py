@@ -177,7 +177,7 @@ class PlanBuilder:
         return to_device(tensor, self._device)
 
     def _ending_ids(self, params: SamplingParams, eos_ids: Sequence[int]) -> npt.NDArray[np.int64]:
-        ending = {*params.stop_token_ids, *(() if params.ignore_eos else eos_ids)}
+        ending = {*params.stop_token_ids, *(() if params.ignore_eos else (*eos_ids, *params.end_ids))}
         return np.array([id_ for id_ in ending if id_ < self._vocab_size], dtype=np.int64)
 
 

@@ -30,6 +30,7 @@ class SamplingParams:
 
     temperature 0 and top_p 0 mean greedy. top_k 0 means off. logprobs: how many alternatives to report beside the
     chosen token (None: no logprobs at all, 0: the chosen token only). prompt_logprobs: the same for prompt positions.
+    end_ids: tokens that end this sequence as the base's own end-of-sequence tokens do.
     """
 
     max_tokens: int = 16
@@ -47,6 +48,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    end_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     include_stop_in_output: bool = field(default=False)
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adapters_store.base_folder import read_json
 from adapters_store.base_tokenizer import load_tokenizer
+from adapters_store.end_of_turn import end_of_turn_id
 from adapters_store.families import UnsupportedBase
 from server.engine.chat_options import ChatOptions, TemplateValue
 from server.engine.control_tokens import ControlTokens
@@ -36,7 +37,8 @@ _MAX_ERROR_CHARACTERS = 300  # of a template's own message, which may quote the 
 class Tokenizer:
     """Thread-safe wrapper of a fast transformers tokenizer. Raises ValueError for one that is not fast.
 
-    eos_ids: tokens that end a sequence, besides the tokenizer's own. pieces: what each token says, as exact bytes.
+    eos_ids: tokens that end a sequence, besides the tokenizer's own. chat_end_ids: those that end an answer in a chat,
+    the same and the one with which the chat template ends a turn. pieces: what each token says, as exact bytes.
     vocab_size: one more than the highest id with a token; a model's logits may be wider.
     """
 
@@ -51,6 +53,8 @@ class Tokenizer:
         self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
         own_eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.eos_ids = frozenset(id_ for id_ in (*eos_ids, *own_eos) if 0 <= id_ < self.vocab_size)
+        end_of_turn = end_of_turn_id(tokenizer)
+        self.chat_end_ids = self.eos_ids if end_of_turn is None else self.eos_ids | {end_of_turn}
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:

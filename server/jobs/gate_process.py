@@ -33,6 +33,7 @@ from server.jobs.tuned_base import TunedBase
 from trainer.data.dataset import PreparedData, prepare
 from trainer.data.problems import DataRejected, Problem
 from trainer.data.sample import pick, runs_of
+from trainer.gate.endings import Ends
 from trainer.gate.gate import GateInputs, GateResult, judge, refused
 from trainer.gate.general import MIX, OWN_TEXT, own_examples
 from trainer.gate.round_trip import RoundTrip
@@ -141,9 +142,17 @@ def _judged(
         if general
         else own_examples(run.tokenizer, max_tokens=scorer.max_tokens, num_embeddings=run.base.num_embeddings)
     )
-    inputs = GateInputs(validation, general or own, MIX if general else OWN_TEXT, weights, trip)
+    tokenizer = Tokenizer.load(run.spec.base)
+    ends = _ends(tokenizer, scorer.max_tokens)
+    inputs = GateInputs(validation, general or own, MIX if general else OWN_TEXT, weights, trip, ends)
     result = judge(scorer, inputs, limits)
-    return _Measured(result, side_by_side(scorer, Tokenizer.load(run.spec.base), pick(validation, NUM_SAMPLES)))
+    return _Measured(result, side_by_side(scorer, tokenizer, pick(validation, NUM_SAMPLES)))
+
+
+def _ends(tokenizer: Tokenizer, max_tokens: int) -> Ends:
+    """Where the server ends answers: chats also at the end of a turn."""
+    eos_ids = tokenizer.eos_ids
+    return Ends({"chat": tokenizer.chat_end_ids, "completion": eos_ids, "text": eos_ids}, max_tokens)
 
 
 def _round_trip_prompts(run: _Run) -> list[list[int]]:

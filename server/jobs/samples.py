@@ -23,10 +23,11 @@ def side_by_side(
     room = scorer.max_tokens - MAX_NEW_TOKENS
     chosen = [(example, start) for example, start in zip(examples, starts, strict=True) if 1 < start <= room]
     prompts = [example.input_ids[:start].tolist() for example, start in chosen]
+    ends = tokenizer.chat_end_ids
     texts = [
         [
             tokenizer.decode(ids)
-            for ids in scorer.generate(prompts, scale=scale, max_new_tokens=MAX_NEW_TOKENS, eos_ids=tokenizer.eos_ids)
+            for ids in scorer.generate(prompts, scale=scale, max_new_tokens=MAX_NEW_TOKENS, eos_ids=ends)
         ]
         for scale in (BASE_ALONE, 1.0)
     ]

@@ -1,6 +1,6 @@
 """The gate before activation: measures an adapter and says pass, warn or block, and why. Knows the order of checks.
 
-held-out loss, use of the prompt, scale sweep -> general text -> weights -> round trip -> verdict
+held-out loss, use of the prompt, scale sweep -> ends of answers -> general text -> weights -> round trip -> verdict
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.data.sample import pick
 from trainer.data.types import EncodedExample
+from trainer.gate.endings import Endings, Ends, judge_endings, measure_endings
 from trainer.gate.general import GeneralText, judge_general, measure_general
 from trainer.gate.held_out import HeldOut, judge_held_out, measure_held_out
 from trainer.gate.round_trip import RoundTrip, judge_round_trip
@@ -23,13 +24,17 @@ from trainer.gate.verdict import Reason, Verdict, verdict_of
 
 @dataclass(frozen=True, eq=False)
 class GateInputs:
-    """What is judged. general_source: where the general examples come from. round_trip: None where it was not run."""
+    """What is judged. general_source: where the general examples come from. round_trip: None where it was not run.
+
+    ends: the tokens at which the server ends an answer; None: that answers end is not measured.
+    """
 
     validation: Sequence[EncodedExample]
     general: Sequence[EncodedExample]
     general_source: str
     weights: Sequence[ModuleWeights]
     round_trip: RoundTrip | None = None
+    ends: Ends | None = None
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,17 @@ class GateResult:
     held_out: HeldOut | None = None
     general: GeneralText | None = None
     round_trip: RoundTrip | None = None
+    endings: Endings | None = None
     spectrum: list[ModuleSpectrum] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
         """What gate.json holds; numbers that are not finite are null."""
-        parts = {"held_out": self.held_out, "general": self.general, "round_trip": self.round_trip}
+        parts = {
+            "held_out": self.held_out,
+            "general": self.general,
+            "round_trip": self.round_trip,
+            "endings": self.endings,
+        }
         body = {
             "verdict": self.verdict,
             "reasons": [reason.message for reason in self.reasons],
@@ -70,9 +81,14 @@ def judge(scorer: Scorer, inputs: GateInputs, thresholds: GateThresholds | None 
     held_out = measure_held_out(scorer, pick(inputs.validation, limits.max_examples), limits)
     general = measure_general(scorer, pick(inputs.general, limits.max_examples), inputs.general_source, limits)
     reasons = [*judge_held_out(held_out, limits), *judge_general(general, limits), *reasons]
+    endings = None
+    if inputs.ends is not None:
+        endings = measure_endings(scorer, pick(inputs.validation, limits.ending_examples), inputs.ends)
+    if endings is not None:
+        reasons += judge_endings(endings, limits)
     if inputs.round_trip is not None:
         reasons += judge_round_trip(inputs.round_trip)
-    return GateResult(verdict_of(reasons), reasons, limits, held_out, general, inputs.round_trip, spectrum)
+    return GateResult(verdict_of(reasons), reasons, limits, held_out, general, inputs.round_trip, endings, spectrum)
 
 
 def refused(code: str, message: str, thresholds: GateThresholds | None = None) -> GateResult:

@@ -117,6 +117,10 @@ def _other_checks(gate: Body) -> list[_Row]:
     if trip:
         measured = f"{_number(trip['difference'])} ({trip['unit']}, {trip['precision']})"
         rows.append(("served logits are PEFT's", measured, f"at most {trip['limit']:g}", ("round_trip",)))
+    if ends := gate.get("endings"):
+        measured = f"probability {_number(ends['probability'])} (median of {ends['num_examples']} answers)"
+        limit = f"warn below {limits['ending_probability']:g}"
+        rows.append(("ends an answer where it is over", measured, limit, ("answers_do_not_end",)))
     sizes = [module["relative_norm"] for module in spectrum if module["relative_norm"] is not None]
     if sizes:
         limit = f"warn above {limits['relative_norm_warn']:g}, block above {limits['relative_norm_block']:g}"

@@ -9,8 +9,11 @@ import httpx
 import pytest
 
 from server.api.ports import EngineClient
+from server.engine.tokenizer import Tokenizer
 from support.fake_engine import FakeEngine
 from support.token_names import raw_token
+from support.tokenizer_zoo import byte_level, wrapped
+from support.training_data import CHATML
 
 HELLO = [{"role": "user", "content": "hello"}]
 GREEDY = {"model": "tiny", "temperature": 0, "messages": HELLO}
@@ -191,3 +194,31 @@ def test_streamed_usage_equals_the_whole_answers(client: httpx.Client) -> None:
     whole = chat(client, n=2, max_tokens=4)["usage"]
     for field in ("prompt_tokens", "completion_tokens", "total_tokens"):
         assert last["usage"][field] == whole[field]
+
+
+def test_a_chat_ends_at_the_templates_end_of_turn_and_a_completion_does_not(
+    client: httpx.Client, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ChatML base whose configs name another end: an adapter learns `<|im_end|>`, and nothing else says so."""
+    core = byte_level()
+    core.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer = Tokenizer(wrapped(core, chat_template=CHATML))
+    monkeypatch.setattr(fake_engine, "tokenizer", tokenizer)
+    monkeypatch.setattr(fake_engine, "vocabulary", tokenizer.vocabulary(tokenizer.vocab_size))
+    end = core.token_to_id("<|im_end|>")
+    assert end not in tokenizer.eos_ids
+    said = [*tokenizer.encode("yes", add_special_tokens=False), end]
+    asked: list[dict[str, Any]] = [{}, {"ignore_eos": True}, {"min_tokens": len(said) + 1}]
+    found = []
+    for body in asked:
+        fake_engine.say_next(said)
+        [choice] = chat(client, max_tokens=2 * len(said), **body)["choices"]
+        found.append((choice["message"]["content"], choice["finish_reason"]))
+    assert found == [("yes", "stop"), ("yesyes", "length"), ("yesyes", "stop")]
+    fake_engine.say_next(said)
+    chunks = stream(client, max_tokens=2 * len(said))
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-1] == "stop"
+    fake_engine.say_next(said)
+    body = {"model": "tiny", "prompt": "hello", "max_tokens": 2 * len(said), "temperature": 0}
+    [choice] = client.post("/v1/completions", json=body).json()["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("yesyes", "length")

@@ -318,6 +318,13 @@ def test_min_tokens_holds_off_end_of_sequence_and_stop_tokens_until_it_is_reache
     assert tokens == [[7, 5], [7, 5], [5, 5], [5, 5]]
 
 
+def test_min_tokens_holds_off_the_end_of_a_chats_turn_too() -> None:
+    logits_V = torch.zeros(1, VOCAB)
+    logits_V[0, [5, 7]] = torch.tensor([30.0, 10.0])
+    rows = [request(temperature=0.0, min_tokens=1, end_ids=ends) for ends in ((5,), ())]
+    assert Sampler().sample(logits_V.expand(2, -1), rows).token_ids == [7, 5]
+
+
 def test_impossible_tokens_are_never_drawn() -> None:
     logits_V = torch.full((VOCAB,), -torch.inf)
     logits_V[[3, 1499]] = torch.tensor([0.0, math.log(3)])
