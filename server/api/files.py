@@ -39,6 +39,7 @@ async def upload_file(
 
             def add() -> DataFile:
                 ensure_tenant(context, caller.tenant)
+                context.upload_slots.check_room(spool.stat().st_size)  # what is kept is a copy
                 name = upload.filename or "upload.jsonl"
                 return onboarding.files.add(tenant=caller.tenant, filename=name, purpose=purpose, source=spool)
 

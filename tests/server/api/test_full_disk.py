@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from adapters_store.blobs import RESERVE_BYTES
 from support.disks import fill_up, small_disk
 
 ASK = {"model": "tiny", "prompt": "hello", "max_tokens": 2}
@@ -34,3 +36,16 @@ def test_a_full_disk_is_a_503_with_a_code_and_answers_go_on(
     assert [each["name"] for each in client.get("/v1/adapters").json()["data"]] == ["before"]
     filler.unlink()
     assert upload(client, "after", seed=3).status_code == 201
+
+
+def test_a_file_whose_copy_would_take_what_must_stay_free_is_refused(data_dir: Path, client: httpx.Client) -> None:
+    """What is kept is a copy of what came, so both must fit beside the database's reserve."""
+    disk = os.statvfs(data_dir)
+    num_bytes = (disk.f_bavail * disk.f_frsize - RESERVE_BYTES) * 2 // 3
+    assert num_bytes > 1 << 20
+    files = {"purpose": (None, b"fine-tune"), "file": ("data.jsonl", b"x" * num_bytes)}
+    response = client.post("/v1/files", files=files)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "disk_full")
+    assert client.get("/v1/files").json()["data"] == []
+    disk = os.statvfs(data_dir)
+    assert disk.f_bavail * disk.f_frsize >= RESERVE_BYTES
