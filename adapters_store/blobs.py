@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -105,26 +104,19 @@ class BlobStore:
         for folder in self._blobs.glob("??/*"):
             yield AdapterDigest(f"sha256:{folder.name}")
 
-    def remove_old(self, digests: Iterable[AdapterDigest], grace_s: float) -> list[AdapterDigest]:
-        """Remove those of `digests` whose blob is older than the grace; returns them."""
-        old = [digest for digest in digests if _age_s(self.folder(digest)) > grace_s]
+    def remove_old(self, digests: Iterable[AdapterDigest], is_left_over: Callable[[Path], bool]) -> list[AdapterDigest]:
+        """Remove those of `digests` whose blob is a left-over; returns them."""
+        old = [digest for digest in digests if is_left_over(self.folder(digest))]
         for digest in old:
             self.remove(digest)
         return old
 
-    def remove_old_staging(self, grace_s: float) -> int:
+    def remove_old_staging(self, is_left_over: Callable[[Path], bool]) -> int:
         """Remove what a process left behind when it was killed; returns how many."""
-        old = [folder for folder in self._staging.iterdir() if _age_s(folder) > grace_s]
+        old = [folder for folder in self._staging.iterdir() if is_left_over(folder)]
         for folder in old:
             self._files.remove_tree(folder)
         return len(old)
-
-
-def _age_s(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return float("-inf")  # its owner was faster
 
 
 @contextmanager

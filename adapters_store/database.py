@@ -12,25 +12,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, select, text, update
 
-from adapters_store.errors import StoreError
+from adapters_store import store_id
+from adapters_store.database_errors import as_store_errors
+from adapters_store.errors import StoreError, StoreUnavailable
 from adapters_store.filesystem import file_lock
+from adapters_store.reach import DEFAULT_GRACE_S, Reach
 from adapters_store.schema import HEAD_REVISION, store_state
+from adapters_store.store_id import Mark, StorePair
 
 _BUSY_TIMEOUT_S = 10
+_MIGRATE_KEY = 0x6D756C74696C6F72  # any number, the same in every process
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class Database:
-    """A connection pool on migrated tables. `url` None: data_dir/multilora.db."""
+    """A connection pool on migrated tables, proved to be those of `data_dir`. `url` None: data_dir/multilora.db.
 
-    def __init__(self, data_dir: Path, url: str | None) -> None:
-        self.engine = _make_engine(url or f"sqlite:///{data_dir / 'multilora.db'}")
+    grace_s: how long the last generation read is good for remembered answers while the database does not answer.
+    Raises StoreError (wrong_store, database_newer). Whatever the database refuses later is a StoreError too; see
+    `database_errors`.
+    """
+
+    def __init__(self, data_dir: Path, url: str | None, *, grace_s: float = DEFAULT_GRACE_S) -> None:
+        self.engine = make_engine(url or f"sqlite:///{data_dir / 'multilora.db'}")
+        self.reach = Reach(grace_s)
         self._on_write: list[Callable[[], None]] = []
-        with file_lock(data_dir / "migrate.lock", exclusive=True):
-            _migrate(self.engine)
+        self._last_generation: int | None = None
+        with file_lock(data_dir / "migrate.lock", exclusive=True), as_store_errors(writes=True):
+            self.pair = _joined(self.engine, data_dir)
 
     def on_write(self, callback: Callable[[], None]) -> None:
         """Call back after each of this object's own commits."""
@@ -38,50 +49,80 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One snapshot."""
-        with self.engine.begin() as connection:
+        """One snapshot. Raises StoreUnavailable (store_unavailable, data_dir_gone), StoreError (database_damaged)."""
+        with self.reach.asking(), as_store_errors(writes=False):
+            self.pair.require_folder()
+            with self.engine.begin() as connection:
+                yield connection
+
+    @contextmanager
+    def proven(self) -> Iterator[Connection]:
+        """One snapshot of the rows that belong to the data directory: what is not in it may be removed there.
+
+        Raises StoreError (wrong_store) and as `read`.
+        """
+        with self.read() as connection:
+            self.pair.require(connection)
             yield connection
 
     @contextmanager
     def write(self, *, changes_answers: bool = True) -> Iterator[Connection]:
-        """One transaction: all of the block or nothing. StoreError (disk_full, read_only) where it cannot be written.
+        """One transaction: all of the block or nothing. Raises StoreError (disk_full, read_only) and as `read`.
 
         changes_answers False: nothing that anybody remembers (a name's version, a key) changes with it.
         """
-        try:
+        with self.reach.asking(), as_store_errors(writes=True):
+            self.pair.require_folder()
             with self.engine.connect().execution_options(multilora_write=True) as connection, connection.begin():
+                if changes_answers:  # first: on PostgreSQL it makes one writer of many, as SQLite's lock does
+                    connection.execute(select(store_state.c.generation).with_for_update())
                 yield connection
                 if changes_answers:
                     connection.execute(update(store_state).values(generation=store_state.c.generation + 1))
-        except OperationalError as error:
-            code, reason = _refusal(str(error.orig))
-            if code is None:
-                raise
-            raise StoreError(code, f"the database {reason}; nothing was stored") from error
         for callback in self._on_write if changes_answers else ():
             callback()
 
     def generation(self) -> int:
         """A number that changes with every write of any process."""
         with self.read() as connection:
-            return int(connection.execute(select(store_state.c.generation)).scalar_one())
+            generation = int(connection.execute(select(store_state.c.generation)).scalar_one())
+        self._last_generation = generation
+        return generation
+
+    def remembered_generation(self) -> int:
+        """For remembered answers: where the database does not answer, the last one, until the grace is over."""
+        try:
+            return self.generation()
+        except StoreUnavailable:
+            if self._last_generation is None or self.reach.is_lost():
+                raise
+            return self._last_generation
 
     def close(self) -> None:
         self.engine.dispose()
 
 
-def _refusal(reason: str) -> tuple[str | None, str]:
-    """What SQLite says of its disk, as a code. An I/O error is what a limit on the file's size looks like to it."""
-    if "disk is full" in reason or "disk I/O error" in reason:
-        return "disk_full", f"has no room on its disk ({reason})"
-    if "readonly" in reason:
-        return "read_only", "cannot be written"
-    return None, reason
+def adopt(data_dir: Path, url: str | None) -> str:
+    """Join a directory and a database whatever their ids are; returns the id. Nothing that lies there is ever swept."""
+    engine = make_engine(url or f"sqlite:///{data_dir / 'multilora.db'}")
+    with file_lock(data_dir / "migrate.lock", exclusive=True), as_store_errors(writes=True):
+        mark = _opened(engine, lambda connection: store_id.adopt(connection, data_dir))
+        store_id.settle(mark, data_dir)
+    engine.dispose()
+    return mark.store_id
 
 
-def _make_engine(url: str) -> Engine:
+def _joined(engine: Engine, data_dir: Path) -> StorePair:
+    file = Path(str(engine.url.database)) if engine.url.get_backend_name() == "sqlite" else None
+    if file is not None and not file.exists():
+        store_id.require_unmarked(data_dir)  # before SQLite makes the file
+    mark = _opened(engine, lambda connection: store_id.join(connection, data_dir))
+    return StorePair(data_dir, store_id.settle(mark, data_dir), file)
+
+
+def make_engine(url: str) -> Engine:
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_size=16, pool_pre_ping=True)
+        return create_engine(url, pool_size=16, pool_pre_ping=True, connect_args=_limits_of_waiting(url))
     engine = create_engine(url, pool_size=16, connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
@@ -98,21 +139,36 @@ def _make_engine(url: str) -> Engine:
     return engine
 
 
-def _migrate(engine: Engine) -> None:
-    with engine.connect().execution_options(multilora_write=True) as connection, connection.begin():
-        found = _revision(connection)
-        if found == HEAD_REVISION:
-            return
-        if found is not None and found > HEAD_REVISION:
-            message = f"the database is at revision {found}, this program knows up to {HEAD_REVISION}"
-            raise StoreError("database_newer", message)
-        from alembic import command  # costs 100 ms, and only the first process to open a new store pays it
-        from alembic.config import Config
+def _limits_of_waiting(url: str) -> dict[str, str]:
+    """No thread waits for ever: to connect, for a packet's receipt (ms), for a lock. What the URL says goes before."""
+    options = f"-c lock_timeout={_BUSY_TIMEOUT_S}s"
+    limits = {"connect_timeout": "5", "tcp_user_timeout": "10000", "options": options}
+    return {name: value for name, value in limits.items() if name not in make_url(url).query}
 
-        config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS))
-        config.attributes["connection"] = connection
-        command.upgrade(config, HEAD_REVISION)
+
+def _opened(engine: Engine, prove: Callable[[Connection], Mark]) -> Mark:
+    """The tables as this program knows them, and the mark; one process at a time."""
+    with engine.connect().execution_options(multilora_write=True) as connection, connection.begin():
+        if engine.dialect.name == "postgresql":  # processes may have a folder each
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATE_KEY})
+        _migrate(connection)
+        return prove(connection)
+
+
+def _migrate(connection: Connection) -> None:
+    found = _revision(connection)
+    if found == HEAD_REVISION:
+        return
+    if found is not None and found > HEAD_REVISION:
+        message = f"the database is at revision {found}, this program knows up to {HEAD_REVISION}"
+        raise StoreError("database_newer", message)
+    from alembic import command  # costs 100 ms, and only the first process to open a new store pays it
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, HEAD_REVISION)
 
 
 def _revision(connection: Connection) -> str | None:

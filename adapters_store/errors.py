@@ -31,3 +31,16 @@ class BlobDamaged(StoreError):
 
 class AdapterUnavailable(StoreError):
     """The adapter cannot be brought to the device (too large for the pool, or its blob is damaged). HTTP 503."""
+
+
+class StoreUnavailable(StoreError):
+    """The database or the data directory does not answer now; the same call may succeed soon. HTTP 503, Retry-After.
+
+    is_away: nobody is answered; else this call alone came at a bad moment (another process held a lock).
+    """
+
+    retry_after_s = 2.0
+
+    def __init__(self, code: str, message: str, *, is_away: bool = True) -> None:
+        super().__init__(code, message)
+        self.is_away = is_away

@@ -20,7 +20,7 @@ from sqlalchemy import (
     false,
 )
 
-HEAD_REVISION = "0006"
+HEAD_REVISION = "0007"
 
 metadata = MetaData()
 
@@ -129,12 +129,14 @@ bases = Table(
     Column("remembered_at", BigInteger, nullable=False),
 )
 
-# One row; every write adds one. Readers that remember answers look here whether they still hold.
+# One row. generation: every write adds one; readers that remember answers look here whether they still hold.
+# store_id: what the data directory's store.json says too; NULL until the two are joined.
 store_state = Table(
     "store_state",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("generation", BigInteger, nullable=False),
+    Column("store_id", String(64)),
     CheckConstraint("id = 1", name="ck_store_state_one_row"),
 )
 

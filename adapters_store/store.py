@@ -7,6 +7,7 @@ Safe to use from many threads, and from several processes on one data directory.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from adapters_store import registry
@@ -26,6 +27,7 @@ from adapters_store.packed import PackedAdapter
 from adapters_store.packing import pack, packed_bytes
 from adapters_store.quarantine import Quarantine, heal
 from adapters_store.quotas import QuotaStore
+from adapters_store.reach import DEFAULT_GRACE_S, Reach
 from adapters_store.records import AdapterVersion
 from adapters_store.served_names import ServedNames
 from adapters_store.tenants import TenantStore
@@ -55,7 +57,9 @@ class AdapterStore:
         self._database = database
         self._blobs = blobs
         self._limits = limits
-        self._resolved: AnswerCache[tuple[str, str], tuple[AdapterVersion, ...]] = AnswerCache(database.generation)
+        self._resolved: AnswerCache[tuple[str, str], tuple[AdapterVersion, ...]] = AnswerCache(
+            database.remembered_generation
+        )
         database.on_write(self._resolved.clear)
         self.aliases = AliasStore(database)
         self.usage = UsageStore(database)
@@ -77,10 +81,18 @@ class AdapterStore:
         limits: AdapterLimits | None = None,
         files: Filesystem | None = None,
         reserve_bytes: int = RESERVE_BYTES,
+        grace_s: float = DEFAULT_GRACE_S,
     ) -> AdapterStore:
-        """Open or make the store in `data_dir`. StoreError (database_newer) where a later program wrote it."""
-        blobs = BlobStore(data_dir, files or Filesystem(), reserve_bytes=reserve_bytes)
-        return cls(Database(data_dir, database_url), blobs, limits or AdapterLimits())
+        """Open or make the store in `data_dir`.
+
+        grace_s: how long remembered answers count while the database does not answer. Raises StoreError:
+        wrong_store (the database is another directory's), database_newer (a later program wrote it).
+        """
+        files = files or Filesystem()
+        files.make_folder(data_dir)
+        database = Database(data_dir, database_url, grace_s=grace_s)
+        blobs = BlobStore(data_dir, files, reserve_bytes=reserve_bytes)
+        return cls(database, blobs, limits or AdapterLimits())
 
     @property
     def database(self) -> Database:
@@ -141,6 +153,11 @@ class AdapterStore:
     def generation(self) -> int:
         """A number that changes with every write of any process."""
         return self._database.generation()
+
+    @property
+    def reach(self) -> Reach:
+        """Whether the database and the data directory answer."""
+        return self._database.reach
 
     def not_in_service(self, digests: Digests) -> Digests:
         """Those of `digests` that were deleted, or unloaded by everyone who has them."""
@@ -222,11 +239,20 @@ class AdapterStore:
         """Remove what killed processes left: staged copies and blobs without a row, older than the grace.
 
         The grace must be longer than a publish takes: a staged copy does not say whether its owner lives.
+        Raises StoreError (wrong_store) where the rows are not proved to be this directory's.
         """
-        with self._blobs.changing(), self._database.read() as connection:
+        with self._blobs.changing(), self._database.proven() as connection:
             orphans = registry.unreferenced(connection, self._blobs.digests())
-            removed = self._blobs.remove_old(orphans, grace_s)
-        return Swept(self._blobs.remove_old_staging(grace_s), removed)
+            removed = self._blobs.remove_old(orphans, partial(self.is_left_over, grace_s=grace_s))
+        return Swept(self._blobs.remove_old_staging(partial(self.is_left_over, grace_s=grace_s)), removed)
+
+    def is_left_over(self, path: Path, grace_s: float) -> bool:
+        """Whether a file of the data directory is older than the grace, and was made since the store has its id."""
+        return self._database.pair.is_left_over(path, grace_s)
+
+    def require_folder(self) -> None:
+        """Raises StoreUnavailable (data_dir_gone)."""
+        self._database.pair.require_folder()
 
     def has_room(self, num_bytes: int) -> bool:
         """Whether so many bytes more leave the data directory the room that its database needs."""
@@ -251,7 +277,7 @@ class AdapterStore:
 
     def _drop_unreferenced(self, digests: Digests) -> Digests:
         with self._blobs.changing():
-            with self._database.read() as connection:
+            with self._database.proven() as connection:
                 orphans = registry.unreferenced(connection, digests)
             for digest in orphans:
                 self._blobs.remove(digest)

@@ -52,7 +52,7 @@ class UsageStore:
         self._database = database
 
     def add(self, used: Mapping[UsageKey, UsageCounts]) -> None:
-        """Add all of it, or nothing. Raises StoreError (disk_full), SQLAlchemyError."""
+        """Add all of it, or nothing. Raises StoreError (disk_full, store_unavailable)."""
         if not used:
             return
         rows = [{**key._asdict(), **asdict(counts)} for key, counts in sorted(used.items(), key=lambda item: item[0])]

@@ -35,7 +35,7 @@ async def upload_adapter(
     settings = context.settings
     limits = {"name": MAX_NAME_BYTES, "config": settings.max_config_bytes, WEIGHTS: settings.max_adapter_bytes}
     with upload_slot(context, caller.tenant) as incoming:
-        weights = await off_loop(spool_path, settings)
+        weights = await off_loop(spool_path, context)
         try:
             upload = await receive(request, weights, limits, file_part=WEIGHTS, incoming=incoming)
             refuse_shard(upload.filename)

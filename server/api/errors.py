@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from adapters_store.errors import AdapterRejected, Conflict, NotFound, StoreError
+from adapters_store.errors import AdapterRejected, Conflict, NotFound, StoreError, StoreUnavailable
 from adapters_store.strict_json import shown
 from server.api.json_text import json_bytes
 from server.engine.errors import QueueFull
@@ -87,8 +87,9 @@ def engine_dead() -> ApiError:
 
 
 def from_engine(error: RequestError) -> ApiError:
-    """An engine's failure event as an answer. Only a full queue invites a retry: a damaged adapter stays damaged."""
-    retry_after_s = 1.0 if error.status == 429 else None
+    """An engine's failure event as an answer. A full queue and a store that is away invite a retry: a damaged adapter
+    stays damaged."""
+    retry_after_s = 1.0 if error.status == 429 else error.retry_after_s
     return ApiError(error.status, error.code, error.message, retry_after_s=retry_after_s)
 
 
@@ -116,6 +117,11 @@ def _(error: QueueFull) -> ApiError:
 @to_api_error.register
 def _(error: StoreError) -> ApiError:
     return ApiError(_store_status(error), error.code, error.message, param=error.param)
+
+
+@to_api_error.register
+def _(error: StoreUnavailable) -> ApiError:
+    return ApiError(503, error.code, error.message, param=error.param, retry_after_s=error.retry_after_s)
 
 
 def _store_status(error: StoreError) -> int:

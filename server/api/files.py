@@ -32,7 +32,7 @@ async def upload_file(
     """Keep a file: parts `file` and `purpose` ("fine-tune"). What its lines hold is checked when a job names it."""
     limits = {"purpose": MAX_PURPOSE_BYTES, FILE_PART: onboarding.limits.max_file_bytes}
     with upload_slot(context, caller.tenant) as incoming:
-        spool = await off_loop(spool_path, context.settings)
+        spool = await off_loop(spool_path, context)
         try:
             upload = await receive(request, spool, limits, file_part=FILE_PART, incoming=incoming)
             purpose = upload.fields["purpose"].decode("utf-8", "replace")
@@ -69,8 +69,9 @@ async def get_file(file_id: str, caller: CallerDep, onboarding: OnboardingDep) -
 async def get_content(file_id: str, caller: CallerDep, onboarding: OnboardingDep) -> FileResponse:
     """The bytes as they came."""
     file = await off_loop(onboarding.files.get, owner(caller), file_id)
+    path = await off_loop(onboarding.files.present_path, file)
     headers = {"x-content-type-options": "nosniff", "content-disposition": "attachment"}
-    return FileResponse(onboarding.files.path(file), media_type="application/octet-stream", headers=headers)
+    return FileResponse(path, media_type="application/octet-stream", headers=headers)
 
 
 async def delete_file(file_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:

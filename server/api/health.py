@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from server.api.context import ContextDep
 from server.api.draining import server_stopping
-from server.api.errors import ApiError, engine_dead
+from server.api.errors import ApiError, engine_dead, to_api_error
 
 
 async def health(context: ContextDep) -> dict[str, str]:
@@ -17,9 +17,13 @@ async def health(context: ContextDep) -> dict[str, str]:
 
 
 async def ready(context: ContextDep) -> dict[str, str]:
-    """200 once requests are served, and while they are: a server that is stopping is not ready any more."""
+    """200 once requests are served, and while they are: not when the server stops, nor when its store is away for
+    longer than remembered answers count."""
     if context.draining.is_on:
         raise server_stopping()
+    reach = context.store.reach
+    if reach.error is not None and reach.is_lost():
+        raise to_api_error(reach.error)
     if not (context.engine.is_healthy() and context.engine.is_ready()):
         raise ApiError(503, "not_ready", "The server does not serve requests yet.", retry_after_s=1.0)
     return {"status": "ready"}

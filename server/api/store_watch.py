@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 
 from prometheus_client import Gauge
-from sqlalchemy.exc import SQLAlchemyError
 
+from adapters_store.errors import StoreError
 from adapters_store.store import AdapterStore
 from server.api.ports import EngineClient
 
@@ -55,7 +55,7 @@ class StoreWatch:
         self._thread.join()
 
     def look(self) -> None:
-        """Free what has left service, count what is put away. Raises SQLAlchemyError (the database is silent)."""
+        """Free what has left service, count what is put away. Raises StoreError (the database is silent)."""
         generation, now_s = self._store.generation(), self._clock()
         if generation == self._generation and now_s - self._looked_s < self._at_least_s:
             return
@@ -73,5 +73,5 @@ class StoreWatch:
         while not self._stop.wait(self._poll_s):
             try:
                 self.look()
-            except SQLAlchemyError as error:
+            except StoreError as error:
                 _log.warning("the store does not answer, adapters that left service stay in memory: %s", error)

@@ -3,10 +3,8 @@ rules."""
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,27 +14,33 @@ from adapters_store.blobs import disk_full_is_an_answer
 from adapters_store.errors import NotFound
 from server.api.context import ApiContext, off_loop
 from server.api.multipart import Upload, UploadParser, boundary_of
-from server.api.settings import ApiSettings
 from server.api.upload_slots import Incoming
 
 
 @contextmanager
 def upload_slot(context: ApiContext, tenant: str) -> Iterator[Incoming]:
     """For the length of an upload. Raises ApiError 429 where too many are coming in already, StoreError (disk_full,
-    read_only) for what the disk refuses meanwhile."""
-    with context.upload_slots.taken(tenant) as incoming, disk_full_is_an_answer():
-        yield incoming
+    read_only, data_dir_gone) for what the disk refuses meanwhile."""
+    try:
+        with context.upload_slots.taken(tenant) as incoming, disk_full_is_an_answer():
+            yield incoming
+    except OSError:
+        context.store.require_folder()
+        raise
 
 
-def spool_path(settings: ApiSettings) -> Path:
-    """A new file's name. Files older than any upload may last were left by a server that was killed; they go."""
+def spool_path(context: ApiContext) -> Path:
+    """A new file's name. Files older than any upload may last were left by a server that was killed; they go.
+
+    Raises StoreUnavailable (data_dir_gone).
+    """
+    settings, store = context.settings, context.store
+    store.require_folder()
     folder = settings.data_dir / "uploads"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    oldest_s = time.time() - settings.upload_timeout_s - settings.idle_timeout_s
-    for entry in os.scandir(folder):
-        with suppress(FileNotFoundError):  # another upload has just ended
-            if entry.stat().st_mtime < oldest_s:
-                os.unlink(entry)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for entry in folder.iterdir():
+        if store.is_left_over(entry, settings.upload_timeout_s + settings.idle_timeout_s):
+            entry.unlink(missing_ok=True)  # another upload may just have ended
     return folder / f"{uuid4().hex}.part"
 
 

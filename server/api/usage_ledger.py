@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from adapters_store.errors import StoreError
 from adapters_store.usage import UsageCounts, UsageKey, UsageStore
 
@@ -44,13 +42,13 @@ class UsageLedger:
             self._used.setdefault(key, UsageCounts()).add(counts)
 
     def flush(self) -> None:
-        """Write down what was added until now; keep what cannot be written. Raises StoreError, SQLAlchemyError."""
+        """Write down what was added until now; keep what cannot be written. Raises StoreError."""
         with self._flushing:
             with self._lock:
                 used, self._used = self._used, {}
             try:
                 self._store.add(used)
-            except (StoreError, SQLAlchemyError):
+            except StoreError:
                 self._take_back(used)
                 raise
 
@@ -68,7 +66,7 @@ class UsageLedger:
             is_last = self._stop.wait(self._flush_every_s)
             try:
                 self.flush()
-            except (StoreError, SQLAlchemyError) as error:
+            except StoreError as error:
                 _log.error("usage of %d tenants and adapters is not written down yet: %s", len(self._used), error)
 
     def _take_back(self, used: dict[UsageKey, UsageCounts]) -> None:

@@ -12,7 +12,22 @@ from typer.core import TyperGroup
 
 from lora_kernels.primitive_caches import keep_few_primitives
 from lora_kernels.threads import hold_to_quota, spin_briefly
-from server.cli import adapter, audit, bench, demo, doctor, jobs, onboard, plan, quarantine, serve, tenant, train, usage
+from server.cli import (
+    adapter,
+    adopt,
+    audit,
+    bench,
+    demo,
+    doctor,
+    jobs,
+    onboard,
+    plan,
+    quarantine,
+    serve,
+    tenant,
+    train,
+    usage,
+)
 from server.cli.failures import EPILOG, USER_ERRORS, failure_of
 from server.cli.options import JSON_KEY
 from server.cli.output import complain
@@ -67,6 +82,7 @@ def _root(
 
 app.command(epilog=EPILOG)(demo.demo)
 app.command(epilog=EPILOG)(serve.serve)
+app.command(epilog=EPILOG)(adopt.adopt)
 app.add_typer(tenant.app, name="tenant", epilog=EPILOG)
 app.add_typer(adapter.app, name="adapter", epilog=EPILOG)
 app.command(epilog=EPILOG)(audit.audit)

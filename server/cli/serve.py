@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from adapters_store.reach import DEFAULT_GRACE_S
 from server.cli.base_path import find_base
 from server.cli.database_url import DatabaseUrlOption
 from server.cli.job_options import JobsMaxRunningOption, JobsMemoryOption, job_limits
@@ -17,6 +18,7 @@ from server.cli.serve_options import (
     Auth,
     AuthOption,
     CorsOriginOption,
+    DatabaseGraceOption,
     Device,
     DeviceOption,
     DrainOption,
@@ -70,6 +72,7 @@ def serve(
     no_cuda_graphs: NoCudaGraphsOption = False,
     drain_s: DrainOption = DRAIN_S,
     cors_origin: CorsOriginOption = None,
+    database_grace_s: DatabaseGraceOption = DEFAULT_GRACE_S,
     max_connections: MaxConnectionsOption = 2048,
     max_connections_per_address: MaxConnectionsPerAddressOption = 1024,
     sse_keep_alive_s: SseKeepAliveOption = 0.0,
@@ -114,6 +117,7 @@ def serve(
         otlp_endpoint=otlp_endpoint,
         drain_s=drain_s,
         cors_origins=tuple(cors_origin or ()),
+        database_grace_s=database_grace_s,
         max_connections=max_connections,
         max_connections_per_address=max_connections_per_address,
         sse_keep_alive_s=sse_keep_alive_s,

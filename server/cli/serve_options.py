@@ -58,6 +58,7 @@ class ServeOptions:
     cuda_graphs: bool
     otlp_endpoint: str | None = None
     drain_s: float
+    database_grace_s: float
     max_connections: int
     max_connections_per_address: int
     cors_origins: tuple[str, ...] = ()
@@ -152,6 +153,15 @@ CorsOriginOption = Annotated[
         help="Let scripts of this page call the server; may be given more than once. *: of every page.",
         metavar="ORIGIN",
         callback=_origins,
+    ),
+]
+DatabaseGraceOption = Annotated[
+    float,
+    typer.Option(
+        help="Seconds that known keys and adapters are served while the database does not answer; 503 after that.",
+        min=0.0,
+        max=86_400.0,
+        rich_help_panel=_LIMITS,
     ),
 ]
 MaxConnectionsOption = Annotated[int, typer.Option(help="Connections at once.", min=1, rich_help_panel=_LIMITS)]

@@ -38,7 +38,7 @@ def run(options: ServeOptions, listener: socket.socket, output: Output, signals:
     defaults = sampling_defaults(options.generation_config, options.base)
     with (
         traced(options.otlp_endpoint) as tracing,
-        opened(options.data_dir, output, url=options.database_url) as store,
+        opened(options.data_dir, output, url=options.database_url, grace_s=options.database_grace_s) as store,
     ):
         key = admin_key(options.data_dir)
         _tell_key(key, output)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Protocol
 
 from adapters_store.base import AdapterDigest
-from adapters_store.errors import AdapterUnavailable, NotFound, StoreError
+from adapters_store.errors import AdapterUnavailable, NotFound, StoreError, StoreUnavailable
 from adapters_store.tiers import AdapterTiers
 from server.engine import numerics
 from server.engine.fairness_gauge import FairnessGauge
@@ -238,7 +238,10 @@ class Engine:
 
     def _adapter_failed(self, request: Request, error: StoreError) -> TokenEvent:
         status = 404 if isinstance(error, NotFound) else 503
-        return self._failed(request, RequestError(error.code, error.message, status=status))
+        retry_after_s = error.retry_after_s if isinstance(error, StoreUnavailable) else None
+        return self._failed(
+            request, RequestError(error.code, error.message, status=status, retry_after_s=retry_after_s)
+        )
 
     def _too_late(self, request: Request) -> TokenEvent:
         message = f"the deadline passed after {len(request.output_ids)} of {request.params.max_tokens} tokens"

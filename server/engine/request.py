@@ -87,11 +87,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class RequestError:
-    """Why a request failed: `code` is the API's error code, `message` names field, value and limit."""
+    """Why a request failed: `code` is the API's error code, `message` names field, value and limit.
+
+    retry_after_s: when the same request may succeed; None where it would fail again.
+    """
 
     code: str
     message: str
     status: int = 500
+    retry_after_s: float | None = None
 
 
 @dataclass(slots=True)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from uuid import uuid4
 
@@ -77,12 +76,11 @@ class DataBlobs:
         for file in self._root.glob("??/*"):
             yield f"sha256:{file.name}"
 
-    def remove_old_staging(self, grace_s: float) -> int:
+    def remove_old_staging(self, is_left_over: Callable[[Path], bool]) -> int:
         """Remove what killed uploads left; returns how many."""
         count = 0
         for staged in self._staging.iterdir():
-            with suppress(FileNotFoundError):  # its owner was faster
-                if time.time() - staged.stat().st_mtime > grace_s:
-                    staged.unlink()
-                    count += 1
+            if is_left_over(staged):
+                staged.unlink(missing_ok=True)  # its owner may be faster
+                count += 1
         return count

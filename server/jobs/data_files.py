@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select
 
 from adapters_store import audit, registry
 from adapters_store.database import Database, now_s
-from adapters_store.errors import NotFound
+from adapters_store.errors import BlobDamaged, NotFound
 from adapters_store.filesystem import Filesystem
 from adapters_store.schema import files, tenants
 from adapters_store.strict_json import shown
@@ -75,6 +75,13 @@ class FileStore:
         """Where its bytes lie; read only."""
         return self._blobs.path(file.digest)
 
+    def present_path(self, file: DataFile) -> Path:
+        """The same. Raises BlobDamaged (blob_missing) where they are not there."""
+        path = self.path(file)
+        if not path.is_file():
+            raise BlobDamaged("blob_missing", f"{file.id}: the file's bytes are missing", param="file_id")
+        return path
+
     def delete(self, tenant: str | None, file_id: str) -> None:
         """Forget a file; jobs under way keep what they were given. Raises NotFound (file_not_found)."""
         file = self.get(tenant, file_id)
@@ -93,13 +100,18 @@ class FileStore:
                 raise NotFound("file_not_found", f"file {file.id} was deleted", param="training_file") from None
 
     def sweep(self, grace_s: float = 3600) -> int:
-        """Remove blobs without a row and what killed uploads left; returns how many."""
+        """Remove blobs without a row and what killed uploads left; returns how many.
+
+        Raises StoreError (wrong_store) where the rows are not proved to be this directory's.
+        """
+        pair = self._database.pair
         with self._blobs.changing():
-            removed = self._drop_unreferenced(list(self._blobs.digests()))
-        return removed + self._blobs.remove_old_staging(grace_s)
+            made_here = [each for each in self._blobs.digests() if pair.is_left_over(self._blobs.path(each), -1)]
+            removed = self._drop_unreferenced(made_here)
+        return removed + self._blobs.remove_old_staging(lambda staged: pair.is_left_over(staged, grace_s))
 
     def _drop_unreferenced(self, digests: Digests) -> int:
-        with self._database.read() as connection:
+        with self._database.proven() as connection:
             kept = set(connection.scalars(select(files.c.digest)))
         orphans = [digest for digest in digests if digest not in kept]
         for digest in orphans:

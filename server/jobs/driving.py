@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from adapters_store.errors import StoreUnavailable
 from server.jobs.executor import Executor, Task
 from server.jobs.job_store import JobStore
 from server.jobs.records import Job
+
+_log = logging.getLogger(__name__)
 
 News = tuple[Mapping[str, Any], list[dict[str, Any]]]  # columns that changed, and what is told
 Asked = Literal["run", "pause", "cancel", "gone"]
@@ -19,11 +23,12 @@ Asked = Literal["run", "pause", "cancel", "gone"]
 @dataclass(frozen=True, kw_only=True)
 class DriveSettings:
     """tick_s: between two looks. heartbeat_s: between two heartbeats, which carry the news. obey_s: how long a task may
-    take to do what it was asked before it is killed."""
+    take to do what it was asked before it is killed. store_wait_s: before a store that was away is asked again."""
 
     tick_s: float = 0.1
     heartbeat_s: float = 0.5
     obey_s: float = 120.0
+    store_wait_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,20 @@ class Driver:
         """Sleep, and never wake where the worker ends meanwhile."""
         self._stopping.wait(seconds)
         self._stay_out_of_the_way()
+
+    def patient(self, step: Callable[[str], bool]) -> Callable[[str], bool]:
+        """The step, done again from its beginning while the store is away: a job does not fail for that. What the step
+        has started goes on meanwhile."""
+
+        def run(job_id: str) -> bool:
+            while True:
+                try:
+                    return step(job_id)
+                except StoreUnavailable as error:
+                    _log.warning("%s waits for the store: %s", job_id, error.message)
+                self.wait(self._settings.store_wait_s)
+
+        return run
 
     def _wanted(self, job: Job) -> Asked:
         current = self._jobs.find(job.id)

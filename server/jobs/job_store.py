@@ -86,7 +86,11 @@ class JobStore:
         return job
 
     def find(self, job_id: str, tenant: str | None = None) -> Job | None:
-        with self._database.read() as connection:
+        """None: the rows are this directory's, and there is none; a training is ended and its folder removed for it.
+
+        Raises StoreError (wrong_store).
+        """
+        with self._database.proven() as connection:
             return job_rows.find_job(connection, job_id, tenant)
 
     def list(self, tenant: str | None = None, statuses: Collection[JobStatus] | None = None) -> list[Job]:

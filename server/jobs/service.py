@@ -6,7 +6,6 @@ Decides what a new job must be; who asks is known by name only. Works with and w
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from adapters_store.blobs import disk_full_is_an_answer
 from adapters_store.database import Database
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.names import check_name
+from server.jobs import job_rows
 from server.jobs.data_files import FileStore
 from server.jobs.errors import JobRefused
 from server.jobs.job_store import JobStore, NewJob
@@ -88,12 +88,14 @@ class Onboarding:
 
     def sweep(self, grace_s: float = 3600) -> None:
         """Remove what killed processes and deleted tenants left: blobs and run folders that no row knows, and the
-        checkpoints of jobs that have ended."""
+        checkpoints of jobs that have ended. StoreError (wrong_store) where the rows are not proved to be this
+        directory's."""
         self.files.sweep(grace_s)
-        known = {job.id: job for job in self.jobs.list()}
+        with self._database.proven() as connection:
+            known = {job.id: job for job in job_rows.list_jobs(connection, None, None)}
         for folder in self.jobs.runs.glob("ftjob-*"):
             job = known.get(folder.name)
-            if job is None and time.time() - folder.stat().st_mtime > grace_s:
+            if job is None and self._database.pair.is_left_over(folder, grace_s):
                 shutil.rmtree(folder, ignore_errors=True)
             elif job is not None and job.status.has_ended:
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from adapters_store.errors import StoreError
 from lora_kernels.cgroups import usable_cpus
 from lora_kernels.threads import operator_chose_threads
 from server.jobs.executor import is_locked
@@ -67,7 +68,10 @@ class WorkerSupervisor:
 
     def _run(self) -> None:
         while not self._stopping.wait(self._settings.look_s):
-            self._look()
+            try:
+                self._look()
+            except StoreError as error:
+                logger.warning("whether there are jobs to do is not known: %s", error.message)
 
     def _look(self) -> None:
         if self.worker is not None:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
+from adapters_store.errors import StoreUnavailable
 from adapters_store.filesystem import file_lock
 from server.jobs.dispatcher import CHECK, ONBOARD, Dispatcher, Room
 from server.jobs.driving import Driver, DriveSettings
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SWEEP_S = 600.0
+STORE_WAIT_S = 1.0
 
 
 class Worker:
@@ -52,12 +54,12 @@ class Worker:
         driver = Driver(self._jobs, self._executor, self._stopping, DriveSettings(tick_s=settings.tick_s / 2))
         steps = self._steps(driver)
         sequences = {
-            CHECK: [("validate", steps.validate)],
+            CHECK: [("validate", driver.patient(steps.validate))],
             ONBOARD: [
-                ("train", steps.train),
-                ("gate", steps.gate),
-                ("publish", steps.publish),
-                ("activate", steps.activate),
+                ("train", driver.patient(steps.train)),
+                ("gate", driver.patient(steps.gate)),
+                ("publish", driver.patient(steps.publish)),
+                ("activate", driver.patient(steps.activate)),
             ],
         }
         url = database_url(data_dir, settings.database_url)
@@ -69,10 +71,14 @@ class Worker:
         self._sequences.launch()
         sweep_s = 0.0
         while not self._stopping.wait(self._settings.tick_s):
-            if time.monotonic() > sweep_s:
-                sweep_s = time.monotonic() + SWEEP_S
-                self._onboarding.sweep()
-            self._dispatcher.tick()
+            try:
+                if time.monotonic() > sweep_s:
+                    sweep_s = time.monotonic() + SWEEP_S
+                    self._onboarding.sweep()
+                self._dispatcher.tick()
+            except StoreUnavailable as error:
+                logger.warning("the store does not answer, jobs under way go on: %s", error.message)
+                self._stopping.wait(STORE_WAIT_S)
 
     def stop_tasks(self) -> None:
         """Let every task of ours checkpoint and end; what has not by the end of the grace is killed."""

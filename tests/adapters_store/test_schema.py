@@ -38,7 +38,7 @@ def test_sqlite_is_durable_and_keeps_references(store: AdapterStore) -> None:
 
 def test_a_failed_migration_leaves_no_table(data_dir: Path) -> None:
     data_dir.mkdir()
-    engine = database._make_engine(f"sqlite:///{data_dir / 'x.db'}")
+    engine = database.make_engine(f"sqlite:///{data_dir / 'x.db'}")
     with engine.connect().execution_options(multilora_write=True) as connection:
         transaction = connection.begin()
         connection.exec_driver_sql("CREATE TABLE t (x INTEGER)")

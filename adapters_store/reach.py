@@ -1,0 +1,67 @@
+"""Whether the store answers, and since when it does not. Knows a clock; no SQL.
+
+While the store is away one caller at a time asks it, twice a second at most; the others are refused at once, so that
+no thread waits for a database that is not there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from adapters_store.errors import StoreError, StoreUnavailable
+
+DEFAULT_GRACE_S = 60.0
+RETRY_S = 0.5
+
+
+class Reach:
+    """grace_s: how long remembered answers count after the last one that the store gave. Thread-safe."""
+
+    def __init__(self, grace_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._grace_s = grace_s
+        self._clock = clock
+        self._probe = threading.RLock()  # held by the one caller that asks a store that is away
+        self._error: StoreUnavailable | None = None
+        self._tried_s = float("-inf")
+        self._answered_s = clock()
+
+    @property
+    def error(self) -> StoreUnavailable | None:
+        """What it said last; None while it answers."""
+        return self._error
+
+    def is_lost(self) -> bool:
+        """Away for longer than the grace."""
+        return self._error is not None and self._clock() - self._answered_s > self._grace_s
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask the store in the block. Raises StoreUnavailable at once where it is away and was asked just now."""
+        is_probe = self._begin()
+        try:
+            yield
+        except StoreUnavailable as error:
+            if error.is_away:
+                self._error, self._tried_s = error, self._clock()
+            raise
+        except StoreError:
+            self._found()
+            raise
+        finally:
+            if is_probe:
+                self._probe.release()
+        self._found()
+
+    def _found(self) -> None:
+        self._error, self._answered_s = None, self._clock()
+
+    def _begin(self) -> bool:
+        error = self._error
+        if error is None:
+            return False
+        if self._clock() - self._tried_s < RETRY_S or not self._probe.acquire(blocking=False):
+            raise StoreUnavailable(error.code, error.message)
+        return True
