@@ -17,11 +17,14 @@ MAX_ANSWERS = 200_000
 
 
 class AnswerCache(Generic[Key, Answer]):
-    """read_generation: a number that changes with every write. Safe to use from many threads."""
+    """read_generation: a number that changes with every write; None: nobody can say now, what is known still counts.
+
+    Safe to use from many threads.
+    """
 
     def __init__(
         self,
-        read_generation: Callable[[], int],
+        read_generation: Callable[[], int | None],
         *,
         clock: Callable[[], float] = time.monotonic,
         max_age_s: float = 0.5,
@@ -64,8 +67,8 @@ class AnswerCache(Generic[Key, Answer]):
     def _look_for_writes(self) -> None:
         now = self._clock()
         generation = self._read_generation()
-        if generation != self._generation:
+        if generation is not None and generation != self._generation:
             self.clear()
         with self._lock:
-            self._generation = generation
+            self._generation = self._generation if generation is None else generation
             self._checked_at = now

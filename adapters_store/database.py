@@ -30,7 +30,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 class Database:
     """A connection pool on migrated tables, proved to be those of `data_dir`. `url` None: data_dir/multilora.db.
 
-    grace_s: how long the last generation read is good for remembered answers while the database does not answer.
+    grace_s: how long remembered answers count while the database does not answer.
     Raises StoreError (wrong_store, database_newer). Whatever the database refuses later is a StoreError too; see
     `database_errors`.
     """
@@ -39,7 +39,6 @@ class Database:
         self.engine = make_engine(url or f"sqlite:///{data_dir / 'multilora.db'}")
         self.reach = Reach(grace_s)
         self._on_write: list[Callable[[], None]] = []
-        self._last_generation: int | None = None
         with file_lock(data_dir / "migrate.lock", exclusive=True), as_store_errors(writes=True):
             self.pair = _joined(self.engine, data_dir)
 
@@ -85,18 +84,16 @@ class Database:
     def generation(self) -> int:
         """A number that changes with every write of any process."""
         with self.read() as connection:
-            generation = int(connection.execute(select(store_state.c.generation)).scalar_one())
-        self._last_generation = generation
-        return generation
+            return int(connection.execute(select(store_state.c.generation)).scalar_one())
 
-    def remembered_generation(self) -> int:
-        """For remembered answers: where the database does not answer, the last one, until the grace is over."""
+    def generation_if_reachable(self) -> int | None:
+        """For remembered answers: None where the database does not answer, until the grace is over."""
         try:
             return self.generation()
         except StoreUnavailable:
-            if self._last_generation is None or self.reach.is_lost():
+            if self.reach.is_lost():
                 raise
-            return self._last_generation
+            return None
 
     def close(self) -> None:
         self.engine.dispose()

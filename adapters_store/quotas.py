@@ -16,7 +16,7 @@ class QuotaStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._known: AnswerCache[str, Quotas] = AnswerCache(database.remembered_generation)
+        self._known: AnswerCache[str, Quotas] = AnswerCache(database.generation_if_reachable)
         database.on_write(self._known.clear)
 
     def get(self, tenant: str) -> Quotas:

@@ -58,7 +58,7 @@ class AdapterStore:
         self._blobs = blobs
         self._limits = limits
         self._resolved: AnswerCache[tuple[str, str], tuple[AdapterVersion, ...]] = AnswerCache(
-            database.remembered_generation
+            database.generation_if_reachable
         )
         database.on_write(self._resolved.clear)
         self.aliases = AliasStore(database)

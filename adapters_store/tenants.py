@@ -34,7 +34,7 @@ class TenantStore:
     def __init__(self, database: Database, drop_blobs: Callable[[Digests], Digests]) -> None:
         self._database = database
         self._drop_blobs = drop_blobs
-        self._known_keys: AnswerCache[str, KeyGrant] = AnswerCache(database.remembered_generation)
+        self._known_keys: AnswerCache[str, KeyGrant] = AnswerCache(database.generation_if_reachable)
         database.on_write(self._known_keys.clear)
 
     def create(self, name: str) -> TenantKey:

@@ -20,6 +20,7 @@ from server.jobs import job_rows
 from server.jobs.errors import JobLimit
 from server.jobs.limits import JobLimits
 from server.jobs.records import WORKING, Job, JobCheckpoint, JobEvent, JobFailure, JobStatus, Level
+from trainer.told import without_folders
 
 DAY_S = 86_400
 _IDLE = (JobStatus.VALIDATING, JobStatus.QUEUED, JobStatus.PAUSED)
@@ -185,8 +186,9 @@ class JobStore:
         values: dict[str, Any] = {"status": status, "finished_at": now_s()}
         message = f"The job has {status}" if status is not JobStatus.CANCELLED else "The job has been cancelled"
         if failure is not None:
-            values |= {"error_code": failure.code, "error_message": failure.message, "error_param": failure.param}
-            message = f"{message}: {failure.message}"
+            reason = without_folders(failure.message)
+            values |= {"error_code": failure.code, "error_message": reason, "error_param": failure.param}
+            message = f"{message}: {reason}"
         level: Level = "error" if failure is not None else "info"
         with self._database.write(changes_answers=False) as connection:
             if not job_rows.change(connection, job.id, values, only_in=_ACTIVE):
@@ -198,7 +200,8 @@ class JobStore:
         """The worker's: an event, once per key."""
         with self._database.write(changes_answers=False) as connection:
             if job_rows.find_job(connection, job.id) is not None:  # else its tenant was deleted
-                job_rows.add_event(connection, job, key, message, level=level, data=data)
+                told = without_folders(message)
+                job_rows.add_event(connection, job, key, told, level=level, data=without_folders(data))
 
     def record(self, job: Job, values: Mapping[str, Any], told: Collection[Mapping[str, Any]] = ()) -> None:
         """The worker's: a heartbeat with what has happened since: columns, metric events, checkpoints ("step")."""

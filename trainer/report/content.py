@@ -10,6 +10,7 @@ from typing import Any
 
 from trainer.data.sample import Run
 from trainer.events import RESULT_FILE, read_events
+from trainer.told import without_folders
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,15 @@ def collect(
     trained_on: Sequence[Sequence[Run]] = (),
     title: str | None = None,
 ) -> Report:
-    """Read the run's events and result; whatever is not there yet is empty. title: by default the folder's name."""
+    """Read the run's events and result; whatever is not there yet is empty. title: by default the folder's name.
+
+    Files are called by their names: a report is a tenant's, and the machine's folders are not."""
     result = run_dir / RESULT_FILE
     return Report(
         title=title or run_dir.resolve().name,
-        spec=dict(spec),
-        result=json.loads(result.read_text()) if result.exists() else {},
-        gate=dict(gate),
+        spec=without_folders(dict(spec)),
+        result=without_folders(json.loads(result.read_text())) if result.exists() else {},
+        gate=without_folders(dict(gate)),
         curves=curves_of(list(read_events(run_dir))),
         samples=list(samples),
         trained_on=[list(runs) for runs in trained_on],

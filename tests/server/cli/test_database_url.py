@@ -25,11 +25,14 @@ def test_the_option_goes_before_the_environment_and_that_before_the_data_directo
     run_json("tenant", "create", "acme", env=environment)
     assert (tmp_path / "environment.db").exists()
     assert not (data_dir / "multilora.db").exists()
-    assert run("jobs", "list", "--database-url", by_option, env=environment).exit_code == 0
+    own = ("--data-dir", tmp_path / "own")  # a directory belongs to one database
+    assert run("jobs", "list", "--database-url", by_option, *own, env=environment).exit_code == 0
     assert (tmp_path / "option.db").exists()
     assert [each["tenant"] for each in run_json("tenant", "list", env=environment)["data"]] == ["acme"]
-    assert run_json("tenant", "list")["data"] == []
-    assert (data_dir / "multilora.db").exists()
+    other = tmp_path / "other"
+    assert run_json("tenant", "list", "--data-dir", other)["data"] == []
+    assert (other / "multilora.db").exists()
+    assert not (data_dir / "multilora.db").exists()
 
 
 @pytest.mark.parametrize("as_json", [(), ("--json",)])

@@ -1,0 +1,21 @@
+"""What a tenant may be told of the machine: the names of files, never the folders they lie in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# An absolute path of two parts or more that stands alone: no URL, no "and/or", no relative path.
+_ABSOLUTE = re.compile(r"(?<![\w.:/~-])/(?:[^\s/'\"<>]+/)+([^\s/'\"<>]*)")
+
+
+def without_folders(value: Any) -> Any:
+    """The same value, its texts with every absolute path cut to its last part. Mappings and lists are gone through."""
+    if isinstance(value, str):
+        return _ABSOLUTE.sub(r"\1", value)
+    if isinstance(value, Mapping):
+        return {key: without_folders(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(each) for each in value]
+    return value
