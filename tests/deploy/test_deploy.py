@@ -160,6 +160,31 @@ def test_no_server_is_killed_while_it_drains() -> None:
     assert int(stop[1]) > DRAIN_S
 
 
+def test_only_named_pods_reach_the_server_and_it_has_no_token_of_the_cluster() -> None:
+    [policy] = [part["spec"] for part in MANIFEST if part["kind"] == "NetworkPolicy"]
+    [stateful] = [part["spec"] for part in MANIFEST if part["kind"] == "StatefulSet"]
+    pod = stateful["template"]
+    assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert policy["policyTypes"] == ["Ingress"]
+    for rule in policy["ingress"]:
+        assert rule["from"], "a rule without `from` lets everyone in"
+        assert all(next(iter(peer.values())).get("matchLabels") for peer in rule["from"])
+        assert [port["port"] for port in rule["ports"]] == [container()["ports"][0]["name"]]
+    assert pod["spec"]["automountServiceAccountToken"] is False
+
+
+def test_every_image_is_pinned() -> None:
+    images = [container()["image"], *(each["image"] for each in COMPOSE["services"].values() if "image" in each)]
+    for image in images:
+        tag = image.partition("@")[2] or image.rpartition(":")[2]
+        assert re.search(r"\d", tag), f"{image} moves"
+
+
+def test_the_unit_bounds_memory_and_tasks() -> None:
+    for name in ("MemoryMax", "TasksMax", "LimitNOFILE"):
+        assert re.search(rf"^{name}=\d+%?$", UNIT, re.MULTILINE), name
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze comes with systemd")
 def test_systemd_agrees(tmp_path: Path) -> None:
     unit = tmp_path / "multilora.service"
