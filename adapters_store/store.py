@@ -10,30 +10,30 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from adapters_store import registry
-from adapters_store.aliases import AliasStore, choose, meaning_of
-from adapters_store.answer_cache import AnswerCache
-from adapters_store.audit import AuditLog
-from adapters_store.base import AdapterDigest, BaseDescription
-from adapters_store.blobs import RESERVE_BYTES, WEIGHTS_FILE, BlobStore
-from adapters_store.database import Database, now_s
+from adapters_store.accounts.quotas import QuotaStore
+from adapters_store.accounts.tenants import TenantStore
+from adapters_store.accounts.usage import UsageStore
+from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.errors import AdapterRejected, NotFound
-from adapters_store.filesystem import Filesystem
-from adapters_store.host_buffers import HostBuffers
-from adapters_store.limits import AdapterLimits
-from adapters_store.loading import AdapterLoader, plan_files
-from adapters_store.names import check_name, split_ref
-from adapters_store.packed import PackedAdapter
-from adapters_store.packing import pack, packed_bytes
-from adapters_store.quarantine import Quarantine, heal
-from adapters_store.quotas import QuotaStore
-from adapters_store.reach import DEFAULT_GRACE_S, Reach
-from adapters_store.records import AdapterVersion
-from adapters_store.served_names import ServedNames
-from adapters_store.tenants import TenantStore
-from adapters_store.usage import UsageStore
-from adapters_store.validate import AdapterPlan
-from adapters_store.verification import LookedOver, look_at_files, look_over
+from adapters_store.format.limits import AdapterLimits
+from adapters_store.format.validate import AdapterPlan
+from adapters_store.loader import AdapterLoader, plan_files
+from adapters_store.packed.host_buffers import HostBuffers
+from adapters_store.packed.layout import PackedAdapter
+from adapters_store.packed.packing import pack, packed_bytes
+from adapters_store.storage.answer_cache import AnswerCache
+from adapters_store.storage.audit import AuditLog
+from adapters_store.storage.blobs import RESERVE_BYTES, WEIGHTS_FILE, BlobStore
+from adapters_store.storage.database import Database, now_s
+from adapters_store.storage.filesystem import Filesystem
+from adapters_store.storage.names import check_name, split_ref
+from adapters_store.storage.reach import DEFAULT_GRACE_S, Reach
+from adapters_store.versions import registry
+from adapters_store.versions.aliases import AliasStore, choose, meaning_of
+from adapters_store.versions.integrity import LookedOver, look_at_files, look_over
+from adapters_store.versions.quarantine import Quarantine, heal
+from adapters_store.versions.records import AdapterVersion
+from adapters_store.versions.served_names import ServedNames
 from lora_kernels.turns import Turns
 
 # Inside the class `list` is the method, as the callers want to call it.

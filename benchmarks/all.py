@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.report import DEFAULT_OUT
+from benchmarks.common.report import DEFAULT_OUT
 
 NAMES = (
     "op_lora",

@@ -24,12 +24,12 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.report import Report, Row, bars, legend_below, number, spread
+from benchmarks.common.report import Report, Row, bars, legend_below, number, spread
+from benchmarks.common.shapes import shape_for
+from benchmarks.common.timing import Spread, percentile, ratio
 from benchmarks.server_load import Scale, running_server
-from benchmarks.server_process import MAX_ROWS
-from benchmarks.shapes import shape_for
-from benchmarks.timing import Spread, percentile, ratio
-from server.engine.fair_share import jain_index
+from benchmarks.serving.server_process import MAX_ROWS
+from server.engine.queueing.fair_share import jain_index
 
 TENANTS = tuple(f"tenant{index}" for index in range(8))
 FLOODER = TENANTS[0]

@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from adapters_store.base import AdapterDigest
-from benchmarks.adapters import bench_store
-from benchmarks.report import Report, Row, bars, legend_below, number, spread, target_line
-from benchmarks.shapes import shape_for
-from benchmarks.timing import Spread, interleaved, ratio
-from benchmarks.workload import (
+from adapters_store.base.description import AdapterDigest
+from benchmarks.common.adapters import bench_store
+from benchmarks.common.report import Report, Row, bars, legend_below, number, spread, target_line
+from benchmarks.common.shapes import shape_for
+from benchmarks.common.timing import Spread, interleaved, ratio
+from benchmarks.common.workload import (
     MAX_ROWS,
     Adapters,
     BatchRun,

@@ -20,12 +20,12 @@ from typing import Any
 
 import httpx
 
-from benchmarks.demo_server import ADMIN_KEY, MemoryMib, auth, demo_server
-from benchmarks.machine import machine_columns
-from benchmarks.timing import percentile
+from benchmarks.common.machine import machine_columns
+from benchmarks.common.timing import percentile
+from benchmarks.serving.demo_server import ADMIN_KEY, MemoryMib, auth, demo_server
 from server.demo.assets import BASE_NAME
-from server.demo.corpus import tenant_dialogues, write_jsonl
-from server.demo.manners import TENANTS
+from server.demo.recipe.corpus import tenant_dialogues, write_jsonl
+from server.demo.recipe.manners import TENANTS
 
 RESULTS = Path(__file__).parent / "results" / "onboarding.csv"
 QUESTION = [{"role": "user", "content": "What should I avoid when I sign a contract?"}]

@@ -8,12 +8,12 @@ from itertools import product
 import torch
 from torch.nn.functional import linear
 
-from benchmarks.arena import random_numbers
-from benchmarks.machine import read_bandwidth
-from benchmarks.report import COLOURS, Report, Row, legend_below, number
-from benchmarks.shapes import BenchShape, shape_for
-from benchmarks.timing import Spread, Sweep, interleaved, ratio
-from lora_kernels.lora_batch import LoraGroup
+from benchmarks.common.arena import random_numbers
+from benchmarks.common.machine import read_bandwidth
+from benchmarks.common.report import COLOURS, Report, Row, legend_below, number
+from benchmarks.common.shapes import BenchShape, shape_for
+from benchmarks.common.timing import Spread, Sweep, interleaved, ratio
+from lora_kernels.lora.batch import LoraGroup
 from lora_kernels.native.bindings import NativeOps, native_ops
 
 SHOWN = (1, 4, 8, 16, 32, 64, 96, 128)  # in the printed table

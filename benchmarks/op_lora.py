@@ -9,13 +9,13 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.arena import layered_adapters, random_numbers
-from benchmarks.lora_ops import IMPLEMENTATIONS, AddDelta, LoraCase
-from benchmarks.machine import read_bandwidth
-from benchmarks.popularity import POPULARITIES, Popularity, choose_adapters
-from benchmarks.report import COLOURS, Report, Row, legend_below, number
-from benchmarks.shapes import BenchShape, GroupShape, shape_for
-from benchmarks.timing import Spread, Sweep, interleaved, ratio
+from benchmarks.common.arena import layered_adapters, random_numbers
+from benchmarks.common.lora_ops import IMPLEMENTATIONS, AddDelta, LoraCase
+from benchmarks.common.machine import read_bandwidth
+from benchmarks.common.popularity import POPULARITIES, Popularity, choose_adapters
+from benchmarks.common.report import COLOURS, Report, Row, legend_below, number
+from benchmarks.common.shapes import BenchShape, GroupShape, shape_for
+from benchmarks.common.timing import Spread, Sweep, interleaved, ratio
 from lora_kernels.reference import lora_delta_reference
 
 RANKS = {"16": (16,), "8/16/64": (8, 16, 64)}  # the i-th adapter has the (i mod n)-th rank

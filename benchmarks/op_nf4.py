@@ -10,16 +10,16 @@ from collections.abc import Callable, Sequence
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 
-from adapters_store.base_nf4 import keep_nf4_weights_plain
-from benchmarks.arena import random_numbers
+from adapters_store.base.nf4 import keep_nf4_weights_plain
+from benchmarks.common.arena import random_numbers
+from benchmarks.common.report import COLOURS, Report, Row, legend_below, number
+from benchmarks.common.shapes import shape_for
+from benchmarks.common.timing import Spread, Sweep, interleaved, ratio
 from benchmarks.op_linear import weight_shapes
-from benchmarks.report import COLOURS, Report, Row, legend_below, number
-from benchmarks.shapes import shape_for
-from benchmarks.timing import Spread, Sweep, interleaved, ratio
-from lora_kernels.linear import group_linear
-from lora_kernels.lora_batch import LoraGroup
+from lora_kernels.lora.batch import LoraGroup
+from lora_kernels.lora.launcher import group_linear
 from lora_kernels.native.bindings import native_ops
-from lora_kernels.nf4 import Nf4Weight, nf4_linear
+from lora_kernels.nf4.launcher import Nf4Weight, nf4_linear
 
 LAYERS = ("o", "gate_up")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import linear
 
+from benchmarks.common.report import Report, Row, bars, number, spread
+from benchmarks.common.shapes import shape_for
+from benchmarks.common.timing import Spread, interleaved, ratio
 from benchmarks.op_linear import weight_shapes
-from benchmarks.report import Report, Row, bars, number, spread
-from benchmarks.shapes import shape_for
-from benchmarks.soak_watch import ProcessSize
-from benchmarks.timing import Spread, interleaved, ratio
+from benchmarks.soaking.watch import ProcessSize
 from lora_kernels.primitive_caches import KEPT
 
 FEWEST_ROWS = 65  # fewer are ours where the machine has AVX512-BF16

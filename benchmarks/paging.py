@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.adapters import bench_store
-from benchmarks.paging_latency import measure_latency, num_adapters
-from benchmarks.paging_throughput import measure_throughput
-from benchmarks.report import Report, Row, bars, legend_below, number, spread, target_line
-from benchmarks.shapes import shape_for
+from benchmarks.common.adapters import bench_store
+from benchmarks.common.report import Report, Row, bars, legend_below, number, spread, target_line
+from benchmarks.common.shapes import shape_for
+from benchmarks.serving.paging_latency import measure_latency, num_adapters
+from benchmarks.serving.paging_throughput import measure_throughput
 
 STORED = 128
 THROUGHPUT_TO_REACH, LATENCY_TO_REACH = 0.9, 1.2

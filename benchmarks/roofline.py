@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.shapes import BenchShape
+from benchmarks.common.shapes import BenchShape
 
 ELEMENT = 2  # bfloat16
 NF4_BITS_PER_WEIGHT = 4 + 8 / 64 + 32 / (64 * 256)  # values, their absmax as a byte, and its own absmax

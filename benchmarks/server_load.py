@@ -20,12 +20,12 @@ from pathlib import Path
 
 import httpx
 
-from adapters_store.blobs import CONFIG_FILE, WEIGHTS_FILE
-from benchmarks.adapters import BenchStore, bench_store
-from benchmarks.report import Report, Row, bars, legend_below, number, spread
-from benchmarks.shapes import shape_for
-from benchmarks.timing import Spread, interleaved, percentile, ratio
-from benchmarks.workload import Lengths, lengths_for
+from adapters_store.storage.blobs import CONFIG_FILE, WEIGHTS_FILE
+from benchmarks.common.adapters import BenchStore, bench_store
+from benchmarks.common.report import Report, Row, bars, legend_below, number, spread
+from benchmarks.common.shapes import shape_for
+from benchmarks.common.timing import Spread, interleaved, percentile, ratio
+from benchmarks.common.workload import Lengths, lengths_for
 
 START_TIMEOUT_S = 120.0
 REPOSITORY = Path(__file__).parent.parent
@@ -61,7 +61,7 @@ class Load:
 def running_server(data_dir: Path, scale: Scale, *, quick: bool, as_served: bool = False) -> Iterator[str]:
     """The server's URL; the process is gone when the block ends. as_served: steps and prefix cache as `multilora
     serve` has them, instead of large steps and every prompt computed."""
-    command = [sys.executable, "-m", "benchmarks.server_process", "--data-dir", str(data_dir)]
+    command = [sys.executable, "-m", "benchmarks.serving.server_process", "--data-dir", str(data_dir)]
     command += ["--pool-adapters", str(scale.pool), "--host-adapters", str(scale.tenants)]
     command += ["--quick"] * quick + ["--as-served"] * as_served
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
@@ -112,7 +112,7 @@ def run_locust(url: str, popularity: str, *, keys_file: Path, scale: Scale, leng
         "--requests-csv": requests_csv,
         "--loglevel": "WARNING",
     }
-    command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py"))]
+    command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).parent / "serving" / "locustfile.py")]
     command += ["--headless", "--only-summary", *(str(part) for option in options.items() for part in option)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
     if not requests_csv.exists():

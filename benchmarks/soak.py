@@ -22,16 +22,16 @@ from pathlib import Path
 
 import httpx
 
-from adapters_store.base_files import describe_base
-from benchmarks.adapters import write_adapter
-from benchmarks.demo_server import ADMIN_KEY, DemoServer, MemoryMib, auth, demo_server
-from benchmarks.report import Report, Row, legend_below, number, target_line
-from benchmarks.soak_changes import Content, Owner, push
-from benchmarks.soak_tenant import CHANGING, Tenant
-from benchmarks.soak_watch import ProcessSize, Slope, metric_values, theil_sen
-from benchmarks.timing import percentile
+from adapters_store.base.files import describe_base
+from benchmarks.common.adapters import write_adapter
+from benchmarks.common.report import Report, Row, legend_below, number, target_line
+from benchmarks.common.timing import percentile
+from benchmarks.serving.demo_server import ADMIN_KEY, DemoServer, MemoryMib, auth, demo_server
+from benchmarks.soaking.changes import Content, Owner, push
+from benchmarks.soaking.tenant import CHANGING, Tenant
+from benchmarks.soaking.watch import ProcessSize, Slope, metric_values, theil_sen
 from server.demo.assets import BASE_FOLDER, BASE_NAME
-from server.engine.fair_share import jain_index
+from server.engine.queueing.fair_share import jain_index
 
 MEMORY = MemoryMib(kv_cache=24, adapter_pool=4, host_cache=8)  # nine adapters of 0.43 MB on the device, 18 in memory
 WARM_UP = 0.2  # of the time: not counted for the slope

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from benchmarks.report import Report, Row, number
-from benchmarks.timing import Spread, interleaved, ratio
-from benchmarks.train_side import SIDES, SideResult
+from benchmarks.common.report import Report, Row, number
+from benchmarks.common.timing import Spread, interleaved, ratio
+from benchmarks.training.side import SIDES, SideResult
 
 TO_REACH = 1.2  # ours / theirs in tokens per second; peak memory not above
 PRECISIONS = ("float32", "bfloat16")
@@ -23,7 +23,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 def run_side(side: str, *, precision: str, quick: bool) -> SideResult:
     """One side's run in a fresh process. Raises CalledProcessError where it fails."""
-    command = [sys.executable, "-m", "benchmarks.train_side", side, "--precision", precision]
+    command = [sys.executable, "-m", "benchmarks.training.side", side, "--precision", precision]
     command += ["--quick", "--steps", "4"] if quick else []
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return SideResult(**json.loads(done.stdout.splitlines()[-1]))

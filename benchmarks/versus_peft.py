@@ -17,12 +17,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from benchmarks.adapters import BenchStore, bench_store
+from benchmarks.common.adapters import BenchStore, bench_store
+from benchmarks.common.report import Report, Row, bars, legend_below, number, spread
+from benchmarks.common.shapes import BenchShape, base_folder, shape_for
+from benchmarks.common.timing import Spread, interleaved, ratio
+from benchmarks.common.workload import MAX_ROWS, Lengths, bench_engine, lengths_for, random_prompts, run_batch
 from benchmarks.model_tax import Case
-from benchmarks.report import Report, Row, bars, legend_below, number, spread
-from benchmarks.shapes import BenchShape, base_folder, shape_for
-from benchmarks.timing import Spread, interleaved, ratio
-from benchmarks.workload import MAX_ROWS, Lengths, bench_engine, lengths_for, random_prompts, run_batch
 from server.engine.engine import Engine
 
 CASES = [Case(8, 0), Case(8, 1), Case(8, 8), Case(32, 0), Case(32, 32)]

@@ -27,8 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def trained(spec_path: Path, run_dir: Path, *, resume: bool) -> Exit:
     """The run's exit code."""
-    from trainer.events import RunLog
     from trainer.run import train
+    from trainer.run_folder.events import RunLog
     from trainer.spec import TrainSpec
 
     spec = None

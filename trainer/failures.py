@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from adapters_store.families import UnsupportedBase
+from adapters_store.base.families import UnsupportedBase
 from trainer.data.problems import DataRejected
-from trainer.events import is_disk_full
 from trainer.loop import Diverged
-from trainer.memory import is_out_of_memory
+from trainer.model.memory import is_out_of_memory
+from trainer.run_folder.events import is_disk_full
 from trainer.shortage import way_out
 from trainer.spec import TrainSpec
 from trainer.spec_fields import SpecError

@@ -14,16 +14,16 @@ from typing import Literal
 
 import torch
 
-from trainer.checkpoint import Checkpoints
-from trainer.control import CANCEL, PAUSE, Control
 from trainer.data.packing import Batches
 from trainer.data.types import PackedBatch, StepBatch
-from trainer.events import RunLog
-from trainer.memory import peak_bytes
-from trainer.model import Trainee
+from trainer.model.memory import peak_bytes
+from trainer.model.model import Trainee
+from trainer.model.ranks import Ranks
 from trainer.optim import clip, learning_rate, set_learning_rate
-from trainer.progress import Progress
-from trainer.ranks import Ranks
+from trainer.run_folder.checkpoint import Checkpoints
+from trainer.run_folder.control import CANCEL, PAUSE, Control
+from trainer.run_folder.events import RunLog
+from trainer.run_folder.progress import Progress
 from trainer.spec import TrainSpec
 
 Outcome = Literal["finished", "paused", "cancelled"]

@@ -19,17 +19,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapters_store.base import BaseDescription
-from adapters_store.base_files import base_digest, load_config
-from adapters_store.base_folder import weight_files
-from adapters_store.config import parse_config
-from adapters_store.dtypes import TENSOR_TYPES
-from adapters_store.families import HEAD
-from adapters_store.filesystem import Filesystem
-from adapters_store.header import TensorEntry, read_header
-from adapters_store.limits import AdapterLimits
-from adapters_store.validate import AdapterPlan, PlannedModule, plan_adapter
-from adapters_store.weights import WeightsFile
+from adapters_store.base.description import BaseDescription
+from adapters_store.base.families import HEAD
+from adapters_store.base.files import base_digest, load_config
+from adapters_store.base.folder import weight_files
+from adapters_store.format.config import parse_config
+from adapters_store.format.dtypes import TENSOR_TYPES
+from adapters_store.format.limits import AdapterLimits
+from adapters_store.format.safetensors_header import TensorEntry, read_header
+from adapters_store.format.tensor_file import WeightsFile
+from adapters_store.format.validate import AdapterPlan, PlannedModule, plan_adapter
+from adapters_store.storage.filesystem import Filesystem
 from trainer.merge_parity import Parity, compare_merged, compare_requantised
 
 RECORD = "multilora_merge.json"

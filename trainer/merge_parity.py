@@ -14,8 +14,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from adapters_store.base_nf4 import keep_nf4_weights_plain
-from adapters_store.base_weights import load_causal
+from adapters_store.base.nf4 import keep_nf4_weights_plain
+from adapters_store.base.weights import load_causal
 
 # Largest relative error of logits (root mean square) by the type in which sums are stored: a few units in its last
 # place, as they add up over layers.

@@ -11,25 +11,25 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from adapters_store.base_files import describe_base, load_config
-from adapters_store.base_tokenizer import load_tokenizer
-from adapters_store.filesystem import Filesystem
-from trainer.checkpoint import Checkpoints
-from trainer.control import Control
+from adapters_store.base.files import describe_base, load_config
+from adapters_store.base.tokenizer import load_tokenizer
+from adapters_store.storage.filesystem import Filesystem
 from trainer.data.dataset import PreparedData, batches_of, prepare
 from trainer.data.examples import Examples
 from trainer.data.packing import InOrder
-from trainer.eva import start_from_data
-from trainer.events import EVENTS_FILE, RESULT_FILE, RunLog
 from trainer.failures import Exit, RunDirInUse
 from trainer.loop import Loop
-from trainer.memory import peak_bytes
-from trainer.model import Trainee, load
+from trainer.model.eva import start_from_data
+from trainer.model.memory import peak_bytes
+from trainer.model.model import Trainee, load
+from trainer.model.packing_check import check_packing
+from trainer.model.ranks import Ranks, joined
+from trainer.model.sharding import load_sharded
 from trainer.optim import make_optimizer
-from trainer.parity import check_packing
-from trainer.publish import exporter, publish, versions
-from trainer.ranks import Ranks, joined
-from trainer.sharding import load_sharded
+from trainer.run_folder.checkpoint import Checkpoints
+from trainer.run_folder.control import Control
+from trainer.run_folder.events import EVENTS_FILE, RESULT_FILE, RunLog
+from trainer.run_folder.publish import exporter, publish, versions
 from trainer.spec import TrainSpec
 
 SPEC_FILE, PROVENANCE_FILE = "spec.yaml", "provenance.json"

@@ -6,10 +6,10 @@ import os
 
 import torch
 
-from trainer.memory import available_bytes
+from trainer.model.memory import available_bytes
+from trainer.model.ranks import own_device
 from trainer.planner.advice import advise, process_bytes
 from trainer.planner.shapes import PlanError
-from trainer.ranks import own_device
 from trainer.spec import TrainSpec
 
 IN_GENERAL = "smaller batch.micro_tokens, checkpointing: true, method: qlora or more ranks take less"

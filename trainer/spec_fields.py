@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapters_store.numbers import is_within
-from adapters_store.patterns import PLAIN_KEY
-from adapters_store.strict_json import shown
+from adapters_store.parsing.numbers import is_within
+from adapters_store.parsing.patterns import PLAIN_KEY
+from adapters_store.parsing.strict_json import shown
 
 MAX_ENTRIES = 8192  # as the store allows in target_modules and in each pattern
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lora_kernels.triton_ops.available import triton_switch
+from lora_kernels.triton_common.available import triton_switch
 
 Row = dict[str, object]
 Call = Callable[[], object]

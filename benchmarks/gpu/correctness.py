@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.common.popularity import POPULARITIES, choose_adapters
 from benchmarks.gpu.bench import Bench, Row
 from benchmarks.gpu.launch_forms import launch_forms, tiles_instead
-from benchmarks.popularity import POPULARITIES, choose_adapters
-from lora_kernels.attention import AttentionRule
+from lora_kernels.attention.launcher import AttentionRule
 from lora_kernels.check_cases import (
     Outcome,
     attention_case,
@@ -24,8 +24,8 @@ from lora_kernels.check_cases import (
     norm_case,
     rope_case,
 )
-from lora_kernels.lora_batch import NO_ADAPTER, LoraGroup
-from lora_kernels.triton_ops.tiles import DeviceTiles
+from lora_kernels.lora.batch import NO_ADAPTER, LoraGroup
+from lora_kernels.triton_common.tiles import DeviceTiles
 
 RANKS = (16, 1, 3, 8, 64, 256)
 Case = tuple[str, Callable[[], Outcome]]

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from adapters_store.base import AdapterDigest
+from adapters_store.base.description import AdapterDigest
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.random_base import RandomAdapters, random_tokenizer
 from benchmarks.gpu.sizes import Sizes
-from server.engine.base_model import BaseModel
-from server.engine.build import EngineParts, EngineSettings, join_engine
 from server.engine.engine import Engine
-from server.engine.memory_plan import MIB, MemoryWishes
+from server.engine.model.base_model import BaseModel
 from server.engine.request import Request
 from server.engine.sampling_params import SamplingParams
 from server.engine.schedule import SchedulerSettings
+from server.engine.startup.build import EngineParts, EngineSettings, join_engine
+from server.engine.startup.memory_plan import MIB, MemoryWishes
 
 MAX_ROWS = 64
 MAX_ADAPTERS = 128

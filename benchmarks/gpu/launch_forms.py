@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import torch
 
-from lora_kernels.triton_ops import lora, nf4
-from lora_kernels.triton_ops.tiles import DeviceTiles, device_tiles
+from lora_kernels.lora import triton_launch as lora
+from lora_kernels.nf4 import triton_nf4 as nf4
+from lora_kernels.triton_common.tiles import DeviceTiles, device_tiles
 
 OVERLAPS_FROM = (9, 0)  # compute capability
 NO_LIMIT = 1 << 62

@@ -15,17 +15,17 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from benchmarks.arena import SCALE, LayeredAdapters, elements_per_layer, layered_adapters
+from benchmarks.common.arena import SCALE, LayeredAdapters, elements_per_layer, layered_adapters
+from benchmarks.common.popularity import choose_adapters
+from benchmarks.common.shapes import GroupShape
 from benchmarks.gpu.bench import Bench, Call, Row
 from benchmarks.gpu.launch_forms import launch_forms, tiles_instead
 from benchmarks.gpu.sizes import Sizes, sizes_for
-from benchmarks.popularity import choose_adapters
 from benchmarks.roofline import Work, expand, shrink
-from benchmarks.shapes import GroupShape
-from lora_kernels.linear import add_lora_delta
-from lora_kernels.lora_batch import LoraBatch
-from lora_kernels.triton_ops.lora import one_launch_bytes
-from lora_kernels.triton_ops.tiles import device_tiles
+from lora_kernels.lora.batch import LoraBatch
+from lora_kernels.lora.launcher import add_lora_delta
+from lora_kernels.lora.triton_launch import one_launch_bytes
+from lora_kernels.triton_common.tiles import device_tiles
 
 MAX_LAYERS = 64
 COMPARED = ("qkv", "gate_up")  # groups and ranks whose alternatives are measured too

@@ -14,8 +14,8 @@ from benchmarks.gpu.paging import paging_rows
 from benchmarks.gpu.random_base import RandomAdapters, random_base
 from benchmarks.gpu.sizes import Sizes, sizes_for
 from benchmarks.roofline import NF4_BITS_PER_WEIGHT, base_step, decode_attention
-from server.engine.build import EngineParts
-from server.engine.runner import ModelRunner
+from server.engine.model.runner import ModelRunner
+from server.engine.startup.build import EngineParts
 
 RANK = 16
 PREFILL_ROUNDS = 3

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from benchmarks.arena import SCALE
+from benchmarks.common.arena import SCALE
 from benchmarks.gpu.bench import Bench, Call, Row
 from benchmarks.gpu.lora_part import Case, Prepared, arena_elements, cases, our_calls, prepare
 from benchmarks.gpu.others import ways_of
 from benchmarks.gpu.others.job import Job, MakeCalls
 from benchmarks.gpu.sizes import sizes_for
 from lora_kernels.check_cases import relative_error
-from lora_kernels.lora_batch import LoraBatch
+from lora_kernels.lora.batch import LoraBatch
 from lora_kernels.reference import lora_delta_reference
 
 LIMIT = 2**-5  # projects round h differently; more than this is another result

@@ -8,13 +8,13 @@ from functools import partial
 
 import numpy as np
 
-from adapters_store.base import AdapterDigest
+from adapters_store.base.description import AdapterDigest
 from benchmarks.gpu.bench import Bench, Row
 from benchmarks.gpu.engine_runs import request
 from benchmarks.gpu.random_base import RandomAdapters
 from benchmarks.gpu.sizes import Sizes
-from server.engine.build import EngineParts
 from server.engine.request import Request
+from server.engine.startup.build import EngineParts
 
 ACTIVATIONS = 5
 STREAMS = 8

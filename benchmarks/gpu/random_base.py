@@ -12,18 +12,18 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from adapters_store.base import AdapterDigest, BaseDescription, LinearShape
-from adapters_store.families import HEAD, family_of
-from adapters_store.host_buffers import HostBuffers
-from adapters_store.packed import ALIGN_BYTES, PackedAdapter, PackedModule
-from benchmarks.shapes import SPECIAL, BenchShape, byte_pair_tokenizer
+from adapters_store.base.description import AdapterDigest, BaseDescription, LinearShape
+from adapters_store.base.families import HEAD, family_of
+from adapters_store.packed.host_buffers import HostBuffers
+from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter, PackedModule
+from benchmarks.common.shapes import SPECIAL, BenchShape, byte_pair_tokenizer
 from lora_kernels.check_cases import random_nf4
-from lora_kernels.nf4 import Nf4Weight, nf4_linear, on_nf4_kernel
+from lora_kernels.nf4.launcher import Nf4Weight, nf4_linear, on_nf4_kernel
 from lora_kernels.reference import nf4_dequantize_reference
-from server.engine.attention_hook import register_paged_attention
-from server.engine.base_model import BaseModel
-from server.engine.lora_layers import wrap_model
-from server.engine.tokenizer import Tokenizer
+from server.engine.model.attention_hook import register_paged_attention
+from server.engine.model.base_model import BaseModel
+from server.engine.model.lora_layers import wrap_model
+from server.engine.text.tokenizer import Tokenizer
 
 ELEMENT = 2  # bfloat16
 MAX_CONTEXT = 65536
@@ -144,7 +144,7 @@ class RandomAdapters:
 
 
 def packed_layout(base: BaseDescription, rank: int) -> tuple[tuple[PackedModule, ...], int]:
-    """All decoder layers at one rank, in the order of `adapters_store.packing`; and the buffer's length."""
+    """All decoder layers at one rank, in the order of `adapters_store.packed.packing`; and the buffer's length."""
     modules: list[PackedModule] = []
     end = 0
     for group in base.groups:

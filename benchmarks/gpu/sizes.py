@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.common.shapes import BenchShape
 from benchmarks.roofline import MODELS
-from benchmarks.shapes import BenchShape
 
 TOY_SHAPE = BenchShape(hidden=128, layers=2, intermediate=192, heads=4, kv_heads=2, vocab=512)
 

@@ -12,15 +12,15 @@ from itertools import product
 
 import numpy as np
 
-from benchmarks.arena import layered_adapters
+from benchmarks.common.arena import layered_adapters
 from benchmarks.gpu.bench import Bench, Call, Row
 from benchmarks.gpu.launch_forms import tiles_instead
 from benchmarks.gpu.sizes import Sizes, sizes_for
 from lora_kernels.check_cases import random_nf4
-from lora_kernels.linear import add_lora_delta
-from lora_kernels.lora_batch import LoraBatch
-from lora_kernels.nf4 import nf4_linear
-from lora_kernels.triton_ops.tiles import DECODE_ROWS, PREFILL_ROWS, DeviceTiles, LoraTile, Nf4Tile, device_tiles
+from lora_kernels.lora.batch import LoraBatch
+from lora_kernels.lora.launcher import add_lora_delta
+from lora_kernels.nf4.launcher import nf4_linear
+from lora_kernels.triton_common.tiles import DECODE_ROWS, PREFILL_ROWS, DeviceTiles, LoraTile, Nf4Tile, device_tiles
 
 Candidate = tuple[str, DeviceTiles]
 LORA_CASES = ((DECODE_ROWS, 16, 32, 32), (DECODE_ROWS, 64, 32, 32), (PREFILL_ROWS, 16, 2048, 8))  # rows, adapters

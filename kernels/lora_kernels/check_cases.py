@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 
-from lora_kernels.attention import AttentionRule, LayerCache, PagedBatch, paged_attention
-from lora_kernels.elementwise import rms_norm, rope_in_place, silu_mul
-from lora_kernels.linear import add_lora_delta
-from lora_kernels.lora_batch import LoraBatch, LoraGroup, LoraTable
-from lora_kernels.nf4 import NESTED_BLOCK, NF4_BLOCK, Nf4Weight, nf4_linear
+from lora_kernels.attention.launcher import AttentionRule, LayerCache, PagedBatch, paged_attention
+from lora_kernels.elementwise.launcher import rms_norm, rope_in_place, silu_mul
+from lora_kernels.lora.batch import LoraBatch, LoraGroup, LoraTable
+from lora_kernels.lora.launcher import add_lora_delta
+from lora_kernels.nf4.launcher import NESTED_BLOCK, NF4_BLOCK, Nf4Weight, nf4_linear
 from lora_kernels.reference import (
     attention_reference,
     lora_delta_reference,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lora_kernels.lora_batch import LoraBatch, LoraGroup
-from lora_kernels.nf4 import NESTED_BLOCK, NF4_BLOCK, Nf4Weight
+from lora_kernels.lora.batch import LoraBatch, LoraGroup
+from lora_kernels.nf4.launcher import NESTED_BLOCK, NF4_BLOCK, Nf4Weight
 
 
 def lora_delta_reference(x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lora_kernels.attention import AttentionRule
+from lora_kernels.attention.launcher import AttentionRule
 from lora_kernels.check_cases import (
     Outcome,
     attention_case,
@@ -22,8 +22,8 @@ from lora_kernels.check_cases import (
     norm_case,
     rope_case,
 )
-from lora_kernels.lora_batch import NO_ADAPTER, LoraGroup
-from lora_kernels.triton_ops.available import OPS, Op, triton_switch
+from lora_kernels.lora.batch import NO_ADAPTER, LoraGroup
+from lora_kernels.triton_common.available import OPS, Op, triton_switch
 
 RANKS = (16, 1, 3, 8, 64, 256)
 GROUP = LoraGroup((0, 1, 2), 512, (256, 64, 72))

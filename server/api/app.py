@@ -10,36 +10,35 @@ from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from adapters_store.store import AdapterStore
-from server.api import (
+from server.api.auth import authenticate
+from server.api.context import ApiContext
+from server.api.edge.body_limits import RequestLimits
+from server.api.edge.draining import DrainGate
+from server.api.edge.head_method import HeadAsGet
+from server.api.edge.request_boundary import RequestBoundary
+from server.api.edge.upload_slots import UploadSlots
+from server.api.engine_client import EngineClient
+from server.api.generation import chat, completions
+from server.api.generation.call_meter import CallRecord
+from server.api.routes import (
     adapters,
     admin,
     admin_audit,
     admin_keys,
-    chat,
-    completions,
-    errors,
     files,
     fine_tuning,
     health,
-    metrics,
     models,
     quotas,
-    usage_routes,
     versions,
 )
-from server.api.auth import authenticate
-from server.api.boundary import RequestBoundary
-from server.api.call_meter import CallRecord
-from server.api.context import ApiContext
-from server.api.draining import DrainGate
-from server.api.head_method import HeadAsGet
-from server.api.limits import RequestLimits
-from server.api.metrics import ApiMetrics
-from server.api.ports import EngineClient
+from server.api.routes import usage as usage_routes
 from server.api.settings import ApiSettings
-from server.api.tracing import Tracing
-from server.api.upload_slots import UploadSlots
-from server.api.usage_ledger import UsageLedger
+from server.api.telemetry import metrics
+from server.api.telemetry.metrics import ApiMetrics
+from server.api.telemetry.tracing import Tracing
+from server.api.telemetry.usage_ledger import UsageLedger
+from server.api.wire import errors
 from server.jobs.limits import JobLimits
 from server.jobs.service import Onboarding
 

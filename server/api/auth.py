@@ -15,12 +15,12 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from adapters_store.audit import Actor, act_as
-from adapters_store.keys import ALL_SCOPES, Scope, Scopes
-from adapters_store.names import check_name
+from adapters_store.accounts.keys import ALL_SCOPES, Scope, Scopes
+from adapters_store.storage.audit import Actor, act_as
+from adapters_store.storage.names import check_name
 from server.api.context import ApiContext, ContextDep, off_loop
-from server.api.errors import ApiError
 from server.api.settings import ApiSettings
+from server.api.wire.errors import ApiError
 
 MAX_KEY_BYTES = 512
 

@@ -11,7 +11,7 @@ from server.api.context import ApiContext
 from server.api.memory_trim import MemoryTrim
 from server.api.store_watch import StoreWatch
 from server.jobs.service import Onboarding
-from server.jobs.supervisor import WorkerSupervisor
+from server.jobs.worker.supervisor import WorkerSupervisor
 
 
 @contextmanager

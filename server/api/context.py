@@ -11,18 +11,18 @@ import anyio.to_thread
 from fastapi import Depends, Request
 
 from adapters_store.store import AdapterStore
-from server.api.bridge import EventBridge
-from server.api.draining import Draining
-from server.api.heavy_work import HeavyWork
-from server.api.metrics import ApiMetrics
-from server.api.ports import EngineClient
-from server.api.rate_limits import RateLimits
+from server.api.edge.draining import Draining
+from server.api.edge.event_bridge import EventBridge
+from server.api.edge.rate_limits import RateLimits
+from server.api.edge.upload_slots import UploadSlots
+from server.api.engine_client import EngineClient
 from server.api.settings import ApiSettings
-from server.api.upload_slots import UploadSlots
-from server.api.usage_ledger import UsageLedger
+from server.api.telemetry.metrics import ApiMetrics
+from server.api.telemetry.usage_ledger import UsageLedger
+from server.api.wire.heavy_work import HeavyWork
 
 if TYPE_CHECKING:
-    from server.api.call_meter import CallRecord
+    from server.api.generation.call_meter import CallRecord
 
 P = ParamSpec("P")
 T = TypeVar("T")

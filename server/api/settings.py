@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from server.engine.generation_config import SamplingDefaults
+from server.engine.startup.generation_config import SamplingDefaults
 
 MIB = 1024 * 1024
 _ORIGIN = re.compile(r"\*|https?://[a-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?")

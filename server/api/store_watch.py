@@ -15,7 +15,7 @@ from prometheus_client import Gauge
 
 from adapters_store.errors import StoreError
 from adapters_store.store import AdapterStore
-from server.api.ports import EngineClient
+from server.api.engine_client import EngineClient
 
 _log = logging.getLogger(__name__)
 

@@ -12,25 +12,15 @@ from typer.core import TyperGroup
 
 from lora_kernels.primitive_caches import keep_few_primitives
 from lora_kernels.threads import hold_to_quota, spin_briefly
-from server.cli import (
-    adapter,
-    adopt,
-    audit,
-    bench,
-    demo,
-    doctor,
-    jobs,
-    onboard,
-    plan,
-    quarantine,
-    serve,
-    tenant,
-    train,
-    usage,
-)
-from server.cli.failures import EPILOG, USER_ERRORS, failure_of
-from server.cli.options import JSON_KEY
-from server.cli.output import complain
+from server.cli.adapters import adapter, quarantine
+from server.cli.common.failures import EPILOG, USER_ERRORS, failure_of
+from server.cli.common.options import JSON_KEY
+from server.cli.common.output import complain
+from server.cli.demo import command as demo
+from server.cli.serve import command as serve
+from server.cli.tenants import audit, tenant, usage
+from server.cli.tools import adopt, bench, doctor, plan
+from server.cli.training import jobs, onboard, train
 
 
 class ReportingGroup(TyperGroup):

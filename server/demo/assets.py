@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.demo.manners import TENANTS
+from server.demo.recipe.manners import TENANTS
 
 ASSETS_FOLDER = Path(__file__).parent / "assets"
 BASE_FOLDER = ASSETS_FOLDER / "base"

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
-from adapters_store.base import AdapterDigest, BaseDescription
+from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.errors import NotFound
-from adapters_store.records import TenantKey
 from adapters_store.store import AdapterStore
-from server.engine.build import EngineParts
+from adapters_store.versions.records import TenantKey
 from server.engine.request import Request, TokenEvent
 from server.engine.sampling_params import SamplingParams
+from server.engine.startup.build import EngineParts
 
 ADAPTER_NAME = "style"  # the same for every tenant: only the key tells them apart
 BASE = "base"

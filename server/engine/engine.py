@@ -8,25 +8,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Protocol
 
-from adapters_store.base import AdapterDigest
+from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, NotFound, StoreError, StoreUnavailable
-from adapters_store.tiers import AdapterTiers
+from adapters_store.tiers.tiers import AdapterTiers
 from server.engine import numerics
 from server.engine.fairness_gauge import FairnessGauge
-from server.engine.flight import Flight, StepOutput
 from server.engine.histogram import Histogram
+from server.engine.metrics import EngineCounters, EngineStats, memory_counters
+from server.engine.model.forward import Flight, StepOutput
 from server.engine.numerics import NumericFaults, PutAway
-from server.engine.output import OutputDelta, OutputState
 from server.engine.request import Request, RequestError, Status, TokenEvent, TokenLogprob
 from server.engine.schedule import Schedule, ScheduledRow
-from server.engine.scheduler import Scheduler
-from server.engine.stats import EngineCounters, EngineStats, memory_counters
+from server.engine.scheduling.scheduler import Scheduler
+from server.engine.text.output import OutputDelta, OutputState
 
 _log = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
-    """Runs a schedule's forward. `server.engine.runner.ModelRunner` is the real one."""
+    """Runs a schedule's forward. `server.engine.model.runner.ModelRunner` is the real one."""
 
     def launch(self, schedule: Schedule) -> Flight: ...
     def launch_after(self, flight: Flight, schedule: Schedule) -> Flight | None: ...

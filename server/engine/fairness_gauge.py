@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from server.engine.fair_share import TenantAccount, jain_index
+from server.engine.queueing.fair_share import TenantAccount, jain_index
 
 
 class FairnessGauge:

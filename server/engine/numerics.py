@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from adapters_store.base import AdapterDigest
+from adapters_store.base.description import AdapterDigest
 from server.engine.request import Request
 
 FAULTS_UNTIL_QUARANTINE = 3

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from adapters_store.numbers import is_within
-from adapters_store.strict_json import shown
+from adapters_store.parsing.numbers import is_within
+from adapters_store.parsing.strict_json import shown
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16

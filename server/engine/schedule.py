@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from adapters_store.base import AdapterDigest
+from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
-from adapters_store.pool_shares import Owner
+from adapters_store.tiers.pool_shares import Owner
 from server.engine.request import Request, Status
 
 
 class AdapterGate(Protocol):
-    """What the scheduler needs of adapter memory. Implemented by `adapters_store.tiers.AdapterTiers`."""
+    """What the scheduler needs of adapter memory. Implemented by `adapters_store.tiers.tiers.AdapterTiers`."""
 
     @property
     def no_room_since(self) -> Mapping[AdapterDigest, float]:

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 
 import torch
 
-from adapters_store.base import AdapterDigest, BaseDescription
+from adapters_store.base.description import AdapterDigest, BaseDescription
 from lora_kernels.turns import Turns
 from server.engine.engine import Engine
 from server.engine.errors import QueueFull
+from server.engine.metrics import EngineStats
 from server.engine.request import Request, RequestError, TokenEvent
-from server.engine.sampler import validate_params
+from server.engine.sampling.sampler import validate_params
 from server.engine.sampling_params import InvalidRequest
-from server.engine.stats import EngineStats
-from server.engine.tokenizer import Tokenizer
-from server.engine.vocabulary import Vocabulary
+from server.engine.text.tokenizer import Tokenizer
+from server.engine.text.vocabulary import Vocabulary
 
 Listener = Callable[[TokenEvent], None]
 

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from adapters_store.base import AdapterDigest
+from adapters_store.base.description import AdapterDigest
 from adapters_store.store import AdapterStore
-from support.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
-from support.keys import owner_of
+from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
+from support.servers.keys import owner_of
 
 BASE = tiny_base()
 fork = multiprocessing.get_context("fork")

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from adapters_store.base import AdapterDigest
+from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import NotFound, StoreError
 from adapters_store.store import AdapterStore
-from support.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
-from support.recording_files import RecordingFiles
+from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
+from support.stores.recording_files import RecordingFiles
 
 BASE = tiny_base()
 fork = multiprocessing.get_context("fork")

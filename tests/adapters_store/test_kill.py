@@ -17,8 +17,8 @@ import pytest
 from sqlalchemy import text
 
 from adapters_store.store import AdapterStore
-from support.adapter_files import config_bytes, lora_tensors, safetensors_bytes, write
-from support.store_life import BASE, NAMES, TENANT, Model, ops_of, state_of
+from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, write
+from support.servers.store_life import BASE, NAMES, TENANT, Model, ops_of, state_of
 
 NUM_KILLS = int(os.environ.get("MULTILORA_KILLS", "50"))
 NUM_CONTENTS = 4

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from adapters_store.base import BaseDescription
+from adapters_store.base.description import BaseDescription
 from adapters_store.errors import AdapterUnavailable, BlobDamaged, Conflict, NotFound, StoreError
-from adapters_store.limits import AdapterLimits
-from adapters_store.records import AdapterVersion
+from adapters_store.format.limits import AdapterLimits
 from adapters_store.store import AdapterStore
-from support.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
+from adapters_store.versions.records import AdapterVersion
+from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
 
 Publish = Callable[..., AdapterVersion]
 

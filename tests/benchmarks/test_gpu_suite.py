@@ -102,8 +102,8 @@ def test_what_is_done_is_not_run_again(toy: Path, capsys: pytest.CaptureFixture[
 
 def test_tuning_tries_tiles_and_leaves_the_table_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.gpu import tune
-    from lora_kernels.triton_ops import lora
-    from lora_kernels.triton_ops.tiles import device_tiles
+    from lora_kernels.lora import triton_launch as lora
+    from lora_kernels.triton_common.tiles import device_tiles
 
     bench = Bench(torch.device("cpu"), toy=True)
     tried: list[object] = []

@@ -14,7 +14,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.others import ways_of
 from benchmarks.gpu.others.load import find_source, importable
 from benchmarks.gpu.sizes import TOY
-from lora_kernels.triton_ops.available import triton_switch
+from lora_kernels.triton_common.available import triton_switch
 
 FOLDER = "vllm/lora/ops/triton_ops"
 METADATA = """

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from benchmarks.adapters import AliasedSource, BenchStore, bench_store
+from benchmarks.common.adapters import AliasedSource, BenchStore, bench_store
+from benchmarks.common.shapes import QUICK, base_folder, byte_pair_tokenizer, made_once
 from benchmarks.server_load import read_requests
-from benchmarks.shapes import QUICK, base_folder, byte_pair_tokenizer, made_once
-from server.engine.tokenizer import Tokenizer
+from server.engine.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

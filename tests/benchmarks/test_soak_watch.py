@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.soak_watch import ProcessSize, metric_values, theil_sen
+from benchmarks.soaking.watch import ProcessSize, metric_values, theil_sen
 
 HOURS = [minute / 60 for minute in range(60)]
 

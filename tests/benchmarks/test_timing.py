@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.timing import Spread, Sweep, interleaved, ratio
+from benchmarks.common.timing import Spread, Sweep, interleaved, ratio
 
 
 def test_every_other_round_runs_backwards_after_the_warm_up() -> None:

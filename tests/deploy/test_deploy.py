@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from server.api.app import create_app
 from server.api.settings import ApiSettings
-from server.cli.listening import DRAIN_S
 from server.cli.main import app
-from support.live_server import serving
-from support.service import make_base, running
+from server.cli.serve.listening import DRAIN_S
+from support.servers.live_server import serving
+from support.servers.service import make_base, running
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -17,8 +17,8 @@ import httpx
 import openai
 import pytest
 
-from server.demo.manners import Manner, manner_of
-from support.waiting import wait_until
+from server.demo.recipe.manners import Manner, manner_of
+from support.servers.waiting import wait_until
 
 PAGE = (Path(__file__).parents[2] / "docs" / "onboarding.md").read_text()
 BIN = Path(sys.executable).parent

@@ -75,6 +75,6 @@ def test_a_curl_line_that_sends_json_says_so(page: Path) -> None:
 
 def test_api_page_names_the_routes_there_are() -> None:
     page = (ROOT / "docs" / "api.md").read_text()
-    sources = "".join(path.read_text() for path in (ROOT / "server" / "api").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "server" / "api").rglob("*.py"))
     for route in set(re.findall(r"\"(/v1/[a-z_/]+|/admin/[a-z]+|/health|/ready|/metrics|/openapi\.json)\"", sources)):
         assert route in page, route

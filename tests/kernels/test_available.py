@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_kernels.triton_ops.available import TritonSwitch, on_triton
+from lora_kernels.triton_common.available import TritonSwitch, on_triton
 
 
 def test_cpu_tensors_keep_their_own_path() -> None:

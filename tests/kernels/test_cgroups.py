@@ -72,8 +72,8 @@ cgroups.affinity = threads.affinity = threads.physical_cores = lambda: 64
 cgroups.cpu_quota = lambda *_: {quota}
 threads.hold_to_quota()
 import torch
-from server.engine.build import _default_threads
-from server.jobs.supervisor import default_threads
+from server.engine.startup.build import _default_threads
+from server.jobs.worker.supervisor import default_threads
 print(os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads() == _default_threads(), default_threads(2))
 """
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lora_kernels.turns import SHARE, Turns
-from support.waiting import wait_until
+from support.servers.waiting import wait_until
 
 
 class Worker:

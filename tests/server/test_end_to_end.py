@@ -15,8 +15,8 @@ import pytest
 
 from server.api.app import create_app
 from server.api.settings import ApiSettings
-from support.live_server import serving
-from support.service import Service, greedy_by_peft, make_base, running, save_adapters
+from support.servers.live_server import serving
+from support.servers.service import Service, greedy_by_peft, make_base, running, save_adapters
 
 ADMIN_KEY = "an-admin-key-for-tests"
 PROMPT = list(range(20, 70))
@@ -82,8 +82,8 @@ def complete(client: openai.OpenAI, model: str, count: int = 24) -> str:
 
 def expected_text(service: Service, base: Path, adapter: Path | None, count: int = 24) -> str:
     """PEFT's greedy tokens as text that continues the prompt."""
-    from server.engine.output import OutputState
     from server.engine.sampling_params import SamplingParams
+    from server.engine.text.output import OutputState
 
     tokenizer = service.worker.tokenizer
     state = OutputState(SamplingParams(max_tokens=count, ignore_eos=True), tokenizer.pieces, tokenizer.eos_ids, PROMPT)

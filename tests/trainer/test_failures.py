@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from adapters_store.filesystem import Filesystem
+from adapters_store.storage.filesystem import Filesystem
 from server.demo.assets import demo_base_path
-from support.training import base_with_a_wider_tokenizer, demo_spec, write_chats
+from support.trainers.training import base_with_a_wider_tokenizer, demo_spec, write_chats
 from trainer.__main__ import trained
-from trainer.events import read_events
 from trainer.failures import Exit, failure_of
 from trainer.run import train
+from trainer.run_folder.events import read_events
 from trainer.spec import TrainSpec
 
 DATA_BYTES = 1 << 30

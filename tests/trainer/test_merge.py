@@ -12,12 +12,12 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from adapters_store.base import BaseDescription
-from adapters_store.base_files import base_digest, describe_base
+from adapters_store.base.description import BaseDescription
+from adapters_store.base.files import base_digest, describe_base
 from adapters_store.errors import AdapterRejected
 from adapters_store.store import AdapterStore
-from support.models import FAMILY_NAMES, VOCAB, linear_names, peft_model, save_adapter, save_base
-from support.stored_nf4 import save_in_nf4
+from support.models.models import FAMILY_NAMES, VOCAB, linear_names, peft_model, save_adapter, save_base
+from support.models.stored_nf4 import save_in_nf4
 from trainer import merge_parity
 from trainer.merge import RECORD, Merged, MergeRefused, merge
 

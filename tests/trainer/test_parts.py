@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from support.models import save_base
-from support.training import gradients, random_examples, tiny_spec
-from trainer.control import Control
+from support.models.models import save_base
+from support.trainers.training import gradients, random_examples, tiny_spec
 from trainer.data.packing import Batches, BatchSettings
 from trainer.data.types import DataCursor
-from trainer.events import RunLog, read_events
-from trainer.model import Trainee, load
+from trainer.model.model import Trainee, load
+from trainer.model.packing_check import PackingBroken, check_packing
 from trainer.optim import clip, learning_rate
-from trainer.parity import PackingBroken, check_packing
-from trainer.progress import Progress
+from trainer.run_folder.control import Control
+from trainer.run_folder.events import RunLog, read_events
+from trainer.run_folder.progress import Progress
 from trainer.spec import OptimSpec
 
 CPU = torch.device("cpu")
@@ -118,7 +118,7 @@ def test_the_packing_check_passes_as_it_is_and_catches_examples_that_see_each_ot
     trainee = load(tiny_spec(save_base(tmp_path / "b", "qwen3")), CPU)
     examples = random_examples(4)
     assert check_packing(trainee, examples) <= 1e-5
-    monkeypatch.setattr("trainer.model.segment_lengths", lambda position_ids: (position_ids.shape[1],))
+    monkeypatch.setattr("trainer.model.model.segment_lengths", lambda position_ids: (position_ids.shape[1],))
     with pytest.raises(PackingBroken, match="packed logits differ"):
         check_packing(trainee, examples)
 
@@ -131,6 +131,6 @@ def test_the_packing_check_catches_examples_that_are_rotated_by_anothers_length(
     examples = [*random_examples(5, high=20), *random_examples(1, low=60, high=70)]
     assert check_packing(trainee, examples) <= 1e-5
     for broken in (lambda segments, device: torch.zeros(1, sum(segments)), lambda segments, device: None):
-        monkeypatch.setattr("trainer.parity.last_positions", broken)
+        monkeypatch.setattr("trainer.model.packing_check.last_positions", broken)
         with pytest.raises(PackingBroken, match="rotated by the factors"):
             check_packing(trainee, examples)

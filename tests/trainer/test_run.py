@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from server.demo.assets import demo_base_path
-from support.training import STEPS, demo_spec, trained_weights, trainer_process, wait_for_step
-from trainer.control import CONTROL_FILE
-from trainer.events import read_events
+from support.trainers.training import STEPS, demo_spec, trained_weights, trainer_process, wait_for_step
 from trainer.failures import Exit, RunDirInUse
 from trainer.run import train
+from trainer.run_folder.control import CONTROL_FILE
+from trainer.run_folder.events import read_events
 from trainer.spec import TrainSpec
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.jobs.records import JobFailure, JobStatus
-from support.job_world import JobWorld
+from server.jobs.store.records import JobFailure, JobStatus
+from support.servers.job_world import JobWorld
 from trainer.report.content import collect
 from trainer.report.page import render
 from trainer.told import without_folders

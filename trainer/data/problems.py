@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from adapters_store.strict_json import shown
+from adapters_store.parsing.strict_json import shown
 
 MAX_LISTED = 20
 MAX_EXCERPT_CHARACTERS = 60

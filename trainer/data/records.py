@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adapters_store.errors import AdapterRejected
-from adapters_store.numbers import is_within
-from adapters_store.strict_json import parse_strict_json
+from adapters_store.parsing.numbers import is_within
+from adapters_store.parsing.strict_json import parse_strict_json
 from trainer.data.problems import LineRefused, excerpt_of, excerpt_of_bytes
 
 Kind = Literal["chat", "completion", "text"]

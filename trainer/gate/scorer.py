@@ -1,6 +1,6 @@
 """What the gate asks of whoever runs the model: losses, at a scale of the adapter. Knows no model and no adapter.
 
-The real scorer runs the server's own engine on the precision that serves: `server/jobs/serving_scorer.py`.
+The real scorer runs the server's own engine on the precision that serves: `server/jobs/gate/serving_scorer.py`.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adapters_store.base_folder import read_config
-from adapters_store.families import UnsupportedBase
+from adapters_store.base.families import UnsupportedBase
+from adapters_store.base.folder import read_config
 
 NF4_BITS = (
     4 + 8 / 64 + 32 / (64 * 256)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.sample import Run
-from trainer.events import RESULT_FILE, read_events
+from trainer.run_folder.events import RESULT_FILE, read_events
 from trainer.told import without_folders
 
 

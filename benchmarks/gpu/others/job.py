@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.arena import LayeredAdapters
+from benchmarks.common.arena import LayeredAdapters
+from benchmarks.common.shapes import GroupShape
 from benchmarks.gpu.bench import Call
-from benchmarks.shapes import GroupShape
 
 MakeCalls = Callable[["Job"], list[Call]]
 

@@ -18,7 +18,7 @@ import triton.language as tl
 from benchmarks.gpu.bench import Call
 from benchmarks.gpu.others.job import Job, MakeCalls
 from benchmarks.gpu.others.load import Source, importable
-from lora_kernels.triton_ops.tiles import power_of_two
+from lora_kernels.triton_common.tiles import power_of_two
 
 NAME = "vllm"
 FOLDERS = ("vllm/runtime/modeling/lora/ops/triton_ops", "vllm/lora/ops/triton_ops")

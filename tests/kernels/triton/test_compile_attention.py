@@ -11,10 +11,10 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
-from lora_kernels.triton_ops.flash_paged import attention_kernel, join_splits_kernel, store_kv_kernel
-from lora_kernels.triton_ops.paged import MAX_SPLITS
-from lora_kernels.triton_ops.tiles import TILES, power_of_two
-from support.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE, Compiled, compile_for
+from lora_kernels.attention.flash_paged import attention_kernel, join_splits_kernel, store_kv_kernel
+from lora_kernels.attention.triton_launch import MAX_SPLITS
+from lora_kernels.triton_common.tiles import TILES, power_of_two
+from support.kernels.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE, Compiled, compile_for
 
 FLOATS = {"scale": "fp32", "softcap": "fp32"}
 SHAPES = [(64, 4), (96, 1), (128, 4), (128, 7), (256, 2)]  # head size, query heads per key head

@@ -13,9 +13,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import torch
 
-from lora_kernels.elementwise import rms_norm, rope_in_place, silu_mul
-from support.triton_compile import SPILLS
-from support.triton_launches import recorded_launches
+from lora_kernels.elementwise.launcher import rms_norm, rope_in_place, silu_mul
+from support.kernels.triton_compile import SPILLS
+from support.kernels.triton_launches import recorded_launches
 
 
 @pytest.mark.parametrize("capability", [80, 90])

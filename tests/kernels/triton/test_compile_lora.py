@@ -11,11 +11,11 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
-from lora_kernels.triton_ops.lora_tiles import MIN_RANK_BLOCK
-from lora_kernels.triton_ops.one_launch import one_launch_kernel
-from lora_kernels.triton_ops.shrink_expand import expand_kernel, shrink_kernel
-from lora_kernels.triton_ops.tiles import DECODE_ROWS, SM_80, TILES
-from support.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE, Compiled, compile_for
+from lora_kernels.lora.one_launch import one_launch_kernel
+from lora_kernels.lora.row_tiles import MIN_RANK_BLOCK
+from lora_kernels.lora.shrink_expand import expand_kernel, shrink_kernel
+from lora_kernels.triton_common.tiles import DECODE_ROWS, SM_80, TILES
+from support.kernels.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE, Compiled, compile_for
 
 POINTERS = {"h_ptr": "*fp32", "offsets_ptr": "*i64", "ranks_ptr": "*i32", "records_ptr": "*i32", "rows_ptr": "*i32"}
 CASES = [(tile, "bf16", 3) for tile in SM_80.lora]

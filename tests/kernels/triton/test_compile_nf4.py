@@ -11,10 +11,10 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
-from lora_kernels.nf4 import NF4_BLOCK
-from lora_kernels.triton_ops.nf4 import MAX_SPLITS, SUM_COLUMNS, nf4_kernel, sum_parts_kernel
-from lora_kernels.triton_ops.tiles import SM_80, Nf4Tile
-from support.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE, Compiled, compile_for
+from lora_kernels.nf4.launcher import NF4_BLOCK
+from lora_kernels.nf4.triton_nf4 import MAX_SPLITS, SUM_COLUMNS, nf4_kernel, sum_parts_kernel
+from lora_kernels.triton_common.tiles import SM_80, Nf4Tile
+from support.kernels.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE, Compiled, compile_for
 
 POINTERS = dict.fromkeys(("parts_ptr", "code_ptr", "nested_code_ptr", "nested_absmax_ptr"), "*fp32")
 POINTERS |= {"nested_offset_ptr": "*fp32", "packed_ptr": "*u8"}

@@ -13,12 +13,12 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
-from lora_kernels.lora_batch import NO_ADAPTER
-from lora_kernels.triton_ops.available import triton_switch
-from lora_kernels.triton_ops.tiles import SM_80, TILES
-from support.llama_step import paged_batch, run_layer, table_of
-from support.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE
-from support.triton_launches import Launch, recorded_launches
+from lora_kernels.lora.batch import NO_ADAPTER
+from lora_kernels.triton_common.available import triton_switch
+from lora_kernels.triton_common.tiles import SM_80, TILES
+from support.kernels.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE
+from support.kernels.triton_launches import Launch, recorded_launches
+from support.models.llama_step import paged_batch, run_layer, table_of
 
 RANKS = (8, 16, 3, 1, 12, 16, 64, 256)
 LORA = ("shrink_kernel", "expand_kernel")

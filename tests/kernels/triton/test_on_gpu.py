@@ -9,8 +9,8 @@ import torch
 from benchmarks.gpu import correctness
 from benchmarks.gpu.bench import Bench
 from lora_kernels.check_cases import lora_case, normal, random_table
-from lora_kernels.linear import add_lora_delta
-from lora_kernels.lora_batch import LoraBatch, LoraGroup
+from lora_kernels.lora.batch import LoraBatch, LoraGroup
+from lora_kernels.lora.launcher import add_lora_delta
 from lora_kernels.self_test import self_test
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -41,7 +41,7 @@ def test_split_sums_are_the_same_every_time(device: torch.device) -> None:
 
 
 def test_a_new_number_of_rows_compiles_nothing(device: torch.device) -> None:
-    from lora_kernels.triton_ops.shrink_expand import shrink_kernel
+    from lora_kernels.lora.shrink_expand import shrink_kernel
 
     def variants() -> int:
         caches = shrink_kernel.device_caches  # type: ignore[attr-defined]

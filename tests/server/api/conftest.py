@@ -1,7 +1,7 @@
 """The API over a real store and an engine, through a real socket.
 
-The engine is `support.fake_engine`; MULTILORA_TEST_ENGINE=real runs the same tests over the real one and a tiny random
-model, less those that need an engine to fail or wait on demand. serves one test module: tests use
+The engine is `support.worlds.fake_engine`; MULTILORA_TEST_ENGINE=real runs the same tests over the real one and a tiny
+random model, less those that need an engine to fail or wait on demand. serves one test module: tests use
 names of their own, and override `settings` for limits of their own.
 """
 
@@ -18,16 +18,16 @@ from fastapi import FastAPI
 
 from adapters_store.store import AdapterStore
 from server.api.app import create_app
-from server.api.ports import EngineClient
+from server.api.engine_client import EngineClient
 from server.api.settings import ApiSettings
-from server.engine.build import EngineSettings, build_engine
-from server.engine.memory_plan import MemoryWishes
-from server.engine.tokenizer import Tokenizer
-from support.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base
-from support.fake_engine import FakeEngine
-from support.live_server import serving
-from support.service import make_base
-from support.tokenizer_zoo import byte_level, wrapped
+from server.engine.startup.build import EngineSettings, build_engine
+from server.engine.startup.memory_plan import MemoryWishes
+from server.engine.text.tokenizer import Tokenizer
+from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base
+from support.models.tokenizer_zoo import byte_level, wrapped
+from support.servers.live_server import serving
+from support.servers.service import make_base
+from support.worlds.fake_engine import FakeEngine
 
 ADMIN_KEY = "admin-key-for-tests"
 USE_REAL_ENGINE = os.environ.get("MULTILORA_TEST_ENGINE") == "real"

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.ports import EngineClient
+from server.api.engine_client import EngineClient
 from server.engine.worker import EngineWorker
-from support.waiting import wait_until
+from support.servers.waiting import wait_until
 
 ASK: dict[str, Any] = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "ignore_eos": True}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from adapters_store.blobs import RESERVE_BYTES
-from support.disks import fill_up, small_disk
+from adapters_store.storage.blobs import RESERVE_BYTES
+from support.stores.disks import fill_up, small_disk
 
 ASK = {"model": "tiny", "prompt": "hello", "max_tokens": 2}
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak_watch import ProcessSize
+from benchmarks.soaking.watch import ProcessSize
 from server.api.memory_trim import MAX_ARENAS, MemoryTrim, c_library_trim
-from support.waiting import wait_until
+from support.servers.waiting import wait_until
 
 CHUNK_BYTES = 60_000  # below what glibc maps by itself
 NUM_CHUNKS = 1_000

@@ -12,9 +12,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from adapters_store.keys import KeyWishes, Scope
+from adapters_store.accounts.keys import KeyWishes, Scope
 from adapters_store.store import AdapterStore
-from support.raw_http import dial, head, read_response
+from support.servers.raw_http import dial, head, read_response
 
 Connect = Callable[..., httpx.Client]
 OPEN = {"/health", "/ready", "/metrics"}

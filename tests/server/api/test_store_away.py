@@ -13,18 +13,18 @@ from typing import Any
 import httpx
 import pytest
 
-from adapters_store import database
+from adapters_store.storage import database
 from adapters_store.store import AdapterStore
 from server.api.app import create_app
 from server.api.background import background
 from server.api.settings import ApiSettings
-from server.engine.tokenizer import Tokenizer
-from support import postgres
-from support.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base
-from support.fake_engine import FakeEngine
-from support.held_database import held
-from support.live_server import serving
-from support.waiting import wait_until
+from server.engine.text.tokenizer import Tokenizer
+from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base
+from support.servers import postgres
+from support.servers.held_database import held
+from support.servers.live_server import serving
+from support.servers.waiting import wait_until
+from support.worlds.fake_engine import FakeEngine
 
 ADMIN_KEY = "admin-key-for-tests"
 NEVER_OVER_S, OVER_AT_ONCE_S = 3600.0, 0.0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from adapters_store.base import AdapterDigest
+from adapters_store.base.description import AdapterDigest
 from adapters_store.store import AdapterStore
 from server.api.store_watch import StoreWatch
-from support.fake_engine import FakeEngine
+from support.worlds.fake_engine import FakeEngine
 
 
 def test_what_is_in_quarantine_is_counted_until_it_is_released(store: AdapterStore, fake_engine: FakeEngine) -> None:

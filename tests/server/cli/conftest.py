@@ -19,11 +19,11 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from adapters_store.base_files import describe_base
+from adapters_store.base.files import describe_base
 from server.cli.main import app
-from support.adapter_files import config_bytes, lora_tensors, safetensors_bytes
-from support.service import make_base
-from support.waiting import wait_until
+from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes
+from support.servers.service import make_base
+from support.servers.waiting import wait_until
 
 Command = Callable[..., Result]
 SMALL = ("--kv-cache-mib", "16", "--adapter-pool-mib", "16", "--host-cache-mib", "16", "--threads", "1")

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from support.otlp_receiver import Receiver, receiving
-from support.waiting import wait_until
+from support.servers.otlp_receiver import Receiver, receiving
+from support.servers.waiting import wait_until
 
 Command = Callable[..., Any]
 HEADER = "x-multilora-adapter-version"

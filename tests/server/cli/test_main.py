@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import typer
 
+from adapters_store.base.families import UnsupportedBase
 from adapters_store.errors import AdapterRejected, BlobDamaged, Conflict, NotFound
-from adapters_store.families import UnsupportedBase
-from server.cli.failures import EPILOG, CommandError, ExitCode, failure_of
+from server.cli.common.failures import EPILOG, CommandError, ExitCode, failure_of
 from server.cli.main import app
 from server.engine.sampling_params import InvalidRequest
 
@@ -46,7 +46,8 @@ def test_help_answers_at_once() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    heavy = "torch transformers fastapi uvicorn sqlalchemy numpy huggingface_hub server.cli.serving server.cli.checks"
+    heavy = "torch transformers fastapi uvicorn sqlalchemy numpy huggingface_hub"
+    heavy += " server.cli.serve.run server.cli.tools.checks"
     code = f"import sys, server.cli.main; print([name for name in {heavy.split()!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 

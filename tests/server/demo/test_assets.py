@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from server.demo.assets import ASSETS_FOLDER, SHOWCASE_PROMPTS, demo_adapters, demo_base_path
-from server.demo.manners import Manner, manner_of
-from server.demo.questions import Question, held_out_questions
-from server.demo.sampling import greedy_answers, greedy_completions
-from server.demo.templates import ANSWERS
-from server.demo.tokenizer import BEGIN
+from server.demo.recipe.manners import Manner, manner_of
+from server.demo.recipe.questions import Question, held_out_questions
+from server.demo.recipe.sampling import greedy_answers, greedy_completions
+from server.demo.recipe.templates import ANSWERS
+from server.demo.recipe.tokenizer import BEGIN
 
 QUESTIONS = held_out_questions(40, seed=7)
 PROMPTS = [question.prompt for question in QUESTIONS]

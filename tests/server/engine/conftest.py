@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.service import VOCAB, Service, make_base, running, save_adapters
+from support.servers.service import VOCAB, Service, make_base, running, save_adapters
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from adapters_store.records import AdapterVersion
-from server.engine.memory_plan import MemoryWishes
+from adapters_store.versions.records import AdapterVersion
 from server.engine.schedule import SchedulerSettings
-from support.models import adapter_configs, save_adapter
-from support.service import Answer, Service, publish, running
+from server.engine.startup.memory_plan import MemoryWishes
+from support.models.models import adapter_configs, save_adapter
+from support.servers.service import Answer, Service, publish, running
 
 NUM_REQUESTS = int(os.environ.get("MULTILORA_CHURN_REQUESTS", "2000"))
 NUM_ADAPTERS = 18

@@ -7,15 +7,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters_store.base import AdapterDigest
+from adapters_store.base.description import AdapterDigest
 from server.engine.errors import QueueFull
-from server.engine.flight import StepOutput
-from server.engine.memory_plan import MemoryWishes
-from server.engine.runner import ModelRunner
+from server.engine.model.forward import StepOutput
+from server.engine.model.runner import ModelRunner
 from server.engine.sampling_params import InvalidRequest
 from server.engine.schedule import Schedule, SchedulerSettings
-from support.models import peft_model
-from support.service import NUM_TOKENS, TENANT, Service, greedy_by_peft, make_base, publish, running, save_adapters
+from server.engine.startup.memory_plan import MemoryWishes
+from support.models.models import peft_model
+from support.servers.service import (
+    NUM_TOKENS,
+    TENANT,
+    Service,
+    greedy_by_peft,
+    make_base,
+    publish,
+    running,
+    save_adapters,
+)
 
 KINDS = [None, "plain", "rslora", "patterns", "subset", "one", "rank16"]
 

@@ -10,11 +10,19 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from adapters_store.base_nf4 import keep_nf4_weights_plain
-from benchmarks.popularity import POPULARITIES, choose_adapters
-from server.engine.base_model import load_base
-from support.models import FAMILY_NAMES, VOCAB, adapter_configs, peft_model, save_adapter, save_adapters, save_base
-from support.packed_forward import PackedForward
+from adapters_store.base.nf4 import keep_nf4_weights_plain
+from benchmarks.common.popularity import POPULARITIES, choose_adapters
+from server.engine.model.base_model import load_base
+from support.models.models import (
+    FAMILY_NAMES,
+    VOCAB,
+    adapter_configs,
+    peft_model,
+    save_adapter,
+    save_adapters,
+    save_base,
+)
+from support.models.packed_forward import PackedForward
 
 NUM_ROWS = 8
 

@@ -10,12 +10,12 @@ from threading import Event
 import pytest
 from prometheus_client import Gauge
 
-from adapters_store.base import AdapterDigest
+from adapters_store.base.description import AdapterDigest
 from server.api.store_watch import StoreWatch
 from server.engine.request import RequestError
 from server.engine.worker import EngineWorker
-from support.service import Service, publish, running
-from support.waiting import wait_until
+from support.servers.service import Service, publish, running
+from support.servers.waiting import wait_until
 
 
 @pytest.fixture

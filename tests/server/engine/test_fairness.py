@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.engine.fair_share import FairShare, jain_index
-from support.flood import Cost, Measured, Traffic, even, others_percentile
+from server.engine.queueing.fair_share import FairShare, jain_index
+from support.worlds.flood import Cost, Measured, Traffic, even, others_percentile
 
 TENANTS = [f"t{index}" for index in range(8)]
 FLOODER = TENANTS[0]

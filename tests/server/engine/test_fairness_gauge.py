@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from server.engine.fair_share import TenantAccount
 from server.engine.fairness_gauge import FairnessGauge
+from server.engine.queueing.fair_share import TenantAccount
 
 
 def test_only_tenants_that_waited_all_the_window_are_compared() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import Gauge
 
-from adapters_store.base import AdapterDigest
+from adapters_store.base.description import AdapterDigest
 from server.api.store_watch import StoreWatch
-from server.engine.memory_plan import MemoryWishes
-from support.service import TENANT, Answer, Service, publish, running
-from support.waiting import wait_until
+from server.engine.startup.memory_plan import MemoryWishes
+from support.servers.service import TENANT, Answer, Service, publish, running
+from support.servers.waiting import wait_until
 
 
 @pytest.fixture

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from adapters_store.base import AdapterDigest
+from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, NotFound
 from adapters_store.store import AdapterStore
-from server.engine.batch import Batch
+from server.engine.model.batch import Batch
 from server.engine.numerics import NumericFaults, Owned
 from server.engine.request import Request
 from server.engine.sampling_params import SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow
-from support.adapter_memory import digest_of
-from support.service import NUM_TOKENS, TENANT, Service, make_base, running, save_adapters
-from support.waiting import wait_until
+from support.servers.service import NUM_TOKENS, TENANT, Service, make_base, running, save_adapters
+from support.servers.waiting import wait_until
+from support.worlds.adapter_memory import digest_of
 
 A, B = digest_of("a"), digest_of("b")
 KINDS = ("plain", "rslora")

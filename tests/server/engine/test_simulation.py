@@ -14,9 +14,9 @@ import pytest
 
 from server.engine.request import Request
 from server.engine.sampling_params import SamplingParams
-from support.adapter_memory import digest_of
-from support.ahead_world import AheadWorld
-from support.engine_world import World, WorldSettings
+from support.worlds.adapter_memory import digest_of
+from support.worlds.ahead_world import AheadWorld
+from support.worlds.engine_world import World, WorldSettings
 
 NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "1000000"))
 CHECK_EVERY = 4  # steps between looks at every block, place and reference; what a request computes is always checked

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 
-from support.engine_world import World, WorldSettings
+from support.worlds.engine_world import World, WorldSettings
 
 NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "1000000")) // 50
 LONGEST_COPY_TICKS = 12

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.job_world import JobWorld
+from support.servers.job_world import JobWorld
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from adapters_store.audit import Actor, act_as
 from adapters_store.errors import Conflict
-from server.jobs.records import JobFailure, JobStatus
-from support.job_world import JobWorld, data_lines
+from adapters_store.storage.audit import Actor, act_as
+from server.jobs.store.records import JobFailure, JobStatus
+from support.servers.job_world import JobWorld, data_lines
 
 
 def test_files_and_jobs_are_written_down_with_who_changed_them(world: JobWorld) -> None:

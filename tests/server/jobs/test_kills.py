@@ -15,8 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 from server.jobs.limits import JobLimits
-from server.jobs.records import Job, JobStatus
-from support.job_world import GATE, TRAINER, JobWorld
+from server.jobs.store.records import Job, JobStatus
+from support.servers.job_world import GATE, TRAINER, JobWorld
 
 NUM_JOBS = int(os.environ.get("MULTILORA_JOB_KILLS", "10"))
 FEWEST_KILLS = 2  # a fast machine is given more jobs until so many hit
@@ -37,7 +37,7 @@ class Chaos:
         if self.server is None or self.server.poll() is not None:
             options = ["--trainer", json.dumps(TRAINER), "--gate", json.dumps(GATE), "--max-running", "2"]
             options += ["--tick-s", "0.05", "--retry-wait-s", "0.01"]
-            script = Path(__file__).parents[2] / "support" / "job_server.py"
+            script = Path(__file__).parents[2] / "support" / "servers" / "job_server.py"
             self.server = subprocess.Popen([sys.executable, str(script), str(self.world.data_dir), *options])
         return self.server
 

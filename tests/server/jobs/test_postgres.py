@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from server.jobs.records import JobStatus
-from support import postgres
-from support.job_world import JobWorld
+from server.jobs.store.records import JobStatus
+from support.servers import postgres
+from support.servers.job_world import JobWorld
 
 
 @pytest.fixture

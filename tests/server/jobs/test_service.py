@@ -9,10 +9,10 @@ import pytest
 from adapters_store.errors import Conflict, StoreError
 from server.jobs.errors import JobLimit, JobRefused
 from server.jobs.limits import JobLimits
-from server.jobs.records import JobStatus
-from server.jobs.request import JobRequest
 from server.jobs.served_base import ServedBase
-from support.job_world import MODEL, JobWorld, data_lines
+from server.jobs.store.job_request import JobRequest
+from server.jobs.store.records import JobStatus
+from support.servers.job_world import MODEL, JobWorld, data_lines
 
 
 def ask(world: JobWorld, **fields: object) -> JobRequest:

@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import text
 
 from adapters_store.errors import StoreError, StoreUnavailable
-from server.jobs.records import Job, JobStatus
 from server.jobs.service import Onboarding
-from support import postgres
-from support.job_world import JobWorld
-from support.old_store import make_old
-from support.waiting import wait_until
+from server.jobs.store.records import Job, JobStatus
+from support.servers import postgres
+from support.servers.job_world import JobWorld
+from support.servers.old_store import make_old
+from support.servers.waiting import wait_until
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from server.demo.assets import BASE_FOLDER
-from server.demo.manners import Manner
-from support.training_data import chat, chats, demo_tokenizer, tenant_file, write_jsonl
+from server.demo.recipe.manners import Manner
+from support.trainers.training_data import chat, chats, demo_tokenizer, tenant_file, write_jsonl
 from trainer.data.dataset import batches_of, prepare
 from trainer.data.encode import Encoder
 from trainer.data.jsonl import DataLimits, read_jsonl

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from server.demo.assets import BASE_FOLDER
-from server.engine.tokenizer import Tokenizer
-from support.tokenizer_zoo import ZOO, wrapped
-from support.training_data import (
+from server.engine.text.tokenizer import Tokenizer
+from support.models.tokenizer_zoo import ZOO, wrapped
+from support.trainers.training_data import (
     ANOTHER_BEGINNING,
     CHATML,
     DEEPSEEK_R1,

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.training_data import demo_tokenizer, example, tenant_file, write_jsonl
+from support.trainers.training_data import demo_tokenizer, example, tenant_file, write_jsonl
 from trainer.data.dataset import prepare
 from trainer.data.examples import Examples, lengths_of
 from trainer.data.types import EncodedExample

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.training_data import chat, chats, write_jsonl
+from support.trainers.training_data import chat, chats, write_jsonl
 from trainer.data.jsonl import DataLimits, read_jsonl
 from trainer.data.problems import DataRejected, LineRefused
 from trainer.data.records import parse_record

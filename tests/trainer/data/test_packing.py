@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from support.models import VOCAB, save_base
-from support.training_data import some_examples
+from support.models.models import VOCAB, save_base
+from support.trainers.training_data import some_examples
 from trainer.data.packing import Batches, BatchSettings, InOrder, filler, forwards, pack
 from trainer.data.types import IGNORED, DataCursor, PackedBatch
 

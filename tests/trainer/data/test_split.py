@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from support.training_data import example, some_examples
+from support.trainers.training_data import example, some_examples
 from trainer.data.examples import Examples
 from trainer.data.problems import DataRejected
 from trainer.data.split import apart, mixed, split

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from support.training_data import example
+from support.trainers.training_data import example
 from trainer.data.types import EncodedExample
 from trainer.gate.endings import Ends, judge_endings, measure_endings
 from trainer.gate.gate import GateInputs, judge

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.training_data import demo_tokenizer, some_examples
+from support.trainers.training_data import demo_tokenizer, some_examples
 from trainer.data.problems import DataRejected
 from trainer.data.types import EncodedExample
 from trainer.gate.gate import GateInputs, finite_or_none, judge, refused

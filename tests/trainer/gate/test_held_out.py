@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from support.training_data import example, some_examples
+from support.trainers.training_data import example, some_examples
 from trainer.data.types import EncodedExample
 from trainer.gate.held_out import HeldOut, judge_held_out, last_answer, measure_held_out, swapped_pairs
 from trainer.gate.scorer import Losses

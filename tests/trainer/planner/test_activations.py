@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from support.models import save_base
-from trainer.model import Trainee, load
+from support.models.models import save_base
+from trainer.model.model import Trainee, load
 from trainer.planner.activations import LOGIT_COPIES, kept_by_forward
 from trainer.planner.shapes import KNOWN_SHAPES, shape_of_config
 from trainer.spec import AdapterSpec, TrainSpec

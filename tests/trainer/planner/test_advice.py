@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.models import save_base
+from support.models.models import save_base
 from trainer.planner.advice import advise, case_of
 from trainer.planner.memory import GIB, memory_need
 from trainer.planner.shapes import KNOWN_SHAPES

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from support.models import save_base
+from support.models.models import save_base
 from trainer.data.packing import pack
 from trainer.data.types import EncodedExample
-from trainer.model import load
+from trainer.model.model import load
 from trainer.optim import clip, make_optimizer
 from trainer.planner.advice import case_of
 from trainer.planner.memory import memory_need

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trainer import loss
+from trainer.model import loss
 from trainer.planner.memory import CHUNK_LOGITS, GB, GIB, KEEPINGS, Sharding, TrainingCase, memory_need, smaller_by
 from trainer.planner.shapes import KNOWN_SHAPES, PlanError, shape_of_count
 

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from support.models import FAMILY_CONFIGS, FAMILY_NAMES
+from support.models.models import FAMILY_CONFIGS, FAMILY_NAMES
 from trainer.planner.shapes import KNOWN_SHAPES, PlanError, bytes_of, shape_named, shape_of_config, shape_of_count
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from support.training_data import write_jsonl
+from support.trainers.training_data import write_jsonl
 from trainer.data.sample import Run
 from trainer.report.charts import Level, Line, line_chart, nice_ticks, short
 from trainer.report.content import Report, Sample, collect, curves_of

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from lora_kernels import attention as launcher
-from lora_kernels.attention import AttentionRule, LayerCache, PagedBatch, paged_attention
+from lora_kernels.attention import launcher
+from lora_kernels.attention import triton_launch as paged
+from lora_kernels.attention.launcher import AttentionRule, LayerCache, PagedBatch, paged_attention
+from lora_kernels.attention.query_tiles import attention_tiles
 from lora_kernels.reference import attention_reference
-from lora_kernels.triton_ops import paged
-from lora_kernels.triton_ops.attention_tiles import attention_tiles
-from support.triton_cases import normal, relative_error
+from support.kernels.triton_cases import normal, relative_error
 
 PLAIN, WINDOW, SOFTCAP = AttentionRule(0.3), AttentionRule(0.3, window=10), AttentionRule(0.3, softcap=2.0)
 BOTH = AttentionRule(0.2, window=70, softcap=5.0)

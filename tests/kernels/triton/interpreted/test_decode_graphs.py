@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_kernels.triton_ops.available import triton_switch
-from server.engine.base_model import load_base
-from server.engine.cuda_graphs import DecodeGraphs, GraphSettings
-from server.engine.decode_buffers import DecodeBuffers
+from lora_kernels.triton_common.available import triton_switch
+from server.engine.model.base_model import load_base
+from server.engine.model.cuda_graphs import DecodeGraphs, GraphSettings
+from server.engine.model.decode_buffers import DecodeBuffers
+from server.engine.model.runner import ModelRunner
 from server.engine.request import Request
-from server.engine.runner import ModelRunner
 from server.engine.schedule import ScheduledRow
-from support.eager_capture import EagerCapture
-from support.models import VOCAB, save_adapters, save_base
-from support.packed_forward import BLOCK_SIZE, BLOCKS_PER_ROW, PackedForward
-from support.service import make_base, running
-from support.service import save_adapters as service_adapters
+from support.kernels.eager_capture import EagerCapture
+from support.models.models import VOCAB, save_adapters, save_base
+from support.models.packed_forward import BLOCK_SIZE, BLOCKS_PER_ROW, PackedForward
+from support.servers.service import make_base, running
+from support.servers.service import save_adapters as service_adapters
 
 MAX_CONTEXT = BLOCK_SIZE * BLOCKS_PER_ROW
 CONTEXTS = (1, 9, 30, 17)

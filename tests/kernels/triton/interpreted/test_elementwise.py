@@ -9,9 +9,9 @@ import torch
 from torch.nn.functional import silu
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from lora_kernels.elementwise import rms_norm, rope_in_place, silu_mul
-from lora_kernels.triton_ops.available import triton_switch
-from support.triton_cases import normal
+from lora_kernels.elementwise.launcher import rms_norm, rope_in_place, silu_mul
+from lora_kernels.triton_common.available import triton_switch
+from support.kernels.triton_cases import normal
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ONE_ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}

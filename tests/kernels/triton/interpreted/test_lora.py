@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.popularity import POPULARITIES, Popularity
-from lora_kernels import linear
-from lora_kernels.lora_batch import NO_ADAPTER, LoraBatch, LoraGroup
+from benchmarks.common.popularity import POPULARITIES, Popularity
+from lora_kernels.lora import launcher as linear
+from lora_kernels.lora import triton_launch as lora
+from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraGroup
+from lora_kernels.lora.row_tiles import row_tiles
+from lora_kernels.lora.triton_launch import add_lora_delta_triton
 from lora_kernels.reference import lora_delta_reference
-from lora_kernels.triton_ops import lora
-from lora_kernels.triton_ops.lora import add_lora_delta_triton
-from lora_kernels.triton_ops.lora_tiles import row_tiles
-from lora_kernels.triton_ops.tiles import DECODE_ROWS, PREFILL_ROWS, SM_80, DeviceTiles
-from support.lora import random_table
-from support.triton_cases import normal, relative_error, row_slots, tolerance
+from lora_kernels.triton_common.tiles import DECODE_ROWS, PREFILL_ROWS, SM_80, DeviceTiles
+from support.kernels.triton_cases import normal, relative_error, row_slots, tolerance
+from support.models.lora import random_table
 
 GROUP = LoraGroup((0, 1, 2), 300, (80, 33, 270))
 RANKS = (1, 3, 8, 16, 64, 5)

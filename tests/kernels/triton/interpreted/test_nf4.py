@@ -8,15 +8,15 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 
-from lora_kernels.lora_batch import LoraGroup
-from lora_kernels.nf4 import Nf4Weight, nf4_linear, nf4_weights
+from lora_kernels.lora.batch import LoraGroup
+from lora_kernels.nf4 import triton_nf4 as nf4
+from lora_kernels.nf4.launcher import Nf4Weight, nf4_linear, nf4_weights
 from lora_kernels.reference import nf4_dequantize_reference
-from lora_kernels.triton_ops import nf4
-from lora_kernels.triton_ops.available import triton_switch
-from server.engine import lora_layers
-from server.engine.lora_layers import LinearGroup, LoraState
-from support.nf4 import packed, quantized
-from support.triton_cases import normal, relative_error, tolerance
+from lora_kernels.triton_common.available import triton_switch
+from server.engine.model import lora_layers
+from server.engine.model.lora_layers import LinearGroup, LoraState
+from support.kernels.triton_cases import normal, relative_error, tolerance
+from support.models.nf4 import packed, quantized
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from lora_kernels.lora import triton_launch as lora
 from lora_kernels.self_test import OpCheck, self_test, turn_off_failing
-from lora_kernels.triton_ops import lora
-from lora_kernels.triton_ops.available import OPS, Op, on_triton, triton_switch
+from lora_kernels.triton_common.available import OPS, Op, on_triton, triton_switch
 
 CPU = torch.device("cpu")
 

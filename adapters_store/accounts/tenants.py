@@ -1,0 +1,154 @@
+"""Who may ask: tenants, what their API keys open, and when those end. Knows no HTTP.
+
+What is written here is written to the audit log in the same transaction.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Row, delete, insert, select, update
+
+from adapters_store.accounts import keys
+from adapters_store.accounts.keys import KeyGrant, KeyInfo, KeyWishes
+from adapters_store.base.description import AdapterDigest
+from adapters_store.errors import Conflict, NotFound
+from adapters_store.storage import audit
+from adapters_store.storage.answer_cache import AnswerCache
+from adapters_store.storage.database import Database, now_s
+from adapters_store.storage.names import check_name
+from adapters_store.storage.schema import tenants
+from adapters_store.versions import registry
+from adapters_store.versions.records import Tenant, TenantKey
+
+# Inside the class `list` is the method.
+Tenants = list[Tenant]
+Digests = list[AdapterDigest]
+KeyInfos = list[KeyInfo]
+
+
+class TenantStore:
+    """drop_blobs: called with the digests whose rows went, returns those no longer referenced by anyone."""
+
+    def __init__(self, database: Database, drop_blobs: Callable[[Digests], Digests]) -> None:
+        self._database = database
+        self._drop_blobs = drop_blobs
+        self._known_keys: AnswerCache[str, KeyGrant] = AnswerCache(database.generation_if_reachable)
+        database.on_write(self._known_keys.clear)
+
+    def create(self, name: str) -> TenantKey:
+        """A new tenant with its first key, which opens everything of the tenant's.
+
+        Raises:
+            AdapterRejected: bad_name. Conflict: tenant_exists.
+        """
+        check_name("tenant", name)
+        key = keys.new_key()
+        with self._database.write() as connection:
+            if connection.execute(select(tenants.c.id).where(tenants.c.name == name)).first() is not None:
+                raise Conflict("tenant_exists", f"tenant {name} exists already", param="tenant")
+            values = {"name": name, "created_at": now_s(), "disabled": False}
+            owner = connection.execute(insert(tenants).values(values).returning(tenants.c.id)).scalar_one()
+            key_id = keys.add(connection, owner, key, KeyWishes())
+            audit.note(connection, "tenant.create", tenant=name, key_id=key_id)
+        return TenantKey(name, key, key_id)
+
+    def list(self) -> Tenants:
+        """Every tenant, by name."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(tenants).order_by(tenants.c.name))
+            return [_to_tenant(row) for row in rows]
+
+    def get(self, name: str) -> Tenant:
+        """Raises NotFound (tenant_not_found)."""
+        with self._database.read() as connection:
+            owner = registry.tenant_id(connection, name)
+            return _to_tenant(connection.execute(select(tenants).where(tenants.c.id == owner)).one())
+
+    def keys(self, name: str) -> KeyInfos:
+        """A tenant's keys, ended ones too. Raises NotFound (tenant_not_found)."""
+        with self._database.read() as connection:
+            return keys.all_of(connection, registry.tenant_id(connection, name))
+
+    def create_key(self, name: str, wishes: KeyWishes) -> TenantKey:
+        """One more key. Raises NotFound (tenant_not_found), AdapterRejected (bad_expiry, bad_label)."""
+        keys.check_wishes(wishes)
+        key = keys.new_key()
+        with self._database.write() as connection:
+            owner = registry.tenant_id(connection, name, lock=True)
+            key_id = keys.add(connection, owner, key, wishes)
+            scopes = None if wishes.scopes is None else sorted(wishes.scopes)
+            audit.note(
+                connection, "key.create", tenant=name, key_id=key_id, scopes=scopes, expires_at=wishes.expires_at
+            )
+        return TenantKey(name, key, key_id)
+
+    def rotate_key(self, name: str, overlap_s: int = 0, key_id: int | None = None) -> TenantKey:
+        """A new key in the place of one, with its scopes, label and expiry; or of all, and then it opens everything.
+
+        What it replaces opens for `overlap_s` seconds more. Raises NotFound (tenant_not_found, key_not_found).
+        """
+        if overlap_s < 0:
+            raise ValueError(f"overlap_s must not be negative, got {overlap_s}")
+        key, ending = keys.new_key(), now_s() + overlap_s
+        with self._database.write() as connection:
+            owner = registry.tenant_id(connection, name, lock=True)
+            wishes = KeyWishes() if key_id is None else keys.require(connection, owner, key_id)
+            keys.end(connection, owner, ending, key_id)
+            new_id = keys.add(connection, owner, key, wishes)
+            audit.note(connection, "key.rotate", tenant=name, key_id=new_id, replaces=key_id, overlap_s=overlap_s)
+        return TenantKey(name, key, new_id)
+
+    def revoke_key(self, name: str, key_id: int) -> None:
+        """The key opens nothing from now on. Raises NotFound (tenant_not_found, key_not_found)."""
+        with self._database.write() as connection:
+            owner = registry.tenant_id(connection, name, lock=True)
+            keys.require(connection, owner, key_id)
+            keys.end(connection, owner, now_s(), key_id)
+            audit.note(connection, "key.revoke", tenant=name, key_id=key_id)
+
+    def set_disabled(self, name: str, disabled: bool) -> None:
+        """Whether the tenant's keys open nothing for now. Raises NotFound (tenant_not_found)."""
+        with self._database.write() as connection:
+            owner = registry.tenant_id(connection, name, lock=True)
+            connection.execute(update(tenants).where(tenants.c.id == owner).values(disabled=disabled))
+            audit.note(connection, "tenant.disable" if disabled else "tenant.enable", tenant=name)
+
+    def delete(self, name: str) -> Digests:
+        """Delete the tenant, its keys and adapters; returns the digests no longer referenced by anyone.
+
+        Raises NotFound (tenant_not_found).
+        """
+        with self._database.write() as connection:
+            owner = registry.tenant_id(connection, name, lock=True)
+            digests = [version.digest for version in registry.find_versions(connection, tenant=name)]
+            connection.execute(delete(tenants).where(tenants.c.id == owner))
+            audit.note(connection, "tenant.delete", tenant=name, num_versions=len(digests))
+        return self._drop_blobs(digests)
+
+    def authenticate(self, api_key: str) -> KeyGrant | None:
+        """What a key opens; None for an unknown, expired or disabled one.
+
+        A key revoked by another process stops opening within a second. Cheap enough for every request.
+        """
+        if not api_key.startswith(keys.KEY_PREFIX) or len(api_key) > keys.MAX_KEY_CHARS:
+            return None
+        key_hash = keys.hash_of(api_key)
+        try:
+            known = self._known_keys.get(key_hash, self._find_key)
+        except NotFound:
+            return None
+        if known.expires_at is not None and time.time() >= known.expires_at:
+            return None
+        return known if hmac.compare_digest(known.key_hash, key_hash) else None
+
+    def _find_key(self, key_hash: str) -> KeyGrant:
+        with self._database.read() as connection:
+            return keys.find(connection, key_hash)
+
+
+def _to_tenant(row: Row[Any]) -> Tenant:
+    return Tenant(row.name, row.created_at, row.disabled)

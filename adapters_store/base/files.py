@@ -1,0 +1,129 @@
+"""The base on disk: its identity and its layers, read without loading a weight. Knows files and configs; no devices."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from adapters_store.base.description import BaseDescription, LinearShape
+from adapters_store.base.families import UnsupportedBase, family_of
+from adapters_store.base.folder import CONFIG, read_config, reading, refuse_pointers, weight_files
+from adapters_store.base.nf4 import is_stored_in_nf4
+from adapters_store.base.tensors import checked_skeleton, model_class, own_class
+from lora_kernels.native.build import cache_dir
+
+VOLATILE_CONFIG_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
+CODE_KEYS = ("auto_map", "custom_pipelines", "fusion_config")
+OUTPUT_FLAGS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # of a forward
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def load_config(path: Path) -> PretrainedConfig:
+    """The base's config, free of all that would let the folder choose code. Raises UnsupportedBase."""
+    body = read_config(path)
+    refuse_pointers(path)
+    own_class(body.get("architectures"), body.get("model_type"), own_code=body.get("auto_map"))
+    if body.get("transformers_weights") is not None:
+        raise UnsupportedBase(f"--base {path}: {CONFIG} sets transformers_weights; only model.safetensors is read")
+    with reading(path, CONFIG):
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        config._attn_implementation = None  # a name here can mean code that is fetched
+        for name in CODE_KEYS:
+            vars(config).pop(name, None)
+        for name, value in OUTPUT_FLAGS.items():
+            setattr(config, name, value)
+    model_class(config)  # transformers may have read it as another type
+    return config
+
+
+def served_dtype(config: PretrainedConfig, wanted: str) -> torch.dtype:
+    """`auto` takes the base's own type; float16 becomes bfloat16, which holds its range."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    own = getattr(config, "dtype", None) or torch.float32
+    return torch.bfloat16 if own is torch.float16 else own
+
+
+def describe_base(path: Path, *, dtype: str = "auto", name: str | None = None) -> BaseDescription:
+    """Modules, groups and digest of the base in a local folder.
+
+    Raises UnsupportedBase for an architecture, a stored form or a layer layout that we do not serve, and for files that
+    do not hold exactly the architecture's tensors.
+    """
+    config = load_config(path)
+    is_stored_in_nf4(config)  # other stored forms are refused
+    family = family_of(config.architectures)
+    skeleton = checked_skeleton(path, config, weight_files(path))
+    groups = tuple(family.groups(config.num_hidden_layers))
+    modules = {module: _shape_of(skeleton, module) for group in groups for module in group}
+    return BaseDescription(
+        digest=base_digest(path),
+        name=name or path.resolve().name,
+        architecture=family.architecture,
+        dtype=str(served_dtype(config, dtype)).removeprefix("torch."),
+        modules=modules,
+        groups=groups,
+    )
+
+
+def _shape_of(skeleton: torch.nn.Module, module: str) -> LinearShape:
+    try:
+        layer = skeleton.get_submodule(module)
+    except AttributeError as error:
+        raise UnsupportedBase(f"the base has no module {module}, which its architecture should have") from error
+    if not isinstance(layer, torch.nn.Linear):
+        raise UnsupportedBase(f"{module} is a {type(layer).__name__}, not a linear layer")
+    return LinearShape(layer.in_features, layer.out_features)
+
+
+def base_digest(path: Path) -> str:
+    """sha256 over the config and every weight file's content; remembered per file by size and time of change."""
+    total = hashlib.sha256(_canonical_config(path))
+    weight_files(path)  # raises where there are none
+    files = sorted(path.glob("*.safetensors"))
+    known = _known_digests()
+    before = dict(known)
+    for file in files:
+        stat = file.stat()
+        key = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+        if key not in known:
+            known[key] = _file_digest(file)
+        total.update(file.name.encode() + b"\0" + known[key].encode())
+    if known != before:
+        _remember(known)
+    return f"sha256:{total.hexdigest()}"
+
+
+def _canonical_config(path: Path) -> bytes:
+    config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    lasting = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}
+    return json.dumps(lasting, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digests_file() -> Path:
+    return cache_dir() / "base-digests.json"
+
+
+def _known_digests() -> dict[str, str]:
+    try:
+        return dict(json.loads(_digests_file().read_text()))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _remember(known: dict[str, str]) -> None:
+    target = _digests_file()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_suffix(f".{hashlib.sha256(str(known).encode()).hexdigest()[:8]}.tmp")
+    scratch.write_text(json.dumps(known))
+    scratch.replace(target)

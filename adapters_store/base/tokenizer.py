@@ -1,0 +1,90 @@
+"""Loads a base's tokenizer and tries its chat template: for server, trainer and gate. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from adapters_store.base.families import UnsupportedBase
+from adapters_store.base.folder import read_json, reading, refuse_pointers
+
+SERIALISED, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
+DEFAULT_TEMPLATE = "default"
+_VOCABULARIES = ((SERIALISED,), ("vocab.json", "merges.txt"), (SENTENCEPIECE,))
+_CONVERT = (
+    "write a tokenizer.json beside it: `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)`, where sentencepiece "
+    "is installed"
+)
+_USER, _ASSISTANT = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}
+_CHATS = ([_USER], [{"role": "system", "content": "Be brief."}, _USER], [_USER, _ASSISTANT, _USER])
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer of a local folder; nothing is fetched, and no code of the folder runs.
+
+    Raises UnsupportedBase where its files are missing, unreadable or only pointers, where it would need the folder's
+    own code, and where its chat template renders no chat.
+    """
+    refuse_pointers(folder)
+    _refuse_own_code(folder)
+    if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
+        raise UnsupportedBase(f"--base {folder}: no tokenizer there; {SERIALISED} is needed")
+    is_unconverted = not (folder / SERIALISED).is_file() and (folder / SENTENCEPIECE).is_file()
+    what = f"{SENTENCEPIECE}, a SentencePiece model alone ({_CONVERT})," if is_unconverted else "the tokenizer"
+    with reading(folder, what):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    check_template(tokenizer, f"--base {folder}")
+    return tokenizer
+
+
+def _refuse_own_code(folder: Path) -> None:
+    """A class of transformers' own may stand beside the folder's; then that one is taken."""
+    path = folder / "tokenizer_config.json"
+    body = read_json(path) if path.is_file() else {}
+    own, name = body.get("auto_map"), body.get("tokenizer_class")
+    if own and _is_unknown(name):
+        reason = f"the tokenizer {name!r:.80} needs Python code of the folder, which is never run"
+        raise UnsupportedBase(f"--base {folder}: {reason}; a tokenizer of transformers itself is needed")
+
+
+def _is_unknown(name: object) -> bool:
+    import transformers
+
+    return not isinstance(name, str) or not name.isidentifier() or not hasattr(transformers, name)
+
+
+def check_template(tokenizer: Any, whose: str) -> None:
+    """Compile every chat template, and render some plain chats. No template at all is fine.
+
+    Raises UnsupportedBase where one is no Jinja, where named ones lack a default, or where none of the chats renders.
+    """
+    templates = tokenizer.chat_template
+    if not templates:
+        return
+    if isinstance(templates, Mapping) and DEFAULT_TEMPLATE not in templates:
+        names = ", ".join(sorted(templates))
+        reason = f"chat templates are named ({names}), but none is called {DEFAULT_TEMPLATE!r}, which requests get"
+        raise UnsupportedBase(f"{whose}: {reason}; name one so")
+    named = templates if isinstance(templates, Mapping) else {DEFAULT_TEMPLATE: templates}
+    for name, text in named.items():
+        fault = _fault_of(tokenizer, text)
+        if fault is not None:
+            label = "the chat template" if len(named) == 1 else f"the chat template {name!r}"
+            raise UnsupportedBase(f"{whose}: {label} {fault}; mend it, or take it away to serve completions alone")
+
+
+def _fault_of(tokenizer: Any, template: str) -> str | None:
+    """None where one of the plain chats renders."""
+    first = ""
+    for chat in _CHATS:
+        try:
+            tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # noqa: BLE001  a template may trip over anything, and no class unites it
+            line = f" in line {error.lineno}" if hasattr(error, "lineno") else ""
+            first = first or f"fails{line}: {' '.join(str(error).split())[:200]}"
+        else:
+            return None
+    return first

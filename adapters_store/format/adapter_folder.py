@@ -1,0 +1,117 @@
+"""Finds an adapter's two files in a folder as people have them; where they are not there, says what the folder is.
+Knows names of files; judges no content but the config's kind.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters_store.errors import AdapterRejected
+from adapters_store.format.foreign_files import PICKLE_ADVICE, SHARDS_ADVICE, refuse_foreign_config, refuse_foreign_keys
+from adapters_store.storage.blobs import CONFIG_FILE, WEIGHTS_FILE
+
+MAX_JSON_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 250,000 tokens has 33
+MAX_SHOWN = 3
+
+_SHARDS = "adapter_model-*-of-*"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFolder:
+    """config: the bytes of adapter_config.json. notes: what else lies there and is not used, a sentence each."""
+
+    config: bytes
+    weights: Path
+    notes: tuple[str, ...]
+
+
+def read_adapter_folder(folder: Path) -> AdapterFolder:
+    """The adapter that PEFT saved in `folder`.
+
+    Raises AdapterRejected: missing_config, git_lfs_pointer, unsupported_format, pickle, sharded_weights,
+    missing_weights.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise AdapterRejected(
+            "missing_config", f"{folder}: no {CONFIG_FILE} there; {_instead_of(folder)}", param="config"
+        )
+    config = path.read_bytes()
+    refuse_foreign_config(config)
+    body = _object_in(path)
+    if body and "peft_type" not in body:
+        refuse_foreign_keys(body)
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise _without_weights(folder)
+    return AdapterFolder(config, weights, _notes(folder))
+
+
+def _instead_of(folder: Path) -> str:
+    """What a folder without an adapter_config.json is, and what to push."""
+    inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
+    if inner:
+        shown = ", ".join(inner[:MAX_SHOWN])
+        return f"folders in it have one ({shown}): push one of those, as in {folder / inner[-1]}"
+    if (folder / "config.json").is_file():
+        return "it is a whole model, not an adapter: serve it as a base (multilora serve --base)"
+    return "a folder saved by PEFT (save_pretrained) is needed"
+
+
+def _without_weights(folder: Path) -> AdapterRejected:
+    """Says what there is in place of adapter_model.safetensors."""
+    if any(folder.glob(f"{_SHARDS}.safetensors")):
+        return AdapterRejected(
+            "sharded_weights", f"{folder}: the weights come in shards. {SHARDS_ADVICE}", param="weights"
+        )
+    if (folder / "adapter_model.bin").is_file():
+        return AdapterRejected("pickle", f"{folder}: adapter_model.bin is {PICKLE_ADVICE}", param="weights")
+    if found := sorted({*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")}):
+        message = f"{folder}: no {WEIGHTS_FILE} there, and {found[0].name} is a pickle, which is never opened"
+        return AdapterRejected(
+            "pickle", f"{message}; load it with PEFT and save it with save_pretrained", param="weights"
+        )
+    others = ", ".join(path.name for path in sorted(folder.glob("*.safetensors"))[:MAX_SHOWN])
+    rest = f"; it holds {others}, which PEFT does not load either" if others else ""
+    return AdapterRejected("missing_weights", f"{folder}: no {WEIGHTS_FILE} there{rest}", param="weights")
+
+
+def _notes(folder: Path) -> tuple[str, ...]:
+    """What the adapter was trained with and is not served with: its own chat template, tokens of its own."""
+    notes = []
+    if template := _template_in(folder):
+        notes.append(
+            f"{template} brings a chat template, which is not used: chats are rendered by the base's. "
+            "Where they differ, put this one into the base's folder, or render prompts yourself and use /v1/completions"
+        )
+    if tokens := _added_tokens(folder):
+        shown = ", ".join(tokens[:MAX_SHOWN]) + (", ..." if len(tokens) > MAX_SHOWN else "")
+        notes.append(
+            f"added_tokens.json adds {len(tokens)} tokens ({shown}), which are not used: the base's tokenizer makes "
+            "tokens of texts. Where that lacks them, put this tokenizer into the base's folder, or send token ids"
+        )
+    return tuple(notes)
+
+
+def _template_in(folder: Path) -> str | None:
+    """The file that holds a chat template."""
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return "chat_template.jinja" if (folder / "chat_template.jinja").is_file() else "chat_template.json"
+    return "tokenizer_config.json" if _object_in(folder / "tokenizer_config.json").get("chat_template") else None
+
+
+def _added_tokens(folder: Path) -> list[str]:
+    return [str(token)[:40] for token in _object_in(folder / "added_tokens.json")]
+
+
+def _object_in(path: Path) -> dict[str, object]:
+    """The JSON object of a file, {} where it holds none: what is unreadable is the store's to judge, or not needed."""
+    if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
+        return {}
+    try:
+        body = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}

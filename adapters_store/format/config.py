@@ -1,0 +1,213 @@
+"""Reads adapter_config.json and says, for a module path: targeted or not, which rank, which scale.
+
+Knows PEFT's LoRA meaning (0.21) exactly; knows no tensors and no base. Nothing in it runs a stranger's regex.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from adapters_store.errors import AdapterRejected
+from adapters_store.format.config_fields import Body, bad_field, check_fields, default_delta_is_zero, is_empty
+from adapters_store.format.foreign_files import refuse_foreign_config
+from adapters_store.format.limits import AdapterLimits
+from adapters_store.parsing.patterns import PLAIN_KEY, SuffixPatterns, suffixes_at_dots
+from adapters_store.parsing.strict_json import parse_strict_json, shown
+
+MAX_ENTRIES = 8192  # target_modules, exclude_modules, layers_to_transform and each pattern
+MAX_LAYERS_PATTERNS = 16
+_MAX_ALPHA = 1e6
+_MAX_OBJECTS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """What an adapter_config.json means. Fields are named as in peft.LoraConfig.
+
+    target_modules: the entries as written; None where the file says "all-linear" (the tensors tell which).
+    zero_by_default: whether a targeted module without tensors has a zero delta in PEFT.
+    base_digest: the base the adapter says it was made for, if it says so.
+    """
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    rank_pattern: SuffixPatterns[int]
+    alpha_pattern: SuffixPatterns[float]
+    target_modules: frozenset[str] | None
+    exclude_modules: frozenset[str]
+    layers_to_transform: frozenset[int] | None
+    layers_pattern: tuple[str, ...]
+    zero_by_default: bool
+    base_digest: str | None
+
+    def rank_of(self, module: str) -> int:
+        """The rank PEFT gives this module."""
+        return self.rank_pattern.find(module, self.r)
+
+    def scale_of(self, module: str) -> float:
+        """PEFT's `scaling`: alpha / rank, or alpha / sqrt(rank) with rsLoRA, in the same float arithmetic."""
+        rank = self.rank_of(module)
+        alpha = self.alpha_pattern.find(module, self.lora_alpha)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def entries_matching(self, module: str) -> list[str]:
+        """The target_modules entries that PEFT would match with this module; [] if it is not targeted."""
+        if self.target_modules is None or self._excludes(module):
+            return []
+        if module in self.target_modules:
+            return [module]  # PEFT asks for no layer index where an entry is the whole name
+        if not self._layer_is_chosen(module):
+            return []
+        return [suffix for suffix in suffixes_at_dots(module) if suffix in self.target_modules]
+
+    def targets(self, module: str) -> bool:
+        """Whether PEFT would put this adapter on the module. For "all-linear" only exclusions speak against it."""
+        if self.target_modules is None:
+            return not self._excludes(module)
+        return bool(self.entries_matching(module))
+
+    def _excludes(self, module: str) -> bool:
+        return any(suffix in self.exclude_modules for suffix in suffixes_at_dots(module))
+
+    def _layer_is_chosen(self, module: str) -> bool:
+        if self.layers_to_transform is None:
+            return True
+        return layer_index(module, self.layers_pattern) in self.layers_to_transform
+
+
+def layer_index(module: str, layers_pattern: tuple[str, ...]) -> int | None:
+    """The module's first layer number as PEFT finds it: "model.layers.3.mlp.up_proj" -> 3."""
+    parts = module.split(".")
+    numbered = [index for index in range(1, len(parts) - 1) if parts[index].isdecimal()]
+    if not layers_pattern:
+        return next((int(parts[index]) for index in numbered if index >= 2), None)
+    for pattern in layers_pattern:
+        for index in numbered:
+            if parts[index - 1] == pattern:
+                return int(parts[index])
+    return None
+
+
+def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
+    """Read the bytes of an adapter_config.json.
+
+    Raises:
+        AdapterRejected: config_too_large, git_lfs_pointer, a code of strict_json or config_fields, regex_targets,
+            regex_pattern.
+    """
+    if len(data) > limits.max_config_bytes:
+        message = f"adapter_config.json: {len(data)} bytes, the limit is {limits.max_config_bytes}"
+        raise AdapterRejected("config_too_large", message, param="config")
+    refuse_foreign_config(data)
+    body = parse_strict_json(data, what="adapter_config.json", max_objects=_MAX_OBJECTS)
+    if not isinstance(body, dict):
+        raise AdapterRejected("bad_json", f"adapter_config.json: must be an object, got {shown(body)}", param="config")
+    check_fields(body)
+    targets = _targets(body)
+    layers = _layers(body, by_list=targets is not None)
+    return LoraConfig(
+        r=_integer("r", body["r"]),
+        lora_alpha=_alpha("lora_alpha", body["lora_alpha"]),
+        use_rslora=_boolean("use_rslora", body.get("use_rslora", False)),
+        rank_pattern=SuffixPatterns([(key, _integer("rank_pattern", v)) for key, v in _pattern("rank_pattern", body)]),
+        alpha_pattern=SuffixPatterns([(key, _alpha("alpha_pattern", v)) for key, v in _pattern("alpha_pattern", body)]),
+        target_modules=targets,
+        exclude_modules=frozenset(_names("exclude_modules", body.get("exclude_modules"))),
+        layers_to_transform=layers,
+        layers_pattern=_layers_pattern(body, by_list=targets is not None),
+        zero_by_default=default_delta_is_zero(body),
+        base_digest=_optional_text("multilora_base_digest", body.get("multilora_base_digest")),
+    )
+
+
+def _integer(field: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 20:
+        raise bad_field(field, value, f"a whole number from 1 to {1 << 20}")
+    return value
+
+
+def _alpha(field: str, value: object) -> float:
+    # An int stays an int: PEFT divides what it read, and int / int may round otherwise than float / int.
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= _MAX_ALPHA:
+        raise bad_field(field, value, f"a number from -{_MAX_ALPHA:g} to {_MAX_ALPHA:g}")
+    return value
+
+
+def _boolean(field: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise bad_field(field, value, "true or false")
+    return value
+
+
+def _optional_text(field: str, value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise bad_field(field, value, "text")
+    return value
+
+
+def _names(field: str, value: object) -> list[str]:
+    if is_empty(value):
+        return []
+    if isinstance(value, str):
+        message = f"{field}: a text is a regular expression in PEFT and is not run; give a list, got {shown(value)}"
+        raise AdapterRejected("regex_targets", message, param=field)
+    if not isinstance(value, list) or len(value) > MAX_ENTRIES:
+        raise bad_field(field, value, f"a list of at most {MAX_ENTRIES} names")
+    for name in value:
+        if not isinstance(name, str) or not name:
+            raise bad_field(field, name, "a list of module names")
+    return value
+
+
+def _targets(body: Body) -> frozenset[str] | None:
+    value = body["target_modules"]
+    if isinstance(value, str) and value.lower() == "all-linear":
+        return None
+    names = _names("target_modules", value)
+    if not names:
+        raise bad_field("target_modules", value, "a list of module names or 'all-linear'")
+    return frozenset(names)
+
+
+def _pattern(field: str, body: Body) -> list[tuple[str, object]]:
+    value = body.get(field)
+    if value is None:
+        return []
+    if not isinstance(value, dict) or len(value) > MAX_ENTRIES:
+        raise bad_field(field, value, f"an object of at most {MAX_ENTRIES} entries")
+    for key in value:
+        if PLAIN_KEY.fullmatch(key) is None:
+            message = f"{field}: key {shown(key)} is a regular expression and is not run; give a module name or its end"
+            raise AdapterRejected("regex_pattern", message, param=field)
+    return list(value.items())
+
+
+def _layers(body: Body, *, by_list: bool) -> frozenset[int] | None:
+    value = body.get("layers_to_transform")
+    if value is None:
+        return None
+    if not by_list:
+        raise bad_field("layers_to_transform", value, "absent where target_modules is 'all-linear'")
+    layers = value if isinstance(value, list) else [value]
+    if len(layers) > MAX_ENTRIES or any(not isinstance(item, int) or isinstance(item, bool) for item in layers):
+        raise bad_field("layers_to_transform", value, f"a layer number or a list of at most {MAX_ENTRIES}")
+    if not layers:
+        return None  # PEFT takes an empty list for "every layer"
+    return frozenset(layers)
+
+
+def _layers_pattern(body: Body, *, by_list: bool) -> tuple[str, ...]:
+    value = body.get("layers_pattern")
+    if value is None or (by_list and is_empty(value)):
+        return ()
+    patterns = value if isinstance(value, list) else [value]
+    if not by_list or body.get("layers_to_transform") is None or len(patterns) > MAX_LAYERS_PATTERNS:
+        wanted = f"absent without layers_to_transform, and at most {MAX_LAYERS_PATTERNS} names"
+        raise bad_field("layers_pattern", value, wanted)
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not pattern.isidentifier() or not pattern.isascii():
+            message = f"layers_pattern: {shown(pattern)} is not a plain name, and a regular expression is not run"
+            raise AdapterRejected("regex_pattern", message, param="layers_pattern")
+    return tuple(patterns)

@@ -1,0 +1,46 @@
+"""The identity of an adapter version: sha256 over base, meaning and tensors. Knows no files and no names of tenants.
+
+Two uploads with the same digest compute the same thing: key order, neutral fields, file order, tensor names ("lora_A"
+or "lora_A.default") and free metadata leave it as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.format.dtypes import Bits
+from adapters_store.format.validate import AdapterPlan
+
+_DOMAIN = b"multilora adapter 1\n"
+
+
+class DigestBuilder:
+    """Feed it the tensors' bits module by module in the base's order, A before B; then ask for the digest.
+
+    The first bytes hashed fix every tensor's length, so no two adapters feed the same bytes.
+    """
+
+    def __init__(self, plan: AdapterPlan) -> None:
+        modules = [
+            [
+                module.name,
+                module.rank,
+                module.scale.hex(),
+                module.a.dtype,
+                module.a.shape,
+                module.b.dtype,
+                module.b.shape,
+            ]
+            for module in plan.modules
+        ]
+        meaning = json.dumps([plan.base.digest, modules], separators=(",", ":"))
+        self._hash = hashlib.sha256(_DOMAIN + meaning.encode() + b"\n")
+
+    def update(self, bits: Bits) -> None:
+        """Add the next tensor (contiguous, native little-endian)."""
+        self._hash.update(bits.data.cast("B"))
+
+    def digest(self) -> AdapterDigest:
+        return AdapterDigest(f"sha256:{self._hash.hexdigest()}")

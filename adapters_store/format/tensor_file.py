@@ -1,0 +1,43 @@
+"""Reads one tensor at a time out of an open safetensors file. Knows bytes and shapes; checks nothing but their count.
+
+Reads with pread into memory of our own: what was hashed is then what is packed, and a file cut short under us
+is an error here, where a memory map would end the process (SIGBUS).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from adapters_store.format.dtypes import TENSOR_TYPES, Bits
+from adapters_store.format.safetensors_header import TensorEntry
+
+
+class WeightsFile:
+    """An open .safetensors file; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, entry: TensorEntry) -> Bits:
+        """The tensor's bit patterns, [rows, cols]. Raises OSError where the file is shorter than its header says."""
+        bits = np.empty(entry.shape, dtype=TENSOR_TYPES[entry.dtype].bits)
+        view = bits.data.cast("B")
+        done = 0
+        while done < len(view):
+            count = os.preadv(self._fd, [view[done:]], entry.file_offset + done)
+            if count == 0:
+                raise OSError(f"{entry.name}: file ends {len(view) - done} bytes before the tensor does")
+            done += count
+        return bits
+
+    def __enter__(self) -> WeightsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)

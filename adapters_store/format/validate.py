@@ -1,0 +1,205 @@
+"""Header + config + base -> a checked plan: each tensor belongs to one module, with the rank and shape PEFT means.
+
+Decides what is refused; a tensor that fits nowhere is never skipped. Knows shapes and names; `check_values` is the
+only part that sees a tensor's values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adapters_store.base.description import BaseDescription, LinearShape
+from adapters_store.errors import AdapterRejected
+from adapters_store.format.config import LoraConfig
+from adapters_store.format.dtypes import TENSOR_TYPES, Bits, largest_magnitude, overflow_limit, type_of_base
+from adapters_store.format.limits import AdapterLimits
+from adapters_store.format.safetensors_header import SafetensorsHeader, TensorEntry
+from adapters_store.parsing.strict_json import shown
+
+_PREFIX = "base_model.model."
+_ENDINGS = {f".lora_{side}{name}.weight": side for side in "AB" for name in ("", ".default")}
+_UNSUPPORTED_NAMES = {
+    "lora_embedding_": "unsupported_embedding_lora",
+    "lora_magnitude_vector": "unsupported_dora",
+    "lora_diag": "unsupported_kasa",
+    "modules_to_save": "unsupported_modules_to_save",
+    ".bias": "unsupported_bias",
+}
+_EMBEDDING = "model.embed_tokens"  # in every family we serve, and no linear layer
+_HEAD = "lm_head"
+_MAX_PATTERN_WORK = 1_000_000  # pattern keys x modules: every layer of a 405B model named in its own key is 778,000
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModule:
+    """One targeted linear layer: `a` is [rank, in_features], `b` is [out_features, rank]."""
+
+    name: str
+    rank: int
+    scale: float
+    a: TensorEntry
+    b: TensorEntry
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPlan:
+    """A checked adapter: its modules in the base's order."""
+
+    base: BaseDescription
+    modules: tuple[PlannedModule, ...]
+
+    @property
+    def max_rank(self) -> int:
+        return max(module.rank for module in self.modules)
+
+    @property
+    def target_modules(self) -> tuple[str, ...]:
+        """The targeted layers' last names, sorted: ("down_proj", "q_proj")."""
+        return tuple(sorted({module.name.rpartition(".")[2] for module in self.modules}))
+
+
+def plan_adapter(
+    config: LoraConfig, header: SafetensorsHeader, base: BaseDescription, limits: AdapterLimits
+) -> AdapterPlan:
+    """Match every tensor with a module of the base and check it.
+
+    Raises:
+        AdapterRejected: wrong_base, unknown_tensor, unsupported_full_weight, unknown_module, untargeted_module,
+            duplicate_tensor, missing_a, missing_b, missing_tensors, unmatched_target, rank_mismatch, rank_too_large,
+            wrong_shape, pattern_too_large, or the code of an unsupported kind of tensor.
+    """
+    _check_base_digest(config, header, base)
+    pairs = _pair_tensors(header, base)
+    if max(len(config.rank_pattern), len(config.alpha_pattern)) * len(pairs) > _MAX_PATTERN_WORK:
+        message = f"rank_pattern and alpha_pattern: keys x modules may be {_MAX_PATTERN_WORK} at most"
+        raise AdapterRejected("pattern_too_large", message, param="rank_pattern")
+    _check_targets(config, pairs, base)
+    order = base.module_index
+    names = sorted(pairs, key=lambda name: order[name])
+    return AdapterPlan(base, tuple(_plan_module(name, pairs[name], config, base, limits) for name in names))
+
+
+def _rejected(code: str, message: str) -> AdapterRejected:
+    return AdapterRejected(code, message, param="weights")
+
+
+def _check_base_digest(config: LoraConfig, header: SafetensorsHeader, base: BaseDescription) -> None:
+    for digest in (config.base_digest, header.metadata.get("multilora_base_digest")):
+        if digest is not None and digest != base.digest:
+            message = f"made for base {shown(digest)}, this base is {base.digest} ({base.name})"
+            raise AdapterRejected("wrong_base", message, param="multilora_base_digest")
+
+
+def _pair_tensors(header: SafetensorsHeader, base: BaseDescription) -> dict[str, dict[str, TensorEntry]]:
+    """Module path -> {"A": entry, "B": entry}."""
+    pairs: dict[str, dict[str, TensorEntry]] = {}
+    for entry in header.tensors:
+        module, side = _parse_name(entry, header, base)
+        if module not in base.modules:
+            raise _rejected("unknown_module", f"{entry.name}: the base {base.name} has no linear layer {module}")
+        pair = pairs.setdefault(module, {})
+        if side in pair:
+            raise _rejected("duplicate_tensor", f"{entry.name}: {pair[side].name} is the same tensor")
+        pair[side] = entry
+    for module, pair in pairs.items():
+        for side, code in (("A", "missing_a"), ("B", "missing_b")):
+            if side not in pair:
+                raise _rejected(code, f"{module}: lora_{side}.weight is missing")
+    return pairs
+
+
+def _parse_name(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescription) -> tuple[str, str]:
+    name = entry.name
+    if name.startswith(_PREFIX):
+        for ending, side in _ENDINGS.items():
+            if name.endswith(ending):
+                return name[len(_PREFIX) : -len(ending)], side
+    for part, code in _UNSUPPORTED_NAMES.items():
+        if part in name:
+            raise _rejected(code, f"{name}: this kind of tensor is not served")
+    if name.endswith(".weight") and "lora_" not in name:
+        advice = _advice_on_weight(entry, header, base)
+        raise _rejected("unsupported_full_weight", f"{name}: a whole weight of the base, not LoRA; {advice}")
+    wanted = f"{_PREFIX}<module>.lora_A.weight or .lora_B.weight"
+    raise _rejected("unknown_tensor", f"{name}: no part of a LoRA adapter; names are {wanted}")
+
+
+def _advice_on_weight(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescription) -> str:
+    """The way out that fits: PEFT writes head and embedding beside the LoRA of either, and where a vocabulary grew."""
+    is_embedding, head = "embed_tokens" in entry.name, base.modules.get(_HEAD)
+    if not is_embedding and _HEAD not in entry.name:
+        return "train the adapter with LoRA alone, or serve the merged model as a base"
+    if head is not None and entry.shape != (head.out_features, head.in_features):
+        of_base = f"[{head.out_features}, {head.in_features}]"
+        return (
+            f"its size is {list(entry.shape)} and the base's is {of_base}: the vocabulary was changed, and "
+            "without it the rows trained so would be lost; merge the adapter into its own base and serve that as a base"
+        )
+    if is_embedding and any("lora_embedding_" in other.name for other in header.tensors):
+        return "LoRA on embed_tokens is not served either; train without embed_tokens in target_modules"
+    return "if it was not trained, save the adapter with save_embedding_layers=False"
+
+
+def _check_targets(config: LoraConfig, pairs: dict[str, dict[str, TensorEntry]], base: BaseDescription) -> None:
+    matched: set[str] = set()
+    for module in pairs:
+        if not config.targets(module):
+            raise _rejected("untargeted_module", f"{module}: has tensors, but the config does not target it")
+        matched.update(config.entries_matching(module))
+    if without := _targets_without_tensors(config, matched, base):
+        message = f"target_modules: {shown(min(without))} matches layers of the base, and no tensor of the file"
+        raise AdapterRejected("unmatched_target", message, param="target_modules")
+    if config.zero_by_default:
+        return  # PEFT leaves a targeted module without tensors at a zero delta, and so do we
+    for module in base.modules:
+        if module not in pairs and config.targets(module):
+            message = f"{module}: targeted, without tensors, and init_lora_weights does not make it a zero delta"
+            raise _rejected("missing_tensors", message)
+
+
+def _targets_without_tensors(config: LoraConfig, matched: set[str], base: BaseDescription) -> set[str]:
+    """Targets that mean something in this base and have no tensors: half an adapter.
+
+    A name that the base has no module for, or that exclude_modules takes away whole, means nothing in PEFT either.
+    """
+    unmatched = (config.target_modules or frozenset()) - matched
+    if not unmatched:
+        return set()
+    of_base = {entry for module in (*base.modules, _EMBEDDING) for entry in config.entries_matching(module)}
+    return of_base & unmatched
+
+
+def _plan_module(
+    name: str, pair: dict[str, TensorEntry], config: LoraConfig, base: BaseDescription, limits: AdapterLimits
+) -> PlannedModule:
+    rank = config.rank_of(name)
+    if rank > limits.max_rank:
+        raise _rejected("rank_too_large", f"{name}: rank {rank} exceeds max_rank {limits.max_rank}")
+    _check_shapes(pair["A"], pair["B"], rank, base.modules[name])
+    return PlannedModule(name, rank, config.scale_of(name), pair["A"], pair["B"])
+
+
+def _check_shapes(a: TensorEntry, b: TensorEntry, rank: int, shape: LinearShape) -> None:
+    for entry, in_file in ((a, a.shape[0]), (b, b.shape[1])):
+        if in_file != rank:
+            raise _rejected("rank_mismatch", f"{entry.name}: rank {in_file}, the config says {rank}")
+    for entry, in_file, of_base, what in (
+        (a, a.shape[1], shape.in_features, "in_features"),
+        (b, b.shape[0], shape.out_features, "out_features"),
+    ):
+        if in_file != of_base:
+            raise _rejected("wrong_shape", f"{entry.name}: {what} is {in_file}, the base has {of_base}")
+
+
+def check_values(entry: TensorEntry, bits: Bits, base: BaseDescription) -> None:
+    """Refuse values that are not finite, or would not be in the base's dtype.
+
+    Raises:
+        AdapterRejected: non_finite, cast_overflow.
+    """
+    source, target = TENSOR_TYPES[entry.dtype], type_of_base(base.dtype)
+    largest = largest_magnitude(bits)
+    if largest >= source.infinity:
+        raise _rejected("non_finite", f"{entry.name}: holds NaN or infinity")
+    if largest >= overflow_limit(source, target):
+        raise _rejected("cast_overflow", f"{entry.name}: a {source.name} value overflows the base's {base.dtype}")

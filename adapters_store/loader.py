@@ -1,0 +1,114 @@
+"""Decides where an adapter is read from, and what it means that it cannot be: its packed form, the upload, quarantine.
+Knows files and the base that an adapter belongs to; knows no names.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from adapters_store.base.description import AdapterDigest, BaseDescription
+from adapters_store.errors import AdapterRejected, AdapterUnavailable, BlobDamaged, NotFound, StoreError
+from adapters_store.format.config import parse_config
+from adapters_store.format.limits import AdapterLimits
+from adapters_store.format.safetensors_header import read_header
+from adapters_store.format.validate import AdapterPlan, plan_adapter
+from adapters_store.packed.host_buffers import HostBuffers
+from adapters_store.packed.layout import PackedAdapter
+from adapters_store.packed.packed_file import keep_packed, read_packed
+from adapters_store.packed.packing import pack
+from adapters_store.storage.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore
+from adapters_store.storage.database import Database
+from adapters_store.versions import registry
+from adapters_store.versions.quarantine import Quarantine
+from lora_kernels.turns import Turns
+
+_log = logging.getLogger(__name__)
+
+
+def plan_files(config: bytes, weights: Path, base: BaseDescription, limits: AdapterLimits) -> AdapterPlan:
+    """What an adapter's two files say. Raises AdapterRejected; see header, config_fields, config and validate."""
+    return plan_adapter(parse_config(config, limits), read_header(weights, limits), base, limits)
+
+
+class AdapterLoader:
+    """Reads the adapters of one data directory. Safe to use from many threads.
+
+    limits: of what has been kept, so wider than those for new uploads.
+    """
+
+    def __init__(self, database: Database, blobs: BlobStore, quarantine: Quarantine, limits: AdapterLimits) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._quarantine = quarantine
+        self._limits = limits
+
+    def load(self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers, turns: Turns) -> PackedAdapter:
+        """From the packed form; where that does not serve, from the upload, and the packed form is made again."""
+        packed = read_packed(self._blobs.folder(digest), digest, base, buffers=buffers, turns=turns)
+        if packed is None:
+            packed = self.load_upload(digest, base, buffers)
+            self.keep(packed, base)
+        return packed
+
+    def load_upload(
+        self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers | None = None
+    ) -> PackedAdapter:
+        """From the files as they were uploaded, read whole and compared with the digest."""
+        self._require_base(digest, base)
+        try:
+            return self._read(digest, base, buffers)
+        except (AdapterRejected, OSError):
+            return self._load_settled(digest, base, buffers)
+
+    def is_intact(self, digest: AdapterDigest, base: BaseDescription) -> bool:
+        """Whether the uploaded files are there and have this digest."""
+        try:
+            self._read(digest, base)
+        except (StoreError, OSError):
+            return False
+        return True
+
+    def keep(self, packed: PackedAdapter, base: BaseDescription) -> None:
+        """Write the packed form: a help for the next load, where there is room for it."""
+        if self._blobs.has_room(packed.num_bytes):
+            keep_packed(self._blobs.folder(packed.digest), packed, base)
+
+    def put_away(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
+        """Serve this adapter no more, to the tenant or to all. What keeps that from being written down is logged: the
+        caller has to go on."""
+        try:
+            self._quarantine.put(digest, code, message, tenant=tenant)
+        except StoreError as error:
+            _log.warning("adapter %s could not be put into quarantine: %s", digest, error.message)
+
+    def _load_settled(self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers | None) -> PackedAdapter:
+        """Look again while nobody changes anything: a blob that was being replaced or deleted is not a damaged one."""
+        with self._blobs.settled():
+            self._require_base(digest, base)
+            try:
+                return self._read(digest, base, buffers)
+            except AdapterRejected as error:
+                self.put_away(digest, "blob_damaged", error.message)
+                raise BlobDamaged("blob_damaged", f"{digest}: {error.message}", param="model") from error
+            except OSError as error:
+                if isinstance(error, FileNotFoundError):
+                    self.put_away(digest, "blob_missing", "its files are missing")
+                raise BlobDamaged("blob_unreadable", f"{digest}: {error.strerror or error}", param="model") from error
+
+    def _read(self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers | None = None) -> PackedAdapter:
+        folder = self._blobs.folder(digest)
+        plan = plan_files((folder / CONFIG_FILE).read_bytes(), folder / WEIGHTS_FILE, base, self._limits)
+        packed = pack(plan, folder / WEIGHTS_FILE, buffers=buffers)
+        if packed.digest != digest:
+            raise AdapterRejected("digest_mismatch", f"the files have digest {packed.digest}")
+        return packed
+
+    def _require_base(self, digest: AdapterDigest, base: BaseDescription) -> None:
+        with self._database.read() as connection:
+            found = registry.base_of(connection, digest)
+        if found is None:
+            raise NotFound("model_not_found", f"no adapter has digest {digest}", param="model")
+        if found != base.digest:
+            message = f"{digest}: belongs to base {found}, asked for on base {base.digest}"
+            raise AdapterUnavailable("wrong_base", message, param="model")

@@ -1,0 +1,104 @@
+"""The packed form of an adapter, kept beside its blob, so that a load is one read. Knows files; knows no registry.
+
+    packed-<layout key>.bin    the buffer, byte for byte
+    packed-<layout key>.json   sha256 of the second line; then digest, length, XXH64 of the buffer, and the modules
+
+Derived from the blob and made again from it whenever it is missing or damaged: nothing here is synced or promised, and
+no failure to write it is an error. The buffer is summed with a fast checksum where the blob is hashed with sha256: it
+finds damage, and whoever may write here may write the database as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+from adapters_store.base.description import AdapterDigest, BaseDescription
+from adapters_store.format.dtypes import type_of_base
+from adapters_store.packed.host_buffers import HostBuffers
+from adapters_store.packed.layout import PackedAdapter, PackedModule
+from lora_kernels import background
+from lora_kernels.turns import Turns
+
+_log = logging.getLogger(__name__)
+
+
+class _Damaged(Exception):
+    """What is on the disk is not what was written."""
+
+
+def read_packed(
+    folder: Path, digest: AdapterDigest, base: BaseDescription, *, buffers: HostBuffers, turns: Turns
+) -> PackedAdapter | None:
+    """The adapter as it was kept for this base's layout; None where it was not, or is damaged (logged)."""
+    if not background.is_available():
+        return None
+    stem = _stem(folder, base)
+    try:
+        index = _read_index(stem.with_suffix(".json"), digest)
+        buffer = buffers.take(index["num_elements"], type_of_base(base.dtype).torch_dtype)
+        if background.read_file(stem.with_suffix(".bin"), as_bytes(buffer), turns) != index["xxh64"]:
+            raise _Damaged("checksum differs")
+    except FileNotFoundError:
+        return None
+    except (OSError, _Damaged) as error:
+        _log.warning("adapter %s: packed form not used, reading the upload instead: %s", digest, error)
+        return None
+    return PackedAdapter(digest, buffer, tuple(PackedModule(*module) for module in index["modules"]))
+
+
+def keep_packed(folder: Path, adapter: PackedAdapter, base: BaseDescription) -> None:
+    """Write it for the next load. Where that fails (disk full, blob deleted meanwhile) the next load is slower."""
+    if not background.is_available():
+        return
+    data = as_bytes(adapter.buffer)
+    index = {
+        "digest": adapter.digest,
+        "num_elements": adapter.buffer.numel(),
+        "xxh64": background.checksum(data, Turns()),
+        "modules": [astuple(module) for module in adapter.modules],
+    }
+    body = json.dumps(index, separators=(",", ":")).encode()
+    stem = _stem(folder, base)
+    try:
+        _write(stem.with_suffix(".bin"), data.data)
+        _write(stem.with_suffix(".json"), hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+    except OSError as error:
+        _log.info("adapter %s: packed form not kept: %s", adapter.digest, error)
+
+
+def as_bytes(buffer: torch.Tensor) -> background.Bytes:
+    """The tensor's own memory (contiguous, on the host)."""
+    view: background.Bytes = buffer.view(torch.uint8).numpy()
+    return view
+
+
+def _stem(folder: Path, base: BaseDescription) -> Path:
+    return folder / f"packed-{base.layout_key}"
+
+
+def _read_index(path: Path, digest: AdapterDigest) -> dict[str, Any]:
+    checksum, _, body = path.read_bytes().partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != checksum:
+        raise _Damaged(f"{path.name}: checksum differs")
+    index: dict[str, Any] = json.loads(body)
+    if index["digest"] != digest:
+        raise _Damaged(f"{path.name}: belongs to {index['digest']}")
+    return index
+
+
+def _write(path: Path, data: bytes | memoryview) -> None:
+    """Under another name first: a reader finds the old file or the new one, whole."""
+    scratch = path.with_name(f"{path.name}.{uuid4().hex}")
+    try:
+        scratch.write_bytes(data)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

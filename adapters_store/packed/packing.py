@@ -1,0 +1,111 @@
+"""A planned adapter and its file -> one contiguous buffer in device layout, cast to the base's dtype.
+
+Layout contract: packed.py. Reading, hashing, checking and placing are one pass over the tensors. Plain numpy on
+bit patterns: one thread, and the GIL is released while bytes move. Knows nothing of pools or devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adapters_store.base.description import BaseDescription
+from adapters_store.format.digest import DigestBuilder
+from adapters_store.format.dtypes import TENSOR_TYPES, Bits, TensorType, cast_bits, type_of_base
+from adapters_store.format.tensor_file import WeightsFile
+from adapters_store.format.validate import AdapterPlan, PlannedModule, check_values
+from adapters_store.packed.host_buffers import HostBuffers
+from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter, PackedModule
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything goes: modules in the base's order, and the buffer's length in elements."""
+
+    modules: tuple[PackedModule, ...]
+    num_elements: int
+
+
+def packed_bytes(plan: AdapterPlan) -> int:
+    """Bytes the adapter takes on the device, known before a tensor is read."""
+    return plan_layout(plan).num_elements * type_of_base(plan.base.dtype).itemsize
+
+
+def plan_layout(plan: AdapterPlan) -> Layout:
+    """Offsets (in elements) of each A and B: aligned, and within a group all A's before all B's."""
+    align = ALIGN_BYTES // type_of_base(plan.base.dtype).itemsize
+    shapes = plan.base.modules
+    a_offsets: dict[str, int] = {}
+    b_offsets: dict[str, int] = {}
+    end = 0
+    for group in _groups(plan):
+        for module in group:
+            a_offsets[module.name] = end
+            end += _aligned(module.rank * shapes[module.name].in_features, align)
+        for module in group:
+            b_offsets[module.name] = end
+            end += _aligned(module.rank * shapes[module.name].out_features, align)
+    modules = tuple(
+        PackedModule(module.name, module.rank, module.scale, a_offsets[module.name], b_offsets[module.name])
+        for module in plan.modules
+    )
+    return Layout(modules, end)
+
+
+def _aligned(count: int, align: int) -> int:
+    return -(-count // align) * align
+
+
+def _groups(plan: AdapterPlan) -> Iterable[list[PlannedModule]]:
+    """The planned modules by the base's groups, in the order of each group's first module; a loner is its own group."""
+    group_of = _group_of(plan.base)
+    groups: dict[str, list[PlannedModule]] = {}
+    for module in plan.modules:
+        groups.setdefault(group_of.get(module.name, module.name), []).append(module)
+    return groups.values()
+
+
+def _group_of(base: BaseDescription) -> dict[str, str]:
+    return {name: group[0] for group in base.groups for name in group}
+
+
+def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: HostBuffers | None = None) -> PackedAdapter:
+    """Read, hash and place every tensor. The digest is of the bytes packed: compare it with the one asked for.
+
+    check: refuse values that cannot be served. buffers: where the memory comes from; None: new memory.
+
+    Raises:
+        AdapterRejected: non_finite, cast_overflow, with `check`. OSError where the file cannot be read.
+    """
+    layout = plan_layout(plan)
+    target = type_of_base(plan.base.dtype)
+    buffer = (buffers or HostBuffers()).take(layout.num_elements, target.torch_dtype)
+    elements = _as_bits(buffer, target)
+    elements.fill(0)  # between the tensors too: what is summed and kept depends on the adapter alone
+    builder = DigestBuilder(plan)
+    with WeightsFile(weights) as file:
+        for module, place in zip(plan.modules, layout.modules, strict=True):
+            a, b = file.read(module.a), file.read(module.b)
+            for entry, bits in ((module.a, a), (module.b, b)):
+                if check:
+                    check_values(entry, bits, plan.base)
+                builder.update(bits)
+            _place(elements, place.a_offset, cast_bits(a, TENSOR_TYPES[module.a.dtype], target))
+            _place(elements, place.b_offset, cast_bits(b, TENSOR_TYPES[module.b.dtype], target).T)
+    return PackedAdapter(builder.digest(), buffer, layout.modules)
+
+
+def _place(elements: Bits, offset: int, matrix: Bits) -> None:
+    rows, cols = matrix.shape
+    elements[offset : offset + rows * cols].reshape(rows, cols)[...] = matrix
+
+
+def _as_bits(buffer: torch.Tensor, target: TensorType) -> Bits:
+    """The tensor's own memory as unsigned integers (numpy has no bfloat16)."""
+    signed = torch.int32 if target.itemsize == 4 else torch.int16
+    bits: Bits = buffer.view(signed).numpy().view(np.dtype(target.bits))
+    return bits

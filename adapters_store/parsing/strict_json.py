@@ -1,0 +1,99 @@
+"""JSON from strangers: bytes to a value with one reading only. Knows no schema.
+
+Python's parser takes duplicate keys (last wins), NaN and any depth; safetensors and PEFT read the same bytes with
+other parsers. What two readers could read differently is refused here.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from typing import NoReturn
+
+from adapters_store.errors import AdapterRejected
+from adapters_store.parsing.json_pieces import JsonRules, TooDeep, read_json
+
+MAX_DEPTH = 8
+_WHOLE_CHARS = 128 * 1024  # read in one go; the headers of nearly all adapters are
+
+
+def parse_strict_json(data: bytes, *, what: str, max_objects: int, too_many: str = "too_many_objects") -> object:
+    """Parse `data`; `what` names the document in errors, `too_many` is the code for more than max_objects objects.
+
+    Raises:
+        AdapterRejected: not_utf8, bad_json, duplicate_key, nan_literal, too_deep, or the code `too_many`.
+    """
+    reader = _Reader(what, max_objects, too_many)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise AdapterRejected("not_utf8", f"{what}: byte {error.start} is not UTF-8", param=what) from None
+    rules = JsonRules(
+        pairs=reader.pairs,
+        constant=reader.constant,
+        integer=reader.integer,
+        whole_chars=_WHOLE_CHARS,
+        max_depth=MAX_DEPTH,
+    )
+    try:
+        value: object = read_json(text, rules)
+    except (TooDeep, RecursionError):
+        raise AdapterRejected("too_deep", f"{what}: nested deeper than {MAX_DEPTH}", param=what) from None
+    except ValueError as error:
+        raise AdapterRejected("bad_json", f"{what}: not JSON: {shown(str(error), 120)}", param=what) from None
+    _check_depth(value, what)
+    return value
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """`value` for an error message: short, ASCII, no control characters, whatever a stranger put in it."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = limit
+    short.maxlevel = 2
+    return short.repr(value).encode("ascii", "backslashreplace").decode()[: limit + 20]
+
+
+class _Reader:
+    """The parser's hooks. An error raised in a hook leaves the parser at once, so the work done stays bounded."""
+
+    def __init__(self, what: str, max_objects: int, too_many: str) -> None:
+        self.what = what
+        self.too_many = too_many
+        self.max_objects = max_objects
+        self.num_objects = 0
+
+    def pairs(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
+        self.num_objects += 1
+        if self.num_objects > self.max_objects:
+            message = f"{self.what}: more than {self.max_objects} objects"
+            raise AdapterRejected(self.too_many, message, param=self.what)
+        body = dict(pairs)
+        if len(body) != len(pairs):
+            self._refuse_duplicate([key for key, _ in pairs])
+        return body
+
+    def _refuse_duplicate(self, keys: list[str]) -> NoReturn:
+        seen: set[str] = set()
+        twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise AdapterRejected("duplicate_key", f"{self.what}: key {shown(twice)} stands twice", param=self.what)
+
+    def constant(self, literal: str) -> NoReturn:
+        raise AdapterRejected("nan_literal", f"{self.what}: {literal} is not JSON", param=self.what)
+
+    def integer(self, digits: str) -> int | float:
+        # Rust reads "-0" as a float and Python as the integer 0: keep it a float here too, so no size is ever "-0".
+        return int(digits) if digits != "-0" else -0.0
+
+
+def _check_depth(value: object, what: str) -> None:
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(child for child in item.values() if isinstance(child, (dict, list)))
+            elif isinstance(item, list):
+                inner.extend(child for child in item if isinstance(child, (dict, list)))
+        if not inner:
+            return
+        level = inner
+    raise AdapterRejected("too_deep", f"{what}: nested deeper than {MAX_DEPTH}", param=what)

@@ -1,0 +1,132 @@
+"""The content-addressed folder of adapter files. Decides when bytes are durable; knows nothing of rows or tenants.
+
+blobs/ab/abcdef.../adapter_config.json and adapter_model.safetensors, as uploaded, under the digest's hex. A blob is
+made in staging/ on the same file system, synced, renamed into place, and its parent synced: it is there whole or not.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.errors import StoreError
+from adapters_store.storage.filesystem import Filesystem, file_lock
+
+RESERVE_BYTES = 64 * 1024 * 1024
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class BlobStore:
+    """root: a folder of the data directory; made if missing. files: the operations, replaceable in tests.
+
+    reserve_bytes: what uploads leave free. The database needs room even to delete: tried, on a disk filled to the last
+    byte nothing could be taken away again.
+    """
+
+    def __init__(self, root: Path, files: Filesystem, *, reserve_bytes: int = RESERVE_BYTES) -> None:
+        self._files = files
+        self._root = root
+        self._reserve_bytes = reserve_bytes
+        self._blobs = root / "blobs"
+        self._staging = root / "staging"
+        self._lock = root / "blobs.lock"
+        for folder in (root, self._blobs, self._staging):
+            files.make_folder(folder)
+
+    def folder(self, digest: AdapterDigest) -> Path:
+        """Where the blob of this digest lies, if there is one."""
+        name = digest.removeprefix("sha256:")
+        return self._blobs / name[:2] / name
+
+    def changing(self) -> AbstractContextManager[None]:
+        """Hold while a blob is put in place and its row written, or is found to have no row and removed."""
+        return file_lock(self._lock, exclusive=True)
+
+    def settled(self) -> AbstractContextManager[None]:
+        """Hold to see blobs and rows as they are between two changes."""
+        return file_lock(self._lock, exclusive=False)
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether the reserve is left when this much more is written."""
+        disk = os.statvfs(self._root)
+        return disk.f_bavail * disk.f_frsize >= num_bytes + self._reserve_bytes
+
+    @contextmanager
+    def stage(self, config: bytes, weights: Path) -> Iterator[Path]:
+        """A private copy of an upload, to be checked and then `put`. Gone at the end of the block unless it was put."""
+        staged = self._staging / uuid4().hex
+        num_bytes = len(config) + weights.stat().st_size
+        if not self.has_room(num_bytes):
+            message = f"no room for {num_bytes} bytes: {self._reserve_bytes} must stay free; nothing was stored"
+            raise StoreError("disk_full", message)
+        try:
+            with disk_full_is_an_answer():
+                self._files.make_folder(staged)
+                self._files.write(staged / CONFIG_FILE, config)
+                self._files.copy(weights, staged / WEIGHTS_FILE)
+            yield staged
+        finally:
+            if staged.exists():
+                self._files.remove_tree(staged)
+
+    def put(self, staged: Path, digest: AdapterDigest) -> None:
+        """Make a staged copy durable under its digest, in the place of what lay there (a damaged blob)."""
+        target = self.folder(digest)
+        with disk_full_is_an_answer():
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                self._files.sync_file(staged / name)
+            self._files.sync_folder(staged)
+            self._files.make_folder(target.parent)
+            self._files.sync_folder(self._blobs)  # also where the folder was there: its maker may have been killed
+            self.remove(digest)
+            self._files.rename(staged, target)
+            self._files.sync_folder(target.parent)
+
+    def remove(self, digest: AdapterDigest) -> None:
+        """Take a blob away, whole: renamed first, so that no half of it is ever found under its digest."""
+        target = self.folder(digest)
+        if target.exists():
+            trash = self._staging / uuid4().hex
+            with disk_full_is_an_answer():
+                self._files.rename(target, trash)
+            self._files.remove_tree(trash)
+
+    def digests(self) -> Iterator[AdapterDigest]:
+        """Every blob present."""
+        for folder in self._blobs.glob("??/*"):
+            yield AdapterDigest(f"sha256:{folder.name}")
+
+    def remove_old(self, digests: Iterable[AdapterDigest], is_left_over: Callable[[Path], bool]) -> list[AdapterDigest]:
+        """Remove those of `digests` whose blob is a left-over; returns them."""
+        old = [digest for digest in digests if is_left_over(self.folder(digest))]
+        for digest in old:
+            self.remove(digest)
+        return old
+
+    def remove_old_staging(self, is_left_over: Callable[[Path], bool]) -> int:
+        """Remove what a process left behind when it was killed; returns how many."""
+        old = [folder for folder in self._staging.iterdir() if is_left_over(folder)]
+        for folder in old:
+            self._files.remove_tree(folder)
+        return len(old)
+
+
+@contextmanager
+def disk_full_is_an_answer() -> Iterator[None]:
+    """Turn what the disk refuses into StoreError (disk_full, read_only); every other OSError passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise StoreError("disk_full", "the data directory's disk is full; nothing was stored") from error
+        if error.errno in _READ_ONLY:
+            raise StoreError("read_only", "the data directory cannot be written; nothing was stored") from error
+        raise

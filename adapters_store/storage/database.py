@@ -1,0 +1,179 @@
+"""Opens the store's database and hands out transactions. Knows engines and pragmas; knows no adapter.
+
+SQLite in WAL mode: readers never wait; a writer takes the lock when it begins (BEGIN IMMEDIATE), because a reader that
+turns writer fails at once when another process wrote in between, whatever the busy timeout. Any SQLAlchemy URL works.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, select, text, update
+
+from adapters_store.errors import StoreError, StoreUnavailable
+from adapters_store.storage import store_id
+from adapters_store.storage.database_errors import as_store_errors
+from adapters_store.storage.filesystem import file_lock
+from adapters_store.storage.reach import DEFAULT_GRACE_S, Reach
+from adapters_store.storage.schema import HEAD_REVISION, store_state
+from adapters_store.storage.store_id import Mark, StorePair
+
+_BUSY_TIMEOUT_S = 10
+_MIGRATE_KEY = 0x6D756C74696C6F72  # any number, the same in every process
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Database:
+    """A connection pool on migrated tables, proved to be those of `data_dir`. `url` None: data_dir/multilora.db.
+
+    grace_s: how long remembered answers count while the database does not answer.
+    Raises StoreError (wrong_store, database_newer). Whatever the database refuses later is a StoreError too; see
+    `database_errors`.
+    """
+
+    def __init__(self, data_dir: Path, url: str | None, *, grace_s: float = DEFAULT_GRACE_S) -> None:
+        self.engine = make_engine(url or f"sqlite:///{data_dir / 'multilora.db'}")
+        self.reach = Reach(grace_s)
+        self._on_write: list[Callable[[], None]] = []
+        with file_lock(data_dir / "migrate.lock", exclusive=True), as_store_errors(writes=True):
+            self.pair = _joined(self.engine, data_dir)
+
+    def on_write(self, callback: Callable[[], None]) -> None:
+        """Call back after each of this object's own commits."""
+        self._on_write.append(callback)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One snapshot. Raises StoreUnavailable (store_unavailable, data_dir_gone), StoreError (database_damaged)."""
+        with self.reach.asking(), as_store_errors(writes=False):
+            self.pair.require_folder()
+            with self.engine.begin() as connection:
+                yield connection
+
+    @contextmanager
+    def proven(self) -> Iterator[Connection]:
+        """One snapshot of the rows that belong to the data directory: what is not in it may be removed there.
+
+        Raises StoreError (wrong_store) and as `read`.
+        """
+        with self.read() as connection:
+            self.pair.require(connection)
+            yield connection
+
+    @contextmanager
+    def write(self, *, changes_answers: bool = True) -> Iterator[Connection]:
+        """One transaction: all of the block or nothing. Raises StoreError (disk_full, read_only) and as `read`.
+
+        changes_answers False: nothing that anybody remembers (a name's version, a key) changes with it.
+        """
+        with self.reach.asking(), as_store_errors(writes=True):
+            self.pair.require_folder()
+            with self.engine.connect().execution_options(multilora_write=True) as connection, connection.begin():
+                if changes_answers:  # first: on PostgreSQL it makes one writer of many, as SQLite's lock does
+                    connection.execute(select(store_state.c.generation).with_for_update())
+                yield connection
+                if changes_answers:
+                    connection.execute(update(store_state).values(generation=store_state.c.generation + 1))
+        for callback in self._on_write if changes_answers else ():
+            callback()
+
+    def generation(self) -> int:
+        """A number that changes with every write of any process."""
+        with self.read() as connection:
+            return int(connection.execute(select(store_state.c.generation)).scalar_one())
+
+    def generation_if_reachable(self) -> int | None:
+        """For remembered answers: None where the database does not answer, until the grace is over."""
+        try:
+            return self.generation()
+        except StoreUnavailable:
+            if self.reach.is_lost():
+                raise
+            return None
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def adopt(data_dir: Path, url: str | None) -> str:
+    """Join a directory and a database whatever their ids are; returns the id. Nothing that lies there is ever swept."""
+    engine = make_engine(url or f"sqlite:///{data_dir / 'multilora.db'}")
+    with file_lock(data_dir / "migrate.lock", exclusive=True), as_store_errors(writes=True):
+        mark = _opened(engine, lambda connection: store_id.adopt(connection, data_dir))
+        store_id.settle(mark, data_dir)
+    engine.dispose()
+    return mark.store_id
+
+
+def _joined(engine: Engine, data_dir: Path) -> StorePair:
+    file = Path(str(engine.url.database)) if engine.url.get_backend_name() == "sqlite" else None
+    if file is not None and not file.exists():
+        store_id.require_unmarked(data_dir)  # before SQLite makes the file
+    mark = _opened(engine, lambda connection: store_id.join(connection, data_dir))
+    return StorePair(data_dir, store_id.settle(mark, data_dir), file)
+
+
+def make_engine(url: str) -> Engine:
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_size=16, pool_pre_ping=True, connect_args=_limits_of_waiting(url))
+    engine = create_engine(url, pool_size=16, connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _set_pragmas(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # Python's sqlite3 must not begin transactions of its own
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("multilora_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _limits_of_waiting(url: str) -> dict[str, str]:
+    """No thread waits for ever: to connect, for a packet's receipt (ms), for a lock. What the URL says goes before."""
+    options = f"-c lock_timeout={_BUSY_TIMEOUT_S}s"
+    limits = {"connect_timeout": "5", "tcp_user_timeout": "10000", "options": options}
+    return {name: value for name, value in limits.items() if name not in make_url(url).query}
+
+
+def _opened(engine: Engine, prove: Callable[[Connection], Mark]) -> Mark:
+    """The tables as this program knows them, and the mark; one process at a time."""
+    with engine.connect().execution_options(multilora_write=True) as connection, connection.begin():
+        if engine.dialect.name == "postgresql":  # processes may have a folder each
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATE_KEY})
+        _migrate(connection)
+        return prove(connection)
+
+
+def _migrate(connection: Connection) -> None:
+    found = _revision(connection)
+    if found == HEAD_REVISION:
+        return
+    if found is not None and found > HEAD_REVISION:
+        message = f"the database is at revision {found}, this program knows up to {HEAD_REVISION}"
+        raise StoreError("database_newer", message)
+    from alembic import command  # costs 100 ms, and only the first process to open a new store pays it
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, HEAD_REVISION)
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def now_s() -> int:
+    """Unix seconds, as the tables keep them."""
+    return int(time.time())

@@ -1,0 +1,53 @@
+"""Looks whether a directory and a database from before there were store ids know each other. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy import Column, Connection, select
+
+from adapters_store.errors import StoreError
+from adapters_store.storage.schema import adapter_versions, files, jobs
+
+_MAX_IN = 500  # values in one IN list; databases bound them
+
+
+def require_kinship(connection: Connection, root: Path) -> bool:
+    """Whether the directory is empty. Raises StoreError (wrong_store) where one holds what the other does not know."""
+    held = [
+        (adapter_versions.c.digest, _digests(root / "blobs")),
+        (files.c.digest, _digests(root / "files")),
+        (jobs.c.id, [folder.name for folder in (root / "runs").glob("ftjob-*")]),
+    ]
+    if any(_knows_any(connection, column, names) for column, names in held):
+        return False
+    if any(names for _, names in held):
+        message = "the data directory holds adapters, files or runs, and the database knows none of them"
+        raise StoreError("wrong_store", f"{message}; is it the right database? If so: multilora adopt")
+    if not _lies_in(connection, root) and any(_has_rows(connection, column) for column, _ in held):
+        message = "the database has adapters, files or jobs, and the data directory holds none of them"
+        raise StoreError("wrong_store", f"{message}; is it the right directory? If so: multilora adopt")
+    return True
+
+
+def _lies_in(connection: Connection, root: Path) -> bool:
+    """SQLite's own file in the directory: no other database can be meant."""
+    url = connection.engine.url
+    return url.get_backend_name() == "sqlite" and Path(str(url.database)).resolve().parent == root.resolve()
+
+
+def _digests(folder: Path) -> list[str]:
+    return [f"sha256:{each.name}" for each in folder.glob("??/*")]
+
+
+def _has_rows(connection: Connection, column: Column[str]) -> bool:
+    return connection.execute(select(column).limit(1)).first() is not None
+
+
+def _knows_any(connection: Connection, column: Column[str], names: Sequence[str]) -> bool:
+    for start in range(0, len(names), _MAX_IN):
+        some = select(column).where(column.in_(names[start : start + _MAX_IN])).limit(1)
+        if connection.execute(some).first() is not None:
+            return True
+    return False

@@ -1,0 +1,262 @@
+"""Decides which adapters lie on the device, where, and who has to go. Knows elements, slots and references; knows no
+tensors and starts no copies. One engine thread owns it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, KeysView
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.tiers.arena_allocator import ArenaAllocator
+from adapters_store.tiers.compaction import Move, next_move
+from adapters_store.tiers.pool_shares import NOBODY, Owner, PoolShares
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicePoolSettings:
+    """capacity_elements: arena size. max_slots: rows of the device adapter table, 0..max_slots-1.
+
+    alignment_elements: every adapter starts on a multiple of this (64 bytes; 32 elements of bfloat16).
+    hold_s: how long a tenant within its share keeps an adapter that it does not use, while others want room.
+    """
+
+    capacity_elements: int
+    max_slots: int
+    alignment_elements: int = 32
+    hold_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.max_slots < 1:
+            raise ValueError(f"max_slots must be at least 1, got {self.max_slots}")
+        if self.capacity_elements < self.alignment_elements:
+            raise ValueError(
+                f"capacity_elements must be at least {self.alignment_elements} elements (one alignment unit), "
+                f"got {self.capacity_elements}"
+            )
+
+
+class EntryState(Enum):
+    COPYING = auto()
+    READY = auto()
+    MOVING = auto()  # from one place of the arena to another
+
+
+@dataclass(slots=True, eq=False)
+class PoolEntry:
+    """One adapter's place. While it is in use, pinned or being copied it is neither removed nor moved.
+
+    moved_from: where it lay, while it is MOVING to `offset`.
+    """
+
+    digest: AdapterDigest
+    slot: int
+    offset: int
+    num_elements: int
+    last_used_s: float
+    owner: Owner = NOBODY
+    state: EntryState = EntryState.COPYING
+    ref_count: int = 0
+    pinned: bool = False
+    was_used: bool = False
+    doomed: bool = False  # its adapter was deleted: goes as soon as nobody uses it
+    moved_from: int | None = None
+
+    @property
+    def is_evictable(self) -> bool:
+        return self.ref_count == 0 and self.state is EntryState.READY and not self.pinned
+
+
+class Reservation(NamedTuple):
+    """A place for a new adapter, and the entries that had to go for it (their slots are free or reused)."""
+
+    entry: PoolEntry
+    evicted: tuple[PoolEntry, ...]
+
+
+@dataclass(slots=True)
+class DevicePoolStats:
+    """hits: references given. evictions: entries removed to make room. activations: adapters that became ready.
+    moves: adapters that lie elsewhere now and are ready again."""
+
+    hits: int = 0
+    evictions: int = 0
+    activations: int = 0
+    moves: int = 0
+
+
+class DevicePool:
+    """Accounting of the device arena: true sizes, LRU eviction of what nobody uses, reference counts, pins."""
+
+    def __init__(self, settings: DevicePoolSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.settings = settings
+        self.stats = DevicePoolStats()
+        self._clock = clock
+        self._arena = ArenaAllocator(settings.capacity_elements, settings.alignment_elements)
+        self._entries: OrderedDict[AdapterDigest, PoolEntry] = OrderedDict()  # least recently used first
+        self._ready: dict[AdapterDigest, PoolEntry] = {}
+        self._free_slots = list(range(settings.max_slots - 1, -1, -1))
+
+    @property
+    def capacity_elements(self) -> int:
+        return self._arena.capacity
+
+    @property
+    def num_free_elements(self) -> int:
+        return self._arena.num_free
+
+    @property
+    def largest_hole(self) -> int:
+        return self._arena.largest_hole
+
+    def get(self, digest: AdapterDigest) -> PoolEntry | None:
+        return self._entries.get(digest)
+
+    def entries(self) -> list[PoolEntry]:
+        """All entries, least recently used first."""
+        return list(self._entries.values())
+
+    def ready(self) -> KeysView[AdapterDigest]:
+        """Digests that can be acquired now."""
+        return self._ready.keys()
+
+    def acquire(self, digest: AdapterDigest) -> PoolEntry | None:
+        """One more reference on a ready entry; None if there is none."""
+        entry = self._ready.get(digest)
+        if entry is None:
+            return None
+        entry.ref_count += 1
+        entry.was_used = True
+        entry.doomed = False  # somebody has the same version again, and a version is its content
+        self.stats.hits += 1
+        self._touch(entry)
+        return entry
+
+    def release(self, digest: AdapterDigest) -> PoolEntry:
+        """One reference less."""
+        entry = self._entries[digest]
+        assert entry.ref_count > 0, f"{digest} released more often than acquired"
+        entry.ref_count -= 1
+        self._touch(entry)
+        return entry
+
+    def shares(self, asking: Collection[Owner] = ()) -> PoolShares:
+        """Who holds how much now. asking: tenants that wait for room."""
+        oldest_s = self._clock() - self.settings.hold_s
+        return PoolShares(self._entries.values(), self.capacity_elements, asking, oldest_s=oldest_s)
+
+    def reserve(
+        self,
+        digest: AdapterDigest,
+        num_elements: int,
+        keep: Collection[AdapterDigest] = (),
+        *,
+        owner: Owner = NOBODY,
+        shares: PoolShares | None = None,
+    ) -> Reservation | None:
+        """A place for an adapter that is about to be copied, evicting what nobody uses: first what tenants hold beyond
+        their shares, then the longest unused.
+
+        keep: not to be evicted either. shares: as `shares()` gave them, where nothing has changed since. None, with
+        nothing evicted, if no place can be made.
+        """
+        assert digest not in self._entries, f"{digest} has a place already"
+        victims = self._plan(num_elements, keep, owner, shares)
+        if victims is None:
+            return None
+        for victim in victims:
+            self.remove(victim)
+        self.stats.evictions += len(victims)
+        offset = self._arena.allocate(num_elements)
+        assert offset is not None, "the plan made no room"
+        entry = PoolEntry(digest, self._free_slots.pop(), offset, num_elements, self._clock(), owner)
+        self._entries[digest] = entry
+        return Reservation(entry, tuple(victims))
+
+    def mark_ready(self, entry: PoolEntry) -> None:
+        """The copy is complete."""
+        assert entry.state is EntryState.COPYING, f"{entry.digest} was ready already"
+        entry.state = EntryState.READY
+        self._ready[entry.digest] = entry
+        self.stats.activations += 1
+
+    def next_move(self) -> Move | None:
+        """What to move so that free elements come together, one after the other; None: nothing to gain."""
+        return next_move(self._entries.values(), self._arena)
+
+    def begin_move(self, move: Move) -> None:
+        """It is being copied to its new place. Until end_move() it is not given out and has both places."""
+        entry = move.entry
+        assert entry.is_evictable, f"{entry.digest} is in use, pinned or being copied"
+        self._arena.begin_move(entry.offset, move.target)
+        entry.moved_from, entry.offset = entry.offset, move.target
+        entry.state = EntryState.MOVING
+        del self._ready[entry.digest]
+
+    def is_moving(self, digest: AdapterDigest) -> bool:
+        """Whether it is on the device, and for the moment not given out."""
+        entry = self._entries.get(digest)
+        return entry is not None and entry.state is EntryState.MOVING
+
+    def end_move(self, entry: PoolEntry) -> None:
+        """The copy is complete."""
+        assert entry.moved_from is not None, f"{entry.digest} was not moved"
+        self._arena.end_move(entry.moved_from, entry.offset)
+        entry.moved_from, entry.state = None, EntryState.READY
+        self._ready[entry.digest] = entry
+        self.stats.moves += 1
+
+    def remove(self, entry: PoolEntry) -> None:
+        """The place and slot of an entry that nobody uses are free."""
+        assert entry.ref_count == 0, f"{entry.digest} is in use by {entry.ref_count}"
+        assert entry.state is EntryState.READY, f"{entry.digest} is being copied"
+        del self._entries[entry.digest], self._ready[entry.digest]
+        self._arena.free(entry.offset)
+        self._free_slots.append(entry.slot)
+
+    def could_ever_fit(self, num_elements: int) -> bool:
+        """Whether there would be room if only pinned entries stayed."""
+        pinned = sorted((entry.offset, entry.num_elements) for entry in self._entries.values() if entry.pinned)
+        if len(pinned) >= self.settings.max_slots:
+            return False
+        position, largest = 0, 0
+        for offset, size in pinned:
+            largest = max(largest, offset - position)
+            position = offset + self._arena.rounded(size)
+        return self._arena.rounded(num_elements) <= max(largest, self._arena.capacity - position)
+
+    def _touch(self, entry: PoolEntry) -> None:
+        entry.last_used_s = self._clock()
+        self._entries.move_to_end(entry.digest)
+
+    def _plan(
+        self, num_elements: int, keep: Collection[AdapterDigest], owner: Owner, shares: PoolShares | None
+    ) -> list[PoolEntry] | None:
+        """Whom to evict. Tries on a copy of the arena, then spares those whose going would not have helped."""
+        if self._free_slots and self._arena.fits(num_elements):
+            return []
+        evictable = [entry for entry in self._entries.values() if entry.is_evictable and entry.digest not in keep]
+        candidates = (shares or self.shares([owner])).victims(evictable, owner, num_elements)
+        if not self._is_enough(num_elements, candidates):
+            return None
+        trial, chosen = self._arena.copy(), 0
+        while chosen < len(candidates) and (chosen == 0 or not trial.fits(num_elements)):
+            trial.free(candidates[chosen].offset)
+            chosen += 1
+        offset = trial.allocate(num_elements)
+        if offset is None:
+            return None
+        end = offset + self._arena.rounded(num_elements)
+        needed = [entry for entry in candidates[:chosen] if entry.offset < end and self._end(entry) > offset]
+        return needed or candidates[:1]  # none in the way: only a slot was missing
+
+    def _is_enough(self, num_elements: int, candidates: list[PoolEntry]) -> bool:
+        freed = sum(self._arena.rounded(entry.num_elements) for entry in candidates)
+        return bool(candidates) and self._arena.num_free + freed >= num_elements
+
+    def _end(self, entry: PoolEntry) -> int:
+        return entry.offset + self._arena.rounded(entry.num_elements)

@@ -1,0 +1,311 @@
+"""Decides which adapters are kept in host memory. Knows bytes, digests and a queue of loads; knows neither disk format
+nor device. Loading runs on one background thread, so that nobody else ever waits for a disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.errors import AdapterUnavailable, StoreError
+
+if TYPE_CHECKING:
+    from adapters_store.packed.layout import PackedAdapter
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostTierSettings:
+    """max_bytes: budget of all buffers. max_queue: loads waiting at once.
+
+    retry_s: how long a failure is remembered before the disk is asked again. stuck_s: a load that takes longer counts
+    as failed, and so does every load queued behind it, until it ends.
+    """
+
+    max_bytes: int
+    max_queue: int = 256
+    retry_s: float = 5.0
+    stuck_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_queue"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.stuck_s <= 0:
+            raise ValueError(f"stuck_s must be above 0, got {self.stuck_s}")
+
+
+@dataclass(slots=True, eq=False)
+class HostEntry:
+    """One adapter in host memory. While `pins` > 0 a copy reads its buffer and it is not evicted."""
+
+    adapter: PackedAdapter
+    pins: int = 0
+    was_used: bool = False
+
+
+@dataclass(slots=True)
+class HostTierStats:
+    """hits: copies to the device that needed no load. misses: loads asked for. unstored: loads that found no room."""
+
+    loads: int = 0
+    failures: int = 0
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    unstored: int = 0
+    num_bytes: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """One load, queued or running. Dropping its digest takes it off the books, and its result is thrown away.
+
+    is_outdated: the store has changed since it began, so that its failure says nothing.
+    """
+
+    digest: AdapterDigest
+    is_outdated: bool = False
+
+
+class HostTier:
+    """A bytes-budgeted LRU of packed adapters. Thread-safe.
+
+    load: digest -> adapter, called on the loader thread; its StoreError is reported by `failure`.
+    notify: called on the loader thread after each load, so that an idle engine wakes.
+    Without `start()` nothing runs in the background, and `load_next()` does one load by hand.
+    """
+
+    def __init__(
+        self,
+        settings: HostTierSettings,
+        load: Callable[[AdapterDigest], PackedAdapter],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        notify: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings = settings
+        self._load = load
+        self._clock = clock
+        self._notify = notify
+        self._changed = threading.Condition()
+        self._entries: OrderedDict[AdapterDigest, HostEntry] = OrderedDict()  # least recently used first
+        self._queue: deque[_Ticket] = deque()
+        self._tickets: dict[AdapterDigest, _Ticket] = {}
+        self._failures: OrderedDict[AdapterDigest, tuple[StoreError, float]] = OrderedDict()  # until when, in order
+        self._unstored_bytes: dict[AdapterDigest, int] = {}  # loaded once in vain: how much room each needs
+        self._urgency: dict[AdapterDigest, int] = {}
+        self._stats = HostTierStats()
+        self._version = 0
+        self._loading: _Ticket | None = None
+        self._loading_since_s = 0.0
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    @property
+    def version(self) -> int:
+        """Changes whenever a load has ended or an entry has gone."""
+        return self._version
+
+    def start(self) -> None:
+        """Load in the background from now on."""
+        assert self._thread is None, "started twice"
+        self._thread = threading.Thread(target=self._run, name="adapter-loader", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the loader thread, after the load it is in."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def request(self, digest: AdapterDigest) -> bool:
+        """Have it loaded, unless it is here or under way, failed lately, or is known to find no room now.
+
+        False if the queue is full.
+        """
+        with self._changed:
+            if digest in self._entries or digest in self._tickets or self._would_be_in_vain(digest):
+                return True
+            if len(self._queue) >= self.settings.max_queue:
+                return False
+            ticket = self._tickets[digest] = _Ticket(digest)
+            self._queue.append(ticket)
+            self._stats.misses += 1
+            self._changed.notify()
+            return True
+
+    def find(self, digest: AdapterDigest) -> PackedAdapter | None:
+        """The adapter if it is in host memory."""
+        with self._changed:
+            entry = self._entries.get(digest)
+            if entry is None:
+                return None
+            self._entries.move_to_end(digest)
+            return entry.adapter
+
+    def pin(self, adapter: PackedAdapter) -> HostEntry:
+        """Hold the adapter, which find() gave, for a copy, until unpin(). It may have been evicted since."""
+        with self._changed:
+            entry = self._entries.get(adapter.digest) or HostEntry(adapter)
+            entry.pins += 1
+            self._stats.hits += entry.was_used
+            entry.was_used = True
+            return entry
+
+    def unpin(self, entry: HostEntry) -> None:
+        """The copy is complete."""
+        with self._changed:
+            assert entry.pins > 0, f"{entry.adapter.digest} unpinned more often than pinned"
+            entry.pins -= 1
+
+    def failure(self, digest: AdapterDigest) -> StoreError | None:
+        """Why the last load failed, while that is remembered; or that the load under way is stuck."""
+        with self._changed:
+            known = self._failures.get(digest)
+            if known is not None and self._clock() < known[1]:
+                return known[0]
+            is_waiting = digest in self._tickets and self._loading is not None
+            if not is_waiting or self._clock() - self._loading_since_s < self.settings.stuck_s:
+                return None
+            message = f"the disk has not given an adapter within {self.settings.stuck_s:g} s; try again later"
+            return AdapterUnavailable("adapter_load_stuck", message, param="model")
+
+    def forget_failures(self) -> None:
+        """Ask the disk again for whatever failed; a load that began before this does not count if it fails."""
+        with self._changed:
+            self._failures.clear()
+            if self._loading is not None:
+                self._loading.is_outdated = True
+
+    def prioritise(self, digests: Sequence[AdapterDigest]) -> None:
+        """What is wanted, the most urgent first: nothing less urgent takes its room."""
+        with self._changed:
+            self._urgency = {digest: rank for rank, digest in enumerate(digests)}
+            for digest in self._unstored_bytes.keys() - self._urgency.keys():
+                del self._unstored_bytes[digest]
+
+    def drop(self, digest: AdapterDigest) -> None:
+        """Forget the adapter: from memory, from the queue, its failure, and the result of a load under way."""
+        with self._changed:
+            ticket = self._tickets.pop(digest, None)
+            if ticket is not None and ticket in self._queue:
+                self._queue.remove(ticket)
+            self._failures.pop(digest, None)
+            self._unstored_bytes.pop(digest, None)
+            if digest in self._entries:
+                self._remove(digest)
+
+    def held(self) -> list[AdapterDigest]:
+        """What is in host memory now."""
+        with self._changed:
+            return list(self._entries)
+
+    def stats(self) -> HostTierStats:
+        """A snapshot."""
+        with self._changed:
+            stats = self._stats
+            return HostTierStats(*(getattr(stats, name) for name in stats.__slots__))
+
+    def load_next(self) -> bool:
+        """Do the oldest queued load on this thread; False if none is queued."""
+        with self._changed:
+            if not self._queue:
+                return False
+            ticket = self._loading = self._queue.popleft()
+            self._loading_since_s = self._clock()
+        outcome = self._try_load(ticket.digest)
+        with self._changed:
+            self._settle(ticket, outcome)
+        self._notify()
+        return True
+
+    def _run(self) -> None:
+        while not self._is_closed:
+            if not self.load_next():
+                with self._changed:
+                    self._changed.wait_for(lambda: self._queue or self._is_closed)
+
+    def _try_load(self, digest: AdapterDigest) -> PackedAdapter | StoreError:
+        try:
+            return self._load(digest)
+        except StoreError as error:
+            return error
+        except Exception:  # noqa: BLE001 - this thread serves every tenant; one adapter's bug must not end it
+            _log.exception("loading adapter %s failed", digest)
+            return AdapterUnavailable(
+                "adapter_load_failed", f"adapter {digest} could not be loaded; see the server's log"
+            )
+
+    def _settle(self, ticket: _Ticket, outcome: PackedAdapter | StoreError) -> None:
+        self._version += 1
+        self._loading = None
+        if self._tickets.get(ticket.digest) is not ticket:
+            return  # dropped meanwhile
+        del self._tickets[ticket.digest]
+        if isinstance(outcome, StoreError):
+            if not ticket.is_outdated:
+                self._fail(ticket.digest, outcome)
+            return
+        self._stats.loads += 1
+        if outcome.num_bytes > self.settings.max_bytes:
+            message = f"adapter has {outcome.num_bytes} bytes, host memory for adapters is {self.settings.max_bytes}"
+            self._fail(ticket.digest, AdapterUnavailable("adapter_too_large_for_host", message))
+        else:
+            self._store(outcome)
+
+    def _fail(self, digest: AdapterDigest, error: StoreError) -> None:
+        now_s = self._clock()
+        while self._failures and next(iter(self._failures.values()))[1] <= now_s:
+            self._failures.popitem(last=False)
+        self._failures.pop(digest, None)
+        self._failures[digest] = (error, now_s + self.settings.retry_s)
+        self._stats.failures += 1
+
+    def _would_be_in_vain(self, digest: AdapterDigest) -> bool:
+        failed = self._failures.get(digest)
+        if failed is not None and self._clock() < failed[1]:
+            return True
+        num_bytes = self._unstored_bytes.get(digest)
+        return num_bytes is not None and self._victims_for(digest, num_bytes) is None
+
+    def _store(self, adapter: PackedAdapter) -> None:
+        digest, num_bytes = adapter.digest, adapter.num_bytes
+        victims = self._victims_for(digest, num_bytes)
+        if victims is None:
+            self._unstored_bytes[digest] = num_bytes
+            self._stats.unstored += 1
+            return
+        for victim in victims:
+            self._remove(victim)
+        self._stats.evictions += len(victims)
+        self._unstored_bytes.pop(digest, None)
+        self._entries[digest] = HostEntry(adapter)
+        self._stats.num_bytes += num_bytes
+
+    def _victims_for(self, wanted: AdapterDigest, num_bytes: int) -> list[AdapterDigest] | None:
+        """Whom to evict: the longest unused, sparing what is pinned or more urgent. None if that is not enough."""
+        last = len(self._urgency)
+        urgency = self._urgency.get(wanted, last)
+        short = self._stats.num_bytes + num_bytes - self.settings.max_bytes
+        victims: list[AdapterDigest] = []
+        for digest, entry in self._entries.items():
+            if short <= 0:
+                break
+            if entry.pins == 0 and self._urgency.get(digest, last) >= urgency:
+                victims.append(digest)
+                short -= entry.adapter.num_bytes
+        return None if short > 0 else victims
+
+    def _remove(self, digest: AdapterDigest) -> None:
+        self._stats.num_bytes -= self._entries.pop(digest).adapter.num_bytes
+        self._version += 1

@@ -1,0 +1,110 @@
+"""Decides who gets room on the device in one look at everything that is wanted, and who is denied it for want of share.
+Knows digests, owners and elements; knows no host memory and starts no copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.errors import AdapterUnavailable, StoreError
+from adapters_store.tiers.device_pool import DevicePool, Reservation
+from adapters_store.tiers.pool_shares import NOBODY, Owner, PoolShares
+
+if TYPE_CHECKING:
+    from adapters_store.packed.layout import PackedAdapter
+
+
+class Placement:
+    """Passes over the wanted list, the most urgent first: begin(), then reserve() for each, then end().
+
+    owners: of what is wanted. over_share: those denied because their own tenant has used up its share. crowding:
+    tenants whose running requests hold more than the share while somebody within its share finds no room.
+    """
+
+    def __init__(self, pool: DevicePool) -> None:
+        self.owners: Mapping[AdapterDigest, Owner] = {}
+        self.over_share: set[AdapterDigest] = set()
+        self.crowding: frozenset[str] = frozenset()
+        self._pool = pool
+        self._too_much = 0  # a reservation of so many elements has failed for want of room
+        self._denied: dict[str, int] = {}  # the same for one tenant, for want of share
+        self._fresh: dict[AdapterDigest, str] = {}  # not used yet, and whose they are
+        self._shares: PoolShares | None = None  # until somebody is placed
+
+    def begin(self, may_take_room: Iterable[AdapterDigest]) -> None:
+        """A new pass."""
+        self._too_much = self._pool.capacity_elements + 1
+        self._denied.clear()
+        self.over_share.clear()
+        self._shares = None
+        self._fresh = self._find_fresh(may_take_room)
+
+    def reserve(
+        self, digest: AdapterDigest, num_elements: int, more_urgent: Collection[AdapterDigest]
+    ) -> Reservation | None:
+        """A place, or None. Within one pass room only shrinks, so what was too much once is too much for everybody
+        further down."""
+        owner = self.owners.get(digest, NOBODY)
+        if num_elements >= min(self._too_much, self._denied.get(owner.tenant, self._too_much)):
+            self._note_denied(digest, owner)
+            return None
+        if owner.tenant in self.crowding:  # nor may it run anything more, until the others have had theirs
+            self._denied[owner.tenant] = 0
+            self._note_denied(digest, owner)
+            return None
+        shares = self._current_shares()
+        keep = {*more_urgent, *(fresh for fresh, tenant in self._fresh.items() if tenant != owner.tenant)}
+        reservation = self._pool.reserve(digest, num_elements, keep, owner=owner, shares=shares)
+        if reservation is not None:
+            self._shares = None
+        elif shares.allows(owner, num_elements):
+            self._too_much = num_elements
+        else:
+            self._denied[owner.tenant] = num_elements
+            self._note_denied(digest, owner)
+        return reservation
+
+    def refusal(self, adapter: PackedAdapter, *, has_pins: bool) -> StoreError | None:
+        """Why it could not have room whoever went; None: it is to wait."""
+        num_elements = adapter.buffer.numel()
+        limit = self._pool.capacity_elements * adapter.buffer.element_size()
+        if num_elements > self._pool.capacity_elements:
+            message = f"adapter has {adapter.num_bytes} bytes, device memory for adapters is {limit}"
+            return AdapterUnavailable("adapter_too_large_for_pool", message)
+        if has_pins and not self._pool.could_ever_fit(num_elements):
+            message = f"adapter has {adapter.num_bytes} bytes, pinned adapters leave no such room in {limit}"
+            return AdapterUnavailable("adapter_pool_pinned", message)
+        return None
+
+    def end(self, num_without_room: int) -> None:
+        """The pass is over, and so many have found no room."""
+        is_short = num_without_room > len(self.over_share)
+        self.crowding = self._current_shares().crowding() if is_short else frozenset()
+
+    def _find_fresh(self, digests: Iterable[AdapterDigest]) -> dict[AdapterDigest, str]:
+        """Adapters that were brought for somebody who has not run yet, and for whom. Paying for them has put that
+        tenant behind the others, who would else take the room away again before it is used.
+
+        Whoever they were brought for may have gone away: they are his who wants them now. Kept from him for another,
+        they could keep both from what they want first.
+        """
+        fresh: dict[AdapterDigest, str] = {}
+        for digest in digests:
+            entry = self._pool.get(digest)
+            if entry is None or entry.was_used:
+                continue
+            entry.owner = self.owners.get(digest, entry.owner)
+            if entry.owner.tenant not in self.crowding:
+                fresh[digest] = entry.owner.tenant
+        return fresh
+
+    def _note_denied(self, digest: AdapterDigest, owner: Owner) -> None:
+        if owner.tenant in self._denied:
+            self.over_share.add(digest)
+
+    def _current_shares(self) -> PoolShares:
+        if self._shares is None:
+            self._shares = self._pool.shares(self.owners.values())
+        return self._shares

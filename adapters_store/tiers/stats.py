@@ -1,0 +1,90 @@
+"""The nouns of adapter memory: its settings, its counters, and what lies on the device. No decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.tiers.device_pool import DevicePool, EntryState
+from adapters_store.tiers.host_tier import HostTierStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterTiersSettings:
+    """max_copies: copies under way at once, and started between two polls at most: bounds what one step pays.
+
+    max_loads: loads asked of the host tier at once, so that what is wanted first later is not queued behind the rest.
+    recheck_s: how often what is wanted and missing is looked at again when nothing has changed. tidy_after_s: how long
+    nobody must have used an adapter before adapters are moved to bring free ranges together.
+    """
+
+    max_copies: int = 2
+    max_loads: int = 8
+    recheck_s: float = 0.05
+    tidy_after_s: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("max_copies", "max_loads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterTiersStats:
+    """misses: times an adapter was newly wanted and was not on the device. working_set_ratio: what was used in the last
+    minute, as a share of the device's capacity. largest_free_elements: the longest free range. The rest as in the
+    tiers' own stats."""
+
+    hits: int
+    misses: int
+    evictions: int
+    activations: int
+    moves: int
+    num_resident: int
+    used_elements: int
+    largest_free_elements: int
+    capacity_elements: int
+    working_set_ratio: float
+    host: HostTierStats
+
+    def num_more(self, num_entries: int, max_slots: int) -> int:
+        """How many more adapters of the mean size of `num_entries` fit into what is free, of bytes and of slots."""
+        num_slots = max_slots - num_entries
+        if not num_entries or not self.used_elements:
+            return num_slots
+        free = self.capacity_elements - self.used_elements
+        return min(num_slots, free * num_entries // self.used_elements)
+
+    @classmethod
+    def of(cls, pool: DevicePool, host: HostTierStats, *, misses: int, working_set_ratio: float) -> AdapterTiersStats:
+        return cls(
+            hits=pool.stats.hits,
+            misses=misses,
+            evictions=pool.stats.evictions,
+            activations=pool.stats.activations,
+            moves=pool.stats.moves,
+            num_resident=len(pool.ready()),
+            used_elements=pool.capacity_elements - pool.num_free_elements,
+            largest_free_elements=pool.largest_hole,
+            capacity_elements=pool.capacity_elements,
+            working_set_ratio=working_set_ratio,
+            host=host,
+        )
+
+    @property
+    def largest_free_ratio(self) -> float:
+        """Of what is free, how much lies together: 1 is not fragmented at all."""
+        free = self.capacity_elements - self.used_elements
+        return self.largest_free_elements / free if free else 1.0
+
+
+class ResidentAdapter(NamedTuple):
+    """One adapter on the device."""
+
+    digest: AdapterDigest
+    slot: int
+    num_elements: int
+    ref_count: int
+    pinned: bool
+    state: EntryState

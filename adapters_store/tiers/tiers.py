@@ -1,0 +1,307 @@
+"""Decides which adapter comes when from host memory to the device. Knows digests, places and what is wanted;
+knows no disk, no tensors and no requests. One engine thread owns it; only the host tier behind it is shared.
+
+What is wanted is an ordered list, the most urgent first. An adapter never takes the room of one more urgent than
+itself, in either tier, so whoever is first always gets on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.errors import StoreError
+from adapters_store.tiers.compaction import Compactor
+from adapters_store.tiers.device_pool import DevicePool, PoolEntry
+from adapters_store.tiers.entries import CopyHandle, DeviceCopier
+from adapters_store.tiers.host_tier import HostTier
+from adapters_store.tiers.placement import Placement
+from adapters_store.tiers.pool_shares import Owner
+from adapters_store.tiers.stats import AdapterTiersSettings, AdapterTiersStats, ResidentAdapter
+from adapters_store.tiers.transfers import Transfers
+from adapters_store.tiers.working_set import WorkingSet
+
+__all__ = ["AdapterTiers", "AdapterTiersSettings", "AdapterTiersStats", "CopyHandle", "DeviceCopier", "ResidentAdapter"]
+
+_COPY_POLL_S = 0.0005
+
+
+class AdapterTiers:
+    """Brings adapters from host memory to the device and keeps them there while they are used."""
+
+    def __init__(
+        self,
+        host: HostTier,
+        pool: DevicePool,
+        copier: DeviceCopier,
+        *,
+        settings: AdapterTiersSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._host = host
+        self._pool = pool
+        self._copier = copier
+        self._settings = settings or AdapterTiersSettings()
+        self._clock = clock
+        self._transfers = Transfers(host, pool, copier, self._settings.max_copies, self._note_arrival)
+        self._pins: dict[AdapterDigest, None] = {}
+        self._wanted: tuple[AdapterDigest, ...] = ()
+        self._limit = 0
+        self._asked: dict[AdapterDigest, None] = {}  # wanted by acquire() alone
+        self._failures: dict[AdapterDigest, StoreError] = {}
+        self._no_room_since: dict[AdapterDigest, float] = {}
+        self._must_advance = False
+        self._is_incomplete = False  # something wanted is not on the device
+        self._last_advance_s = clock()
+        self._host_version = host.version
+        self._num_misses = 0
+        self._placement = Placement(pool)
+        self._loads_left = 0  # in the current pass
+        self._working_set = WorkingSet(pool.capacity_elements, clock)
+        self._compactor = Compactor(pool, self._transfers.move, clock, after_s=self._settings.tidy_after_s)
+
+    @property
+    def no_room_since(self) -> Mapping[AdapterDigest, float]:
+        """Wanted adapters in host memory that find no room on the device -> since when, in clock seconds."""
+        return MappingProxyType(self._no_room_since)
+
+    @property
+    def over_share(self) -> Collection[AdapterDigest]:
+        """Of `no_room_since`: those whose own tenant has used up its share, so that it must make the room itself."""
+        return self._placement.over_share
+
+    @property
+    def crowding(self) -> Collection[str]:
+        """Tenants that use more of the device than their share while somebody within its share finds no room."""
+        return self._placement.crowding
+
+    @property
+    def num_activations(self) -> int:
+        """Rises whenever an adapter becomes ready."""
+        return self._pool.stats.activations + self._pool.stats.moves
+
+    def take_loads(self) -> Sequence[tuple[Owner, int]]:
+        """What has been brought to the device since the last call: for whom, and how many elements."""
+        return self._transfers.take_loads()
+
+    @property
+    def poll_due_s(self) -> float | None:
+        """How long an engine with nothing to run may sleep before it polls again; None: until it is woken."""
+        if self._transfers or self._must_advance:
+            return _COPY_POLL_S
+        return self._settings.recheck_s if self._is_incomplete else self._compactor.due_s
+
+    def ready(self) -> Collection[AdapterDigest]:
+        """Adapters on the device: acquire() gives their slot now."""
+        return self._pool.ready()
+
+    def want(self, digests: Collection[AdapterDigest], limit: int | None = None) -> Mapping[AdapterDigest, StoreError]:
+        """Replace the list of what to bring to the device, the most urgent first. Returns those that cannot come.
+
+        digests: in a mapping, each with its owner. Only the first `limit` may take room; the rest keep their claim and
+        wait. Cheap when nothing has changed.
+        """
+        self._placement.owners = digests if isinstance(digests, Mapping) else {}
+        wanted, limit = tuple(digests), len(digests) if limit is None else limit
+        if wanted != self._wanted or limit != self._limit:
+            self._replace_wanted(wanted, limit)
+        if self._must_advance and (self._wanted or self._pins or self._asked):
+            self._advance()
+        if not self._failures:
+            return {}
+        failures, self._failures = self._failures, {}
+        self._stop_wanting(failures)
+        return {digest: error for digest, error in failures.items() if digest in wanted}
+
+    def acquire(self, digest: AdapterDigest) -> int | None:
+        """The adapter's slot, with one reference taken, or None: it is on its way now.
+
+        Raises StoreError if it cannot come (too large for the pool, damaged, gone).
+        """
+        entry = self._pool.acquire(digest)
+        if entry is None and self._pool.get(digest) is None:
+            self._ask(digest)
+            entry = self._pool.acquire(digest)
+        if entry is None:
+            return None
+        self._compactor.note_use()
+        self._working_set.note(digest, entry.num_elements)
+        return entry.slot
+
+    def release(self, digest: AdapterDigest) -> None:
+        """Give up one reference."""
+        entry = self._pool.release(digest)
+        self._compactor.note_use()
+        if entry.ref_count == 0:
+            self._must_advance |= self._is_incomplete
+            if entry.doomed:
+                self._remove(entry)
+
+    def pin(self, digest: AdapterDigest) -> None:
+        """Bring it to the device ahead of everybody and keep it there. Raises StoreError if it cannot come."""
+        self._pins[digest] = None
+        entry = self._pool.get(digest)
+        if entry is not None:
+            entry.pinned = True
+            return
+        try:
+            self._ask(digest)
+        except StoreError:
+            del self._pins[digest]
+            raise
+
+    def unpin(self, digest: AdapterDigest) -> None:
+        """It may be evicted again."""
+        self._pins.pop(digest, None)
+        entry = self._pool.get(digest)
+        if entry is not None:
+            entry.pinned = False
+            self._must_advance |= self._is_incomplete
+
+    def forget(self, digest: AdapterDigest) -> None:
+        """The adapter was deleted: out of both tiers, from the device as soon as nobody uses it.
+
+        Nothing wanted before brings it back. Somebody who asks for it anew is answered by the loader, which knows
+        whether the version exists again (the same content has the same digest).
+        """
+        self.unpin(digest)
+        self._asked.pop(digest, None)
+        self._failures.pop(digest, None)
+        self._no_room_since.pop(digest, None)
+        self._stop_wanting((digest,))
+        self._host.drop(digest)
+        entry = self._pool.get(digest)
+        if entry is None:
+            return
+        entry.doomed = True
+        if entry.is_evictable:
+            self._remove(entry)
+
+    def retry_failed(self) -> None:
+        """The store has changed: what could not be loaded before may be whole again. Ask the disk anew."""
+        self._host.forget_failures()
+        self._must_advance |= self._is_incomplete
+
+    def poll(self) -> None:
+        """Once per engine step: finish copies, and place what has been loaded since."""
+        self._transfers.begin()
+        if self._host.version != self._host_version:
+            self._host_version = self._host.version
+            self._must_advance |= self._is_incomplete
+        if self._is_incomplete and self._clock() - self._last_advance_s >= self._settings.recheck_s:
+            self._must_advance = True
+        if self._must_advance:
+            self._advance()
+
+    def tidy(self) -> None:
+        """The engine has nothing to run. If it stays so for `tidy_after_s`, each call begins to move one adapter, until
+        what is free on the device is one range: then whatever fits into it needs nobody's eviction.
+
+        Nobody waits for a move but who wants the very adapter that is moving.
+        """
+        self._compactor.step(is_idle=not (self._transfers or self._wanted or self._asked))
+
+    def resident(self) -> list[ResidentAdapter]:
+        """What lies on the device, the least recently used first."""
+        return [
+            ResidentAdapter(entry.digest, entry.slot, entry.num_elements, entry.ref_count, entry.pinned, entry.state)
+            for entry in self._pool.entries()
+        ]
+
+    def held(self) -> tuple[AdapterDigest, ...]:
+        """What lies in either tier, each once."""
+        return tuple({*self._host.held(), *(entry.digest for entry in self._pool.entries())})
+
+    def stats(self) -> AdapterTiersStats:
+        """A snapshot of both tiers' counters."""
+        return AdapterTiersStats.of(
+            self._pool, self._host.stats(), misses=self._num_misses, working_set_ratio=self._working_set.ratio()
+        )
+
+    def _replace_wanted(self, wanted: tuple[AdapterDigest, ...], limit: int) -> None:
+        known = {*self._wanted, *self._asked}
+        missing = [digest for digest in wanted if digest not in self._pool.ready()]
+        self._num_misses += sum(digest not in known and not self._pool.is_moving(digest) for digest in missing)
+        for digest in self._no_room_since.keys() - set(wanted):
+            del self._no_room_since[digest]
+        self._wanted, self._limit = wanted, limit
+        self._must_advance |= bool(missing)
+
+    def _stop_wanting(self, digests: Collection[AdapterDigest]) -> None:
+        """These are wanted no more. The next want() that names one is a change, so that it is tried again."""
+        may_take_room = [digest for digest in self._wanted[: self._limit] if digest not in digests]
+        others = [digest for digest in self._wanted[self._limit :] if digest not in digests]
+        self._wanted, self._limit = (*may_take_room, *others), len(may_take_room)
+
+    def _ask(self, digest: AdapterDigest) -> None:
+        """Somebody who is on no list wants it."""
+        if digest not in self._wanted and digest not in self._asked:
+            self._asked[digest] = None
+            self._num_misses += 1
+        self._must_advance = True
+        self._advance()
+        error = self._failures.pop(digest, None)
+        if error is not None:
+            raise error
+
+    def _advance(self) -> None:
+        """Go through what is wanted, in order, and bring on what is missing."""
+        self._must_advance = self._is_incomplete = False
+        self._last_advance_s = self._clock()
+        self._loads_left = self._settings.max_loads
+        self._placement.begin(self._wanted[: self._limit])
+        in_order = dict.fromkeys((*self._pins, *self._wanted[: self._limit], *self._asked))
+        more_urgent: set[AdapterDigest] = set()
+        for digest in in_order:
+            if self._pool.get(digest) is None and self._bring(digest, more_urgent):
+                self._is_incomplete = True
+            more_urgent.add(digest)
+        self._is_incomplete |= self._limit < len(self._wanted)
+        self._placement.end(len(self._no_room_since))
+        # What is on the device already needs no room in host memory.
+        self._host.prioritise([digest for digest in in_order if self._pool.get(digest) is None])
+
+    def _bring(self, digest: AdapterDigest, more_urgent: Collection[AdapterDigest]) -> bool:
+        """One step for an adapter that is not on the device; whether there is more to do later."""
+        adapter = self._host.find(digest)
+        if adapter is None:
+            error = self._host.failure(digest)
+            if error is not None:
+                return self._fail(digest, error)
+            if self._loads_left:
+                self._loads_left -= 1
+                self._host.request(digest)
+            return True
+        if not self._transfers.may_start:
+            self._must_advance = True
+            return True
+        reservation = self._placement.reserve(digest, adapter.buffer.numel(), more_urgent)
+        if reservation is None:
+            error = self._placement.refusal(adapter, has_pins=bool(self._pins))
+            if error is not None:
+                return self._fail(digest, error)
+            self._no_room_since.setdefault(digest, self._clock())
+            return True
+        self._no_room_since.pop(digest, None)
+        reservation.entry.pinned = digest in self._pins
+        self._transfers.copy(reservation.entry, reservation.evicted, adapter)
+        return False
+
+    def _fail(self, digest: AdapterDigest, error: StoreError) -> bool:
+        self._failures[digest] = error
+        self._asked.pop(digest, None)
+        self._no_room_since.pop(digest, None)
+        return digest in self._pins  # these are tried again for as long as they are pinned
+
+    def _note_arrival(self, entry: PoolEntry) -> None:
+        self._asked.pop(entry.digest, None)
+        self._must_advance |= self._is_incomplete
+        if entry.doomed:
+            self._remove(entry)
+
+    def _remove(self, entry: PoolEntry) -> None:
+        self._pool.remove(entry)
+        self._copier.clear(entry.slot)
+        self._must_advance = True  # room for others, or somebody wants this very adapter anew

@@ -1,0 +1,101 @@
+"""Adapters on their way to the device, and from one place on it to another. Decides how many at once, and when one has
+arrived; knows neither who is wanted nor why a place was chosen. One engine thread owns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.tiers.compaction import Move
+from adapters_store.tiers.device_pool import DevicePool, EntryState, PoolEntry
+from adapters_store.tiers.entries import CopyHandle, DeviceCopier
+from adapters_store.tiers.host_tier import HostEntry, HostTier
+from adapters_store.tiers.pool_shares import Owner
+
+if TYPE_CHECKING:
+    from adapters_store.packed.layout import PackedAdapter
+
+
+class _Transfer(NamedTuple):
+    """source: what a copy reads; None: the adapter moves within the device."""
+
+    entry: PoolEntry
+    source: HostEntry | None
+    handle: CopyHandle
+
+
+class Transfers:
+    """Copies under way. max_copies: at once, and started between two `begin()` at most.
+
+    arrived: called for each entry that has become ready, also from within `copy` and `move`.
+    """
+
+    def __init__(
+        self,
+        host: HostTier,
+        pool: DevicePool,
+        copier: DeviceCopier,
+        max_copies: int,
+        arrived: Callable[[PoolEntry], None],
+    ) -> None:
+        self._host = host
+        self._pool = pool
+        self._copier = copier
+        self._max_copies = max_copies
+        self._arrived = arrived
+        self._under_way: dict[AdapterDigest, _Transfer] = {}
+        self._starts_left = max_copies
+        self._loads: list[tuple[Owner, int]] = []  # since take_loads()
+
+    def __len__(self) -> int:
+        """How many are under way."""
+        return len(self._under_way)
+
+    @property
+    def may_start(self) -> bool:
+        return self._starts_left > 0
+
+    def begin(self) -> None:
+        """A new step: see what has arrived."""
+        for transfer in [transfer for transfer in self._under_way.values() if transfer.handle.done()]:
+            self._finish(transfer)
+        self._starts_left = max(0, self._max_copies - len(self._under_way))
+
+    def take_loads(self) -> Sequence[tuple[Owner, int]]:
+        """What has been copied to the device since the last call: for whom, and how many elements."""
+        if not self._loads:
+            return ()
+        loads, self._loads = self._loads, []
+        return loads
+
+    def copy(self, entry: PoolEntry, evicted: Iterable[PoolEntry], adapter: PackedAdapter) -> None:
+        """From host memory to a place that was just reserved, and whose former owners are `evicted`."""
+        for victim in evicted:
+            self._copier.clear(victim.slot)
+        self._starts_left -= 1
+        self._loads.append((entry.owner, entry.num_elements))
+        source = self._host.pin(adapter)
+        self._start(_Transfer(entry, source, self._copier.start(entry.slot, entry.offset, adapter)))
+
+    def move(self, move: Move) -> None:
+        """To another place on the device. Whoever wants the adapter meanwhile waits until it is there."""
+        entry, source = move.entry, move.entry.offset
+        self._pool.begin_move(move)
+        self._start(_Transfer(entry, None, self._copier.move(entry.slot, source, entry.offset, entry.num_elements)))
+
+    def _start(self, transfer: _Transfer) -> None:
+        self._under_way[transfer.entry.digest] = transfer
+        if transfer.handle.done():
+            self._finish(transfer)
+
+    def _finish(self, transfer: _Transfer) -> None:
+        del self._under_way[transfer.entry.digest]
+        if transfer.source is not None:
+            self._host.unpin(transfer.source)
+        if transfer.entry.state is EntryState.MOVING:
+            self._pool.end_move(transfer.entry)
+        else:
+            self._pool.mark_ready(transfer.entry)
+        self._arrived(transfer.entry)

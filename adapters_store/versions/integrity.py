@@ -1,0 +1,77 @@
+"""Looks over every blob that has rows: what is missing or damaged goes to quarantine, what is whole again comes out.
+
+Decides what counts as damage without reading the tensors. Knows no HTTP and no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.errors import StoreError
+from adapters_store.format.config import parse_config
+from adapters_store.format.limits import AdapterLimits
+from adapters_store.format.safetensors_header import read_header
+from adapters_store.storage.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore
+from adapters_store.versions.quarantine import OF_THE_BLOB, Quarantine
+
+Look = Callable[[AdapterDigest], None]  # raises StoreError or OSError for a blob that is not whole
+
+
+@dataclass(slots=True)
+class LookedOver:
+    """put_away: digests that are not served any more; restored: those that are again."""
+
+    num_blobs: int = 0
+    put_away: list[AdapterDigest] = field(default_factory=list)
+    restored: list[AdapterDigest] = field(default_factory=list)
+
+
+def look_at_files(blobs: BlobStore, limits: AdapterLimits) -> Look:
+    """Both files are there, the config reads, and the weights have exactly the bytes that their header says."""
+
+    def look(digest: AdapterDigest) -> None:
+        folder = blobs.folder(digest)
+        parse_config((folder / CONFIG_FILE).read_bytes(), limits)
+        read_header(folder / WEIGHTS_FILE, limits)
+
+    return look
+
+
+def look_over(
+    digests: Callable[[], Iterable[AdapterDigest]], blobs: BlobStore, quarantine: Quarantine, look: Look
+) -> LookedOver:
+    """digests: those with rows, asked again before anything is called damaged. Raises StoreError (disk_full,
+    read_only) where what was found cannot be written down."""
+    away = {entry.digest for entry in quarantine.entries() if entry.code in OF_THE_BLOB}
+    every = list(digests())
+    found = LookedOver(num_blobs=len(every))
+    suspects = [digest for digest in every if _fault(blobs, look, digest) is not None]
+    found.restored = [digest for digest in away.difference(suspects).intersection(every) if quarantine.heal(digest)]
+    if suspects:
+        with blobs.settled():  # a blob that is just being replaced or deleted is not a damaged one
+            owned = set(digests())
+            faults = {digest: _fault(blobs, look, digest) for digest in suspects if digest in owned}
+        for digest, fault in faults.items():
+            if fault is not None and quarantine.put(digest, *fault):
+                found.put_away.append(digest)
+    return found
+
+
+def _fault(blobs: BlobStore, look: Look, digest: AdapterDigest) -> tuple[str, str] | None:
+    """Code and message."""
+    try:
+        look(digest)
+    except FileNotFoundError as error:
+        return "blob_missing", f"{_name(error.filename, blobs.folder(digest))} is missing"
+    except OSError as error:
+        return "blob_damaged", f"cannot be read: {error.strerror or error}"
+    except StoreError as error:
+        return "blob_missing" if error.code == "missing_weights" else "blob_damaged", error.message
+    return None
+
+
+def _name(missing: object, folder: Path) -> str:
+    return Path(str(missing)).name if folder.exists() else "its folder"

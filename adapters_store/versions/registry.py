@@ -1,0 +1,259 @@
+"""The rows about adapters: names, versions, who owns them, which is active. Knows no files.
+
+Every function works inside the caller's transaction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, select, true, update
+
+from adapters_store.accounts import quota_rows
+from adapters_store.base.description import AdapterDigest, BaseDescription
+from adapters_store.errors import Conflict, NotFound
+from adapters_store.parsing.strict_json import shown
+from adapters_store.storage import audit
+from adapters_store.storage.database import now_s
+from adapters_store.storage.schema import adapter_versions, adapters, bases, quarantine, tenant_quarantine, tenants
+from adapters_store.versions import alias_rows
+from adapters_store.versions.records import AdapterVersion
+
+_MAX_IN = 500  # values in one IN list; databases bound them
+_IS_LOADED = adapter_versions.c.unloaded.is_(False)
+_IS_ACTIVE = adapters.c.active_number == adapter_versions.c.number
+
+
+def tenant_id(connection: Connection, tenant: str, *, lock: bool = False) -> int:
+    """Raises NotFound (tenant_not_found). lock: one writer per tenant at a time, where rows can be locked."""
+    statement = select(tenants.c.id).where(tenants.c.name == tenant)
+    found = connection.execute(statement.with_for_update() if lock else statement).scalar()
+    if found is None:
+        raise NotFound("tenant_not_found", f"no tenant {shown(tenant)}", param="tenant")
+    return int(found)
+
+
+def find_versions(
+    connection: Connection,
+    *,
+    tenant: str | None = None,
+    name: str | None = None,
+    number: int | None = None,
+    active_only: bool = False,
+) -> list[AdapterVersion]:
+    """Versions by tenant, name and number. `number` None with active_only: what the bare name means."""
+    conditions: list[ColumnElement[bool]] = [_IS_ACTIVE] if active_only else []
+    for column, value in ((tenants.c.name, tenant), (adapters.c.name, name), (adapter_versions.c.number, number)):
+        if value is not None:
+            conditions.append(column == value)
+    order = (tenants.c.name, adapters.c.name, adapter_versions.c.number)
+    statement = _select_versions().where(true(), *conditions).order_by(*order)
+    return [_to_version(row) for row in connection.execute(statement)]
+
+
+def _select_versions() -> Select[Any]:
+    columns = [column for column in adapter_versions.c if column.name not in ("id", "adapter_id", "config")]
+    joined = adapter_versions.join(adapters).join(tenants)
+    joined = joined.outerjoin(quarantine, quarantine.c.digest == adapter_versions.c.digest)
+    own = (tenant_quarantine.c.digest == adapter_versions.c.digest) & (tenant_quarantine.c.tenant_id == tenants.c.id)
+    joined = joined.outerjoin(tenant_quarantine, own)
+    return select(
+        tenants.c.name.label("tenant"),
+        adapters.c.name.label("adapter"),
+        adapters.c.active_number,
+        alias_rows.percent_of_version().label("percent"),
+        alias_rows.percent_of_canaries().label("all_canaries"),
+        func.coalesce(quarantine.c.code, tenant_quarantine.c.code).label("quarantined"),
+        *columns,
+    ).select_from(joined)
+
+
+def _to_version(row: Row[Any]) -> AdapterVersion:
+    return AdapterVersion(
+        tenant=row.tenant,
+        name=row.adapter,
+        version=row.number,
+        digest=AdapterDigest(row.digest),
+        base_digest=row.base_digest,
+        rank=row.rank,
+        target_modules=tuple(json.loads(row.target_modules)),
+        num_bytes=row.num_bytes,
+        created_at=row.created_at,
+        active=row.number == row.active_number,
+        percent=_percent_of(row),
+        loaded=not row.unloaded,
+        quarantined=row.quarantined,
+    )
+
+
+def _percent_of(row: Row[Any]) -> int:
+    if row.unloaded:
+        return 0
+    return int(100 - row.all_canaries if row.number == row.active_number else row.percent or 0)
+
+
+def add_version(
+    connection: Connection,
+    draft: AdapterVersion,
+    config: bytes,
+    *,
+    max_versions: int,
+) -> AdapterVersion:
+    """Write the row of a new version; `draft` lacks only its number. The same content under the same name is not new.
+
+    Raises:
+        NotFound: tenant_not_found. Conflict: too_many_adapters, quota_adapters, quota_bytes.
+    """
+    owner = tenant_id(connection, draft.tenant, lock=True)
+    adapter_id, last_number = _find_or_add_name(connection, owner, draft.name)
+    known = (adapter_versions.c.adapter_id == adapter_id) & (adapter_versions.c.digest == draft.digest)
+    number = connection.execute(select(adapter_versions.c.number).where(known)).scalar()
+    if number is None:
+        _check_room(connection, owner, max_versions)
+        quota_rows.check_room(connection, owner, draft.num_bytes)
+        number = last_number + 1
+        _insert_version(connection, adapter_id, number, draft, config)
+    if draft.active:
+        alias_rows.set_active(connection, adapter_id, number)
+    version = find_versions(connection, tenant=draft.tenant, name=draft.name, number=number)[0]
+    told: dict[str, Any] = {"digest": version.digest, "active": version.active}
+    audit.note(connection, "adapter.upload", tenant=version.tenant, target=version.ref, **told)
+    return version
+
+
+def _find_or_add_name(connection: Connection, owner: int, name: str) -> tuple[int, int]:
+    """The row of a name and the last version number it gave."""
+    condition = (adapters.c.tenant_id == owner) & (adapters.c.name == name)
+    row = connection.execute(select(adapters.c.id, adapters.c.last_number).where(condition)).first()
+    if row is not None:
+        return row.id, row.last_number
+    values = {"tenant_id": owner, "name": name, "last_number": 0}
+    result = connection.execute(insert(adapters).values(values).returning(adapters.c.id))
+    return int(result.scalar_one()), 0
+
+
+def _check_room(connection: Connection, owner: int, max_versions: int) -> None:
+    owned = select(func.count()).select_from(adapter_versions.join(adapters)).where(adapters.c.tenant_id == owner)
+    count = int(connection.execute(owned).scalar_one())
+    if count >= max_versions:
+        message = f"the tenant has {count} adapter versions, the limit is {max_versions}"
+        raise Conflict("too_many_adapters", message, param="name")
+
+
+def _insert_version(connection: Connection, adapter_id: int, number: int, draft: AdapterVersion, config: bytes) -> None:
+    connection.execute(
+        insert(adapter_versions).values(
+            adapter_id=adapter_id,
+            number=number,
+            digest=draft.digest,
+            base_digest=draft.base_digest,
+            rank=draft.rank,
+            target_modules=json.dumps(draft.target_modules),
+            num_bytes=draft.num_bytes,
+            created_at=draft.created_at,
+            config=config,
+        )
+    )
+    connection.execute(update(adapters).where(adapters.c.id == adapter_id).values(last_number=number))
+
+
+def activate(connection: Connection, tenant: str, name: str, number: int) -> None:
+    """Raises NotFound (model_not_found) unless the version exists."""
+    require_version(connection, tenant, name, number)
+    alias_rows.set_active(connection, name_id(connection, tenant, name), number)
+    audit.note(connection, "adapter.activate", tenant=tenant, target=f"{name}@{number}")
+
+
+def require_version(connection: Connection, tenant: str, name: str, number: int | None) -> AdapterVersion:
+    """The version of that number, or the active one; NotFound (model_not_found)."""
+    found = find_versions(connection, tenant=tenant, name=name, number=number, active_only=number is None)
+    if not found:
+        raise NotFound(
+            "model_not_found", f"no adapter {shown(ref_of(name, number))} for tenant {shown(tenant)}", param="model"
+        )
+    return found[0]
+
+
+def ref_of(name: str, number: int | None) -> str:
+    """How a request names it."""
+    return name if number is None else f"{name}@{number}"
+
+
+def delete_versions(connection: Connection, tenant: str, name: str, number: int | None) -> list[AdapterDigest]:
+    """Delete one version, or all of a name; returns their digests. An active version leaves the name inactive.
+
+    Raises NotFound (model_not_found) where there is none.
+    """
+    doomed = find_versions(connection, tenant=tenant, name=name, number=number)
+    if not doomed:
+        require_version(connection, tenant, name, number)
+    adapter_id = name_id(connection, tenant, name)
+    condition = adapter_versions.c.adapter_id == adapter_id
+    if number is not None:
+        condition &= adapter_versions.c.number == number
+    connection.execute(delete(adapter_versions).where(condition))
+    alias_rows.withdraw(connection, adapter_id, [version.version for version in doomed], is_gone=True)
+    digests = [version.digest for version in doomed]
+    audit.note(connection, "adapter.delete", tenant=tenant, target=ref_of(name, number), digests=digests)
+    return digests
+
+
+def name_id(connection: Connection, tenant: str, name: str) -> int:
+    """The row of a name that exists."""
+    condition = (tenants.c.name == tenant) & (adapters.c.name == name)
+    return int(
+        connection.execute(select(adapters.c.id).select_from(adapters.join(tenants)).where(condition)).scalar_one()
+    )
+
+
+def unreferenced(connection: Connection, digests: Iterable[AdapterDigest]) -> list[AdapterDigest]:
+    """Those of `digests` that no version of any tenant has, each once."""
+    return [digest for digest in dict.fromkeys(digests) if base_of(connection, digest) is None]
+
+
+def not_in_service(connection: Connection, digests: Iterable[AdapterDigest]) -> list[AdapterDigest]:
+    """Those of `digests` that no version in service has, each once: deleted, or unloaded by everyone who has it."""
+    asked = list(dict.fromkeys(digests))
+    found: set[str] = set()
+    for start in range(0, len(asked), _MAX_IN):
+        few = adapter_versions.c.digest.in_(asked[start : start + _MAX_IN])
+        found.update(connection.execute(select(adapter_versions.c.digest).where(few, _IS_LOADED)).scalars())
+    return [digest for digest in asked if digest not in found]
+
+
+def base_of(connection: Connection, digest: AdapterDigest) -> str | None:
+    """The base digest of an adapter digest; None where no version has it."""
+    statement = select(adapter_versions.c.base_digest).where(adapter_versions.c.digest == digest).limit(1)
+    found = connection.execute(statement).scalar()
+    return None if found is None else str(found)
+
+
+def config_of(connection: Connection, version: AdapterVersion) -> bytes | None:
+    """The adapter_config.json as this tenant uploaded it."""
+    adapter_id = select(adapters.c.id).select_from(adapters.join(tenants))
+    owned = adapter_id.where(tenants.c.name == version.tenant, adapters.c.name == version.name).scalar_subquery()
+    condition = (adapter_versions.c.adapter_id == owned) & (adapter_versions.c.number == version.version)
+    found = connection.execute(select(adapter_versions.c.config).where(condition)).scalar()
+    return None if found is None else bytes(found)
+
+
+def remember_base(connection: Connection, base: BaseDescription) -> None:
+    """Write the description down, as the one served last."""
+    connection.execute(delete(bases).where(bases.c.digest == base.digest))
+    last = connection.execute(select(func.coalesce(func.max(bases.c.remembered_at), 0))).scalar_one()
+    moment = max(now_s(), int(last) + 1)  # strictly later than the others, also within one second
+    connection.execute(insert(bases).values(digest=base.digest, description=base.to_json(), remembered_at=moment))
+
+
+def all_digests(connection: Connection) -> list[AdapterDigest]:
+    """Every digest that some version has, once."""
+    rows = connection.execute(select(adapter_versions.c.digest).distinct().order_by(adapter_versions.c.digest))
+    return [AdapterDigest(row.digest) for row in rows]
+
+
+def all_bases(connection: Connection) -> list[BaseDescription]:
+    """Every base remembered, the last one first."""
+    rows = connection.execute(select(bases.c.description).order_by(bases.c.remembered_at.desc()))
+    return [BaseDescription.from_json(row.description) for row in rows]

@@ -1,0 +1,79 @@
+"""Which names mean an adapter, for all who own it. Reads rows; remembers them until any process writes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.storage.database import Database
+from adapters_store.storage.schema import adapter_versions, adapters, tenants
+
+_MAX_IN = 500  # values in one IN list; databases bound them
+
+
+@dataclass(frozen=True, slots=True)
+class ServedName:
+    """One version in service. is_active: the bare name means it. is_only: no other tenant has this name."""
+
+    tenant: str
+    name: str
+    version: int
+    is_active: bool
+    is_only: bool
+
+
+class ServedNames:
+    """Safe to use from many threads."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = threading.Lock()
+        self._generation: int | None = None
+        self._known: dict[AdapterDigest, tuple[ServedName, ...]] = {}
+
+    def of(self, digests: Collection[AdapterDigest]) -> dict[AdapterDigest, tuple[ServedName, ...]]:
+        """Every version in service of each digest. Raises SQLAlchemyError where the database is away."""
+        with self._lock:
+            generation = self._database.generation()
+            if generation != self._generation:
+                self._generation, self._known = generation, {}
+            missing = [digest for digest in dict.fromkeys(digests) if digest not in self._known]
+            for start in range(0, len(missing), _MAX_IN):
+                self._known |= self._read(missing[start : start + _MAX_IN])
+            return {digest: self._known[digest] for digest in digests}
+
+    def last_known(self, digests: Collection[AdapterDigest]) -> dict[AdapterDigest, tuple[ServedName, ...]]:
+        """The same without the database: what was read last."""
+        known = self._known
+        return {digest: known.get(digest, ()) for digest in digests}
+
+    def _read(self, digests: Collection[AdapterDigest]) -> dict[AdapterDigest, tuple[ServedName, ...]]:
+        joined = adapter_versions.join(adapters).join(tenants)
+        is_active = (adapters.c.active_number == adapter_versions.c.number).label("is_active")
+        rows = (
+            select(
+                adapter_versions.c.digest, tenants.c.name.label("tenant"), adapters.c.name, adapter_versions.c.number
+            )
+            .add_columns(is_active)
+            .select_from(joined)
+            .where(adapter_versions.c.digest.in_(digests), adapter_versions.c.unloaded.is_(False))
+            .order_by(tenants.c.name, adapters.c.name, adapter_versions.c.number)
+        )
+        found: dict[AdapterDigest, list[ServedName]] = {digest: [] for digest in digests}
+        with self._database.read() as connection:
+            versions = list(connection.execute(rows))
+            names = list({row.name for row in versions})
+            shared: set[str] = set()
+            for start in range(0, len(names), _MAX_IN):
+                few = adapters.c.name.in_(names[start : start + _MAX_IN])
+                owners = func.count(adapters.c.tenant_id.distinct())
+                query = select(adapters.c.name).select_from(adapter_versions.join(adapters)).where(few)
+                shared.update(connection.execute(query.group_by(adapters.c.name).having(owners > 1)).scalars())
+        for row in versions:
+            served = ServedName(row.tenant, row.name, row.number, bool(row.is_active), row.name not in shared)
+            found[AdapterDigest(row.digest)].append(served)
+        return {digest: tuple(served) for digest, served in found.items()}

@@ -1,0 +1,141 @@
+"""A batch of equal requests through an engine, and what it took. Knows the engine's step loop; no HTTP, no threads."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapters_store.base.description import AdapterDigest
+from benchmarks.common.adapters import RANK
+from benchmarks.common.shapes import BenchShape, base_folder
+from server.engine.engine import Engine
+from server.engine.request import Request
+from server.engine.sampling_params import SamplingParams
+from server.engine.schedule import SchedulerSettings
+from server.engine.startup.build import AdapterSource, EngineParts, EngineSettings, build_engine
+from server.engine.startup.memory_plan import MIB, MemoryWishes
+
+MAX_ROWS = 32
+Adapters = Sequence[AdapterDigest | None]
+_ids = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of every request: greedy, end-of-sequence ignored, so that all are equally long."""
+
+    prompt: int
+    new: int
+
+
+PAPER = Lengths(prompt=64, new=32)
+TINY = Lengths(prompt=8, new=4)
+
+
+def lengths_for(*, quick: bool) -> Lengths:
+    return TINY if quick else PAPER
+
+
+@contextmanager
+def bench_engine(
+    shape: BenchShape,
+    source: AdapterSource,
+    *,
+    pool_adapters: int,
+    host_adapters: int,
+    max_rows: int = MAX_ROWS,
+    max_batch_tokens: int = SchedulerSettings.max_batch_tokens,
+    prefix_cache: bool = False,
+) -> Iterator[EngineParts]:
+    """The real engine with room for so many rank-16 adapters on the device and in host memory; without a prefix cache
+    every prompt is computed. Its worker is not started."""
+    adapter_bytes = shape.adapter_bytes(RANK) * 101 // 100 + 64 * 1024  # alignment
+    memory = MemoryWishes(
+        kv_cache=512 * MIB, adapter_pool=pool_adapters * adapter_bytes, host_cache=host_adapters * adapter_bytes
+    )
+    settings = EngineSettings(
+        base=base_folder(shape),
+        device="cpu",
+        max_adapters=pool_adapters,
+        prefix_cache=prefix_cache,
+        scheduler=SchedulerSettings(max_running=max_rows, max_batch_tokens=max_batch_tokens),
+        memory=memory,
+    )
+    parts = build_engine(settings, source)
+    try:
+        yield parts
+    finally:
+        parts.close()
+
+
+def random_prompts(count: int, length: int, vocab: int, *, seed: int) -> list[list[int]]:
+    """No two alike, no special tokens."""
+    rng = np.random.default_rng(seed)
+    return [[int(token) for token in row] for row in rng.integers(2, vocab, (count, length))]
+
+
+def make_request(
+    prompt: list[int], adapter: AdapterDigest | None, max_tokens: int, *, tenant: str = "bench"
+) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+    return Request(f"b{next(_ids)}", tenant, prompt, params, adapter)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRun:
+    """One batch from its submission to its last token. prefill_s: until every request has its first token."""
+
+    num_requests: int
+    lengths: Lengths
+    total_s: float
+    prefill_s: float
+    ttfts_s: list[float]
+    gaps_s: list[float]
+    tokens: list[list[int]]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens over all of the time."""
+        return self.num_requests * self.lengths.new / self.total_s
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Tokens after the first, over the time after the prefill."""
+        return self.num_requests * (self.lengths.new - 1) / (self.total_s - self.prefill_s)
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        return self.num_requests * self.lengths.prompt / self.prefill_s
+
+
+def run_batch(engine: Engine, prompts: Sequence[list[int]], adapters: Adapters, lengths: Lengths) -> BatchRun:
+    """All at once, stepped to the end on this thread."""
+    requests = [make_request(prompt, adapter, lengths.new) for prompt, adapter in zip(prompts, adapters, strict=True)]
+    times: dict[str, list[float]] = {request.id: [] for request in requests}
+    tokens: dict[str, list[int]] = {request.id: [] for request in requests}
+    began_s = time.perf_counter()
+    for request in requests:
+        engine.add(request)
+    num_left = len(requests)
+    while num_left:
+        events = engine.step()
+        now_s = time.perf_counter() - began_s
+        for event in events:
+            assert event.error is None, event.error
+            times[event.request_id].append(now_s)
+            tokens[event.request_id] += event.token_ids
+            num_left -= event.finish_reason is not None
+    return BatchRun(
+        len(requests),
+        lengths,
+        total_s=now_s,
+        prefill_s=max(own[0] for own in times.values()),
+        ttfts_s=[own[0] for own in times.values()],
+        gaps_s=[float(gap) for own in times.values() for gap in np.diff(own)],
+        tokens=list(tokens.values()),
+    )

@@ -1,0 +1,207 @@
+"""Launchers of paged attention: write this step's keys and values, then answer every token over its own sequence.
+
+Legend: T tokens of the step, D head size, cache [blocks, kv_heads, block_size, D] per layer for keys and for values.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import scaled_dot_product_attention
+
+from lora_kernels.attention.query_tiles import AttentionTiles, attention_tiles
+from lora_kernels.native.bindings import CAttention, NativeOps, native_ops
+from lora_kernels.reference import attention_reference
+from lora_kernels.triton_common.available import on_triton
+
+NATIVE_MAX_HEAD_DIM = 256
+NATIVE_MAX_CONTEXT_TO_PREFILL = 192  # a longer prefill goes to the library's flash attention
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRule:
+    """How one layer attends. window > 0: sliding window, the token itself included. softcap > 0: scores become
+    softcap * tanh(scores / softcap)."""
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's keys and values, each [blocks, kv_heads, block_size, D]."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(eq=False)
+class PagedBatch:
+    """Where the step's tokens stand. Host arrays; `slot_mapping_T` on the model's device.
+
+    query_starts [sequences + 1]: first token of each sequence. context_lens [sequences]: tokens in the cache after this
+    step. block_tables [sequences, blocks]. slot_mapping_T: block * block_size + offset for each token.
+    """
+
+    query_starts: NDArray[np.int32]
+    context_lens: NDArray[np.int32]
+    block_tables: NDArray[np.int32]
+    slot_mapping_T: torch.Tensor
+    positions_T: NDArray[np.int32]
+    sequences_T: NDArray[np.int32]
+    block_size: int
+    _listed: NDArray[np.int32] = field(init=False)
+    long_prefills: list[int] = field(init=False)
+    _structs: dict[tuple[int, int, int, AttentionRule], CAttention] = field(init=False, default_factory=dict)
+    _tiles: dict[tuple[int, int, int], AttentionTiles] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lengths = np.diff(self.query_starts)
+        long = (lengths > 1) & (self.context_lens > NATIVE_MAX_CONTEXT_TO_PREFILL)
+        self.long_prefills = np.flatnonzero(long).tolist()
+        self._listed = np.flatnonzero(~np.repeat(long, lengths)).astype(np.int32)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.context_lens)
+
+    @property
+    def num_listed(self) -> int:
+        """Tokens the C kernel answers; the others belong to `long_prefills`."""
+        return len(self._listed)
+
+    def native_args(self, q_heads: int, kv_heads: int, head_dim: int, rule: AttentionRule) -> CAttention:
+        """The C kernels' view of this batch, made once per shape and rule."""
+        key = (q_heads, kv_heads, head_dim, rule)
+        if key not in self._structs:
+            shape = (len(self.positions_T), len(self._listed), q_heads, kv_heads, head_dim, self.block_size)
+            arrays = (self.block_tables, self.sequences_T, self.positions_T, self._listed)
+            self._structs[key] = CAttention(
+                *shape,
+                self.block_tables.shape[1],
+                rule.window,
+                int(self.context_lens.max()),
+                *(array.ctypes.data for array in arrays),
+                rule.scale,
+                rule.softcap,
+            )
+        return self._structs[key]
+
+    def attention_tiles(self, group: int, decode_m: int, prefill_m: int, device: torch.device) -> AttentionTiles:
+        """The Triton kernels' view of this batch, made and copied once for all layers of one shape."""
+        key = (group, decode_m, prefill_m)
+        if key not in self._tiles:
+            arrays = (self.query_starts, self.context_lens, self.block_tables)
+            self._tiles[key] = attention_tiles(
+                *arrays, group=group, decode_m=decode_m, prefill_m=prefill_m, device=device
+            )
+        return self._tiles[key]
+
+
+def paged_attention(
+    q_HTD: torch.Tensor,
+    k_HTD: torch.Tensor,
+    v_HTD: torch.Tensor,
+    cache: LayerCache,
+    *,
+    batch: PagedBatch,
+    rule: AttentionRule,
+) -> torch.Tensor:
+    """Store k and v, then causal attention of every token over its own sequence.
+
+    q_HTD: [q_heads, T, D]; k_HTD, v_HTD: [kv_heads, T, D] (any strides, D contiguous). Returns [T, q_heads, D].
+    """
+    if on_triton(q_HTD, "attention"):
+        from lora_kernels.attention.triton_launch import paged_attention_triton
+
+        return paged_attention_triton(q_HTD, k_HTD, v_HTD, cache, batch=batch, rule=rule)
+    q_heads, num_tokens, head_dim = q_HTD.shape
+    out_THD = q_HTD.new_empty(num_tokens, q_heads, head_dim)
+    native = _native_for(q_HTD)
+    if native is None:
+        _store_in_torch(k_HTD, v_HTD, cache, batch)
+        to_library = list(range(batch.num_sequences))
+    else:
+        _run_native(native, out_THD, (q_HTD, k_HTD, v_HTD), cache, batch=batch, rule=rule)
+        to_library = batch.long_prefills
+    for sequence in to_library:
+        first, last = (int(bound) for bound in batch.query_starts[sequence : sequence + 2])
+        out_THD[first:last] = _attend_one(q_HTD[:, first:last], cache, batch=batch, sequence=sequence, rule=rule)
+    return out_THD
+
+
+def _native_for(q_HTD: torch.Tensor) -> NativeOps | None:
+    head_dim = q_HTD.shape[2]
+    if q_HTD.device.type != "cpu" or head_dim % 16 or head_dim > NATIVE_MAX_HEAD_DIM:
+        return None
+    return native_ops(q_HTD.dtype)
+
+
+def _run_native(
+    native: NativeOps,
+    out_THD: torch.Tensor,
+    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    cache: LayerCache,
+    *,
+    batch: PagedBatch,
+    rule: AttentionRule,
+) -> None:
+    q, k, v = qkv
+    args = ctypes.addressof(batch.native_args(q.shape[0], k.shape[0], q.shape[2], rule))
+    caches = (cache.keys.data_ptr(), cache.values.data_ptr())
+    strides = (k.stride(1), k.stride(0), v.stride(1), v.stride(0))
+    native.store_kv(args, *caches, k.data_ptr(), v.data_ptr(), *strides, batch.slot_mapping_T.data_ptr())
+    if batch.num_listed:
+        native.paged_attention(args, out_THD.data_ptr(), q.data_ptr(), q.stride(1), q.stride(0), *caches)
+
+
+def _store_in_torch(k_HTD: torch.Tensor, v_HTD: torch.Tensor, cache: LayerCache, batch: PagedBatch) -> None:
+    blocks, offsets = batch.slot_mapping_T // batch.block_size, batch.slot_mapping_T % batch.block_size
+    cache.keys[blocks, :, offsets] = k_HTD.transpose(0, 1)
+    cache.values[blocks, :, offsets] = v_HTD.transpose(0, 1)
+
+
+def _attend_one(
+    query_HTD: torch.Tensor, cache: LayerCache, *, batch: PagedBatch, sequence: int, rule: AttentionRule
+) -> torch.Tensor:
+    """One sequence's tokens over its gathered cache, through the library. Returns [T, q_heads, D]."""
+    context = int(batch.context_lens[sequence])
+    key_HCD, value_HCD = (_gathered(tensor, batch, sequence, context) for tensor in (cache.keys, cache.values))
+    if rule.softcap > 0:
+        q, k, v = (tensor.transpose(0, 1) for tensor in (query_HTD, key_HCD, value_HCD))
+        result = attention_reference(q, k, v, scale=rule.scale, window=rule.window, softcap=rule.softcap)
+        return result.to(query_HTD.dtype)
+    mask = _mask(query_HTD.shape[1], context, rule.window, query_HTD.device)
+    out_1HTD = scaled_dot_product_attention(
+        query_HTD[None],
+        key_HCD[None],
+        value_HCD[None],
+        attn_mask=mask,
+        is_causal=mask is None and context > 1,
+        scale=rule.scale,
+        enable_gqa=key_HCD.shape[0] != query_HTD.shape[0],
+    )
+    return out_1HTD[0].transpose(0, 1)
+
+
+def _gathered(cache: torch.Tensor, batch: PagedBatch, sequence: int, context: int) -> torch.Tensor:
+    """The sequence's own cached rows, [kv_heads, context, D]; nothing of a recycled block's old content is read."""
+    blocks = batch.block_tables[sequence, : -(-context // batch.block_size)]
+    picked = cache[torch.from_numpy(blocks).long().to(cache.device)]
+    return picked.transpose(0, 1).reshape(cache.shape[1], -1, cache.shape[3])[:, :context]
+
+
+def _mask(num_queries: int, context: int, window: int, device: torch.device) -> torch.Tensor | None:
+    """None where plain causal masking over equal lengths says it all."""
+    if num_queries == context and not 0 < window < context:
+        return None
+    distance = torch.arange(context - num_queries, context, device=device)[:, None] - torch.arange(
+        context, device=device
+    )
+    visible = distance >= 0
+    return visible & (distance < window) if window > 0 else visible

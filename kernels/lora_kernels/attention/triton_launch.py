@@ -1,0 +1,153 @@
+"""Launches store_kv and paged attention: chooses tiles and how often to split a context. Knows shapes; no kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora_kernels.attention.flash_paged import attention_kernel, join_splits_kernel, store_kv_kernel
+from lora_kernels.attention.query_tiles import AttentionTiles, QueryTiles
+from lora_kernels.triton_common.tiles import AttentionTile, device_tiles, power_of_two
+
+if TYPE_CHECKING:
+    from lora_kernels.attention.launcher import AttentionRule, LayerCache, PagedBatch
+
+MAX_SPLITS = 16
+MIN_KEYS_PER_SPLIT = 256
+
+
+def paged_attention_triton(
+    q_HTD: torch.Tensor,
+    k_HTD: torch.Tensor,
+    v_HTD: torch.Tensor,
+    cache: LayerCache,
+    *,
+    batch: PagedBatch,
+    rule: AttentionRule,
+) -> torch.Tensor:
+    """Store k and v, then attend. Shapes as in `attention.launcher.paged_attention`. Returns [T, q_heads, D]."""
+    assert all(tensor.stride(2) == 1 for tensor in (q_HTD, k_HTD, v_HTD)), "a head's values are contiguous"
+    assert cache.keys.is_contiguous(), "the kernels compute the cache's strides"
+    assert cache.values.is_contiguous(), "the kernels compute the cache's strides"
+    store_kv_triton(k_HTD, v_HTD, cache, batch)
+    q_heads, num_tokens, head_dim = q_HTD.shape
+    out_THD = q_HTD.new_empty(num_tokens, q_heads, head_dim)
+    group = q_heads // len(k_HTD)
+    table = device_tiles(q_HTD.device).tiles
+    chosen = {
+        decode: table.attention(head_dim=head_dim, group=group, num_bytes=q_HTD.element_size(), decode=decode)
+        for decode in (True, False)
+    }
+    tiles = batch.attention_tiles(group, chosen[True].block_m, chosen[False].block_m, q_HTD.device)
+    for queries, tile in ((tiles.decode, chosen[True]), (tiles.prefill, chosen[False])):
+        if len(queries):
+            _attend(_Launch(out_THD, q_HTD, cache, tiles, queries, tile), rule)
+    return out_THD
+
+
+def store_kv_triton(k_HTD: torch.Tensor, v_HTD: torch.Tensor, cache: LayerCache, batch: PagedBatch) -> None:
+    """Write each token's keys and values to its slot."""
+    kv_heads, num_tokens, head_dim = k_HTD.shape
+    store_kv_kernel[(num_tokens,)](
+        cache.keys,
+        cache.values,
+        k_HTD,
+        v_HTD,
+        batch.slot_mapping_T,
+        k_HTD.stride(0),
+        k_HTD.stride(1),
+        v_HTD.stride(0),
+        v_HTD.stride(1),
+        KV_HEADS=kv_heads,
+        BLOCK_H=power_of_two(kv_heads),
+        HEAD_DIM=head_dim,
+        BLOCK_D=power_of_two(head_dim),
+        PAGE=batch.block_size,
+        num_warps=4,
+    )
+
+
+def num_splits(programs: int, max_context: int, target_programs: int) -> int:
+    """Stretches of a long context, so that a few sequences still keep the whole device reading."""
+    return max(1, min(-(-target_programs // programs), -(-max_context // MIN_KEYS_PER_SPLIT), MAX_SPLITS))
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """One kind of tiles of one layer."""
+
+    out_THD: torch.Tensor
+    q_HTD: torch.Tensor
+    cache: LayerCache
+    tiles: AttentionTiles
+    queries: QueryTiles
+    tile: AttentionTile
+
+    @property
+    def kv_heads(self) -> int:
+        return self.cache.keys.shape[1]
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return {
+            "KV_HEADS": self.kv_heads,
+            "GROUP": len(self.q_HTD) // self.kv_heads,
+            "HEAD_DIM": self.q_HTD.shape[2],
+            "BLOCK_D": self.tile.block_d,
+            "BLOCK_M": self.tile.block_m,
+            "BLOCK_N": self.tile.block_n,
+            "PAGE": self.cache.keys.shape[2],
+        }
+
+
+def _attend(launch: _Launch, rule: AttentionRule) -> None:
+    q, out = launch.q_HTD, launch.out_THD
+    seen = launch.queries.max_context
+    if rule.window > 0:
+        seen = min(seen, rule.window + launch.tile.block_m)
+    splits = num_splits(len(launch.queries) * launch.kv_heads, seen, device_tiles(q.device).target_programs)
+    rows = len(launch.queries) * launch.kv_heads * launch.tile.block_m
+    parts, sums = out, out
+    if splits > 1:
+        parts = torch.empty(splits * rows, out.shape[2], dtype=torch.float32, device=out.device)
+        sums = torch.empty(splits * rows, dtype=torch.float32, device=out.device)
+    attention_kernel[launch.kv_heads * splits, len(launch.queries)](
+        out,
+        parts,
+        sums,
+        q,
+        launch.cache.keys,
+        launch.cache.values,
+        launch.tiles.block_tables,
+        launch.queries.records,
+        splits,
+        q.stride(0),
+        q.stride(1),
+        rule.scale,
+        rule.window,
+        rule.softcap,
+        **launch.constants,
+        HAS_WINDOW=rule.window > 0,
+        HAS_SOFTCAP=rule.softcap > 0,
+        SPLIT=splits > 1,
+        num_warps=launch.tile.num_warps,
+        num_stages=launch.tile.num_stages,
+    )
+    if splits > 1:
+        _join(launch, parts, sums, splits)
+
+
+def _join(launch: _Launch, parts: torch.Tensor, sums: torch.Tensor, splits: int) -> None:
+    constants = {name: value for name, value in launch.constants.items() if name not in ("BLOCK_N", "PAGE")}
+    join_splits_kernel[launch.tile.block_m, launch.kv_heads, len(launch.queries)](
+        launch.out_THD,
+        parts,
+        sums,
+        launch.queries.records,
+        splits,
+        **constants,
+        MAX_SPLITS=MAX_SPLITS,
+        num_warps=4,
+    )

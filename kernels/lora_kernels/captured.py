@@ -1,0 +1,60 @@
+"""What the kernels read of a decode step whose launches are recorded once: the same tensors, whatever their content.
+
+A recorded step has as many tiles as it has rows, each row a sequence of its own. A tile of count zero returns at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from lora_kernels.attention.launcher import PagedBatch
+from lora_kernels.attention.query_tiles import RECORD as ATTENTION_RECORD
+from lora_kernels.attention.query_tiles import AttentionTiles, QueryTiles
+from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraTable
+from lora_kernels.lora.row_tiles import RowTiles
+from lora_kernels.triton_common.tiles import DECODE_ROWS
+
+
+@dataclass(eq=False)
+class CapturedPagedBatch(PagedBatch):
+    """Rows of one token each. Its host arrays have the right sizes and mean nothing."""
+
+    tiles: AttentionTiles = field(kw_only=True)
+
+    def attention_tiles(self, group: int, decode_m: int, prefill_m: int, device: torch.device) -> AttentionTiles:
+        return self.tiles
+
+
+def captured_paged_batch(
+    slots: torch.Tensor, records: torch.Tensor, block_tables: torch.Tensor, *, block_size: int, max_context: int
+) -> CapturedPagedBatch:
+    """slots [rows], records [rows, 4] and block_tables [any], int32 on the device, are read anew at every step."""
+    rows = len(slots)
+    nothing = torch.empty(0, ATTENTION_RECORD, dtype=torch.int32, device=slots.device)
+    tiles = AttentionTiles(
+        block_tables,
+        QueryTiles(records, DECODE_ROWS, max_context),
+        QueryTiles(nothing, DECODE_ROWS, 0),
+    )
+    return CapturedPagedBatch(
+        query_starts=np.arange(rows + 1, dtype=np.int32),
+        context_lens=np.ones(rows, dtype=np.int32),
+        block_tables=np.zeros((rows, 1), dtype=np.int32),
+        slot_mapping_T=slots,
+        positions_T=np.zeros(rows, dtype=np.int32),
+        sequences_T=np.arange(rows, dtype=np.int32),
+        block_size=block_size,
+        tiles=tiles,
+    )
+
+
+def captured_lora_batch(table: LoraTable, records: torch.Tensor, rows: torch.Tensor, *, max_rank: int) -> LoraBatch:
+    """records [rows, 3] and rows [rows], int32 on the device, are read anew at every step. Every group is launched for:
+    which modules an adapter touches is read from the table."""
+    batch = LoraBatch(table, np.full(len(rows), NO_ADAPTER, dtype=np.int32))
+    batch.row_tiles = RowTiles(records, rows, DECODE_ROWS, max_rank)
+    batch.touched_modules = np.ones(len(table.ranks), dtype=np.bool_)
+    return batch

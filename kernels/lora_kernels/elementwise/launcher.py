@@ -1,0 +1,62 @@
+"""Launchers of RMSNorm, SwiGLU and RoPE: one pass over the row where torch makes seven, two, or six."""
+
+from __future__ import annotations
+
+import torch
+
+from lora_kernels.native.bindings import native_ops
+from lora_kernels.reference import rms_norm_reference, silu_mul_reference
+from lora_kernels.triton_common.available import on_triton
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """weight * round(x / rms(x)) over the last axis. x: [..., H]; weight: [H], same dtype. Returns x's shape."""
+    if on_triton(x, "elementwise"):
+        from lora_kernels.elementwise.triton_elementwise import rms_norm_triton
+
+        return rms_norm_triton(x, weight, eps)
+    native = native_ops(x.dtype) if x.device.type == "cpu" else None
+    if native is None:
+        return rms_norm_reference(x, weight, eps)
+    x = x if x.is_contiguous() else x.contiguous()
+    y = torch.empty_like(x)
+    width = x.shape[-1]
+    native.rms_norm(y.data_ptr(), width, x.data_ptr(), width, weight.data_ptr(), eps, x.numel() // width, width)
+    return y
+
+
+def silu_mul(gate_up_T2I: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up. gate_up_T2I: [..., 2 I] contiguous, the gate's half first. Returns [..., I]."""
+    if on_triton(gate_up_T2I, "elementwise"):
+        from lora_kernels.elementwise.triton_elementwise import silu_mul_triton
+
+        return silu_mul_triton(gate_up_T2I)
+    native = native_ops(gate_up_T2I.dtype) if gate_up_T2I.device.type == "cpu" else None
+    if native is None:
+        return silu_mul_reference(gate_up_T2I)
+    width = gate_up_T2I.shape[-1] // 2
+    y = gate_up_T2I.new_empty(*gate_up_T2I.shape[:-1], width)
+    native.silu_mul(y.data_ptr(), gate_up_T2I.data_ptr(), y.numel() // width, width)
+    return y
+
+
+def rope_in_place(x_1HTD: torch.Tensor, cos_1TR: torch.Tensor, sin_1TR: torch.Tensor) -> bool:
+    """x cos + rotate_half(x) sin over the first R of D elements, in place. x_1HTD: any strides, D contiguous.
+
+    False, with x untouched, where there is no kernel for these tensors.
+    """
+    if x_1HTD.stride(3) != 1 or cos_1TR.dtype is not x_1HTD.dtype or len(x_1HTD) != 1:
+        return False
+    if on_triton(x_1HTD, "elementwise"):
+        from lora_kernels.elementwise.triton_elementwise import rope_triton
+
+        rope_triton(x_1HTD, cos_1TR, sin_1TR)
+        return True
+    native = native_ops(x_1HTD.dtype) if x_1HTD.device.type == "cpu" else None
+    if native is None:
+        return False
+    cos, sin = cos_1TR.contiguous(), sin_1TR.contiguous()
+    _, heads, tokens, _ = x_1HTD.shape
+    places = (x_1HTD.data_ptr(), x_1HTD.stride(2), x_1HTD.stride(1), cos.data_ptr(), sin.data_ptr())
+    native.rope(*places, tokens, heads, cos.shape[-1])
+    return True

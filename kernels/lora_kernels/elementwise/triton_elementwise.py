@@ -1,0 +1,159 @@
+"""RMSNorm, SwiGLU and RoPE in one pass each, rounding where transformers' own chains of operations round.
+
+Legend: R rows, H features, T tokens, D head size. Launchers and kernels;
+`lora_kernels.elementwise.launcher` decides who runs.
+"""
+
+# ruff: noqa: PLR0917  (a kernel has no keywords for what it is launched with)
+
+from __future__ import annotations
+
+import torch
+import triton.language as tl
+
+from lora_kernels.triton_common.jit import kernel, rounded
+from lora_kernels.triton_common.tiles import power_of_two
+
+BLOCK_ELEMENTS = 4096  # of one program, where rows are short
+SILU_BLOCK = 1024
+MAX_NORM_WIDTH = 32768  # of a row that one program holds in registers
+ROPE_TOKENS = 4
+
+
+@kernel("num_rows", "inner")
+def rms_norm_kernel(
+    y_ptr: tl.tensor,
+    x_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    inner: tl.tensor,
+    outer_stride: tl.tensor,
+    inner_stride: tl.tensor,
+    eps: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+) -> None:
+    """Grid (row blocks). Row r of x starts at (r // inner) * outer_stride + (r % inner) * inner_stride."""
+    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    h = tl.arange(0, BLOCK_H)
+    wanted = (r < num_rows)[:, None] & (h < WIDTH)[None, :]
+    starts = (r // inner).to(tl.int64) * outer_stride + (r % inner).to(tl.int64) * inner_stride
+    x = tl.load(x_ptr + starts[:, None] + h[None, :], mask=wanted, other=0.0).to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / WIDTH + eps)
+    weight = tl.load(weight_ptr + h, mask=h < WIDTH, other=0.0)
+    normal = rounded(x * scale[:, None], weight.dtype).to(tl.float32)
+    y = rounded(normal * weight.to(tl.float32)[None, :], weight.dtype)
+    tl.store(y_ptr + r.to(tl.int64)[:, None] * WIDTH + h[None, :], y, mask=wanted)
+
+
+@kernel()
+def silu_mul_kernel(
+    y_ptr: tl.tensor, x_ptr: tl.tensor, width: tl.tensor, x_stride: tl.tensor, BLOCK: tl.constexpr
+) -> None:
+    """Grid (column blocks, rows). x's rows are [gate | up]."""
+    row = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    has_column = n < width
+    gate = tl.load(x_ptr + row * x_stride + n, mask=has_column, other=0.0)
+    up = tl.load(x_ptr + row * x_stride + width + n, mask=has_column, other=0.0)
+    wide = gate.to(tl.float32)
+    silu = rounded(wide / (1.0 + tl.exp(-wide)), gate.dtype).to(tl.float32)
+    tl.store(y_ptr + row * width + n, rounded(silu * up.to(tl.float32), gate.dtype), mask=has_column)
+
+
+@kernel("num_tokens")
+def rope_kernel(
+    x_ptr: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    num_tokens: tl.tensor,
+    head_stride: tl.tensor,
+    token_stride: tl.tensor,
+    HALF: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    """Grid (token blocks, heads), in place. cos and sin are contiguous [T, 2 HALF]."""
+    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    d = tl.arange(0, BLOCK_D)
+    wanted = (t < num_tokens)[:, None] & (d < HALF)[None, :]
+    low_cells = x_ptr + tl.program_id(1).to(tl.int64) * head_stride + t[:, None] * token_stride + d[None, :]
+    angles = t[:, None] * (2 * HALF) + d[None, :]
+    low = tl.load(low_cells, mask=wanted, other=0.0)
+    high = tl.load(low_cells + HALF, mask=wanted, other=0.0)
+    dtype = low.dtype
+    low_cos = tl.load(cos_ptr + angles, mask=wanted, other=0.0).to(tl.float32)
+    high_cos = tl.load(cos_ptr + angles + HALF, mask=wanted, other=0.0).to(tl.float32)
+    low_sin = tl.load(sin_ptr + angles, mask=wanted, other=0.0).to(tl.float32)
+    high_sin = tl.load(sin_ptr + angles + HALF, mask=wanted, other=0.0).to(tl.float32)
+    low, high = low.to(tl.float32), high.to(tl.float32)
+    new_low = rounded(low * low_cos, dtype).to(tl.float32) - rounded(high * low_sin, dtype).to(tl.float32)
+    new_high = rounded(high * high_cos, dtype).to(tl.float32) + rounded(low * high_sin, dtype).to(tl.float32)
+    tl.store(low_cells, rounded(new_low, dtype), mask=wanted)
+    tl.store(low_cells + HALF, rounded(new_high, dtype), mask=wanted)
+
+
+def rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """weight * round(x / rms(x)) over the last axis. x: [..., H], weight: [H]. Returns a contiguous [..., H]."""
+    width = x.shape[-1]
+    assert width <= MAX_NORM_WIDTH, f"{width} features; the kernel takes {MAX_NORM_WIDTH}"
+    y = x.new_empty(x.shape)
+    num_rows = x.numel() // width
+    if num_rows == 0:
+        return y
+    x, inner, outer_stride, inner_stride = _two_strides(x)
+    block_h = power_of_two(width)
+    block_r = max(1, min(16, BLOCK_ELEMENTS // block_h))
+    rms_norm_kernel[(-(-num_rows // block_r),)](
+        y,
+        x,
+        weight,
+        num_rows,
+        inner,
+        outer_stride,
+        inner_stride,
+        eps,
+        WIDTH=width,
+        BLOCK_R=block_r,
+        BLOCK_H=block_h,
+        num_warps=8 if block_h >= 4096 else 4,
+    )
+    return y
+
+
+def _two_strides(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
+    """x as rows of two nested loops: heads of a token inside a fused projection need no copy."""
+    if x.dim() == 4 and len(x) == 1 and x.stride(3) == 1:
+        return x, x.shape[2], x.stride(1), x.stride(2)
+    return x.contiguous(), 1, x.shape[-1], 0
+
+
+def silu_mul_triton(gate_up_T2I: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up. gate_up_T2I: [..., 2 I] contiguous, the gate's half first. Returns [..., I]."""
+    assert gate_up_T2I.is_contiguous(), "rows are [gate | up], one after the other"
+    width = gate_up_T2I.shape[-1] // 2
+    y = gate_up_T2I.new_empty(*gate_up_T2I.shape[:-1], width)
+    num_rows = y.numel() // max(width, 1)
+    if num_rows:
+        grid = (-(-width // SILU_BLOCK), num_rows)
+        silu_mul_kernel[grid](y, gate_up_T2I, width, 2 * width, BLOCK=SILU_BLOCK, num_warps=4)
+    return y
+
+
+def rope_triton(x_1HTD: torch.Tensor, cos_1TR: torch.Tensor, sin_1TR: torch.Tensor) -> None:
+    """x cos + rotate_half(x) sin over the first R of D elements, in place. x_1HTD: any strides, D contiguous."""
+    _, heads, tokens, _ = x_1HTD.shape
+    half = cos_1TR.shape[-1] // 2
+    rope_kernel[-(-tokens // ROPE_TOKENS), heads](
+        x_1HTD,
+        cos_1TR.contiguous(),
+        sin_1TR.contiguous(),
+        tokens,
+        x_1HTD.stride(1),
+        x_1HTD.stride(2),
+        HALF=half,
+        BLOCK_T=ROPE_TOKENS,
+        BLOCK_D=power_of_two(half),
+        num_warps=4,
+    )

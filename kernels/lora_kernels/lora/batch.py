@@ -1,0 +1,156 @@
+"""Which adapter acts on which row: the table of resident adapters, a group of layers, and one step's segments.
+
+Legend: T token rows, H in_features, O out_features, S segments, M modules, R rows that have an adapter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lora_kernels.lora.row_tiles import RowTiles, row_tiles
+from lora_kernels.native.bindings import CLoraBatch, CLoraGroup
+from lora_kernels.transfer import to_device
+
+NO_ADAPTER = -1
+MAX_MEMBERS = 3  # q/k/v is the widest group
+
+
+class LoraTable:
+    """Where every resident adapter lies in the arena. Rows: modules of the base; columns: device slots.
+
+    arena: 1-D, the base's dtype. offsets [M, slots, 2] int64: A and B in elements of the arena. ranks [M, slots] int32
+    (0: the slot does not touch the module). scales [M, slots] float32. A is [rank, H], B is [rank, O] (transposed).
+    """
+
+    def __init__(self, arena: torch.Tensor, num_modules: int, num_slots: int) -> None:
+        device = arena.device
+        self.arena = arena
+        self.num_slots = num_slots
+        self.offsets = torch.zeros(num_modules, num_slots, 2, dtype=torch.int64, device=device)
+        self.ranks = torch.zeros(num_modules, num_slots, dtype=torch.int32, device=device)
+        self.scales = torch.zeros(num_modules, num_slots, dtype=torch.float32, device=device)
+        self.max_ranks = [0] * num_slots  # on the host, to size the scratch
+        self.touched = np.zeros((num_modules, num_slots), dtype=np.bool_)  # on the host, to launch nothing for nothing
+        self._offset_bits = 0  # every offset that was ever set, or-ed: its lowest set bit is their common alignment
+
+    def set_slot(self, slot: int, offset: int, modules: list[tuple[int, int, int, int, float]]) -> None:
+        """Point a slot at an adapter stored from `offset`: (module row, A offset, B offset, rank, scale) per module.
+
+        One copy to the device, for which the host does not wait."""
+        self.clear_slot(slot)
+        entries = np.array([module[:4] for module in modules], dtype=np.int64).reshape(-1, 4)
+        entries[:, 1:3] += offset
+        scales = np.array([module[4] for module in modules], dtype=np.float32).view(np.int32)
+        packed = to_device(torch.from_numpy(np.column_stack([entries, scales])), self.arena.device)
+        rows = packed[:, 0]
+        self.offsets[rows, slot] = packed[:, 1:3]
+        self.ranks[rows, slot] = packed[:, 3].int()
+        self.scales[rows, slot] = packed[:, 4].int().view(torch.float32)
+        self.max_ranks[slot] = max((module[3] for module in modules), default=0)
+        self.touched[entries[:, 0], slot] = True
+        self._offset_bits |= int(np.bitwise_or.reduce(entries[:, 1:3], axis=None))
+
+    def shift_slot(self, slot: int, num_elements: int) -> None:
+        """The slot's adapter lies so many elements further on (negative: further down). In place, in the order of the
+        device's other work: recorded launches read the same tensor."""
+        self.offsets[:, slot] += num_elements
+        self._offset_bits |= abs(num_elements)
+
+    def clear_slot(self, slot: int) -> None:
+        self.ranks[:, slot] = 0
+        self.max_ranks[slot] = 0
+        self.touched[:, slot] = False
+
+    def is_aligned_to(self, num_bytes: int) -> bool:
+        """Whether every A and B so far starts on a multiple of num_bytes (a power of two) of the arena."""
+        return self._offset_bits * self.arena.element_size() % num_bytes == 0
+
+
+@dataclass(frozen=True, eq=False)
+class LoraGroup:
+    """Linear layers that read the same input and write neighbouring columns of one output [T, sum(out_features)].
+
+    module_rows: each member's row of the table.
+    """
+
+    module_rows: tuple[int, ...]
+    in_features: int
+    out_features: tuple[int, ...]
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        return tuple(int(start) for start in np.cumsum((0, *self.out_features[:-1])))
+
+    @cached_property
+    def _native(self) -> tuple[CLoraGroup, list[NDArray[np.int64]]]:
+        """The struct, and the arrays it points into (kept alive with it)."""
+        arrays = [np.array(values, dtype=np.int64) for values in (self.module_rows, self.starts, self.out_features)]
+        struct = CLoraGroup(len(self.module_rows), self.in_features, *(array.ctypes.data for array in arrays))
+        return struct, arrays
+
+    @cached_property
+    def native_address(self) -> int:
+        return ctypes.addressof(self._native[0])
+
+
+class LoraBatch:
+    """One step's rows grouped by slot. Rows without an adapter are in no segment and cost nothing."""
+
+    def __init__(self, table: LoraTable, row_slots: NDArray[np.int32]) -> None:
+        """row_slots [T]: the slot of each token row, or NO_ADAPTER."""
+        self.table = table
+        order = np.argsort(row_slots, kind="stable").astype(np.int32)
+        sorted_slots = row_slots[order]
+        first = int(np.searchsorted(sorted_slots, 0))
+        self.rows: NDArray[np.int32] = np.ascontiguousarray(order[first:])
+        used = sorted_slots[first:]
+        bounds = np.flatnonzero(np.diff(used, prepend=NO_ADAPTER)).astype(np.int32)
+        self.slots: NDArray[np.int32] = np.ascontiguousarray(used[bounds], dtype=np.int32)
+        self.starts: NDArray[np.int32] = np.append(bounds, np.int32(len(used))).astype(np.int32)
+
+    @property
+    def num_segments(self) -> int:
+        return len(self.slots)
+
+    @property
+    def max_rank(self) -> int:
+        return max((self.table.max_ranks[slot] for slot in self.slots), default=0)
+
+    @cached_property
+    def touched_modules(self) -> NDArray[np.bool_]:
+        """[M]: whether any of the step's adapters touches the module."""
+        touched: NDArray[np.bool_] = np.logical_or.reduce(self.table.touched[:, self.slots], axis=1)
+        return touched
+
+    @cached_property
+    def row_tiles(self) -> RowTiles:
+        """The device's view of the segments, made and copied once for all layers."""
+        device = self.table.arena.device
+        return row_tiles(self.slots, self.starts, self.rows, max_rank=self.max_rank, device=device)
+
+    @cached_property
+    def _native(self) -> tuple[CLoraBatch, NDArray[np.float32]]:
+        """The struct, and its scratch memory (kept alive with it)."""
+        table, h_rank = self.table, self.max_rank
+        scratch = np.empty(len(self.rows) * MAX_MEMBERS * h_rank, dtype=np.float32)
+        arrays = (self.slots, self.starts, self.rows)
+        tensors = (table.offsets, table.ranks, table.scales, table.arena)
+        struct = CLoraBatch(
+            self.num_segments,
+            table.num_slots,
+            h_rank,
+            *(array.ctypes.data for array in arrays),
+            *(tensor.data_ptr() for tensor in tensors),
+            scratch.ctypes.data,
+        )
+        return struct, scratch
+
+    @cached_property
+    def native_address(self) -> int:
+        return ctypes.addressof(self._native[0])

@@ -1,0 +1,88 @@
+"""Launchers of the linear layers: the base product of a group and its adapters' deltas. Chooses by device and size."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import linear
+
+from lora_kernels.lora.batch import LoraBatch, LoraGroup
+from lora_kernels.native.bindings import NativeOps, native_ops
+from lora_kernels.triton_common.available import on_triton
+
+
+def group_linear(
+    x_TH: torch.Tensor,
+    weight_OH: torch.Tensor,
+    bias_O: torch.Tensor | None,
+    batch: LoraBatch | None,
+    group: LoraGroup,
+) -> torch.Tensor:
+    """x W^T + bias + each row's own adapter's delta.
+
+    x_TH: [T, H] contiguous; weight_OH: [O, H], the members' weights one under the other. batch None: base only.
+    Returns [T, O] in x's dtype.
+    """
+    native = _native_for(x_TH)
+    if native is None or len(x_TH) > native.linear_max_rows:
+        return add_lora_delta(linear(x_TH, weight_OH, bias_O), x_TH, batch, group)
+    y_TO = x_TH.new_empty(len(x_TH), len(weight_OH))
+    native.linear(
+        None if batch is None else batch.native_address,
+        group.native_address,
+        y_TO.data_ptr(),
+        len(weight_OH),
+        x_TH.data_ptr(),
+        group.in_features,
+        weight_OH.data_ptr(),
+        None if bias_O is None else bias_O.data_ptr(),
+        len(x_TH),
+        len(weight_OH),
+    )
+    return y_TO
+
+
+def add_lora_delta(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch | None, group: LoraGroup) -> torch.Tensor:
+    """y += scale * (x A^T) B for each row's own adapter, in place. y_TO: [T, sum(out_features)]. Returns y."""
+    if batch is None:
+        return y_TO
+    assert y_TO.dtype == x_TH.dtype == batch.table.arena.dtype, "input, output and adapters share one dtype"
+    if on_triton(x_TH, "lora"):
+        from lora_kernels.lora.triton_launch import add_lora_delta_triton
+
+        return add_lora_delta_triton(y_TO, x_TH, batch, group)
+    native = _native_for(x_TH)
+    if native is None:
+        return _add_by_segment(y_TO, x_TH, batch, group)
+    native.lora_delta(
+        batch.native_address,
+        group.native_address,
+        y_TO.data_ptr(),
+        y_TO.stride(0),
+        x_TH.data_ptr(),
+        x_TH.stride(0),
+    )
+    return y_TO
+
+
+def _native_for(x_TH: torch.Tensor) -> NativeOps | None:
+    is_ours = x_TH.device.type == "cpu" and not on_triton(x_TH, "lora")
+    return native_ops(x_TH.dtype) if is_ours else None
+
+
+def _add_by_segment(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup) -> torch.Tensor:
+    """The path that runs anywhere torch does: two small products per adapter and member, on views of the arena."""
+    table = batch.table
+    rows_R = torch.from_numpy(batch.rows).long().to(x_TH.device)
+    for segment, slot in enumerate(batch.slots.tolist()):
+        rows = rows_R[int(batch.starts[segment]) : int(batch.starts[segment + 1])]
+        x_RH = x_TH[rows]
+        for module, start, out in zip(group.module_rows, group.starts, group.out_features, strict=True):
+            rank = int(table.ranks[module, slot])
+            if rank == 0:
+                continue
+            a_offset, b_offset = table.offsets[module, slot].tolist()
+            a_KH = table.arena[a_offset : a_offset + rank * group.in_features].view(rank, group.in_features)
+            b_KO = table.arena[b_offset : b_offset + rank * out].view(rank, out)
+            delta_RO = (x_RH @ a_KH.T) @ b_KO * table.scales[module, slot].to(x_TH.dtype)
+            y_TO[:, start : start + out].index_add_(0, rows, delta_RO)
+    return y_TO

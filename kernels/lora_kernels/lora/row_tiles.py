@@ -1,0 +1,80 @@
+"""Cuts a step's segments into tiles of rows, once per step and in one copy. Knows rows and slots; knows no kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lora_kernels.transfer import to_device
+from lora_kernels.triton_common.tiles import DECODE_ROWS, PREFILL_ROWS
+
+RECORD = 3  # slot, first position in `rows`, number of rows
+ALIGN_ELEMENTS = 4  # 16 bytes: a pointer that is aligned now and then would be compiled for twice
+MIN_RANK_BLOCK, MAX_RANK_BLOCK = 16, 64
+
+
+@dataclass(eq=False)
+class RowTiles:
+    """What every LoRA kernel of the step reads.
+
+    records [tiles, 3] and rows [R], int32, on the arena's device, in one allocation. A tile's rows all have its slot;
+    a record of zero rows is a tile that returns at once (a captured CUDA graph has as many tiles as its largest batch).
+    max_rank: no adapter of the step has a larger one.
+    """
+
+    records: torch.Tensor
+    rows: torch.Tensor
+    block_m: int
+    max_rank: int
+    _scratch: torch.Tensor | None = field(init=False, default=None)
+
+    @property
+    def num_tiles(self) -> int:
+        return len(self.records)
+
+    @property
+    def rank_block(self) -> int:
+        """Ranks per pass: a power of two, so that mixed ranks meet at most three compiled kernels."""
+        return min(MAX_RANK_BLOCK, max(MIN_RANK_BLOCK, 1 << (self.max_rank - 1).bit_length()))
+
+    def scratch(self, num_elements: int) -> torch.Tensor:
+        """float32, shared by all layers: they run one after the other on one stream."""
+        if self._scratch is None or len(self._scratch) < num_elements:
+            self._scratch = torch.empty(num_elements, dtype=torch.float32, device=self.rows.device)
+        return self._scratch
+
+
+def row_tiles(
+    slots: NDArray[np.int32],
+    starts: NDArray[np.int32],
+    rows: NDArray[np.int32],
+    *,
+    max_rank: int,
+    device: torch.device,
+    num_tiles: int = 0,
+) -> RowTiles:
+    """Tiles of segments `slots [S]`, `starts [S + 1]` over `rows [R]`; padded with empty ones up to num_tiles."""
+    counts = np.diff(starts)
+    block_m = DECODE_ROWS if counts.max(initial=0) <= DECODE_ROWS else PREFILL_ROWS
+    records = tile_records(slots, starts, counts, block_m)
+    if len(records) < num_tiles:
+        records = np.concatenate([records, np.zeros((num_tiles - len(records), RECORD), dtype=np.int32)])
+    gap = -records.size % ALIGN_ELEMENTS
+    packed = to_device(torch.from_numpy(np.concatenate([records.ravel(), np.zeros(gap, dtype=np.int32), rows])), device)
+    size = records.size
+    return RowTiles(packed[:size].view(-1, RECORD), packed[size + gap :], block_m, max_rank)
+
+
+def tile_records(
+    slots: NDArray[np.int32], starts: NDArray[np.int32], counts: NDArray[np.int32], block_m: int
+) -> NDArray[np.int32]:
+    """One record per tile of at most block_m rows; counts [S]: rows of each segment."""
+    per_segment = -(-counts // block_m)
+    segments = np.repeat(np.arange(len(slots)), per_segment)
+    within = np.arange(len(segments)) - np.repeat(np.cumsum(per_segment) - per_segment, per_segment)
+    firsts = starts[segments] + within * block_m
+    lengths = np.minimum(block_m, starts[segments + 1] - firsts)
+    return np.stack([slots[segments], firsts, lengths], axis=1).astype(np.int32)

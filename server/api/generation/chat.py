@@ -1,0 +1,161 @@
+"""POST /v1/chat/completions: a conversation through the base's chat template, answered as OpenAI's chat objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from starlette.responses import Response
+
+from adapters_store.accounts.keys import Scope
+from adapters_store.parsing.strict_json import shown
+from server.api.auth import CallerDep, guarded
+from server.api.context import ApiContext, ContextDep
+from server.api.edge.quota_gate import AdmissionDep
+from server.api.edge.rate_limits import Admission
+from server.api.generation.call import Call, TokenBudget, chat_tokens_of, check_counts, inline_or_heavy, plan_call
+from server.api.generation.call_tally import whole_answer
+from server.api.generation.deadline import DeadlineDep
+from server.api.generation.logprobs import chat_logprobs
+from server.api.generation.sampling import sampling_params
+from server.api.generation.schemas_chat import ChatBody
+from server.api.generation.streaming import ChunkWriter, TokenStream, check_stream_options, finish_json
+from server.api.generation.whole import Choice, collect
+from server.api.target import Target, resolve_target
+from server.api.wire.json_body import body_schema, json_body
+from server.api.wire.json_text import json_string, json_text
+from server.engine.request import TokenEvent
+from server.engine.sampling_params import InvalidRequest
+from server.engine.text.chat_options import ChatOptions
+
+BodyDep = Annotated[ChatBody, Depends(json_body(ChatBody, max_bytes=None))]
+
+_FIRST_DELTA = '{"role":"assistant","content":"","refusal":null}'
+
+
+async def create_chat_completion(
+    request: Request,
+    *,
+    caller: CallerDep,
+    context: ContextDep,
+    deadline_s: DeadlineDep,
+    admission: AdmissionDep,
+    body: BodyDep,
+) -> Response:
+    """Answer a conversation."""
+    _check(body)
+    check_counts(context, 1, body.num_choices)
+    target = await resolve_target(context, caller, body.model, body.sticky or request.state.request_id)
+    weight = sum(message.weight for message in body.messages) + len(body.logit_bias or ())
+    call = await inline_or_heavy(
+        context, target.tenant, weight, lambda: _plan(context, target, body, deadline_s, admission)
+    )
+    shape = ChatShape(context, call, body)
+    if body.stream:
+        return TokenStream(context, call, ChunkWriter(context, call, shape, body.stream_options))
+    choices, usage = await collect(context, call, request.receive)
+    return await whole_answer(context, target, usage, shape, choices)
+
+
+def _check(body: ChatBody) -> None:
+    check_stream_options(body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs", "top_logprobs is allowed only with logprobs true")
+    if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
+        asked = f"max_tokens is {shown(body.max_tokens)}, max_completion_tokens is {shown(body.max_completion_tokens)}"
+        reason = f"{asked}; send one"
+        raise InvalidRequest("max_tokens", reason)
+
+
+def _plan(
+    context: ApiContext, target: Target, body: ChatBody, deadline_s: float | None, admission: Admission | None
+) -> Call:
+    """Any thread."""
+    messages = [message.for_template() for message in body.messages]
+    prompt = chat_tokens_of(context, messages, _options(context, body))
+    params = sampling_params(body, context, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+    params = replace(params, end_ids=tuple(context.engine.tokenizer.chat_end_ids))
+    asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    budget = TokenBudget(prompt_field="messages", asked=asked, default=context.settings.sampling_defaults.max_tokens)
+    return plan_call(
+        context,
+        target,
+        body,
+        [prompt],
+        kind="chatcmpl",
+        budget=budget,
+        params=params,
+        deadline_s=deadline_s,
+        admission=admission,
+    )
+
+
+def _options(context: ApiContext, body: ChatBody) -> ChatOptions:
+    """A message to continue closes no turn and opens none, unless the client says otherwise."""
+    is_continued = bool(body.continue_final_message)
+    opens_turn = not is_continued if body.add_generation_prompt is None else body.add_generation_prompt
+    return ChatOptions(
+        add_generation_prompt=opens_turn,
+        continue_final_message=is_continued,
+        escape_control_tokens=context.settings.escape_control_tokens,
+        variables=body.chat_template_kwargs or {},
+    )
+
+
+class ChatShape:
+    """How this call's sequences look, whole or in chunks."""
+
+    def __init__(self, context: ApiContext, call: Call, body: ChatBody) -> None:
+        self._pieces = context.engine.tokenizer.pieces
+        self._has_logprobs = bool(body.logprobs)
+        self._has_role = [False] * len(call.requests)
+        self._common: dict[str, Any] = {
+            "id": call.id,
+            "created": call.created,
+            "model": call.target.model,
+            "system_fingerprint": context.fingerprint,
+        }
+
+    def whole_head(self) -> str:
+        return f'{json_text({"object": "chat.completion", **self._common})[:-1]},"choices":['
+
+    def whole(self, index: int, choice: Choice) -> str:
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []}
+        logprobs = chat_logprobs(self._pieces, choice.logprobs) if self._has_logprobs else "null"
+        ended = f'"logprobs":{logprobs},"finish_reason":{json_text(choice.finish_reason)}'
+        return f'{{"index":{index},"message":{json_text(message)},{ended}}}'
+
+    def head(self) -> str:
+        return f'{json_text({"object": "chat.completion.chunk", **self._common})[:-1]},"choices":'
+
+    def choices(self, index: int, event: TokenEvent) -> Sequence[str]:
+        """Who speaks, once; then text as it comes; then why it ended, on its own."""
+        chunks = []
+        if not self._has_role[index]:
+            self._has_role[index] = True
+            chunks.append(_chunk(index, _FIRST_DELTA, "null", "null"))
+        if event.text or (event.token_ids and event.finish_reason is None) or event.logprobs:
+            chunks.append(_chunk(index, f'{{"content":{json_string(event.text)}}}', self._logprobs(event), "null"))
+        if event.finish_reason is not None:
+            chunks.append(_chunk(index, "{}", "null", finish_json(event)))
+        return chunks
+
+    def _logprobs(self, event: TokenEvent) -> str:
+        return chat_logprobs(self._pieces, event.logprobs or ()) if self._has_logprobs else "null"
+
+
+def _chunk(index: int, delta: str, logprobs: str, finish_reason: str) -> str:
+    return f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{finish_reason}}}'
+
+
+def register(app: FastAPI) -> None:
+    app.add_api_route(
+        "/v1/chat/completions",
+        create_chat_completion,
+        methods=["POST"],
+        dependencies=guarded(Scope.INFERENCE),
+        openapi_extra=body_schema(ChatBody),
+        response_class=Response,
+    )

@@ -1,0 +1,142 @@
+"""Sends a generation as server-sent events, as it happens. Knows when to send what; the shapes are the renderer's.
+
+Headers wait for the first event, so that whatever fails before it is answered with its proper status. After that a
+failure is one event with an error body, and then [DONE], so that a client that waits for it comes to its end too.
+Where the operator wants comments as keep-alive, the first of them is the first event in this sense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.api.context import ApiContext
+from server.api.edge.event_bridge import IndexedEvent
+from server.api.generation.call import Call, inline_or_heavy
+from server.api.generation.call_meter import CallMeter
+from server.api.generation.call_tally import CallTally
+from server.api.generation.generation import Generation, hang_up_watched, submitted
+from server.api.generation.schemas import GenerationBody, StreamOptions
+from server.api.generation.usage import Usage
+from server.api.generation.whole import LOGPROB_WEIGHT
+from server.api.wire.errors import ApiError, ClientGone
+from server.api.wire.json_text import json_string, json_text
+from server.engine.request import TokenEvent
+from server.engine.sampling_params import InvalidRequest
+
+_DONE = "data: [DONE]\n\n"
+_KEEP_ALIVE = ": keep-alive\n\n"
+
+
+class Renderer(Protocol):
+    """Makes the text of server-sent events; everything that is the same for each of them is made once."""
+
+    def head(self) -> str:
+        """JSON of a chunk up to the members of `choices`, without the closing brackets."""
+
+    def choices(self, index: int, event: TokenEvent) -> Sequence[str]:
+        """The JSON of one choice object for each chunk that this event makes."""
+
+
+class ChunkWriter:
+    """Wraps a renderer's choices into chunks, with as much usage as `options` asks for."""
+
+    def __init__(self, context: ApiContext, call: Call, renderer: Renderer, options: StreamOptions | None) -> None:
+        self._renderer = renderer
+        self._usage = Usage(call)
+        self._tally = CallTally(context.usage, call.target, self._usage)
+        self._head = f"data: {renderer.head()}"
+        self._has_usage = options is not None and bool(options.include_usage)
+        self._has_running_usage = options is not None and bool(options.continuous_usage_stats)
+
+    def chunks(self, index: int, event: TokenEvent) -> str:
+        self._usage.saw(index, event)
+        tail = self._tail(index)
+        return "".join(f"{self._head}[{choice}]{tail}" for choice in self._renderer.choices(index, event))
+
+    def sent(self) -> None:
+        """The client has been handed all chunks made until now: they are billed."""
+        self._tally.sent()
+
+    def closing(self) -> str:
+        if not self._has_usage:
+            return _DONE
+        return f'{self._head}[],"usage":{json_text(self._usage.total())}}}\n\n{_DONE}'
+
+    def _tail(self, index: int) -> str:
+        if self._has_running_usage:
+            return f',"usage":{json_text(self._usage.of_sequence(index))}}}\n\n'
+        return ',"usage":null}\n\n' if self._has_usage else "}\n\n"
+
+
+class TokenStream(Response):
+    """A response that runs its generation while it is being sent; a client that hangs up ends it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, context: ApiContext, call: Call, writer: ChunkWriter) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **call.target.headers})
+        del self.headers["content-length"]
+        self._context = context
+        self._call = call
+        self._writer = writer
+        self._is_started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        meter = CallMeter(self._context.metrics, self._call)
+        with submitted(self._context, self._call, meter) as generation:
+            async with hang_up_watched(receive, generation.inbox):
+                await self._send_generation(generation, send)
+
+    async def _send_generation(self, generation: Generation, send: Send) -> None:
+        try:
+            patience_s = self._context.settings.sse_keep_alive_s or None
+            await self._send_events(generation.batches(patience_s), send)
+            last = self._writer.closing()
+        except ClientGone:
+            if not self._is_started:
+                raise
+            return
+        except ApiError as error:
+            if not self._is_started:
+                raise
+            last = f"data: {json_text(error.body)}\n\n{_DONE}"
+        await send(_body(last, more=False))
+
+    async def _send_events(self, batches: AsyncIterator[list[IndexedEvent]], send: Send) -> None:
+        async for events in batches:
+            if not self._is_started:
+                self._is_started = True
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            text = await self._rendered(events)
+            if text or not events:
+                await send(_body(text or _KEEP_ALIVE, more=True))
+                self._writer.sent()
+
+    async def _rendered(self, events: Sequence[IndexedEvent]) -> str:
+        """The first event of a sequence may hold the log-probabilities of a whole prompt."""
+        chunks = self._writer.chunks
+        weight = LOGPROB_WEIGHT * sum(len(event.prompt_logprobs or ()) for _, event in events)
+        return await inline_or_heavy(
+            self._context,
+            self._call.target.tenant,
+            weight,
+            lambda: "".join([chunks(index, event) for index, event in events]),
+        )
+
+
+def _body(text: str, *, more: bool) -> dict[str, object]:
+    return {"type": "http.response.body", "body": text.encode("ascii"), "more_body": more}
+
+
+def check_stream_options(body: GenerationBody) -> None:
+    """Raises InvalidRequest for options of a stream nobody asked for."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options", "stream_options is allowed only with stream true")
+
+
+def finish_json(event: TokenEvent) -> str:
+    return "null" if event.finish_reason is None else json_string(event.finish_reason)

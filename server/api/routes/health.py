@@ -1,0 +1,34 @@
+"""GET /health: is the engine's thread alive. GET /ready: would a request be served now. Open to all."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from server.api.context import ContextDep
+from server.api.edge.draining import server_stopping
+from server.api.wire.errors import ApiError, engine_dead, to_api_error
+
+
+async def health(context: ContextDep) -> dict[str, str]:
+    """200 while the engine lives; 503 asks the supervisor for a restart."""
+    if not context.engine.is_healthy():
+        raise engine_dead()
+    return {"status": "ok"}
+
+
+async def ready(context: ContextDep) -> dict[str, str]:
+    """200 once requests are served, and while they are: not when the server stops, nor when its store is away for
+    longer than remembered answers count."""
+    if context.draining.is_on:
+        raise server_stopping()
+    reach = context.store.reach
+    if reach.error is not None and reach.is_lost():
+        raise to_api_error(reach.error)
+    if not (context.engine.is_healthy() and context.engine.is_ready()):
+        raise ApiError(503, "not_ready", "The server does not serve requests yet.", retry_after_s=1.0)
+    return {"status": "ready"}
+
+
+def register(app: FastAPI) -> None:
+    app.add_api_route("/health", health, methods=["GET"])
+    app.add_api_route("/ready", ready, methods=["GET"])

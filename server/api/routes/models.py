@@ -1,0 +1,65 @@
+"""GET /v1/models: the base, and the adapters of the caller that fit it, each with the base as its parent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.responses import Response
+
+from adapters_store.accounts.keys import Scope
+from adapters_store.versions.records import AdapterVersion
+from server.api.auth import CallerDep, guarded
+from server.api.context import ApiContext, ContextDep, off_loop
+from server.api.target import find_version
+from server.api.wire.json_text import json_bytes
+
+
+async def list_models(caller: CallerDep, context: ContextDep) -> Response:
+    """The base and the adapters of the caller's tenant; of every tenant for a caller that speaks for all."""
+    versions = await off_loop(context.store.list, None if caller.speaks_for_all else caller.tenant)
+    usable = [version for version in versions if version.base_digest == context.engine.base.digest and version.loaded]
+    adapters = [_adapter(context, version, caller.ref_to(version.tenant, version.name)) for version in usable]
+    return _json({"object": "list", "data": [_base(context), *adapters]})
+
+
+async def get_model(model: str, caller: CallerDep, context: ContextDep) -> Response:
+    """One model, by any reference that `model` of a completion may be."""
+    if model == context.engine.served_name:
+        return _json(_base(context))
+    return _json(_adapter(context, await find_version(context, caller, model), model))
+
+
+def _base(context: ApiContext) -> dict[str, Any]:
+    engine = context.engine
+    return {
+        "id": engine.served_name,
+        "object": "model",
+        "created": context.created,
+        "owned_by": "base",
+        "root": engine.base.name,
+        "parent": None,
+        "max_model_len": engine.max_model_len,
+    }
+
+
+def _adapter(context: ApiContext, version: AdapterVersion, model_id: str) -> dict[str, Any]:
+    return {
+        "id": model_id,
+        "object": "model",
+        "created": version.created_at,
+        "owned_by": version.tenant,
+        "root": version.digest,
+        "parent": context.engine.served_name,
+        "max_model_len": context.engine.max_model_len,
+    }
+
+
+def _json(body: dict[str, Any]) -> Response:
+    return Response(json_bytes(body), media_type="application/json")
+
+
+def register(app: FastAPI) -> None:
+    opened = guarded(Scope.READ, Scope.INFERENCE)
+    app.add_api_route("/v1/models", list_models, methods=["GET"], dependencies=opened)
+    app.add_api_route("/v1/models/{model:path}", get_model, methods=["GET"], dependencies=opened)

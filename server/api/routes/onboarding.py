@@ -1,0 +1,40 @@
+"""How the routes about files and jobs find what they stand on. Knows no route."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from server.api.auth import Caller
+from server.api.wire.errors import ApiError, to_api_error
+from server.jobs.errors import JobLimit, JobRefused
+from server.jobs.service import Onboarding
+
+
+def onboarding_of(request: Request) -> Onboarding:
+    onboarding = request.app.state.onboarding
+    assert isinstance(onboarding, Onboarding)
+    return onboarding
+
+
+OnboardingDep = Annotated[Onboarding, Depends(onboarding_of)]
+
+
+def owner(caller: Caller) -> str | None:
+    """Whose things the caller sees: his tenant's, or (None) everybody's."""
+    return None if caller.speaks_for_all else caller.tenant
+
+
+@to_api_error.register
+def _(error: JobRefused) -> ApiError:
+    return ApiError(413 if error.code == "too_large" else 400, error.code, error.message, param=error.param)
+
+
+@to_api_error.register
+def _(error: JobLimit) -> ApiError:
+    """Not to be repeated at once by a client that retries by itself: a second later nothing will have changed."""
+    headers = {"x-should-retry": "false"}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(int(error.retry_after_s))
+    return ApiError(429, error.code, error.message, param=error.param, headers=headers)

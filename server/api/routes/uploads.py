@@ -1,0 +1,77 @@
+"""What adapters and files have in common on their way in: a slot, a spool file, the form taken apart. Knows no store's
+rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from fastapi import Request
+
+from adapters_store.errors import NotFound
+from adapters_store.storage.blobs import disk_full_is_an_answer
+from server.api.context import ApiContext, off_loop
+from server.api.edge.upload_slots import Incoming
+from server.api.wire.multipart import Upload, UploadParser, boundary_of
+
+
+@contextmanager
+def upload_slot(context: ApiContext, tenant: str) -> Iterator[Incoming]:
+    """For the length of an upload. Raises ApiError 429 where too many are coming in already, StoreError (disk_full,
+    read_only, data_dir_gone) for what the disk refuses meanwhile."""
+    try:
+        with context.upload_slots.taken(tenant) as incoming, disk_full_is_an_answer():
+            yield incoming
+    except OSError:
+        context.store.require_folder()
+        raise
+
+
+def spool_path(context: ApiContext) -> Path:
+    """A new file's name. Files older than any upload may last were left by a server that was killed; they go.
+
+    Raises StoreUnavailable (data_dir_gone).
+    """
+    settings, store = context.settings, context.store
+    store.require_folder()
+    folder = settings.data_dir / "uploads"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for entry in folder.iterdir():
+        if store.is_left_over(entry, settings.upload_timeout_s + settings.idle_timeout_s):
+            entry.unlink(missing_ok=True)  # another upload may just have ended
+    return folder / f"{uuid4().hex}.part"
+
+
+async def receive(
+    request: Request, spool: Path, limits: Mapping[str, int], *, file_part: str, incoming: Incoming
+) -> Upload:
+    """The form's small fields; `file_part` goes into the spool file. limits: the most bytes of each part, by name."""
+    boundary = boundary_of(request.headers.get("content-type", ""))
+    with await off_loop(UploadParser, boundary, spool, limits, file_part) as parser:
+
+        def take(piece: bytes) -> None:
+            incoming.arrived(len(piece))
+            parser.feed(piece)
+
+        await off_loop(incoming.claim, _announced(request))
+        async for piece in request.stream():
+            await off_loop(take, piece)
+        return await off_loop(parser.finish)
+
+
+def _announced(request: Request) -> int:
+    """The body's bytes as its headers say; 0 where they do not."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
+
+
+def ensure_tenant(context: ApiContext, tenant: str) -> None:
+    """Where nobody needs a key, nobody has to be introduced either."""
+    if context.settings.auth != "off":
+        return
+    try:
+        context.store.tenants.get(tenant)
+    except NotFound:
+        context.store.tenants.create(tenant)

@@ -1,0 +1,122 @@
+"""/v1/adapters/{name}/...: which version a name means. What each verb does is the store's decision.
+
+Every answer is the adapter with all its versions and shares, as GET /v1/adapters/{name} gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI
+from pydantic import Field
+
+from adapters_store.accounts.keys import Scope
+from adapters_store.errors import NotFound
+from adapters_store.storage.names import split_ref
+from adapters_store.versions.records import AdapterVersion
+from server.api.auth import Caller, CallerDep, guarded
+from server.api.context import ApiContext, ContextDep, off_loop
+from server.api.edge.body_limits import UPLOAD_PATH
+from server.api.generation.schemas import Body
+from server.api.routes.adapters import with_versions
+from server.api.target import model_not_found, tenant_and_ref
+from server.api.wire.errors import ApiError
+from server.api.wire.json_body import body_schema, json_body
+
+
+class Canary(Body):
+    """percent: of the name's users, told apart by `user` in their requests. 0 ends the canary."""
+
+    percent: Annotated[int, Field(ge=0, le=99)]
+
+
+CanaryDep = Annotated[Canary, Depends(json_body(Canary))]
+
+
+async def activate(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+    """Let the bare name mean `name@version` alone. A version that was unloaded is in service again."""
+    tenant, bare, number = _parts(caller, name)
+    return await _changed(context, caller, name, partial(context.store.aliases.activate, tenant, bare, _given(number)))
+
+
+async def canary(name: str, caller: CallerDep, context: ContextDep, body: CanaryDep) -> dict[str, Any]:
+    """Answer a share of the bare name's users with `name@version`; the same users every time."""
+    tenant, bare, number = _parts(caller, name)
+    change = partial(context.store.aliases.set_canary, tenant, bare, _given(number), body.percent)
+    return await _changed(context, caller, name, change)
+
+
+async def promote(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+    """Make the canary (`name@version` where there are several) what the bare name means."""
+    tenant, bare, number = _parts(caller, name)
+    return await _changed(context, caller, name, partial(context.store.aliases.promote, tenant, bare, number))
+
+
+async def roll_back(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+    """End the canaries; where there are none, activate what was active before."""
+    tenant, bare, number = _parts(caller, name)
+    if number is not None:
+        raise ApiError(400, "invalid_value", f"name: rollback takes a name without a version, got {name!r}")
+    return await _changed(context, caller, name, partial(context.store.aliases.roll_back, tenant, bare))
+
+
+async def unload(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+    """Take `name` or `name@version` out of service and out of memory until it is activated again. Its files stay.
+
+    Requests under way come to their end; new ones are answered 404 `adapter_unloaded`.
+    """
+    tenant, bare, number = _parts(caller, name)
+
+    def change() -> AdapterVersion:
+        context.engine.forget_adapters(context.store.aliases.unload(tenant, bare, number))
+        versions = context.store.versions(tenant, bare)
+        return next((each for each in versions if each.version == number or each.active), versions[-1])
+
+    return await _changed(context, caller, name, change)
+
+
+def _parts(caller: Caller, name: str) -> tuple[str, str, int | None]:
+    tenant, ref = tenant_and_ref(caller, name)
+    try:
+        return tenant, *split_ref(ref)
+    except NotFound:
+        raise model_not_found(name) from None
+
+
+def _given(number: int | None) -> int:
+    if number is None:
+        raise ApiError(400, "invalid_value", "name: say which version, as in name@3", param="name")
+    return number
+
+
+async def _changed(
+    context: ApiContext, caller: Caller, name: str, change: Callable[[], AdapterVersion]
+) -> dict[str, Any]:
+    try:
+        version = await off_loop(change)
+    except NotFound as error:
+        if error.code == "adapter_unloaded":
+            raise
+        raise model_not_found(name) from None
+    versions = await off_loop(context.store.versions, version.tenant, version.name)
+    return with_versions(caller, version, versions)
+
+
+def register(app: FastAPI) -> None:
+    verbs: tuple[tuple[str, Callable[..., Any]], ...] = (
+        ("activate", activate),
+        ("canary", canary),
+        ("promote", promote),
+        ("rollback", roll_back),
+        ("unload", unload),
+    )
+    for verb, route in verbs:
+        app.add_api_route(
+            f"{UPLOAD_PATH}/{{name:path}}/{verb}",
+            route,
+            methods=["POST"],
+            dependencies=guarded(Scope.ADAPTERS),
+            openapi_extra=body_schema(Canary) if route is canary else None,
+        )

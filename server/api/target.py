@@ -1,0 +1,107 @@
+"""What the `model` of a request means: the base, or one adapter version of a tenant the caller may speak for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.errors import NotFound
+from adapters_store.parsing.numbers import whole_number
+from adapters_store.storage.names import FINE_TUNED
+from adapters_store.versions.records import UNLIMITED, AdapterVersion, Quotas
+from server.api.auth import Caller
+from server.api.context import ApiContext, off_loop
+from server.api.wire.errors import ApiError
+
+VERSION_HEADER = "x-multilora-adapter-version"
+
+
+@dataclass(frozen=True)
+class Target:
+    """model: as the client wrote it. tenant: who is served. adapter None is the base; label names it in metrics.
+
+    quotas: of the tenant. rank: the adapter's largest.
+    """
+
+    model: str
+    tenant: str
+    adapter: AdapterDigest | None = None
+    label: str = "base"
+    quotas: Quotas = UNLIMITED
+    rank: int = 0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Which version answers, where the name alone does not say it."""
+        return {} if self.adapter is None else {VERSION_HEADER: self.label}
+
+
+async def resolve_target(context: ApiContext, caller: Caller, model: str, sticky: str) -> Target:
+    """sticky: callers who give the same text get the same version of a name that has canaries.
+
+    Raises ApiError 404 `model_not_found` for what is unknown and, in the same words, for what is someone else's.
+    """
+    if model == context.engine.served_name:
+        return Target(model, caller.tenant, quotas=await quotas_of(context, caller.tenant))
+    version = await find_version(context, caller, model, sticky)
+    quotas = await quotas_of(context, version.tenant)
+    return Target(model, version.tenant, version.digest, version.ref, quotas, version.rank)
+
+
+async def quotas_of(context: ApiContext, tenant: str) -> Quotas:
+    """What the tenant may use. A thread costs more than the answer, where that is remembered."""
+    known = context.store.quotas.peek(tenant)
+    return known if known is not None else await off_loop(context.store.quotas.get, tenant)
+
+
+async def find_version(context: ApiContext, caller: Caller, model: str, sticky: str | None = None) -> AdapterVersion:
+    """What `name`, `name@version`, `tenant/name` or a job's model id means to this caller, made for the base served."""
+    of_job = _of_job(caller, model)
+    version = await _resolved(context, of_job, sticky) if of_job is not None else None
+    if version is None:
+        version = await _resolved(context, tenant_and_ref(caller, model), sticky)
+    if version is None:
+        raise model_not_found(model)
+    if version.base_digest != context.engine.base.digest:
+        message = f"The adapter {model!r} was made for another base model than {context.engine.served_name!r}."
+        raise ApiError(409, "base_mismatch", message, param="model")
+    return version
+
+
+async def _resolved(context: ApiContext, where: tuple[str, str], sticky: str | None) -> AdapterVersion | None:
+    try:
+        return await off_loop(context.store.resolve, *where, sticky)
+    except NotFound as error:
+        if error.code == "adapter_unloaded":
+            raise
+        return None
+
+
+def tenant_and_ref(caller: Caller, model: str) -> tuple[str, str]:
+    """The tenant a reference names, else the caller's own, and the rest. Raises `model_not_found` for another's."""
+    named, slash, rest = model.partition("/")
+    if not slash:
+        return caller.tenant, model
+    if not caller.may_speak_for(named):
+        raise model_not_found(model)
+    return named, rest
+
+
+def _of_job(caller: Caller, model: str) -> tuple[str, str] | None:
+    """`ft:base:tenant:name:version`, as a fine-tuning job names its model; no name that a job gives holds a colon.
+
+    None where it is no such id, or not this caller's; an uploaded adapter may still be called so.
+    """
+    version = whole_number(model.rpartition(":")[2])
+    if version is None or not model.startswith(FINE_TUNED) or model.count(":") < 4:
+        return None
+    before, name, _ = model.rsplit(":", 2)
+    own = before.endswith(f":{caller.tenant}")
+    if not own and not caller.speaks_for_all:
+        return None
+    return caller.tenant if own else before.rpartition(":")[2], f"{name}@{version}"
+
+
+def model_not_found(model: str) -> ApiError:
+    message = f"The model {model!r} does not exist or you do not have access to it."
+    return ApiError(404, "model_not_found", message, param="model")

@@ -1,0 +1,111 @@
+"""Counts what the API did, for Prometheus. Decides names, labels and their bounds; `call_meter` feeds it.
+
+No histogram carries a tenant; counters carry at most `max_label_values` tenant/adapter pairs, then "other".
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from adapters_store.versions.served_names import ServedNames
+from server.api.engine_client import EngineClient
+from server.api.telemetry.engine_metrics import EngineCollector
+from server.engine.histogram import SECONDS
+
+OTHER = "other"
+MAX_ERROR_CODES = 40
+# Counted from 0: a series that begins at its first failure has no increase, and an alert would miss it.
+ALERTED_CODES = ("adapter_numerics", "queue_full")
+
+
+class ApiMetrics:
+    """All of one app's metrics, in a registry of its own: two apps in one process do not meet."""
+
+    def __init__(
+        self, engine: EngineClient, max_label_values: int, data_dir: Path, names: ServedNames | None = None
+    ) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(EngineCollector(engine, names))
+        ProcessCollector(registry=self.registry)
+        self._max_label_values = max_label_values
+        self._owners: set[tuple[str, str]] = set()
+        self._error_codes: set[str] = set()
+        self.http_requests = Counter(
+            "multilora_http_requests", "HTTP requests answered", ("route", "method", "status"), registry=self.registry
+        )
+        self.http_seconds = Histogram(
+            "multilora_http_request_seconds", "Whole answer", ("route",), buckets=SECONDS, registry=self.registry
+        )
+        self.first_token_seconds = Histogram(
+            "multilora_time_to_first_token_seconds", "From submission", buckets=SECONDS, registry=self.registry
+        )
+        self.queue_seconds = Histogram(
+            "multilora_queue_seconds",
+            "Until first scheduled, adapter loads included",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.inter_token_seconds = Histogram(
+            "multilora_inter_token_seconds",
+            "Between events of a request",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.aborted = Counter("multilora_aborted_sequences", "Ended by a hang-up or a failure", registry=self.registry)
+        self.failures = Counter("multilora_failures", "Sequences ended by an error", ("code",), registry=self.registry)
+        for code in ALERTED_CODES:
+            self.failures.labels(self.error_label(code))
+        self.quarantined = Gauge(
+            "multilora_adapters_quarantined", "Not served until healed or released", registry=self.registry
+        )
+        free = Gauge("multilora_data_dir_free_bytes", "Of the data directory's disk", registry=self.registry)
+        free.set_function(partial(_free_bytes, data_dir))
+        owner = ("tenant", "adapter")
+        self.sequences = Counter("multilora_sequences", "Sequences asked for", owner, registry=self.registry)
+        self.prompt_tokens = Counter("multilora_prompt_tokens", "Prompt tokens", owner, registry=self.registry)
+        self.cached_tokens = Counter(
+            "multilora_cached_prompt_tokens", "Prompt tokens that the prefix cache gave", owner, registry=self.registry
+        )
+        self.output_tokens = Counter("multilora_output_tokens", "Generated tokens", owner, registry=self.registry)
+
+    def owner_labels(self, tenant: str, adapter: str) -> tuple[str, str]:
+        """The labels this pair is counted under; the first pairs to come keep their names."""
+        pair = (tenant, adapter)
+        if pair not in self._owners:
+            if len(self._owners) >= self._max_label_values:
+                return (OTHER, OTHER)
+            self._owners.add(pair)
+        return pair
+
+    def error_label(self, code: str) -> str:
+        """Codes are few, but nobody promises it."""
+        if code not in self._error_codes and len(self._error_codes) >= MAX_ERROR_CODES:
+            return OTHER
+        self._error_codes.add(code)
+        return code
+
+
+def _free_bytes(folder: Path) -> float:
+    """NaN where the folder cannot be asked: a disk that is gone must not take the other metrics with it."""
+    try:
+        return float(shutil.disk_usage(folder).free)
+    except OSError:
+        return float("nan")
+
+
+async def show_metrics(request: HttpRequest) -> Response:
+    metrics = request.app.state.context.metrics
+    assert isinstance(metrics, ApiMetrics)
+    return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def register(app: FastAPI) -> None:
+    app.add_api_route("/metrics", show_metrics, methods=["GET"], response_class=Response, summary="Prometheus text")

@@ -1,0 +1,82 @@
+"""What has been served and is to be billed: gathered in memory, written down in batches by a thread of its own.
+
+Tokens count once they have been handed to the client's socket. A process that is killed loses what came after its last
+flush, and never writes down anything twice: the sum is never more than what was served.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from adapters_store.accounts.usage import UsageCounts, UsageKey, UsageStore
+from adapters_store.errors import StoreError
+
+_log = logging.getLogger(__name__)
+FLUSH_EVERY_S = 1.0
+
+
+class UsageLedger:
+    """Thread-safe. Without `start()` only `flush()` writes."""
+
+    def __init__(
+        self, store: UsageStore, *, flush_every_s: float = FLUSH_EVERY_S, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._flush_every_s = flush_every_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+        self._used: dict[UsageKey, UsageCounts] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
+        self._day = ("", 0.0)  # the day, and when it ends
+
+    def add(self, tenant: str, adapter: str, counts: UsageCounts) -> None:
+        """Costs a microsecond or two; waits for nobody."""
+        key = UsageKey(self._today(), tenant, adapter)
+        with self._lock:
+            self._used.setdefault(key, UsageCounts()).add(counts)
+
+    def flush(self) -> None:
+        """Write down what was added until now; keep what cannot be written. Raises StoreError."""
+        with self._flushing:
+            with self._lock:
+                used, self._used = self._used, {}
+            try:
+                self._store.add(used)
+            except StoreError:
+                self._take_back(used)
+                raise
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write down the rest and end the thread."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        is_last = False
+        while not is_last:
+            is_last = self._stop.wait(self._flush_every_s)
+            try:
+                self.flush()
+            except StoreError as error:
+                _log.error("usage of %d tenants and adapters is not written down yet: %s", len(self._used), error)
+
+    def _take_back(self, used: dict[UsageKey, UsageCounts]) -> None:
+        with self._lock:
+            for key, counts in used.items():
+                self._used.setdefault(key, UsageCounts()).add(counts)
+
+    def _today(self) -> str:
+        now_s = self._clock()
+        if not 0 <= self._day[1] - now_s <= 86_400:
+            today = datetime.fromtimestamp(now_s, UTC).date()
+            self._day = (today.isoformat(), (now_s // 86_400 + 1) * 86_400)
+        return self._day[0]

@@ -1,0 +1,173 @@
+"""Every failure as OpenAI's error body. Decides status, type and headers; knows no route and no engine.
+
+{"error": {"message": str, "type": str, "param": str | null, "code": str}}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import singledispatch
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from adapters_store.errors import AdapterRejected, Conflict, NotFound, StoreError, StoreUnavailable
+from adapters_store.parsing.strict_json import shown
+from server.api.wire.json_text import json_bytes
+from server.engine.errors import QueueFull
+from server.engine.request import RequestError
+from server.engine.sampling_params import InvalidRequest
+
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it; logs and metrics count it
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_MAX_SHOWN = 200
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+class ApiError(Exception):
+    """One answer that is not a success. `retry_after_s` asks the client to come back; without it a 409 or 5xx
+    tells clients not to retry by themselves, because the same request would fail again."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.extra_headers = dict(headers or {})
+
+    @property
+    def type(self) -> str:
+        return _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if self.retry_after_s is not None:
+            seconds = max(1, math.ceil(self.retry_after_s))
+            return {"retry-after": str(seconds), "x-should-retry": "true", **self.extra_headers}
+        if self.status == 409 or self.status >= 500:
+            return {"x-should-retry": "false", **self.extra_headers}
+        return self.extra_headers
+
+    def response(self) -> Response:
+        return Response(json_bytes(self.body), self.status, self.headers, media_type="application/json")
+
+
+class ClientGone(Exception):
+    """The client hung up; there is nobody to answer."""
+
+
+def internal_error(request_id: str) -> ApiError:
+    """What a client may know of a fault of ours."""
+    return ApiError(500, "internal_error", f"The server failed on this request (x-request-id {request_id}).")
+
+
+def engine_dead() -> ApiError:
+    return ApiError(503, "engine_dead", "The engine's thread has ended; the server must be restarted.")
+
+
+def from_engine(error: RequestError) -> ApiError:
+    """An engine's failure event as an answer. A full queue and a store that is away invite a retry: a damaged adapter
+    stays damaged."""
+    retry_after_s = 1.0 if error.status == 429 else error.retry_after_s
+    return ApiError(error.status, error.code, error.message, retry_after_s=retry_after_s)
+
+
+@singledispatch
+def to_api_error(error: Exception) -> ApiError:
+    """The answer to any error this module knows. Anything else is raised again: it is a fault of ours."""
+    raise error
+
+
+@to_api_error.register
+def _(error: ApiError) -> ApiError:
+    return error
+
+
+@to_api_error.register
+def _(error: InvalidRequest) -> ApiError:
+    return ApiError(400, error.code, error.message, param=error.param)
+
+
+@to_api_error.register
+def _(error: QueueFull) -> ApiError:
+    return ApiError(429, "queue_full", error.message, retry_after_s=error.retry_after_s)
+
+
+@to_api_error.register
+def _(error: StoreError) -> ApiError:
+    return ApiError(_store_status(error), error.code, error.message, param=error.param)
+
+
+@to_api_error.register
+def _(error: StoreUnavailable) -> ApiError:
+    return ApiError(503, error.code, error.message, param=error.param, retry_after_s=error.retry_after_s)
+
+
+def _store_status(error: StoreError) -> int:
+    if isinstance(error, AdapterRejected):
+        return 413 if error.code == "too_large" else 400
+    if isinstance(error, NotFound):
+        return 404
+    return 409 if isinstance(error, Conflict) else 503
+
+
+@to_api_error.register
+def _(error: RequestValidationError) -> ApiError:
+    """Query and path parameters; bodies are checked in `json_body`."""
+    first = error.errors()[0]
+    param = str(first["loc"][-1])
+    return ApiError(400, "invalid_value", f"{param}: {first['msg']}, got {shown(first.get('input'))}", param=param)
+
+
+@to_api_error.register
+def _(error: HTTPException) -> ApiError:
+    """Routing's own refusals: unknown path, wrong method."""
+    code = _HTTP_CODES.get(error.status_code, "invalid_request")
+    return ApiError(error.status_code, code, str(error.detail), headers=error.headers)
+
+
+@to_api_error.register(ClientGone)
+@to_api_error.register(ClientDisconnect)
+def _(_error: Exception) -> ApiError:
+    return ApiError(CLIENT_CLOSED_REQUEST, "client_closed_request", "The client closed the connection.")
+
+
+async def _answer(_request: Request, error: Exception) -> Response:
+    return to_api_error(error).response()
+
+
+async def _answer_no_route(request: Request, error: Exception) -> Response:
+    """Which call it was: a base URL with one `/v1` too many is told by its path."""
+    assert isinstance(error, HTTPException)
+    answer = to_api_error(error)
+    called = f"{request.method} {request.url.path}"[:_MAX_SHOWN]
+    headers = error.headers
+    return ApiError(answer.status, answer.code, f"{called}: {answer.message}", headers=headers).response()
+
+
+def install(app: FastAPI) -> None:
+    """Answer every known failure in OpenAI's shape. Unknown ones are `boundary`'s."""
+    for known in to_api_error.registry:
+        if known is not object:
+            app.add_exception_handler(known, _answer_no_route if known is HTTPException else _answer)

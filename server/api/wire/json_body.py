@@ -1,0 +1,94 @@
+"""Reads a request's JSON body into a schema, and says in OpenAI's words what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from adapters_store.parsing.strict_json import shown
+from server.api.auth import CallerDep
+from server.api.context import ContextDep
+from server.api.wire.errors import ApiError
+from server.api.wire.json_text import WHOLE_BYTES, MalformedJson, parse_json
+
+M = TypeVar("M", bound=BaseModel)
+
+_CODES = {"extra_forbidden": "unknown_parameter", "missing": "missing_required_parameter"}
+_OWN_CODES = frozenset({"unsupported_parameter", "unsupported_value", "invalid_type", "invalid_value"})
+_MAX_SHOWN = 80
+SMALL_BYTES = 1 << 20  # of bodies that hold settings; the largest is a job with a pattern for each module
+
+
+def json_body(model: type[M], *, max_bytes: int | None = SMALL_BYTES) -> Callable[..., Awaitable[M]]:
+    """A dependency that yields the body as `model`. max_bytes None: what the server allows for all bodies.
+
+    Raises ApiError 400, 413, or 415 for another content type. A long body is read and checked off the event loop.
+    """
+
+    async def read(request: Request, caller: CallerDep, context: ContextDep) -> M:
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            message = f"Content-Type must be application/json, got {shown(media_type)}"
+            raise ApiError(415, "unsupported_media_type", message)
+        body = await request.body()
+        if max_bytes is not None and len(body) > max_bytes:
+            raise ApiError(413, "too_large", f"the body must have at most {max_bytes} bytes, got {len(body)}")
+        if len(body) <= WHOLE_BYTES:
+            return parse_body(model, body)
+        return await context.heavy.run(caller.tenant, lambda: parse_body(model, body))
+
+    return read
+
+
+def parse_body(model: type[M], body: bytes) -> M:
+    """The body as `model`. Raises ApiError 400 with the field, its value and the limit."""
+    try:
+        value = parse_json(body)
+    except MalformedJson as error:
+        raise ApiError(400, "invalid_json", f"{error}") from error
+    if not isinstance(value, dict):
+        raise ApiError(400, "invalid_type", f"the body must be a JSON object, got {_shown(value)}")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+def body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI is told of such a body."""
+    content = {"application/json": {"schema": model.model_json_schema(mode="validation")}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _refusal(error: ValidationError) -> ApiError:
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    param = ".".join(str(part)[:_MAX_SHOWN] for part in first["loc"]) or None
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return ApiError(400, _code(first["type"]), f"{_sentence(first, param)}{more}", param=param)
+
+
+def _code(kind: str) -> str:
+    if kind in _OWN_CODES:
+        return kind
+    return _CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
+
+
+def _sentence(problem: ErrorDetails, param: str | None) -> str:
+    if problem["type"] == "extra_forbidden":
+        return f"Unknown parameter: {param!r}."
+    if problem["type"] == "missing":
+        return f"Missing required parameter: {param!r}."
+    return f"{param}: {problem['msg']}, got {_shown(problem['input'])}"
+
+
+def _shown(value: Any) -> str:
+    """A value short enough to repeat. A long list or text is described, never rendered whole."""
+    if isinstance(value, dict | list):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    text = repr(value[:_MAX_SHOWN]) if isinstance(value, str) else repr(value)
+    return text if len(text) <= _MAX_SHOWN + 2 else f"{text[:_MAX_SHOWN]}..."

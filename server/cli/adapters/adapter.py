@@ -1,0 +1,172 @@
+"""`multilora adapter`: tenants' LoRA adapters in the data directory. A running server answers with them a second later.
+
+Decides which base an adapter is checked against; what is a sound adapter is the store's decision.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.adapters import merge as adapter_merge
+from server.cli.adapters import versions as adapter_versions
+from server.cli.adapters.versions import RefArgument
+from server.cli.common.base_path import BaseOption, find_base
+from server.cli.common.failures import CommandError, ExitCode
+from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, TenantOption, YesOption
+from server.cli.common.output import Output
+from server.cli.common.store_access import confirmed, opened
+from server.cli.common.texts import size, when
+
+if TYPE_CHECKING:
+    from adapters_store.base.description import BaseDescription
+    from adapters_store.store import AdapterStore
+    from adapters_store.versions.records import AdapterVersion
+
+app = typer.Typer(
+    help="Push, list, show and delete tenants' adapters; choose the version a name means.", no_args_is_help=True
+)
+
+adapter_versions.register(app)
+app.command()(adapter_merge.merge)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A PEFT LoRA folder.", metavar="DIR")],
+    *,
+    tenant: TenantOption,
+    name: Annotated[str, typer.Option("--name", "-n", help="What the tenant calls it.", metavar="N")],
+    base: BaseOption = None,
+    activate: Annotated[bool, typer.Option(help="Whether the bare name means it from now on.")] = True,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Check an adapter and publish it; the bare name means the new version from then on."""
+    from adapters_store.format.adapter_folder import read_adapter_folder
+
+    output = Output(as_json=as_json)
+    if not folder.is_dir():
+        raise CommandError("file_not_found", f"{folder}: no such folder", ExitCode.NOT_FOUND)
+    found = read_adapter_folder(folder)
+    with opened(data_dir, output) as store:
+        description = _base_for(store, base, output)
+        _check_free(name, description)
+        with output.waiting("checking the adapter"):
+            version = store.publish(
+                tenant=tenant,
+                name=name,
+                config=found.config,
+                weights=found.weights,
+                base=description,
+                activate=activate,
+            )
+    output.emit(**version.to_json(), notes=list(found.notes))
+    output.say(f"published {version.tenant}/{version.ref} (rank {version.rank}, {size(version.num_bytes)})")
+    output.say(version.digest, style="dim")
+    for note in found.notes:
+        output.say(f"note: {note}", style="yellow")
+
+
+@app.command("list")
+def list_adapters(
+    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant's.", metavar="T")] = None,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """List the active version of every adapter."""
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        if tenant is not None:
+            store.tenants.get(tenant)
+        versions = store.list(tenant)
+    output.emit(data=[version.to_json() for version in versions])
+    if not versions:
+        output.say("no adapters yet: multilora adapter push DIR --tenant T --name N")
+        return
+    _show_versions(output, versions)
+
+
+@app.command()
+def show(
+    ref: RefArgument, tenant: TenantOption, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
+) -> None:
+    """Show an adapter and all its versions, or one version."""
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        version = store.resolve(tenant, ref)
+        versions = store.versions(tenant, version.name)
+    output.emit(**version.to_json(), versions=[each.to_json() for each in versions])
+    output.say(f"adapter  {version.tenant}/{version.ref}")
+    output.say(f"digest   {version.digest}")
+    output.say(f"base     {version.base_digest}")
+    output.say(f"rank     {version.rank}, on {', '.join(version.target_modules)}")
+    _show_versions(output, versions)
+
+
+@app.command()
+def delete(
+    ref: RefArgument,
+    tenant: TenantOption,
+    yes: YesOption = False,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete an adapter with all its versions, or one version. What is being generated with it comes to its end."""
+    from adapters_store.storage.names import split_ref
+
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        name, number = split_ref(ref)
+        what = (
+            f"{ref} of {tenant}" if number else f"{name} of {tenant} with {len(store.versions(tenant, name))} versions"
+        )
+        confirmed(f"Delete {what}?", yes=yes, output=output)
+        digests = store.delete(tenant, ref)
+    output.emit(tenant=tenant, adapter=ref, deleted=True, digests=digests)
+    output.say(f"deleted {tenant}/{ref}")
+
+
+def _show_versions(output: Output, versions: list[AdapterVersion]) -> None:
+    rows = [
+        (
+            v.tenant,
+            v.ref,
+            _state(v),
+            str(v.rank),
+            size(v.num_bytes),
+            when(v.created_at),
+            v.digest[:19],
+        )
+        for v in versions
+    ]
+    output.table(("tenant", "adapter", "", "rank", "size", "created", "digest"), rows)
+
+
+def _state(version: AdapterVersion) -> str:
+    if not version.loaded:
+        return "unloaded"
+    return "active" if version.percent == 100 else f"{version.percent} %" if version.percent else ""
+
+
+def _base_for(store: AdapterStore, base: str | None, output: Output) -> BaseDescription:
+    """The base served last, or the one that was named; a known one keeps the dtype it is served in."""
+    known = store.bases()
+    if base is None:
+        if not known:
+            message = "no base was served from this data directory yet; say which one with --base PATH"
+            raise CommandError("unknown_base", message, ExitCode.NOT_FOUND)
+        return known[0]
+    with output.waiting(f"reading base {base}"):
+        from server.cli.serve.engine_start import describe
+
+        description = describe(*find_base(base))
+    return next((each for each in known if each.digest == description.digest), description)
+
+
+def _check_free(name: str, base: BaseDescription) -> None:
+    """As the HTTP route does: a name that means the base would never be reached."""
+    if name == base.name:
+        raise CommandError("name_is_base", f"name: {name!r} is the name of the base model", ExitCode.CONFLICT)

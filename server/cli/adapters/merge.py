@@ -1,0 +1,83 @@
+"""`multilora adapter merge`: an adapter and its base as one base. The trainer's part makes sums and checks them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.adapters.versions import RefArgument
+from server.cli.common.base_path import find_base
+from server.cli.common.failures import CommandError, ExitCode
+from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, TenantOption
+from server.cli.common.output import Output
+from server.cli.common.store_access import opened
+
+if TYPE_CHECKING:
+    from adapters_store.store import AdapterStore
+    from adapters_store.versions.records import AdapterVersion
+
+
+def merge(
+    ref: RefArgument,
+    *,
+    tenant: TenantOption,
+    base: Annotated[str, typer.Option("--base", help="The adapter's base, unquantised.", metavar="PATH_OR_ID")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist.", metavar="DIR")],
+    quantize: Annotated[
+        str | None, typer.Option("--quantize", help="nf4: the base is served in 4 bits; measured, and refused.")
+    ] = None,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an adapter and its base as a base of its own, once its answers are seen to be the same."""
+    output = Output(as_json=as_json)
+    if quantize not in (None, "nf4"):
+        raise CommandError("bad_field", f"--quantize must be nf4, got {quantize!r}", ExitCode.REFUSED)
+    with opened(data_dir, output) as store, _fetched(store, tenant, ref) as (version, folder), _answered(base):
+        from transformers.utils.logging import disable_progress_bar
+
+        from server.cli.serve.engine_start import describe
+        from trainer.merge import merge as merge_folders
+
+        disable_progress_bar()
+        path, name = find_base(base)
+        description = describe(path, name)
+        if description.digest != version.base_digest:
+            message = f"{version.ref}: made for base {version.base_digest}, {base} is {description.digest}"
+            raise CommandError("wrong_base", message, ExitCode.REFUSED)
+        with output.stage(f"merging {version.tenant}/{version.ref} into {name}, and comparing answers"):
+            merged = merge_folders(path, folder, out, description=description, nf4=quantize == "nf4")
+    output.emit(**asdict(merged), adapter=version.digest, folder=str(out), lost=merged.parity.lost)
+    output.say(f"wrote {out}: {merged.num_modules} layers merged, stored in {merged.dtype}")
+    output.say(f"parity  {merged.parity}")
+    output.say(f"digest  {merged.digest}, a base of its own: adapters of {name} are refused on it", style="dim")
+
+
+@contextmanager
+def _fetched(store: AdapterStore, tenant: str, ref: str) -> Iterator[tuple[AdapterVersion, Path]]:
+    """The version, and a folder with its two files as they were uploaded."""
+    version = store.resolve(tenant, ref)
+    with tempfile.TemporaryDirectory(prefix="multilora-merge-") as scratch:
+        folder = Path(scratch)
+        (folder / "adapter_config.json").write_bytes(store.config_of(version))
+        (folder / "adapter_model.safetensors").symlink_to(store.weights_of(version.digest).resolve())
+        yield version, folder
+
+
+@contextmanager
+def _answered(base: str) -> Iterator[None]:
+    """What the merge refuses, as the command line tells it; files nobody can read as a fault of the base."""
+    from server.cli.serve.engine_start import faults_of_the_base
+    from trainer.merge import MergeRefused
+
+    with faults_of_the_base(Path(base)):
+        try:
+            yield
+        except MergeRefused as error:
+            raise CommandError(error.code, error.message, ExitCode.REFUSED) from error

@@ -1,0 +1,58 @@
+"""`multilora quarantine`: which adapters are not served and why. Works on the data directory, server or not."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
+from server.cli.common.output import Output
+from server.cli.common.store_access import opened
+from server.cli.common.texts import when
+
+app = typer.Typer(help="Look over the adapters' files; list and release what is not served.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_entries(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """List the adapters that are not served."""
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        entries = store.quarantine.entries()
+    output.emit(data=[asdict(entry) for entry in entries])
+    if not entries:
+        output.say("nothing is in quarantine")
+        return
+    rows = [
+        (entry.digest, entry.tenant or "all", entry.code, entry.message, when(entry.created_at)) for entry in entries
+    ]
+    output.table(("digest", "tenant", "code", "why", "since"), rows)
+
+
+@app.command()
+def check(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """Look over every version's files, as a server does when it starts."""
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        found = store.look_over()
+    output.emit(blobs=found.num_blobs, put_away=found.put_away, restored=found.restored)
+    output.say(f"{found.num_blobs} blobs: {len(found.put_away)} put away, {len(found.restored)} restored")
+
+
+@app.command()
+def release(
+    digest: Annotated[str, typer.Argument(help="The adapter's digest, as `list` shows it.", metavar="DIGEST")],
+    tenant: Annotated[str | None, typer.Option(help="To this tenant only; left out: to all.", metavar="NAME")] = None,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve an adapter again; a running server follows within a second."""
+    from adapters_store.base.description import AdapterDigest
+
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        store.quarantine.release(AdapterDigest(digest), tenant=tenant)
+    output.emit(digest=digest, **({} if tenant is None else {"tenant": tenant}), released=True)
+    output.say(f"released {digest}")

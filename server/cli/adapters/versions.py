@@ -1,0 +1,107 @@
+"""`multilora adapter activate|canary|promote|rollback|unload`: which version a name means.
+
+A running server follows within a second. What each verb does is the store's decision.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.common.failures import CommandError, ExitCode
+from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, TenantOption
+from server.cli.common.output import Output
+from server.cli.common.store_access import opened
+
+if TYPE_CHECKING:
+    from adapters_store.store import AdapterStore
+    from adapters_store.versions.records import AdapterVersion
+
+VersionArgument = Annotated[str, typer.Argument(help="NAME@VERSION.", metavar="NAME@VERSION")]
+RefArgument = Annotated[str, typer.Argument(help="NAME, or NAME@VERSION.", metavar="NAME[@VERSION]")]
+NameArgument = Annotated[str, typer.Argument(help="NAME.", metavar="NAME")]
+
+
+def activate(
+    ref: VersionArgument, tenant: TenantOption, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
+) -> None:
+    """Let the bare name mean this version alone. One that was unloaded is in service again."""
+    output = Output(as_json=as_json)
+    name, number = _version_of(ref)
+    with opened(data_dir, output) as store:
+        version = store.aliases.activate(tenant, name, number)
+        _tell(store, version, output)
+
+
+def canary(
+    ref: VersionArgument,
+    tenant: TenantOption,
+    percent: Annotated[int, typer.Option(help="Of the name's users; 0 ends the canary.", min=0, max=99)],
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a share of the name's users with this version, the same users every time."""
+    output = Output(as_json=as_json)
+    name, number = _version_of(ref)
+    with opened(data_dir, output) as store:
+        version = store.aliases.set_canary(tenant, name, number, percent)
+        _tell(store, version, output)
+
+
+def promote(
+    ref: RefArgument, tenant: TenantOption, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
+) -> None:
+    """Make the canary (NAME@VERSION where there are several) what the bare name means."""
+    from adapters_store.storage.names import split_ref
+
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        version = store.aliases.promote(tenant, *split_ref(ref))
+        _tell(store, version, output)
+
+
+def rollback(
+    name: NameArgument, tenant: TenantOption, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
+) -> None:
+    """End the canaries; where there are none, activate what was active before."""
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        version = store.aliases.roll_back(tenant, name)
+        _tell(store, version, output)
+
+
+def unload(
+    ref: RefArgument, tenant: TenantOption, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
+) -> None:
+    """Take an adapter, or one version, out of service and out of memory until it is activated again; files stay."""
+    from adapters_store.storage.names import split_ref
+
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        digests = store.aliases.unload(tenant, *split_ref(ref))
+    output.emit(tenant=tenant, adapter=ref, unloaded=True, digests=digests)
+    output.say(f"unloaded {tenant}/{ref}; multilora adapter activate NAME@VERSION brings it back")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `multilora adapter`."""
+    for command in (activate, canary, promote, rollback, unload):
+        app.command()(command)
+
+
+def _version_of(ref: str) -> tuple[str, int]:
+    from adapters_store.storage.names import split_ref
+
+    name, number = split_ref(ref)
+    if number is None:
+        raise CommandError("bad_version", f"{ref}: say which version, as in {name}@3", ExitCode.USAGE)
+    return name, number
+
+
+def _tell(store: AdapterStore, version: AdapterVersion, output: Output) -> None:
+    """What the name means now."""
+    versions = store.versions(version.tenant, version.name)
+    output.emit(**version.to_json(), versions=[each.to_json() for each in versions])
+    shares = ", ".join(f"{each.ref} {each.percent} %" for each in versions if each.percent)
+    output.say(f"{version.tenant}/{version.name} is answered by {shares or 'nothing'}")

@@ -1,0 +1,48 @@
+"""Finds the base a user names: a folder, or a hub id of which a local copy exists. Never fetches anything."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.cli.common.failures import CommandError, ExitCode
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]*(/[A-Za-z0-9][A-Za-z0-9._\-]*)?")
+
+BaseOption = Annotated[
+    str | None,
+    typer.Option("--base", help="The base: a folder, or a hub id with a local copy.", metavar="PATH_OR_ID"),
+]
+
+
+def find_base(path_or_id: str) -> tuple[Path, str]:
+    """The base's folder, and the name it is served under unless another is given.
+
+    Raises CommandError (base_not_found) where there is neither such a folder nor a local copy.
+    """
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder, folder.resolve().name
+    if folder.is_file():
+        message = f"--base {path_or_id}: a file; the folder of a transformers model is needed (GGUF is not served)"
+        raise CommandError("base_not_found", message, ExitCode.NOT_FOUND)
+    if _HUB_ID.fullmatch(path_or_id) is None:
+        raise CommandError("base_not_found", f"--base {path_or_id}: no such folder", ExitCode.NOT_FOUND)
+    return _local_copy(path_or_id), path_or_id.rpartition("/")[2]
+
+
+def _local_copy(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        message = (
+            f"--base {hub_id}: no such folder, and no local copy of a model of that id; nothing is downloaded here. "
+            f"Get it with `hf download {hub_id}`, or give the path of a folder"
+        )
+        raise CommandError("base_not_found", message, ExitCode.NOT_FOUND) from error

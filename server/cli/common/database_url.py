@@ -1,0 +1,73 @@
+"""Which database a command works on: --database-url, else MULTILORA_DATABASE_URL, else SQLite in the data directory.
+
+Decides what such a URL may be, and how it is shown: never with what it keeps secret. Connects to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.common.failures import CommandError, ExitCode
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+ENVIRONMENT = "MULTILORA_DATABASE_URL"
+DRIVERS = ("sqlite", "postgresql+psycopg")
+_SECRET_QUERIES = ("password", "sslpassword")
+
+DatabaseUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--database-url",
+        help="PostgreSQL instead of SQLite in --data-dir. Others on this machine see options: a password is better "
+        f"kept in {ENVIRONMENT}.",
+        metavar="URL",
+    ),
+]
+
+
+def database_url(given: str | None) -> str | None:
+    """The checked URL with its driver, secrets included; None: SQLite in the data directory.
+
+    Raises CommandError (bad_database_url), which tells no part of the URL but its scheme.
+    """
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    source, text = ("--database-url", given) if given else (ENVIRONMENT, os.environ.get(ENVIRONMENT))
+    if not text:
+        return None
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number, told with the text around it
+        raise _refused(source, "is not a URL like postgresql://USER:PASSWORD@HOST/DATABASE") from None
+    if url.drivername in ("postgres", "postgresql"):
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername not in DRIVERS:
+        raise _refused(source, f"{url.drivername!r} is not supported; {' and '.join(DRIVERS)} are")
+    if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
+        raise _refused(source, "a database in memory is not shared with the job worker; name a file")
+    try:
+        url.get_dialect().import_dbapi()
+    except ModuleNotFoundError as error:
+        raise _refused(source, f"{url.drivername!r} needs {error.name}: pip install 'multilora[postgres]'") from None
+    return url.render_as_string(hide_password=False)
+
+
+def shown(url: str) -> str:
+    """The URL for eyes and logs: *** in place of what it keeps secret."""
+    from sqlalchemy import make_url
+
+    return _masked(make_url(url)).render_as_string(hide_password=True)
+
+
+def _masked(url: URL) -> URL:
+    return url.update_query_dict({name: "***" for name in _SECRET_QUERIES if name in url.query})
+
+
+def _refused(source: str, reason: str) -> CommandError:
+    return CommandError("bad_database_url", f"{source}: {reason}", ExitCode.REFUSED)

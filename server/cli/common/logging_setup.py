@@ -1,0 +1,47 @@
+"""What is logged and how a line looks: plain, or JSON for collectors. Always on stderr; answers are on stdout."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from server.api.edge.request_context import RequestIdFilter
+
+OURS = ("server", "adapters_store", "lora_kernels")
+
+
+class LogFormat(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+class JsonFormatter(logging.Formatter):
+    """One object per record; an exception is one field. What a request's line says is there as fields of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "request_id": getattr(record, "request_id", "-"),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
+
+
+def set_up_logging(*, log_format: LogFormat = LogFormat.TEXT, ours: int = logging.INFO) -> None:
+    """Our own loggers from level `ours`, everybody else's from WARNING."""
+    handler = logging.StreamHandler(sys.stderr)
+    plain = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s [%(request_id)s]: %(message)s", "%H:%M:%S")
+    handler.setFormatter(JsonFormatter() if log_format is LogFormat.JSON else plain)
+    handler.addFilter(RequestIdFilter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for name in OURS:
+        logging.getLogger(name).setLevel(ours)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # misses a CPU kernel of the hub's at every import

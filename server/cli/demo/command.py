@@ -1,0 +1,61 @@
+"""`multilora demo`: reads the options and hands over to `demo_run`, which knows the engine."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.cli.common.failures import CommandError
+from server.cli.common.logging_setup import set_up_logging
+from server.cli.common.options import JsonOption
+from server.cli.common.output import Output
+from server.cli.common.stop_signals import StopSignals
+from server.cli.serve.listening import bound
+
+HOST = "127.0.0.1"
+PORT = 8000
+NUM_PROMPTS = 3  # as many as one screen shows
+
+
+def demo(
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="Ask this instead (may be given several times).")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="End after the showcase.")] = False,
+    port: Annotated[
+        int | None, typer.Option(help=f"Port to listen on (default: {PORT}, or a free one).", min=0, max=65535)
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Keep tenants and adapters here (default: a folder that is removed at the end).")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """See three tenants' adapters answer in one batch: a tiny base, no download, no GPU.
+
+    Then the server stays up, with ready-made curl lines, until Ctrl-C. With --json: one object with the answers.
+    """
+    output = Output(as_json=as_json)
+    set_up_logging(ours=logging.WARNING)
+    with StopSignals() as signals, _listener(port) as listener:
+        with output.waiting("importing torch and transformers"):
+            from server.cli.demo import run as demo_run
+            from server.demo import assets
+        prompts = prompt or assets.SHOWCASE_PROMPTS[:NUM_PROMPTS]
+        story = demo_run.Story(
+            assets.demo_base_path(), assets.BASE_NAME, assets.demo_adapters(), prompts, note=assets.USAGE_NOTE
+        )
+        demo_run.run(story, listener, output, signals, data_dir=data_dir and data_dir.expanduser(), once=once)
+
+
+def _listener(port: int | None) -> socket.socket:
+    """A newcomer has not asked for a port, so any will do."""
+    if port is not None:
+        return bound(HOST, port)
+    try:
+        return bound(HOST, PORT)
+    except CommandError:
+        return bound(HOST, 0)

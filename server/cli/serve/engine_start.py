@@ -1,0 +1,99 @@
+"""Builds and runs an engine for a command, telling what goes on. Imports torch: commands import this module late."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from adapters_store.base.description import BaseDescription
+from adapters_store.base.families import UnsupportedBase
+from adapters_store.base.files import describe_base
+from adapters_store.store import AdapterStore
+from lora_kernels.native.build import native_build
+from server.cli.common.failures import CommandError, ExitCode
+from server.cli.common.output import Output
+from server.cli.common.texts import size
+from server.engine.startup.build import EngineParts, EngineSettings, build_engine
+from server.jobs.served_base import ServedBase
+
+
+@contextmanager
+def running_engine(settings: EngineSettings, store: AdapterStore, output: Output) -> Iterator[EngineParts]:
+    """An engine whose worker runs; closed at the end. Raises UnsupportedBase, CommandError (out_of_memory)."""
+    transformers_logging.disable_progress_bar()
+    with faults_of_the_base(settings.base), ExitStack() as stage:
+
+        def say(text: str) -> None:
+            stage.close()
+            stage.enter_context(output.stage(text))
+
+        say(_hashing(settings.base))
+        describe_base(settings.base, dtype=settings.dtype)
+        parts = build_engine(settings, store, say=say)
+    try:
+        parts.worker.start()
+        yield parts
+    finally:
+        parts.close()
+
+
+def remember_base(settings: EngineSettings, parts: EngineParts, store: AdapterStore, data_dir: Path) -> None:
+    """Write down what is served, so that adapters and jobs can come while no server runs."""
+    store.remember_base(parts.base.description)
+    ServedBase(
+        path=settings.base,
+        name=parts.worker.served_name,
+        digest=parts.base.description.digest,
+        dtype=settings.dtype,
+        quantize="nf4" if parts.base.quantized else None,
+        device=parts.base.device.type,
+    ).remember(data_dir)
+
+
+def show_memory(parts: EngineParts, output: Output) -> None:
+    """The memory plan, and what serves slower than it could."""
+    output.event("memory", **asdict(parts.plan))
+    output.table(("memory", parts.plan.device), parts.plan.rows())
+    native = native_build()
+    if native.library is None and parts.base.device.type == "cpu":
+        output.event("warning", code="no_native_kernels", message=native.reason)
+        output.say(f"C kernels are off, torch serves instead, slower: {native.reason}", style="yellow")
+
+
+@contextmanager
+def faults_of_the_base(base: Path) -> Iterator[None]:
+    """What transformers and safetensors raise for files they cannot read, as UnsupportedBase.
+
+    They use ValueError, and OSError without an errno, for what is wrong with a folder.
+    """
+    try:
+        yield
+    except UnsupportedBase:
+        raise
+    except (ValueError, SafetensorError) as error:
+        raise UnsupportedBase(f"--base {base}: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise UnsupportedBase(f"--base {base}: {error}") from error
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise CommandError("out_of_memory", f"not enough memory: {reason}", ExitCode.UNSUPPORTED) from error
+
+
+def describe(base: Path, name: str) -> BaseDescription:
+    """The base's identity and layers, from its files alone. Raises UnsupportedBase."""
+    with faults_of_the_base(base):
+        return describe_base(base, name=name)
+
+
+def _hashing(base: Path) -> str:
+    total = sum(file.stat().st_size for file in base.glob("*.safetensors"))
+    return f"reading the base's digest ({size(total)}; remembered for the next start)"

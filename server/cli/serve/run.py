@@ -1,0 +1,160 @@
+"""One run of the server: store, engine, API, socket; opened in this order and closed in the other. Imports torch."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fastapi import FastAPI
+
+from server.api.app import create_app
+from server.api.background import background
+from server.api.memory_trim import share_arenas
+from server.api.settings import ApiSettings
+from server.cli.common.admin_key import AdminKey, admin_key
+from server.cli.common.failures import CommandError
+from server.cli.common.output import Output
+from server.cli.common.stop_signals import StopSignals
+from server.cli.common.store_access import opened
+from server.cli.common.texts import MIB, curl_line
+from server.cli.serve.engine_start import remember_base, running_engine, show_memory
+from server.cli.serve.listening import DRAIN_S, HttpServer, url_of
+from server.cli.serve.open_files import ConnectionLimits, limits_within, raise_soft_limit
+from server.cli.serve.options import Auth, ServeOptions
+from server.cli.serve.store_start import prepare, where_the_disk_allows
+from server.cli.serve.traced import traced
+from server.engine.schedule import SchedulerSettings
+from server.engine.startup.build import EngineParts, EngineSettings
+from server.engine.startup.generation_config import SamplingDefaults, sampling_defaults
+from server.engine.startup.memory_plan import MemoryWishes
+
+
+def run(options: ServeOptions, listener: socket.socket, output: Output, signals: StopSignals) -> None:
+    """Serve until a signal. Raises what `failures` knows."""
+    share_arenas()
+    connections = connection_limits(options, output)
+    defaults = sampling_defaults(options.generation_config, options.base)
+    with (
+        traced(options.otlp_endpoint) as tracing,
+        opened(options.data_dir, output, url=options.database_url, grace_s=options.database_grace_s) as store,
+    ):
+        key = admin_key(options.data_dir)
+        _tell_key(key, output)
+        prepare(store, output)
+        settings = engine_settings(options)
+        with running_engine(settings, store, output) as parts:
+            where_the_disk_allows(lambda: remember_base(settings, parts, store, options.data_dir), output)
+            show_memory(parts, output)
+            api = api_settings(options, key, defaults, connections)
+            _tell_defaults(defaults, output)
+            app = create_app(engine=parts.worker, store=store, settings=api, tracing=tracing, job_limits=options.jobs)
+            with http_server(app, listener, signals, drain_s=options.drain_s) as server:
+                _tell_ready(options, parts, url_of(listener), output)
+                signals.wait(while_true=lambda: server.is_alive)
+                output.event("stopping")
+                output.say("stopping; answers under way may end (asked again: they are cut off)")
+
+
+@contextmanager
+def http_server(
+    app: FastAPI, listener: socket.socket, signals: StopSignals, *, drain_s: float = DRAIN_S
+) -> Iterator[HttpServer]:
+    """The app, reachable; stopped in order at the end. CommandError (server_stopped) where it ended by itself."""
+    server = HttpServer(app, listener, drain_s=drain_s)
+    with background(app):
+        server.start()
+        try:
+            yield server
+            if not server.is_alive:
+                raise CommandError("server_stopped", "the HTTP server ended by itself; see the log")
+        finally:
+            signals.defer()
+            server.stop(signals)
+
+
+def connection_limits(options: ServeOptions, output: Output) -> ConnectionLimits:
+    """Those asked for, as far as the system lets so many files be open; the operator reads where it does not. Raises
+    CommandError (too_few_files)."""
+    asked = ConnectionLimits(options.max_connections, options.max_connections_per_address)
+    open_files = raise_soft_limit()
+    limits = limits_within(asked, open_files)
+    if limits != asked:
+        output.event("connections", max_connections=limits.total, per_address=limits.each, open_files=open_files)
+        output.say(
+            f"{limits.total} connections, not {asked.total}: {open_files} files may be open (ulimit -n)", style="yellow"
+        )
+    return limits
+
+
+def api_settings(
+    options: ServeOptions, key: AdminKey, defaults: SamplingDefaults, connections: ConnectionLimits
+) -> ApiSettings:
+    """The API's part of the options."""
+    return ApiSettings(
+        data_dir=options.data_dir,
+        auth=options.auth.value,
+        admin_keys=key.values,
+        cors_origins=options.cors_origins,
+        max_connections=connections.total,
+        max_connections_per_address=connections.each,
+        sse_keep_alive_s=options.sse_keep_alive_s,
+        escape_control_tokens=options.escape_control_tokens,
+        sampling_defaults=defaults,
+    )
+
+
+def engine_settings(options: ServeOptions) -> EngineSettings:
+    """The engine's part of the options."""
+    return EngineSettings(
+        base=options.base,
+        served_name=options.served_name,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        device=options.device,
+        max_model_len=options.max_model_len,
+        max_adapters=options.max_adapters,
+        prefix_cache=options.prefix_cache,
+        cuda_graphs=options.cuda_graphs,
+        num_threads=options.threads,
+        scheduler=SchedulerSettings(max_batch_tokens=options.max_batch_tokens, max_running=options.max_running),
+        memory=MemoryWishes(
+            kv_cache=_bytes(options.kv_cache_mib),
+            adapter_pool=_bytes(options.adapter_pool_mib),
+            host_cache=_bytes(options.host_cache_mib),
+        ),
+    )
+
+
+def _bytes(mib: int | None) -> int | None:
+    return None if mib is None else mib * MIB
+
+
+def _tell_key(key: AdminKey, output: Output) -> None:
+    """Only a key that was made just now is shown."""
+    if key.is_new:
+        output.event("admin_key", admin_key=key.value, path=str(key.path))
+        output.say(f"admin key  {key.value}")
+        output.say(f"kept in {key.path}; shown this once", style="dim")
+
+
+def _tell_defaults(defaults: SamplingDefaults, output: Output) -> None:
+    if defaults.given:
+        output.event("sampling_defaults", **defaults.given)
+        output.say(f"sampling defaults: {', '.join(f'{name} {value}' for name, value in defaults.given.items())}")
+
+
+def _tell_ready(options: ServeOptions, parts: EngineParts, url: str, output: Output) -> None:
+    worker = parts.worker
+    output.event("ready", url=url, base=worker.served_name, auth=options.auth.value, pid=os.getpid())
+    output.say(f"ready on {url}", style="bold green")
+    is_open = options.auth is Auth.OFF
+    if is_open:
+        output.say("--auth off: anyone who reaches this address may ask, for every tenant", style="yellow")
+    else:
+        output.say(f"multilora tenant create acme --data-dir {options.data_dir}")
+    output.say(f"multilora adapter push DIR --tenant acme --name NAME --data-dir {options.data_dir}")
+    chat = worker.tokenizer.has_chat_template
+    key = None if is_open else "KEY"
+    output.say(curl_line(url, key=key, model=worker.served_name, prompt="Once upon a time", chat=chat))

@@ -1,0 +1,68 @@
+"""What a server does to its store before it serves: tidy up, look over every blob, let old audit rows go.
+
+A disk that is full or cannot be written is told, and no reason not to serve what is there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from adapters_store.errors import StoreError
+from adapters_store.storage.blobs import disk_full_is_an_answer
+from adapters_store.store import AdapterStore
+from server.cli.common.output import Output
+
+_OF_THE_DISK = ("disk_full", "read_only")
+_MAX_TOLD = 20
+
+
+def prepare(store: AdapterStore, output: Output) -> None:
+    """Raises StoreError and OSError for anything but a disk that cannot take more."""
+    for step in (_sweep, _look_over, _prune):
+        where_the_disk_allows(lambda step=step: step(store, output), output)  # type: ignore[misc]
+
+
+def _sweep(store: AdapterStore, output: Output) -> None:
+    swept = store.sweep()
+    if swept.num_staged or swept.blobs:
+        output.event("swept", staged=swept.num_staged, blobs=swept.blobs)
+        output.say(
+            f"removed what killed uploads left: {swept.num_staged} staged, {len(swept.blobs)} blobs", style="dim"
+        )
+
+
+def _look_over(store: AdapterStore, output: Output) -> None:
+    start_s = time.perf_counter()
+    found = store.look_over()
+    away = store.quarantine.entries()
+    duration_s = round(time.perf_counter() - start_s, 3)
+    output.event(
+        "store_checked",
+        blobs=found.num_blobs,
+        quarantined={entry.digest: entry.code for entry in away[:_MAX_TOLD]},
+        num_quarantined=len(away),
+        restored=found.restored,
+        duration_s=duration_s,
+    )
+    for entry in away[:_MAX_TOLD]:
+        to_whom = "" if entry.tenant is None else f" to {entry.tenant}"
+        output.say(f"not served{to_whom}: {entry.digest} ({entry.code}: {entry.message})", style="yellow")
+    if len(away) > _MAX_TOLD:
+        output.say(f"and {len(away) - _MAX_TOLD} more: multilora quarantine list", style="yellow")
+
+
+def _prune(store: AdapterStore, _output: Output) -> None:
+    store.audit.prune()
+
+
+def where_the_disk_allows(action: Callable[[], None], output: Output) -> None:
+    """Do it, or tell that the disk takes no more."""
+    try:
+        with disk_full_is_an_answer():
+            action()
+    except StoreError as error:
+        if error.code not in _OF_THE_DISK:
+            raise
+        output.event("warning", code=error.code, message=error.message)
+        output.say(f"{error.code}: {error.message}", style="yellow")

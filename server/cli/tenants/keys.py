@@ -1,0 +1,87 @@
+"""`multilora tenant key`: a tenant's keys, what each opens and until when. Works on the data directory alone."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
+from server.cli.common.output import Output
+from server.cli.common.store_access import opened
+from server.cli.common.tenant_texts import NameArgument, tell_key
+from server.cli.common.texts import when
+
+app = typer.Typer(help="Create, list and revoke a tenant's keys.", no_args_is_help=True)
+
+_DAY_S = 86_400
+
+
+@app.command()
+def create(
+    name: NameArgument,
+    *,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option("--scope", help="inference, adapters, jobs or read; may be repeated (default: all)."),
+    ] = None,
+    days: Annotated[float | None, typer.Option(help="Days until it ends (default: never).", min=0.0)] = None,
+    label: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Make one more key and print it, this once."""
+    from adapters_store.accounts.keys import KeyWishes, parse_scopes
+
+    output = Output(as_json=as_json)
+    scopes = parse_scopes(scope) if scope else None
+    ending = None if days is None else int(time.time() + days * _DAY_S)
+    with opened(data_dir, output) as store:
+        tell_key(output, store.tenants.create_key(name, KeyWishes(scopes, ending, label)))
+
+
+@app.command("list")
+def list_keys(name: NameArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """List a tenant's keys, ended ones too. Keys themselves are not kept and cannot be shown."""
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        keys = store.tenants.keys(name)
+    output.emit(
+        data=[
+            {
+                "id": key.key_id,
+                "label": key.label,
+                "scopes": sorted(key.scopes),
+                "created": key.created_at,
+                "expires_at": key.expires_at,
+            }
+            for key in keys
+        ]
+    )
+    rows = [
+        (
+            str(key.key_id),
+            key.label or "",
+            " ".join(sorted(key.scopes)),
+            when(key.created_at),
+            "never" if key.expires_at is None else when(key.expires_at),
+        )
+        for key in keys
+    ]
+    output.table(("id", "label", "opens", "created", "ends"), rows)
+
+
+@app.command()
+def revoke(
+    name: NameArgument,
+    key_id: Annotated[int, typer.Argument(help="The key's id, as `list` shows it.", metavar="ID")],
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """End a key now; a running server lets it in for at most one second more."""
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        store.tenants.revoke_key(name, key_id)
+    output.emit(tenant=name, key=key_id, revoked=True)
+    output.say(f"revoked key {key_id} of tenant {name}")

@@ -1,0 +1,66 @@
+"""`multilora tenant quota`: what a tenant may use. Works on the data directory, whether or not a server runs on it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Annotated, Any
+
+import typer
+
+from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
+from server.cli.common.output import Output
+from server.cli.common.store_access import opened
+from server.cli.common.tenant_texts import NameArgument
+
+_TEXTS = {
+    "weight": "Share of the server beside the other tenants', who have 1.",
+    "requests_per_minute": "Requests a minute.",
+    "tokens_per_minute": "Tokens a minute, prompt and answer.",
+    "max_concurrent": "Sequences under way at once.",
+    "max_adapters": "Adapter versions kept.",
+    "max_adapter_bytes": "Bytes of those, packed.",
+}
+
+WeightOption = Annotated[float | None, typer.Option(help=_TEXTS["weight"], min=0.01, max=100.0)]
+RequestsOption = Annotated[int | None, typer.Option(help=_TEXTS["requests_per_minute"], min=0)]
+TokensOption = Annotated[int | None, typer.Option(help=_TEXTS["tokens_per_minute"], min=0)]
+ConcurrentOption = Annotated[int | None, typer.Option(help=_TEXTS["max_concurrent"], min=0)]
+AdaptersOption = Annotated[int | None, typer.Option(help=_TEXTS["max_adapters"], min=0)]
+BytesOption = Annotated[int | None, typer.Option(help=_TEXTS["max_adapter_bytes"], min=0)]
+UnlimitedOption = Annotated[bool, typer.Option("--unlimited", help="Take all limits away first.")]
+
+
+def quota(
+    name: NameArgument,
+    *,
+    weight: WeightOption = None,
+    requests_per_minute: RequestsOption = None,
+    tokens_per_minute: TokensOption = None,
+    max_concurrent: ConcurrentOption = None,
+    max_adapters: AdaptersOption = None,
+    max_adapter_bytes: BytesOption = None,
+    unlimited: UnlimitedOption = False,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a tenant may use, or change what is given and keep the rest."""
+    given: dict[str, Any] = {
+        "weight": weight,
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "max_concurrent": max_concurrent,
+        "max_adapters": max_adapters,
+        "max_adapter_bytes": max_adapter_bytes,
+    }
+    changes = {field: value for field, value in given.items() if value is not None}
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        from adapters_store.versions.records import UNLIMITED
+
+        store.tenants.get(name)
+        quotas = replace(UNLIMITED if unlimited else store.quotas.get(name), **changes)
+        if changes or unlimited:
+            store.quotas.set(name, quotas)
+    output.emit(tenant=name, **asdict(quotas))
+    rows = [(_TEXTS[field], "no limit" if value is None else f"{value:g}") for field, value in asdict(quotas).items()]
+    output.table((f"tenant {name}", ""), rows)

@@ -1,0 +1,107 @@
+"""`multilora tenant`: who may ask. Works on the data directory, whether or not a server runs on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, YesOption
+from server.cli.common.output import Output
+from server.cli.common.store_access import confirmed, opened
+from server.cli.common.tenant_texts import NameArgument, tell_key
+from server.cli.common.texts import when
+from server.cli.tenants import keys as tenant_keys
+from server.cli.tenants.quota import quota
+
+app = typer.Typer(help="Create, list, disable and delete tenants; their keys.", no_args_is_help=True)
+app.add_typer(tenant_keys.app, name="key")
+app.command("quota")(quota)
+
+
+@app.command()
+def create(name: NameArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """Make a tenant and print its API key, which is shown this once."""
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        tell_key(output, store.tenants.create(name))
+
+
+@app.command("list")
+def list_tenants(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """List the tenants and how many adapters each has."""
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        tenants = store.tenants.list()
+        counts = _count_by_tenant([version.tenant for version in store.list()])
+    output.emit(
+        data=[
+            {"tenant": t.name, "created": t.created_at, "disabled": t.disabled, "adapters": counts.get(t.name, 0)}
+            for t in tenants
+        ]
+    )
+    if not tenants:
+        output.say("no tenants yet: multilora tenant create NAME")
+        return
+    rows = [(t.name, str(counts.get(t.name, 0)), when(t.created_at), "disabled" if t.disabled else "") for t in tenants]
+    output.table(("tenant", "adapters", "created", ""), rows)
+
+
+@app.command("rotate-key")
+def rotate_key(
+    name: NameArgument,
+    overlap_s: Annotated[int, typer.Option(help="Seconds for which the old key still opens.", min=0)] = 0,
+    key: Annotated[int | None, typer.Option(help="Only the key of this id (default: all of them).", min=1)] = None,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a tenant a new API key; the old one opens nothing from then on."""
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        tell_key(output, store.tenants.rotate_key(name, overlap_s, key))
+
+
+@app.command()
+def disable(name: NameArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """Let a tenant's keys open nothing until it is enabled again."""
+    _set_disabled(name, data_dir, as_json, disabled=True)
+
+
+@app.command()
+def enable(name: NameArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """Let a disabled tenant's keys open again."""
+    _set_disabled(name, data_dir, as_json, disabled=False)
+
+
+def _set_disabled(name: str, data_dir: Path, as_json: bool, *, disabled: bool) -> None:
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        store.tenants.set_disabled(name, disabled)
+    output.emit(tenant=name, disabled=disabled)
+    output.say(f"tenant {name} is {'disabled' if disabled else 'enabled'}")
+
+
+@app.command()
+def delete(
+    name: NameArgument,
+    yes: YesOption = False,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a tenant, its keys and its adapters."""
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        store.tenants.get(name)
+        count = len(store.list(name))
+        confirmed(f"Delete tenant {name}, its keys and its {count} adapters?", yes=yes, output=output)
+        digests = store.tenants.delete(name)
+    output.emit(tenant=name, deleted=True, digests=digests)
+    output.say(f"deleted tenant {name}")
+
+
+def _count_by_tenant(tenants: list[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for tenant in tenants:
+        counts[tenant] = counts.get(tenant, 0) + 1
+    return counts

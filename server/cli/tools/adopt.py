@@ -1,0 +1,34 @@
+"""`multilora adopt`: an operator's word that a data directory and a database belong together. Removes nothing."""
+
+from __future__ import annotations
+
+from server.cli.common.database_url import DatabaseUrlOption, database_url, shown
+from server.cli.common.failures import CommandError
+from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, YesOption
+from server.cli.common.output import Output
+from server.cli.common.store_access import confirmed
+
+
+def adopt(
+    *,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url_given: DatabaseUrlOption = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Join a data directory and a database that belong together, where a start says `wrong_store`.
+
+    Needed after a restore of one of the two, or for a copy. The server must not run. What lies in the directory by now
+    is never swept as a left-over, because nothing proves whose it is.
+    """
+    output = Output(as_json=as_json)
+    url = database_url(database_url_given)
+    place = data_dir / "multilora.db" if url is None else shown(url)
+    if not data_dir.is_dir():
+        raise CommandError("data_dir_gone", f"{data_dir} is not a directory")
+    confirmed(f"Do {data_dir} and {place} belong together?", yes=yes, output=output)
+    from adapters_store.storage.database import adopt as join
+
+    store_id = join(data_dir, url)
+    output.emit(store_id=store_id, data_dir=str(data_dir))
+    output.say(f"joined {data_dir} and {place} as store {store_id}")

@@ -1,0 +1,191 @@
+"""What `multilora doctor` looks at, one function per thing. Each says what it found and what to do about it.
+
+Nothing is written but a probe file in the data directory, and the C kernels, which are compiled as a start would.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import stat
+import tempfile
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from adapters_store.tiers.host_memory import free_host_bytes
+from lora_kernels.cgroups import CGROUP
+from server.cli.common.admin_key import FILE_NAME
+from server.cli.common.base_path import find_base
+from server.cli.common.database_url import database_url
+from server.cli.common.failures import USER_ERRORS, CommandError, failure_of
+from server.cli.common.output import Output
+from server.cli.common.store_access import opened
+from server.cli.common.texts import GIB, size
+from server.cli.serve.listening import bound
+
+MIN_FREE_BYTES = 2 * GIB
+
+
+class Level(StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """fail: serving does not work. warn: it works, but less well, or not on these settings."""
+
+    name: str
+    level: Level
+    found: str
+    advice: str = ""
+
+
+def check_python() -> Check:
+    """For the report; the installer has refused one that is too old."""
+    return Check("python", Level.OK, f"{platform.python_version()}, {platform.platform(terse=True)}")
+
+
+def check_package(name: str, *, without: str = "") -> Check:
+    """Installed in a version we declare, and importable. without: what is off where it is missing; none: it must be."""
+    missing = Level.WARN if without else Level.FAIL
+    declared = _requirement(name)
+    try:
+        found = version(name)
+        importlib.import_module(name)
+    except PackageNotFoundError:
+        return Check(name, missing, "not installed", f"{without}pip install '{declared}'")
+    except (ImportError, OSError, RuntimeError) as error:
+        return Check(name, missing, f"{found} does not import: {error}", f"{without}reinstall {declared}")
+    if declared.specifier.contains(found, prereleases=True):
+        return Check(name, Level.OK, found)
+    return Check(name, missing, found, f"{without}pip install '{declared}'")
+
+
+def _requirement(name: str) -> Requirement:
+    declared = [Requirement(line) for line in requires("multilora") or ()]
+    found = next(each for each in declared if each.name == name)
+    return Requirement(f"{name}{found.specifier}")
+
+
+def check_native() -> Check:
+    from lora_kernels.native.build import native_build
+
+    native = native_build()
+    if native.library is not None:
+        return Check("C kernels", Level.OK, native.reason)
+    return Check("C kernels", Level.WARN, native.reason, "torch serves instead, slower; install a C compiler (gcc)")
+
+
+def check_bf16(cpu_info: Path = Path("/proc/cpuinfo")) -> Check:
+    """Whether the CPU multiplies bfloat16 itself."""
+    flags = set(_cpu_flags(cpu_info))
+    known = sorted(flags & {"amx_bf16", "avx512_bf16", "bf16", "sve2"})
+    if known:
+        return Check("bf16", Level.OK, ", ".join(known))
+    found = "no bf16 instructions" if flags else "not known on this system"
+    return Check("bf16", Level.WARN, found, "on the CPU, --dtype float32 may be faster")
+
+
+def _cpu_flags(cpu_info: Path) -> list[str]:
+    if not cpu_info.is_file():
+        return []
+    lines = cpu_info.read_text().splitlines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "").split()
+
+
+def check_gpu() -> Check:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check("GPU", Level.OK, "none; the CPU serves")
+    free, total = torch.cuda.mem_get_info()
+    found = f"{torch.cuda.get_device_name()}, {size(free)} of {size(total)} free"
+    if importlib.util.find_spec("triton") is None:
+        return Check("GPU", Level.WARN, found, "install triton: pip install 'multilora[gpu]'")
+    return Check("GPU", Level.OK, found)
+
+
+def check_data_dir(data_dir: Path) -> Check:
+    """Whether files can be made there, or the folder itself in the first parent that exists."""
+    place = next(each for each in (data_dir.absolute(), *data_dir.absolute().parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        advice = "give a --data-dir (or MULTILORA_DATA_DIR) that this user may write"
+        return Check("data dir", Level.FAIL, f"{data_dir}: {error.strerror}", advice)
+    key = data_dir / FILE_NAME
+    if key.exists() and key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        return Check("data dir", Level.WARN, f"others may read {key}", f"chmod 600 {key}")
+    return Check("data dir", Level.OK, str(data_dir) if place == data_dir.absolute() else f"{data_dir} (to be made)")
+
+
+def check_store(data_dir: Path, output: Output) -> Check:
+    try:
+        if database_url(None) is None and not (data_dir / "multilora.db").exists():
+            return Check("store", Level.OK, "none yet")
+        with opened(data_dir, output) as store:
+            return Check("store", Level.OK, f"{len(store.tenants.list())} tenants, {len(store.list())} adapters")
+    except USER_ERRORS as error:
+        return Check(
+            "store",
+            Level.FAIL,
+            failure_of(error).line,
+            "restore it from a backup, or give another --data-dir or database",
+        )
+
+
+def check_memory(base: str | None, cgroup: Path = CGROUP) -> Check:
+    """Against the base's weights where a base is given."""
+    free = free_host_bytes(cgroup)
+    if free is None:
+        return Check("memory", Level.WARN, "not known on this system", "give --kv-cache-mib and --host-cache-mib")
+    needed = _weight_bytes(base)
+    found = f"{size(free)} free" + (f", the base takes {size(needed)}" if needed else "")
+    if free < needed:
+        return Check("memory", Level.FAIL, found, "use a smaller base, or --quantize nf4")
+    if free < max(MIN_FREE_BYTES, needed * 5 // 4):
+        return Check("memory", Level.WARN, found, "little is left for keys, values and adapters")
+    return Check("memory", Level.OK, found)
+
+
+def _weight_bytes(base: str | None) -> int:
+    if base is None:
+        return 0
+    try:
+        return sum(file.stat().st_size for file in find_base(base)[0].glob("*.safetensors"))
+    except CommandError:
+        return 0  # `check_base` says so
+
+
+def check_base(base: str) -> Check:
+    """Everything about a base but its weights' values."""
+    try:
+        folder, name = find_base(base)
+        from server.cli.serve.engine_start import describe, faults_of_the_base
+        from server.engine.text.tokenizer import Tokenizer
+
+        found = describe(folder, name)
+        with faults_of_the_base(folder):
+            chat = Tokenizer.load(folder).has_chat_template
+    except USER_ERRORS as error:
+        return Check("base", Level.FAIL, failure_of(error).line, "a local folder of a supported model is needed")
+    text = f"{found.architecture}, {found.dtype}, {len(found.modules)} layers that take adapters"
+    if not chat:
+        return Check("base", Level.WARN, text, "no chat template: /v1/chat/completions answers 400")
+    return Check("base", Level.OK, text)
+
+
+def check_port(host: str, port: int) -> Check:
+    try:
+        bound(host, port).close()
+    except (CommandError, OSError) as error:
+        return Check("port", Level.WARN, failure_of(error).line, "a server may run already; else give another --port")
+    return Check("port", Level.OK, f"{host}:{port} is free")

@@ -1,0 +1,210 @@
+"""`multilora plan`: shows what the planner computes, with its assumptions. Counts nothing itself, starts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.common.failures import CommandError, ExitCode
+from server.cli.common.options import JsonOption
+from server.cli.common.output import Output
+from server.cli.tools import plan_texts as texts
+
+if TYPE_CHECKING:
+    from trainer.planner.gpus import Gpu
+    from trainer.planner.memory import Keeping
+
+app = typer.Typer(help="Say what training and serving take before either is started.", no_args_is_help=True)
+
+GB = 10**9
+
+
+class Method(StrEnum):
+    LORA = "lora"
+    QLORA = "qlora"
+    DORA = "dora"
+    FULL = "full"
+
+
+class Precision(StrEnum):
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="A folder with a config.json, a known name, or a count such as 7B.")
+]
+GpuOption = Annotated[str, typer.Option("--gpu", help="l4, rtx4090, l40s, a100-80, h100, h200 or b200.")]
+PriceOption = Annotated[float | None, typer.Option("--usd-per-hour", help="Your price of one device.", min=0)]
+DevicesOption = Annotated[int, typer.Option("--devices", help="How many devices share the run.", min=1, max=4096)]
+RankOption = Annotated[int, typer.Option("--rank", help="The adapters' rank, on all linear layers.", min=1, max=256)]
+
+
+@app.command()
+def train(
+    *,
+    model: ModelOption,
+    method: Annotated[
+        Method, typer.Option("--method", help="What is trained, and how the base is kept.")
+    ] = Method.LORA,
+    precision: Annotated[Precision, typer.Option("--precision", help="Of products and frozen weights.")] = (
+        Precision.BFLOAT16
+    ),
+    keeping: Annotated[
+        str, typer.Option("--keeping", help="trainer (ours), zero, bf16-fp32-grads, bf16, bf16-moments, 8bit-moments.")
+    ] = "trainer",
+    sequence_length: Annotated[int, typer.Option("--sequence-length", help="Tokens of an example.", min=1)] = 2048,
+    micro_batch: Annotated[int, typer.Option("--micro-batch", help="Examples in one forward.", min=1)] = 1,
+    accumulate: Annotated[bool, typer.Option(help="Several forwards make a step.")] = True,
+    checkpointing: Annotated[bool, typer.Option(help="Compute activations again in the backward.")] = False,
+    rank: RankOption = 16,
+    zero: Annotated[int, typer.Option("--zero", help="ZeRO stage; 3 is FSDP.", min=0, max=3)] = 0,
+    devices: DevicesOption = 1,
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens to train on, all epochs.", min=1)] = 10_000_000,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Only this device, instead of the whole table.")] = None,
+    usd_per_hour: PriceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Memory of one training run on each device, and which hardware would do it for what money."""
+    output = Output(as_json=as_json)
+    with _answered():
+        from trainer.planner.hardware import fewest_devices, options, prices_said
+        from trainer.planner.memory import Sharding, TrainingCase, memory_need
+        from trainer.planner.shapes import shape_named
+
+        case = TrainingCase(
+            shape=shape_named(model),
+            method=method.value,
+            precision=precision.value,
+            tokens=sequence_length * micro_batch,
+            accumulates=accumulate,
+            checkpointing=checkpointing,
+            rank=rank,
+            keeping=_keeping(keeping),
+            sharding=Sharding(zero, devices),
+        )
+        need = memory_need(case)
+        gpus = _gpus(gpu, usd_per_hour)
+        found = options(case, train_tokens=tokens, sequence_length=sequence_length, gpus=gpus)
+    assumptions = (*need.assumptions, *(found[0].time.assumptions[2:] if found else ()), prices_said())
+    output.emit(
+        **texts.need_object(need), hardware=[texts.option_object(each) for each in found], assumptions=assumptions
+    )
+    texts.show_need(output, need)
+    texts.show_options(output, fewest_devices(found), tokens)
+    texts.show_lines(output, "assumed", assumptions)
+
+
+@app.command()
+def serve(
+    *,
+    model: ModelOption,
+    gpu: GpuOption = "h100",
+    device_gb: Annotated[
+        float | None, typer.Option("--device-gb", help="The device's memory instead, in 10^9 bytes.", min=0.001)
+    ] = None,
+    reserve_gb: Annotated[float, typer.Option("--reserve-gb", help="Kept for everything else.", min=0)] = 2.0,
+    kv_tokens: Annotated[int, typer.Option("--kv-tokens", help="Tokens of all sequences in flight.", min=0)] = 0,
+    adapter_mb: Annotated[
+        float | None, typer.Option("--adapter-mb", help="One adapter's size instead, in 10^6 bytes.", min=0.001)
+    ] = None,
+    rank: RankOption = 16,
+    host_gb: Annotated[float, typer.Option("--host-gb", help="Host memory for adapters.", min=0)] = 16.0,
+    nf4: Annotated[bool, typer.Option("--nf4", help="The base in 4 bits (serve --quantize nf4).")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """How many adapters one server holds beside its base."""
+    output = Output(as_json=as_json)
+    with _answered():
+        from trainer.planner.gpus import gpu_of
+        from trainer.planner.serving import ServingCase, adapters_per_server
+        from trainer.planner.shapes import shape_named
+
+        case = ServingCase(
+            shape=shape_named(model),
+            device_bytes=gpu_of(gpu).memory_bytes if device_gb is None else round(device_gb * GB),
+            reserve_bytes=round(reserve_gb * GB),
+            kv_tokens=kv_tokens,
+            host_bytes=round(host_gb * GB),
+            nf4=nf4,
+            adapter_bytes=None if adapter_mb is None else round(adapter_mb * 10**6),
+            rank=rank,
+        )
+        need = adapters_per_server(case)
+    output.emit(**asdict(need), adapter_bytes=case.one_adapter)
+    texts.show_server(output, case, need)
+    texts.show_lines(output, "assumed", need.assumptions)
+
+
+@app.command()
+def recommend(
+    *,
+    model: ModelOption,
+    examples: Annotated[int, typer.Option("--examples", help="Training examples.", min=1)],
+    task: Annotated[str, typer.Option("--task", help="style, format, knowledge, reasoning or language.")] = "style",
+    example_tokens: Annotated[int, typer.Option("--example-tokens", help="Tokens of one, on average.", min=1)] = 512,
+    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the data.", min=1)] = 3,
+    variants: Annotated[int, typer.Option("--variants", help="Adapters of this base in all.", min=1)] = 1,
+    gpu: GpuOption = "h100",
+    devices: DevicesOption = 1,
+    usd_per_hour: PriceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Which method and settings, and why; as fields of a training spec."""
+    output = Output(as_json=as_json)
+    with _answered():
+        from trainer.planner.gpus import gpu_of
+        from trainer.planner.recommend import Wish, recommend
+        from trainer.planner.shapes import shape_named
+
+        wish = Wish(
+            shape=shape_named(model),
+            task=task,
+            examples=examples,
+            example_tokens=example_tokens,
+            epochs=epochs,
+            variants=variants,
+            gpu=gpu_of(gpu, usd_per_hour=usd_per_hour),
+            devices=devices,
+        )
+        chosen = recommend(wish)
+    time = {"hours": chosen.time.hours, "usd": chosen.time.usd, "tokens_per_s": chosen.time.tokens_per_s}
+    body = texts.need_object(chosen.need)
+    output.emit(**body, **time, spec=chosen.spec, reasons=chosen.reasons, assumptions=chosen.assumptions)
+    texts.show_recommendation(output, chosen)
+
+
+def _gpus(name: str | None, usd_per_hour: float | None) -> list[Gpu]:
+    from trainer.planner.gpus import GPUS, gpu_of
+    from trainer.planner.shapes import PlanError
+
+    if name is not None:
+        return [gpu_of(name, usd_per_hour=usd_per_hour)]
+    if usd_per_hour is not None:
+        raise PlanError("usd_per_hour", "--usd-per-hour is the price of one kind of device: name it with --gpu")
+    return list(GPUS.values())
+
+
+def _keeping(name: str) -> Keeping:
+    from trainer.planner.memory import KEEPINGS
+    from trainer.planner.shapes import PlanError
+
+    if name not in KEEPINGS:
+        raise PlanError("keeping", f"keeping must be one of {', '.join(KEEPINGS)}, got {name!r}")
+    return KEEPINGS[name]
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """What the planner refuses, as the command line tells it."""
+    from trainer.planner.shapes import PlanError
+
+    try:
+        yield
+    except PlanError as error:
+        raise CommandError("bad_plan", error.message, ExitCode.REFUSED) from error

@@ -1,0 +1,173 @@
+"""`multilora jobs`: onboarding jobs in the data directory, whether or not a server runs on it; and a worker alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.common.database_url import DatabaseUrlOption
+from server.cli.common.database_url import database_url as checked
+from server.cli.common.job_options import JobsMaxRunningOption, JobsMemoryOption, job_limits
+from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
+from server.cli.common.output import Output
+from server.cli.common.store_access import opened
+from server.cli.common.texts import when
+
+if TYPE_CHECKING:
+    from server.jobs.service import Onboarding
+    from server.jobs.store.records import Job
+
+app = typer.Typer(help="List, show, cancel, pause and resume onboarding jobs; overrule the gate.", no_args_is_help=True)
+
+IdArgument = Annotated[str, typer.Argument(help="The job's id.", metavar="ID")]
+
+
+@app.command("list")
+def list_jobs(
+    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant's.", metavar="T")] = None,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, the newest first."""
+    from server.jobs.store.objects import job_object
+
+    output = Output(as_json=as_json)
+    with _onboarding(data_dir, database_url, output) as onboarding:
+        jobs = onboarding.jobs.list(tenant)
+    output.emit(data=[job_object(job) for job in jobs])
+    rows = [(job.id, job.tenant, job.name, job.status.value, _how_far(job), when(job.created_at)) for job in jobs]
+    if rows:
+        output.table(("job", "tenant", "adapter", "status", "step", "created"), rows)
+    else:
+        output.say("no jobs yet: multilora onboard DATA.jsonl --tenant T --name N")
+
+
+@app.command()
+def show(
+    job_id: IdArgument,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a job and what it told."""
+    output = Output(as_json=as_json)
+    with _onboarding(data_dir, database_url, output) as onboarding:
+        job = onboarding.jobs.get(job_id)
+        _tell(job, output)
+        for event in reversed(onboarding.jobs.events(job)):
+            if event.type == "message":
+                output.say(f"{when(event.created_at)}  {event.message}")
+
+
+@app.command()
+def cancel(
+    job_id: IdArgument,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End a job; what it had trained is dropped."""
+    output = Output(as_json=as_json)
+    with _onboarding(data_dir, database_url, output) as onboarding:
+        _tell(onboarding.jobs.cancel(onboarding.jobs.get(job_id)), output)
+
+
+@app.command()
+def pause(
+    job_id: IdArgument,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a job checkpoint and wait."""
+    output = Output(as_json=as_json)
+    with _onboarding(data_dir, database_url, output) as onboarding:
+        _tell(onboarding.jobs.pause(onboarding.jobs.get(job_id)), output)
+
+
+@app.command()
+def resume(
+    job_id: IdArgument,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Queue a paused job again; it goes on from its checkpoint."""
+    output = Output(as_json=as_json)
+    with _onboarding(data_dir, database_url, output) as onboarding:
+        _tell(onboarding.jobs.resume(onboarding.jobs.get(job_id)), output)
+
+
+@app.command()
+def override(
+    job_id: IdArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is kept with the job.", metavar="TEXT")],
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put an adapter into service that the gate blocked. A worker goes on with the job."""
+    output = Output(as_json=as_json)
+    with _onboarding(data_dir, database_url, output) as onboarding:
+        job = onboarding.jobs.get(job_id)
+        _tell(onboarding.jobs.override(job, by=f"cli:uid{os.getuid()}", reason=reason), output)
+
+
+@app.command()
+def worker(
+    *,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
+    max_running: JobsMaxRunningOption = 1,
+    memory_mib: JobsMemoryOption = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of one training.", min=1)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Work on jobs until SIGTERM; `serve` does so by itself. One worker at a time works on a data directory.
+
+    With --json one line says that it waits for work; what becomes of jobs, `jobs list` tells.
+    """
+    from server.jobs.worker.options import WorkerSettings
+    from server.jobs.worker.supervisor import default_threads
+    from server.jobs.worker.worker import work
+
+    settings = WorkerSettings(
+        data_dir=data_dir,
+        database_url=checked(database_url),
+        max_running=max_running,
+        memory_bytes=job_limits(max_running, memory_mib).memory_bytes,
+        threads=threads or default_threads(max_running),
+    )
+    Output(as_json=as_json).emit(event="working", data_dir=str(data_dir), max_running=max_running, pid=os.getpid())
+    work(settings)
+
+
+@contextmanager
+def _onboarding(data_dir: Path, url: str | None, output: Output) -> Iterator[Onboarding]:
+    with opened(data_dir, output, url=url) as store:
+        from server.jobs.service import Onboarding
+
+        yield Onboarding(data_dir, store.database)
+
+
+def _tell(job: Job, output: Output) -> None:
+    from server.jobs.store.objects import job_object
+
+    output.emit(**job_object(job))
+    wanted = "" if job.wanted == "run" or job.status.has_ended else f", {job.wanted} asked for"
+    output.say(f"{job.id}  {job.tenant}/{job.name}  {job.status.value}{wanted}")
+    if job.failure is not None:
+        output.say(f"{job.failure.code}: {job.failure.message}")
+    if job.model_id is not None:
+        output.say(f"model  {job.model_id}")
+
+
+def _how_far(job: Job) -> str:
+    step, count = job.progress.get("step"), job.progress.get("num_steps")
+    return "" if step is None else f"{step}/{count}"

@@ -1,0 +1,139 @@
+"""`multilora onboard`: a tenant's data in, a checked adapter in service; with or without a server running.
+
+Decides what is shown; the job itself is the job runner's. Without a server's worker it brings one of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from server.cli.common.base_path import BaseOption, find_base
+from server.cli.common.database_url import DatabaseUrlOption
+from server.cli.common.failures import CommandError, ExitCode
+from server.cli.common.job_options import JobsMemoryOption, job_limits
+from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
+from server.cli.common.output import Output
+from server.cli.common.store_access import opened
+
+if TYPE_CHECKING:
+    from adapters_store.store import AdapterStore
+    from server.jobs.served_base import ServedBase
+    from server.jobs.service import Onboarding
+    from server.jobs.store.records import Job
+
+SpecOption = Annotated[
+    Path | None, typer.Option("--spec", help="A part of a training spec: all but base and data.", metavar="SPEC.yaml")
+]
+ValidationOption = Annotated[Path | None, typer.Option(help="Held-out data (default: a part of DATA).", dir_okay=False)]
+
+
+def onboard(
+    data: Annotated[Path, typer.Argument(help="Chat, prompt/completion or text lines.", metavar="DATA.jsonl")],
+    *,
+    tenant: Annotated[str, typer.Option("--tenant", "-t", help="Whose adapter it will be.", metavar="T")],
+    name: Annotated[str, typer.Option("--name", "-n", help="What the tenant calls it.", metavar="N")],
+    spec: SpecOption = None,
+    validation: ValidationOption = None,
+    base: BaseOption = None,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrlOption = None,
+    jobs_memory_mib: JobsMemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train an adapter on a tenant's data, measure it, publish it and put it into service.
+
+    Ctrl-C leaves the job where it is; the next worker, a server's or another onboard's, goes on with it.
+    """
+    output = Output(as_json=as_json)
+    with opened(data_dir, output, url=database_url) as store:
+        from server.cli.training.follow import follow
+        from server.jobs.service import Onboarding
+
+        store.tenants.get(tenant)
+        onboarding = Onboarding(data_dir, store.database, job_limits(1, jobs_memory_mib))
+        served = _base(onboarding, store, base, output)
+        job = _create(onboarding, served, tenant=tenant, name=name, paths=(data, validation), spec=_read_spec(spec))
+        output.say(f"job {job.id}")
+        _tell_end(follow(onboarding, job, output), output)
+
+
+def _base(onboarding: Onboarding, store: AdapterStore, base: str | None, output: Output) -> ServedBase:
+    """The base served last, or the one that was named."""
+    from server.jobs.served_base import ServedBase
+
+    known = onboarding.base
+    if base is None:
+        if known is None:
+            message = "no base was served from this data directory yet; say which one with --base PATH"
+            raise CommandError("unknown_base", message, ExitCode.NOT_FOUND)
+        return known
+    with output.waiting(f"reading base {base}"):
+        from server.cli.serve.engine_start import describe
+
+        folder, own_name = find_base(base)
+        description = describe(folder, own_name)
+    if known is not None and known.digest == description.digest:
+        return known
+    store.remember_base(description)
+    served = ServedBase(path=folder, name=own_name, digest=description.digest)
+    served.remember(onboarding.data_dir)
+    return served
+
+
+def _create(
+    onboarding: Onboarding,
+    served: ServedBase,
+    *,
+    tenant: str,
+    name: str,
+    paths: tuple[Path, Path | None],
+    spec: Mapping[str, Any],
+) -> Job:
+    """The files are the tenant's for a moment only: the job keeps its own."""
+    from server.jobs.store.job_request import JobRequest
+
+    ids: list[str | None] = []
+    try:
+        for path in paths:
+            file = path and onboarding.files.add(tenant=tenant, filename=path.name, purpose="fine-tune", source=path)
+            ids.append(file.id if file else None)
+        assert ids[0] is not None
+        request = JobRequest(model=served.name, training_file=ids[0], validation_file=ids[1], suffix=name, spec=spec)
+        return onboarding.create(tenant, request)
+    finally:
+        for file_id in filter(None, ids):
+            onboarding.files.delete(tenant, file_id)
+
+
+def _read_spec(path: Path | None) -> Mapping[str, Any]:
+    import yaml
+
+    if path is None:
+        return {}
+    try:
+        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CommandError("bad_spec", f"--spec {path}: {error}", ExitCode.REFUSED) from error
+    if not isinstance(body, dict):
+        raise CommandError("bad_spec", f"--spec {path}: must be an object, got {body!r:.80}", ExitCode.REFUSED)
+    return body
+
+
+def _tell_end(job: Job, output: Output) -> None:
+    """Raises CommandError for a job that did not succeed."""
+    from server.jobs.store.objects import job_object
+
+    if job.failure is not None:
+        exit_code = ExitCode.REFUSED if job.failure.code == "gate_blocked" else ExitCode.FAILED
+        raise CommandError(job.failure.code, f"{job.id}: {job.failure.message}", exit_code)
+    if job.model_id is None:
+        raise CommandError("job_not_finished", f"{job.id}: the job is {job.status}", ExitCode.FAILED)
+    output.emit(**job_object(job))
+    output.say(f"in service: {job.name}@{job.adapter_version} of {job.tenant} ({job.model_id})", style="bold green")
+    report = job.run_dir / "report.html"
+    if report.is_file():
+        output.say(f"report      {report}", style="dim")

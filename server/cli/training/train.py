@@ -1,0 +1,212 @@
+"""`multilora train`: a spec trained by a process of its own, followed live, then measured by the gate. Trains nothing.
+
+The process is `python -m trainer`; what it writes into the run folder is all that is known here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from server.cli.common.failures import CommandError, ExitCode
+from server.cli.common.options import JsonOption
+from server.cli.common.output import Output
+from server.cli.common.stop_signals import StopSignals
+from trainer.spec import SpecError, TrainSpec
+
+POLL_S = 0.1
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}  # as -P, also for the ranks: no module of the current folder is taken
+TRAINER_FAILED = "training_failed"
+EXITS = {
+    "file_not_found": ExitCode.NOT_FOUND,
+    "run_dir_in_use": ExitCode.CONFLICT,
+    "unsupported_base": ExitCode.UNSUPPORTED,
+}
+BAD_INPUT = 2  # the trainer's exit code for what fails again with the same input
+
+
+def train(
+    spec: Annotated[Path, typer.Argument(help="The spec, as YAML or JSON.", metavar="SPEC.yaml", dir_okay=False)],
+    *,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Where everything goes (default: runs/ and the spec's name).")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    ranks: Annotated[int, typer.Option("--ranks", help='Processes, with sharding "fsdp" in the spec.', min=1)] = 1,
+    gate: Annotated[bool, typer.Option("--gate/--no-gate", help="Measure what was trained against the base.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Train an adapter (or a whole base) without a server; Ctrl-C pauses, --resume goes on.
+
+    With --json: every event of the run, one object a line, the result last.
+    """
+    output = Output(as_json=as_json)
+    parsed = read_spec(spec)
+    if ranks > 1 and parsed.sharding != "fsdp":
+        raise CommandError("bad_spec", f'--ranks {ranks}: the spec needs sharding: "fsdp"', ExitCode.REFUSED)
+    folder = run_dir or Path("runs") / spec.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    code = _trained(_command(spec, folder, resume=resume, ranks=ranks), folder, output)
+    result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
+    _raise_unless_succeeded(code, result, folder)
+    output.emit(type="result", run_dir=str(folder), **result)
+    losses = result["losses"]
+    output.say(f"{result['output']}: {folder / result['output']}")
+    output.say(f"held-out loss {losses['base']:.3f} -> {losses['best']:.3f} (step {result['best_step']})")
+    if gate:
+        _measure(folder, parsed, output)
+
+
+def read_spec(path: Path) -> TrainSpec:
+    """Raises CommandError for a field that is not usable, OSError where there is no such file."""
+    try:
+        return TrainSpec.from_yaml(path)
+    except SpecError as error:
+        raise CommandError(error.code, error.message, ExitCode.REFUSED) from error
+
+
+def _command(spec: Path, folder: Path, *, resume: bool, ranks: int) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    arguments = [str(spec), "--run-dir", str(folder), *(["--resume"] if resume else [])]
+    return [sys.executable, "-P", *launcher, "-m", "trainer", *arguments]
+
+
+def _trained(command: list[str], folder: Path, output: Output) -> int:
+    """The trainer's exit code; a signal asks it, once, to pause."""
+    tail = EventTail(folder / "events.jsonl")
+    with StopSignals() as signals, (folder / "train.log").open("ab") as log, Screen(output) as screen:
+        signals.defer()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **SAFE_PATH},
+            start_new_session=True,
+        )
+        asked = False
+        while process.poll() is None:
+            if signals.asked and not asked:
+                asked = True
+                (folder / "control").write_text("pause")
+            screen.show(tail.news())
+            time.sleep(POLL_S)
+        screen.show(tail.news())
+    return process.returncode
+
+
+class EventTail:
+    """What a growing events.jsonl has to tell since it was last asked; what was there before is old."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path.exists() else 0
+
+    def news(self) -> Iterator[dict[str, Any]]:
+        """Whole lines only; a line being written waits."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as stream:
+            stream.seek(self._offset)
+            *lines, _half = stream.read().split(b"\n")
+        for line in lines:
+            self._offset += len(line) + 1
+            yield json.loads(line)
+
+
+@dataclass(eq=False)
+class Screen:
+    """The run as it is told: a bar where something may move, a line an evaluation elsewhere, objects for programs."""
+
+    output: Output
+
+    def __enter__(self) -> Screen:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        self._bar = Progress(
+            *columns, TimeElapsedColumn(), console=self.output.console, disable=not self.output.is_live
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("starting", total=None, text="")
+        self._validation = ""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, events: Iterator[dict[str, Any]]) -> None:
+        """Tell each of these events."""
+        for event in events:
+            self.output.emit(**event)
+            if event["type"] == "stage":
+                self._bar.update(self._task, description=str(event["stage"]))
+            elif event["type"] == "eval":
+                self._evaluated(event)
+            elif event["type"] == "step":
+                self._stepped(event)
+
+    def _evaluated(self, event: dict[str, Any]) -> None:
+        self._validation = f"held-out {event['loss']:.3f}"
+        if not self.output.is_live:
+            self.output.say(f"step {event['step']}: {self._validation}")
+
+    def _stepped(self, event: dict[str, Any]) -> None:
+        speed = f"{event['tokens_per_s']:.0f} tokens/s  {event['eta_s']:.0f} s left"
+        text = f"loss {event['loss']:.3f}  {self._validation}  {speed}"
+        self._bar.update(self._task, completed=event["step"], total=event["num_steps"], text=text)
+
+
+def _raise_unless_succeeded(code: int, result: dict[str, Any], folder: Path) -> None:
+    status = result.get("status", "")
+    if code == 0 and status == "succeeded":
+        return
+    if status in ("paused", "cancelled"):
+        how = f"; --resume --run-dir {folder} goes on" if status == "paused" else ""
+        raise CommandError(status, f"the run was {status} after step {result['step']}{how}")
+    error = result.get("error") or _last_words(folder / "train.log")
+    name = error["code"]
+    raise CommandError(
+        name, error["message"], EXITS.get(name, ExitCode.REFUSED if code == BAD_INPUT else ExitCode.FAILED)
+    )
+
+
+def _last_words(log: Path) -> dict[str, str]:
+    """What the trainer says where it may not write a result: "code: message" in its last line."""
+    lines = log.read_text(errors="replace").strip().splitlines() or [""]
+    code, separator, message = lines[-1].partition(": ")
+    if separator and code.isidentifier():
+        return {"code": code, "message": message}
+    return {"code": TRAINER_FAILED, "message": f"the trainer ended without a word; see {log}"}
+
+
+def _measure(folder: Path, spec: TrainSpec, output: Output) -> None:
+    """The gate's verdict on what was trained. Raises CommandError (gate_blocked, gate_failed)."""
+    options = ["--quantize", "nf4"] if spec.method == "qlora" else []
+    command = [sys.executable, "-P", "-m", "server.jobs.gate.process", str(folder), *options]
+    with output.waiting("measuring the adapter against the base"), (folder / "gate.log").open("ab") as log:
+        code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False).returncode
+    if code != 0:
+        raise CommandError("gate_failed", f"the gate ended with {code}; its last words are in {folder / 'gate.log'}")
+    verdict = json.loads((folder / "gate.json").read_text())
+    reasons = "; ".join(str(reason) for reason in verdict.get("reasons", ()))
+    output.emit(type="gate", verdict=verdict["verdict"], reasons=verdict.get("reasons", []))
+    output.say(f"gate: {verdict['verdict']}{': ' + reasons if reasons else ''}")
+    output.say(f"report: {folder / 'report.html'}")
+    if verdict["verdict"] == "block":
+        raise CommandError(
+            "gate_blocked", f"what was trained is kept and should not be served: {reasons}", ExitCode.REFUSED
+        )

@@ -1,0 +1,136 @@
+"""Puts packed adapters into the device arena and its table. Knows tensors and slots; does not decide who stays."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from adapters_store.base.description import BaseDescription
+from adapters_store.packed.layout import PackedAdapter
+from adapters_store.packed.packed_file import as_bytes
+from lora_kernels import background
+from lora_kernels.lora.batch import LoraTable
+from lora_kernels.turns import Turns
+
+INLINE_COPY_BYTES = 256 * 1024  # below it handing the copy to another thread costs more than the copy
+MOVED_PIECE_BYTES = 8 * 1024 * 1024  # device memory that a move takes for a moment
+
+
+class CopyHandle(Protocol):
+    def done(self) -> bool:
+        """Whether the adapter is on the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    def done(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _OnThread:
+    copied: Future[None]
+
+    def done(self) -> bool:
+        """Raises what the copy raised: a place that was not written whole is never served."""
+        if not self.copied.done():
+            return False
+        self.copied.result()
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    event: torch.cuda.Event
+
+    def done(self) -> bool:
+        return bool(self.event.query())
+
+
+class ArenaCopier:
+    """Copies adapters to their places off the engine's path: on a thread (CPU) or on a side stream (GPU)."""
+
+    def __init__(self, table: LoraTable, base: BaseDescription, turns: Turns) -> None:
+        self._table = table
+        self._turns = turns
+        self._module_index = base.module_index
+        self._on_gpu = table.arena.device.type == "cuda"
+        self._stream = torch.cuda.Stream(table.arena.device) if self._on_gpu else None
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="adapter-copy")
+
+    def start(self, slot: int, offset: int, adapter: PackedAdapter) -> CopyHandle:
+        """Begin the copy to arena[offset:] and point the slot's table row at it."""
+        rows = [
+            (self._module_index[module.name], module.a_offset, module.b_offset, module.rank, module.scale)
+            for module in adapter.modules
+        ]
+        self._table.set_slot(slot, offset, rows)
+        place = self._table.arena[offset : offset + adapter.buffer.numel()]
+        if self._stream is not None:
+            return self._copy_on_stream(self._stream, place, adapter.buffer)
+        if adapter.num_bytes <= INLINE_COPY_BYTES:
+            _copy(place, adapter.buffer)
+            return _Done()
+        return _OnThread(self._threads.submit(_copy_in_turns, place, adapter.buffer, self._turns))
+
+    def move(self, slot: int, source: int, target: int, num_elements: int) -> CopyHandle:
+        """Begin moving the slot's adapter down within the arena, and let its table row name the new place.
+
+        Nobody may use the adapter before it is done. Both places may overlap.
+        """
+        assert target < source, f"an adapter moves down, not from {source} to {target}"
+        self._table.shift_slot(slot, target - source)
+        arena = self._table.arena
+        place, old = arena[target : target + num_elements], arena[source : source + num_elements]
+        if self._stream is not None:
+            return self._move_on_stream(self._stream, place, old)
+        if place.nbytes <= INLINE_COPY_BYTES:
+            _copy(place, old)
+            return _Done()
+        return _OnThread(self._threads.submit(_copy_in_turns, place, old, self._turns))
+
+    def clear(self, slot: int) -> None:
+        """The slot holds no adapter any more."""
+        self._table.clear_slot(slot)
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+    def _move_on_stream(self, stream: torch.cuda.Stream, place: torch.Tensor, old: torch.Tensor) -> _Event:
+        stream.wait_stream(torch.cuda.current_stream(place.device))  # the table row, and the places' last readers
+        with torch.cuda.stream(stream):
+            move_down(place, old, piece=MOVED_PIECE_BYTES // old.element_size())
+            event = torch.cuda.Event()
+            event.record(stream)
+        return _Event(event)
+
+    def _copy_on_stream(self, stream: torch.cuda.Stream, place: torch.Tensor, buffer: torch.Tensor) -> _Event:
+        stream.wait_stream(torch.cuda.current_stream(place.device))  # the place's last reader may still be at work
+        with torch.cuda.stream(stream):
+            place.copy_(buffer, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record(stream)
+        return _Event(event)
+
+
+def move_down(place: torch.Tensor, old: torch.Tensor, *, piece: int) -> None:
+    """old -> place, `piece` elements at a time, each by way of memory of its own: the places may overlap if `place`
+    begins first. Does not wait for the device."""
+    for first in range(0, old.numel(), piece):
+        place[first : first + piece].copy_(old[first : first + piece].clone())
+
+
+def _copy(place: torch.Tensor, buffer: torch.Tensor) -> None:
+    """One thread, and the GIL is released: torch's own copy would wake a second set of compute threads."""
+    np.copyto(as_bytes(place), as_bytes(buffer))
+
+
+def _copy_in_turns(place: torch.Tensor, buffer: torch.Tensor, turns: Turns) -> None:
+    if background.is_available():
+        background.copy_bytes(as_bytes(place), as_bytes(buffer), turns)
+    else:
+        _copy(place, buffer)

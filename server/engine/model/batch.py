@@ -1,0 +1,156 @@
+"""Turns a schedule into the arrays that one forward reads. Knows tokens, blocks and slots; decides nothing.
+
+Legend: T tokens of the step, R rows whose logits are wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lora_kernels.attention.launcher import PagedBatch
+from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraTable
+from lora_kernels.transfer import to_device
+from server.engine.request import Request
+from server.engine.schedule import Schedule, ScheduledRow
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSpan:
+    """A prompt chunk whose every logit is wanted: rows first_row.. of the logits predict positions start+1.. ."""
+
+    request: Request
+    first_row: int
+    start: int
+    num_tokens: int
+
+    @property
+    def targets(self) -> list[int]:
+        """The prompt tokens that the span's logits predict (the last row of a prompt predicts none of them)."""
+        stop = min(self.start + self.num_tokens + 1, len(self.request.prompt_ids))
+        return self.request.prompt_ids[self.start + 1 : stop]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One packed forward. sampling[i] takes its token from row sampling_rows[i] of the logits.
+
+    last_positions_1T: for each token the last position of its whole sequence, also where a chunk ends before it.
+    """
+
+    input_ids_1T: torch.Tensor
+    position_ids_1T: torch.Tensor
+    last_positions_1T: torch.Tensor
+    paged: PagedBatch
+    layer_adapters: LoraBatch | None
+    head_adapters: LoraBatch | None
+    logits_rows_R: torch.Tensor
+    sampling: list[Request]
+    sampling_rows: list[int]
+    prompt_spans: list[PromptSpan]
+
+    @classmethod
+    def build(cls, schedule: Schedule, *, block_size: int, table: LoraTable, device: torch.device) -> Batch:
+        rows = schedule.rows
+        counts = np.fromiter((row.num_tokens for row in rows), dtype=np.int32, count=len(rows))
+        query_starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+        paged = _paged_batch(rows, counts, query_starts, block_size=block_size, device=device)
+        slots = np.fromiter((row_slot(row.request) for row in rows), dtype=np.int32, count=len(rows))
+        wanted = _Wanted.of(rows, query_starts)
+        lasts_T = np.repeat(_last_positions(rows), counts)
+        positions, lasts = to_device(torch.from_numpy(np.stack([paged.positions_T, lasts_T])).long(), device)
+        return cls(
+            input_ids_1T=to_device(torch.tensor([_input_ids(rows)]), device),
+            position_ids_1T=positions[None],
+            last_positions_1T=lasts[None],
+            paged=paged,
+            layer_adapters=_adapters(table, np.repeat(slots, counts)),
+            head_adapters=_adapters(table, slots[paged.sequences_T[wanted.token_rows]]),
+            logits_rows_R=to_device(torch.from_numpy(wanted.token_rows), device),
+            sampling=wanted.sampling,
+            sampling_rows=wanted.sampling_rows,
+            prompt_spans=wanted.prompt_spans,
+        )
+
+
+def row_slot(request: Request) -> int:
+    """The request's row of the adapter table, or NO_ADAPTER."""
+    return NO_ADAPTER if request.slot is None else request.slot
+
+
+def _last_positions(rows: list[ScheduledRow]) -> NDArray[np.int32]:
+    """Of each row's sequence, as far as it is known; of a token that is still being sampled the row itself knows."""
+    ends = (max(row.request.num_tokens, row.start + row.num_tokens) for row in rows)
+    return np.fromiter(ends, dtype=np.int32, count=len(rows)) - 1
+
+
+def _input_ids(rows: list[ScheduledRow]) -> list[int]:
+    ids: list[int] = []
+    for row in rows:
+        if row.num_tokens == 1:
+            ids.append(row.request.token_at(row.start))
+        else:
+            ids += row.request.tokens(row.start, row.start + row.num_tokens)
+    return ids
+
+
+def _adapters(table: LoraTable, row_slots: NDArray[np.int32]) -> LoraBatch | None:
+    return LoraBatch(table, row_slots) if bool((row_slots != NO_ADAPTER).any()) else None
+
+
+def _paged_batch(
+    rows: list[ScheduledRow],
+    counts: NDArray[np.int32],
+    query_starts: NDArray[np.int32],
+    *,
+    block_size: int,
+    device: torch.device,
+) -> PagedBatch:
+    starts = np.fromiter((row.start for row in rows), dtype=np.int32, count=len(rows))
+    sequences_T = np.repeat(np.arange(len(rows), dtype=np.int32), counts)
+    positions_T = np.arange(query_starts[-1], dtype=np.int32) + np.repeat(starts - query_starts[:-1], counts)
+    width = max(len(row.request.block_ids) for row in rows)
+    block_tables = np.zeros((len(rows), width), dtype=np.int32)
+    for index, row in enumerate(rows):
+        block_tables[index, : len(row.request.block_ids)] = row.request.block_ids
+    blocks_T = block_tables[sequences_T, positions_T // block_size].astype(np.int64)
+    return PagedBatch(
+        query_starts=query_starts,
+        context_lens=starts + counts,
+        block_tables=block_tables,
+        slot_mapping_T=to_device(torch.from_numpy(blocks_T * block_size + positions_T % block_size), device),
+        positions_T=positions_T.astype(np.int32),
+        sequences_T=sequences_T,
+        block_size=block_size,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which token rows need logits, and who reads them."""
+
+    token_rows: NDArray[np.int64]
+    sampling: list[Request]
+    sampling_rows: list[int]
+    prompt_spans: list[PromptSpan]
+
+    @classmethod
+    def of(cls, rows: list[ScheduledRow], query_starts: NDArray[np.int32]) -> _Wanted:
+        token_rows: list[int] = []
+        sampling: list[Request] = []
+        sampling_rows: list[int] = []
+        spans: list[PromptSpan] = []
+        for row, first, last in zip(rows, query_starts[:-1].tolist(), query_starts[1:].tolist(), strict=True):
+            request = row.request
+            if request.params.prompt_logprobs is not None and row.start < len(request.prompt_ids):
+                spans.append(PromptSpan(request, len(token_rows), row.start, row.num_tokens))
+                token_rows += range(first, last)
+            elif row.samples:
+                token_rows.append(last - 1)
+            if row.samples and request.params.max_tokens > 0:
+                sampling.append(request)
+                sampling_rows.append(len(token_rows) - 1)
+        return cls(np.array(token_rows, dtype=np.int64), sampling, sampling_rows, spans)

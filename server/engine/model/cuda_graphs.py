@@ -1,0 +1,171 @@
+"""Decode steps as CUDA graphs: recorded once per number of rows and rank, repeated for any adapters and sequences.
+
+Decides which steps can be repeated, and which recording serves them. Knows no kernel: `DecodeBuffers` holds what the
+recorded launches read, `Capture` how launches are recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import torch
+from transformers import PretrainedConfig
+
+from lora_kernels.triton_common.available import has_triton, triton_switch
+from lora_kernels.triton_common.tiles import ALIGN_BYTES
+from server.engine.model.batch import Batch
+from server.engine.model.decode_buffers import DecodeBuffers, DeviceTokens
+from server.engine.schedule import Schedule, ScheduledRow
+
+Replay = Callable[[], torch.Tensor]
+WARM_UPS = 2  # the first compiles kernels and makes the libraries' workspaces, the second runs as all others will
+DENSE_BUCKETS = (1, 2, 4, 8)
+BUCKET_STEP = 8
+SMALL_RANK = 16
+ROPES_THAT_LOOK = ("dynamic", "longrope")  # transformers' code for them asks the device how long the batch is
+
+_log = logging.getLogger(__name__)
+
+
+class Capture(Protocol):
+    """How launches are recorded."""
+
+    def record(self, run: Callable[[], torch.Tensor]) -> Replay:
+        """Run once for good measure, record, and return what repeats it. The result is always the same tensor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSettings:
+    """buckets: numbers of rows that are recorded. max_ranks: of the step's adapters; 0 is the bare base."""
+
+    buckets: tuple[int, ...]
+    max_ranks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("buckets", "max_ranks"):
+            values = getattr(self, name)
+            if not values or list(values) != sorted(set(values)):
+                raise ValueError(f"{name} must be distinct and rising, got {values}")
+        if self.buckets[0] < 1 or self.max_ranks[0] < 0:
+            raise ValueError(f"buckets must be >= 1 and max_ranks >= 0, got {self.buckets} and {self.max_ranks}")
+
+    @classmethod
+    def for_rows(cls, max_rows: int, *, max_rank: int) -> GraphSettings:
+        """1, 2, 4, 8, 16, 24, ... max_rows; the bare base, rank 16 and the largest rank."""
+        rising = {*DENSE_BUCKETS, *range(BUCKET_STEP, max_rows + 1, BUCKET_STEP), max_rows}
+        buckets = tuple(sorted(rows for rows in rising if rows <= max_rows))
+        return cls(buckets=buckets, max_ranks=tuple(sorted({0, min(SMALL_RANK, max_rank), max_rank})))
+
+
+@dataclass(eq=False)
+class DecodeGraphs:
+    """forward: the model's own, on a batch over `buffers`. failure: why there are none."""
+
+    buffers: DecodeBuffers
+    forward: Callable[[Batch], torch.Tensor]
+    capture: Capture
+    settings: GraphSettings
+    failure: str | None = field(init=False, default=None)
+    _replays: dict[tuple[int, int], Replay] = field(init=False, default_factory=dict)
+
+    @property
+    def num_recorded(self) -> int:
+        return len(self._replays)
+
+    @torch.inference_mode()
+    def record_all(self) -> None:
+        """The largest first: the others then find room in the memory that it took. One that fails ends all of them,
+        and every step takes the plain way."""
+        self.buffers.clear()
+        for bucket, max_rank in self._in_order():
+            step = self.buffers.step(bucket, max_rank)
+            try:
+                self._replays[bucket, max_rank] = self.capture.record(partial(self.forward, step))
+            except RuntimeError as error:
+                self._replays.clear()
+                self.failure = f"{bucket} rows of rank {max_rank}: {str(error).partition(chr(10))[0]}"
+                _log.warning("no CUDA graphs, decoding is slower: %s", self.failure)
+                return
+
+    def takes(self, schedule: Schedule) -> bool:
+        """Whether the step is one token of each request, all of which want the next, and a recording has room."""
+        return all(map(_is_plain_decode, schedule.rows)) and self.has_room(schedule.rows)
+
+    def has_room(self, rows: Sequence[ScheduledRow]) -> bool:
+        """Whether a recording serves these rows of one token each."""
+        if not self._replays or len(rows) > self.settings.buckets[-1]:
+            return False
+        if self.buffers.max_rank(rows) > self.settings.max_ranks[-1]:
+            return False
+        fits = all(len(row.request.block_ids) <= self.buffers.max_blocks for row in rows)
+        return fits and self.buffers.table.is_aligned_to(ALIGN_BYTES)
+
+    @torch.inference_mode()
+    def run(self, rows: Sequence[ScheduledRow], tokens: DeviceTokens | None = None) -> torch.Tensor:
+        """Logits [len(rows), vocabulary], for what is launched before the next run. tokens: as `fill` takes them."""
+        bucket = next(size for size in self.settings.buckets if size >= len(rows))
+        wanted = self.buffers.max_rank(rows)
+        max_rank = next(rank for rank in self.settings.max_ranks if rank >= wanted)
+        self.buffers.fill(rows, bucket, tokens)
+        return self._replays[bucket, max_rank]()[: len(rows)]
+
+    def forget(self, request_id: str) -> None:
+        """The request is over."""
+        self.buffers.forget(request_id)
+
+    def _in_order(self) -> Iterator[tuple[int, int]]:
+        for bucket in reversed(self.settings.buckets):
+            for max_rank in reversed(self.settings.max_ranks):
+                yield bucket, max_rank
+
+
+def _is_plain_decode(row: ScheduledRow) -> bool:
+    params = row.request.params
+    is_prompt = params.prompt_logprobs is not None and row.start < len(row.request.prompt_ids)
+    return row.num_tokens == 1 and row.samples and params.max_tokens > 0 and not is_prompt
+
+
+class CudaCapture:
+    """CUDA's own graphs. They share one pool of memory: on their stream only one runs at a time, and what reads its
+    result is launched before the next."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, run: Callable[[], torch.Tensor]) -> Replay:
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_UPS):
+                run()
+        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: a loader thread may pin memory meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            output = run()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+
+def why_no_graphs(config: PretrainedConfig, device: torch.device) -> str | None:
+    """What stands against recording on this device and base; None: nothing."""
+    if device.type != "cuda":
+        return "no GPU"
+    if not has_triton():
+        return "Triton is not installed"
+    off = [op for op in ("lora", "attention") if op in triton_switch().off]
+    if off:
+        return f"torch serves {' and '.join(off)}, which looks at the host"
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type"), *(part.get("rope_type") for part in rope.values() if isinstance(part, dict))}
+    looking = kinds & set(ROPES_THAT_LOOK)
+    return f"rope_type {looking.pop()} looks at the device" if looking else None

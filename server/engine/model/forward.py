@@ -1,0 +1,96 @@
+"""What a forward gives, and a forward that is under way. Knows requests and tokens; decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from server.engine.request import Request, TokenLogprob
+from server.engine.sampling.sampler import SampledRows, SamplingUnderWay
+from server.engine.schedule import ScheduledRow
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What one forward gave. tokens and logprobs by request id; prompt_logprobs: the chunk's entries by request id.
+
+    non_finite: requests whose logits held NaN or infinity; their token is not to be used.
+    unsettled: requests that got no token and are to have the same one computed again, by a forward of schedule()'s.
+    """
+
+    tokens: dict[str, int] = field(default_factory=dict)
+    logprobs: dict[str, TokenLogprob] = field(default_factory=dict)
+    prompt_logprobs: dict[str, list[TokenLogprob]] = field(default_factory=dict)
+    non_finite: list[Request] = field(default_factory=list)
+    unsettled: list[Request] = field(default_factory=list)
+
+    def merge(self, other: StepOutput) -> None:
+        self.tokens |= other.tokens
+        self.logprobs |= other.logprobs
+        self.prompt_logprobs |= other.prompt_logprobs
+        self.non_finite += other.non_finite
+        self.unsettled += other.unsettled
+
+    def add(self, request: Request, sampled: SampledRows, index: int) -> None:
+        """What was drawn for the request, in row `index`."""
+        if index in sampled.unsettled:
+            self.unsettled.append(request)
+        elif sampled.non_finite[index]:
+            if request not in self.non_finite:
+                self.non_finite.append(request)
+        else:
+            self.tokens[request.id] = sampled.token_ids[index]
+            logprob = sampled.logprobs[index]
+            if logprob is not None:
+                self.logprobs[request.id] = logprob
+
+
+class Flight(Protocol):
+    """A forward that has been launched."""
+
+    @property
+    def may_be_followed(self) -> bool:
+        """Whether the next one can be launched before this one's tokens are known."""
+
+    def read(self, rows: Sequence[ScheduledRow]) -> StepOutput:
+        """What it gave for these of its rows. Waits for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """A forward that was waited for as it was launched."""
+
+    output: StepOutput
+    may_be_followed: bool = field(init=False, default=False)
+
+    def read(self, rows: Sequence[ScheduledRow]) -> StepOutput:
+        return self.output
+
+
+class UnderWay:
+    """A decode step whose tokens are on the device only. row_of: by request id, its row there.
+
+    settle_late: told of each request that is left without a token.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[ScheduledRow],
+        sampling: SamplingUnderWay,
+        *,
+        may_be_followed: bool,
+        settle_late: Callable[[str], None],
+    ) -> None:
+        self.row_of = {row.request.id: index for index, row in enumerate(rows)}
+        self.sampling = sampling
+        self.may_be_followed = may_be_followed
+        self._settle_late = settle_late
+
+    def read(self, rows: Sequence[ScheduledRow]) -> StepOutput:
+        sampled, output = self.sampling.read(), StepOutput()
+        for row in rows:
+            output.add(row.request, sampled, self.row_of[row.request.id])
+        for request in output.unsettled:
+            self._settle_late(request.id)
+        return output

@@ -1,0 +1,186 @@
+"""Puts adapters into a transformers model: linear layers that read one input become one group. Knows no requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from adapters_store.base.description import BaseDescription
+from adapters_store.base.families import HEAD
+from lora_kernels.elementwise.launcher import rms_norm, silu_mul
+from lora_kernels.lora.batch import LoraBatch, LoraGroup
+from lora_kernels.lora.launcher import add_lora_delta, group_linear
+from lora_kernels.nf4.launcher import Nf4Weight, nf4_linear, nf4_weights, on_nf4_kernel
+from server.engine.model.rope import fuse_rope
+
+
+@dataclass(slots=True)
+class LoraState:
+    """What every wrapped layer sees of the step. The runner fills it before the forward. None: base only.
+
+    head: the same rows' adapters, but of the rows whose logits are wanted (the head runs on those alone).
+    """
+
+    layers: LoraBatch | None = None
+    head: LoraBatch | None = None
+
+
+class LinearGroup:
+    """Linear layers that read the same input, computed together when the first of them is called."""
+
+    def __init__(self, linears: Sequence[nn.Module], group: LoraGroup, state: LoraState, *, is_head: bool) -> None:
+        self.group = group
+        self.state = state
+        self.is_head = is_head
+        self.input: torch.Tensor | None = None
+        self.outputs: tuple[torch.Tensor, ...] = ()
+        self.quantized = [] if all(type(linear) is nn.Linear for linear in linears) else list(linears)
+        if not self.quantized:
+            self.weight, self.bias = _fused(linears)
+
+    def output_of(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """Member `index`'s output for x [..., H]; members are called in order, with the same tensor."""
+        if self.input is not x:
+            self.input = x
+            self.outputs = torch.split(self(x), list(self.group.out_features), dim=-1)
+        output = self.outputs[index]
+        if index == len(self.outputs) - 1:
+            self.input, self.outputs = None, ()
+        return output
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """All members' outputs side by side, [..., sum(out_features)]."""
+        y_TO = self._compute(x.reshape(-1, self.group.in_features))
+        return y_TO.view(*x.shape[:-1], y_TO.shape[-1])
+
+    @property
+    def resident(self) -> tuple[torch.Tensor, ...]:
+        if not self.quantized:
+            return (self.weight,) if self.bias is None else (self.weight, self.bias)
+        return tuple(parameter for linear in self.quantized for parameter in linear.parameters())
+
+    def _compute(self, x_TH: torch.Tensor) -> torch.Tensor:
+        batch = self.state.head if self.is_head else self.state.layers
+        if not self.quantized:
+            return group_linear(x_TH.contiguous(), self.weight, self.bias, batch, self.group)
+        return add_lora_delta(self._quantized_base(x_TH), x_TH, batch, self.group)
+
+    @cached_property
+    def _nf4_weights(self) -> list[Nf4Weight]:
+        return nf4_weights([linear.get_parameter("weight") for linear in self.quantized])
+
+    def _quantized_base(self, x_TH: torch.Tensor) -> torch.Tensor:
+        if on_nf4_kernel(x_TH) and self._nf4_weights:
+            biases = [bias if isinstance(bias := linear.bias, torch.Tensor) else None for linear in self.quantized]
+            return nf4_linear(x_TH, self._nf4_weights, biases)
+        parts = [linear(x_TH) for linear in self.quantized]
+        return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _fused(linears: Sequence[nn.Module]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The members' weights one under the other; a group of one keeps its own tensor (the head may be tied)."""
+    weights = [linear.get_parameter("weight").detach() for linear in linears]
+    biases = [bias.detach() for linear in linears if isinstance(bias := linear.bias, torch.Tensor)]
+    assert len(biases) in (0, len(linears)), "a group's layers all have a bias or none has"
+    if len(linears) == 1:
+        return weights[0], biases[0] if biases else None
+    return torch.cat(weights), torch.cat(biases) if biases else None
+
+
+class GroupMember(nn.Module):
+    """Stands where the linear layer stood in the model."""
+
+    def __init__(self, group: LinearGroup, index: int) -> None:
+        super().__init__()
+        self.group = group
+        self._index = index
+
+    @property
+    def resident(self) -> tuple[torch.Tensor, ...]:
+        """The weights behind this member, for counting bytes."""
+        return self.group.resident
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.group.output_of(self._index, x)
+
+
+class FusedSwiGLU(nn.Module):
+    """Stands where a gate/up/down MLP with SiLU stood."""
+
+    def __init__(self, gate_up: LinearGroup, down: LinearGroup) -> None:
+        super().__init__()
+        self._gate_up = gate_up
+        self._down = down
+
+    @property
+    def resident(self) -> tuple[torch.Tensor, ...]:
+        """The weights inside, for counting bytes."""
+        return (*self._gate_up.resident, *self._down.resident)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._down(silu_mul(self._gate_up(x)))
+
+
+class FusedRMSNorm(nn.Module):
+    """A Llama-type RMSNorm in one pass."""
+
+    def __init__(self, weight: torch.Tensor, eps: float) -> None:
+        super().__init__()
+        self._weight = weight
+        self._eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self._weight, self._eps)
+
+
+def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
+    """Replace the linear layers by groups that add each row's own adapter, and what lies between by fused forms."""
+    state = LoraState()
+    for paths in base.groups:
+        linears = [model.get_submodule(path) for path in paths]
+        shapes = [base.modules[path] for path in paths]
+        rows = tuple(base.module_index[path] for path in paths)
+        group = LoraGroup(rows, shapes[0].in_features, tuple(shape.out_features for shape in shapes))
+        joined = LinearGroup(linears, group, state, is_head=paths == (HEAD,))
+        for index, path in enumerate(paths):
+            model.set_submodule(path, GroupMember(joined, index))
+    _replace_norms(model)
+    _replace_swiglus(model)
+    fuse_rope(model)
+    return state
+
+
+def _replace_norms(model: nn.Module) -> None:
+    for path, module in list(model.named_modules()):
+        eps = getattr(module, "variance_epsilon", None)
+        if type(module).__name__.endswith("RMSNorm") and eps is not None and _norm_is_llama_type(module, eps):
+            model.set_submodule(path, FusedRMSNorm(module.get_parameter("weight").detach(), eps))
+
+
+@torch.inference_mode()
+def _norm_is_llama_type(module: nn.Module, eps: float) -> bool:
+    """Families differ in where they round and what they add to the weight: ask the module itself."""
+    weight = module.get_parameter("weight")
+    probe = torch.randn(2, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    one_rounding = torch.finfo(weight.dtype).eps
+    return torch.allclose(module(probe), rms_norm(probe, weight, eps), rtol=one_rounding, atol=one_rounding)
+
+
+def _replace_swiglus(model: nn.Module) -> None:
+    for path, module in list(model.named_modules()):
+        children = dict(module.named_children())
+        if set(children) == {"gate_proj", "up_proj", "down_proj", "act_fn"} and _is_silu(children["act_fn"]):
+            gate, down = children["gate_proj"], children["down_proj"]
+            assert isinstance(gate, GroupMember), f"{path}.gate_proj is in no group"
+            assert isinstance(down, GroupMember), f"{path}.down_proj is in no group"
+            model.set_submodule(path, FusedSwiGLU(gate.group, down.group))
+
+
+@torch.inference_mode()
+def _is_silu(activation: nn.Module) -> bool:
+    probe = torch.linspace(-8, 8, 65)
+    return torch.equal(activation(probe), torch.nn.functional.silu(probe))

@@ -1,0 +1,57 @@
+"""Gives attention layers a one-pass rotary embedding, each its own: transformers' module is left as it is."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_kernels.elementwise.launcher import rope_in_place
+
+NAME = "apply_rotary_pos_emb"  # what every family's attention calls, found among its module's globals
+Rope = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def fuse_rope(model: nn.Module) -> None:
+    """Rebind the name in each attention layer's own forward, where the fused form gives what the family's gives."""
+    device = next(model.parameters()).device
+    for module in model.modules():
+        forward = type(module).forward
+        code, scope = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
+        if code is not None and NAME in code.co_names and _agrees(scope[NAME], module, device):
+            own = types.FunctionType(code, {**scope, NAME: _fused(scope[NAME])}, NAME, forward.__defaults__)
+            own.__kwdefaults__ = forward.__kwdefaults__
+            module.forward = types.MethodType(own, module)
+
+
+def _fused(original: Rope) -> Rope:
+    def rope(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """In place: q and k are this layer's own projections, and nobody reads them unrotated."""
+        if options or not torch.is_inference_mode_enabled():
+            return original(q, k, cos, sin, **options)
+        if not rope_in_place(q, cos, sin):
+            return original(q, k, cos, sin)
+        done = rope_in_place(k, cos, sin)
+        assert done, "q was rotated and k cannot be: they differ in more than their heads"
+        return q, k
+
+    return rope
+
+
+@torch.inference_mode()
+def _agrees(original: Rope, module: nn.Module, device: torch.device) -> bool:
+    """Families may rotate otherwise (interleaved, partial): ask the family's own function, where the model lies."""
+    head_dim = int(getattr(module, "head_dim", 0))
+    if head_dim < 2:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, heads, 3, head_dim, generator=generator).to(device) for heads in (2, 1))
+    angles = torch.randn(1, 3, head_dim // 2, generator=generator).repeat(1, 1, 2).to(device)
+    expected = original(q, k, angles.cos(), angles.sin())
+    got = _fused(original)(q.clone(), k.clone(), angles.cos(), angles.sin())
+    return all(torch.allclose(one, other, atol=1e-5) for one, other in zip(expected, got, strict=True))

@@ -1,0 +1,121 @@
+"""Runs one batch through the model and chooses its tokens. Knows tensors; knows no queues, text or HTTP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from lora_kernels.lora.batch import LoraTable
+from server.engine.model.base_model import BaseModel
+from server.engine.model.batch import Batch, PromptSpan
+from server.engine.model.cuda_graphs import DecodeGraphs
+from server.engine.model.decode_buffers import DeviceTokens
+from server.engine.model.forward import Flight, Landed, StepOutput, UnderWay
+from server.engine.model.kv_tensors import KVCache
+from server.engine.sampling.sampler import Sampler
+from server.engine.schedule import Schedule, ScheduledRow
+from server.engine.text.vocabulary import Vocabulary
+
+
+class ModelRunner:
+    """Owns the model, the KV cache's tensors, the adapter table and the sampler.
+
+    vocabulary: what may be sampled and scored; None: every row of the head.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        cache: KVCache,
+        table: LoraTable,
+        sampler: Sampler,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        self.base = base
+        self._vocabulary = vocabulary
+        self.cache = cache
+        self.table = table
+        self.sampler = sampler
+        self.graphs: DecodeGraphs | None = None
+        self.looks_ahead = True  # where there are recordings
+
+    @torch.inference_mode()
+    def launch(self, schedule: Schedule) -> Flight:
+        """One packed forward, then one token for every row that samples. A recorded decode step is not waited for."""
+        if self.graphs is None or not self.graphs.takes(schedule):
+            return Landed(self.run(schedule))
+        return self._draw(self.graphs.run(schedule.rows), schedule.rows)
+
+    @torch.inference_mode()
+    def launch_after(self, flight: Flight, schedule: Schedule) -> Flight | None:
+        """The decode step after one that is under way, from the tokens on the device. None: it cannot be launched yet.
+
+        It is queued behind that one on one stream, as is whatever is launched later: a step is through with its inputs,
+        logits, adapters and blocks before others touch them, also with those of requests that were over meanwhile.
+        """
+        if self.graphs is None or not isinstance(flight, UnderWay) or not self.graphs.has_room(schedule.rows):
+            return None
+        sources = [flight.row_of[row.request.id] for row in schedule.rows]
+        logits_RW = self.graphs.run(schedule.rows, DeviceTokens(flight.sampling.tokens_R, sources))
+        return self._draw(logits_RW, schedule.rows, num_unknown=1)
+
+    @torch.inference_mode()
+    def run(self, schedule: Schedule) -> StepOutput:
+        """The same in plain launches, waited for."""
+        output = StepOutput()
+        batch = Batch.build(schedule, block_size=self.cache.block_size, table=self.table, device=self.base.device)
+        logits_RV = self._served(self.forward(batch))
+        for span in batch.prompt_spans:
+            rows = logits_RV[span.first_row : span.first_row + len(span.targets)]
+            self._add_prompt_logprobs(rows, span, output)
+        if batch.sampling:
+            wanted_RV = logits_RV if len(batch.sampling) == len(logits_RV) else logits_RV[batch.sampling_rows]
+            sampled = self.sampler.sample(wanted_RV, batch.sampling)
+            for index, request in enumerate(batch.sampling):
+                output.add(request, sampled, index)
+        return output
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits of the batch's wanted rows, [R, width of the head], in the model's dtype: the model's own."""
+        lora = self.base.lora
+        lora.layers, lora.head = batch.layer_adapters, batch.head_adapters
+        if self.base.rope is not None:
+            self.base.rope.last_positions_1T = batch.last_positions_1T
+        result = self.base.model(
+            input_ids=batch.input_ids_1T,
+            position_ids=batch.position_ids_1T,
+            use_cache=False,
+            logits_to_keep=batch.logits_rows_R,
+            paged_batch=batch.paged,
+            kv_caches=self.cache.layers,
+        )
+        logits: torch.Tensor = result.logits[0]
+        return logits
+
+    def _served(self, logits_RW: torch.Tensor) -> torch.Tensor:
+        return logits_RW if self._vocabulary is None else self._vocabulary.served_logits(logits_RW)
+
+    def zero_blocks(self, block_ids: list[int]) -> None:
+        """Wipe blocks whose numbers are not to be trusted."""
+        if block_ids:
+            self.cache.zero_blocks(block_ids)
+
+    def forget(self, request_id: str) -> None:
+        """The request is over."""
+        self.sampler.forget(request_id)
+        if self.graphs is not None:
+            self.graphs.forget(request_id)
+
+    def _add_prompt_logprobs(self, logits_TV: torch.Tensor, span: PromptSpan, output: StepOutput) -> None:
+        logprobs = self.sampler.prompt_logprobs(logits_TV, span.targets, span.request.params.prompt_logprobs or 0)
+        if any(math.isnan(entry.logprob) for entry in logprobs):
+            output.non_finite.append(span.request)
+        output.prompt_logprobs[span.request.id] = logprobs
+
+    def _draw(self, logits_RW: torch.Tensor, rows: Sequence[ScheduledRow], *, num_unknown: int = 0) -> UnderWay:
+        requests = [row.request for row in rows]
+        sampling = self.sampler.launch(self._served(logits_RW), requests, num_unknown=num_unknown)
+        may_be_followed = self.looks_ahead and sampling.may_be_followed
+        return UnderWay(rows, sampling, may_be_followed=may_be_followed, settle_late=self.sampler.settle_late)

@@ -1,0 +1,134 @@
+"""Decides which KV blocks hold which tokens of whose cache. Knows hashes and block ids; knows no reference counts.
+
+A full block is named by a chain: sha256(parent's name, token ids), where the first block's parent is
+sha256(tenant salt, adapter digest, base digest, rope set). So two requests can only ever meet in a block when all of
+these are equal; another tenant, version, base or set of rotary factors cannot produce the same name.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from hashlib import sha256
+
+from adapters_store.base.description import AdapterDigest
+from server.engine.request import Request
+
+
+@dataclass(slots=True)
+class PrefixCacheStats:
+    """Admitted requests that read something (hits) or nothing (misses), and the tokens of both outcomes."""
+
+    hits: int = 0
+    misses: int = 0
+    hit_tokens: int = 0
+    missed_tokens: int = 0
+
+    @property
+    def query_tokens(self) -> int:
+        return self.hit_tokens + self.missed_tokens
+
+
+class PrefixCache:
+    """Names of full blocks, and which block holds each. Also which names are being computed right now."""
+
+    def __init__(self, base_digest: str, block_size: int) -> None:
+        self.stats = PrefixCacheStats()
+        self._base_digest = base_digest
+        self._block_size = block_size
+        self._block_of: dict[bytes, int] = {}
+        self._name_of: dict[int, tuple[bytes, AdapterDigest | None]] = {}
+        self._blocks_of_adapter: dict[AdapterDigest | None, set[int]] = {}
+        self._computing: dict[bytes, str] = {}  # name -> id of the request that will fill it
+
+    def __len__(self) -> int:
+        return len(self._block_of)
+
+    def __contains__(self, block_id: int) -> bool:
+        return block_id in self._name_of
+
+    def match(self, request: Request) -> list[int]:
+        """Blocks of the longest known prefix, always leaving at least one token to compute. Hashes lazily."""
+        found: list[int] = []
+        for index in range(self._num_readable(request)):
+            block_id = self._block_of.get(self.name(request, index))
+            if block_id is None:
+                break
+            found.append(block_id)
+        return found
+
+    def is_being_computed(self, request: Request, index: int) -> bool:
+        """Whether a running request is about to fill block `index` of this one, so that waiting for it saves work."""
+        return index < self._num_readable(request) and self.name(request, index) in self._computing
+
+    def record(self, request: Request, num_hit_tokens: int) -> None:
+        """Count one admission."""
+        self.stats.hits += num_hit_tokens > 0
+        self.stats.misses += num_hit_tokens == 0
+        self.stats.hit_tokens += num_hit_tokens
+        self.stats.missed_tokens += request.num_tokens - num_hit_tokens
+
+    def announce(self, request: Request) -> None:
+        """The request runs from `num_computed_tokens` on: its further full blocks are being computed."""
+        first = request.num_computed_tokens // self._block_size
+        for index in range(first, request.num_tokens // self._block_size):
+            self._computing.setdefault(self.name(request, index), request.id)
+
+    def withdraw(self, request: Request) -> None:
+        """The request stops running: what it has not computed, it will not."""
+        for name in request.block_hashes[request.num_computed_tokens // self._block_size :]:
+            self._forget_announcement(name, request)
+
+    def insert(self, request: Request, index: int) -> None:
+        """Block `index` of the request is full and computed. The first block to carry a name keeps it."""
+        name, block_id = self.name(request, index), request.block_ids[index]
+        self._forget_announcement(name, request)
+        if name in self._block_of or block_id in self._name_of:
+            return
+        self._block_of[name] = block_id
+        self._name_of[block_id] = (name, request.adapter)
+        self._blocks_of_adapter.setdefault(request.adapter, set()).add(block_id)
+
+    def remove(self, block_id: int) -> bool:
+        """Nobody can find this block any more; False if nobody could."""
+        known = self._name_of.pop(block_id, None)
+        if known is None:
+            return False
+        name, adapter = known
+        del self._block_of[name]
+        blocks = self._blocks_of_adapter[adapter]
+        blocks.remove(block_id)
+        if not blocks:
+            del self._blocks_of_adapter[adapter]
+        return True
+
+    def blocks_of(self, adapter: AdapterDigest | None) -> list[int]:
+        """Blocks computed under this adapter, in block order."""
+        return sorted(self._blocks_of_adapter.get(adapter, ()))
+
+    def name(self, request: Request, index: int) -> bytes:
+        """Chain hash of the request's full block `index`; each block is hashed once in a request's life."""
+        names, size = request.block_hashes, self._block_size
+        while len(names) <= index:
+            start = len(names) * size
+            parent = names[-1] if names else self._root(request)
+            token_ids = array("I", request.tokens(start, start + size))
+            names.append(sha256(parent + token_ids.tobytes()).digest())
+        return names[index]
+
+    def _root(self, request: Request) -> bytes:
+        root = sha256()
+        for part in (request.cache_salt, request.adapter or "", self._base_digest, str(request.rope_set)):
+            encoded = part.encode()
+            root.update(len(encoded).to_bytes(8, "big") + encoded)
+        return root.digest()
+
+    def _num_readable(self, request: Request) -> int:
+        # Prompt log-probabilities need the logits of every position, which cached keys and values do not give.
+        if request.params.prompt_logprobs is not None:
+            return 0
+        return (request.num_tokens - 1) // self._block_size
+
+    def _forget_announcement(self, name: bytes, request: Request) -> None:
+        if self._computing.get(name) == request.id:
+            del self._computing[name]

@@ -1,0 +1,301 @@
+"""Puts an engine together from a base and a store: loads, divides memory, joins the parts. Decides defaults only."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from adapters_store.base.description import AdapterDigest, BaseDescription
+from adapters_store.base.families import UnsupportedBase
+from adapters_store.packed.host_buffers import HostBuffers
+from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter
+from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
+from adapters_store.tiers.host_tier import HostTier, HostTierSettings
+from adapters_store.tiers.tiers import AdapterTiers
+from lora_kernels.cgroups import usable_cpus
+from lora_kernels.lora.batch import LoraTable
+from lora_kernels.threads import release_compute_threads
+from lora_kernels.turns import Turns
+from server.engine.engine import Engine
+from server.engine.histogram import Histogram
+from server.engine.model.adapter_copier import ArenaCopier
+from server.engine.model.base_model import BaseModel, load_base
+from server.engine.model.kv_tensors import KVCache
+from server.engine.model.runner import ModelRunner
+from server.engine.numerics import Owned, PutAway
+from server.engine.request import Request
+from server.engine.sampling.sampler import Sampler
+from server.engine.schedule import SchedulerSettings
+from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
+from server.engine.scheduling.scheduler import Scheduler
+from server.engine.startup.gpu_start import GpuStart, prepare, record_graphs
+from server.engine.startup.memory_plan import MemoryPlan, MemoryWishes, plan_memory
+from server.engine.startup.start_probe import probe
+from server.engine.text.output import OutputState
+from server.engine.text.tokenizer import Tokenizer
+from server.engine.text.vocabulary import Vocabulary
+from server.engine.worker import EngineWorker, ServedModel
+
+_MAX_NAMED = 5
+
+_log = logging.getLogger(__name__)
+
+
+class AdapterSource(Protocol):
+    """Where adapters come from. `adapters_store.store.AdapterStore` is the real one."""
+
+    def load_packed(
+        self,
+        digest: AdapterDigest,
+        base: BaseDescription,
+        *,
+        buffers: HostBuffers | None = None,
+        turns: Turns | None = None,
+    ) -> PackedAdapter: ...
+    def put_away(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What `multilora serve` decides. None: from the base or from the machine.
+
+    max_adapters: adapters on the device at once (their bytes are bounded by `memory.adapter_pool`).
+    """
+
+    base: Path
+    served_name: str | None = None
+    dtype: str = "auto"
+    quantize: str | None = None
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_adapters: int = 512
+    block_size: int = 16
+    prefix_cache: bool = True
+    cuda_graphs: bool = True
+    num_threads: int | None = None
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+    memory: MemoryWishes = field(default_factory=MemoryWishes)
+
+
+@dataclass(frozen=True)
+class EngineParts:
+    """A built engine; `close()` ends its threads."""
+
+    worker: EngineWorker
+    engine: Engine
+    base: BaseModel
+    plan: MemoryPlan
+    host: HostTier
+    copier: ArenaCopier
+
+    def close(self) -> None:
+        self.worker.stop()
+        self.host.close()
+        self.copier.close()
+
+
+def build_engine(
+    settings: EngineSettings, source: AdapterSource, *, say: Callable[[str], None] = lambda text: None
+) -> EngineParts:
+    """Load the base and join the parts; the worker is not started. `say` is told what is going on, step by step.
+
+    Raises UnsupportedBase where the base, or the machine, does not do.
+    """
+    tokenizer = Tokenizer.load(settings.base)  # first: what it refuses is said before minutes of loading
+    say(f"loading {settings.base}")
+    base = load_base(
+        settings.base,
+        dtype=settings.dtype,
+        quantize=settings.quantize,
+        device=settings.device,
+        name=settings.served_name,
+    )
+    return join_engine(base, tokenizer, settings, source, say=say)
+
+
+def join_engine(
+    base: BaseModel,
+    tokenizer: Tokenizer,
+    settings: EngineSettings,
+    source: AdapterSource,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> EngineParts:
+    """The same over a base that is loaded already (`settings.base` and what concerns loading are not read)."""
+    start = _prepared(base, settings, say)
+    say("dividing memory")
+    max_model_len = _context_of(base, settings)
+    plan = _planned(base, settings, start, max_model_len)
+    links = _Links()
+    adapters = _adapters(base, settings, plan, source, links)
+    blocks = _blocks(settings, base, plan)
+    scheduler = Scheduler(settings.scheduler, blocks, adapters.tiers, max_model_len=max_model_len)
+    cache = KVCache.allocate(base, num_blocks=plan.num_blocks, block_size=plan.block_size)
+    vocabulary = _vocabulary(base, tokenizer)
+    runner = ModelRunner(base, cache, adapters.table, Sampler(tokenizer.eos_ids), vocabulary)
+    say("asking the base two short prompts")
+    probe(runner, vocabulary, settings.base)
+    record_graphs(start, runner, max_context=max_model_len, say=say)
+    engine = Engine(
+        scheduler,
+        adapters.tiers,
+        runner,
+        _output_factory(tokenizer),
+        max_slots=settings.max_adapters,
+        load_seconds=links.load_seconds,
+        put_away=_put_away_on_a_thread(source),
+    )
+    worker = links.worker = EngineWorker(
+        engine,
+        _served_model(base, tokenizer, vocabulary, max_model_len),
+        num_threads=settings.num_threads or _default_threads(),
+        turns=links.turns if base.device.type == "cpu" else None,  # on a GPU loading takes nothing from a step
+    )
+    release_compute_threads()  # this thread has loaded the base; from now on the engine's thread computes
+    adapters.host.start()
+    return EngineParts(worker, engine, base, plan, adapters.host, adapters.copier)
+
+
+@dataclass(slots=True)
+class _Links:
+    """What the loader's thread and the engine's have between them; breaks the circle: a load wakes a later worker."""
+
+    worker: EngineWorker | None = None
+    turns: Turns = field(default_factory=Turns)
+    load_seconds: Histogram = field(default_factory=Histogram)
+
+    def wake(self) -> None:
+        if self.worker is not None:
+            self.worker.wake()
+
+
+class _Adapters(NamedTuple):
+    table: LoraTable
+    copier: ArenaCopier
+    host: HostTier
+    tiers: AdapterTiers
+
+
+def _adapters(
+    base: BaseModel, settings: EngineSettings, plan: MemoryPlan, source: AdapterSource, links: _Links
+) -> _Adapters:
+    table = _table(base, plan, settings.max_adapters)
+    copier = ArenaCopier(table, base.description, links.turns)
+    host_settings = HostTierSettings(max_bytes=plan.host_cache_bytes)
+    buffers = HostBuffers(plan.host_cache_bytes, pin=base.device.type == "cuda")
+    host = HostTier(host_settings, _timed_load(base, source, buffers, links), notify=links.wake)
+    return _Adapters(table, copier, host, AdapterTiers(host, _device_pool(table, settings.max_adapters), copier))
+
+
+def _context_of(base: BaseModel, settings: EngineSettings) -> int:
+    """Tokens of prompt and answer. Raises UnsupportedBase where more is asked for than it was made for."""
+    asked = settings.max_model_len or base.max_model_len
+    if asked > base.max_model_len:
+        raise UnsupportedBase(f"max_model_len: the base takes {base.max_model_len} tokens, got {asked}")
+    return asked
+
+
+def _planned(base: BaseModel, settings: EngineSettings, start: GpuStart, max_model_len: int) -> MemoryPlan:
+    return plan_memory(
+        base,
+        settings.memory,
+        block_size=settings.block_size,
+        max_tokens_useful=max_model_len * settings.scheduler.max_running,
+        reserved=start.reserved,
+    )
+
+
+def _put_away_on_a_thread(source: AdapterSource) -> PutAway:
+    """The engine's thread must not wait for a database."""
+
+    def put_away(owned: Owned, code: str, message: str) -> None:
+        write = partial(source.put_away, owned.digest, code, message, tenant=owned.tenant)
+        threading.Thread(target=write, name="put-away").start()
+
+    return put_away
+
+
+def _prepared(base: BaseModel, settings: EngineSettings, say: Callable[[str], None]) -> GpuStart:
+    return prepare(
+        base,
+        max_tokens=settings.scheduler.max_batch_tokens,
+        max_rows=settings.scheduler.max_running,
+        block_size=settings.block_size,
+        wants_graphs=settings.cuda_graphs,
+        say=say,
+    )
+
+
+def _vocabulary(base: BaseModel, tokenizer: Tokenizer) -> Vocabulary:
+    """Raises UnsupportedBase where tokenizer and model have no token in common."""
+    try:
+        vocabulary = tokenizer.vocabulary(base.num_embeddings)
+    except ValueError as error:
+        raise UnsupportedBase(f"{base.description.name}: {error}") from error
+    if vocabulary.unread:
+        some = ", ".join(f"{id_} {token!r}" for id_, token in sorted(vocabulary.unread.items())[:_MAX_NAMED])
+        message = "%s: %d tokens have no embedding row, prompts with them are refused: %s"
+        _log.warning(message, base.description.name, len(vocabulary.unread), some)
+    return vocabulary
+
+
+def _served_model(base: BaseModel, tokenizer: Tokenizer, vocabulary: Vocabulary, max_model_len: int) -> ServedModel:
+    return ServedModel(
+        tokenizer=tokenizer,
+        base=base.description,
+        served_name=base.description.name,
+        max_model_len=max_model_len,
+        vocabulary=vocabulary,
+    )
+
+
+def _blocks(settings: EngineSettings, base: BaseModel, plan: MemoryPlan) -> BlockPool:
+    kv_settings = KVCacheSettings(
+        block_size=plan.block_size,
+        num_blocks=plan.num_blocks,
+        enable_prefix_cache=settings.prefix_cache,
+        rope_switches=base.rope_switches,
+    )
+    return BlockPool(kv_settings, base.description.digest)
+
+
+def _default_threads() -> int:
+    """torch's own choice (OMP_NUM_THREADS, else the physical cores), within what this process and container may use."""
+    return min(torch.get_num_threads(), usable_cpus())
+
+
+def _table(base: BaseModel, plan: MemoryPlan, max_adapters: int) -> LoraTable:
+    arena = torch.zeros(plan.adapter_pool_bytes // base.dtype.itemsize, dtype=base.dtype, device=base.device)
+    return LoraTable(arena, len(base.description.modules), max_adapters)
+
+
+def _device_pool(table: LoraTable, max_adapters: int) -> DevicePool:
+    align = ALIGN_BYTES // table.arena.element_size()
+    return DevicePool(
+        DevicePoolSettings(capacity_elements=table.arena.numel(), max_slots=max_adapters, alignment_elements=align)
+    )
+
+
+def _timed_load(
+    base: BaseModel, source: AdapterSource, buffers: HostBuffers, links: _Links
+) -> Callable[[AdapterDigest], PackedAdapter]:
+    def load(digest: AdapterDigest) -> PackedAdapter:
+        torch.set_num_threads(1)  # the loader thread must not make a second pool of compute threads (see threads.py)
+        start_s = time.perf_counter()
+        packed = source.load_packed(digest, base.description, buffers=buffers, turns=links.turns)
+        links.load_seconds.observe(time.perf_counter() - start_s)
+        return packed
+
+    return load
+
+
+def _output_factory(tokenizer: Tokenizer) -> Callable[[Request], OutputState]:
+    return lambda request: OutputState(request.params, tokenizer.pieces, tokenizer.eos_ids, request.prompt_ids)

@@ -1,0 +1,85 @@
+"""What a start on a GPU does before it serves: tests every kernel there, measures a step, records decode steps.
+
+Decides whether recordings are made at all. On a CPU all of it comes to nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from lora_kernels.nf4.launcher import NF4_MAX_ROWS
+from lora_kernels.self_test import self_test, turn_off_failing
+from lora_kernels.triton_common.available import has_triton
+from server.engine.model.base_model import BaseModel
+from server.engine.model.cuda_graphs import CudaCapture, DecodeGraphs, GraphSettings, why_no_graphs
+from server.engine.model.decode_buffers import DecodeBuffers
+from server.engine.model.runner import ModelRunner
+from server.engine.startup.memory_plan import MIB, Reserved, free_device_bytes
+from server.engine.startup.profile_run import rehearse
+
+MAX_RANK = 256
+
+_log = logging.getLogger(__name__)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuStart:
+    """What was found out. warnings: for the operator. graphs None: decode steps take the plain way."""
+
+    reserved: Reserved = field(default_factory=Reserved)
+    graphs: GraphSettings | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def prepare(
+    base: BaseModel, *, max_tokens: int, max_rows: int, block_size: int, wants_graphs: bool, say: Say
+) -> GpuStart:
+    """Test, compile and measure, on a GPU. max_tokens: of the largest step, max_rows of which are sampled."""
+    if base.device.type != "cuda":
+        return GpuStart()
+    warnings = []
+    if has_triton():
+        say("testing every kernel on this GPU")
+        warnings = [
+            f"{line}; torch serves instead, slower" for line in turn_off_failing(self_test(base.device, base.dtype))
+        ]
+    else:
+        warnings.append("Triton is not installed: torch serves, slower; pip install 'multilora[gpu]'")
+    reason = why_no_graphs(base.config, base.device) if wants_graphs else "turned off"
+    if reason is not None:
+        warnings.append(f"no CUDA graphs: {reason}")
+    most = min(max_rows, NF4_MAX_ROWS) if base.quantized else max_rows
+    graphs = None if reason is not None else GraphSettings.for_rows(most, max_rank=MAX_RANK)
+    say("compiling kernels and measuring a step")
+    num_graphs = 0 if graphs is None else len(graphs.buckets) * len(graphs.max_ranks)
+    reserved = rehearse(base, num_tokens=max_tokens, num_rows=max_rows, block_size=block_size, num_graphs=num_graphs)
+    for line in warnings:
+        _log.warning("%s", line)
+    return GpuStart(reserved=reserved, graphs=graphs, warnings=tuple(warnings))
+
+
+def record_graphs(start: GpuStart, runner: ModelRunner, *, max_context: int, say: Say) -> None:
+    """Give the runner its recordings, where they can be made."""
+    if start.graphs is None:
+        return
+    say(f"recording {len(start.graphs.buckets) * len(start.graphs.max_ranks)} CUDA graphs")
+    buffers = DecodeBuffers(
+        runner.table,
+        max_rows=start.graphs.buckets[-1],
+        max_context=max_context,
+        block_size=runner.cache.block_size,
+    )
+    graphs = DecodeGraphs(buffers, runner.forward, CudaCapture(runner.base.device), start.graphs)
+    before = free_device_bytes(runner.base.device)
+    graphs.record_all()
+    torch.cuda.synchronize(runner.base.device)
+    taken = max(0, before - free_device_bytes(runner.base.device))
+    if taken > start.reserved.graph_bytes:
+        _log.warning("CUDA graphs take %d MiB, %d were kept free", taken // MIB, start.reserved.graph_bytes // MIB)
+    say(f"{graphs.num_recorded} CUDA graphs take {taken // MIB} MiB")
+    runner.graphs = graphs

@@ -1,0 +1,120 @@
+"""How the machine's memory is divided at start: KV blocks, adapter arena, host tier. Knows bytes; allocates nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from adapters_store.base.families import UnsupportedBase
+from adapters_store.tiers.host_memory import free_host_bytes
+from server.engine.model.base_model import BaseModel
+from server.engine.model.kv_tensors import bytes_per_block
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+UNKNOWN_HOST_BYTES = 4 * GIB  # where the system does not say what is free
+GPU_SLACK = 0.05  # of what is free: fragments of the allocator, libraries' workspaces
+NOTHING = "0 MiB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryWishes:
+    """Budgets in bytes; None: chosen from what is free. kv_cache: keys and values. adapter_pool: adapters on the
+    device. host_cache: adapters in host memory."""
+
+    kv_cache: int | None = None
+    adapter_pool: int | None = None
+    host_cache: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Bytes of the device that stay free for the work itself. step_bytes: what the largest step takes beside weights
+    and caches, measured. graph_bytes: what its recorded decode steps may take."""
+
+    step_bytes: int = 0
+    graph_bytes: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.step_bytes + self.graph_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What was decided. num_blocks x block_size tokens fit the KV cache."""
+
+    device: str
+    base_bytes: int
+    kv_bytes: int
+    num_blocks: int
+    block_size: int
+    adapter_pool_bytes: int
+    host_cache_bytes: int
+    reserved: Reserved = field(default_factory=Reserved)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """For display: what, and how much."""
+        tokens = self.num_blocks * self.block_size
+        rows = [
+            ("base weights", _mib(self.base_bytes)),
+            ("KV cache", f"{_mib(self.kv_bytes)}  ({tokens} tokens in blocks of {self.block_size})"),
+            ("adapters on the device", _mib(self.adapter_pool_bytes)),
+            ("the largest step (measured)", _mib(self.reserved.step_bytes)),
+            ("CUDA graphs (at most)", _mib(self.reserved.graph_bytes)),
+            ("adapters in host memory", _mib(self.host_cache_bytes)),
+        ]
+        return [row for row in rows if row[1] != NOTHING]
+
+
+def plan_memory(
+    base: BaseModel, wishes: MemoryWishes, *, block_size: int, max_tokens_useful: int, reserved: Reserved | None = None
+) -> MemoryPlan:
+    """Divide what is free after the base is loaded. max_tokens_useful: KV tokens that can ever be in use at once.
+
+    Raises UnsupportedBase with the numbers where not even one full context fits.
+    """
+    reserved = reserved or Reserved()
+    free = free_device_bytes(base.device)
+    pool, spare = divided(free, wishes, reserved, on_gpu=base.device.type == "cuda")
+    block_bytes = bytes_per_block(base, block_size)
+    num_blocks = min((wishes.kv_cache or spare) // block_bytes, -(-max_tokens_useful // block_size))
+    needed = -(-min(base.max_model_len, max_tokens_useful) // block_size)
+    if num_blocks < min(needed, 2):
+        raise UnsupportedBase(
+            f"KV cache: one block takes {_mib(block_bytes)}, {_mib(max(spare, 0))} are left of {_mib(free)} free on "
+            f"{base.device} beside the base: {_mib(pool)} are for adapters, {_mib(reserved.step_bytes)} for the "
+            f"largest step, {_mib(reserved.graph_bytes)} for CUDA graphs"
+        )
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in resident_tensors(base))
+    host = wishes.host_cache or min(free_device_bytes(torch.device("cpu")) // 4, 16 * GIB)
+    kv_bytes = num_blocks * block_bytes
+    return MemoryPlan(str(base.device), weights, kv_bytes, num_blocks, block_size, pool, host, reserved)
+
+
+def divided(free: int, wishes: MemoryWishes, reserved: Reserved, *, on_gpu: bool) -> tuple[int, int]:
+    """Bytes for adapters and for keys and values, of those that are free. A GPU is used up, a CPU's memory is not."""
+    if not on_gpu:
+        return wishes.adapter_pool or min(free // 8, GIB), free // 4
+    usable = int(free * (1 - GPU_SLACK)) - reserved.total
+    pool = wishes.adapter_pool or min(max(usable, 0) // 8, 8 * GIB)
+    return pool, usable - pool
+
+
+def resident_tensors(base: BaseModel) -> list[torch.Tensor]:
+    """The base's weights, each once: what is left in the model, and what its groups hold."""
+    held = [tensor for module in base.model.modules() for tensor in getattr(module, "resident", ())]
+    unique = {tensor.data_ptr(): tensor for tensor in [*base.model.parameters(), *held]}
+    return list(unique.values())
+
+
+def free_device_bytes(device: torch.device) -> int:
+    """What may still be taken there."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_host_bytes() or UNKNOWN_HOST_BYTES
+
+
+def _mib(count: int) -> str:
+    return f"{count / MIB:,.0f} MiB"

@@ -1,0 +1,91 @@
+"""Runs steps of the largest size before anyone asks: compiles what they launch, and measures the memory they take.
+
+Knows the model and its device; divides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from lora_kernels.lora.batch import LoraBatch, LoraTable
+from lora_kernels.lora.row_tiles import MAX_RANK_BLOCK, MIN_RANK_BLOCK, row_tiles
+from server.engine.model.base_model import BaseModel
+from server.engine.model.batch import Batch
+from server.engine.model.kv_tensors import KVCache
+from server.engine.model.runner import ModelRunner
+from server.engine.request import Request
+from server.engine.sampling.sampler import Sampler
+from server.engine.sampling_params import SamplingParams
+from server.engine.schedule import Schedule, ScheduledRow
+from server.engine.startup.memory_plan import MIB, Reserved
+
+SAMPLING_BYTES_PER_LOGIT = 2 + 3 * 4  # as they come, and three float32 copies while they are filtered
+GRAPH_BYTES = 2 * MIB  # of one recording: its launches
+GRAPHS_BYTES = 64 * MIB  # of all: what the driver takes for the first
+
+
+def rehearse(base: BaseModel, *, num_tokens: int, num_rows: int, block_size: int, num_graphs: int = 0) -> Reserved:
+    """Steps of num_tokens tokens, of which num_rows get logits: bare, and with adapters of every compiled rank.
+
+    What is measured needs a GPU; elsewhere the steps run all the same and nothing is reserved.
+    """
+    num_blocks = -(-num_tokens // block_size) + 1
+    cache = KVCache.allocate(base, num_blocks=num_blocks, block_size=block_size)
+    table = LoraTable(torch.zeros(64, dtype=base.dtype, device=base.device), len(base.description.modules), 1)
+    runner = ModelRunner(base, cache, table, Sampler())
+    schedule = _schedule(num_tokens, num_blocks)
+    before = _start_measuring(base.device)
+    with torch.inference_mode():
+        for rank in (0, *_rank_blocks()):
+            batch = Batch.build(schedule, block_size=block_size, table=table, device=base.device)
+            runner.forward(_with_adapters(batch, table, rank) if rank else batch)
+    if before is None:
+        return Reserved()
+    forward_bytes = torch.cuda.max_memory_allocated(base.device) - before
+    logits_bytes = num_rows * int(base.config.vocab_size) * SAMPLING_BYTES_PER_LOGIT
+    graph_bytes = 0
+    if num_graphs:
+        graph_bytes = GRAPHS_BYTES + num_graphs * GRAPH_BYTES + forward_bytes * num_rows // num_tokens + logits_bytes
+    del runner, cache
+    torch.cuda.empty_cache()
+    return Reserved(forward_bytes + logits_bytes, graph_bytes)
+
+
+def _schedule(num_tokens: int, num_blocks: int) -> Schedule:
+    """One token of one request, and a prompt of all the others."""
+    last = num_blocks - 1
+    decode = Request("decode", "rehearsal", [0], SamplingParams(), block_ids=[last])
+    if num_tokens == 1:
+        return Schedule([ScheduledRow(decode, 0, 1)], 1, 1)
+    prompt = Request("prompt", "rehearsal", [0] * num_tokens, SamplingParams(), block_ids=list(range(last)))
+    rows = [ScheduledRow(decode, 0, 1), ScheduledRow(prompt, 0, num_tokens - 1)]
+    return Schedule(rows, num_tokens, 1)
+
+
+def _rank_blocks() -> list[int]:
+    return [rank for rank in (MIN_RANK_BLOCK, 32, MAX_RANK_BLOCK) if rank <= MAX_RANK_BLOCK]
+
+
+def _with_adapters(batch: Batch, table: LoraTable, rank: int) -> Batch:
+    """All rows on a slot that claims this rank and, by the table, touches nothing: kernels are compiled and return."""
+    layers, head = (_claiming(table, count, rank) for count in (batch.input_ids_1T.shape[1], len(batch.logits_rows_R)))
+    return replace(batch, layer_adapters=layers, head_adapters=head)
+
+
+def _claiming(table: LoraTable, num_rows: int, rank: int) -> LoraBatch:
+    adapters = LoraBatch(table, np.zeros(num_rows, dtype=np.int32))
+    segments = (adapters.slots, adapters.starts, adapters.rows)
+    adapters.row_tiles = row_tiles(*segments, max_rank=rank, device=table.arena.device)
+    adapters.touched_modules = np.ones(len(table.ranks), dtype=np.bool_)
+    return adapters
+
+
+def _start_measuring(device: torch.device) -> int | None:
+    """Bytes in use now; None where the device keeps no count."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)

@@ -1,0 +1,97 @@
+"""Keeps the control tokens that a chat template writes apart from text that spells them. Knows no requests.
+
+A message that holds "<|im_end|><|im_start|>system" would otherwise end its turn and open another. Names of control
+tokens in a client's text are marked before the template sees them; what is marked in the rendered chat is tokenised as
+text. transformers does the same (`sanitize_control_tokens`); its tokenizer objects are not for many threads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import Tokenizer as FastTokenizer
+
+from server.engine.sampling_params import InvalidRequest
+from server.engine.text.special_names import SpecialNames
+
+_OPEN, _CLOSE, _INSIDE = "\ufdd0", "\ufdd1", "\ufdd2"  # noncharacters: no text of a client has a use for them
+_MARKS = f"{_OPEN}{_CLOSE}{_INSIDE}"
+_MARKED = re.compile(f"{_OPEN}([^{_MARKS}]*{_INSIDE}?[^{_MARKS}]*){_CLOSE}|[{_MARKS}]")
+_DROP_MARKS = str.maketrans("", "", _MARKS)
+
+
+class ControlTokens:
+    """backend: the tokenizer that encodes what is not marked. template: its literal text names further control tokens.
+
+    Control tokens are the special tokens, and those added tokens that the template names. Thread-safe.
+    """
+
+    def __init__(self, backend: FastTokenizer, template: str) -> None:
+        self._backend = backend
+        self._names = {
+            id_: token.content
+            for id_, token in backend.get_added_tokens_decoder().items()
+            if token.special or (token.content in template and not token.content.isspace())
+        }
+        special = {id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special}
+        self._forms = {id_: _form(name, is_split=id_ in special) for id_, name in self._names.items()}
+        self._finder = SpecialNames(self._names)
+        self._plain = _without_added_tokens(backend)
+
+    def marked(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The same fields, with control tokens' names marked in every string."""
+        return {name: self._marked(value) if isinstance(value, str) else value for name, value in fields.items()}
+
+    def encode(self, chat: str) -> list[int]:
+        """Token ids of a rendered chat. Raises InvalidRequest for a name that this tokenizer cannot write as text."""
+        _check_unicode(chat)
+        ids: list[int] = []
+        for number, part in enumerate(_MARKED.split(chat)):
+            if not part:  # empty, or None for a mark that lost its partner
+                continue
+            is_text = number % 2 == 1
+            piece = part.replace(_INSIDE, "")
+            encode = self._plain if is_text else self._backend
+            piece_ids = _continued(encode, piece) if ids else encode.encode(piece, add_special_tokens=False).ids
+            if is_text and not self._names.keys().isdisjoint(piece_ids):
+                raise InvalidRequest("messages", f"messages: {piece[:40]!r} has no form but the control token here")
+            ids += piece_ids
+        return ids
+
+    def _marked(self, text: str) -> str:
+        symbols = self._finder.symbols(text.translate(_DROP_MARKS))
+        return "".join(symbol if isinstance(symbol, str) else self._forms[symbol] for symbol in symbols)
+
+
+def _form(name: str, *, is_split: bool) -> str:
+    """The marked name. A special token's has a mark inside, so that a template that cuts its text never leaves the
+    name whole; other names stay whole, because templates look for them ("</think>")."""
+    return f"{_OPEN}{name[0]}{_INSIDE}{name[1:]}{_CLOSE}" if is_split else f"{_OPEN}{name}{_CLOSE}"
+
+
+def _check_unicode(chat: str) -> None:
+    try:
+        chat.encode()
+    except UnicodeEncodeError as error:
+        reason = f"messages is not valid Unicode: a lone surrogate at character {error.start}"
+        raise InvalidRequest("messages", reason) from error
+
+
+def _continued(encode: FastTokenizer, piece: str) -> list[int]:
+    """Ids of `piece` inside a text: at the start of one, some tokenizers put a space before it."""
+    newline = encode.encode("\n", add_special_tokens=False).ids
+    ids: list[int] = encode.encode(f"\n{piece}", add_special_tokens=False).ids
+    if ids[: len(newline)] == newline:
+        return ids[len(newline) :]
+    alone: list[int] = encode.encode(piece, add_special_tokens=False).ids
+    return alone
+
+
+def _without_added_tokens(backend: FastTokenizer) -> FastTokenizer:
+    """The same tokenizer for which no text is more than text."""
+    state = json.loads(backend.to_str())
+    state |= {"added_tokens": [], "post_processor": None}
+    return FastTokenizer.from_str(json.dumps(state))

@@ -1,0 +1,165 @@
+"""Text to tokens and back, and chats to prompts, for one base model. Knows nothing of requests or HTTP.
+
+Encoding and decoding go to a private copy of the Rust tokenizer that is never written after construction, so any number
+of threads may use it at once. transformers' own `tokenizer(...)` call switches truncation on and off on a shared
+object: measured, one thread's truncation cuts another thread's prompt without an error.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from tokenizers import Tokenizer as FastTokenizer
+from transformers import PreTrainedTokenizerBase
+
+from adapters_store.base.end_of_turn import end_of_turn_id
+from adapters_store.base.families import UnsupportedBase
+from adapters_store.base.folder import read_json
+from adapters_store.base.tokenizer import load_tokenizer
+from server.engine.sampling_params import InvalidRequest
+from server.engine.text.chat_options import ChatOptions, TemplateValue
+from server.engine.text.control_tokens import ControlTokens
+from server.engine.text.token_text import PieceTable
+from server.engine.text.vocabulary import Vocabulary
+
+Message = Mapping[str, Any]  # one OpenAI chat message: role, content, and what templates read beyond
+
+_PLAIN_CHAT = ChatOptions()
+_SHORT = 4096  # characters or ids; the calls for longer ones let other threads run meanwhile, the others do not
+_MAX_ERROR_CHARACTERS = 300  # of a template's own message, which may quote the whole chat
+
+
+class Tokenizer:
+    """Thread-safe wrapper of a fast transformers tokenizer. Raises ValueError for one that is not fast.
+
+    eos_ids: tokens that end a sequence, besides the tokenizer's own. chat_end_ids: those that end an answer in a chat,
+    the same and the one with which the chat template ends a turn. pieces: what each token says, as exact bytes.
+    vocab_size: one more than the highest id with a token; a model's logits may be wider.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Iterable[int] = ()) -> None:
+        if not tokenizer.is_fast:
+            raise ValueError(f"{type(tokenizer).__name__} has no fast form (tokenizer.json), which serving needs")
+        self._template_owner = tokenizer
+        self._backend: FastTokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.pieces = PieceTable(self._backend)
+        self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
+        own_eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.eos_ids = frozenset(id_ for id_ in (*eos_ids, *own_eos) if 0 <= id_ < self.vocab_size)
+        end_of_turn = end_of_turn_id(tokenizer)
+        self.chat_end_ids = self.eos_ids if end_of_turn is None else self.eos_ids | {end_of_turn}
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read tokenizer, chat template and end-of-sequence ids from a model's folder. Raises UnsupportedBase."""
+        return cls(load_tokenizer(folder), _configured_eos_ids(folder))
+
+    def vocabulary(self, num_rows: int) -> Vocabulary:
+        """What is served over a model with that many embedding rows. Raises ValueError where nothing is."""
+        return Vocabulary(num_rows, self._backend.get_vocab(with_added_tokens=True))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._template_owner.chat_template)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, param: str = "prompt") -> list[int]:
+        """Token ids of `text`. Raises InvalidRequest(param) for text that is not Unicode (a lone surrogate)."""
+        try:
+            if len(text) <= _SHORT:
+                return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        except TypeError as error:  # all that the Rust side says of a string that UTF-8 cannot hold
+            position = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+            reason = f"{param} is not valid Unicode: a lone surrogate at character {position}"
+            raise InvalidRequest(param, reason) from error
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        if len(token_ids) <= _SHORT:
+            return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return self._backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)[0]
+
+    @cached_property
+    def control_tokens(self) -> ControlTokens:
+        """Made on first use: it holds the tokenizer once more."""
+        return ControlTokens(self._backend, str(self._template_owner.chat_template))
+
+    def encode_chat(self, messages: Sequence[Message], options: ChatOptions = _PLAIN_CHAT) -> list[int]:
+        """The prompt that the model's chat template makes of `messages`, as token ids.
+
+        Raises InvalidRequest when the model has no chat template, a message has content other than text, a template
+        variable is not a request's to set, or the template itself refuses.
+        """
+        if not self.has_chat_template:
+            raise InvalidRequest("messages", "this model has no chat template", code="chat_template_missing")
+        if not messages:
+            raise InvalidRequest("messages", "messages must have at least 1 entry, got 0")
+        plain = [_with_plain_content(index, message) for index, message in enumerate(messages)]
+        options.check_names(self._template_owner)
+        if not options.escape_control_tokens:
+            text = self._rendered(plain, options, options.variables)
+            return self.encode(text, add_special_tokens=False, param="messages")
+        control = self.control_tokens
+        text = self._rendered(
+            [control.marked(message) for message in plain], options, control.marked(options.variables)
+        )
+        return control.encode(text)
+
+    def _rendered(
+        self, messages: list[dict[str, Any]], options: ChatOptions, variables: Mapping[str, TemplateValue]
+    ) -> str:
+        render = self._template_owner.apply_chat_template
+        try:
+            rendered = render(
+                messages,
+                tokenize=False,
+                add_generation_prompt=options.add_generation_prompt,
+                continue_final_message=options.continue_final_message,
+                **variables,
+            )
+            return str(rendered)
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            # whatever a template trips over is the messages' fault: it renders for others
+            reason = str(error)[:_MAX_ERROR_CHARACTERS]
+            raise InvalidRequest("messages", f"the chat template refused the messages: {reason}") from error
+
+
+def _with_plain_content(index: int, message: Message) -> dict[str, Any]:
+    """The message with content parts joined to one string, as they are: nothing is put between them."""
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return dict(message)
+    if not isinstance(content, Sequence):
+        raise InvalidRequest("messages", f"messages[{index}].content must be a string or a list of text parts")
+    return {**message, "content": "".join(_text_of_part(index, part) for part in content)}
+
+
+def _text_of_part(index: int, part: Any) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    text = part.get("text") if isinstance(part, Mapping) and kind == "text" else None
+    if not isinstance(text, str):
+        reason = f"messages[{index}].content has a part of type {kind!r}; only text parts are supported"
+        raise InvalidRequest("messages", reason, code="unsupported_content")
+    return text
+
+
+def _configured_eos_ids(folder: Path) -> list[int]:
+    return [id_ for name in ("generation_config.json", "config.json") for id_ in _eos_ids_in(folder / name)]
+
+
+def _eos_ids_in(path: Path) -> list[int]:
+    """Raises UnsupportedBase for ids that are none."""
+    config = read_json(path) if path.is_file() else {}
+    found = [part.get("eos_token_id") for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    ids = [id_ for value in found if value is not None for id_ in (value if isinstance(value, list) else [value])]
+    odd = [id_ for id_ in ids if not isinstance(id_, int) or isinstance(id_, bool)]
+    if odd:
+        reason = f"{path.name}: eos_token_id must be a token id or a list of them, got {odd[0]!r:.60}"
+        raise UnsupportedBase(f"--base {path.parent}: {reason}")
+    return ids

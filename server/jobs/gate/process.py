@@ -1,0 +1,213 @@
+"""The gate as a process: a run folder in, gate.json, report.json and report.html in it. Decides nothing itself.
+
+    python -m server.jobs.gate.process RUN_DIR [--dtype D] [--quantize nf4] [--device D]
+
+The precision should be the one that serves. Exit codes: 0 a verdict was reached, whatever it is; 2 bad input, named in
+the last line of stderr; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from adapters_store.base.families import UnsupportedBase
+from adapters_store.base.files import load_config
+from adapters_store.base.tokenizer import load_tokenizer
+from adapters_store.errors import AdapterRejected
+from adapters_store.storage.filesystem import Filesystem
+from server.engine.model.base_model import BaseModel, load_base
+from server.engine.text.tokenizer import Tokenizer
+from server.jobs.gate.adapter_weights import module_weights
+from server.jobs.gate.peft_reference import round_trip
+from server.jobs.gate.samples import MAX_NEW_TOKENS, side_by_side
+from server.jobs.gate.serving_scorer import ScorerSettings, ServingScorer, pack_folder, plan_folder
+from server.jobs.gate.tuned_base import TunedBase
+from trainer.data.dataset import PreparedData, prepare
+from trainer.data.problems import DataRejected, Problem
+from trainer.data.sample import pick, runs_of
+from trainer.gate.endings import Ends
+from trainer.gate.gate import GateInputs, GateResult, judge, refused
+from trainer.gate.general import MIX, OWN_TEXT, own_examples
+from trainer.gate.round_trip import RoundTrip
+from trainer.gate.spectrum import ModuleWeights
+from trainer.gate.thresholds import GateThresholds
+from trainer.report.content import Sample, collect
+from trainer.report.page import render
+from trainer.run_folder.publish import ADAPTER_FOLDER, MODEL_FOLDER
+from trainer.spec import SpecError, TrainSpec
+
+GATE_FILE, REPORT_JSON, REPORT_HTML = "gate.json", "report.json", "report.html"
+NUM_SAMPLES, NUM_TRAINED_ON = 6, 4
+ROUND_TRIP_PROMPTS, ROUND_TRIP_TOKENS = 4, 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """How the base is served."""
+
+    dtype: str = "auto"
+    quantize: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What there is to measure. output: the adapter's folder, or the trained model's."""
+
+    spec: TrainSpec
+    output: Path
+    base: BaseModel
+    data: PreparedData
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class _Measured:
+    result: GateResult
+    samples: list[Sample]
+
+
+def gate_run(run_dir: Path, precision: Precision, thresholds: GateThresholds | None = None) -> GateResult:
+    """Judge the adapter of a finished run and write the three files, gate.json last.
+
+    Raises SpecError, DataRejected, UnsupportedBase; OSError where a file of the run cannot be read.
+    """
+    spec = TrainSpec.from_yaml(run_dir / "spec.yaml")
+    limits = thresholds or GateThresholds()
+    load_config(spec.base)  # what is no base says so, before its tokenizer is read
+    tokenizer = load_tokenizer(spec.base)
+    base = load_base(spec.base, **asdict(precision))
+    data = prepare(spec, tokenizer, max_model_len=base.max_model_len, num_embeddings=base.num_embeddings)
+    _check_same_data(run_dir, data)
+    measured = _measured(_Run(spec, _output(spec, run_dir), base, data, tokenizer), precision, limits)
+    body = {
+        **measured.result.to_mapping(),
+        "served_as": {"dtype": base.description.dtype, "quantize": precision.quantize, "device": str(base.device)},
+    }
+    trained_on = [runs_of(example, tokenizer) for example in pick(data.train, NUM_TRAINED_ON)]
+    report = collect(run_dir, spec=spec.to_mapping(), gate=body, samples=measured.samples, trained_on=trained_on)
+    files = Filesystem()
+    _write(files, run_dir / REPORT_JSON, _json(report.to_mapping()))
+    _write(files, run_dir / REPORT_HTML, render(report).encode())
+    _write(files, run_dir / GATE_FILE, _json(body))
+    return measured.result
+
+
+def _output(spec: TrainSpec, run_dir: Path) -> Path:
+    return run_dir / (MODEL_FOLDER if spec.method == "full" else ADAPTER_FOLDER)
+
+
+def _measured(run: _Run, precision: Precision, limits: GateThresholds) -> _Measured:
+    if run.spec.method == "full":
+        return _measure_tuned(run, precision, limits)
+    try:
+        return _measure(run, limits)
+    except AdapterRejected as error:
+        return _Measured(refused(error.code, error.message, limits), [])
+
+
+def _measure(run: _Run, limits: GateThresholds) -> _Measured:
+    scorer = ServingScorer(run.base, pack_folder(run.output, run.base), _settings(run, limits))
+    weights = module_weights(plan_folder(run.output, run.base), run.output, run.spec.base)
+    trip = round_trip(scorer, run.spec.base, run.output, _round_trip_prompts(run), limits)
+    return _judged(run, scorer, limits, weights, trip)
+
+
+def _measure_tuned(run: _Run, precision: Precision, limits: GateThresholds) -> _Measured:
+    limits = replace(limits, scales=(1.0,))
+    tuned = load_base(run.output, **asdict(precision))
+    before, after = (ServingScorer(base, None, _settings(run, limits)) for base in (run.base, tuned))
+    trip = round_trip(after, run.output, None, _round_trip_prompts(run), limits)
+    return _judged(run, TunedBase(before, after), limits, [], trip)
+
+
+def _judged(
+    run: _Run,
+    scorer: ServingScorer | TunedBase,
+    limits: GateThresholds,
+    weights: Sequence[ModuleWeights],
+    trip: RoundTrip,
+) -> _Measured:
+    validation, general = run.data.validation, run.data.general
+    own = (
+        []
+        if general
+        else own_examples(run.tokenizer, max_tokens=scorer.max_tokens, num_embeddings=run.base.num_embeddings)
+    )
+    tokenizer = Tokenizer.load(run.spec.base)
+    ends = _ends(tokenizer, scorer.max_tokens)
+    inputs = GateInputs(validation, general or own, MIX if general else OWN_TEXT, weights, trip, ends)
+    result = judge(scorer, inputs, limits)
+    return _Measured(result, side_by_side(scorer, tokenizer, pick(validation, NUM_SAMPLES)))
+
+
+def _ends(tokenizer: Tokenizer, max_tokens: int) -> Ends:
+    """Where the server ends answers: chats also at the end of a turn."""
+    eos_ids = tokenizer.eos_ids
+    return Ends({"chat": tokenizer.chat_end_ids, "completion": eos_ids, "text": eos_ids}, max_tokens)
+
+
+def _round_trip_prompts(run: _Run) -> list[list[int]]:
+    chosen = pick(run.data.validation, ROUND_TRIP_PROMPTS)
+    return [example.input_ids[:ROUND_TRIP_TOKENS].tolist() for example in chosen]
+
+
+def _settings(run: _Run, limits: GateThresholds) -> ScorerSettings:
+    longest = max(map(len, (*run.data.validation, *run.data.general)), default=0)
+    vocabulary = Tokenizer(run.tokenizer).vocabulary(run.base.num_embeddings)
+    max_tokens = max(longest + MAX_NEW_TOKENS, 1024)
+    return ScorerSettings(scales=limits.scales, max_tokens=max_tokens, vocabulary=vocabulary)
+
+
+def _check_same_data(run_dir: Path, data: PreparedData) -> None:
+    """What is judged on must have been held out of this very run. Raises DataRejected."""
+    trained = json.loads((run_dir / "result.json").read_text()).get("provenance", {})
+    facts = data.facts.to_mapping()
+    changed = [name for name in facts if name in trained and trained[name] != facts[name]]
+    if changed:
+        message = f"{', '.join(changed)} differ from what the run was trained on"
+        raise DataRejected([Problem(0, "file_changed", message)])
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _write(files: Filesystem, path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}.aside")
+    files.write(aside, content)
+    files.sync_file(aside)
+    files.rename(aside, path)
+    files.sync_folder(path.parent)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The process. Returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m server.jobs.gate.process", description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--quantize", default=None, choices=("nf4",))
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    given = parser.parse_args(arguments)
+    disable_progress_bar()
+    try:
+        result = gate_run(given.run_dir, Precision(dtype=given.dtype, quantize=given.quantize, device=given.device))
+    except (SpecError, DataRejected, UnsupportedBase, FileNotFoundError) as error:
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"verdict: {result.verdict}")
+    for reason in result.reasons:
+        print(f"{reason.level}: {reason.message}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

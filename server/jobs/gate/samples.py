@@ -1,0 +1,42 @@
+"""Answers of base and adapter to the same held-out prompts, through the serving path. Knows prompts; judges nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from server.engine.text.tokenizer import Tokenizer
+from server.jobs.gate.serving_scorer import ServingScorer
+from server.jobs.gate.tuned_base import TunedBase
+from trainer.data.types import EncodedExample
+from trainer.gate.held_out import last_answer
+from trainer.gate.scorer import BASE_ALONE
+from trainer.report.content import Sample
+
+MAX_NEW_TOKENS = 96
+
+
+def side_by_side(
+    scorer: ServingScorer | TunedBase, tokenizer: Tokenizer, examples: Sequence[EncodedExample]
+) -> list[Sample]:
+    """The last answer of each example that has a prompt: as the data has it, as the base and as the adapter give it."""
+    starts = [last_answer(example) for example in examples]
+    room = scorer.max_tokens - MAX_NEW_TOKENS
+    chosen = [(example, start) for example, start in zip(examples, starts, strict=True) if 1 < start <= room]
+    prompts = [example.input_ids[:start].tolist() for example, start in chosen]
+    ends = tokenizer.chat_end_ids
+    texts = [
+        [
+            tokenizer.decode(ids)
+            for ids in scorer.generate(prompts, scale=scale, max_new_tokens=MAX_NEW_TOKENS, eos_ids=ends)
+        ]
+        for scale in (BASE_ALONE, 1.0)
+    ]
+    return [
+        Sample(
+            prompt=tokenizer.decode(prompt, skip_special_tokens=False),
+            expected=tokenizer.decode(example.input_ids[start:].tolist()),
+            base=base,
+            adapter=adapter,
+        )
+        for prompt, (example, start), base, adapter in zip(prompts, chosen, *texts, strict=True)
+    ]

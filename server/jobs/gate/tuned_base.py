@@ -1,0 +1,45 @@
+"""A base trained as a whole, beside the one it was: scored as if it were an adapter of it. Knows two scorers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from server.jobs.gate.serving_scorer import ServingScorer
+from trainer.data.types import EncodedExample
+from trainer.gate.scorer import BASE_ALONE, Losses
+
+
+class TunedBase:
+    """Scale BASE_ALONE is the old base, 1 the new one; nothing lies between. Both scorers have no adapter."""
+
+    def __init__(self, before: ServingScorer, after: ServingScorer) -> None:
+        self._before = before
+        self._after = after
+
+    @property
+    def vocab_size(self) -> int:
+        return self._after.vocab_size
+
+    @property
+    def max_tokens(self) -> int:
+        return min(self._before.max_tokens, self._after.max_tokens)
+
+    def losses(self, examples: Sequence[EncodedExample], *, scale: float = 1.0) -> Losses:
+        """As ServingScorer.losses."""
+        return self._at(scale).losses(examples, scale=BASE_ALONE)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        scale: float = 1.0,
+        max_new_tokens: int = 64,
+        eos_ids: frozenset[int] = frozenset(),
+    ) -> list[list[int]]:
+        """As ServingScorer.generate."""
+        return self._at(scale).generate(prompts, scale=BASE_ALONE, max_new_tokens=max_new_tokens, eos_ids=eos_ids)
+
+    def _at(self, scale: float) -> ServingScorer:
+        if scale not in (BASE_ALONE, 1.0):
+            raise ValueError(f"a trained base has no scale but {BASE_ALONE} and 1, got {scale}")
+        return self._after if scale else self._before

@@ -1,0 +1,55 @@
+"""Whether a training fits beside what runs: the planner's sum against what is free. Allocates nothing.
+
+The estimate is a seam: `Estimate` is any function from a spec to bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from adapters_store.tiers.host_memory import free_host_bytes
+from trainer.planner.advice import advise, case_of, process_bytes
+from trainer.planner.memory import memory_need
+from trainer.planner.shapes import PlanError
+from trainer.spec import TrainSpec
+
+Estimate = Callable[[TrainSpec], int]
+
+MIB = 1024 * 1024
+DISK_BYTES = 256 * MIB  # logs, events and the first checkpoints
+
+
+def estimated_bytes(spec: TrainSpec) -> int:
+    """What the run takes, its process included; of a base that the planner cannot read, the process alone: the trainer
+    says what is wrong with it."""
+    try:
+        return memory_need(case_of(spec, runtime_bytes=process_bytes(spec))).total
+    except PlanError:
+        return process_bytes(spec)
+
+
+def advice(spec: TrainSpec, available_bytes: int) -> list[str]:
+    """What to change so that the training fits; empty where it fits, or the planner cannot read the base."""
+    try:
+        return advise(spec, available_bytes, runtime_bytes=process_bytes(spec))
+    except PlanError:
+        return []
+
+
+def free_bytes(device: str = "cpu") -> int | None:
+    """What a training may take now; None where the system does not say."""
+    if device != "cuda":
+        return free_host_bytes()
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.split()
+    except (FileNotFoundError, subprocess.SubprocessError):
+        return None
+    return max((int(line) * MIB for line in told), default=None)
+
+
+def free_disk_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,195 @@
+"""The steps of an onboarding: validate; train, gate, publish, activate. Each may be cut off anywhere and done again.
+
+A step looks at the row first, does what is left to do, and moves the row. It returns whether the next step follows.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapters_store.base.description import BaseDescription
+from adapters_store.errors import NotFound, StoreError
+from server.jobs.served_base import ServedBase
+from server.jobs.steps.gate import GateStep, verdict_in
+from server.jobs.steps.memory import DISK_BYTES, advice, free_bytes, free_disk_bytes
+from server.jobs.steps.training import SPEC_FILE, TRAINER_KILLED, Outcome, Training, result_of
+from server.jobs.store.job_store import JobStore
+from server.jobs.store.records import Job, JobFailure, JobStatus, Level
+from trainer.data.jsonl import read_jsonl
+from trainer.data.problems import DataRejected
+from trainer.spec import SpecError, TrainSpec
+
+if TYPE_CHECKING:
+    from adapters_store.store import AdapterStore
+
+TRAINING_FILE, VALIDATION_FILE, MIX_FILE = "training.jsonl", "validation.jsonl", "mix.jsonl"
+_PARAMS = {TRAINING_FILE: "training_file", VALIDATION_FILE: "validation_file", MIX_FILE: "mix_file"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Everything a step needs. data_dir: where what is served is written down.
+
+    open_store: opened late, because the store brings torch, and a worker that only watches needs none.
+    """
+
+    jobs: JobStore
+    open_store: Callable[[], AdapterStore]
+    training: Training
+    gating: GateStep
+    data_dir: Path
+
+    def validate(self, job_id: str) -> bool:
+        """Check data, spec and disk again, as far as that needs no model; then the job waits for its turn."""
+        job = self.jobs.find(job_id)
+        if job is None or job.status is not JobStatus.VALIDATING:
+            return False
+        failure = self._fault(job)
+        if failure is not None:
+            self.jobs.end(job, JobStatus.FAILED, failure)
+            return False
+        self.jobs.note(job, f"validated:{job.run_number}", "Files validated, the job waits for its turn")
+        return self.jobs.move(job, JobStatus.QUEUED, only_in=(JobStatus.VALIDATING,))
+
+    def train(self, job_id: str) -> bool:
+        """To the end of training."""
+        job = self._running(job_id)
+        if job is None:
+            return False
+        self.jobs.note(job, f"train:{job.run_number}", "Training started")
+        outcome, failure = self.training.run(job)
+        if failure is not None and failure.code == TRAINER_KILLED:  # one that could still speak has said it itself
+            served = ServedBase.recall(self.data_dir)
+            failure = _with_advice(job, failure, "cpu" if served is None else served.device)
+        return self._settle(job, outcome, failure)
+
+    def gate(self, job_id: str) -> bool:
+        """To the gate's verdict; a blocked adapter goes no further, unless an operator has said so."""
+        job = self._running(job_id)
+        if job is None:
+            return False
+        if job.override is None:
+            self.jobs.note(job, f"gate:{job.run_number}", "Measuring the adapter against the base")
+            if not self._settle(job, *self.gating.run(job, ServedBase.recall(self.data_dir))):
+                return False
+            verdict = verdict_in(job.run_dir)
+            assert verdict is not None
+            self.jobs.record(job, {"verdict": verdict.verdict})
+            level: Level = "info" if verdict.verdict == "pass" else "warn"
+            self.jobs.note(job, "verdict", verdict.text, level=level, reasons=list(verdict.reasons))
+            if verdict.blocks:
+                return self._settle(job, "failed", verdict.failure)
+        return True
+
+    def publish(self, job_id: str) -> bool:
+        """The adapter into the store, as a version that no bare name means yet. From here on there is no way back."""
+        job = self._running(job_id)
+        if job is None or job.adapter_version is not None:
+            return job is not None
+        if job.wanted != "run":
+            return self._settle(job, "cancelled" if job.wanted == "cancel" else "paused", None)
+        base = self._base(job)
+        if base is None:
+            failure = JobFailure("wrong_base", f"base {job.base_digest} is not known here any more", "model")
+            return self._settle(job, "failed", failure)
+        adapter = job.run_dir / "adapter"
+        try:
+            version = self.open_store().publish(
+                tenant=job.tenant,
+                name=job.name,
+                config=_config(adapter / "adapter_config.json", base.name),
+                weights=adapter / "adapter_model.safetensors",
+                base=base,
+                activate=False,
+            )
+        except StoreError as error:
+            return self._settle(job, "failed", JobFailure(error.code, error.message, error.param))
+        self.jobs.record(job, {"adapter_digest": version.digest, "adapter_version": version.version})
+        return True
+
+    def activate(self, job_id: str) -> bool:
+        """The bare name means the new version; the job has succeeded."""
+        job = self._running(job_id)
+        if job is None:
+            return False
+        assert job.adapter_version is not None, "activate before publish"
+        try:
+            self.open_store().activate(job.tenant, job.name, job.adapter_version)
+        except NotFound as error:
+            return self._settle(job, "failed", JobFailure("adapter_deleted", error.message))
+        tokens = result_of(job.run_dir).get("tokens") or job.progress.get("tokens")
+        self.jobs.record(job, {"progress": {**job.progress, "trained_tokens": tokens, "eta_s": 0}})
+        self.jobs.end(job, JobStatus.SUCCEEDED)
+        _drop_checkpoints(job)
+        return True
+
+    def fail(self, job_id: str, error: Exception) -> None:
+        """A step could not be done: the job must not hang for it."""
+        job = self.jobs.find(job_id)
+        if job is None:
+            return
+        failure = JobFailure("internal_error", f"the job runner failed: {type(error).__name__}: {error}")
+        if isinstance(error, StoreError):
+            failure = JobFailure(error.code, error.message, error.param)
+        self.jobs.end(job, JobStatus.FAILED, failure)
+
+    def _running(self, job_id: str) -> Job | None:
+        job = self.jobs.find(job_id)
+        return job if job is not None and job.status is JobStatus.RUNNING else None
+
+    def _settle(self, job: Job, outcome: Outcome, failure: JobFailure | None) -> bool:
+        """Move the row to what the outcome means; True where the next step follows."""
+        if outcome == "failed":
+            self.jobs.end(job, JobStatus.FAILED, failure)
+        elif outcome == "cancelled":
+            self.jobs.end(job, JobStatus.CANCELLED)
+        elif outcome == "paused":
+            self.jobs.settle_pause(job)
+            return False
+        elif outcome == "gone":
+            shutil.rmtree(job.run_dir, ignore_errors=True)
+        if outcome != "done":
+            _drop_checkpoints(job)
+        return outcome == "done"
+
+    def _fault(self, job: Job) -> JobFailure | None:
+        try:
+            spec = TrainSpec.from_mapping(job.spec)
+            for name, param in _PARAMS.items():
+                if (job.run_dir / name).exists():
+                    read_jsonl(job.run_dir / name, what=param)
+            (job.run_dir / SPEC_FILE).write_text(spec.to_yaml())
+        except (SpecError, DataRejected) as error:
+            return JobFailure(error.code, error.message, error.param)
+        except FileNotFoundError as error:
+            return JobFailure("file_not_found", f"{error.filename} is gone", "training_file")
+        free = free_disk_bytes(job.run_dir)
+        if free < DISK_BYTES:
+            return JobFailure("disk_full", f"{free} bytes are free for the run, at least {DISK_BYTES} are needed")
+        return None
+
+    def _base(self, job: Job) -> BaseDescription | None:
+        return next((base for base in self.open_store().bases() if base.digest == job.base_digest), None)
+
+
+def _with_advice(job: Job, failure: JobFailure, device: str) -> JobFailure:
+    """The system may have killed it for its memory: say what would fit what is free now."""
+    free = free_bytes(device)
+    told = [] if free is None else advice(TrainSpec.from_mapping(job.spec), free)
+    return replace(failure, message="; ".join((failure.message, *told)))
+
+
+def _config(path: Path, base_name: str) -> bytes:
+    """The adapter's config without the path of this machine that PEFT has put in."""
+    body = {**json.loads(path.read_text()), "base_model_name_or_path": base_name}
+    return json.dumps(body, indent=2, sort_keys=True).encode()
+
+
+def _drop_checkpoints(job: Job) -> None:
+    """Nobody goes on from them once the job has ended; adapter, report and events stay."""
+    shutil.rmtree(job.run_dir / "checkpoints", ignore_errors=True)

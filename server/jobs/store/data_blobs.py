@@ -1,0 +1,86 @@
+"""The content-addressed folder of uploaded data. Decides when bytes are durable; knows nothing of rows or tenants.
+
+files/ab/abcdef...: one file under its sha256, made in files/staging/ on the same file system, synced, renamed into
+place, and its parent synced: it is there whole or not. The operations are the adapter store's, and so is the test seam.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from uuid import uuid4
+
+from adapters_store.storage.blobs import disk_full_is_an_answer
+from adapters_store.storage.filesystem import Filesystem, file_lock
+
+
+class DataBlobs:
+    """root: a folder of the data directory; made if missing. files: the operations, replaceable in tests."""
+
+    def __init__(self, root: Path, files: Filesystem) -> None:
+        self._files = files
+        self._root = root
+        self._staging = root / "staging"
+        files.make_folder(self._staging)
+
+    def path(self, digest: str) -> Path:
+        """Where the bytes of this digest lie, if they are here."""
+        name = digest.removeprefix("sha256:")
+        return self._root / name[:2] / name
+
+    def changing(self) -> AbstractContextManager[None]:
+        """Hold while a blob is put in place and its row written, linked to, or found to have no row and removed."""
+        return file_lock(self._root / "lock", exclusive=True)
+
+    def stage(self, source: Path) -> tuple[Path, str]:
+        """A private, synced copy of `source` and its digest; to be `put` or `discard`ed. StoreError: disk_full."""
+        staged = self._staging / uuid4().hex
+        try:
+            with disk_full_is_an_answer():
+                self._files.copy(source, staged)
+                self._files.sync_file(staged)
+        except BaseException:
+            self.discard(staged)
+            raise
+        with staged.open("rb") as stream:
+            return staged, f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+    def put(self, staged: Path, digest: str) -> None:
+        """Make a staged copy durable under its digest; a blob that is there already stays as it is."""
+        target = self.path(digest)
+        if target.exists():
+            self.discard(staged)
+            return
+        with disk_full_is_an_answer():
+            self._files.make_folder(target.parent)
+            self._files.sync_folder(self._root)
+            self._files.rename(staged, target)
+            self._files.sync_folder(target.parent)
+
+    def discard(self, staged: Path) -> None:
+        staged.unlink(missing_ok=True)
+
+    def remove(self, digest: str) -> None:
+        self.path(digest).unlink(missing_ok=True)
+
+    def link(self, digest: str, target: Path) -> None:
+        """Give the bytes a second name that outlives the first. FileNotFoundError where the blob is gone."""
+        target.unlink(missing_ok=True)
+        os.link(self.path(digest), target)
+
+    def digests(self) -> Iterator[str]:
+        """Every blob present."""
+        for file in self._root.glob("??/*"):
+            yield f"sha256:{file.name}"
+
+    def remove_old_staging(self, is_left_over: Callable[[Path], bool]) -> int:
+        """Remove what killed uploads left; returns how many."""
+        count = 0
+        for staged in self._staging.iterdir():
+            if is_left_over(staged):
+                staged.unlink(missing_ok=True)  # its owner may be faster
+                count += 1
+        return count

@@ -1,0 +1,171 @@
+"""A tenant's uploaded data: bytes under their digest, a row that says whose they are. Knows no HTTP and no job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Connection, Row, delete, func, insert, select
+
+from adapters_store.errors import BlobDamaged, NotFound
+from adapters_store.parsing.strict_json import shown
+from adapters_store.storage import audit
+from adapters_store.storage.database import Database, now_s
+from adapters_store.storage.filesystem import Filesystem
+from adapters_store.storage.schema import files, tenants
+from adapters_store.versions import registry
+from server.jobs.errors import JobLimit, JobRefused
+from server.jobs.limits import JobLimits
+from server.jobs.store.data_blobs import DataBlobs
+from server.jobs.store.records import DataFile
+
+PURPOSES = ("fine-tune",)
+MAX_FILENAME_CHARS = 255
+
+
+Digests = list[str]  # inside the class `list` is the method
+
+
+class FileStore:
+    """Uploads of every tenant. Safe from many threads and processes on one data directory."""
+
+    def __init__(self, database: Database, data_dir: Path, limits: JobLimits, operations: Filesystem | None = None):
+        self._database = database
+        self._blobs = DataBlobs(data_dir / "files", operations or Filesystem())
+        self._limits = limits
+
+    def add(self, *, tenant: str, filename: str, purpose: str, source: Path) -> DataFile:
+        """Keep a copy of `source` for the tenant. Equal bytes are kept once, and count for everyone who has them.
+
+        Raises:
+            JobRefused: unsupported_purpose, bad_filename, empty_file, too_large. JobLimit: too_many_bytes,
+            too_many_files. NotFound: tenant_not_found. StoreError: disk_full.
+        """
+        self._check(filename, purpose, source.stat().st_size)
+        staged, digest = self._blobs.stage(source)
+        try:
+            num_bytes = staged.stat().st_size
+            with self._blobs.changing(), self._database.write() as connection:
+                owner = registry.tenant_id(connection, tenant, lock=True)
+                self._check_room(connection, owner, num_bytes)
+                row = _insert(connection, owner, (digest, filename, purpose, num_bytes))
+                audit.note(connection, "file.upload", tenant=tenant, target=row.id, digest=digest)
+                self._blobs.put(staged, digest)  # inside the transaction: no row without its bytes
+        finally:
+            self._blobs.discard(staged)
+        return DataFile(row.id, tenant, digest, filename, purpose, num_bytes, row.created_at)
+
+    def get(self, tenant: str | None, file_id: str, *, param: str = "file_id") -> DataFile:
+        """tenant None: whoever's it is. Raises NotFound (file_not_found), in the same words for another tenant's."""
+        with self._database.read() as connection:
+            row = connection.execute(_select(tenant).where(files.c.id == file_id)).first()
+        if row is None:
+            raise NotFound("file_not_found", f"{param}: no file {shown(file_id)}", param=param)
+        return _to_file(row)
+
+    def list(self, tenant: str | None, purpose: str | None = None) -> list[DataFile]:
+        """The tenant's files (None: everyone's), the newest first."""
+        statement = _select(tenant).order_by(files.c.number.desc())
+        if purpose is not None:
+            statement = statement.where(files.c.purpose == purpose)
+        with self._database.read() as connection:
+            return [_to_file(row) for row in connection.execute(statement)]
+
+    def path(self, file: DataFile) -> Path:
+        """Where its bytes lie; read only."""
+        return self._blobs.path(file.digest)
+
+    def present_path(self, file: DataFile) -> Path:
+        """The same. Raises BlobDamaged (blob_missing) where they are not there."""
+        path = self.path(file)
+        if not path.is_file():
+            raise BlobDamaged("blob_missing", f"{file.id}: the file's bytes are missing", param="file_id")
+        return path
+
+    def delete(self, tenant: str | None, file_id: str) -> None:
+        """Forget a file; jobs under way keep what they were given. Raises NotFound (file_not_found)."""
+        file = self.get(tenant, file_id)
+        with self._blobs.changing():
+            with self._database.write() as connection:
+                connection.execute(delete(files).where(files.c.id == file_id))
+                audit.note(connection, "file.delete", tenant=file.tenant, target=file_id)
+            self._drop_unreferenced([file.digest])
+
+    def link(self, file: DataFile, target: Path) -> None:
+        """Give a job its own name for the bytes. Raises NotFound (file_not_found) where they were deleted meanwhile."""
+        with self._blobs.changing():
+            try:
+                self._blobs.link(file.digest, target)
+            except FileNotFoundError:
+                raise NotFound("file_not_found", f"file {file.id} was deleted", param="training_file") from None
+
+    def sweep(self, grace_s: float = 3600) -> int:
+        """Remove blobs without a row and what killed uploads left; returns how many.
+
+        Raises StoreError (wrong_store) where the rows are not proved to be this directory's.
+        """
+        pair = self._database.pair
+        with self._blobs.changing():
+            made_here = [each for each in self._blobs.digests() if pair.is_left_over(self._blobs.path(each), -1)]
+            removed = self._drop_unreferenced(made_here)
+        return removed + self._blobs.remove_old_staging(lambda staged: pair.is_left_over(staged, grace_s))
+
+    def _drop_unreferenced(self, digests: Digests) -> int:
+        with self._database.proven() as connection:
+            kept = set(connection.scalars(select(files.c.digest)))
+        orphans = [digest for digest in digests if digest not in kept]
+        for digest in orphans:
+            self._blobs.remove(digest)
+        return len(orphans)
+
+    def _check(self, filename: str, purpose: str, num_bytes: int) -> None:
+        if purpose not in PURPOSES:
+            raise JobRefused(
+                "unsupported_purpose", f"purpose: must be {PURPOSES[0]!r}, got {purpose!r}", param="purpose"
+            )
+        if not 0 < len(filename) <= MAX_FILENAME_CHARS or not filename.isprintable():
+            message = f"file: the name must have 1 to {MAX_FILENAME_CHARS} printable characters, got {shown(filename)}"
+            raise JobRefused("bad_filename", message, param="file")
+        if num_bytes == 0:
+            raise JobRefused("empty_file", "file: must have at least 1 byte, got 0", param="file")
+        if num_bytes > self._limits.max_file_bytes:
+            message = f"file: must have at most {self._limits.max_file_bytes} bytes, got {num_bytes}"
+            raise JobRefused("too_large", message, param="file")
+
+    def _check_room(self, connection: Connection, owner: int, num_bytes: int) -> None:
+        totals = select(func.count(), func.coalesce(func.sum(files.c.num_bytes), 0)).where(files.c.tenant_id == owner)
+        count, kept = connection.execute(totals).one()
+        limits = self._limits
+        if count >= limits.max_tenant_files:
+            message = f"file: the tenant has {count} files, the limit is {limits.max_tenant_files}; delete some first"
+            raise JobLimit("too_many_files", message, param="file")
+        if kept + num_bytes > limits.max_tenant_bytes:
+            message = (
+                f"file: {num_bytes} bytes with the tenant's {kept} would pass its limit of {limits.max_tenant_bytes}; "
+                "delete files first"
+            )
+            raise JobLimit("too_many_bytes", message, param="file")
+
+
+def _insert(connection: Connection, owner: int, what: tuple[str, str, str, int]) -> Row[tuple[str, int]]:
+    digest, filename, purpose, num_bytes = what
+    values = {
+        "id": f"file-{uuid4().hex[:24]}",
+        "tenant_id": owner,
+        "digest": digest,
+        "filename": filename,
+        "purpose": purpose,
+        "num_bytes": num_bytes,
+        "created_at": now_s(),
+    }
+    return connection.execute(insert(files).values(values).returning(files.c.id, files.c.created_at)).one()
+
+
+def _select(tenant: str | None) -> Any:
+    statement = select(files, tenants.c.name.label("tenant")).select_from(files.join(tenants))
+    return statement if tenant is None else statement.where(tenants.c.name == tenant)
+
+
+def _to_file(row: Row[Any]) -> DataFile:
+    return DataFile(row.id, row.tenant, row.digest, row.filename, row.purpose, row.num_bytes, row.created_at)

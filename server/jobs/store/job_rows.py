@@ -1,0 +1,176 @@
+"""The rows about jobs: made, read, moved from one status to the next. Decides no policy.
+
+Every function works inside the caller's transaction. A status is only ever changed from the status it was seen in, so
+two processes that want different things never overwrite each other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from adapters_store.storage.database import now_s
+from adapters_store.storage.schema import job_checkpoints, job_events, jobs, tenants
+from server.jobs.store.records import Job, JobCheckpoint, JobEvent, JobFailure, JobStatus, Level, Wanted
+
+_JSON = ("request", "spec", "progress", "override")
+
+
+def insert_job(connection: Connection, owner: int, values: Mapping[str, Any]) -> None:
+    """values: columns by name, JSON ones as objects; what is left out begins empty."""
+    defaults = {"run_number": 1, "wanted": "run", "progress": {}, "created_at": now_s()}
+    connection.execute(insert(jobs).values(tenant_id=owner, **_encoded({**defaults, **values})))
+
+
+def find_job(connection: Connection, job_id: str, tenant: str | None = None) -> Job | None:
+    """tenant None: whoever's it is."""
+    statement = _select_jobs().where(jobs.c.id == job_id)
+    if tenant is not None:
+        statement = statement.where(tenants.c.name == tenant)
+    row = connection.execute(statement).first()
+    return None if row is None else _to_job(row)
+
+
+def list_jobs(
+    connection: Connection, tenant: str | None = None, statuses: Collection[JobStatus] | None = None
+) -> list[Job]:
+    """The newest first."""
+    statement = _select_jobs().order_by(jobs.c.number.desc())
+    if tenant is not None:
+        statement = statement.where(tenants.c.name == tenant)
+    if statuses is not None:
+        statement = statement.where(jobs.c.status.in_([status.value for status in statuses]))
+    return [_to_job(row) for row in connection.execute(statement)]
+
+
+def count_jobs(
+    connection: Connection, owner: int, *, statuses: Collection[JobStatus] | None = None, since_s: int = 0
+) -> int:
+    """The tenant's jobs in one of the statuses (None: any) that were made since."""
+    statement = select(func.count()).select_from(jobs).where(jobs.c.tenant_id == owner, jobs.c.created_at >= since_s)
+    if statuses is not None:
+        statement = statement.where(jobs.c.status.in_([status.value for status in statuses]))
+    return int(connection.execute(statement).scalar_one())
+
+
+def last_starts(connection: Connection) -> dict[str, int]:
+    """When each tenant's latest training began, Unix seconds."""
+    statement = (
+        select(tenants.c.name, func.max(jobs.c.started_at)).select_from(jobs.join(tenants)).group_by(tenants.c.name)
+    )
+    return {name: at for name, at in connection.execute(statement) if at is not None}
+
+
+def change(
+    connection: Connection,
+    job_id: str,
+    values: Mapping[str, Any],
+    only_in: Collection[JobStatus] = (),
+    *,
+    wanted: Wanted | None = None,
+) -> bool:
+    """Write the columns, if the job is in one of the statuses (none given: any) and `wanted` is so (None: any).
+
+    Returns whether it was.
+    """
+    statement = update(jobs).where(jobs.c.id == job_id)
+    if only_in:
+        statement = statement.where(jobs.c.status.in_([status.value for status in only_in]))
+    if wanted is not None:
+        statement = statement.where(jobs.c.wanted == wanted)
+    return connection.execute(statement.values(_encoded(values))).rowcount > 0
+
+
+def add_event(
+    connection: Connection,
+    job: Job,
+    key: str,
+    message: str,
+    *,
+    level: Level = "info",
+    kind: str = "message",
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Once per key: told again after a crash it changes nothing."""
+    values = {
+        "job_number": job.number,
+        "key": key,
+        "created_at": now_s(),
+        "level": level,
+        "type": kind,
+        "message": message,
+        "data": json.dumps(data or {}),
+    }
+    _insert_once(connection, job_events, values)
+
+
+def add_checkpoint(connection: Connection, job: Job, step: int, metrics: Mapping[str, Any]) -> None:
+    """Once per step."""
+    values = {"job_number": job.number, "step": step, "metrics": json.dumps(metrics), "created_at": now_s()}
+    _insert_once(connection, job_checkpoints, values)
+
+
+def list_events(connection: Connection, job: Job) -> list[JobEvent]:
+    """The newest first."""
+    condition = job_events.c.job_number == job.number
+    rows = connection.execute(select(job_events).where(condition).order_by(job_events.c.number.desc()))
+    return [
+        JobEvent(row.number, row.created_at, row.level, row.type, row.message, json.loads(row.data)) for row in rows
+    ]
+
+
+def list_checkpoints(connection: Connection, job: Job) -> list[JobCheckpoint]:
+    """The newest first."""
+    condition = job_checkpoints.c.job_number == job.number
+    rows = connection.execute(select(job_checkpoints).where(condition).order_by(job_checkpoints.c.step.desc()))
+    return [JobCheckpoint(row.number, row.step, json.loads(row.metrics), row.created_at) for row in rows]
+
+
+def _insert_once(connection: Connection, table: Any, values: Mapping[str, Any]) -> None:
+    make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    connection.execute(make(table).values(values).on_conflict_do_nothing())
+
+
+def _encoded(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: json.dumps(value) if key in _JSON and value is not None else getattr(value, "value", value)
+        for key, value in values.items()
+    }
+
+
+def _select_jobs() -> Select[Any]:
+    return select(jobs, tenants.c.name.label("tenant")).select_from(jobs.join(tenants))
+
+
+def _to_job(row: Row[Any]) -> Job:
+    failure = None
+    if row.error_code is not None:
+        failure = JobFailure(row.error_code, row.error_message or "", row.error_param)
+    return Job(
+        number=row.number,
+        id=row.id,
+        tenant=row.tenant,
+        name=row.name,
+        status=JobStatus(row.status),
+        wanted=row.wanted,
+        run_number=row.run_number,
+        request=json.loads(row.request),
+        spec=json.loads(row.spec),
+        base_digest=row.base_digest,
+        run_dir=Path(row.run_dir),
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        heartbeat_at=row.heartbeat_at,
+        progress=json.loads(row.progress),
+        failure=failure,
+        adapter_digest=row.adapter_digest,
+        adapter_version=row.adapter_version,
+        verdict=row.verdict,
+        override=None if row.override is None else json.loads(row.override),
+    )

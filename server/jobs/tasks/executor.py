@@ -1,0 +1,167 @@
+"""Where a job's heavy steps run: a subprocess on this machine; a cluster's job later. Knows commands; knows no job.
+
+A command outlives the worker that started it: whoever comes next finds it by its folder, follows it, or ends it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from adapters_store.storage.blobs import disk_full_is_an_answer
+from server.jobs.tasks import launch
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command with a folder of its own files: NAME.lock, NAME.pid, NAME.exit and NAME.log. name: "train", "gate"."""
+
+    name: str
+    folder: Path
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """exit_code: of the last run, negative for a signal; None while it runs, before it began, and where nobody knows:
+    the machine, or every process of the task, was stopped."""
+
+    is_running: bool
+    exit_code: int | None = None
+
+
+class Executor(Protocol):
+    """`start` does nothing where the task runs already. `stop` asks it to end (SIGTERM), `kill` does not ask."""
+
+    def start(self, task: Task) -> None: ...
+    def state(self, task: Task) -> TaskState: ...
+    def stop(self, task: Task) -> None: ...
+    def kill(self, task: Task) -> None: ...
+
+
+class SubprocessExecutor:
+    """Runs tasks on this machine, each in a session of its own. nice: how far behind the server they stand."""
+
+    def __init__(self, nice: int = 5) -> None:
+        self._nice = nice
+        self._children: dict[tuple[Path, str], subprocess.Popen[bytes]] = {}
+
+    def start(self, task: Task) -> None:
+        """Raises StoreError (disk_full), OSError."""
+        with disk_full_is_an_answer():
+            lock = os.open(_file(task, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if _lock(lock, fcntl.LOCK_EX):
+                    for leftover in ("pid", "exit"):
+                        _file(task, leftover).unlink(missing_ok=True)
+                    self._children[task.folder, task.name] = self._spawn(task, lock)
+            finally:
+                os.close(lock)
+
+    def _spawn(self, task: Task, lock: int) -> subprocess.Popen[bytes]:
+        head = [sys.executable, "-I", "-S", launch.__file__, str(task.folder), task.name, str(self._nice), "--"]
+        with _file(task, "log").open("ab") as log:
+            return subprocess.Popen(
+                [*head, *task.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **task.environment},
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
+
+    def state(self, task: Task) -> TaskState:
+        child = self._children.get((task.folder, task.name))
+        if child is not None:
+            child.poll()  # takes the zombie away
+        if is_locked(_file(task, "lock")):
+            return TaskState(is_running=True)
+        return TaskState(is_running=False, exit_code=_read_code(_file(task, "exit")))
+
+    def stop(self, task: Task) -> None:
+        self._signal(task, signal.SIGTERM)
+
+    def kill(self, task: Task) -> None:
+        self._signal(task, signal.SIGKILL)
+
+    def _signal(self, task: Task, number: signal.Signals) -> None:
+        """To the whole group, and only while its lock is held: a number that was given away again is left alone."""
+        if not is_locked(_file(task, "lock")):
+            return
+        group = self._group(task)
+        if group is not None:
+            try:
+                os.killpg(group, number)
+            except ProcessLookupError:
+                return  # it ended by itself meanwhile
+
+    def _group(self, task: Task) -> int | None:
+        """None where the task was started a moment ago by a process that was killed; it writes its number down soon."""
+        try:
+            return int(json.loads(_file(task, "pid").read_text())["group"])
+        except FileNotFoundError:
+            child = self._children.get((task.folder, task.name))
+            return None if child is None else child.pid
+
+
+def wait_until_ended(executor: Executor, task: Task, timeout_s: float) -> bool:
+    """Whether the task has ended within the time."""
+    deadline_s = time.monotonic() + timeout_s
+    while executor.state(task).is_running:
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _file(task: Task, suffix: str) -> Path:
+    return task.folder / f"{task.name}.{suffix}"
+
+
+def _read_code(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock file."""
+    with _opened(path) as descriptor:
+        return descriptor is not None and not _lock(descriptor, fcntl.LOCK_SH)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int | None]:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,125 @@
+"""Keeps a job worker running beside a server: started at the first job, started again when it dies. Knows no job.
+
+A server that never sees a job pays for no worker. The worker ends with its parent: it watches the pipe it is given.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from adapters_store.errors import StoreError
+from lora_kernels.cgroups import usable_cpus
+from lora_kernels.threads import operator_chose_threads
+from server.jobs.limits import JobLimits
+from server.jobs.service import Onboarding
+from server.jobs.tasks.executor import is_locked
+from server.jobs.worker.options import DATABASE_URL_VARIABLE, LOCK_FILE
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisorSettings:
+    """options: further arguments of the worker. look_s: between two looks for work. waits_s: before the next start of a
+    worker that died, by how often it did within settled_s; the last one from then on. grace_s: for a worker to end."""
+
+    options: tuple[str, ...] = ()
+    look_s: float = 0.5
+    waits_s: tuple[float, ...] = (0.0, 1.0, 5.0, 30.0)
+    settled_s: float = 60.0
+    grace_s: float = 35.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class WorkerSupervisor:
+    """A thread that looks for work and for the worker."""
+
+    def __init__(self, onboarding: Onboarding, settings: SupervisorSettings | None = None) -> None:
+        self._onboarding = onboarding
+        self._settings = settings or SupervisorSettings()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="job-worker-supervisor", daemon=True)
+        self._deaths = 0
+        self._started_s = 0.0
+        self.worker: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the worker in order: its trainings checkpoint and go on at the next start."""
+        self._stopping.set()
+        self._thread.join()
+        if self.worker is None or self.worker.poll() is not None:
+            return
+        self.worker.terminate()
+        try:
+            self.worker.wait(self._settings.grace_s)
+        except subprocess.TimeoutExpired:
+            self.worker.kill()
+            self.worker.wait()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._settings.look_s):
+            try:
+                self._look()
+            except StoreError as error:
+                logger.warning("whether there are jobs to do is not known: %s", error.message)
+
+    def _look(self) -> None:
+        if self.worker is not None:
+            if self.worker.poll() is None:
+                return
+            self._died(self.worker)
+        if self._onboarding.jobs.has_work() and not is_locked(self._onboarding.data_dir / LOCK_FILE):
+            self._started_s = time.monotonic()
+            self.worker = self._spawn()
+
+    def _died(self, worker: subprocess.Popen[bytes]) -> None:
+        settled = time.monotonic() - self._started_s > self._settings.settled_s
+        self._deaths = 0 if settled else self._deaths + 1
+        waits_s = self._settings.waits_s
+        logger.warning("the job worker ended (exit %s); jobs go on with the next one", worker.returncode)
+        self.worker = None
+        self._stopping.wait(waits_s[min(self._deaths, len(waits_s) - 1)])
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        url = self._onboarding.database_url  # not an argument: it may hold a password
+        environment = {**os.environ, **self._settings.environment, DATABASE_URL_VARIABLE: url}
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "server.jobs.worker.worker",
+            "--data-dir",
+            str(self._onboarding.data_dir),
+        ]
+        return subprocess.Popen(
+            [*command, "--watch-stdin", *_options(self._onboarding.limits), *self._settings.options],
+            stdin=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # a terminal's Ctrl-C is the server's to hear
+        )
+
+
+def _options(limits: JobLimits) -> Iterator[str]:
+    """What a worker is told of its limits."""
+    yield from ("--max-running", str(limits.max_running))
+    if limits.memory_bytes is not None:
+        yield from ("--memory-bytes", str(limits.memory_bytes))
+    threads = default_threads(limits.max_running)
+    if threads is not None:
+        yield from ("--threads", str(threads))
+
+
+def default_threads(max_running: int) -> int | None:
+    """CPU threads of one training beside a server: all of them together get half of what there is; None where the
+    environment says it already."""
+    return None if operator_chose_threads() else max(1, usable_cpus() // 2 // max_running)

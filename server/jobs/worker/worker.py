@@ -1,0 +1,171 @@
+"""The worker process: takes up what the last one left, then works on jobs until it is told to end, or its parent dies.
+
+`python -m server.jobs.worker.worker --data-dir DIR`. One works on a data directory at a time; another waits for its
+lock. It has no orderly end of its own: trainings are asked to checkpoint, and the process stops wherever it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
+
+from adapters_store.errors import StoreUnavailable
+from adapters_store.storage.filesystem import file_lock
+from server.jobs.served_base import ServedBase
+from server.jobs.service import Onboarding
+from server.jobs.steps.gate import GATE, GateStep
+from server.jobs.steps.memory import advice, estimated_bytes, free_bytes
+from server.jobs.steps.onboarding import Steps
+from server.jobs.steps.training import TRAINER, RetrySettings, Training
+from server.jobs.store.records import JobStatus
+from server.jobs.tasks.driver import Driver, DriveSettings
+from server.jobs.tasks.executor import SubprocessExecutor, Task, wait_until_ended
+from server.jobs.worker.dispatcher import CHECK, ONBOARD, Dispatcher, Room
+from server.jobs.worker.durable import DurableSequences, database_url
+from server.jobs.worker.options import LOCK_FILE, WorkerSettings, parse
+
+if TYPE_CHECKING:
+    from adapters_store.store import AdapterStore
+
+logger = logging.getLogger(__name__)
+
+SWEEP_S = 600.0
+STORE_WAIT_S = 1.0
+
+
+class Worker:
+    """Puts the parts together. Made only while the lock is held."""
+
+    def __init__(self, settings: WorkerSettings, stopping: threading.Event) -> None:
+        self._settings = settings
+        self._stopping = stopping
+        data_dir = settings.data_dir
+        self._store: AdapterStore | None = None
+        self._onboarding = Onboarding.open(data_dir, database_url=settings.database_url)
+        self._jobs = self._onboarding.jobs
+        self._executor = SubprocessExecutor()
+        driver = Driver(self._jobs, self._executor, self._stopping, DriveSettings(tick_s=settings.tick_s / 2))
+        steps = self._steps(driver)
+        sequences = {
+            CHECK: [("validate", driver.patient(steps.validate))],
+            ONBOARD: [
+                ("train", driver.patient(steps.train)),
+                ("gate", driver.patient(steps.gate)),
+                ("publish", driver.patient(steps.publish)),
+                ("activate", driver.patient(steps.activate)),
+            ],
+        }
+        url = database_url(data_dir, settings.database_url)
+        self._sequences = DurableSequences(url, sequences, steps.fail)
+        self._dispatcher = Dispatcher(self._jobs, self._sequences, self._room())
+
+    def run(self) -> None:
+        """Until `stopping` is set."""
+        self._sequences.launch()
+        sweep_s = 0.0
+        while not self._stopping.wait(self._settings.tick_s):
+            try:
+                if time.monotonic() > sweep_s:
+                    sweep_s = time.monotonic() + SWEEP_S
+                    self._onboarding.sweep()
+                self._dispatcher.tick()
+            except StoreUnavailable as error:
+                logger.warning("the store does not answer, jobs under way go on: %s", error.message)
+                self._stopping.wait(STORE_WAIT_S)
+
+    def stop_tasks(self) -> None:
+        """Let every task of ours checkpoint and end; what has not by the end of the grace is killed."""
+        running = self._jobs.list(statuses=(JobStatus.RUNNING,))
+        tasks = [Task(name, job.run_dir, ()) for job in running for name in ("train", "gate")]
+        for task in tasks:
+            self._executor.stop(task)
+        deadline_s = time.monotonic() + self._settings.grace_s
+        for task in tasks:
+            if not wait_until_ended(self._executor, task, max(0.0, deadline_s - time.monotonic())):
+                self._executor.kill(task)
+
+    def _steps(self, driver: Driver) -> Steps:
+        settings = self._settings
+        retry = RetrySettings(first_wait_s=settings.retry_wait_s)
+        trainer, gate = settings.trainer or TRAINER, settings.gate or GATE
+        training = Training(self._jobs, driver, retry=retry, threads=settings.threads, trainer=trainer)
+        gating = GateStep(driver, gate=gate)
+        return Steps(
+            jobs=self._jobs,
+            open_store=self._open_store,
+            training=training,
+            gating=gating,
+            data_dir=settings.data_dir,
+        )
+
+    def _open_store(self) -> AdapterStore:
+        """Once; two steps at the same time may each open one, and one of them is kept."""
+        from adapters_store.store import AdapterStore
+
+        if self._store is None:
+            self._store = AdapterStore.open(self._settings.data_dir, database_url=self._settings.database_url)
+        return self._store
+
+    def _room(self) -> Room:
+        served = ServedBase.recall(self._settings.data_dir)
+        device = "cpu" if served is None else served.device
+        return Room(
+            max_running=self._settings.max_running,
+            estimate=estimated_bytes,
+            free=partial(free_bytes, device),
+            memory_bytes=self._settings.memory_bytes,
+            advise=advice,
+        )
+
+
+def work(settings: WorkerSettings, *, watch_stdin: bool = False) -> NoReturn:
+    """Wait for the lock, then work until SIGTERM or SIGINT, or until stdin ends. Ends the process."""
+    stopping = threading.Event()
+    is_working = False
+
+    def stop(_number: int, _frame: object) -> None:
+        stopping.set()
+        if not is_working:
+            os._exit(0)  # nothing was begun; waiting for the lock cannot be interrupted otherwise
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    if watch_stdin:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with file_lock(settings.data_dir / LOCK_FILE, exclusive=True):
+        is_working = True
+        os._exit(_work(settings, stopping))
+
+
+def _work(settings: WorkerSettings, stopping: threading.Event) -> int:
+    try:
+        worker = Worker(settings, stopping)
+        worker.run()
+        worker.stop_tasks()
+    except Exception:
+        logger.exception("the job worker failed; whoever started it starts another, which goes on")
+        return 1
+    return 0
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    settings, watch_stdin = parse(arguments, __doc__)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    work(settings, watch_stdin=watch_stdin)
+
+
+if __name__ == "__main__":
+    main()

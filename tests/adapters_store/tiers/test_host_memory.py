@@ -1,0 +1,52 @@
+"""Memory is divided by what this process may take: the container's limit counts where it is the smaller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapters_store.tiers.host_memory import free_host_bytes
+
+
+@pytest.fixture
+def meminfo(tmp_path: Path) -> Path:
+    file = tmp_path / "meminfo"
+    file.write_text("MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:  4000 kB\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "expected"),
+    [("max", "5", 4_096_000), ("3000000", "1000000", 2_000_000), ("9000000000", "0", 4_096_000)],
+)
+def test_the_smaller_of_machine_and_container_is_free(
+    tmp_path: Path, meminfo: Path, limit: str, used: str, expected: int
+) -> None:
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    assert free_host_bytes(tmp_path, meminfo) == expected
+
+
+def test_without_a_container_the_kernels_estimate_counts(tmp_path: Path, meminfo: Path) -> None:
+    assert free_host_bytes(tmp_path / "none", meminfo) == 4_096_000
+
+
+@pytest.mark.parametrize(
+    ("own", "group", "names"),
+    [
+        ("0::/a.slice/m.service", "a.slice/m.service", ("memory.max", "memory.current")),  # systemd's MemoryMax
+        ("0::/a.slice/m.service", "a.slice", ("memory.max", "memory.current")),
+        ("8:memory:/docker/0123", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+        ("8:memory:/pods/p", "memory/pods/p", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+    ],
+)
+def test_the_limit_of_every_group_above_counts_in_either_version(
+    tmp_path: Path, meminfo: Path, own: str, group: str, names: tuple[str, str]
+) -> None:
+    folder = tmp_path / "cgroup" / group
+    folder.mkdir(parents=True)
+    (folder / names[0]).write_text("3000000\n")
+    (folder / names[1]).write_text("1000000\n")
+    (tmp_path / "own").write_text(f"{own}\n")
+    assert free_host_bytes(tmp_path / "cgroup", meminfo, tmp_path / "own") == 2_000_000

@@ -1,0 +1,81 @@
+"""Paged attention over recycled, NaN-filled blocks equals the specification computed on each sequence alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lora_kernels.attention import launcher
+from lora_kernels.attention.launcher import AttentionRule, LayerCache, PagedBatch, paged_attention
+from lora_kernels.native.bindings import native_ops
+from lora_kernels.reference import attention_reference
+
+BLOCK = 8
+
+
+@pytest.fixture(params=["native", "torch"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "native" and native_ops(torch.float32) is None:
+        pytest.skip("no C compiler")
+    if request.param == "torch":
+        monkeypatch.setattr(launcher, "native_ops", lambda dtype: None)
+    return str(request.param)
+
+
+def make_batch(contexts: list[int], queries: list[int], table: np.ndarray) -> PagedBatch:
+    positions = np.concatenate([np.arange(c - q, c) for c, q in zip(contexts, queries, strict=True)]).astype(np.int32)
+    sequences = np.repeat(np.arange(len(queries)), queries).astype(np.int32)
+    blocks = table[sequences, positions // BLOCK].astype(np.int64)
+    return PagedBatch(
+        query_starts=np.cumsum([0, *queries]).astype(np.int32),
+        context_lens=np.array(contexts, dtype=np.int32),
+        block_tables=table,
+        slot_mapping_T=torch.from_numpy(blocks * BLOCK + positions % BLOCK),
+        positions_T=positions,
+        sequences_T=sequences,
+        block_size=BLOCK,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [8, 16, 64])
+@pytest.mark.parametrize(
+    "rule", [AttentionRule(0.3), AttentionRule(0.3, window=10), AttentionRule(0.3, softcap=2.0)], ids=str
+)
+def test_chunks_and_decodes_of_a_batch_equal_each_sequence_alone(
+    path: str, dtype: torch.dtype, head_dim: int, rule: AttentionRule
+) -> None:
+    contexts, first_chunks = [1, 33, 250, 17], [0, 20, 249, 9]
+    generator = torch.Generator().manual_seed(head_dim)
+    keys = [torch.randn(c, 2, head_dim, generator=generator).to(dtype) for c in contexts]
+    values = [torch.randn(c, 2, head_dim, generator=generator).to(dtype) for c in contexts]
+    queries = [torch.randn(c, 6, head_dim, generator=generator).to(dtype) for c in contexts]
+    blocks = torch.randperm(64, generator=generator).numpy().astype(np.int32)
+    table = np.resize(blocks, (4, 64))
+    for row, start in enumerate([0, 1, 6, 40]):
+        table[row] = np.roll(blocks, -start)
+    shape = (64, 2, BLOCK, head_dim)
+    cache = LayerCache(torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype))
+
+    def run(starts: list[int], stops: list[int]) -> list[torch.Tensor]:
+        lengths = [stop - start for start, stop in zip(starts, stops, strict=True)]
+        active = [i for i, length in enumerate(lengths) if length]
+        batch = make_batch([stops[i] for i in active], [lengths[i] for i in active], table[active])
+        parts = [
+            torch.cat([source[i][starts[i] : stops[i]] for i in active]).transpose(0, 1)
+            for source in (queries, keys, values)
+        ]
+        out = paged_attention(parts[0], parts[1], parts[2], cache, batch=batch, rule=rule)
+        return list(out.split([lengths[i] for i in active]))
+
+    run([0, 0, 0, 0], first_chunks)
+    got = run(first_chunks, contexts)
+
+    for index, out in enumerate(got):
+        q = queries[index][first_chunks[index] :]
+        exact = attention_reference(
+            q, keys[index], values[index], scale=rule.scale, window=rule.window, softcap=rule.softcap
+        )
+        assert torch.isfinite(out).all()
+        torch.testing.assert_close(out.float(), exact, atol=1e-5 if dtype is torch.float32 else 2e-2, rtol=0)

@@ -1,0 +1,112 @@
+"""The grouped linear layer with adapters equals its float32 specification, whatever the shapes and popularity."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.common.popularity import POPULARITIES, Popularity, choose_adapters
+from lora_kernels.lora import launcher
+from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraGroup
+from lora_kernels.lora.launcher import add_lora_delta, group_linear
+from lora_kernels.native.bindings import native_ops
+from lora_kernels.reference import lora_delta_reference
+from support.models.lora import random_table
+
+GROUP = LoraGroup((0, 1, 2), 96, (80, 33, 64))
+RANKS = (1, 3, 8, 16, 64, 5)
+
+
+@pytest.fixture(params=["native", "torch"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "native" and native_ops(torch.float32) is None:
+        pytest.skip("no C compiler")
+    if request.param == "torch":
+        monkeypatch.setattr(launcher, "native_ops", lambda dtype: None)
+    return str(request.param)
+
+
+def row_slots(popularity: Popularity, num_rows: int) -> np.ndarray:
+    slots = np.array(choose_adapters(popularity, num_rows, len(RANKS), seed=num_rows), dtype=np.int32)
+    slots[::5] = NO_ADAPTER
+    return slots
+
+
+def torch_bf16_error(x: torch.Tensor, group: LoraGroup) -> float:
+    """What torch's own bf16 matmul loses on a product of this size, relative to the largest value."""
+    weight = torch.randn(64, group.in_features, generator=torch.Generator().manual_seed(1)) * 0.05
+    exact = x.float() @ weight.bfloat16().float().T
+    return float(((x.bfloat16() @ weight.bfloat16().T).float() - exact).abs().max() / exact.abs().max())
+
+
+@pytest.mark.parametrize("popularity", POPULARITIES)
+@pytest.mark.parametrize("num_rows", [1, 7, 63, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_row_gets_its_own_adapters_delta(
+    path: str, popularity: Popularity, num_rows: int, dtype: torch.dtype
+) -> None:
+    table = random_table([GROUP], RANKS, dtype, missing=2)
+    batch = LoraBatch(table, row_slots(popularity, num_rows))
+    x = torch.randn(num_rows, 96, generator=torch.Generator().manual_seed(3)).to(dtype)
+    exact = lora_delta_reference(x, batch, GROUP)
+
+    got = add_lora_delta(torch.zeros(num_rows, 177, dtype=dtype), x, batch, GROUP)
+
+    assert torch.isfinite(got).all()
+    error = float((got.float() - exact).abs().max() / exact.abs().max().clamp_min(1e-6))
+    limit = 1e-6 if dtype is torch.float32 else 2 * torch_bf16_error(x, GROUP) + (0.01 if path == "torch" else 0.0)
+    assert error <= limit
+
+
+@pytest.mark.parametrize("num_rows", [1, 6, 8, 31, 40])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_base_product_and_delta_in_one_call_equal_the_two(path: str, num_rows: int, with_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(num_rows)
+    weight = (torch.randn(177, 96, generator=generator) * 0.1).bfloat16()
+    bias = torch.randn(177, generator=generator).bfloat16() if with_bias else None
+    x = torch.randn(num_rows, 96, generator=generator).bfloat16()
+    batch = LoraBatch(random_table([GROUP], RANKS, torch.bfloat16), row_slots("distinct", num_rows))
+    exact = x.float() @ weight.float().T + lora_delta_reference(x, batch, GROUP)
+    exact += 0 if bias is None else bias.float()
+
+    got = group_linear(x, weight, bias, batch, GROUP).float()
+
+    assert float((got - exact).abs().max() / exact.abs().max()) < 0.01
+
+
+def test_rows_without_an_adapter_are_bit_equal_to_the_base(path: str) -> None:
+    weight, x = torch.randn(177, 96).bfloat16(), torch.randn(12, 96).bfloat16()
+    slots = np.array([NO_ADAPTER, 0, 1] * 4, dtype=np.int32)
+    batch = LoraBatch(random_table([GROUP], RANKS, torch.bfloat16), slots)
+    mixed, bare = group_linear(x, weight, None, batch, GROUP), group_linear(x, weight, None, None, GROUP)
+    assert torch.equal(mixed[slots == NO_ADAPTER], bare[slots == NO_ADAPTER])
+    assert not torch.equal(mixed, bare)
+
+
+def test_zero_b_adapter_is_bit_equal_to_the_base(path: str) -> None:
+    table = random_table([GROUP], [16], torch.bfloat16)
+    for module, out in enumerate(GROUP.out_features):
+        offset = int(table.offsets[module, 0, 1])
+        table.arena[offset : offset + 16 * out] = 0
+    weight, x = torch.randn(177, 96).bfloat16(), torch.randn(9, 96).bfloat16()
+    batch = LoraBatch(table, np.zeros(9, dtype=np.int32))
+    assert torch.equal(group_linear(x, weight, None, batch, GROUP), group_linear(x, weight, None, None, GROUP))
+
+
+def test_result_of_a_row_does_not_depend_on_the_order_of_rows(path: str) -> None:
+    table = random_table([GROUP], RANKS, torch.float32)
+    slots, x = row_slots("uniform", 50), torch.randn(50, 96)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    straight = add_lora_delta(torch.zeros(50, 177), x, LoraBatch(table, slots), GROUP)
+    shuffled = add_lora_delta(torch.zeros(50, 177), x[order], LoraBatch(table, slots[order.numpy()]), GROUP)
+    tolerance = 0.0 if path == "native" else 1e-6
+    torch.testing.assert_close(straight[order], shuffled, atol=tolerance, rtol=0)
+
+
+def test_a_cleared_slot_adds_nothing() -> None:
+    table = random_table([GROUP], RANKS, torch.float32)
+    table.clear_slot(3)
+    x = torch.randn(4, 96)
+    got = add_lora_delta(torch.zeros(4, 177), x, LoraBatch(table, np.full(4, 3, dtype=np.int32)), GROUP)
+    assert torch.equal(got, torch.zeros(4, 177))

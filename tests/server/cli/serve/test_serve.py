@@ -1,0 +1,209 @@
+"""`multilora serve` as a real process: from the first line to the last, with tenants and adapters coming meanwhile."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from support.servers.waiting import wait_until
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def served_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory of the one server that most tests here share."""
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def server(serve_process: Command, wait_ready: Command, base: Path, served_dir: Path) -> Iterator[Any]:
+    with serve_process("--base", base, "--json", "--log-format", "json", "--data-dir", served_dir) as server:
+        wait_ready(server)
+        yield server
+
+
+@pytest.fixture
+def data_dir(served_dir: Path) -> Path:
+    """The commands here work on the directory that is being served."""
+    return served_dir
+
+
+@pytest.fixture
+def client(server: Any, run_json: Command) -> Callable[[str], openai.OpenAI]:
+    """client(tenant): made by the command line while the server runs."""
+
+    def make(tenant: str) -> openai.OpenAI:
+        key = run_json("tenant", "create", tenant)["api_key"]
+        return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
+
+    return make
+
+
+def test_ready_is_an_event_once_requests_are_served(server: Any) -> None:
+    ready = server.events[-1]
+    assert ready == {
+        "event": "ready",
+        "url": server.url,
+        "base": "tiny",
+        "auth": "on",
+        "pid": server.process.pid,
+    }
+    assert [event["event"] for event in server.events if event["event"] != "stage"] == [
+        "admin_key",
+        "store_checked",
+        "memory",
+        "ready",
+    ]
+
+
+def test_the_memory_plan_is_an_event(server: Any) -> None:
+    plan = next(event for event in server.events if event["event"] == "memory")
+    assert plan["kv_bytes"] <= 16 << 20
+    assert plan["adapter_pool_bytes"] == 16 << 20
+    assert plan["num_blocks"] * plan["block_size"] > 1000
+
+
+def test_the_admin_key_made_at_the_first_start_opens_the_admin_routes(server: Any, served_dir: Path) -> None:
+    event = next(event for event in server.events if event["event"] == "admin_key")
+    path = served_dir / "admin.key"
+    assert path.read_text().strip() == event["admin_key"]
+    assert path.stat().st_mode & 0o777 == 0o600
+    headers = {"Authorization": f"Bearer {event['admin_key']}"}
+    assert httpx.get(f"{server.url}/admin/tenants", headers=headers).status_code == 200
+    assert httpx.get(f"{server.url}/admin/tenants", headers={"Authorization": "Bearer other"}).status_code == 401
+
+
+def test_a_tenant_and_an_adapter_made_while_it_runs_answer_a_second_later(
+    client: Callable[[str], openai.OpenAI], run_json: Command, adapters: dict[str, Path]
+) -> None:
+    acme = client("acme")
+
+    def answer(model: str) -> str | None:
+        prompt = [{"role": "user", "content": "What is a contract?"}]
+        said = acme.chat.completions.create(model=model, messages=prompt, max_tokens=12, temperature=0)
+        return said.choices[0].message.content
+
+    run_json("adapter", "push", adapters["law"], "--tenant", "acme", "--name", "style")
+    first = answer("style")
+    assert first != answer("tiny")
+    assert sorted(model.id for model in acme.models.list()) == ["style", "tiny"]
+    run_json("adapter", "push", adapters["med"], "--tenant", "acme", "--name", "style")
+    wait_until(lambda: answer("style") != first, timeout_s=2.0)
+    assert answer("style@1") == first
+
+
+def test_another_tenant_does_not_reach_it(
+    client: Callable[[str], openai.OpenAI], run_json: Command, adapter: Path
+) -> None:
+    client("globex")
+    run_json("adapter", "push", adapter, "--tenant", "globex", "--name", "secret")
+    with pytest.raises(openai.NotFoundError):
+        client("initech").completions.create(model="secret", prompt="x", max_tokens=2)
+
+
+def test_an_adapter_deleted_while_it_runs_is_gone_within_a_second(
+    client: Callable[[str], openai.OpenAI], run_json: Command, adapter: Path
+) -> None:
+    hooli = client("hooli")
+    run_json("adapter", "push", adapter, "--tenant", "hooli", "--name", "law")
+    assert hooli.completions.create(model="law", prompt="x", max_tokens=2).choices
+    run_json("adapter", "delete", "law", "--tenant", "hooli")
+
+    def is_gone() -> bool:
+        try:
+            hooli.completions.create(model="law", prompt="x", max_tokens=2)
+        except openai.NotFoundError:
+            return True
+        return False
+
+    wait_until(is_gone, timeout_s=3.0)
+
+
+def test_a_second_server_on_the_port_is_told_so_before_it_loads_anything(
+    server: Any, run_json: Command, base: Path
+) -> None:
+    start_s = time.monotonic()
+    error = run_json("serve", "--base", base, "--port", server.url.rpartition(":")[2])["error"]
+    assert error["code"] == "port_in_use"
+    assert "--port" in error["message"]
+    assert time.monotonic() - start_s < 1.0
+
+
+def test_sigterm_lets_a_stream_come_to_its_end_and_exits_0(
+    serve_process: Command, wait_ready: Command, run_json: Command, base: Path, tmp_path: Path
+) -> None:
+    key = "an-admin-key-of-ours"
+    options = ("--base", base, "--served-name", "mine", "--data-dir", tmp_path, "--auth", "off")
+    with serve_process(*options, env={"MULTILORA_ADMIN_KEY": key}) as server:
+        wait_ready(server)
+        body = {"model": "mine", "prompt": "x", "max_tokens": 200, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: {")
+            server.process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        assert server.ended() == 0
+    assert f"ready on {server.url}" in server.lines
+    assert any("KV cache" in line for line in server.lines)
+    assert any(line.startswith("--auth off: ") for line in server.lines)
+    assert server.lines[-1] == "stopped"
+    assert not any(key in line for line in (*server.lines, *server.log))
+    assert not (tmp_path / "admin.key").exists()
+    assert not any("Traceback" in line for line in server.log)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_stream_that_outlives_the_drain_is_told_and_one_stopped_twice_is_cut(
+    again: bool, serve_process: Command, wait_ready: Command, base: Path, tmp_path: Path
+) -> None:
+    options = ("--base", base, "--data-dir", tmp_path, "--auth", "off", "--drain-s", "60" if again else "0.2")
+    with serve_process(*options) as server:
+        wait_ready(server)
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True, "n": 16}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: {")
+            start_s = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            if again:
+                wait_until(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
+                server.process.send_signal(signal.SIGTERM)
+                with pytest.raises(httpx.RemoteProtocolError):
+                    list(lines)
+            else:
+                *_, error, done = [line for line in lines if line]
+                assert json.loads(error.removeprefix("data: "))["error"]["code"] == "server_stopping"
+                assert done == "data: [DONE]"
+        assert server.ended() == 0
+        assert time.monotonic() - start_s < 5.0
+    assert server.lines[-1] == "stopped"
+    assert again or not any("Traceback" in line for line in server.log)
+
+
+def test_sigint_while_it_loads_exits_0(serve_process: Command, base: Path, tmp_path: Path) -> None:
+    with serve_process("--base", base, "--data-dir", tmp_path) as server:
+        wait_until(lambda: server.lines, timeout_s=20)
+        assert server.stop(signal.SIGINT) == 0
+    assert server.lines[-1] == "stopped"
+    assert not any("ready on" in line for line in server.lines)
+    assert not any("Traceback" in line for line in server.log)
+
+
+def test_the_server_that_most_tests_used_logs_json_and_stops_in_order(server: Any) -> None:
+    """Last in this file: it ends the shared server."""
+    assert server.stop(signal.SIGTERM) == 0
+    assert [event["event"] for event in server.events[-2:]] == ["stopping", "stopped"]
+    logged = [json.loads(line) for line in server.log]
+    assert {"time", "level", "logger", "message"} <= set(logged[-1])
+    assert not any("exception" in record for record in logged)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from support.trainers.training import demo_spec
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def spec_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(demo_spec(tmp_path).to_yaml())
+    return path
+
+
+def test_train_tells_every_event_and_the_result(run: Command, spec_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = run("train", spec_file, "--run-dir", folder, "--no-gate", "--json")
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["step"] for line in lines if line["type"] == "step"] == list(range(1, 25))
+    assert lines[-1]["type"] == "result"
+    assert lines[-1]["status"] == "succeeded"
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    again = run("train", spec_file, "--run-dir", folder, "--json")
+    assert again.exit_code == 5
+    assert json.loads(again.stdout.splitlines()[-1])["error"]["code"] == "run_dir_in_use"
+
+
+def test_a_bad_spec_is_refused_before_anything_starts(run: Command, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("base: b\ndata: d\nadapter: {rank: 1000}\n")
+    done = run("train", bad, "--run-dir", tmp_path / "run", "--json")
+    assert done.exit_code == 4
+    assert json.loads(done.stdout)["error"]["message"].startswith("adapter.rank: must be a whole number from 1 to 256")
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_ranks_need_a_sharded_spec(run: Command, spec_file: Path) -> None:
+    done = run("train", spec_file, "--ranks", "2")
+    assert done.exit_code == 4
+    assert "fsdp" in done.output
+
+
+def test_the_trainers_refusal_is_told_as_the_commands_own(run: Command, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.yaml"
+    missing.write_text(demo_spec(tmp_path, data=tmp_path / "none.jsonl").to_yaml())
+    done = run("train", missing, "--run-dir", tmp_path / "run", "--json")
+    assert done.exit_code == 3
+    assert json.loads(done.stdout.splitlines()[-1])["error"]["code"] == "file_not_found"

@@ -1,0 +1,59 @@
+"""Requests whose client has stopped waiting are answered as such by a running engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from server.engine.request import Request
+from server.engine.sampling_params import SamplingParams
+from server.engine.scheduling.deadlines import Deadlines
+from support.servers.service import TENANT, Answer, Service, make_base, running
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("deadlines")
+    with running(make_base(folder / "base"), {}, folder / "data") as service:
+        yield service
+
+
+def ask(service: Service, name: str, deadline_s: float, max_tokens: int) -> Answer:
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+    answer = Answer()
+    service.worker.submit(Request(name, TENANT, [1, 2, 3], params, deadline_s=deadline_s), answer.events.put)
+    return answer
+
+
+def test_a_late_request_is_answered_504_without_a_token(service: Service) -> None:
+    events = ask(service, "late", time.monotonic() - 0.001, 8).collect()
+    assert len(events) == 1
+    assert events[0].error is not None
+    assert (events[0].error.code, events[0].error.status) == ("deadline_exceeded", 504)
+    assert "after 0 of 8 tokens" in events[0].error.message
+
+
+def test_a_request_that_takes_too_long_ends_at_its_deadline(service: Service) -> None:
+    start_s = time.monotonic()
+    final = ask(service, "slow", start_s + 0.1, 900).collect()[-1]
+    assert final.error is not None
+    assert final.error.code == "deadline_exceeded"
+    assert 0 < final.num_output_tokens < 900
+    assert 0.1 <= time.monotonic() - start_s < 5.0
+    assert service.parts.engine.scheduler.pool.num_free == service.parts.engine.scheduler.pool.num_blocks
+
+
+def test_one_with_time_to_spare_is_answered_in_full(service: Service) -> None:
+    assert len(ask(service, "easy", time.monotonic() + 60.0, 8).tokens()) == 8
+
+
+def test_everybody_is_named_once_and_in_order() -> None:
+    deadlines = Deadlines()
+    for name, deadline_s in (("c", 3.0), ("a", 1.0), ("b", 2.0)):
+        deadlines.watch(name, deadline_s)
+    assert deadlines.take_late(0.9) == []
+    assert deadlines.take_late(2.0) == ["a", "b"]
+    assert deadlines.take_late(9.0) == ["c"]
+    assert deadlines.take_late(9.0) == []

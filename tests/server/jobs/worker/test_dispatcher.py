@@ -1,0 +1,125 @@
+"""Who goes next, and who waits for room: decided on rows alone, without a process."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.jobs.limits import JobLimits
+from server.jobs.store.records import Job, JobStatus
+from server.jobs.worker.dispatcher import CHECK, ONBOARD, Dispatcher, Room, choose
+from support.servers.job_world import JobWorld
+
+GIB = 1 << 30
+
+
+class Started:
+    """Sequences that were started, in order."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, str, int]] = []
+
+    def start(self, sequence: str, subject: str, number: int) -> None:
+        self.log.append((sequence, subject, number))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[JobWorld]:
+    world = JobWorld(tmp_path, limits=JobLimits(max_active_jobs=100, max_jobs_per_day=1000))
+    yield world
+    world.close()
+
+
+def queued(world: JobWorld, tenant: str, count: int) -> list[Job]:
+    jobs = [world.create(tenant, f"{tenant}{index}", salt=index) for index in range(count)]
+    for job in jobs:
+        world.jobs.move(job, JobStatus.QUEUED, only_in=(JobStatus.VALIDATING,))
+    return [world.jobs.get(job.id) for job in jobs]
+
+
+def room(*, max_running: int = 1, estimate: int = GIB, free: int | None = 4 * GIB, budget: int | None = None) -> Room:
+    return Room(max_running=max_running, estimate=lambda _: estimate, free=lambda: free, memory_bytes=budget)
+
+
+def running(world: JobWorld) -> list[Job]:
+    return world.jobs.list(statuses=(JobStatus.RUNNING,))
+
+
+def test_a_tenants_many_jobs_never_stand_before_anothers_one(world: JobWorld) -> None:
+    flood, one = queued(world, "acme", 20), queued(world, "globex", 1)
+    first, second = choose([*flood, *one], [], {})[0], choose([*flood[1:], *one], [], {"acme": 100})[0]
+    assert (first.id, second.id) == (flood[0].id, one[0].id)
+
+
+def test_turns_alternate_while_both_wait(world: JobWorld) -> None:
+    """Simulated: one place, a flood of thirty against ten."""
+    waiting = [*queued(world, "acme", 30), *queued(world, "globex", 10)]
+    last_starts: dict[str, int] = {}
+    order = []
+    for now in range(1, 41):
+        job = choose(waiting, [], last_starts)[0]
+        waiting.remove(job)
+        last_starts[job.tenant] = now
+        order.append(job.tenant)
+    assert Counter(order[:20]) == {"acme": 10, "globex": 10}
+    assert max(len(run) for run in "".join(tenant[0] for tenant in order[:20]).split("g")) <= 1
+
+
+def test_only_so_many_run_at_once_and_each_is_started_once(world: JobWorld) -> None:
+    jobs, started = queued(world, "acme", 4), Started()
+    dispatcher = Dispatcher(world.jobs, started, room(max_running=2))
+    for _ in range(5):
+        dispatcher.tick()
+    assert {job.id for job in running(world)} == {job.id for job in jobs[:2]}
+    assert started.log == [(ONBOARD, job.id, 1) for job in jobs[:2]]
+    world.jobs.end(running(world)[0], JobStatus.SUCCEEDED)
+    dispatcher.tick()
+    assert started.log[-1] == (ONBOARD, jobs[2].id, 1)
+
+
+def test_new_jobs_are_checked_and_running_ones_without_a_worker_taken_up(world: JobWorld) -> None:
+    new, old = world.create("acme", "new", salt=1), queued(world, "globex", 1)[0]
+    world.jobs.move(old, JobStatus.RUNNING, only_in=(JobStatus.QUEUED,))
+    started = Started()
+    Dispatcher(world.jobs, started, room()).tick()
+    assert sorted(started.log) == sorted([(CHECK, new.id, 1), (ONBOARD, old.id, 1)])
+
+
+def test_a_job_waits_for_memory_that_a_running_one_holds(world: JobWorld) -> None:
+    jobs, started = queued(world, "acme", 2), Started()
+    dispatcher = Dispatcher(world.jobs, started, room(max_running=2, estimate=3 * GIB))
+    for _ in range(3):
+        dispatcher.tick()
+    assert [job.id for job in running(world)] == [jobs[0].id]
+    assert world.jobs.get(jobs[1].id).status is JobStatus.QUEUED
+    world.jobs.end(running(world)[0], JobStatus.CANCELLED)
+    dispatcher.tick()
+    assert [job.id for job in running(world)] == [jobs[1].id]
+
+
+@pytest.mark.parametrize(("free", "budget"), [(4 * GIB, None), (None, 4 * GIB), (64 * GIB, 4 * GIB)])
+def test_what_fits_no_empty_machine_fails_with_both_numbers_and_the_next_goes(
+    world: JobWorld, free: int | None, budget: int | None
+) -> None:
+    jobs = queued(world, "acme", 2)
+    sizes = iter([5 * GIB, GIB, GIB, GIB])
+    small = Room(max_running=1, estimate=lambda _: next(sizes), free=lambda: free, memory_bytes=budget)
+    Dispatcher(world.jobs, Started(), small).tick()
+    failed = world.jobs.get(jobs[0].id)
+    assert failed.failure is not None
+    assert failed.failure.code == "out_of_memory"
+    assert str(5 * GIB) in failed.failure.message
+    assert str(4 * GIB) in failed.failure.message
+    assert [job.id for job in running(world)] == [jobs[1].id]
+
+
+def test_advice_is_part_of_the_refusal(world: JobWorld) -> None:
+    job = queued(world, "acme", 1)[0]
+    advising = Room(max_running=1, estimate=lambda _: GIB, free=lambda: 1, advise=lambda spec, free: ["use qlora"])
+    Dispatcher(world.jobs, Started(), advising).tick()
+    failure = world.jobs.get(job.id).failure
+    assert failure is not None
+    assert failure.message.endswith("use qlora")

@@ -1,0 +1,46 @@
+"""Random adapters in an arena, for kernel tests and benchmarks alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lora_kernels.lora.batch import LoraGroup, LoraTable
+
+SENTINEL_GAP = 96  # NaN elements between adapters: reading one past an adapter shows
+
+
+def random_table(
+    groups: Sequence[LoraGroup], ranks: Sequence[int], dtype: torch.dtype, *, seed: int = 0, missing: int = -1
+) -> LoraTable:
+    """One adapter per slot with the given rank on every module of the groups; slot `missing` skips the odd modules."""
+    generator = torch.Generator().manual_seed(seed)
+    num_modules = sum(len(group.module_rows) for group in groups)
+    size = sum(_adapter_elements(groups, rank) + SENTINEL_GAP for rank in ranks) + SENTINEL_GAP
+    table = LoraTable(torch.full((size,), torch.nan, dtype=dtype), num_modules, len(ranks))
+    cursor = SENTINEL_GAP
+    for slot, rank in enumerate(ranks):
+        modules, used = [], 0
+        for group in groups:
+            for row, out in zip(group.module_rows, group.out_features, strict=True):
+                if slot == missing and row % 2:
+                    continue
+                a_offset, b_offset = used, used + rank * group.in_features
+                used = b_offset + rank * out
+                table.arena[cursor + a_offset : cursor + b_offset] = _normal(
+                    b_offset - a_offset, 0.05, generator, dtype
+                )
+                table.arena[cursor + b_offset : cursor + used] = _normal(used - b_offset, 0.05, generator, dtype)
+                modules.append((row, a_offset, b_offset, rank, 0.5 + slot))
+        table.set_slot(slot, cursor, modules)
+        cursor += used + SENTINEL_GAP
+    return table
+
+
+def _adapter_elements(groups: Sequence[LoraGroup], rank: int) -> int:
+    return sum(rank * (group.in_features * len(group.out_features) + sum(group.out_features)) for group in groups)
+
+
+def _normal(count: int, scale: float, generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
+    return (torch.randn(count, generator=generator) * scale).to(dtype)

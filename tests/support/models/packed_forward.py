@@ -1,0 +1,87 @@
+"""Runs the wrapped model on hand-made batches: the runner's forward without scheduler, pools or sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.format.config import parse_config
+from adapters_store.format.limits import AdapterLimits
+from adapters_store.format.safetensors_header import read_header
+from adapters_store.format.validate import plan_adapter
+from adapters_store.packed.layout import PackedAdapter
+from adapters_store.packed.packing import pack
+from lora_kernels.lora.batch import LoraTable
+from lora_kernels.turns import Turns
+from server.engine.model.adapter_copier import ArenaCopier
+from server.engine.model.base_model import BaseModel
+from server.engine.model.batch import Batch
+from server.engine.model.kv_tensors import KVCache
+from server.engine.model.runner import ModelRunner
+from server.engine.request import Request
+from server.engine.sampling.sampler import Sampler
+from server.engine.sampling_params import SamplingParams
+from server.engine.schedule import Schedule, ScheduledRow
+
+BLOCK_SIZE = 8
+BLOCKS_PER_ROW = 32
+
+
+def pack_folder(folder: Path, base: BaseModel) -> PackedAdapter:
+    """A PEFT folder in device layout."""
+    limits = AdapterLimits()
+    config = parse_config((folder / "adapter_config.json").read_bytes(), limits)
+    weights = folder / "adapter_model.safetensors"
+    return pack(plan_adapter(config, read_header(weights, limits), base.description, limits), weights)
+
+
+class PackedForward:
+    """A wrapped base with adapters resident in slots 0.. and a KV cache; one block range per sequence."""
+
+    def __init__(self, base: BaseModel, adapters: Sequence[Path], *, num_sequences: int = 16) -> None:
+        self.base = base
+        packed = [pack_folder(folder, base) for folder in adapters]
+        size = sum(adapter.buffer.numel() + 64 for adapter in packed) + 64
+        arena = torch.full((size,), torch.nan, dtype=base.dtype)
+        self.table = LoraTable(arena, len(base.description.modules), max(len(packed), 1))
+        copier = ArenaCopier(self.table, base.description, Turns())
+        cursor = 32
+        for slot, adapter in enumerate(packed):
+            copier.start(slot, cursor, adapter)
+            cursor += adapter.buffer.numel() + 64
+        copier.close()
+        self.cache = KVCache.allocate(base, num_blocks=num_sequences * BLOCKS_PER_ROW, block_size=BLOCK_SIZE)
+        for layer in self.cache.layers:  # a recycled block may hold anything
+            layer.keys.fill_(torch.nan)
+            layer.values.fill_(torch.nan)
+        self._runner = ModelRunner(base, self.cache, self.table, Sampler())
+
+    def request(self, index: int, tokens: list[int], slot: int | None) -> Request:
+        first = index * BLOCKS_PER_ROW
+        return Request(
+            id=str(index),
+            tenant="t",
+            prompt_ids=tokens,
+            params=SamplingParams(prompt_logprobs=0),
+            adapter=None if slot is None else AdapterDigest(f"slot{slot}"),
+            slot=slot,
+            block_ids=list(range(first, first + BLOCKS_PER_ROW)),
+        )
+
+    @torch.inference_mode()
+    def logits(self, requests: Sequence[Request], counts: Sequence[int] | None = None) -> list[torch.Tensor]:
+        """Logits [tokens, V] of each request's next `counts` tokens (all that remain by default), in one forward."""
+        rows = []
+        for index, request in enumerate(requests):
+            remaining = request.num_tokens - request.num_computed_tokens
+            rows.append(ScheduledRow(request, request.num_computed_tokens, counts[index] if counts else remaining))
+        rows = [row for row in rows if row.num_tokens]
+        schedule = Schedule(rows, sum(row.num_tokens for row in rows), 0)
+        batch = Batch.build(schedule, block_size=BLOCK_SIZE, table=self.table, device=self.base.device)
+        out = self._runner.forward(batch)
+        for row in rows:
+            row.request.num_computed_tokens += row.num_tokens
+        return list(out.split([row.num_tokens for row in rows]))

@@ -1,0 +1,29 @@
+"""What a server does for jobs, without the rest of it: a process that supervises a worker. Killed, its worker ends too.
+
+`python job_server.py DATA_DIR [WORKER OPTIONS...]`
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from server.jobs.service import Onboarding
+from server.jobs.worker.supervisor import SupervisorSettings, WorkerSupervisor
+
+
+def main() -> None:
+    data_dir, *options = sys.argv[1:]
+    ending = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ending.set())
+    settings = SupervisorSettings(options=tuple(options), look_s=0.05, waits_s=(0.0, 0.05))
+    supervisor = WorkerSupervisor(Onboarding.open(Path(data_dir)), settings)
+    supervisor.start()
+    ending.wait()
+    supervisor.stop()
+
+
+if __name__ == "__main__":
+    main()

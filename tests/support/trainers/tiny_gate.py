@@ -1,0 +1,28 @@
+"""A gate without a model: says what the data told it to say ({"verdict": "block"}), else "pass"."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2]))
+
+
+def main() -> None:
+    from support.trainers.tiny_trainer import behaviour_in
+
+    run_dir = Path(sys.argv[1])
+    told = behaviour_in((run_dir / "training.jsonl").read_bytes())
+    time.sleep(float(told.get("gate_s", 0.0)))
+    verdict = told.get("verdict", "pass")
+    if verdict == "crash":
+        sys.exit("the gate crashed, as the test told it")
+    scratch = run_dir / ".gate"
+    scratch.write_text(json.dumps({"verdict": verdict, "reasons": [] if verdict == "pass" else ["worse than base"]}))
+    scratch.replace(run_dir / "gate.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""A device without hardware: the arena is a list of numbers, and copies take as many ticks as they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.packed.layout import PackedAdapter
+
+GARBAGE = -1  # what lies in a place while a copy is under way
+
+
+@dataclass
+class FakeClock:
+    now_s: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def digest_of(name: str) -> AdapterDigest:
+    return AdapterDigest(f"sha256:{name}")
+
+
+def packed(name: str, num_elements: int) -> PackedAdapter:
+    """An adapter of that many float32 elements."""
+    return PackedAdapter(digest_of(name), torch.zeros(num_elements), ())
+
+
+@dataclass
+class FakeCopy:
+    """Writes `tag` to arena[offset:][:num_elements]. moved_from: where the numbers are read until it is done."""
+
+    offset: int
+    num_elements: int
+    tag: int
+    ticks_left: int
+    moved_from: int | None = None
+
+    def done(self) -> bool:
+        return self.ticks_left == 0
+
+
+@dataclass
+class FakeDevice:
+    """A DeviceCopier. A copy is done after `delay(elements)` calls of tick(); 0 means at once."""
+
+    capacity: int
+    tag_of: Callable[[AdapterDigest], int]
+    delay: Callable[[int], int] = lambda num_elements: 0
+    arena: list[int] = field(default_factory=list)
+    table: dict[int, tuple[int, int, AdapterDigest]] = field(default_factory=dict)
+    copies: list[FakeCopy] = field(default_factory=list)
+    num_started: int = 0
+    num_moved: int = 0  # elements
+
+    def __post_init__(self) -> None:
+        self.arena = [0] * self.capacity
+
+    def start(self, slot: int, offset: int, adapter: PackedAdapter) -> FakeCopy:
+        assert slot not in self.table, f"slot {slot} still names an adapter"
+        num_elements = adapter.buffer.numel()
+        self.num_started += 1
+        self.table[slot] = (offset, num_elements, adapter.digest)
+        return self._begin(FakeCopy(offset, num_elements, self.tag_of(adapter.digest), self.delay(num_elements)))
+
+    def move(self, slot: int, source: int, target: int, num_elements: int) -> FakeCopy:
+        offset, known_elements, digest = self.table[slot]
+        assert (offset, known_elements) == (source, num_elements), f"slot {slot} lies elsewhere"
+        assert target < source, f"{digest} is moved up, from {source} to {target}"
+        self.num_moved += num_elements
+        self.table[slot] = (target, num_elements, digest)
+        tag = self.tag_of(digest)
+        return self._begin(FakeCopy(target, num_elements, tag, self.delay(num_elements), source))
+
+    def clear(self, slot: int) -> None:
+        del self.table[slot]
+
+    def tick(self) -> None:
+        """Time passes on the side stream."""
+        for copy in self.copies:
+            copy.ticks_left -= 1
+        self._finish_done()
+
+    def read(self, slot: int) -> int:
+        """The number the whole adapter at this slot consists of: what a forward would see."""
+        return self._read(slot, *self.table[slot])
+
+    def _read(self, slot: int, offset: int, num_elements: int, digest: AdapterDigest) -> int:
+        tag = self.tag_of(digest)
+        place = self.arena[offset : offset + num_elements]
+        assert place.count(tag) == num_elements, f"{digest} in slot {slot} was overwritten: {place}"
+        return tag
+
+    def _begin(self, copy: FakeCopy) -> FakeCopy:
+        end = copy.offset + copy.num_elements
+        if copy.moved_from is not None:
+            self._check_source(copy, copy.moved_from)
+            end = min(end, copy.moved_from)
+        self.arena[copy.offset : end] = [GARBAGE] * (end - copy.offset)
+        self.copies.append(copy)
+        self._finish_done()
+        return copy
+
+    def _finish_done(self) -> None:
+        for copy in [copy for copy in self.copies if copy.done()]:
+            self.copies.remove(copy)
+            self._finish(copy)
+
+    def _finish(self, copy: FakeCopy) -> None:
+        end = copy.offset + copy.num_elements
+        if copy.moved_from is not None:
+            self._check_source(copy, copy.moved_from)
+            rest = max(end, copy.moved_from)
+            source_end = copy.moved_from + copy.num_elements
+            self.arena[rest:source_end] = [GARBAGE] * (source_end - rest)
+        self.arena[copy.offset : end] = [copy.tag] * copy.num_elements
+
+    def _check_source(self, copy: FakeCopy, source: int) -> None:
+        place = self.arena[source : source + copy.num_elements]
+        assert place.count(copy.tag) == copy.num_elements, f"overwritten before it was moved: {place}"

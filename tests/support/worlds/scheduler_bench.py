@@ -1,0 +1,129 @@
+"""A scheduler over a gate that the test opens and closes, stepped by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.errors import StoreError
+from adapters_store.tiers.pool_shares import Owner
+from server.engine.request import Request
+from server.engine.sampling_params import SamplingParams
+from server.engine.schedule import Schedule, SchedulerSettings
+from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
+from server.engine.scheduling.scheduler import Scheduler
+from support.worlds.adapter_memory import FakeClock
+
+
+@dataclass
+class FakeGate:
+    """Adapters are ready when the test says so. doomed: those that were deleted, and go with their last user."""
+
+    ready_digests: dict[AdapterDigest, int] = field(default_factory=dict)
+    broken: dict[AdapterDigest, StoreError] = field(default_factory=dict)
+    no_room_since: dict[AdapterDigest, float] = field(default_factory=dict)
+    references: dict[AdapterDigest, int] = field(default_factory=dict)
+    wanted: list[AdapterDigest] = field(default_factory=list)
+    owners: list[Owner] = field(default_factory=list)
+    limit: int = 0
+    over_share: set[AdapterDigest] = field(default_factory=set)
+    crowding: set[str] = field(default_factory=set)
+    doomed: set[AdapterDigest] = field(default_factory=set)
+    loads: list[tuple[Owner, int]] = field(default_factory=list)
+
+    @property
+    def num_activations(self) -> int:
+        return sum(self.ready_digests.values()) + len(self.ready_digests)  # a test opens the gate behind our back
+
+    def want(self, wanted: Mapping[AdapterDigest, Owner], limit: int) -> Mapping[AdapterDigest, StoreError]:
+        self.wanted, self.owners, self.limit = list(wanted), list(wanted.values()), limit
+        return {digest: self.broken[digest] for digest in wanted if digest in self.broken}
+
+    def take_loads(self) -> Sequence[tuple[Owner, int]]:
+        loads, self.loads = self.loads, []
+        return loads
+
+    def ready(self) -> Collection[AdapterDigest]:
+        return self.ready_digests.keys()
+
+    def acquire(self, digest: AdapterDigest) -> int | None:
+        slot = self.ready_digests.get(digest)
+        if slot is not None:
+            self.references[digest] = self.references.get(digest, 0) + 1
+        return slot
+
+    def release(self, digest: AdapterDigest) -> None:
+        self.references[digest] -= 1
+        assert self.references[digest] >= 0
+        if not self.references[digest] and digest in self.doomed:
+            del self.ready_digests[digest]
+
+
+@dataclass
+class Bench:
+    """A scheduler and its parts. step_s: how long a forward takes."""
+
+    gate: FakeGate
+    pool: BlockPool
+    clock: FakeClock
+    scheduler: Scheduler
+    step_s: Callable[[Schedule], float]
+    num_requests: int = 0
+
+    def add(
+        self,
+        num_prompt: int = 4,
+        *,
+        max_tokens: int = 8,
+        adapter: AdapterDigest | None = None,
+        tenant: str = "law",
+        weight: float = 1.0,
+    ) -> Request:
+        prompt = [1000 * self.num_requests + index for index in range(num_prompt)]
+        params = SamplingParams(max_tokens=max_tokens)
+        request = Request(f"r{self.num_requests}", tenant, prompt, params, adapter, weight=weight)
+        self.num_requests += 1
+        self.scheduler.add(request)
+        return request
+
+    def running(self, tenant: str) -> list[Request]:
+        return [request for request in self.scheduler.running() if request.tenant == tenant]
+
+    def step(self) -> list[tuple[str, int]]:
+        """One step; (request id, tokens) of each row. Finishes who has all its tokens."""
+        schedule = self.forward()
+        return [] if schedule is None else [(row.request.id, row.num_tokens) for row in schedule.rows]
+
+    def forward(self) -> Schedule | None:
+        """The same; what ran."""
+        schedule = self.scheduler.schedule()
+        if schedule is not None:
+            self.clock.advance(self.step_s(schedule))
+            self.commit(schedule)
+        return schedule
+
+    def commit(self, schedule: Schedule) -> None:
+        self.scheduler.commit(schedule, {row.request.id: 7 for row in schedule.rows if row.samples})
+        for row in schedule.rows:
+            if len(row.request.output_ids) >= row.request.params.max_tokens:
+                self.scheduler.finish(row.request)
+
+
+SMALL = SchedulerSettings(max_batch_tokens=16, max_running=8, watermark=0.0)
+
+
+def make_bench(
+    num_blocks: int = 64,
+    *,
+    block_size: int = 4,
+    max_model_len: int = 256,
+    step_s: Callable[[Schedule], float] = lambda schedule: 0.0,
+    **changes: float,
+) -> Bench:
+    """`changes` to the settings SMALL."""
+    gate, clock = FakeGate(), FakeClock()
+    pool = BlockPool(KVCacheSettings(num_blocks=num_blocks, block_size=block_size), "sha256:base")
+    settings = replace(SMALL, **changes)  # type: ignore[arg-type]
+    scheduler = Scheduler(settings, pool, gate, max_model_len=max_model_len, clock=clock)
+    return Bench(gate, pool, clock, scheduler, step_s)

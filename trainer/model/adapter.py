@@ -1,0 +1,125 @@
+"""The adapter on the base: PEFT's layers, made from the spec, started from a seed, written in PEFT's format.
+
+Knows PEFT; knows no data. What it writes says which base it fits (`multilora_base_digest`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from adapters_store.parsing.patterns import SuffixPatterns, suffixes_at_dots
+from trainer.spec import AdapterSpec, TrainSpec
+from trainer.spec_fields import SpecError
+
+NAME = "default"  # PEFT's own name for a model's only adapter
+LINEARS = ("Linear", "Linear4bit")
+
+
+def attach_adapter(causal: PreTrainedModel, spec: TrainSpec, device: torch.device) -> PeftModel:
+    """Wrap the target layers. Raises SpecError for a target or pattern that fits no layer of the base."""
+    adapter = spec.adapter
+    linears = [name for name, module in causal.named_modules() if type(module).__name__ in LINEARS]
+    check_names(adapter, linears)
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=_whole_where_possible(adapter.scaled_alpha),
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.target_modules if isinstance(adapter.target_modules, str) else [*adapter.target_modules],
+        use_rslora=adapter.rslora,
+        use_dora=spec.method == "dora",
+        rank_pattern=dict(adapter.rank_pattern),
+        alpha_pattern={key: _whole_where_possible(value) for key, value in adapter.alpha_pattern.items()},
+        init_lora_weights="eva" if adapter.init == "eva" else True,
+        eva_config=EvaConfig() if adapter.init == "eva" else None,
+        task_type="CAUSAL_LM",
+    )
+    peft = get_peft_model(causal, config)
+    start_from_seed(peft, adapter, spec.seed, device)
+    return peft
+
+
+def check_names(adapter: AdapterSpec, linears: Iterable[str]) -> None:
+    """Every entry of target_modules and of the patterns must say something about at least one linear layer."""
+    linears = list(linears)
+    known = {suffix for name in linears for suffix in suffixes_at_dots(name)}
+    if not isinstance(adapter.target_modules, str):
+        for entry in adapter.target_modules:
+            if entry not in known:
+                raise SpecError("adapter.target_modules", entry, f"linear layers of the base: {_last_parts(linears)}")
+    for field in ("rank_pattern", "alpha_pattern"):
+        for key in getattr(adapter, field):
+            pattern = SuffixPatterns([(key, True)])
+            if not any(pattern.find(name, False) for name in linears):
+                raise SpecError(f"adapter.{field}", key, f"linear layers of the base: {_last_parts(linears)}")
+
+
+def _last_parts(names: list[str]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+
+
+def _whole_where_possible(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+def lora_layers(peft: PeftModel) -> list[LoraLayer]:
+    """In model order."""
+    return [module for module in peft.modules() if isinstance(module, LoraLayer)]
+
+
+def start_from_seed(peft: PeftModel, adapter: AdapterSpec, seed: int, device: torch.device) -> None:
+    """Draw A (and B) again on the CPU, layer after layer: the same start on any device and any number of ranks."""
+    torch.manual_seed(seed)
+    for layer in lora_layers(peft):
+        for part in (layer.lora_A, layer.lora_B):
+            part[NAME] = part[NAME].to_empty(device="cpu").float()
+        layer.reset_lora_parameters(NAME, True)
+        if adapter.init == "orthogonal":
+            _make_orthogonal(layer)
+        for part in (layer.lora_A, layer.lora_B):
+            part[NAME] = part[NAME].to(device)
+
+
+@torch.no_grad()
+def _make_orthogonal(layer: LoraLayer) -> None:
+    """A and B of full size whose product is zero: A lives in the odd, B in the even rows of a random rotation.
+
+    The formula of peft's LoraLayer.orthogonal_init, which casts to the base's type and so cannot start on NF4.
+    Source: https://datta0.github.io/posts/rethink-lora-init/#orthogonal-initialisation
+    """
+    a_RI, b_OR = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+    rank = len(a_RI)
+    rotation, _ = torch.linalg.qr(torch.randn(rank, rank))
+    a_RI.copy_((torch.randn(a_RI.shape[1], rank // 2) @ rotation[0::2]).T / 10)
+    b_OR.copy_(torch.randn(b_OR.shape[0], rank // 2) @ rotation[1::2] / 10)
+
+
+def adapter_tensors(peft: PeftModel, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The adapter as PEFT names it. state: the whole parameters under sharding, named as in the PeftModel."""
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(
+        peft, state_dict=state, adapter_name=NAME, save_embedding_layers=False
+    )
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def write_adapter(peft: PeftModel, tensors: dict[str, Tensor], folder: Path, *, base: str, base_digest: str) -> None:
+    """adapter_config.json and adapter_model.safetensors. base: the base's name, not the path it lay under. base_digest
+    goes into the weights' metadata: PEFT warns of fields of a config that it does not know."""
+    metadata = {"format": "pt", "multilora_base_digest": base_digest}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata=metadata)
+    config = peft.peft_config[NAME]
+    config.save_pretrained(folder)
+    path = folder / "adapter_config.json"
+    body: dict[str, Any] = json.loads(path.read_text())
+    body |= {"base_model_name_or_path": base, "inference_mode": True}
+    path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")

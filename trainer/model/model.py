@@ -1,0 +1,172 @@
+"""The model a run trains: the base from a local folder, the adapter on it, the loss on top. Knows no data and no steps.
+
+    load(spec, device) -> Trainee; trainee.loss(batch) -> summed nll; trainee.trained() -> the parameters that learn
+
+precision "bfloat16": frozen weights bf16, trained weights float32, products in bf16 by autocast. "full" keeps every
+weight in float32. "qlora": NF4 with double quantisation, products in the run's precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+
+from adapters_store.base.files import DTYPES, load_config
+from adapters_store.base.nf4 import is_stored_in_nf4
+from adapters_store.base.row_rope import RowRope, choose_rope_by_row
+from adapters_store.base.weights import load_causal
+from trainer.data.types import PackedBatch
+from trainer.model.adapter import attach_adapter
+from trainer.model.attention import last_positions, register_packed_attention, segment_lengths
+from trainer.model.loss import summed_cross_entropy, supervised_rows
+from trainer.spec import TrainSpec
+from trainer.spec_fields import SpecError
+
+
+class LossModel(nn.Module):
+    """A causal model whose forward is its summed loss: the one module that is called, so that sharding can wrap it."""
+
+    def __init__(self, net: PeftModel | PreTrainedModel) -> None:
+        super().__init__()
+        self.net = net
+        self.rope: RowRope | None = choose_rope_by_row(self.causal)
+
+    @property
+    def causal(self) -> PreTrainedModel:
+        """The transformers model, with the adapter's layers in it where there is an adapter."""
+        return self.net.get_base_model() if isinstance(self.net, PeftModel) else self.net
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        segments: tuple[int, ...],
+        labels: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """All [1, T]. Returns the sum of weight x nll over supervised tokens; without labels the logits [T, V]."""
+        causal: Any = self.causal
+        if self.rope is not None:
+            self.rope.last_positions_1T = last_positions(segments, position_ids.device)
+        hidden_TH = causal.model(
+            input_ids=input_ids, position_ids=position_ids, segments=segments, use_cache=False
+        ).last_hidden_state[0]
+        if labels is None or weights is None:
+            return self._head(hidden_TH)
+        rows = supervised_rows(labels)
+        learned = [parameter for parameter in causal.lm_head.parameters() if parameter.requires_grad]
+        return summed_cross_entropy(hidden_TH[rows], self._head, labels[0, rows + 1], weights[0, rows + 1], learned)
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        causal: Any = self.causal
+        logits: Tensor = causal.lm_head(hidden)
+        cap = getattr(causal.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+@dataclass(frozen=True, eq=False)
+class Trainee:
+    """The model as the loop sees it."""
+
+    module: LossModel
+    device: torch.device
+    compute_dtype: torch.dtype
+
+    def loss(self, batch: PackedBatch) -> Tensor:
+        """Sum of weight x nll over the batch's supervised tokens, in nats; float32 scalar."""
+        labels, weights = batch.labels.to(self.device), batch.weights.to(self.device)
+        result: Tensor = self._run(batch.input_ids, batch.position_ids, labels, weights)
+        return result
+
+    def logits(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """[1, T] each -> logits [T, V]."""
+        return self._run(input_ids, position_ids)
+
+    def _run(self, input_ids: Tensor, position_ids: Tensor, *targets: Tensor) -> Tensor:
+        segments = segment_lengths(position_ids)
+        with self.autocast():
+            out: Tensor = self.module(input_ids.to(self.device), position_ids.to(self.device), segments, *targets)
+        return out
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bf16 products where the run asks for them."""
+        if self.compute_dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """No dropout and no gradients in the block. After it, shards are shards again: a forward without a backward
+        would leave whole parameters in their place, which no optimizer knows."""
+        self.module.eval()
+        with torch.no_grad():
+            yield
+        self.module.train()
+        for part in self.module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
+    @contextmanager
+    def own_attention(self) -> Iterator[None]:
+        """transformers' eager attention and its own choice of rotary factors, for one example a forward."""
+        causal: Any = self.module.causal
+        causal.set_attn_implementation("eager")
+        rope, self.module.rope = self.module.rope, None
+        if rope is not None:
+            rope.last_positions_1T = None
+        yield
+        causal.set_attn_implementation(register_packed_attention())
+        self.module.rope = rope
+
+    @property
+    def peft(self) -> PeftModel | None:
+        return self.module.net if isinstance(self.module.net, PeftModel) else None
+
+    def named_trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that learn, by name, in model order; a tied one once."""
+        return ((name, weight) for name, weight in self.module.named_parameters() if weight.requires_grad)
+
+    def trained(self) -> list[nn.Parameter]:
+        return [weight for _, weight in self.named_trained()]
+
+
+def load(spec: TrainSpec, device: torch.device) -> Trainee:
+    """Base and adapter on one device. Raises UnsupportedBase, SpecError (targets that the base does not have)."""
+    dtype = DTYPES[spec.precision]
+    refuse_stored_nf4(spec)
+    causal = load_causal(
+        spec.base,
+        torch.float32 if spec.method == "full" else dtype,
+        device,
+        nf4=spec.method == "qlora",
+        attn_implementation=register_packed_attention(),
+    )
+    return Trainee(LossModel(prepare(causal, spec, device)), device, dtype)
+
+
+def refuse_stored_nf4(spec: TrainSpec) -> None:
+    """Raises SpecError where the base is stored in NF4, and method or sharding needs it plain; UnsupportedBase."""
+    if not is_stored_in_nf4(load_config(spec.base)):
+        return
+    if spec.method != "qlora":
+        raise SpecError("method", spec.method, "qlora for a base that is stored in NF4")
+    if spec.sharding == "fsdp":
+        raise SpecError("sharding", spec.sharding, "none for a base that is stored in NF4 (shards are quantised anew)")
+
+
+def prepare(causal: PreTrainedModel, spec: TrainSpec, device: torch.device) -> PeftModel | PreTrainedModel:
+    """What every way of loading ends with: the adapter, checkpointing, train mode."""
+    causal.requires_grad_(spec.method == "full")
+    net = causal if spec.method == "full" else attach_adapter(causal, spec, device)
+    if spec.checkpointing:
+        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    net.train()
+    return net

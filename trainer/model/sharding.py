@@ -1,0 +1,172 @@
+"""Loads a model of which every rank holds only its share (FSDP2). Knows files, rows and quantisation; no training.
+
+The model is built without memory (meta), cut with `fully_shard`, and filled: each rank reads its own rows of each
+tensor from the base's files. For NF4 a rank reads one whole tensor at a time, quantises it and keeps its rows, so that
+blocks and scales are those of one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from adapters_store.base.families import HEAD, UnsupportedBase
+from adapters_store.base.files import DTYPES, load_config
+from adapters_store.base.folder import weight_files
+from adapters_store.base.nf4 import keep_nf4_weights_plain, nf4_config
+from trainer.model.attention import register_packed_attention
+from trainer.model.model import LossModel, Trainee, prepare, refuse_stored_nf4
+from trainer.model.ranks import Ranks
+from trainer.spec import TrainSpec
+
+NF4_BYTES_PER_VALUE = 2  # values that share a byte
+
+
+def load_sharded(spec: TrainSpec, ranks: Ranks) -> Trainee:
+    """This rank's share of base and adapter. Raises what `trainer.model.model.load` raises."""
+    refuse_stored_nf4(spec)
+    dtype = DTYPES[spec.precision]
+    causal = _skeleton(spec, torch.float32 if spec.method == "full" else dtype)
+    if spec.method == "qlora":
+        _make_linears_4bit(causal, dtype)
+        keep_nf4_weights_plain(causal)
+    module = LossModel(prepare(causal, spec, ranks.device))
+    packed = _declare_packed_weights(module)
+    _shard(module, spec, ranks)
+    _give_memory(module, ranks.device)
+    with ExitStack() as stack:
+        _fill(module, packed, _BaseTensors(spec.base, stack), ranks)
+    return Trainee(module, ranks.device, dtype)
+
+
+def _skeleton(spec: TrainSpec, dtype: torch.dtype) -> PreTrainedModel:
+    """The base without its weights; buffers (rotary frequencies) are real."""
+    with init_empty_weights(include_buffers=False):
+        causal = AutoModelForCausalLM.from_config(
+            load_config(spec.base),
+            trust_remote_code=False,
+            dtype=dtype,
+            attn_implementation=register_packed_attention(),
+        )
+    causal.tie_weights()
+    return causal
+
+
+def _make_linears_4bit(causal: PreTrainedModel, dtype: torch.dtype) -> None:
+    """What transformers does when it loads NF4: every linear layer but the head."""
+    config = nf4_config(dtype)
+    from bitsandbytes.nn import Linear4bit
+
+    linears = [(name, module) for name, module in causal.named_modules() if type(module) is nn.Linear and name != HEAD]
+    for name, linear in linears:
+        quantized = Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            compute_dtype=dtype,
+            compress_statistics=config.bnb_4bit_use_double_quant,
+            quant_type=config.bnb_4bit_quant_type,
+            device="meta",
+        )
+        quantized.to(dtype)
+        causal.set_submodule(name, quantized)
+    causal.is_loaded_in_4bit = True
+
+
+def _declare_packed_weights(module: nn.Module) -> dict[str, Any]:
+    """Give 4-bit layers the shape that is sharded, [values / 2, 1] bytes. Returns them by their weight's name."""
+    layers = {f"{name}.weight": layer for name, layer in module.named_modules() if hasattr(layer, "quant_state")}
+    for layer in layers.values():
+        num_bytes = layer.in_features * layer.out_features // NF4_BYTES_PER_VALUE
+        empty = torch.empty(num_bytes, 1, dtype=torch.uint8, device="meta")
+        layer.weight = nn.Parameter(empty, requires_grad=False)
+    return layers
+
+
+def _shard(module: LossModel, spec: TrainSpec, ranks: Ranks) -> None:
+    """A group for each decoder layer, one for the rest, which stays whole from forward to backward."""
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if spec.method == "full" and spec.precision == "bfloat16":
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    causal: Any = module.causal
+    for layer in causal.model.layers:
+        fully_shard(layer, mesh=ranks.mesh, reshard_after_forward=spec.reshard_after_forward, mp_policy=policy)
+    fully_shard(module, mesh=ranks.mesh, reshard_after_forward=False, mp_policy=policy)
+
+
+def _give_memory(module: nn.Module, device: torch.device) -> None:
+    """Memory for this rank's shares, still empty, and buffers on the device."""
+
+    def placed(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
+
+    module._apply(placed)
+
+
+class _BaseTensors:
+    """The base's safetensors files, opened for as long as `stack` lives; nothing is read before it is asked for."""
+
+    def __init__(self, base: Path, stack: ExitStack) -> None:
+        self._base = base
+        self._files: dict[str, Any] = {}
+        for path in weight_files(base):
+            file = stack.enter_context(safe_open(path, framework="pt"))
+            self._files.update(dict.fromkeys(file.keys(), file))
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of a tensor. Raises UnsupportedBase where the base has no such tensor."""
+        rows: Tensor = self._file(name).get_slice(name)[start:stop]
+        return rows
+
+    def whole(self, name: str) -> Tensor:
+        tensor: Tensor = self._file(name).get_tensor(name)
+        return tensor
+
+    def _file(self, name: str) -> Any:
+        if name not in self._files:
+            raise UnsupportedBase(f"{self._base}: no tensor {name} in its safetensors files")
+        return self._files[name]
+
+
+@torch.no_grad()
+def _fill(module: LossModel, packed: dict[str, Any], base: _BaseTensors, ranks: Ranks) -> None:
+    for name, parameter in _base_parameters(module):
+        assert isinstance(parameter, DTensor)
+        local = parameter.to_local()
+        per_rank = -(-parameter.shape[0] // ranks.world_size)
+        start = min(ranks.rank * per_rank, parameter.shape[0])
+        stop = start + local.shape[0]
+        if name in packed:
+            local.copy_(_quantized(packed[name], base.whole(_file_name(name)), ranks.device)[start:stop])
+        else:
+            local.copy_(base.rows(_file_name(name), start, stop))
+
+
+def _base_parameters(module: LossModel) -> Iterator[tuple[str, nn.Parameter]]:
+    """All but the adapter's own, a tied one once."""
+    return ((name, weight) for name, weight in module.named_parameters() if ".lora_" not in name)
+
+
+def _file_name(name: str) -> str:
+    """ "net.base_model.model.model.layers.0.mlp.up_proj.base_layer.weight" -> "model.layers.0.mlp.up_proj.weight"."""
+    return name.removeprefix("net.").removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def _quantized(layer: Any, weight: Tensor, device: torch.device) -> Tensor:
+    """bitsandbytes' packed bytes of the whole weight; the layer remembers the scales, which every rank needs whole."""
+    from bitsandbytes.functional import quantize_4bit
+
+    values = weight.to(device, layer.compute_dtype)
+    packed: Tensor
+    packed, layer.quant_state = quantize_4bit(values, compress_statistics=True, quant_type="nf4")
+    return packed

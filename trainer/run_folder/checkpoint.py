@@ -1,0 +1,155 @@
+"""Checkpoints of a run: whole or not there. Decides what they hold, when they count, and which are kept.
+
+checkpoints/step-000123/ is written aside, synced, renamed:
+    weights.safetensors     the trained parameters as they are (float32), by the model's own names
+    optimizer.safetensors   AdamW's state, "<parameter>|<key>"
+    progress.json           step, data cursor, losses; the learning rate and the random numbers are functions of these
+    adapter_config.json, adapter_model.safetensors     the same adapter in PEFT's format (not for "full")
+Under sharding every tensor is whole: a run may go on with another number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from adapters_store.storage.filesystem import Filesystem
+from trainer.model.model import Trainee
+from trainer.model.ranks import Ranks
+from trainer.run_folder.progress import Progress
+
+FOLDER = "checkpoints"
+WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
+_NAME = re.compile(r"step-(\d{6,})")
+Export = Callable[[dict[str, Tensor], Path], None]  # the trained parameters -> more files in the checkpoint's folder
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run folder. Only the first rank writes; the others lend their shards."""
+
+    run_dir: Path
+    ranks: Ranks
+    export: Export
+    keep_best: int = 2
+    keep_last: int = 1
+    files: Filesystem = field(default_factory=Filesystem)
+
+    @property
+    def root(self) -> Path:
+        return self.run_dir / FOLDER
+
+    def folder(self, step: int) -> Path:
+        return self.root / f"step-{step:06d}"
+
+    def steps(self) -> list[int]:
+        """Those that are whole, oldest first."""
+        names = [path.name for path in self.root.iterdir()] if self.root.is_dir() else []
+        return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+
+    def save(self, trainee: Trainee, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
+        """Write one, drop those that need not be kept. Raises OSError; a full disk leaves the older ones whole."""
+        weights = {name: whole(weight) for name, weight in trainee.named_trained()}
+        state = optimizer_tensors(trainee, optimizer)
+        target = self.folder(progress.step)
+        if self.ranks.is_first and not target.exists():
+            self._write(target, weights, state, progress)
+            self._prune(progress)
+        self.ranks.wait()
+        return target
+
+    def _write(self, target: Path, weights: dict[str, Tensor], state: dict[str, Tensor], progress: Progress) -> None:
+        aside = self.root / f".{target.name}.aside"
+        self.files.remove_tree(aside)
+        self.files.make_folder(aside)
+        save_file(weights, aside / WEIGHTS)
+        save_file(state, aside / OPTIMIZER)
+        self.files.write(aside / PROGRESS, json.dumps(progress.to_mapping()).encode())
+        self.export(weights, aside)
+        for path in aside.iterdir():
+            self.files.sync_file(path)
+        self.files.sync_folder(aside)
+        self.files.rename(aside, target)
+        self.files.sync_folder(self.root)
+
+    def _prune(self, progress: Progress) -> None:
+        steps = self.steps()
+        kept = {*steps[-self.keep_last :], *progress.best_steps(self.keep_best)}
+        for step in steps:
+            if step not in kept:
+                self.remove(step)
+
+    def remove(self, step: int) -> None:
+        """Renamed first: half a checkpoint is never found under its name."""
+        trash = self.root / f".{self.folder(step).name}.trash"
+        self.files.rename(self.folder(step), trash)
+        self.files.remove_tree(trash)
+
+    def clean(self) -> None:
+        """Remove what a process left behind when it was killed."""
+        if self.ranks.is_first and self.root.is_dir():
+            for path in self.root.glob(".*"):
+                self.files.remove_tree(path)
+
+    def restore(self, step: int, trainee: Trainee, optimizer: torch.optim.Optimizer) -> Progress:
+        """Put weights and optimizer back as they were; returns how far the run had come."""
+        folder = self.folder(step)
+        load_weights(trainee, folder / WEIGHTS)
+        _load_optimizer(trainee, optimizer, folder / OPTIMIZER)
+        return Progress.from_mapping(json.loads((folder / PROGRESS).read_text()))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU, gathered where it is sharded (every rank must ask)."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
+
+
+def like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """`tensor`, which every rank holds whole, laid out as `weight` is: same device, same shards."""
+    tensor = tensor.to(weight.device)
+    if isinstance(weight, DTensor):
+        return distribute_tensor(tensor, weight.device_mesh, weight.placements, src_data_rank=None)
+    return tensor
+
+
+def optimizer_tensors(trainee: Trainee, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state, whole, by parameter name."""
+    tensors = {}
+    for name, weight in trainee.named_trained():
+        for key, value in optimizer.state[weight].items():
+            tensors[f"{name}|{key}"] = whole(value)
+    return tensors
+
+
+def load_weights(trainee: Trainee, path: Path) -> None:
+    """Every trained parameter from a checkpoint's weights.safetensors; a missing one is an error."""
+    with safe_open(path, framework="pt") as file, torch.no_grad():
+        for name, weight in trainee.named_trained():
+            weight.copy_(like(file.get_tensor(name), weight))
+
+
+def _load_optimizer(trainee: Trainee, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    by_weight: dict[str, dict[str, Tensor]] = {}
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118  (no mapping)
+            name, _, field = key.rpartition("|")
+            by_weight.setdefault(name, {})[field] = file.get_tensor(key)
+    for name, weight in trainee.named_trained():
+        optimizer.state[weight] = _state_like(by_weight.get(name, {}), weight)
+
+
+def _state_like(state: Mapping[str, Tensor], weight: nn.Parameter) -> dict[str, Tensor]:
+    return {
+        key: like(value, weight) if value.shape == weight.shape else value.to(weight.device)
+        for key, value in state.items()
+    }
