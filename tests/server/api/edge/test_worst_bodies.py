@@ -318,7 +318,7 @@ def test_a_refused_request_is_one_of_the_minute_and_the_next_is_refused_unread(
     read: list[int] = []
     parse = json_body.parse_body
     monkeypatch.setattr(json_body, "parse_body", lambda model, body: read.append(len(body)) or parse(model, body))  # type: ignore[func-returns-value]
-    body = COMPLETION["lists of one token"]
+    body = filled(ASK + '"prompt":[', "[],", "[1]]}", 3 * WHOLE_BYTES)
     assert admin.put(quotas, json={"requests_per_minute": 2}).status_code == 200
     read.clear()
     try:
