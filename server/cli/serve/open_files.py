@@ -34,8 +34,8 @@ def raise_soft_limit() -> int:
 
 
 def limits_within(asked: ConnectionLimits, open_files: int) -> ConnectionLimits:
-    """The limits asked for, or smaller ones in the same proportion where so many files cannot be open. Raises
-    CommandError (too_few_files)."""
+    """The limits asked for, or smaller ones where so many files cannot be open: an address keeps its share, and need
+    not have less than half. Raises CommandError (too_few_files)."""
     room = open_files - RESERVED_FILES
     if room < MIN_CONNECTIONS:
         least = RESERVED_FILES + MIN_CONNECTIONS
@@ -43,4 +43,4 @@ def limits_within(asked: ConnectionLimits, open_files: int) -> ConnectionLimits:
         raise CommandError("too_few_files", message, ExitCode.USAGE)
     if asked.total <= room:
         return asked
-    return ConnectionLimits(room, max(1, asked.each * room // asked.total))
+    return ConnectionLimits(room, min(asked.each, max(room // 2, asked.each * room // asked.total)))

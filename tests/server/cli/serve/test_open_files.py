@@ -129,6 +129,7 @@ def test_connections_that_end_make_room(tmp_path: Path) -> None:
         ((2048, 1024), 1024, (768, 384)),
         ((2048, 2048), 1024, (768, 768)),
         ((2048, 1), 1024, (768, 1)),
+        ((5_000_000, 1024), 20_000, (19_744, 1024)),
     ],
 )
 def test_fewer_files_are_fewer_connections(asked: tuple[int, int], open_files: int, given: tuple[int, int]) -> None:
