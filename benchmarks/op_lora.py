@@ -16,7 +16,7 @@ from benchmarks.common.popularity import POPULARITIES, Popularity, choose_adapte
 from benchmarks.common.report import COLOURS, Report, Row, legend_below, number
 from benchmarks.common.shapes import BenchShape, GroupShape, shape_for
 from benchmarks.common.timing import Spread, Sweep, interleaved, ratio
-from lora_kernels.reference import lora_delta_reference
+from lora_kernels.lora.reference import lora_delta_reference
 
 RANKS = {"16": (16,), "8/16/64": (8, 16, 64)}  # the i-th adapter has the (i mod n)-th rank
 GROUPS = ("qkv", "gate_up", "down")

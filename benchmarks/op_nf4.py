@@ -19,7 +19,8 @@ from benchmarks.op_linear import weight_shapes
 from lora_kernels.lora.batch import LoraGroup
 from lora_kernels.lora.launcher import group_linear
 from lora_kernels.native.bindings import native_ops
-from lora_kernels.nf4.launcher import Nf4Weight, nf4_linear
+from lora_kernels.nf4.launcher import nf4_linear
+from lora_kernels.nf4.weight import Nf4Weight
 
 LAYERS = ("o", "gate_up")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -12,7 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.gpu.bench import Bench, Call, Row
 from benchmarks.gpu.sizes import Sizes, sizes_for
 from benchmarks.roofline import decode_attention
-from lora_kernels.attention.launcher import AttentionRule, LayerCache, PagedBatch, paged_attention
+from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch
+from lora_kernels.attention.launcher import paged_attention
 
 PAGE = 16
 MAX_COPIES = 8

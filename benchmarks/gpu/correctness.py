@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.common.popularity import POPULARITIES, choose_adapters
 from benchmarks.gpu.bench import Bench, Row
 from benchmarks.gpu.launch_forms import launch_forms, tiles_instead
-from lora_kernels.attention.launcher import AttentionRule
+from lora_kernels.attention.batch import AttentionRule
 from lora_kernels.check_cases import (
     Outcome,
     attention_case,

@@ -13,7 +13,8 @@ from benchmarks.gpu.sizes import Sizes, sizes_for
 from benchmarks.roofline import NF4_BITS_PER_WEIGHT
 from benchmarks.roofline import linear as linear_work
 from lora_kernels.check_cases import random_nf4
-from lora_kernels.nf4.launcher import Nf4Weight, nf4_linear
+from lora_kernels.nf4.launcher import nf4_linear
+from lora_kernels.nf4.weight import Nf4Weight
 
 MAX_COPIES = 16
 

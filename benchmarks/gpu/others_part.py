@@ -18,7 +18,7 @@ from benchmarks.gpu.others.job import Job, MakeCalls
 from benchmarks.gpu.sizes import sizes_for
 from lora_kernels.check_cases import relative_error
 from lora_kernels.lora.batch import LoraBatch
-from lora_kernels.reference import lora_delta_reference
+from lora_kernels.lora.reference import lora_delta_reference
 
 LIMIT = 2**-5  # projects round h differently; more than this is another result
 

@@ -18,8 +18,9 @@ from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter, PackedModule
 from benchmarks.common.shapes import SPECIAL, BenchShape, byte_pair_tokenizer
 from lora_kernels.check_cases import random_nf4
-from lora_kernels.nf4.launcher import Nf4Weight, nf4_linear, on_nf4_kernel
-from lora_kernels.reference import nf4_dequantize_reference
+from lora_kernels.nf4.launcher import nf4_linear, on_nf4_kernel
+from lora_kernels.nf4.reference import nf4_dequantize_reference
+from lora_kernels.nf4.weight import Nf4Weight
 from server.engine.model.attention_hook import register_paged_attention
 from server.engine.model.base_model import BaseModel
 from server.engine.model.lora_layers import wrap_model

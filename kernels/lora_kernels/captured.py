@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lora_kernels.attention.launcher import PagedBatch
+from lora_kernels.attention.batch import PagedBatch
 from lora_kernels.attention.query_tiles import RECORD as ATTENTION_RECORD
 from lora_kernels.attention.query_tiles import AttentionTiles, QueryTiles
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraTable

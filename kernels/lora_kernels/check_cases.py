@@ -18,19 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 
-from lora_kernels.attention.launcher import AttentionRule, LayerCache, PagedBatch, paged_attention
+from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch
+from lora_kernels.attention.launcher import paged_attention
+from lora_kernels.attention.reference import attention_reference
 from lora_kernels.elementwise.launcher import rms_norm, rope_in_place, silu_mul
+from lora_kernels.elementwise.reference import rms_norm_reference, rope_reference, silu_mul_reference
 from lora_kernels.lora.batch import LoraBatch, LoraGroup, LoraTable
 from lora_kernels.lora.launcher import add_lora_delta
-from lora_kernels.nf4.launcher import NESTED_BLOCK, NF4_BLOCK, Nf4Weight, nf4_linear
-from lora_kernels.reference import (
-    attention_reference,
-    lora_delta_reference,
-    nf4_dequantize_reference,
-    rms_norm_reference,
-    rope_reference,
-    silu_mul_reference,
-)
+from lora_kernels.lora.reference import lora_delta_reference
+from lora_kernels.nf4.launcher import nf4_linear
+from lora_kernels.nf4.reference import nf4_dequantize_reference
+from lora_kernels.nf4.weight import NESTED_BLOCK, NF4_BLOCK, Nf4Weight
 
 PAGE = 16
 GAP = 64  # NaN elements between adapters: reading beyond one shows

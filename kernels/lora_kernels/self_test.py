@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lora_kernels.attention.launcher import AttentionRule
+from lora_kernels.attention.batch import AttentionRule
 from lora_kernels.check_cases import (
     Outcome,
     attention_case,

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from lora_kernels.reference import attention_reference
+from lora_kernels.attention.reference import attention_reference
 
 IMPLEMENTATION = "multilora_packed"
 

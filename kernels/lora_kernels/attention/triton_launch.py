@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch
 from lora_kernels.attention.flash_paged import attention_kernel, join_splits_kernel, store_kv_kernel
 from lora_kernels.attention.query_tiles import AttentionTiles, QueryTiles
 from lora_kernels.triton_common.tiles import AttentionTile, device_tiles, power_of_two
-
-if TYPE_CHECKING:
-    from lora_kernels.attention.launcher import AttentionRule, LayerCache, PagedBatch
 
 MAX_SPLITS = 16
 MIN_KEYS_PER_SPLIT = 256

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from lora_kernels.elementwise.reference import rms_norm_reference, silu_mul_reference
 from lora_kernels.native.bindings import native_ops
-from lora_kernels.reference import rms_norm_reference, silu_mul_reference
 from lora_kernels.triton_common.available import on_triton
 
 

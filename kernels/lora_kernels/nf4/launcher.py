@@ -1,80 +1,18 @@
-"""NF4 weights as bitsandbytes packs them, and where our matmul serves better than its. Knows layouts; no kernels.
-
-Two values of a row-major [O, H] weight share a byte, the first in the high half; each is an index into 16 codes. 64
-values share an absmax, which is a float32, or a byte: an index into 256 codes, times the absmax of 256 such, plus an
-offset (QLoRA's double quantisation, arXiv 2305.14314).
-"""
+"""Launcher of the NF4 matmul, and for which rows it serves better than bitsandbytes' own. Knows devices and sizes."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
-from lora_kernels.native.bindings import CNf4Weight, native_ops
+from lora_kernels.native.bindings import native_ops
+from lora_kernels.nf4.weight import Nf4Weight
 from lora_kernels.triton_common.available import on_triton
 
-NF4_BLOCK = 64  # values that share an absmax
-NESTED_BLOCK = 256  # absmaxes that share one
 # On Triton; above it bitsandbytes' path, which dequantises the whole weight, has enough to do with it.
 NF4_MAX_ROWS = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Nf4Weight:
-    """packed uint8 [O * H / 2]; code float32 [16]; absmax float32 [O * H / 64], or uint8 with the three nested_*."""
-
-    packed: torch.Tensor
-    code: torch.Tensor
-    absmax: torch.Tensor
-    out_features: int
-    in_features: int
-    nested_code: torch.Tensor | None = None
-    nested_absmax: torch.Tensor | None = None
-    nested_offset: torch.Tensor | None = None
-
-    @classmethod
-    def of(cls, weight: torch.Tensor) -> Nf4Weight | None:
-        """bitsandbytes' Params4bit. None where it is not laid out as this module knows it."""
-        state = getattr(weight, "quant_state", None)
-        if state is None or state.quant_type != "nf4" or state.blocksize != NF4_BLOCK or weight.dtype != torch.uint8:
-            return None
-        if len(state.shape) != 2 or state.shape[1] % NF4_BLOCK or getattr(state, "packing_format_for_cpu", False):
-            return None
-        packed = weight.detach().reshape(-1)
-        outs, inputs = state.shape
-        if not state.nested:
-            return cls(packed, state.code, state.absmax, outs, inputs)
-        outer = state.state2
-        if outer.blocksize != NESTED_BLOCK:
-            return None
-        return cls(packed, state.code, state.absmax, outs, inputs, outer.code, outer.absmax, state.offset)
-
-    @cached_property
-    def _native(self) -> CNf4Weight:
-        pointers = (self.packed, self.code, *((None, self.absmax) if self.is_nested else (self.absmax, None)))
-        pointers += (self.nested_code, self.nested_absmax)
-        addresses = (None if tensor is None else tensor.data_ptr() for tensor in pointers)
-        offset = 0.0 if self.nested_offset is None else float(self.nested_offset)
-        return CNf4Weight(self.out_features, self.in_features, *addresses, offset)
-
-    @cached_property
-    def native_address(self) -> int:
-        return ctypes.addressof(self._native)
-
-    @property
-    def is_nested(self) -> bool:
-        """Whether the absmaxes are quantised too."""
-        return self.nested_code is not None
-
-
-def nf4_weights(weights: Sequence[torch.Tensor]) -> list[Nf4Weight]:
-    """Those of a group, or none where one of them is laid out otherwise."""
-    known = [packed for weight in weights if (packed := Nf4Weight.of(weight)) is not None]
-    return known if len(known) == len(weights) else []
 
 
 def on_nf4_kernel(x_TH: torch.Tensor) -> bool:

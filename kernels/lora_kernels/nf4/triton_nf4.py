@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 import triton.language as tl
 
-from lora_kernels.nf4.launcher import NF4_BLOCK, Nf4Weight
+from lora_kernels.nf4.weight import NF4_BLOCK, Nf4Weight
 from lora_kernels.triton_common.jit import device_function, dot, kernel, rounded
 from lora_kernels.triton_common.tiles import device_tiles
 

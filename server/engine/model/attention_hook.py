@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from lora_kernels.attention.launcher import AttentionRule, LayerCache, PagedBatch, paged_attention
+from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch
+from lora_kernels.attention.launcher import paged_attention
 
 IMPLEMENTATION = "multilora_paged"
 

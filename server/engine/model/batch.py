@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lora_kernels.attention.launcher import PagedBatch
+from lora_kernels.attention.batch import PagedBatch
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraTable
 from lora_kernels.transfer import to_device
 from server.engine.request import Request

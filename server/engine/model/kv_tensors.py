@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_kernels.attention.launcher import LayerCache
+from lora_kernels.attention.batch import LayerCache
 from lora_kernels.transfer import to_device
 from server.engine.model.base_model import BaseModel
 

@@ -14,7 +14,8 @@ from adapters_store.base.families import HEAD
 from lora_kernels.elementwise.launcher import rms_norm, silu_mul
 from lora_kernels.lora.batch import LoraBatch, LoraGroup
 from lora_kernels.lora.launcher import add_lora_delta, group_linear
-from lora_kernels.nf4.launcher import Nf4Weight, nf4_linear, nf4_weights, on_nf4_kernel
+from lora_kernels.nf4.launcher import nf4_linear, on_nf4_kernel
+from lora_kernels.nf4.weight import Nf4Weight, nf4_weights
 from server.engine.model.rope import fuse_rope
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from lora_kernels.attention import launcher
-from lora_kernels.attention.launcher import AttentionRule, LayerCache, PagedBatch, paged_attention
+from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch
+from lora_kernels.attention.launcher import paged_attention
+from lora_kernels.attention.reference import attention_reference
 from lora_kernels.native.bindings import native_ops
-from lora_kernels.reference import attention_reference
 
 BLOCK = 8
 

@@ -7,8 +7,8 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from lora_kernels.elementwise.launcher import rms_norm, rope_in_place, silu_mul
+from lora_kernels.elementwise.reference import rms_norm_reference, silu_mul_reference
 from lora_kernels.native.bindings import native_ops
-from lora_kernels.reference import rms_norm_reference, silu_mul_reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -10,8 +10,8 @@ from benchmarks.common.popularity import POPULARITIES, Popularity, choose_adapte
 from lora_kernels.lora import launcher
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraGroup
 from lora_kernels.lora.launcher import add_lora_delta, group_linear
+from lora_kernels.lora.reference import lora_delta_reference
 from lora_kernels.native.bindings import native_ops
-from lora_kernels.reference import lora_delta_reference
 from support.models.lora import random_table
 
 GROUP = LoraGroup((0, 1, 2), 96, (80, 33, 64))

@@ -11,8 +11,8 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
-from lora_kernels.nf4.launcher import NF4_BLOCK
 from lora_kernels.nf4.triton_nf4 import MAX_SPLITS, SUM_COLUMNS, nf4_kernel, sum_parts_kernel
+from lora_kernels.nf4.weight import NF4_BLOCK
 from lora_kernels.triton_common.tiles import SM_80, Nf4Tile
 from support.kernels.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE, Compiled, compile_for
 

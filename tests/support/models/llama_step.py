@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.roofline import MODELS
-from lora_kernels.attention.launcher import AttentionRule, LayerCache, PagedBatch, paged_attention
+from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch
+from lora_kernels.attention.launcher import paged_attention
 from lora_kernels.elementwise.launcher import rms_norm, rope_in_place, silu_mul
 from lora_kernels.lora.batch import LoraBatch, LoraGroup, LoraTable
 from lora_kernels.lora.launcher import add_lora_delta
-from lora_kernels.nf4.launcher import NESTED_BLOCK, NF4_BLOCK, Nf4Weight, nf4_linear
+from lora_kernels.nf4.launcher import nf4_linear
+from lora_kernels.nf4.weight import NESTED_BLOCK, NF4_BLOCK, Nf4Weight
 
 SHAPE = MODELS["8b"]
 HEAD_DIM = SHAPE.hidden // SHAPE.heads

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 
-from lora_kernels.nf4.launcher import Nf4Weight
+from lora_kernels.nf4.weight import Nf4Weight
 from support.kernels.triton_cases import normal
 
 

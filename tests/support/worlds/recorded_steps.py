@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lora_kernels.attention.launcher import PagedBatch
+from lora_kernels.attention.batch import PagedBatch
 from lora_kernels.captured import CapturedPagedBatch
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraTable
 from server.engine.model.batch import Batch

@@ -11,9 +11,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lora_kernels.attention import launcher
 from lora_kernels.attention import triton_launch as paged
-from lora_kernels.attention.launcher import AttentionRule, LayerCache, PagedBatch, paged_attention
+from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch
+from lora_kernels.attention.launcher import paged_attention
 from lora_kernels.attention.query_tiles import attention_tiles
-from lora_kernels.reference import attention_reference
+from lora_kernels.attention.reference import attention_reference
 from support.kernels.triton_cases import normal, relative_error
 
 PLAIN, WINDOW, SOFTCAP = AttentionRule(0.3), AttentionRule(0.3, window=10), AttentionRule(0.3, softcap=2.0)

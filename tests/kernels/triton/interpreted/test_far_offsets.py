@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from lora_kernels.attention.launcher import AttentionRule, LayerCache, PagedBatch
+from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch
+from lora_kernels.attention.reference import attention_reference
 from lora_kernels.attention.triton_launch import paged_attention_triton
 from lora_kernels.elementwise.launcher import rms_norm
+from lora_kernels.elementwise.reference import rms_norm_reference
 from lora_kernels.lora.batch import LoraBatch, LoraGroup, LoraTable
+from lora_kernels.lora.reference import lora_delta_reference
 from lora_kernels.lora.triton_launch import add_lora_delta_triton
-from lora_kernels.reference import attention_reference, lora_delta_reference, rms_norm_reference
 from lora_kernels.triton_common.available import triton_switch
 from support.kernels.triton_cases import normal, relative_error
 

@@ -14,9 +14,9 @@ from benchmarks.common.popularity import POPULARITIES, Popularity
 from lora_kernels.lora import launcher as linear
 from lora_kernels.lora import triton_launch as lora
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraGroup
+from lora_kernels.lora.reference import lora_delta_reference
 from lora_kernels.lora.row_tiles import row_tiles
 from lora_kernels.lora.triton_launch import add_lora_delta_triton
-from lora_kernels.reference import lora_delta_reference
 from lora_kernels.triton_common.tiles import DECODE_ROWS, PREFILL_ROWS, SM_80, DeviceTiles
 from support.kernels.triton_cases import normal, relative_error, row_slots, tolerance
 from support.models.lora import random_table

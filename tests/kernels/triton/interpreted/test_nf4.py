@@ -10,8 +10,9 @@ from bitsandbytes.functional import dequantize_4bit
 
 from lora_kernels.lora.batch import LoraGroup
 from lora_kernels.nf4 import triton_nf4 as nf4
-from lora_kernels.nf4.launcher import Nf4Weight, nf4_linear, nf4_weights
-from lora_kernels.reference import nf4_dequantize_reference
+from lora_kernels.nf4.launcher import nf4_linear
+from lora_kernels.nf4.reference import nf4_dequantize_reference
+from lora_kernels.nf4.weight import Nf4Weight, nf4_weights
 from lora_kernels.triton_common.available import triton_switch
 from server.engine.model import lora_layers
 from server.engine.model.lora_layers import LinearGroup, LoraState

@@ -1,0 +1,25 @@
+"""Plain torch, in float32, written to be read: the specification that every implementation is tested against."""
+
+from __future__ import annotations
+
+import torch
+
+from lora_kernels.lora.batch import LoraBatch, LoraGroup
+
+
+def lora_delta_reference(x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup) -> torch.Tensor:
+    """scale * (x A^T) B for each row's own adapter, zero for rows without one.
+
+    x_TH: [T, H]. Returns float32 [T, sum(out_features)]. Source: Punica (arXiv 2310.18547), S-LoRA (arXiv 2311.03285).
+    """
+    table = batch.table
+    y_TO = torch.zeros(len(x_TH), sum(group.out_features), dtype=torch.float32, device=x_TH.device)
+    for segment, slot in enumerate(batch.slots.tolist()):
+        rows = torch.from_numpy(batch.rows[batch.starts[segment] : batch.starts[segment + 1]]).long().to(x_TH.device)
+        for module, start, out in zip(group.module_rows, group.starts, group.out_features, strict=True):
+            rank = int(table.ranks[module, slot])
+            a_offset, b_offset = table.offsets[module, slot].tolist()
+            a_RH = table.arena[a_offset : a_offset + rank * group.in_features].view(rank, group.in_features).float()
+            b_RO = table.arena[b_offset : b_offset + rank * out].view(rank, out).float()
+            y_TO[rows, start : start + out] = x_TH[rows].float() @ a_RH.T @ b_RO * table.scales[module, slot]
+    return y_TO
