@@ -11,7 +11,8 @@ import traceback
 from pathlib import Path
 
 from lora_kernels.threads import hold_to_quota
-from trainer.failures import Exit, failure_of
+from trainer.failures import failure_of
+from trainer.run_folder.folder import Exit
 
 
 def main(arguments: list[str] | None = None) -> int:

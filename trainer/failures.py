@@ -1,34 +1,28 @@
-"""Which errors end a run how: exit code, and code, message and param for a user. Knows errors; knows no training."""
+"""How an error ends a run: its exit code, and a code, message and param for the user. Knows errors; trains nothing.
+
+A run that is out of memory gets the planner's advice: the changes that would fit the memory there is.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from enum import IntEnum
+
+import torch
 
 from adapters_store.base.families import UnsupportedBase
 from trainer.data.problems import DataRejected
 from trainer.loop import Diverged
-from trainer.model.memory import is_out_of_memory
+from trainer.model.memory import available_bytes, is_out_of_memory
+from trainer.model.ranks import own_device
+from trainer.planner.advice import advise, process_bytes
+from trainer.planner.shapes import PlanError
 from trainer.run_folder.events import is_disk_full
-from trainer.shortage import way_out
+from trainer.run_folder.folder import Exit, RunDirInUse
 from trainer.spec import TrainSpec
 from trainer.spec_fields import SpecError
 
-
-class Exit(IntEnum):
-    """What the process says to who started it. BAD_INPUT: the same input fails again; FAILED: another try may work."""
-
-    SUCCEEDED = 0
-    FAILED = 1
-    BAD_INPUT = 2
-    PAUSED = 3
-    CANCELLED = 4
-
-
-class RunDirInUse(ValueError):
-    """The run folder holds another run."""
-
-
+GENERAL_ADVICE = "smaller batch.micro_tokens, checkpointing: true, method: qlora or more ranks take less"
 _BAD_INPUT: tuple[tuple[type[Exception], str, str | None], ...] = (
     (UnsupportedBase, "unsupported_base", "base"),
     (Diverged, "diverged", "optim.learning_rate"),
@@ -39,7 +33,7 @@ _BAD_INPUT: tuple[tuple[type[Exception], str, str | None], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One failed run as it is told."""
+    """What the user is shown of a failed run."""
 
     exit: Exit
     code: str
@@ -52,7 +46,7 @@ class Failure:
 
 
 def failure_of(error: Exception, spec: TrainSpec | None = None) -> Failure:
-    """What to tell of any error that ends a run; spec: where there was one to run."""
+    """The failure of any error that ends a run. spec: None if it could not be read."""
     if isinstance(error, SpecError | DataRejected):
         return Failure(Exit.BAD_INPUT, error.code, error.message, error.param)
     for kind, code, param in _BAD_INPUT:
@@ -62,14 +56,32 @@ def failure_of(error: Exception, spec: TrainSpec | None = None) -> Failure:
 
 
 def _of_machine(error: Exception, spec: TrainSpec | None) -> Failure:
-    """Another try may end otherwise: on another machine, with more room, or after a repair."""
+    """Another attempt may succeed: on another machine, with more memory, or after a repair."""
     if is_disk_full(error):
-        message = "the run folder's disk is full; checkpoints that were whole before still are"
+        message = "the run folder's disk is full; earlier checkpoints are intact"
         return Failure(Exit.FAILED, "disk_full", message)
     if is_out_of_memory(error):
-        message = f"not enough memory ({_first_line(error)}); {way_out(spec)}"
+        message = f"not enough memory ({_first_line(error)}); {_memory_advice(spec)}"
         return Failure(Exit.FAILED, "out_of_memory", message, "batch.micro_tokens")
     return Failure(Exit.FAILED, "internal_error", f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _memory_advice(spec: TrainSpec | None) -> str:
+    """The changes that would fit, each with its bytes; general advice if the planner has none."""
+    if spec is None:
+        return GENERAL_ADVICE
+    try:
+        return "; ".join(_planned_advice(spec, own_device())) or f"by the plan it fits what is there; {GENERAL_ADVICE}"
+    except (PlanError, MemoryError):  # planning itself may need more memory than is left
+        return GENERAL_ADVICE
+
+
+def _planned_advice(spec: TrainSpec, device: torch.device) -> list[str]:
+    available = available_bytes(device)
+    if available is None:
+        return []
+    runtime = 0 if device.type == "cuda" else process_bytes(spec)
+    return advise(spec, available, devices=int(os.environ.get("WORLD_SIZE", "1")), runtime_bytes=runtime)
 
 
 def _first_line(error: Exception) -> str:

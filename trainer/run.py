@@ -17,7 +17,6 @@ from adapters_store.storage.filesystem import Filesystem
 from trainer.data.dataset import PreparedData, batches_of, prepare
 from trainer.data.examples import Examples
 from trainer.data.packing import InOrder
-from trainer.failures import Exit, RunDirInUse
 from trainer.loop import Loop
 from trainer.model.eva import start_from_data
 from trainer.model.memory import peak_bytes
@@ -29,6 +28,7 @@ from trainer.optim import make_optimizer
 from trainer.run_folder.checkpoint import Checkpoints
 from trainer.run_folder.control import Control
 from trainer.run_folder.events import EVENTS_FILE, RESULT_FILE, RunLog
+from trainer.run_folder.folder import Exit, RunDirInUse
 from trainer.run_folder.publish import exporter, publish, versions
 from trainer.spec import TrainSpec
 

@@ -1,8 +1,10 @@
-"""How much a tenant may ask of the job runner, and how much the runner takes on at once. Numbers only."""
+"""How much a tenant may ask of the job runner, how much the runner takes on at once, and the refusals of both."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+
+from adapters_store.errors import StoreError
 
 MIB = 1024 * 1024
 
@@ -29,3 +31,17 @@ class JobLimits:
             value = getattr(self, item.name)
             if value is not None and value <= 0:
                 raise ValueError(f"{item.name} must be positive, got {value}")
+
+
+class JobRefused(StoreError):
+    """The file or the job cannot be run; nothing was queued. HTTP 400 (413 for "too_large"), exit code 4."""
+
+
+class JobLimit(StoreError):
+    """The tenant has reached a limit: jobs at once, jobs a day, bytes or files. HTTP 429."""
+
+    def __init__(
+        self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(code, message, param=param)
+        self.retry_after_s = retry_after_s

@@ -13,15 +13,13 @@ from adapters_store.errors import Conflict, NotFound
 from adapters_store.storage.blobs import disk_full_is_an_answer
 from adapters_store.storage.database import Database
 from adapters_store.storage.names import check_name
-from server.jobs.errors import JobRefused
-from server.jobs.limits import JobLimits
+from server.jobs.limits import JobLimits, JobRefused
 from server.jobs.served_base import ServedBase
-from server.jobs.steps.onboarding import MIX_FILE, TRAINING_FILE, VALIDATION_FILE
 from server.jobs.store import job_rows
 from server.jobs.store.data_files import FileStore
 from server.jobs.store.job_request import JobRequest, build_spec
 from server.jobs.store.job_store import JobStore, NewJob
-from server.jobs.store.records import DataFile, Job
+from server.jobs.store.records import MIX_FILE, TRAINING_FILE, VALIDATION_FILE, DataFile, Job
 from trainer.data.jsonl import read_jsonl
 from trainer.data.problems import DataRejected
 

@@ -17,9 +17,10 @@ from adapters_store.storage.filesystem import Filesystem
 from server.demo.assets import demo_base_path
 from support.trainers.training import base_with_a_wider_tokenizer, demo_spec, write_chats
 from trainer.__main__ import trained
-from trainer.failures import Exit, failure_of
+from trainer.failures import failure_of
 from trainer.run import train
 from trainer.run_folder.events import read_events
+from trainer.run_folder.folder import Exit
 from trainer.spec import TrainSpec
 
 DATA_BYTES = 1 << 30

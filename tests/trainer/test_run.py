@@ -10,10 +10,10 @@ import torch
 
 from server.demo.assets import demo_base_path
 from support.trainers.training import STEPS, demo_spec, trained_weights, trainer_process, wait_for_step
-from trainer.failures import Exit, RunDirInUse
 from trainer.run import train
 from trainer.run_folder.control import CONTROL_FILE
 from trainer.run_folder.events import read_events
+from trainer.run_folder.folder import Exit, RunDirInUse
 from trainer.spec import TrainSpec
 
 

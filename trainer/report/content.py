@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.sample import Run
+from trainer.redaction import redact_folders
 from trainer.run_folder.events import RESULT_FILE, read_events
-from trainer.told import without_folders
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def collect(
     result = run_dir / RESULT_FILE
     return Report(
         title=title or run_dir.resolve().name,
-        spec=without_folders(dict(spec)),
-        result=without_folders(json.loads(result.read_text())) if result.exists() else {},
-        gate=without_folders(dict(gate)),
+        spec=redact_folders(dict(spec)),
+        result=redact_folders(json.loads(result.read_text())) if result.exists() else {},
+        gate=redact_folders(dict(gate)),
         curves=curves_of(list(read_events(run_dir))),
         samples=list(samples),
         trained_on=[list(runs) for runs in trained_on],

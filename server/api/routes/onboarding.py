@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 
 from server.api.auth import Caller
 from server.api.wire.errors import ApiError, to_api_error
-from server.jobs.errors import JobLimit, JobRefused
+from server.jobs.limits import JobLimit, JobRefused
 from server.jobs.service import Onboarding
 
 

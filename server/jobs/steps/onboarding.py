@@ -19,7 +19,7 @@ from server.jobs.steps.gate import GateStep, verdict_in
 from server.jobs.steps.memory import DISK_BYTES, advice, free_bytes, free_disk_bytes
 from server.jobs.steps.training import SPEC_FILE, TRAINER_KILLED, Outcome, Training, result_of
 from server.jobs.store.job_store import JobStore
-from server.jobs.store.records import Job, JobFailure, JobStatus, Level
+from server.jobs.store.records import MIX_FILE, TRAINING_FILE, VALIDATION_FILE, Job, JobFailure, JobStatus, Level
 from trainer.data.jsonl import read_jsonl
 from trainer.data.problems import DataRejected
 from trainer.spec import SpecError, TrainSpec
@@ -27,7 +27,6 @@ from trainer.spec import SpecError, TrainSpec
 if TYPE_CHECKING:
     from adapters_store.store import AdapterStore
 
-TRAINING_FILE, VALIDATION_FILE, MIX_FILE = "training.jsonl", "validation.jsonl", "mix.jsonl"
 _PARAMS = {TRAINING_FILE: "training_file", VALIDATION_FILE: "validation_file", MIX_FILE: "mix_file"}
 
 

@@ -15,8 +15,7 @@ from adapters_store.storage.database import Database, now_s
 from adapters_store.storage.filesystem import Filesystem
 from adapters_store.storage.schema import files, tenants
 from adapters_store.versions import registry
-from server.jobs.errors import JobLimit, JobRefused
-from server.jobs.limits import JobLimits
+from server.jobs.limits import JobLimit, JobLimits, JobRefused
 from server.jobs.store.data_blobs import DataBlobs
 from server.jobs.store.records import DataFile
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from server.jobs.errors import JobRefused
-from server.jobs.limits import JobLimits
+from server.jobs.limits import JobLimits, JobRefused
 from server.jobs.served_base import ServedBase
 from trainer.spec import AdapterSpec, BatchSpec, OptimSpec, SpecError, TrainSpec
 

@@ -17,11 +17,10 @@ from adapters_store.parsing.strict_json import shown
 from adapters_store.storage import audit
 from adapters_store.storage.database import Database, now_s
 from adapters_store.versions import registry
-from server.jobs.errors import JobLimit
-from server.jobs.limits import JobLimits
+from server.jobs.limits import JobLimit, JobLimits
 from server.jobs.store import job_rows
 from server.jobs.store.records import WORKING, Job, JobCheckpoint, JobEvent, JobFailure, JobStatus, Level
-from trainer.told import without_folders
+from trainer.redaction import redact_folders
 
 DAY_S = 86_400
 _IDLE = (JobStatus.VALIDATING, JobStatus.QUEUED, JobStatus.PAUSED)
@@ -187,7 +186,7 @@ class JobStore:
         values: dict[str, Any] = {"status": status, "finished_at": now_s()}
         message = f"The job has {status}" if status is not JobStatus.CANCELLED else "The job has been cancelled"
         if failure is not None:
-            reason = without_folders(failure.message)
+            reason = redact_folders(failure.message)
             values |= {"error_code": failure.code, "error_message": reason, "error_param": failure.param}
             message = f"{message}: {reason}"
         level: Level = "error" if failure is not None else "info"
@@ -201,8 +200,8 @@ class JobStore:
         """The worker's: an event, once per key."""
         with self._database.write(changes_answers=False) as connection:
             if job_rows.find_job(connection, job.id) is not None:  # else its tenant was deleted
-                told = without_folders(message)
-                job_rows.add_event(connection, job, key, told, level=level, data=without_folders(data))
+                told = redact_folders(message)
+                job_rows.add_event(connection, job, key, told, level=level, data=redact_folders(data))
 
     def record(self, job: Job, values: Mapping[str, Any], told: Collection[Mapping[str, Any]] = ()) -> None:
         """The worker's: a heartbeat with what has happened since: columns, metric events, checkpoints ("step")."""

@@ -8,6 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
+TRAINING_FILE, VALIDATION_FILE, MIX_FILE = "training.jsonl", "validation.jsonl", "mix.jsonl"  # in a job's folder
+
 
 class JobStatus(StrEnum):
     """OpenAI's statuses, and `paused`."""

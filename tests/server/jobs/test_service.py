@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapters_store.errors import Conflict, StoreError
-from server.jobs.errors import JobLimit, JobRefused
-from server.jobs.limits import JobLimits
+from server.jobs.limits import JobLimit, JobLimits, JobRefused
 from server.jobs.served_base import ServedBase
 from server.jobs.store.job_request import JobRequest
 from server.jobs.store.records import JobStatus

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from support.trainers.training import demo_spec, trained_weights
-from trainer.failures import Exit
 from trainer.run import train
 from trainer.run_folder.events import read_events
+from trainer.run_folder.folder import Exit
 from trainer.spec import TrainSpec
 
 ROOT = Path(__file__).parents[3]

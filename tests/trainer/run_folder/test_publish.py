@@ -19,10 +19,10 @@ from server.demo.assets import demo_base_path
 from server.engine.model.base_model import load_base
 from support.models.packed_forward import PackedForward
 from support.trainers.training import STEPS, demo_spec
-from trainer.failures import Exit
 from trainer.model.model import load
 from trainer.run import train
 from trainer.run_folder.checkpoint import load_weights
+from trainer.run_folder.folder import Exit
 
 TOKENS = [5, 300, 17, 42, 9, 1200, 33]
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -19,9 +19,9 @@ from server.demo.recipe.manners import Manner
 from server.jobs.gate.process import Precision, gate_run, main
 from support.trainers.training import base_with_a_wider_tokenizer
 from support.trainers.training_data import chat, chats, write_jsonl
-from trainer.failures import Exit
 from trainer.gate.gate import GateResult
 from trainer.run import train
+from trainer.run_folder.folder import Exit
 from trainer.spec import TrainSpec
 
 FLOAT32 = Precision(dtype="float32")

@@ -9,8 +9,7 @@ import pytest
 
 from adapters_store.errors import NotFound, StoreError
 from adapters_store.storage.filesystem import Filesystem
-from server.jobs.errors import JobLimit, JobRefused
-from server.jobs.limits import JobLimits
+from server.jobs.limits import JobLimit, JobLimits, JobRefused
 from server.jobs.store.data_files import FileStore
 from support.servers.job_world import JobWorld
 

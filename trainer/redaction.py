@@ -10,12 +10,12 @@ from typing import Any
 _ABSOLUTE = re.compile(r"(?<![\w.:/~-])/(?:[^\s/'\"<>]+/)+([^\s/'\"<>]*)")
 
 
-def without_folders(value: Any) -> Any:
+def redact_folders(value: Any) -> Any:
     """The same value, its texts with every absolute path cut to its last part. Mappings and lists are gone through."""
     if isinstance(value, str):
         return _ABSOLUTE.sub(r"\1", value)
     if isinstance(value, Mapping):
-        return {key: without_folders(each) for key, each in value.items()}
+        return {key: redact_folders(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [without_folders(each) for each in value]
+        return [redact_folders(each) for each in value]
     return value

@@ -9,9 +9,9 @@ import pytest
 
 from server.jobs.store.records import JobFailure, JobStatus
 from support.servers.job_world import JobWorld
+from trainer.redaction import redact_folders
 from trainer.report.content import collect
 from trainer.report.page import render
-from trainer.told import without_folders
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,8 @@ from trainer.told import without_folders
     ],
 )
 def test_absolute_paths_are_cut_to_their_last_part(told: str, shown: str) -> None:
-    assert without_folders(told) == shown
-    assert without_folders({"x": [told, {"y": told}], "n": 1.5, "t": (None, told)}) == {
+    assert redact_folders(told) == shown
+    assert redact_folders({"x": [told, {"y": told}], "n": 1.5, "t": (None, told)}) == {
         "x": [shown, {"y": shown}],
         "n": 1.5,
         "t": [None, shown],
