@@ -15,7 +15,7 @@ from adapters_store.store import AdapterStore
 from benchmarks.common.shapes import shape_for
 from benchmarks.common.workload import bench_engine
 from server.api.app import create_app
-from server.api.edge.server import ListenSettings, build_server
+from server.api.edge.connections.server import ListenSettings, build_server
 from server.api.settings import ApiSettings
 from server.cli.serve.options import MAX_BATCH_TOKENS
 from server.engine.schedule import SchedulerSettings
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app = create_app(engine=parts.worker, store=store, settings=ApiSettings(data_dir=options.data_dir, auth="off"))
         listener.bind(("127.0.0.1", 0))
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-        build_server(app, ListenSettings(grace_s=2)).run(sockets=[listener])
+        build_server(app, app.state.context.settings, ListenSettings(grace_s=2)).run(sockets=[listener])
     store.close()
 
 

@@ -19,7 +19,6 @@ from server.api.edge.request_boundary import RequestBoundary
 from server.api.edge.upload_slots import UploadSlots
 from server.api.engine_client import EngineClient
 from server.api.generation import chat, completions
-from server.api.generation.call_meter import CallRecord
 from server.api.routes import (
     adapters,
     admin,
@@ -35,6 +34,7 @@ from server.api.routes import (
 from server.api.routes import usage as usage_routes
 from server.api.settings import ApiSettings
 from server.api.telemetry import metrics
+from server.api.telemetry.call_record import CallRecord
 from server.api.telemetry.metrics import ApiMetrics
 from server.api.telemetry.tracing import Tracing
 from server.api.telemetry.usage_ledger import UsageLedger

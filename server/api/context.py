@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -17,12 +17,10 @@ from server.api.edge.rate_limits import RateLimits
 from server.api.edge.upload_slots import UploadSlots
 from server.api.engine_client import EngineClient
 from server.api.settings import ApiSettings
+from server.api.telemetry.call_record import CallRecord
 from server.api.telemetry.metrics import ApiMetrics
 from server.api.telemetry.usage_ledger import UsageLedger
 from server.api.wire.heavy_work import HeavyWork
-
-if TYPE_CHECKING:
-    from server.api.generation.call_meter import CallRecord
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.edge import request_context as request_log
-from server.api.edge.answer_headers import collect_headers
+from server.api.edge.request_context import collect_headers
 from server.api.telemetry.metrics import ApiMetrics
 from server.api.wire.errors import CLIENT_CLOSED_REQUEST, internal_error
 

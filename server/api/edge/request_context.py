@@ -1,16 +1,18 @@
-"""One line for each answer, and the request's id on every line that is written on its behalf. Knows no format.
+"""What gathers on the way of a request: its log line, its id on every other line, the headers of its answer.
 
-What is known of a request gathers in a context variable, because it belongs to the call from its first to its last
-frame, threads included, and the layers between need not carry it.
+Both gather in context variables, because they belong to the request from its first to its last frame, threads included.
+The outermost layer begins and ends them outside of any route, so no dependency can carry them. Knows no log format.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
 _fields: ContextVar[dict[str, Any] | None] = ContextVar("multilora_request", default=None)
+_headers: ContextVar[dict[str, str] | None] = ContextVar("multilora_answer_headers", default=None)
 _access = logging.getLogger("server.api.access")
 _QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
 
@@ -47,3 +49,17 @@ class RequestIdFilter(logging.Filter):
         known = _fields.get()
         record.request_id = "-" if known is None else known["request_id"]
         return True
+
+
+def collect_headers() -> dict[str, str]:
+    """For the outermost layer: the headers that this call will have asked for by the time it is answered."""
+    headers: dict[str, str] = {}
+    _headers.set(headers)
+    return headers
+
+
+def answer_with(headers: Mapping[str, str]) -> None:
+    """From anywhere inside the call: put these on its answer, success or failure."""
+    collected = _headers.get()
+    if collected is not None:
+        collected.update(headers)

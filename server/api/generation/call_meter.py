@@ -4,28 +4,12 @@ for the log and the traces. Decides what is measured; knows no route and no sock
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 
 from server.api.edge.request_context import note
 from server.api.generation.call import Call
+from server.api.telemetry.call_record import CallRecord
 from server.api.telemetry.metrics import ApiMetrics
 from server.engine.request import TokenEvent
-
-
-@dataclass(slots=True)
-class CallRecord:
-    """Times are seconds of time.perf_counter(), None where it did not come so far. The first sequence's count."""
-
-    call: Call
-    start_s: float
-    end_s: float = 0.0
-    first_scheduled_s: float | None = None
-    first_token_s: float | None = None
-    num_prompt_tokens: int = 0
-    num_cached_tokens: int = 0
-    num_output_tokens: int = 0
-    finish_reasons: list[str] = field(default_factory=list)
-    error_code: str | None = None
 
 
 class CallMeter:
@@ -39,7 +23,14 @@ class CallMeter:
         self._num_prompt_tokens = [0] * len(call.requests)
         self._num_cached_tokens = [0] * len(call.requests)
         self._last_s: list[float | None] = [None] * len(call.requests)
-        self._record = CallRecord(call, time.perf_counter())
+        self._record = CallRecord(
+            call_id=call.id,
+            tenant=call.target.tenant,
+            model=call.target.model,
+            adapter=call.target.label,
+            num_sequences=len(call.requests),
+            start_s=time.perf_counter(),
+        )
 
     def saw(self, index: int, event: TokenEvent, now_s: float) -> None:
         self._num_prompt_tokens[index] = event.num_prompt_tokens or self._num_prompt_tokens[index]
@@ -96,12 +87,11 @@ class CallMeter:
 
 def _log(record: CallRecord, aborted: int) -> None:
     """What the access log says of a generation."""
-    target = record.call.target
     first_s = record.first_token_s
     note(
-        call=record.call.id,
-        tenant=target.tenant,
-        adapter=target.label,
+        call=record.call_id,
+        tenant=record.tenant,
+        adapter=record.adapter,
         prompt_tokens=record.num_prompt_tokens,
         cached_tokens=record.num_cached_tokens,
         completion_tokens=record.num_output_tokens,

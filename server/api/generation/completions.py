@@ -12,18 +12,18 @@ from adapters_store.accounts.keys import Scope
 from adapters_store.parsing.strict_json import shown
 from server.api.auth import CallerDep, guarded
 from server.api.context import ApiContext, ContextDep
-from server.api.edge.quota_gate import AdmissionDep
 from server.api.edge.rate_limits import Admission
+from server.api.generation.admission import AdmissionDep, DeadlineDep
 from server.api.generation.call import Call, TokenBudget, check_counts, inline_or_heavy, plan_call, tokens_of
 from server.api.generation.call_tally import whole_answer
-from server.api.generation.deadline import DeadlineDep
 from server.api.generation.logprobs import CompletionLogprobs, Entries
 from server.api.generation.sampling import sampling_params
-from server.api.generation.schemas_completions import CompletionBody
+from server.api.generation.schemas import CompletionBody
 from server.api.generation.streaming import ChunkWriter, TokenStream, check_stream_options, finish_json
 from server.api.generation.whole import Choice, collect
+from server.api.request_body import json_body
 from server.api.target import Target, resolve_target
-from server.api.wire.json_body import body_schema, json_body
+from server.api.wire.json_body import body_schema
 from server.api.wire.json_text import json_string, json_text
 from server.engine.request import TokenEvent, TokenLogprob
 from server.engine.sampling_params import InvalidRequest

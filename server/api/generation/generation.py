@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, contextmanager
 from starlette.types import Receive
 
 from server.api.context import ApiContext
-from server.api.edge.answer_headers import answer_with
 from server.api.edge.event_bridge import Inbox, IndexedEvent
+from server.api.edge.request_context import answer_with
 from server.api.generation.call import Call
 from server.api.generation.call_meter import CallMeter
 from server.api.wire.errors import ApiError, engine_dead, from_engine

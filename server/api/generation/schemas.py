@@ -1,55 +1,22 @@
-"""What both generation routes accept. A field is listed or refused; a listed field is honoured or must be neutral."""
+"""What the generation routes accept. A field is listed or refused; a listed field is honoured or must be neutral."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.wire.json_text import json_text
-from server.engine.sampling_params import MAX_LOGIT_BIAS
+from server.api.wire.body import Absent, Body, Empty, Metadata, Text, at_most, neutral
+from server.engine.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS
+from server.engine.text.chat_options import MAX_TEMPLATE_VARIABLES, TemplateValue
 
-MAX_USER_CHARS = 512
-MAX_METADATA_ENTRIES = 16
 MAX_STOP_TOKEN_IDS = 128
+MAX_MESSAGES = 4096
+MESSAGE_WEIGHT = 32  # of a template's step for one message, next to a character to tokenise
 
-
-class Body(BaseModel):
-    """Strict: no number from a string, no bool as an int, no unknown field."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_unknown_field_is_enough(cls, value: Any) -> Any:
-        """A refusal names one field, so an object with a hundred thousand unknown ones makes one error, not as many."""
-        if not isinstance(value, dict) or value.keys() <= cls.model_fields.keys():
-            return value
-        unknown = next(name for name in value if name not in cls.model_fields)
-        return {**{name: value[name] for name in cls.model_fields if name in value}, unknown: value[unknown]}
-
-
-class _Neutral:
-    """Accepts the values under which a feature we lack changes nothing; refuses the others by the field's name."""
-
-    def __init__(self, *values: Any) -> None:
-        self.values = (None, *values)
-
-    def __call__(self, value: Any) -> None:
-        if value not in self.values:
-            allowed = " or ".join(map(json_text, self.values))
-            raise PydanticCustomError(
-                "unsupported_parameter", "not supported here; leave it out or send {allowed}", {"allowed": allowed}
-            )
-
-
-def neutral(*values: Any) -> Any:
-    return PlainValidator(_Neutral(*values), json_schema_input_type=Any)
-
-
-Empty = Annotated[None, neutral([])]
-Absent = Annotated[None, neutral()]
+Role = Literal["system", "developer", "user", "assistant"]
+Prompt = str | tuple[int, ...]
 
 
 def _stop_strings(value: Any) -> tuple[str, ...]:
@@ -63,22 +30,6 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
 
 
 Stop = Annotated[tuple[str, ...], PlainValidator(_stop_strings, json_schema_input_type=str | list[str] | None)]
-
-
-def at_most(limit: int) -> Any:
-    """Counts an object's members before any is looked at: pydantic's own bound looks at all of them first."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > limit:
-            given = {"limit": limit, "count": len(value)}
-            raise PydanticCustomError("too_many_entries", "takes at most {limit} entries, has {count}", given)
-        return value
-
-    return BeforeValidator(check)
-
-
-Text = Annotated[str, Field(max_length=MAX_USER_CHARS)]
-Metadata = Annotated[dict[Text, Text], Field(max_length=MAX_METADATA_ENTRIES), at_most(MAX_METADATA_ENTRIES)]
 
 
 class StreamOptions(Body):
@@ -126,3 +77,124 @@ class GenerationBody(Body):
     @property
     def num_choices(self) -> int:
         return self.n or 1
+
+
+def _prompts(value: Any) -> tuple[Prompt, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not value:
+        raise PydanticCustomError("invalid_type", "must be a string, a list of token ids, or a list of either")
+    if type(value[0]) is int:
+        return (_token_ids(value),)
+    return tuple(member if isinstance(member, str) else _token_ids(member) for member in value)
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not set(map(type, value)) <= {int}:
+        raise PydanticCustomError("invalid_type", "a prompt must be a string or a list of integers")
+    return tuple(value)
+
+
+class CompletionBody(GenerationBody):
+    """OpenAI's completions request, and the usual fields beyond. best_of is accepted where it changes nothing."""
+
+    prompt: Annotated[
+        tuple[Prompt, ...],
+        PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    ]
+    best_of: Annotated[int, Field(ge=1)] | None = None
+    echo: bool | None = None
+    logprobs: int | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    add_special_tokens: bool | None = None
+    suffix: Absent = None
+
+
+def _content_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value:
+        return "".join(map(_part_text, value))
+    raise PydanticCustomError("invalid_type", "must be a string or a list of text parts")
+
+
+def _part_text(part: Any) -> str:
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise PydanticCustomError("invalid_type", "a content part must be an object with a type")
+    if part["type"] != "text":
+        kind = part["type"][:40]
+        raise PydanticCustomError("unsupported_value", "content parts of type {kind} are not supported", {"kind": kind})
+    given = {name for name, value in part.items() if value is not None}
+    if not isinstance(part.get("text"), str) or given != {"type", "text"}:
+        raise PydanticCustomError("invalid_value", "a text part has exactly the fields type and text")
+    text: str = part["text"]
+    return text
+
+
+Content = Annotated[str, PlainValidator(_content_text, json_schema_input_type=str | list[dict[str, str]])]
+
+
+class Message(Body):
+    """One turn. `developer` is today's name of `system`. Fields of an answer of ours may come back as they went out.
+
+    A client replays what its library made of an answer, with null for all that the library knows and the answer lacked:
+    null is the same as absent, whatever the field. An assistant's turn may have no content.
+    """
+
+    role: Role
+    content: Content
+    name: Text | None = None
+    refusal: Absent = None
+    annotations: Empty = None
+    audio: Absent = None
+    function_call: Absent = None
+    tool_calls: Empty = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, turn: Any) -> Any:
+        if not isinstance(turn, dict):
+            return turn
+        given = {name: value for name, value in turn.items() if value is not None or name in ("role", "content")}
+        if given.get("role") == "assistant" and given.get("content") is None:
+            given["content"] = ""
+        return given
+
+    @property
+    def weight(self) -> int:
+        """What it takes to render and tokenise, in characters."""
+        return len(self.content) + len(self.name or "") + MESSAGE_WEIGHT
+
+    def for_template(self) -> dict[str, str]:
+        named = {"name": self.name} if self.name is not None else {}
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content, **named}
+
+
+TemplateVariables = Annotated[
+    dict[str, TemplateValue], Field(max_length=MAX_TEMPLATE_VARIABLES), at_most(MAX_TEMPLATE_VARIABLES)
+]
+
+
+class ChatBody(GenerationBody):
+    """OpenAI's chat request, and the usual fields beyond."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    parallel_tool_calls: bool | None = None
+    audio: Absent = None
+    function_call: Annotated[None, neutral("none", "auto")] = None
+    functions: Empty = None
+    modalities: Annotated[None, neutral(["text"])] = None
+    prediction: Absent = None
+    reasoning_effort: Annotated[None, neutral("none")] = None
+    response_format: Annotated[None, neutral({"type": "text"})] = None
+    tool_choice: Annotated[None, neutral("none", "auto")] = None
+    tools: Empty = None
+    verbosity: Annotated[None, neutral("medium")] = None
+    web_search_options: Absent = None

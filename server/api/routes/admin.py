@@ -10,8 +10,9 @@ from pydantic import Field
 from adapters_store.versions.records import Tenant
 from server.api.auth import require_admin
 from server.api.context import ApiContext, ContextDep, off_loop
-from server.api.generation.schemas import Body
-from server.api.wire.json_body import body_schema, json_body
+from server.api.request_body import json_body
+from server.api.wire.body import Body
+from server.api.wire.json_body import body_schema
 from server.api.wire.paging import DEFAULT_LIMIT, After, Limit, page
 
 

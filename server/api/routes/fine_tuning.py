@@ -12,11 +12,12 @@ from starlette.responses import FileResponse
 from adapters_store.accounts.keys import Scope
 from server.api.auth import Caller, CallerDep, guarded, require_admin
 from server.api.context import ContextDep, off_loop
+from server.api.request_body import json_body
 from server.api.routes.fine_tuning_schemas import NewFineTuningJob, Override
 from server.api.routes.onboarding import OnboardingDep, owner
 from server.api.routes.uploads import ensure_tenant
 from server.api.wire.errors import ApiError
-from server.api.wire.json_body import body_schema, json_body
+from server.api.wire.json_body import body_schema
 from server.api.wire.paging import After, page
 from server.jobs.service import Onboarding
 from server.jobs.store.objects import checkpoint_object, event_object, job_object

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.generation.schemas import Absent, Body, Empty, Metadata
+from server.api.wire.body import Absent, Body, Empty, Metadata
 from server.jobs.store.job_request import MIX_KNOB, JobRequest
 
 Id = Annotated[str, Field(min_length=1, max_length=128)]

@@ -11,8 +11,9 @@ from pydantic import Field
 from adapters_store.versions.records import Quotas
 from server.api.auth import require_admin
 from server.api.context import ContextDep, off_loop
-from server.api.generation.schemas import Body
-from server.api.wire.json_body import body_schema, json_body
+from server.api.request_body import json_body
+from server.api.wire.body import Body
+from server.api.wire.json_body import body_schema
 
 Count = Annotated[int, Field(ge=0, lt=2**63)] | None
 

@@ -19,11 +19,12 @@ from adapters_store.versions.records import AdapterVersion
 from server.api.auth import Caller, CallerDep, guarded
 from server.api.context import ApiContext, ContextDep, off_loop
 from server.api.edge.body_limits import UPLOAD_PATH
-from server.api.generation.schemas import Body
+from server.api.request_body import json_body
 from server.api.routes.adapters import with_versions
 from server.api.target import model_not_found, tenant_and_ref
+from server.api.wire.body import Body
 from server.api.wire.errors import ApiError
-from server.api.wire.json_body import body_schema, json_body
+from server.api.wire.json_body import body_schema
 
 
 class Canary(Body):

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI
 
-from server.api.generation.call_meter import CallRecord
+from server.api.telemetry.call_record import CallRecord
 
 _UNTRACED = "/health,/ready,/metrics"
 
@@ -92,18 +92,17 @@ class OtlpTracing:
 
 
 def _attributes(record: CallRecord) -> dict[str, Any]:
-    target = record.call.target
     return {
         "gen_ai.system": "multilora",
-        "gen_ai.request.model": target.model,
-        "gen_ai.response.id": record.call.id,
+        "gen_ai.request.model": record.model,
+        "gen_ai.response.id": record.call_id,
         "gen_ai.response.finish_reasons": record.finish_reasons,
         "gen_ai.usage.input_tokens": record.num_prompt_tokens,
         "gen_ai.usage.output_tokens": record.num_output_tokens,
         "multilora.cached_tokens": record.num_cached_tokens,
-        "multilora.tenant": target.tenant,
-        "multilora.adapter": target.label,
-        "multilora.sequences": len(record.call.requests),
+        "multilora.tenant": record.tenant,
+        "multilora.adapter": record.adapter,
+        "multilora.sequences": record.num_sequences,
     }
 
 

@@ -1,47 +1,20 @@
-"""Reads a request's JSON body into a schema, and says in OpenAI's words what is wrong with it."""
+"""Parses a JSON body into a schema, and says in OpenAI's words what is wrong with it. Knows no request."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from adapters_store.parsing.strict_json import shown
-from server.api.auth import CallerDep
-from server.api.context import ContextDep
 from server.api.wire.errors import ApiError
-from server.api.wire.json_text import WHOLE_BYTES, MalformedJson, parse_json
+from server.api.wire.json_text import MalformedJson, parse_json
 
 M = TypeVar("M", bound=BaseModel)
 
 _CODES = {"extra_forbidden": "unknown_parameter", "missing": "missing_required_parameter"}
 _OWN_CODES = frozenset({"unsupported_parameter", "unsupported_value", "invalid_type", "invalid_value"})
 _MAX_SHOWN = 80
-SMALL_BYTES = 1 << 20  # of bodies that hold settings; the largest is a job with a pattern for each module
-
-
-def json_body(model: type[M], *, max_bytes: int | None = SMALL_BYTES) -> Callable[..., Awaitable[M]]:
-    """A dependency that yields the body as `model`. max_bytes None: what the server allows for all bodies.
-
-    Raises ApiError 400, 413, or 415 for another content type. A long body is read and checked off the event loop.
-    """
-
-    async def read(request: Request, caller: CallerDep, context: ContextDep) -> M:
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
-            message = f"Content-Type must be application/json, got {shown(media_type)}"
-            raise ApiError(415, "unsupported_media_type", message)
-        body = await request.body()
-        if max_bytes is not None and len(body) > max_bytes:
-            raise ApiError(413, "too_large", f"the body must have at most {max_bytes} bytes, got {len(body)}")
-        if len(body) <= WHOLE_BYTES:
-            return parse_body(model, body)
-        return await context.heavy.run(caller.tenant, lambda: parse_body(model, body))
-
-    return read
 
 
 def parse_body(model: type[M], body: bytes) -> M:

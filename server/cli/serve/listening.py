@@ -60,12 +60,13 @@ class HttpServer:
     """An app served on a thread, so that the main thread keeps the signals. drain_s: see `stop`."""
 
     def __init__(self, app: FastAPI, listener: socket.socket, *, drain_s: float = DRAIN_S) -> None:
-        from server.api.edge.server import ListenSettings, build_server
+        from server.api.edge.connections.server import ListenSettings, build_server
 
         self._listener = listener
         self._drain_s = drain_s
-        self._draining: Draining = app.state.context.draining
-        self._server = build_server(app, ListenSettings(grace_s=_LAST_WORDS_S))
+        context = app.state.context
+        self._draining: Draining = context.draining
+        self._server = build_server(app, context.settings, ListenSettings(grace_s=_LAST_WORDS_S))
         self._thread = threading.Thread(target=self._run, name="http")
         self._error: Exception | None = None
 

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from adapters_store.store import AdapterStore
 from server.api.app import create_app
 from server.api.engine_client import EngineClient
-from server.api.generation.schemas_chat import ChatBody
-from server.api.generation.schemas_completions import CompletionBody
+from server.api.generation.schemas import ChatBody, CompletionBody
 from server.api.settings import ApiSettings
 
 SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([10**9, 2**70, 0.5, 1e308, -1.0])

@@ -11,7 +11,7 @@ from typing import get_args
 
 from fastapi import FastAPI
 
-from server.api.edge.server import ListenSettings, Loop, build_server
+from server.api.edge.connections.server import ListenSettings, Loop, build_server
 
 LOOPS: tuple[Loop, ...] = get_args(Loop)
 
@@ -19,7 +19,7 @@ LOOPS: tuple[Loop, ...] = get_args(Loop)
 @contextmanager
 def serving(app: FastAPI, *, send_buffer_bytes: int | None = None, loop: Loop = "asyncio") -> Iterator[str]:
     """The app's base URL, reachable through a socket."""
-    server = build_server(app, ListenSettings(port=0, grace_s=2, loop=loop))
+    server = build_server(app, app.state.context.settings, ListenSettings(port=0, grace_s=2, loop=loop))
     with socket.socket() as listener:
         if send_buffer_bytes is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)

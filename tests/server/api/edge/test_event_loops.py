@@ -14,7 +14,7 @@ import pytest
 import uvloop
 from fastapi import FastAPI
 
-from server.api.edge.server import ListenSettings, build_server
+from server.api.edge.connections.server import ListenSettings, build_server
 from support.servers.live_server import LOOPS, Loop, serving
 from support.servers.raw_http import dial, head, read_response
 
@@ -34,7 +34,7 @@ def url(app: FastAPI, loop: Loop) -> Iterator[str]:
 
 
 def test_the_server_runs_on_the_loop_that_it_is_given(app: FastAPI, loop: Loop) -> None:
-    factory = build_server(app, ListenSettings(loop=loop)).config.get_loop_factory()
+    factory = build_server(app, app.state.context.settings, ListenSettings(loop=loop)).config.get_loop_factory()
     assert factory is not None
     made = factory()
     made.close()
@@ -43,7 +43,10 @@ def test_the_server_runs_on_the_loop_that_it_is_given(app: FastAPI, loop: Loop) 
 
 def test_an_environment_does_not_choose_the_loop(app: FastAPI) -> None:
     """uvicorn's own default takes uvloop wherever it is installed."""
-    assert build_server(app, ListenSettings()).config.get_loop_factory() is asyncio.SelectorEventLoop
+    assert (
+        build_server(app, app.state.context.settings, ListenSettings()).config.get_loop_factory()
+        is asyncio.SelectorEventLoop
+    )
 
 
 def test_plain_and_streamed_answers_come(url: str, keys: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from server.api.edge.http_messages import MAX_PIPELINED
+from server.api.edge.connections.http_messages import MAX_PIPELINED
 from server.api.settings import ApiSettings
 from support.servers.live_server import LOOPS, serving
 from support.servers.raw_http import dial, head, read_response

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import uvicorn
 from fastapi import FastAPI
 
-from server.api.context import ApiContext
-from server.api.edge.accepting import Acceptor
-from server.api.edge.connection import protocol_with
-from server.api.edge.http_messages import whole_response
+from server.api.edge.connections.acceptor import Acceptor
+from server.api.edge.connections.connection import protocol_with
+from server.api.edge.connections.http_messages import whole_response
+from server.api.settings import ApiSettings
 from server.api.wire.errors import ApiError
 
 Loop = Literal["asyncio", "uvloop"]
@@ -67,16 +67,14 @@ class BoundedServer(uvicorn.Server):
         await super().shutdown(self._listeners)
 
 
-def build_server(app: FastAPI, listen: ListenSettings) -> BoundedServer:
+def build_server(app: FastAPI, settings: ApiSettings, listen: ListenSettings) -> BoundedServer:
     """The server, not yet running: `run()` blocks until a signal, `should_exit = True` stops it from any thread."""
-    context = app.state.context
-    assert isinstance(context, ApiContext)
     config = uvicorn.Config(
         app,
         host=listen.host,
         port=listen.port,
         loop=listen.loop,
-        http=protocol_with(context.settings),
+        http=protocol_with(settings),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -87,4 +85,4 @@ def build_server(app: FastAPI, listen: ListenSettings) -> BoundedServer:
         timeout_keep_alive=listen.keep_alive_s,
         timeout_graceful_shutdown=listen.grace_s,
     )
-    return BoundedServer(config, context.settings.max_connections)
+    return BoundedServer(config, settings.max_connections)

@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from typing import cast
 
-from server.api.edge.http_messages import BoundedMessages
+from server.api.edge.connections.http_messages import BoundedMessages
 from server.api.settings import ApiSettings
 from server.api.wire.errors import ApiError
 

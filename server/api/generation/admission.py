@@ -1,0 +1,48 @@
+"""What is asked of a request for text before its body is read: the tenant's quota, and how long the client waits.
+
+Knows no body. The rest of the quota is asked at submission.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from adapters_store.parsing.numbers import whole_number
+from adapters_store.parsing.strict_json import shown
+from server.api.auth import CallerDep
+from server.api.context import ContextDep
+from server.api.edge.rate_limits import Admission
+from server.api.target import quotas_of
+from server.api.wire.errors import ApiError
+
+TIMEOUT_HEADER = "x-request-timeout-ms"
+MAX_MS = 24 * 3600 * 1000
+
+
+async def deadline_of(request: Request) -> float | None:
+    """When the client stops waiting, in seconds of `time.monotonic`; None if it does not say. Raises ApiError 400."""
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return None
+    milliseconds = whole_number(text, 1, MAX_MS)
+    if milliseconds is None:
+        message = f"{TIMEOUT_HEADER} must be 1 to {MAX_MS} milliseconds, got {shown(text)}"
+        raise ApiError(400, "invalid_value", message, param=TIMEOUT_HEADER)
+    return time.monotonic() + milliseconds / 1000
+
+
+DeadlineDep = Annotated[float | None, Depends(deadline_of)]
+
+
+async def admit(caller: CallerDep, context: ContextDep) -> Admission | None:
+    """One request of the caller's tenant, spent even where the body is refused; None for a caller that speaks for all,
+    whose tenant the body names. Raises ApiError 429."""
+    if caller.speaks_for_all:
+        return None
+    return context.rate_limits.admit(caller.tenant, await quotas_of(context, caller.tenant))
+
+
+AdmissionDep = Annotated[Admission | None, Depends(admit)]
