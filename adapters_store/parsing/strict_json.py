@@ -13,7 +13,8 @@ from adapters_store.errors import AdapterRejected
 from adapters_store.parsing.json_pieces import JsonRules, TooDeep, read_json
 
 MAX_DEPTH = 8
-_WHOLE_CHARS = 128 * 1024  # read in one go; the headers of nearly all adapters are
+_WHOLE_CHARS = 1 << 20  # read in one go: each object in it calls a hook, where other threads go on
+_WHOLE_LISTS = 1 << 15  # for a list no hook is called, so a text with more of them is read in pieces
 
 
 def parse_strict_json(data: bytes, *, what: str, max_objects: int, too_many: str = "too_many_objects") -> object:
@@ -30,8 +31,8 @@ def parse_strict_json(data: bytes, *, what: str, max_objects: int, too_many: str
     rules = JsonRules(
         pairs=reader.pairs,
         constant=reader.constant,
-        integer=reader.integer,
-        whole_chars=_WHOLE_CHARS,
+        integer=reader.integer if "-0" in text else int,
+        whole_chars=_WHOLE_CHARS if text.count("[") <= _WHOLE_LISTS else 0,
         max_depth=MAX_DEPTH,
     )
     try:
