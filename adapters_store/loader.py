@@ -21,7 +21,7 @@ from adapters_store.storage.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore
 from adapters_store.storage.database import Database
 from adapters_store.versions import registry
 from adapters_store.versions.quarantine import Quarantine
-from lora_kernels.turns import Turns
+from lora_kernels.background import TimeSlices
 
 _log = logging.getLogger(__name__)
 
@@ -43,9 +43,11 @@ class AdapterLoader:
         self._quarantine = quarantine
         self._limits = limits
 
-    def load(self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers, turns: Turns) -> PackedAdapter:
+    def load(
+        self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers, slices: TimeSlices
+    ) -> PackedAdapter:
         """From the packed form; where that does not serve, from the upload, and the packed form is made again."""
-        packed = read_packed(self._blobs.folder(digest), digest, base, buffers=buffers, turns=turns)
+        packed = read_packed(self._blobs.folder(digest), digest, base, buffers=buffers, slices=slices)
         if packed is None:
             packed = self.load_upload(digest, base, buffers)
             self.keep(packed, base)

@@ -34,7 +34,7 @@ from adapters_store.versions.integrity import LookedOver, look_at_files, look_ov
 from adapters_store.versions.quarantine import Quarantine, heal
 from adapters_store.versions.records import AdapterVersion
 from adapters_store.versions.served_names import ServedNames
-from lora_kernels.turns import Turns
+from lora_kernels.background import TimeSlices
 
 # Inside the class `list` is the method, as the callers want to call it.
 Versions = list[AdapterVersion]
@@ -195,19 +195,19 @@ class AdapterStore:
         base: BaseDescription,
         *,
         buffers: HostBuffers | None = None,
-        turns: Turns | None = None,
+        slices: TimeSlices | None = None,
     ) -> PackedAdapter:
         """Read an adapter into one buffer in device layout.
 
         From its packed form, checked against its checksum; where that is missing, damaged or of another layout, from
         the upload, checked against the digest, and the packed form is made again. buffers: where the memory comes from;
-        None: new memory. turns: when the packed form may be read; None: at once.
+        None: new memory. slices: when the packed form may be read; None: at once.
 
         Raises:
             NotFound: model_not_found. BlobDamaged: blob_damaged, blob_unreadable.
             AdapterUnavailable: wrong_base (it belongs to another base than this).
         """
-        return self._loader.load(digest, base, buffers or HostBuffers(), turns or Turns())
+        return self._loader.load(digest, base, buffers or HostBuffers(), slices or TimeSlices())
 
     def verify(self, digest: AdapterDigest, base: BaseDescription) -> None:
         """Read the uploaded files whole and compare them with the digest. Raises as `load_packed`."""

@@ -1,8 +1,7 @@
 """Measurements from the op to the server; see README.md here. Importing it settles how compute threads wait,
 and how many compiled products stay in memory."""
 
-from lora_kernels.primitive_caches import keep_few_primitives
-from lora_kernels.threads import hold_to_quota, spin_briefly
+from lora_kernels.process import hold_to_quota, keep_few_primitives, spin_briefly
 
 spin_briefly()
 hold_to_quota()

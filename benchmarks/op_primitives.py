@@ -23,14 +23,14 @@ from benchmarks.common.shapes import shape_for
 from benchmarks.common.timing import Spread, interleaved, ratio
 from benchmarks.op_linear import weight_shapes
 from benchmarks.soaking.watch import ProcessSize
-from lora_kernels.primitive_caches import KEPT
+from lora_kernels.process import PRIMITIVE_CACHES
 
 FEWEST_ROWS = 65  # fewer are ours where the machine has AVX512-BF16
 MOST_ROWS = 512
 SETTINGS = {
-    "oneDNN's own": dict.fromkeys(KEPT, "1024"),
-    "ours": KEPT,
-    "a quarter of ours": {name: str(max(1, int(kept) // 4)) for name, kept in KEPT.items()},
+    "oneDNN's own": dict.fromkeys(PRIMITIVE_CACHES, "1024"),
+    "ours": PRIMITIVE_CACHES,
+    "a quarter of ours": {name: str(max(1, int(kept) // 4)) for name, kept in PRIMITIVE_CACHES.items()},
 }
 
 

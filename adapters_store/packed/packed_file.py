@@ -25,7 +25,7 @@ from adapters_store.format.dtypes import type_of_base
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter, PackedModule
 from lora_kernels import background
-from lora_kernels.turns import Turns
+from lora_kernels.background import TimeSlices
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class _Damaged(Exception):
 
 
 def read_packed(
-    folder: Path, digest: AdapterDigest, base: BaseDescription, *, buffers: HostBuffers, turns: Turns
+    folder: Path, digest: AdapterDigest, base: BaseDescription, *, buffers: HostBuffers, slices: TimeSlices
 ) -> PackedAdapter | None:
     """The adapter as it was kept for this base's layout; None where it was not, or is damaged (logged)."""
     if not background.is_available():
@@ -44,7 +44,7 @@ def read_packed(
     try:
         index = _read_index(stem.with_suffix(".json"), digest)
         buffer = buffers.take(index["num_elements"], type_of_base(base.dtype).torch_dtype)
-        if background.read_file(stem.with_suffix(".bin"), as_bytes(buffer), turns) != index["xxh64"]:
+        if background.read_file(stem.with_suffix(".bin"), as_bytes(buffer), slices) != index["xxh64"]:
             raise _Damaged("checksum differs")
     except FileNotFoundError:
         return None
@@ -62,7 +62,7 @@ def keep_packed(folder: Path, adapter: PackedAdapter, base: BaseDescription) -> 
     index = {
         "digest": adapter.digest,
         "num_elements": adapter.buffer.numel(),
-        "xxh64": background.checksum(data, Turns()),
+        "xxh64": background.checksum(data, TimeSlices()),
         "modules": [astuple(module) for module in adapter.modules],
     }
     body = json.dumps(index, separators=(",", ":")).encode()

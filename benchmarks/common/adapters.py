@@ -23,7 +23,7 @@ from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
 from benchmarks.common.shapes import BenchShape, base_folder, bench_cache
 from benchmarks.common.timing import Say
-from lora_kernels.turns import Turns
+from lora_kernels.background import TimeSlices
 
 RANK = 16
 STD = 0.02
@@ -135,9 +135,9 @@ class AliasedSource:
         base: BaseDescription,
         *,
         buffers: HostBuffers | None = None,
-        turns: Turns | None = None,
+        slices: TimeSlices | None = None,
     ) -> PackedAdapter:
-        packed = self._store.load_packed(self._stored_of[digest], base, buffers=buffers, turns=turns)
+        packed = self._store.load_packed(self._stored_of[digest], base, buffers=buffers, slices=slices)
         return replace(packed, digest=digest)
 
     def put_away(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:

@@ -129,7 +129,7 @@ class RandomAdapters:
         return AdapterDigest(f"sha256:{name}")
 
     def load_packed(
-        self, digest: AdapterDigest, base: BaseDescription, *, buffers: HostBuffers | None = None, turns: object = None
+        self, digest: AdapterDigest, base: BaseDescription, *, buffers: HostBuffers | None = None, slices: object = None
     ) -> PackedAdapter:
         """Raises OSError where the file cannot be read."""
         if self._file is None:

@@ -1,43 +1,16 @@
-"""Keeps what the C library holds of freed memory small. Knows the C library; knows nothing of who used the memory.
+"""Gives memory that threads freed back to the system. Knows the C library; knows nothing of who used the memory.
 
-glibc gives every thread an arena, eight a core at most, and each stays as large as it ever was: under a mixed load a
-server grew by a megabyte a minute while what it used stayed the same. So threads share a few arenas, and what is free
-within them goes back to the system now and then (not what is free at their ends: glibc does that for the first alone).
-A trim takes 1 to 2 ms.
+Free memory inside an arena stays with the process until it is trimmed; glibc trims the end of the main arena only. A
+trim takes 1 to 2 ms. How many arenas there are: `lora_kernels.process`.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
 import threading
-from collections.abc import Callable
+
+from lora_kernels.process import c_library_trim
 
 TRIM_EVERY_S = 10.0
-MAX_ARENAS = 4
-_M_ARENA_MAX = -8  # malloc.h
-
-
-def _of_glibc(name: str) -> Callable[..., int] | None:
-    """A function of glibc's own; None where the C library is another, which needs none of this."""
-    if not sys.platform.startswith("linux"):
-        return None
-    found: Callable[..., int] | None = getattr(ctypes.CDLL(None), name, None)
-    return found
-
-
-def c_library_trim() -> Callable[[], object] | None:
-    """malloc_trim(0)."""
-    trim = _of_glibc("malloc_trim")
-    return None if trim is None else lambda: trim(ctypes.c_size_t(0))
-
-
-def share_arenas() -> None:
-    """All threads to come share MAX_ARENAS, unless MALLOC_ARENA_MAX says otherwise."""
-    set_option = _of_glibc("mallopt") if c_library_trim() is not None else None  # others have a mallopt of their own
-    if set_option is not None and "MALLOC_ARENA_MAX" not in os.environ:
-        set_option(_M_ARENA_MAX, MAX_ARENAS)
 
 
 class MemoryTrim:

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lora_kernels.primitive_caches import keep_few_primitives
-from lora_kernels.threads import hold_to_quota, spin_briefly
+from lora_kernels.process import hold_to_quota, keep_few_primitives, spin_briefly
 from server.cli.adapters import adapter, quarantine
 from server.cli.common.failures import EPILOG, USER_ERRORS, failure_of
 from server.cli.common.options import JSON_KEY

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
-from lora_kernels.turns import Turns
+from lora_kernels.background import TimeSlices
 from server.engine.engine import Engine
 from server.engine.errors import QueueFull
 from server.engine.metrics import EngineStats
@@ -46,10 +46,10 @@ class EngineWorker:
     """Thread-safe front of an Engine. Every submitted request gets exactly one final event, whatever happens."""
 
     def __init__(
-        self, engine: Engine, model: ServedModel, *, num_threads: int | None = None, turns: Turns | None = None
+        self, engine: Engine, model: ServedModel, *, num_threads: int | None = None, slices: TimeSlices | None = None
     ) -> None:
         self._engine = engine
-        self._turns = turns or Turns()
+        self._slices = slices or TimeSlices()
         self.model = model
         self._num_threads = num_threads
         self._changed = threading.Condition()
@@ -192,9 +192,9 @@ class EngineWorker:
             self._stats = self._engine.stats()
             self._stats_due_s = now_s + _STATS_EVERY_S
         if idle_s == 0.0:
-            self._turns.give()
+            self._slices.grant()
             return
-        self._turns.rest()
+        self._slices.lift()
         with self._changed:
             if not (self._commands or self._is_stopping or self._is_woken):
                 self._changed.wait(idle_s)
@@ -215,7 +215,7 @@ class EngineWorker:
                     self._engine.abort(event.request_id)
 
     def _end_everybody(self) -> None:
-        self._turns.rest()
+        self._slices.lift()
         with self._changed:
             self._is_stopping = True
             arriving, self._commands = list(self._commands), deque()

@@ -9,7 +9,7 @@ import pytest
 import xxhash
 
 from lora_kernels import background
-from lora_kernels.turns import Turns
+from lora_kernels.background import TimeSlices
 
 pytestmark = pytest.mark.skipif(not background.is_available(), reason="no C compiler")
 
@@ -23,21 +23,21 @@ def _bytes(size: int) -> background.Bytes:
 @pytest.mark.parametrize("size", SIZES)
 def test_the_checksum_is_xxh64(size: int) -> None:
     data = _bytes(size)
-    assert background.checksum(data, Turns()) == xxhash.xxh64(data.tobytes()).intdigest()
+    assert background.checksum(data, TimeSlices()) == xxhash.xxh64(data.tobytes()).intdigest()
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_file_is_read_whole_and_summed(tmp_path: Path, size: int) -> None:
     data, into = _bytes(size), np.full(size, 0xAA, dtype=np.uint8)
     (tmp_path / "file").write_bytes(data.tobytes())
-    assert background.read_file(tmp_path / "file", into, Turns()) == background.checksum(data, Turns())
+    assert background.read_file(tmp_path / "file", into, TimeSlices()) == background.checksum(data, TimeSlices())
     assert (into == data).all()
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_copy_touches_its_place_and_nothing_else(size: int) -> None:
     data, room = _bytes(size), np.full(size + 64, 0xAA, dtype=np.uint8)
-    background.copy_bytes(room[32 : 32 + size], data, Turns())
+    background.copy_bytes(room[32 : 32 + size], data, TimeSlices())
     assert (room[32 : 32 + size] == data).all()
     assert (room[:32] == 0xAA).all()
     assert (room[32 + size :] == 0xAA).all()
@@ -47,7 +47,7 @@ def test_a_copy_touches_its_place_and_nothing_else(size: int) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_a_copy_down_over_its_own_source_is_whole(size: int, distance: int) -> None:
     room, data = _bytes(size + distance), _bytes(size + distance)[distance:].copy()
-    background.copy_bytes(room[:size], room[distance:], Turns())
+    background.copy_bytes(room[:size], room[distance:], TimeSlices())
     assert (room[:size] == data).all()
 
 
@@ -55,9 +55,9 @@ def test_a_copy_down_over_its_own_source_is_whole(size: int, distance: int) -> N
 def test_a_file_of_another_length_is_an_error_that_names_it(tmp_path: Path, length: int) -> None:
     (tmp_path / "file").write_bytes(bytes(length))
     with pytest.raises(OSError, match="file"):
-        background.read_file(tmp_path / "file", np.empty(100, dtype=np.uint8), Turns())
+        background.read_file(tmp_path / "file", np.empty(100, dtype=np.uint8), TimeSlices())
 
 
 def test_a_missing_file_is_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        background.read_file(tmp_path / "none", np.empty(1, dtype=np.uint8), Turns())
+        background.read_file(tmp_path / "none", np.empty(1, dtype=np.uint8), TimeSlices())

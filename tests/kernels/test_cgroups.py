@@ -67,10 +67,10 @@ def test_a_system_without_control_groups_has_no_quota(tmp_path: Path) -> None:
 
 CODE = """
 import os
-from lora_kernels import cgroups, threads
-cgroups.affinity = threads.affinity = threads.physical_cores = lambda: 64
+from lora_kernels import cgroups, process
+cgroups.affinity = process.affinity = process.physical_cores = lambda: 64
 cgroups.cpu_quota = lambda *_: {quota}
-threads.hold_to_quota()
+process.hold_to_quota()
 import torch
 from server.engine.startup.build import _default_threads
 from server.jobs.worker.supervisor import default_threads

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from lora_kernels.primitive_caches import KEPT
+from lora_kernels.process import PRIMITIVE_CACHES
 
 NUM_SHAPES = 500
 MOST_MB = 100.0
@@ -18,7 +18,7 @@ MOST_MB = 100.0
 CODE = f"""
 import re
 from pathlib import Path
-from lora_kernels.primitive_caches import keep_few_primitives
+from lora_kernels.process import keep_few_primitives
 %s
 import torch
 anon_mb = lambda: int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1000
@@ -32,7 +32,7 @@ print(anon_mb() - before_mb)
 
 
 def python(code: str, own: Mapping[str, str] | None = None) -> str:
-    bare = {name: value for name, value in os.environ.items() if name not in KEPT}
+    bare = {name: value for name, value in os.environ.items() if name not in PRIMITIVE_CACHES}
     environment = {**bare, **(own or {}), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
@@ -53,5 +53,5 @@ def test_they_would_without_the_limit() -> None:
 
 @pytest.mark.parametrize(("own", "expected"), [({}, "64"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"}, "7")])
 def test_an_operators_own_capacity_is_left_alone(own: dict[str, str], expected: str) -> None:
-    code = "import os; from lora_kernels.primitive_caches import keep_few_primitives; keep_few_primitives(); "
+    code = "import os; from lora_kernels.process import keep_few_primitives; keep_few_primitives(); "
     assert python(code + "print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])", own).strip() == expected

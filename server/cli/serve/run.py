@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 from fastapi import FastAPI
 
+from lora_kernels.process import share_arenas
 from server.api.app import create_app
 from server.api.background import background
-from server.api.memory_trim import share_arenas
 from server.api.settings import ApiSettings
 from server.cli.common.admin_key import AdminKey, admin_key
 from server.cli.common.failures import CommandError

@@ -13,8 +13,8 @@ from adapters_store.base.description import BaseDescription
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packed_file import as_bytes
 from lora_kernels import background
+from lora_kernels.background import TimeSlices
 from lora_kernels.lora.batch import LoraTable
-from lora_kernels.turns import Turns
 
 INLINE_COPY_BYTES = 256 * 1024  # below it handing the copy to another thread costs more than the copy
 MOVED_PIECE_BYTES = 8 * 1024 * 1024  # device memory that a move takes for a moment
@@ -54,9 +54,9 @@ class _Event:
 class ArenaCopier:
     """Copies adapters to their places off the engine's path: on a thread (CPU) or on a side stream (GPU)."""
 
-    def __init__(self, table: LoraTable, base: BaseDescription, turns: Turns) -> None:
+    def __init__(self, table: LoraTable, base: BaseDescription, slices: TimeSlices) -> None:
         self._table = table
-        self._turns = turns
+        self._slices = slices
         self._module_index = base.module_index
         self._on_gpu = table.arena.device.type == "cuda"
         self._stream = torch.cuda.Stream(table.arena.device) if self._on_gpu else None
@@ -75,7 +75,7 @@ class ArenaCopier:
         if adapter.num_bytes <= INLINE_COPY_BYTES:
             _copy(place, adapter.buffer)
             return _Done()
-        return _OnThread(self._threads.submit(_copy_in_turns, place, adapter.buffer, self._turns))
+        return _OnThread(self._threads.submit(_copy_in_slices, place, adapter.buffer, self._slices))
 
     def move(self, slot: int, source: int, target: int, num_elements: int) -> CopyHandle:
         """Begin moving the slot's adapter down within the arena, and let its table row name the new place.
@@ -91,7 +91,7 @@ class ArenaCopier:
         if place.nbytes <= INLINE_COPY_BYTES:
             _copy(place, old)
             return _Done()
-        return _OnThread(self._threads.submit(_copy_in_turns, place, old, self._turns))
+        return _OnThread(self._threads.submit(_copy_in_slices, place, old, self._slices))
 
     def clear(self, slot: int) -> None:
         """The slot holds no adapter any more."""
@@ -129,8 +129,8 @@ def _copy(place: torch.Tensor, buffer: torch.Tensor) -> None:
     np.copyto(as_bytes(place), as_bytes(buffer))
 
 
-def _copy_in_turns(place: torch.Tensor, buffer: torch.Tensor, turns: Turns) -> None:
+def _copy_in_slices(place: torch.Tensor, buffer: torch.Tensor, slices: TimeSlices) -> None:
     if background.is_available():
-        background.copy_bytes(as_bytes(place), as_bytes(buffer), turns)
+        background.copy_bytes(as_bytes(place), as_bytes(buffer), slices)
     else:
         _copy(place, buffer)

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lora_kernels.read_back import ReadBack
-from lora_kernels.transfer import to_device
+from lora_kernels.transfer import ReadBack, to_device
 from server.engine.request import TokenLogprob
 from server.engine.sampling.token_picking import ordered_topk
 

@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lora_kernels.read_back import ReadBack
-from lora_kernels.transfer import to_device
+from lora_kernels.transfer import ReadBack, to_device
 from server.engine.request import Request, TokenLogprob
 from server.engine.sampling.logprobs import LogprobsUnderWay, token_logprobs
 from server.engine.sampling.plan import PickGroup, PlanBuilder, SamplingPlan, TokenHistory

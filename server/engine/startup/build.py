@@ -20,10 +20,10 @@ from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter
 from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
 from adapters_store.tiers.host_tier import HostTier, HostTierSettings
 from adapters_store.tiers.tiers import AdapterTiers
+from lora_kernels.background import TimeSlices
 from lora_kernels.cgroups import usable_cpus
 from lora_kernels.lora.batch import LoraTable
-from lora_kernels.threads import release_compute_threads
-from lora_kernels.turns import Turns
+from lora_kernels.process import release_compute_threads
 from server.engine.engine import Engine
 from server.engine.histogram import Histogram
 from server.engine.model.adapter_copier import ArenaCopier
@@ -58,7 +58,7 @@ class AdapterSource(Protocol):
         base: BaseDescription,
         *,
         buffers: HostBuffers | None = None,
-        turns: Turns | None = None,
+        slices: TimeSlices | None = None,
     ) -> PackedAdapter: ...
     def put_away(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None: ...
 
@@ -157,7 +157,7 @@ def join_engine(
         engine,
         _served_model(base, tokenizer, vocabulary, max_model_len),
         num_threads=settings.num_threads or _default_threads(),
-        turns=links.turns if base.device.type == "cpu" else None,  # on a GPU loading takes nothing from a step
+        slices=links.slices if base.device.type == "cpu" else None,  # on a GPU loading takes nothing from a step
     )
     release_compute_threads()  # this thread has loaded the base; from now on the engine's thread computes
     adapters.host.start()
@@ -169,7 +169,7 @@ class _Links:
     """What the loader's thread and the engine's have between them; breaks the circle: a load wakes a later worker."""
 
     worker: EngineWorker | None = None
-    turns: Turns = field(default_factory=Turns)
+    slices: TimeSlices = field(default_factory=TimeSlices)
     load_seconds: Histogram = field(default_factory=Histogram)
 
     def wake(self) -> None:
@@ -188,7 +188,7 @@ def _adapters(
     base: BaseModel, settings: EngineSettings, plan: MemoryPlan, source: AdapterSource, links: _Links
 ) -> _Adapters:
     table = _table(base, plan, settings.max_adapters)
-    copier = ArenaCopier(table, base.description, links.turns)
+    copier = ArenaCopier(table, base.description, links.slices)
     host_settings = HostTierSettings(max_bytes=plan.host_cache_bytes)
     buffers = HostBuffers(plan.host_cache_bytes, pin=base.device.type == "cuda")
     host = HostTier(host_settings, _timed_load(base, source, buffers, links), notify=links.wake)
@@ -288,9 +288,9 @@ def _timed_load(
     base: BaseModel, source: AdapterSource, buffers: HostBuffers, links: _Links
 ) -> Callable[[AdapterDigest], PackedAdapter]:
     def load(digest: AdapterDigest) -> PackedAdapter:
-        torch.set_num_threads(1)  # the loader thread must not make a second pool of compute threads (see threads.py)
+        torch.set_num_threads(1)  # a second pool of compute threads slows every step (lora_kernels.process)
         start_s = time.perf_counter()
-        packed = source.load_packed(digest, base.description, buffers=buffers, turns=links.turns)
+        packed = source.load_packed(digest, base.description, buffers=buffers, slices=links.slices)
         links.load_seconds.observe(time.perf_counter() - start_s)
         return packed
 

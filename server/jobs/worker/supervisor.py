@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from adapters_store.errors import StoreError
 from lora_kernels.cgroups import usable_cpus
-from lora_kernels.threads import operator_chose_threads
+from lora_kernels.process import operator_chose_threads
 from server.jobs.limits import JobLimits
 from server.jobs.service import Onboarding
 from server.jobs.tasks.executor import is_locked

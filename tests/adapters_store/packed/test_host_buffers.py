@@ -17,7 +17,7 @@ from adapters_store.packed.host_buffers import LEAST_BYTES, HostBuffers
 from adapters_store.packed.layout import ALIGN_BYTES
 from adapters_store.packed.packed_file import as_bytes
 from lora_kernels import background
-from lora_kernels.turns import Turns
+from lora_kernels.background import TimeSlices
 
 MIB = 1 << 20
 SEVEN = 7 * MIB
@@ -124,7 +124,7 @@ def test_loads_that_follow_each_other_fault_no_pages_in(tmp_path: Path) -> None:
         """Of one load, while the last two adapters are still held."""
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
         held.append(buffers.take(SEVEN, torch.uint8))
-        background.read_file(path, as_bytes(held[-1]), Turns())
+        background.read_file(path, as_bytes(held[-1]), TimeSlices())
         del held[:-2]
         return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
 

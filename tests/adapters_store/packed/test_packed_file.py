@@ -16,7 +16,7 @@ from adapters_store.packed.packed_file import keep_packed, read_packed
 from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
 from lora_kernels import background
-from lora_kernels.turns import Turns
+from lora_kernels.background import TimeSlices
 from support.models.adapter_files import tiny_base
 
 Publish = Callable[..., AdapterVersion]
@@ -78,7 +78,7 @@ def test_a_changed_byte_anywhere_is_noticed_and_made_good(
     data = bytearray(sound)
     data[int(where * (len(data) - 1))] ^= 1
     path.write_bytes(data)
-    assert read_packed(folder, version.digest, base, buffers=HostBuffers(), turns=Turns()) is None
+    assert read_packed(folder, version.digest, base, buffers=HostBuffers(), slices=TimeSlices()) is None
     assert same(store.load_packed(version.digest, base), from_upload)
     assert path.read_bytes() == sound
 
@@ -101,7 +101,7 @@ def test_a_lost_or_cut_file_is_noticed_and_made_good(
 
 
 def read(folder: Path, version: AdapterVersion, base: BaseDescription) -> PackedAdapter:
-    packed = read_packed(folder, version.digest, base, buffers=HostBuffers(), turns=Turns())
+    packed = read_packed(folder, version.digest, base, buffers=HostBuffers(), slices=TimeSlices())
     assert packed is not None
     return packed
 
@@ -112,7 +112,7 @@ def read(folder: Path, version: AdapterVersion, base: BaseDescription) -> Packed
 def test_the_packed_form_of_another_layout_is_not_taken(
     other: BaseDescription, version: AdapterVersion, folder: Path
 ) -> None:
-    assert read_packed(folder, version.digest, other, buffers=HostBuffers(), turns=Turns()) is None
+    assert read_packed(folder, version.digest, other, buffers=HostBuffers(), slices=TimeSlices()) is None
 
 
 def test_each_layout_keeps_its_own(
@@ -130,7 +130,7 @@ def test_another_adapters_packed_form_in_the_place_of_this_one_is_noticed(
     other = publish("other", seed=1)
     for path in store.weights_of(other.digest).parent.glob("packed-*"):
         path.replace(folder / path.name)
-    assert read_packed(folder, version.digest, base, buffers=HostBuffers(), turns=Turns()) is None
+    assert read_packed(folder, version.digest, base, buffers=HostBuffers(), slices=TimeSlices()) is None
     assert store.load_packed(version.digest, base).digest == version.digest
 
 

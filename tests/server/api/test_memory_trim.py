@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.soaking.watch import ProcessSize
-from server.api.memory_trim import MAX_ARENAS, MemoryTrim, c_library_trim
+from lora_kernels.process import MAX_ARENAS, c_library_trim
+from server.api.memory_trim import MemoryTrim
 from support.servers.waiting import wait_until
 
 CHUNK_BYTES = 60_000  # below what glibc maps by itself
@@ -70,7 +71,7 @@ def test_it_stops_at_once_whether_or_not_it_was_started() -> None:
 
 COUNT_ARENAS = """
 import ctypes, sys, threading
-from server.api.memory_trim import share_arenas
+from lora_kernels.process import share_arenas
 
 if sys.argv[1] == "shared":
     share_arenas()

@@ -14,8 +14,8 @@ from adapters_store.format.safetensors_header import read_header
 from adapters_store.format.validate import plan_adapter
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack
+from lora_kernels.background import TimeSlices
 from lora_kernels.lora.batch import LoraTable
-from lora_kernels.turns import Turns
 from server.engine.model.adapter_copier import ArenaCopier
 from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch
@@ -47,7 +47,7 @@ class PackedForward:
         size = sum(adapter.buffer.numel() + 64 for adapter in packed) + 64
         arena = torch.full((size,), torch.nan, dtype=base.dtype)
         self.table = LoraTable(arena, len(base.description.modules), max(len(packed), 1))
-        copier = ArenaCopier(self.table, base.description, Turns())
+        copier = ArenaCopier(self.table, base.description, TimeSlices())
         cursor = 32
         for slot, adapter in enumerate(packed):
             copier.start(slot, cursor, adapter)

@@ -13,8 +13,8 @@ from peft import LoraConfig
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.packed.layout import PackedAdapter, PackedModule
+from lora_kernels.background import TimeSlices
 from lora_kernels.lora.batch import LoraTable
-from lora_kernels.turns import Turns
 from server.engine.model import adapter_copier as adapter_memory
 from server.engine.model.adapter_copier import ArenaCopier, move_down
 from server.engine.startup.memory_plan import MemoryWishes
@@ -40,7 +40,7 @@ def table() -> LoraTable:
 
 @pytest.fixture
 def copier(table: LoraTable, inline_bytes: None) -> Iterator[ArenaCopier]:
-    copier = ArenaCopier(table, tiny_base(), Turns())
+    copier = ArenaCopier(table, tiny_base(), TimeSlices())
     yield copier
     copier.close()
 
@@ -105,7 +105,7 @@ def test_on_a_gpu_no_byte_is_written_before_all_that_the_engine_has_launched_so_
     """A forward launched ahead may still read the place of an adapter that nobody uses any more."""
     modules = (PackedModule(next(iter(tiny_base().modules)), 1, 1.0, 0, 64),)
     packed = PackedAdapter(AdapterDigest("sha256:a"), torch.arange(128.0), modules)
-    copier = ArenaCopier(table, tiny_base(), Turns())
+    copier = ArenaCopier(table, tiny_base(), TimeSlices())
     if moves:
         wait_until(copier.start(0, 512, packed).done)
     before = table.arena.tolist()

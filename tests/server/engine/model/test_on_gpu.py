@@ -128,15 +128,15 @@ def test_launching_ahead_changes_no_token_and_the_launch_never_waits(
 def test_an_adapter_is_not_overwritten_while_a_launched_forward_still_reads_it(
     base: Path, adapters: dict[str, Path]
 ) -> None:
+    from lora_kernels.background import TimeSlices
     from lora_kernels.lora.batch import LoraTable
-    from lora_kernels.turns import Turns
 
     model = load_base(base, dtype="float32", device="cuda")
     packed = pack_folder(next(iter(adapters.values())), model)
     pinned = PackedAdapter(packed.digest, packed.buffer.pin_memory(), packed.modules)
     size = packed.buffer.numel()
     table = LoraTable(torch.full((size,), 5.0, device="cuda"), len(model.description.modules), 1)
-    copier = ArenaCopier(table, model.description, Turns())
+    copier = ArenaCopier(table, model.description, TimeSlices())
     torch.cuda._sleep(200_000_000)  # the forward under way, about 0.1 s
     read = table.arena.clone()
     handle = copier.start(0, 0, pinned)
@@ -160,14 +160,14 @@ def test_an_adapter_that_moved_gives_the_same_tokens_in_steps_recorded_before(
 
 
 def test_an_adapter_arrives_on_a_side_stream_whole_and_when_it_says(base: Path, adapters: dict[str, Path]) -> None:
+    from lora_kernels.background import TimeSlices
     from lora_kernels.lora.batch import LoraTable
-    from lora_kernels.turns import Turns
 
     model = load_base(base, dtype="float32", device="cuda")
     packed = pack_folder(next(iter(adapters.values())), model)
     pinned = PackedAdapter(packed.digest, packed.buffer.pin_memory(), packed.modules)
     table = LoraTable(torch.zeros(2 * packed.buffer.numel() + 64, device="cuda"), len(model.description.modules), 2)
-    copier = ArenaCopier(table, model.description, Turns())
+    copier = ArenaCopier(table, model.description, TimeSlices())
     handle = copier.start(1, 32, pinned)
     deadline_s = time.monotonic() + 10
     while not handle.done():

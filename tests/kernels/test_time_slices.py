@@ -7,36 +7,36 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lora_kernels.turns import SHARE, Turns
+from lora_kernels.background import SHARE, TimeSlices
 from support.servers.waiting import wait_until
 
 
 class Worker:
     """A background thread with pieces of work without end; counts them."""
 
-    def __init__(self, turns: Turns) -> None:
-        self.turns = turns
+    def __init__(self, slices: TimeSlices) -> None:
+        self.slices = slices
         self.pieces = 0
         self.is_over = False
         self.thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        with self.turns.work():
+        with self.slices.work():
             while not self.is_over:
-                self.turns.turn()
+                self.slices.wait()
                 self.pieces += 1
                 time.sleep(0.0002)
 
 
 @contextmanager
-def working(turns: Turns) -> Iterator[Worker]:
-    worker = Worker(turns)
+def working(slices: TimeSlices) -> Iterator[Worker]:
+    worker = Worker(slices)
     worker.thread.start()
     try:
         yield worker
     finally:
         worker.is_over = True
-        turns.rest()
+        slices.lift()
         worker.thread.join(5)
         assert not worker.thread.is_alive()
 
@@ -54,37 +54,37 @@ def seconds(act: Callable[[], object]) -> float:
 
 
 def test_work_goes_on_by_itself_while_the_engine_rests() -> None:
-    with working(Turns()) as worker:
+    with working(TimeSlices()) as worker:
         before = settled(worker)
         wait_until(lambda: worker.pieces > before)
 
 
 def test_between_two_gives_no_piece_is_begun() -> None:
-    turns = Turns()
-    turns.give()
-    with working(turns) as worker:
+    slices = TimeSlices()
+    slices.grant()
+    with working(slices) as worker:
         assert settled(worker) == 0
-        wait_until(lambda: turns.give() or worker.pieces)  # a busy machine may let the worker come late
+        wait_until(lambda: slices.grant() or worker.pieces)  # a busy machine may let the worker come late
         done = settled(worker)
         assert done > 0
         assert settled(worker) == done
 
 
 def test_a_give_takes_its_share_of_the_step_and_no_more() -> None:
-    turns, taken_s = Turns(), []
-    turns.give()
-    with working(turns) as worker:
+    slices, taken_s = TimeSlices(), []
+    slices.grant()
+    with working(slices) as worker:
         settled(worker)
         for _ in range(4):
             time.sleep(0.2)
-            taken_s.append(seconds(turns.give))
+            taken_s.append(seconds(slices.grant))
     assert max(taken_s) >= SHARE * 0.2
     assert min(taken_s) < 0.15
 
 
 def test_a_give_without_work_takes_no_time() -> None:
-    turns = Turns()
-    assert min(seconds(lambda: [turns.give() for _ in range(1000)]) for _ in range(4)) < 0.1
+    slices = TimeSlices()
+    assert min(seconds(lambda: [slices.grant() for _ in range(1000)]) for _ in range(4)) < 0.1
 
 
 def test_a_give_ends_with_the_work() -> None:
@@ -92,29 +92,29 @@ def test_a_give_ends_with_the_work() -> None:
 
 
 def seconds_of_a_give_with_one_piece() -> float:
-    turns = Turns()
-    turns.give()
+    slices = TimeSlices()
+    slices.grant()
     time.sleep(0.5)
     done = threading.Event()
 
     def one_piece() -> None:
-        with turns.work():
+        with slices.work():
             done.set()
-            turns.turn()
+            slices.wait()
 
     thread = threading.Thread(target=one_piece)
     thread.start()
     done.wait()
-    taken_s = seconds(turns.give)
+    taken_s = seconds(slices.grant)
     thread.join(5)
     assert not thread.is_alive()
     return taken_s
 
 
 def test_an_engine_that_rests_lets_waiting_work_go_on() -> None:
-    turns = Turns()
-    turns.give()
-    with working(turns) as worker:
+    slices = TimeSlices()
+    slices.grant()
+    with working(slices) as worker:
         assert settled(worker) == 0
-        turns.rest()
+        slices.lift()
         wait_until(lambda: worker.pieces > 0)
