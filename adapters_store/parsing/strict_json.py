@@ -41,7 +41,8 @@ def parse_strict_json(data: bytes, *, what: str, max_objects: int, too_many: str
         raise AdapterRejected("too_deep", f"{what}: nested deeper than {MAX_DEPTH}", param=what) from None
     except ValueError as error:
         raise AdapterRejected("bad_json", f"{what}: not JSON: {shown(str(error), 120)}", param=what) from None
-    _check_depth(value, what)
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        _check_depth(value, what)
     return value
 
 
