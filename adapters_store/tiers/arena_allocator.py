@@ -62,19 +62,6 @@ class ArenaAllocator:
             self._hole_starts.insert(index, offset)
             self._hole_sizes.insert(index, size)
 
-    def begin_move(self, offset: int, target: int) -> None:
-        """The piece at `offset` is being copied down to `target`: it has both places until end_move(). They may
-        overlap; what is free of [target, target + size) must be all of it that is not the piece's own."""
-        assert target < offset, f"a piece moves down, not from {offset} to {target}"
-        self._claim(target, min(self._sizes[offset], offset - target))
-
-    def end_move(self, offset: int, target: int) -> None:
-        """It lies at `target` alone."""
-        size = self._sizes[offset]
-        self.free(target)
-        self.free(offset)
-        self._claim(target, size)
-
     def _claim(self, offset: int, size: int) -> None:
         """Make [offset, offset + size), which lies in one hole, a piece."""
         index = bisect_right(self._hole_starts, offset) - 1
@@ -94,7 +81,3 @@ class ArenaAllocator:
         twin._hole_sizes = list(self._hole_sizes)
         twin._sizes = dict(self._sizes)
         return twin
-
-    def holes(self) -> list[tuple[int, int]]:
-        """(offset, size) of every hole, in order."""
-        return list(zip(self._hole_starts, self._hole_sizes, strict=True))

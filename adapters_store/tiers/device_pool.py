@@ -8,13 +8,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, KeysView
 from dataclasses import dataclass
-from enum import Enum, auto
-from typing import NamedTuple
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.tiers.arena_allocator import ArenaAllocator
-from adapters_store.tiers.compaction import Move, next_move
-from adapters_store.tiers.pool_shares import NOBODY, Owner, PoolShares
+from adapters_store.tiers.entries import NO_OWNER, EntryState, Owner, PoolEntry, Reservation
+from adapters_store.tiers.pool_shares import PoolShares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,53 +38,13 @@ class DevicePoolSettings:
             )
 
 
-class EntryState(Enum):
-    COPYING = auto()
-    READY = auto()
-    MOVING = auto()  # from one place of the arena to another
-
-
-@dataclass(slots=True, eq=False)
-class PoolEntry:
-    """One adapter's place. While it is in use, pinned or being copied it is neither removed nor moved.
-
-    moved_from: where it lay, while it is MOVING to `offset`.
-    """
-
-    digest: AdapterDigest
-    slot: int
-    offset: int
-    num_elements: int
-    last_used_s: float
-    owner: Owner = NOBODY
-    state: EntryState = EntryState.COPYING
-    ref_count: int = 0
-    pinned: bool = False
-    was_used: bool = False
-    doomed: bool = False  # its adapter was deleted: goes as soon as nobody uses it
-    moved_from: int | None = None
-
-    @property
-    def is_evictable(self) -> bool:
-        return self.ref_count == 0 and self.state is EntryState.READY and not self.pinned
-
-
-class Reservation(NamedTuple):
-    """A place for a new adapter, and the entries that had to go for it (their slots are free or reused)."""
-
-    entry: PoolEntry
-    evicted: tuple[PoolEntry, ...]
-
-
 @dataclass(slots=True)
 class DevicePoolStats:
-    """hits: references given. evictions: entries removed to make room. activations: adapters that became ready.
-    moves: adapters that lie elsewhere now and are ready again."""
+    """hits: references given. evictions: entries removed to make room. activations: adapters that became ready."""
 
     hits: int = 0
     evictions: int = 0
     activations: int = 0
-    moves: int = 0
 
 
 class DevicePool:
@@ -155,7 +113,7 @@ class DevicePool:
         num_elements: int,
         keep: Collection[AdapterDigest] = (),
         *,
-        owner: Owner = NOBODY,
+        owner: Owner = NO_OWNER,
         shares: PoolShares | None = None,
     ) -> Reservation | None:
         """A place for an adapter that is about to be copied, evicting what nobody uses: first what tenants hold beyond
@@ -183,32 +141,6 @@ class DevicePool:
         entry.state = EntryState.READY
         self._ready[entry.digest] = entry
         self.stats.activations += 1
-
-    def next_move(self) -> Move | None:
-        """What to move so that free elements come together, one after the other; None: nothing to gain."""
-        return next_move(self._entries.values(), self._arena)
-
-    def begin_move(self, move: Move) -> None:
-        """It is being copied to its new place. Until end_move() it is not given out and has both places."""
-        entry = move.entry
-        assert entry.is_evictable, f"{entry.digest} is in use, pinned or being copied"
-        self._arena.begin_move(entry.offset, move.target)
-        entry.moved_from, entry.offset = entry.offset, move.target
-        entry.state = EntryState.MOVING
-        del self._ready[entry.digest]
-
-    def is_moving(self, digest: AdapterDigest) -> bool:
-        """Whether it is on the device, and for the moment not given out."""
-        entry = self._entries.get(digest)
-        return entry is not None and entry.state is EntryState.MOVING
-
-    def end_move(self, entry: PoolEntry) -> None:
-        """The copy is complete."""
-        assert entry.moved_from is not None, f"{entry.digest} was not moved"
-        self._arena.end_move(entry.moved_from, entry.offset)
-        entry.moved_from, entry.state = None, EntryState.READY
-        self._ready[entry.digest] = entry
-        self.stats.moves += 1
 
     def remove(self, entry: PoolEntry) -> None:
         """The place and slot of an entry that nobody uses are free."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, StoreError
-from adapters_store.tiers.device_pool import DevicePool, Reservation
-from adapters_store.tiers.pool_shares import NOBODY, Owner, PoolShares
+from adapters_store.tiers.device_pool import DevicePool
+from adapters_store.tiers.entries import NO_OWNER, Owner, Reservation
+from adapters_store.tiers.pool_shares import PoolShares
 
 if TYPE_CHECKING:
     from adapters_store.packed.layout import PackedAdapter
@@ -46,7 +47,7 @@ class Placement:
     ) -> Reservation | None:
         """A place, or None. Within one pass room only shrinks, so what was too much once is too much for everybody
         further down."""
-        owner = self.owners.get(digest, NOBODY)
+        owner = self.owners.get(digest, NO_OWNER)
         if num_elements >= min(self._too_much, self._denied.get(owner.tenant, self._too_much)):
             self._note_denied(digest, owner)
             return None

@@ -8,20 +8,8 @@ used for `hold_s` is free for all, and no share is smaller than the tenant's one
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:
-    from adapters_store.tiers.device_pool import PoolEntry
-
-
-class Owner(NamedTuple):
-    """For whom an adapter is brought to the device. weight: the tenant's share next to the others'."""
-
-    tenant: str
-    weight: float = 1.0
-
-
-NOBODY = Owner("")  # outside a server with tenants: one owner, whose share is everything
+from adapters_store.tiers.entries import Owner, PoolEntry
 
 
 class _Held:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from adapters_store.base.description import AdapterDigest
-from adapters_store.tiers.device_pool import DevicePool, EntryState
+from adapters_store.tiers.device_pool import DevicePool
+from adapters_store.tiers.entries import EntryState
 from adapters_store.tiers.host_tier import HostTierStats
 
 
@@ -15,14 +16,12 @@ class AdapterTiersSettings:
     """max_copies: copies under way at once, and started between two polls at most: bounds what one step pays.
 
     max_loads: loads asked of the host tier at once, so that what is wanted first later is not queued behind the rest.
-    recheck_s: how often what is wanted and missing is looked at again when nothing has changed. tidy_after_s: how long
-    nobody must have used an adapter before adapters are moved to bring free ranges together.
+    recheck_s: how often what is wanted and missing is looked at again when nothing has changed.
     """
 
     max_copies: int = 2
     max_loads: int = 8
     recheck_s: float = 0.05
-    tidy_after_s: float = 0.05
 
     def __post_init__(self) -> None:
         for name in ("max_copies", "max_loads"):
@@ -40,7 +39,6 @@ class AdapterTiersStats:
     misses: int
     evictions: int
     activations: int
-    moves: int
     num_resident: int
     used_elements: int
     largest_free_elements: int
@@ -63,7 +61,6 @@ class AdapterTiersStats:
             misses=misses,
             evictions=pool.stats.evictions,
             activations=pool.stats.activations,
-            moves=pool.stats.moves,
             num_resident=len(pool.ready()),
             used_elements=pool.capacity_elements - pool.num_free_elements,
             largest_free_elements=pool.largest_hole,

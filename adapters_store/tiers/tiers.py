@@ -13,12 +13,10 @@ from types import MappingProxyType
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
-from adapters_store.tiers.compaction import Compactor
-from adapters_store.tiers.device_pool import DevicePool, PoolEntry
-from adapters_store.tiers.entries import CopyHandle, DeviceCopier
+from adapters_store.tiers.device_pool import DevicePool
+from adapters_store.tiers.entries import CopyHandle, DeviceCopier, Owner, PoolEntry
 from adapters_store.tiers.host_tier import HostTier
 from adapters_store.tiers.placement import Placement
-from adapters_store.tiers.pool_shares import Owner
 from adapters_store.tiers.stats import AdapterTiersSettings, AdapterTiersStats, ResidentAdapter
 from adapters_store.tiers.transfers import Transfers
 from adapters_store.tiers.working_set import WorkingSet
@@ -60,7 +58,6 @@ class AdapterTiers:
         self._placement = Placement(pool)
         self._loads_left = 0  # in the current pass
         self._working_set = WorkingSet(pool.capacity_elements, clock)
-        self._compactor = Compactor(pool, self._transfers.move, clock, after_s=self._settings.tidy_after_s)
 
     @property
     def no_room_since(self) -> Mapping[AdapterDigest, float]:
@@ -80,7 +77,7 @@ class AdapterTiers:
     @property
     def num_activations(self) -> int:
         """Rises whenever an adapter becomes ready."""
-        return self._pool.stats.activations + self._pool.stats.moves
+        return self._pool.stats.activations
 
     def take_loads(self) -> Sequence[tuple[Owner, int]]:
         """What has been brought to the device since the last call: for whom, and how many elements."""
@@ -91,7 +88,7 @@ class AdapterTiers:
         """How long an engine with nothing to run may sleep before it polls again; None: until it is woken."""
         if self._transfers or self._must_advance:
             return _COPY_POLL_S
-        return self._settings.recheck_s if self._is_incomplete else self._compactor.due_s
+        return self._settings.recheck_s if self._is_incomplete else None
 
     def ready(self) -> Collection[AdapterDigest]:
         """Adapters on the device: acquire() gives their slot now."""
@@ -126,14 +123,12 @@ class AdapterTiers:
             entry = self._pool.acquire(digest)
         if entry is None:
             return None
-        self._compactor.note_use()
         self._working_set.note(digest, entry.num_elements)
         return entry.slot
 
     def release(self, digest: AdapterDigest) -> None:
         """Give up one reference."""
         entry = self._pool.release(digest)
-        self._compactor.note_use()
         if entry.ref_count == 0:
             self._must_advance |= self._is_incomplete
             if entry.doomed:
@@ -195,14 +190,6 @@ class AdapterTiers:
         if self._must_advance:
             self._advance()
 
-    def tidy(self) -> None:
-        """The engine has nothing to run. If it stays so for `tidy_after_s`, each call begins to move one adapter, until
-        what is free on the device is one range: then whatever fits into it needs nobody's eviction.
-
-        Nobody waits for a move but who wants the very adapter that is moving.
-        """
-        self._compactor.step(is_idle=not (self._transfers or self._wanted or self._asked))
-
     def resident(self) -> list[ResidentAdapter]:
         """What lies on the device, the least recently used first."""
         return [
@@ -223,7 +210,7 @@ class AdapterTiers:
     def _replace_wanted(self, wanted: tuple[AdapterDigest, ...], limit: int) -> None:
         known = {*self._wanted, *self._asked}
         missing = [digest for digest in wanted if digest not in self._pool.ready()]
-        self._num_misses += sum(digest not in known and not self._pool.is_moving(digest) for digest in missing)
+        self._num_misses += sum(digest not in known for digest in missing)
         for digest in self._no_room_since.keys() - set(wanted):
             del self._no_room_since[digest]
         self._wanted, self._limit = wanted, limit

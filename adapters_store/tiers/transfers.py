@@ -1,5 +1,5 @@
-"""Adapters on their way to the device, and from one place on it to another. Decides how many at once, and when one has
-arrived; knows neither who is wanted nor why a place was chosen. One engine thread owns it.
+"""Adapters on their way to the device. Decides how many are copied at once, and when one has arrived. Knows neither
+which adapters are wanted nor why a range was chosen. One engine thread owns it.
 """
 
 from __future__ import annotations
@@ -8,28 +8,26 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from adapters_store.base.description import AdapterDigest
-from adapters_store.tiers.compaction import Move
-from adapters_store.tiers.device_pool import DevicePool, EntryState, PoolEntry
-from adapters_store.tiers.entries import CopyHandle, DeviceCopier
+from adapters_store.tiers.device_pool import DevicePool
+from adapters_store.tiers.entries import CopyHandle, DeviceCopier, Owner, PoolEntry
 from adapters_store.tiers.host_tier import HostEntry, HostTier
-from adapters_store.tiers.pool_shares import Owner
 
 if TYPE_CHECKING:
     from adapters_store.packed.layout import PackedAdapter
 
 
 class _Transfer(NamedTuple):
-    """source: what a copy reads; None: the adapter moves within the device."""
+    """source: what the copy reads, pinned in host memory until it is done."""
 
     entry: PoolEntry
-    source: HostEntry | None
+    source: HostEntry
     handle: CopyHandle
 
 
 class Transfers:
     """Copies under way. max_copies: at once, and started between two `begin()` at most.
 
-    arrived: called for each entry that has become ready, also from within `copy` and `move`.
+    arrived: called for each entry that has become ready, also from within `copy`.
     """
 
     def __init__(
@@ -79,12 +77,6 @@ class Transfers:
         source = self._host.pin(adapter)
         self._start(_Transfer(entry, source, self._copier.start(entry.slot, entry.offset, adapter)))
 
-    def move(self, move: Move) -> None:
-        """To another place on the device. Whoever wants the adapter meanwhile waits until it is there."""
-        entry, source = move.entry, move.entry.offset
-        self._pool.begin_move(move)
-        self._start(_Transfer(entry, None, self._copier.move(entry.slot, source, entry.offset, entry.num_elements)))
-
     def _start(self, transfer: _Transfer) -> None:
         self._under_way[transfer.entry.digest] = transfer
         if transfer.handle.done():
@@ -92,10 +84,6 @@ class Transfers:
 
     def _finish(self, transfer: _Transfer) -> None:
         del self._under_way[transfer.entry.digest]
-        if transfer.source is not None:
-            self._host.unpin(transfer.source)
-        if transfer.entry.state is EntryState.MOVING:
-            self._pool.end_move(transfer.entry)
-        else:
-            self._pool.mark_ready(transfer.entry)
+        self._host.unpin(transfer.source)
+        self._pool.mark_ready(transfer.entry)
         self._arrived(transfer.entry)

@@ -111,7 +111,6 @@ class Engine:
         events = [self._adapter_failed(request, error) for request, error in self.scheduler.take_failed()]
         events += [self._too_late(request) for request in self.scheduler.take_late()]
         if schedule is None:
-            self.tiers.tidy()
             return events
         start_s = time.perf_counter()
         output = self._run(schedule, flight, events)

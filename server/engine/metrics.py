@@ -59,7 +59,6 @@ def memory_counters(tiers: AdapterTiersStats, cache: PrefixCacheStats) -> dict[s
         "adapter_misses": tiers.misses,
         "adapter_evictions": tiers.evictions,
         "adapter_activations": tiers.activations,
-        "adapter_moves": tiers.moves,
         "host_hits": tiers.host.hits,
         "host_misses": tiers.host.misses,
         "host_loads": tiers.host.loads,

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
-from adapters_store.tiers.pool_shares import Owner
+from adapters_store.tiers.entries import Owner
 from server.engine.request import Request, Status
 
 

@@ -56,12 +56,6 @@ class LoraTable:
         self.touched[entries[:, 0], slot] = True
         self._offset_bits |= int(np.bitwise_or.reduce(entries[:, 1:3], axis=None))
 
-    def shift_slot(self, slot: int, num_elements: int) -> None:
-        """The slot's adapter lies so many elements further on (negative: further down). In place, in the order of the
-        device's other work: recorded launches read the same tensor."""
-        self.offsets[:, slot] += num_elements
-        self._offset_bits |= abs(num_elements)
-
     def clear_slot(self, slot: int) -> None:
         self.ranks[:, slot] = 0
         self.max_ranks[slot] = 0

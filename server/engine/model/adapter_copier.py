@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,17 +11,12 @@ import torch
 from adapters_store.base.description import BaseDescription
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packed_file import as_bytes
+from adapters_store.tiers.entries import CopyHandle
 from lora_kernels import background
 from lora_kernels.background import TimeSlices
 from lora_kernels.lora.batch import LoraTable
 
 INLINE_COPY_BYTES = 256 * 1024  # below it handing the copy to another thread costs more than the copy
-MOVED_PIECE_BYTES = 8 * 1024 * 1024  # device memory that a move takes for a moment
-
-
-class CopyHandle(Protocol):
-    def done(self) -> bool:
-        """Whether the adapter is on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,36 +71,12 @@ class ArenaCopier:
             return _Done()
         return _OnThread(self._threads.submit(_copy_in_slices, place, adapter.buffer, self._slices))
 
-    def move(self, slot: int, source: int, target: int, num_elements: int) -> CopyHandle:
-        """Begin moving the slot's adapter down within the arena, and let its table row name the new place.
-
-        Nobody may use the adapter before it is done. Both places may overlap.
-        """
-        assert target < source, f"an adapter moves down, not from {source} to {target}"
-        self._table.shift_slot(slot, target - source)
-        arena = self._table.arena
-        place, old = arena[target : target + num_elements], arena[source : source + num_elements]
-        if self._stream is not None:
-            return self._move_on_stream(self._stream, place, old)
-        if place.nbytes <= INLINE_COPY_BYTES:
-            _copy(place, old)
-            return _Done()
-        return _OnThread(self._threads.submit(_copy_in_slices, place, old, self._slices))
-
     def clear(self, slot: int) -> None:
         """The slot holds no adapter any more."""
         self._table.clear_slot(slot)
 
     def close(self) -> None:
         self._threads.shutdown()
-
-    def _move_on_stream(self, stream: torch.cuda.Stream, place: torch.Tensor, old: torch.Tensor) -> _Event:
-        stream.wait_stream(torch.cuda.current_stream(place.device))  # the table row, and the places' last readers
-        with torch.cuda.stream(stream):
-            move_down(place, old, piece=MOVED_PIECE_BYTES // old.element_size())
-            event = torch.cuda.Event()
-            event.record(stream)
-        return _Event(event)
 
     def _copy_on_stream(self, stream: torch.cuda.Stream, place: torch.Tensor, buffer: torch.Tensor) -> _Event:
         stream.wait_stream(torch.cuda.current_stream(place.device))  # the place's last reader may still be at work
@@ -115,13 +85,6 @@ class ArenaCopier:
             event = torch.cuda.Event()
             event.record(stream)
         return _Event(event)
-
-
-def move_down(place: torch.Tensor, old: torch.Tensor, *, piece: int) -> None:
-    """old -> place, `piece` elements at a time, each by way of memory of its own: the places may overlap if `place`
-    begins first. Does not wait for the device."""
-    for first in range(0, old.numel(), piece):
-        place[first : first + piece].copy_(old[first : first + piece].clone())
 
 
 def _copy(place: torch.Tensor, buffer: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator, Mapping
 
 from adapters_store.base.description import AdapterDigest
-from adapters_store.tiers.pool_shares import Owner
+from adapters_store.tiers.entries import Owner
 from server.engine.queueing.candidates import Starving, Walk
 from server.engine.queueing.fair_share import FairShare, TenantAccount
 from server.engine.queueing.tenant_queue import Filter, TenantQueue, TenantWalk

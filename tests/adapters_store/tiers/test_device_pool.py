@@ -9,7 +9,8 @@ from itertools import pairwise
 import pytest
 
 from adapters_store.base.description import AdapterDigest
-from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings, PoolEntry
+from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
+from adapters_store.tiers.entries import PoolEntry
 from support.worlds.adapter_memory import FakeClock, digest_of
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
-from adapters_store.tiers.pool_shares import NOBODY, Owner
+from adapters_store.tiers.entries import NO_OWNER, Owner
 from support.worlds.adapter_memory import FakeClock, digest_of
 
 CYCLER, LAW, MED = Owner("cycler"), Owner("law"), Owner("med")
@@ -49,7 +49,7 @@ def test_a_tenant_that_goes_through_hundreds_of_adapters_evicts_its_own() -> Non
 def test_without_owners_the_longest_unused_goes() -> None:
     bench = Bench()
     for index in range(12):
-        bench.bring(f"a{index}", NOBODY)
+        bench.bring(f"a{index}", NO_OWNER)
     assert [entry.digest for entry in bench.pool.entries()] == [digest_of(f"a{index}") for index in range(2, 12)]
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adapters_store.errors import BlobDamaged, StoreError
-from adapters_store.tiers.device_pool import EntryState
-from adapters_store.tiers.pool_shares import Owner
+from adapters_store.tiers.entries import EntryState, Owner
 from adapters_store.tiers.stats import AdapterTiersSettings
 from support.worlds.adapter_memory import digest_of
 from support.worlds.tiers_bench import Bench, make_bench
@@ -311,3 +310,16 @@ def test_one_brought_for_a_tenant_that_went_away_belongs_to_who_wants_it_now(ben
     bench.tiers.want({first: code, fresh: code, other: law})
     bench.settle()
     assert first in bench.tiers.ready()
+
+
+def test_stats_say_how_much_of_the_free_memory_lies_in_one_range() -> None:
+    bench = make_bench()
+    bench.bring(A, B, C, D)
+    bench.tiers.forget(A)
+    bench.tiers.forget(C)
+    assert bench.tiers.stats().largest_free_ratio == 0.5
+    bench.tiers.forget(B)
+    assert bench.tiers.stats().largest_free_ratio == 1.0
+    bench.disk.sizes[A] = 30
+    bench.bring(A)
+    assert bench.tiers.stats().largest_free_ratio == 1.0, "nothing is free"

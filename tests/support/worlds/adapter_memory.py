@@ -35,13 +35,12 @@ def packed(name: str, num_elements: int) -> PackedAdapter:
 
 @dataclass
 class FakeCopy:
-    """Writes `tag` to arena[offset:][:num_elements]. moved_from: where the numbers are read until it is done."""
+    """Writes `tag` to arena[offset:][:num_elements]."""
 
     offset: int
     num_elements: int
     tag: int
     ticks_left: int
-    moved_from: int | None = None
 
     def done(self) -> bool:
         return self.ticks_left == 0
@@ -58,7 +57,6 @@ class FakeDevice:
     table: dict[int, tuple[int, int, AdapterDigest]] = field(default_factory=dict)
     copies: list[FakeCopy] = field(default_factory=list)
     num_started: int = 0
-    num_moved: int = 0  # elements
 
     def __post_init__(self) -> None:
         self.arena = [0] * self.capacity
@@ -69,15 +67,6 @@ class FakeDevice:
         self.num_started += 1
         self.table[slot] = (offset, num_elements, adapter.digest)
         return self._begin(FakeCopy(offset, num_elements, self.tag_of(adapter.digest), self.delay(num_elements)))
-
-    def move(self, slot: int, source: int, target: int, num_elements: int) -> FakeCopy:
-        offset, known_elements, digest = self.table[slot]
-        assert (offset, known_elements) == (source, num_elements), f"slot {slot} lies elsewhere"
-        assert target < source, f"{digest} is moved up, from {source} to {target}"
-        self.num_moved += num_elements
-        self.table[slot] = (target, num_elements, digest)
-        tag = self.tag_of(digest)
-        return self._begin(FakeCopy(target, num_elements, tag, self.delay(num_elements), source))
 
     def clear(self, slot: int) -> None:
         del self.table[slot]
@@ -99,11 +88,7 @@ class FakeDevice:
         return tag
 
     def _begin(self, copy: FakeCopy) -> FakeCopy:
-        end = copy.offset + copy.num_elements
-        if copy.moved_from is not None:
-            self._check_source(copy, copy.moved_from)
-            end = min(end, copy.moved_from)
-        self.arena[copy.offset : end] = [GARBAGE] * (end - copy.offset)
+        self.arena[copy.offset : copy.offset + copy.num_elements] = [GARBAGE] * copy.num_elements
         self.copies.append(copy)
         self._finish_done()
         return copy
@@ -111,17 +96,4 @@ class FakeDevice:
     def _finish_done(self) -> None:
         for copy in [copy for copy in self.copies if copy.done()]:
             self.copies.remove(copy)
-            self._finish(copy)
-
-    def _finish(self, copy: FakeCopy) -> None:
-        end = copy.offset + copy.num_elements
-        if copy.moved_from is not None:
-            self._check_source(copy, copy.moved_from)
-            rest = max(end, copy.moved_from)
-            source_end = copy.moved_from + copy.num_elements
-            self.arena[rest:source_end] = [GARBAGE] * (source_end - rest)
-        self.arena[copy.offset : end] = [copy.tag] * copy.num_elements
-
-    def _check_source(self, copy: FakeCopy, source: int) -> None:
-        place = self.arena[source : source + copy.num_elements]
-        assert place.count(copy.tag) == copy.num_elements, f"overwritten before it was moved: {place}"
+            self.arena[copy.offset : copy.offset + copy.num_elements] = [copy.tag] * copy.num_elements

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import BlobDamaged, NotFound
 from adapters_store.packed.layout import PackedAdapter
-from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings, PoolEntry
+from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
 from adapters_store.tiers.host_tier import HostTier, HostTierSettings
 from adapters_store.tiers.tiers import AdapterTiers, AdapterTiersSettings
 from server.engine.errors import QueueFull
@@ -30,14 +30,6 @@ from support.worlds.adapter_memory import FakeClock, FakeDevice, digest_of, pack
 NAN = -1
 EMPTY = 0
 TENANTS = ("law", "med", "code")
-
-
-def _places(entry: PoolEntry) -> Iterator[tuple[int, int]]:
-    """(start, end) of what the adapter occupies: two places, perhaps overlapping, while it moves."""
-    size = -(-entry.num_elements // 4) * 4
-    yield entry.offset, entry.offset + size
-    if entry.moved_from is not None:
-        yield max(entry.offset + size, entry.moved_from), entry.moved_from + size
 
 
 def next_state(state: int, token: int, weight: int) -> int:
@@ -87,7 +79,6 @@ class WorldSettings:
     step_s: float = 0.05
     starvation_s: float = 2.0
     hold_s: float = 1.0
-    tidy_after_s: float = 0.0
     deadlines: float = 0.0  # share of requests that have one
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of TENANTS
     traffic: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of TENANTS
@@ -130,7 +121,7 @@ class World:
             self.host,
             self.device_pool,
             self.device,
-            settings=AdapterTiersSettings(max_copies=2, recheck_s=4 * sizes.step_s, tidy_after_s=sizes.tidy_after_s),
+            settings=AdapterTiersSettings(max_copies=2, recheck_s=4 * sizes.step_s),
             clock=self.clock,
         )
         self.scheduler = Scheduler(
@@ -177,8 +168,6 @@ class World:
         self.tiers.poll()
         self._count_starving()
         schedule = self.scheduler.schedule()
-        if schedule is None:
-            self.tiers.tidy()
         for request, error in self.scheduler.take_failed():
             self._end(request, error.code)
         for request in self.scheduler.take_late():
@@ -385,7 +374,9 @@ class World:
             assert entry.ref_count == users.pop(entry.digest, 0), f"{entry.digest}: references differ from users"
             assert self.device.table[entry.slot] == (entry.offset, entry.num_elements, entry.digest)
         assert not users, f"in use but not on the device: {users}"
-        places = sorted(place for entry in self.device_pool.entries() for place in _places(entry))
+        places = sorted(
+            (entry.offset, entry.offset + -(-entry.num_elements // 4) * 4) for entry in self.device_pool.entries()
+        )
         ends = [0, *(end for _, end in places)]
         assert all(start >= end for (start, _), end in zip(places, ends, strict=False)), f"overlap: {places}"
         assert ends[-1] <= self.device_pool.capacity_elements

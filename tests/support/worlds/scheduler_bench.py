@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
-from adapters_store.tiers.pool_shares import Owner
+from adapters_store.tiers.entries import Owner
 from server.engine.request import Request
 from server.engine.sampling_params import SamplingParams
 from server.engine.schedule import Schedule, SchedulerSettings

@@ -54,14 +54,6 @@ class Bench:
         assert set(digests) <= set(self.tiers.ready())
         self.tiers.want(())
 
-    def tidy(self) -> None:
-        """The engine has nothing to do for a long time."""
-        self.clock.advance(1)
-        for _ in range(50):
-            self.device.tick()
-            self.tiers.poll()
-            self.tiers.tidy()
-
     def resident(self) -> set[AdapterDigest]:
         return {entry.digest for entry in self.tiers.resident()}
 

@@ -21,7 +21,6 @@ from server.engine.schedule import Schedule, ScheduledRow
 from server.engine.startup.profile_run import rehearse
 from support.models.packed_forward import pack_folder
 from support.servers.service import Service, running
-from support.servers.waiting import wait_until
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 PROMPTS = [[10, 11, 12, 13], [50, 51], [7] * 40, [99, 3, 5], list(range(20, 90))]
@@ -145,18 +144,6 @@ def test_an_adapter_is_not_overwritten_while_a_launched_forward_still_reads_it(
     assert bool((read == 5.0).all())
     assert torch.equal(table.arena.cpu(), packed.buffer)
     copier.close()
-
-
-def test_an_adapter_that_moved_gives_the_same_tokens_in_steps_recorded_before(
-    base: Path, adapters: dict[str, Path], tmp_path: Path
-) -> None:
-    first, *others = list(adapters)[:4]
-    with running(base, adapters, tmp_path, device="cuda") as service:
-        service.tokens(PROMPTS[0], first)  # lies at the start of the arena
-        expected = answers(service, [None, *others, None])
-        service.worker.forget_adapters([service.versions[first].digest])
-        wait_until(lambda: service.worker.stats().counters["adapter_moves"] > 0)
-        assert answers(service, [None, *others, None]) == expected
 
 
 def test_an_adapter_arrives_on_a_side_stream_whole_and_when_it_says(base: Path, adapters: dict[str, Path]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapters_store.tiers.pool_shares import Owner
+from adapters_store.tiers.entries import Owner
 from server.engine.errors import QueueFull
 from server.engine.request import Request, Status
 from server.engine.sampling_params import SamplingParams
