@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
 
 from adapters_store.accounts.keys import ALL_SCOPES, Scope, Scopes
 from adapters_store.storage.audit import Actor, act_as
 from adapters_store.storage.names import check_name
-from server.api.context import ApiContext, ContextDep, off_loop
+from server.api.context import ApiContext, ContextDep
 from server.api.settings import ApiSettings
 from server.api.wire.errors import ApiError
 
@@ -92,7 +93,7 @@ def _any_tenant(settings: ApiSettings, named: str | None, *, is_admin: bool) -> 
 
 
 async def _tenant_caller(context: ApiContext, key: str, named: str | None) -> Caller:
-    grant = await off_loop(context.store.tenants.authenticate, key)
+    grant = await run_in_threadpool(context.store.tenants.authenticate, key)
     if grant is None:
         raise _unauthorized("invalid_api_key", "The API key is not valid.")
     caller = Caller(grant.tenant, actor=f"key:{grant.key_id}", scopes=grant.scopes)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated
 
 import anyio
-import anyio.to_thread
 from fastapi import Depends, Request
 
 from adapters_store.store import AdapterStore
@@ -21,9 +20,6 @@ from server.api.telemetry.call_record import CallRecord
 from server.api.telemetry.metrics import ApiMetrics
 from server.api.telemetry.usage_ledger import UsageLedger
 from server.api.wire.heavy_work import HeavyWork
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +51,11 @@ class ApiContext:
         return f"fp_{self.engine.base.digest.rpartition(':')[2][:10]}"
 
 
-def context_of(request: Request) -> ApiContext:
+async def context_of(request: Request) -> ApiContext:
+    """Not a plain `def`: FastAPI would ask a thread for it, with every request."""
     context = request.app.state.context
     assert isinstance(context, ApiContext)
     return context
-
-
-async def off_loop(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a call that may wait for the disk on a thread, so that no stream waits with it."""
-    return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs))
 
 
 ContextDep = Annotated[ApiContext, Depends(context_of)]

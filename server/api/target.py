@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from starlette.concurrency import run_in_threadpool
+
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import NotFound
 from adapters_store.parsing.numbers import whole_number
 from adapters_store.storage.names import FINE_TUNED
 from adapters_store.versions.records import UNLIMITED, AdapterVersion, Quotas
 from server.api.auth import Caller
-from server.api.context import ApiContext, off_loop
+from server.api.context import ApiContext
 from server.api.wire.errors import ApiError
 
 VERSION_HEADER = "x-multilora-adapter-version"
@@ -43,7 +45,7 @@ async def resolve_target(context: ApiContext, caller: Caller, model: str, sticky
     """
     if model == context.engine.served_name:
         return Target(model, caller.tenant, quotas=await quotas_of(context, caller.tenant))
-    version = await find_version(context, caller, model, sticky)
+    version = await run_in_threadpool(find_version, context, caller, model, sticky)
     quotas = await quotas_of(context, version.tenant)
     return Target(model, version.tenant, version.digest, version.ref, quotas, version.rank)
 
@@ -51,15 +53,15 @@ async def resolve_target(context: ApiContext, caller: Caller, model: str, sticky
 async def quotas_of(context: ApiContext, tenant: str) -> Quotas:
     """What the tenant may use. A thread costs more than the answer, where that is remembered."""
     known = context.store.quotas.peek(tenant)
-    return known if known is not None else await off_loop(context.store.quotas.get, tenant)
+    return known if known is not None else await run_in_threadpool(context.store.quotas.get, tenant)
 
 
-async def find_version(context: ApiContext, caller: Caller, model: str, sticky: str | None = None) -> AdapterVersion:
+def find_version(context: ApiContext, caller: Caller, model: str, sticky: str | None = None) -> AdapterVersion:
     """What `name`, `name@version`, `tenant/name` or a job's model id means to this caller, made for the base served."""
     of_job = _of_job(caller, model)
-    version = await _resolved(context, of_job, sticky) if of_job is not None else None
+    version = _resolved(context, of_job, sticky) if of_job is not None else None
     if version is None:
-        version = await _resolved(context, tenant_and_ref(caller, model), sticky)
+        version = _resolved(context, tenant_and_ref(caller, model), sticky)
     if version is None:
         raise model_not_found(model)
     if version.base_digest != context.engine.base.digest:
@@ -68,9 +70,9 @@ async def find_version(context: ApiContext, caller: Caller, model: str, sticky: 
     return version
 
 
-async def _resolved(context: ApiContext, where: tuple[str, str], sticky: str | None) -> AdapterVersion | None:
+def _resolved(context: ApiContext, where: tuple[str, str], sticky: str | None) -> AdapterVersion | None:
     try:
-        return await off_loop(context.store.resolve, *where, sticky)
+        return context.store.resolve(*where, sticky)
     except NotFound as error:
         if error.code == "adapter_unloaded":
             raise

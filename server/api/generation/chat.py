@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from adapters_store.accounts.keys import Scope
@@ -32,9 +32,12 @@ from server.engine.text.chat_options import ChatOptions
 
 BodyDep = Annotated[ChatBody, Depends(json_body(ChatBody, max_bytes=None))]
 
+router = APIRouter(dependencies=guarded(Scope.INFERENCE))
+
 _FIRST_DELTA = '{"role":"assistant","content":"","refusal":null}'
 
 
+@router.post("/v1/chat/completions", openapi_extra=body_schema(ChatBody), response_class=Response)
 async def create_chat_completion(
     request: Request,
     *,
@@ -148,14 +151,3 @@ class ChatShape:
 
 def _chunk(index: int, delta: str, logprobs: str, finish_reason: str) -> str:
     return f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{finish_reason}}}'
-
-
-def register(app: FastAPI) -> None:
-    app.add_api_route(
-        "/v1/chat/completions",
-        create_chat_completion,
-        methods=["POST"],
-        dependencies=guarded(Scope.INFERENCE),
-        openapi_extra=body_schema(ChatBody),
-        response_class=Response,
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from adapters_store.accounts.keys import Scope
@@ -32,7 +32,10 @@ DEFAULT_MAX_TOKENS = 16
 
 BodyDep = Annotated[CompletionBody, Depends(json_body(CompletionBody, max_bytes=None))]
 
+router = APIRouter(dependencies=guarded(Scope.INFERENCE))
 
+
+@router.post("/v1/completions", openapi_extra=body_schema(CompletionBody), response_class=Response)
 async def create_completion(
     request: Request,
     *,
@@ -187,14 +190,3 @@ class CompletionShape:
 
     def _prompt_ids(self, index: int) -> Sequence[int]:
         return self.call.prompts[index // self.call.num_choices]
-
-
-def register(app: FastAPI) -> None:
-    app.add_api_route(
-        "/v1/completions",
-        create_completion,
-        methods=["POST"],
-        dependencies=guarded(Scope.INFERENCE),
-        openapi_extra=body_schema(CompletionBody),
-        response_class=Response,
-    )

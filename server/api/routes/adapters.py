@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
 
 from adapters_store.accounts.keys import Scope
 from adapters_store.errors import Conflict, NotFound
@@ -15,7 +16,7 @@ from adapters_store.format.foreign_files import refuse_shard
 from adapters_store.storage.names import check_name, split_ref
 from adapters_store.versions.records import AdapterVersion
 from server.api.auth import Caller, CallerDep, guarded
-from server.api.context import ApiContext, ContextDep, off_loop
+from server.api.context import ApiContext, ContextDep
 from server.api.edge.body_limits import UPLOAD_PATH
 from server.api.routes.uploads import ensure_tenant, receive, spool_path, upload_slot
 from server.api.target import model_not_found, tenant_and_ref
@@ -23,8 +24,23 @@ from server.api.wire.multipart import WEIGHTS
 from server.api.wire.paging import DEFAULT_LIMIT, After, Limit, page
 
 MAX_NAME_BYTES = 512
+_ADAPTER = f"{UPLOAD_PATH}/{{name:path}}"
+
+router = APIRouter()
+_change, _look = guarded(Scope.ADAPTERS), guarded(Scope.READ, Scope.ADAPTERS)
 
 
+def _upload_schema() -> dict[str, Any]:
+    file = {"type": "string", "format": "binary"}
+    schema = {
+        "type": "object",
+        "required": ["name", "config", WEIGHTS],
+        "properties": {"name": {"type": "string", "maxLength": 128}, "config": file, WEIGHTS: file},
+    }
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+@router.post(UPLOAD_PATH, dependencies=_change, status_code=201, openapi_extra=_upload_schema())
 async def upload_adapter(
     request: Request, caller: CallerDep, context: ContextDep, activate: bool = True
 ) -> dict[str, Any]:
@@ -35,7 +51,7 @@ async def upload_adapter(
     settings = context.settings
     limits = {"name": MAX_NAME_BYTES, "config": settings.max_config_bytes, WEIGHTS: settings.max_adapter_bytes}
     with upload_slot(context, caller.tenant) as incoming:
-        weights = await off_loop(spool_path, context)
+        weights = await run_in_threadpool(spool_path, context)
         try:
             upload = await receive(request, weights, limits, file_part=WEIGHTS, incoming=incoming)
             refuse_shard(upload.filename)
@@ -43,26 +59,28 @@ async def upload_adapter(
             name = fields["name"].decode("utf-8", "replace")
             version = await _publish(context, caller, name, fields["config"], weights, activate=activate)
         finally:
-            await off_loop(weights.unlink, missing_ok=True)
+            await run_in_threadpool(weights.unlink, missing_ok=True)
     return adapter_object(caller, version)
 
 
-async def list_adapters(
+@router.get(UPLOAD_PATH, dependencies=_look)
+def list_adapters(
     caller: CallerDep, context: ContextDep, limit: Limit = DEFAULT_LIMIT, after: After = None
 ) -> dict[str, Any]:
     """The active versions of the caller's tenant; of every tenant for a caller that speaks for all."""
-    versions = await off_loop(context.store.list, None if caller.speaks_for_all else caller.tenant)
+    versions = context.store.list(None if caller.speaks_for_all else caller.tenant)
     return page([adapter_object(caller, version) for version in versions], limit, after)
 
 
-async def get_adapter(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+@router.get(_ADAPTER, dependencies=_look)
+def get_adapter(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """One adapter: `name` with all its versions, or `name@version`."""
     tenant, ref = tenant_and_ref(caller, name)
     try:
         bare, number = split_ref(ref)
     except NotFound:
         raise model_not_found(name) from None
-    versions = await off_loop(context.store.versions, tenant, bare)
+    versions = context.store.versions(tenant, bare)
     chosen = [v for v in versions if v.version == number or (number is None and v.active)]
     if not versions or (number is not None and not chosen):
         raise model_not_found(name)
@@ -74,11 +92,12 @@ def with_versions(caller: Caller, shown: AdapterVersion, versions: Sequence[Adap
     return {**adapter_object(caller, shown), "versions": [adapter_object(caller, each) for each in versions]}
 
 
-async def delete_adapter(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
-    """Delete `name` with all its versions, or `name@version`. What is being generated with it comes to its end."""
+@router.delete(_ADAPTER, dependencies=_change)
+def delete_adapter(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+    """Delete `name` with all its versions, or `name@version`. Requests that are running finish."""
     tenant, ref = tenant_and_ref(caller, name)
     try:
-        digests = await off_loop(context.store.delete, tenant, ref)
+        digests = context.store.delete(tenant, ref)
     except NotFound:
         raise model_not_found(name) from None
     context.engine.forget_adapters(digests)
@@ -109,24 +128,3 @@ async def _publish(
         )
 
     return await anyio.to_thread.run_sync(publish, limiter=context.check_slots)
-
-
-def _upload_schema() -> dict[str, Any]:
-    file = {"type": "string", "format": "binary"}
-    schema = {
-        "type": "object",
-        "required": ["name", "config", WEIGHTS],
-        "properties": {"name": {"type": "string", "maxLength": 128}, "config": file, WEIGHTS: file},
-    }
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
-
-
-def register(app: FastAPI) -> None:
-    change, look = guarded(Scope.ADAPTERS), guarded(Scope.READ, Scope.ADAPTERS)
-    one, schema = f"{UPLOAD_PATH}/{{name:path}}", _upload_schema()
-    app.add_api_route(
-        UPLOAD_PATH, upload_adapter, methods=["POST"], dependencies=change, status_code=201, openapi_extra=schema
-    )
-    app.add_api_route(UPLOAD_PATH, list_adapters, methods=["GET"], dependencies=look)
-    app.add_api_route(one, get_adapter, methods=["GET"], dependencies=look)
-    app.add_api_route(one, delete_adapter, methods=["DELETE"], dependencies=change)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import anyio.to_thread
-from fastapi import FastAPI, Query, Request
+from fastapi import APIRouter, Query, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
 from adapters_store.accounts.keys import Scope
 from server.api.auth import CallerDep, guarded
-from server.api.context import ContextDep, off_loop
+from server.api.context import ContextDep
 from server.api.edge.body_limits import FILES_PATH
 from server.api.routes.onboarding import OnboardingDep, owner
 from server.api.routes.uploads import ensure_tenant, receive, spool_path, upload_slot
@@ -25,14 +26,27 @@ FileLimit = Annotated[int, Query(ge=1, le=MAX_LISTED)]
 Order = Literal["asc", "desc"]
 Purpose = Annotated[str | None, Query(max_length=64)]
 
+router = APIRouter(prefix=FILES_PATH)
+_change, _look = guarded(Scope.JOBS), guarded(Scope.READ, Scope.JOBS)
 
+
+def _upload_schema() -> dict[str, Any]:
+    properties = {
+        FILE_PART: {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "enum": ["fine-tune"]},
+    }
+    schema = {"type": "object", "required": [FILE_PART, "purpose"], "properties": properties}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+@router.post("", dependencies=_change, openapi_extra=_upload_schema())
 async def upload_file(
     request: Request, caller: CallerDep, context: ContextDep, onboarding: OnboardingDep
 ) -> dict[str, Any]:
     """Keep a file: parts `file` and `purpose` ("fine-tune"). What its lines hold is checked when a job names it."""
     limits = {"purpose": MAX_PURPOSE_BYTES, FILE_PART: onboarding.limits.max_file_bytes}
     with upload_slot(context, caller.tenant) as incoming:
-        spool = await off_loop(spool_path, context)
+        spool = await run_in_threadpool(spool_path, context)
         try:
             upload = await receive(request, spool, limits, file_part=FILE_PART, incoming=incoming)
             purpose = upload.fields["purpose"].decode("utf-8", "replace")
@@ -45,10 +59,11 @@ async def upload_file(
 
             return file_object(await anyio.to_thread.run_sync(add, limiter=context.check_slots))
         finally:
-            await off_loop(spool.unlink, missing_ok=True)
+            await run_in_threadpool(spool.unlink, missing_ok=True)
 
 
-async def list_files(
+@router.get("", dependencies=_look)
+def list_files(
     caller: CallerDep,
     onboarding: OnboardingDep,
     *,
@@ -58,25 +73,28 @@ async def list_files(
     order: Order = "desc",
 ) -> dict[str, Any]:
     """The caller's files, the newest first."""
-    files = await off_loop(onboarding.files.list, owner(caller), purpose)
+    files = onboarding.files.list(owner(caller), purpose)
     return page([file_object(file) for file in (files if order == "desc" else files[::-1])], limit, after)
 
 
-async def get_file(file_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
-    return file_object(await off_loop(onboarding.files.get, owner(caller), file_id))
+@router.get("/{file_id}", dependencies=_look)
+def get_file(file_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
+    return file_object(onboarding.files.get(owner(caller), file_id))
 
 
-async def get_content(file_id: str, caller: CallerDep, onboarding: OnboardingDep) -> FileResponse:
+@router.get("/{file_id}/content", dependencies=_look, response_class=FileResponse)
+def get_content(file_id: str, caller: CallerDep, onboarding: OnboardingDep) -> FileResponse:
     """The bytes as they came."""
-    file = await off_loop(onboarding.files.get, owner(caller), file_id)
-    path = await off_loop(onboarding.files.present_path, file)
+    file = onboarding.files.get(owner(caller), file_id)
+    path = onboarding.files.present_path(file)
     headers = {"x-content-type-options": "nosniff", "content-disposition": "attachment"}
     return FileResponse(path, media_type="application/octet-stream", headers=headers)
 
 
-async def delete_file(file_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
+@router.delete("/{file_id}", dependencies=_change)
+def delete_file(file_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
     """Forget a file. A job that was made from it keeps its own."""
-    await off_loop(onboarding.files.delete, owner(caller), file_id)
+    onboarding.files.delete(owner(caller), file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
@@ -92,21 +110,3 @@ def file_object(file: DataFile) -> dict[str, Any]:
         "status_details": None,
         "expires_at": None,
     }
-
-
-def _upload_schema() -> dict[str, Any]:
-    properties = {
-        FILE_PART: {"type": "string", "format": "binary"},
-        "purpose": {"type": "string", "enum": ["fine-tune"]},
-    }
-    schema = {"type": "object", "required": [FILE_PART, "purpose"], "properties": properties}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
-
-
-def register(app: FastAPI) -> None:
-    change, look, one = guarded(Scope.JOBS), guarded(Scope.READ, Scope.JOBS), f"{FILES_PATH}/{{file_id}}"
-    app.add_api_route(FILES_PATH, upload_file, methods=["POST"], dependencies=change, openapi_extra=_upload_schema())
-    app.add_api_route(FILES_PATH, list_files, methods=["GET"], dependencies=look)
-    app.add_api_route(one, get_file, methods=["GET"], dependencies=look)
-    app.add_api_route(f"{one}/content", get_content, methods=["GET"], dependencies=look, response_class=FileResponse)
-    app.add_api_route(one, delete_file, methods=["DELETE"], dependencies=change)

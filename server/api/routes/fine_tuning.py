@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import anyio.to_thread
-from fastapi import Depends, FastAPI, Query
+from fastapi import APIRouter, Depends, Query
 from starlette.responses import FileResponse
 
 from adapters_store.accounts.keys import Scope
 from server.api.auth import Caller, CallerDep, guarded, require_admin
-from server.api.context import ContextDep, off_loop
+from server.api.context import ContextDep
 from server.api.request_body import json_body
 from server.api.routes.fine_tuning_schemas import NewFineTuningJob, Override
 from server.api.routes.onboarding import OnboardingDep, owner
@@ -31,7 +31,11 @@ OverrideDep = Annotated[Override, Depends(json_body(Override))]
 JobLimit = Annotated[int, Query(ge=1, le=1000)]
 ReportFormat = Literal["html", "json"]
 
+router = APIRouter()
+_change, _look, _JOB = guarded(Scope.JOBS), guarded(Scope.READ, Scope.JOBS), f"{JOBS_PATH}/{{job_id}}"
 
+
+@router.post(JOBS_PATH, dependencies=_change, openapi_extra=body_schema(NewFineTuningJob))
 async def create_job(
     body: NewJobDep, caller: CallerDep, context: ContextDep, onboarding: OnboardingDep
 ) -> dict[str, Any]:
@@ -44,41 +48,46 @@ async def create_job(
     return job_object(await anyio.to_thread.run_sync(create, limiter=context.check_slots))
 
 
-async def list_jobs(
+@router.get(JOBS_PATH, dependencies=_look)
+def list_jobs(
     caller: CallerDep, onboarding: OnboardingDep, limit: JobLimit = DEFAULT_JOBS, after: After = None
 ) -> dict[str, Any]:
     """The caller's jobs, the newest first."""
-    jobs = await off_loop(onboarding.jobs.list, owner(caller))
+    jobs = onboarding.jobs.list(owner(caller))
     return page([job_object(job) for job in jobs], limit, after)
 
 
-async def get_job(job_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
-    return job_object(await _find(onboarding, caller, job_id))
+@router.get(_JOB, dependencies=_look)
+def get_job(job_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
+    return job_object(_find(onboarding, caller, job_id))
 
 
-async def list_events(
+@router.get(f"{_JOB}/events", dependencies=_look)
+def list_events(
     job_id: str, caller: CallerDep, onboarding: OnboardingDep, limit: JobLimit = DEFAULT_JOBS, after: After = None
 ) -> dict[str, Any]:
     """What the job has told, the newest first."""
-    job = await _find(onboarding, caller, job_id)
-    events = await off_loop(onboarding.jobs.events, job)
+    job = _find(onboarding, caller, job_id)
+    events = onboarding.jobs.events(job)
     return page([event_object(event) for event in events], limit, after)
 
 
-async def list_checkpoints(
+@router.get(f"{_JOB}/checkpoints", dependencies=_look)
+def list_checkpoints(
     job_id: str, caller: CallerDep, onboarding: OnboardingDep, limit: JobLimit = DEFAULT_JOBS, after: After = None
 ) -> dict[str, Any]:
     """The states that training was or can be gone on from, the newest first."""
-    job = await _find(onboarding, caller, job_id)
-    checkpoints = await off_loop(onboarding.jobs.checkpoints, job)
+    job = _find(onboarding, caller, job_id)
+    checkpoints = onboarding.jobs.checkpoints(job)
     return page([checkpoint_object(job, each) for each in checkpoints], limit, after)
 
 
-async def get_report(
+@router.get(f"{_JOB}/report", dependencies=_look, response_class=FileResponse)
+def get_report(
     job_id: str, caller: CallerDep, onboarding: OnboardingDep, format: ReportFormat = "json"
 ) -> FileResponse:
     """How the training went and what the gate measured, as JSON or as one self-contained page."""
-    job = await _find(onboarding, caller, job_id)
+    job = _find(onboarding, caller, job_id)
     path = job.run_dir / f"report.{format}"
     if not path.is_file():
         raise ApiError(404, "report_not_found", f"{job_id} has no report yet; it is {job.status}.", param="job_id")
@@ -90,50 +99,36 @@ async def get_report(
     return FileResponse(path, media_type=media_type, headers=headers)
 
 
-async def cancel_job(job_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
+@router.post(f"{_JOB}/cancel", dependencies=_change)
+def cancel_job(job_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
     """End a job. One that trains ends within a step; what it had trained is dropped."""
-    return await _ask(onboarding, caller, job_id, onboarding.jobs.cancel)
+    return _ask(onboarding, caller, job_id, onboarding.jobs.cancel)
 
 
-async def pause_job(job_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
+@router.post(f"{_JOB}/pause", dependencies=_change)
+def pause_job(job_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
     """Let a job checkpoint and wait. Its place goes to others."""
-    return await _ask(onboarding, caller, job_id, onboarding.jobs.pause)
+    return _ask(onboarding, caller, job_id, onboarding.jobs.pause)
 
 
-async def resume_job(job_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
+@router.post(f"{_JOB}/resume", dependencies=_change)
+def resume_job(job_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
     """Queue a paused job again; it goes on from its checkpoint."""
-    return await _ask(onboarding, caller, job_id, onboarding.jobs.resume)
+    return _ask(onboarding, caller, job_id, onboarding.jobs.resume)
 
 
-async def override_gate(job_id: str, body: OverrideDep, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
+@router.post(
+    "/admin/jobs/{job_id}/override", dependencies=[Depends(require_admin)], openapi_extra=body_schema(Override)
+)
+def override_gate(job_id: str, body: OverrideDep, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
     """Put an adapter into service that the gate blocked. Who said so and why stays with the job."""
-    job = await off_loop(onboarding.jobs.get, job_id)
-    return job_object(await off_loop(onboarding.jobs.override, job, by=caller.actor, reason=body.reason))
+    job = onboarding.jobs.get(job_id)
+    return job_object(onboarding.jobs.override(job, by=caller.actor, reason=body.reason))
 
 
-async def _find(onboarding: Onboarding, caller: Caller, job_id: str) -> Job:
-    return await off_loop(onboarding.jobs.get, job_id, owner(caller))
+def _find(onboarding: Onboarding, caller: Caller, job_id: str) -> Job:
+    return onboarding.jobs.get(job_id, owner(caller))
 
 
-async def _ask(onboarding: Onboarding, caller: Caller, job_id: str, ask: Callable[[Job], Job]) -> dict[str, Any]:
-    return job_object(await off_loop(ask, await _find(onboarding, caller, job_id)))
-
-
-def register(app: FastAPI) -> None:
-    change, look, one = guarded(Scope.JOBS), guarded(Scope.READ, Scope.JOBS), f"{JOBS_PATH}/{{job_id}}"
-    schema = body_schema(NewFineTuningJob)
-    app.add_api_route(JOBS_PATH, create_job, methods=["POST"], dependencies=change, openapi_extra=schema)
-    app.add_api_route(JOBS_PATH, list_jobs, methods=["GET"], dependencies=look)
-    app.add_api_route(one, get_job, methods=["GET"], dependencies=look)
-    app.add_api_route(f"{one}/events", list_events, methods=["GET"], dependencies=look)
-    app.add_api_route(f"{one}/checkpoints", list_checkpoints, methods=["GET"], dependencies=look)
-    app.add_api_route(f"{one}/report", get_report, methods=["GET"], dependencies=look, response_class=FileResponse)
-    for verb, ask in (("cancel", cancel_job), ("pause", pause_job), ("resume", resume_job)):
-        app.add_api_route(f"{one}/{verb}", ask, methods=["POST"], dependencies=change)
-    app.add_api_route(
-        "/admin/jobs/{job_id}/override",
-        override_gate,
-        methods=["POST"],
-        dependencies=[Depends(require_admin)],
-        openapi_extra=body_schema(Override),
-    )
+def _ask(onboarding: Onboarding, caller: Caller, job_id: str, ask: Callable[[Job], Job]) -> dict[str, Any]:
+    return job_object(ask(_find(onboarding, caller, job_id)))

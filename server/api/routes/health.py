@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import APIRouter
 
 from server.api.context import ContextDep
 from server.api.edge.draining import server_stopping
 from server.api.wire.errors import ApiError, engine_dead, to_api_error
 
+router = APIRouter()
 
+
+@router.get("/health")
 async def health(context: ContextDep) -> dict[str, str]:
     """200 while the engine lives; 503 asks the supervisor for a restart."""
     if not context.engine.is_healthy():
@@ -16,6 +19,7 @@ async def health(context: ContextDep) -> dict[str, str]:
     return {"status": "ok"}
 
 
+@router.get("/ready")
 async def ready(context: ContextDep) -> dict[str, str]:
     """200 once requests are served, and while they are: not when the server stops, nor when its store is away for
     longer than remembered answers count."""
@@ -27,8 +31,3 @@ async def ready(context: ContextDep) -> dict[str, str]:
     if not (context.engine.is_healthy() and context.engine.is_ready()):
         raise ApiError(503, "not_ready", "The server does not serve requests yet.", retry_after_s=1.0)
     return {"status": "ready"}
-
-
-def register(app: FastAPI) -> None:
-    app.add_api_route("/health", health, methods=["GET"])
-    app.add_api_route("/ready", ready, methods=["GET"])

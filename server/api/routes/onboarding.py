@@ -12,7 +12,7 @@ from server.jobs.limits import JobLimit, JobRefused
 from server.jobs.service import Onboarding
 
 
-def onboarding_of(request: Request) -> Onboarding:
+async def onboarding_of(request: Request) -> Onboarding:
     onboarding = request.app.state.onboarding
     assert isinstance(onboarding, Onboarding)
     return onboarding

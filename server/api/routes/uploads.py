@@ -9,10 +9,11 @@ from pathlib import Path
 from uuid import uuid4
 
 from fastapi import Request
+from starlette.concurrency import run_in_threadpool
 
 from adapters_store.errors import NotFound
 from adapters_store.storage.blobs import disk_full_is_an_answer
-from server.api.context import ApiContext, off_loop
+from server.api.context import ApiContext
 from server.api.edge.upload_slots import Incoming
 from server.api.wire.multipart import Upload, UploadParser, boundary_of
 
@@ -49,16 +50,16 @@ async def receive(
 ) -> Upload:
     """The form's small fields; `file_part` goes into the spool file. limits: the most bytes of each part, by name."""
     boundary = boundary_of(request.headers.get("content-type", ""))
-    with await off_loop(UploadParser, boundary, spool, limits, file_part) as parser:
+    with await run_in_threadpool(UploadParser, boundary, spool, limits, file_part) as parser:
 
         def take(piece: bytes) -> None:
             incoming.arrived(len(piece))
             parser.feed(piece)
 
-        await off_loop(incoming.claim, _announced(request))
+        await run_in_threadpool(incoming.claim, _announced(request))
         async for piece in request.stream():
-            await off_loop(take, piece)
-        return await off_loop(parser.finish)
+            await run_in_threadpool(take, piece)
+        return await run_in_threadpool(parser.finish)
 
 
 def _announced(request: Request) -> int:

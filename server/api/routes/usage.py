@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query
+from fastapi import APIRouter, Depends, Query
 
 from adapters_store.accounts.keys import Scope
 from adapters_store.accounts.usage import counts_to_json, to_json, total_of
 from server.api.auth import CallerDep, guarded
-from server.api.context import ContextDep, off_loop
+from server.api.context import ContextDep
 from server.api.wire.paging import DEFAULT_LIMIT, After, Limit, page
 
 Day = Annotated[date | None, Query(description="YYYY-MM-DD, UTC; this day included")]
+
+router = APIRouter()
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Days:
     end: Day = None
 
 
-async def show_usage(
+@router.get("/v1/usage", dependencies=guarded(Scope.READ))
+def show_usage(
     caller: CallerDep,
     context: ContextDep,
     days: Annotated[Days, Depends()],
@@ -33,15 +36,10 @@ async def show_usage(
     after: After = None,
 ) -> dict[str, Any]:
     """Up to this moment. `total` sums all days asked for, whatever the page."""
-    await off_loop(context.usage.flush)
-    rows = await off_loop(
-        context.store.usage.rows,
+    context.usage.flush()
+    rows = context.store.usage.rows(
         tenant=None if caller.speaks_for_all else caller.tenant,
         start=None if days.start is None else days.start.isoformat(),
         end=None if days.end is None else days.end.isoformat(),
     )
     return {**page(to_json(rows), limit, after), "total": counts_to_json(total_of(rows))}
-
-
-def register(app: FastAPI) -> None:
-    app.add_api_route("/v1/usage", show_usage, methods=["GET"], dependencies=guarded(Scope.READ))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends
 from pydantic import Field
 
 from adapters_store.accounts.keys import Scope
@@ -17,7 +17,7 @@ from adapters_store.errors import NotFound
 from adapters_store.storage.names import split_ref
 from adapters_store.versions.records import AdapterVersion
 from server.api.auth import Caller, CallerDep, guarded
-from server.api.context import ApiContext, ContextDep, off_loop
+from server.api.context import ApiContext, ContextDep
 from server.api.edge.body_limits import UPLOAD_PATH
 from server.api.request_body import json_body
 from server.api.routes.adapters import with_versions
@@ -35,38 +35,45 @@ class Canary(Body):
 
 CanaryDep = Annotated[Canary, Depends(json_body(Canary))]
 
+router = APIRouter(prefix=f"{UPLOAD_PATH}/{{name:path}}", dependencies=guarded(Scope.ADAPTERS))
 
-async def activate(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+
+@router.post("/activate")
+def activate(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """Let the bare name mean `name@version` alone. A version that was unloaded is in service again."""
     tenant, bare, number = _parts(caller, name)
-    return await _changed(context, caller, name, partial(context.store.aliases.activate, tenant, bare, _given(number)))
+    return _changed(context, caller, name, partial(context.store.aliases.activate, tenant, bare, _given(number)))
 
 
-async def canary(name: str, caller: CallerDep, context: ContextDep, body: CanaryDep) -> dict[str, Any]:
+@router.post("/canary", openapi_extra=body_schema(Canary))
+def canary(name: str, caller: CallerDep, context: ContextDep, body: CanaryDep) -> dict[str, Any]:
     """Answer a share of the bare name's users with `name@version`; the same users every time."""
     tenant, bare, number = _parts(caller, name)
     change = partial(context.store.aliases.set_canary, tenant, bare, _given(number), body.percent)
-    return await _changed(context, caller, name, change)
+    return _changed(context, caller, name, change)
 
 
-async def promote(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+@router.post("/promote")
+def promote(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """Make the canary (`name@version` where there are several) what the bare name means."""
     tenant, bare, number = _parts(caller, name)
-    return await _changed(context, caller, name, partial(context.store.aliases.promote, tenant, bare, number))
+    return _changed(context, caller, name, partial(context.store.aliases.promote, tenant, bare, number))
 
 
-async def roll_back(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+@router.post("/rollback")
+def roll_back(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """End the canaries; where there are none, activate what was active before."""
     tenant, bare, number = _parts(caller, name)
     if number is not None:
         raise ApiError(400, "invalid_value", f"name: rollback takes a name without a version, got {name!r}")
-    return await _changed(context, caller, name, partial(context.store.aliases.roll_back, tenant, bare))
+    return _changed(context, caller, name, partial(context.store.aliases.roll_back, tenant, bare))
 
 
-async def unload(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+@router.post("/unload")
+def unload(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """Take `name` or `name@version` out of service and out of memory until it is activated again. Its files stay.
 
-    Requests under way come to their end; new ones are answered 404 `adapter_unloaded`.
+    Requests that are running finish; new ones are answered 404 `adapter_unloaded`.
     """
     tenant, bare, number = _parts(caller, name)
 
@@ -75,7 +82,7 @@ async def unload(name: str, caller: CallerDep, context: ContextDep) -> dict[str,
         versions = context.store.versions(tenant, bare)
         return next((each for each in versions if each.version == number or each.active), versions[-1])
 
-    return await _changed(context, caller, name, change)
+    return _changed(context, caller, name, change)
 
 
 def _parts(caller: Caller, name: str) -> tuple[str, str, int | None]:
@@ -92,32 +99,12 @@ def _given(number: int | None) -> int:
     return number
 
 
-async def _changed(
-    context: ApiContext, caller: Caller, name: str, change: Callable[[], AdapterVersion]
-) -> dict[str, Any]:
+def _changed(context: ApiContext, caller: Caller, name: str, change: Callable[[], AdapterVersion]) -> dict[str, Any]:
     try:
-        version = await off_loop(change)
+        version = change()
     except NotFound as error:
         if error.code == "adapter_unloaded":
             raise
         raise model_not_found(name) from None
-    versions = await off_loop(context.store.versions, version.tenant, version.name)
+    versions = context.store.versions(version.tenant, version.name)
     return with_versions(caller, version, versions)
-
-
-def register(app: FastAPI) -> None:
-    verbs: tuple[tuple[str, Callable[..., Any]], ...] = (
-        ("activate", activate),
-        ("canary", canary),
-        ("promote", promote),
-        ("rollback", roll_back),
-        ("unload", unload),
-    )
-    for verb, route in verbs:
-        app.add_api_route(
-            f"{UPLOAD_PATH}/{{name:path}}/{verb}",
-            route,
-            methods=["POST"],
-            dependencies=guarded(Scope.ADAPTERS),
-            openapi_extra=body_schema(Canary) if route is canary else None,
-        )

@@ -9,8 +9,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from fastapi import FastAPI
-from fastapi import Request as HttpRequest
+from fastapi import APIRouter, Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import Response
@@ -19,6 +18,8 @@ from adapters_store.versions.served_names import ServedNames
 from server.api.engine_client import EngineClient
 from server.api.telemetry.engine_metrics import EngineCollector
 from server.engine.histogram import SECONDS
+
+router = APIRouter()
 
 OTHER = "other"
 MAX_ERROR_CODES = 40
@@ -101,11 +102,8 @@ def _free_bytes(folder: Path) -> float:
         return float("nan")
 
 
-async def show_metrics(request: HttpRequest) -> Response:
+@router.get("/metrics", response_class=Response, summary="Prometheus text")
+async def show_metrics(request: Request) -> Response:
     metrics = request.app.state.context.metrics
     assert isinstance(metrics, ApiMetrics)
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def register(app: FastAPI) -> None:
-    app.add_api_route("/metrics", show_metrics, methods=["GET"], response_class=Response, summary="Prometheus text")
