@@ -14,8 +14,7 @@ from adapters_store.base.description import AdapterDigest
 from benchmarks.common.adapters import RANK
 from benchmarks.common.shapes import BenchShape, base_folder
 from server.engine.engine import Engine
-from server.engine.request import Request
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams
 from server.engine.schedule import SchedulerSettings
 from server.engine.startup.build import AdapterSource, EngineParts, EngineSettings, build_engine
 from server.engine.startup.memory_plan import MIB, MemoryWishes

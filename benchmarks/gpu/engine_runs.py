@@ -18,8 +18,7 @@ from benchmarks.gpu.random_base import RandomAdapters, random_tokenizer
 from benchmarks.gpu.sizes import Sizes
 from server.engine.engine import Engine
 from server.engine.model.base_model import BaseModel
-from server.engine.request import Request
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams
 from server.engine.schedule import SchedulerSettings
 from server.engine.startup.build import EngineParts, EngineSettings, join_engine
 from server.engine.startup.memory_plan import MIB, MemoryWishes

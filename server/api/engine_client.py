@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
-from server.engine.histogram import Histogram
+from server.engine.metrics import Histogram
 from server.engine.request import Request, TokenEvent
 from server.engine.text.tokenizer import Tokenizer
 from server.engine.text.vocabulary import Vocabulary

@@ -17,8 +17,7 @@ from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.errors import NotFound
 from adapters_store.store import AdapterStore
 from adapters_store.versions.records import TenantKey
-from server.engine.request import Request, TokenEvent
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams, TokenEvent
 from server.engine.startup.build import EngineParts
 
 ADAPTER_NAME = "style"  # the same for every tenant: only the key tells them apart

@@ -12,9 +12,7 @@ from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, NotFound, StoreError, StoreUnavailable
 from adapters_store.tiers.tiers import AdapterTiers
 from server.engine import numerics
-from server.engine.fairness_gauge import FairnessGauge
-from server.engine.histogram import Histogram
-from server.engine.metrics import EngineCounters, EngineStats, memory_counters
+from server.engine.metrics import EngineCounters, EngineStats, FairnessGauge, Histogram, memory_counters
 from server.engine.model.forward import Flight, StepOutput
 from server.engine.numerics import NumericFaults, PutAway
 from server.engine.request import Request, RequestError, Status, TokenEvent, TokenLogprob

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.tiers.stats import AdapterTiersStats
-from server.engine.histogram import Histogram
+from server.engine.queueing.fair_share import TenantAccount, jain_index
 from server.engine.scheduling.prefix_cache import PrefixCacheStats
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+@dataclass(slots=True)
+class Histogram:
+    """bounds: upper ends of the buckets, rising; what is above the last falls into one more. Read it by `snapshot`."""
+
+    bounds: Sequence[float] = SECONDS
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [0] * (len(self.bounds) + 1)
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def snapshot(self) -> Histogram:
+        return Histogram(self.bounds, self.counts.copy(), self.total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +89,24 @@ def memory_counters(tiers: AdapterTiersStats, cache: PrefixCacheStats) -> dict[s
         "prefix_hit_tokens": cache.hit_tokens,
         "prefix_query_tokens": cache.query_tokens,
     }
+
+
+class FairnessGauge:
+    """Jain's index over windows: of what each tenant was given for its weight, if it waited at both ends of the window.
+    Those that did not wait got all they wanted, and say nothing about fairness. 1 where fewer than two waited."""
+
+    def __init__(self, window_s: float = 10.0) -> None:
+        self.value = 1.0
+        self._window_s = window_s
+        self._end_s = float("-inf")
+        self._at_start: dict[str, float] = {}
+
+    def read(self, accounts: Iterable[TenantAccount], now_s: float) -> float:
+        """The index of the last whole window."""
+        if now_s < self._end_s:
+            return self.value
+        waiting = {account.tenant: account.served for account in accounts if account.num_waiting}
+        given = [served - self._at_start[tenant] for tenant, served in waiting.items() if tenant in self._at_start]
+        self.value = jain_index(given) if len(given) > 1 else 1.0
+        self._at_start, self._end_s = waiting, now_s + self._window_s
+        return self.value

@@ -16,11 +16,9 @@ import torch
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from lora_kernels.background import TimeSlices
 from server.engine.engine import Engine
-from server.engine.errors import QueueFull
 from server.engine.metrics import EngineStats
-from server.engine.request import Request, RequestError, TokenEvent
+from server.engine.request import InvalidRequest, QueueFull, Request, RequestError, TokenEvent
 from server.engine.sampling.sampler import validate_params
-from server.engine.sampling_params import InvalidRequest
 from server.engine.text.tokenizer import Tokenizer
 from server.engine.text.vocabulary import Vocabulary
 

@@ -82,7 +82,7 @@ def complete(client: openai.OpenAI, model: str, count: int = 24) -> str:
 
 def expected_text(service: Service, base: Path, adapter: Path | None, count: int = 24) -> str:
     """PEFT's greedy tokens as text that continues the prompt."""
-    from server.engine.sampling_params import SamplingParams
+    from server.engine.request import SamplingParams
     from server.engine.text.output import OutputState
 
     tokenizer = service.worker.tokenizer

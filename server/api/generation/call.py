@@ -14,8 +14,7 @@ from server.api.context import ApiContext
 from server.api.edge.rate_limits import Admission
 from server.api.generation.schemas import GenerationBody
 from server.api.target import Target
-from server.engine.request import Request
-from server.engine.sampling_params import InvalidRequest, SamplingParams
+from server.engine.request import InvalidRequest, Request, SamplingParams
 from server.engine.text.chat_options import ChatOptions
 
 _INLINE_WEIGHT = 4096  # what takes about as long as handing it to a thread and back

@@ -26,8 +26,7 @@ from server.api.request_body import json_body
 from server.api.target import Target, resolve_target
 from server.api.wire.json_body import body_schema
 from server.api.wire.json_text import json_string, json_text
-from server.engine.request import TokenEvent
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest, TokenEvent
 from server.engine.text.chat_options import ChatOptions
 
 BodyDep = Annotated[ChatBody, Depends(json_body(ChatBody, max_bytes=None))]

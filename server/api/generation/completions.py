@@ -25,8 +25,7 @@ from server.api.request_body import json_body
 from server.api.target import Target, resolve_target
 from server.api.wire.json_body import body_schema
 from server.api.wire.json_text import json_string, json_text
-from server.engine.request import TokenEvent, TokenLogprob
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest, TokenEvent, TokenLogprob
 
 DEFAULT_MAX_TOKENS = 16
 

@@ -15,8 +15,7 @@ from server.api.edge.request_context import answer_with
 from server.api.generation.call import Call
 from server.api.generation.call_meter import CallMeter
 from server.api.wire.errors import ApiError, engine_dead, from_engine
-from server.engine.errors import QueueFull
-from server.engine.request import Request, TokenEvent
+from server.engine.request import QueueFull, Request, TokenEvent
 
 
 class Generation:

@@ -9,7 +9,7 @@ from adapters_store.parsing.strict_json import shown
 from server.api.context import ApiContext
 from server.api.engine_client import EngineClient
 from server.api.generation.schemas import GenerationBody
-from server.engine.sampling_params import InvalidRequest, SamplingParams
+from server.engine.request import InvalidRequest, SamplingParams
 
 
 def sampling_params(

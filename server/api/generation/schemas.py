@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.wire.body import Absent, Body, Empty, Metadata, Text, at_most, neutral
-from server.engine.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS
+from server.engine.request import MAX_LOGIT_BIAS, MAX_LOGPROBS
 from server.engine.text.chat_options import MAX_TEMPLATE_VARIABLES, TemplateValue
 
 MAX_STOP_TOKEN_IDS = 128

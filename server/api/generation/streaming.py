@@ -24,8 +24,7 @@ from server.api.generation.usage import Usage
 from server.api.generation.whole import LOGPROB_WEIGHT
 from server.api.wire.errors import ApiError, ClientGone
 from server.api.wire.json_text import json_string, json_text
-from server.engine.request import TokenEvent
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest, TokenEvent
 
 _DONE = "data: [DONE]\n\n"
 _KEEP_ALIVE = ": keep-alive\n\n"

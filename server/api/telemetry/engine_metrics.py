@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from adapters_store.versions.served_names import ServedNames
 from server.api.engine_client import EngineClient, EngineStats
 from server.api.telemetry.lora_info import lora_info
-from server.engine.histogram import Histogram
+from server.engine.metrics import Histogram
 
 # The engine's own counter for each tier of memory.
 _TIERS = {

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from adapters_store.versions.served_names import ServedNames
 from server.api.engine_client import EngineClient
 from server.api.telemetry.engine_metrics import EngineCollector
-from server.engine.histogram import SECONDS
+from server.engine.metrics import SECONDS
 
 router = APIRouter()
 

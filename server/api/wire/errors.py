@@ -19,9 +19,7 @@ from starlette.responses import Response
 from adapters_store.errors import AdapterRejected, Conflict, NotFound, StoreError, StoreUnavailable
 from adapters_store.parsing.strict_json import shown
 from server.api.wire.json_text import json_bytes
-from server.engine.errors import QueueFull
-from server.engine.request import RequestError
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest, QueueFull, RequestError
 
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; logs and metrics count it
 

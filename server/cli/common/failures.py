@@ -8,7 +8,7 @@ from enum import IntEnum
 
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.errors import AdapterRejected, Conflict, NotFound, StoreError
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest
 from server.jobs.limits import JobRefused
 
 

@@ -3,16 +3,15 @@ the order itself is `fair_share`'s between tenants and `tenant_queue`'s within o
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 from adapters_store.base.description import AdapterDigest
-from server.engine.queueing.fair_share import INPUT_COST, TenantAccount
+from server.engine.queueing.fair_share import INPUT_COST, FairShare, TenantAccount
 from server.engine.queueing.tenant_queue import Filter, TenantWalk
 from server.engine.request import Request
 
-if TYPE_CHECKING:
-    from server.engine.queueing.waiting_queue import FairAdmission
+OpenTenant = Callable[[TenantAccount, Collection[AdapterDigest], Filter | None], TenantWalk | None]
 
 
 class Starving(NamedTuple):
@@ -36,12 +35,14 @@ class Walk:
 
     def __init__(
         self,
-        queue: FairAdmission,
+        shares: FairShare,
+        open_tenant: OpenTenant,
         ready: Collection[AdapterDigest],
         starving: Starving | None,
         crowding: Collection[str],
     ) -> None:
-        self._queue = queue
+        self._shares = shares
+        self._open_tenant = open_tenant
         self._ready = ready
         self._starving = starving
         self._crowding = crowding
@@ -51,7 +52,7 @@ class Walk:
     @property
     def account(self) -> TenantAccount | None:
         """Whose turn it may be, nothing of its queue having been looked at; None at the end."""
-        return self._queue.shares.lowest()
+        return self._shares.lowest()
 
     @property
     def current(self) -> Request | None:
@@ -64,10 +65,10 @@ class Walk:
 
     def current_of(self, account: TenantAccount) -> Request | None:
         """The request of `account`, whose turn it may be; None if it has none (more), and it is the next one's turn."""
-        shares = self._queue.shares
+        shares = self._shares
         walk = self._open.get(account.tenant)
         if walk is None:
-            walk = self._queue.open(account, self._ready, self._filter(account.tenant))
+            walk = self._open_tenant(account, self._ready, self._filter(account.tenant))
             if walk is None:
                 shares.withdraw_lowest()
                 return None
@@ -87,19 +88,19 @@ class Walk:
         """Done with the current request. An admitted one is paid for, so that another tenant may be next."""
         request = self.current
         assert request is not None, "advanced beyond the end"
-        account = self._queue.shares.account(request.tenant)
+        account = self._shares.account(request.tenant)
         self._open[request.tenant].advance()
         if admitted:
-            self._queue.shares.picked(account, prompt_cost(request))
+            self._shares.picked(account, prompt_cost(request))
 
     def skip_tenant(self) -> None:
         """None of the requests of the tenant whose turn it is (`account`, or `current`) in this walk."""
-        self._exhausted.append(self._queue.shares.withdraw_lowest())
+        self._exhausted.append(self._shares.withdraw_lowest())
 
     def close(self) -> None:
         """Those who had nothing more may be picked in the next walk."""
         for account in self._exhausted:
-            self._queue.shares.offer(account)
+            self._shares.offer(account)
 
     def _filter(self, tenant: str) -> Filter | None:
         if tenant in self._crowding:

@@ -171,12 +171,12 @@ class FairAdmission:
             for tenant in self._parked:
                 self.shares.offer(self._queues[tenant].account)
             self._parked.clear()
-        return Walk(self, ready, starving, crowding)
+        return Walk(self.shares, self._open, ready, starving, crowding)
 
-    def open(
+    def _open(
         self, account: TenantAccount, ready: Collection[AdapterDigest], is_held_back: Filter | None
     ) -> TenantWalk | None:
-        """For `Walk`: this tenant's candidates; None if it has none, and it is asked again when something comes."""
+        """This tenant's candidates; None if it has none, and it is asked again when something comes."""
         walk = self._queues[account.tenant].candidates(ready, is_held_back)
         if walk is None:
             self._parked.add(account.tenant)

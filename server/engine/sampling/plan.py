@@ -10,9 +10,8 @@ import numpy.typing as npt
 import torch
 
 from lora_kernels.transfer import to_device
-from server.engine.request import Request
+from server.engine.request import Request, SamplingParams
 from server.engine.sampling.token_picking import OFF_TOP_P, Filters
-from server.engine.sampling_params import SamplingParams
 
 GREEDY_BELOW = 1e-5  # a temperature under this is 0: the best token would win every draw anyway
 

@@ -18,11 +18,10 @@ import numpy.typing as npt
 import torch
 
 from lora_kernels.transfer import ReadBack, to_device
-from server.engine.request import Request, TokenLogprob
+from server.engine.request import InvalidRequest, Request, SamplingParams, TokenLogprob
 from server.engine.sampling.logprobs import LogprobsUnderWay, token_logprobs
 from server.engine.sampling.plan import PickGroup, PlanBuilder, SamplingPlan, TokenHistory
 from server.engine.sampling.token_picking import FIRST_CANDIDATES, UNSETTLED, pick_from_all, pick_from_best, row_totals
-from server.engine.sampling_params import InvalidRequest, SamplingParams
 
 NON_FINITE = -1  # in the place of a token
 _LOWEST, _HIGHEST = torch.finfo(torch.float32).min, torch.finfo(torch.float32).max

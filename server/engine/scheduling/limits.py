@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from heapq import heappop, heappush
 
-from server.engine.errors import QueueFull
-from server.engine.request import Request
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest, QueueFull, Request
 from server.engine.schedule import SchedulerSettings
 
 
@@ -54,3 +53,21 @@ class Intake:
         what = "context length" if limit == self._max_model_len else "KV cache"
         message = f"prompt of {num_prompt} + max_tokens of {max_tokens} = {num_tokens} tokens, {what} is {limit}"
         raise InvalidRequest(param, message, code="context_length_exceeded")
+
+
+class Deadlines:
+    """Asking costs nothing while nobody is late. Whoever ended in time is named all the same when its moment comes."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, str]] = []
+
+    def watch(self, request_id: str, deadline_s: float) -> None:
+        """deadline_s: in seconds of the caller's clock."""
+        heappush(self._heap, (deadline_s, request_id))
+
+    def take_late(self, now_s: float) -> list[str]:
+        """Ids whose deadline has passed, each once."""
+        late: list[str] = []
+        while self._heap and self._heap[0][0] <= now_s:
+            late.append(heappop(self._heap)[1])
+        return late

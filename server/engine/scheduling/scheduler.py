@@ -16,13 +16,11 @@ from server.engine.queueing.waiting_queue import FairAdmission
 from server.engine.request import Request, Status
 from server.engine.schedule import AdapterGate, Schedule, ScheduledRow, SchedulerSettings
 from server.engine.scheduling.block_pool import BlockPool
-from server.engine.scheduling.block_shares import BlockShares
 from server.engine.scheduling.chunked_prefill import PromptChunks
-from server.engine.scheduling.deadlines import Deadlines
 from server.engine.scheduling.flood_control import OverShare
-from server.engine.scheduling.limits import Intake
+from server.engine.scheduling.limits import Deadlines, Intake
 from server.engine.scheduling.overlap import LookAhead
-from server.engine.scheduling.preemption import Places
+from server.engine.scheduling.preemption import BlockShares, Places
 
 __all__ = ["AdapterGate", "Schedule", "ScheduledRow", "Scheduler", "SchedulerSettings"]
 

@@ -25,7 +25,7 @@ from lora_kernels.cgroups import usable_cpus
 from lora_kernels.lora.batch import LoraTable
 from lora_kernels.process import release_compute_threads
 from server.engine.engine import Engine
-from server.engine.histogram import Histogram
+from server.engine.metrics import Histogram
 from server.engine.model.adapter_copier import ArenaCopier
 from server.engine.model.base_model import BaseModel, load_base
 from server.engine.model.kv_tensors import KVCache

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters_store.base.families import UnsupportedBase
-from server.engine.sampling_params import InvalidRequest, SamplingParams
+from server.engine.request import InvalidRequest, SamplingParams
 
 NEUTRAL = ("neutral", "vllm")
 FILE_NAME = "generation_config.json"

@@ -16,9 +16,8 @@ from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch
 from server.engine.model.kv_tensors import KVCache
 from server.engine.model.runner import ModelRunner
-from server.engine.request import Request
+from server.engine.request import Request, SamplingParams
 from server.engine.sampling.sampler import Sampler
-from server.engine.sampling_params import SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow
 from server.engine.startup.memory_plan import MIB, Reserved
 

@@ -16,8 +16,7 @@ from adapters_store.base.families import UnsupportedBase
 from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch
 from server.engine.model.runner import ModelRunner
-from server.engine.request import Request
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow
 from server.engine.text.vocabulary import Vocabulary
 

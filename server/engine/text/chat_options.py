@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from jinja2.defaults import DEFAULT_NAMESPACE
 from transformers import PreTrainedTokenizerBase
 
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest
 
 TemplateValue = str | bool | int | float | None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest
 from server.engine.text.special_names import SpecialNames
 
 _OPEN, _CLOSE, _INSIDE = "\ufdd0", "\ufdd1", "\ufdd2"  # noncharacters: no text of a client has a use for them

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from server.engine.request import FinishReason
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import FinishReason, SamplingParams
 from server.engine.text.detokenizer import Detokenizer
 from server.engine.text.stop_strings import Match, StopMatcher
 from server.engine.text.token_text import PieceTable

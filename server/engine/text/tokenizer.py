@@ -21,7 +21,7 @@ from adapters_store.base.end_of_turn import end_of_turn_id
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.folder import read_json
 from adapters_store.base.tokenizer import load_tokenizer
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest
 from server.engine.text.chat_options import ChatOptions, TemplateValue
 from server.engine.text.control_tokens import ControlTokens
 from server.engine.text.token_text import PieceTable

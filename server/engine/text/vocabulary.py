@@ -12,7 +12,7 @@ import torch
 
 from adapters_store.parsing.strict_json import shown
 from lora_kernels.transfer import to_device
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest
 
 
 class Vocabulary:

@@ -17,7 +17,7 @@ from adapters_store.base.families import UnsupportedBase
 from adapters_store.errors import AdapterRejected, BlobDamaged, Conflict, NotFound
 from server.cli.common.failures import EPILOG, CommandError, ExitCode, failure_of
 from server.cli.main import app
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest
 
 Command = Callable[..., Any]
 WITHOUT_DATA_DIR = ("bench", "plan", "train")  # they touch no tenant's state

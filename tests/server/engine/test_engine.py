@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from adapters_store.base.description import AdapterDigest
-from server.engine.errors import QueueFull
 from server.engine.model.forward import StepOutput
 from server.engine.model.runner import ModelRunner
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest, QueueFull
 from server.engine.schedule import Schedule, SchedulerSettings
 from server.engine.startup.memory_plan import MemoryWishes
 from support.models.models import peft_model

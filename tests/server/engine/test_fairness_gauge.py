@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.engine.fairness_gauge import FairnessGauge
+from server.engine.metrics import FairnessGauge
 from server.engine.queueing.fair_share import TenantAccount
 
 

@@ -15,8 +15,7 @@ from adapters_store.errors import AdapterUnavailable, NotFound
 from adapters_store.store import AdapterStore
 from server.engine.model.batch import Batch
 from server.engine.numerics import NumericFaults, Owned
-from server.engine.request import Request
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow
 from support.servers.service import NUM_TOKENS, TENANT, Service, make_base, running, save_adapters
 from support.servers.waiting import wait_until

@@ -12,8 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.engine.request import Request
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams
 from support.worlds.adapter_memory import digest_of
 from support.worlds.ahead_world import AheadWorld
 from support.worlds.engine_world import World, WorldSettings

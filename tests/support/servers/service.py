@@ -14,8 +14,7 @@ import torch
 
 from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
-from server.engine.request import Request, TokenEvent
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams, TokenEvent
 from server.engine.schedule import SchedulerSettings
 from server.engine.startup.build import EngineParts, EngineSettings, build_engine
 from server.engine.startup.memory_plan import MemoryWishes

@@ -13,8 +13,7 @@ from adapters_store.base.description import AdapterDigest
 from adapters_store.store import AdapterStore
 from server.engine.engine import Engine
 from server.engine.model.runner import ModelRunner
-from server.engine.request import Request, TokenEvent
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams, TokenEvent
 from server.engine.schedule import SchedulerSettings
 from server.engine.startup.build import EngineParts, EngineSettings, build_engine
 from server.engine.startup.memory_plan import MemoryWishes

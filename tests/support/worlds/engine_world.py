@@ -19,9 +19,7 @@ from adapters_store.packed.layout import PackedAdapter
 from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
 from adapters_store.tiers.host_tier import HostTier, HostTierSettings
 from adapters_store.tiers.tiers import AdapterTiers, AdapterTiersSettings
-from server.engine.errors import QueueFull
-from server.engine.request import Request, Status
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import QueueFull, Request, SamplingParams, Status
 from server.engine.schedule import Schedule, ScheduledRow, SchedulerSettings
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from server.engine.scheduling.scheduler import Scheduler

@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
-from server.engine.errors import QueueFull
-from server.engine.histogram import Histogram
-from server.engine.request import Request, RequestError, TokenEvent, TokenLogprob
+from server.engine.metrics import Histogram
+from server.engine.request import QueueFull, Request, RequestError, TokenEvent, TokenLogprob
 from server.engine.text.output import OutputState
 from server.engine.text.tokenizer import Tokenizer
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from server.engine.errors import QueueFull
-from server.engine.request import Request
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import QueueFull, Request, SamplingParams
 from server.engine.schedule import Schedule, SchedulerSettings
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from server.engine.scheduling.scheduler import Scheduler

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
 from adapters_store.tiers.entries import Owner
-from server.engine.request import Request
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams
 from server.engine.schedule import Schedule, SchedulerSettings
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from server.engine.scheduling.scheduler import Scheduler

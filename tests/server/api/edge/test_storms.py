@@ -25,8 +25,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.engine_client import EngineClient
-from server.engine.request import Request, TokenEvent
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams, TokenEvent
 from server.engine.worker import EngineWorker
 from support.servers.raw_http import dial, head, json_request
 from support.servers.waiting import wait_until

@@ -24,7 +24,7 @@ from server.api.engine_client import EngineClient
 from server.api.settings import ApiSettings
 from server.api.telemetry.engine_metrics import EngineCollector
 from server.api.telemetry.metrics import MAX_ERROR_CODES, ApiMetrics
-from server.engine.histogram import Histogram
+from server.engine.metrics import Histogram
 from server.engine.request import RequestError
 from support.servers.live_server import serving
 from support.servers.waiting import wait_until

@@ -10,7 +10,7 @@ import pytest
 
 from adapters_store.store import AdapterStore
 from server.demo.showcase import ADAPTER_NAME, Answer, Round, Showcase, ShowcaseFailed, Voice, introduce, summary_of
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest
 from server.engine.startup.build import EngineParts
 from support.servers.keys import owner_of
 from support.servers.service import Service, running

@@ -15,8 +15,7 @@ from lora_kernels.lora.batch import LoraTable
 from server.engine.model.batch import Batch
 from server.engine.model.cuda_graphs import DecodeGraphs, GraphSettings, why_no_graphs
 from server.engine.model.decode_buffers import DecodeBuffers, DeviceTokens
-from server.engine.request import Request
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow
 from support.kernels.eager_capture import EagerCapture
 from support.models.models import FAMILY_CONFIGS

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.engine.request import Request
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams
 from server.engine.schedule import SchedulerSettings
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from support.models.models import SWITCH, VOCAB, adapter_configs, peft_model, save_adapter

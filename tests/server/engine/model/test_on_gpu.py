@@ -14,9 +14,8 @@ from server.engine.model.adapter_copier import ArenaCopier
 from server.engine.model.base_model import load_base
 from server.engine.model.forward import Flight
 from server.engine.model.runner import ModelRunner
-from server.engine.request import Request
+from server.engine.request import Request, SamplingParams
 from server.engine.sampling.sampler import Sampler
-from server.engine.sampling_params import SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow
 from server.engine.startup.profile_run import rehearse
 from support.models.packed_forward import pack_folder

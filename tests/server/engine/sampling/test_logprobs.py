@@ -6,11 +6,10 @@ import math
 import pytest
 import torch
 
-from server.engine.request import Request
+from server.engine.request import Request, SamplingParams
 from server.engine.sampling import logprobs as logprobs_module
 from server.engine.sampling.logprobs import LOWEST_LOGPROB, token_logprobs
 from server.engine.sampling.sampler import Sampler
-from server.engine.sampling_params import SamplingParams
 
 
 def random_logits(rows: int, vocab: int = 300) -> torch.Tensor:

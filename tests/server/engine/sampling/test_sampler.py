@@ -11,10 +11,9 @@ import pytest
 import torch
 from transformers.generation import logits_process as hf
 
-from server.engine.request import Request
+from server.engine.request import InvalidRequest, Request, SamplingParams
 from server.engine.sampling.sampler import Draw, Sampler, uniforms, validate_params
 from server.engine.sampling.token_picking import ordered_topk
-from server.engine.sampling_params import InvalidRequest, SamplingParams
 
 VOCAB = 1500  # wide enough for the first candidates to be a part of it
 _ids = count()

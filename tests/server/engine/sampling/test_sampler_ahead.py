@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from server.engine.request import Request
+from server.engine.request import Request, SamplingParams
 from server.engine.sampling.sampler import Sampler
-from server.engine.sampling_params import SamplingParams
 
 _ids = itertools.count()
 

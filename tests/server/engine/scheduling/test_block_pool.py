@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from adapters_store.base.description import AdapterDigest
-from server.engine.request import Request
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from support.worlds.adapter_memory import digest_of
 

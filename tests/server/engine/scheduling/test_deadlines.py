@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.engine.request import Request
-from server.engine.sampling_params import SamplingParams
-from server.engine.scheduling.deadlines import Deadlines
+from server.engine.request import Request, SamplingParams
+from server.engine.scheduling.limits import Deadlines
 from support.servers.service import TENANT, Answer, Service, make_base, running
 
 

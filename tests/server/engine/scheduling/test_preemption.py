@@ -7,8 +7,7 @@ import random
 import pytest
 
 from server.engine.queueing.fair_share import FairShare, TenantAccount
-from server.engine.request import Request, Status
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams, Status
 from server.engine.schedule import SchedulerSettings
 from server.engine.scheduling.preemption import Places
 from support.worlds.adapter_memory import digest_of

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adapters_store.errors import AdapterUnavailable, BlobDamaged
-from server.engine.errors import QueueFull
-from server.engine.request import Request, Status
-from server.engine.sampling_params import InvalidRequest, SamplingParams
+from server.engine.request import InvalidRequest, QueueFull, Request, SamplingParams, Status
 from support.worlds.adapter_memory import digest_of
 from support.worlds.scheduler_bench import make_bench
 

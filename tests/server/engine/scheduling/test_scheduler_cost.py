@@ -6,8 +6,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from server.engine.request import Request
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import Request, SamplingParams
 from support.worlds.adapter_memory import digest_of
 from support.worlds.scheduler_bench import Bench, make_bench
 

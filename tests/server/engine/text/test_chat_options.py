@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest
 from server.engine.text.chat_options import MAX_NUMBER, ChatOptions
 from server.engine.text.tokenizer import Tokenizer
 from support.models.tokenizer_zoo import CHAT_TEMPLATE, byte_level, wrapped

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken, decoders, normalizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest
 from server.engine.text.chat_options import ChatOptions
 from server.engine.text.tokenizer import Tokenizer
 from support.models.tokenizer_zoo import CHAT_TEMPLATE, SPECIAL, ZOO, byte_level, wrapped

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.sampling_params import SamplingParams
+from server.engine.request import SamplingParams
 from server.engine.text.detokenizer import Detokenizer
 from server.engine.text.output import OutputDelta, OutputState
 from server.engine.text.special_names import SpecialNames

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest
 from server.engine.text.chat_options import ChatOptions
 from server.engine.text.tokenizer import Tokenizer
 from support.models.tokenizer_zoo import ZOO, byte_level, llama2, wrapped

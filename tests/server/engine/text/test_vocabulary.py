@@ -10,7 +10,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
 
-from server.engine.sampling_params import InvalidRequest
+from server.engine.request import InvalidRequest
 from server.engine.text.vocabulary import Vocabulary
 from support.models.models import peft_model, save_base
 from support.models.tokenizer_zoo import wrapped
