@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: demo test lint test-long bench clients clean
+.PHONY: demo test lint test-long bench clients reference clean
 
 demo: $(VENV)/.installed
 	$(BIN)/multilora demo $(ARGS)
@@ -33,6 +33,10 @@ test-long: $(VENV)/.installed-dev
 # Six real clients, each in an environment of its own, against the demo.
 clients: $(VENV)/.installed-dev
 	$(BIN)/python tests/clients/run.py $(ARGS)
+
+# docs/reference.md from the code: commands, environment, metrics, error codes.
+reference: $(VENV)/.installed-dev
+	PYTHONPATH=tests:. OMP_NUM_THREADS=1 $(BIN)/python -m support.reference.page
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.all $(ARGS)

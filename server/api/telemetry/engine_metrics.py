@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from adapters_store.versions.served_names import ServedNames
 from server.api.engine_client import EngineClient, EngineStats
 from server.api.telemetry.lora_info import lora_info
+from server.api.telemetry.metric_texts import engine_text
 from server.engine.metrics import Histogram
 
 # The engine's own counter for each tier of memory.
@@ -44,14 +45,14 @@ class EngineCollector(Collector):
         yield from self._router_gauges(stats)
         yield _gauge("multilora_up", "1 while the engine's thread is alive", {}, float(self._engine.is_healthy()))
         for name, value in sorted(stats.gauges.items()):
-            yield _gauge(f"multilora_{name}", "Of the engine, now", {}, value)
+            yield _gauge(f"multilora_{name}", engine_text(name), {}, value)
         for name, value in sorted(stats.counters.items()):
             if name not in _IN_A_TIER:
-                yield CounterMetricFamily(f"multilora_{name}", "Counted by the engine", value=value)
+                yield CounterMetricFamily(f"multilora_{name}", engine_text(name), value=value)
         for name in _TIERS:
             yield _by_tier(name, stats)
         for name, histogram in sorted(stats.histograms.items()):
-            yield _histogram(f"multilora_{name}", histogram)
+            yield _histogram(name, histogram)
         if self._names is not None:
             yield lora_info(stats, self._names, self._engine.served_name)
 
@@ -63,12 +64,12 @@ class EngineCollector(Collector):
         }
         for name, value in gauges.items():
             yield _gauge(name, "See the vLLM metric of this name", {"model_name": self._engine.served_name}, value)
-            own_name = name.replace("vllm:", "multilora_").replace("_perc", "_ratio")
-            yield _gauge(own_name, "Of the engine, now", {}, value)
+            own_name = name.removeprefix("vllm:").replace("_perc", "_ratio")
+            yield _gauge(f"multilora_{own_name}", engine_text(own_name), {}, value)
 
 
 def _by_tier(name: str, stats: EngineStats) -> Metric:
-    family = CounterMetricFamily(f"multilora_{name}", "Of adapters, by tier of memory", labels=["tier"])
+    family = CounterMetricFamily(f"multilora_{name}", engine_text(name), labels=["tier"])
     for tier, counter in _TIERS[name].items():
         family.add_metric([tier], stats.counters.get(counter, 0.0))
     return family
@@ -77,7 +78,7 @@ def _by_tier(name: str, stats: EngineStats) -> Metric:
 def _histogram(name: str, histogram: Histogram) -> Metric:
     bounds = [*map(str, histogram.bounds), "+Inf"]
     buckets = list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True))
-    return HistogramMetricFamily(name, "Timed by the engine", buckets=buckets, sum_value=histogram.total)
+    return HistogramMetricFamily(f"multilora_{name}", engine_text(name), buckets=buckets, sum_value=histogram.total)
 
 
 def _gauge(name: str, text: str, labels: dict[str, str], value: float) -> Metric:

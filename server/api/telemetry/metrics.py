@@ -43,31 +43,44 @@ class ApiMetrics:
             "multilora_http_requests", "HTTP requests answered", ("route", "method", "status"), registry=self.registry
         )
         self.http_seconds = Histogram(
-            "multilora_http_request_seconds", "Whole answer", ("route",), buckets=SECONDS, registry=self.registry
+            "multilora_http_request_seconds",
+            "From the request to the end of its answer",
+            ("route",),
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self.first_token_seconds = Histogram(
-            "multilora_time_to_first_token_seconds", "From submission", buckets=SECONDS, registry=self.registry
+            "multilora_time_to_first_token_seconds",
+            "From submission to the first token",
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self.queue_seconds = Histogram(
             "multilora_queue_seconds",
-            "Until first scheduled, adapter loads included",
+            "From arrival to the first forward pass, the load of the adapter included",
             buckets=SECONDS,
             registry=self.registry,
         )
         self.inter_token_seconds = Histogram(
             "multilora_inter_token_seconds",
-            "Between events of a request",
+            "Between two token events of a request",
             buckets=SECONDS,
             registry=self.registry,
         )
-        self.aborted = Counter("multilora_aborted_sequences", "Ended by a hang-up or a failure", registry=self.registry)
+        self.aborted = Counter(
+            "multilora_aborted_sequences", "Sequences that a hang-up or a failure ended", registry=self.registry
+        )
         self.failures = Counter("multilora_failures", "Sequences ended by an error", ("code",), registry=self.registry)
         for code in ALERTED_CODES:
             self.failures.labels(self.error_label(code))
         self.quarantined = Gauge(
-            "multilora_adapters_quarantined", "Not served until healed or released", registry=self.registry
+            "multilora_adapters_quarantined",
+            "Adapters not served until they are healed or released",
+            registry=self.registry,
         )
-        free = Gauge("multilora_data_dir_free_bytes", "Of the data directory's disk", registry=self.registry)
+        free = Gauge(
+            "multilora_data_dir_free_bytes", "Bytes free on the disk of the data directory", registry=self.registry
+        )
         free.set_function(partial(_free_bytes, data_dir))
         owner = ("tenant", "adapter")
         self.sequences = Counter("multilora_sequences", "Sequences asked for", owner, registry=self.registry)
