@@ -13,7 +13,7 @@ from adapters_store.errors import AdapterUnavailable, NotFound, StoreError, Stor
 from adapters_store.tiers.tiers import AdapterTiers
 from server.engine import numerics
 from server.engine.metrics import EngineCounters, EngineStats, FairnessGauge, Histogram, memory_counters
-from server.engine.model.forward import Flight, StepOutput
+from server.engine.model.forward import PendingForward, StepOutput
 from server.engine.numerics import NumericFaults, PutAway
 from server.engine.request import Request, RequestError, Status, TokenEvent, TokenLogprob
 from server.engine.schedule import Schedule, ScheduledRow
@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 class Runner(Protocol):
     """Runs a schedule's forward. `server.engine.model.runner.ModelRunner` is the real one."""
 
-    def launch(self, schedule: Schedule) -> Flight: ...
-    def launch_after(self, flight: Flight, schedule: Schedule) -> Flight | None: ...
+    def launch(self, schedule: Schedule) -> PendingForward: ...
+    def launch_after(self, pending: PendingForward, schedule: Schedule) -> PendingForward | None: ...
     def run(self, schedule: Schedule) -> StepOutput: ...
     def zero_blocks(self, block_ids: list[int]) -> None: ...
     def forget(self, request_id: str) -> None: ...
@@ -57,7 +57,7 @@ class Engine:
         self._names: dict[AdapterDigest, str] = {}
         self._counters = EngineCounters()
         self._has_run = False
-        self._ahead: tuple[Schedule, Flight] | None = None  # launched before its predecessor was read
+        self._ahead: tuple[Schedule, PendingForward] | None = None  # launched before its predecessor was read
         self._faults = NumericFaults(put_away)
         self._fairness = FairnessGauge()
         self._step_seconds = Histogram()
@@ -104,54 +104,54 @@ class Engine:
         works while they are told.
         """
         self.tiers.poll()
-        schedule, flight = self._next()
+        schedule, pending = self._next()
         self._has_run = schedule is not None
         events = [self._adapter_failed(request, error) for request, error in self.scheduler.take_failed()]
         events += [self._too_late(request) for request in self.scheduler.take_late()]
         if schedule is None:
             return events
         start_s = time.perf_counter()
-        output = self._run(schedule, flight, events)
+        output = self._run(schedule, pending, events)
         self._step_seconds.observe(time.perf_counter() - start_s)
         events += self._not_finite(output.non_finite)
-        for request in output.unsettled:
+        for request in output.undecided:
             schedule.drop(request)
         self.scheduler.commit(schedule, output.tokens)
         self._counters.steps += 1
         answered = [self._answer(row, output) for row in schedule.rows if row.request.status is Status.RUNNING]
         return events + [event for event in answered if event is not None]
 
-    def _next(self) -> tuple[Schedule | None, Flight | None]:
+    def _next(self) -> tuple[Schedule | None, PendingForward | None]:
         """What is under way already, if anybody in it goes on; else what the scheduler chooses now."""
         if self._ahead is not None:
-            (schedule, flight), self._ahead = self._ahead, None
+            (schedule, pending), self._ahead = self._ahead, None
             self.scheduler.attend()
             schedule.keep_current()
             if schedule.rows:
-                return schedule, flight
+                return schedule, pending
         return self.scheduler.schedule(), None
 
-    def _run(self, schedule: Schedule, flight: Flight | None, events: list[TokenEvent]) -> StepOutput:
+    def _run(self, schedule: Schedule, pending: PendingForward | None, events: list[TokenEvent]) -> StepOutput:
         try:
-            if flight is None:
+            if pending is None:
                 self._zero_blocks()
-                flight = self._runner.launch(schedule)
-            self._launch_next(schedule, flight)
-            return flight.read(schedule.rows)
+                pending = self._runner.launch(schedule)
+            self._launch_next(schedule, pending)
+            return pending.read(schedule.rows)
         except Exception:  # noqa: BLE001  whatever one request provoked must not end the others
             _log.exception("a forward of %d requests failed; running each alone", len(schedule.rows))
             self._ahead = None  # it went on from what failed
             return self._run_one_by_one(schedule, events)
 
-    def _launch_next(self, schedule: Schedule, flight: Flight) -> None:
+    def _launch_next(self, schedule: Schedule, pending: PendingForward) -> None:
         """Launch the forward after this one, where it does not depend on this one's tokens."""
-        ahead = self.scheduler.look_ahead(schedule) if flight.may_be_followed else None
+        ahead = self.scheduler.look_ahead(schedule) if pending.may_be_followed else None
         if ahead is None:
             return
         self._zero_blocks()
-        next_flight = self._runner.launch_after(flight, ahead)
-        if next_flight is not None:
-            self._ahead = ahead, next_flight
+        next_pending = self._runner.launch_after(pending, ahead)
+        if next_pending is not None:
+            self._ahead = ahead, next_pending
             self._counters.steps_ahead += 1
 
     def _zero_blocks(self) -> None:

@@ -65,7 +65,6 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     end_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-    include_stop_in_output: bool = False
 
     def __post_init__(self) -> None:
         _check_range("max_tokens", self.max_tokens, 0, 2**31 - 1)

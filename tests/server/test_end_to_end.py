@@ -86,7 +86,8 @@ def expected_text(service: Service, base: Path, adapter: Path | None, count: int
     from server.engine.text.output import OutputState
 
     tokenizer = service.worker.tokenizer
-    state = OutputState(SamplingParams(max_tokens=count, ignore_eos=True), tokenizer.pieces, tokenizer.eos_ids, PROMPT)
+    params = SamplingParams(max_tokens=count, ignore_eos=True)
+    state = OutputState(params, tokenizer.token_texts, tokenizer.eos_ids, PROMPT)
     return "".join(state.append(token).text for token in greedy_by_peft(base, adapter, PROMPT, count))
 
 

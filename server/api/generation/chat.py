@@ -110,7 +110,7 @@ class ChatShape:
     """How this call's sequences look, whole or in chunks."""
 
     def __init__(self, context: ApiContext, call: Call, body: ChatBody) -> None:
-        self._pieces = context.engine.tokenizer.pieces
+        self._token_texts = context.engine.tokenizer.token_texts
         self._has_logprobs = bool(body.logprobs)
         self._has_role = [False] * len(call.requests)
         self._common: dict[str, Any] = {
@@ -125,7 +125,7 @@ class ChatShape:
 
     def whole(self, index: int, choice: Choice) -> str:
         message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []}
-        logprobs = chat_logprobs(self._pieces, choice.logprobs) if self._has_logprobs else "null"
+        logprobs = chat_logprobs(self._token_texts, choice.logprobs) if self._has_logprobs else "null"
         ended = f'"logprobs":{logprobs},"finish_reason":{json_text(choice.finish_reason)}'
         return f'{{"index":{index},"message":{json_text(message)},{ended}}}'
 
@@ -145,7 +145,7 @@ class ChatShape:
         return chunks
 
     def _logprobs(self, event: TokenEvent) -> str:
-        return chat_logprobs(self._pieces, event.logprobs or ()) if self._has_logprobs else "null"
+        return chat_logprobs(self._token_texts, event.logprobs or ()) if self._has_logprobs else "null"
 
 
 def _chunk(index: int, delta: str, logprobs: str, finish_reason: str) -> str:

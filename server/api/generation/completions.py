@@ -185,7 +185,7 @@ class CompletionShape:
     def _new_logprobs(self, index: int) -> CompletionLogprobs | None:
         if self._body.logprobs is None:
             return None
-        return CompletionLogprobs(self._tokenizer.pieces, () if self._body.echo else self._prompt_ids(index))
+        return CompletionLogprobs(self._tokenizer.token_texts, () if self._body.echo else self._prompt_ids(index))
 
     def _prompt_ids(self, index: int) -> Sequence[int]:
         return self.call.prompts[index // self.call.num_choices]

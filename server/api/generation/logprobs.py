@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from server.api.wire.json_text import json_text
 from server.engine.request import TokenLogprob
 from server.engine.text.detokenizer import Detokenizer
-from server.engine.text.token_text import PieceTable
+from server.engine.text.token_text import TokenTexts
 
 FLOOR = -9999.0  # stands for minus infinity (and for NaN), which JSON cannot say
 
@@ -32,9 +32,9 @@ def finite(logprob: float) -> float:
 class CompletionLogprobs:
     """One choice's `logprobs`, token by token. context_ids: what precedes the choice's text and is no part of it."""
 
-    def __init__(self, pieces: PieceTable, context_ids: Sequence[int] = ()) -> None:
-        self._pieces = pieces
-        self._detokenizer = Detokenizer(pieces, context_ids)
+    def __init__(self, token_texts: TokenTexts, context_ids: Sequence[int] = ()) -> None:
+        self._token_texts = token_texts
+        self._detokenizer = Detokenizer(token_texts, context_ids)
         self._num_chars = 0
 
     def block(self, entries: Entries) -> str:
@@ -50,7 +50,7 @@ class CompletionLogprobs:
         return {
             "text_offset": [self._advance(token_id) for token_id, _ in entries],
             "token_logprobs": [None if entry is None else finite(entry.logprob) for _, entry in entries],
-            "tokens": [self._pieces.token_text(token_id) for token_id, _ in entries],
+            "tokens": [self._token_texts.display(token_id) for token_id, _ in entries],
             "top_logprobs": [None if entry is None else self._top(entry) for _, entry in entries],
         }
 
@@ -63,21 +63,21 @@ class CompletionLogprobs:
         """The best alternatives, and always the chosen token: up to logprobs + 1 entries."""
         result: dict[str, float] = {}
         for token_id, logprob in (*entry.top, (entry.token_id, entry.logprob)):
-            result.setdefault(self._pieces.token_text(token_id), finite(logprob))
+            result.setdefault(self._token_texts.display(token_id), finite(logprob))
         return result
 
 
-def chat_logprobs(pieces: PieceTable, entries: Sequence[TokenLogprob]) -> str:
+def chat_logprobs(token_texts: TokenTexts, entries: Sequence[TokenLogprob]) -> str:
     """JSON of the `logprobs` object of a chat choice or chunk."""
-    parts = [json_text([_chat_entry(pieces, entry) for entry in some])[1:-1] for some in _slices(entries)]
+    parts = [json_text([_chat_entry(token_texts, entry) for entry in some])[1:-1] for some in _slices(entries)]
     return f'{{"content":[{",".join(parts)}],"refusal":null}}'
 
 
-def _chat_entry(pieces: PieceTable, entry: TokenLogprob) -> dict[str, Any]:
-    top = [_chat_token(pieces, token_id, logprob) for token_id, logprob in entry.top]
-    return {**_chat_token(pieces, entry.token_id, entry.logprob), "top_logprobs": top}
+def _chat_entry(token_texts: TokenTexts, entry: TokenLogprob) -> dict[str, Any]:
+    top = [_chat_token(token_texts, token_id, logprob) for token_id, logprob in entry.top]
+    return {**_chat_token(token_texts, entry.token_id, entry.logprob), "top_logprobs": top}
 
 
-def _chat_token(pieces: PieceTable, token_id: int, logprob: float) -> dict[str, Any]:
-    raw = pieces.token_bytes(token_id)
-    return {"token": pieces.token_text(token_id), "logprob": finite(logprob), "bytes": list(raw)}
+def _chat_token(token_texts: TokenTexts, token_id: int, logprob: float) -> dict[str, Any]:
+    raw = token_texts.token_bytes(token_id)
+    return {"token": token_texts.display(token_id), "logprob": finite(logprob), "bytes": list(raw)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.engine.request import Request, TokenLogprob
-from server.engine.sampling.sampler import SampledRows, SamplingUnderWay
+from server.engine.sampling.sampler import PendingSampling, SampledRows
 from server.engine.schedule import ScheduledRow
 
 
@@ -16,26 +16,26 @@ class StepOutput:
     """What one forward gave. tokens and logprobs by request id; prompt_logprobs: the chunk's entries by request id.
 
     non_finite: requests whose logits held NaN or infinity; their token is not to be used.
-    unsettled: requests that got no token and are to have the same one computed again, by a forward of schedule()'s.
+    undecided: requests that got no token and are to have the same one computed again, by a forward of schedule()'s.
     """
 
     tokens: dict[str, int] = field(default_factory=dict)
     logprobs: dict[str, TokenLogprob] = field(default_factory=dict)
     prompt_logprobs: dict[str, list[TokenLogprob]] = field(default_factory=dict)
     non_finite: list[Request] = field(default_factory=list)
-    unsettled: list[Request] = field(default_factory=list)
+    undecided: list[Request] = field(default_factory=list)
 
     def merge(self, other: StepOutput) -> None:
         self.tokens |= other.tokens
         self.logprobs |= other.logprobs
         self.prompt_logprobs |= other.prompt_logprobs
         self.non_finite += other.non_finite
-        self.unsettled += other.unsettled
+        self.undecided += other.undecided
 
     def add(self, request: Request, sampled: SampledRows, index: int) -> None:
         """What was drawn for the request, in row `index`."""
-        if index in sampled.unsettled:
-            self.unsettled.append(request)
+        if index in sampled.undecided:
+            self.undecided.append(request)
         elif sampled.non_finite[index]:
             if request not in self.non_finite:
                 self.non_finite.append(request)
@@ -46,7 +46,7 @@ class StepOutput:
                 self.logprobs[request.id] = logprob
 
 
-class Flight(Protocol):
+class PendingForward(Protocol):
     """A forward that has been launched."""
 
     @property
@@ -58,7 +58,7 @@ class Flight(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Landed:
+class Completed:
     """A forward that was waited for as it was launched."""
 
     output: StepOutput
@@ -68,29 +68,29 @@ class Landed:
         return self.output
 
 
-class UnderWay:
+class InFlight:
     """A decode step whose tokens are on the device only. row_of: by request id, its row there.
 
-    settle_late: told of each request that is left without a token.
+    resample: told of each request that is left without a token.
     """
 
     def __init__(
         self,
         rows: Sequence[ScheduledRow],
-        sampling: SamplingUnderWay,
+        sampling: PendingSampling,
         *,
         may_be_followed: bool,
-        settle_late: Callable[[str], None],
+        resample: Callable[[str], None],
     ) -> None:
         self.row_of = {row.request.id: index for index, row in enumerate(rows)}
         self.sampling = sampling
         self.may_be_followed = may_be_followed
-        self._settle_late = settle_late
+        self._resample = resample
 
     def read(self, rows: Sequence[ScheduledRow]) -> StepOutput:
         sampled, output = self.sampling.read(), StepOutput()
         for row in rows:
             output.add(row.request, sampled, self.row_of[row.request.id])
-        for request in output.unsettled:
-            self._settle_late(request.id)
+        for request in output.undecided:
+            self._resample(request.id)
         return output

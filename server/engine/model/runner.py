@@ -12,7 +12,7 @@ from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch, PromptSpan
 from server.engine.model.cuda_graphs import DecodeGraphs
 from server.engine.model.decode_buffers import DeviceTokens
-from server.engine.model.forward import Flight, Landed, StepOutput, UnderWay
+from server.engine.model.forward import Completed, InFlight, PendingForward, StepOutput
 from server.engine.model.kv_tensors import KVCache
 from server.engine.sampling.sampler import Sampler
 from server.engine.schedule import Schedule, ScheduledRow
@@ -39,26 +39,26 @@ class ModelRunner:
         self.table = table
         self.sampler = sampler
         self.graphs: DecodeGraphs | None = None
-        self.looks_ahead = True  # where there are recordings
+        self.overlaps = True  # where there are recordings
 
     @torch.inference_mode()
-    def launch(self, schedule: Schedule) -> Flight:
+    def launch(self, schedule: Schedule) -> PendingForward:
         """One packed forward, then one token for every row that samples. A recorded decode step is not waited for."""
         if self.graphs is None or not self.graphs.takes(schedule):
-            return Landed(self.run(schedule))
+            return Completed(self.run(schedule))
         return self._draw(self.graphs.run(schedule.rows), schedule.rows)
 
     @torch.inference_mode()
-    def launch_after(self, flight: Flight, schedule: Schedule) -> Flight | None:
+    def launch_after(self, pending: PendingForward, schedule: Schedule) -> PendingForward | None:
         """The decode step after one that is under way, from the tokens on the device. None: it cannot be launched yet.
 
         It is queued behind that one on one stream, as is whatever is launched later: a step is through with its inputs,
         logits, adapters and blocks before others touch them, also with those of requests that were over meanwhile.
         """
-        if self.graphs is None or not isinstance(flight, UnderWay) or not self.graphs.has_room(schedule.rows):
+        if self.graphs is None or not isinstance(pending, InFlight) or not self.graphs.has_room(schedule.rows):
             return None
-        sources = [flight.row_of[row.request.id] for row in schedule.rows]
-        logits_RW = self.graphs.run(schedule.rows, DeviceTokens(flight.sampling.tokens_R, sources))
+        sources = [pending.row_of[row.request.id] for row in schedule.rows]
+        logits_RW = self.graphs.run(schedule.rows, DeviceTokens(pending.sampling.tokens_R, sources))
         return self._draw(logits_RW, schedule.rows, num_unknown=1)
 
     @torch.inference_mode()
@@ -114,8 +114,8 @@ class ModelRunner:
             output.non_finite.append(span.request)
         output.prompt_logprobs[span.request.id] = logprobs
 
-    def _draw(self, logits_RW: torch.Tensor, rows: Sequence[ScheduledRow], *, num_unknown: int = 0) -> UnderWay:
+    def _draw(self, logits_RW: torch.Tensor, rows: Sequence[ScheduledRow], *, num_unknown: int = 0) -> InFlight:
         requests = [row.request for row in rows]
         sampling = self.sampler.launch(self._served(logits_RW), requests, num_unknown=num_unknown)
-        may_be_followed = self.looks_ahead and sampling.may_be_followed
-        return UnderWay(rows, sampling, may_be_followed=may_be_followed, settle_late=self.sampler.settle_late)
+        may_be_followed = self.overlaps and sampling.may_be_followed
+        return InFlight(rows, sampling, may_be_followed=may_be_followed, resample=self.sampler.resample)

@@ -25,10 +25,10 @@ def token_logprobs(logits_TV: torch.Tensor, token_ids: Sequence[int], num_top: S
     or +inf are NaN.
     """
     ids_T = to_device(torch.tensor(token_ids, dtype=torch.int64), logits_TV.device)
-    return LogprobsUnderWay(logits_TV, ids_T, num_top).read(token_ids)
+    return PendingLogprobs(logits_TV, ids_T, num_top).read(token_ids)
 
 
-class LogprobsUnderWay:
+class PendingLogprobs:
     """The same where the host does not know the token ids yet: all is launched, nothing waited for.
 
     ids_T: int64, on the device of the logits. The logits may be overwritten by what is launched later.

@@ -19,9 +19,9 @@ import torch
 
 from lora_kernels.transfer import ReadBack, to_device
 from server.engine.request import InvalidRequest, Request, SamplingParams, TokenLogprob
-from server.engine.sampling.logprobs import LogprobsUnderWay, token_logprobs
+from server.engine.sampling.logprobs import PendingLogprobs, token_logprobs
 from server.engine.sampling.plan import PickGroup, PlanBuilder, SamplingPlan, TokenHistory
-from server.engine.sampling.token_picking import FIRST_CANDIDATES, UNSETTLED, pick_from_all, pick_from_best, row_totals
+from server.engine.sampling.token_picking import FIRST_CANDIDATES, UNDECIDED, pick_from_all, pick_from_best, row_totals
 
 NON_FINITE = -1  # in the place of a token
 _LOWEST, _HIGHEST = torch.finfo(torch.float32).min, torch.finfo(torch.float32).max
@@ -31,14 +31,14 @@ _MASK_64 = 2**64 - 1
 @dataclass(frozen=True, slots=True)
 class SampledRows:
     """One entry per row. A row in `non_finite` (its logits hold NaN or +inf, or nothing but -inf) has token id -1 and
-    must fail; the others are unharmed by it. logprobs: None for rows that did not ask. unsettled: rows without a token
+    must fail; the others are unharmed by it. logprobs: None for rows that did not ask. undecided: rows without a token
     (id -2), because telling it would have made the host wait; drawn again with time to wait, they get theirs.
     """
 
     token_ids: list[int]
     logprobs: list[TokenLogprob | None]
     non_finite: list[bool]
-    unsettled: list[int] = field(default_factory=list)
+    undecided: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +66,17 @@ class Sampler:
         self._histories: dict[str, TokenHistory] = {}
         self._plan: SamplingPlan | None = None
         self._plan_of: tuple[object, ...] = ()
-        self._settle_late: set[str] = set()  # requests that were left without a token once
+        self._resample: set[str] = set()  # requests that were left without a token once
 
     def sample(self, logits_RV: torch.Tensor, requests: Sequence[Request]) -> SampledRows:
         """logits_RV: any float dtype, any device, left as they are; row r belongs to requests[r]."""
         return self.launch(logits_RV, requests).read()
 
-    def launch(self, logits_RV: torch.Tensor, requests: Sequence[Request], *, num_unknown: int = 0) -> SamplingUnderWay:
+    def launch(self, logits_RV: torch.Tensor, requests: Sequence[Request], *, num_unknown: int = 0) -> PendingSampling:
         """The same without waiting for the tokens. The logits may be overwritten by what is launched later.
 
         num_unknown: how many of each request's tokens are sampled and not known yet; only where all of these
-        `may_be_followed`. Then a row may be left `unsettled`, because nothing is waited for in between.
+        `may_be_followed`. Then a row may be left `undecided`, because nothing is waited for in between.
         """
         plan, draw = self._plan_for(logits_RV, requests), Draw(requests, num_unknown)
         assert not (num_unknown and plan.needs_last_token), "sampling that depends on a token nobody knows yet"
@@ -89,12 +89,12 @@ class Sampler:
         tokens_R = torch.where(torch.isfinite(peak_R), tokens_R, NON_FINITE)
         logprobs = self._launch_logprobs(logits_RV, tokens_R, plan.with_logprobs, requests)
         ids = [request.id for request in requests]
-        may_be_followed = not plan.needs_last_token and self._settle_late.isdisjoint(ids)
-        return SamplingUnderWay(tokens_R, plan.with_logprobs, logprobs, may_be_followed=may_be_followed)
+        may_be_followed = not plan.needs_last_token and self._resample.isdisjoint(ids)
+        return PendingSampling(tokens_R, plan.with_logprobs, logprobs, may_be_followed=may_be_followed)
 
-    def settle_late(self, request_id: str) -> None:
+    def resample(self, request_id: str) -> None:
         """The request's tokens are waited for as they are drawn, from now on: it was left without one."""
-        self._settle_late.add(request_id)
+        self._resample.add(request_id)
 
     def prompt_logprobs(self, logits_TV: torch.Tensor, targets: Sequence[int], k: int) -> list[TokenLogprob]:
         """Entry t: log-probability of targets[t] and the k likeliest tokens after logits_TV[t]. NaN logits give NaN."""
@@ -103,7 +103,7 @@ class Sampler:
     def forget(self, request_id: str) -> None:
         """Drop what is kept for a request that is over. Unknown ids are fine: most requests keep nothing."""
         self._histories.pop(request_id, None)
-        self._settle_late.discard(request_id)
+        self._resample.discard(request_id)
         if request_id in self._plan_of:
             self._plan, self._plan_of = None, ()
 
@@ -152,17 +152,17 @@ class Sampler:
 
     def _launch_logprobs(
         self, logits_RV: torch.Tensor, tokens_R: torch.Tensor, wanted: Sequence[int], requests: Sequence[Request]
-    ) -> LogprobsUnderWay | None:
+    ) -> PendingLogprobs | None:
         if not wanted:
             return None
         num_top = [requests[row].params.logprobs or 0 for row in wanted]
         if len(wanted) < len(requests):
             index = to_device(torch.tensor(wanted), logits_RV.device)
             logits_RV, tokens_R = logits_RV[index], tokens_R[index]
-        return LogprobsUnderWay(logits_RV, tokens_R.clamp(min=0), num_top)
+        return PendingLogprobs(logits_RV, tokens_R.clamp(min=0), num_top)
 
 
-class SamplingUnderWay:
+class PendingSampling:
     """Tokens that are being drawn. tokens_R: on the device, int64, negative where a row has none.
 
     may_be_followed: whether the next tokens can be drawn before these are known.
@@ -172,7 +172,7 @@ class SamplingUnderWay:
         self,
         tokens_R: torch.Tensor,
         with_logprobs: Sequence[int],
-        logprobs: LogprobsUnderWay | None,
+        logprobs: PendingLogprobs | None,
         *,
         may_be_followed: bool,
     ) -> None:
@@ -188,7 +188,7 @@ class SamplingUnderWay:
             token_ids,
             [None] * len(token_ids),
             [token_id == NON_FINITE for token_id in token_ids],
-            [row for row, token_id in enumerate(token_ids) if token_id == UNSETTLED],
+            [row for row, token_id in enumerate(token_ids) if token_id == UNDECIDED],
         )
         if self._logprobs is not None:
             entries = self._logprobs.read([token_ids[row] for row in self._with_logprobs])

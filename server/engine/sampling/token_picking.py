@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 FIRST_CANDIDATES = 128  # enough for most rows; those for which it is not are sorted whole
-UNSETTLED = -2  # in the place of a token that the best candidates cannot tell
+UNDECIDED = -2  # in the place of a token that the best candidates cannot tell
 _BLOCK = 64
 OFF_TOP_P = 2.0  # above any reachable mass, so that rounding near 1 drops nothing
 
@@ -90,18 +90,18 @@ def pick_from_best(
 ) -> torch.Tensor:
     """Token ids [R] for rows with filters. Looks at the k best tokens, and at all where those cannot tell.
 
-    may_wait: the host may wait for the device to know whether they can; if not, rows where they cannot get UNSETTLED.
+    may_wait: the host may wait for the device to know whether they can; if not, rows where they cannot get UNDECIDED.
     """
     vocab_size = scores_RV.shape[-1]
     k = k if k < vocab_size // 8 else vocab_size  # beyond, sorting everything costs no more
-    ids_RK, weights_RK, is_settled_R = best_candidates(scores_RV, filters, k)
+    ids_RK, weights_RK, is_decided_R = best_candidates(scores_RV, filters, k)
     tokens_R = ids_RK.gather(-1, _first_above(weights_RK.cumsum(-1), uniform_R1)).squeeze(-1)
     if k == vocab_size:
         return tokens_R
     if not may_wait:
-        return torch.where(is_settled_R, tokens_R, UNSETTLED)
-    if not bool(is_settled_R.all()):
-        rows = (~is_settled_R).nonzero().squeeze(-1)
+        return torch.where(is_decided_R, tokens_R, UNDECIDED)
+    if not bool(is_decided_R.all()):
+        rows = (~is_decided_R).nonzero().squeeze(-1)
         tokens_R[rows] = pick_from_best(scores_RV[rows], filters.rows(rows), uniform_R1[rows], vocab_size)
     return tokens_R
 
@@ -125,8 +125,8 @@ def best_candidates(
     keep_RK &= relative_RK >= filters.log_min_p_R1
     last_kept_R1 = relative_RK.gather(-1, keep_RK.sum(-1, keepdim=True).sub_(1).clamp_(min=0))
     worst_R1 = relative_RK[:, -1:]
-    is_settled_R1 = ~(last_kept_R1 <= worst_R1) | (worst_R1 == -torch.inf)  # a NaN row is settled: it has no answer
-    return ids_RK, weights_RK.masked_fill(~keep_RK, 0.0), is_settled_R1.squeeze(-1)
+    is_decided_R1 = ~(last_kept_R1 <= worst_R1) | (worst_R1 == -torch.inf)  # a NaN row is settled: it has no answer
+    return ids_RK, weights_RK.masked_fill(~keep_RK, 0.0), is_decided_R1.squeeze(-1)
 
 
 def _relative_(scores: torch.Tensor, peak_R1: torch.Tensor, filters: Filters) -> torch.Tensor:

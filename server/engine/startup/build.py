@@ -298,4 +298,4 @@ def _timed_load(
 
 
 def _output_factory(tokenizer: Tokenizer) -> Callable[[Request], OutputState]:
-    return lambda request: OutputState(request.params, tokenizer.pieces, tokenizer.eos_ids, request.prompt_ids)
+    return lambda request: OutputState(request.params, tokenizer.token_texts, tokenizer.eos_ids, request.prompt_ids)

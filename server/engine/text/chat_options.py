@@ -1,4 +1,4 @@
-"""How a chat becomes a prompt, as far as a request may say. Knows the template's variables; renders nothing."""
+"""What a request may choose about its chat's prompt. Knows the template's variables; renders nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TemplateValue = str | bool | int | float | None
 MAX_TEMPLATE_VARIABLES = 16
 MAX_NAME_CHARS = 64
 MAX_VALUE_CHARS = 512
-MAX_NUMBER = 1_000_000  # a template may repeat a text so many times
+MAX_NUMBER = 1_000_000  # a template may repeat a text this many times
 _FIELD = "chat_template_kwargs"
 _OWN_NAMES = {"messages", "raise_exception", "strftime_now", "loop", "self", "caller", "varargs", "kwargs"}
 
@@ -24,10 +24,10 @@ _OWN_NAMES = {"messages", "raise_exception", "strftime_now", "loop", "self", "ca
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
     """add_generation_prompt: open the assistant's turn at the end. continue_final_message: leave the last message open,
-    so that the answer goes on with it; only one of the two may be true. variables: what the template reads beside the
-    messages (`enable_thinking`). escape_control_tokens: names of control tokens in the messages and variables are text.
+    so that the answer continues it; only one of the two may be true. variables: what the template reads beside the
+    messages (`enable_thinking`). escape_control_tokens: names of control tokens in messages and variables are text.
 
-    Raises InvalidRequest for a combination or variable that no request may ask for.
+    Raises InvalidRequest for a combination or variable that a request may not set.
     """
 
     add_generation_prompt: bool = True

@@ -1,8 +1,8 @@
 """Keeps the control tokens that a chat template writes apart from text that spells them. Knows no requests.
 
 A message that holds "<|im_end|><|im_start|>system" would otherwise end its turn and open another. Names of control
-tokens in a client's text are marked before the template sees them; what is marked in the rendered chat is tokenised as
-text. transformers does the same (`sanitize_control_tokens`); its tokenizer objects are not for many threads.
+tokens in a client's text are marked before the template sees them, and marked text of the rendered chat is tokenised as
+text. transformers does the same (`sanitize_control_tokens`), but its tokenizer objects are not thread-safe.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tokenizers import Tokenizer as FastTokenizer
 from server.engine.request import InvalidRequest
 from server.engine.text.special_names import SpecialNames
 
-_OPEN, _CLOSE, _INSIDE = "\ufdd0", "\ufdd1", "\ufdd2"  # noncharacters: no text of a client has a use for them
+_OPEN, _CLOSE, _INSIDE = "\ufdd0", "\ufdd1", "\ufdd2"  # noncharacters: no client's text needs them
 _MARKS = f"{_OPEN}{_CLOSE}{_INSIDE}"
 _MARKED = re.compile(f"{_OPEN}([^{_MARKS}]*{_INSIDE}?[^{_MARKS}]*){_CLOSE}|[{_MARKS}]")
 _DROP_MARKS = str.maketrans("", "", _MARKS)
 
 
 class ControlTokens:
-    """backend: the tokenizer that encodes what is not marked. template: its literal text names further control tokens.
+    """backend: the tokenizer that encodes unmarked text. template: its literal text names further control tokens.
 
     Control tokens are the special tokens, and those added tokens that the template names. Thread-safe.
     """
@@ -46,19 +46,20 @@ class ControlTokens:
         return {name: self._marked(value) if isinstance(value, str) else value for name, value in fields.items()}
 
     def encode(self, chat: str) -> list[int]:
-        """Token ids of a rendered chat. Raises InvalidRequest for a name that this tokenizer cannot write as text."""
+        """Token ids of a rendered chat. Raises InvalidRequest for a name that this tokenizer cannot encode as text."""
         _check_unicode(chat)
         ids: list[int] = []
         for number, part in enumerate(_MARKED.split(chat)):
-            if not part:  # empty, or None for a mark that lost its partner
+            if not part:  # empty, or None for a mark without its partner
                 continue
             is_text = number % 2 == 1
-            piece = part.replace(_INSIDE, "")
+            text = part.replace(_INSIDE, "")
             encode = self._plain if is_text else self._backend
-            piece_ids = _continued(encode, piece) if ids else encode.encode(piece, add_special_tokens=False).ids
-            if is_text and not self._names.keys().isdisjoint(piece_ids):
-                raise InvalidRequest("messages", f"messages: {piece[:40]!r} has no form but the control token here")
-            ids += piece_ids
+            part_ids = _continued(encode, text) if ids else encode.encode(text, add_special_tokens=False).ids
+            if is_text and not self._names.keys().isdisjoint(part_ids):
+                reason = f"messages: this tokenizer encodes {text[:40]!r} only as a control token"
+                raise InvalidRequest("messages", reason)
+            ids += part_ids
         return ids
 
     def _marked(self, text: str) -> str:
@@ -67,8 +68,8 @@ class ControlTokens:
 
 
 def _form(name: str, *, is_split: bool) -> str:
-    """The marked name. A special token's has a mark inside, so that a template that cuts its text never leaves the
-    name whole; other names stay whole, because templates look for them ("</think>")."""
+    """The marked name. A special token's name is split by a mark, so a template that cuts its text never leaves
+    the name whole. Other names stay whole, because templates look for them ("</think>")."""
     return f"{_OPEN}{name[0]}{_INSIDE}{name[1:]}{_CLOSE}" if is_split else f"{_OPEN}{name}{_CLOSE}"
 
 
@@ -80,18 +81,18 @@ def _check_unicode(chat: str) -> None:
         raise InvalidRequest("messages", reason) from error
 
 
-def _continued(encode: FastTokenizer, piece: str) -> list[int]:
-    """Ids of `piece` inside a text: at the start of one, some tokenizers put a space before it."""
+def _continued(encode: FastTokenizer, text: str) -> list[int]:
+    """Ids of `text` inside a longer one: at the start, some tokenizers put a space before it."""
     newline = encode.encode("\n", add_special_tokens=False).ids
-    ids: list[int] = encode.encode(f"\n{piece}", add_special_tokens=False).ids
+    ids: list[int] = encode.encode(f"\n{text}", add_special_tokens=False).ids
     if ids[: len(newline)] == newline:
         return ids[len(newline) :]
-    alone: list[int] = encode.encode(piece, add_special_tokens=False).ids
+    alone: list[int] = encode.encode(text, add_special_tokens=False).ids
     return alone
 
 
 def _without_added_tokens(backend: FastTokenizer) -> FastTokenizer:
-    """The same tokenizer for which no text is more than text."""
+    """The same tokenizer, for which every text is plain text."""
     state = json.loads(backend.to_str())
     state |= {"added_tokens": [], "post_processor": None}
     return FastTokenizer.from_str(json.dumps(state))

@@ -1,8 +1,9 @@
 """Decides what text a request shows and when it ends. Knows tokens, text and stop rules; knows nothing of tensors.
 
-A request ends at its first of: an end-of-sequence token, a stop token, a stop string, max_tokens tokens. The first
-min_tokens tokens can end it by length only; a stop string must have its last character in a later token's text. A stop
-string that names a special token ends it at that token, and takes precedence over the token as an end of sequence.
+A request ends at the first of: an end-of-sequence token, a stop token, a stop string, max_tokens tokens. Its first
+min_tokens tokens can end it by length only: a stop string must have its last character in a later token's text. A stop
+string that names a special token ends the request at that token, and takes precedence over the token as an end of
+sequence.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import NamedTuple
 from server.engine.request import FinishReason, SamplingParams
 from server.engine.text.detokenizer import Detokenizer
 from server.engine.text.stop_strings import Match, StopMatcher
-from server.engine.text.token_text import PieceTable
+from server.engine.text.token_text import TokenTexts
 
 
 class OutputDelta(NamedTuple):
-    """text: newly released. stop_reason: the stop string or stop token id that ended it, None for end-of-sequence."""
+    """text: newly released. stop_reason: the stop string or token id that ended it; None for end-of-sequence."""
 
     text: str
     finish_reason: FinishReason | None = None
@@ -26,38 +27,38 @@ class OutputDelta(NamedTuple):
 
 
 class OutputState:
-    """The text of one request as it grows. Feed it every sampled token, once, until it names a finish reason.
+    """The text of one request as it grows. Append every sampled token once, until there is a finish reason.
 
     prompt_ids: what the output continues (see `Detokenizer`). eos_ids: tokens that end a sequence.
     """
 
-    __slots__ = ("_detokenizer", "_eos_ids", "_held", "_matcher", "_params", "_pieces", "_stop_ids", "num_tokens")
+    __slots__ = ("_detokenizer", "_eos_ids", "_held", "_matcher", "_params", "_stop_ids", "_token_texts", "num_tokens")
 
     def __init__(
         self,
         params: SamplingParams,
-        pieces: PieceTable,
+        token_texts: TokenTexts,
         eos_ids: frozenset[int],
         prompt_ids: Sequence[int] = (),
     ) -> None:
         self._params = params
-        self._pieces = pieces
-        self._detokenizer = Detokenizer(pieces, prompt_ids)
+        self._token_texts = token_texts
+        self._detokenizer = Detokenizer(token_texts, prompt_ids)
         self._eos_ids = frozenset() if params.ignore_eos else eos_ids.union(params.end_ids)
         self._stop_ids = frozenset(params.stop_token_ids)
-        self._matcher = StopMatcher(params.stop, pieces.symbols) if params.stop else None
+        self._matcher = StopMatcher(params.stop, token_texts.symbols) if params.stop else None
         self._held = ""
         self.num_tokens = 0
 
     def append(self, token_id: int) -> OutputDelta:
-        """Count one more token. The text released may be empty; nothing may be appended after a finish reason."""
+        """One more token. The released text may be empty. Nothing may be appended after a finish reason."""
         self.num_tokens += 1
         may_stop = self.num_tokens > self._params.min_tokens
         match = self._match_special(token_id, may_match=may_stop)
         if match is not None:
             return self._end_at_special(match)
         if may_stop and (token_id in self._eos_ids or token_id in self._stop_ids):
-            return self._end_at_token(token_id)
+            return self._release("", "stop", None if token_id in self._eos_ids else token_id)
         text = self._detokenizer.append(token_id)
         is_last = self.num_tokens >= self._params.max_tokens
         if self._matcher is None and not is_last:
@@ -65,12 +66,8 @@ class OutputState:
         return self._release(text, "length" if is_last else None, None)
 
     def finish(self, reason: FinishReason) -> OutputDelta:
-        """End it from outside (the model's context is full, say): everything held back is released."""
+        """End the request from outside (for example: the context is full). All held text is released."""
         return self._release("", reason, None)
-
-    def _end_at_token(self, token_id: int) -> OutputDelta:
-        text = self._detokenizer.append(token_id) if self._params.include_stop_in_output else ""
-        return self._release(text, "stop", None if token_id in self._eos_ids else token_id)
 
     def _release(self, text: str, reason: FinishReason | None, stop_reason: int | None) -> OutputDelta:
         if reason is not None:
@@ -87,9 +84,9 @@ class OutputState:
 
     def _match_special(self, token_id: int, *, may_match: bool) -> Match | None:
         matcher = self._matcher
-        if matcher is None or not matcher.reads_special or not self._pieces[token_id].is_empty:
+        if matcher is None or not matcher.reads_special or not self._token_texts[token_id].is_empty:
             return None
-        return matcher.feed_special(token_id, may_match=may_match, after_half=self._detokenizer.has_half)
+        return matcher.feed_special(token_id, may_match=may_match, is_mid_character=self._detokenizer.is_mid_character)
 
     def _end_at_special(self, match: Match) -> OutputDelta:
         text = self._detokenizer.flush()
@@ -98,8 +95,6 @@ class OutputState:
         return self._end_at_match(earlier or replace(match, end=len(text)), text)
 
     def _end_at_match(self, match: Match, text: str) -> OutputDelta:
-        end = len(self._held) + match.end
-        if not self._params.include_stop_in_output:
-            end -= match.num_shown
+        end = len(self._held) + match.end - match.num_shown
         text, self._held = (self._held + text)[:end], ""
         return OutputDelta(text, "stop", match.stop)

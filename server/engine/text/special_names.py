@@ -1,6 +1,6 @@
 """Finds the names of special tokens in text. Knows names and ids; knows nothing of requests.
 
-A tokenizer has up to some thousand special tokens, and the text comes from users: a trie reads each character about
+A tokenizer has up to some thousand special tokens, and the text comes from users. A trie reads each character about
 once, whatever the names are.
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-Symbol = str | int  # one character of a text, or the id of the special token whose name stands there
+Symbol = str | int  # one character of a text, or the id of the special token that is named there
 
 
 class SpecialNames:
-    """names: special token id -> its name. Of the names that begin at one place the longest counts."""
+    """names: special token id -> its name. The longest name that begins at a position counts."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         self._root: dict[Any, Any] = {}
@@ -38,7 +38,7 @@ class SpecialNames:
             node.setdefault(None, id_)
 
     def _name_at(self, text: str, position: int) -> tuple[int, int | None]:
-        """Where the longest name that begins at `position` ends, and its id; None where no name begins."""
+        """Where the longest name that begins at `position` ends, and its id; None if no name begins there."""
         node, found = self._root, (position, None)
         while position < len(text) and text[position] in node:
             node = node[text[position]]

@@ -1,8 +1,10 @@
-"""Finds the first stop string in text that arrives in parts, and what of the text may not be shown yet.
+"""Finds the first stop string in text that arrives in parts, and how much of the text must be held back meanwhile.
 
-The first match is the one whose last character comes first (of several, the longest), so the result depends on the
-text alone and never on how tokens cut it. Special tokens are no part of the shown text: a stop string that names one
-("<|im_end|>", or "\\n<|im_end|>") is looked for twice, as written out and with the token in the name's place.
+The first match is the one whose last character comes first (of several, the longest). So the result depends on the
+text alone and never on how tokens cut it. Special tokens are not part of the shown text. A stop string that names one
+("<|im_end|>", or "\\n<|im_end|>") is looked for twice: as written out, and with the token in the name's place.
+
+Why not `str.find`: patterns mix characters with token ids, and the worst case must stay linear. Tried, it is longer.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class StopMatcher:
     """Knuth-Morris-Pratt over one text, for each stop string: time is linear in the text whatever the strings are.
 
     symbols_of: a stop string with the ids of special tokens in place of their names. num_open: how many of the last
-    characters fed are the beginning of a stop string. reads_special: whether any stop string names a special token.
+    characters fed may begin a stop string. reads_special: whether any stop string names a special token.
     """
 
     __slots__ = ("_mixed", "_patterns", "num_open", "reads_special")
@@ -45,7 +47,7 @@ class StopMatcher:
         self.reads_special = bool(self._mixed)
 
     def feed(self, part: str, *, may_match: bool) -> Match | None:
-        """Read on. Returns the first match that ends in `part`; with may_match false they are passed over."""
+        """Read on. Returns the first match that ends in `part`; with may_match false, matches are passed over."""
         best: Match | None = None
         for pattern in self._patterns:
             end = pattern.feed(part, may_match=may_match)
@@ -54,18 +56,19 @@ class StopMatcher:
         self.num_open = max((pattern.num_open for pattern in self._patterns), default=0)
         return best
 
-    def feed_special(self, token_id: int, *, may_match: bool, after_half: bool) -> Match | None:
-        """Read a special token. Strings that name none pass over it. after_half: half a character is before it."""
+    def feed_special(self, token_id: int, *, may_match: bool, is_mid_character: bool) -> Match | None:
+        """Read a special token. Stop strings that name none ignore it. is_mid_character: the text before it ends in an
+        unfinished character."""
         best: Match | None = None
         for pattern in self._mixed:
-            if pattern.feed_special(token_id, after_half=after_half) and may_match and best is None:
+            if pattern.feed_special(token_id, is_mid_character=is_mid_character) and may_match and best is None:
                 best = Match(pattern.text, 0, pattern.num_shown)
         return best
 
 
 class _Pattern:
-    """symbols: what is looked for, `text` itself or with ids in it. state: the length of the longest beginning of
-    `symbols` that what was read so far ends with. num_shown: how many of `symbols` are characters."""
+    """symbols: the characters of `text`, or those with token ids among them. state: the length of the longest beginning
+    of `symbols` that ends what was read so far. num_shown: how many of `symbols` are characters."""
 
     __slots__ = ("_fallback", "_num_shown", "_symbols", "state", "text")
 
@@ -82,7 +85,7 @@ class _Pattern:
 
     @property
     def num_open(self) -> int:
-        """How many of the last shown characters belong to the beginning that was read."""
+        """How many of the last shown characters belong to that beginning."""
         return self._num_shown[self.state]
 
     def feed(self, part: str, *, may_match: bool) -> int | None:
@@ -98,13 +101,13 @@ class _Pattern:
                 return position
         return None
 
-    def feed_special(self, token_id: int, *, after_half: bool) -> bool:
-        if after_half:
+    def feed_special(self, token_id: int, *, is_mid_character: bool) -> bool:
+        if is_mid_character:
             self.state = 0
         return self._step(token_id)
 
     def _step(self, symbol: Symbol) -> bool:
-        """Whether the whole pattern has now been read; it may overlap the next."""
+        """Whether the whole pattern has now been read; a match may overlap the next."""
         while self.state and self._symbols[self.state] != symbol:
             self.state = self._fallback[self.state - 1]
         self.state += self._symbols[self.state] == symbol

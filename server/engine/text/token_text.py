@@ -1,7 +1,7 @@
 """What one token contributes to the text, as exact bytes. Knows a tokenizer's decoder; knows nothing of requests.
 
-Three kinds of decoder cover the families we serve; any other is refused by name, because decoding it token by token
-would silently differ from decoding it whole:
+Three kinds of decoder cover the supported families. Any other is refused by name, because decoding token by token could
+silently differ from decoding the whole:
 - byte-level (GPT-2, Llama-3, Qwen): each character of a token stands for one byte;
 - SentencePiece (Llama-2, Mistral, Gemma, Phi-3): "▁" is a space, "<0x41>" is a byte, the text may lose its first space;
 - none: tokens are words, joined by spaces.
@@ -24,10 +24,10 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """text: what the token says when no unfinished character precedes it, None if its bytes alone are not UTF-8.
+class TokenText:
+    """text: the token's text if no unfinished character precedes it; None if its bytes alone are not UTF-8.
 
-    is_empty: unknown or special, so that the text goes on as if the token were not there.
+    is_empty: the token is unknown or special, and the text continues as if it were not there.
     """
 
     raw: bytes
@@ -37,9 +37,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class DecoderRules:
-    """A decoder, reduced to what changes text. replacements: (from, to) in each token, in order.
+    """What a decoder does to text. replacements: (from, to) in each token, in order.
 
-    strip_left: spaces lost at the start of the whole text. first_drops: a character the first token loses everywhere.
+    strip_left: spaces lost at the start of the whole text. first_drops: a character that the first token loses
+    wherever it holds it.
     """
 
     byte_level: bool = False
@@ -50,8 +51,8 @@ class DecoderRules:
     first_drops: str = ""
 
 
-class PieceTable:
-    """Token id -> Piece, filled as ids are met. Safe to share between threads: two may at worst build the same entry.
+class TokenTexts:
+    """Token id -> TokenText, filled on first use. Safe to share between threads: two may at worst build the same entry.
 
     Raises ValueError for a decoder that is not one of the kinds above.
     """
@@ -63,62 +64,62 @@ class PieceTable:
             id_: token.content for id_, token in backend.get_added_tokens_decoder().items() if token.special
         }
         self._bytes_of = _ByteLevelAlphabet() if self.rules.byte_level else None
-        self._pieces: dict[int, Piece] = {}
-        self._texts: dict[int, str] = {}
+        self._known: dict[int, TokenText] = {}
+        self._displays: dict[int, str] = {}
 
-    def __getitem__(self, token_id: int) -> Piece:
-        """The piece of `token_id`; empty for special tokens and for ids without a token."""
-        piece = self._pieces.get(token_id)
-        if piece is None:
-            piece = self._pieces[token_id] = self._build(token_id)
-        return piece
+    def __getitem__(self, token_id: int) -> TokenText:
+        """Empty for special tokens and for ids without a token."""
+        known = self._known.get(token_id)
+        if known is None:
+            known = self._known[token_id] = self._build(token_id)
+        return known
 
-    def first(self, token_id: int) -> Piece:
-        """The piece of `token_id` where it begins the whole text. Spaces to strip are the caller's business."""
+    def first(self, token_id: int) -> TokenText:
+        """The text of `token_id` as the first of the whole text. The caller strips spaces."""
         token, drops = self._backend.id_to_token(token_id), self.rules.first_drops
         if token is None or not drops or token_id in self._special:
             return self[token_id]
-        return self._piece_of(token.replace(drops, ""))
+        return self._decoded(token.replace(drops, ""))
 
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes of one token, special tokens included; b"" for an id without a token."""
         special = self._special.get(token_id)
         return self[token_id].raw if special is None else special.encode()
 
-    def token_text(self, token_id: int) -> str:
-        """One token as a string. Bytes that are no UTF-8 on their own read "bytes:\\xe4\\xb8", so none collide."""
-        text = self._texts.get(token_id)
+    def display(self, token_id: int) -> str:
+        """One token as a string. Bytes that are not UTF-8 on their own read "bytes:\\xe4\\xb8", so none collide."""
+        text = self._displays.get(token_id)
         if text is None:
-            text = self._texts[token_id] = _shown(self.token_bytes(token_id))
+            text = self._displays[token_id] = _shown(self.token_bytes(token_id))
         return text
 
     @cached_property
     def symbols(self) -> Callable[[str], tuple[Symbol, ...]]:
-        """A stop string as characters, with ids in place of special tokens' names; kept for a call's other choices."""
+        """A stop string as characters, with ids in place of special tokens' names; cached for further choices."""
         return lru_cache(maxsize=64)(SpecialNames(self._special).symbols)
 
-    def _build(self, token_id: int) -> Piece:
+    def _build(self, token_id: int) -> TokenText:
         token = self._backend.id_to_token(token_id)
         if token is None or token_id in self._special:
-            return Piece(b"", "", is_empty=True)
-        return self._piece_of(token)
+            return TokenText(b"", "", is_empty=True)
+        return self._decoded(token)
 
-    def _piece_of(self, token: str) -> Piece:
+    def _decoded(self, token: str) -> TokenText:
         if self._bytes_of is not None:
             raw = self._bytes_of(token)
-            return Piece(raw, _text_of(raw))
+            return TokenText(raw, _text_of(raw))
         for old, new in self.rules.replacements:
             token = token.replace(old, new)
         match = _BYTE_TOKEN.fullmatch(token) if self.rules.byte_fallback else None
         if match:
             raw = bytes.fromhex(match[1])
-            return Piece(raw, _text_of(raw))
+            return TokenText(raw, _text_of(raw))
         text = self.rules.prefix + token
-        return Piece(text.encode(), text)
+        return TokenText(text.encode(), text)
 
 
 class _ByteLevelAlphabet:
-    """GPT-2's printable stand-ins for the 256 bytes, read backwards."""
+    """GPT-2's printable characters for the 256 bytes, mapped back to bytes."""
 
     def __init__(self) -> None:
         printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -127,7 +128,7 @@ class _ByteLevelAlphabet:
         self._byte_of = dict(zip(characters, printable + others, strict=True))
 
     def __call__(self, token: str) -> bytes:
-        """The token's bytes; a token with any other character (an added one) stands for its own UTF-8."""
+        """The token's bytes. A token with any other character (an added one) is its own UTF-8."""
         values = [self._byte_of.get(character) for character in token]
         known = [value for value in values if value is not None]
         return bytes(known) if len(known) == len(values) else token.encode()

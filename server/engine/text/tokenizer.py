@@ -1,8 +1,8 @@
 """Text to tokens and back, and chats to prompts, for one base model. Knows nothing of requests or HTTP.
 
-Encoding and decoding go to a private copy of the Rust tokenizer that is never written after construction, so any number
-of threads may use it at once. transformers' own `tokenizer(...)` call switches truncation on and off on a shared
-object: measured, one thread's truncation cuts another thread's prompt without an error.
+Encoding and decoding use a private copy of the Rust tokenizer that never changes after construction, so any number of
+threads may share it. transformers' own `tokenizer(...)` call switches truncation on and off on a shared object:
+measured, one thread's truncation cuts another thread's prompt without an error.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from adapters_store.base.tokenizer import load_tokenizer
 from server.engine.request import InvalidRequest
 from server.engine.text.chat_options import ChatOptions, TemplateValue
 from server.engine.text.control_tokens import ControlTokens
-from server.engine.text.token_text import PieceTable
+from server.engine.text.token_text import TokenTexts
 from server.engine.text.vocabulary import Vocabulary
 
-Message = Mapping[str, Any]  # one OpenAI chat message: role, content, and what templates read beyond
+Message = Mapping[str, Any]  # one OpenAI chat message: role, content as one string, and what templates read beyond
 
 _PLAIN_CHAT = ChatOptions()
-_SHORT = 4096  # characters or ids; the calls for longer ones let other threads run meanwhile, the others do not
+_SHORT = 4096  # characters or ids; only the calls for longer texts release the GIL
 _MAX_ERROR_CHARACTERS = 300  # of a template's own message, which may quote the whole chat
 
 
 class Tokenizer:
     """Thread-safe wrapper of a fast transformers tokenizer. Raises ValueError for one that is not fast.
 
-    eos_ids: tokens that end a sequence, besides the tokenizer's own. chat_end_ids: those that end an answer in a chat,
-    the same and the one with which the chat template ends a turn. pieces: what each token says, as exact bytes.
+    eos_ids: tokens that end a sequence, besides the tokenizer's own. chat_end_ids: tokens that end a chat's answer: the
+    same, and the one that ends a turn in the chat template. token_texts: each token's exact bytes.
     vocab_size: one more than the highest id with a token; a model's logits may be wider.
     """
 
@@ -49,7 +49,7 @@ class Tokenizer:
         self._backend: FastTokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
         self._backend.no_truncation()
         self._backend.no_padding()
-        self.pieces = PieceTable(self._backend)
+        self.token_texts = TokenTexts(self._backend)
         self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
         own_eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.eos_ids = frozenset(id_ for id_ in (*eos_ids, *own_eos) if 0 <= id_ < self.vocab_size)
@@ -62,7 +62,7 @@ class Tokenizer:
         return cls(load_tokenizer(folder), _configured_eos_ids(folder))
 
     def vocabulary(self, num_rows: int) -> Vocabulary:
-        """What is served over a model with that many embedding rows. Raises ValueError where nothing is."""
+        """The ids served over a model with that many embedding rows. Raises ValueError if there are none."""
         return Vocabulary(num_rows, self._backend.get_vocab(with_added_tokens=True))
 
     @property
@@ -75,7 +75,7 @@ class Tokenizer:
             if len(text) <= _SHORT:
                 return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
             return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
-        except TypeError as error:  # all that the Rust side says of a string that UTF-8 cannot hold
+        except TypeError as error:  # the Rust side's only word for a string that UTF-8 cannot hold
             position = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
             reason = f"{param} is not valid Unicode: a lone surrogate at character {position}"
             raise InvalidRequest(param, reason) from error
@@ -87,20 +87,20 @@ class Tokenizer:
 
     @cached_property
     def control_tokens(self) -> ControlTokens:
-        """Made on first use: it holds the tokenizer once more."""
+        """Made on first use: it holds a second copy of the tokenizer."""
         return ControlTokens(self._backend, str(self._template_owner.chat_template))
 
     def encode_chat(self, messages: Sequence[Message], options: ChatOptions = _PLAIN_CHAT) -> list[int]:
         """The prompt that the model's chat template makes of `messages`, as token ids.
 
-        Raises InvalidRequest when the model has no chat template, a message has content other than text, a template
-        variable is not a request's to set, or the template itself refuses.
+        Raises InvalidRequest if the model has no chat template, a request may not set a template variable, or the
+        template itself refuses.
         """
         if not self.has_chat_template:
             raise InvalidRequest("messages", "this model has no chat template", code="chat_template_missing")
         if not messages:
             raise InvalidRequest("messages", "messages must have at least 1 entry, got 0")
-        plain = [_with_plain_content(index, message) for index, message in enumerate(messages)]
+        plain = [dict(message) for message in messages]
         options.check_names(self._template_owner)
         if not options.escape_control_tokens:
             text = self._rendered(plain, options, options.variables)
@@ -125,28 +125,9 @@ class Tokenizer:
             )
             return str(rendered)
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            # whatever a template trips over is the messages' fault: it renders for others
+            # the template renders other messages, so an error in it is the fault of these
             reason = str(error)[:_MAX_ERROR_CHARACTERS]
             raise InvalidRequest("messages", f"the chat template refused the messages: {reason}") from error
-
-
-def _with_plain_content(index: int, message: Message) -> dict[str, Any]:
-    """The message with content parts joined to one string, as they are: nothing is put between them."""
-    content = message.get("content")
-    if content is None or isinstance(content, str):
-        return dict(message)
-    if not isinstance(content, Sequence):
-        raise InvalidRequest("messages", f"messages[{index}].content must be a string or a list of text parts")
-    return {**message, "content": "".join(_text_of_part(index, part) for part in content)}
-
-
-def _text_of_part(index: int, part: Any) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    text = part.get("text") if isinstance(part, Mapping) and kind == "text" else None
-    if not isinstance(text, str):
-        reason = f"messages[{index}].content has a part of type {kind!r}; only text parts are supported"
-        raise InvalidRequest("messages", reason, code="unsupported_content")
-    return text
 
 
 def _configured_eos_ids(folder: Path) -> list[int]:
@@ -154,7 +135,7 @@ def _configured_eos_ids(folder: Path) -> list[int]:
 
 
 def _eos_ids_in(path: Path) -> list[int]:
-    """Raises UnsupportedBase for ids that are none."""
+    """Raises UnsupportedBase for an eos_token_id that is no id."""
     config = read_json(path) if path.is_file() else {}
     found = [part.get("eos_token_id") for part in (config, config.get("text_config")) if isinstance(part, dict)]
     ids = [id_ for value in found if value is not None for id_ in (value if isinstance(value, list) else [value])]

@@ -1,4 +1,4 @@
-"""Which token ids a base can read and say: those with an embedding row in the model and a token in the tokenizer.
+"""Which token ids a base can read and write: those with an embedding row in the model and a token in the tokenizer.
 
 The two rarely agree. A model is often wider than its tokenizer (padding rows), a tokenizer may be wider than its model
 (a token added without resizing), and ids below the highest may have no token. Knows ids; knows no text and no request.
@@ -19,7 +19,7 @@ class Vocabulary:
     """num_rows: of the embedding. ids_by_token: the tokenizer's, added tokens included.
 
     size: one more than the highest id served. holes: lower ids without a token. unread: tokens without a row, by id.
-    Raises ValueError where not one id is served.
+    Raises ValueError if no id is served.
     """
 
     def __init__(self, num_rows: int, ids_by_token: Mapping[str, int]) -> None:
@@ -46,9 +46,9 @@ class Vocabulary:
         raise InvalidRequest(field, f"{field}: token id {shown(bad)} {why}")
 
     def served_logits(self, logits_RW: torch.Tensor) -> torch.Tensor:
-        """Logits [R, size] without the rows that no token has; holes are overwritten with -inf, in place.
+        """Logits [R, size]: columns beyond are cut off, holes are overwritten with -inf, in place.
 
-        logits_RW: [R, W], as the model gives them.
+        logits_RW: [R, W], the model's own.
         """
         logits_RV = logits_RW[:, : self.size]
         if self.holes:

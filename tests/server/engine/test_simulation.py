@@ -64,7 +64,7 @@ def test_the_same_holds_with_forwards_launched_ahead_on_a_device_that_is_behind(
     assert counters["steps_ahead"] > counters["steps"] / 10
     assert world.longest_wait <= LONGEST_WAIT_STEPS
     assert min(world.outcomes["finished"], world.outcomes["abort"], world.outcomes["numerics"]) > 0, world.outcomes
-    assert min(world.runner.num_unsettled, world.runner.num_failed, world.num_preemptions) > 0
+    assert min(world.runner.num_undecided, world.runner.num_failed, world.num_preemptions) > 0
     assert world.device_pool.stats.evictions > 0
 
 

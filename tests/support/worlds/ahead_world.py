@@ -70,13 +70,13 @@ class StreamedDevice(FakeDevice):
 
 
 @dataclass(eq=False)
-class AheadFlight:
+class SimulatedForward:
     """A launched forward: rows as they were, with the blocks and slots of that moment, and how far the request had been
     written. states: once it has run."""
 
     runner: AheadRunner
     rows: list[tuple[ScheduledRow, list[int], int | None, int]]
-    before: AheadFlight | None
+    before: SimulatedForward | None
     may_be_followed: bool
     states: dict[str, int] = field(default_factory=dict)
     has_run: bool = False
@@ -90,16 +90,16 @@ class AheadRunner:
 
     def __init__(self, world: AheadWorld) -> None:
         self._world = world
-        self.num_unsettled = self.num_failed = 0
+        self.num_undecided = self.num_failed = 0
 
-    def launch(self, schedule: Schedule) -> AheadFlight:
+    def launch(self, schedule: Schedule) -> SimulatedForward:
         self._world.check_chosen(schedule)
         is_plain = schedule.num_decodes == len(schedule.rows) and all(row.samples for row in schedule.rows)
         return self._enqueue(schedule, None, is_plain and self._happens(0.97))
 
-    def launch_after(self, flight: AheadFlight, schedule: Schedule) -> AheadFlight | None:
-        self._world.check_ahead(flight, schedule)
-        return None if self._happens(0.01) else self._enqueue(schedule, flight, self._happens(0.97))
+    def launch_after(self, pending: SimulatedForward, schedule: Schedule) -> SimulatedForward | None:
+        self._world.check_ahead(pending, schedule)
+        return None if self._happens(0.01) else self._enqueue(schedule, pending, self._happens(0.97))
 
     def run(self, schedule: Schedule) -> StepOutput:
         return self._enqueue(schedule, None, False).read(schedule.rows)
@@ -111,38 +111,38 @@ class AheadRunner:
     def forget(self, request_id: str) -> None:
         assert self._world.scheduler.get(request_id) is None
 
-    def read(self, flight: AheadFlight, rows: Sequence[ScheduledRow]) -> StepOutput:
+    def read(self, pending: SimulatedForward, rows: Sequence[ScheduledRow]) -> StepOutput:
         world, output = self._world, StepOutput()
-        while not flight.has_run:
+        while not pending.has_run:
             world.run_one()
         if self._happens(world.ahead.failures):
             self.num_failed += 1
             raise RuntimeError("the device lost this step")
         for row in rows:
-            state = flight.states[row.request.id]
+            state = pending.states[row.request.id]
             if not row.samples:
                 continue
             if state == NAN:
                 world.check_blame(row.request)
                 output.non_finite.append(row.request)
-            elif flight.before is not None and self._happens(world.ahead.unsettled):
-                self.num_unsettled += 1
-                output.unsettled.append(row.request)
+            elif pending.before is not None and self._happens(world.ahead.undecided):
+                self.num_undecided += 1
+                output.undecided.append(row.request)
             else:
                 output.tokens[row.request.id] = state % 97
         return output
 
-    def _enqueue(self, schedule: Schedule, before: AheadFlight | None, may_be_followed: bool) -> AheadFlight:
+    def _enqueue(self, schedule: Schedule, before: SimulatedForward | None, may_be_followed: bool) -> SimulatedForward:
         rows = [
             (row, list(row.request.block_ids), row.request.slot, row.request.num_written_tokens)
             for row in schedule.rows
         ]
-        flight = AheadFlight(self, rows, before, may_be_followed)
+        pending = SimulatedForward(self, rows, before, may_be_followed)
         tokens = (
             None if before else [row.request.tokens(row.start, row.start + row.num_tokens) for row in schedule.rows]
         )
-        self._world.enqueue(lambda: self._world.forward(flight, tokens))
-        return flight
+        self._world.enqueue(lambda: self._world.forward(pending, tokens))
+        return pending
 
     def _happens(self, share: float) -> bool:
         return self._world.random.random() < share
@@ -172,7 +172,7 @@ class ScriptedOutput:
 class AheadSettings:
     """Shares: of rows launched ahead that get no token; of forwards that fail as they are read."""
 
-    unsettled: float = 0.01
+    undecided: float = 0.01
     failures: float = 0.001
 
 
@@ -230,18 +230,18 @@ class AheadWorld(World):
             self._violations.append(str(error))
             raise
 
-    def forward(self, flight: AheadFlight, tokens: list[list[int]] | None) -> None:
+    def forward(self, pending: SimulatedForward, tokens: list[list[int]] | None) -> None:
         """On the device. tokens None: those that the forward before has drawn, 0 where it drew none."""
-        flight.has_run = True
-        for index, (row, blocks, slot, num_written) in enumerate(flight.rows):
+        pending.has_run = True
+        for index, (row, blocks, slot, num_written) in enumerate(pending.rows):
             request = row.request
             if tokens is None:
-                assert flight.before is not None
-                drawn = flight.before.states[request.id]
+                assert pending.before is not None
+                drawn = pending.before.states[request.id]
                 ids = [0 if drawn == NAN else drawn % 97]
             else:
                 ids = tokens[index]
-            flight.states[request.id] = self._compute(request, row.start, ids, blocks, slot)
+            pending.states[request.id] = self._compute(request, row.start, ids, blocks, slot)
             self._check_rest(request, blocks, max(num_written, row.start + len(ids)))
 
     def _compute(self, request: Request, start: int, ids: list[int], blocks: list[int], slot: int | None) -> int:
@@ -267,12 +267,12 @@ class AheadWorld(World):
         with self.noted():
             self._check_schedule(schedule, self.scheduler.running())
 
-    def check_ahead(self, flight: AheadFlight, schedule: Schedule) -> None:
+    def check_ahead(self, pending: SimulatedForward, schedule: Schedule) -> None:
         """A forward that goes on from one whose tokens nobody knows."""
         with self.noted():
-            starts = {row.request.id: row.start for row, *_ in flight.rows}
+            starts = {row.request.id: row.start for row, *_ in pending.rows}
             assert schedule.rows, "nothing is launched for nobody"
-            assert schedule.num_tokens == schedule.num_decodes == len(schedule.rows) <= len(flight.rows)
+            assert schedule.num_tokens == schedule.num_decodes == len(schedule.rows) <= len(pending.rows)
             for row in schedule.rows:
                 request = row.request
                 assert request.status is Status.RUNNING

@@ -83,7 +83,7 @@ class Driven:
 
 @contextmanager
 def driven(
-    base: Path, adapters: dict[str, Path], data_dir: Path, *, looks_ahead: bool = True, **settings: Any
+    base: Path, adapters: dict[str, Path], data_dir: Path, *, overlaps: bool = True, **settings: Any
 ) -> Iterator[Driven]:
     wishes = MemoryWishes(kv_cache=4 << 20, adapter_pool=4 << 20, host_cache=64 << 20)
     settings = {"dtype": "float32", "block_size": 8, "memory": wishes, **settings}
@@ -96,7 +96,7 @@ def driven(
             world = Driven(parts, digests, FakeClock())
             parts.engine.scheduler._clock = world.clock
             record_steps(world.runner, max_rows=16, max_context=MAX_CONTEXT)
-            world.runner.looks_ahead = looks_ahead
+            world.runner.overlaps = overlaps
             yield world
         finally:
             parts.close()

@@ -147,7 +147,7 @@ class FakeEngine:
         key = (request.tenant, request.adapter, tuple(request.prompt_ids))
         num_cached = len(request.prompt_ids) - 1 if key in self._cached_prompts else 0
         self._cached_prompts.add(key)
-        output = OutputState(request.params, self.tokenizer.pieces, self.tokenizer.eos_ids, request.prompt_ids)
+        output = OutputState(request.params, self.tokenizer.token_texts, self.tokenizer.eos_ids, request.prompt_ids)
         failure = self._failures.pop(0) if self._failures else None
         return _Sequence(request, listener, output, self._script(request), num_cached, failure)
 

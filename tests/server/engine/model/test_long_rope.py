@@ -51,23 +51,23 @@ def assert_is_transformers(world: Driven, name: str, request: Request, model: to
         known.append(entry.token_id)
 
 
-@pytest.mark.parametrize("looks_ahead", [True, False])
+@pytest.mark.parametrize("overlaps", [True, False])
 @pytest.mark.parametrize("chunk", [None, 7])
 def test_a_mixed_batch_answers_as_transformers_answers_each_request_alone(
-    base: Path, adapters: dict[str, Path], tmp_path: Path, chunk: int | None, looks_ahead: bool
+    base: Path, adapters: dict[str, Path], tmp_path: Path, chunk: int | None, overlaps: bool
 ) -> None:
     """Short ones, long ones, and some that cross the switch while they decode, of two tenants' weights."""
     models = {None: peft_model(base, None), "plain": peft_model(base, adapters["plain"])}
     lengths = [3, SWITCH - 4, SWITCH - 1, SWITCH, SWITCH + 1, 60, 11]
     scheduler = SchedulerSettings(max_batch_tokens=64, max_running=8, prefill_chunk=chunk)
-    with driven(base, adapters, tmp_path, scheduler=scheduler, looks_ahead=looks_ahead) as world:
+    with driven(base, adapters, tmp_path, scheduler=scheduler, overlaps=overlaps) as world:
         requests = {}
         for index, length in enumerate(lengths):
             adapter = "plain" if index % 2 else None
             requests[f"r{index}"] = world.add(f"r{index}", tokens(length, index), adapter, max_tokens=12, logprobs=0)
             world.step()
         world.drain()
-        assert world.counters["steps_ahead"] > 0 or not looks_ahead
+        assert world.counters["steps_ahead"] > 0 or not overlaps
         for name, request in requests.items():
             assert_is_transformers(world, name, request, models[request.adapter_name])
 

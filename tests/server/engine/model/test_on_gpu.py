@@ -12,7 +12,7 @@ from adapters_store.packed.layout import PackedAdapter
 from lora_kernels.triton_common.available import triton_switch
 from server.engine.model.adapter_copier import ArenaCopier
 from server.engine.model.base_model import load_base
-from server.engine.model.forward import Flight
+from server.engine.model.forward import PendingForward
 from server.engine.model.runner import ModelRunner
 from server.engine.request import Request, SamplingParams
 from server.engine.sampling.sampler import Sampler
@@ -103,16 +103,16 @@ def test_launching_ahead_changes_no_token_and_the_launch_never_waits(
             ]
             return [answer.tokens() for answer in asked]
 
-        runner.looks_ahead = False
+        runner.overlaps = False
         expected = told()
-        runner.looks_ahead = True
+        runner.overlaps = True
         before = service.parts.engine.stats().counters["steps_ahead"]
         launch_after = runner.launch_after
 
-        def watched(flight: Flight, schedule: Schedule) -> Flight | None:
+        def watched(pending: PendingForward, schedule: Schedule) -> PendingForward | None:
             torch.cuda.set_sync_debug_mode("error")
             try:
-                return launch_after(flight, schedule)
+                return launch_after(pending, schedule)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 

@@ -46,10 +46,10 @@ def test_a_row_that_would_make_the_host_wait_is_left_without_a_token_and_no_othe
     logits_RV[2, 0] = torch.nan
     requests = [request(seed=index, top_p=0.9) for index in range(3)]
     rows = Sampler().launch(logits_RV, requests, num_unknown=1).read()
-    assert rows.unsettled == [0]
+    assert rows.undecided == [0]
     assert rows.non_finite == [False, False, True]
     assert rows.token_ids[1] == 17
-    assert Sampler().sample(logits_RV, requests).unsettled == []
+    assert Sampler().sample(logits_RV, requests).undecided == []
 
 
 def test_what_needs_the_last_token_may_not_be_followed() -> None:
@@ -57,7 +57,7 @@ def test_what_needs_the_last_token_may_not_be_followed() -> None:
     assert sampler.launch(logits_RV, [request(), request(temperature=0.0)]).may_be_followed
     assert not sampler.launch(logits_RV, [request(), request(presence_penalty=0.1)]).may_be_followed
     left = request()
-    sampler.settle_late(left.id)
+    sampler.resample(left.id)
     assert not sampler.launch(logits_RV, [request(), left]).may_be_followed
     sampler.forget(left.id)
     assert sampler.launch(logits_RV, [request(), left]).may_be_followed

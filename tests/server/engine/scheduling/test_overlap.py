@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from server.engine.model.forward import Flight, StepOutput
+from server.engine.model.forward import PendingForward, StepOutput
 from server.engine.model.runner import ModelRunner
 from server.engine.request import TokenEvent
 from server.engine.sampling import sampler as sampler_module
@@ -102,8 +102,8 @@ def _without_logprobs(event: TokenEvent) -> tuple[object, ...]:
 
 def test_step_by_step_the_same_is_said_counted_and_kept(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
     told = []
-    for looks_ahead in (False, True):
-        with driven(base, adapters, tmp_path / str(looks_ahead), looks_ahead=looks_ahead) as world:
+    for overlaps in (False, True):
+        with driven(base, adapters, tmp_path / str(overlaps), overlaps=overlaps) as world:
             told.append(run_all_kinds(world))
     plain, ahead = told
     assert ahead.steps == plain.steps
@@ -127,19 +127,19 @@ class Recording:
         self._num_launched = 0
         self.fails: Callable[[str, int], bool] = lambda what, number: False
 
-    def launch(self, schedule: Schedule) -> Flight:
+    def launch(self, schedule: Schedule) -> PendingForward:
         return self._seen(lambda: self._runner.launch(schedule))
 
-    def launch_after(self, flight: Flight, schedule: Schedule) -> Flight | None:
-        assert isinstance(flight, RecordedFlight)
-        return self._seen(lambda: self._runner.launch_after(flight.flight, schedule))
+    def launch_after(self, pending: PendingForward, schedule: Schedule) -> PendingForward | None:
+        assert isinstance(pending, RecordedForward)
+        return self._seen(lambda: self._runner.launch_after(pending.pending, schedule))
 
-    def _seen(self, launch: Callable[[], Flight | None]) -> RecordedFlight:
+    def _seen(self, launch: Callable[[], PendingForward | None]) -> RecordedForward:
         number, self._num_launched = self._num_launched, self._num_launched + 1
         self.note("launch", number)
-        flight = launch()
-        assert flight is not None
-        return RecordedFlight(self, number, flight)
+        pending = launch()
+        assert pending is not None
+        return RecordedForward(self, number, pending)
 
     def note(self, what: str, number: int) -> None:
         self.order.append((what, number))
@@ -157,18 +157,18 @@ class Recording:
 
 
 @dataclass
-class RecordedFlight:
+class RecordedForward:
     recording: Recording
     number: int
-    flight: Flight
+    pending: PendingForward
 
     @property
     def may_be_followed(self) -> bool:
-        return self.flight.may_be_followed
+        return self.pending.may_be_followed
 
     def read(self, rows: Sequence[ScheduledRow]) -> StepOutput:
         self.recording.note("read", self.number)
-        return self.flight.read(rows)
+        return self.pending.read(rows)
 
 
 @pytest.fixture(scope="module")
@@ -220,15 +220,15 @@ def test_a_newcomer_is_admitted_in_the_step_after_the_one_that_was_under_way(wor
 @pytest.mark.parametrize("params", [{"repetition_penalty": 1.3}, {"frequency_penalty": 0.7}, {"presence_penalty": 0.5}])
 def test_sampling_that_needs_the_last_token_waits_for_it(world: Driven, params: dict[str, Any]) -> None:
     tokens = []
-    for looks_ahead in (False, True):
-        world.runner.looks_ahead = looks_ahead
+    for overlaps in (False, True):
+        world.runner.overlaps = overlaps
         before = world.counters["steps_ahead"]
         world.log.clear()
         world.add("penalised", [5, 6, 7], max_tokens=20, **params)
         world.add("plain", [5, 6, 7], max_tokens=30)
         world.drain()
         tokens.append((world.tokens("penalised"), world.tokens("plain")))
-        assert world.counters["steps_ahead"] - before == (9 if looks_ahead else 0)  # "plain" alone, less its first
+        assert world.counters["steps_ahead"] - before == (9 if overlaps else 0)  # "plain" alone, less its first
     assert tokens[0] == tokens[1]
 
 
@@ -237,8 +237,8 @@ def test_a_token_that_the_best_candidates_cannot_tell_is_drawn_again_once_and_th
 ) -> None:
     monkeypatch.setattr(sampler_module, "FIRST_CANDIDATES", 4)
     drawn, lasts = [], []
-    for looks_ahead in (False, True):
-        world.runner.looks_ahead = looks_ahead
+    for overlaps in (False, True):
+        world.runner.overlaps = overlaps
         world.log.clear()
         before = world.counters
         for index in range(3):
@@ -254,7 +254,7 @@ def test_a_token_that_the_best_candidates_cannot_tell_is_drawn_again_once_and_th
     late = [ahead - plain for plain, ahead in zip(*lasts, strict=True)]
     assert late[3] == 0
     assert all(1 <= steps <= 2 for steps in late[:3]), late
-    assert not world.runner.sampler._settle_late
+    assert not world.runner.sampler._resample
 
 
 @pytest.mark.parametrize("fails", [("read", 5), ("launch", 6), ("launch", 5)], ids=str)

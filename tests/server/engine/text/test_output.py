@@ -14,11 +14,11 @@ from server.engine.text.detokenizer import Detokenizer
 from server.engine.text.output import OutputDelta, OutputState
 from server.engine.text.special_names import SpecialNames
 from server.engine.text.stop_strings import StopMatcher
-from server.engine.text.token_text import PieceTable
+from server.engine.text.token_text import TokenTexts
 from support.models.tokenizer_zoo import ZOO
 
 CORES = {name: build() for name, build in ZOO.items()}
-TABLES = {name: PieceTable(core) for name, core in CORES.items()}
+TABLES = {name: TokenTexts(core) for name, core in CORES.items()}
 CORE, PIECES = CORES["byte_level"], TABLES["byte_level"]
 SPECIAL_IDS = {
     id(TABLES[name]): {id_ for id_, token in core.get_added_tokens_decoder().items() if token.special}
@@ -56,56 +56,53 @@ def ends_with(seen: list[str | int | None], symbols: Sequence[str | int]) -> boo
     return seen[len(seen) - len(symbols) :] == list(symbols)
 
 
-def num_shown(pieces: PieceTable, stop: str) -> int:
-    return sum(type(symbol) is str for symbol in pieces.symbols(stop))
+def num_shown(token_texts: TokenTexts, stop: str) -> int:
+    return sum(type(symbol) is str for symbol in token_texts.symbols(stop))
 
 
 def at_special_token(
-    params: SamplingParams, text: str, broken: str, number: int, stop: str, pieces: PieceTable
+    params: SamplingParams, text: str, broken: str, number: int, stop: str, token_texts: TokenTexts
 ) -> Ending:
     """A stop string was completed by a special token; `broken` is what is left of half a character before it."""
     for end in range(1, len(broken) + 1):
         earlier = [other for other in params.stop if (text + broken[:end]).endswith(other)]
         if earlier:
             stop, text = max(earlier, key=len), text + broken[:end]
-            return Ending(
-                text if params.include_stop_in_output else text[: len(text) - len(stop)], number, "stop", stop
-            )
+            return Ending(text[: len(text) - len(stop)], number, "stop", stop)
     text += broken
-    shown = text if params.include_stop_in_output else text[: len(text) - num_shown(pieces, stop)]
-    return Ending(shown, number, "stop", stop)
+    return Ending(text[: len(text) - num_shown(token_texts, stop)], number, "stop", stop)
 
 
-def offline(params: SamplingParams, pieces: PieceTable, eos_ids: frozenset[int], ids: list[int]) -> Ending:
+def offline(params: SamplingParams, token_texts: TokenTexts, eos_ids: frozenset[int], ids: list[int]) -> Ending:
     """The specification: look at every moment in turn, with the whole text so far in hand."""
     detokenizer, text, seen = (
-        Detokenizer(pieces),
+        Detokenizer(token_texts),
         "",
         [],
     )  # seen: characters and special tokens, None for half a character
     for number, token_id in enumerate(ids, start=1):
-        if token_id in SPECIAL_IDS[id(pieces)]:
-            seen += [None, token_id] if detokenizer.has_half else [token_id]
-            stops = [stop for stop in params.stop if ends_with(seen, pieces.symbols(stop)) and seen[-1:] == [token_id]]
+        if token_id in SPECIAL_IDS[id(token_texts)]:
+            seen += [None, token_id] if detokenizer.is_mid_character else [token_id]
+            named = [stop for stop in params.stop if ends_with(seen, token_texts.symbols(stop))]
+            stops = named if seen[-1:] == [token_id] else []
             if stops and number > params.min_tokens:
                 stop = max(stops, key=len)
-                return at_special_token(params, text, detokenizer.flush(), number, stop, pieces)
+                return at_special_token(params, text, detokenizer.flush(), number, stop, token_texts)
         ends_here = number > params.min_tokens and (
             (token_id in eos_ids and not params.ignore_eos) or token_id in params.stop_token_ids
         )
-        new = "" if ends_here and not params.include_stop_in_output else detokenizer.append(token_id)
+        new = "" if ends_here else detokenizer.append(token_id)
         new += detokenizer.flush() if ends_here or number == params.max_tokens else ""
         for character in new:
             text += character
             seen.append(character)
             lengths = {stop: len(stop) for stop in params.stop if text.endswith(stop)}
             for stop in params.stop:
-                if stop not in lengths and ends_with(seen, pieces.symbols(stop)):
-                    lengths[stop] = num_shown(pieces, stop)
+                if stop not in lengths and ends_with(seen, token_texts.symbols(stop)):
+                    lengths[stop] = num_shown(token_texts, stop)
             if lengths and number > params.min_tokens:
                 stop = max(lengths, key=len)
-                shown = text if params.include_stop_in_output else text[: len(text) - lengths[stop]]
-                return Ending(shown, number, "stop", stop)
+                return Ending(text[: len(text) - lengths[stop]], number, "stop", stop)
         if ends_here:
             is_eos = token_id in eos_ids and not params.ignore_eos
             return Ending(text, number, "stop", None if is_eos else token_id)
@@ -135,22 +132,21 @@ def sampling_params(draw: st.DrawFn, name: str) -> SamplingParams:
         stop=tuple(draw(st.lists(stop_strings(), max_size=4))),
         stop_token_ids=tuple(draw(st.lists(st.sampled_from([ids[0] for ids in ALPHABET[name]]), max_size=1))),
         ignore_eos=draw(st.booleans()),
-        include_stop_in_output=draw(st.booleans()),
     )
 
 
 @given(data=st.data(), seed=st.integers(0, 2**32), name=st.sampled_from(["byte_level", "llama2"]))
 @settings(max_examples=1500, deadline=None)
 def test_streamed_text_is_the_text_cut_offline(data: st.DataObject, seed: int, name: str) -> None:
-    params, rng, pieces = data.draw(sampling_params(name)), random.Random(seed), TABLES[name]
+    params, rng, token_texts = data.draw(sampling_params(name)), random.Random(seed), TABLES[name]
     eos = CORES[name].token_to_id("</s>")
     choices = ALPHABET[name] + ([[eos]] if rng.random() < 0.3 else [])
     if rng.random() < 0.6:
         choices = choices + [[CORES[name].token_to_id(special)] for special in ("<|user|>", "<|assistant|>")]
     ids = [id_ for _ in range(40) for id_ in rng.choice(choices)]
     ids = [id_ for id_ in ids if rng.random() < 0.9]  # dropped bytes leave broken characters
-    expected = offline(params, pieces, frozenset({eos}), ids)
-    state = OutputState(params, pieces, frozenset({eos}))
+    expected = offline(params, token_texts, frozenset({eos}), ids)
+    state = OutputState(params, token_texts, frozenset({eos}))
     texts, last = run(state, ids)
     if last.finish_reason is None:
         texts.append(state.finish("length").text)
@@ -209,15 +205,14 @@ def test_half_a_character_at_the_limit_is_shown_as_broken() -> None:
     assert run(state_for(max_tokens=2), [*letters("a"), lead])[1] == OutputDelta("\ufffd", "length", None)
 
 
-@pytest.mark.parametrize("include", [False, True])
-def test_end_tokens_end_and_are_no_text_unless_asked_for(include: bool) -> None:
+def test_end_tokens_end_and_are_no_text() -> None:
     token = letters("x")[0]
-    texts, last = run(state_for(include_stop_in_output=include), [*letters("ab"), EOS, *letters("c")])
+    texts, last = run(state_for(), [*letters("ab"), EOS, *letters("c")])
     assert ("".join(texts), last[1:]) == ("ab", ("stop", None))
-    texts, last = run(state_for(include_stop_in_output=include, stop_token_ids=(token,)), letters("abxc"))
-    assert ("".join(texts), last[1:]) == ("abx" if include else "ab", ("stop", token))
-    texts, last = run(state_for(include_stop_in_output=include, stop=("bx",)), letters("abxc"))
-    assert ("".join(texts), last[1:]) == ("abx" if include else "a", ("stop", "bx"))
+    texts, last = run(state_for(stop_token_ids=(token,)), letters("abxc"))
+    assert ("".join(texts), last[1:]) == ("ab", ("stop", token))
+    texts, last = run(state_for(stop=("bx",)), letters("abxc"))
+    assert ("".join(texts), last[1:]) == ("a", ("stop", "bx"))
 
 
 def special(name: str) -> int:
