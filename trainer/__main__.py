@@ -1,6 +1,6 @@
-"""`python -m trainer SPEC.yaml --run-dir DIR [--resume]`, alone or under torchrun. Decides the exit code alone.
+"""`python -m trainer SPEC.yaml --run-dir DIR [--resume]`, alone or under torchrun. Decides nothing but the exit code.
 
-Exit codes: 0 succeeded, 1 failed (another try may work), 2 bad input, 3 paused, 4 cancelled; result.json says why.
+Exit codes: 0 succeeded, 1 failed (another attempt may work), 2 bad input, 3 paused, 4 cancelled; result.json says why.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from pathlib import Path
 
 from lora_kernels.process import hold_to_quota
 from trainer.failures import failure_of
-from trainer.run_folder.folder import Exit
+from trainer.run_folder.folder import Exit, RunFolder
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run to the end; whatever goes wrong is written into the run folder before it is told here."""
+    """Run to the end. An error is written into the run folder before it is printed."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train one spec.")
     parser.add_argument("spec", type=Path, help="the spec, as YAML or JSON")
     parser.add_argument("--run-dir", type=Path, required=True, help="where events, checkpoints and the adapter go")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, if there is one")
+    parser.add_argument(
+        "--resume", action="store_true", help="resume from the newest whole checkpoint, if there is one"
+    )
     options = parser.parse_args(arguments)
     hold_to_quota()
     return trained(options.spec, options.run_dir, resume=options.resume)
@@ -36,14 +38,14 @@ def trained(spec_path: Path, run_dir: Path, *, resume: bool) -> Exit:
     try:
         spec = TrainSpec.from_yaml(spec_path)
         return train(spec, run_dir, resume=resume)
-    except Exception as error:  # noqa: BLE001  (the process's last line: whatever it is, the folder must say it)
+    except Exception as error:  # noqa: BLE001  (any error must reach the run folder)
         failure = failure_of(error, spec)
         if failure.code == "internal_error":
             traceback.print_exc()
         print(f"{failure.code}: {failure.message}", file=sys.stderr)
         if failure.code != "run_dir_in_use":  # its result is the other run's
             run_dir.mkdir(parents=True, exist_ok=True)
-            RunLog(run_dir, quiet=True).failed(failure.body)
+            RunLog(RunFolder(run_dir), quiet=True).failed(failure.body)
         return failure.exit
 
 

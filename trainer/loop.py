@@ -21,8 +21,9 @@ from trainer.model.model import Trainee
 from trainer.model.ranks import Ranks
 from trainer.optim import clip, learning_rate, set_learning_rate
 from trainer.run_folder.checkpoint import Checkpoints
-from trainer.run_folder.control import CANCEL, PAUSE, Control
+from trainer.run_folder.control import Control
 from trainer.run_folder.events import RunLog
+from trainer.run_folder.folder import CANCEL, PAUSE
 from trainer.run_folder.progress import Progress
 from trainer.spec import TrainSpec
 
@@ -58,14 +59,17 @@ class Loop:
         return self.spec.eval_every or self.batches.num_steps(1)
 
     def run(self) -> Outcome:
-        """Train from `progress` to the end, or to the wish to stop. Raises Diverged, OSError, torch's own errors."""
+        """Train from `progress` to the end, or until a pause or cancel is requested.
+
+        Raises Diverged, OSError, torch's own errors.
+        """
         if self.progress.base_loss is None:
             self.progress = replace(self.progress, base_loss=self._held_out_loss())
             self.log.event("eval", step=0, loss=self.progress.base_loss, base_loss=self.progress.base_loss)
         while self.progress.step < self.num_steps and not self._is_stale():
-            wish = self.ranks.agreed(self.control.wish())
-            if wish:
-                return self._stop(wish)
+            request = self.ranks.agreed(self.control.requested())
+            if request:
+                return self._stop(request)
             self._step()
             if self.progress.step % self.eval_every == 0 or self.progress.step == self.num_steps:
                 self._evaluate()
@@ -74,12 +78,12 @@ class Loop:
     def _is_stale(self) -> bool:
         return self.progress.is_stale(self.spec.early_stopping_patience)
 
-    def _stop(self, wish: str) -> Outcome:
-        if wish == PAUSE:
+    def _stop(self, request: str) -> Outcome:
+        if request == PAUSE:
             self._save()
         if self.ranks.is_first:
-            self.control.answered()
-        return "cancelled" if wish == CANCEL else "paused"
+            self.control.clear()
+        return "cancelled" if request == CANCEL else "paused"
 
     def _step(self) -> None:
         start_s = time.perf_counter()
@@ -144,8 +148,9 @@ class Loop:
         self._save()
 
     def _save(self) -> None:
-        folder = self.checkpoints.save(self.trainee, self.optimizer, self.progress)
-        self.log.event("checkpoint", step=self.progress.step, path=str(folder.relative_to(self.checkpoints.run_dir)))
+        saved = self.checkpoints.save(self.trainee, self.optimizer, self.progress)
+        path = saved.relative_to(self.checkpoints.folder.path)
+        self.log.event("checkpoint", step=self.progress.step, path=str(path))
 
     def _held_out_loss(self) -> float:
         """Mean nll per weighted held-out token, in nats."""

@@ -27,35 +27,19 @@ from trainer.model.sharding import load_sharded
 from trainer.optim import make_optimizer
 from trainer.run_folder.checkpoint import Checkpoints
 from trainer.run_folder.control import Control
-from trainer.run_folder.events import EVENTS_FILE, RESULT_FILE, RunLog
-from trainer.run_folder.folder import Exit, RunDirInUse
+from trainer.run_folder.events import RunLog
+from trainer.run_folder.folder import Exit, RunDirInUse, RunFolder, as_json
 from trainer.run_folder.publish import exporter, publish, versions
 from trainer.spec import TrainSpec
 
-SPEC_FILE, PROVENANCE_FILE = "spec.yaml", "provenance.json"
 
-
-def check_run_dir(spec: TrainSpec, run_dir: Path, *, resume: bool) -> None:
-    """The folder must be empty, or (to resume) hold the same run; every rank asks. Raises RunDirInUse."""
-    spec_file = run_dir / SPEC_FILE
-    if (run_dir / EVENTS_FILE).exists() and not resume:
-        raise RunDirInUse(f"{run_dir} holds a run already; give --resume to go on with it, or another folder")
-    if spec_file.exists() and resume and TrainSpec.from_yaml(spec_file) != spec:
-        raise RunDirInUse(f"{run_dir} holds a run with another spec; give another folder")
-
-
-def write_spec(spec: TrainSpec, run_dir: Path) -> None:
-    """The resolved spec, in its folder."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    aside = run_dir / f".{SPEC_FILE}.aside"
-    aside.write_text(spec.to_yaml())
-    aside.replace(run_dir / SPEC_FILE)
-
-
-def has_succeeded(run_dir: Path) -> bool:
-    """Whether there is nothing left to do."""
-    path = run_dir / RESULT_FILE
-    return path.exists() and json.loads(path.read_text())["status"] == "succeeded"
+def check_run_dir(spec: TrainSpec, folder: RunFolder, *, resume: bool) -> None:
+    """The folder must be empty, or (to resume) hold the same run; every rank checks. Raises RunDirInUse."""
+    if folder.has_begun and not resume:
+        message = f"{folder.path} already holds a run; resume it with --resume, or choose another folder"
+        raise RunDirInUse(message)
+    if resume and folder.spec.exists() and TrainSpec.from_yaml(folder.spec) != spec:
+        raise RunDirInUse(f"{folder.path} holds a run with another spec; choose another folder")
 
 
 @dataclass(eq=False)
@@ -63,11 +47,10 @@ class Run:
     """One process's part in a run. `train` returns how it ended; errors are the caller's (see trainer.failures)."""
 
     spec: TrainSpec
-    run_dir: Path
+    folder: RunFolder
     ranks: Ranks
     log: RunLog
     control: Control
-    files: Filesystem
 
     def train(self) -> Exit:
         """Raises SpecError, DataRejected, UnsupportedBase, Diverged, PackingBroken, OSError, torch's own errors."""
@@ -84,7 +67,7 @@ class Run:
         self._stage("training", packing_difference=difference, num_steps=loop.num_steps)
         outcome = loop.run()
         if outcome != "finished":
-            self.log.last_words(outcome, {"status": outcome, **self._facts(loop, start_s)}, step=loop.progress.step)
+            self.log.end(outcome, {"status": outcome, **self._facts(loop, start_s)}, step=loop.progress.step)
             return Exit.PAUSED if outcome == "paused" else Exit.CANCELLED
         self._publish(loop, start_s)
         return Exit.SUCCEEDED
@@ -107,16 +90,16 @@ class Run:
 
     def _check_provenance(self, data: PreparedData) -> None:
         """Write down what is trained on; a resumed run must find the same. Raises RunDirInUse."""
-        path = self.run_dir / PROVENANCE_FILE
+        path = self.folder.provenance
         self._provenance = {"base_digest": self._base_digest, **data.facts.to_mapping(), "seed": self.spec.seed}
         if not path.exists():
             if self.ranks.is_first:
-                self.files.write(path, json.dumps(self._provenance, indent=2).encode() + b"\n")
+                self.folder.write(path, as_json(self._provenance))
             return
         before = json.loads(path.read_text())
         changed = [name for name, value in self._provenance.items() if before.get(name) != value]
         if changed:
-            raise RunDirInUse(f"{self.run_dir}: {', '.join(changed)} differ from when the run began")
+            raise RunDirInUse(f"{self.folder.path}: {', '.join(changed)} differ from when the run began")
 
     def _trainee(self, data: PreparedData) -> Trainee:
         if self.ranks.mesh is not None:
@@ -128,12 +111,11 @@ class Run:
 
     def _loop(self, trainee: Trainee, data: PreparedData) -> Loop:
         checkpoints = Checkpoints(
-            self.run_dir,
+            self.folder,
             self.ranks,
             exporter(trainee, self.spec, self._base_digest),
             self.spec.keep_best,
             self.spec.keep_last,
-            self.files,
         )
         loop = Loop(
             self.spec,
@@ -162,9 +144,9 @@ class Run:
         best = loop.progress.best
         assert best is not None, "a finished run has evaluated its last step"
         if self.ranks.is_first:
-            folder = publish(loop.trainee, self.spec, loop.checkpoints.folder(best.step), self.run_dir, self.files)
-            result = {"status": "succeeded", "output": folder.name, **self._facts(loop, start_s)}
-            self.log.last_words("succeeded", result, step=loop.progress.step, best_step=best.step, best_loss=best.loss)
+            output = publish(loop.trainee, self.spec, self.folder.checkpoint(best.step), self.folder)
+            result = {"status": "succeeded", "output": output.name, **self._facts(loop, start_s)}
+            self.log.end("succeeded", result, step=loop.progress.step, best_step=best.step, best_loss=best.loss)
         self.ranks.wait()
 
     def _facts(self, loop: Loop, start_s: float) -> dict[str, Any]:
@@ -195,16 +177,18 @@ class Run:
 
 def train(spec: TrainSpec, run_dir: Path, *, resume: bool = False, files: Filesystem | None = None) -> Exit:
     """Run a spec in this process (and with its peers under torchrun). The folder is described in docs/training.md."""
-    files = files or Filesystem()
+    folder = RunFolder(run_dir, files or Filesystem())
     with joined(sharded=spec.sharding == "fsdp") as ranks:
-        check_run_dir(spec, run_dir, resume=resume)
+        check_run_dir(spec, folder, resume=resume)
         ranks.wait()
         if ranks.is_first:
-            write_spec(spec, run_dir)
+            run_dir.mkdir(parents=True, exist_ok=True)
+            folder.write(folder.spec, spec.to_yaml().encode())
         ranks.wait()
-        if resume and has_succeeded(run_dir):
+        if resume and folder.has_succeeded:
             return Exit.SUCCEEDED
-        log = RunLog(run_dir, quiet=not ranks.is_first, files=files)
-        log.forget_result()
-        with Control(run_dir) as control:
-            return Run(spec, run_dir, ranks, log, control, files).train()
+        log = RunLog(folder, quiet=not ranks.is_first)
+        if ranks.is_first:
+            folder.drop_result()
+        with Control(folder) as control:
+            return Run(spec, folder, ranks, log, control).train()

@@ -29,6 +29,7 @@ from trainer.optim import make_optimizer
 from trainer.run_folder.checkpoint import Checkpoints
 from trainer.run_folder.control import Control
 from trainer.run_folder.events import RunLog, read_events
+from trainer.run_folder.folder import RunFolder
 from trainer.spec import TrainSpec
 
 SIDES = ("ours", "trl", "trl-chunked")
@@ -77,10 +78,11 @@ def train_ours(spec: TrainSpec, examples: list[EncodedExample], scratch: Path) -
     trainee = load(spec, ranks.device)
     held_out = [pack([EncodedExample(np.array([2, 3], dtype=np.int32), np.array([0, 1], dtype=np.float32))])]
     optimizer = make_optimizer(trainee.trained(), spec.optim)
-    checkpoints = Checkpoints(scratch, ranks, lambda weights, folder: None)
-    log = RunLog(scratch)
+    folder = RunFolder(scratch)
+    checkpoints = Checkpoints(folder, ranks, lambda weights, folder: None)
+    log = RunLog(folder)
     batches = batches_of(spec, examples)
-    Loop(spec, trainee, optimizer, batches, held_out, ranks, checkpoints, Control(scratch), log).run()
+    Loop(spec, trainee, optimizer, batches, held_out, ranks, checkpoints, Control(folder), log).run()
     steps = [event for event in read_events(scratch) if event["type"] == "step"]
     seconds = steps[-1]["time"] - steps[WARM_UP - 1]["time"]
     tokens = steps[-1]["tokens"] - steps[WARM_UP - 1]["tokens"]

@@ -22,6 +22,7 @@ from server.jobs.store.job_store import JobStore, NewJob
 from server.jobs.store.records import MIX_FILE, TRAINING_FILE, VALIDATION_FILE, DataFile, Job
 from trainer.data.jsonl import read_jsonl
 from trainer.data.problems import DataRejected
+from trainer.run_folder.folder import RunFolder
 
 MAX_SUFFIX_CHARS = 64
 
@@ -96,7 +97,7 @@ class Onboarding:
             if job is None and self._database.pair.is_left_over(folder, grace_s):
                 shutil.rmtree(folder, ignore_errors=True)
             elif job is not None and job.status.has_ended:
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                RunFolder(folder).drop_checkpoints()
 
     def _base_named(self, model: str) -> ServedBase:
         base = self.base

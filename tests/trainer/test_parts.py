@@ -20,6 +20,7 @@ from trainer.model.packing_check import PackingBroken, check_packing
 from trainer.optim import clip, learning_rate
 from trainer.run_folder.control import Control
 from trainer.run_folder.events import RunLog, read_events
+from trainer.run_folder.folder import RunFolder
 from trainer.run_folder.progress import Progress
 from trainer.spec import OptimSpec
 
@@ -80,35 +81,35 @@ def test_progress_survives_its_mapping_and_knows_its_best() -> None:
 
 def test_control_hears_words_and_signals_and_forgets_what_was_answered(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with Control(tmp_path) as control:
-        assert control.wish() == ""
+    with Control(RunFolder(tmp_path)) as control:
+        assert control.requested() == ""
         (tmp_path / "control").write_text("dance")
-        assert control.wish() == ""
+        assert control.requested() == ""
         (tmp_path / "control").write_text("cancel\n")
-        assert control.wish() == "cancel"
-        control.answered()
-        assert control.wish() == ""
+        assert control.requested() == "cancel"
+        control.clear()
+        assert control.requested() == ""
         os.kill(os.getpid(), signal.SIGTERM)
-        assert control.wish() == "pause"
+        assert control.requested() == "pause"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_log_drops_half_a_line_writes_no_nan_and_keeps_the_first_failure(tmp_path: Path) -> None:
-    RunLog(tmp_path).event("step", step=1, loss=float("nan"))
+    RunLog(RunFolder(tmp_path)).event("step", step=1, loss=float("nan"))
     with (tmp_path / "events.jsonl").open("a") as stream:
         stream.write('{"type": "st')
-    log = RunLog(tmp_path)
+    log = RunLog(RunFolder(tmp_path))
     log.event("step", step=2, loss=1.0)
     assert [(event["step"], event["loss"]) for event in read_events(tmp_path)] == [(1, None), (2, 1.0)]
     log.failed({"code": "first", "message": "m", "param": None})
-    RunLog(tmp_path, quiet=True).failed({"code": "second", "message": "m", "param": None})
+    RunLog(RunFolder(tmp_path), quiet=True).failed({"code": "second", "message": "m", "param": None})
     assert json.loads((tmp_path / "result.json").read_text())["error"]["code"] == "first"
 
 
 def test_a_quiet_log_writes_nothing(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, quiet=True)
+    log = RunLog(RunFolder(tmp_path), quiet=True)
     log.event("step", step=1)
-    log.last_words("succeeded", {"status": "succeeded"})
+    log.end("succeeded", {"status": "succeeded"})
     assert list(tmp_path.iterdir()) == []
 
 

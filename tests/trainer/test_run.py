@@ -11,7 +11,6 @@ import torch
 from server.demo.assets import demo_base_path
 from support.trainers.training import STEPS, demo_spec, trained_weights, trainer_process, wait_for_step
 from trainer.run import train
-from trainer.run_folder.control import CONTROL_FILE
 from trainer.run_folder.events import read_events
 from trainer.run_folder.folder import Exit, RunDirInUse
 from trainer.spec import TrainSpec
@@ -95,7 +94,7 @@ def test_a_paused_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path, h
     if how == "SIGTERM":
         process.terminate()
     else:
-        (run_dir / CONTROL_FILE).write_text("pause\n")
+        (run_dir / "control").write_text("pause\n")
     assert process.wait(30) == Exit.PAUSED
     assert result_of(run_dir)["status"] == "paused"
     assert kinds(run_dir)[-2:] == ["checkpoint", "paused"]
@@ -106,7 +105,7 @@ def test_a_paused_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path, h
 def test_a_cancelled_run_stops_before_its_next_step(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    (run_dir / CONTROL_FILE).write_text("cancel")
+    (run_dir / "control").write_text("cancel")
     assert train(demo_spec(tmp_path), run_dir) is Exit.CANCELLED
     assert result_of(run_dir)["status"] == "cancelled"
     assert "step" not in kinds(run_dir)

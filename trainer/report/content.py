@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from trainer.data.sample import Run
 from trainer.redaction import redact_folders
-from trainer.run_folder.events import RESULT_FILE, read_events
+from trainer.run_folder.events import read_events
+from trainer.run_folder.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,10 @@ def collect(
     """Read the run's events and result; whatever is not there yet is empty. title: by default the folder's name.
 
     Files are called by their names: a report is a tenant's, and the machine's folders are not."""
-    result = run_dir / RESULT_FILE
     return Report(
         title=title or run_dir.resolve().name,
         spec=redact_folders(dict(spec)),
-        result=redact_folders(json.loads(result.read_text())) if result.exists() else {},
+        result=redact_folders(RunFolder(run_dir).result()),
         gate=redact_folders(dict(gate)),
         curves=curves_of(list(read_events(run_dir))),
         samples=list(samples),

@@ -11,9 +11,8 @@ Under sharding every tensor is whole: a run may go on with another number of ran
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,14 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from adapters_store.storage.filesystem import Filesystem
 from trainer.model.model import Trainee
 from trainer.model.ranks import Ranks
+from trainer.run_folder.folder import RunFolder
 from trainer.run_folder.progress import Progress
 
-FOLDER = "checkpoints"
 WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
-_NAME = re.compile(r"step-(\d{6,})")
 Export = Callable[[dict[str, Tensor], Path], None]  # the trained parameters -> more files in the checkpoint's folder
 
 
@@ -37,49 +34,31 @@ Export = Callable[[dict[str, Tensor], Path], None]  # the trained parameters -> 
 class Checkpoints:
     """The checkpoints of one run folder. Only the first rank writes; the others lend their shards."""
 
-    run_dir: Path
+    folder: RunFolder
     ranks: Ranks
     export: Export
     keep_best: int = 2
     keep_last: int = 1
-    files: Filesystem = field(default_factory=Filesystem)
-
-    @property
-    def root(self) -> Path:
-        return self.run_dir / FOLDER
-
-    def folder(self, step: int) -> Path:
-        return self.root / f"step-{step:06d}"
 
     def steps(self) -> list[int]:
-        """Those that are whole, oldest first."""
-        names = [path.name for path in self.root.iterdir()] if self.root.is_dir() else []
-        return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+        return self.folder.checkpoint_steps()
 
     def save(self, trainee: Trainee, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
         """Write one, drop those that need not be kept. Raises OSError; a full disk leaves the older ones whole."""
         weights = {name: whole(weight) for name, weight in trainee.named_trained()}
         state = optimizer_tensors(trainee, optimizer)
-        target = self.folder(progress.step)
+        target = self.folder.checkpoint(progress.step)
         if self.ranks.is_first and not target.exists():
-            self._write(target, weights, state, progress)
+            self.folder.write_tree(target, lambda aside: self._write(aside, weights, state, progress))
             self._prune(progress)
         self.ranks.wait()
         return target
 
-    def _write(self, target: Path, weights: dict[str, Tensor], state: dict[str, Tensor], progress: Progress) -> None:
-        aside = self.root / f".{target.name}.aside"
-        self.files.remove_tree(aside)
-        self.files.make_folder(aside)
+    def _write(self, aside: Path, weights: dict[str, Tensor], state: dict[str, Tensor], progress: Progress) -> None:
         save_file(weights, aside / WEIGHTS)
         save_file(state, aside / OPTIMIZER)
-        self.files.write(aside / PROGRESS, json.dumps(progress.to_mapping()).encode())
+        self.folder.files.write(aside / PROGRESS, json.dumps(progress.to_mapping()).encode())
         self.export(weights, aside)
-        for path in aside.iterdir():
-            self.files.sync_file(path)
-        self.files.sync_folder(aside)
-        self.files.rename(aside, target)
-        self.files.sync_folder(self.root)
 
     def _prune(self, progress: Progress) -> None:
         steps = self.steps()
@@ -90,19 +69,20 @@ class Checkpoints:
 
     def remove(self, step: int) -> None:
         """Renamed first: half a checkpoint is never found under its name."""
-        trash = self.root / f".{self.folder(step).name}.trash"
-        self.files.rename(self.folder(step), trash)
-        self.files.remove_tree(trash)
+        checkpoint, files = self.folder.checkpoint(step), self.folder.files
+        trash = checkpoint.with_name(f".{checkpoint.name}.trash")
+        files.rename(checkpoint, trash)
+        files.remove_tree(trash)
 
     def clean(self) -> None:
-        """Remove what a process left behind when it was killed."""
-        if self.ranks.is_first and self.root.is_dir():
-            for path in self.root.glob(".*"):
-                self.files.remove_tree(path)
+        """Remove what a killed process left behind."""
+        if self.ranks.is_first and self.folder.checkpoints.is_dir():
+            for path in self.folder.checkpoints.glob(".*"):
+                self.folder.files.remove_tree(path)
 
     def restore(self, step: int, trainee: Trainee, optimizer: torch.optim.Optimizer) -> Progress:
         """Put weights and optimizer back as they were; returns how far the run had come."""
-        folder = self.folder(step)
+        folder = self.folder.checkpoint(step)
         load_weights(trainee, folder / WEIGHTS)
         _load_optimizer(trainee, optimizer, folder / OPTIMIZER)
         return Progress.from_mapping(json.loads((folder / PROGRESS).read_text()))

@@ -1,22 +1,21 @@
-"""Asks once a step whether to go on. Knows a file, two signals, the words "pause" and "cancel"; knows no training."""
+"""Checks once a step whether the run should stop: by the run folder's control file, or by a signal. Trains nothing."""
 
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-CONTROL_FILE = "control"
-PAUSE, CANCEL = "pause", "cancel"
+from trainer.run_folder.folder import PAUSE, RunFolder
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Control:
     """The run folder's control file, and SIGTERM and SIGINT, both of which mean "pause"."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._file = run_dir / CONTROL_FILE
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
         self._signalled = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -33,16 +32,10 @@ class Control:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
 
-    def wish(self) -> str:
-        """ "pause", "cancel", or "" to go on. Any other word in the file is no wish."""
-        try:
-            word = self._file.read_text(errors="replace").strip()
-        except FileNotFoundError:
-            word = ""
-        if word in (PAUSE, CANCEL):
-            return word
-        return PAUSE if self._signalled else ""
+    def requested(self) -> str:
+        """PAUSE, CANCEL, or "" to continue. The file's word takes precedence over a signal."""
+        return self._folder.asked() or (PAUSE if self._signalled else "")
 
-    def answered(self) -> None:
-        """The wish is fulfilled: a run that is resumed does not find it again."""
-        self._file.unlink(missing_ok=True)
+    def clear(self) -> None:
+        """The request is done: a resumed run must not find it again."""
+        self._folder.ask("")

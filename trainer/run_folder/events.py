@@ -1,6 +1,6 @@
-"""What a run tells while it runs, and how it ended: events.jsonl and result.json. Knows files; decides nothing.
+"""events.jsonl: written by the run as it goes, followed by every reader in the same way. Knows files; decides nothing.
 
-A full disk must not silence the failure it causes: a small reserve is kept on disk and given up for the last words.
+A full disk must not hide the failure it causes: a small reserve is kept on disk and given up for the final event.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from adapters_store.storage.filesystem import Filesystem
+from trainer.run_folder.folder import RunFolder
 
-EVENTS_FILE = "events.jsonl"
-RESULT_FILE = "result.json"
 RESERVE_FILE = ".reserve"
 RESERVE_BYTES = 64 * 1024
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunLog:
-    """The run folder's two records. quiet: another rank writes; this one says nothing."""
+    """Writes the run's events and result. quiet: another rank writes them; this one does not."""
 
-    def __init__(self, run_dir: Path, *, quiet: bool = False, files: Filesystem | None = None) -> None:
-        self._run_dir = run_dir
+    def __init__(self, folder: RunFolder, *, quiet: bool = False) -> None:
+        self._folder = folder
         self._quiet = quiet
-        self._files = files or Filesystem()
         if not quiet:
-            self._files.write(run_dir / RESERVE_FILE, b"\0" * RESERVE_BYTES)
-            _drop_half_line(run_dir / EVENTS_FILE)
+            self._folder.files.write(self._reserve, b"\0" * RESERVE_BYTES)
+            _drop_half_line(folder.events)
+
+    @property
+    def _reserve(self) -> Path:
+        return self._folder.path / RESERVE_FILE
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one line. Numbers that are not finite are written as null, which JSON can hold."""
@@ -42,42 +43,61 @@ class RunLog:
 
     def _append(self, kind: str, fields: dict[str, Any]) -> None:
         body = {"time": time.time(), "type": kind, **fields}
-        with (self._run_dir / EVENTS_FILE).open("a", encoding="utf-8") as stream:
+        with self._folder.events.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(_finite(body)) + "\n")
 
-    def last_words(self, kind: str, result: dict[str, Any], **fields: Any) -> None:
-        """The final event and result.json, written aside and renamed; the reserve makes room for both."""
-        if self._quiet:
-            return
-        self._write_last_words(kind, result, fields)
+    def end(self, kind: str, result: dict[str, Any], **fields: Any) -> None:
+        """Write the final event and result.json; the reserve makes room for both."""
+        if not self._quiet:
+            self._write_end(kind, result, fields)
 
     def failed(self, error: dict[str, str | None]) -> None:
-        """Any rank may say so; the first one is heard, since the others fail because of it."""
-        if not (self._run_dir / RESULT_FILE).exists():
-            self._write_last_words("failed", {"status": "failed", "error": error}, {"error": error})
+        """Any rank may report a failure. The first one counts: the others fail because of it."""
+        if not self._folder.result():
+            self._write_end("failed", {"status": "failed", "error": error}, {"error": error})
 
-    def _write_last_words(self, kind: str, result: dict[str, Any], fields: dict[str, Any]) -> None:
-        (self._run_dir / RESERVE_FILE).unlink(missing_ok=True)
+    def _write_end(self, kind: str, result: dict[str, Any], fields: dict[str, Any]) -> None:
+        self._reserve.unlink(missing_ok=True)
         self._append(kind, fields)
-        aside = self._run_dir / f".{RESULT_FILE}.aside"
-        self._files.write(aside, json.dumps(_finite(result), indent=2).encode() + b"\n")
-        self._files.sync_file(aside)
-        self._files.rename(aside, self._run_dir / RESULT_FILE)
-        self._files.sync_folder(self._run_dir)
+        self._folder.write_result(_finite(result))
 
-    def forget_result(self) -> None:
-        """A run that goes on has no result yet."""
-        if not self._quiet:
-            (self._run_dir / RESULT_FILE).unlink(missing_ok=True)
+
+class EventReader:
+    """Follows events.jsonl while a run writes it. from_end: events that are there already are skipped."""
+
+    def __init__(self, run_dir: Path, *, from_end: bool = False) -> None:
+        self._path = RunFolder(run_dir).events
+        self._offset = self._path.stat().st_size if from_end and self._path.exists() else 0
+
+    def new_events(self) -> Iterator[dict[str, Any]]:
+        """The events written since the last call. A line without its end waits for the next call.
+
+        A line that is no JSON object is skipped: a killed run may have left half a line, and repeats it when resumed.
+        """
+        for line in self._new_lines():
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(event, dict):
+                yield event
+
+    def _new_lines(self) -> list[bytes]:
+        try:
+            with self._path.open("rb") as stream:
+                if stream.seek(0, 2) < self._offset:
+                    self._offset = 0  # the file was cut or begun again
+                stream.seek(self._offset)
+                *lines, _rest = stream.read().split(b"\n")
+        except FileNotFoundError:
+            return []
+        self._offset += sum(len(line) + 1 for line in lines)
+        return lines
 
 
 def read_events(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """Every whole line of events.jsonl; the last one may be half written while a run is alive, or after a crash."""
-    path = run_dir / EVENTS_FILE
-    if not path.exists():
-        return
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        yield json.loads(line)
+    """Every whole event so far."""
+    return EventReader(run_dir).new_events()
 
 
 def _drop_half_line(path: Path) -> None:

@@ -1,8 +1,32 @@
-"""The contract of a run's folder: how its process exits, and whose folder it is. Knows no training and no torch."""
+"""The folder of one run: the name of every file in it, and the way to read and write each. Knows files; no training.
+
+    spec.yaml, provenance.json          what is trained, on what
+    control                             "pause" or "cancel": what the run is asked to do
+    events.jsonl                        one line an event, growing (trainer.run_folder.events)
+    checkpoints/                        trainer.run_folder.checkpoint
+    result.json                         how the run ended
+    adapter/ or model/                  what it made
+    gate.json, report.json, report.html what the gate measured
+    train.log, gate.log                 the output of both processes
+
+Torch stays out: the server, its job worker and the command line read run folders as well.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from adapters_store.storage.filesystem import Filesystem
+
+PAUSE, CANCEL = "pause", "cancel"
+_CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
 class Exit(IntEnum):
@@ -17,3 +41,160 @@ class Exit(IntEnum):
 
 class RunDirInUse(ValueError):
     """The run folder holds another run."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """path: the folder, which need not exist yet. files: the operations, replaceable in tests."""
+
+    path: Path
+    files: Filesystem = field(default_factory=Filesystem, compare=False, repr=False)
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def report_json(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def report_html(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def train_log(self) -> Path:
+        return self.path / "train.log"
+
+    @property
+    def gate_log(self) -> Path:
+        return self.path / "gate.log"
+
+    @property
+    def _result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def _verdict(self) -> Path:
+        return self.path / "gate.json"
+
+    @property
+    def _control(self) -> Path:
+        return self.path / "control"
+
+    def output(self, method: str) -> Path:
+        """What a run of this method makes: a whole model, or an adapter."""
+        return self.model if method == "full" else self.adapter
+
+    @property
+    def has_begun(self) -> bool:
+        return self.events.exists()
+
+    def result(self) -> dict[str, Any]:
+        """result.json: how the run ended; empty while it has no result."""
+        return _object_in(self._result) or {}
+
+    @property
+    def has_succeeded(self) -> bool:
+        return self.result().get("status") == "succeeded"
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        self.write(self._result, as_json(result))
+
+    def drop_result(self) -> None:
+        """A run that resumes has no result yet."""
+        self._result.unlink(missing_ok=True)
+
+    def verdict(self) -> dict[str, Any] | None:
+        """gate.json: the gate's verdict and what it measured; None before the gate is done."""
+        return _object_in(self._verdict)
+
+    def write_verdict(self, body: Mapping[str, Any]) -> None:
+        self.write(self._verdict, as_json(body))
+
+    def asked(self) -> str:
+        """PAUSE, CANCEL, or "": what the run is asked to do. Any other word in the file counts as none."""
+        try:
+            word = self._control.read_text(errors="replace").strip()
+        except FileNotFoundError:
+            return ""
+        return word if word in (PAUSE, CANCEL) else ""
+
+    def ask(self, word: str) -> None:
+        """Ask the run to PAUSE or CANCEL; it looks once a step. "": take the request back."""
+        if not word:
+            self._control.unlink(missing_ok=True)
+            return
+        aside = _aside(self._control)  # no sync: a request is worth nothing after a crash
+        self.files.write(aside, word.encode())
+        self.files.rename(aside, self._control)
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the whole checkpoints, oldest first."""
+        names = [path.name for path in self.checkpoints.iterdir()] if self.checkpoints.is_dir() else []
+        return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name)))
+
+    def drop_checkpoints(self) -> None:
+        """A run that has ended for good is not resumed; adapter, report and events stay."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write one file of the folder, whole or not at all, and durably: aside, sync, rename."""
+        aside = _aside(path)
+        self.files.write(aside, content)
+        self.files.sync_file(aside)
+        self.files.rename(aside, path)
+        self.files.sync_folder(self.path)
+
+    def write_tree(self, target: Path, write: Callable[[Path], None]) -> None:
+        """Let `write` fill a new folder aside, then sync it and rename it to `target`: whole or not there."""
+        files, aside = self.files, _aside(target)
+        files.remove_tree(aside)
+        files.make_folder(aside)
+        write(aside)
+        for path in aside.iterdir():
+            files.sync_file(path)
+        files.sync_folder(aside)
+        files.remove_tree(target)
+        files.rename(aside, target)
+        files.sync_folder(target.parent)
+
+
+def as_json(body: Any) -> bytes:
+    """Indented JSON. Raises ValueError for a number that is not finite, which JSON cannot hold."""
+    return json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.aside")
+
+
+def _object_in(path: Path) -> dict[str, Any] | None:
+    try:
+        body = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    return body if isinstance(body, dict) else None

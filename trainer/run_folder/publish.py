@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters_store.base.files import DTYPES, load_config, served_dtype
-from adapters_store.storage.filesystem import Filesystem
 from trainer.model.adapter import adapter_tensors, write_adapter
 from trainer.model.model import Trainee
 from trainer.run_folder.checkpoint import WEIGHTS, Export
+from trainer.run_folder.folder import RunFolder
 from trainer.spec import TrainSpec
 
-ADAPTER_FOLDER, MODEL_FOLDER = "adapter", "model"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 PACKAGES = ("multilora", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 # Of a base's folder: all that is neither weights nor remade by save_pretrained.
@@ -47,30 +45,19 @@ def exporter(trainee: Trainee, spec: TrainSpec, base_digest: str) -> Export:
     return export
 
 
-def publish(trainee: Trainee, spec: TrainSpec, checkpoint: Path, run_dir: Path, files: Filesystem) -> Path:
-    """The checkpoint's adapter/ or model/, written aside, synced and renamed. Returns the folder."""
-    if spec.method == "full":
-        return _placed(run_dir / MODEL_FOLDER, lambda aside: _write_model(trainee, spec, checkpoint, aside), files)
-    return _placed(run_dir / ADAPTER_FOLDER, lambda aside: _copy_adapter(checkpoint, aside, files), files)
+def publish(trainee: Trainee, spec: TrainSpec, checkpoint: Path, folder: RunFolder) -> Path:
+    """Make the checkpoint the run's output: its adapter, or for "full" a whole model. Returns that folder."""
 
+    def write(aside: Path) -> None:
+        if spec.method == "full":
+            _write_model(trainee, spec, checkpoint, aside)
+            return
+        for name in ADAPTER_FILES:
+            folder.files.copy(checkpoint / name, aside / name)
 
-def _placed(target: Path, write: Callable[[Path], None], files: Filesystem) -> Path:
-    aside = target.with_name(f".{target.name}.aside")
-    files.remove_tree(aside)
-    files.make_folder(aside)
-    write(aside)
-    for path in aside.iterdir():
-        files.sync_file(path)
-    files.sync_folder(aside)
-    files.remove_tree(target)
-    files.rename(aside, target)
-    files.sync_folder(target.parent)
-    return target
-
-
-def _copy_adapter(checkpoint: Path, aside: Path, files: Filesystem) -> None:
-    for name in ADAPTER_FILES:
-        files.copy(checkpoint / name, aside / name)
+    output = folder.output(spec.method)
+    folder.write_tree(output, write)
+    return output
 
 
 def _write_model(trainee: Trainee, spec: TrainSpec, checkpoint: Path, aside: Path) -> None:

@@ -126,6 +126,7 @@ def _read_spec(path: Path | None) -> Mapping[str, Any]:
 def _tell_end(job: Job, output: Output) -> None:
     """Raises CommandError for a job that did not succeed."""
     from server.jobs.store.objects import job_object
+    from trainer.run_folder.folder import RunFolder
 
     if job.failure is not None:
         exit_code = ExitCode.REFUSED if job.failure.code == "gate_blocked" else ExitCode.FAILED
@@ -134,6 +135,6 @@ def _tell_end(job: Job, output: Output) -> None:
         raise CommandError("job_not_finished", f"{job.id}: the job is {job.status}", ExitCode.FAILED)
     output.emit(**job_object(job))
     output.say(f"in service: {job.name}@{job.adapter_version} of {job.tenant} ({job.model_id})", style="bold green")
-    report = job.run_dir / "report.html"
+    report = RunFolder(job.run_dir).report_html
     if report.is_file():
         output.say(f"report      {report}", style="dim")

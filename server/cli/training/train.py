@@ -5,12 +5,11 @@ The process is `python -m trainer`; what it writes into the run folder is all th
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +21,8 @@ from server.cli.common.failures import CommandError, ExitCode
 from server.cli.common.options import JsonOption
 from server.cli.common.output import Output
 from server.cli.common.stop_signals import StopSignals
+from trainer.run_folder.events import EventReader
+from trainer.run_folder.folder import PAUSE, Exit, RunFolder
 from trainer.spec import SpecError, TrainSpec
 
 POLL_S = 0.1
@@ -32,7 +33,6 @@ EXITS = {
     "run_dir_in_use": ExitCode.CONFLICT,
     "unsupported_base": ExitCode.UNSUPPORTED,
 }
-BAD_INPUT = 2  # the trainer's exit code for what fails again with the same input
 
 
 def train(
@@ -57,7 +57,7 @@ def train(
     folder = run_dir or Path("runs") / spec.stem
     folder.mkdir(parents=True, exist_ok=True)
     code = _trained(_command(spec, folder, resume=resume, ranks=ranks), folder, output)
-    result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
+    result = RunFolder(folder).result()
     _raise_unless_succeeded(code, result, folder)
     output.emit(type="result", run_dir=str(folder), **result)
     losses = result["losses"]
@@ -83,8 +83,8 @@ def _command(spec: Path, folder: Path, *, resume: bool, ranks: int) -> list[str]
 
 def _trained(command: list[str], folder: Path, output: Output) -> int:
     """The trainer's exit code; a signal asks it, once, to pause."""
-    tail = EventTail(folder / "events.jsonl")
-    with StopSignals() as signals, (folder / "train.log").open("ab") as log, Screen(output) as screen:
+    run, events = RunFolder(folder), EventReader(folder, from_end=True)
+    with StopSignals() as signals, run.train_log.open("ab") as log, Screen(output) as screen:
         signals.defer()
         process = subprocess.Popen(
             command,
@@ -98,30 +98,11 @@ def _trained(command: list[str], folder: Path, output: Output) -> int:
         while process.poll() is None:
             if signals.asked and not asked:
                 asked = True
-                (folder / "control").write_text("pause")
-            screen.show(tail.news())
+                run.ask(PAUSE)
+            screen.show(events.new_events())
             time.sleep(POLL_S)
-        screen.show(tail.news())
+        screen.show(events.new_events())
     return process.returncode
-
-
-class EventTail:
-    """What a growing events.jsonl has to tell since it was last asked; what was there before is old."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = path.stat().st_size if path.exists() else 0
-
-    def news(self) -> Iterator[dict[str, Any]]:
-        """Whole lines only; a line being written waits."""
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as stream:
-            stream.seek(self._offset)
-            *lines, _half = stream.read().split(b"\n")
-        for line in lines:
-            self._offset += len(line) + 1
-            yield json.loads(line)
 
 
 @dataclass(eq=False)
@@ -148,7 +129,7 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, events: Iterator[dict[str, Any]]) -> None:
+    def show(self, events: Iterable[dict[str, Any]]) -> None:
         """Tell each of these events."""
         for event in events:
             self.output.emit(**event)
@@ -177,10 +158,10 @@ def _raise_unless_succeeded(code: int, result: dict[str, Any], folder: Path) -> 
     if status in ("paused", "cancelled"):
         how = f"; --resume --run-dir {folder} goes on" if status == "paused" else ""
         raise CommandError(status, f"the run was {status} after step {result['step']}{how}")
-    error = result.get("error") or _last_words(folder / "train.log")
+    error = result.get("error") or _last_words(RunFolder(folder).train_log)
     name = error["code"]
     raise CommandError(
-        name, error["message"], EXITS.get(name, ExitCode.REFUSED if code == BAD_INPUT else ExitCode.FAILED)
+        name, error["message"], EXITS.get(name, ExitCode.REFUSED if code == Exit.BAD_INPUT else ExitCode.FAILED)
     )
 
 
@@ -190,22 +171,24 @@ def _last_words(log: Path) -> dict[str, str]:
     code, separator, message = lines[-1].partition(": ")
     if separator and code.isidentifier():
         return {"code": code, "message": message}
-    return {"code": TRAINER_FAILED, "message": f"the trainer ended without a word; see {log}"}
+    return {"code": TRAINER_FAILED, "message": f"the trainer exited without writing a result; see {log}"}
 
 
 def _measure(folder: Path, spec: TrainSpec, output: Output) -> None:
     """The gate's verdict on what was trained. Raises CommandError (gate_blocked, gate_failed)."""
-    options = ["--quantize", "nf4"] if spec.method == "qlora" else []
-    command = [sys.executable, "-P", "-m", "server.jobs.gate.process", str(folder), *options]
-    with output.waiting("measuring the adapter against the base"), (folder / "gate.log").open("ab") as log:
+    from server.jobs.steps.gate import GATE, gate_options
+
+    run = RunFolder(folder)
+    command = [*GATE, str(folder), *gate_options(quantize="nf4" if spec.method == "qlora" else None)]
+    with output.waiting("measuring the adapter against the base"), run.gate_log.open("ab") as log:
         code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False).returncode
-    if code != 0:
-        raise CommandError("gate_failed", f"the gate ended with {code}; its last words are in {folder / 'gate.log'}")
-    verdict = json.loads((folder / "gate.json").read_text())
+    verdict = run.verdict()
+    if code != 0 or verdict is None:
+        raise CommandError("gate_failed", f"the gate exited with code {code}; see {run.gate_log}")
     reasons = "; ".join(str(reason) for reason in verdict.get("reasons", ()))
     output.emit(type="gate", verdict=verdict["verdict"], reasons=verdict.get("reasons", []))
     output.say(f"gate: {verdict['verdict']}{': ' + reasons if reasons else ''}")
-    output.say(f"report: {folder / 'report.html'}")
+    output.say(f"report: {run.report_html}")
     if verdict["verdict"] == "block":
         raise CommandError(
             "gate_blocked", f"what was trained is kept and should not be served: {reasons}", ExitCode.REFUSED

@@ -9,7 +9,6 @@ the last line of stderr; 1 anything else.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,6 @@ from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.files import load_config
 from adapters_store.base.tokenizer import load_tokenizer
 from adapters_store.errors import AdapterRejected
-from adapters_store.storage.filesystem import Filesystem
 from server.engine.model.base_model import BaseModel, load_base
 from server.engine.text.tokenizer import Tokenizer
 from server.jobs.gate.adapter_weights import module_weights
@@ -41,10 +39,9 @@ from trainer.gate.spectrum import ModuleWeights
 from trainer.gate.thresholds import GateThresholds
 from trainer.report.content import Sample, collect
 from trainer.report.page import render
-from trainer.run_folder.publish import ADAPTER_FOLDER, MODEL_FOLDER
+from trainer.run_folder.folder import RunFolder, as_json
 from trainer.spec import SpecError, TrainSpec
 
-GATE_FILE, REPORT_JSON, REPORT_HTML = "gate.json", "report.json", "report.html"
 NUM_SAMPLES, NUM_TRAINED_ON = 6, 4
 ROUND_TRIP_PROMPTS, ROUND_TRIP_TOKENS = 4, 256
 
@@ -80,29 +77,25 @@ def gate_run(run_dir: Path, precision: Precision, thresholds: GateThresholds | N
 
     Raises SpecError, DataRejected, UnsupportedBase; OSError where a file of the run cannot be read.
     """
-    spec = TrainSpec.from_yaml(run_dir / "spec.yaml")
+    folder = RunFolder(run_dir)
+    spec = TrainSpec.from_yaml(folder.spec)
     limits = thresholds or GateThresholds()
     load_config(spec.base)  # what is no base says so, before its tokenizer is read
     tokenizer = load_tokenizer(spec.base)
     base = load_base(spec.base, **asdict(precision))
     data = prepare(spec, tokenizer, max_model_len=base.max_model_len, num_embeddings=base.num_embeddings)
-    _check_same_data(run_dir, data)
-    measured = _measured(_Run(spec, _output(spec, run_dir), base, data, tokenizer), precision, limits)
+    _check_same_data(folder, data)
+    measured = _measured(_Run(spec, folder.output(spec.method), base, data, tokenizer), precision, limits)
     body = {
         **measured.result.to_mapping(),
         "served_as": {"dtype": base.description.dtype, "quantize": precision.quantize, "device": str(base.device)},
     }
     trained_on = [runs_of(example, tokenizer) for example in pick(data.train, NUM_TRAINED_ON)]
     report = collect(run_dir, spec=spec.to_mapping(), gate=body, samples=measured.samples, trained_on=trained_on)
-    files = Filesystem()
-    _write(files, run_dir / REPORT_JSON, _json(report.to_mapping()))
-    _write(files, run_dir / REPORT_HTML, render(report).encode())
-    _write(files, run_dir / GATE_FILE, _json(body))
+    folder.write(folder.report_json, as_json(report.to_mapping()))
+    folder.write(folder.report_html, render(report).encode())
+    folder.write_verdict(body)
     return measured.result
-
-
-def _output(spec: TrainSpec, run_dir: Path) -> Path:
-    return run_dir / (MODEL_FOLDER if spec.method == "full" else ADAPTER_FOLDER)
 
 
 def _measured(run: _Run, precision: Precision, limits: GateThresholds) -> _Measured:
@@ -167,26 +160,14 @@ def _settings(run: _Run, limits: GateThresholds) -> ScorerSettings:
     return ScorerSettings(scales=limits.scales, max_tokens=max_tokens, vocabulary=vocabulary)
 
 
-def _check_same_data(run_dir: Path, data: PreparedData) -> None:
+def _check_same_data(folder: RunFolder, data: PreparedData) -> None:
     """What is judged on must have been held out of this very run. Raises DataRejected."""
-    trained = json.loads((run_dir / "result.json").read_text()).get("provenance", {})
+    trained = folder.result().get("provenance", {})
     facts = data.facts.to_mapping()
     changed = [name for name in facts if name in trained and trained[name] != facts[name]]
     if changed:
         message = f"{', '.join(changed)} differ from what the run was trained on"
         raise DataRejected([Problem(0, "file_changed", message)])
-
-
-def _json(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _write(files: Filesystem, path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.aside")
-    files.write(aside, content)
-    files.sync_file(aside)
-    files.rename(aside, path)
-    files.sync_folder(path.parent)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from server.jobs.served_base import ServedBase
 from server.jobs.steps.training import Outcome
 from server.jobs.store.records import Job, JobFailure
 from server.jobs.tasks.driver import Driver, News
 from server.jobs.tasks.executor import Task
+from trainer.run_folder.folder import RunFolder
 
 ATTEMPTS = 2
 GATE = (sys.executable, "-P", "-m", "server.jobs.gate.process")
@@ -42,6 +40,11 @@ class Verdict:
         return JobFailure("gate_blocked", f"the adapter was trained and kept, but not put into service: {said}")
 
 
+def gate_options(*, dtype: str = "auto", quantize: str | None, device: str = "auto") -> list[str]:
+    """The precision that serves, as the gate's arguments."""
+    return ["--dtype", dtype, "--device", device, *(["--quantize", quantize] if quantize else [])]
+
+
 class GateStep:
     """gate: the command before its arguments; the run's folder follows."""
 
@@ -60,24 +63,26 @@ class GateStep:
                 return ended[end.asked], None
         if verdict_in(job.run_dir) is not None:
             return "done", None
-        message = f"the gate could not measure the adapter: {_last_line(job.run_dir / 'gate.log')}"
+        message = f"the gate could not measure the adapter: {_last_line(RunFolder(job.run_dir).gate_log)}"
         return "failed", JobFailure("gate_failed", message)
 
     def _task(self, job: Job, served: ServedBase | None) -> Task:
-        options: list[str] = []
-        if served is not None:
-            options += ["--dtype", served.dtype, "--device", served.device]
-            options += ["--quantize", served.quantize] if served.quantize else []
+        options = (
+            gate_options(quantize=None)
+            if served is None
+            else gate_options(dtype=served.dtype, quantize=served.quantize, device=served.device)
+        )
         return Task("gate", job.run_dir, (*self._gate, str(job.run_dir), *options))
 
 
 def verdict_in(run_dir: Path) -> Verdict | None:
-    """gate.json's, once it is there."""
-    try:
-        body: Mapping[str, Any] = json.loads((run_dir / "gate.json").read_text())
-    except FileNotFoundError:
-        return None
-    return Verdict(str(body["verdict"]), tuple(str(reason) for reason in body.get("reasons", ())))
+    """The gate's verdict; None before it is done."""
+    body = RunFolder(run_dir).verdict()
+    return (
+        None
+        if body is None
+        else Verdict(str(body["verdict"]), tuple(str(reason) for reason in body.get("reasons", ())))
+    )
 
 
 def _nothing() -> News:
@@ -88,5 +93,5 @@ def _last_line(log: Path) -> str:
     try:
         lines = log.read_text(errors="replace").strip().splitlines()
     except FileNotFoundError:
-        return "it left no log"
-    return lines[-1][:300] if lines else "it said nothing"
+        return "no log was written"
+    return lines[-1][:300] if lines else "no output"

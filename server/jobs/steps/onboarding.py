@@ -17,11 +17,12 @@ from adapters_store.errors import NotFound, StoreError
 from server.jobs.served_base import ServedBase
 from server.jobs.steps.gate import GateStep, verdict_in
 from server.jobs.steps.memory import DISK_BYTES, advice, free_bytes, free_disk_bytes
-from server.jobs.steps.training import SPEC_FILE, TRAINER_KILLED, Outcome, Training, result_of
+from server.jobs.steps.training import SPEC_FILE, TRAINER_KILLED, Outcome, Training
 from server.jobs.store.job_store import JobStore
 from server.jobs.store.records import MIX_FILE, TRAINING_FILE, VALIDATION_FILE, Job, JobFailure, JobStatus, Level
 from trainer.data.jsonl import read_jsonl
 from trainer.data.problems import DataRejected
+from trainer.run_folder.folder import RunFolder
 from trainer.spec import SpecError, TrainSpec
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Steps:
         if base is None:
             failure = JobFailure("wrong_base", f"base {job.base_digest} is not known here any more", "model")
             return self._settle(job, "failed", failure)
-        adapter = job.run_dir / "adapter"
+        adapter = RunFolder(job.run_dir).adapter
         try:
             version = self.open_store().publish(
                 tenant=job.tenant,
@@ -121,10 +122,10 @@ class Steps:
             self.open_store().activate(job.tenant, job.name, job.adapter_version)
         except NotFound as error:
             return self._settle(job, "failed", JobFailure("adapter_deleted", error.message))
-        tokens = result_of(job.run_dir).get("tokens") or job.progress.get("tokens")
+        tokens = RunFolder(job.run_dir).result().get("tokens") or job.progress.get("tokens")
         self.jobs.record(job, {"progress": {**job.progress, "trained_tokens": tokens, "eta_s": 0}})
         self.jobs.end(job, JobStatus.SUCCEEDED)
-        _drop_checkpoints(job)
+        RunFolder(job.run_dir).drop_checkpoints()
         return True
 
     def fail(self, job_id: str, error: Exception) -> None:
@@ -153,7 +154,7 @@ class Steps:
         elif outcome == "gone":
             shutil.rmtree(job.run_dir, ignore_errors=True)
         if outcome != "done":
-            _drop_checkpoints(job)
+            RunFolder(job.run_dir).drop_checkpoints()
         return outcome == "done"
 
     def _fault(self, job: Job) -> JobFailure | None:
@@ -187,8 +188,3 @@ def _config(path: Path, base_name: str) -> bytes:
     """The adapter's config without the path of this machine that PEFT has put in."""
     body = {**json.loads(path.read_text()), "base_model_name_or_path": base_name}
     return json.dumps(body, indent=2, sort_keys=True).encode()
-
-
-def _drop_checkpoints(job: Job) -> None:
-    """Nobody goes on from them once the job has ended; adapter, report and events stay."""
-    shutil.rmtree(job.run_dir / "checkpoints", ignore_errors=True)

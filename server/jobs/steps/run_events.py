@@ -1,52 +1,31 @@
-"""What a training process tells, as its owner shall see it. Reads events.jsonl as it grows; knows no database.
+"""Turns a training's events into the job events, checkpoints and figures its owner sees. Knows no database.
 
-A line that is told again (the run was resumed, the worker was another) gives the same key, so it is kept once.
+An event that is read again (the run was resumed, or another worker took over) has the same key, so it is kept once.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-MAX_METRIC_EVENTS = 200  # of a run: more steps than that are told every so many
+from trainer.run_folder.events import EventReader
+
+MAX_METRIC_EVENTS = 200  # of a run; a longer run shows every n-th step
 _PROGRESS = ("step", "num_steps", "loss", "learning_rate", "tokens", "tokens_per_s", "peak_bytes", "eta_s")
 
 
 @dataclass
 class RunEvents:
-    """The file, how far it has been read, and the figures so far. valid_loss: of the latest evaluation."""
+    """progress: the latest figures; its valid_loss is of the latest evaluation. last: the latest event."""
 
-    path: Path
+    reader: EventReader
     progress: dict[str, Any] = field(default_factory=dict)
     last: Mapping[str, Any] = field(default_factory=dict)
-    _offset: int = 0
 
-    def news(self) -> list[dict[str, Any]]:
-        """What was written since, as `JobStore.record` takes it. A last line still being written waits."""
-        told = []
-        for line in self._new_lines():
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # half a line of a run that was killed; the resumed run says it again
-            if isinstance(event, dict):
-                told += self._take(event)
-        return told
-
-    def _new_lines(self) -> list[bytes]:
-        try:
-            with self.path.open("rb") as stream:
-                if stream.seek(0, 2) < self._offset:
-                    self._offset = 0  # a resumed run has cut off what came after its checkpoint
-                stream.seek(self._offset)
-                *whole, _half = stream.read().split(b"\n")
-        except FileNotFoundError:
-            return []
-        self._offset += sum(len(line) + 1 for line in whole)
-        return whole
+    def new(self) -> list[dict[str, Any]]:
+        """What was written since the last call, as `JobStore.record` takes it."""
+        return [entry for event in self.reader.new_events() for entry in self._take(event)]
 
     def _take(self, event: Mapping[str, Any]) -> list[dict[str, Any]]:
         self.last = event

@@ -7,20 +7,19 @@ The run's folder tells everything: events.jsonl (news), control (what is wanted)
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from server.jobs.steps.run_events import RunEvents
 from server.jobs.store.job_store import JobStore
 from server.jobs.store.records import Job, JobFailure
 from server.jobs.tasks.driver import Asked, Driver, News, TaskEnd
 from server.jobs.tasks.executor import Task
+from trainer.run_folder.events import EventReader, read_events
+from trainer.run_folder.folder import Exit, RunFolder, as_json
 
-SUCCEEDED, FAILED, BAD_INPUT, PAUSED, CANCELLED = range(5)
 NOT_CURED_BY_TIME = frozenset({"out_of_memory", "disk_full"})
 TRAINER_KILLED = "trainer_killed"
 SPEC_FILE = "request.yaml"
@@ -60,7 +59,7 @@ class Training:
 
     def run(self, job: Job) -> tuple[Outcome, JobFailure | None]:
         """Train until it is decided. Safe to call again at any moment of an earlier call that was cut off."""
-        while not has_succeeded(job.run_dir):
+        while not RunFolder(job.run_dir).has_succeeded:
             end = self._attempt(job)
             outcome, failure = self._judge(job, end)
             if outcome is not None:
@@ -73,21 +72,24 @@ class Training:
         before = self._driver.executor.state(task)
         current = self._jobs.find(job.id)
         asked: Asked = "gone" if current is None else current.wanted
-        if not before.is_running and (asked != "run" or before.exit_code == BAD_INPUT):
+        if not before.is_running and (asked != "run" or before.exit_code == Exit.BAD_INPUT):
             return TaskEnd(before.exit_code, asked)
-        events = RunEvents(job.run_dir / "events.jsonl")
+        events, folder = RunEvents(EventReader(job.run_dir)), RunFolder(job.run_dir)
         if not before.is_running:
-            _tell(job.run_dir, "run")
+            folder.ask("")
 
         def news() -> News:
-            told = events.news()
+            told = events.new()
             return {"progress": events.progress} if events.progress else {}, told
 
-        return self._driver.drive(job, task, news=news, ask=lambda wanted: _tell(job.run_dir, wanted))
+        def ask(asked: Asked) -> None:
+            folder.ask("" if asked in ("run", "gone") else asked)
+
+        return self._driver.drive(job, task, news=news, ask=ask)
 
     def _task(self, job: Job) -> Task:
         folder = job.run_dir
-        resume = ("--resume",) if (folder / "events.jsonl").exists() else ()
+        resume = ("--resume",) if RunFolder(folder).has_begun else ()
         command = (*self._trainer, str(folder / SPEC_FILE), "--run-dir", str(folder), *resume)
         return Task("train", folder, command, self._environment)
 
@@ -96,18 +98,18 @@ class Training:
         code, asked = end.exit_code, end.asked
         if asked == "gone":
             return "gone", None
-        if has_succeeded(job.run_dir):
+        if RunFolder(job.run_dir).has_succeeded:
             return "done", None
-        if code == BAD_INPUT:
+        if code == Exit.BAD_INPUT:
             return "failed", failure_in(job.run_dir) or JobFailure("bad_input", "the trainer refused the job")
         if asked != "run":
             return ("cancelled" if asked == "cancel" else "paused"), None
-        if code in (PAUSED, CANCELLED):
+        if code in (Exit.PAUSED, Exit.CANCELLED):
             return None, None  # asked by somebody, and taken back, or the worker was stopped
         return self._failed(job, code)
 
     def _failed(self, job: Job, code: int | None) -> tuple[Outcome | None, JobFailure | None]:
-        failure = (failure_in(job.run_dir) if code == FAILED else None) or _unexplained(code)
+        failure = (failure_in(job.run_dir) if code == Exit.FAILED else None) or _unexplained(code)
         count = _count_failure(job.run_dir)
         if failure.code in NOT_CURED_BY_TIME or count >= self._retry.attempts:
             return "failed", failure
@@ -118,24 +120,10 @@ class Training:
         return None, None
 
 
-def has_succeeded(run_dir: Path) -> bool:
-    return result_of(run_dir).get("status") == "succeeded"
-
-
-def result_of(run_dir: Path) -> Mapping[str, Any]:
-    """result.json; empty where the run has none yet."""
-    try:
-        body = json.loads((run_dir / "result.json").read_text())
-    except FileNotFoundError:
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
 def failure_in(run_dir: Path) -> JobFailure | None:
-    """What result.json or the last event says went wrong."""
-    events = RunEvents(run_dir / "events.jsonl")
-    events.news()
-    for source in (result_of(run_dir), events.last):
+    """The error in result.json, or in the last event."""
+    *_, last = ({}, *read_events(run_dir))
+    for source in (RunFolder(run_dir).result(), last):
         error = source.get("error")
         if isinstance(error, dict) and error.get("code"):
             return JobFailure(str(error["code"]), str(error.get("message", "")), error.get("param"))
@@ -151,32 +139,18 @@ def _unexplained(code: int | None) -> JobFailure:
     return JobFailure("trainer_failed", f"the training process ended with exit code {code}")
 
 
-def _tell(run_dir: Path, asked: Asked) -> None:
-    """The trainer looks for this file at every step."""
-    control = run_dir / "control"
-    if asked in ("run", "gone"):
-        control.unlink(missing_ok=True)
-        return
-    scratch = run_dir / ".control"
-    scratch.write_text(asked)
-    os.replace(scratch, control)
-
-
 def _step_of(run_dir: Path) -> int:
     """The newest checkpoint's step; 0 without one."""
-    steps = [int(folder.name.removeprefix("step-")) for folder in (run_dir / "checkpoints").glob("step-*[0-9]")]
-    return max(steps, default=0)
+    return max(RunFolder(run_dir).checkpoint_steps(), default=0)
 
 
 def _count_failure(run_dir: Path) -> int:
-    """One more; from 1 again where the run has got further since the last."""
+    """One more; 1 if the run has made progress since the last failure."""
     path, step = run_dir / "failures.json", _step_of(run_dir)
     try:
         before = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         before = {"step": -1, "count": 0}
     count = before["count"] + 1 if before["step"] == step else 1
-    scratch = run_dir / ".failures"
-    scratch.write_text(json.dumps({"step": step, "count": count}))
-    os.replace(scratch, path)
+    RunFolder(run_dir).write(path, as_json({"step": step, "count": count}))
     return int(count)

@@ -104,7 +104,7 @@ def trainer_process(spec: TrainSpec, run_dir: Path, *options: str) -> subprocess
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
-def wait_for_step(run_dir: Path, step: int, *, timeout_s: float = 60) -> None:
+def wait_for_step(run_dir: Path, step: int, *, timeout_s: float = 600) -> None:
     """Until the run has written this step's event."""
     end_s = time.monotonic() + timeout_s
     while time.monotonic() < end_s:
