@@ -97,7 +97,7 @@ def test_a_job_goes_on_through_an_outage_of_its_database(world: JobWorld, server
     server.start()
     if worker.poll() is not None:  # as its supervisor would
         world.start_worker()
-    ended = world.wait_ended(job_of(world, job.id), timeout_s=90)
+    ended = world.wait_ended(job_of(world, job.id))
     assert (ended.status, ended.failure) == (JobStatus.SUCCEEDED, None)
     assert world.messages(ended).count("The job has succeeded") == 1
 
@@ -113,5 +113,5 @@ def job_of(world: JobWorld, job_id: str) -> Job:
             return False
         return True
 
-    wait_until(ask, timeout_s=30)
+    wait_until(ask)
     return found[0]

@@ -84,7 +84,7 @@ class JobWorld:
         if self.database_url is not None:
             command += ["--database-url", self.database_url]
         self.worker = subprocess.Popen(command, cwd=TRAINERS.parents[2])
-        wait_until(lambda: is_locked(self.data_dir / LOCK_FILE), timeout_s=30)
+        wait_until(lambda: is_locked(self.data_dir / LOCK_FILE))
         return self.worker
 
     def kill_worker(self) -> None:
@@ -92,11 +92,11 @@ class JobWorld:
         self.worker.kill()
         self.worker.wait()
 
-    def wait(self, job: Job, condition: Callable[[Job], object], *, timeout_s: float = 30.0) -> Job:
+    def wait(self, job: Job, condition: Callable[[Job], object], *, timeout_s: float = 180.0) -> Job:
         wait_until(lambda: condition(self.jobs.get(job.id)), timeout_s=timeout_s)
         return self.jobs.get(job.id)
 
-    def wait_ended(self, job: Job, *, timeout_s: float = 30.0) -> Job:
+    def wait_ended(self, job: Job, *, timeout_s: float = 180.0) -> Job:
         return self.wait(job, lambda each: each.status.has_ended, timeout_s=timeout_s)
 
     def messages(self, job: Job) -> list[str]:
@@ -107,7 +107,7 @@ class JobWorld:
         if self.worker is not None and self.worker.poll() is None:
             self.worker.terminate()
             try:
-                self.worker.wait(30)
+                self.worker.wait(180)
             except subprocess.TimeoutExpired:
                 self.worker.kill()
                 self.worker.wait()

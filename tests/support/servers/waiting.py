@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], object], *, timeout_s: float = 5.0) -> None:
-    """Returns once the condition holds; fails after timeout_s."""
+def wait_until(condition: Callable[[], object], *, timeout_s: float = 180.0) -> None:
+    """Returns once the condition holds. timeout_s: only so that a broken test ends; no busy machine takes that long."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, f"not so within {timeout_s} s"

@@ -42,7 +42,7 @@ def test_no_job_no_worker_and_a_dead_one_is_replaced(world: JobWorld, supervisor
 
 def test_where_another_works_already_none_is_started(world: JobWorld, supervisor: WorkerSupervisor) -> None:
     world.start_worker()
-    wait_until((world.data_dir / "jobs.db").exists, timeout_s=20)
+    wait_until((world.data_dir / "jobs.db").exists)
     assert world.wait_ended(world.create()).status is JobStatus.SUCCEEDED
     assert supervisor.worker is None
 

@@ -155,7 +155,7 @@ def test_a_deleted_tenants_training_ends_and_its_folder_goes(world: JobWorld) ->
     world.start_worker()
     world.wait(job, is_training)
     world.store.tenants.delete("globex")
-    wait_until(lambda: not job.run_dir.exists(), timeout_s=10)
+    wait_until(lambda: not job.run_dir.exists())
     assert world.jobs.find(job.id) is None
 
 
