@@ -19,8 +19,7 @@ from trainer.planner.advice import advise, process_bytes
 from trainer.planner.shapes import PlanError
 from trainer.run_folder.events import is_disk_full
 from trainer.run_folder.folder import Exit, RunDirInUse
-from trainer.spec import TrainSpec
-from trainer.spec_fields import SpecError
+from trainer.spec import SpecError, TrainSpec
 
 GENERAL_ADVICE = "smaller batch.micro_tokens, checkpointing: true, method: qlora or more ranks take less"
 _BAD_INPUT: tuple[tuple[type[Exception], str, str | None], ...] = (

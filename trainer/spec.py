@@ -10,56 +10,125 @@ accumulated forwards follows and is not a knob.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
-from trainer import spec_fields as check
-from trainer.spec_fields import SpecError
-
-__all__ = ["AdapterSpec", "BatchSpec", "OptimSpec", "SpecError", "TrainSpec"]
+from adapters_store.parsing.patterns import PLAIN_KEY
+from adapters_store.parsing.strict_json import shown
 
 Method = Literal["lora", "qlora", "dora", "full"]
-METHODS = ("lora", "qlora", "dora", "full")
-INITS = ("default", "eva", "orthogonal")
-SCHEDULES = ("cosine", "linear", "constant")
-PRECISIONS = ("float32", "bfloat16")
-SHARDINGS = ("none", "fsdp")
 MAX_RANK = 256  # what the store accepts
-MAX_SEQUENCE_LENGTH = 1 << 20
+MAX_ENTRIES = 8192  # as the store allows in target_modules and in each pattern
+MAX_FORWARD_TOKENS = 1 << 24
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterSpec:
+class SpecError(Exception):
+    """One field of a spec is not usable. `code` is "unknown_field", "missing_field", "bad_field" or "bad_spec";
+    `param` is the field's dotted path, e.g. "adapter.rank". Not a ValueError: pydantic would wrap it."""
+
+    def __init__(self, field: str, value: object, limit: str, *, code: str = "bad_field") -> None:
+        self.code = code
+        self.param = field
+        self.message = f"{field}: must be {limit}, got {shown(value)}"
+        super().__init__(self.message)
+
+
+def _whole(low: int, high: int, default: Any = ...) -> Any:
+    return Field(default, ge=low, le=high, description=f"a whole number from {low} to {high}")
+
+
+def _number(low: float, high: float, default: Any = ..., *, open_low: bool = False) -> Any:
+    if open_low:
+        return Field(default, gt=low, le=high, description=f"a number above {low:g} to {high:g}")
+    return Field(default, ge=low, le=high, description=f"a number from {low:g} to {high:g}")
+
+
+def _float(value: object) -> object:
+    """YAML 1.1 reads "2e-4" as text: it is a number here."""
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+
+
+def _path(value: object, info: ValidationInfo) -> Path:
+    """A path, relative to the context's folder if there is one. Whether it exists is checked when the run starts."""
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise SpecError(str(info.field_name), value, "a path")
+    folder: Path = (info.context or {}).get("folder", Path())
+    return folder / Path(value).expanduser()
+
+
+def _modules(value: object, info: ValidationInfo) -> str | tuple[str, ...]:
+    """ "all-linear", or the names (or dotted ends) of linear layers: a list, never a regular expression."""
+    field = f"adapter.{info.field_name}"
+    if value == "all-linear":
+        return "all-linear"
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= MAX_ENTRIES:
+        raise SpecError(field, value, f'"all-linear" or a list of 1 to {MAX_ENTRIES} module names')
+    for name in value:
+        if not isinstance(name, str) or PLAIN_KEY.fullmatch(name) is None or name.startswith("^"):
+            raise SpecError(field, name, "a list of plain module names (letters, digits, . _ -)")
+    return tuple(value)
+
+
+Float = Annotated[float, BeforeValidator(_float)]
+FilePath = Annotated[Path, PlainValidator(_path)]
+_AS_LIST = PlainSerializer(lambda names: names if isinstance(names, str) else list(names))
+Modules = Annotated[str | tuple[str, ...], PlainValidator(_modules), _AS_LIST]
+# Module name (or its dotted end) -> number. Regular expressions are refused, as the store refuses them.
+_Name = Annotated[str, StringConstraints(pattern=rf"\A(?:{PLAIN_KEY.pattern})\z")]
+_PATTERN: Any = Field({}, max_length=MAX_ENTRIES, description=f"an object of at most {MAX_ENTRIES} module names")
+
+
+class _Spec(BaseModel):
+    """Checked when made, from a file or in code alike. Raises SpecError for the first field that is not usable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    section: ClassVar[str] = ""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _first_error(cls, body: Any, check: Callable[[Any], Self]) -> Self:
+        try:
+            return check(body)
+        except ValidationError as error:
+            raise _spec_error(cls, error) from None
+
+
+class AdapterSpec(_Spec):
     """The adapter's form, as peft.LoraConfig means it. alpha None: twice the rank. Ignored by method "full"."""
 
-    section: ClassVar[str] = "adapter"
-    rank: int = 16
-    alpha: float | None = None
-    target_modules: str | tuple[str, ...] = "all-linear"
+    section = "adapter"
+    rank: int = _whole(1, MAX_RANK, 16)
+    alpha: Float | None = _number(0, 1e6, None, open_low=True)
+    target_modules: Modules = "all-linear"
     rslora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    init: str = "default"
-    dropout: float = 0.0
+    rank_pattern: dict[_Name, Annotated[int, _whole(1, MAX_RANK)]] = _PATTERN
+    alpha_pattern: dict[_Name, Annotated[Float, _number(1e-6, 1e6)]] = _PATTERN
+    init: Literal["default", "eva", "orthogonal"] = "default"
+    dropout: Float = _number(0, 0.95, 0.0)
 
-    def __post_init__(self) -> None:
-        _set(self, "rank", check.whole("adapter.rank", self.rank, 1, MAX_RANK))
-        if self.alpha is not None:
-            _set(self, "alpha", check.number("adapter.alpha", self.alpha, 0, 1e6, open_low=True))
-        _set(self, "target_modules", check.modules("adapter.target_modules", self.target_modules))
-        check.flag("adapter.rslora", self.rslora)
-        ranks = check.pattern("adapter.rank_pattern", self.rank_pattern, 1, MAX_RANK, integral=True)
-        _set(self, "rank_pattern", ranks)
-        alphas = check.pattern("adapter.alpha_pattern", self.alpha_pattern, 1e-6, 1e6, integral=False)
-        _set(self, "alpha_pattern", alphas)
-        check.one_of("adapter.init", self.init, INITS)
-        _set(self, "dropout", check.number("adapter.dropout", self.dropout, 0, 0.95))
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
         if self.init == "orthogonal" and any(rank % 2 for rank in (self.rank, *self.rank_pattern.values())):
             raise SpecError("adapter.rank", self.rank, 'even with init "orthogonal" (in rank_pattern, too)')
+        return self
 
     @property
     def scaled_alpha(self) -> float:
@@ -67,54 +136,40 @@ class AdapterSpec:
         return float(2 * self.rank) if self.alpha is None else self.alpha
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimSpec:
-    """AdamW and its schedule. warmup_fraction: of all steps. max_steps, where given, replaces epochs."""
+class OptimSpec(_Spec):
+    """AdamW and its schedule. warmup_fraction: of all steps. max_steps, if given, replaces epochs."""
 
-    section: ClassVar[str] = "optim"
-    learning_rate: float = 2e-4
-    schedule: str = "cosine"
-    warmup_fraction: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    epochs: int = 3
-    max_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        _set(self, "learning_rate", check.number("optim.learning_rate", self.learning_rate, 0, 100, open_low=True))
-        check.one_of("optim.schedule", self.schedule, SCHEDULES)
-        _set(self, "warmup_fraction", check.number("optim.warmup_fraction", self.warmup_fraction, 0, 1))
-        _set(self, "weight_decay", check.number("optim.weight_decay", self.weight_decay, 0, 10))
-        _set(self, "max_grad_norm", check.number("optim.max_grad_norm", self.max_grad_norm, 0, 1e6, open_low=True))
-        check.whole("optim.epochs", self.epochs, 1, 1000)
-        if self.max_steps is not None:
-            check.whole("optim.max_steps", self.max_steps, 1, 10_000_000)
+    section = "optim"
+    learning_rate: Float = _number(0, 100, 2e-4, open_low=True)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_fraction: Float = _number(0, 1, 0.03)
+    weight_decay: Float = _number(0, 10, 0.0)
+    max_grad_norm: Float = _number(0, 1e6, 1.0, open_low=True)
+    epochs: int = _whole(1, 1000, 3)
+    max_steps: int | None = _whole(1, 10_000_000, None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchSpec:
+class BatchSpec(_Spec):
     """How examples become steps and forwards.
 
-    examples: per optimizer step, over all ranks. tokens: where given, a step takes as many whole examples as fit (at
-    least one), instead of `examples`. micro_tokens: at most so many tokens in one forward of one rank (None:
+    examples: per optimizer step, over all ranks. tokens: if given, a step takes as many whole examples as fit (at
+    least one), instead of `examples`. micro_tokens: the most tokens in one forward of one rank (None:
     max_sequence_length); it sets the memory, not the result. packing False: every example is a forward of its own.
     """
 
-    section: ClassVar[str] = "batch"
-    examples: int = 16
-    tokens: int | None = None
-    micro_tokens: int | None = None
-    max_sequence_length: int = 2048
+    section = "batch"
+    examples: int = _whole(1, 65536, 16)
+    tokens: int | None = _whole(1, 1 << 30, None)
+    micro_tokens: int | None = _whole(8, MAX_FORWARD_TOKENS, None)
+    max_sequence_length: int = _whole(8, 1 << 20, 2048)
     packing: bool = True
 
-    def __post_init__(self) -> None:
-        check.whole("batch.examples", self.examples, 1, 65536)
-        if self.tokens is not None:
-            check.whole("batch.tokens", self.tokens, 1, 1 << 30)
-        check.whole("batch.max_sequence_length", self.max_sequence_length, 8, MAX_SEQUENCE_LENGTH)
-        if self.micro_tokens is not None:
-            check.whole("batch.micro_tokens", self.micro_tokens, self.max_sequence_length, 1 << 24)
-        check.flag("batch.packing", self.packing)
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.micro_tokens is not None and self.micro_tokens < self.max_sequence_length:
+            limit = f"a whole number from {self.max_sequence_length} to {MAX_FORWARD_TOKENS}"
+            raise SpecError("batch.micro_tokens", self.micro_tokens, limit)
+        return self
 
     @property
     def forward_tokens(self) -> int:
@@ -122,8 +177,7 @@ class BatchSpec:
         return self.micro_tokens or self.max_sequence_length
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainSpec:
+class TrainSpec(_Spec):
     """One run. Paths may be relative to the working directory (from_yaml: to the YAML file's folder).
 
     validation None: a part of the data is held out. mix: general data, of which mix_fraction of the examples is added.
@@ -132,79 +186,44 @@ class TrainSpec:
     early_stopping_patience: evaluations without a better loss until the run ends; 0: never.
     """
 
-    base: Path
-    data: Path
-    validation: Path | None = None
-    mix: Path | None = None
-    mix_fraction: float = 0.05
+    base: FilePath
+    data: FilePath
+    validation: FilePath | None = None
+    mix: FilePath | None = None
+    mix_fraction: Float = _number(0, 0.5, 0.05)
     method: Method = "lora"
-    adapter: AdapterSpec = field(default_factory=AdapterSpec)
-    optim: OptimSpec = field(default_factory=OptimSpec)
-    batch: BatchSpec = field(default_factory=BatchSpec)
-    seed: int = 0
-    precision: str = "float32"
+    adapter: AdapterSpec = AdapterSpec()
+    optim: OptimSpec = OptimSpec()
+    batch: BatchSpec = BatchSpec()
+    seed: int = _whole(0, (1 << 32) - 1, 0)
+    precision: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False
-    early_stopping_patience: int = 3
-    eval_every: int | None = None
-    keep_best: int = 2
-    keep_last: int = 1
-    sharding: str = "none"
+    early_stopping_patience: int = _whole(0, 10_000, 3)
+    eval_every: int | None = _whole(1, 10_000_000, None)
+    keep_best: int = _whole(1, 100, 2)
+    keep_last: int = _whole(1, 100, 1)
+    sharding: Literal["none", "fsdp"] = "none"
     reshard_after_forward: bool = True
 
-    def __post_init__(self) -> None:
-        for name in _PATHS:
-            if getattr(self, name) is not None or name in ("base", "data"):
-                _set(self, name, check.path(name, getattr(self, name)))
-        _set(self, "mix_fraction", check.number("mix_fraction", self.mix_fraction, 0, 0.5))
-        for name, kind in _SECTIONS.items():
-            if not isinstance(getattr(self, name), kind):
-                raise SpecError(name, getattr(self, name), "an object")
-        self._check_choices()
-        self._check_counts()
-        self._check_together()
-
-    def _check_choices(self) -> None:
-        check.one_of("method", self.method, METHODS)
-        check.one_of("precision", self.precision, PRECISIONS)
-        check.one_of("sharding", self.sharding, SHARDINGS)
-        check.flag("checkpointing", self.checkpointing)
-        check.flag("reshard_after_forward", self.reshard_after_forward)
-
-    def _check_counts(self) -> None:
-        check.whole("seed", self.seed, 0, (1 << 32) - 1)
-        check.whole("early_stopping_patience", self.early_stopping_patience, 0, 10_000)
-        check.whole("keep_best", self.keep_best, 1, 100)
-        check.whole("keep_last", self.keep_last, 1, 100)
-        if self.eval_every is not None:
-            check.whole("eval_every", self.eval_every, 1, 10_000_000)
-
-    def _check_together(self) -> None:
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
         if self.sharding == "fsdp" and self.method == "dora":
-            raise SpecError(
-                "method", self.method, 'lora, qlora or full with sharding "fsdp" (DoRA needs whole weights)'
-            )
+            limit = 'lora, qlora or full with sharding "fsdp" (DoRA needs whole weights)'
+            raise SpecError("method", self.method, limit)
         if self.adapter.init == "eva" and (self.sharding == "fsdp" or self.method == "full"):
             raise SpecError("adapter.init", "eva", 'default or orthogonal with sharding "fsdp" or method "full"')
+        return self
 
     @classmethod
     def from_mapping(cls, body: Mapping[str, Any], *, folder: Path | None = None) -> Self:
-        """Read a nested object; relative paths are taken from `folder` where it is given. Raises SpecError."""
-        values = _known("", body, cls)
-        for name in ("base", "data"):
-            if name not in values:
-                raise SpecError(name, None, "given", code="missing_field")
-        for name, kind in _SECTIONS.items():
-            if name in values:
-                values[name] = kind(**_known(f"{name}.", values[name], kind))
-        if folder is not None:
-            for name in _PATHS:
-                if values.get(name) is not None:
-                    values[name] = folder / check.path(name, values[name])
-        return cls(**values)
+        """Read a nested object; relative paths are taken from `folder` if it is given. Raises SpecError."""
+        if not isinstance(body, Mapping):
+            raise SpecError("spec", body, "an object", code="bad_spec")
+        return cls.model_validate(dict(body), context={"folder": folder or Path()})
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
-        """Read a YAML (or JSON) file. Raises SpecError, and OSError where the file cannot be read."""
+        """Read a YAML (or JSON) file. Raises SpecError, and OSError if the file cannot be read."""
         try:
             body = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -213,48 +232,45 @@ class TrainSpec:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values only, defaults filled in."""
-        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
+        return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
         """The resolved spec as text; paths as they are."""
         return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True)
 
 
-_PATHS = ("base", "data", "validation", "mix")
-_SECTIONS: dict[str, type[Any]] = {"adapter": AdapterSpec, "optim": OptimSpec, "batch": BatchSpec}
+_CODES = {"extra_forbidden": "unknown_field", "invalid_key": "unknown_field", "missing": "missing_field"}
+_LIMITS = {"bool_type": "true or false", "model_type": "an object"}
 
 
-def _set(spec: Any, name: str, value: Any) -> None:
-    object.__setattr__(spec, name, value)  # a frozen dataclass normalises its own fields once, in __post_init__
-
-
-def _known(prefix: str, body: Any, kind: type[Any]) -> dict[str, Any]:
-    if not isinstance(body, Mapping):
-        raise SpecError(prefix.rstrip(".") or "spec", body, "an object", code="bad_field" if prefix else "bad_spec")
-    names = [item.name for item in fields(kind)]
-    for key in body:
-        if key not in names:
-            raise SpecError(f"{prefix}{key}", body[key], f"absent; known: {', '.join(names)}", code="unknown_field")
-    return dict(body)
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple):
-        return list(value)
-    return dict(value) if isinstance(value, Mapping) else value
+def _spec_error(kind: type[_Spec], error: ValidationError) -> SpecError:
+    """One of pydantic's errors in the spec's words: unknown fields before missing ones, both before bad values."""
+    found = error.errors(include_url=False)
+    first = next((each for code in _CODES for each in found if each["type"] == code), found[0])
+    code, (name, *inside) = _CODES.get(first["type"], "bad_field"), map(str, first["loc"] or (kind.section,))
+    field, value = f"{kind.section}.{name}".lstrip("."), first["input"]
+    if code == "unknown_field":
+        return SpecError(field, value, f"absent; known: {', '.join(kind.model_fields)}", code=code)
+    if code == "missing_field":
+        return SpecError(field, None, "given", code=code)
+    if first["type"] == "model_type" and not first["loc"]:
+        return SpecError(kind.section, value, "an object")
+    info = kind.model_fields[name]
+    if "[key]" in inside:
+        return SpecError(field, value, "an object whose keys are plain module names")
+    if inside:
+        field, info = f"{field}.{inside[0]}", FieldInfo.from_annotation(get_args(info.annotation)[1])
+    limit = _LIMITS.get(first["type"]) or info.description or f"one of {', '.join(get_args(info.annotation))}"
+    return SpecError(field, value, limit)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader takes the last of two equal keys in silence; here the second is an error."""
+    """SafeLoader silently takes the last of two equal keys; here the second is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)

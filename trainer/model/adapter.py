@@ -19,8 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from adapters_store.parsing.patterns import SuffixPatterns, suffixes_at_dots
-from trainer.spec import AdapterSpec, TrainSpec
-from trainer.spec_fields import SpecError
+from trainer.spec import AdapterSpec, SpecError, TrainSpec
 
 NAME = "default"  # PEFT's own name for a model's only adapter
 LINEARS = ("Linear", "Linear4bit")

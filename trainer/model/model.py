@@ -27,8 +27,7 @@ from trainer.data.types import PackedBatch
 from trainer.model.adapter import attach_adapter
 from trainer.model.attention import last_positions, register_packed_attention, segment_lengths
 from trainer.model.loss import summed_cross_entropy, supervised_rows
-from trainer.spec import TrainSpec
-from trainer.spec_fields import SpecError
+from trainer.spec import SpecError, TrainSpec
 
 
 class LossModel(nn.Module):

@@ -18,7 +18,7 @@ SERVED_METHODS = ("lora", "qlora")  # what the store serves as an adapter
 _SECTIONS = (AdapterSpec, OptimSpec, BatchSpec)
 _WHOLE_RUN = ("method", "precision", "checkpointing", "early_stopping_patience", "eval_every", "mix_fraction")
 KNOBS: dict[str, tuple[str, ...]] = {
-    **{item.name: (kind.section, item.name) for kind in _SECTIONS for item in fields(kind)},
+    **{name: (kind.section, name) for kind in _SECTIONS for name in kind.model_fields},
     **{name: (name,) for name in _WHOLE_RUN},
 }
 MIX_KNOB = "mix_file"
