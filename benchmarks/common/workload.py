@@ -16,8 +16,9 @@ from benchmarks.common.shapes import BenchShape, base_folder
 from server.engine.engine import Engine
 from server.engine.request import Request, SamplingParams
 from server.engine.schedule import SchedulerSettings
-from server.engine.startup.build import AdapterSource, EngineParts, EngineSettings, build_engine
-from server.engine.startup.memory_plan import MIB, MemoryWishes
+from server.engine.startup.build import AdapterSource, EngineParts, build_engine
+from server.engine.startup.memory_plan import MIB
+from server.engine.startup.settings import EngineSettings, MemoryBudget
 
 MAX_ROWS = 32
 Adapters = Sequence[AdapterDigest | None]
@@ -54,7 +55,7 @@ def bench_engine(
     """The real engine with room for so many rank-16 adapters on the device and in host memory; without a prefix cache
     every prompt is computed. Its worker is not started."""
     adapter_bytes = shape.adapter_bytes(RANK) * 101 // 100 + 64 * 1024  # alignment
-    memory = MemoryWishes(
+    memory = MemoryBudget(
         kv_cache=512 * MIB, adapter_pool=pool_adapters * adapter_bytes, host_cache=host_adapters * adapter_bytes
     )
     settings = EngineSettings(

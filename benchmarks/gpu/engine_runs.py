@@ -20,8 +20,9 @@ from server.engine.engine import Engine
 from server.engine.model.base_model import BaseModel
 from server.engine.request import Request, SamplingParams
 from server.engine.schedule import SchedulerSettings
-from server.engine.startup.build import EngineParts, EngineSettings, join_engine
-from server.engine.startup.memory_plan import MIB, MemoryWishes
+from server.engine.startup.build import EngineParts, join_engine
+from server.engine.startup.memory_plan import MIB
+from server.engine.startup.settings import EngineSettings, MemoryBudget
 
 MAX_ROWS = 64
 MAX_ADAPTERS = 128
@@ -35,7 +36,7 @@ def engine_over(
     """Its worker is not started. Prefix cache off, so that every prompt is computed."""
     toy = bench.toy
     context = 2 * (sizes.long_prompt + sizes.prompt + sizes.new_tokens)
-    memory = MemoryWishes(
+    memory = MemoryBudget(
         kv_cache=4 * MIB if toy else None,
         adapter_pool=pool_adapters * (source.num_bytes + 4096),
         host_cache=(sizes.storm_adapters + 4) * (source.num_bytes + 4096),

@@ -17,10 +17,10 @@ from benchmarks.common.workload import bench_engine
 from server.api.app import create_app
 from server.api.edge.connections.server import ListenSettings, build_server
 from server.api.settings import ApiSettings
-from server.cli.serve.options import MAX_BATCH_TOKENS
 from server.engine.schedule import SchedulerSettings
 
-MAX_ROWS = 64  # places in the batch
+MAX_ROWS = 64
+WIDE_STEP_TOKENS = 2048  # a step that holds the longest prompts in one piece
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pool_adapters=options.pool_adapters,
         host_adapters=options.host_adapters,
         max_rows=MAX_ROWS,
-        max_batch_tokens=MAX_BATCH_TOKENS if options.as_served else SchedulerSettings.max_batch_tokens,
+        max_batch_tokens=SchedulerSettings().max_batch_tokens if options.as_served else WIDE_STEP_TOKENS,
         prefix_cache=options.as_served,
     )
     with engine as parts, socket.socket() as listener:

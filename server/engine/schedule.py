@@ -10,6 +10,7 @@ from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
 from adapters_store.tiers.entries import Owner
 from server.engine.request import Request, Status
+from server.settings import check_settings, setting
 
 
 class AdapterGate(Protocol):
@@ -49,39 +50,47 @@ class AdapterGate(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSettings:
-    """max_batch_tokens: tokens in one forward. max_running: requests in one forward.
+    """Limits and fairness of scheduling; each field's help says what it does."""
 
-    max_waiting: queue limit. max_waiting_per_tenant: the same of one tenant.
-    prefill_chunk: at most this many prompt tokens of one request in one forward (None: all that fit).
-    watermark: share of blocks kept free when admitting, so that running requests can grow.
-    reserved: share of max_running kept from a tenant that runs its part of it already and would then run most.
-    starvation_s, lookahead: see `FairAdmission`. retry_after_s: what a refused client is told.
-    """
-
-    max_batch_tokens: int = 2048
-    max_running: int = 64
-    prefill_chunk: int | None = None
-    max_waiting: int = 4096
-    max_waiting_per_tenant: int = 1024
-    watermark: float = 0.01
-    reserved: float = 1 / 16
-    starvation_s: float = 2.0
-    lookahead: int = 32
-    retry_after_s: float = 1.0
+    max_batch_tokens: int = setting(
+        512,
+        "Maximum tokens of one forward, at least --max-running. Longer prompts run in chunks; raise it on a GPU.",
+        at_least=1,
+    )
+    max_running: int = setting(64, "Maximum requests in one batch.", at_least=1)
+    prefill_chunk: int | None = setting(
+        None, "Maximum prompt tokens of one request in one forward (default: all that fit).", at_least=1, unit="tokens"
+    )
+    max_waiting: int = setting(4096, "Maximum queued requests; further ones get 429.", at_least=1)
+    max_waiting_per_tenant: int = setting(1024, "Maximum queued requests of one tenant.", at_least=1)
+    watermark: float = setting(
+        0.01,
+        "Share of KV blocks kept free when requests are admitted, so that running requests can grow.",
+        at_least=0,
+        below=1,
+        name="kv_watermark",
+    )
+    reserved: float = setting(
+        1 / 16,
+        "Share of --max-running kept from a tenant that already uses its share and would then run most.",
+        at_least=0,
+        below=1,
+        name="reserved_running",
+    )
+    starvation_s: float = setting(
+        2.0, "After this long without room for its adapter, a request holds back later ones that need one.", at_least=0
+    )
+    lookahead: int = setting(
+        32, "Maximum queued adapters that are loaded ahead of time.", at_least=1, name="adapter_lookahead"
+    )
+    retry_after_s: float = setting(1.0, "Retry-After of a request refused because the queue is full.", at_least=0)
 
     def __post_init__(self) -> None:
-        for name in ("max_running", "max_waiting", "max_waiting_per_tenant", "lookahead"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_settings(self)
         if self.max_batch_tokens < self.max_running:
             raise ValueError(
                 f"max_batch_tokens must be >= max_running ({self.max_running}), got {self.max_batch_tokens}"
             )
-        if self.prefill_chunk is not None and self.prefill_chunk < 1:
-            raise ValueError(f"prefill_chunk must be at least 1, got {self.prefill_chunk}")
-        for name in ("watermark", "reserved"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
 
 @dataclass(slots=True)

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from adapters_store.errors import StoreError
+from server.settings import check_settings, setting
 
 MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobLimits:
-    """Per tenant: bytes and files kept, jobs not yet ended, jobs made in 24 hours. max_file_bytes: of one upload.
+    """Limits of jobs and of their files. max_rank: what the server's store accepts."""
 
-    max_rank: what the server's store accepts. max_running: trainings at once, of all tenants. memory_bytes: for all of
-    them together (None: whatever is free).
-    """
-
-    max_file_bytes: int = 512 * MIB
-    max_tenant_bytes: int = 2048 * MIB
-    max_tenant_files: int = 1000
-    max_active_jobs: int = 8
-    max_jobs_per_day: int = 100
+    max_file_bytes: int = setting(512 * MIB, "Maximum size of an uploaded file.", at_least=1)
+    max_tenant_bytes: int = setting(2048 * MIB, "Maximum size of all files of a tenant.", at_least=1)
+    max_tenant_files: int = setting(1000, "Maximum files of a tenant.", at_least=1)
+    max_active_jobs: int = setting(8, "Maximum unfinished jobs of a tenant.", at_least=1)
+    max_jobs_per_day: int = setting(100, "Maximum jobs that a tenant creates in 24 hours.", at_least=1)
     max_rank: int = 256
-    max_running: int = 1
-    memory_bytes: int | None = None
+    max_running: int = setting(1, "Maximum trainings at once, of all tenants.", at_least=1)
+    memory_bytes: int | None = setting(
+        None,
+        "Memory of all trainings together (default: what is free).",
+        at_least=1,
+        name="memory_mib",
+        factor=MIB,
+    )
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{item.name} must be positive, got {value}")
+        check_settings(self)
+        if self.max_rank <= 0:
+            raise ValueError(f"max_rank must be positive, got {self.max_rank}")
 
 
 class JobRefused(StoreError):

@@ -19,15 +19,11 @@ ENVIRONMENT = "MULTILORA_DATABASE_URL"
 DRIVERS = ("sqlite", "postgresql+psycopg")
 _SECRET_QUERIES = ("password", "sslpassword")
 
-DatabaseUrlOption = Annotated[
-    str | None,
-    typer.Option(
-        "--database-url",
-        help="PostgreSQL instead of SQLite in --data-dir. Others on this machine see options: a password is better "
-        f"kept in {ENVIRONMENT}.",
-        metavar="URL",
-    ),
-]
+DATABASE_URL_HELP = (
+    "PostgreSQL instead of SQLite in --data-dir. Other users of this machine can see options: keep a password in "
+    f"{ENVIRONMENT}."
+)
+DatabaseUrlOption = Annotated[str | None, typer.Option("--database-url", help=DATABASE_URL_HELP, metavar="URL")]
 
 
 def database_url(given: str | None) -> str | None:

@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 DEFAULT_DATA_DIR = Path("~/.local/share/multilora")
+DATA_DIR_HELP = "The folder of tenants, adapters, jobs and the admin key."
+HOST_HELP = "Address to listen on."
+PORT_HELP = "Port to listen on; 0: a free one."
 JSON_KEY = "multilora.json"
 
 
 def _remember_json(context: typer.Context, value: bool) -> bool:
-    """So that errors are told as the command was asked to tell its answer."""
+    """So that an error has the form of the answer."""
     context.meta[JSON_KEY] = value
     return value
 
@@ -30,12 +33,12 @@ DataDirOption = Annotated[
     typer.Option(
         "--data-dir",
         envvar="MULTILORA_DATA_DIR",
-        help="Where tenants, adapters and the admin key are kept.",
+        help=DATA_DIR_HELP,
         callback=_expanded,
         file_okay=False,
     ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 TenantOption = Annotated[str, typer.Option("--tenant", "-t", help="Whose adapter it is.", metavar="T")]
-HostOption = Annotated[str, typer.Option("--host", help="Address to listen on.")]
-PortOption = Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.", min=0, max=65535)]
+HostOption = Annotated[str, typer.Option("--host", help=HOST_HELP)]
+PortOption = Annotated[int, typer.Option("--port", help=PORT_HELP, min=0, max=65535)]

@@ -21,10 +21,10 @@ from server.cli.serve.engine_start import remember_base, running_engine
 from server.cli.serve.listening import url_of
 from server.cli.serve.run import http_server
 from server.demo.showcase import ADAPTER_NAME, Round, Showcase, ShowcaseFailed, introduce, summary_of
-from server.engine.startup.build import EngineSettings
-from server.engine.startup.memory_plan import MIB, MemoryWishes
+from server.engine.startup.memory_plan import MIB
+from server.engine.startup.settings import EngineSettings, MemoryBudget
 
-MEMORY = MemoryWishes(kv_cache=64 * MIB, adapter_pool=32 * MIB, host_cache=64 * MIB)
+MEMORY = MemoryBudget(kv_cache=64 * MIB, adapter_pool=32 * MIB, host_cache=64 * MIB)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from lora_kernels.native.build import native_build
 from server.cli.common.failures import CommandError, ExitCode
 from server.cli.common.output import Output
 from server.cli.common.texts import size
-from server.engine.startup.build import EngineParts, EngineSettings, build_engine
+from server.engine.startup.build import EngineParts, build_engine
+from server.engine.startup.settings import EngineSettings
 from server.jobs.served_base import ServedBase
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from fastapi import FastAPI
 
@@ -18,40 +19,37 @@ from server.cli.common.failures import CommandError
 from server.cli.common.output import Output
 from server.cli.common.stop_signals import StopSignals
 from server.cli.common.store_access import opened
-from server.cli.common.texts import MIB, curl_line
+from server.cli.common.texts import curl_line
 from server.cli.serve.engine_start import remember_base, running_engine, show_memory
 from server.cli.serve.listening import DRAIN_S, HttpServer, url_of
 from server.cli.serve.open_files import ConnectionLimits, limits_within, raise_soft_limit
-from server.cli.serve.options import Auth, ServeOptions
+from server.cli.serve.settings import ServeSettings
 from server.cli.serve.store_start import prepare, where_the_disk_allows
 from server.cli.serve.traced import traced
-from server.engine.schedule import SchedulerSettings
-from server.engine.startup.build import EngineParts, EngineSettings
+from server.engine.startup.build import EngineParts
 from server.engine.startup.generation_config import SamplingDefaults, sampling_defaults
-from server.engine.startup.memory_plan import MemoryWishes
 
 
-def run(options: ServeOptions, listener: socket.socket, output: Output, signals: StopSignals) -> None:
+def run(settings: ServeSettings, listener: socket.socket, output: Output, signals: StopSignals) -> None:
     """Serve until a signal. Raises what `failures` knows."""
     share_arenas()
-    connections = connection_limits(options, output)
-    defaults = sampling_defaults(options.generation_config, options.base)
+    connections = connection_limits(settings, output)
+    defaults = sampling_defaults(settings.generation_config, settings.engine.base)
     with (
-        traced(options.otlp_endpoint) as tracing,
-        opened(options.data_dir, output, url=options.database_url, grace_s=options.database_grace_s) as store,
+        traced(settings.otlp_endpoint) as tracing,
+        opened(settings.data_dir, output, url=settings.database_url, grace_s=settings.database_grace_s) as store,
     ):
-        key = admin_key(options.data_dir)
+        key = admin_key(settings.data_dir)
         _tell_key(key, output)
         prepare(store, output)
-        settings = engine_settings(options)
-        with running_engine(settings, store, output) as parts:
-            where_the_disk_allows(lambda: remember_base(settings, parts, store, options.data_dir), output)
+        with running_engine(settings.engine, store, output) as parts:
+            where_the_disk_allows(lambda: remember_base(settings.engine, parts, store, settings.data_dir), output)
             show_memory(parts, output)
-            api = api_settings(options, key, defaults, connections)
+            api = api_settings(settings, key, defaults, connections)
             _tell_defaults(defaults, output)
-            app = create_app(engine=parts.worker, store=store, settings=api, tracing=tracing, job_limits=options.jobs)
-            with http_server(app, listener, signals, drain_s=options.drain_s) as server:
-                _tell_ready(options, parts, url_of(listener), output)
+            app = create_app(engine=parts.worker, store=store, settings=api, tracing=tracing, job_limits=settings.jobs)
+            with http_server(app, listener, signals, drain_s=settings.drain_s) as server:
+                _tell_ready(settings, parts, url_of(listener), output)
                 signals.wait(while_true=lambda: server.is_alive)
                 output.event("stopping")
                 output.say("stopping; answers under way may end (asked again: they are cut off)")
@@ -74,10 +72,10 @@ def http_server(
             server.stop(signals)
 
 
-def connection_limits(options: ServeOptions, output: Output) -> ConnectionLimits:
+def connection_limits(settings: ServeSettings, output: Output) -> ConnectionLimits:
     """Those asked for, as far as the system lets so many files be open; the operator reads where it does not. Raises
     CommandError (too_few_files)."""
-    asked = ConnectionLimits(options.max_connections, options.max_connections_per_address)
+    asked = ConnectionLimits(settings.api.max_connections, settings.api.max_connections_per_address)
     open_files = raise_soft_limit()
     limits = limits_within(asked, open_files)
     if limits != asked:
@@ -89,46 +87,16 @@ def connection_limits(options: ServeOptions, output: Output) -> ConnectionLimits
 
 
 def api_settings(
-    options: ServeOptions, key: AdminKey, defaults: SamplingDefaults, connections: ConnectionLimits
+    settings: ServeSettings, key: AdminKey, defaults: SamplingDefaults, connections: ConnectionLimits
 ) -> ApiSettings:
-    """The API's part of the options."""
-    return ApiSettings(
-        data_dir=options.data_dir,
-        auth=options.auth.value,
+    """The API's settings, with what is known only now."""
+    return replace(
+        settings.api,
         admin_keys=key.values,
-        cors_origins=options.cors_origins,
+        sampling_defaults=defaults,
         max_connections=connections.total,
         max_connections_per_address=connections.each,
-        sse_keep_alive_s=options.sse_keep_alive_s,
-        escape_control_tokens=options.escape_control_tokens,
-        sampling_defaults=defaults,
     )
-
-
-def engine_settings(options: ServeOptions) -> EngineSettings:
-    """The engine's part of the options."""
-    return EngineSettings(
-        base=options.base,
-        served_name=options.served_name,
-        dtype=options.dtype,
-        quantize=options.quantize,
-        device=options.device,
-        max_model_len=options.max_model_len,
-        max_adapters=options.max_adapters,
-        prefix_cache=options.prefix_cache,
-        cuda_graphs=options.cuda_graphs,
-        num_threads=options.threads,
-        scheduler=SchedulerSettings(max_batch_tokens=options.max_batch_tokens, max_running=options.max_running),
-        memory=MemoryWishes(
-            kv_cache=_bytes(options.kv_cache_mib),
-            adapter_pool=_bytes(options.adapter_pool_mib),
-            host_cache=_bytes(options.host_cache_mib),
-        ),
-    )
-
-
-def _bytes(mib: int | None) -> int | None:
-    return None if mib is None else mib * MIB
 
 
 def _tell_key(key: AdminKey, output: Output) -> None:
@@ -145,16 +113,16 @@ def _tell_defaults(defaults: SamplingDefaults, output: Output) -> None:
         output.say(f"sampling defaults: {', '.join(f'{name} {value}' for name, value in defaults.given.items())}")
 
 
-def _tell_ready(options: ServeOptions, parts: EngineParts, url: str, output: Output) -> None:
+def _tell_ready(settings: ServeSettings, parts: EngineParts, url: str, output: Output) -> None:
     worker = parts.worker
-    output.event("ready", url=url, base=worker.served_name, auth=options.auth.value, pid=os.getpid())
+    output.event("ready", url=url, base=worker.served_name, auth=settings.api.auth, pid=os.getpid())
     output.say(f"ready on {url}", style="bold green")
-    is_open = options.auth is Auth.OFF
+    is_open = settings.api.auth == "off"
     if is_open:
         output.say("--auth off: anyone who reaches this address may ask, for every tenant", style="yellow")
     else:
-        output.say(f"multilora tenant create acme --data-dir {options.data_dir}")
-    output.say(f"multilora adapter push DIR --tenant acme --name NAME --data-dir {options.data_dir}")
+        output.say(f"multilora tenant create acme --data-dir {settings.data_dir}")
+    output.say(f"multilora adapter push DIR --tenant acme --name NAME --data-dir {settings.data_dir}")
     chat = worker.tokenizer.has_chat_template
     key = None if is_open else "KEY"
     output.say(curl_line(url, key=key, model=worker.served_name, prompt="Once upon a time", chat=chat))

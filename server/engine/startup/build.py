@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -33,11 +32,11 @@ from server.engine.model.runner import ModelRunner
 from server.engine.numerics import Owned, PutAway
 from server.engine.request import Request
 from server.engine.sampling.sampler import Sampler
-from server.engine.schedule import SchedulerSettings
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from server.engine.scheduling.scheduler import Scheduler
 from server.engine.startup.gpu_start import GpuStart, prepare, record_graphs
-from server.engine.startup.memory_plan import MemoryPlan, MemoryWishes, plan_memory
+from server.engine.startup.memory_plan import MemoryPlan, plan_memory
+from server.engine.startup.settings import EngineSettings
 from server.engine.startup.start_probe import probe
 from server.engine.text.output import OutputState
 from server.engine.text.tokenizer import Tokenizer
@@ -61,28 +60,6 @@ class AdapterSource(Protocol):
         slices: TimeSlices | None = None,
     ) -> PackedAdapter: ...
     def put_away(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """What `multilora serve` decides. None: from the base or from the machine.
-
-    max_adapters: adapters on the device at once (their bytes are bounded by `memory.adapter_pool`).
-    """
-
-    base: Path
-    served_name: str | None = None
-    dtype: str = "auto"
-    quantize: str | None = None
-    device: str = "auto"
-    max_model_len: int | None = None
-    max_adapters: int = 512
-    block_size: int = 16
-    prefix_cache: bool = True
-    cuda_graphs: bool = True
-    num_threads: int | None = None
-    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
-    memory: MemoryWishes = field(default_factory=MemoryWishes)
 
 
 @dataclass(frozen=True)

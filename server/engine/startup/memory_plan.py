@@ -10,22 +10,13 @@ from adapters_store.base.families import UnsupportedBase
 from adapters_store.tiers.host_memory import free_host_bytes
 from server.engine.model.base_model import BaseModel
 from server.engine.model.kv_tensors import bytes_per_block
+from server.engine.startup.settings import MemoryBudget
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 UNKNOWN_HOST_BYTES = 4 * GIB  # where the system does not say what is free
 GPU_SLACK = 0.05  # of what is free: fragments of the allocator, libraries' workspaces
 NOTHING = "0 MiB"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryWishes:
-    """Budgets in bytes; None: chosen from what is free. kv_cache: keys and values. adapter_pool: adapters on the
-    device. host_cache: adapters in host memory."""
-
-    kv_cache: int | None = None
-    adapter_pool: int | None = None
-    host_cache: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +60,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    base: BaseModel, wishes: MemoryWishes, *, block_size: int, max_tokens_useful: int, reserved: Reserved | None = None
+    base: BaseModel, budget: MemoryBudget, *, block_size: int, max_tokens_useful: int, reserved: Reserved | None = None
 ) -> MemoryPlan:
     """Divide what is free after the base is loaded. max_tokens_useful: KV tokens that can ever be in use at once.
 
@@ -77,9 +68,9 @@ def plan_memory(
     """
     reserved = reserved or Reserved()
     free = free_device_bytes(base.device)
-    pool, spare = divided(free, wishes, reserved, on_gpu=base.device.type == "cuda")
+    pool, spare = divided(free, budget, reserved, on_gpu=base.device.type == "cuda")
     block_bytes = bytes_per_block(base, block_size)
-    num_blocks = min((wishes.kv_cache or spare) // block_bytes, -(-max_tokens_useful // block_size))
+    num_blocks = min((budget.kv_cache or spare) // block_bytes, -(-max_tokens_useful // block_size))
     needed = -(-min(base.max_model_len, max_tokens_useful) // block_size)
     if num_blocks < min(needed, 2):
         raise UnsupportedBase(
@@ -88,17 +79,17 @@ def plan_memory(
             f"largest step, {_mib(reserved.graph_bytes)} for CUDA graphs"
         )
     weights = sum(parameter.numel() * parameter.element_size() for parameter in resident_tensors(base))
-    host = wishes.host_cache or min(free_device_bytes(torch.device("cpu")) // 4, 16 * GIB)
+    host = budget.host_cache or min(free_device_bytes(torch.device("cpu")) // 4, 16 * GIB)
     kv_bytes = num_blocks * block_bytes
     return MemoryPlan(str(base.device), weights, kv_bytes, num_blocks, block_size, pool, host, reserved)
 
 
-def divided(free: int, wishes: MemoryWishes, reserved: Reserved, *, on_gpu: bool) -> tuple[int, int]:
+def divided(free: int, budget: MemoryBudget, reserved: Reserved, *, on_gpu: bool) -> tuple[int, int]:
     """Bytes for adapters and for keys and values, of those that are free. A GPU is used up, a CPU's memory is not."""
     if not on_gpu:
-        return wishes.adapter_pool or min(free // 8, GIB), free // 4
+        return budget.adapter_pool or min(free // 8, GIB), free // 4
     usable = int(free * (1 - GPU_SLACK)) - reserved.total
-    pool = wishes.adapter_pool or min(max(usable, 0) // 8, 8 * GIB)
+    pool = budget.adapter_pool or min(max(usable, 0) // 8, 8 * GIB)
     return pool, usable - pool
 
 

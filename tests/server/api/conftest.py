@@ -20,8 +20,8 @@ from adapters_store.store import AdapterStore
 from server.api.app import create_app
 from server.api.engine_client import EngineClient
 from server.api.settings import ApiSettings
-from server.engine.startup.build import EngineSettings, build_engine
-from server.engine.startup.memory_plan import MemoryWishes
+from server.engine.startup.build import build_engine
+from server.engine.startup.settings import EngineSettings, MemoryBudget
 from server.engine.text.tokenizer import Tokenizer
 from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base
 from support.models.tokenizer_zoo import byte_level, wrapped
@@ -57,7 +57,7 @@ def real_engine(store: AdapterStore, tmp_path_factory: pytest.TempPathFactory) -
         dtype="float32",
         num_threads=1,
         max_model_len=512,
-        memory=MemoryWishes(kv_cache=16 << 20, adapter_pool=4 << 20, host_cache=64 << 20),
+        memory=MemoryBudget(kv_cache=16 << 20, adapter_pool=4 << 20, host_cache=64 << 20),
     )
     parts = build_engine(settings, store)
     parts.worker.start()

@@ -12,7 +12,7 @@ import pytest
 
 from adapters_store.versions.records import AdapterVersion
 from server.engine.schedule import SchedulerSettings
-from server.engine.startup.memory_plan import MemoryWishes
+from server.engine.startup.settings import MemoryBudget
 from support.models.models import adapter_configs, save_adapter
 from support.servers.service import Answer, Service, publish, running
 
@@ -37,7 +37,7 @@ def churned(base: Path, folders: list[Path], tmp_path_factory: pytest.TempPathFa
     names = {f"a{index}": folder for index, folder in enumerate(folders)}
     limits = {
         "block_size": 4,
-        "memory": MemoryWishes(kv_cache=350_000, adapter_pool=POOL_BYTES, host_cache=1_500_000),
+        "memory": MemoryBudget(kv_cache=350_000, adapter_pool=POOL_BYTES, host_cache=1_500_000),
         "scheduler": SchedulerSettings(max_batch_tokens=96, max_running=12, starvation_s=0.05),
     }
     with running(base, names, tmp_path_factory.mktemp("data"), **limits) as service:

@@ -12,7 +12,7 @@ from server.engine.model.forward import StepOutput
 from server.engine.model.runner import ModelRunner
 from server.engine.request import InvalidRequest, QueueFull
 from server.engine.schedule import Schedule, SchedulerSettings
-from server.engine.startup.memory_plan import MemoryWishes
+from server.engine.startup.settings import MemoryBudget
 from support.models.models import peft_model
 from support.servers.service import (
     NUM_TOKENS,
@@ -56,8 +56,8 @@ def test_greedy_tokens_of_a_mixed_batch_equal_pefts(
     [
         {"scheduler": SchedulerSettings(max_batch_tokens=16, max_running=16, prefill_chunk=5)},
         {"scheduler": SchedulerSettings(max_batch_tokens=64, max_running=3)},
-        {"memory": MemoryWishes(kv_cache=350_000, adapter_pool=4 << 20)},  # 56 blocks of 8 tokens
-        {"memory": MemoryWishes(kv_cache=4 << 20, adapter_pool=250_000)},  # room for one large adapter
+        {"memory": MemoryBudget(kv_cache=350_000, adapter_pool=4 << 20)},  # 56 blocks of 8 tokens
+        {"memory": MemoryBudget(kv_cache=4 << 20, adapter_pool=250_000)},  # room for one large adapter
         {"prefix_cache": False},
         {"max_adapters": 1},
         {"block_size": 32},
@@ -75,7 +75,7 @@ def test_tokens_do_not_depend_on_the_engines_limits(
     with running(base, adapters, tmp_path, **changes) as service:
         assert ask_all(service, prompts) == expected
         counters = service.parts.engine.stats().counters
-    if changes.get("memory") == MemoryWishes(kv_cache=350_000, adapter_pool=4 << 20):
+    if changes.get("memory") == MemoryBudget(kv_cache=350_000, adapter_pool=4 << 20):
         assert counters["preemptions"] > 0
     if "max_adapters" in changes:
         assert counters["adapter_evictions"] > 0

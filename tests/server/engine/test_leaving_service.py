@@ -11,7 +11,7 @@ from prometheus_client import Gauge
 
 from adapters_store.base.description import AdapterDigest
 from server.api.store_watch import StoreWatch
-from server.engine.startup.memory_plan import MemoryWishes
+from server.engine.startup.settings import MemoryBudget
 from support.servers.service import TENANT, Answer, Service, publish, running
 from support.servers.waiting import wait_until
 
@@ -19,7 +19,7 @@ from support.servers.waiting import wait_until
 @pytest.fixture
 def scarce(base: Path, adapters: dict[str, Path], tmp_path: Path) -> Iterator[Service]:
     """Too few KV blocks for all, so that requests are preempted."""
-    with running(base, adapters, tmp_path, memory=MemoryWishes(kv_cache=350_000, adapter_pool=4 << 20)) as service:
+    with running(base, adapters, tmp_path, memory=MemoryBudget(kv_cache=350_000, adapter_pool=4 << 20)) as service:
         yield service
 
 

@@ -16,8 +16,8 @@ from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
 from server.engine.request import Request, SamplingParams, TokenEvent
 from server.engine.schedule import SchedulerSettings
-from server.engine.startup.build import EngineParts, EngineSettings, build_engine
-from server.engine.startup.memory_plan import MemoryWishes
+from server.engine.startup.build import EngineParts, build_engine
+from server.engine.startup.settings import EngineSettings, MemoryBudget
 from support.models.models import peft_model, save_adapters, save_base
 from support.models.tokenizer_zoo import byte_level, wrapped
 
@@ -100,7 +100,7 @@ def running(base: Path, adapters: dict[str, Path], data_dir: Path, **settings: A
         "dtype": "float32",
         "num_threads": 1,
         "block_size": 8,
-        "memory": MemoryWishes(kv_cache=4 << 20, adapter_pool=4 << 20, host_cache=64 << 20),
+        "memory": MemoryBudget(kv_cache=4 << 20, adapter_pool=4 << 20, host_cache=64 << 20),
         "scheduler": SchedulerSettings(max_batch_tokens=256, max_running=32),
         **settings,
     }

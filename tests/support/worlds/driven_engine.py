@@ -15,8 +15,8 @@ from server.engine.engine import Engine
 from server.engine.model.runner import ModelRunner
 from server.engine.request import Request, SamplingParams, TokenEvent
 from server.engine.schedule import SchedulerSettings
-from server.engine.startup.build import EngineParts, EngineSettings, build_engine
-from server.engine.startup.memory_plan import MemoryWishes
+from server.engine.startup.build import EngineParts, build_engine
+from server.engine.startup.settings import EngineSettings, MemoryBudget
 from support.servers.service import TENANT, publish
 from support.worlds.adapter_memory import FakeClock
 from support.worlds.recorded_steps import record_steps
@@ -85,7 +85,7 @@ class Driven:
 def driven(
     base: Path, adapters: dict[str, Path], data_dir: Path, *, overlaps: bool = True, **settings: Any
 ) -> Iterator[Driven]:
-    wishes = MemoryWishes(kv_cache=4 << 20, adapter_pool=4 << 20, host_cache=64 << 20)
+    wishes = MemoryBudget(kv_cache=4 << 20, adapter_pool=4 << 20, host_cache=64 << 20)
     settings = {"dtype": "float32", "block_size": 8, "memory": wishes, **settings}
     settings.setdefault("scheduler", SchedulerSettings(max_batch_tokens=256, max_running=16))
     with closing(AdapterStore.open(data_dir)) as store:

@@ -27,9 +27,7 @@ class ListenSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    keep_alive_s: int = 30
     grace_s: int = 30
-    backlog: int = 2048
     loop: Loop = "asyncio"
 
 
@@ -81,8 +79,8 @@ def build_server(app: FastAPI, settings: ApiSettings, listen: ListenSettings) ->
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        backlog=listen.backlog,
-        timeout_keep_alive=listen.keep_alive_s,
+        backlog=settings.backlog,
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=listen.grace_s,
     )
     return BoundedServer(config, settings.max_connections)

@@ -10,7 +10,7 @@ import pytest
 
 from server.cli.common.database_url import ENVIRONMENT
 from server.cli.serve import run as serving
-from server.cli.serve.options import ServeOptions
+from server.cli.serve.settings import ServeSettings
 from support.servers import postgres
 
 Command = Callable[..., Any]
@@ -75,15 +75,15 @@ def test_a_url_that_is_none_is_refused_and_not_repeated(run: Command, base: Path
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[ServeOptions]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[ServeSettings]:
     """What the server would have been started with."""
-    options: list[ServeOptions] = []
+    options: list[ServeSettings] = []
     monkeypatch.setattr(serving, "run", lambda asked, *_: options.append(asked))
     return options
 
 
 def test_the_job_runners_limits_come_by_option_or_environment(
-    run: Command, base: Path, asked: list[ServeOptions]
+    run: Command, base: Path, asked: list[ServeSettings]
 ) -> None:
     environment = {"MULTILORA_JOBS_MAX_RUNNING": "3", "MULTILORA_JOBS_MEMORY_MIB": "2048"}
     for options, env in (((), {}), ((), environment), (("--jobs-max-running", "2"), environment)):
@@ -93,7 +93,7 @@ def test_the_job_runners_limits_come_by_option_or_environment(
 
 
 def test_what_the_server_was_told_of_its_database_is_not_in_its_options_text(
-    run: Command, base: Path, asked: list[ServeOptions]
+    run: Command, base: Path, asked: list[ServeSettings]
 ) -> None:
     run("serve", "--base", base, "--port", "0", "--database-url", NOWHERE)
     assert asked[0].database_url == NOWHERE

@@ -17,7 +17,7 @@ from lora_kernels.background import TimeSlices
 from lora_kernels.lora.batch import LoraTable
 from server.engine.model import adapter_copier as adapter_memory
 from server.engine.model.adapter_copier import ArenaCopier
-from server.engine.startup.memory_plan import MemoryWishes
+from server.engine.startup.settings import MemoryBudget
 from support.models.adapter_files import tiny_base
 from support.models.models import save_adapter
 from support.servers.service import running
@@ -117,7 +117,7 @@ def folders(base: Path, tmp_path: Path) -> dict[str, Path]:
 def test_a_large_adapter_takes_room_in_fragmented_memory_and_every_token_stays_right(
     base: Path, folders: dict[str, Path], prompts: list[list[int]], tmp_path: Path, inline_bytes: None
 ) -> None:
-    limits = MemoryWishes(kv_cache=1 << 20, adapter_pool=4 * bytes_of(base, folders["a"], tmp_path), host_cache=8 << 20)
+    limits = MemoryBudget(kv_cache=1 << 20, adapter_pool=4 * bytes_of(base, folders["a"], tmp_path), host_cache=8 << 20)
     with running(base, folders, tmp_path / "data", memory=limits) as service:
         expected = {name: service.tokens(prompts[0], name) for name in "abcd"}
         service.worker.forget_adapters([service.versions[name].digest for name in "ac"])

@@ -18,7 +18,7 @@ from server.engine.model.runner import ModelRunner
 from server.engine.request import TokenEvent
 from server.engine.sampling import sampler as sampler_module
 from server.engine.schedule import Schedule, ScheduledRow, SchedulerSettings
-from server.engine.startup.memory_plan import MemoryWishes
+from server.engine.startup.settings import MemoryBudget
 from support.servers.service import TENANT, Answer, greedy_by_peft, running
 from support.worlds.driven_engine import MAX_CONTEXT, Driven, driven
 from support.worlds.recorded_steps import record_steps
@@ -342,7 +342,7 @@ def test_answers_in_a_churn_of_arrivals_hang_ups_preemptions_and_evictions_are_t
     rng = random.Random(3)
     limits: dict[str, Any] = {
         "block_size": 4,
-        "memory": MemoryWishes(kv_cache=140_000, adapter_pool=4 << 20, host_cache=64 << 20),
+        "memory": MemoryBudget(kv_cache=140_000, adapter_pool=4 << 20, host_cache=64 << 20),
         "max_adapters": 3,
         "scheduler": SchedulerSettings(max_batch_tokens=96, max_running=12, starvation_s=0.05),
     }

@@ -10,7 +10,8 @@ import torch
 from adapters_store.base.families import UnsupportedBase
 from server.engine.model.base_model import BaseModel, load_base
 from server.engine.startup import memory_plan
-from server.engine.startup.memory_plan import GIB, MIB, MemoryWishes, Reserved, divided, plan_memory
+from server.engine.startup.memory_plan import GIB, MIB, Reserved, divided, plan_memory
+from server.engine.startup.settings import MemoryBudget
 
 
 @pytest.fixture(scope="module")
@@ -20,34 +21,34 @@ def model(base: Path) -> BaseModel:
 
 def test_a_gpu_is_used_up_but_for_the_step_the_graphs_and_a_little_slack() -> None:
     reserved = Reserved(step_bytes=2 * GIB, graph_bytes=GIB)
-    pool, spare = divided(60 * GIB, MemoryWishes(), reserved, on_gpu=True)
+    pool, spare = divided(60 * GIB, MemoryBudget(), reserved, on_gpu=True)
     assert pool == pytest.approx(54 / 8 * GIB, rel=0.01)
     assert pool + spare + reserved.total == pytest.approx(57 * GIB, rel=0.001)
 
 
 def test_adapters_take_at_most_eight_gib_unless_asked() -> None:
-    assert divided(600 * GIB, MemoryWishes(), Reserved(), on_gpu=True)[0] == 8 * GIB
-    assert divided(60 * GIB, MemoryWishes(adapter_pool=20 * GIB), Reserved(), on_gpu=True)[0] == 20 * GIB
+    assert divided(600 * GIB, MemoryBudget(), Reserved(), on_gpu=True)[0] == 8 * GIB
+    assert divided(60 * GIB, MemoryBudget(adapter_pool=20 * GIB), Reserved(), on_gpu=True)[0] == 20 * GIB
 
 
 def test_a_cpu_keeps_most_of_its_memory() -> None:
-    assert divided(16 * GIB, MemoryWishes(), Reserved(), on_gpu=False) == (GIB, 4 * GIB)
+    assert divided(16 * GIB, MemoryBudget(), Reserved(), on_gpu=False) == (GIB, 4 * GIB)
 
 
 def test_what_is_wished_for_is_given(model: BaseModel) -> None:
-    wishes = MemoryWishes(kv_cache=8 * MIB, adapter_pool=MIB, host_cache=3 * MIB)
+    wishes = MemoryBudget(kv_cache=8 * MIB, adapter_pool=MIB, host_cache=3 * MIB)
     plan = plan_memory(model, wishes, block_size=16, max_tokens_useful=1 << 20)
     assert (plan.adapter_pool_bytes, plan.host_cache_bytes) == (MIB, 3 * MIB)
     assert 0 <= 8 * MIB - plan.kv_bytes < MIB
 
 
 def test_no_more_blocks_than_can_ever_be_used(model: BaseModel) -> None:
-    assert plan_memory(model, MemoryWishes(), block_size=16, max_tokens_useful=100).num_blocks == 7
+    assert plan_memory(model, MemoryBudget(), block_size=16, max_tokens_useful=100).num_blocks == 7
 
 
 def test_the_table_names_every_part_that_takes_something(model: BaseModel) -> None:
     reserved = Reserved(step_bytes=700 * MIB, graph_bytes=90 * MIB)
-    wishes = MemoryWishes(kv_cache=8 * MIB, adapter_pool=MIB, host_cache=3 * MIB)
+    wishes = MemoryBudget(kv_cache=8 * MIB, adapter_pool=MIB, host_cache=3 * MIB)
     options = {"block_size": 16, "max_tokens_useful": 1 << 20}
     rows = dict(plan_memory(model, wishes, reserved=reserved, **options).rows())
     assert rows["the largest step (measured)"] == "700 MiB"
@@ -67,7 +68,7 @@ def test_a_base_that_leaves_no_room_is_refused_with_the_numbers(
         "adapters, 700 MiB for the largest step, 90 MiB for CUDA graphs"
     )
     with pytest.raises(UnsupportedBase, match=expected):
-        plan_memory(model, MemoryWishes(), block_size=16, max_tokens_useful=4096, reserved=reserved)
+        plan_memory(model, MemoryBudget(), block_size=16, max_tokens_useful=4096, reserved=reserved)
 
 
 def test_free_memory_of_the_host_is_known() -> None:

@@ -1,0 +1,78 @@
+"""Makes the options of a command from the definitions of its settings. Decides how a setting becomes an option."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from server.settings import Setting
+
+Command = Callable[..., None]
+
+
+def option_for(setting: Setting, *names: str) -> Any:
+    """The typer.Option of a setting. names: as it is typed, if not after the parameter."""
+    is_path = setting.kind is Path
+
+    def checked(value: Any) -> Any:
+        try:
+            setting.check(value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        return value.expanduser() if is_path and value is not None else value
+
+    about = setting.about
+    return typer.Option(
+        *names,
+        help=_help_of(setting),
+        metavar=about.metavar,
+        min=about.at_least if about.above is None else about.above,
+        max=about.at_most if about.below is None else about.below,
+        envvar=list(setting.environment) if len(setting.environment) > 1 else setting.environment[0],
+        callback=checked,
+        file_okay=not is_path,
+        rich_help_panel=setting.group or None,
+    )
+
+
+def offering(settings: Iterable[Setting]) -> Callable[[Command], Command]:
+    """Decorates a command: one option a setting, which the command takes as keywords by the settings' names."""
+
+    def offer(command: Command) -> Command:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        parameters = [each for each in own if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        parameters += [_parameter_of(each) for each in settings]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {each.name: each.annotation for each in parameters}
+        return command
+
+    return offer
+
+
+def _parameter_of(setting: Setting) -> inspect.Parameter:
+    default = None if setting.is_list else setting.default
+    kind = _kind_of(setting)
+    hint: Any = kind if default is not None else kind | None
+    names = (f"{setting.option}/--no-{setting.option[2:]}",) if kind is bool else (setting.option,)
+    annotation = Annotated[hint, option_for(setting, *names)]
+    return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _kind_of(setting: Setting) -> Any:
+    """Choices are an enumeration for typer."""
+    if setting.about.choices:
+        enumeration: Any = StrEnum
+        return enumeration(setting.name, {choice: choice for choice in setting.about.choices})
+    kind: Any = setting.kind
+    return list[kind] if setting.is_list else kind
+
+
+def _help_of(setting: Setting) -> str:
+    """With the unit; help of a number of tokens says so itself."""
+    unit = setting.unit
+    return setting.help if unit in ("", "tokens") else f"{setting.help} In {unit}."

@@ -1,0 +1,101 @@
+"""Every setting of `multilora serve`, each defined once. Names, limits and help; knows nothing of how they are given.
+
+The sections are the settings of the parts that read them: EngineSettings (with SchedulerSettings and MemoryBudget),
+ApiSettings and JobLimits. Imports nothing heavy: `--help` and `--print-config` read this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters_store.storage.reach import DEFAULT_GRACE_S
+from server.api.settings import ApiSettings
+from server.cli.common.database_url import DATABASE_URL_HELP
+from server.cli.common.options import DATA_DIR_HELP, DEFAULT_DATA_DIR, HOST_HELP, PORT_HELP
+from server.cli.serve.listening import DRAIN_S
+from server.engine.startup.settings import EngineSettings
+from server.jobs.limits import JobLimits
+from server.settings import Setting, check_settings, section, setting, settings_of
+
+_MODEL, _HTTP, _STORE, _LOGS = "Model", "HTTP", "Data", "Logs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """One start of the server. None: from the base or from the machine."""
+
+    base: str | Path | None = setting(
+        None, "The base: a folder, or a hub id with a local copy. Required.", metavar="PATH_OR_ID", group=_MODEL
+    )
+    served_name: str | None = setting(
+        None, "The base's id in the API (default: the last part of --base).", metavar="NAME", group=_MODEL
+    )
+    generation_config: str = setting(
+        "neutral",
+        "Sampling defaults: auto (the base's generation_config.json), a folder with one, or neutral.",
+        metavar="auto|neutral|DIR",
+        group=_MODEL,
+    )
+    data_dir: Path = setting(DEFAULT_DATA_DIR, DATA_DIR_HELP, group=_STORE)
+    database_url: str | None = setting(None, DATABASE_URL_HELP, metavar="URL", secret=True, group=_STORE)
+    database_grace_s: float = setting(
+        DEFAULT_GRACE_S,
+        "If the database does not answer, known keys and adapters are served for this time; then 503.",
+        at_least=0,
+        at_most=86_400,
+        group=_STORE,
+    )
+    host: str = setting("127.0.0.1", HOST_HELP, metavar="ADDRESS", group=_HTTP)
+    port: int = setting(8000, PORT_HELP, at_least=0, at_most=65_535, group=_HTTP)
+    drain_s: float = setting(
+        DRAIN_S, "After SIGTERM, running requests may finish for this time.", at_least=0, at_most=3600, group=_HTTP
+    )
+    log_format: str = setting("text", "Format of the log on stderr.", choices=("text", "json"), group=_LOGS)
+    otlp_endpoint: str | None = setting(
+        None,
+        "Send traces to this OTLP/HTTP collector.",
+        metavar="URL",
+        environment=("OTEL_EXPORTER_OTLP_ENDPOINT",),
+        group=_LOGS,
+    )
+    engine: EngineSettings = section(_MODEL)
+    api: ApiSettings = section("API")
+    jobs: JobLimits = section("Jobs", prefix="jobs_")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+SERVE_SETTINGS: dict[str, Setting] = {each.name: each for each in settings_of(ServeSettings)}
+
+
+def setting_rows() -> list[dict[str, str]]:
+    """For the reference, one row a setting: name, section, type, default, limits, unit, option, env, help.
+
+    `option` is as it is typed; `env` are the variables, separated by ", "; a default of "" is explained in `help`.
+    """
+    return [
+        {
+            "name": each.name,
+            "section": each.group,
+            "type": each.type_name,
+            "default": default_text(each.default),
+            "limits": each.about.limits,
+            "unit": each.unit,
+            "option": each.option,
+            "env": ", ".join(each.environment),
+            "help": each.help,
+        }
+        for each in SERVE_SETTINGS.values()
+    ]
+
+
+def default_text(value: Any) -> str:
+    """A default as a table shows it."""
+    if value is None or value == ():
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
