@@ -17,6 +17,7 @@ from server.api.app import create_app
 from server.api.settings import ApiSettings
 from support.servers.live_server import serving
 from support.servers.service import Service, greedy_by_peft, make_base, running, save_adapters
+from support.servers.waiting import wait_until
 
 ADMIN_KEY = "an-admin-key-for-tests"
 PROMPT = list(range(20, 70))
@@ -182,7 +183,7 @@ def test_client_that_hangs_up_gives_its_blocks_back(url: str, keys: dict[str, st
         "ignore_eos": True,
     }
     headers = {"Authorization": f"Bearer {keys['law']}"}
-    pool, counters = service.parts.engine.scheduler.pool, service.parts.engine.stats().counters
+    pool, counters = service.parts.engine.scheduler.pool, service.stats().counters
     with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=30) as stream:
         first = next(stream.iter_lines())
         assert stream.status_code == 200, first
@@ -190,7 +191,7 @@ def test_client_that_hangs_up_gives_its_blocks_back(url: str, keys: dict[str, st
     while pool.num_free < pool.num_blocks:
         assert time.monotonic() < deadline, "blocks of a client that hung up are still held"
         time.sleep(0.01)
-    while service.parts.engine.stats().counters["aborted"] < counters["aborted"] + 16:
+    while service.stats().counters["aborted"] < counters["aborted"] + 16:
         assert time.monotonic() < deadline, "a choice of a client that hung up was not aborted"
         time.sleep(0.01)
 
@@ -218,7 +219,7 @@ def test_bad_upload_writes_nothing_and_nobody_notices(
 def test_metrics_name_the_resident_adapters_once(url: str, keys: dict[str, str], adapters: dict[str, Path]) -> None:
     upload(url, keys["law"], "counted", adapters["subset"])
     complete(client_of(url, keys["law"]), "counted")
-    time.sleep(0.3)  # the engine's snapshot is at most a quarter of a second old
+    wait_until(lambda: "counted@1" in httpx.get(f"{url}/metrics").text)
     text = httpx.get(f"{url}/metrics").text
     samples = [line for line in text.splitlines() if line.startswith("vllm:lora_requests_info{")]
     assert len(samples) == 1

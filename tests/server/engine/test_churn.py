@@ -122,7 +122,7 @@ def test_every_answer_equals_its_quiet_run(
         churner.is_over.set()
         churner.join()
 
-    counters = churned.parts.engine.stats().counters
+    counters = churned.stats().counters
     assert num_right + num_aborted + num_refused == NUM_REQUESTS
     print(f"{num_tokens} tokens of {NUM_REQUESTS} requests compared, {churner.num_changes} uploads meanwhile")
     assert num_right > 0.85 * NUM_REQUESTS

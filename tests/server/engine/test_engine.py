@@ -74,7 +74,7 @@ def test_tokens_do_not_depend_on_the_engines_limits(
 ) -> None:
     with running(base, adapters, tmp_path, **changes) as service:
         assert ask_all(service, prompts) == expected
-        counters = service.parts.engine.stats().counters
+        counters = service.stats().counters
     if changes.get("memory") == MemoryBudget(kv_cache=350_000, adapter_pool=4 << 20):
         assert counters["preemptions"] > 0
     if "max_adapters" in changes:

@@ -24,8 +24,7 @@ def scarce(base: Path, adapters: dict[str, Path], tmp_path: Path) -> Iterator[Se
 
 
 def held(service: Service) -> tuple[AdapterDigest, ...]:
-    service.worker.wake()
-    return service.worker.stats().held_adapters
+    return service.stats().held_adapters
 
 
 def ask_twelve(service: Service, prompts: list[list[int]]) -> list[Answer]:
@@ -35,13 +34,13 @@ def ask_twelve(service: Service, prompts: list[list[int]]) -> list[Answer]:
 def test_requests_under_way_end_with_the_tokens_they_would_have_had(scarce: Service, prompts: list[list[int]]) -> None:
     """Also those that are preempted after the files are gone."""
     quiet = [answer.tokens() for answer in ask_twelve(scarce, prompts)]
-    before = scarce.worker.stats().counters["preemptions"]
+    before = scarce.stats().counters["preemptions"]
     answers = ask_twelve(scarce, prompts)
     wait_until(lambda: any(answer.events.qsize() for answer in answers))
     scarce.worker.forget_adapters(scarce.store.delete(TENANT, "plain"))
     assert [answer.tokens() for answer in answers] == quiet
     wait_until(lambda: scarce.versions["plain"].digest not in held(scarce))
-    assert scarce.worker.stats().counters["preemptions"] > before
+    assert scarce.stats().counters["preemptions"] > before
 
 
 def test_an_unloaded_adapter_leaves_both_tiers_and_others_stay(service: Service, prompts: list[list[int]]) -> None:

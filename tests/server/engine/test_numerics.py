@@ -158,7 +158,7 @@ def test_the_third_failed_request_puts_the_adapter_away_until_an_operator_lets_i
     assert refusal.value.code == "adapter_quarantined"
     assert store.versions(TENANT, "plain")[0].quarantined == "adapter_numerics"
     assert store.resolve(TENANT, "rslora").digest == spoilt.versions["rslora"].digest
-    assert spoilt.worker.stats().counters["quarantined"] >= 0
+    assert spoilt.stats().counters["quarantined"] == 1
     store.quarantine.release(version.digest)
     assert store.resolve(TENANT, "plain").digest == version.digest
     with pytest.raises(NotFound):

@@ -6,6 +6,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import torch
 
 from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
+from server.engine.metrics import EngineStats
 from server.engine.request import Request, SamplingParams, TokenEvent
 from server.engine.schedule import SchedulerSettings
 from server.engine.startup.build import EngineParts, build_engine
 from server.engine.startup.settings import EngineSettings, MemoryBudget
+from server.engine.worker import EngineWorker
 from support.models.models import peft_model, save_adapters, save_base
 from support.models.tokenizer_zoo import byte_level, wrapped
 
@@ -72,6 +75,10 @@ class Service:
         self.worker.submit(request, answer.events.put)
         return request.id, answer
 
+    def stats(self) -> EngineStats:
+        """See `stats_of`."""
+        return stats_of(self.worker)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Its engine takes nothing up until this ends: what is asked meanwhile waits together."""
@@ -84,6 +91,16 @@ class Service:
 
     def tokens(self, prompt: list[int], adapter: str | AdapterVersion | None = None, **params: Any) -> list[int]:
         return self.ask(prompt, adapter, **params)[1].tokens()
+
+
+def stats_of(worker: EngineWorker, timeout_s: float = 60.0) -> EngineStats:
+    """What the engine has counted, read on its own thread: the step that gave the last answer is over by then.
+
+    `worker.stats()` may be a quarter of a second older, so no test compares its counters.
+    """
+    found: Future[EngineStats] = Future()
+    worker._send(lambda: found.set_result(worker._engine.stats()))
+    return found.result(timeout_s)
 
 
 def make_base(folder: Path, family: str = "llama", **changes: Any) -> Path:
@@ -156,4 +173,5 @@ __all__ = [
     "publish",
     "running",
     "save_adapters",
+    "stats_of",
 ]

@@ -28,6 +28,7 @@ from server.api.engine_client import EngineClient
 from server.engine.request import Request, SamplingParams, TokenEvent
 from server.engine.worker import EngineWorker
 from support.servers.raw_http import dial, head, json_request
+from support.servers.service import stats_of
 from support.servers.waiting import wait_until
 
 NUM_HANG_UPS = int(os.environ.get("MULTILORA_STORM", "1000"))
@@ -141,7 +142,7 @@ def check_idle(app: FastAPI, worker: EngineWorker, data_dir: Path) -> None:
     assert context.upload_slots.borrowed_tokens == 0
     assert context.draining._inboxes == set()
     assert list((data_dir / "uploads").iterdir()) == []
-    assert worker.stats().counters["failed"] == 0
+    assert stats_of(worker).counters["failed"] == 0
 
 
 def say(client: httpx.Client, model: str) -> str:
@@ -178,12 +179,12 @@ def test_the_engine_does_not_wait_for_a_client_that_reads_late(
     url: str, keys: dict[str, str], worker: EngineWorker
 ) -> None:
     """So a client's first line may come to it when all blocks are free again: late reading, not early freeing."""
-    engine, pool = worker._engine, worker._engine.scheduler.pool
-    finished = engine.stats().counters["finished"]  # asked now: the worker's own snapshot may be a quarter second old
+    pool = worker._engine.scheduler.pool
+    finished = stats_of(worker).counters["finished"]
     with dial(url) as connection:
         body = {**ASK, "model": "tiny", "stream": True, "n": 2}
         connection.sendall(json_request("/v1/completions", body, key=keys["acme"]))
-        wait_until(lambda: engine.stats().counters["finished"] == finished + 2)
+        wait_until(lambda: stats_of(worker).counters["finished"] == finished + 2)
         wait_until(lambda: pool.num_free == pool.num_blocks)
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
 

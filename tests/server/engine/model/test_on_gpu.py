@@ -106,7 +106,7 @@ def test_launching_ahead_changes_no_token_and_the_launch_never_waits(
         runner.overlaps = False
         expected = told()
         runner.overlaps = True
-        before = service.parts.engine.stats().counters["steps_ahead"]
+        before = service.stats().counters["steps_ahead"]
         launch_after = runner.launch_after
 
         def watched(pending: PendingForward, schedule: Schedule) -> PendingForward | None:
@@ -118,7 +118,7 @@ def test_launching_ahead_changes_no_token_and_the_launch_never_waits(
 
         runner.launch_after = watched  # type: ignore[method-assign]
         assert told() == expected
-        counters = service.parts.engine.stats().counters
+        counters = service.stats().counters
         assert counters["steps_ahead"] > before + 30
         assert counters["isolated_steps"] == 0, "a launch waited for the device"
 

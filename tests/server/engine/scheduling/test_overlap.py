@@ -379,7 +379,7 @@ def test_answers_in_a_churn_of_arrivals_hang_ups_preemptions_and_evictions_are_t
                 assert hangs_up or events[-1].finish_reason != "abort"
                 assert events[-1].num_output_tokens == len(tokens)
                 num_whole += events[-1].finish_reason != "abort"
-        counters = service.parts.engine.stats().counters
+        counters = service.stats().counters
         assert num_whole > 0.8 * NUM_CHURNED
         assert counters["adapter_evictions"] > NUM_CHURNED / 20
         assert counters["preemptions"] > 0
