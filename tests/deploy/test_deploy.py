@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from server.api.app import create_app
 from server.api.settings import ApiSettings
 from server.cli.main import app
-from server.cli.serve.listening import DRAIN_S
+from server.cli.serve.http_server import DRAIN_S
 from support.servers.live_server import serving
 from support.servers.service import make_base, running
 

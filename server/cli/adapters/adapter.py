@@ -160,7 +160,7 @@ def _base_for(store: AdapterStore, base: str | None, output: Output) -> BaseDesc
             raise CommandError("unknown_base", message, ExitCode.NOT_FOUND)
         return known[0]
     with output.waiting(f"reading base {base}"):
-        from server.cli.serve.engine_start import describe
+        from server.cli.common.base_path import describe
 
         description = describe(*find_base(base))
     return next((each for each in known if each.digest == description.digest), description)

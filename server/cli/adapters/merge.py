@@ -42,7 +42,7 @@ def merge(
     with opened(data_dir, output) as store, _fetched(store, tenant, ref) as (version, folder), _answered(base):
         from transformers.utils.logging import disable_progress_bar
 
-        from server.cli.serve.engine_start import describe
+        from server.cli.common.base_path import describe
         from trainer.merge import merge as merge_folders
 
         disable_progress_bar()
@@ -73,7 +73,7 @@ def _fetched(store: AdapterStore, tenant: str, ref: str) -> Iterator[tuple[Adapt
 @contextmanager
 def _answered(base: str) -> Iterator[None]:
     """What the merge refuses, as the command line tells it; files nobody can read as a fault of the base."""
-    from server.cli.serve.engine_start import faults_of_the_base
+    from server.cli.common.base_path import faults_of_the_base
     from trainer.merge import MergeRefused
 
     with faults_of_the_base(Path(base)):

@@ -1,14 +1,20 @@
-"""Finds the base a user names: a folder, or a hub id of which a local copy exists. Never fetches anything."""
+"""Finds and describes the base a user names: a folder, or a hub id with a local copy. Never fetches anything."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adapters_store.base.families import UnsupportedBase
 from server.cli.common.failures import CommandError, ExitCode
+
+if TYPE_CHECKING:
+    from adapters_store.base.description import BaseDescription
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]*(/[A-Za-z0-9][A-Za-z0-9._\-]*)?")
 
@@ -46,3 +52,36 @@ def _local_copy(hub_id: str) -> Path:
             f"Get it with `hf download {hub_id}`, or give the path of a folder"
         )
         raise CommandError("base_not_found", message, ExitCode.NOT_FOUND) from error
+
+
+def describe(base: Path, name: str) -> BaseDescription:
+    """The base's identity and layers, from its files alone. Raises UnsupportedBase."""
+    with faults_of_the_base(base):
+        from adapters_store.base.files import describe_base
+
+        return describe_base(base, name=name)
+
+
+@contextmanager
+def faults_of_the_base(base: Path) -> Iterator[None]:
+    """Turns what transformers and safetensors raise for files they cannot read into UnsupportedBase.
+
+    They raise ValueError, and OSError without an errno, for a folder with wrong content.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UnsupportedBase:
+        raise
+    except (ValueError, SafetensorError) as error:
+        raise UnsupportedBase(f"--base {base}: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise UnsupportedBase(f"--base {base}: {error}") from error
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise CommandError("out_of_memory", f"not enough memory: {reason}", ExitCode.UNSUPPORTED) from error

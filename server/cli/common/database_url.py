@@ -34,7 +34,9 @@ def database_url(given: str | None) -> str | None:
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
-    source, text = ("--database-url", given) if given else (ENVIRONMENT, os.environ.get(ENVIRONMENT))
+    from_environment = os.environ.get(ENVIRONMENT)
+    text = given or from_environment
+    source = ENVIRONMENT if text == from_environment else "--database-url"
     if not text:
         return None
     try:

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from server.settings import Setting
+from server.cli.common.texts import MIB
+from server.jobs.limits import JobLimits
+from server.settings import Setting, settings_of
 
 Command = Callable[..., None]
 
@@ -76,3 +78,13 @@ def _help_of(setting: Setting) -> str:
     """With the unit; help of a number of tokens says so itself."""
     unit = setting.unit
     return setting.help if unit in ("", "tokens") else f"{setting.help} In {unit}."
+
+
+_JOBS = {each.name: each for each in settings_of(JobLimits, prefix="jobs_", group="Jobs")}
+JobsMaxRunningOption = Annotated[int, option_for(_JOBS["jobs_max_running"])]
+JobsMemoryOption = Annotated[int | None, option_for(_JOBS["jobs_memory_mib"])]
+
+
+def job_limits(max_running: int, memory_mib: int | None) -> JobLimits:
+    """The job runner's limits from these two options."""
+    return JobLimits(max_running=max_running, memory_bytes=None if memory_mib is None else memory_mib * MIB)

@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from server.cli.common.failures import CommandError
+from server.cli.common.listening import bound
 from server.cli.common.logging_setup import set_up_logging
 from server.cli.common.options import JsonOption
 from server.cli.common.output import Output
 from server.cli.common.stop_signals import StopSignals
-from server.cli.serve.listening import bound
 
 HOST = "127.0.0.1"
 PORT = 8000

@@ -13,12 +13,12 @@ from server.api.app import create_app
 from server.api.settings import ApiSettings
 from server.cli.common.admin_key import admin_key
 from server.cli.common.failures import CommandError
+from server.cli.common.listening import url_of
 from server.cli.common.output import Output
 from server.cli.common.stop_signals import StopSignals
 from server.cli.common.store_access import opened
 from server.cli.demo.screen import TryIt, headline, show_round, show_try_it
 from server.cli.serve.engine_start import remember_base, running_engine
-from server.cli.serve.listening import url_of
 from server.cli.serve.run import http_server
 from server.demo.showcase import ADAPTER_NAME, Round, Showcase, ShowcaseFailed, introduce, summary_of
 from server.engine.startup.memory_plan import MIB

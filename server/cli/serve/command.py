@@ -11,6 +11,7 @@ import typer
 
 from server.cli.common.base_path import find_base
 from server.cli.common.failures import CommandError, ExitCode
+from server.cli.common.listening import bound
 from server.cli.common.logging_setup import LogFormat, set_up_logging
 from server.cli.common.options import JsonOption
 from server.cli.common.output import Output
@@ -18,7 +19,6 @@ from server.cli.common.setting_options import offering
 from server.cli.common.stop_signals import StopSignals
 from server.cli.serve.config_file import read_config
 from server.cli.serve.effective import effective, show, unknown_variables
-from server.cli.serve.listening import bound
 from server.cli.serve.settings import SERVE_SETTINGS, ServeSettings
 from server.settings import built
 

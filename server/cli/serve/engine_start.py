@@ -7,15 +7,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from adapters_store.base.description import BaseDescription
-from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.files import describe_base
 from adapters_store.store import AdapterStore
 from lora_kernels.native.build import native_build
-from server.cli.common.failures import CommandError, ExitCode
+from server.cli.common.base_path import faults_of_the_base
 from server.cli.common.output import Output
 from server.cli.common.texts import size
 from server.engine.startup.build import EngineParts, build_engine
@@ -64,35 +61,6 @@ def show_memory(parts: EngineParts, output: Output) -> None:
     if native.library is None and parts.base.device.type == "cpu":
         output.event("warning", code="no_native_kernels", message=native.reason)
         output.say(f"C kernels are off, torch serves instead, slower: {native.reason}", style="yellow")
-
-
-@contextmanager
-def faults_of_the_base(base: Path) -> Iterator[None]:
-    """What transformers and safetensors raise for files they cannot read, as UnsupportedBase.
-
-    They use ValueError, and OSError without an errno, for what is wrong with a folder.
-    """
-    try:
-        yield
-    except UnsupportedBase:
-        raise
-    except (ValueError, SafetensorError) as error:
-        raise UnsupportedBase(f"--base {base}: {error}") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise UnsupportedBase(f"--base {base}: {error}") from error
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        reason = str(error).partition("\n")[0]
-        raise CommandError("out_of_memory", f"not enough memory: {reason}", ExitCode.UNSUPPORTED) from error
-
-
-def describe(base: Path, name: str) -> BaseDescription:
-    """The base's identity and layers, from its files alone. Raises UnsupportedBase."""
-    with faults_of_the_base(base):
-        return describe_base(base, name=name)
 
 
 def _hashing(base: Path) -> str:

@@ -14,18 +14,19 @@ from lora_kernels.process import share_arenas
 from server.api.app import create_app
 from server.api.background import background
 from server.api.settings import ApiSettings
+from server.api.telemetry.tracing import OtlpTracing, Tracing, TracingUnavailable
 from server.cli.common.admin_key import AdminKey, admin_key
-from server.cli.common.failures import CommandError
+from server.cli.common.failures import CommandError, ExitCode
+from server.cli.common.listening import url_of
 from server.cli.common.output import Output
 from server.cli.common.stop_signals import StopSignals
 from server.cli.common.store_access import opened
 from server.cli.common.texts import curl_line
 from server.cli.serve.engine_start import remember_base, running_engine, show_memory
-from server.cli.serve.listening import DRAIN_S, HttpServer, url_of
+from server.cli.serve.http_server import DRAIN_S, HttpServer
 from server.cli.serve.open_files import ConnectionLimits, limits_within, raise_soft_limit
 from server.cli.serve.settings import ServeSettings
 from server.cli.serve.store_start import prepare, where_the_disk_allows
-from server.cli.serve.traced import traced
 from server.engine.startup.build import EngineParts
 from server.engine.startup.generation_config import SamplingDefaults, sampling_defaults
 
@@ -53,6 +54,25 @@ def run(settings: ServeSettings, listener: socket.socket, output: Output, signal
                 signals.wait(while_true=lambda: server.is_alive)
                 output.event("stopping")
                 output.say("stopping; answers under way may end (asked again: they are cut off)")
+
+
+@contextmanager
+def traced(endpoint: str | None) -> Iterator[Tracing | None]:
+    """Traces for the length of a block, if there is an endpoint; the end sends the rest.
+
+    Raises CommandError (tracing_unavailable).
+    """
+    if endpoint is None:
+        yield None
+        return
+    try:
+        tracing = OtlpTracing(endpoint)
+    except TracingUnavailable as error:
+        raise CommandError("tracing_unavailable", str(error), ExitCode.USAGE) from error
+    try:
+        yield tracing
+    finally:
+        tracing.close()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from adapters_store.storage.reach import DEFAULT_GRACE_S
 from server.api.settings import ApiSettings
 from server.cli.common.database_url import DATABASE_URL_HELP
 from server.cli.common.options import DATA_DIR_HELP, DEFAULT_DATA_DIR, HOST_HELP, PORT_HELP
-from server.cli.serve.listening import DRAIN_S
+from server.cli.serve.http_server import DRAIN_S
 from server.engine.startup.settings import EngineSettings
 from server.jobs.limits import JobLimits
 from server.settings import Setting, check_settings, section, setting, settings_of

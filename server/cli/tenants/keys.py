@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from server.cli.common.output import Output
 from server.cli.common.store_access import opened
-from server.cli.common.tenant_texts import NameArgument, tell_key
 from server.cli.common.texts import when
+
+if TYPE_CHECKING:
+    from adapters_store.versions.records import TenantKey
+
+NameArgument = Annotated[str, typer.Argument(help="The tenant's name.", metavar="NAME")]
 
 app = typer.Typer(help="Create, list and revoke a tenant's keys.", no_args_is_help=True)
 
@@ -38,7 +42,7 @@ def create(
     scopes = parse_scopes(scope) if scope else None
     ending = None if days is None else int(time.time() + days * _DAY_S)
     with opened(data_dir, output) as store:
-        tell_key(output, store.tenants.create_key(name, KeyWishes(scopes, ending, label)))
+        show_key(output, store.tenants.create_key(name, KeyWishes(scopes, ending, label)))
 
 
 @app.command("list")
@@ -85,3 +89,11 @@ def revoke(
         store.tenants.revoke_key(name, key_id)
     output.emit(tenant=name, key=key_id, revoked=True)
     output.say(f"revoked key {key_id} of tenant {name}")
+
+
+def show_key(output: Output, key: TenantKey) -> None:
+    """Print a new key; it is shown only now."""
+    output.emit(tenant=key.tenant, api_key=key.api_key)
+    output.say(f"tenant   {key.tenant}")
+    output.say(f"api key  {key.api_key}")
+    output.say("The key is shown only now; `multilora tenant rotate-key` creates another.", style="dim")

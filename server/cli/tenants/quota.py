@@ -10,7 +10,7 @@ import typer
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from server.cli.common.output import Output
 from server.cli.common.store_access import opened
-from server.cli.common.tenant_texts import NameArgument
+from server.cli.tenants.keys import NameArgument
 
 _TEXTS = {
     "weight": "Share of the server beside the other tenants', who have 1.",

@@ -10,9 +10,9 @@ import typer
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, YesOption
 from server.cli.common.output import Output
 from server.cli.common.store_access import confirmed, opened
-from server.cli.common.tenant_texts import NameArgument, tell_key
 from server.cli.common.texts import when
 from server.cli.tenants import keys as tenant_keys
+from server.cli.tenants.keys import NameArgument, show_key
 from server.cli.tenants.quota import quota
 
 app = typer.Typer(help="Create, list, disable and delete tenants; their keys.", no_args_is_help=True)
@@ -25,7 +25,7 @@ def create(name: NameArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_js
     """Make a tenant and print its API key, which is shown this once."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
-        tell_key(output, store.tenants.create(name))
+        show_key(output, store.tenants.create(name))
 
 
 @app.command("list")
@@ -59,7 +59,7 @@ def rotate_key(
     """Give a tenant a new API key; the old one opens nothing from then on."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
-        tell_key(output, store.tenants.rotate_key(name, overlap_s, key))
+        show_key(output, store.tenants.rotate_key(name, overlap_s, key))
 
 
 @app.command()

@@ -10,10 +10,12 @@ import importlib.util
 import platform
 import stat
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
@@ -23,10 +25,13 @@ from server.cli.common.admin_key import FILE_NAME
 from server.cli.common.base_path import find_base
 from server.cli.common.database_url import database_url
 from server.cli.common.failures import USER_ERRORS, CommandError, failure_of
+from server.cli.common.listening import bound
 from server.cli.common.output import Output
 from server.cli.common.store_access import opened
 from server.cli.common.texts import GIB, size
-from server.cli.serve.listening import bound
+
+if TYPE_CHECKING:
+    from lora_kernels.self_test import OpCheck
 
 MIN_FREE_BYTES = 2 * GIB
 
@@ -112,6 +117,31 @@ def check_gpu() -> Check:
     return Check("GPU", Level.OK, found)
 
 
+def check_kernels() -> Iterator[Check]:
+    """One line per operation, each against its reference on the device; none without a GPU or Triton."""
+    import torch
+
+    from lora_kernels.self_test import self_test
+    from lora_kernels.triton_common.available import has_triton
+
+    if torch.cuda.is_available() and has_triton():
+        yield from kernel_checks(self_test(torch.device("cuda")))
+
+
+def kernel_checks(results: Sequence[OpCheck]) -> Iterator[Check]:
+    """A wrong operation is a warning: torch runs it instead, slower."""
+    from lora_kernels.triton_common.available import ENVIRONMENT, OPS
+
+    for op in OPS:
+        own = [result for result in results if result.op == op]
+        wrong = [result for result in own if not result.is_ok]
+        if wrong:
+            advice = f"torch runs it instead, slower (as with {ENVIRONMENT}={op}); please report this device"
+            yield Check(f"kernel: {op}", Level.WARN, wrong[0].text, advice)
+        elif own:
+            yield Check(f"kernel: {op}", Level.OK, f"{len(own)} cases equal their reference")
+
+
 def check_data_dir(data_dir: Path) -> Check:
     """Whether files can be made there, or the folder itself in the first parent that exists."""
     place = next(each for each in (data_dir.absolute(), *data_dir.absolute().parents) if each.exists())
@@ -169,7 +199,7 @@ def check_base(base: str) -> Check:
     """Everything about a base but its weights' values."""
     try:
         folder, name = find_base(base)
-        from server.cli.serve.engine_start import describe, faults_of_the_base
+        from server.cli.common.base_path import describe, faults_of_the_base
         from server.engine.text.tokenizer import Tokenizer
 
         found = describe(folder, name)

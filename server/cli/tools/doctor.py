@@ -42,7 +42,7 @@ def doctor(
 
 
 def _checks(base: str | None, data_dir: Path, host: str, port: int, output: Output) -> Iterator[Check]:
-    from server.cli.tools import checks, gpu_checks
+    from server.cli.tools import checks
 
     yield checks.check_python()
     yield checks.check_package("torch")
@@ -52,7 +52,7 @@ def _checks(base: str | None, data_dir: Path, host: str, port: int, output: Outp
     yield checks.check_package("bitsandbytes", without="--quantize nf4 is off without it: ")
     yield checks.check_package("triton", without="only a GPU needs it: ")
     yield checks.check_gpu()
-    yield from gpu_checks.check_kernels()
+    yield from checks.check_kernels()
     yield checks.check_data_dir(data_dir)
     yield checks.check_store(data_dir, output)
     yield checks.check_memory(base)

@@ -12,9 +12,9 @@ import typer
 
 from server.cli.common.database_url import DatabaseUrlOption
 from server.cli.common.database_url import database_url as checked
-from server.cli.common.job_options import JobsMaxRunningOption, JobsMemoryOption, job_limits
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from server.cli.common.output import Output
+from server.cli.common.setting_options import JobsMaxRunningOption, JobsMemoryOption, job_limits
 from server.cli.common.store_access import opened
 from server.cli.common.texts import when
 

@@ -14,9 +14,9 @@ import typer
 from server.cli.common.base_path import BaseOption, find_base
 from server.cli.common.database_url import DatabaseUrlOption
 from server.cli.common.failures import CommandError, ExitCode
-from server.cli.common.job_options import JobsMemoryOption, job_limits
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from server.cli.common.output import Output
+from server.cli.common.setting_options import JobsMemoryOption, job_limits
 from server.cli.common.store_access import opened
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _base(onboarding: Onboarding, store: AdapterStore, base: str | None, output:
             raise CommandError("unknown_base", message, ExitCode.NOT_FOUND)
         return known
     with output.waiting(f"reading base {base}"):
-        from server.cli.serve.engine_start import describe
+        from server.cli.common.base_path import describe
 
         folder, own_name = find_base(base)
         description = describe(folder, own_name)

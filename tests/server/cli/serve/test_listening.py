@@ -17,8 +17,9 @@ from adapters_store.store import AdapterStore
 from server.api.app import create_app
 from server.api.settings import ApiSettings
 from server.cli.common.failures import CommandError
+from server.cli.common.listening import bound, url_of
 from server.cli.common.stop_signals import StopSignals
-from server.cli.serve.listening import HttpServer, bound, url_of
+from server.cli.serve.http_server import HttpServer
 from server.engine.text.tokenizer import Tokenizer
 from support.models.adapter_files import tiny_base
 from support.models.tokenizer_zoo import byte_level, wrapped

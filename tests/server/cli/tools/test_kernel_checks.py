@@ -7,8 +7,7 @@ import torch
 
 from lora_kernels.check_cases import Outcome
 from lora_kernels.self_test import OpCheck
-from server.cli.tools.checks import Level
-from server.cli.tools.gpu_checks import check_kernels, kernel_checks
+from server.cli.tools.checks import Level, check_kernels, kernel_checks
 
 
 def test_each_operation_is_one_line_and_a_wrong_one_says_how_wrong() -> None:

@@ -1,4 +1,4 @@
-"""The socket and the HTTP server's thread. Decides when the port is taken and how the server stops; knows no route."""
+"""The HTTP server's thread. Decides how the server stops; knows no route."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from server.cli.common.failures import CommandError, ExitCode
+from server.cli.common.failures import CommandError
+from server.cli.common.listening import port_in_use
 from server.cli.common.stop_signals import StopSignals
 
 if TYPE_CHECKING:
@@ -17,43 +18,8 @@ if TYPE_CHECKING:
     from server.api.edge.draining import Draining
 
 DRAIN_S = 30.0
-_LAST_WORDS_S = 2  # for those who are told at the deadline, and for what does not listen to being told
+_LAST_WORDS_S = 2  # for streams to send their error at the deadline, and for connections that ignore the stop
 _POLL_S = 0.01
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """A socket on that address that does not accept yet: whoever asks too early is refused, not left waiting.
-
-    Raises CommandError: port_in_use, bad_host. OSError for the system's other reasons.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise CommandError("bad_host", f"--host {host}: {error.strerror}", ExitCode.USAGE) from error
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        return listener
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise port_in_use(host, port) from error
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise CommandError("bad_host", f"--host {host}: not an address of this machine", ExitCode.USAGE) from error
-        raise
-
-
-def port_in_use(host: str, port: int) -> CommandError:
-    message = f"{host}:{port} is in use; stop what listens there, or give another --port"
-    return CommandError("port_in_use", message, ExitCode.CONFLICT)
-
-
-def url_of(listener: socket.socket) -> str:
-    """Where a client on this machine reaches it."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class HttpServer:
