@@ -1,6 +1,6 @@
-"""What the kernels read of a decode step whose launches are recorded once: the same tensors, whatever their content.
+"""The kernels' inputs of a decode step whose launches are recorded once: fixed tensors, whose content changes.
 
-A recorded step has as many tiles as it has rows, each row a sequence of its own. A tile of count zero returns at once.
+A recorded step has one tile per row, and each row is a sequence of its own. A tile of count zero returns at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lora_kernels.triton_common.tiles import DECODE_ROWS
 
 @dataclass(eq=False)
 class CapturedPagedBatch(PagedBatch):
-    """Rows of one token each. Its host arrays have the right sizes and mean nothing."""
+    """Rows of one token each. Its host arrays have the right sizes; their content is not used."""
 
     tiles: AttentionTiles = field(kw_only=True)
 
@@ -31,7 +31,7 @@ class CapturedPagedBatch(PagedBatch):
 def captured_paged_batch(
     slots: torch.Tensor, records: torch.Tensor, block_tables: torch.Tensor, *, block_size: int, max_context: int
 ) -> CapturedPagedBatch:
-    """slots [rows], records [rows, 4] and block_tables [any], int32 on the device, are read anew at every step."""
+    """slots [rows], records [rows, 4] and block_tables [any], int32 on the device, are read again at every step."""
     rows = len(slots)
     nothing = torch.empty(0, ATTENTION_RECORD, dtype=torch.int32, device=slots.device)
     tiles = AttentionTiles(
@@ -52,8 +52,8 @@ def captured_paged_batch(
 
 
 def captured_lora_batch(table: LoraTable, records: torch.Tensor, rows: torch.Tensor, *, max_rank: int) -> LoraBatch:
-    """records [rows, 3] and rows [rows], int32 on the device, are read anew at every step. Every group is launched for:
-    which modules an adapter touches is read from the table."""
+    """records [rows, 3] and rows [rows], int32 on the device, are read again at every step. Every group is launched,
+    because the modules that an adapter touches are known from the table on the device only."""
     batch = LoraBatch(table, np.full(len(rows), NO_ADAPTER, dtype=np.int32))
     batch.row_tiles = RowTiles(records, rows, DECODE_ROWS, max_rank)
     batch.touched_modules = np.ones(len(table.ranks), dtype=np.bool_)

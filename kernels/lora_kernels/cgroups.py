@@ -1,6 +1,6 @@
-"""What a container or a service unit may use: the limits of this process's control groups. Imports no torch.
+"""The limits of this process's control groups (container, service unit). Imports no torch.
 
-Both versions are read. A limit holds for all groups below it, so every group above this process's own counts.
+Versions 1 and 2 are read. A limit holds for all groups below it, so every group above this process's own counts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OWN = Path("/proc/self/cgroup")
 def limit_folders(controller: str, root: Path = CGROUP, own: Path = OWN) -> list[Path]:
     """The folders whose limits on `controller` ("cpu", "memory") hold for this process, outermost first.
 
-    Inside a container the group's own folder is the root of what is mounted, whatever its name is outside.
+    Inside a container the mounted root is the group's own folder, whatever its name is outside.
     """
     found = [root]
     lines = own.read_text().splitlines() if own.is_file() else []
@@ -42,7 +42,7 @@ def affinity() -> int:
 
 
 def physical_cores(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Cores of the machine, two threads of one core counted once; the affinity where the system does not say."""
+    """Cores of the machine, two threads of one core counted once; the affinity if the system does not report them."""
     siblings = {file.read_text() for file in cpus.glob("cpu[0-9]*/topology/thread_siblings_list")}
     return len(siblings) or affinity()
 
@@ -54,7 +54,7 @@ def usable_cpus(root: Path = CGROUP, own: Path = OWN) -> int:
 
 
 def number_in(file: Path) -> int | None:
-    """The number that the file holds alone; None for "max", -1 or a file that is not there."""
+    """The number that the file holds alone; None for "max", -1 or a missing file."""
     text = file.read_text().strip() if file.is_file() else ""
     return int(text) if text.isascii() and text.isdigit() else None
 

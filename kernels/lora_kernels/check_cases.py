@@ -1,8 +1,8 @@
-"""One case of each operation on any device, against its reference: how far off it is, and how far it may be.
+"""One case of each operation on any device, against its reference: its error, and the error that is allowed.
 
 Used by the self-test at start, by tests and by the GPU suite. Knows operations and references; judges nothing.
 
-The yardstick is what torch's own matmul or attention of the same precision loses on such numbers, times two.
+The limit is twice the error of torch's own matmul or attention of the same precision on the same numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lora_kernels.nf4.reference import nf4_dequantize_reference
 from lora_kernels.nf4.weight import NESTED_BLOCK, NF4_BLOCK, Nf4Weight
 
 PAGE = 16
-GAP = 64  # NaN elements between adapters: reading beyond one shows
+GAP = 64  # NaN elements between adapters: reading beyond one becomes visible
 FLOAT32_LIMIT = 5e-6
 ROUNDINGS = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}  # two roundings of a single number
 MAX_CHECKED_ROWS = 512  # of an attention case: the reference keeps rows x context x heads numbers
@@ -60,7 +60,7 @@ def relative_error(got: torch.Tensor, exact: torch.Tensor) -> float:
 
 @cache
 def matmul_limit(in_features: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Twice what torch's own product of this length and precision loses: the worst of a few."""
+    """Twice the error of torch's own product of this length and precision: the worst of a few."""
     if dtype is torch.float32:
         return FLOAT32_LIMIT
     errors = []
@@ -71,7 +71,7 @@ def matmul_limit(in_features: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def random_table(group: LoraGroup, ranks: Sequence[int], dtype: torch.dtype, device: torch.device) -> LoraTable:
-    """One adapter per slot in an arena of NaN; numbers of the size that training leaves."""
+    """One adapter per slot in an arena of NaN; numbers as large as after training."""
     outs, inputs = group.out_features, group.in_features
     sizes = [rank * (len(outs) * inputs + sum(outs)) for rank in ranks]
     starts = np.cumsum([GAP, *(-(-size // GAP) * GAP + GAP for size in sizes)])
@@ -87,7 +87,7 @@ def random_table(group: LoraGroup, ranks: Sequence[int], dtype: torch.dtype, dev
 def lora_case(
     group: LoraGroup, ranks: Sequence[int], row_slots: NDArray[np.int32], *, dtype: torch.dtype, device: torch.device
 ) -> Outcome:
-    """The delta of rows on `row_slots`, onto zeros."""
+    """The delta of rows on `row_slots`, added to zeros."""
     batch = LoraBatch(random_table(group, ranks, dtype, device), row_slots)
     x = normal(len(row_slots), group.in_features, dtype=dtype, device=device, seed=1)
     y = torch.zeros(len(x), sum(group.out_features), dtype=dtype, device=device)
@@ -123,7 +123,7 @@ def attention_case(
 
 
 def _attention_limit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: int) -> float:
-    """Twice what torch's attention loses on the same keys (without window or cap, which make it no worse)."""
+    """Twice the error of torch's attention on the same keys (without window or cap, which do not increase it)."""
     if q.dtype is torch.float32:
         return FLOAT32_LIMIT
     scale = 1 / math.sqrt(q.shape[-1])
@@ -135,7 +135,7 @@ def _attention_limit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context:
 
 
 class _AttentionWorld:
-    """Sequences in a paged cache, all but the step's tokens already in it."""
+    """Sequences in a paged cache that already holds all but the step's tokens."""
 
     def __init__(
         self,
@@ -184,12 +184,12 @@ class _AttentionWorld:
         sequences = np.repeat(np.arange(len(news), dtype=np.int32), news)
         positions = (np.arange(starts[-1]) + np.repeat(contexts - news - starts[:-1], news)).astype(np.int32)
         slots = self.tables[sequences, positions // PAGE].astype(np.int64) * PAGE + positions % PAGE
-        place = torch.from_numpy(slots).to(self.cache.keys.device)
-        return PagedBatch(starts, contexts, self.tables, place, positions, sequences, PAGE)
+        slot_mapping = torch.from_numpy(slots).to(self.cache.keys.device)
+        return PagedBatch(starts, contexts, self.tables, slot_mapping, positions, sequences, PAGE)
 
 
 def random_nf4(out: int, inputs: int, device: torch.device, *, nested: bool = True) -> Nf4Weight:
-    """Random codes under bitsandbytes' layout; values of about the size of a model's weights."""
+    """Random codes under bitsandbytes' layout; values about as large as a model's weights."""
     generator = torch.Generator().manual_seed(out)
     blocks = out * inputs // NF4_BLOCK
     packed = torch.randint(0, 256, (out * inputs // 2,), dtype=torch.uint8, generator=generator).to(device)

@@ -1,6 +1,6 @@
-"""Runs every operation on the device against its reference before anyone is served, and turns off those that are wrong.
+"""Runs every operation on the device against its reference before serving starts, and turns off those that are wrong.
 
-Knows which cases are worth the second they take; `check_cases` knows how to run one.
+Knows which cases to run in about a second; `check_cases` knows how to run one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Case = Callable[[], Outcome]
 
 @dataclass(frozen=True, slots=True)
 class OpCheck:
-    """outcome None: it raised `failure`."""
+    """outcome None: the case raised `failure`."""
 
     op: Op
     case: str
@@ -45,7 +45,7 @@ class OpCheck:
 
     @property
     def text(self) -> str:
-        """One line on what was found."""
+        """The result in one line."""
         if self.outcome is None:
             return f"{self.op} ({self.case}): {self.failure}"
         return f"{self.op} ({self.case}): error {self.outcome.error:.2g}, at most {self.outcome.limit:.2g}"
@@ -57,7 +57,7 @@ def self_test(device: torch.device, dtype: torch.dtype = torch.bfloat16, ops: Se
 
 
 def turn_off_failing(checks: Sequence[OpCheck]) -> list[str]:
-    """torch serves what failed, for the rest of the process. Returns a line for each."""
+    """Let torch serve the operations that failed, for the rest of the process. Returns a line for each."""
     failed = [check for check in checks if not check.is_ok]
     for check in failed:
         triton_switch().turn_off(check.op, check.text)
@@ -67,7 +67,7 @@ def turn_off_failing(checks: Sequence[OpCheck]) -> list[str]:
 def _checked(op: Op, name: str, case: Case) -> OpCheck:
     try:
         return OpCheck(op, name, case())
-    except Exception as error:  # noqa: BLE001  whatever a compiler, driver or device may raise: torch serves instead
+    except Exception as error:  # noqa: BLE001  a compiler, driver or device may raise anything: torch serves instead
         return OpCheck(op, name, None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 

@@ -37,7 +37,7 @@ class LayerCache:
 
 @dataclass(eq=False)
 class PagedBatch:
-    """Where the step's tokens stand. Host arrays; `slot_mapping_T` on the model's device.
+    """Where the step's tokens are in the cache. Host arrays; `slot_mapping_T` on the model's device.
 
     query_starts [sequences + 1]: first token of each sequence. context_lens [sequences]: tokens in the cache after this
     step. block_tables [sequences, blocks]. slot_mapping_T: block * block_size + offset for each token.
@@ -67,7 +67,7 @@ class PagedBatch:
 
     @property
     def num_listed(self) -> int:
-        """Tokens the C kernel answers; the others belong to `long_prefills`."""
+        """Tokens for the C kernel; the others belong to `long_prefills`."""
         return len(self._listed)
 
     def native_args(self, q_heads: int, kv_heads: int, head_dim: int, rule: AttentionRule) -> CAttention:

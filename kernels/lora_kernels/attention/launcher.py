@@ -1,4 +1,4 @@
-"""Launchers of paged attention: write this step's keys and values, then answer every token over its own sequence.
+"""Launchers of paged attention: store this step's keys and values, then attend from every token over its own sequence.
 
 Legend: T tokens of the step, D head size, cache [blocks, kv_heads, block_size, D] per layer for keys and for values.
 """
@@ -105,14 +105,14 @@ def _attend_one(
 
 
 def _gathered(cache: torch.Tensor, batch: PagedBatch, sequence: int, context: int) -> torch.Tensor:
-    """The sequence's own cached rows, [kv_heads, context, D]; nothing of a recycled block's old content is read."""
+    """The sequence's own cached rows, [kv_heads, context, D]. Old content of a recycled block is never read."""
     blocks = batch.block_tables[sequence, : -(-context // batch.block_size)]
     picked = cache[torch.from_numpy(blocks).long().to(cache.device)]
     return picked.transpose(0, 1).reshape(cache.shape[1], -1, cache.shape[3])[:, :context]
 
 
 def _mask(num_queries: int, context: int, window: int, device: torch.device) -> torch.Tensor | None:
-    """None where plain causal masking over equal lengths says it all."""
+    """None if plain causal masking over equal lengths is enough."""
     if num_queries == context and not 0 < window < context:
         return None
     distance = torch.arange(context - num_queries, context, device=device)[:, None] - torch.arange(

@@ -1,4 +1,4 @@
-"""Cuts a step's sequences into tiles of query tokens, once per step and in one copy. Knows positions; no kernels."""
+"""Cuts a step's sequences into tiles of query tokens: once per step, one copy to the device. Knows no kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RECORD = 4  # where the block table begins, first token, number of tokens, posit
 
 @dataclass(frozen=True, eq=False)
 class QueryTiles:
-    """records [tiles, 4] int32. max_context: the longest context that one of them attends to."""
+    """records [tiles, 4] int32. max_context: the longest context of any of them."""
 
     records: torch.Tensor
     block_m: int
@@ -50,7 +50,7 @@ def attention_tiles(
     """group: query heads per key head; a tile of M rows holds M // group tokens, each with all of its group's heads."""
     is_short = np.diff(query_starts) * group <= decode_m
     table_starts = np.arange(len(block_tables)) * block_tables.shape[1]
-    assert block_tables.size < 2**31, "a record says in 32 bits where its block table begins"
+    assert block_tables.size < 2**31, "a record holds the start of its block table in 32 bits"
     short = _records(query_starts, context_lens, table_starts, is_short, decode_m // group)
     long = _records(query_starts, context_lens, table_starts, ~is_short, prefill_m // group)
     packed = to_device(torch.from_numpy(np.concatenate([short.ravel(), long.ravel(), block_tables.ravel()])), device)

@@ -1,4 +1,4 @@
-"""Launchers of RMSNorm, SwiGLU and RoPE: one pass over the row where torch makes seven, two, or six."""
+"""Launchers of RMSNorm, SwiGLU and RoPE: one pass over the row instead of torch's seven, two, or six."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def silu_mul(gate_up_T2I: torch.Tensor) -> torch.Tensor:
 def rope_in_place(x_1HTD: torch.Tensor, cos_1TR: torch.Tensor, sin_1TR: torch.Tensor) -> bool:
     """x cos + rotate_half(x) sin over the first R of D elements, in place. x_1HTD: any strides, D contiguous.
 
-    False, with x untouched, where there is no kernel for these tensors.
+    Returns False, with x unchanged, if there is no kernel for these tensors.
     """
     if x_1HTD.stride(3) != 1 or cos_1TR.dtype is not x_1HTD.dtype or len(x_1HTD) != 1:
         return False
@@ -57,6 +57,6 @@ def rope_in_place(x_1HTD: torch.Tensor, cos_1TR: torch.Tensor, sin_1TR: torch.Te
         return False
     cos, sin = cos_1TR.contiguous(), sin_1TR.contiguous()
     _, heads, tokens, _ = x_1HTD.shape
-    places = (x_1HTD.data_ptr(), x_1HTD.stride(2), x_1HTD.stride(1), cos.data_ptr(), sin.data_ptr())
-    native.rope(*places, tokens, heads, cos.shape[-1])
+    pointers = (x_1HTD.data_ptr(), x_1HTD.stride(2), x_1HTD.stride(1), cos.data_ptr(), sin.data_ptr())
+    native.rope(*pointers, tokens, heads, cos.shape[-1])
     return True

@@ -1,7 +1,7 @@
 """RMSNorm, SwiGLU and RoPE in one pass each, rounding where transformers' own chains of operations round.
 
 Legend: R rows, H features, T tokens, D head size. Launchers and kernels;
-`lora_kernels.elementwise.launcher` decides who runs.
+`lora_kernels.elementwise.launcher` decides when these run.
 """
 
 # ruff: noqa: PLR0917  (a kernel has no keywords for what it is launched with)

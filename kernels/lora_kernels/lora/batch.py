@@ -1,4 +1,4 @@
-"""Which adapter acts on which row: the table of resident adapters, a group of layers, and one step's segments.
+"""Which adapter applies to which row: the table of resident adapters, a group of layers, and one step's segments.
 
 Legend: T token rows, H in_features, O out_features, S segments, M modules, R rows that have an adapter.
 """
@@ -22,7 +22,7 @@ MAX_MEMBERS = 3  # q/k/v is the widest group
 
 
 class LoraTable:
-    """Where every resident adapter lies in the arena. Rows: modules of the base; columns: device slots.
+    """Where every resident adapter is in the arena. Rows: modules of the base; columns: device slots.
 
     arena: 1-D, the base's dtype. offsets [M, slots, 2] int64: A and B in elements of the arena. ranks [M, slots] int32
     (0: the slot does not touch the module). scales [M, slots] float32. A is [rank, H], B is [rank, O] (transposed).
@@ -36,13 +36,15 @@ class LoraTable:
         self.ranks = torch.zeros(num_modules, num_slots, dtype=torch.int32, device=device)
         self.scales = torch.zeros(num_modules, num_slots, dtype=torch.float32, device=device)
         self.max_ranks = [0] * num_slots  # on the host, to size the scratch
-        self.touched = np.zeros((num_modules, num_slots), dtype=np.bool_)  # on the host, to launch nothing for nothing
-        self._offset_bits = 0  # every offset that was ever set, or-ed: its lowest set bit is their common alignment
+        self.touched = np.zeros(
+            (num_modules, num_slots), dtype=np.bool_
+        )  # on the host, to skip launches without an adapter
+        self._offset_bits = 0  # all offsets so far, or-ed: the lowest set bit is their common alignment
 
     def set_slot(self, slot: int, offset: int, modules: list[tuple[int, int, int, int, float]]) -> None:
         """Point a slot at an adapter stored from `offset`: (module row, A offset, B offset, rank, scale) per module.
 
-        One copy to the device, for which the host does not wait."""
+        One copy to the device; the host does not wait for it."""
         self.clear_slot(slot)
         entries = np.array([module[:4] for module in modules], dtype=np.int64).reshape(-1, 4)
         entries[:, 1:3] += offset
@@ -94,7 +96,7 @@ class LoraGroup:
 
 
 class LoraBatch:
-    """One step's rows grouped by slot. Rows without an adapter are in no segment and cost nothing."""
+    """One step's rows grouped by slot. Rows without an adapter belong to no segment and cost nothing."""
 
     def __init__(self, table: LoraTable, row_slots: NDArray[np.int32]) -> None:
         """row_slots [T]: the slot of each token row, or NO_ADAPTER."""
@@ -118,7 +120,7 @@ class LoraBatch:
 
     @cached_property
     def touched_modules(self) -> NDArray[np.bool_]:
-        """[M]: whether any of the step's adapters touches the module."""
+        """[M]: whether any adapter of the step touches the module."""
         touched: NDArray[np.bool_] = np.logical_or.reduce(self.table.touched[:, self.slots], axis=1)
         return touched
 

@@ -19,7 +19,7 @@ def group_linear(
 ) -> torch.Tensor:
     """x W^T + bias + each row's own adapter's delta.
 
-    x_TH: [T, H] contiguous; weight_OH: [O, H], the members' weights one under the other. batch None: base only.
+    x_TH: [T, H] contiguous; weight_OH: [O, H], the members' weights, stacked. batch None: base only.
     Returns [T, O] in x's dtype.
     """
     native = _native_for(x_TH)
@@ -70,7 +70,7 @@ def _native_for(x_TH: torch.Tensor) -> NativeOps | None:
 
 
 def _add_by_segment(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup) -> torch.Tensor:
-    """The path that runs anywhere torch does: two small products per adapter and member, on views of the arena."""
+    """The fallback in plain torch: two small products per adapter and member, on views of the arena."""
     table = batch.table
     rows_R = torch.from_numpy(batch.rows).long().to(x_TH.device)
     for segment, slot in enumerate(batch.slots.tolist()):

@@ -1,4 +1,4 @@
-"""Cuts a step's segments into tiles of rows, once per step and in one copy. Knows rows and slots; knows no kernels."""
+"""Cuts a step's segments into tiles of rows: once per step, one copy to the device. Knows no kernels."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lora_kernels.transfer import to_device
 from lora_kernels.triton_common.tiles import DECODE_ROWS, PREFILL_ROWS
 
 RECORD = 3  # slot, first position in `rows`, number of rows
-ALIGN_ELEMENTS = 4  # 16 bytes: a pointer that is aligned now and then would be compiled for twice
+ALIGN_ELEMENTS = 4  # 16 bytes: Triton compiles twice for a pointer that is aligned only sometimes
 MIN_RANK_BLOCK, MAX_RANK_BLOCK = 16, 64
 
 
 @dataclass(eq=False)
 class RowTiles:
-    """What every LoRA kernel of the step reads.
+    """The input of every LoRA kernel of the step.
 
     records [tiles, 3] and rows [R], int32, on the arena's device, in one allocation. A tile's rows all have its slot;
     a record of zero rows is a tile that returns at once (a captured CUDA graph has as many tiles as its largest batch).
-    max_rank: no adapter of the step has a larger one.
+    max_rank: the largest rank of the step.
     """
 
     records: torch.Tensor
@@ -41,7 +41,7 @@ class RowTiles:
         return min(MAX_RANK_BLOCK, max(MIN_RANK_BLOCK, 1 << (self.max_rank - 1).bit_length()))
 
     def scratch(self, num_elements: int) -> torch.Tensor:
-        """float32, shared by all layers: they run one after the other on one stream."""
+        """float32, shared by all layers, which run one after another on one stream."""
         if self._scratch is None or len(self._scratch) < num_elements:
             self._scratch = torch.empty(num_elements, dtype=torch.float32, device=self.rows.device)
         return self._scratch

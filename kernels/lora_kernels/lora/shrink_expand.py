@@ -1,7 +1,7 @@
 """Shrink and expand over the arena: h = x A^T, then y += scale * h B. Knows pointers; `lora.py` decides the launches.
 
 Legend: M rows of a tile, R ranks, K in_features, N out_features. Layouts: A is [rank, K], B is [rank, N]; h is float32
-[splits, rows, members, h_rank], h_rank = 16 h_rank_blocks. Two launches: `one_launch.py` says what a single one costs.
+[splits, rows, members, h_rank], h_rank = 16 h_rank_blocks. Two launches: see `one_launch.py` for a single one.
 OVERLAPPED (sm_90): expand starts while shrink runs, finds its adapter and fetches B, and then waits. Source: S-LoRA
 (arXiv 2311.03285), Punica (arXiv 2310.18547).
 """
@@ -90,7 +90,7 @@ def expanded(h: tl.tensor, b: tl.tensor, acc: tl.tensor) -> tl.tensor:
 def _sum_of_splits(
     cells: tl.tensor, mask: tl.tensor, num_splits: tl.tensor, split_stride: tl.tensor, AT_ONCE: tl.constexpr
 ) -> tl.tensor:
-    """The splits of h [M, R] added in one fixed order. AT_ONCE > 1: so many loads under way together."""
+    """The splits of h [M, R] added in one fixed order. AT_ONCE > 1: that many loads at once."""
     total = tl.zeros(cells.shape, dtype=tl.float32)
     for first in range(0, num_splits, AT_ONCE):
         if AT_ONCE == 1:

@@ -59,7 +59,7 @@ class _Shared:
     overlaps: bool
 
     @property
-    def places(self) -> tuple[torch.Tensor, ...]:
+    def pointers(self) -> tuple[torch.Tensor, ...]:
         table = self.batch.table
         return table.arena, table.offsets, table.ranks
 
@@ -88,7 +88,7 @@ def _rows(batch: LoraBatch, group: LoraGroup) -> tuple[Any, ...]:
 
 
 def padded(values: tuple[int, ...]) -> tuple[int, int, int]:
-    """A group's values for the kernels' three places."""
+    """A group's values for the kernels' three members."""
     first, second, third = (*values, 0, 0)[:3]
     return first, second, third
 
@@ -99,7 +99,7 @@ def _shrink(x_TH: torch.Tensor, shared: _Shared, tile: LoraTile) -> None:
     shrink_kernel[grid](
         shared.h,
         x_TH,
-        *shared.places,
+        *shared.pointers,
         *shared.rows,
         in_features,
         x_TH.stride(0),
@@ -119,7 +119,7 @@ def _expand(y_TO: torch.Tensor, shared: _Shared, tile: LoraTile) -> None:
     expand_kernel[grid](
         y_TO,
         shared.h,
-        *shared.places,
+        *shared.pointers,
         shared.batch.table.scales,
         *shared.rows,
         *padded(outs),

@@ -1,4 +1,4 @@
-// Reading an adapter file and copying it to its place, bit by bit, without Python's lock.
+// Reading an adapter file and copying it to its place, in pieces, without Python's lock.
 
 #include <errno.h>
 #include <unistd.h>

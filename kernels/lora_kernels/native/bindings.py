@@ -77,7 +77,7 @@ class CAttention(ctypes.Structure):
 class NativeOps:
     """The kernels of one element type. Called with raw addresses: launchers check shapes, types and devices first.
 
-    linear_max_rows, nf4_max_rows: up to so many rows they are the faster way on this machine; 0: never.
+    linear_max_rows, nf4_max_rows: up to this many rows they are faster than torch on this machine; 0: never.
     """
 
     linear: Any
@@ -107,7 +107,7 @@ _SIGNATURES: dict[str, list[Any]] = {
 
 @cache
 def native_ops(dtype: torch.dtype) -> NativeOps | None:
-    """The C kernels for CPU tensors of this dtype, or None where they are not to be had."""
+    """The C kernels for CPU tensors of this dtype; None if they are not available."""
     suffix = {torch.float32: "f32", torch.bfloat16: "bf16"}.get(dtype)
     library = native_build().library
     if suffix is None or library is None:

@@ -19,7 +19,7 @@ FLAGS = ("-O2", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPI
 
 @dataclass(frozen=True, slots=True)
 class NativeBuild:
-    """The loaded library, or why there is none (the torch path then serves, slower)."""
+    """The loaded library, or the reason why there is none (torch then serves, slower)."""
 
     library: ctypes.CDLL | None
     reason: str
@@ -32,7 +32,7 @@ def cache_dir() -> Path:
 
 @cache
 def native_build() -> NativeBuild:
-    """Compile (about 3 s, the first time only) and load. MULTILORA_NATIVE=off leaves the C kernels out."""
+    """Compile (about 3 s, the first time only) and load. MULTILORA_NATIVE=off disables the C kernels."""
     if os.environ.get("MULTILORA_NATIVE", "on") == "off":
         return NativeBuild(None, "MULTILORA_NATIVE=off")
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
@@ -55,7 +55,7 @@ def _compiled(compiler: str) -> Path:
         built = Path(scratch) / target.name
         command = [compiler, *FLAGS, "-o", str(built), str(SOURCES[0]), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-        built.replace(target)  # atomic: two processes that build at once leave one whole library
+        built.replace(target)  # atomic, even if two processes build at once
     return target
 
 

@@ -1,4 +1,4 @@
-"""Launcher of the NF4 matmul, and for which rows it serves better than bitsandbytes' own. Knows devices and sizes."""
+"""Launcher of the NF4 matmul, and when it beats bitsandbytes' own. Knows devices and sizes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lora_kernels.native.bindings import native_ops
 from lora_kernels.nf4.weight import Nf4Weight
 from lora_kernels.triton_common.available import on_triton
 
-# On Triton; above it bitsandbytes' path, which dequantises the whole weight, has enough to do with it.
+# On Triton. With more rows, dequantising the whole weight first (bitsandbytes) pays off.
 NF4_MAX_ROWS = 64
 
 
 def on_nf4_kernel(x_TH: torch.Tensor) -> bool:
-    """Whether rows are few enough, and lie where a kernel of ours runs."""
+    """Whether the rows are few enough and a kernel exists for their device."""
     if on_triton(x_TH, "nf4"):
         return len(x_TH) <= NF4_MAX_ROWS and x_TH.element_size() == 2
     native = native_ops(x_TH.dtype) if x_TH.device.type == "cpu" else None
@@ -24,7 +24,7 @@ def on_nf4_kernel(x_TH: torch.Tensor) -> bool:
 
 
 def nf4_linear(x_TH: torch.Tensor, weights: Sequence[Nf4Weight], biases: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """x W^T + bias of linear layers that read the same x, side by side. x_TH: [T, H], such as `on_nf4_kernel` takes.
+    """x W^T + bias of linear layers that read the same x, side by side. x_TH: [T, H], for which `on_nf4_kernel` holds.
 
     Each weight is dequantised and rounded to x's dtype inside the kernel. Returns [T, sum(out_features)].
     """

@@ -35,7 +35,7 @@ class Nf4Weight:
 
     @classmethod
     def of(cls, weight: torch.Tensor) -> Nf4Weight | None:
-        """bitsandbytes' Params4bit. None where it is not laid out as this module knows it."""
+        """bitsandbytes' Params4bit. None for a layout that this module does not know."""
         state = getattr(weight, "quant_state", None)
         if state is None or state.quant_type != "nf4" or state.blocksize != NF4_BLOCK or weight.dtype != torch.uint8:
             return None
@@ -69,6 +69,6 @@ class Nf4Weight:
 
 
 def nf4_weights(weights: Sequence[torch.Tensor]) -> list[Nf4Weight]:
-    """Those of a group, or none where one of them is laid out otherwise."""
+    """The weights of a group; empty if one of them has another layout."""
     known = [packed for weight in weights if (packed := Nf4Weight.of(weight)) is not None]
     return known if len(known) == len(weights) else []

@@ -1,7 +1,7 @@
-"""Decides which tensors and operations go to Triton. Imports nothing of it, and knows no kernel.
+"""Decides which tensors and operations run on Triton. Does not import Triton; knows no kernel.
 
 An operation can be turned off for the process: by `MULTILORA_TORCH_OPS=lora,attention`, or because its self-test failed
-on this device. Its plain torch form then serves, slower.
+on this device. Plain torch then serves it, slower.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ ENVIRONMENT = "MULTILORA_TORCH_OPS"
 
 @dataclass(slots=True)
 class TritonSwitch:
-    """on_cpu: CPU tensors too go to Triton, which only its interpreter can run (tests and toy benchmarks)."""
+    """on_cpu: CPU tensors run on Triton too, which only its interpreter can do (tests and toy benchmarks)."""
 
     on_cpu: bool = False
     _off: dict[Op, str] = field(default_factory=dict)
 
     @classmethod
     def from_text(cls, text: str) -> TritonSwitch:
-        """`lora,nf4`: those operations off. ValueError for a name that is none."""
+        """`lora,nf4`: those operations off. Raises ValueError for an unknown name."""
         switch = cls()
         for name in filter(None, (part.strip() for part in text.split(","))):
             known = next((op for op in OPS if op == name), None)
             if known is None:
                 raise ValueError(f"{ENVIRONMENT} must name operations among {', '.join(OPS)}, got {name!r}")
-            switch.turn_off(known, f"{ENVIRONMENT} says so")
+            switch.turn_off(known, f"turned off by {ENVIRONMENT}")
         return switch
 
     @property
     def off(self) -> Mapping[Op, str]:
-        """Operations that torch serves, and why."""
+        """Operations that torch serves, with the reason."""
         return MappingProxyType(self._off)
 
     def turn_off(self, op: Op, why: str) -> None:
@@ -53,7 +53,7 @@ class TritonSwitch:
 
 @cache
 def triton_switch() -> TritonSwitch:
-    """The process's own."""
+    """The switch of this process."""
     return TritonSwitch.from_text(os.environ.get(ENVIRONMENT, ""))
 
 
@@ -63,6 +63,6 @@ def has_triton() -> bool:
 
 
 def on_triton(x: torch.Tensor, op: Op) -> bool:
-    """True for CUDA tensors where Triton is installed and the operation is on; everything else keeps its own path."""
+    """True for CUDA tensors if Triton is installed and the operation is on; all other tensors keep their own path."""
     switch = triton_switch()
     return (x.is_cuda or switch.on_cpu) and has_triton() and op not in switch.off

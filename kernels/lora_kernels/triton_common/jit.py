@@ -1,4 +1,4 @@
-"""Triton's decorator with types, and what its interpreter gets wrong in bfloat16."""
+"""Triton's decorator with types, and corrections of its interpreter in bfloat16."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def rounded(x: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
 
 @device_function
 def let_next_start() -> None:
-    """From here on the next kernel may start, where it was launched so (sm_90); it must not read yet what this one
-    writes."""
+    """The next kernel may start from here on, if it was launched that way (sm_90). It must not read this one's results
+    yet."""
     if not INTERPRETED:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @device_function
 def wait_for_previous() -> None:
-    """What the kernel before wrote can be read from here on."""
+    """The previous kernel's results can be read from here on."""
     if not INTERPRETED:
         tl.extra.cuda.gdc_wait()

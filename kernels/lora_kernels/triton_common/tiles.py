@@ -1,6 +1,6 @@
 """Every compiled shape of every kernel, by architecture, in one table. Knows sizes; launches nothing, tunes nothing.
 
-Serving never autotunes: what is here is what runs. A row for an architecture is written from measurements made with
+Serving never autotunes: only these shapes run. A row for an architecture is written from measurements made with
 `python -m benchmarks.gpu_suite --only tune`; until one is, the architecture has the row of sm_80, whose tiles
 fit every one.
 """
@@ -142,7 +142,7 @@ TILES: Mapping[int, ArchitectureTiles] = {80: SM_80, 89: SM_80, 90: SM_80}
 
 @dataclass(frozen=True)
 class DeviceTiles:
-    """What the launchers of one device go by. target_programs: a grid that keeps all of it reading."""
+    """Tiles for the launchers of one device. target_programs: a grid that keeps the whole device reading."""
 
     tiles: ArchitectureTiles = field(default=SM_80)
     target_programs: int = UNKNOWN_MULTIPROCESSORS * PROGRAMS_PER_MULTIPROCESSOR

@@ -1,4 +1,4 @@
-"""Puts packed adapters into the device arena and its table. Knows tensors and slots; does not decide who stays."""
+"""Copies packed adapters into the device arena and fills its table. Knows tensors and slots; evicts nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_kernels import background
 from lora_kernels.background import TimeSlices
 from lora_kernels.lora.batch import LoraTable
 
-INLINE_COPY_BYTES = 256 * 1024  # below it handing the copy to another thread costs more than the copy
+INLINE_COPY_BYTES = 256 * 1024  # handing a smaller copy to another thread costs more than the copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class _OnThread:
     copied: Future[None]
 
     def done(self) -> bool:
-        """Raises what the copy raised: a place that was not written whole is never served."""
+        """Raises what the copy raised: an adapter that was not copied whole is never served."""
         if not self.copied.done():
             return False
         self.copied.result()
@@ -46,7 +46,7 @@ class _Event:
 
 
 class ArenaCopier:
-    """Copies adapters to their places off the engine's path: on a thread (CPU) or on a side stream (GPU)."""
+    """Copies adapters into the arena beside the engine: on a thread (CPU) or on a side stream (GPU)."""
 
     def __init__(self, table: LoraTable, base: BaseDescription, slices: TimeSlices) -> None:
         self._table = table
@@ -63,13 +63,13 @@ class ArenaCopier:
             for module in adapter.modules
         ]
         self._table.set_slot(slot, offset, rows)
-        place = self._table.arena[offset : offset + adapter.buffer.numel()]
+        target = self._table.arena[offset : offset + adapter.buffer.numel()]
         if self._stream is not None:
-            return self._copy_on_stream(self._stream, place, adapter.buffer)
+            return self._copy_on_stream(self._stream, target, adapter.buffer)
         if adapter.num_bytes <= INLINE_COPY_BYTES:
-            _copy(place, adapter.buffer)
+            _copy(target, adapter.buffer)
             return _Done()
-        return _OnThread(self._threads.submit(_copy_in_slices, place, adapter.buffer, self._slices))
+        return _OnThread(self._threads.submit(_copy_in_slices, target, adapter.buffer, self._slices))
 
     def clear(self, slot: int) -> None:
         """The slot holds no adapter any more."""
@@ -78,22 +78,22 @@ class ArenaCopier:
     def close(self) -> None:
         self._threads.shutdown()
 
-    def _copy_on_stream(self, stream: torch.cuda.Stream, place: torch.Tensor, buffer: torch.Tensor) -> _Event:
-        stream.wait_stream(torch.cuda.current_stream(place.device))  # the place's last reader may still be at work
+    def _copy_on_stream(self, stream: torch.cuda.Stream, target: torch.Tensor, buffer: torch.Tensor) -> _Event:
+        stream.wait_stream(torch.cuda.current_stream(target.device))  # the last reader of this memory may still run
         with torch.cuda.stream(stream):
-            place.copy_(buffer, non_blocking=True)
+            target.copy_(buffer, non_blocking=True)
             event = torch.cuda.Event()
             event.record(stream)
         return _Event(event)
 
 
-def _copy(place: torch.Tensor, buffer: torch.Tensor) -> None:
-    """One thread, and the GIL is released: torch's own copy would wake a second set of compute threads."""
-    np.copyto(as_bytes(place), as_bytes(buffer))
+def _copy(target: torch.Tensor, buffer: torch.Tensor) -> None:
+    """On one thread, without the GIL: torch's own copy would wake a second pool of compute threads."""
+    np.copyto(as_bytes(target), as_bytes(buffer))
 
 
-def _copy_in_slices(place: torch.Tensor, buffer: torch.Tensor, slices: TimeSlices) -> None:
+def _copy_in_slices(target: torch.Tensor, buffer: torch.Tensor, slices: TimeSlices) -> None:
     if background.is_available():
-        background.copy_bytes(as_bytes(place), as_bytes(buffer), slices)
+        background.copy_bytes(as_bytes(target), as_bytes(buffer), slices)
     else:
-        _copy(place, buffer)
+        _copy(target, buffer)

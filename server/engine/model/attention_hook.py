@@ -29,7 +29,7 @@ def _paged_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """query: [1, q_heads, T, D], key and value: [1, kv_heads, T, D]; returns [1, T, q_heads, D].
 
-    The batch and the caches travel as keywords of `model(...)`; the mask is always None (the paged batch says it all).
+    The batch and the caches travel as keywords of `model(...)`; the mask is always None (the paged batch replaces it).
     """
     rule = AttentionRule(scale=scaling, window=sliding_window or 0, softcap=softcap or 0.0)
     cache = kv_caches[module.layer_idx]  # type: ignore[index]
@@ -37,6 +37,6 @@ def _paged_attention_forward(
 
 
 def register_paged_attention() -> str:
-    """Make the implementation known to transformers; returns its name. Calling it twice is harmless."""
+    """Register the implementation with transformers and return its name. Calling it twice is harmless."""
     AttentionInterface.register(IMPLEMENTATION, _paged_attention_forward)
     return IMPLEMENTATION

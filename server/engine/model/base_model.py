@@ -21,7 +21,8 @@ from server.engine.model.lora_layers import LoraState, wrap_model
 class BaseModel:
     """The resident base: the wrapped transformers model, and the state its layers share.
 
-    rope: where the rotation depends on a sequence's length (LongRoPE); to be given each row's before every forward.
+    rope: for a rotation that depends on a sequence's length (LongRoPE). The runner gives it each row's length before
+    every forward.
     """
 
     model: torch.nn.Module
@@ -35,7 +36,7 @@ class BaseModel:
 
     @property
     def rope_switches(self) -> tuple[int, ...]:
-        """Lengths beyond which a sequence's keys are others than before, rising."""
+        """Lengths beyond which a sequence's keys change, rising."""
         return rope_switches(self.config)
 
     @property
@@ -58,7 +59,7 @@ class BaseModel:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """`auto`: the GPU where there is one. Asking for cuda without one is an error, not a silent CPU."""
+    """`auto`: the GPU if there is one. Asking for cuda without a GPU is an error, not a silent CPU."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UnsupportedBase(
             "--device cuda: torch sees no CUDA device; use --device cpu or install a CUDA build of torch"
@@ -69,8 +70,8 @@ def pick_device(wanted: str) -> torch.device:
 def load_base(
     path: Path, *, dtype: str = "auto", quantize: str | None = None, device: str = "auto", name: str | None = None
 ) -> BaseModel:
-    """Load a local folder. quantize "nf4": bitsandbytes NF4 with double quantisation; a base that is stored in NF4 is
-    taken as it is. Raises UnsupportedBase."""
+    """Load a local folder. quantize "nf4": bitsandbytes NF4 with double quantisation; a base stored in NF4 is
+    loaded unchanged. Raises UnsupportedBase."""
     description = describe_base(path, dtype=dtype, name=name)
     target, torch_dtype = pick_device(device), DTYPES[description.dtype]
     attention = register_paged_attention()

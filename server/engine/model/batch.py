@@ -1,6 +1,6 @@
 """Turns a schedule into the arrays that one forward reads. Knows tokens, blocks and slots; decides nothing.
 
-Legend: T tokens of the step, R rows whose logits are wanted.
+Legend: T tokens of the step, R rows with logits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from server.engine.schedule import Schedule, ScheduledRow
 
 @dataclass(frozen=True, slots=True)
 class PromptSpan:
-    """A prompt chunk whose every logit is wanted: rows first_row.. of the logits predict positions start+1.. ."""
+    """A prompt chunk that needs all its logits: rows first_row.. of the logits predict positions start+1.. ."""
 
     request: Request
     first_row: int
@@ -38,7 +38,7 @@ class PromptSpan:
 class Batch:
     """One packed forward. sampling[i] takes its token from row sampling_rows[i] of the logits.
 
-    last_positions_1T: for each token the last position of its whole sequence, also where a chunk ends before it.
+    last_positions_1T: for each token the last position of its whole sequence, even if the chunk ends before it.
     """
 
     input_ids_1T: torch.Tensor
@@ -82,7 +82,7 @@ def row_slot(request: Request) -> int:
 
 
 def _last_positions(rows: list[ScheduledRow]) -> NDArray[np.int32]:
-    """Of each row's sequence, as far as it is known; of a token that is still being sampled the row itself knows."""
+    """The last known position of each row's sequence. A token that is still being sampled counts through its row."""
     ends = (max(row.request.num_tokens, row.start + row.num_tokens) for row in rows)
     return np.fromiter(ends, dtype=np.int32, count=len(rows)) - 1
 
@@ -130,7 +130,7 @@ def _paged_batch(
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """Which token rows need logits, and who reads them."""
+    """Which token rows need logits, and for which requests."""
 
     token_rows: NDArray[np.int64]
     sampling: list[Request]

@@ -1,6 +1,6 @@
-"""Decode steps as CUDA graphs: recorded once per number of rows and rank, repeated for any adapters and sequences.
+"""Decode steps as CUDA graphs: recorded once per number of rows and rank, replayed for any adapters and sequences.
 
-Decides which steps can be repeated, and which recording serves them. Knows no kernel: `DecodeBuffers` holds what the
+Decides which steps can be replayed, and by which recording. Knows no kernel: `DecodeBuffers` holds what the
 recorded launches read, `Capture` how launches are recorded.
 """
 
@@ -22,25 +22,25 @@ from server.engine.model.decode_buffers import DecodeBuffers, DeviceTokens
 from server.engine.schedule import Schedule, ScheduledRow
 
 Replay = Callable[[], torch.Tensor]
-WARM_UPS = 2  # the first compiles kernels and makes the libraries' workspaces, the second runs as all others will
+WARM_UPS = 2  # the first compiles kernels and allocates workspaces, the second runs like all later ones
 DENSE_BUCKETS = (1, 2, 4, 8)
 BUCKET_STEP = 8
 SMALL_RANK = 16
-ROPES_THAT_LOOK = ("dynamic", "longrope")  # transformers' code for them asks the device how long the batch is
+ROPES_THAT_SYNCHRONIZE = ("dynamic", "longrope")  # transformers reads the batch's length from the device for them
 
 _log = logging.getLogger(__name__)
 
 
 class Capture(Protocol):
-    """How launches are recorded."""
+    """Records launches."""
 
     def record(self, run: Callable[[], torch.Tensor]) -> Replay:
-        """Run once for good measure, record, and return what repeats it. The result is always the same tensor."""
+        """Warm up, record, and return a replay. Its result is always the same tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSettings:
-    """buckets: numbers of rows that are recorded. max_ranks: of the step's adapters; 0 is the bare base."""
+    """buckets: numbers of rows that are recorded. max_ranks: the largest rank in a step; 0 is the base alone."""
 
     buckets: tuple[int, ...]
     max_ranks: tuple[int, ...]
@@ -55,7 +55,7 @@ class GraphSettings:
 
     @classmethod
     def for_rows(cls, max_rows: int, *, max_rank: int) -> GraphSettings:
-        """1, 2, 4, 8, 16, 24, ... max_rows; the bare base, rank 16 and the largest rank."""
+        """1, 2, 4, 8, 16, 24, ... max_rows; the base alone, rank 16 and the largest rank."""
         rising = {*DENSE_BUCKETS, *range(BUCKET_STEP, max_rows + 1, BUCKET_STEP), max_rows}
         buckets = tuple(sorted(rows for rows in rising if rows <= max_rows))
         return cls(buckets=buckets, max_ranks=tuple(sorted({0, min(SMALL_RANK, max_rank), max_rank})))
@@ -78,8 +78,8 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def record_all(self) -> None:
-        """The largest first: the others then find room in the memory that it took. One that fails ends all of them,
-        and every step takes the plain way."""
+        """Largest first, so that the others reuse its memory. If one fails there are no recordings, and every step is
+        launched plainly."""
         self.buffers.clear()
         for bucket, max_rank in self._in_order():
             step = self.buffers.step(bucket, max_rank)
@@ -92,11 +92,11 @@ class DecodeGraphs:
                 return
 
     def takes(self, schedule: Schedule) -> bool:
-        """Whether the step is one token of each request, all of which want the next, and a recording has room."""
+        """Whether every row decodes one token and samples the next, and a recording is large enough."""
         return all(map(_is_plain_decode, schedule.rows)) and self.has_room(schedule.rows)
 
     def has_room(self, rows: Sequence[ScheduledRow]) -> bool:
-        """Whether a recording serves these rows of one token each."""
+        """Whether a recording is large enough for these rows of one token each."""
         if not self._replays or len(rows) > self.settings.buckets[-1]:
             return False
         if self.buffers.max_rank(rows) > self.settings.max_ranks[-1]:
@@ -106,7 +106,7 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def run(self, rows: Sequence[ScheduledRow], tokens: DeviceTokens | None = None) -> torch.Tensor:
-        """Logits [len(rows), vocabulary], for what is launched before the next run. tokens: as `fill` takes them."""
+        """Logits [len(rows), vocabulary]; the next run overwrites them. tokens: see `DecodeBuffers.fill`."""
         bucket = next(size for size in self.settings.buckets if size >= len(rows))
         wanted = self.buffers.max_rank(rows)
         max_rank = next(rank for rank in self.settings.max_ranks if rank >= wanted)
@@ -130,8 +130,8 @@ def _is_plain_decode(row: ScheduledRow) -> bool:
 
 
 class CudaCapture:
-    """CUDA's own graphs. They share one pool of memory: on their stream only one runs at a time, and what reads its
-    result is launched before the next."""
+    """CUDA's own graphs. They share one memory pool: only one runs at a time on their stream, and its result is read
+    before the next is launched."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
@@ -157,15 +157,15 @@ class CudaCapture:
 
 
 def why_no_graphs(config: PretrainedConfig, device: torch.device) -> str | None:
-    """What stands against recording on this device and base; None: nothing."""
+    """Why steps cannot be recorded on this device and base; None: they can."""
     if device.type != "cuda":
         return "no GPU"
     if not has_triton():
         return "Triton is not installed"
     off = [op for op in ("lora", "attention") if op in triton_switch().off]
     if off:
-        return f"torch serves {' and '.join(off)}, which looks at the host"
+        return f"torch serves {' and '.join(off)}, which waits for the host"
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {rope.get("rope_type"), *(part.get("rope_type") for part in rope.values() if isinstance(part, dict))}
-    looking = kinds & set(ROPES_THAT_LOOK)
-    return f"rope_type {looking.pop()} looks at the device" if looking else None
+    synchronizing = kinds & set(ROPES_THAT_SYNCHRONIZE)
+    return f"rope_type {synchronizing.pop()} waits for the device" if synchronizing else None

@@ -1,9 +1,9 @@
 """The inputs of a decode step in memory that never moves, so that recorded launches can read them. Knows rows, blocks
 and slots; records nothing.
 
-One packed int32 array on the host is filled and copied to the device in one piece. Rows beyond the step's own are
-padding: their key and value go nowhere, their attention and their adapters do nothing. The tokens themselves come from
-the host, or, for a step that is launched before the last one's tokens are known, from where these lie on the device.
+One packed int32 array on the host is filled and copied to the device at once. Rows beyond the step's own are padding:
+no key or value is stored, attention and adapters do nothing. The input tokens come from the host. If the step is
+launched before the last step's tokens are known, they come from that step's result on the device.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from lora_kernels.triton_common.tiles import DECODE_ROWS
 from server.engine.model.batch import Batch, row_slot
 from server.engine.schedule import ScheduledRow
 
-ALIGN_ELEMENTS = 4  # 16 bytes, so that every section is aligned as the kernels were compiled for
+ALIGN_ELEMENTS = 4  # 16 bytes: kernels are compiled for sections aligned to that
 PADDING_SLOT = -1
 
 
 @dataclass(slots=True)
 class _KnownTable:
-    """A request's block table. The scheduler only ever appends to the list, or gives the request another one."""
+    """A request's block table. The scheduler only appends to the list, or replaces it."""
 
     block_ids: list[int]
     array: NDArray[np.int32]
 
 
 class DeviceTokens(NamedTuple):
-    """Input ids that the host does not know: row r's is tokens_R[sources[r]], int64. Where that is negative there is no
-    token, and the row is of no use."""
+    """Input ids that the host does not know: row r's is tokens_R[sources[r]], int64. A negative id means no token, and
+    the row's result is discarded."""
 
     tokens_R: torch.Tensor
     sources: Sequence[int]
 
 
 class DecodeBuffers:
-    """max_rows rows of at most max_context tokens. One thread owns it."""
+    """max_rows rows of at most max_context tokens. Owned by one thread."""
 
     def __init__(self, table: LoraTable, *, max_rows: int, max_context: int, block_size: int) -> None:
         self.table = table
@@ -79,12 +79,12 @@ class DecodeBuffers:
         self.clear()
 
     def clear(self) -> None:
-        """Nothing but padding."""
+        """Only padding."""
         self._pad(0, self.max_rows)
         self._copy(0)
 
     def fill(self, rows: Sequence[ScheduledRow], bucket: int, tokens: DeviceTokens | None = None) -> None:
-        """This step's rows, and padding up to bucket, on their way to the device. tokens: None: the host knows them."""
+        """Start copying this step's rows, padded to bucket, to the device. tokens None: the host knows them."""
         self._wait_for_copy()
         count, parts = len(rows), self._host_parts
         starts = np.fromiter((row.start for row in rows), dtype=np.int32, count=count)
@@ -114,12 +114,12 @@ class DecodeBuffers:
         self._known.pop(request_id, None)
 
     def max_rank(self, rows: Sequence[ScheduledRow]) -> int:
-        """The largest of the step's adapters; 0: all rows are the base's."""
+        """The largest rank of the step's adapters; 0: no row has one."""
         slots = {row.request.slot for row in rows}
         return max((self.table.max_ranks[slot] for slot in slots if slot is not None), default=0)
 
     def step(self, bucket: int, max_rank: int) -> Batch:
-        """A batch of `bucket` rows over this memory. max_rank: of its adapters; 0: it has none."""
+        """A batch of `bucket` rows over this memory. max_rank: of its adapters; 0: none."""
         parts = self._device_parts
         attention = parts["attention"][: bucket * ATTENTION_RECORD].view(bucket, ATTENTION_RECORD)
         paged = captured_paged_batch(
@@ -134,7 +134,7 @@ class DecodeBuffers:
         return Batch(
             input_ids_1T=parts["ids"][None, :bucket],
             position_ids_1T=parts["positions"][None, :bucket],
-            last_positions_1T=parts["positions"][None, :bucket],  # a row of one token is its sequence's last
+            last_positions_1T=parts["positions"][None, :bucket],  # the one token is its sequence's last
             paged=paged,
             layer_adapters=adapters,
             head_adapters=adapters,
@@ -178,8 +178,8 @@ class DecodeBuffers:
             self._copied.record()
 
     def _wait_for_copy(self) -> None:
-        """The host array is about to be written: the last copy must have read it. It has, once the tokens of the step
-        before that one's came back, so a step that is launched ahead waits for microseconds, if at all."""
+        """The host array is about to be written, so the last copy must have read it. It has, once the tokens of the
+        step before came back. A step that is launched ahead waits for microseconds, if at all."""
         if self._copied is not None:
             self._copied.synchronize()
 

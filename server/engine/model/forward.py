@@ -1,4 +1,4 @@
-"""What a forward gives, and a forward that is under way. Knows requests and tokens; decides nothing."""
+"""The result of a forward, and a forward that is pending. Knows requests and tokens; decides nothing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from server.engine.schedule import ScheduledRow
 
 @dataclass(slots=True)
 class StepOutput:
-    """What one forward gave. tokens and logprobs by request id; prompt_logprobs: the chunk's entries by request id.
+    """tokens and logprobs by request id; prompt_logprobs: the chunk's entries by request id.
 
-    non_finite: requests whose logits held NaN or infinity; their token is not to be used.
-    undecided: requests that got no token and are to have the same one computed again, by a forward of schedule()'s.
+    non_finite: requests whose logits held NaN or infinity; their token must not be used.
+    undecided: requests that got no token. A later forward of schedule() samples the same token again.
     """
 
     tokens: dict[str, int] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class StepOutput:
         self.undecided += other.undecided
 
     def add(self, request: Request, sampled: SampledRows, index: int) -> None:
-        """What was drawn for the request, in row `index`."""
+        """The request's token in row `index`."""
         if index in sampled.undecided:
             self.undecided.append(request)
         elif sampled.non_finite[index]:
@@ -47,19 +47,19 @@ class StepOutput:
 
 
 class PendingForward(Protocol):
-    """A forward that has been launched."""
+    """A forward that was launched and not read yet."""
 
     @property
     def may_be_followed(self) -> bool:
-        """Whether the next one can be launched before this one's tokens are known."""
+        """Whether the next forward can be launched before this one's tokens are known."""
 
     def read(self, rows: Sequence[ScheduledRow]) -> StepOutput:
-        """What it gave for these of its rows. Waits for it."""
+        """The result of these rows. Waits for the device."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A forward that was waited for as it was launched."""
+    """A forward that was waited for at launch."""
 
     output: StepOutput
     may_be_followed: bool = field(init=False, default=False)
@@ -69,9 +69,9 @@ class Completed:
 
 
 class InFlight:
-    """A decode step whose tokens are on the device only. row_of: by request id, its row there.
+    """A decode step whose tokens are still on the device. row_of: request id -> row.
 
-    resample: told of each request that is left without a token.
+    resample: called with the id of each request that is left without a token.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The memory of keys and values: how many blocks fit, and the tensors that hold them. Knows bytes; no requests."""
+"""The KV cache's tensors, and the size of a block. Knows bytes; no requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class KVCache:
         return cls(layers, block_size, num_blocks)
 
     def zero_blocks(self, block_ids: list[int]) -> None:
-        """Wipe blocks whose content is not to be trusted (non-finite values). Does not wait for the device."""
+        """Wipe blocks that may hold non-finite values. Does not wait for the device."""
         index = to_device(torch.tensor(block_ids), self.layers[0].keys.device)
         for layer in self.layers:
             layer.keys.index_fill_(0, index, 0)

@@ -1,4 +1,13 @@
-"""Puts adapters into a transformers model: linear layers that read one input become one group. Knows no requests."""
+"""Puts adapters into a transformers model: linear layers that read one input become one group. Knows no requests.
+
+transformers' own forward stays untouched. It still calls q_proj(x), k_proj(x) and v_proj(x) one after the other, but
+each of them is now a `GroupMember` of one `LinearGroup`. The first member that is called computes all three products in
+one launch and keeps them; the others return their part. How does a member know that the kept result belongs to its x?
+It compares the *identity* of the tensor: `self.input is x`. This holds because a layer passes the same tensor object to
+all members of a group, in the group's order. The last member clears the kept input and result. So no stale result can
+meet a new tensor, and nothing stays alive between layers. A model that passed copies would only lose the saving: every
+member would compute the whole group again, with the same result.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +30,9 @@ from server.engine.model.rope import fuse_rope
 
 @dataclass(slots=True)
 class LoraState:
-    """What every wrapped layer sees of the step. The runner fills it before the forward. None: base only.
+    """The step's adapters, for every wrapped layer. The runner sets it before the forward. None: base only.
 
-    head: the same rows' adapters, but of the rows whose logits are wanted (the head runs on those alone).
+    head: the adapters of the rows with logits (the head runs on those alone).
     """
 
     layers: LoraBatch | None = None
@@ -44,7 +53,7 @@ class LinearGroup:
             self.weight, self.bias = _fused(linears)
 
     def output_of(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """Member `index`'s output for x [..., H]; members are called in order, with the same tensor."""
+        """Member `index`'s output for x [..., H]. Members are called in order with the same tensor (see above)."""
         if self.input is not x:
             self.input = x
             self.outputs = torch.split(self(x), list(self.group.out_features), dim=-1)
@@ -83,7 +92,7 @@ class LinearGroup:
 
 
 def _fused(linears: Sequence[nn.Module]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The members' weights one under the other; a group of one keeps its own tensor (the head may be tied)."""
+    """The members' weights, stacked. A group of one keeps its own tensor (the head may be tied)."""
     weights = [linear.get_parameter("weight").detach() for linear in linears]
     biases = [bias.detach() for linear in linears if isinstance(bias := linear.bias, torch.Tensor)]
     assert len(biases) in (0, len(linears)), "a group's layers all have a bias or none has"
@@ -93,7 +102,7 @@ def _fused(linears: Sequence[nn.Module]) -> tuple[torch.Tensor, torch.Tensor | N
 
 
 class GroupMember(nn.Module):
-    """Stands where the linear layer stood in the model."""
+    """Replaces one linear layer in the model."""
 
     def __init__(self, group: LinearGroup, index: int) -> None:
         super().__init__()
@@ -110,7 +119,7 @@ class GroupMember(nn.Module):
 
 
 class FusedSwiGLU(nn.Module):
-    """Stands where a gate/up/down MLP with SiLU stood."""
+    """Replaces a gate/up/down MLP with SiLU."""
 
     def __init__(self, gate_up: LinearGroup, down: LinearGroup) -> None:
         super().__init__()
@@ -139,7 +148,7 @@ class FusedRMSNorm(nn.Module):
 
 
 def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
-    """Replace the linear layers by groups that add each row's own adapter, and what lies between by fused forms."""
+    """Replace the linear layers by groups that add each row's own adapter, and norms, SwiGLU, RoPE by fused forms."""
     state = LoraState()
     for paths in base.groups:
         linears = [model.get_submodule(path) for path in paths]
@@ -164,7 +173,7 @@ def _replace_norms(model: nn.Module) -> None:
 
 @torch.inference_mode()
 def _norm_is_llama_type(module: nn.Module, eps: float) -> bool:
-    """Families differ in where they round and what they add to the weight: ask the module itself."""
+    """Families differ in where they round and what they add to the weight, so compare with the module itself."""
     weight = module.get_parameter("weight")
     probe = torch.randn(2, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
     one_rounding = torch.finfo(weight.dtype).eps

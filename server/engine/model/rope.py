@@ -1,4 +1,9 @@
-"""Gives attention layers a one-pass rotary embedding, each its own: transformers' module is left as it is."""
+"""Gives each attention layer a one-pass rotary embedding; transformers' module stays unchanged.
+
+Every family's attention calls a global function of its own module, `apply_rotary_pos_emb`. Replacing that global would
+change every model in the process. So each layer gets a copy of its own `forward`: the same code with a copy of the
+module's globals, in which that one name is the fused form.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,12 @@ from torch import nn
 
 from lora_kernels.elementwise.launcher import rope_in_place
 
-NAME = "apply_rotary_pos_emb"  # what every family's attention calls, found among its module's globals
+NAME = "apply_rotary_pos_emb"  # a global of every family's module
 Rope = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 def fuse_rope(model: nn.Module) -> None:
-    """Rebind the name in each attention layer's own forward, where the fused form gives what the family's gives."""
+    """Rebind the name in each attention layer's forward, if the fused form gives the family's own result."""
     device = next(model.parameters()).device
     for module in model.modules():
         forward = type(module).forward
@@ -31,7 +36,7 @@ def _fused(original: Rope) -> Rope:
     def rope(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, **options: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """In place: q and k are this layer's own projections, and nobody reads them unrotated."""
+        """In place: q and k are this layer's own projections, and nothing reads them unrotated."""
         if options or not torch.is_inference_mode_enabled():
             return original(q, k, cos, sin, **options)
         if not rope_in_place(q, cos, sin):
@@ -45,7 +50,7 @@ def _fused(original: Rope) -> Rope:
 
 @torch.inference_mode()
 def _agrees(original: Rope, module: nn.Module, device: torch.device) -> bool:
-    """Families may rotate otherwise (interleaved, partial): ask the family's own function, where the model lies."""
+    """Families may rotate differently (interleaved, partial): compare with the family's own function."""
     head_dim = int(getattr(module, "head_dim", 0))
     if head_dim < 2:
         return False

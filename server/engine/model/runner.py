@@ -1,4 +1,4 @@
-"""Runs one batch through the model and chooses its tokens. Knows tensors; knows no queues, text or HTTP."""
+"""Runs one batch through the model and samples its tokens. Knows tensors; knows no queues, text or HTTP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from server.engine.text.vocabulary import Vocabulary
 class ModelRunner:
     """Owns the model, the KV cache's tensors, the adapter table and the sampler.
 
-    vocabulary: what may be sampled and scored; None: every row of the head.
+    vocabulary: the ids that may be sampled and scored; None: every row of the head.
     """
 
     def __init__(
@@ -39,31 +39,31 @@ class ModelRunner:
         self.table = table
         self.sampler = sampler
         self.graphs: DecodeGraphs | None = None
-        self.overlaps = True  # where there are recordings
+        self.overlaps = True  # recorded steps may be launched before the last one is read
 
     @torch.inference_mode()
     def launch(self, schedule: Schedule) -> PendingForward:
-        """One packed forward, then one token for every row that samples. A recorded decode step is not waited for."""
+        """One packed forward, then one token for every row that samples. Does not wait for a recorded decode step."""
         if self.graphs is None or not self.graphs.takes(schedule):
             return Completed(self.run(schedule))
-        return self._draw(self.graphs.run(schedule.rows), schedule.rows)
+        return self._sample(self.graphs.run(schedule.rows), schedule.rows)
 
     @torch.inference_mode()
     def launch_after(self, pending: PendingForward, schedule: Schedule) -> PendingForward | None:
-        """The decode step after one that is under way, from the tokens on the device. None: it cannot be launched yet.
+        """The decode step after a pending one, from the tokens on the device. None: it cannot be launched yet.
 
-        It is queued behind that one on one stream, as is whatever is launched later: a step is through with its inputs,
-        logits, adapters and blocks before others touch them, also with those of requests that were over meanwhile.
+        All launches are queued on one stream. So a step has finished with its inputs, logits, adapters and blocks
+        before a later launch touches them, even those of requests that ended meanwhile.
         """
         if self.graphs is None or not isinstance(pending, InFlight) or not self.graphs.has_room(schedule.rows):
             return None
         sources = [pending.row_of[row.request.id] for row in schedule.rows]
         logits_RW = self.graphs.run(schedule.rows, DeviceTokens(pending.sampling.tokens_R, sources))
-        return self._draw(logits_RW, schedule.rows, num_unknown=1)
+        return self._sample(logits_RW, schedule.rows, num_unknown=1)
 
     @torch.inference_mode()
     def run(self, schedule: Schedule) -> StepOutput:
-        """The same in plain launches, waited for."""
+        """The same in plain launches; waits for the result."""
         output = StepOutput()
         batch = Batch.build(schedule, block_size=self.cache.block_size, table=self.table, device=self.base.device)
         logits_RV = self._served(self.forward(batch))
@@ -78,7 +78,7 @@ class ModelRunner:
         return output
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits of the batch's wanted rows, [R, width of the head], in the model's dtype: the model's own."""
+        """The model's own logits of the batch's R rows, [R, width of the head], in the model's dtype."""
         lora = self.base.lora
         lora.layers, lora.head = batch.layer_adapters, batch.head_adapters
         if self.base.rope is not None:
@@ -98,7 +98,7 @@ class ModelRunner:
         return logits_RW if self._vocabulary is None else self._vocabulary.served_logits(logits_RW)
 
     def zero_blocks(self, block_ids: list[int]) -> None:
-        """Wipe blocks whose numbers are not to be trusted."""
+        """Wipe blocks that may hold non-finite values."""
         if block_ids:
             self.cache.zero_blocks(block_ids)
 
@@ -114,7 +114,7 @@ class ModelRunner:
             output.non_finite.append(span.request)
         output.prompt_logprobs[span.request.id] = logprobs
 
-    def _draw(self, logits_RW: torch.Tensor, rows: Sequence[ScheduledRow], *, num_unknown: int = 0) -> InFlight:
+    def _sample(self, logits_RW: torch.Tensor, rows: Sequence[ScheduledRow], *, num_unknown: int = 0) -> InFlight:
         requests = [row.request for row in rows]
         sampling = self.sampler.launch(self._served(logits_RW), requests, num_unknown=num_unknown)
         may_be_followed = self.overlaps and sampling.may_be_followed

@@ -1,6 +1,6 @@
 """Log-probabilities of chosen tokens and of the best alternatives. Knows logits; knows nothing of sampling.
 
-They are of the model's own distribution: no temperature, penalty or bias. T rows, V vocabulary entries, K alternatives.
+They describe the model's distribution: no temperature, penalty or bias. T rows, V vocabulary entries, K alternatives.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from lora_kernels.transfer import ReadBack, to_device
 from server.engine.request import TokenLogprob
 from server.engine.sampling.token_picking import ordered_topk
 
-LOWEST_LOGPROB = -9999.0  # stands for an impossible token, because JSON has no minus infinity
+LOWEST_LOGPROB = -9999.0  # an impossible token, because JSON has no minus infinity
 _CHUNK_ELEMENTS = 2**20  # logits taken to float32 at once: 4 MiB
 _TIE_MARGIN = 16  # candidates beyond k, so that equal scores at its edge are ordered by id
 
 
 def token_logprobs(logits_TV: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprob]:
-    """One entry per row: natural-log probability of token_ids[t] and of its num_top[t] likeliest tokens, best first.
+    """One entry per row: natural-log probability of token_ids[t] and of the num_top[t] likeliest tokens, best first.
 
     logits_TV: any float dtype; computed in float32, a bounded number of rows at a time. Entries of a row that holds NaN
     or +inf are NaN.
@@ -29,9 +29,9 @@ def token_logprobs(logits_TV: torch.Tensor, token_ids: Sequence[int], num_top: S
 
 
 class PendingLogprobs:
-    """The same where the host does not know the token ids yet: all is launched, nothing waited for.
+    """The same, if the host does not know the token ids yet: launched, not waited for.
 
-    ids_T: int64, on the device of the logits. The logits may be overwritten by what is launched later.
+    ids_T: int64, on the device of the logits. Later launches may overwrite the logits.
     """
 
     def __init__(self, logits_TV: torch.Tensor, ids_T: torch.Tensor, num_top: Sequence[int]) -> None:
@@ -44,7 +44,7 @@ class PendingLogprobs:
         ]
 
     def read(self, token_ids: Sequence[int]) -> list[TokenLogprob]:
-        """token_ids: what `ids_T` holds."""
+        """token_ids: the content of `ids_T`. Waits for the device."""
         chosen: list[float] = []
         tops: list[tuple[list[int], list[float]]] = []
         for chunk in self._chunks:
@@ -58,7 +58,7 @@ class PendingLogprobs:
 
 
 def _chunk_logprobs(logits_TV: torch.Tensor, ids_T: torch.Tensor, k: int) -> ReadBack:
-    """Of each row: the chosen token's [T]; ids and values of the k best, [T, at most k]."""
+    """For each row: the chosen token's [T]; ids and values of the k best, [T, at most k]."""
     norm_T1 = logits_TV.logsumexp(-1, keepdim=True)
     chosen_T = (logits_TV.gather(-1, ids_T[:, None]) - norm_T1).squeeze(-1)
     if k == 0:

@@ -1,4 +1,4 @@
-"""What sampling remembers: which tokens a request has used, and a batch's parameters as tensors. Chooses nothing."""
+"""What sampling keeps: the tokens a request has used, and a batch's parameters as tensors. Samples nothing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ GREEDY_BELOW = 1e-5  # a temperature under this is 0: the best token would win e
 
 
 class TokenHistory:
-    """The distinct tokens of one request, and how often its output holds each. Catching up costs the new tokens only.
+    """The distinct tokens of one request, and how often its output holds each. An update costs the new tokens only.
 
-    The prompt's tokens are in it when they are penalised (repetition_penalty).
+    It holds the prompt's tokens if they are penalised (repetition_penalty).
     """
 
     __slots__ = ("_counts", "_ids", "_last_id", "_num_counted", "_position_of", "_prompt_ids", "_vocab_size")
@@ -33,7 +33,7 @@ class TokenHistory:
         self._restart()
 
     def catch_up(self, output_ids: Sequence[int]) -> None:
-        """Count what `output_ids` has beyond the last call; all of it again when it is not a continuation."""
+        """Count the tokens since the last call; count all again if `output_ids` is not a continuation."""
         known = self._num_counted
         if len(output_ids) < known or (known and output_ids[known - 1] != self._last_id):
             self._restart()
@@ -49,7 +49,7 @@ class TokenHistory:
 
     @property
     def counts(self) -> npt.NDArray[np.float32]:
-        """How often the output holds each of `ids`; 0 for those of the prompt only."""
+        """How often the output holds each of `ids`; 0 if only the prompt holds it."""
         return self._counts[: len(self._position_of)]
 
     def _restart(self) -> None:
@@ -61,7 +61,7 @@ class TokenHistory:
         self._num_counted, self._last_id = 0, -1
 
     def _count(self, token_id: int) -> None:
-        if not 0 <= token_id < self._vocab_size:  # would land in another request's row
+        if not 0 <= token_id < self._vocab_size:  # its index would lie in another request's row
             return
         position = self._position_of.setdefault(token_id, len(self._position_of))
         if position == len(self._ids):
@@ -73,7 +73,7 @@ class TokenHistory:
 
 @dataclass(frozen=True, slots=True)
 class PickGroup:
-    """Rows that one method serves. rows: None when it is every row. filters and keys: for the rows of this group."""
+    """Rows that are sampled by one method. rows None: every row. filters and keys: for the rows of this group."""
 
     rows: torch.Tensor | None
     indices: list[int]
@@ -85,9 +85,9 @@ class PickGroup:
 
 @dataclass(slots=True)
 class SamplingPlan:
-    """The parameters of one batch, valid while it holds the same requests in the same rows.
+    """The parameters of one batch; valid while the batch holds the same requests in the same rows.
 
-    bias_index, bias: positions row * V + token in the flattened scores, and what to add there.
+    bias_index, bias: positions row * V + token in the flattened scores, and the value to add there.
     """
 
     vocab_size: int
@@ -106,7 +106,7 @@ class SamplingPlan:
 
     @property
     def needs_last_token(self) -> bool:
-        """Whether the host must know a row's last token to choose the next."""
+        """Whether the host must know a row's last token to sample the next."""
         return bool(self.penalised)
 
     @property
@@ -115,13 +115,13 @@ class SamplingPlan:
 
 
 class PlanBuilder:
-    """Reads a batch's requests once. keys: one 64-bit number per request, from which its random numbers follow."""
+    """Reads a batch's requests once. keys: one 64-bit number per request, which seeds its random numbers."""
 
     def __init__(self, requests: Sequence[Request], vocab_size: int, device: torch.device, keys: Sequence[int]) -> None:
         self._requests, self._vocab_size, self._device, self._keys = requests, vocab_size, device, keys
 
     def build(self, eos_ids: Sequence[int], histories: dict[str, TokenHistory]) -> SamplingPlan:
-        """histories: the sampler's own, by request id; missing ones are added."""
+        """histories: by request id; missing ones are added."""
         kinds = [_kind(request.params, self._vocab_size) for request in self._requests]
         plan = SamplingPlan(self._vocab_size)
         plan.greedy = self._group(kinds, "greedy")

@@ -1,10 +1,10 @@
-"""Chooses one token for each row of logits. Knows logits and sampling parameters; knows nothing of text or stop rules.
+"""Samples one token for each row of logits. Knows logits and sampling parameters; knows nothing of text or stop rules.
 
 The order: logit_bias, penalties, min_tokens; then the best token if temperature or top_p is 0, else temperature,
 top_k, top_p (of what top_k kept), min_p, and one draw. R rows, V vocabulary entries.
 
-Whether a row is finite is judged on the model's own logits: no request's parameters can make a sound row a fault of its
-adapter. So what parameters do to scores stays finite, and no ban takes a row's last token.
+Whether a row is finite is checked on the model's own logits, so no request's parameters can make a sound row look like
+a fault of its adapter. Edited scores stay finite, and no ban removes a row's last token.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from server.engine.sampling.logprobs import PendingLogprobs, token_logprobs
 from server.engine.sampling.plan import PickGroup, PlanBuilder, SamplingPlan, TokenHistory
 from server.engine.sampling.token_picking import FIRST_CANDIDATES, UNDECIDED, pick_from_all, pick_from_best, row_totals
 
-NON_FINITE = -1  # in the place of a token
+NON_FINITE = -1  # instead of a token
 _LOWEST, _HIGHEST = torch.finfo(torch.float32).min, torch.finfo(torch.float32).max
 _MASK_64 = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class SampledRows:
-    """One entry per row. A row in `non_finite` (its logits hold NaN or +inf, or nothing but -inf) has token id -1 and
-    must fail; the others are unharmed by it. logprobs: None for rows that did not ask. undecided: rows without a token
-    (id -2), because telling it would have made the host wait; drawn again with time to wait, they get theirs.
+    """One entry per row. A row in `non_finite` (its logits hold NaN or +inf, or only -inf) has token id -1 and must
+    fail; the other rows are unaffected. logprobs: None for rows that did not ask. undecided: rows without a token (id
+    -2), because deciding it would have made the host wait. Sampled again by a draw that may wait, they get it.
     """
 
     token_ids: list[int]
@@ -43,7 +43,7 @@ class SampledRows:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One token for each request. num_unknown: how many of each one's tokens are sampled and not known yet."""
+    """One token for each request. num_unknown: tokens of each request that are sampled but not known to the host."""
 
     requests: Sequence[Request]
     num_unknown: int = 0
@@ -54,10 +54,10 @@ class Draw:
 
 
 class Sampler:
-    """Owned by one thread. eos_ids: the tokens that min_tokens holds off. seed: for requests that bring none.
+    """Owned by one thread. eos_ids: the tokens that min_tokens bans. seed: for requests without one.
 
-    A request with a seed gets the same tokens from the same logits whatever else is in the batch: its n-th token uses a
-    random number that follows from (seed, n) alone.
+    A request with a seed gets the same tokens from the same logits in any batch: the random number of its n-th token
+    depends on (seed, n) alone.
     """
 
     def __init__(self, eos_ids: Iterable[int] = (), *, seed: int | None = None) -> None:
@@ -66,20 +66,20 @@ class Sampler:
         self._histories: dict[str, TokenHistory] = {}
         self._plan: SamplingPlan | None = None
         self._plan_of: tuple[object, ...] = ()
-        self._resample: set[str] = set()  # requests that were left without a token once
+        self._resample: set[str] = set()  # requests that were undecided once
 
     def sample(self, logits_RV: torch.Tensor, requests: Sequence[Request]) -> SampledRows:
-        """logits_RV: any float dtype, any device, left as they are; row r belongs to requests[r]."""
+        """logits_RV: any float dtype, any device, not changed; row r belongs to requests[r]."""
         return self.launch(logits_RV, requests).read()
 
     def launch(self, logits_RV: torch.Tensor, requests: Sequence[Request], *, num_unknown: int = 0) -> PendingSampling:
-        """The same without waiting for the tokens. The logits may be overwritten by what is launched later.
+        """The same without waiting for the tokens. Later launches may overwrite the logits.
 
-        num_unknown: how many of each request's tokens are sampled and not known yet; only where all of these
-        `may_be_followed`. Then a row may be left `undecided`, because nothing is waited for in between.
+        num_unknown: tokens of each request that are sampled but not known to the host; allowed if their draws
+        `may_be_followed`. Then a row may stay `undecided`, because nothing waits in between.
         """
         plan, draw = self._plan_for(logits_RV, requests), Draw(requests, num_unknown)
-        assert not (num_unknown and plan.needs_last_token), "sampling that depends on a token nobody knows yet"
+        assert not (num_unknown and plan.needs_last_token), "sampling depends on a token that is not known yet"
         if plan.is_plain_greedy:
             peak_R, tokens_R = logits_RV.max(-1)
         else:
@@ -93,7 +93,7 @@ class Sampler:
         return PendingSampling(tokens_R, plan.with_logprobs, logprobs, may_be_followed=may_be_followed)
 
     def resample(self, request_id: str) -> None:
-        """The request's tokens are waited for as they are drawn, from now on: it was left without one."""
+        """The request was undecided: from now on its tokens are sampled by draws that may wait."""
         self._resample.add(request_id)
 
     def prompt_logprobs(self, logits_TV: torch.Tensor, targets: Sequence[int], k: int) -> list[TokenLogprob]:
@@ -101,7 +101,7 @@ class Sampler:
         return token_logprobs(logits_TV, targets, [k] * len(targets))
 
     def forget(self, request_id: str) -> None:
-        """Drop what is kept for a request that is over. Unknown ids are fine: most requests keep nothing."""
+        """Drop what is kept for a request that has ended. Unknown ids are allowed: most requests keep nothing."""
         self._histories.pop(request_id, None)
         self._resample.discard(request_id)
         if request_id in self._plan_of:
@@ -120,9 +120,9 @@ class Sampler:
         return self._keys.getrandbits(64) if seed is None else seed & _MASK_64
 
     def _edited(self, logits_RV: torch.Tensor, plan: SamplingPlan, draw: Draw) -> torch.Tensor:
-        """A float32 copy, which picking may overwrite, with biases, penalties and bans applied.
+        """A float32 copy with biases, penalties and bans applied; picking may overwrite it.
 
-        A row with a finite logit keeps a finite score: a banned token is said where the model leaves no other.
+        A row with a finite logit keeps a finite score: if the model allows only banned tokens, one of them is sampled.
         """
         scores_RV = logits_RV.to(torch.float32, copy=True).contiguous()
         flat = scores_RV.view(-1)
@@ -130,11 +130,11 @@ class Sampler:
             flat[plan.bias_index] += plan.bias
         if plan.penalised:
             _penalise(flat, plan, draw.requests)
-        held_off = [
+        banned = [
             index for row, index in plan.banned if draw.num_output_tokens(row) < draw.requests[row].params.min_tokens
         ]
-        if held_off:
-            where = to_device(torch.from_numpy(np.concatenate(held_off)), flat.device)
+        if banned:
+            where = to_device(torch.from_numpy(np.concatenate(banned)), flat.device)
             flat[where] = flat[where].clamp(max=_LOWEST)
         return scores_RV
 
@@ -163,9 +163,9 @@ class Sampler:
 
 
 class PendingSampling:
-    """Tokens that are being drawn. tokens_R: on the device, int64, negative where a row has none.
+    """Tokens that are being sampled. tokens_R: on the device, int64, negative for a row without a token.
 
-    may_be_followed: whether the next tokens can be drawn before these are known.
+    may_be_followed: whether the next tokens can be sampled before these are known.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class PendingSampling:
         self._tokens = ReadBack(tokens_R)
 
     def read(self) -> SampledRows:
-        """Waits for them."""
+        """Waits for the device."""
         token_ids: list[int] = self._tokens.read()[0].tolist()
         rows = SampledRows(
             token_ids,
@@ -198,7 +198,7 @@ class PendingSampling:
 
 
 def validate_params(params: SamplingParams, vocab_size: int) -> None:
-    """Raises InvalidRequest for token ids that a vocabulary of `vocab_size` does not have, or that are biased twice."""
+    """Raises InvalidRequest for token ids that a vocabulary of `vocab_size` does not have, or that have two biases."""
     for name, ids in (
         ("logit_bias", [id_ for id_, _ in params.logit_bias]),
         ("stop_token_ids", params.stop_token_ids),

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-FIRST_CANDIDATES = 128  # enough for most rows; those for which it is not are sorted whole
-UNDECIDED = -2  # in the place of a token that the best candidates cannot tell
+FIRST_CANDIDATES = 128  # enough for most rows; the others are sorted whole
+UNDECIDED = -2  # instead of a token that the best candidates cannot decide
 _BLOCK = 64
 OFF_TOP_P = 2.0  # above any reachable mass, so that rounding near 1 drops nothing
 
@@ -26,7 +26,7 @@ OFF_TOP_P = 2.0  # above any reachable mass, so that rounding near 1 drops nothi
 class Filters:
     """temperature_R1 float32 > 0; top_k_R1 int64, V when off; top_p_R1 float64, OFF_TOP_P when off; log_min_p_R1
     float32, -inf when off. total_R1: float64 mass of the whole row in units of its best token's, for rows whose top_p
-    is taken of the whole row; rows with a top_k ignore it.
+    applies to the whole row; rows with a top_k ignore it.
     """
 
     temperature_R1: torch.Tensor
@@ -46,8 +46,8 @@ class Filters:
 
 
 def ordered_topk(scores_RV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k best scores of each row and their ids, best first, equal scores by lower id. Of several that are equal to
-    the k-th, which ones are among the k is not defined unless k is V.
+    """The k best scores of each row and their ids, best first, equal scores by lower id. Of several equal to the k-th,
+    which are returned is undefined unless k is V.
     """
     if k >= scores_RV.shape[-1]:
         return _sorted(scores_RV)
@@ -60,7 +60,7 @@ def ordered_topk(scores_RV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.T
 def pick_from_all(
     scores_RV: torch.Tensor, peak_R1: torch.Tensor, filters: Filters, uniform_R1: torch.Tensor
 ) -> torch.Tensor:
-    """Token ids [R] for rows without filters. scores_RV is overwritten: fresh memory costs more than the sums."""
+    """Token ids [R] for rows without filters. Overwrites scores_RV: new memory costs more than the sums."""
     weights_RV = _relative_(scores_RV, peak_R1, filters).exp_()
     weights_RBb = _blocks(weights_RV)
     sums_RB = weights_RBb.sum(-1).double()
@@ -88,9 +88,9 @@ def pick_from_best(
     *,
     may_wait: bool = True,
 ) -> torch.Tensor:
-    """Token ids [R] for rows with filters. Looks at the k best tokens, and at all where those cannot tell.
+    """Token ids [R] for rows with filters. Considers the k best tokens, and all tokens if those cannot decide a row.
 
-    may_wait: the host may wait for the device to know whether they can; if not, rows where they cannot get UNDECIDED.
+    may_wait: the host may wait for the device to find such rows; if not, they get UNDECIDED.
     """
     vocab_size = scores_RV.shape[-1]
     k = k if k < vocab_size // 8 else vocab_size  # beyond, sorting everything costs no more
@@ -110,7 +110,7 @@ def best_candidates(
     scores_RV: torch.Tensor, filters: Filters, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The k best ids [R, K], best first; their float64 weights, 0 where top-k, top-p (of what top-k kept) or min-p drop
-    them; and whether a row's answer is settled, that is, tokens beyond the k best cannot belong to it.
+    them; and whether a row is decided, that is, no token beyond the k best can be picked.
     """
     values_RK, ids_RK = ordered_topk(scores_RV, k)
     relative_RK = _relative_(values_RK, values_RK[:, :1].clone(), filters)
@@ -125,7 +125,7 @@ def best_candidates(
     keep_RK &= relative_RK >= filters.log_min_p_R1
     last_kept_R1 = relative_RK.gather(-1, keep_RK.sum(-1, keepdim=True).sub_(1).clamp_(min=0))
     worst_R1 = relative_RK[:, -1:]
-    is_decided_R1 = ~(last_kept_R1 <= worst_R1) | (worst_R1 == -torch.inf)  # a NaN row is settled: it has no answer
+    is_decided_R1 = ~(last_kept_R1 <= worst_R1) | (worst_R1 == -torch.inf)  # a NaN row is decided: it has no token
     return ids_RK, weights_RK.masked_fill(~keep_RK, 0.0), is_decided_R1.squeeze(-1)
 
 
@@ -135,7 +135,7 @@ def _relative_(scores: torch.Tensor, peak_R1: torch.Tensor, filters: Filters) ->
 
 
 def _first_above(cumulative_RN: torch.Tensor, fraction_R1: torch.Tensor) -> torch.Tensor:
-    """Index [R, 1] of the entry that holds `fraction` of the row's mass; always one of positive mass."""
+    """Index [R, 1] of the entry that holds `fraction` of the row's mass; always an entry of positive mass."""
     total_R1 = cumulative_RN[:, -1:].contiguous()
     index_R1 = torch.searchsorted(cumulative_RN, fraction_R1 * total_R1, right=True)
     last_R1 = torch.searchsorted(cumulative_RN, total_R1)

@@ -221,7 +221,7 @@ def test_what_stands_against_recording_is_named() -> None:
     assert why_no_graphs(config, torch.device("cpu")) == "no GPU"
     assert why_no_graphs(config, torch.device("cuda")) is None
     config.rope_parameters = {"rope_type": "longrope"}
-    assert why_no_graphs(config, torch.device("cuda")) == "rope_type longrope looks at the device"
+    assert why_no_graphs(config, torch.device("cuda")) == "rope_type longrope waits for the device"
 
 
 def test_block_tables_that_are_known_are_not_read_again() -> None:
