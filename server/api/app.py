@@ -25,7 +25,7 @@ from server.api.telemetry import metrics
 from server.api.telemetry.call_record import CallRecord
 from server.api.telemetry.metrics import ApiMetrics
 from server.api.telemetry.tracing import Tracing
-from server.api.telemetry.usage_ledger import UsageLedger
+from server.api.telemetry.usage_log import UsageLog
 from server.api.wire import errors
 from server.jobs.limits import JobLimits
 from server.jobs.service import Onboarding
@@ -52,7 +52,7 @@ def create_app(
     engine: EngineClient,
     store: AdapterStore,
     settings: ApiSettings,
-    usage: UsageLedger | None = None,
+    usage: UsageLog | None = None,
     tracing: Tracing | None = None,
     job_limits: JobLimits | None = None,
 ) -> FastAPI:
@@ -75,7 +75,7 @@ def create_app(
         ),
         check_slots=anyio.CapacityLimiter(settings.max_upload_checks),
         created=int(time.time()),
-        usage=usage or UsageLedger(store.usage),
+        usage=usage or UsageLog(store.usage),
         trace=tracing.record if tracing is not None else _untraced,
     )
     app.state.onboarding = Onboarding(settings.data_dir, store.database, job_limits)

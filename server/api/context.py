@@ -18,7 +18,7 @@ from server.api.engine_client import EngineClient
 from server.api.settings import ApiSettings
 from server.api.telemetry.call_record import CallRecord
 from server.api.telemetry.metrics import ApiMetrics
-from server.api.telemetry.usage_ledger import UsageLedger
+from server.api.telemetry.usage_log import UsageLog
 from server.api.wire.heavy_work import HeavyWork
 
 
@@ -38,7 +38,7 @@ class ApiContext:
     upload_slots: UploadSlots
     check_slots: anyio.CapacityLimiter
     created: int
-    usage: UsageLedger
+    usage: UsageLog
     trace: Callable[[CallRecord], None]
     bridge: EventBridge = field(default_factory=EventBridge)
     rate_limits: RateLimits = field(default_factory=RateLimits)

@@ -6,6 +6,7 @@ Knows no body. The rest of the quota is asked at submission.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -34,9 +35,6 @@ async def deadline_of(request: Request) -> float | None:
     return time.monotonic() + milliseconds / 1000
 
 
-DeadlineDep = Annotated[float | None, Depends(deadline_of)]
-
-
 async def admit(caller: CallerDep, context: ContextDep) -> Admission | None:
     """One request of the caller's tenant, spent even where the body is refused; None for a caller that speaks for all,
     whose tenant the body names. Raises ApiError 429."""
@@ -45,4 +43,13 @@ async def admit(caller: CallerDep, context: ContextDep) -> Admission | None:
     return context.rate_limits.admit(caller.tenant, await quotas_of(context, caller.tenant))
 
 
-AdmissionDep = Annotated[Admission | None, Depends(admit)]
+@dataclass(frozen=True)
+class BeforeBody:
+    """A dependency of the routes for text, declared before the body: FastAPI asks in the order of these fields."""
+
+    caller: CallerDep
+    deadline_s: Annotated[float | None, Depends(deadline_of)]
+    admission: Annotated[Admission | None, Depends(admit)]
+
+
+BeforeBodyDep = Annotated[BeforeBody, Depends()]

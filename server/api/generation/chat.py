@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -11,19 +10,16 @@ from starlette.responses import Response
 
 from adapters_store.accounts.keys import Scope
 from adapters_store.parsing.strict_json import shown
-from server.api.auth import CallerDep, guarded
+from server.api.auth import guarded
 from server.api.context import ApiContext, ContextDep
-from server.api.edge.rate_limits import Admission
-from server.api.generation.admission import AdmissionDep, DeadlineDep
-from server.api.generation.call import Call, TokenBudget, chat_tokens_of, check_counts, inline_or_heavy, plan_call
-from server.api.generation.call_tally import whole_answer
+from server.api.generation.admission import BeforeBodyDep
+from server.api.generation.build_call import PromptSource, TokenBudget, build_call, check_length
+from server.api.generation.call import Call
 from server.api.generation.logprobs import chat_logprobs
-from server.api.generation.sampling import sampling_params
 from server.api.generation.schemas import ChatBody
-from server.api.generation.streaming import ChunkWriter, TokenStream, check_stream_options, finish_json
-from server.api.generation.whole import Choice, collect
+from server.api.generation.streaming import TokenStream, check_stream_options, finish_json
+from server.api.generation.whole import Choice, whole_answer
 from server.api.request_body import json_body
-from server.api.target import Target, resolve_target
 from server.api.wire.json_body import body_schema
 from server.api.wire.json_text import json_string, json_text
 from server.engine.request import InvalidRequest, TokenEvent
@@ -38,27 +34,15 @@ _FIRST_DELTA = '{"role":"assistant","content":"","refusal":null}'
 
 @router.post("/v1/chat/completions", openapi_extra=body_schema(ChatBody), response_class=Response)
 async def create_chat_completion(
-    request: Request,
-    *,
-    caller: CallerDep,
-    context: ContextDep,
-    deadline_s: DeadlineDep,
-    admission: AdmissionDep,
-    body: BodyDep,
+    request: Request, before: BeforeBodyDep, context: ContextDep, body: BodyDep
 ) -> Response:
     """Answer a conversation."""
     _check(body)
-    check_counts(context, 1, body.num_choices)
-    target = await resolve_target(context, caller, body.model, body.sticky or request.state.request_id)
-    weight = sum(message.weight for message in body.messages) + len(body.logit_bias or ())
-    call = await inline_or_heavy(
-        context, target.tenant, weight, lambda: _plan(context, target, body, deadline_s, admission)
-    )
-    shape = ChatShape(context, call, body)
-    if body.stream:
-        return TokenStream(context, call, ChunkWriter(context, call, shape, body.stream_options))
-    choices, usage = await collect(context, call, request.receive)
-    return await whole_answer(context, target, usage, shape, choices)
+    call = await build_call(context, before, body, _source(context, body), request.state.request_id)
+    shape = ChatShape(context, call)
+    if call.stream is not None:
+        return TokenStream(context, call, shape)
+    return await whole_answer(context, call, shape, request.receive)
 
 
 def _check(body: ChatBody) -> None:
@@ -71,27 +55,25 @@ def _check(body: ChatBody) -> None:
         raise InvalidRequest("max_tokens", reason)
 
 
-def _plan(
-    context: ApiContext, target: Target, body: ChatBody, deadline_s: float | None, admission: Admission | None
-) -> Call:
-    """Any thread."""
-    messages = [message.for_template() for message in body.messages]
-    prompt = chat_tokens_of(context, messages, _options(context, body))
-    params = sampling_params(body, context, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
-    params = replace(params, end_ids=tuple(context.engine.tokenizer.chat_end_ids))
+def _source(context: ApiContext, body: ChatBody) -> PromptSource:
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-    budget = TokenBudget(prompt_field="messages", asked=asked, default=context.settings.sampling_defaults.max_tokens)
-    return plan_call(
-        context,
-        target,
-        body,
-        [prompt],
-        kind="chatcmpl",
-        budget=budget,
-        params=params,
-        deadline_s=deadline_s,
-        admission=admission,
+    default = context.settings.sampling_defaults.max_tokens
+    return PromptSource(
+        id_prefix="chatcmpl",
+        num_prompts=1,
+        weight=sum(message.weight for message in body.messages) + len(body.logit_bias or ()),
+        budget=TokenBudget(prompt_field="messages", asked=asked, default=default),
+        tokenize=lambda: [_tokens(context, body)],
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        end_ids=tuple(context.engine.tokenizer.chat_end_ids),
     )
+
+
+def _tokens(context: ApiContext, body: ChatBody) -> list[int]:
+    """The conversation as token ids. Raises InvalidRequest, also for what the chat template refuses."""
+    messages = [message.for_template() for message in body.messages]
+    check_length(context, "messages", sum(len(message["content"]) for message in messages))
+    return context.engine.tokenizer.encode_chat(messages, _options(context, body))
 
 
 def _options(context: ApiContext, body: ChatBody) -> ChatOptions:
@@ -109,9 +91,9 @@ def _options(context: ApiContext, body: ChatBody) -> ChatOptions:
 class ChatShape:
     """How this call's sequences look, whole or in chunks."""
 
-    def __init__(self, context: ApiContext, call: Call, body: ChatBody) -> None:
+    def __init__(self, context: ApiContext, call: Call) -> None:
         self._token_texts = context.engine.tokenizer.token_texts
-        self._has_logprobs = bool(body.logprobs)
+        self._has_logprobs = call.has_logprobs
         self._has_role = [False] * len(call.requests)
         self._common: dict[str, Any] = {
             "id": call.id,

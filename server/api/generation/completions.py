@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -10,19 +11,16 @@ from starlette.responses import Response
 
 from adapters_store.accounts.keys import Scope
 from adapters_store.parsing.strict_json import shown
-from server.api.auth import CallerDep, guarded
+from server.api.auth import guarded
 from server.api.context import ApiContext, ContextDep
-from server.api.edge.rate_limits import Admission
-from server.api.generation.admission import AdmissionDep, DeadlineDep
-from server.api.generation.call import Call, TokenBudget, check_counts, inline_or_heavy, plan_call, tokens_of
-from server.api.generation.call_tally import whole_answer
+from server.api.generation.admission import BeforeBodyDep
+from server.api.generation.build_call import PromptSource, TokenBudget, build_call, check_length
+from server.api.generation.call import Call
 from server.api.generation.logprobs import CompletionLogprobs, Entries
-from server.api.generation.sampling import sampling_params
 from server.api.generation.schemas import CompletionBody
-from server.api.generation.streaming import ChunkWriter, TokenStream, check_stream_options, finish_json
-from server.api.generation.whole import Choice, collect
+from server.api.generation.streaming import TokenStream, check_stream_options, finish_json
+from server.api.generation.whole import Choice, whole_answer
 from server.api.request_body import json_body
-from server.api.target import Target, resolve_target
 from server.api.wire.json_body import body_schema
 from server.api.wire.json_text import json_string, json_text
 from server.engine.request import InvalidRequest, TokenEvent, TokenLogprob
@@ -35,28 +33,14 @@ router = APIRouter(dependencies=guarded(Scope.INFERENCE))
 
 
 @router.post("/v1/completions", openapi_extra=body_schema(CompletionBody), response_class=Response)
-async def create_completion(
-    request: Request,
-    *,
-    caller: CallerDep,
-    context: ContextDep,
-    deadline_s: DeadlineDep,
-    admission: AdmissionDep,
-    body: BodyDep,
-) -> Response:
+async def create_completion(request: Request, before: BeforeBodyDep, context: ContextDep, body: BodyDep) -> Response:
     """Complete one or more prompts."""
     _check(body)
-    check_counts(context, len(body.prompt), body.num_choices)
-    target = await resolve_target(context, caller, body.model, body.sticky or request.state.request_id)
-    weight = sum(map(len, body.prompt)) + len(body.logit_bias or ()) * len(body.prompt)
-    shape = await inline_or_heavy(
-        context, target.tenant, weight, lambda: _plan(context, target, body, deadline_s, admission)
-    )
-    call = shape.call
-    if body.stream:
-        return TokenStream(context, call, ChunkWriter(context, call, shape, body.stream_options))
-    choices, usage = await collect(context, call, request.receive)
-    return await whole_answer(context, target, usage, shape, choices)
+    call = await build_call(context, before, body, _source(context, body), request.state.request_id)
+    shape = CompletionShape(context, call)
+    if call.stream is not None:
+        return TokenStream(context, call, shape)
+    return await whole_answer(context, call, shape, request.receive)
 
 
 def _check(body: CompletionBody) -> None:
@@ -67,44 +51,34 @@ def _check(body: CompletionBody) -> None:
         raise InvalidRequest("max_tokens", "max_tokens must be at least 1 without echo, got 0")
 
 
-def _plan(
-    context: ApiContext, target: Target, body: CompletionBody, deadline_s: float | None, admission: Admission | None
-) -> CompletionShape:
-    """The call, and how its sequences look. Any thread."""
+def _source(context: ApiContext, body: CompletionBody) -> PromptSource:
     budget = TokenBudget(prompt_field="prompt", asked=body.max_tokens, default=DEFAULT_MAX_TOKENS)
-    prompts = _prompt_ids(context, body, budget)
-    prompt_logprobs = body.logprobs if body.echo else None
-    params = sampling_params(body, context, logprobs=body.logprobs, prompt_logprobs=prompt_logprobs)
-    if prompt_logprobs is not None:
-        _check_prompt_logprobs(context, sum(map(len, prompts)) * body.num_choices * (prompt_logprobs + 1))
-    call = plan_call(
-        context,
-        target,
-        body,
-        prompts,
-        kind="cmpl",
+    return PromptSource(
+        id_prefix="cmpl",
+        num_prompts=len(body.prompt),
+        weight=sum(map(len, body.prompt)) + len(body.logit_bias or ()) * len(body.prompt),
         budget=budget,
-        params=params,
-        deadline_s=deadline_s,
-        admission=admission,
+        tokenize=lambda: _prompt_ids(context, body, budget),
+        logprobs=body.logprobs,
+        prompt_logprobs=body.logprobs if body.echo else None,
+        echo=partial(_echoes, context, body) if body.echo else None,
     )
-    return CompletionShape(context, call, body, _echoes(context, body, prompts) if body.echo else [])
 
 
 def _prompt_ids(context: ApiContext, body: CompletionBody, budget: TokenBudget) -> list[list[int]]:
+    """Raises InvalidRequest, at the first prompt that does not fit; the cheap looks come first."""
+    max_model_len, encode = context.engine.max_model_len, context.engine.tokenizer.encode
     for prompt in body.prompt:
-        if not isinstance(prompt, str):
-            budget.max_tokens(len(prompt), context.engine.max_model_len)
-    texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
-    tokenised = iter(tokens_of(context, texts, budget, add_special_tokens=body.add_special_tokens is not False))
-    return [next(tokenised) if isinstance(prompt, str) else list(prompt) for prompt in body.prompt]
-
-
-def _check_prompt_logprobs(context: ApiContext, count: int) -> None:
-    limit = context.settings.max_prompt_logprobs
-    if count > limit:
-        reason = f"logprobs: at most {limit} log-probabilities of prompts (tokens x n x (logprobs + 1)), got {count}"
-        raise InvalidRequest("logprobs", reason)
+        if isinstance(prompt, str):
+            check_length(context, "prompt", len(prompt))
+        else:
+            budget.max_tokens(len(prompt), max_model_len)
+    has_special, prompts = body.add_special_tokens is not False, []
+    for prompt in body.prompt:
+        prompts.append(encode(prompt, add_special_tokens=has_special) if isinstance(prompt, str) else list(prompt))
+        if isinstance(prompt, str):
+            budget.max_tokens(len(prompts[-1]), max_model_len)
+    return prompts
 
 
 def _echoes(context: ApiContext, body: CompletionBody, prompts: Sequence[list[int]]) -> list[str]:
@@ -121,14 +95,12 @@ def _echoes(context: ApiContext, body: CompletionBody, prompts: Sequence[list[in
 
 
 class CompletionShape:
-    """How this call's sequences look, whole or in chunks. echoes: the text of each prompt, none if not asked for."""
+    """How this call's sequences look, whole or in chunks."""
 
-    def __init__(self, context: ApiContext, call: Call, body: CompletionBody, echoes: Sequence[str]) -> None:
-        self._tokenizer = context.engine.tokenizer
-        self.call = call
-        self._body = body
-        self._echoes = echoes
-        self._is_echoed = [not body.echo] * len(call.requests)
+    def __init__(self, context: ApiContext, call: Call) -> None:
+        self._token_texts = context.engine.tokenizer.token_texts
+        self._call = call
+        self._is_echoed = [call.echoes is None] * len(call.requests)
         self._logprobs = [self._new_logprobs(index) for index in range(len(call.requests))]
         self._common: dict[str, Any] = {
             "id": call.id,
@@ -167,25 +139,22 @@ class CompletionShape:
 
     def _echo(self, index: int) -> str:
         """The prompt's text, before a choice's first piece."""
-        if self._is_echoed[index]:
+        if self._call.echoes is None or self._is_echoed[index]:
             return ""
         self._is_echoed[index] = True
-        return self._echoes[index // self.call.num_choices]
+        return self._call.echoes[index // self._call.num_choices]
 
     def _block(self, index: int, prompt: Sequence[TokenLogprob | None], output: Sequence[TokenLogprob]) -> str:
         logprobs = self._logprobs[index]
         if logprobs is None:
             return "null"
         entries: Entries = [
-            *zip(self._prompt_ids(index), prompt, strict=False),
+            *zip(self._call.prompt(index), prompt, strict=False),
             *((own.token_id, own) for own in output),
         ]
         return logprobs.block(entries)
 
     def _new_logprobs(self, index: int) -> CompletionLogprobs | None:
-        if self._body.logprobs is None:
+        if not self._call.has_logprobs:
             return None
-        return CompletionLogprobs(self._tokenizer.token_texts, () if self._body.echo else self._prompt_ids(index))
-
-    def _prompt_ids(self, index: int) -> Sequence[int]:
-        return self.call.prompts[index // self.call.num_choices]
+        return CompletionLogprobs(self._token_texts, self._call.prompt(index) if self._call.echoes is None else ())

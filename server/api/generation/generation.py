@@ -13,7 +13,8 @@ from server.api.context import ApiContext
 from server.api.edge.event_bridge import Inbox, IndexedEvent
 from server.api.edge.request_context import answer_with
 from server.api.generation.call import Call
-from server.api.generation.call_meter import CallMeter
+from server.api.generation.call_metrics import CallMetrics
+from server.api.generation.progress import CallProgress
 from server.api.wire.errors import ApiError, engine_dead, from_engine
 from server.engine.request import QueueFull, Request, TokenEvent
 
@@ -21,21 +22,18 @@ from server.engine.request import QueueFull, Request, TokenEvent
 class Generation:
     """The requests of one call. Every one that has not finished when the call ends is aborted."""
 
-    def __init__(self, context: ApiContext, requests: Sequence[Request], meter: CallMeter) -> None:
+    def __init__(
+        self, context: ApiContext, requests: Sequence[Request], progress: CallProgress, metrics: CallMetrics
+    ) -> None:
         self._engine = context.engine
         self._bridge = context.bridge
         self._requests = requests
-        self._meter = meter
+        self._progress = progress
+        self._metrics = metrics
         self._trace = context.trace
         self._unfinished: set[str] = set()
-        self._num_output_tokens = [0] * len(requests)
         self.inbox = Inbox()
         self.is_submitted = False
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Generated so far, by all requests."""
-        return sum(self._num_output_tokens)
 
     def submit(self) -> None:
         """Hand all requests to the engine. Raises QueueFull or InvalidRequest, ApiError 503 where the engine is dead;
@@ -47,7 +45,7 @@ class Generation:
                 self._engine.submit(request, self._bridge.listener(self.inbox, index))
                 self._unfinished.add(request.id)
         except QueueFull:
-            self._meter.refused("queue_full")
+            self._metrics.refused("queue_full")
             raise
         self.is_submitted = True
 
@@ -66,8 +64,8 @@ class Generation:
             yield events
 
     def _note(self, index: int, event: TokenEvent, now_s: float) -> ApiError | None:
-        self._meter.saw(index, event, now_s)
-        self._num_output_tokens[index] = event.num_output_tokens
+        self._progress.saw(index, event)
+        self._metrics.saw(index, event, now_s)
         if event.finish_reason is None:
             return None
         self._unfinished.discard(event.request_id)
@@ -80,12 +78,11 @@ class Generation:
     def close(self) -> None:
         for request_id in self._unfinished:
             self._engine.abort(request_id)
-        record = self._meter.close(aborted=len(self._unfinished))
-        self._trace(record)
+        self._trace(self._metrics.close(num_aborted=len(self._unfinished)))
 
 
 @contextmanager
-def submitted(context: ApiContext, call: Call, meter: CallMeter) -> Iterator[Generation]:
+def submitted(context: ApiContext, call: Call, progress: CallProgress) -> Iterator[Generation]:
     """A generation under way; leaving the block aborts what is left of it. Raises ApiError 429 beyond the quota."""
     if call.admission is not None:
         call.admission.undo()
@@ -93,14 +90,14 @@ def submitted(context: ApiContext, call: Call, meter: CallMeter) -> Iterator[Gen
         call.target.tenant, call.target.quotas, num_tokens=call.max_tokens, num_sequences=len(call.requests)
     )
     answer_with(reservation.headers)
-    generation = Generation(context, call.requests, meter)
+    generation = Generation(context, call.requests, progress, CallMetrics(context.metrics, call, progress))
     try:
         with context.draining.watching(generation.inbox):
             generation.submit()
             yield generation
     finally:
         generation.close()
-        reservation.settle(generation.num_output_tokens + (call.num_prompts_tokens if generation.is_submitted else 0))
+        reservation.settle(progress.num_output_tokens + (call.num_prompts_tokens if generation.is_submitted else 0))
 
 
 @asynccontextmanager

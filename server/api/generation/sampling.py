@@ -13,7 +13,11 @@ from server.engine.request import InvalidRequest, SamplingParams
 
 
 def sampling_params(
-    body: GenerationBody, context: ApiContext, *, logprobs: int | None, prompt_logprobs: int | None = None
+    body: GenerationBody,
+    context: ApiContext,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+    end_ids: tuple[int, ...],
 ) -> SamplingParams:
     """Everything but max_tokens, which depends on the prompt. What a client leaves out is the operator's default,
     else the API's. Raises InvalidRequest.
@@ -41,6 +45,7 @@ def sampling_params(
         stop=body.stop,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=body.ignore_eos or False,
+        end_ids=end_ids,
     )
 
 

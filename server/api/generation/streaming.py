@@ -15,12 +15,10 @@ from starlette.types import Receive, Scope, Send
 
 from server.api.context import ApiContext
 from server.api.edge.event_bridge import IndexedEvent
-from server.api.generation.call import Call, inline_or_heavy
-from server.api.generation.call_meter import CallMeter
-from server.api.generation.call_tally import CallTally
+from server.api.generation.call import Call, StreamUsage, inline_or_heavy
 from server.api.generation.generation import Generation, hang_up_watched, submitted
-from server.api.generation.schemas import GenerationBody, StreamOptions
-from server.api.generation.usage import Usage
+from server.api.generation.progress import CallProgress, usage_of_sequence
+from server.api.generation.schemas import GenerationBody
 from server.api.generation.whole import LOGPROB_WEIGHT
 from server.api.wire.errors import ApiError, ClientGone
 from server.api.wire.json_text import json_string, json_text
@@ -41,34 +39,28 @@ class Renderer(Protocol):
 
 
 class ChunkWriter:
-    """Wraps a renderer's choices into chunks, with as much usage as `options` asks for."""
+    """Wraps a renderer's choices into chunks, with as much usage as the call's stream options ask for."""
 
-    def __init__(self, context: ApiContext, call: Call, renderer: Renderer, options: StreamOptions | None) -> None:
+    def __init__(self, call: Call, renderer: Renderer, progress: CallProgress) -> None:
+        self._call = call
         self._renderer = renderer
-        self._usage = Usage(call)
-        self._tally = CallTally(context.usage, call.target, self._usage)
+        self._progress = progress
         self._head = f"data: {renderer.head()}"
-        self._has_usage = options is not None and bool(options.include_usage)
-        self._has_running_usage = options is not None and bool(options.continuous_usage_stats)
+        self._reports = call.stream or StreamUsage()
 
     def chunks(self, index: int, event: TokenEvent) -> str:
-        self._usage.saw(index, event)
-        tail = self._tail(index)
+        tail = self._tail(index, event)
         return "".join(f"{self._head}[{choice}]{tail}" for choice in self._renderer.choices(index, event))
 
-    def sent(self) -> None:
-        """The client has been handed all chunks made until now: they are billed."""
-        self._tally.sent()
-
     def closing(self) -> str:
-        if not self._has_usage:
+        if not self._reports.at_end:
             return _DONE
-        return f'{self._head}[],"usage":{json_text(self._usage.total())}}}\n\n{_DONE}'
+        return f'{self._head}[],"usage":{json_text(self._progress.usage())}}}\n\n{_DONE}'
 
-    def _tail(self, index: int) -> str:
-        if self._has_running_usage:
-            return f',"usage":{json_text(self._usage.of_sequence(index))}}}\n\n'
-        return ',"usage":null}\n\n' if self._has_usage else "}\n\n"
+    def _tail(self, index: int, event: TokenEvent) -> str:
+        if self._reports.in_chunks:
+            return f',"usage":{json_text(usage_of_sequence(self._call, index, event))}}}\n\n'
+        return ',"usage":null}\n\n' if self._reports.at_end else "}\n\n"
 
 
 class TokenStream(Response):
@@ -76,17 +68,17 @@ class TokenStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, context: ApiContext, call: Call, writer: ChunkWriter) -> None:
+    def __init__(self, context: ApiContext, call: Call, renderer: Renderer) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **call.target.headers})
         del self.headers["content-length"]
         self._context = context
         self._call = call
-        self._writer = writer
+        self._progress = CallProgress(call)
+        self._writer = ChunkWriter(call, renderer, self._progress)
         self._is_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        meter = CallMeter(self._context.metrics, self._call)
-        with submitted(self._context, self._call, meter) as generation:
+        with submitted(self._context, self._call, self._progress) as generation:
             async with hang_up_watched(receive, generation.inbox):
                 await self._send_generation(generation, send)
 
@@ -113,7 +105,7 @@ class TokenStream(Response):
             text = await self._rendered(events)
             if text or not events:
                 await send(_body(text or _KEEP_ALIVE, more=True))
-                self._writer.sent()
+                self._progress.bill(self._context.usage)
 
     async def _rendered(self, events: Sequence[IndexedEvent]) -> str:
         """The first event of a sequence may hold the log-probabilities of a whole prompt."""

@@ -1,17 +1,20 @@
-"""Waits for a whole answer: every sequence's text, log-probabilities and end. Knows no JSON."""
+"""Answers in one piece: waits for every sequence's text, log-probabilities and end. The shapes are the route's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from starlette.background import BackgroundTask
+from starlette.responses import Response
 from starlette.types import Receive
 
 from server.api.context import ApiContext
-from server.api.generation.call import Call
-from server.api.generation.call_meter import CallMeter
+from server.api.generation.call import Call, inline_or_heavy
 from server.api.generation.generation import hang_up_watched, submitted
-from server.api.generation.usage import Usage
+from server.api.generation.progress import CallProgress
+from server.api.wire.json_text import json_text
 from server.engine.request import TokenEvent, TokenLogprob
 
 LOGPROB_WEIGHT = 32  # of one token with its alternatives, next to a character of a prompt to tokenise
@@ -42,14 +45,38 @@ class Choice:
         self.finish_reason = event.finish_reason
 
 
-async def collect(context: ApiContext, call: Call, receive: Receive) -> tuple[list[Choice], Usage]:
-    """The call's choices in order. Raises ApiError when one fails, ClientGone when nobody waits any more."""
-    choices, usage = [Choice() for _ in call.requests], Usage(call)
-    meter = CallMeter(context.metrics, call)
-    with submitted(context, call, meter) as generation:
+class WholeShape(Protocol):
+    """Makes the JSON text of an answer that is not streamed."""
+
+    def whole_head(self) -> str:
+        """The answer up to the members of `choices`."""
+
+    def whole(self, index: int, choice: Choice) -> str:
+        """One member of `choices`."""
+
+
+async def whole_answer(context: ApiContext, call: Call, shape: WholeShape, receive: Receive) -> Response:
+    """The call's answer, billed once it is sent. Raises ApiError when a sequence fails, ClientGone after a hang-up."""
+    progress = CallProgress(call)
+    choices = await _collect(context, call, progress, receive)
+
+    def render() -> bytes:
+        members = ",".join(shape.whole(index, choice) for index, choice in enumerate(choices))
+        return f'{shape.whole_head()}{members}],"usage":{json_text(progress.usage())}}}'.encode("ascii")
+
+    async def bill() -> None:  # a plain function would run on a thread
+        progress.bill(context.usage)
+
+    body = await inline_or_heavy(context, call.target.tenant, sum(choice.weight for choice in choices), render)
+    headers = call.target.headers
+    return Response(body, headers=headers, media_type="application/json", background=BackgroundTask(bill))
+
+
+async def _collect(context: ApiContext, call: Call, progress: CallProgress, receive: Receive) -> list[Choice]:
+    choices = [Choice() for _ in call.requests]
+    with submitted(context, call, progress) as generation:
         async with hang_up_watched(receive, generation.inbox):
             async for events in generation.batches():
                 for index, event in events:
                     choices[index].saw(event)
-                    usage.saw(index, event)
-    return choices, usage
+    return choices

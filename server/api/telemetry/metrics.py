@@ -1,4 +1,4 @@
-"""Counts what the API did, for Prometheus. Decides names, labels and their bounds; `call_meter` feeds it.
+"""Counts what the API did, for Prometheus. Decides names, labels and their bounds; `call_metrics` feeds it.
 
 No histogram carries a tenant; counters carry at most `max_label_values` tenant/adapter pairs, then "other".
 """
@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from adapters_store.versions.served_names import ServedNames
 from server.api.engine_client import EngineClient
+from server.api.telemetry.call_record import CallRecord
 from server.api.telemetry.engine_metrics import EngineCollector
 from server.engine.metrics import SECONDS
 
@@ -98,6 +99,16 @@ class ApiMetrics:
                 return (OTHER, OTHER)
             self._owners.add(pair)
         return pair
+
+    def count_call(self, record: CallRecord, num_aborted: int) -> None:
+        """A call for text is over."""
+        owner = self.owner_labels(record.tenant, record.adapter)
+        self.sequences.labels(*owner).inc(record.num_sequences)
+        self.prompt_tokens.labels(*owner).inc(record.num_prompt_tokens)
+        self.cached_tokens.labels(*owner).inc(record.num_cached_tokens)
+        self.output_tokens.labels(*owner).inc(record.num_output_tokens)
+        if num_aborted:
+            self.aborted.inc(num_aborted)
 
     def error_label(self, code: str) -> str:
         """Codes are few, but nobody promises it."""

@@ -10,7 +10,7 @@ from adapters_store.store import AdapterStore
 from server.api.app import create_app
 from server.api.background import background
 from server.api.settings import ApiSettings
-from server.api.telemetry.usage_ledger import UsageLedger
+from server.api.telemetry.usage_log import UsageLog
 from server.engine.text.tokenizer import Tokenizer
 from support.models.adapter_files import tiny_base
 from support.models.tokenizer_zoo import byte_level, wrapped
@@ -21,7 +21,7 @@ from support.worlds.fake_engine import FakeEngine
 def main(data_dir: Path, flush_every_s: float) -> None:
     store = AdapterStore.open(data_dir)
     with FakeEngine(tiny_base(), Tokenizer(wrapped(byte_level())), step_s=0.002) as engine:
-        usage = UsageLedger(store.usage, flush_every_s=flush_every_s)
+        usage = UsageLog(store.usage, flush_every_s=flush_every_s)
         settings = ApiSettings(data_dir=data_dir, auth="off")
         app = create_app(engine=engine, store=store, settings=settings, usage=usage)
         with background(app), serving(app) as url:

@@ -107,7 +107,7 @@ def test_a_day_that_is_none_is_a_400(client: httpx.Client) -> None:
 
 @contextmanager
 def server_process(data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    script = TESTS / "support" / "served_process.py"
+    script = TESTS / "support" / "servers" / "served_process.py"
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), str(TESTS.parent / "kernels")]),

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 FLUSH_EVERY_S = 1.0
 
 
-class UsageLedger:
+class UsageLog:
     """Thread-safe. Without `start()` only `flush()` writes."""
 
     def __init__(

@@ -1,0 +1,187 @@
+"""Builds a Call from a checked body: target, tokens, parameters, limits, deadline, in this order.
+
+After it nothing opens the body. What only one route's body holds comes as a `PromptSource`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from uuid import uuid4
+
+from adapters_store.parsing.strict_json import shown
+from server.api.context import ApiContext
+from server.api.generation.admission import BeforeBody
+from server.api.generation.call import Call, StreamUsage, inline_or_heavy
+from server.api.generation.sampling import sampling_params
+from server.api.generation.schemas import GenerationBody
+from server.api.target import Target, resolve_target
+from server.engine.request import InvalidRequest, Request, SamplingParams
+
+_SEED_RANGE = 2**63
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBudget:
+    """asked: what the client set, None for the default. default None means up to the context length."""
+
+    prompt_field: str
+    asked: int | None
+    default: int | None
+
+    def max_tokens(self, num_prompt_tokens: int, max_model_len: int) -> int:
+        """Raises InvalidRequest `context_length_exceeded` when prompt and asked tokens do not fit together."""
+        num_left = max_model_len - num_prompt_tokens
+        if num_left < (1 if self.asked is None else self.asked):
+            raise _context_exceeded(self.prompt_field, num_prompt_tokens, self.asked, max_model_len)
+        if self.asked is not None:
+            return self.asked
+        return num_left if self.default is None else min(self.default, num_left)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSource:
+    """What one route's body says of its prompts. Its functions may run on any thread, and raise InvalidRequest.
+
+    id_prefix: of the answer's id. weight: what it takes to tokenise, in characters. echo: the prompts' texts, from
+    their tokens; None if the answer does not repeat them. end_ids: tokens that end an answer besides the base's own.
+    """
+
+    id_prefix: str
+    num_prompts: int
+    weight: int
+    budget: TokenBudget
+    tokenize: Callable[[], list[list[int]]]
+    logprobs: int | None
+    prompt_logprobs: int | None = None
+    echo: Callable[[Sequence[list[int]]], list[str]] | None = None
+    end_ids: tuple[int, ...] = ()
+
+
+async def build_call(
+    context: ApiContext, before: BeforeBody, body: GenerationBody, source: PromptSource, request_id: str
+) -> Call:
+    """Raises ApiError or InvalidRequest; nothing has been submitted yet."""
+    _check_counts(context, source.num_prompts, body.num_choices)
+    target = await resolve_target(context, before.caller, body.model, body.sticky or request_id)
+
+    def build() -> Call:
+        prompts = source.tokenize()
+        params = sampling_params(body, context, source.logprobs, source.prompt_logprobs, source.end_ids)
+        _check_prompt_logprobs(context, params, sum(map(len, prompts)) * body.num_choices)
+        call_id = f"{source.id_prefix}-{uuid4().hex}"
+        requests = _requests(
+            context,
+            prompts,
+            target=target,
+            budget=source.budget,
+            params=params,
+            num_choices=body.num_choices,
+            call_id=call_id,
+            deadline_s=before.deadline_s,
+        )
+        return Call(
+            id=call_id,
+            created=int(time.time()),
+            target=target,
+            prompts=prompts,
+            num_choices=body.num_choices,
+            requests=requests,
+            admission=before.admission,
+            stream=_stream_usage(body),
+            echoes=None if source.echo is None else source.echo(prompts),
+        )
+
+    return await inline_or_heavy(context, target.tenant, source.weight, build)
+
+
+def check_length(context: ApiContext, field: str, num_chars: int) -> None:
+    """Refuses what cannot fit before spending time on its tokens. Raises InvalidRequest."""
+    limit = context.engine.max_model_len * context.settings.max_chars_per_token
+    if num_chars > limit:
+        message = f"{field} must have at most {limit} characters, got {num_chars}"
+        raise InvalidRequest(field, message, code="context_length_exceeded")
+
+
+def _check_counts(context: ApiContext, num_prompts: int, num_choices: int) -> None:
+    settings = context.settings
+    for field, what, count, limit in (
+        ("prompt", "prompts", num_prompts, settings.max_prompts),
+        ("n", "choices", num_choices, settings.max_choices),
+        ("n", "sequences (prompts x n)", num_prompts * num_choices, settings.max_sequences),
+    ):
+        if count > limit:
+            raise InvalidRequest(field, f"{field}: at most {limit} {what} in one call, got {shown(count)}")
+
+
+def _check_prompt_logprobs(context: ApiContext, params: SamplingParams, num_tokens: int) -> None:
+    if params.prompt_logprobs is None:
+        return
+    count, limit = num_tokens * (params.prompt_logprobs + 1), context.settings.max_prompt_logprobs
+    if count > limit:
+        reason = f"logprobs: at most {limit} log-probabilities of prompts (tokens x n x (logprobs + 1)), got {count}"
+        raise InvalidRequest("logprobs", reason)
+
+
+def _requests(
+    context: ApiContext,
+    prompts: Sequence[list[int]],
+    *,
+    target: Target,
+    budget: TokenBudget,
+    params: SamplingParams,
+    num_choices: int,
+    call_id: str,
+    deadline_s: float | None,
+) -> list[Request]:
+    """Raises InvalidRequest, also for a token id that the model cannot read, whether the client sent it or a text holds
+    its token."""
+    own_params = cache(lambda max_tokens, seed: replace(params, max_tokens=max_tokens, seed=seed))
+    requests: list[Request] = []
+    for prompt in prompts:
+        if not prompt:
+            raise InvalidRequest(budget.prompt_field, f"{budget.prompt_field} must have at least 1 token, got 0")
+        max_tokens = budget.max_tokens(len(prompt), context.engine.max_model_len)
+        context.engine.vocabulary.check(prompt, budget.prompt_field)  # of a prompt that fits: the look is short
+        for choice in range(num_choices):
+            own = own_params(max_tokens, _seed_of(params.seed, choice))
+            request = _request(f"{call_id}-{len(requests)}", target, prompt, own)
+            request.price = 1.0 + context.settings.rank_surcharge * target.rank
+            request.deadline_s = deadline_s
+            requests.append(request)
+    return requests
+
+
+def _request(request_id: str, target: Target, prompt: list[int], params: SamplingParams) -> Request:
+    return Request(
+        id=request_id,
+        tenant=target.tenant,
+        prompt_ids=prompt,
+        params=params,
+        adapter=target.adapter,
+        adapter_name=None if target.adapter is None else f"{target.tenant}/{target.label}",
+        arrival_s=time.monotonic(),
+        weight=target.quotas.weight,
+    )
+
+
+def _seed_of(seed: int | None, choice: int) -> int | None:
+    """Choices of one seeded call differ from each other, and are the same in every such call."""
+    return None if seed is None else (seed + choice) % _SEED_RANGE
+
+
+def _stream_usage(body: GenerationBody) -> StreamUsage | None:
+    if not body.stream:
+        return None
+    options = body.stream_options
+    if options is None:
+        return StreamUsage()
+    return StreamUsage(at_end=bool(options.include_usage), in_chunks=bool(options.continuous_usage_stats))
+
+
+def _context_exceeded(field: str, num_prompt_tokens: int, asked: int | None, limit: int) -> InvalidRequest:
+    completion = "" if asked is None else f" and {shown(asked)} for the completion"
+    message = f"{field}: the context length is {limit} tokens, got {num_prompt_tokens} in the prompt{completion}"
+    return InvalidRequest(field, message, code="context_length_exceeded")
