@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import httpx
 
 from adapters_store.accounts.usage import total_of
 from adapters_store.store import AdapterStore
+from support.servers.waiting import wait_until
 
 NUM_KILLS = int(os.environ.get("MULTILORA_USAGE_KILLS", "4"))
 FLUSH_S = 0.05
+MIN_SEEN_TOKENS = 200  # before a kill, however slow the machine is: several flush intervals
 TESTS = Path(__file__).parents[3]
 ASK = {"prompt": "hello there", "max_tokens": 12, "temperature": 0}
 Upload = Callable[..., httpx.Response]
@@ -140,6 +143,11 @@ def stream_until_cut(url: str, tenant: str, seen: dict[str, int]) -> None:
                 return
 
 
+def has_seen_enough(seen: dict[str, int], prefix: str) -> bool:
+    """Whether the clients so named have seen that many generated tokens."""
+    return sum(each % 1_000_000 for name, each in list(seen.items()) if name.startswith(prefix)) >= MIN_SEEN_TOKENS
+
+
 def test_across_kill_9_records_are_never_more_than_clients_were_told_and_lose_one_interval(tmp_path: Path) -> None:
     seen: dict[str, int] = {}
     for run in range(NUM_KILLS):
@@ -150,6 +158,7 @@ def test_across_kill_9_records_are_never_more_than_clients_were_told_and_lose_on
             for client in clients:
                 client.start()
             clients[0].join(0.6 + 0.13 * (run % 5))
+            wait_until(partial(has_seen_enough, seen, f"t{run}-"), timeout_s=60.0)
             process.send_signal(signal.SIGKILL)
             for client in clients:
                 client.join()
