@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
-from adapters_store.errors import AdapterRejected, AdapterUnavailable, BlobDamaged, NotFound, StoreError
+from adapters_store.errors import AdapterRejected, AdapterUnavailable, BlobDamaged, NotFound, StoreError, UserError
 from adapters_store.format.config import parse_config
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.safetensors_header import read_header
@@ -67,7 +67,7 @@ class AdapterLoader:
         """Whether the uploaded files are there and have this digest."""
         try:
             self._read(digest, base)
-        except (StoreError, OSError):
+        except (UserError, OSError):
             return False
         return True
 

@@ -22,12 +22,7 @@ from trainer.run_folder.folder import Exit, RunDirInUse
 from trainer.spec import SpecError, TrainSpec
 
 GENERAL_ADVICE = "smaller batch.micro_tokens, checkpointing: true, method: qlora or more ranks take less"
-_BAD_INPUT: tuple[tuple[type[Exception], str, str | None], ...] = (
-    (UnsupportedBase, "unsupported_base", "base"),
-    (Diverged, "diverged", "optim.learning_rate"),
-    (RunDirInUse, "run_dir_in_use", "run_dir"),
-    (FileNotFoundError, "file_not_found", None),
-)
+_BAD_INPUT = (SpecError, DataRejected, UnsupportedBase, Diverged, RunDirInUse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +41,10 @@ class Failure:
 
 def failure_of(error: Exception, spec: TrainSpec | None = None) -> Failure:
     """The failure of any error that ends a run. spec: None if it could not be read."""
-    if isinstance(error, SpecError | DataRejected):
+    if isinstance(error, _BAD_INPUT):
         return Failure(Exit.BAD_INPUT, error.code, error.message, error.param)
-    for kind, code, param in _BAD_INPUT:
-        if isinstance(error, kind):
-            return Failure(Exit.BAD_INPUT, code, str(error), param)
+    if isinstance(error, FileNotFoundError):
+        return Failure(Exit.BAD_INPUT, "file_not_found", str(error))
     return _of_machine(error, spec)
 
 

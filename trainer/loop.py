@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 
+from adapters_store.errors import UserError
 from trainer.data.packing import Batches
 from trainer.data.types import PackedBatch, StepBatch
 from trainer.model.memory import peak_bytes
@@ -30,8 +31,11 @@ from trainer.spec import TrainSpec
 Outcome = Literal["finished", "paused", "cancelled"]
 
 
-class Diverged(ArithmeticError):
+class Diverged(UserError):
     """The loss or the gradient stopped being a number; going on would train nothing."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("diverged", message, param="optim.learning_rate")
 
 
 @dataclass(eq=False)

@@ -23,6 +23,7 @@ from adapters_store.base.description import BaseDescription
 from adapters_store.base.families import HEAD
 from adapters_store.base.files import base_digest, load_config
 from adapters_store.base.folder import weight_files
+from adapters_store.errors import InputRefused
 from adapters_store.format.config import parse_config
 from adapters_store.format.dtypes import TENSOR_TYPES
 from adapters_store.format.limits import AdapterLimits
@@ -37,14 +38,8 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-class MergeRefused(ValueError):
+class MergeRefused(InputRefused):
     """Nothing was written. code: base_is_quantized, merge_not_exact, tied_head, weight_not_found, out_exists."""
-
-    def __init__(self, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.param = param
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ def merge(base: Path, adapter: Path, out: Path, *, description: BaseDescription,
     _refuse_what_cannot_be_merged(plan, base, out, quantized=quantized)
     if nf4:
         parity = compare_requantised(base, adapter)
-        raise MergeRefused("merge_not_exact", _about_nf4(parity), "quantize")
+        raise MergeRefused("merge_not_exact", _about_nf4(parity), param="quantize")
     files = Filesystem()
     aside = out.with_name(f".{out.name}.aside")
     files.remove_tree(aside)
@@ -96,14 +91,14 @@ def _plan(adapter: Path, description: BaseDescription) -> AdapterPlan:
 
 def _refuse_what_cannot_be_merged(plan: AdapterPlan, base: Path, out: Path, *, quantized: bool) -> None:
     if out.exists():
-        raise MergeRefused("out_exists", f"--out {out}: exists already", "out")
+        raise MergeRefused("out_exists", f"--out {out}: exists already", param="out")
     if quantized:
         message = f"--base {base}: its weights are quantised, and a sum would be rounded to them again; merge into the "
-        raise MergeRefused("base_is_quantized", f"{message}unquantised base it was made from", "base")
+        raise MergeRefused("base_is_quantized", f"{message}unquantised base it was made from", param="base")
     targets_head = any(module.name == HEAD for module in plan.modules)
     if targets_head and load_config(base).tie_word_embeddings:
         message = f"the adapter changes {HEAD}, which this base shares with its embeddings: merging would change both"
-        raise MergeRefused("tied_head", message, "base")
+        raise MergeRefused("tied_head", message, param="base")
 
 
 def _merge_aside(base: Path, adapter: Path, aside: Path, plan: AdapterPlan) -> tuple[str, Parity]:
@@ -133,7 +128,7 @@ def _write_weights(base: Path, aside: Path, plan: AdapterPlan, weights: Path) ->
             merged = _merged_file(file, aside / file.name, waiting, adapter)
             dtypes |= merged
     if waiting:
-        raise MergeRefused("weight_not_found", f"{min(waiting)}: in none of the base's weight files", "base")
+        raise MergeRefused("weight_not_found", f"{min(waiting)}: in none of the base's weight files", param="base")
     return str(max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)).removeprefix("torch.")
 
 

@@ -30,6 +30,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from adapters_store.errors import InputRefused
 from adapters_store.parsing.patterns import PLAIN_KEY
 from adapters_store.parsing.strict_json import shown
 
@@ -40,15 +41,14 @@ MAX_FORWARD_TOKENS = 1 << 24
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
-class SpecError(Exception):
+class SpecError(InputRefused):
     """One field of a spec is not usable. `code` is "unknown_field", "missing_field", "bad_field" or "bad_spec";
     `param` is the field's dotted path, e.g. "adapter.rank". Not a ValueError: pydantic would wrap it."""
 
+    param: str
+
     def __init__(self, field: str, value: object, limit: str, *, code: str = "bad_field") -> None:
-        self.code = code
-        self.param = field
-        self.message = f"{field}: must be {limit}, got {shown(value)}"
-        super().__init__(self.message)
+        super().__init__(code, f"{field}: must be {limit}, got {shown(value)}", param=field)
 
 
 def _whole(low: int, high: int, default: Any = ...) -> Any:

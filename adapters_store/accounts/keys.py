@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from sqlalchemy import ColumnElement, Connection, insert, or_, select, update
 
-from adapters_store.errors import AdapterRejected, NotFound
+from adapters_store.errors import InputRefused, NotFound
 from adapters_store.storage.database import now_s
 from adapters_store.storage.schema import api_keys, tenants
 
@@ -71,23 +71,23 @@ class KeyWishes:
 
 
 def parse_scopes(names: Collection[str]) -> Scopes:
-    """Raises AdapterRejected (bad_scope) for an unknown name, or none at all."""
+    """Raises InputRefused (bad_scope) for an unknown name, or none at all."""
     known = {scope.value for scope in Scope}
     unknown = sorted(set(names) - known)
     if unknown or not names:
         got = f"got {unknown[0][:40]!r}" if unknown else "got none"
-        raise AdapterRejected("bad_scope", f"scopes: must be some of {', '.join(sorted(known))}; {got}", param="scopes")
+        raise InputRefused("bad_scope", f"scopes: must be some of {', '.join(sorted(known))}; {got}", param="scopes")
     return frozenset(Scope(name) for name in names)
 
 
 def check_wishes(wishes: KeyWishes) -> None:
-    """Raises AdapterRejected (bad_expiry, bad_label)."""
+    """Raises InputRefused (bad_expiry, bad_label)."""
     if wishes.expires_at is not None and wishes.expires_at <= now_s():
         message = f"expires_at: {wishes.expires_at} is not in the future, it is {now_s()} (Unix seconds)"
-        raise AdapterRejected("bad_expiry", message, param="expires_at")
+        raise InputRefused("bad_expiry", message, param="expires_at")
     if wishes.label is not None and not (wishes.label.isprintable() and len(wishes.label) <= _MAX_LABEL_CHARS):
         message = f"label: must be at most {_MAX_LABEL_CHARS} printable characters, got {len(wishes.label)}"
-        raise AdapterRejected("bad_label", message, param="label")
+        raise InputRefused("bad_label", message, param="label")
 
 
 def new_key() -> str:

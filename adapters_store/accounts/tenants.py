@@ -43,7 +43,7 @@ class TenantStore:
         """A new tenant with its first key, which opens everything of the tenant's.
 
         Raises:
-            AdapterRejected: bad_name. Conflict: tenant_exists.
+            InputRefused: bad_name. Conflict: tenant_exists.
         """
         check_name("tenant", name)
         key = keys.new_key()
@@ -74,7 +74,7 @@ class TenantStore:
             return keys.all_of(connection, registry.tenant_id(connection, name))
 
     def create_key(self, name: str, wishes: KeyWishes) -> TenantKey:
-        """One more key. Raises NotFound (tenant_not_found), AdapterRejected (bad_expiry, bad_label)."""
+        """One more key. Raises NotFound (tenant_not_found), InputRefused (bad_expiry, bad_label)."""
         keys.check_wishes(wishes)
         key = keys.new_key()
         with self._database.write() as connection:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from adapters_store.errors import ExitCode, UserError
+
 LayerGroups = tuple[tuple[str, ...], ...]
 
 SEPARATE: LayerGroups = (
@@ -32,8 +34,13 @@ FAMILIES: dict[str, LayerGroups] = {
 }
 
 
-class UnsupportedBase(ValueError):
+class UnsupportedBase(UserError):
     """This base cannot be served exactly; the message names what is unsupported and what is supported."""
+
+    exit_code = ExitCode.UNSUPPORTED
+
+    def __init__(self, message: str) -> None:
+        super().__init__("unsupported_base", message, param="base")
 
 
 @dataclass(frozen=True, slots=True)

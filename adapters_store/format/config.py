@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.config_fields import Body, bad_field, check_fields, default_delta_is_zero, is_empty
@@ -101,7 +102,12 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
         message = f"adapter_config.json: {len(data)} bytes, the limit is {limits.max_config_bytes}"
         raise AdapterRejected("config_too_large", message, param="config")
     refuse_foreign_config(data)
-    body = parse_strict_json(data, what="adapter_config.json", max_objects=_MAX_OBJECTS)
+    body = parse_strict_json(
+        data,
+        what="adapter_config.json",
+        max_objects=_MAX_OBJECTS,
+        refused=partial(AdapterRejected, param="adapter_config.json"),
+    )
     if not isinstance(body, dict):
         raise AdapterRejected("bad_json", f"adapter_config.json: must be an object, got {shown(body)}", param="config")
     check_fields(body)

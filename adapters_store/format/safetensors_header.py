@@ -10,6 +10,7 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from adapters_store.errors import AdapterRejected
@@ -57,7 +58,13 @@ def read_header(path: Path, limits: AdapterLimits) -> SafetensorsHeader:
     raw, file_bytes = _read_raw(path, limits)
     data_start = _LENGTH_BYTES + len(raw)
     max_objects = limits.max_tensors + 2  # the tensors, the metadata and the header itself
-    body = parse_strict_json(raw, what="safetensors header", max_objects=max_objects, too_many="too_many_tensors")
+    body = parse_strict_json(
+        raw,
+        what="safetensors header",
+        max_objects=max_objects,
+        refused=partial(AdapterRejected, param="safetensors header"),
+        too_many="too_many_tensors",
+    )
     if not isinstance(body, dict):
         raise _rejected("bad_header", "safetensors header: must be an object")
     metadata = _metadata(body.pop("__metadata__", {}))

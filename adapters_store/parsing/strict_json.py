@@ -7,27 +7,31 @@ other parsers. What two readers could read differently is refused here.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Callable
 from typing import NoReturn
 
-from adapters_store.errors import AdapterRejected
+from adapters_store.errors import InputRefused
 from adapters_store.parsing.json_pieces import JsonRules, TooDeep, read_json
+
+Refused = Callable[[str, str], InputRefused]  # code and message -> the error to raise
 
 MAX_DEPTH = 8
 _WHOLE_CHARS = 1 << 20  # read in one go: each object in it calls a hook, where other threads go on
 _WHOLE_LISTS = 1 << 15  # for a list no hook is called, so a text with more of them is read in pieces
 
 
-def parse_strict_json(data: bytes, *, what: str, max_objects: int, too_many: str = "too_many_objects") -> object:
+def parse_strict_json(
+    data: bytes, *, what: str, max_objects: int, refused: Refused, too_many: str = "too_many_objects"
+) -> object:
     """Parse `data`; `what` names the document in errors, `too_many` is the code for more than max_objects objects.
 
-    Raises:
-        AdapterRejected: not_utf8, bad_json, duplicate_key, nan_literal, too_deep, or the code `too_many`.
+    Raises refused(code, message): not_utf8, bad_json, duplicate_key, nan_literal, too_deep, or the code `too_many`.
     """
-    reader = _Reader(what, max_objects, too_many)
+    reader = _Reader(what, max_objects, refused, too_many)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise AdapterRejected("not_utf8", f"{what}: byte {error.start} is not UTF-8", param=what) from None
+        raise refused("not_utf8", f"{what}: byte {error.start} is not UTF-8") from None
     rules = JsonRules(
         pairs=reader.pairs,
         constant=reader.constant,
@@ -38,11 +42,11 @@ def parse_strict_json(data: bytes, *, what: str, max_objects: int, too_many: str
     try:
         value: object = read_json(text, rules)
     except (TooDeep, RecursionError):
-        raise AdapterRejected("too_deep", f"{what}: nested deeper than {MAX_DEPTH}", param=what) from None
+        raise refused("too_deep", f"{what}: nested deeper than {MAX_DEPTH}") from None
     except ValueError as error:
-        raise AdapterRejected("bad_json", f"{what}: not JSON: {shown(str(error), 120)}", param=what) from None
+        raise refused("bad_json", f"{what}: not JSON: {shown(str(error), 120)}") from None
     if text.count("[") + text.count("{") > MAX_DEPTH:
-        _check_depth(value, what)
+        _check_depth(value, what, refused)
     return value
 
 
@@ -57,8 +61,9 @@ def shown(value: object, limit: int = 80) -> str:
 class _Reader:
     """The parser's hooks. An error raised in a hook leaves the parser at once, so the work done stays bounded."""
 
-    def __init__(self, what: str, max_objects: int, too_many: str) -> None:
+    def __init__(self, what: str, max_objects: int, refused: Refused, too_many: str) -> None:
         self.what = what
+        self.refused = refused
         self.too_many = too_many
         self.max_objects = max_objects
         self.num_objects = 0
@@ -67,7 +72,7 @@ class _Reader:
         self.num_objects += 1
         if self.num_objects > self.max_objects:
             message = f"{self.what}: more than {self.max_objects} objects"
-            raise AdapterRejected(self.too_many, message, param=self.what)
+            raise self.refused(self.too_many, message)
         body = dict(pairs)
         if len(body) != len(pairs):
             self._refuse_duplicate([key for key, _ in pairs])
@@ -76,17 +81,17 @@ class _Reader:
     def _refuse_duplicate(self, keys: list[str]) -> NoReturn:
         seen: set[str] = set()
         twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise AdapterRejected("duplicate_key", f"{self.what}: key {shown(twice)} stands twice", param=self.what)
+        raise self.refused("duplicate_key", f"{self.what}: duplicate key {shown(twice)}")
 
     def constant(self, literal: str) -> NoReturn:
-        raise AdapterRejected("nan_literal", f"{self.what}: {literal} is not JSON", param=self.what)
+        raise self.refused("nan_literal", f"{self.what}: {literal} is not JSON")
 
     def integer(self, digits: str) -> int | float:
         # Rust reads "-0" as a float and Python as the integer 0: keep it a float here too, so no size is ever "-0".
         return int(digits) if digits != "-0" else -0.0
 
 
-def _check_depth(value: object, what: str) -> None:
+def _check_depth(value: object, what: str, refused: Refused) -> None:
     level: list[object] = [value]
     for _ in range(MAX_DEPTH):
         inner: list[object] = []
@@ -98,4 +103,4 @@ def _check_depth(value: object, what: str) -> None:
         if not inner:
             return
         level = inner
-    raise AdapterRejected("too_deep", f"{what}: nested deeper than {MAX_DEPTH}", param=what)
+    raise refused("too_deep", f"{what}: nested deeper than {MAX_DEPTH}")

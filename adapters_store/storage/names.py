@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from adapters_store.errors import AdapterRejected, NotFound
+from adapters_store.errors import InputRefused, NotFound
 from adapters_store.parsing.strict_json import shown
 
 FINE_TUNED = "ft:"  # begins a job's own name for its adapter: ft:base:tenant:name:version
@@ -14,10 +14,10 @@ _REF = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:\-]{0,127})(?:@([1-9][0-9]{0,8}))?"
 
 
 def check_name(param: str, name: str) -> None:
-    """Raises AdapterRejected (bad_name) unless `name` is 1 to 128 of letters, digits and ._:- with no mark first."""
+    """Raises InputRefused (bad_name) unless `name` is 1 to 128 of letters, digits and ._:- with no mark first."""
     if _NAME.fullmatch(name) is None:
         rule = "1 to 128 letters, digits, '.', '_', ':' or '-', beginning with a letter or digit"
-        raise AdapterRejected("bad_name", f"{param}: {shown(name)} is not a name ({rule})", param=param)
+        raise InputRefused("bad_name", f"{param}: {shown(name)} is not a name ({rule})", param=param)
 
 
 def split_ref(ref: str) -> tuple[str, int | None]:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters_store.base.description import AdapterDigest
-from adapters_store.errors import StoreError
+from adapters_store.errors import UserError
 from adapters_store.format.config import parse_config
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.safetensors_header import read_header
 from adapters_store.storage.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore
 from adapters_store.versions.quarantine import OF_THE_BLOB, Quarantine
 
-Look = Callable[[AdapterDigest], None]  # raises StoreError or OSError for a blob that is not whole
+Look = Callable[[AdapterDigest], None]  # raises UserError or OSError for a blob that is not whole
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ def _fault(blobs: BlobStore, look: Look, digest: AdapterDigest) -> tuple[str, st
         return "blob_missing", f"{_name(error.filename, blobs.folder(digest))} is missing"
     except OSError as error:
         return "blob_damaged", f"cannot be read: {error.strerror or error}"
-    except StoreError as error:
+    except UserError as error:
         return "blob_missing" if error.code == "missing_weights" else "blob_damaged", error.message
     return None
 

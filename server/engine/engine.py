@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Protocol
 
 from adapters_store.base.description import AdapterDigest
-from adapters_store.errors import AdapterUnavailable, NotFound, StoreError, StoreUnavailable
+from adapters_store.errors import AdapterUnavailable, StoreError
 from adapters_store.tiers.tiers import AdapterTiers
 from server.engine import numerics
 from server.engine.metrics import EngineCounters, EngineStats, FairnessGauge, Histogram, memory_counters
@@ -234,11 +234,8 @@ class Engine:
         return event
 
     def _adapter_failed(self, request: Request, error: StoreError) -> TokenEvent:
-        status = 404 if isinstance(error, NotFound) else 503
-        retry_after_s = error.retry_after_s if isinstance(error, StoreUnavailable) else None
-        return self._failed(
-            request, RequestError(error.code, error.message, status=status, retry_after_s=retry_after_s)
-        )
+        failure = RequestError(error.code, error.message, error.status, error.retry_after_s)
+        return self._failed(request, failure)
 
     def _too_late(self, request: Request) -> TokenEvent:
         message = f"the deadline passed after {len(request.output_ids)} of {request.params.max_tokens} tokens"

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from typing import Literal
 
 from adapters_store.base.description import AdapterDigest
+from adapters_store.errors import InputRefused, LimitReached
 from adapters_store.parsing.numbers import is_within
 from adapters_store.parsing.strict_json import shown
 
@@ -20,22 +21,18 @@ MAX_LOGIT_BIAS = 1024
 SMALLEST_FLOAT32 = 2.0**-126  # below, its numbers lose digits, and then are 0
 
 
-class InvalidRequest(ValueError):
-    """Bad input from a user: the field, the value and the limit. HTTP 400 unless `code` says otherwise."""
+class InvalidRequest(InputRefused):
+    """One field of a request is not usable."""
 
     def __init__(self, param: str, message: str, *, code: str = "invalid_value") -> None:
-        super().__init__(message)
-        self.param = param
-        self.message = message
-        self.code = code
+        super().__init__(code, message, param=param)
 
 
-class QueueFull(Exception):
-    """The waiting queue is at its limit. HTTP 429 with Retry-After `retry_after_s`."""
+class QueueFull(LimitReached):
+    """The waiting queue is at its limit."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.message = message
+        super().__init__("queue_full", message)
         self.retry_after_s = retry_after_s
 
 

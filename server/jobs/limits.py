@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adapters_store.errors import StoreError
+from adapters_store.errors import InputRefused, LimitReached
 from server.settings import check_settings, setting
 
 MIB = 1024 * 1024
@@ -35,12 +35,12 @@ class JobLimits:
             raise ValueError(f"max_rank must be positive, got {self.max_rank}")
 
 
-class JobRefused(StoreError):
-    """The file or the job cannot be run; nothing was queued. HTTP 400 (413 for "too_large"), exit code 4."""
+class JobRefused(InputRefused):
+    """The file or the job cannot be run; nothing was queued."""
 
 
-class JobLimit(StoreError):
-    """The tenant has reached a limit: jobs at once, jobs a day, bytes or files. HTTP 429."""
+class JobLimit(LimitReached):
+    """The tenant has reached a limit: jobs at once, jobs a day, bytes or files."""
 
     def __init__(
         self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None

@@ -13,9 +13,8 @@ OF_TENANTS_AND_DISKS |= {"bad_scope", "bad_expiry", "bad_label", "not_quarantine
 def test_every_refusal_code_is_explained() -> None:
     page = (ROOT / "docs" / "adapters.md").read_text()
     sources = "".join(path.read_text() for path in (ROOT / "adapters_store").rglob("*.py"))
-    raised = re.findall(
-        r"(?:Rejected|_rejected|Conflict|NotFound|BlobDamaged|Unavailable|StoreError)\(\s*\"([a-z_]+)\"", sources
-    )
+    classes = "Rejected|_rejected|Conflict|NotFound|BlobDamaged|Unavailable|StoreError|InputRefused|refused"
+    raised = re.findall(rf"(?:{classes})\(\s*\"([a-z_]+)\"", sources)
     named = re.findall(r"\"(unsupported_[a-z_]+)\"", sources)
     missing = {code for code in (*raised, *named) if f"`{code}`" not in page} - OF_TENANTS_AND_DISKS
     assert len(raised) > 30

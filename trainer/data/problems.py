@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from adapters_store.errors import InputRefused
 from adapters_store.parsing.strict_json import shown
 
 MAX_LISTED = 20
@@ -35,7 +36,7 @@ class Problem:
         }
 
 
-class DataRejected(ValueError):
+class DataRejected(InputRefused):
     """The training data cannot be used. line, code, excerpt, param are the first problem's.
 
     problems: the first ones found. counts: every problem found, by code. message: says it all in a few lines.
@@ -46,12 +47,10 @@ class DataRejected(ValueError):
         first = problems[0]
         self.problems = problems
         self.counts = counts or dict(Counter(problem.code for problem in problems))
-        self.line, self.code, self.excerpt = first.line, first.code, first.excerpt
-        self.param = what
+        self.line, self.excerpt = first.line, first.excerpt
         self.num_problems = sum(self.counts.values())
         more = f" (and {self.num_problems - 1} more problems)" if self.num_problems > 1 else ""
-        self.message = f"{what}: {first}{more}"
-        super().__init__(self.message)
+        super().__init__(first.code, f"{what}: {first}{more}", param=what)
 
     def to_mapping(self) -> dict[str, object]:
         """For a report or an API's error details."""
@@ -64,15 +63,14 @@ class DataRejected(ValueError):
         }
 
 
-class LineRefused(ValueError):
-    """Inside one line: raised by the parser, turned into a Problem by whoever knows the line's number."""
+class LineRefused(InputRefused):
+    """Inside one line: raised by the parser, turned into a Problem where the line's number is known."""
+
+    param: str
 
     def __init__(self, code: str, message: str, *, excerpt: str = "", param: str = "") -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
+        super().__init__(code, message, param=param)
         self.excerpt = excerpt
-        self.param = param
 
     def at(self, line: int) -> Problem:
         return Problem(line, self.code, self.message, self.excerpt, self.param)

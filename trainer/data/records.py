@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from adapters_store.errors import AdapterRejected
 from adapters_store.parsing.numbers import is_within
 from adapters_store.parsing.strict_json import parse_strict_json
 from trainer.data.problems import LineRefused, excerpt_of, excerpt_of_bytes
@@ -85,10 +84,12 @@ def _without_nulls(body: Mapping[str, object]) -> dict[str, object]:
 
 
 def _parse_object(line: bytes) -> dict[str, object]:
-    try:
-        body = parse_strict_json(line, what="the line", max_objects=MAX_MESSAGES * 2, too_many="too_many_messages")
-    except AdapterRejected as error:
-        raise LineRefused(error.code, error.message, excerpt=excerpt_of_bytes(line)) from None
+    def refused(code: str, message: str) -> LineRefused:
+        return LineRefused(code, message, excerpt=excerpt_of_bytes(line))
+
+    body = parse_strict_json(
+        line, what="the line", max_objects=MAX_MESSAGES * 2, refused=refused, too_many="too_many_messages"
+    )
     if not isinstance(body, dict):
         raise LineRefused(
             "not_an_object", f"a line must be a JSON object, got {type(body).__name__}", excerpt=excerpt_of(body)

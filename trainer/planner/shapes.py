@@ -11,6 +11,7 @@ from typing import Any
 
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.folder import read_config
+from adapters_store.errors import InputRefused
 
 NF4_BITS = (
     4 + 8 / 64 + 32 / (64 * 256)
@@ -31,13 +32,11 @@ _SOFT_CAP = "Gemma 2 caps its attention scores, so training keeps them: T x T a 
 _QK_NORMS = ("qwen3", "gemma3_text")
 
 
-class PlanError(ValueError):
+class PlanError(InputRefused):
     """A question that cannot be answered as it was asked; the message names field, value and limit."""
 
     def __init__(self, param: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
-        self.message = message
+        super().__init__("bad_plan", message, param=param)
 
 
 @dataclass(frozen=True, kw_only=True)

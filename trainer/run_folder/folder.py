@@ -23,6 +23,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from adapters_store.errors import UserError
 from adapters_store.storage.filesystem import Filesystem
 
 PAUSE, CANCEL = "pause", "cancel"
@@ -39,8 +40,11 @@ class Exit(IntEnum):
     CANCELLED = 4
 
 
-class RunDirInUse(ValueError):
+class RunDirInUse(UserError):
     """The run folder holds another run."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("run_dir_in_use", message, param="run_dir")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 
 from server.api.auth import Caller
 from server.api.wire.errors import ApiError, to_api_error
-from server.jobs.limits import JobLimit, JobRefused
+from server.jobs.limits import JobLimit
 from server.jobs.service import Onboarding
 
 
@@ -27,14 +27,9 @@ def owner(caller: Caller) -> str | None:
 
 
 @to_api_error.register
-def _(error: JobRefused) -> ApiError:
-    return ApiError(413 if error.code == "too_large" else 400, error.code, error.message, param=error.param)
-
-
-@to_api_error.register
 def _(error: JobLimit) -> ApiError:
     """Not to be repeated at once by a client that retries by itself: a second later nothing will have changed."""
     headers = {"x-should-retry": "false"}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(int(error.retry_after_s))
-    return ApiError(429, error.code, error.message, param=error.param, headers=headers)
+    return ApiError(error.status, error.code, error.message, param=error.param, headers=headers)

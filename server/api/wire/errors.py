@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from adapters_store.errors import AdapterRejected, Conflict, NotFound, StoreError, StoreUnavailable
+from adapters_store.errors import UserError
 from adapters_store.parsing.strict_json import shown
 from server.api.wire.json_text import json_bytes
-from server.engine.request import InvalidRequest, QueueFull, RequestError
+from server.engine.request import RequestError
 
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; logs and metrics count it
 
@@ -28,7 +28,7 @@ _MAX_SHOWN = 200
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-class ApiError(Exception):
+class ApiError(UserError):
     """One answer that is not a success. `retry_after_s` asks the client to come back; without it a 409 or 5xx
     tells clients not to retry by themselves, because the same request would fail again."""
 
@@ -42,11 +42,8 @@ class ApiError(Exception):
         retry_after_s: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(code, message, param=param)
         self.status = status
-        self.code = code
-        self.message = message
-        self.param = param
         self.retry_after_s = retry_after_s
         self.extra_headers = dict(headers or {})
 
@@ -103,31 +100,11 @@ def _(error: ApiError) -> ApiError:
 
 
 @to_api_error.register
-def _(error: InvalidRequest) -> ApiError:
-    return ApiError(400, error.code, error.message, param=error.param)
-
-
-@to_api_error.register
-def _(error: QueueFull) -> ApiError:
-    return ApiError(429, "queue_full", error.message, retry_after_s=error.retry_after_s)
-
-
-@to_api_error.register
-def _(error: StoreError) -> ApiError:
-    return ApiError(_store_status(error), error.code, error.message, param=error.param)
-
-
-@to_api_error.register
-def _(error: StoreUnavailable) -> ApiError:
-    return ApiError(503, error.code, error.message, param=error.param, retry_after_s=error.retry_after_s)
-
-
-def _store_status(error: StoreError) -> int:
-    if isinstance(error, AdapterRejected):
-        return 413 if error.code == "too_large" else 400
-    if isinstance(error, NotFound):
-        return 404
-    return 409 if isinstance(error, Conflict) else 503
+def _(error: UserError) -> ApiError:
+    """Its own status; one that is for operators alone is a fault of ours to a client."""
+    if error.status == 500:
+        raise error
+    return ApiError(error.status, error.code, error.message, param=error.param, retry_after_s=error.retry_after_s)
 
 
 @to_api_error.register

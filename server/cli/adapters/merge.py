@@ -39,13 +39,17 @@ def merge(
     output = Output(as_json=as_json)
     if quantize not in (None, "nf4"):
         raise CommandError("bad_field", f"--quantize must be nf4, got {quantize!r}", ExitCode.REFUSED)
-    with opened(data_dir, output) as store, _fetched(store, tenant, ref) as (version, folder), _answered(base):
-        from transformers.utils.logging import disable_progress_bar
+    from transformers.utils.logging import disable_progress_bar
 
-        from server.cli.common.base_path import describe
-        from trainer.merge import merge as merge_folders
+    from server.cli.common.base_path import describe, faults_of_the_base
+    from trainer.merge import merge as merge_folders
 
-        disable_progress_bar()
+    disable_progress_bar()
+    with (
+        opened(data_dir, output) as store,
+        _fetched(store, tenant, ref) as (version, folder),
+        faults_of_the_base(Path(base)),
+    ):
         path, name = find_base(base)
         description = describe(path, name)
         if description.digest != version.base_digest:
@@ -68,16 +72,3 @@ def _fetched(store: AdapterStore, tenant: str, ref: str) -> Iterator[tuple[Adapt
         (folder / "adapter_config.json").write_bytes(store.config_of(version))
         (folder / "adapter_model.safetensors").symlink_to(store.weights_of(version.digest).resolve())
         yield version, folder
-
-
-@contextmanager
-def _answered(base: str) -> Iterator[None]:
-    """What the merge refuses, as the command line tells it; files nobody can read as a fault of the base."""
-    from server.cli.common.base_path import faults_of_the_base
-    from trainer.merge import MergeRefused
-
-    with faults_of_the_base(Path(base)):
-        try:
-            yield
-        except MergeRefused as error:
-            raise CommandError(error.code, error.message, ExitCode.REFUSED) from error

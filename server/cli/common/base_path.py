@@ -72,8 +72,6 @@ def faults_of_the_base(base: Path) -> Iterator[None]:
 
     try:
         yield
-    except UnsupportedBase:
-        raise
     except (ValueError, SafetensorError) as error:
         raise UnsupportedBase(f"--base {base}: {error}") from error
     except OSError as error:

@@ -4,25 +4,10 @@ ours and keeps its traceback."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 
-from adapters_store.base.families import UnsupportedBase
-from adapters_store.errors import AdapterRejected, Conflict, NotFound, StoreError
-from server.engine.request import InvalidRequest
-from server.jobs.limits import JobRefused
+from adapters_store.errors import ExitCode, UserError
 
-
-class ExitCode(IntEnum):
-    """What a shell sees. EPILOG says the same to people."""
-
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    NOT_FOUND = 3
-    REFUSED = 4
-    CONFLICT = 5
-    UNSUPPORTED = 6
-
+__all__ = ("EPILOG", "USER_ERRORS", "CommandError", "ExitCode", "Failure", "failure_of")
 
 EPILOG = (
     "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not found, 4 refused input, 5 conflict (it exists, or the port is in "
@@ -31,13 +16,11 @@ EPILOG = (
 )
 
 
-class CommandError(Exception):
-    """A command cannot do what was asked. `code` is stable and machine-readable, as the store's and the API's are."""
+class CommandError(UserError):
+    """A command cannot do what was asked."""
 
     def __init__(self, code: str, message: str, exit_code: ExitCode = ExitCode.FAILED) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
+        super().__init__(code, message)
         self.exit_code = exit_code
 
 
@@ -59,28 +42,13 @@ class Failure:
         return {"error": {"code": self.code, "message": self.message, "param": self.param}}
 
 
-USER_ERRORS = (CommandError, StoreError, UnsupportedBase, InvalidRequest, OSError)
-
-_STORE_EXITS: tuple[tuple[type[StoreError], ExitCode], ...] = (
-    (NotFound, ExitCode.NOT_FOUND),
-    (AdapterRejected, ExitCode.REFUSED),
-    (JobRefused, ExitCode.REFUSED),
-    (Conflict, ExitCode.CONFLICT),
-    (StoreError, ExitCode.FAILED),
-)
+USER_ERRORS = (UserError, OSError)
 
 
 def failure_of(error: Exception) -> Failure:
     """What to tell of one of USER_ERRORS."""
-    if isinstance(error, CommandError):
-        return Failure(error.code, error.message, error.exit_code)
-    if isinstance(error, StoreError):
-        exit_code = next(code for kind, code in _STORE_EXITS if isinstance(error, kind))
-        return Failure(error.code, error.message, exit_code, error.param)
-    if isinstance(error, InvalidRequest):
-        return Failure(error.code, error.message, ExitCode.REFUSED, error.param)
-    if isinstance(error, UnsupportedBase):
-        return Failure("unsupported_base", str(error), ExitCode.UNSUPPORTED, "base")
+    if isinstance(error, UserError):
+        return Failure(error.code, error.message, error.exit_code, error.param)
     assert isinstance(error, OSError)
     return _of_system(error)
 

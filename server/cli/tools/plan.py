@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.common.failures import CommandError, ExitCode
 from server.cli.common.options import JsonOption
 from server.cli.common.output import Output
 from server.cli.tools import plan_texts as texts
@@ -72,25 +69,24 @@ def train(
 ) -> None:
     """Memory of one training run on each device, and which hardware would do it for what money."""
     output = Output(as_json=as_json)
-    with _answered():
-        from trainer.planner.hardware import fewest_devices, options, prices_said
-        from trainer.planner.memory import Sharding, TrainingCase, memory_need
-        from trainer.planner.shapes import shape_named
+    from trainer.planner.hardware import fewest_devices, options, prices_said
+    from trainer.planner.memory import Sharding, TrainingCase, memory_need
+    from trainer.planner.shapes import shape_named
 
-        case = TrainingCase(
-            shape=shape_named(model),
-            method=method.value,
-            precision=precision.value,
-            tokens=sequence_length * micro_batch,
-            accumulates=accumulate,
-            checkpointing=checkpointing,
-            rank=rank,
-            keeping=_keeping(keeping),
-            sharding=Sharding(zero, devices),
-        )
-        need = memory_need(case)
-        gpus = _gpus(gpu, usd_per_hour)
-        found = options(case, train_tokens=tokens, sequence_length=sequence_length, gpus=gpus)
+    case = TrainingCase(
+        shape=shape_named(model),
+        method=method.value,
+        precision=precision.value,
+        tokens=sequence_length * micro_batch,
+        accumulates=accumulate,
+        checkpointing=checkpointing,
+        rank=rank,
+        keeping=_keeping(keeping),
+        sharding=Sharding(zero, devices),
+    )
+    need = memory_need(case)
+    gpus = _gpus(gpu, usd_per_hour)
+    found = options(case, train_tokens=tokens, sequence_length=sequence_length, gpus=gpus)
     assumptions = (*need.assumptions, *(found[0].time.assumptions[2:] if found else ()), prices_said())
     output.emit(
         **texts.need_object(need), hardware=[texts.option_object(each) for each in found], assumptions=assumptions
@@ -120,22 +116,21 @@ def serve(
 ) -> None:
     """How many adapters one server holds beside its base."""
     output = Output(as_json=as_json)
-    with _answered():
-        from trainer.planner.gpus import gpu_of
-        from trainer.planner.serving import ServingCase, adapters_per_server
-        from trainer.planner.shapes import shape_named
+    from trainer.planner.gpus import gpu_of
+    from trainer.planner.serving import ServingCase, adapters_per_server
+    from trainer.planner.shapes import shape_named
 
-        case = ServingCase(
-            shape=shape_named(model),
-            device_bytes=gpu_of(gpu).memory_bytes if device_gb is None else round(device_gb * GB),
-            reserve_bytes=round(reserve_gb * GB),
-            kv_tokens=kv_tokens,
-            host_bytes=round(host_gb * GB),
-            nf4=nf4,
-            adapter_bytes=None if adapter_mb is None else round(adapter_mb * 10**6),
-            rank=rank,
-        )
-        need = adapters_per_server(case)
+    case = ServingCase(
+        shape=shape_named(model),
+        device_bytes=gpu_of(gpu).memory_bytes if device_gb is None else round(device_gb * GB),
+        reserve_bytes=round(reserve_gb * GB),
+        kv_tokens=kv_tokens,
+        host_bytes=round(host_gb * GB),
+        nf4=nf4,
+        adapter_bytes=None if adapter_mb is None else round(adapter_mb * 10**6),
+        rank=rank,
+    )
+    need = adapters_per_server(case)
     output.emit(**asdict(need), adapter_bytes=case.one_adapter)
     texts.show_server(output, case, need)
     texts.show_lines(output, "assumed", need.assumptions)
@@ -157,22 +152,21 @@ def recommend(
 ) -> None:
     """Which method and settings, and why; as fields of a training spec."""
     output = Output(as_json=as_json)
-    with _answered():
-        from trainer.planner.gpus import gpu_of
-        from trainer.planner.recommend import Wish, recommend
-        from trainer.planner.shapes import shape_named
+    from trainer.planner.gpus import gpu_of
+    from trainer.planner.recommend import Wish, recommend
+    from trainer.planner.shapes import shape_named
 
-        wish = Wish(
-            shape=shape_named(model),
-            task=task,
-            examples=examples,
-            example_tokens=example_tokens,
-            epochs=epochs,
-            variants=variants,
-            gpu=gpu_of(gpu, usd_per_hour=usd_per_hour),
-            devices=devices,
-        )
-        chosen = recommend(wish)
+    wish = Wish(
+        shape=shape_named(model),
+        task=task,
+        examples=examples,
+        example_tokens=example_tokens,
+        epochs=epochs,
+        variants=variants,
+        gpu=gpu_of(gpu, usd_per_hour=usd_per_hour),
+        devices=devices,
+    )
+    chosen = recommend(wish)
     time = {"hours": chosen.time.hours, "usd": chosen.time.usd, "tokens_per_s": chosen.time.tokens_per_s}
     body = texts.need_object(chosen.need)
     output.emit(**body, **time, spec=chosen.spec, reasons=chosen.reasons, assumptions=chosen.assumptions)
@@ -197,14 +191,3 @@ def _keeping(name: str) -> Keeping:
     if name not in KEEPINGS:
         raise PlanError("keeping", f"keeping must be one of {', '.join(KEEPINGS)}, got {name!r}")
     return KEEPINGS[name]
-
-
-@contextmanager
-def _answered() -> Iterator[None]:
-    """What the planner refuses, as the command line tells it."""
-    from trainer.planner.shapes import PlanError
-
-    try:
-        yield
-    except PlanError as error:
-        raise CommandError("bad_plan", error.message, ExitCode.REFUSED) from error

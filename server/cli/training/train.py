@@ -23,7 +23,7 @@ from server.cli.common.output import Output
 from server.cli.common.stop_signals import StopSignals
 from trainer.run_folder.events import EventReader
 from trainer.run_folder.folder import PAUSE, Exit, RunFolder
-from trainer.spec import SpecError, TrainSpec
+from trainer.spec import TrainSpec
 
 POLL_S = 0.1
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}  # as -P, also for the ranks: no module of the current folder is taken
@@ -68,11 +68,8 @@ def train(
 
 
 def read_spec(path: Path) -> TrainSpec:
-    """Raises CommandError for a field that is not usable, OSError where there is no such file."""
-    try:
-        return TrainSpec.from_yaml(path)
-    except SpecError as error:
-        raise CommandError(error.code, error.message, ExitCode.REFUSED) from error
+    """Raises SpecError for a field that is not usable, OSError if there is no such file."""
+    return TrainSpec.from_yaml(path)
 
 
 def _command(spec: Path, folder: Path, *, resume: bool, ranks: int) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters_store.base.description import BaseDescription
-from adapters_store.errors import NotFound, StoreError
+from adapters_store.errors import NotFound, UserError
 from server.jobs.served_base import ServedBase
 from server.jobs.steps.gate import GateStep, verdict_in
 from server.jobs.steps.memory import DISK_BYTES, advice, free_bytes, free_disk_bytes
@@ -107,7 +107,7 @@ class Steps:
                 base=base,
                 activate=False,
             )
-        except StoreError as error:
+        except UserError as error:
             return self._settle(job, "failed", JobFailure(error.code, error.message, error.param))
         self.jobs.record(job, {"adapter_digest": version.digest, "adapter_version": version.version})
         return True
@@ -134,7 +134,7 @@ class Steps:
         if job is None:
             return
         failure = JobFailure("internal_error", f"the job runner failed: {type(error).__name__}: {error}")
-        if isinstance(error, StoreError):
+        if isinstance(error, UserError):
             failure = JobFailure(error.code, error.message, error.param)
         self.jobs.end(job, JobStatus.FAILED, failure)
 

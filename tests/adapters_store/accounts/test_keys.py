@@ -8,7 +8,7 @@ import pytest
 
 from adapters_store.accounts import tenants
 from adapters_store.accounts.keys import ALL_SCOPES, KeyWishes, Scope, parse_scopes
-from adapters_store.errors import AdapterRejected, NotFound
+from adapters_store.errors import InputRefused, NotFound
 from adapters_store.store import AdapterStore
 from support.servers.keys import owner_of
 
@@ -76,14 +76,14 @@ def test_a_key_is_reached_through_its_own_tenant_only(store: AdapterStore) -> No
     ],
 )
 def test_a_wish_that_makes_no_sense_is_refused(store: AdapterStore, wishes: KeyWishes, code: str) -> None:
-    with pytest.raises(AdapterRejected) as caught:
+    with pytest.raises(InputRefused) as caught:
         store.tenants.create_key("acme", wishes)
     assert caught.value.code == code
 
 
 @pytest.mark.parametrize("names", [[], ["admin"], ["read", "*"], [""]])
 def test_a_scope_there_is_not_is_refused(names: list[str]) -> None:
-    with pytest.raises(AdapterRejected) as caught:
+    with pytest.raises(InputRefused) as caught:
         parse_scopes(names)
     assert caught.value.code == "bad_scope"
     assert "inference" in caught.value.message
