@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters_store.errors import StoreUnavailable
+from adapters_store.errors import StoreError, StoreUnavailable
 from adapters_store.storage.reach import DEFAULT_GRACE_S
 from server.cli.common.database_url import database_url, shown
 from server.cli.common.failures import CommandError
@@ -33,35 +33,35 @@ def opened(
     Raises CommandError (database_error, bad_database_url), StoreError (wrong_store and its kin), OSError.
     """
     with output.waiting("opening the store"):
-        from sqlalchemy.exc import DBAPIError
-
         from adapters_store.storage.audit import Actor, acting_as
         from adapters_store.store import AdapterStore
 
         url = None if is_private else database_url(url)
         place = data_dir if url is None else shown(url)
-        try:
+        with _database_errors(place):
             store = AdapterStore.open(data_dir, database_url=url, grace_s=grace_s)
-        except DBAPIError as error:
-            raise CommandError("database_error", f"{place}: {error.orig}") from error
-        except StoreUnavailable as error:
-            raise _with_place(error, place) from error
     try:
-        with acting_as(Actor(f"cli:uid{os.getuid()}")):
+        with acting_as(Actor(f"cli:uid{os.getuid()}")), _database_errors(place):
             yield store
-    except DBAPIError as error:
-        raise CommandError("database_error", f"{place}: {error.orig}") from error
-    except StoreUnavailable as error:
-        raise _with_place(error, place) from error
     finally:
         store.close()
 
 
-def _with_place(error: StoreUnavailable, place: Path | str) -> CommandError:
-    """An operator needs the driver's words, which no client of the API is given."""
-    cause = error.__cause__
-    reason = error.message if cause is None else " ".join(str(getattr(cause, "orig", cause)).split())
-    return CommandError("database_error" if cause is not None else error.code, f"{place}: {reason}")
+@contextmanager
+def _database_errors(place: Path | str) -> Iterator[None]:
+    """CommandError with the place and the driver's words: an operator needs them, no client of the API gets them."""
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        yield
+    except DBAPIError as error:
+        raise CommandError("database_error", f"{place}: {error.orig}") from error
+    except StoreError as error:
+        if not isinstance(error, StoreUnavailable) and error.code != "database_damaged":
+            raise
+        cause = error.__cause__
+        reason = error.message if cause is None else " ".join(str(getattr(cause, "orig", cause)).split())
+        raise CommandError("database_error" if cause is not None else error.code, f"{place}: {reason}") from error
 
 
 def confirmed(question: str, *, yes: bool, output: Output) -> None:
