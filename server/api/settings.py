@@ -22,6 +22,12 @@ def check_origin(origin: str) -> None:
         raise ValueError(message)
 
 
+def check_keep_alive(seconds: float) -> None:
+    """Raises ValueError for a pause so short that comments would flood the client."""
+    if seconds != 0 and not seconds >= 1:
+        raise ValueError(f"sse_keep_alive_s must be 0 (never) or at least 1, got {seconds:g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ApiSettings:
     """Limits and identities of one server. data_dir: uploads are spooled in its `uploads` folder.
@@ -71,8 +77,8 @@ class ApiSettings:
     )
     sse_keep_alive_s: float = setting(
         0.0,
-        "A stream that is silent this long sends a comment, also while it is queued. 0: never.",
-        at_least=0,
+        "A stream that is silent this long sends a comment, also while it is queued. 0: never, else at least 1.",
+        check=check_keep_alive,
         at_most=3600,
         group=_REQUESTS,
     )

@@ -97,11 +97,24 @@ def test_import_starts_nothing_and_loads_no_server() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"auth": "maybe"}, "auth"), ({"max_choices": 0}, "max_choices"), ({"admin_keys": ("short",)}, "16 characters")],
+    [
+        ({"auth": "maybe"}, "auth"),
+        ({"max_choices": 0}, "max_choices"),
+        ({"admin_keys": ("short",)}, "16 characters"),
+        *(
+            ({"sse_keep_alive_s": short}, "sse_keep_alive_s must be")
+            for short in (0.001, 0.999, -1.0, float("nan"), 3601)
+        ),
+    ],
 )
 def test_settings_are_checked_once_at_the_start(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ApiSettings(data_dir=Path(), **changes)
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 15.5, 3600])
+def test_a_keep_alive_of_a_second_or_more_or_none_at_all_is_taken(seconds: float) -> None:
+    assert ApiSettings(data_dir=Path(), sse_keep_alive_s=seconds).sse_keep_alive_s == seconds
 
 
 def test_settings_do_not_show_admin_keys() -> None:

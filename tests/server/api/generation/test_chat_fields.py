@@ -40,7 +40,7 @@ def fake_engine() -> Iterator[FakeEngine]:
 
 @pytest.fixture(scope="module")
 def settings(data_dir: Path) -> ApiSettings:
-    return ApiSettings(data_dir=data_dir, auth="off", sse_keep_alive_s=0.02)
+    return ApiSettings(data_dir=data_dir, auth="off", sse_keep_alive_s=1.0)
 
 
 @pytest.fixture
