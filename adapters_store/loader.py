@@ -76,7 +76,7 @@ class AdapterLoader:
         if self._blobs.has_room(packed.num_bytes):
             keep_packed(self._blobs.folder(packed.digest), packed, base)
 
-    def put_away(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
+    def quarantine_adapter(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
         """Serve this adapter no more, to the tenant or to all. What keeps that from being written down is logged: the
         caller has to go on."""
         try:
@@ -91,11 +91,11 @@ class AdapterLoader:
             try:
                 return self._read(digest, base, buffers)
             except AdapterRejected as error:
-                self.put_away(digest, "blob_damaged", error.message)
+                self.quarantine_adapter(digest, "blob_damaged", error.message)
                 raise BlobDamaged("blob_damaged", f"{digest}: {error.message}", param="model") from error
             except OSError as error:
                 if isinstance(error, FileNotFoundError):
-                    self.put_away(digest, "blob_missing", "its files are missing")
+                    self.quarantine_adapter(digest, "blob_missing", "its files are missing")
                 raise BlobDamaged("blob_unreadable", f"{digest}: {error.strerror or error}", param="model") from error
 
     def _read(self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers | None = None) -> PackedAdapter:

@@ -270,10 +270,10 @@ class AdapterStore:
 
         return look_over(digests, self._blobs, self.quarantine, look_at_files(self._blobs, self._kept_limits))
 
-    def put_away(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
+    def quarantine_adapter(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
         """Serve this adapter no more, to the tenant or to all. What keeps that from being written down is logged: the
         caller has to go on."""
-        self._loader.put_away(digest, code, message, tenant=tenant)
+        self._loader.quarantine_adapter(digest, code, message, tenant=tenant)
 
     def _drop_unreferenced(self, digests: Digests) -> Digests:
         with self._blobs.changing():

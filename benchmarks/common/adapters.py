@@ -140,5 +140,5 @@ class AliasedSource:
         packed = self._store.load_packed(self._stored_of[digest], base, buffers=buffers, slices=slices)
         return replace(packed, digest=digest)
 
-    def put_away(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
-        self._store.put_away(self._stored_of[digest], code, message, tenant=tenant)
+    def quarantine_adapter(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
+        self._store.quarantine_adapter(self._stored_of[digest], code, message, tenant=tenant)

@@ -51,7 +51,7 @@ def engine_over(
         ),
         memory=memory,
     )
-    parts = join_engine(base, random_tokenizer(sizes.model.vocab), settings, source, say=bench.say)
+    parts = join_engine(base, random_tokenizer(sizes.model.vocab), settings, source, report_progress=bench.say)
     try:
         yield parts
     finally:

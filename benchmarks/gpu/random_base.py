@@ -140,7 +140,7 @@ class RandomAdapters:
         assert num_read == self.num_bytes, f"{self._file} holds {num_read} of {self.num_bytes} bytes"
         return PackedAdapter(digest, buffer, self._modules)
 
-    def put_away(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
+    def quarantine_adapter(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
         raise RuntimeError(f"{digest} made numbers that are not finite: {code}: {message}")
 
 

@@ -14,7 +14,7 @@ from adapters_store.tiers.tiers import AdapterTiers
 from server.engine import numerics
 from server.engine.metrics import EngineCounters, EngineStats, FairnessGauge, Histogram, memory_counters
 from server.engine.model.forward import PendingForward, StepOutput
-from server.engine.numerics import NumericFaults, PutAway
+from server.engine.numerics import NumericFaults, Quarantine
 from server.engine.request import Request, RequestError, Status, TokenEvent, TokenLogprob
 from server.engine.schedule import Schedule, ScheduledRow
 from server.engine.scheduling.scheduler import Scheduler
@@ -45,7 +45,7 @@ class Engine:
         *,
         max_slots: int,
         load_seconds: Histogram | None = None,
-        put_away: PutAway = lambda owned, code, message: None,
+        quarantine: Quarantine = lambda owned, code, message: None,
     ) -> None:
         self.scheduler = scheduler
         self.tiers = tiers
@@ -58,7 +58,7 @@ class Engine:
         self._counters = EngineCounters()
         self._has_run = False
         self._ahead: tuple[Schedule, PendingForward] | None = None  # launched before its predecessor was read
-        self._faults = NumericFaults(put_away)
+        self._faults = NumericFaults(quarantine)
         self._fairness = FairnessGauge()
         self._step_seconds = Histogram()
         self._load_seconds = load_seconds or Histogram()

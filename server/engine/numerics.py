@@ -22,7 +22,7 @@ class Owned(NamedTuple):
 
 
 # Whose adapter, code, message. The engine's thread calls it: it must not wait for anything.
-PutAway = Callable[[Owned, str, str], None]
+Quarantine = Callable[[Owned, str, str], None]
 
 
 class NumericFaults:
@@ -32,10 +32,10 @@ class NumericFaults:
     A step in which a request of the bare base failed as well counts for nobody: then it is the base, or the machine.
     """
 
-    def __init__(self, put_away: PutAway, *, limit: int = FAULTS_UNTIL_QUARANTINE) -> None:
+    def __init__(self, quarantine: Quarantine, *, limit: int = FAULTS_UNTIL_QUARANTINE) -> None:
         if limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}")
-        self._put_away = put_away
+        self._quarantine = quarantine
         self._limit = limit
         self._counts: Counter[Owned] = Counter()
 
@@ -51,7 +51,7 @@ class NumericFaults:
         over = [each for each in dict.fromkeys(owned) if self._counts[each] >= self._limit]
         for each in over:
             message = f"{self._counts.pop(each)} requests produced numbers that are not finite"
-            self._put_away(each, CODE, message)
+            self._quarantine(each, CODE, message)
         return over
 
     def forget(self, digest: AdapterDigest) -> None:

@@ -32,7 +32,7 @@ def running_engine(settings: EngineSettings, store: AdapterStore, output: Output
 
         say(_hashing(settings.base))
         describe_base(settings.base, dtype=settings.dtype)
-        parts = build_engine(settings, store, say=say)
+        parts = build_engine(settings, store, report_progress=say)
     try:
         parts.worker.start()
         yield parts

@@ -1,4 +1,4 @@
-"""Puts an engine together from a base and a store: loads, divides memory, joins the parts. Decides defaults only."""
+"""Builds an engine from a base and a store: loads the base, divides memory, joins the parts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from server.engine.model.adapter_copier import ArenaCopier
 from server.engine.model.base_model import BaseModel, load_base
 from server.engine.model.kv_tensors import KVCache
 from server.engine.model.runner import ModelRunner
-from server.engine.numerics import Owned, PutAway
+from server.engine.numerics import Owned, Quarantine
 from server.engine.request import Request
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 
 class AdapterSource(Protocol):
-    """Where adapters come from. `adapters_store.store.AdapterStore` is the real one."""
+    """Where adapters come from: `adapters_store.store.AdapterStore`."""
 
     def load_packed(
         self,
@@ -59,7 +59,9 @@ class AdapterSource(Protocol):
         buffers: HostBuffers | None = None,
         slices: TimeSlices | None = None,
     ) -> PackedAdapter: ...
-    def put_away(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None: ...
+    def quarantine_adapter(
+        self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,14 @@ class EngineParts:
 
 
 def build_engine(
-    settings: EngineSettings, source: AdapterSource, *, say: Callable[[str], None] = lambda text: None
+    settings: EngineSettings, source: AdapterSource, *, report_progress: Callable[[str], None] = lambda text: None
 ) -> EngineParts:
-    """Load the base and join the parts; the worker is not started. `say` is told what is going on, step by step.
+    """Load the base and join the parts; the worker is not started. `report_progress` gets a line for each step.
 
-    Raises UnsupportedBase where the base, or the machine, does not do.
+    Raises UnsupportedBase if the base cannot be served, or not on this machine.
     """
-    tokenizer = Tokenizer.load(settings.base)  # first: what it refuses is said before minutes of loading
-    say(f"loading {settings.base}")
+    tokenizer = Tokenizer.load(settings.base)  # first: it refuses before minutes of loading
+    report_progress(f"loading {settings.base}")
     base = load_base(
         settings.base,
         dtype=settings.dtype,
@@ -95,7 +97,7 @@ def build_engine(
         device=settings.device,
         name=settings.served_name,
     )
-    return join_engine(base, tokenizer, settings, source, say=say)
+    return join_engine(base, tokenizer, settings, source, report_progress=report_progress)
 
 
 def join_engine(
@@ -104,11 +106,11 @@ def join_engine(
     settings: EngineSettings,
     source: AdapterSource,
     *,
-    say: Callable[[str], None] = lambda text: None,
+    report_progress: Callable[[str], None] = lambda text: None,
 ) -> EngineParts:
-    """The same over a base that is loaded already (`settings.base` and what concerns loading are not read)."""
-    start = _prepared(base, settings, say)
-    say("dividing memory")
+    """The same over a loaded base: settings that concern loading are ignored."""
+    start = _prepared(base, settings, report_progress)
+    report_progress("dividing memory")
     max_model_len = _context_of(base, settings)
     plan = _planned(base, settings, start, max_model_len)
     links = _Links()
@@ -118,9 +120,9 @@ def join_engine(
     cache = KVCache.allocate(base, num_blocks=plan.num_blocks, block_size=plan.block_size)
     vocabulary = _vocabulary(base, tokenizer)
     runner = ModelRunner(base, cache, adapters.table, Sampler(tokenizer.eos_ids), vocabulary)
-    say("asking the base two short prompts")
+    report_progress("probing the base with two short prompts")
     probe(runner, vocabulary, settings.base)
-    record_graphs(start, runner, max_context=max_model_len, say=say)
+    record_graphs(start, runner, max_context=max_model_len, report_progress=report_progress)
     engine = Engine(
         scheduler,
         adapters.tiers,
@@ -128,22 +130,22 @@ def join_engine(
         _output_factory(tokenizer),
         max_slots=settings.max_adapters,
         load_seconds=links.load_seconds,
-        put_away=_put_away_on_a_thread(source),
+        quarantine=_quarantine_on_a_thread(source),
     )
     worker = links.worker = EngineWorker(
         engine,
         _served_model(base, tokenizer, vocabulary, max_model_len),
         num_threads=settings.num_threads or _default_threads(),
-        slices=links.slices if base.device.type == "cpu" else None,  # on a GPU loading takes nothing from a step
+        slices=links.slices if base.device.type == "cpu" else None,  # on a GPU loading costs a step nothing
     )
-    release_compute_threads()  # this thread has loaded the base; from now on the engine's thread computes
+    release_compute_threads()  # this thread loaded the base; from now on only the engine's thread computes
     adapters.host.start()
     return EngineParts(worker, engine, base, plan, adapters.host, adapters.copier)
 
 
 @dataclass(slots=True)
 class _Links:
-    """What the loader's thread and the engine's have between them; breaks the circle: a load wakes a later worker."""
+    """Shared by the loader's thread and the engine's: the loader, built first, wakes the worker, built later."""
 
     worker: EngineWorker | None = None
     slices: TimeSlices = field(default_factory=TimeSlices)
@@ -173,7 +175,7 @@ def _adapters(
 
 
 def _context_of(base: BaseModel, settings: EngineSettings) -> int:
-    """Tokens of prompt and answer. Raises UnsupportedBase where more is asked for than it was made for."""
+    """Tokens of prompt and answer. Raises UnsupportedBase if the base takes fewer than asked for."""
     asked = settings.max_model_len or base.max_model_len
     if asked > base.max_model_len:
         raise UnsupportedBase(f"max_model_len: the base takes {base.max_model_len} tokens, got {asked}")
@@ -190,36 +192,36 @@ def _planned(base: BaseModel, settings: EngineSettings, start: GpuStart, max_mod
     )
 
 
-def _put_away_on_a_thread(source: AdapterSource) -> PutAway:
-    """The engine's thread must not wait for a database."""
+def _quarantine_on_a_thread(source: AdapterSource) -> Quarantine:
+    """On a short-lived thread: the engine's must not wait for a database."""
 
-    def put_away(owned: Owned, code: str, message: str) -> None:
-        write = partial(source.put_away, owned.digest, code, message, tenant=owned.tenant)
-        threading.Thread(target=write, name="put-away").start()
+    def quarantine(owned: Owned, code: str, message: str) -> None:
+        write = partial(source.quarantine_adapter, owned.digest, code, message, tenant=owned.tenant)
+        threading.Thread(target=write, name="quarantine").start()
 
-    return put_away
+    return quarantine
 
 
-def _prepared(base: BaseModel, settings: EngineSettings, say: Callable[[str], None]) -> GpuStart:
+def _prepared(base: BaseModel, settings: EngineSettings, report_progress: Callable[[str], None]) -> GpuStart:
     return prepare(
         base,
         max_tokens=settings.scheduler.max_batch_tokens,
         max_rows=settings.scheduler.max_running,
         block_size=settings.block_size,
         wants_graphs=settings.cuda_graphs,
-        say=say,
+        report_progress=report_progress,
     )
 
 
 def _vocabulary(base: BaseModel, tokenizer: Tokenizer) -> Vocabulary:
-    """Raises UnsupportedBase where tokenizer and model have no token in common."""
+    """Raises UnsupportedBase if tokenizer and model have no token in common."""
     try:
         vocabulary = tokenizer.vocabulary(base.num_embeddings)
     except ValueError as error:
         raise UnsupportedBase(f"{base.description.name}: {error}") from error
     if vocabulary.unread:
         some = ", ".join(f"{id_} {token!r}" for id_, token in sorted(vocabulary.unread.items())[:_MAX_NAMED])
-        message = "%s: %d tokens have no embedding row, prompts with them are refused: %s"
+        message = "%s: %d tokens have no embedding row; prompts with them are refused: %s"
         _log.warning(message, base.description.name, len(vocabulary.unread), some)
     return vocabulary
 
@@ -245,7 +247,7 @@ def _blocks(settings: EngineSettings, base: BaseModel, plan: MemoryPlan) -> Bloc
 
 
 def _default_threads() -> int:
-    """torch's own choice (OMP_NUM_THREADS, else the physical cores), within what this process and container may use."""
+    """torch's own choice (OMP_NUM_THREADS, else the physical cores), limited to this process's and container's CPUs."""
     return min(torch.get_num_threads(), usable_cpus())
 
 

@@ -1,4 +1,4 @@
-"""Sampling defaults that a base brings in generation_config.json. Reads one file; knows nothing of requests.
+"""Sampling defaults from a base's generation_config.json. Reads one file; knows nothing of requests.
 
 vLLM's rule: "auto" reads the base's own file, a folder reads the one there, "vllm" (here also "neutral") reads none.
 """
@@ -20,7 +20,7 @@ _MAX_FILE_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingDefaults:
-    """What holds where a request does not say; None: the API's own default. max_tokens is for chats only."""
+    """Defaults for parameters that a request leaves out; None: the API's own default. max_tokens is for chats only."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -31,14 +31,14 @@ class SamplingDefaults:
 
     @property
     def given(self) -> dict[str, Any]:
-        """Those that are set."""
+        """The defaults that are set."""
         return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
 
 
 def sampling_defaults(source: str, base: Path) -> SamplingDefaults:
-    """source: "auto", "neutral", "vllm" or a folder. Raises UnsupportedBase for a file that does not do.
+    """source: "auto", "neutral", "vllm" or a folder. Raises UnsupportedBase for an invalid file.
 
-    `do_sample` is not read, as vLLM does not: a base's file often leaves it out and still means its temperature.
+    `do_sample` is ignored, as in vLLM: files often leave it out although their temperature should apply.
     """
     if source in NEUTRAL:
         return SamplingDefaults()

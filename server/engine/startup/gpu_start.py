@@ -1,6 +1,6 @@
-"""What a start on a GPU does before it serves: tests every kernel there, measures a step, records decode steps.
+"""The start on a GPU: tests every kernel there, measures a step, records decode steps.
 
-Decides whether recordings are made at all. On a CPU all of it comes to nothing.
+Decides whether decode steps are recorded. On a CPU it does nothing.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from server.engine.model.cuda_graphs import CudaCapture, DecodeGraphs, GraphSett
 from server.engine.model.decode_buffers import DecodeBuffers
 from server.engine.model.runner import ModelRunner
 from server.engine.startup.memory_plan import MIB, Reserved, free_device_bytes
-from server.engine.startup.profile_run import rehearse
+from server.engine.startup.profile_run import profile_run
 
 MAX_RANK = 256
 
 _log = logging.getLogger(__name__)
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuStart:
-    """What was found out. warnings: for the operator. graphs None: decode steps take the plain way."""
+    """The result of `prepare`. warnings: for the operator. graphs None: decode steps are launched plainly."""
 
     reserved: Reserved = field(default_factory=Reserved)
     graphs: GraphSettings | None = None
@@ -37,14 +37,14 @@ class GpuStart:
 
 
 def prepare(
-    base: BaseModel, *, max_tokens: int, max_rows: int, block_size: int, wants_graphs: bool, say: Say
+    base: BaseModel, *, max_tokens: int, max_rows: int, block_size: int, wants_graphs: bool, report_progress: Report
 ) -> GpuStart:
     """Test, compile and measure, on a GPU. max_tokens: of the largest step, max_rows of which are sampled."""
     if base.device.type != "cuda":
         return GpuStart()
     warnings = []
     if has_triton():
-        say("testing every kernel on this GPU")
+        report_progress("testing every kernel on this GPU")
         warnings = [
             f"{line}; torch serves instead, slower" for line in turn_off_failing(self_test(base.device, base.dtype))
         ]
@@ -53,21 +53,21 @@ def prepare(
     reason = why_no_graphs(base.config, base.device) if wants_graphs else "turned off"
     if reason is not None:
         warnings.append(f"no CUDA graphs: {reason}")
-    most = min(max_rows, NF4_MAX_ROWS) if base.quantized else max_rows
-    graphs = None if reason is not None else GraphSettings.for_rows(most, max_rank=MAX_RANK)
-    say("compiling kernels and measuring a step")
+    limit = min(max_rows, NF4_MAX_ROWS) if base.quantized else max_rows
+    graphs = None if reason is not None else GraphSettings.for_rows(limit, max_rank=MAX_RANK)
+    report_progress("compiling kernels and measuring a step")
     num_graphs = 0 if graphs is None else len(graphs.buckets) * len(graphs.max_ranks)
-    reserved = rehearse(base, num_tokens=max_tokens, num_rows=max_rows, block_size=block_size, num_graphs=num_graphs)
+    reserved = profile_run(base, num_tokens=max_tokens, num_rows=max_rows, block_size=block_size, num_graphs=num_graphs)
     for line in warnings:
         _log.warning("%s", line)
     return GpuStart(reserved=reserved, graphs=graphs, warnings=tuple(warnings))
 
 
-def record_graphs(start: GpuStart, runner: ModelRunner, *, max_context: int, say: Say) -> None:
-    """Give the runner its recordings, where they can be made."""
+def record_graphs(start: GpuStart, runner: ModelRunner, *, max_context: int, report_progress: Report) -> None:
+    """Give the runner its recordings, if they can be made."""
     if start.graphs is None:
         return
-    say(f"recording {len(start.graphs.buckets) * len(start.graphs.max_ranks)} CUDA graphs")
+    report_progress(f"recording {len(start.graphs.buckets) * len(start.graphs.max_ranks)} CUDA graphs")
     buffers = DecodeBuffers(
         runner.table,
         max_rows=start.graphs.buckets[-1],
@@ -80,6 +80,8 @@ def record_graphs(start: GpuStart, runner: ModelRunner, *, max_context: int, say
     torch.cuda.synchronize(runner.base.device)
     taken = max(0, before - free_device_bytes(runner.base.device))
     if taken > start.reserved.graph_bytes:
-        _log.warning("CUDA graphs take %d MiB, %d were kept free", taken // MIB, start.reserved.graph_bytes // MIB)
-    say(f"{graphs.num_recorded} CUDA graphs take {taken // MIB} MiB")
+        _log.warning(
+            "CUDA graphs take %d MiB, but %d MiB were kept free", taken // MIB, start.reserved.graph_bytes // MIB
+        )
+    report_progress(f"{graphs.num_recorded} CUDA graphs take {taken // MIB} MiB")
     runner.graphs = graphs

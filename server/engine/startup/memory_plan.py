@@ -1,4 +1,4 @@
-"""How the machine's memory is divided at start: KV blocks, adapter arena, host tier. Knows bytes; allocates nothing."""
+"""Divides the machine's memory at start: KV blocks, adapter arena, host tier. Knows bytes; allocates nothing."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from server.engine.startup.settings import MemoryBudget
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
-UNKNOWN_HOST_BYTES = 4 * GIB  # where the system does not say what is free
+UNKNOWN_HOST_BYTES = 4 * GIB  # if the system does not report free memory
 GPU_SLACK = 0.05  # of what is free: fragments of the allocator, libraries' workspaces
 NOTHING = "0 MiB"
 
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Bytes of the device that stay free for the work itself. step_bytes: what the largest step takes beside weights
-    and caches, measured. graph_bytes: what its recorded decode steps may take."""
+    """Device memory kept free for steps, in bytes. step_bytes: the largest step beside weights and caches, measured.
+    graph_bytes: the recorded decode steps, at most."""
 
     step_bytes: int = 0
     graph_bytes: int = 0
@@ -34,7 +34,7 @@ class Reserved:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What was decided. num_blocks x block_size tokens fit the KV cache."""
+    """How memory is divided. num_blocks x block_size tokens fit the KV cache."""
 
     device: str
     base_bytes: int
@@ -46,7 +46,7 @@ class MemoryPlan:
     reserved: Reserved = field(default_factory=Reserved)
 
     def rows(self) -> list[tuple[str, str]]:
-        """For display: what, and how much."""
+        """(what, how much), for display."""
         tokens = self.num_blocks * self.block_size
         rows = [
             ("base weights", _mib(self.base_bytes)),
@@ -62,9 +62,9 @@ class MemoryPlan:
 def plan_memory(
     base: BaseModel, budget: MemoryBudget, *, block_size: int, max_tokens_useful: int, reserved: Reserved | None = None
 ) -> MemoryPlan:
-    """Divide what is free after the base is loaded. max_tokens_useful: KV tokens that can ever be in use at once.
+    """Divide the memory that is free after the base is loaded. max_tokens_useful: the most KV tokens in use at once.
 
-    Raises UnsupportedBase with the numbers where not even one full context fits.
+    Raises UnsupportedBase with the numbers if not even one full context fits.
     """
     reserved = reserved or Reserved()
     free = free_device_bytes(base.device)
@@ -85,7 +85,7 @@ def plan_memory(
 
 
 def divided(free: int, budget: MemoryBudget, reserved: Reserved, *, on_gpu: bool) -> tuple[int, int]:
-    """Bytes for adapters and for keys and values, of those that are free. A GPU is used up, a CPU's memory is not."""
+    """Bytes for adapters, and for keys and values. A GPU is filled; on a CPU part of the memory stays free."""
     if not on_gpu:
         return budget.adapter_pool or min(free // 8, GIB), free // 4
     usable = int(free * (1 - GPU_SLACK)) - reserved.total
@@ -94,14 +94,14 @@ def divided(free: int, budget: MemoryBudget, reserved: Reserved, *, on_gpu: bool
 
 
 def resident_tensors(base: BaseModel) -> list[torch.Tensor]:
-    """The base's weights, each once: what is left in the model, and what its groups hold."""
+    """The base's weights, each once: the model's parameters and those that its groups hold."""
     held = [tensor for module in base.model.modules() for tensor in getattr(module, "resident", ())]
     unique = {tensor.data_ptr(): tensor for tensor in [*base.model.parameters(), *held]}
     return list(unique.values())
 
 
 def free_device_bytes(device: torch.device) -> int:
-    """What may still be taken there."""
+    """Free memory of the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return free_host_bytes() or UNKNOWN_HOST_BYTES

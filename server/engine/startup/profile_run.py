@@ -1,6 +1,6 @@
-"""Runs steps of the largest size before anyone asks: compiles what they launch, and measures the memory they take.
+"""The profile run: runs steps of the largest size before serving, compiles their kernels and measures their memory.
 
-Knows the model and its device; divides nothing.
+Knows the model and its device; divides no memory.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from server.engine.sampling.sampler import Sampler
 from server.engine.schedule import Schedule, ScheduledRow
 from server.engine.startup.memory_plan import MIB, Reserved
 
-SAMPLING_BYTES_PER_LOGIT = 2 + 3 * 4  # as they come, and three float32 copies while they are filtered
-GRAPH_BYTES = 2 * MIB  # of one recording: its launches
-GRAPHS_BYTES = 64 * MIB  # of all: what the driver takes for the first
+SAMPLING_BYTES_PER_LOGIT = 2 + 3 * 4  # the logits, and three float32 copies while they are filtered
+GRAPH_BYTES = 2 * MIB  # one recording's launches
+GRAPHS_BYTES = 64 * MIB  # once, for the driver
 
 
-def rehearse(base: BaseModel, *, num_tokens: int, num_rows: int, block_size: int, num_graphs: int = 0) -> Reserved:
-    """Steps of num_tokens tokens, of which num_rows get logits: bare, and with adapters of every compiled rank.
+def profile_run(base: BaseModel, *, num_tokens: int, num_rows: int, block_size: int, num_graphs: int = 0) -> Reserved:
+    """Run steps of num_tokens tokens, num_rows of which get logits: without adapters, and with each compiled rank.
 
-    What is measured needs a GPU; elsewhere the steps run all the same and nothing is reserved.
+    Measuring needs a GPU; on a CPU the steps run too and nothing is reserved.
     """
     num_blocks = -(-num_tokens // block_size) + 1
     cache = KVCache.allocate(base, num_blocks=num_blocks, block_size=block_size)
@@ -54,12 +54,12 @@ def rehearse(base: BaseModel, *, num_tokens: int, num_rows: int, block_size: int
 
 
 def _schedule(num_tokens: int, num_blocks: int) -> Schedule:
-    """One token of one request, and a prompt of all the others."""
+    """One request decodes one token, another's prompt takes all others."""
     last = num_blocks - 1
-    decode = Request("decode", "rehearsal", [0], SamplingParams(), block_ids=[last])
+    decode = Request("decode", "profile", [0], SamplingParams(), block_ids=[last])
     if num_tokens == 1:
         return Schedule([ScheduledRow(decode, 0, 1)], 1, 1)
-    prompt = Request("prompt", "rehearsal", [0] * num_tokens, SamplingParams(), block_ids=list(range(last)))
+    prompt = Request("prompt", "profile", [0] * num_tokens, SamplingParams(), block_ids=list(range(last)))
     rows = [ScheduledRow(decode, 0, 1), ScheduledRow(prompt, 0, num_tokens - 1)]
     return Schedule(rows, num_tokens, 1)
 
@@ -69,7 +69,7 @@ def _rank_blocks() -> list[int]:
 
 
 def _with_adapters(batch: Batch, table: LoraTable, rank: int) -> Batch:
-    """All rows on a slot that claims this rank and, by the table, touches nothing: kernels are compiled and return."""
+    """All rows on a slot that claims this rank but touches no module in the table: kernels are compiled and return."""
     layers, head = (_claiming(table, count, rank) for count in (batch.input_ids_1T.shape[1], len(batch.logits_rows_R)))
     return replace(batch, layer_adapters=layers, head_adapters=head)
 
@@ -83,7 +83,7 @@ def _claiming(table: LoraTable, num_rows: int, rank: int) -> LoraBatch:
 
 
 def _start_measuring(device: torch.device) -> int | None:
-    """Bytes in use now; None where the device keeps no count."""
+    """Bytes in use now; None if the device keeps no count."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)

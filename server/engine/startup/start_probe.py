@@ -1,8 +1,7 @@
-"""Asks a base that has just been loaded two short prompts, before it is called ready. Knows logits; knows no tenants.
+"""Runs two short prompts on a newly loaded base before the server is ready. Knows logits; knows no tenants.
 
-A base can be whole by its files and answer nothing all the same: a NaN in a norm, values that overflow in the type
-that is served, weights that are all zero. Every request would fail, or get the same answer, from a server that says it
-is ready.
+A base with complete files can still be unusable: a NaN in a norm, values that overflow in the served type, weights that
+are all zero. Every request would fail, or get the same answer, while the server reports that it is ready.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ _TOKENS = 4  # of each prompt
 
 @torch.inference_mode()
 def probe(runner: ModelRunner, vocabulary: Vocabulary, folder: Path) -> None:
-    """Raises UnsupportedBase where a logit is NaN or +inf, or where two different prompts give the same logits.
+    """Raises UnsupportedBase if a logit is NaN or +inf, or if two different prompts give the same logits.
 
-    folder: of the base, looked into only to say why.
+    folder: of the base, read only to find the reason.
     """
     name = runner.base.description.name
     first, second = (_last_logits(runner, ids) for ids in _prompts(vocabulary))
@@ -40,14 +39,14 @@ def probe(runner: ModelRunner, vocabulary: Vocabulary, folder: Path) -> None:
 
 
 def _prompts(vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
-    """Ids from all over the vocabulary; the two have different last tokens, unless there is but one token."""
+    """Ids spread over the vocabulary. The two last tokens differ, unless there is only one token."""
     ids = [id_ for id_ in range(vocabulary.size) if id_ not in vocabulary.holes]
     chosen = [ids[index * (len(ids) - 1) // (2 * _TOKENS - 1)] for index in range(2 * _TOKENS)]
     return chosen[:_TOKENS], chosen[_TOKENS:]
 
 
 def _last_logits(runner: ModelRunner, ids: list[int]) -> torch.Tensor:
-    """Logits [W] after the last token, in blocks that are wiped again."""
+    """Logits [W] after the last token, in blocks that are wiped afterwards."""
     block_ids = list(range(-(-len(ids) // runner.cache.block_size)))
     request = Request("probe", "probe", ids, SamplingParams(max_tokens=1), block_ids=block_ids)
     schedule = Schedule([ScheduledRow(request, 0, len(ids))], len(ids), 0)
@@ -59,7 +58,7 @@ def _last_logits(runner: ModelRunner, ids: list[int]) -> torch.Tensor:
 
 
 def _why(base: BaseModel, folder: Path) -> str:
-    """What an operator can look at: the first stored tensor that is not finite, or that none is to blame alone."""
+    """A hint for the operator: the first stored tensor that is not finite, or that all are finite."""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  not a mapping

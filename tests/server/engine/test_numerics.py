@@ -93,7 +93,7 @@ def spoilt(service: Service) -> Iterator[Service]:
 
 def wait_until_written(store: AdapterStore) -> None:
     """The thread that puts an adapter into quarantine has written it down and told the store's memory of it."""
-    wait_until(lambda: store.quarantine.entries() != [] and "put-away" not in {t.name for t in threading.enumerate()})
+    wait_until(lambda: store.quarantine.entries() != [] and "quarantine" not in {t.name for t in threading.enumerate()})
 
 
 def logits_of(service: Service, first: list[int], others: list[list[int]]) -> torch.Tensor:

@@ -17,7 +17,7 @@ from server.engine.model.runner import ModelRunner
 from server.engine.request import Request, SamplingParams
 from server.engine.sampling.sampler import Sampler
 from server.engine.schedule import Schedule, ScheduledRow
-from server.engine.startup.profile_run import rehearse
+from server.engine.startup.profile_run import profile_run
 from support.models.packed_forward import pack_folder
 from support.servers.service import Service, running
 
@@ -178,11 +178,11 @@ def test_tokens_drawn_on_the_device_are_those_drawn_on_a_cpu(params: dict[str, f
     assert Sampler().sample(logits.cuda(), requests).token_ids == on_cpu
 
 
-def test_a_rehearsal_measures_what_a_step_takes(base: Path) -> None:
+def test_a_profile_run_measures_what_a_step_takes(base: Path) -> None:
     model = load_base(base, dtype="bfloat16", device="cuda")
-    small, large = (rehearse(model, num_tokens=tokens, num_rows=8, block_size=16) for tokens in (64, 2048))
+    small, large = (profile_run(model, num_tokens=tokens, num_rows=8, block_size=16) for tokens in (64, 2048))
     assert 0 < small.step_bytes < large.step_bytes
-    assert rehearse(model, num_tokens=64, num_rows=8, block_size=16, num_graphs=4).graph_bytes > 0
+    assert profile_run(model, num_tokens=64, num_rows=8, block_size=16, num_graphs=4).graph_bytes > 0
 
 
 def test_nf4_serves_through_its_own_kernel(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""On a CPU a start tests, measures and records nothing, and its rehearsal runs all the same."""
+"""On a CPU a start tests, measures and records nothing, and its profile run runs all the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from server.engine.model.base_model import BaseModel, load_base
 from server.engine.startup.gpu_start import GpuStart, prepare
 from server.engine.startup.memory_plan import Reserved
-from server.engine.startup.profile_run import rehearse
+from server.engine.startup.profile_run import profile_run
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +19,13 @@ def model(base: Path) -> BaseModel:
 
 def test_nothing_is_prepared_without_a_gpu(model: BaseModel) -> None:
     said: list[str] = []
-    start = prepare(model, max_tokens=64, max_rows=4, block_size=16, wants_graphs=True, say=said.append)
+    start = prepare(model, max_tokens=64, max_rows=4, block_size=16, wants_graphs=True, report_progress=said.append)
     assert start == GpuStart(reserved=Reserved(), graphs=None, warnings=())
     assert said == []
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 40])
-def test_a_rehearsal_runs_steps_of_the_size_it_is_given(
+def test_a_profile_run_runs_steps_of_the_size_it_is_given(
     model: BaseModel, num_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, bool]] = []
@@ -36,5 +36,5 @@ def test_a_rehearsal_runs_steps_of_the_size_it_is_given(
         return forward(self, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(model.model), "forward", counted)
-    assert rehearse(model, num_tokens=num_tokens, num_rows=4, block_size=16) == Reserved()
+    assert profile_run(model, num_tokens=num_tokens, num_rows=4, block_size=16) == Reserved()
     assert seen == [(num_tokens, False), *[(num_tokens, True)] * 3]
