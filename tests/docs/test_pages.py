@@ -10,13 +10,14 @@ import typer
 from typer.core import TyperGroup
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
+PAGES = [*TOP, ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_a_page_names_exists(page: Path) -> None:
     text = page.read_text()
-    links = [page.parent / target for target in re.findall(r"\]\(([^)#:]+)\)", text)]
+    links = links_of(page)
     paths = re.findall(
         r"`((?:server|tests|adapters_store|kernels|benchmarks|docs|trainer)/[\w./*]+\.(?:py|md|c|csv|png))`", text
     )
@@ -25,12 +26,18 @@ def test_every_file_a_page_names_exists(page: Path) -> None:
     assert missing == []
 
 
-def test_the_readme_leads_to_every_page() -> None:
-    readme = PAGES[0].read_text()
-    assert [page.name for page in PAGES[1:] if f"({page.relative_to(ROOT)})" not in readme] == []
+def links_of(page: Path) -> set[Path]:
+    return {(page.parent / target).resolve() for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", page.read_text())}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_readme_leads_to_every_page_by_the_index() -> None:
+    index, log = ROOT / "docs" / "README.md", ROOT / "docs" / "log.md"
+    reached = links_of(TOP[0]) | links_of(index) | links_of(log) | {TOP[0]}
+    assert index in links_of(TOP[0])
+    assert [str(page.relative_to(ROOT)) for page in PAGES if page not in reached] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_make_target_and_module_a_page_names_exists(page: Path) -> None:
     text, makefile = page.read_text(), (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make ([a-z-]+)", text, flags=re.MULTILINE):
@@ -46,7 +53,7 @@ def commands_of(page: Path) -> list[str]:
     return lines + re.findall(r"`multilora ([^`|\n]+)`", text)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_and_option_a_page_names_is_one(page: Path) -> None:
     from server.cli.main import app
 
@@ -65,7 +72,7 @@ def test_the_readme_shows_the_commands_a_tenant_needs() -> None:
     assert all(command in shown for command in ("serve --base", "tenant create", "adapter push", "onboard", "doctor"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_curl_line_that_sends_json_says_so(page: Path) -> None:
     """curl calls a body a form unless it is told otherwise; the server then refuses it."""
     text = re.sub(r"\\\n\s*", " ", page.read_text())
