@@ -11,9 +11,10 @@ import typer
 from typer.core import TyperArgument, TyperGroup
 
 from server.cli.main import app
+from support.reference import settings
 from support.reference.table import table
 
-HELP = {"-h", "--help", "--version"}
+SERVE = "multilora serve"
 
 
 def sections() -> Iterator[str]:
@@ -39,10 +40,15 @@ def _group(path: str, group: TyperGroup) -> Iterator[str]:
 def _command(path: str, command: Any) -> str:
     arguments = [param for param in command.params if isinstance(param, TyperArgument)]
     options = [param for param in command.params if param not in arguments and not param.hidden]
+    if path == SERVE:
+        options = [param for param in options if not settings.options() & set(param.opts)]
+        note = "\nEvery setting of [settings of serve](#settings-of-serve) is an option too.\n"
+    else:
+        note = ""
     title = " ".join([path, *(_metavar(param) for param in arguments)])
     summary = " ".join((command.help or "").split("\n\n")[0].split())
     rows = [_row(param) for param in (*arguments, *options)]
-    return f"### `{title}`\n{_plain(summary)}\n\n" + table(("option", "default", "environment", "meaning"), rows)
+    return f"### `{title}`\n{_plain(summary)}\n{note}\n" + table(("option", "default", "environment", "meaning"), rows)
 
 
 def _metavar(param: TyperArgument) -> str:

@@ -48,4 +48,5 @@ def _names_in(text: str) -> set[str]:
     constants = dict(re.findall(r"^(\w+)(?:: \w+)? = \"([A-Z][A-Z0-9_]+)\"", text, flags=re.MULTILINE))
     asked = re.findall(r"environ(?:\.get\(|\.setdefault\(|\[)\s*\"?(\w+)\"?", text)
     asked += re.findall(r"\"?(\w+)\"? (?:not )?in os\.environ", text)
-    return {constants.get(name, name) for name in asked if constants.get(name, name).isupper()}
+    imported = set(re.findall(r"import \w+ as (\w+)$", text, flags=re.MULTILINE))  # found in its own file
+    return {constants.get(name, name) for name in asked if constants.get(name, name).isupper()} - imported

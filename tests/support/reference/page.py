@@ -5,22 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from server.cli.common.failures import EPILOG
-from support.reference import commands, environment, error_codes, metrics
+from support.reference import commands, environment, error_codes, metrics, settings
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference.md"
 
 HEAD = f"""# Reference
 
 Written by `make reference` from the code; a test compares the two. Do not edit it by hand.
-What to do about an error: [troubleshooting.md](troubleshooting.md).
+What the words mean: [glossary.md](glossary.md). What to do about an error: [troubleshooting.md](troubleshooting.md).
 
-Contents: [commands](#commands), [environment](#environment), [metrics](#metrics), [error codes](#error-codes).
+Contents: [commands](#commands), [settings of serve](#settings-of-serve), [environment](#environment),
+[metrics](#metrics), [error codes](#error-codes).
 
 ## Commands
 {EPILOG}
 """
+SETTINGS = """## Settings of serve
+Give a setting by its option, by its variable, or in the YAML file of `--config FILE` by its name: the option without
+leading dashes. An option goes before a variable, a variable before the file. `multilora serve --print-config` shows the
+result.
+"""
 ENVIRONMENT = """## Environment
-Variables that belong to a command's option stand in its table above. These are read beside them.
+Variables of options and settings are in the tables above. These are read beside them.
 
 """
 METRICS = """## Metrics
@@ -36,7 +42,7 @@ the `result.json` of a run, "gate" a reason of the gate. In messages `...` stand
 
 
 def page() -> str:
-    parts = [HEAD, *commands.sections(), ENVIRONMENT + environment.section()]
+    parts = [HEAD, *commands.sections(), SETTINGS, *settings.sections(), ENVIRONMENT + environment.section()]
     return "\n".join([*parts, METRICS + metrics.section(), CODES + error_codes.section()])
 
 
