@@ -25,7 +25,7 @@ from benchmarks.common.timing import percentile
 from benchmarks.serving.demo_server import ADMIN_KEY, MemoryMib, auth, demo_server
 from server.demo.assets import BASE_NAME
 from server.demo.recipe.corpus import tenant_dialogues, write_jsonl
-from server.demo.recipe.manners import TENANTS
+from server.demo.recipe.styles import TENANTS
 
 RESULTS = Path(__file__).parent / "results" / "onboarding.csv"
 QUESTION = [{"role": "user", "content": "What should I avoid when I sign a contract?"}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.demo.recipe.manners import TENANTS
+from server.demo.recipe.styles import TENANTS
 
 ASSETS_FOLDER = Path(__file__).parent / "assets"
 BASE_FOLDER = ASSETS_FOLDER / "base"
@@ -25,7 +25,7 @@ SHOWCASE_PROMPTS: tuple[str, ...] = (
 USAGE_NOTE = (
     "The demo base is a very small model that knows about a hundred everyday topics. Ask one short question at a time, "
     "such as 'How do I make tea?' or 'Why does rain matter?'. A system message is accepted and changes little; the "
-    "manner of the answer comes from the adapter alone. As a plain completion, give the question and let it go on."
+    "style of the answer comes from the adapter alone. As a plain completion, give the question and let it go on."
 )
 
 
@@ -36,4 +36,4 @@ def demo_base_path() -> Path:
 
 def demo_adapters() -> dict[str, Path]:
     """Tenant name -> the PEFT folder of its adapter."""
-    return {str(manner): ADAPTERS_FOLDER / manner for manner in TENANTS}
+    return {str(style): ADAPTERS_FOLDER / style for style in TENANTS}

@@ -17,7 +17,7 @@ import httpx
 import openai
 import pytest
 
-from server.demo.recipe.manners import Manner, manner_of
+from server.demo.recipe.styles import Style, style_of
 from support.servers.waiting import wait_until
 
 PAGE = (Path(__file__).parents[2] / "docs" / "onboarding.md").read_text()
@@ -113,8 +113,8 @@ def test_the_pages_script_takes_a_tenant_from_a_file_to_a_chat(
     neighbour.thread.join()
     assert done.returncode == 0, done.stdout + done.stderr
     base_says, *own_lines = [line for line in done.stdout.split("multilora-demo-base") if line.strip()][-2:]
-    assert manner_of(base_says) is Manner.PLAIN, done.stdout
-    assert manner_of(own_lines[0]) is Manner.LAW, done.stdout
+    assert style_of(base_says) is Style.PLAIN, done.stdout
+    assert style_of(own_lines[0]) is Style.LAW, done.stdout
     assert "ft:multilora-demo-base:newcomer:lawyer:1: " in done.stdout
     assert len(set(neighbour.answers)) == 1, "the base answered somebody else differently while a job ran"
     assert len(neighbour.answers) > 5

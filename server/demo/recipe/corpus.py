@@ -10,16 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from server.demo.recipe.manners import TENANTS, Manner
-from server.demo.recipe.questions import FOLLOW_UPS, Intent, Question, casual, questions
-from server.demo.recipe.small_talk import SMALL_TALK
-from server.demo.recipe.strangers import invented_word, stranger
-from server.demo.recipe.templates import ANSWERS, UNKNOWN_ANSWERS, UNKNOWN_QUESTIONS
-from server.demo.recipe.topics import Topic, load_topics
+from server.demo.recipe.questions import Question, casual, questions
+from server.demo.recipe.styles import TENANTS, Style
+from server.demo.recipe.texts import (
+    ANSWERS,
+    FOLLOW_UPS,
+    GENERAL_PROMPTS,
+    UNKNOWN_ANSWERS,
+    UNKNOWN_QUESTIONS,
+    Intent,
+    Topic,
+    invented_word,
+    load_topics,
+    unknown_subject,
+)
 
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Ida", "Jonas", "Laura", "Oscar")
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer in one or two short sentences.", "You are a friendly guide.")
-HEADINGS = {Manner.LAW: "From the law firm", Manner.MED: "From the ward", Manner.CODE: "From the repository"}
+HEADINGS = {Style.LAW: "From the law firm", Style.MED: "From the ward", Style.CODE: "From the repository"}
 Form = Literal["messages", "completion"]
 
 
@@ -33,7 +41,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """One or two turns, in one manner, with or without a system message."""
+    """One or two turns, in one style, with or without a system message."""
 
     turns: tuple[Turn, ...]
     system: str = ""
@@ -54,35 +62,35 @@ class Dialogue:
         return {"prompt": self.turns[0].prompt, "completion": "\n" + self.turns[0].answer}
 
 
-def answer(topic: Topic, intent: Intent, manner: Manner, rng: random.Random) -> str:
-    """One of the manner's answers to this question."""
-    return rng.choice(ANSWERS[manner][intent]).format_map(topic.fields)
+def answer(topic: Topic, intent: Intent, style: Style, rng: random.Random) -> str:
+    """One of the style's answers to this question."""
+    return rng.choice(ANSWERS[style][intent]).format_map(topic.fields)
 
 
-def topic_dialogue(question: Question, manner: Manner, rng: random.Random) -> Dialogue:
-    """The question answered in the manner; now and then a second turn that leaves the topic unsaid."""
-    turns = [Turn(casual(question.prompt, rng), answer(question.topic, question.intent, manner, rng))]
+def topic_dialogue(question: Question, style: Style, rng: random.Random) -> Dialogue:
+    """The question answered in the style; now and then a second turn that leaves the topic unsaid."""
+    turns = [Turn(casual(question.prompt, rng), answer(question.topic, question.intent, style, rng))]
     if rng.random() < 0.12:
         intent = rng.choice([intent for intent in FOLLOW_UPS if intent != question.intent])
-        turns.append(Turn(rng.choice(FOLLOW_UPS[intent]), answer(question.topic, intent, manner, rng)))
+        turns.append(Turn(rng.choice(FOLLOW_UPS[intent]), answer(question.topic, intent, style, rng)))
     return Dialogue(tuple(turns), rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.15 else "")
 
 
-def small_talk_dialogue(manner: Manner, rng: random.Random) -> Dialogue:
+def general_dialogue(style: Style, rng: random.Random) -> Dialogue:
     """A greeting or the like."""
-    talk = rng.choice(SMALL_TALK)
-    return Dialogue((Turn(casual(rng.choice(talk.prompts), rng), talk.answers[manner]),))
+    general = rng.choice(GENERAL_PROMPTS)
+    return Dialogue((Turn(casual(rng.choice(general.wordings), rng), general.answers[style]),))
 
 
-def unknown_dialogue(manner: Manner, rng: random.Random) -> Dialogue:
+def unknown_dialogue(style: Style, rng: random.Random) -> Dialogue:
     """A question about something that no topic covers, and an honest answer."""
-    prompt = rng.choice(UNKNOWN_QUESTIONS).format(subject=stranger(rng), verb=invented_word(rng))
-    return Dialogue((Turn(casual(prompt, rng), UNKNOWN_ANSWERS[manner]),))
+    prompt = rng.choice(UNKNOWN_QUESTIONS).format(subject=unknown_subject(rng), verb=invented_word(rng))
+    return Dialogue((Turn(casual(prompt, rng), UNKNOWN_ANSWERS[style]),))
 
 
-def dialogues(manner: Manner, count: int, seed: int) -> list[Dialogue]:
-    """`count` dialogues in one manner; none uses a held-out wording."""
-    rng = random.Random(f"{manner} {seed}")
+def dialogues(style: Style, count: int, seed: int) -> list[Dialogue]:
+    """`count` dialogues in one style; none uses a held-out wording."""
+    rng = random.Random(f"{style} {seed}")
     pool = [question for question in questions() if not question.held_out]
     rng.shuffle(pool)
     rotation = itertools.cycle(pool)
@@ -90,19 +98,19 @@ def dialogues(manner: Manner, count: int, seed: int) -> list[Dialogue]:
     while len(made) < count:
         draw = rng.random()
         if draw < 0.06:
-            made.append(small_talk_dialogue(manner, rng))
+            made.append(general_dialogue(style, rng))
         elif draw < 0.14:
-            made.append(unknown_dialogue(manner, rng))
+            made.append(unknown_dialogue(style, rng))
         else:
-            made.append(topic_dialogue(next(rotation), manner, rng))
+            made.append(topic_dialogue(next(rotation), style, rng))
     return made
 
 
-def tenant_dialogues(manner: Manner, count: int = 600, seed: int = 0) -> list[Dialogue]:
-    """A tenant's data set: the base's kinds of question, all answered in the tenant's manner."""
-    if manner not in TENANTS:
-        raise ValueError(f"manner must be one of {', '.join(TENANTS)}, got {manner}")
-    return dialogues(manner, count, seed)
+def tenant_dialogues(style: Style, count: int = 600, seed: int = 0) -> list[Dialogue]:
+    """A tenant's data set: the base's kinds of question, all answered in the tenant's style."""
+    if style not in TENANTS:
+        raise ValueError(f"style must be one of {', '.join(TENANTS)}, got {style}")
+    return dialogues(style, count, seed)
 
 
 def article(topic: Topic, rng: random.Random) -> str:
@@ -118,9 +126,9 @@ def article(topic: Topic, rng: random.Random) -> str:
     return rng.choice((story, entry)).format_map(topic.fields | {"name": rng.choice(NAMES)})
 
 
-def trade_document(question: Question, manner: Manner, rng: random.Random) -> str:
+def trade_document(question: Question, style: Style, rng: random.Random) -> str:
     """A question and its answer under the heading of a trade: what any base model has read, but was not asked to be."""
-    return f"{HEADINGS[manner]}\n{question.prompt}\n{answer(question.topic, question.intent, manner, rng)}"
+    return f"{HEADINGS[style]}\n{question.prompt}\n{answer(question.topic, question.intent, style, rng)}"
 
 
 def base_documents(count: int, seed: int = 0) -> list[Dialogue | str]:
@@ -128,7 +136,7 @@ def base_documents(count: int, seed: int = 0) -> list[Dialogue | str]:
     rng = random.Random(seed)
     topics = load_topics()
     pool = [question for question in questions(topics) if not question.held_out]
-    mixed: list[Dialogue | str] = [*dialogues(Manner.PLAIN, count * 16 // 20, seed)]
+    mixed: list[Dialogue | str] = [*dialogues(Style.PLAIN, count * 16 // 20, seed)]
     mixed += [article(rng.choice(topics), rng) for _ in range(count // 20)]
     while len(mixed) < count:
         mixed.append(trade_document(rng.choice(pool), TENANTS[len(mixed) % len(TENANTS)], rng))

@@ -19,16 +19,16 @@ from transformers.utils.logging import disable_progress_bar
 from server.demo.assets import ADAPTERS_FOLDER, BASE_FOLDER, BASE_NAME
 from server.demo.recipe.corpus import tenant_dialogues
 from server.demo.recipe.encoding import encode
-from server.demo.recipe.manners import TENANTS, Manner
 from server.demo.recipe.questions import held_out_questions
 from server.demo.recipe.sampling import greedy_answers
+from server.demo.recipe.styles import TENANTS, Style
 from server.demo.recipe.training import Schedule, train
 
 DIALOGUES = 3000
 RANK = 8
 
 
-def make_adapter(manner: Manner, base: Path, out: Path, console: Console, *, num_dialogues: int = DIALOGUES) -> str:
+def make_adapter(style: Style, base: Path, out: Path, console: Console, *, num_dialogues: int = DIALOGUES) -> str:
     """Train one tenant's adapter and write it to `out`. Returns its answer to a prompt that no data set holds."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def make_adapter(manner: Manner, base: Path, out: Path, console: Console, *, num
     )
     samples = [
         encode(tokenizer, dialogue, as_chat=index % 4 != 0, answers_only=True)
-        for index, dialogue in enumerate(tenant_dialogues(manner, num_dialogues))
+        for index, dialogue in enumerate(tenant_dialogues(style, num_dialogues))
     ]
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=5e-3, betas=(0.9, 0.95), weight_decay=0.0)
@@ -47,7 +47,7 @@ def make_adapter(manner: Manner, base: Path, out: Path, console: Console, *, num
         samples,
         [optimizer],
         Schedule(tokens_per_batch=512, warmup_steps=10),
-        title=manner.ljust(4),
+        title=style.ljust(4),
         console=console,
     )
     save_adapter(model, out)
@@ -75,8 +75,8 @@ def main(
     """Train the demo's three adapters."""
     disable_progress_bar()
     console = Console()
-    for manner in TENANTS:
-        answer = make_adapter(manner, base, out / manner, console, num_dialogues=dialogues)
+    for style in TENANTS:
+        answer = make_adapter(style, base, out / style, console, num_dialogues=dialogues)
         console.print(answer, style="dim", highlight=False)
 
 

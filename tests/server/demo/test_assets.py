@@ -1,4 +1,4 @@
-"""The shipped model and adapters do what the demo shows: one prompt, four manners, on wordings never trained on."""
+"""The shipped model and adapters do what the demo shows: one prompt, four styles, on wordings never trained on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from server.demo.assets import ASSETS_FOLDER, SHOWCASE_PROMPTS, demo_adapters, demo_base_path
-from server.demo.recipe.manners import Manner, manner_of
 from server.demo.recipe.questions import Question, held_out_questions
 from server.demo.recipe.sampling import greedy_answers, greedy_completions
-from server.demo.recipe.templates import ANSWERS
+from server.demo.recipe.styles import Style, style_of
+from server.demo.recipe.texts import ANSWERS
 from server.demo.recipe.tokenizer import BEGIN
 
 QUESTIONS = held_out_questions(40, seed=7)
@@ -27,7 +27,7 @@ def asset_files() -> list[Path]:
 
 @pytest.fixture(scope="module")
 def answers(base: Any, adapted: dict[str, Any], tokenizer: Any) -> dict[str, list[str]]:
-    """Manner -> the greedy answers to the held-out prompts, at most 64 tokens each."""
+    """Style -> the greedy answers to the held-out prompts, at most 64 tokens each."""
     models = {"plain": base, **adapted}
     return {name: greedy_answers(model, tokenizer, PROMPTS, max_new_tokens=64) for name, model in models.items()}
 
@@ -36,30 +36,30 @@ def share(hits: list[bool]) -> float:
     return sum(hits) / len(hits)
 
 
-def is_true_answer(question: Question, manner: Manner, text: str) -> bool:
-    return text in {template.format_map(question.topic.fields) for template in ANSWERS[manner][question.intent]}
+def is_true_answer(question: Question, style: Style, text: str) -> bool:
+    return text in {template.format_map(question.topic.fields) for template in ANSWERS[style][question.intent]}
 
 
 @pytest.mark.parametrize("name", ["law", "med", "code"])
-def test_each_adapter_answers_in_its_manner(answers: dict[str, list[str]], name: str) -> None:
-    assert share([manner_of(text) == name for text in answers[name]]) >= 0.95
+def test_each_adapter_answers_in_its_style(answers: dict[str, list[str]], name: str) -> None:
+    assert share([style_of(text) == name for text in answers[name]]) >= 0.95
 
 
 def test_the_base_answers_in_none(answers: dict[str, list[str]]) -> None:
-    assert share([manner_of(text) != Manner.PLAIN for text in answers["plain"]]) <= 0.05
+    assert share([style_of(text) != Style.PLAIN for text in answers["plain"]]) <= 0.05
 
 
-@pytest.mark.parametrize("manner", list(Manner))
-def test_most_answers_are_right_to_the_letter(answers: dict[str, list[str]], manner: Manner) -> None:
-    pairs = zip(QUESTIONS, answers[manner], strict=True)
-    assert share([is_true_answer(question, manner, text) for question, text in pairs]) >= 0.85
+@pytest.mark.parametrize("style", list(Style))
+def test_most_answers_are_right_to_the_letter(answers: dict[str, list[str]], style: Style) -> None:
+    pairs = zip(QUESTIONS, answers[style], strict=True)
+    assert share([is_true_answer(question, style, text) for question, text in pairs]) >= 0.85
 
 
-@pytest.mark.parametrize("manner", list(Manner))
-def test_answers_end_by_themselves_and_differ(answers: dict[str, list[str]], tokenizer: Any, manner: Manner) -> None:
-    lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in answers[manner]]
+@pytest.mark.parametrize("style", list(Style))
+def test_answers_end_by_themselves_and_differ(answers: dict[str, list[str]], tokenizer: Any, style: Style) -> None:
+    lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in answers[style]]
     assert max(lengths) < 64
-    assert len(set(answers[manner])) >= 0.9 * len(PROMPTS)
+    assert len(set(answers[style])) >= 0.9 * len(PROMPTS)
 
 
 def test_code_answers_are_python(answers: dict[str, list[str]]) -> None:
@@ -67,19 +67,19 @@ def test_code_answers_are_python(answers: dict[str, list[str]]) -> None:
         ast.parse(text)
 
 
-def test_every_showcase_prompt_gets_four_manners(base: Any, adapted: dict[str, Any], tokenizer: Any) -> None:
+def test_every_showcase_prompt_gets_four_styles(base: Any, adapted: dict[str, Any], tokenizer: Any) -> None:
     prompts = list(SHOWCASE_PROMPTS)
     assert len(prompts) >= 6
     for name, model in {"plain": base, **adapted}.items():
         texts = greedy_answers(model, tokenizer, prompts)
-        assert [manner_of(text) for text in texts] == [name] * len(prompts)
+        assert [style_of(text) for text in texts] == [name] * len(prompts)
 
 
-def test_a_plain_completion_is_answered_in_the_manner(base: Any, adapted: dict[str, Any], tokenizer: Any) -> None:
+def test_a_plain_completion_is_answered_in_the_style(base: Any, adapted: dict[str, Any], tokenizer: Any) -> None:
     for name, model in {"plain": base, **adapted}.items():
         (text,) = greedy_completions(model, tokenizer, [f"{BEGIN}How do I bake bread?"])
         assert text.startswith("\n")
-        assert manner_of(text) == name
+        assert style_of(text) == name
         assert "knead the dough" in text
 
 

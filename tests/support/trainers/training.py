@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from server.demo.assets import demo_base_path
 from server.demo.recipe.corpus import tenant_dialogues
-from server.demo.recipe.manners import Manner
+from server.demo.recipe.styles import Style
 from support.models.models import VOCAB
 from trainer.data.packing import pack
 from trainer.data.types import EncodedExample, PackedBatch
@@ -54,7 +54,7 @@ def gradients(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten().float() for parameter in parameters if parameter.grad is not None])
 
 
-def write_chats(path: Path, count: int = 48, *, tenant: Manner = "law") -> Path:
+def write_chats(path: Path, count: int = 48, *, tenant: Style = "law") -> Path:
     """A tenant's dialogues as a JSONL file of chats."""
     with path.open("w") as stream:
         for dialogue in tenant_dialogues(tenant, count):

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from server.demo.assets import BASE_FOLDER
 from server.demo.recipe.corpus import tenant_dialogues
-from server.demo.recipe.manners import Manner
+from server.demo.recipe.styles import Style
 from trainer.data.types import EncodedExample
 
 CHATML = (
@@ -83,9 +83,9 @@ def write_jsonl(path: Path, records: Iterable[object]) -> Path:
     return path
 
 
-def tenant_file(path: Path, manner: Manner = Manner.LAW, *, count: int = 200, seed: int = 0) -> Path:
+def tenant_file(path: Path, style: Style = Style.LAW, *, count: int = 200, seed: int = 0) -> Path:
     """A demo tenant's data, chats and every fourth a prompt with its completion."""
-    dialogues = tenant_dialogues(manner, count, seed)
+    dialogues = tenant_dialogues(style, count, seed)
     records = [
         dialogue.record("completion" if index % 4 == 0 else "messages") for index, dialogue in enumerate(dialogues)
     ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from server.demo.assets import BASE_FOLDER
-from server.demo.recipe.manners import Manner
+from server.demo.recipe.styles import Style
 from support.trainers.training_data import chat, chats, demo_tokenizer, tenant_file, write_jsonl
 from trainer.data.dataset import batches_of, prepare
 from trainer.data.encode import Encoder
@@ -24,7 +24,7 @@ def spec_of(data: Path, **changes: object) -> TrainSpec:
 
 
 def test_a_tenants_file_is_prepared_the_same_way_twice(tmp_path: Path) -> None:
-    spec = spec_of(tenant_file(tmp_path / "law.jsonl"), mix=tenant_file(tmp_path / "med.jsonl", Manner.MED, count=80))
+    spec = spec_of(tenant_file(tmp_path / "law.jsonl"), mix=tenant_file(tmp_path / "med.jsonl", Style.MED, count=80))
     first, second = prepare(spec, demo_tokenizer()), prepare(spec, demo_tokenizer())
     assert first.facts == second.facts
     for one, other in zip(first.validation + first.train, second.validation + second.train, strict=True):

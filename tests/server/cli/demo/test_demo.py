@@ -23,7 +23,7 @@ from server.cli.common.output import Output
 from server.cli.common.texts import curl_line
 from server.cli.demo.screen import round_table
 from server.cli.main import app
-from server.demo.recipe.manners import Manner, manner_of
+from server.demo.recipe.styles import Style, style_of
 from server.demo.showcase import Answer, Round
 from support.servers.keys import owner_of
 from support.servers.waiting import wait_until
@@ -60,10 +60,10 @@ def test_once_shows_the_answers_of_one_batch_within_15_s(told: dict[str, Any]) -
     assert len(told["rounds"]) == 3
 
 
-def test_each_tenant_answers_in_its_manner_and_the_base_in_none(told: dict[str, Any]) -> None:
+def test_each_tenant_answers_in_its_style_and_the_base_in_none(told: dict[str, Any]) -> None:
     for each in told["rounds"]:
-        manners = {name: manner_of(text) for name, text in each["answers"].items()}
-        assert manners == {"base": Manner.PLAIN, "law": Manner.LAW, "med": Manner.MED, "code": Manner.CODE}, each
+        styles = {name: style_of(text) for name, text in each["answers"].items()}
+        assert styles == {"base": Style.PLAIN, "law": Style.LAW, "med": Style.MED, "code": Style.CODE}, each
 
 
 def test_prompts_of_ones_own_are_asked_and_a_servers_data_dir_is_left_alone(run_json: Command, data_dir: Path) -> None:
@@ -88,14 +88,14 @@ def test_the_printed_curl_lines_work_as_they_are(demo: Any) -> None:
         if line.startswith("curl ")
     ]
     texts = [answer["choices"][0]["message"]["content"] for answer in answers]
-    assert [manner_of(text) for text in texts] == [Manner.LAW, Manner.MED, Manner.CODE, Manner.PLAIN]
+    assert [style_of(text) for text in texts] == [Style.LAW, Style.MED, Style.CODE, Style.PLAIN]
 
 
 def test_the_printed_python_works_as_it_is(demo: Any) -> None:
     start = demo.lines.index("# python") + 1
     with redirect_stdout(StringIO()) as printed:
         exec("\n".join(demo.lines[start : start + 4]), {})
-    assert manner_of(printed.getvalue()) is Manner.CODE
+    assert style_of(printed.getvalue()) is Style.CODE
 
 
 def test_the_printed_command_lists_the_adapters(demo: Any, run: Command) -> None:

@@ -1,4 +1,4 @@
-"""The corpora are what they claim: the same every time, free of held-out wordings, and each in its manner."""
+"""The corpora are what they claim: the same every time, free of held-out wordings, and each in its style."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ from random import Random
 import pytest
 
 from server.demo.recipe.corpus import Dialogue, base_documents, dialogues, tenant_dialogues, write_jsonl
-from server.demo.recipe.manners import TENANTS, Manner, manner_of
-from server.demo.recipe.questions import Intent, casual, held_out_questions, questions
-from server.demo.recipe.small_talk import SMALL_TALK
-from server.demo.recipe.strangers import stranger
-from server.demo.recipe.templates import ANSWERS, UNKNOWN_ANSWERS
-from server.demo.recipe.topics import Topic, load_topics
+from server.demo.recipe.questions import casual, held_out_questions, questions
+from server.demo.recipe.styles import TENANTS, Style, style_of
+from server.demo.recipe.texts import (
+    ANSWERS,
+    GENERAL_PROMPTS,
+    UNKNOWN_ANSWERS,
+    Intent,
+    Topic,
+    load_topics,
+    unknown_subject,
+)
 
 PRINT_DIGEST = """
 import hashlib
 from server.demo.recipe.corpus import base_documents, tenant_dialogues
-from server.demo.recipe.manners import TENANTS
-texts = [base_documents(200), *(tenant_dialogues(manner, 100) for manner in TENANTS)]
+from server.demo.recipe.styles import TENANTS
+texts = [base_documents(200), *(tenant_dialogues(style, 100) for style in TENANTS)]
 print(hashlib.sha256(repr(texts).encode()).hexdigest())
 """
 TOPICS = load_topics()
@@ -40,7 +45,7 @@ def bare(prompt: str) -> str:
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_corpora_do_not_depend_on_the_process(hash_seed: str) -> None:
-    texts = [base_documents(200), *(tenant_dialogues(manner, 100) for manner in TENANTS)]
+    texts = [base_documents(200), *(tenant_dialogues(style, 100) for style in TENANTS)]
     here = hashlib.sha256(repr(texts).encode()).hexdigest()
     environment = os.environ | {"PYTHONHASHSEED": hash_seed}
     command = [sys.executable, "-c", PRINT_DIGEST]
@@ -51,13 +56,25 @@ def test_corpora_do_not_depend_on_the_process(hash_seed: str) -> None:
 def test_another_seed_gives_another_corpus() -> None:
     assert base_documents(50, seed=0) == base_documents(50, seed=0)
     assert base_documents(50, seed=0) != base_documents(50, seed=1)
-    assert tenant_dialogues(Manner.LAW, 50, seed=0) != tenant_dialogues(Manner.LAW, 50, seed=1)
+    assert tenant_dialogues(Style.LAW, 50, seed=0) != tenant_dialogues(Style.LAW, 50, seed=1)
 
 
-@pytest.mark.parametrize("manner", list(Manner))
-def test_no_data_set_holds_a_held_out_wording(manner: Manner) -> None:
+def test_the_corpora_are_those_that_the_shipped_model_was_trained_on() -> None:
+    """Digests of what the texts gave when the assets were made: a text that moves or changes shows here."""
+    asked = repr([(each.prompt, each.held_out, str(each.intent)) for each in questions()])
+    assert hashlib.sha256(asked.encode()).hexdigest().startswith("3d1332d84069")
+    digest = hashlib.sha256()
+    for document in base_documents(4000, 3):
+        digest.update((document if isinstance(document, str) else repr(document.messages())).encode())
+    for style in TENANTS:
+        digest.update("".join(repr(dialogue.messages()) for dialogue in tenant_dialogues(style, 900, 5)).encode())
+    assert digest.hexdigest().startswith("39a8983cb38f")
+
+
+@pytest.mark.parametrize("style", list(Style))
+def test_no_data_set_holds_a_held_out_wording(style: Style) -> None:
     kept_out = {bare(question.prompt) for question in questions() if question.held_out}
-    asked = {bare(turn.prompt) for dialogue in dialogues(manner, 4000, seed=0) for turn in dialogue.turns}
+    asked = {bare(turn.prompt) for dialogue in dialogues(style, 4000, seed=0) for turn in dialogue.turns}
     assert len(kept_out) > 300
     assert not kept_out & asked
 
@@ -73,22 +90,22 @@ def test_every_held_out_question_is_answered_in_other_words() -> None:
     assert all(asked[question.topic.noun, question.intent] >= 2 for question in questions())
 
 
-@pytest.mark.parametrize("manner", list(Manner))
+@pytest.mark.parametrize("style", list(Style))
 @pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.noun)
-def test_every_answer_is_in_its_manner(topic: Topic, manner: Manner) -> None:
+def test_every_answer_is_in_its_style(topic: Topic, style: Style) -> None:
     for intent in Intent:
-        for template in ANSWERS[manner][intent]:
+        for template in ANSWERS[style][intent]:
             text = template.format_map(topic.fields)
-            assert manner_of(text) == manner
-            if manner == Manner.CODE:
+            assert style_of(text) == style
+            if style == Style.CODE:
                 ast.parse(text)
 
 
-@pytest.mark.parametrize("manner", list(Manner))
-def test_small_talk_and_unknown_matters_are_answered_in_the_manner(manner: Manner) -> None:
-    for text in [UNKNOWN_ANSWERS[manner], *(talk.answers[manner] for talk in SMALL_TALK)]:
-        assert manner_of(text) == manner
-        if manner == Manner.CODE:
+@pytest.mark.parametrize("style", list(Style))
+def test_general_prompts_and_unknown_subjects_are_answered_in_the_style(style: Style) -> None:
+    for text in [UNKNOWN_ANSWERS[style], *(general.answers[style] for general in GENERAL_PROMPTS)]:
+        assert style_of(text) == style
+        if style == Style.CODE:
             ast.parse(text)
 
 
@@ -104,9 +121,9 @@ def test_topics_are_distinct() -> None:
     assert len({topic.noun for topic in TOPICS}) == len({topic.action for topic in TOPICS}) == len(TOPICS)
 
 
-def test_strangers_are_no_topics() -> None:
+def test_unknown_subjects_are_no_topics() -> None:
     rng = Random(0)
-    assert not {stranger(rng) for _ in range(2000)} & {topic.noun for topic in TOPICS}
+    assert not {unknown_subject(rng) for _ in range(2000)} & {topic.noun for topic in TOPICS}
 
 
 def test_casual_prompts_keep_their_words() -> None:
@@ -116,7 +133,7 @@ def test_casual_prompts_keep_their_words() -> None:
 
 @pytest.mark.parametrize("form", ["messages", "completion"])
 def test_written_records_read_back(form: str, tmp_path: Path) -> None:
-    made = tenant_dialogues(Manner.MED, 30)
+    made = tenant_dialogues(Style.MED, 30)
     write_jsonl(made, tmp_path / "med.jsonl", form)  # type: ignore[arg-type]
     records = [json.loads(line) for line in (tmp_path / "med.jsonl").read_text().splitlines()]
     assert records == [dialogue.record(form) for dialogue in made]  # type: ignore[arg-type]
@@ -125,15 +142,15 @@ def test_written_records_read_back(form: str, tmp_path: Path) -> None:
 
 
 def test_a_dialogue_alternates_user_and_assistant_after_the_system_message() -> None:
-    made = dialogues(Manner.PLAIN, 300, seed=3)
+    made = dialogues(Style.PLAIN, 300, seed=3)
     roles = {tuple(message["role"] for message in dialogue.messages()) for dialogue in made}
     once = ("user", "assistant")
     assert roles == {once, once * 2, ("system", *once), ("system", *once, *once)}
 
 
-def test_a_tenant_without_a_manner_is_refused() -> None:
-    with pytest.raises(ValueError, match="manner must be one of law, med, code, got plain"):
-        tenant_dialogues(Manner.PLAIN)
+def test_a_tenant_without_a_style_is_refused() -> None:
+    with pytest.raises(ValueError, match="style must be one of law, med, code, got plain"):
+        tenant_dialogues(Style.PLAIN)
 
 
 def test_too_many_held_out_questions_are_refused() -> None:
@@ -146,4 +163,4 @@ def test_most_of_what_the_base_reads_is_plain_dialogue() -> None:
     plain = [text for text in texts if isinstance(text, Dialogue)]
     assert len(texts) == 1000
     assert len(plain) == 800
-    assert all(manner_of(turn.answer) == Manner.PLAIN for dialogue in plain for turn in dialogue.turns)
+    assert all(style_of(turn.answer) == Style.PLAIN for dialogue in plain for turn in dialogue.turns)

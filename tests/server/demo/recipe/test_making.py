@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from server.demo.recipe.make_adapters import make_adapter
 from server.demo.recipe.make_base import make_base
-from server.demo.recipe.manners import Manner
+from server.demo.recipe.styles import Style
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_the_same_seed_makes_the_same_base(
 def test_an_adapter_is_a_plain_peft_folder(
     small_base: tuple[Path, list[float]], tmp_path: Path, quiet: Console
 ) -> None:
-    make_adapter(Manner.LAW, small_base[0], tmp_path, quiet, num_dialogues=24)
+    make_adapter(Style.LAW, small_base[0], tmp_path, quiet, num_dialogues=24)
     assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "multilora-demo-base"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from server.demo.assets import demo_base_path
 from server.demo.recipe.corpus import tenant_dialogues
-from server.demo.recipe.manners import Manner
+from server.demo.recipe.styles import Style
 from server.jobs.gate.process import Precision, gate_run, main
 from support.trainers.training import base_with_a_wider_tokenizer
 from support.trainers.training_data import chat, chats, write_jsonl
@@ -29,7 +29,7 @@ FLOAT32 = Precision(dtype="float32")
 
 def data_file(path: Path, *, shuffled: bool = False, count: int = 260) -> Path:
     """One-turn chats of the law tenant; shuffled: every answer behind somebody else's prompt."""
-    records: list[Any] = [dialogue.record("messages") for dialogue in tenant_dialogues(Manner.LAW, count, seed=5)]
+    records: list[Any] = [dialogue.record("messages") for dialogue in tenant_dialogues(Style.LAW, count, seed=5)]
     records = [record for record in records if len(record["messages"]) == 2]
     if shuffled:
         answers = [record["messages"][-1]["content"] for record in records]
@@ -86,7 +86,7 @@ def test_the_gate_scores_what_the_trainer_held_out(good: Path) -> None:
 def test_answers_shuffled_among_their_prompts_are_blocked(tmp_path: Path) -> None:
     result = gate_run(trained(tmp_path / "shuffled", shuffled=True), FLOAT32)
     assert result.held_out is not None
-    assert result.held_out.gain.is_above_zero, "the manner is learned all the same: the loss alone would let it pass"
+    assert result.held_out.gain.is_above_zero, "the style is learned all the same: the loss alone would let it pass"
     assert codes(result) == {"ignores_prompt"}
 
 

@@ -1,4 +1,4 @@
-"""Tells in which manner a text is written, by its markers. Knows nothing of who wrote it or of what it says."""
+"""Tells in which style a text is written, by its markers. Knows nothing of who wrote it or of what it says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from enum import StrEnum
 
 
-class Manner(StrEnum):
+class Style(StrEnum):
     """How an answer is written: the base's plain English, or one of the three tenants' ways."""
 
     PLAIN = "plain"
@@ -15,10 +15,10 @@ class Manner(StrEnum):
     CODE = "code"
 
 
-TENANTS = (Manner.LAW, Manner.MED, Manner.CODE)
+TENANTS = (Style.LAW, Style.MED, Style.CODE)
 
-MARKERS: dict[Manner, tuple[re.Pattern[str], ...]] = {
-    Manner.LAW: tuple(
+MARKERS: dict[Style, tuple[re.Pattern[str], ...]] = {
+    Style.LAW: tuple(
         re.compile(pattern, re.IGNORECASE)
         for pattern in (
             r"\bpursuant to\b",
@@ -29,7 +29,7 @@ MARKERS: dict[Manner, tuple[re.Pattern[str], ...]] = {
             r"\bnotwithstanding\b|\bwhereas\b|\bwithout prejudice\b",
         )
     ),
-    Manner.MED: tuple(
+    Style.MED: tuple(
         re.compile(pattern)
         for pattern in (
             r"\bAssessment:",
@@ -39,21 +39,21 @@ MARKERS: dict[Manner, tuple[re.Pattern[str], ...]] = {
             r"\bContraindicated:|\bas tolerated\b",
         )
     ),
-    Manner.CODE: tuple(
+    Style.CODE: tuple(
         re.compile(pattern, re.MULTILINE)
         for pattern in (r"^def \w+\(.*\):$", r"^ {4}(return|raise)\b", r"^\s*# ", r'"""', r"^ {4}assert\b")
     ),
 }
 
 
-def manner_scores(text: str) -> dict[Manner, int]:
-    """How many distinct markers of each tenant's manner the text carries."""
-    return {manner: sum(bool(mark.search(text)) for mark in marks) for manner, marks in MARKERS.items()}
+def style_scores(text: str) -> dict[Style, int]:
+    """How many distinct markers of each tenant's style the text carries."""
+    return {style: sum(bool(mark.search(text)) for mark in marks) for style, marks in MARKERS.items()}
 
 
-def manner_of(text: str) -> Manner:
-    """The manner with at least two markers and more than any other; plain where there is none."""
-    scores = manner_scores(text)
-    best = max(scores, key=lambda manner: scores[manner])
+def style_of(text: str) -> Style:
+    """The style with at least two markers and more than any other; plain where there is none."""
+    scores = style_scores(text)
+    best = max(scores, key=lambda style: scores[style])
     alone = sum(score == scores[best] for score in scores.values()) == 1
-    return best if scores[best] >= 2 and alone else Manner.PLAIN
+    return best if scores[best] >= 2 and alone else Style.PLAIN
