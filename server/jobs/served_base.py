@@ -1,5 +1,5 @@
-"""Which base is served, and how: what a job trains on and what its gate measures with. A small file of the data
-directory, so that jobs can be made and worked on whether or not the server runs."""
+"""Which base is served, and how: jobs train on it, and the gate measures with it. A small file in the data directory,
+so that jobs can be created and run whether or not the server runs."""
 
 from __future__ import annotations
 

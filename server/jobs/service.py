@@ -1,6 +1,6 @@
 """Onboarding as the API and the command line use it: files and jobs of one data directory, checked before kept.
 
-Decides what a new job must be; who asks is known by name only. Works with and without a worker or a server running.
+Decides what a new job must be; knows the tenant by name only. Works with or without a running worker or server.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_SUFFIX_CHARS = 64
 
 
 class Onboarding:
-    """files, jobs: the two stores. base: what is served, None where that is not known."""
+    """files, jobs: the two stores. base: the served base; None if it is unknown."""
 
     def __init__(self, data_dir: Path, database: Database, limits: JobLimits | None = None) -> None:
         self.data_dir = data_dir = data_dir.resolve()  # rows and specs hold paths, and other processes read them
@@ -39,16 +39,16 @@ class Onboarding:
 
     @classmethod
     def open(cls, data_dir: Path, *, database_url: str | None = None, limits: JobLimits | None = None) -> Onboarding:
-        """The data directory must be there: the adapter store makes it."""
+        """The data directory must exist: the adapter store makes it."""
         return cls(data_dir, Database(data_dir, database_url), limits)
 
     def close(self) -> None:
-        """Give the database connections back."""
+        """Close the database connections."""
         self._database.close()
 
     @property
     def database_url(self) -> str:
-        """Where the rows are, secrets included: for a worker's environment, not for eyes."""
+        """The database's URL, password included: for a worker's environment, never for display."""
         return self._database.engine.url.render_as_string(hide_password=False)
 
     @property
@@ -56,7 +56,7 @@ class Onboarding:
         return ServedBase.recall(self.data_dir)
 
     def create(self, tenant: str, request: JobRequest) -> Job:
-        """Check a job and queue it. Nothing is kept of one that is refused.
+        """Check a job and queue it. Nothing of a refused job is kept.
 
         Raises:
             JobRefused: bad data (the line and its code), a bad field, unsupported_method, rank_too_large.
@@ -71,24 +71,23 @@ class Onboarding:
         try:
             with disk_full_is_an_answer():
                 run_dir.mkdir(mode=0o700, parents=True)
-            places = {each: run_dir / each if each in files else None for each in (VALIDATION_FILE, MIX_FILE)}
+            paths = {each: run_dir / each if each in files else None for each in (VALIDATION_FILE, MIX_FILE)}
             data = run_dir / TRAINING_FILE
-            validation, mix = places[VALIDATION_FILE], places[MIX_FILE]
+            validation, mix = paths[VALIDATION_FILE], paths[MIX_FILE]
             spec = build_spec(request, base, self.limits, data=data, validation=validation, mix=mix)
             for each, (file, param) in files.items():
                 self.files.link(file, run_dir / each)
                 _check_data(run_dir / each, param)
-            asked = replace(request, suffix=name).to_mapping()
-            new = NewJob(tenant=tenant, name=name, request=asked, spec=spec.to_mapping(), base_digest=base.digest)
+            body = replace(request, suffix=name).to_mapping()
+            new = NewJob(tenant=tenant, name=name, request=body, spec=spec.to_mapping(), base_digest=base.digest)
             return self.jobs.add(job_id, new)
         except BaseException:
             shutil.rmtree(run_dir, ignore_errors=True)
             raise
 
     def sweep(self, grace_s: float = 3600) -> None:
-        """Remove what killed processes and deleted tenants left: blobs and run folders that no row knows, and the
-        checkpoints of jobs that have ended. StoreError (wrong_store) where the rows are not proved to be this
-        directory's."""
+        """Remove what killed processes and deleted tenants left: blobs and run folders without a row, and the
+        checkpoints of ended jobs. Raises StoreError (wrong_store) if the rows are not proved to be this directory's."""
         self.files.sweep(grace_s)
         with self._database.proven() as connection:
             known = {job.id: job for job in job_rows.list_jobs(connection, None, None)}
@@ -108,28 +107,29 @@ class Onboarding:
         return base
 
     def _name(self, suffix: str | None, job_id: str, base: ServedBase) -> str:
-        """What the adapter is called; a job without a suffix gets a name of its own."""
+        """The adapter's name: the suffix, or one made from the job's id."""
         name = suffix if suffix is not None else job_id.replace("ftjob-", "ft-")[:15]
         if len(name) > MAX_SUFFIX_CHARS:
             message = f"suffix: must have at most {MAX_SUFFIX_CHARS} characters, got {len(name)}"
             raise JobRefused("invalid_value", message, param="suffix")
         check_name("suffix", name)
         if ":" in name:
-            raise JobRefused("bad_name", f"suffix: {name!r} must not hold ':', which parts a model id", param="suffix")
+            message = f"suffix: {name!r} must not contain ':', the separator in model ids"
+            raise JobRefused("bad_name", message, param="suffix")
         if name == base.name:
             raise Conflict("name_is_base", f"suffix: {name!r} is the name of the base model", param="suffix")
         return name
 
     def _files(self, tenant: str, request: JobRequest) -> dict[str, tuple[DataFile, str]]:
-        """By the name in the run's folder: the tenant's file, and the field that named it."""
-        asked = {
+        """By its name in the run's folder: the tenant's file, and the request field that named it."""
+        requested = {
             TRAINING_FILE: (request.training_file, "training_file"),
             VALIDATION_FILE: (request.validation_file, "validation_file"),
             MIX_FILE: (request.mix_file, "multilora.mix_file"),
         }
         found = {
             name: (self.files.get(tenant, file_id, param=param), param)
-            for name, (file_id, param) in asked.items()
+            for name, (file_id, param) in requested.items()
             if file_id is not None
         }
         training = found[TRAINING_FILE][0]

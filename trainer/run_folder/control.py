@@ -34,8 +34,8 @@ class Control:
 
     def requested(self) -> str:
         """PAUSE, CANCEL, or "" to continue. The file's word takes precedence over a signal."""
-        return self._folder.asked() or (PAUSE if self._signalled else "")
+        return self._folder.requested() or (PAUSE if self._signalled else "")
 
     def clear(self) -> None:
         """The request is done: a resumed run must not find it again."""
-        self._folder.ask("")
+        self._folder.request("")

@@ -136,7 +136,7 @@ class RunFolder:
     def write_verdict(self, body: Mapping[str, Any]) -> None:
         self.write(self._verdict, as_json(body))
 
-    def asked(self) -> str:
+    def requested(self) -> str:
         """PAUSE, CANCEL, or "": what the run is asked to do. Any other word in the file counts as none."""
         try:
             word = self._control.read_text(errors="replace").strip()
@@ -144,7 +144,7 @@ class RunFolder:
             return ""
         return word if word in (PAUSE, CANCEL) else ""
 
-    def ask(self, word: str) -> None:
+    def request(self, word: str) -> None:
         """Ask the run to PAUSE or CANCEL; it looks once a step. "": take the request back."""
         if not word:
             self._control.unlink(missing_ok=True)

@@ -95,7 +95,7 @@ def _trained(command: list[str], folder: Path, output: Output) -> int:
         while process.poll() is None:
             if signals.asked and not asked:
                 asked = True
-                run.ask(PAUSE)
+                run.request(PAUSE)
             screen.show(events.new_events())
             time.sleep(POLL_S)
         screen.show(events.new_events())

@@ -30,7 +30,7 @@ def module_weights(plan: AdapterPlan, adapter: Path, base: Path) -> list[ModuleW
 
 
 def weight_norms(base: Path, modules: list[str]) -> dict[str, float]:
-    """Frobenius norm of each layer's weight in the base's folder; a tied head, which lies nowhere, is absent."""
+    """Frobenius norm of each layer's weight in the base's folder; a tied head has none and is absent."""
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(base.glob("*.safetensors"))]
         lies_in = {name: file for file in files for name in file.keys()}  # noqa: SIM118  (no mapping)

@@ -1,6 +1,6 @@
 """The round trip's other side: transformers and PEFT on the same base and adapter. Knows models; compares nothing.
 
-One model at a time is in memory. It is loaded once, and rounded for the check in bfloat16; twice where it is in 4 bits.
+One model at a time is in memory. It is loaded once and rounded for the check in bfloat16; a 4-bit base loads twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainer.gate.thresholds import GateThresholds
 
 @dataclass(frozen=True)
 class Reference:
-    """What is loaded: a base folder, an adapter folder (None: the base alone), where to, and whether in 4 bits."""
+    """What is loaded. adapter None: the base alone. nf4: in 4 bits."""
 
     base: Path
     adapter: Path | None
@@ -30,7 +30,7 @@ class Reference:
     nf4: bool = False
 
     def load(self, dtype: torch.dtype) -> Any:
-        """The model in `dtype`, ready to ask."""
+        """The model in `dtype`, in evaluation mode."""
         model = load_causal(self.base, dtype, self.device, nf4=self.nf4)
         return (model if self.adapter is None else PeftModel.from_pretrained(model, str(self.adapter))).eval()
 
@@ -42,8 +42,8 @@ def logits_of(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor
 
 
 def round_base(model: Any, dtype: torch.dtype) -> None:
-    """Make of a float32 model, in place, what loading it in `dtype` makes: PEFT keeps adapters, and transformers its
-    buffers, in float32. Not for 4-bit weights, which keep the type that they were quantised from."""
+    """Turn a float32 model, in place, into the one that loading in `dtype` gives: PEFT keeps adapters, and transformers
+    its buffers, in float32. Not for 4-bit weights, which keep the type that they were quantised from."""
     for name, parameter in model.named_parameters():
         if ".lora_" not in name:
             parameter.data = parameter.data.to(dtype)

@@ -1,8 +1,8 @@
-"""The gate as a process: a run folder in, gate.json, report.json and report.html in it. Decides nothing itself.
+"""The gate as a process: reads a run folder, writes gate.json and both reports into it. Decides nothing itself.
 
     python -m server.jobs.gate.process RUN_DIR [--dtype D] [--quantize nf4] [--device D]
 
-The precision should be the one that serves. Exit codes: 0 a verdict was reached, whatever it is; 2 bad input, named in
+The precision should be the one that serves. Exit codes: 0 there is a verdict, whichever; 2 bad input, named in
 the last line of stderr; 1 anything else.
 """
 
@@ -57,7 +57,7 @@ class Precision:
 
 @dataclass(frozen=True)
 class _Run:
-    """What there is to measure. output: the adapter's folder, or the trained model's."""
+    """What is measured. output: the adapter's folder, or the trained model's."""
 
     spec: TrainSpec
     output: Path
@@ -75,12 +75,12 @@ class _Measured:
 def gate_run(run_dir: Path, precision: Precision, thresholds: GateThresholds | None = None) -> GateResult:
     """Judge the adapter of a finished run and write the three files, gate.json last.
 
-    Raises SpecError, DataRejected, UnsupportedBase; OSError where a file of the run cannot be read.
+    Raises SpecError, DataRejected, UnsupportedBase; OSError if a file of the run cannot be read.
     """
     folder = RunFolder(run_dir)
     spec = TrainSpec.from_yaml(folder.spec)
     limits = thresholds or GateThresholds()
-    load_config(spec.base)  # what is no base says so, before its tokenizer is read
+    load_config(spec.base)  # a folder that holds no base is refused before its tokenizer is read
     tokenizer = load_tokenizer(spec.base)
     base = load_base(spec.base, **asdict(precision))
     data = prepare(spec, tokenizer, max_model_len=base.max_model_len, num_embeddings=base.num_embeddings)
@@ -143,7 +143,7 @@ def _judged(
 
 
 def _ends(tokenizer: Tokenizer, max_tokens: int) -> Ends:
-    """Where the server ends answers: chats also at the end of a turn."""
+    """The tokens at which the server ends answers: chats also end at the end of a turn."""
     eos_ids = tokenizer.eos_ids
     return Ends({"chat": tokenizer.chat_end_ids, "completion": eos_ids, "text": eos_ids}, max_tokens)
 
@@ -161,7 +161,7 @@ def _settings(run: _Run, limits: GateThresholds) -> ScorerSettings:
 
 
 def _check_same_data(folder: RunFolder, data: PreparedData) -> None:
-    """What is judged on must have been held out of this very run. Raises DataRejected."""
+    """The held-out data must be that of this very run. Raises DataRejected."""
     trained = folder.result().get("provenance", {})
     facts = data.facts.to_mapping()
     changed = [name for name in facts if name in trained and trained[name] != facts[name]]

@@ -18,10 +18,10 @@ MAX_NEW_TOKENS = 96
 def side_by_side(
     scorer: ServingScorer | TunedBase, tokenizer: Tokenizer, examples: Sequence[EncodedExample]
 ) -> list[Sample]:
-    """The last answer of each example that has a prompt: as the data has it, as the base and as the adapter give it."""
+    """The last answer of each example that has a prompt: from the data, from the base and from the adapter."""
     starts = [last_answer(example) for example in examples]
-    room = scorer.max_tokens - MAX_NEW_TOKENS
-    chosen = [(example, start) for example, start in zip(examples, starts, strict=True) if 1 < start <= room]
+    longest = scorer.max_tokens - MAX_NEW_TOKENS
+    chosen = [(example, start) for example, start in zip(examples, starts, strict=True) if 1 < start <= longest]
     prompts = [example.input_ids[:start].tolist() for example, start in chosen]
     ends = tokenizer.chat_end_ids
     texts = [

@@ -1,7 +1,7 @@
 """Scores and generates as the server does: the engine's own model, kernels, KV blocks and precision, without its queue.
 
-One base, and the adapter once for every scale asked for, each in a slot of its own; a row names its slot, so the base
-alone and every scale run through the very forward that serves. Knows tokens and losses; decides nothing.
+One base, and the adapter once for every scale, each in a slot of its own. A row names its slot, so the base alone and
+every scale run through the same forward that serves. Knows tokens and losses; decides nothing.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def pack_folder(folder: Path, base: BaseModel) -> PackedAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerSettings:
-    """scales: those that can be asked for. forward_tokens: in one forward. max_tokens: the longest sequence.
+    """scales: those that can be scored. forward_tokens: in one forward. max_tokens: the longest sequence.
 
-    vocabulary: what `generate` may say, as the server's own; losses are of the whole head, as training's are.
+    vocabulary: the tokens that `generate` may produce, as in the server; losses use the whole head, as in training.
     """
 
     scales: tuple[float, ...] = (1.0, 0.85, 0.7)
@@ -113,7 +113,7 @@ class ServingScorer:
     ) -> list[list[int]]:
         """Greedy continuations, without the token of eos_ids that ended them, if one did."""
         params = SamplingParams(max_tokens=max_new_tokens, temperature=0.0)
-        requests = [self._request(list(prompt), scale, params, room=max_new_tokens) for prompt in prompts]
+        requests = [self._request(list(prompt), scale, params, new=max_new_tokens) for prompt in prompts]
         for group in self._groups(requests):
             alive = list(group)
             while alive:
@@ -124,9 +124,9 @@ class ServingScorer:
                 self._runner.forget(request.id)
         return [_without_end(request.output_ids, eos_ids) for request in requests]
 
-    def _request(self, ids: list[int], scale: float, params: SamplingParams | None = None, *, room: int = 0) -> Request:
-        if len(ids) + room > self.max_tokens:
-            raise ValueError(f"a sequence has {len(ids) + room} tokens, the scorer takes {self.max_tokens}")
+    def _request(self, ids: list[int], scale: float, params: SamplingParams | None = None, *, new: int = 0) -> Request:
+        if len(ids) + new > self.max_tokens:
+            raise ValueError(f"a sequence has {len(ids) + new} tokens, the scorer takes {self.max_tokens}")
         if scale != BASE_ALONE and scale not in self._slots:
             raise ValueError(f"scale must be one of {sorted(self._slots)} or {BASE_ALONE}, got {scale}")
         slot = None if scale == BASE_ALONE else self._slots[scale]
@@ -137,11 +137,11 @@ class ServingScorer:
             params=params or SamplingParams(max_tokens=0, prompt_logprobs=0),
             adapter=None if slot is None else AdapterDigest(f"scale {scale:g}"),
             slot=slot,
-            block_ids=list(range(_blocks(len(ids) + room))),
+            block_ids=list(range(_blocks(len(ids) + new))),
         )
 
     def _groups(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
-        """Requests that have blocks of their own at the same time; which blocks is decided here."""
+        """Groups of requests whose blocks fit at the same time; assigns the blocks."""
         group: list[Request] = []
         used = 0
         for request in requests:
@@ -195,14 +195,14 @@ def _resident(base: BaseModel, adapters: Sequence[PackedAdapter]) -> LoraTable:
 def _schedule(requests: Sequence[Request], forward_tokens: int) -> Schedule:
     """As many tokens of the requests as one forward takes, the first requests first."""
     rows: list[ScheduledRow] = []
-    room = forward_tokens
+    left = forward_tokens
     for request in requests:
-        count = min(room, request.num_tokens - request.num_computed_tokens)
+        count = min(left, request.num_tokens - request.num_computed_tokens)
         if count:
             rows.append(ScheduledRow(request, request.num_computed_tokens, count))
-            room -= count
-    rows.sort(key=lambda row: row.num_tokens != 1)  # decodes first, as the scheduler has them
-    return Schedule(rows, forward_tokens - room, sum(row.num_tokens == 1 for row in rows))
+            left -= count
+    rows.sort(key=lambda row: row.num_tokens != 1)  # decodes first, as in the scheduler
+    return Schedule(rows, forward_tokens - left, sum(row.num_tokens == 1 for row in rows))
 
 
 def _weighted_nll(logits_TV: torch.Tensor, example: EncodedExample, start: int) -> float:
@@ -224,9 +224,9 @@ def _weighted_nll(logits_TV: torch.Tensor, example: EncodedExample, start: int) 
 def _commit(
     schedule: Schedule, tokens: dict[str, int], eos_ids: frozenset[int], rope_switches: Sequence[int]
 ) -> set[str]:
-    """Record what a step did. Returns the ids of requests that are over (also those whose logits were not finite).
+    """Record a step's tokens. Returns the ids of finished requests, among them those whose logits were not finite.
 
-    A request that has outgrown LongRoPE's short factors begins again: none of its keys is of use.
+    A request that has outgrown LongRoPE's short factors begins again: its keys are no longer valid.
     """
     over: set[str] = set()
     for row in schedule.rows:

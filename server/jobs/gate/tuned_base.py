@@ -1,4 +1,4 @@
-"""A base trained as a whole, beside the one it was: scored as if it were an adapter of it. Knows two scorers."""
+"""A fully trained base beside the original: scored as if it were an adapter of it. Knows two scorers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.gate.scorer import BASE_ALONE, Losses
 
 
 class TunedBase:
-    """Scale BASE_ALONE is the old base, 1 the new one; nothing lies between. Both scorers have no adapter."""
+    """Scale BASE_ALONE is the old base, scale 1 the new one. Neither scorer has an adapter."""
 
     def __init__(self, before: ServingScorer, after: ServingScorer) -> None:
         self._before = before
@@ -41,5 +41,5 @@ class TunedBase:
 
     def _at(self, scale: float) -> ServingScorer:
         if scale not in (BASE_ALONE, 1.0):
-            raise ValueError(f"a trained base has no scale but {BASE_ALONE} and 1, got {scale}")
+            raise ValueError(f"a trained base has no scale except {BASE_ALONE} and 1, got {scale}")
         return self._after if scale else self._before

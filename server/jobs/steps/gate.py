@@ -1,4 +1,4 @@
-"""The gate step: the measuring process to its end, and its verdict. What is measured is the gate's own decision."""
+"""The gate step: runs the gate's process to its end and reads its verdict. Measures nothing itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from server.jobs.served_base import ServedBase
 from server.jobs.steps.training import Outcome
 from server.jobs.store.records import Job, JobFailure
-from server.jobs.tasks.driver import Driver, News
+from server.jobs.tasks.driver import Driver
 from server.jobs.tasks.executor import Task
 from trainer.run_folder.folder import RunFolder
 
@@ -30,14 +30,14 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        said = f": {'; '.join(self.reasons)}" if self.reasons else ""
-        return f"The gate says {self.verdict}{said}"
+        reasons = f": {'; '.join(self.reasons)}" if self.reasons else ""
+        return f"The gate's verdict: {self.verdict}{reasons}"
 
     @property
     def failure(self) -> JobFailure:
-        """What a blocked job ends with."""
-        said = "; ".join(self.reasons) or "no reason was given"
-        return JobFailure("gate_blocked", f"the adapter was trained and kept, but not put into service: {said}")
+        """The failure of a blocked job."""
+        reasons = "; ".join(self.reasons) or "no reason was given"
+        return JobFailure("gate_blocked", f"the adapter was trained and kept, but not activated: {reasons}")
 
 
 def gate_options(*, dtype: str = "auto", quantize: str | None, device: str = "auto") -> list[str]:
@@ -53,14 +53,14 @@ class GateStep:
         self._gate = gate
 
     def run(self, job: Job, served: ServedBase | None) -> tuple[Outcome, JobFailure | None]:
-        """Measure, unless that was done. A gate that cannot measure is a failure, never a pass."""
+        """Measure, unless there is a verdict already. A gate that cannot measure is a failure, never a pass."""
         for _ in range(ATTEMPTS):
             if verdict_in(job.run_dir) is not None:
                 return "done", None
-            end = self._driver.drive(job, self._task(job, served), news=_nothing)
-            if end.asked != "run":
+            end = self._driver.run_to_end(job, self._task(job, served))
+            if end.desired != "run":
                 ended: dict[str, Outcome] = {"cancel": "cancelled", "pause": "paused", "gone": "gone"}
-                return ended[end.asked], None
+                return ended[end.desired], None
         if verdict_in(job.run_dir) is not None:
             return "done", None
         message = f"the gate could not measure the adapter: {_last_line(RunFolder(job.run_dir).gate_log)}"
@@ -83,10 +83,6 @@ def verdict_in(run_dir: Path) -> Verdict | None:
         if body is None
         else Verdict(str(body["verdict"]), tuple(str(reason) for reason in body.get("reasons", ())))
     )
-
-
-def _nothing() -> News:
-    return {}, []
 
 
 def _last_line(log: Path) -> str:

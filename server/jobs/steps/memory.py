@@ -1,6 +1,6 @@
-"""Whether a training fits beside what runs: the planner's sum against what is free. Allocates nothing.
+"""Whether a training fits into the free memory, by the planner's estimate. Allocates nothing.
 
-The estimate is a seam: `Estimate` is any function from a spec to bytes.
+`Estimate` can be replaced: it is any function from a spec to bytes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ DISK_BYTES = 256 * MIB  # logs, events and the first checkpoints
 
 
 def estimated_bytes(spec: TrainSpec) -> int:
-    """What the run takes, its process included; of a base that the planner cannot read, the process alone: the trainer
-    says what is wrong with it."""
+    """Bytes of a run, its process included. If the planner cannot read the base, of the process alone: the trainer then
+    reports what is wrong with the base."""
     try:
         return memory_need(case_of(spec, runtime_bytes=process_bytes(spec))).total
     except PlanError:
@@ -32,7 +32,7 @@ def estimated_bytes(spec: TrainSpec) -> int:
 
 
 def advice(spec: TrainSpec, available_bytes: int) -> list[str]:
-    """What to change so that the training fits; empty where it fits, or the planner cannot read the base."""
+    """Changes that make the training fit; empty if it fits, or if the planner cannot read the base."""
     try:
         return advise(spec, available_bytes, runtime_bytes=process_bytes(spec))
     except PlanError:
@@ -40,15 +40,15 @@ def advice(spec: TrainSpec, available_bytes: int) -> list[str]:
 
 
 def free_bytes(device: str = "cpu") -> int | None:
-    """What a training may take now; None where the system does not say."""
+    """Memory that a training may take now; None if unknown."""
     if device != "cuda":
         return free_host_bytes()
     query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.split()
+        lines = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.split()
     except (FileNotFoundError, subprocess.SubprocessError):
         return None
-    return max((int(line) * MIB for line in told), default=None)
+    return max((int(line) * MIB for line in lines), default=None)
 
 
 def free_disk_bytes(folder: Path) -> int:

@@ -1,6 +1,6 @@
-"""The steps of an onboarding: validate; train, gate, publish, activate. Each may be cut off anywhere and done again.
+"""The steps of an onboarding: validate; train, gate, publish, activate. Each may be cut off anywhere and run again.
 
-A step looks at the row first, does what is left to do, and moves the row. It returns whether the next step follows.
+A step reads the row first, does what is left to do, and updates the row. It returns whether the next step follows.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _PARAMS = {TRAINING_FILE: "training_file", VALIDATION_FILE: "validation_file", M
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Everything a step needs. data_dir: where what is served is written down.
+    """Everything a step needs. data_dir: holds the record of the served base.
 
-    open_store: opened late, because the store brings torch, and a worker that only watches needs none.
+    open_store: opened late, because the store imports torch, which an idle worker does not need.
     """
 
     jobs: JobStore
@@ -45,7 +45,7 @@ class Steps:
     data_dir: Path
 
     def validate(self, job_id: str) -> bool:
-        """Check data, spec and disk again, as far as that needs no model; then the job waits for its turn."""
+        """Check data, spec and disk again, as far as that needs no model; then queue the job."""
         job = self.jobs.find(job_id)
         if job is None or job.status is not JobStatus.VALIDATING:
             return False
@@ -53,23 +53,23 @@ class Steps:
         if failure is not None:
             self.jobs.end(job, JobStatus.FAILED, failure)
             return False
-        self.jobs.note(job, f"validated:{job.run_number}", "Files validated, the job waits for its turn")
+        self.jobs.note(job, f"validated:{job.run_number}", "Files validated; the job is queued")
         return self.jobs.move(job, JobStatus.QUEUED, only_in=(JobStatus.VALIDATING,))
 
     def train(self, job_id: str) -> bool:
-        """To the end of training."""
+        """Train to the end."""
         job = self._running(job_id)
         if job is None:
             return False
         self.jobs.note(job, f"train:{job.run_number}", "Training started")
         outcome, failure = self.training.run(job)
-        if failure is not None and failure.code == TRAINER_KILLED:  # one that could still speak has said it itself
+        if failure is not None and failure.code == TRAINER_KILLED:  # an error of the trainer has the advice already
             served = ServedBase.recall(self.data_dir)
             failure = _with_advice(job, failure, "cpu" if served is None else served.device)
         return self._settle(job, outcome, failure)
 
     def gate(self, job_id: str) -> bool:
-        """To the gate's verdict; a blocked adapter goes no further, unless an operator has said so."""
+        """Get the gate's verdict. A blocked adapter ends here, unless an operator has overridden the gate."""
         job = self._running(job_id)
         if job is None:
             return False
@@ -87,7 +87,7 @@ class Steps:
         return True
 
     def publish(self, job_id: str) -> bool:
-        """The adapter into the store, as a version that no bare name means yet. From here on there is no way back."""
+        """Put the adapter into the store, as an inactive version. From here on a job can no longer pause or cancel."""
         job = self._running(job_id)
         if job is None or job.adapter_version is not None:
             return job is not None
@@ -95,7 +95,7 @@ class Steps:
             return self._settle(job, "cancelled" if job.wanted == "cancel" else "paused", None)
         base = self._base(job)
         if base is None:
-            failure = JobFailure("wrong_base", f"base {job.base_digest} is not known here any more", "model")
+            failure = JobFailure("wrong_base", f"base {job.base_digest} is no longer registered", "model")
             return self._settle(job, "failed", failure)
         adapter = RunFolder(job.run_dir).adapter
         try:
@@ -113,7 +113,7 @@ class Steps:
         return True
 
     def activate(self, job_id: str) -> bool:
-        """The bare name means the new version; the job has succeeded."""
+        """Make the new version the active one; the job has succeeded."""
         job = self._running(job_id)
         if job is None:
             return False
@@ -129,7 +129,7 @@ class Steps:
         return True
 
     def fail(self, job_id: str, error: Exception) -> None:
-        """A step could not be done: the job must not hang for it."""
+        """A step failed for good: the job ends instead of hanging."""
         job = self.jobs.find(job_id)
         if job is None:
             return
@@ -143,7 +143,7 @@ class Steps:
         return job if job is not None and job.status is JobStatus.RUNNING else None
 
     def _settle(self, job: Job, outcome: Outcome, failure: JobFailure | None) -> bool:
-        """Move the row to what the outcome means; True where the next step follows."""
+        """Set the status that follows from the outcome; True if the next step follows."""
         if outcome == "failed":
             self.jobs.end(job, JobStatus.FAILED, failure)
         elif outcome == "cancelled":
@@ -167,7 +167,7 @@ class Steps:
         except (SpecError, DataRejected) as error:
             return JobFailure(error.code, error.message, error.param)
         except FileNotFoundError as error:
-            return JobFailure("file_not_found", f"{error.filename} is gone", "training_file")
+            return JobFailure("file_not_found", f"{error.filename} no longer exists", "training_file")
         free = free_disk_bytes(job.run_dir)
         if free < DISK_BYTES:
             return JobFailure("disk_full", f"{free} bytes are free for the run, at least {DISK_BYTES} are needed")
@@ -178,13 +178,13 @@ class Steps:
 
 
 def _with_advice(job: Job, failure: JobFailure, device: str) -> JobFailure:
-    """The system may have killed it for its memory: say what would fit what is free now."""
+    """Out of memory is a common cause of a kill: add the changes that would fit the memory free now."""
     free = free_bytes(device)
-    told = [] if free is None else advice(TrainSpec.from_mapping(job.spec), free)
-    return replace(failure, message="; ".join((failure.message, *told)))
+    changes = [] if free is None else advice(TrainSpec.from_mapping(job.spec), free)
+    return replace(failure, message="; ".join((failure.message, *changes)))
 
 
 def _config(path: Path, base_name: str) -> bytes:
-    """The adapter's config without the path of this machine that PEFT has put in."""
+    """The adapter's config, without the path on this machine that PEFT writes into it."""
     body = {**json.loads(path.read_text()), "base_model_name_or_path": base_name}
     return json.dumps(body, indent=2, sort_keys=True).encode()

@@ -23,7 +23,7 @@ class RunEvents:
     progress: dict[str, Any] = field(default_factory=dict)
     last: Mapping[str, Any] = field(default_factory=dict)
 
-    def new(self) -> list[dict[str, Any]]:
+    def new_entries(self) -> list[dict[str, Any]]:
         """What was written since the last call, as `JobStore.record` takes it."""
         return [entry for event in self.reader.new_events() for entry in self._take(event)]
 

@@ -1,7 +1,7 @@
 """The training step: `python -m trainer` to its end, through kills, pauses and failures. Decides what each exit means.
 
-The run's folder tells everything: events.jsonl (news), control (what is wanted), result.json (it is done), train.exit
-(how the last process ended), failures.json (how often it failed without getting further).
+All state is in the run's folder: see trainer.run_folder.folder; and train.exit (how the last process ended),
+failures.json (how often in a row the training failed without progress).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 from server.jobs.steps.run_events import RunEvents
 from server.jobs.store.job_store import JobStore
 from server.jobs.store.records import Job, JobFailure
-from server.jobs.tasks.driver import Asked, Driver, News, TaskEnd
+from server.jobs.tasks.driver import DesiredState, Driver, TaskEnd, Update
 from server.jobs.tasks.executor import Task
 from trainer.run_folder.events import EventReader, read_events
 from trainer.run_folder.folder import Exit, RunFolder, as_json
@@ -29,7 +29,7 @@ Outcome = Literal["done", "failed", "paused", "cancelled", "gone"]
 
 @dataclass(frozen=True, kw_only=True)
 class RetrySettings:
-    """attempts: in a row that end no further than the one before. Waits double from first_wait_s to longest_wait_s."""
+    """attempts: failures in a row without progress. The wait doubles from first_wait_s up to longest_wait_s."""
 
     attempts: int = 3
     first_wait_s: float = 1.0
@@ -40,7 +40,7 @@ class RetrySettings:
 
 
 class Training:
-    """trainer: the command before its arguments. threads: CPU threads of a training (None: as many as it takes)."""
+    """trainer: the command before its arguments. threads: CPU threads of a training (None: its own choice)."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Training:
         self._environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
 
     def run(self, job: Job) -> tuple[Outcome, JobFailure | None]:
-        """Train until it is decided. Safe to call again at any moment of an earlier call that was cut off."""
+        """Train until the outcome is decided. Safe to call again after an earlier call was cut off anywhere."""
         while not RunFolder(job.run_dir).has_succeeded:
             end = self._attempt(job)
             outcome, failure = self._judge(job, end)
@@ -67,25 +67,25 @@ class Training:
         return "done", None
 
     def _attempt(self, job: Job) -> TaskEnd:
-        """One process, or the rest of one that runs; or, where one has ended and nobody looked, how that ended."""
+        """Run one process to its end: a new one, or one that still runs. One that ended unseen is taken as it ended."""
         task = self._task(job)
         before = self._driver.executor.state(task)
         current = self._jobs.find(job.id)
-        asked: Asked = "gone" if current is None else current.wanted
-        if not before.is_running and (asked != "run" or before.exit_code == Exit.BAD_INPUT):
-            return TaskEnd(before.exit_code, asked)
+        desired: DesiredState = "gone" if current is None else current.wanted
+        if not before.is_running and (desired != "run" or before.exit_code == Exit.BAD_INPUT):
+            return TaskEnd(before.exit_code, desired)
         events, folder = RunEvents(EventReader(job.run_dir)), RunFolder(job.run_dir)
         if not before.is_running:
-            folder.ask("")
+            folder.request("")
 
-        def news() -> News:
-            told = events.new()
-            return {"progress": events.progress} if events.progress else {}, told
+        def update() -> Update:
+            entries = events.new_entries()
+            return Update({"progress": events.progress} if events.progress else {}, entries)
 
-        def ask(asked: Asked) -> None:
-            folder.ask("" if asked in ("run", "gone") else asked)
+        def request(state: DesiredState) -> None:
+            folder.request("" if state in ("run", "gone") else state)
 
-        return self._driver.drive(job, task, news=news, ask=ask)
+        return self._driver.run_to_end(job, task, update=update, request=request)
 
     def _task(self, job: Job) -> Task:
         folder = job.run_dir
@@ -95,17 +95,17 @@ class Training:
 
     def _judge(self, job: Job, end: TaskEnd) -> tuple[Outcome | None, JobFailure | None]:
         """None: try again."""
-        code, asked = end.exit_code, end.asked
-        if asked == "gone":
+        code, desired = end.exit_code, end.desired
+        if desired == "gone":
             return "gone", None
         if RunFolder(job.run_dir).has_succeeded:
             return "done", None
         if code == Exit.BAD_INPUT:
             return "failed", failure_in(job.run_dir) or JobFailure("bad_input", "the trainer refused the job")
-        if asked != "run":
-            return ("cancelled" if asked == "cancel" else "paused"), None
+        if desired != "run":
+            return ("cancelled" if desired == "cancel" else "paused"), None
         if code in (Exit.PAUSED, Exit.CANCELLED):
-            return None, None  # asked by somebody, and taken back, or the worker was stopped
+            return None, None  # the request was withdrawn, or the worker was stopped
         return self._failed(job, code)
 
     def _failed(self, job: Job, code: int | None) -> tuple[Outcome | None, JobFailure | None]:
@@ -114,7 +114,7 @@ class Training:
         if failure.code in NOT_CURED_BY_TIME or count >= self._retry.attempts:
             return "failed", failure
         wait_s = self._retry.wait_s(count)
-        text = f"Training failed ({failure.message}); it goes on from the last checkpoint in {wait_s:g} s"
+        text = f"Training failed ({failure.message}); it resumes from the last checkpoint in {wait_s:g} s"
         self._jobs.note(job, f"retry:{_step_of(job.run_dir)}:{count}", text, level="warn", code=failure.code)
         self._driver.wait(wait_s)
         return None, None
@@ -132,11 +132,11 @@ def failure_in(run_dir: Path) -> JobFailure | None:
 
 def _unexplained(code: int | None) -> JobFailure:
     if code is None:
-        return JobFailure("trainer_lost", "the training process is gone and left no exit code")
+        return JobFailure("trainer_lost", "the training process disappeared without an exit code")
     if code < 0:
-        text = f"the training process was killed by signal {-code}; out of memory is a usual cause"
+        text = f"the training process was killed by signal {-code}; out of memory is a common cause"
         return JobFailure(TRAINER_KILLED, text)
-    return JobFailure("trainer_failed", f"the training process ended with exit code {code}")
+    return JobFailure("trainer_failed", f"the training process exited with code {code}")
 
 
 def _step_of(run_dir: Path) -> int:

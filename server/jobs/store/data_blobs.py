@@ -1,7 +1,7 @@
 """The content-addressed folder of uploaded data. Decides when bytes are durable; knows nothing of rows or tenants.
 
 files/ab/abcdef...: one file under its sha256, made in files/staging/ on the same file system, synced, renamed into
-place, and its parent synced: it is there whole or not. The operations are the adapter store's, and so is the test seam.
+place, and its parent synced: a blob is whole or absent. The file operations are handed in, as in the adapter store.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class DataBlobs:
         files.make_folder(self._staging)
 
     def path(self, digest: str) -> Path:
-        """Where the bytes of this digest lie, if they are here."""
+        """The path of this digest's bytes, which may be absent."""
         name = digest.removeprefix("sha256:")
         return self._root / name[:2] / name
 
     def changing(self) -> AbstractContextManager[None]:
-        """Hold while a blob is put in place and its row written, linked to, or found to have no row and removed."""
+        """Hold while a blob is put in place and its row written, while it is linked, or while orphans are removed."""
         return file_lock(self._root / "lock", exclusive=True)
 
     def stage(self, source: Path) -> tuple[Path, str]:
@@ -49,7 +49,7 @@ class DataBlobs:
             return staged, f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
     def put(self, staged: Path, digest: str) -> None:
-        """Make a staged copy durable under its digest; a blob that is there already stays as it is."""
+        """Make a staged copy durable under its digest; an existing blob stays as it is."""
         target = self.path(digest)
         if target.exists():
             self.discard(staged)
@@ -67,7 +67,7 @@ class DataBlobs:
         self.path(digest).unlink(missing_ok=True)
 
     def link(self, digest: str, target: Path) -> None:
-        """Give the bytes a second name that outlives the first. FileNotFoundError where the blob is gone."""
+        """Give the bytes a second name that outlives the first. Raises FileNotFoundError if the blob is gone."""
         target.unlink(missing_ok=True)
         os.link(self.path(digest), target)
 

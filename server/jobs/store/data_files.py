@@ -1,4 +1,4 @@
-"""A tenant's uploaded data: bytes under their digest, a row that says whose they are. Knows no HTTP and no job."""
+"""A tenant's uploaded data: bytes under their digest, and a row that names the owner. Knows no HTTP and no job."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FileStore:
         self._limits = limits
 
     def add(self, *, tenant: str, filename: str, purpose: str, source: Path) -> DataFile:
-        """Keep a copy of `source` for the tenant. Equal bytes are kept once, and count for everyone who has them.
+        """Keep a copy of `source` for the tenant. Equal bytes are kept once, and count for every tenant that has them.
 
         Raises:
             JobRefused: unsupported_purpose, bad_filename, empty_file, too_large. JobLimit: too_many_bytes,
@@ -47,7 +47,7 @@ class FileStore:
             num_bytes = staged.stat().st_size
             with self._blobs.changing(), self._database.write() as connection:
                 owner = registry.tenant_id(connection, tenant, lock=True)
-                self._check_room(connection, owner, num_bytes)
+                self._check_limits(connection, owner, num_bytes)
                 row = _insert(connection, owner, (digest, filename, purpose, num_bytes))
                 audit.note(connection, "file.upload", tenant=tenant, target=row.id, digest=digest)
                 self._blobs.put(staged, digest)  # inside the transaction: no row without its bytes
@@ -56,7 +56,7 @@ class FileStore:
         return DataFile(row.id, tenant, digest, filename, purpose, num_bytes, row.created_at)
 
     def get(self, tenant: str | None, file_id: str, *, param: str = "file_id") -> DataFile:
-        """tenant None: whoever's it is. Raises NotFound (file_not_found), in the same words for another tenant's."""
+        """tenant None: any tenant's. Raises NotFound (file_not_found), the same for another tenant's file."""
         with self._database.read() as connection:
             row = connection.execute(_select(tenant).where(files.c.id == file_id)).first()
         if row is None:
@@ -64,7 +64,7 @@ class FileStore:
         return _to_file(row)
 
     def list(self, tenant: str | None, purpose: str | None = None) -> list[DataFile]:
-        """The tenant's files (None: everyone's), the newest first."""
+        """The tenant's files (None: every tenant's), the newest first."""
         statement = _select(tenant).order_by(files.c.number.desc())
         if purpose is not None:
             statement = statement.where(files.c.purpose == purpose)
@@ -72,18 +72,18 @@ class FileStore:
             return [_to_file(row) for row in connection.execute(statement)]
 
     def path(self, file: DataFile) -> Path:
-        """Where its bytes lie; read only."""
+        """The path of its bytes, which are read only."""
         return self._blobs.path(file.digest)
 
     def present_path(self, file: DataFile) -> Path:
-        """The same. Raises BlobDamaged (blob_missing) where they are not there."""
+        """The same. Raises BlobDamaged (blob_missing) if they are missing."""
         path = self.path(file)
         if not path.is_file():
             raise BlobDamaged("blob_missing", f"{file.id}: the file's bytes are missing", param="file_id")
         return path
 
     def delete(self, tenant: str | None, file_id: str) -> None:
-        """Forget a file; jobs under way keep what they were given. Raises NotFound (file_not_found)."""
+        """Delete a file; running jobs keep their copy. Raises NotFound (file_not_found)."""
         file = self.get(tenant, file_id)
         with self._blobs.changing():
             with self._database.write() as connection:
@@ -92,7 +92,7 @@ class FileStore:
             self._drop_unreferenced([file.digest])
 
     def link(self, file: DataFile, target: Path) -> None:
-        """Give a job its own name for the bytes. Raises NotFound (file_not_found) where they were deleted meanwhile."""
+        """Give a job its own link to the bytes. Raises NotFound (file_not_found) if they were deleted meanwhile."""
         with self._blobs.changing():
             try:
                 self._blobs.link(file.digest, target)
@@ -100,9 +100,9 @@ class FileStore:
                 raise NotFound("file_not_found", f"file {file.id} was deleted", param="training_file") from None
 
     def sweep(self, grace_s: float = 3600) -> int:
-        """Remove blobs without a row and what killed uploads left; returns how many.
+        """Remove blobs without a row, and the remains of killed uploads; returns the number.
 
-        Raises StoreError (wrong_store) where the rows are not proved to be this directory's.
+        Raises StoreError (wrong_store) if the rows are not proved to be this directory's.
         """
         pair = self._database.pair
         with self._blobs.changing():
@@ -132,7 +132,7 @@ class FileStore:
             message = f"file: must have at most {self._limits.max_file_bytes} bytes, got {num_bytes}"
             raise JobRefused("too_large", message, param="file")
 
-    def _check_room(self, connection: Connection, owner: int, num_bytes: int) -> None:
+    def _check_limits(self, connection: Connection, owner: int, num_bytes: int) -> None:
         totals = select(func.count(), func.coalesce(func.sum(files.c.num_bytes), 0)).where(files.c.tenant_id == owner)
         count, kept = connection.execute(totals).one()
         limits = self._limits

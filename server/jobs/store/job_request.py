@@ -1,4 +1,4 @@
-"""From what a tenant asks (OpenAI's fields, and ours) to a TrainSpec. Knows both vocabularies; knows no rows, no files.
+"""Turns a tenant's request (OpenAI's fields, and ours) into a TrainSpec. Knows both vocabularies; no rows, no files.
 
 A refusal names the field as the tenant wrote it: `hyperparameters.n_epochs`, not `optim.epochs`.
 """
@@ -26,8 +26,8 @@ MIX_KNOB = "mix_file"
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
-    """What was asked. hyperparameters: OpenAI's, "auto" or None left out. knobs: ours, flat, by field name of the spec.
-    spec: a part of a TrainSpec, nested; knobs and hyperparameters go before it. Files are file ids."""
+    """hyperparameters: OpenAI's, without those that are "auto" or None. knobs: ours, flat, by field name of the spec.
+    spec: a part of a TrainSpec, nested; knobs and hyperparameters take precedence. Files are file ids."""
 
     model: str
     training_file: str
@@ -51,7 +51,7 @@ def build_spec(
     body: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in _own(request)}
     body.setdefault("method", "qlora" if base.quantize == "nf4" else "lora")
     origins: dict[str, str] = {}
-    for param, path, value in _asked(request):
+    for param, path, value in _requested(request):
         section = body if len(path) == 1 else body.setdefault(path[0], {})
         section[path[-1]] = value
         origins[".".join(path)] = param
@@ -70,29 +70,29 @@ def build_spec(
 def _own(request: JobRequest) -> list[tuple[str, Any]]:
     for key in request.spec:
         if key in ("base", "data", "validation", "mix"):
-            raise JobRefused("unknown_parameter", f"spec: {key} is not the tenant's to say here", param=key)
+            raise JobRefused("unknown_parameter", f"spec: {key} cannot be set through this API", param=key)
     return list(request.spec.items())
 
 
-def _asked(request: JobRequest) -> list[tuple[str, tuple[str, ...], Any]]:
-    """(the field as it was written, its place in the spec, its value)."""
-    asked: list[tuple[str, tuple[str, ...], Any]] = []
+def _requested(request: JobRequest) -> list[tuple[str, tuple[str, ...], Any]]:
+    """(the field as the tenant wrote it, its path in the spec, its value)."""
+    requested: list[tuple[str, tuple[str, ...], Any]] = []
     for name, value in request.knobs.items():
         if name not in KNOBS:
             message = f"Unknown parameter: 'multilora.{name}'; known: {', '.join(sorted((*KNOBS, MIX_KNOB)))}"
             raise JobRefused("unknown_parameter", message, param=f"multilora.{name}")
-        asked.append((f"multilora.{name}", KNOBS[name], value))
-    places = {"n_epochs": ("optim", "epochs"), "batch_size": ("batch", "examples")}
+        requested.append((f"multilora.{name}", KNOBS[name], value))
+    paths = {"n_epochs": ("optim", "epochs"), "batch_size": ("batch", "examples")}
     for name, value in request.hyperparameters.items():
-        if name in places:
-            asked.append((f"hyperparameters.{name}", places[name], value))
+        if name in paths:
+            requested.append((f"hyperparameters.{name}", paths[name], value))
     multiplier = request.hyperparameters.get("learning_rate_multiplier")
     if multiplier is not None:
         rate = OptimSpec().learning_rate * multiplier
-        asked.append(("hyperparameters.learning_rate_multiplier", ("optim", "learning_rate"), rate))
+        requested.append(("hyperparameters.learning_rate_multiplier", ("optim", "learning_rate"), rate))
     if request.seed is not None:
-        asked.append(("seed", ("seed",), request.seed))
-    return asked
+        requested.append(("seed", ("seed",), request.seed))
+    return requested
 
 
 def _check_servable(spec: TrainSpec, limits: JobLimits, origins: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The rows about jobs: made, read, moved from one status to the next. Decides no policy.
+"""The rows of jobs: inserted, read, moved from one status to the next. Decides no policy.
 
 Every function works inside the caller's transaction. A status is only ever changed from the status it was seen in, so
 two processes that want different things never overwrite each other.
@@ -22,13 +22,13 @@ _JSON = ("request", "spec", "progress", "override")
 
 
 def insert_job(connection: Connection, owner: int, values: Mapping[str, Any]) -> None:
-    """values: columns by name, JSON ones as objects; what is left out begins empty."""
+    """values: columns by name, JSON ones as objects; omitted ones begin empty."""
     defaults = {"run_number": 1, "wanted": "run", "progress": {}, "created_at": now_s()}
     connection.execute(insert(jobs).values(tenant_id=owner, **_encoded({**defaults, **values})))
 
 
 def find_job(connection: Connection, job_id: str, tenant: str | None = None) -> Job | None:
-    """tenant None: whoever's it is."""
+    """tenant None: any tenant's."""
     statement = _select_jobs().where(jobs.c.id == job_id)
     if tenant is not None:
         statement = statement.where(tenants.c.name == tenant)
@@ -51,7 +51,7 @@ def list_jobs(
 def count_jobs(
     connection: Connection, owner: int, *, statuses: Collection[JobStatus] | None = None, since_s: int = 0
 ) -> int:
-    """The tenant's jobs in one of the statuses (None: any) that were made since."""
+    """The tenant's jobs in one of the statuses (None: any), created since since_s."""
     statement = select(func.count()).select_from(jobs).where(jobs.c.tenant_id == owner, jobs.c.created_at >= since_s)
     if statuses is not None:
         statement = statement.where(jobs.c.status.in_([status.value for status in statuses]))
@@ -74,7 +74,7 @@ def change(
     *,
     wanted: Wanted | None = None,
 ) -> bool:
-    """Write the columns, if the job is in one of the statuses (none given: any) and `wanted` is so (None: any).
+    """Write the columns, if the job is in one of the statuses (none given: any) and `wanted` is as given (None: any).
 
     Returns whether it was.
     """
@@ -96,7 +96,7 @@ def add_event(
     kind: str = "message",
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    """Once per key: told again after a crash it changes nothing."""
+    """Once per key: repeated after a crash it changes nothing."""
     values = {
         "job_number": job.number,
         "key": key,

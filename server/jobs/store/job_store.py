@@ -1,7 +1,7 @@
-"""Jobs as the rest of the product sees them: made, looked at, asked to pause or end, moved on. Knows no process.
+"""Jobs as the rest of the product sees them: created, read, paused, cancelled, resumed. Knows no process.
 
-Who may change what: anybody may say what is `wanted`; a job that nobody works on (validating, queued, paused) is moved
-at once; one that runs is moved by the worker alone.
+Any caller may change what is `wanted` of a job. A job that is validating, queued or paused changes its status at once;
+a running job's status is changed by the worker alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ACTIVE = (*WORKING, JobStatus.PAUSED)
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """What is known of a job when it is made."""
+    """What a job is created with."""
 
     tenant: str
     name: str
@@ -60,7 +60,7 @@ class JobStore:
             owner = registry.tenant_id(connection, new.tenant, lock=True)
             active = job_rows.count_jobs(connection, owner, statuses=_ACTIVE)
             today = job_rows.count_jobs(connection, owner, since_s=now_s() - DAY_S)
-            self._check_room(active, today)
+            self._check_limits(active, today)
             values = {"id": job_id, "name": new.name, "status": JobStatus.VALIDATING, "request": new.request}
             values |= {"spec": new.spec, "base_digest": new.base_digest, "run_dir": str(self.runs / job_id)}
             job_rows.insert_job(connection, owner, values)
@@ -70,7 +70,7 @@ class JobStore:
             job_rows.add_event(connection, job, "created", f"Created fine-tuning job: {job_id}")
         return job
 
-    def _check_room(self, active: int, today: int) -> None:
+    def _check_limits(self, active: int, today: int) -> None:
         limits = self._limits
         if active >= limits.max_active_jobs:
             message = f"the tenant has {active} jobs that have not ended, the limit is {limits.max_active_jobs}"
@@ -80,14 +80,14 @@ class JobStore:
             raise JobLimit("too_many_jobs_today", message, retry_after_s=3600)
 
     def get(self, job_id: str, tenant: str | None = None) -> Job:
-        """Raises NotFound (job_not_found), in the same words for another tenant's."""
+        """Raises NotFound (job_not_found); the message is the same for another tenant's job."""
         job = self.find(job_id, tenant)
         if job is None:
             raise NotFound("job_not_found", f"no fine-tuning job {shown(job_id)}", param="fine_tuning_job_id")
         return job
 
     def find(self, job_id: str, tenant: str | None = None) -> Job | None:
-        """None: the rows are this directory's, and there is none; a training is ended and its folder removed for it.
+        """None: the rows are proved to be this directory's, and hold no such job. Its training is then ended.
 
         Raises StoreError (wrong_store).
         """
@@ -95,7 +95,7 @@ class JobStore:
             return job_rows.find_job(connection, job_id, tenant)
 
     def list(self, tenant: str | None = None, statuses: Collection[JobStatus] | None = None) -> list[Job]:
-        """The newest first; of every tenant where none is named."""
+        """The newest first; of every tenant if none is given."""
         with self._database.read() as connection:
             return job_rows.list_jobs(connection, tenant, statuses)
 
@@ -118,14 +118,14 @@ class JobStore:
     def cancel(self, job: Job) -> Job:
         """Raises Conflict (job_has_ended)."""
         ended = {"status": JobStatus.CANCELLED, "wanted": "cancel", "finished_at": now_s()}
-        return self._ask(job, "cancel", ended, "The job has been cancelled")
+        return self._request(job, "cancel", ended, "The job has been cancelled")
 
     def pause(self, job: Job) -> Job:
         """Raises Conflict (job_has_ended)."""
-        return self._ask(job, "pause", {"status": JobStatus.PAUSED, "wanted": "pause"}, "The job is paused")
+        return self._request(job, "pause", {"status": JobStatus.PAUSED, "wanted": "pause"}, "The job is paused")
 
-    def _ask(self, job: Job, wanted: str, at_once: Mapping[str, Any], message: str) -> Job:
-        """Change an idle job at once; of one that runs, write down what is wanted."""
+    def _request(self, job: Job, wanted: str, at_once: Mapping[str, Any], message: str) -> Job:
+        """Change an idle job at once; record what is wanted of a running one."""
         with self._database.write(changes_answers=False) as connection:
             if job_rows.change(connection, job.id, at_once, only_in=_IDLE):
                 job_rows.add_event(connection, job, f"{wanted}:{uuid4().hex[:8]}", message)
@@ -135,42 +135,42 @@ class JobStore:
         return self.get(job.id)
 
     def resume(self, job: Job) -> Job:
-        """Queue a paused job again, or take a wish to pause back. Raises Conflict (job_has_ended)."""
+        """Queue a paused job again, or withdraw a request to pause. Raises Conflict (job_has_ended)."""
         status = JobStatus.VALIDATING if job.started_at is None else JobStatus.QUEUED
         with self._database.write(changes_answers=False) as connection:
             again = {"status": status, "wanted": "run", "run_number": job.run_number + 1}
             if job_rows.change(connection, job.id, again, only_in=(JobStatus.PAUSED,)):
-                job_rows.add_event(connection, job, f"resume:{job.run_number}", "The job goes on")
+                job_rows.add_event(connection, job, f"resume:{job.run_number}", "The job was resumed")
             elif not job_rows.change(connection, job.id, {"wanted": "run"}, only_in=tuple(WORKING)):
                 raise self._ended(job.id, "resume")
             audit.note(connection, "job.resume", tenant=job.tenant, target=job.id)
         return self.get(job.id)
 
     def override(self, job: Job, *, by: str, reason: str) -> Job:
-        """Let a job that the gate blocked go on to service; who said so and why is kept.
+        """Activate an adapter although the gate blocked it; the operator and the reason are recorded.
 
         Raises Conflict (not_blocked) for any other job.
         """
         if job.failure is None or job.failure.code != "gate_blocked":
-            raise Conflict("not_blocked", f"{job.id}: is {job.status}, and was not blocked by the gate", param="job")
-        word = {"by": by, "reason": reason, "at": now_s()}
-        again = {"status": JobStatus.QUEUED, "wanted": "run", "run_number": job.run_number + 1, "override": word}
+            raise Conflict("not_blocked", f"{job.id}: is {job.status} and was not blocked by the gate", param="job")
+        decision = {"by": by, "reason": reason, "at": now_s()}
+        again = {"status": JobStatus.QUEUED, "wanted": "run", "run_number": job.run_number + 1, "override": decision}
         again |= {"finished_at": None, "error_code": None, "error_message": None, "error_param": None}
         with self._database.write(changes_answers=False) as connection:
             if not job_rows.change(connection, job.id, again, only_in=(JobStatus.FAILED,)):
-                raise Conflict("not_blocked", f"{job.id}: has moved on meanwhile", param="job")
+                raise Conflict("not_blocked", f"{job.id}: its status changed meanwhile", param="job")
             message = f"The gate's verdict was overridden by {by}: {reason}"
-            job_rows.add_event(connection, job, f"override:{job.run_number}", message, level="warn", data=word)
+            job_rows.add_event(connection, job, f"override:{job.run_number}", message, level="warn", data=decision)
             audit.note(connection, "job.override", tenant=job.tenant, target=job.id, by=by, reason=reason)
         return self.get(job.id)
 
     def move(self, job: Job, status: JobStatus, *, only_in: Collection[JobStatus], **values: Any) -> bool:
-        """The worker's: the next status, if the job is still in one of `only_in`."""
+        """For the worker: set the next status if the job is still in one of `only_in`."""
         with self._database.write(changes_answers=False) as connection:
             return job_rows.change(connection, job.id, {"status": status, **values}, only_in)
 
     def settle_pause(self, job: Job) -> None:
-        """The worker's: its training has paused; now to what the owner wants by now."""
+        """For the worker: its training has paused; set the status that the owner wants by now."""
         running = (JobStatus.RUNNING,)
         again = {"status": JobStatus.QUEUED, "run_number": job.run_number + 1}
         with self._database.write(changes_answers=False) as connection:
@@ -182,7 +182,7 @@ class JobStore:
         self.end(job, JobStatus.CANCELLED)
 
     def end(self, job: Job, status: JobStatus, failure: JobFailure | None = None) -> bool:
-        """The worker's: the job has ended so. Its last event says it; an ended job stays as it ended."""
+        """For the worker: end the job, with a last event. A job that has ended already stays as it is."""
         values: dict[str, Any] = {"status": status, "finished_at": now_s()}
         message = f"The job has {status}" if status is not JobStatus.CANCELLED else "The job has been cancelled"
         if failure is not None:
@@ -197,17 +197,17 @@ class JobStore:
         return True
 
     def note(self, job: Job, key: str, message: str, *, level: Level = "info", **data: Any) -> None:
-        """The worker's: an event, once per key."""
+        """For the worker: an event, once per key."""
         with self._database.write(changes_answers=False) as connection:
             if job_rows.find_job(connection, job.id) is not None:  # else its tenant was deleted
-                told = redact_folders(message)
-                job_rows.add_event(connection, job, key, told, level=level, data=redact_folders(data))
+                text = redact_folders(message)
+                job_rows.add_event(connection, job, key, text, level=level, data=redact_folders(data))
 
-    def record(self, job: Job, values: Mapping[str, Any], told: Collection[Mapping[str, Any]] = ()) -> None:
-        """The worker's: a heartbeat with what has happened since: columns, metric events, checkpoints ("step")."""
+    def record(self, job: Job, values: Mapping[str, Any], entries: Collection[Mapping[str, Any]] = ()) -> None:
+        """For the worker: a heartbeat with the columns, metric events and checkpoints ("step") since the last one."""
         with self._database.write(changes_answers=False) as connection:
             is_here = job_rows.change(connection, job.id, {"heartbeat_at": now_s(), **values})
-            for each in told if is_here else ():
+            for each in entries if is_here else ():
                 if "checkpoint" in each:
                     job_rows.add_checkpoint(connection, job, each["checkpoint"], each["data"])
                 else:

@@ -1,4 +1,4 @@
-"""Jobs, events and checkpoints as OpenAI's clients read them; what they have no field for is under `multilora`."""
+"""Jobs, events and checkpoints as OpenAI's clients read them; fields of ours are under `multilora`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from server.jobs.store.records import Job, JobCheckpoint, JobEvent, JobStatus
 from trainer.spec import OptimSpec
 
-_PATHS = ("base", "data", "validation", "mix")  # of this machine; nobody's business
+_PATHS = ("base", "data", "validation", "mix")  # of this machine: never shown
 
 
 def job_object(job: Job) -> dict[str, Any]:
-    spec, asked = job.spec, job.request
+    spec, request = job.spec, job.request
     hyperparameters = {
         "n_epochs": spec["optim"]["epochs"],
         "batch_size": spec["batch"]["examples"],
@@ -24,12 +24,12 @@ def job_object(job: Job) -> dict[str, Any]:
         "created_at": job.created_at,
         "finished_at": job.finished_at,
         "estimated_finish": _estimated_finish(job),
-        "model": asked["model"],
+        "model": request["model"],
         "fine_tuned_model": job.model_id,
         "organization_id": job.tenant,
         "status": job.status.value,
-        "training_file": asked["training_file"],
-        "validation_file": asked["validation_file"],
+        "training_file": request["training_file"],
+        "validation_file": request["validation_file"],
         "result_files": [],
         "hyperparameters": hyperparameters,
         "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
@@ -37,8 +37,8 @@ def job_object(job: Job) -> dict[str, Any]:
         "trained_tokens": job.progress.get("trained_tokens"),
         "error": None if job.failure is None else asdict(job.failure),
         "integrations": [],
-        "metadata": asked["metadata"],
-        "user_provided_suffix": asked["suffix"],
+        "metadata": request["metadata"],
+        "user_provided_suffix": request["suffix"],
         "multilora": _ours(job),
     }
 
@@ -79,7 +79,7 @@ def event_object(event: JobEvent) -> dict[str, Any]:
 
 
 def checkpoint_object(job: Job, checkpoint: JobCheckpoint) -> dict[str, Any]:
-    """The name is OpenAI's form of one; only the last state of a job is served."""
+    """The checkpoint's name has OpenAI's form; only the last state of a job is served."""
     return {
         "id": checkpoint.id,
         "object": "fine_tuning.job.checkpoint",

@@ -1,4 +1,4 @@
-"""The nouns of onboarding: a file, a job and its statuses, what it tells. Knows no database and no process."""
+"""The nouns of onboarding: files, jobs and their statuses, events, checkpoints. Knows no database and no process."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class JobFailure:
-    """Why a job failed, in the words of the API's errors."""
+    """Why a job failed, as an error of the API."""
 
     code: str
     message: str
@@ -58,8 +58,8 @@ class JobFailure:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A row of `jobs`. request: what was asked, as the API shows it; spec: TrainSpec.to_mapping(); progress: the last
-    step's figures; override: an operator's word against the gate ({by, reason, at}). Times are Unix seconds."""
+    """A row of `jobs`. request: as the API shows it; spec: TrainSpec.to_mapping(); progress: the last
+    step's figures; override: an operator's decision against the gate ({by, reason, at}). Times are Unix seconds."""
 
     number: int
     id: str
@@ -85,7 +85,7 @@ class Job:
 
     @property
     def model_id(self) -> str | None:
-        """What its owner sends as `model`; None until there is one. `ft:base:tenant:name:version`."""
+        """What its owner sends as `model`; None before the job has succeeded. `ft:base:tenant:name:version`."""
         if self.adapter_version is None or self.status is not JobStatus.SUCCEEDED:
             return None
         return f"ft:{self.request['model']}:{self.tenant}:{self.name}:{self.adapter_version}"
@@ -93,7 +93,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """Something a job told. type "metrics": data are a step's or an evaluation's figures."""
+    """One entry of a job's history. type "metrics": data holds a step's or an evaluation's figures."""
 
     number: int
     created_at: int
@@ -109,7 +109,7 @@ class JobEvent:
 
 @dataclass(frozen=True, slots=True)
 class JobCheckpoint:
-    """A state of the training that can be gone on from. metrics: losses at that step."""
+    """A state of the training that a run can resume from. metrics: losses at that step."""
 
     number: int
     step: int

@@ -1,4 +1,4 @@
-"""Follows one task of a job to its end: heartbeat, news, and what the owner wants meanwhile. Knows no training."""
+"""Runs one task of a job to its end: heartbeats, progress, and the owner's requests meanwhile. Knows no training."""
 
 from __future__ import annotations
 
@@ -16,77 +16,96 @@ from server.jobs.tasks.executor import Executor, Task
 
 _log = logging.getLogger(__name__)
 
-News = tuple[Mapping[str, Any], list[dict[str, Any]]]  # columns that changed, and what is told
-Asked = Literal["run", "pause", "cancel", "gone"]
+DesiredState = Literal["run", "pause", "cancel", "gone"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a job's row learns at a heartbeat. columns: those that changed. entries: events and checkpoints."""
+
+    columns: Mapping[str, Any]
+    entries: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriveSettings:
-    """tick_s: between two looks. heartbeat_s: between two heartbeats, which carry the news. obey_s: how long a task may
-    take to do what it was asked before it is killed. store_wait_s: before a store that was away is asked again."""
+class DriverSettings:
+    """tick_s: between two looks at the task. heartbeat_s: between two heartbeats, which carry the updates.
+
+    stop_s: the time a task gets to pause or cancel before it is killed. store_wait_s: before a step that found no store
+    is run again.
+    """
 
     tick_s: float = 0.1
     heartbeat_s: float = 0.5
-    obey_s: float = 120.0
+    stop_s: float = 120.0
     store_wait_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class TaskEnd:
-    """exit_code None: nobody knows. asked: what the owner wanted when it ended; "gone": the job was deleted."""
+    """exit_code None: unknown. desired: what the owner wanted when it ended; "gone": the job was deleted."""
 
     exit_code: int | None
-    asked: Asked
+    desired: DesiredState
 
 
 class Driver:
-    """One for all jobs of a worker. stopping: set when the worker is asked to end; a driven job then never returns, and
-    is driven again by the next worker: what a kill leaves and what a stop leaves are the same."""
+    """One for all jobs of a worker.
+
+    stopping: set when the worker ends. Every call then blocks for good, and the next worker runs the task to its end:
+    an orderly stop leaves the same state as a kill.
+    """
 
     def __init__(
-        self, jobs: JobStore, executor: Executor, stopping: threading.Event, settings: DriveSettings | None = None
+        self, jobs: JobStore, executor: Executor, stopping: threading.Event, settings: DriverSettings | None = None
     ) -> None:
         self.executor = executor
         self._jobs = jobs
         self._stopping = stopping
-        self._settings = settings or DriveSettings()
+        self._settings = settings or DriverSettings()
 
-    def drive(
-        self, job: Job, task: Task, *, news: Callable[[], News], ask: Callable[[Asked], None] | None = None
+    def run_to_end(
+        self,
+        job: Job,
+        task: Task,
+        *,
+        update: Callable[[], Update] = lambda: Update({}, []),
+        request: Callable[[DesiredState], None] | None = None,
     ) -> TaskEnd:
         """Start the task, unless it runs already, and follow it to its end.
 
-        ask: tells the task what is wanted; without one it is killed for anything but "run".
+        request: passes the desired state on to the task; without it the task is killed for anything but "run".
         """
-        self._stay_out_of_the_way()
+        self._block_if_stopping()
         self.executor.start(task)
-        asked: Asked = "run"
-        asked_s = beat_s = time.monotonic()
+        desired: DesiredState = "run"
+        changed_s = beat_s = time.monotonic()
         while self.executor.state(task).is_running:
-            self._stay_out_of_the_way(task)
-            wanted, now_s = self._wanted(job), time.monotonic()
-            if wanted != asked:
-                asked, asked_s = wanted, now_s
-                if ask is not None:
-                    ask(wanted)
-            if asked != "run" and (ask is None or asked == "gone" or now_s - asked_s > self._settings.obey_s):
+            self._block_if_stopping(task)
+            wanted, now_s = self._desired(job), time.monotonic()
+            if wanted != desired:
+                desired, changed_s = wanted, now_s
+                if request is not None:
+                    request(wanted)
+            is_late = now_s - changed_s > self._settings.stop_s
+            if desired != "run" and (request is None or desired == "gone" or is_late):
                 self.executor.kill(task)
             if now_s - beat_s > self._settings.heartbeat_s:
                 beat_s = now_s
-                self._jobs.record(job, *news())
+                self._report_progress(job, update())
             time.sleep(self._settings.tick_s)
-        self._stay_out_of_the_way()
-        self._jobs.record(job, *news())
-        return TaskEnd(self.executor.state(task).exit_code, self._wanted(job))
+        self._block_if_stopping()
+        self._report_progress(job, update())
+        return TaskEnd(self.executor.state(task).exit_code, self._desired(job))
 
     def wait(self, seconds: float) -> None:
-        """Sleep, and never wake where the worker ends meanwhile."""
+        """Sleep; never returns if the worker ends meanwhile."""
         self._stopping.wait(seconds)
-        self._stay_out_of_the_way()
+        self._block_if_stopping()
 
-    def patient(self, step: Callable[[str], bool]) -> Callable[[str], bool]:
-        """The step, done again from its beginning while the store is away: a job does not fail for that. What the step
-        has started goes on meanwhile."""
+    def retry_without_store(self, step: Callable[[str], bool]) -> Callable[[str], bool]:
+        """The step, run again from its beginning while the store is unavailable: a job does not fail for that. A
+        process that the step has started keeps running meanwhile."""
 
         def run(job_id: str) -> bool:
             while True:
@@ -98,12 +117,15 @@ class Driver:
 
         return run
 
-    def _wanted(self, job: Job) -> Asked:
+    def _report_progress(self, job: Job, update: Update) -> None:
+        self._jobs.record(job, update.columns, update.entries)
+
+    def _desired(self, job: Job) -> DesiredState:
         current = self._jobs.find(job.id)
         return "gone" if current is None else current.wanted
 
-    def _stay_out_of_the_way(self, task: Task | None = None) -> None:
-        """Once the worker ends: let the task end in order, and this thread go no further."""
+    def _block_if_stopping(self, task: Task | None = None) -> None:
+        """When the worker ends: let the task end in order, and hold this thread."""
         if not self._stopping.is_set():
             return
         if task is not None:

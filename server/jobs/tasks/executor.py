@@ -1,6 +1,6 @@
-"""Where a job's heavy steps run: a subprocess on this machine; a cluster's job later. Knows commands; knows no job.
+"""Runs a job's heavy steps as subprocesses on this machine. Knows commands; knows no job.
 
-A command outlives the worker that started it: whoever comes next finds it by its folder, follows it, or ends it.
+A command outlives the worker that started it: the next worker finds it by its folder, follows it, or ends it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """exit_code: of the last run, negative for a signal; None while it runs, before it began, and where nobody knows:
+    """exit_code: of the last run, negative for a signal; None while it runs, before it began, and if it is unknown:
     the machine, or every process of the task, was stopped."""
 
     is_running: bool
@@ -43,7 +43,7 @@ class TaskState:
 
 
 class Executor(Protocol):
-    """`start` does nothing where the task runs already. `stop` asks it to end (SIGTERM), `kill` does not ask."""
+    """`start` does nothing if the task runs already. `stop` sends SIGTERM, `kill` SIGKILL."""
 
     def start(self, task: Task) -> None: ...
     def state(self, task: Task) -> TaskState: ...
@@ -52,7 +52,7 @@ class Executor(Protocol):
 
 
 class SubprocessExecutor:
-    """Runs tasks on this machine, each in a session of its own. nice: how far behind the server they stand."""
+    """Runs tasks on this machine, each in a session of its own. nice: their niceness, above the server's."""
 
     def __init__(self, nice: int = 5) -> None:
         self._nice = nice
@@ -86,7 +86,7 @@ class SubprocessExecutor:
     def state(self, task: Task) -> TaskState:
         child = self._children.get((task.folder, task.name))
         if child is not None:
-            child.poll()  # takes the zombie away
+            child.poll()  # reaps the zombie
         if is_locked(_file(task, "lock")):
             return TaskState(is_running=True)
         return TaskState(is_running=False, exit_code=_read_code(_file(task, "exit")))
@@ -98,7 +98,7 @@ class SubprocessExecutor:
         self._signal(task, signal.SIGKILL)
 
     def _signal(self, task: Task, number: signal.Signals) -> None:
-        """To the whole group, and only while its lock is held: a number that was given away again is left alone."""
+        """To the whole group, and only while its lock is held: the number may have been reused since."""
         if not is_locked(_file(task, "lock")):
             return
         group = self._group(task)
@@ -106,10 +106,10 @@ class SubprocessExecutor:
             try:
                 os.killpg(group, number)
             except ProcessLookupError:
-                return  # it ended by itself meanwhile
+                return  # it ended meanwhile
 
     def _group(self, task: Task) -> int | None:
-        """None where the task was started a moment ago by a process that was killed; it writes its number down soon."""
+        """None if a killed process started the task a moment ago: the launcher writes its number soon."""
         try:
             return int(json.loads(_file(task, "pid").read_text())["group"])
         except FileNotFoundError:
@@ -149,7 +149,7 @@ def _lock(descriptor: int, kind: int) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock file."""
+    """Whether any process holds the lock file."""
     with _opened(path) as descriptor:
         return descriptor is not None and not _lock(descriptor, fcntl.LOCK_SH)
 

@@ -1,7 +1,7 @@
-"""Stands between the worker and a command: writes down who runs, waits, writes down how it ended. Imports little.
+"""Runs between the worker and a command: records the process ids, waits, records the exit code. Imports little.
 
-`python -I -S launch.py FOLDER NAME NICE -- COMMAND...`. The lock that says "running" is a file descriptor inherited by
-this process and by the command, so it holds for as long as either lives, whoever started them and however that ended.
+`python -I -S launch.py FOLDER NAME NICE -- COMMAND...`. The lock that means "running" is a file descriptor inherited by
+this process and by the command, so it is held as long as either lives, also after the death of the worker.
 """
 
 from __future__ import annotations

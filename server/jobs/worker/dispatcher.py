@@ -1,7 +1,7 @@
-"""Which job runs next, and whether there is room. Pure decisions in `choose`; `Dispatcher` carries them out.
+"""Which job runs next, and whether it fits. `choose` decides; `Dispatcher` carries the decision out.
 
-Fair between tenants: the one with the fewest jobs running goes first, then the one that has waited longest since its
-last start, then the oldest job. So a tenant's hundred jobs never stand before another's one.
+Fair between tenants: the tenant with the fewest running jobs goes first, then the one whose last start is longest ago,
+then the oldest job. So a tenant's hundred jobs never delay another tenant's single one.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Advice = Callable[[TrainSpec, int], Sequence[str]]
 
 
 class Starts(Protocol):
-    """Starts a durable sequence; nothing where it runs already."""
+    """Starts a durable sequence; does nothing if it runs already."""
 
     def start(self, sequence: str, subject: str, number: int) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class Capacity:
     """max_running: trainings at once. memory_bytes: for all trainings together (None: whatever is free).
 
-    estimate: what a training takes; free: what the machine has left now (None: unknown); advise: what to ask for
-    instead of a training that does not fit.
+    estimate: what a training takes; free: what the machine has left now (None: unknown); advise: changes
+    that make a training fit.
     """
 
     max_running: int
@@ -46,22 +46,22 @@ class Room:
 
 
 def choose(queued: Sequence[Job], running: Sequence[Job], last_starts: Mapping[str, int]) -> list[Job]:
-    """The queued jobs in the order in which they may go."""
+    """The queued jobs, in the order in which they start."""
     busy = Counter(job.tenant for job in running)
     return sorted(queued, key=lambda job: (busy[job.tenant], last_starts.get(job.tenant, 0), job.number))
 
 
 class Dispatcher:
-    """One look at all jobs a tick. Only one process may have one."""
+    """Looks at all jobs once a tick. Only one process may have one."""
 
-    def __init__(self, jobs: JobStore, sequences: Starts, room: Room) -> None:
+    def __init__(self, jobs: JobStore, sequences: Starts, capacity: Capacity) -> None:
         self._jobs = jobs
         self._sequences = sequences
-        self._room = room
+        self._capacity = capacity
         self._started: set[tuple[str, int]] = set()
 
     def tick(self) -> None:
-        """Check what is new, take up what runs without anybody, let the next ones in."""
+        """Validate new jobs, resume running ones that have no sequence here, admit the next ones."""
         active = self._jobs.list(statuses=(JobStatus.VALIDATING, JobStatus.QUEUED, JobStatus.RUNNING))
         for job in reversed(active):
             if job.status is JobStatus.VALIDATING:
@@ -70,37 +70,37 @@ class Dispatcher:
                 self._start(ONBOARD, job)
         running = [job for job in active if job.status is JobStatus.RUNNING]
         queued = [job for job in active if job.status is JobStatus.QUEUED]
-        if queued and len(running) < self._room.max_running:
+        if queued and len(running) < self._capacity.max_running:
             self._admit(queued, running)
 
     def _start(self, sequence: str, job: Job) -> None:
-        """Once from this process: DBOS need not be asked at every tick."""
+        """Once per process: asking DBOS at every tick is not needed."""
         if (f"{sequence}:{job.id}", job.run_number) not in self._started:
             self._started.add((f"{sequence}:{job.id}", job.run_number))
             self._sequences.start(sequence, job.id, job.run_number)
 
     def _admit(self, queued: Sequence[Job], running: Sequence[Job]) -> None:
         for job in choose(queued, running, self._jobs.last_starts()):
-            needed = self._room.estimate(TrainSpec.from_mapping(job.spec))
+            needed = self._capacity.estimate(TrainSpec.from_mapping(job.spec))
             free = self._free(running)
             if free is None or needed <= free:
                 if self._jobs.move(job, JobStatus.RUNNING, only_in=(JobStatus.QUEUED,), started_at=now_s()):
                     self._start(ONBOARD, job)
-                return  # one a tick: the next sees what this one takes
+                return  # one a tick: the next tick sees the memory this one takes
             if not running:
                 self._jobs.end(job, JobStatus.FAILED, self._too_large(job, needed, free))
 
     def _free(self, running: Sequence[Job]) -> int | None:
-        """What is free, less what trainings that have just begun will still take."""
-        free, budget = self._room.free(), self._room.memory_bytes
-        promised = sum(self._room.estimate(TrainSpec.from_mapping(job.spec)) for job in running)
+        """Free memory, less what trainings that have just begun will still take."""
+        free, budget = self._capacity.free(), self._capacity.memory_bytes
+        promised = sum(self._capacity.estimate(TrainSpec.from_mapping(job.spec)) for job in running)
         if budget is not None:
             return budget - promised if free is None else min(free, budget - promised)
         return None if free is None else free - promised
 
     def _too_large(self, job: Job, needed: int, free: int) -> JobFailure:
         spec = TrainSpec.from_mapping(job.spec)
-        advice = "; ".join(self._room.advise(spec, free)) if self._room.advise is not None else ""
+        advice = "; ".join(self._capacity.advise(spec, free)) if self._capacity.advise is not None else ""
         message = f"training needs about {needed} bytes of memory, {free} are free"
         logger.warning("%s: %s", job.id, message)
         return JobFailure("out_of_memory", f"{message}. {advice}".rstrip(". "), "multilora")

@@ -1,10 +1,10 @@
-"""The one place that knows DBOS: named sequences of steps, each step done once, gone on with after any death.
+"""The only module that knows DBOS: named sequences of steps, each step done once, resumed after a crash.
 
-A sequence belongs to an id; started twice it runs once. What a step returned is kept in the jobs database, so a killed
-worker's successor begins at the first step whose end nobody wrote down: a step must bear being done again.
+A sequence belongs to an id; started twice it runs once. The jobs database keeps each step's result, so a killed
+worker's successor begins at the first step without a result: a step must be safe to run again.
 
-DBOS facts this stands on: a killed process's workflows are taken up by whoever launches under the same executor id and
-application version, so both are constants here; only one process may, so the caller holds a lock.
+This relies on two facts of DBOS. A killed process's workflows are resumed by the next process that launches under the
+same executor id and application version, so both are constants here. Only one process may, so the caller holds a lock.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dbos import error as dbos_error
 logger = logging.getLogger(__name__)
 
 EXECUTOR_ID = "multilora-jobs"
-VERSION = "1"  # rises only where a sequence's steps change so that half-done ones cannot be gone on with
+VERSION = "1"  # raise it only if changed steps make half-done sequences impossible to resume
 _MAX_RECOVERIES = 10_000  # DBOS parks a workflow after so many restarts of the process
 _RETRIES = StepOptions(retries_allowed=True, max_attempts=4, interval_seconds=0.5)  # a database that was busy
 _UNDER_WAY = ("PENDING", "ENQUEUED", "DELAYED")
@@ -31,7 +31,7 @@ Sequences = Mapping[str, Sequence[tuple[str, Step]]]
 class DurableSequences:
     """sequences: by name, the named steps in order; a step that returns False ends its sequence.
 
-    failed: told the subject and the error where a step raised, again and again. One object in a process.
+    failed: called with the subject and the error after a step's last retry. One object in a process.
     """
 
     def __init__(self, database_url: str, sequences: Sequences, failed: Callable[[str, Exception], None]) -> None:
@@ -48,19 +48,19 @@ class DurableSequences:
         self._workflows = {name: self._workflow(name, steps) for name, steps in sequences.items()}
 
     def launch(self) -> None:
-        """Take up what the last process left, and from now on what is started."""
+        """Resume what the last process left, and accept new starts."""
         DBOS.launch()
 
     def start(self, sequence: str, subject: str, number: int) -> None:
-        """Run the sequence for the subject; `number` counts its deliberate repetitions. Nothing where it runs already.
+        """Run the sequence for the subject, unless it runs already; `number` counts its deliberate repetitions.
 
-        One that has ended, though its subject says it has not, is begun again at its first step.
+        A sequence that has ended, while its subject has not, begins again at its first step.
         """
         workflow_id = f"{sequence}:{subject}:{number}"
         status = DBOS.get_workflow_status(workflow_id)
         if status is not None:
             if status.status in _UNDER_WAY:
-                return  # DBOS has taken it up at launch, or does so in a moment
+                return  # DBOS has resumed it at launch, or is about to
             DBOS.delete_workflow(workflow_id)
         with SetWorkflowID(workflow_id):
             DBOS.start_workflow(self._workflows[sequence], subject)
@@ -84,5 +84,5 @@ def _cause(error: Exception) -> Exception:
 
 
 def database_url(data_dir: Path, url: str | None) -> str:
-    """The store's own database, or beside SQLite's file another: two writers there would wait for each other."""
+    """The store's own database; beside SQLite another file, since two writers in one would block each other."""
     return f"sqlite:///{data_dir / 'jobs.db'}" if url is None or url.startswith("sqlite") else url

@@ -1,4 +1,4 @@
-"""How a worker is told what to do. Names and defaults only."""
+"""The worker's settings and their command line. Names and defaults only."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ DATABASE_URL_VARIABLE = "MULTILORA_DATABASE_URL"
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
     """database_url None: SQLite in data_dir. max_running: trainings at once. memory_bytes: for all of them together.
-    threads: of one training. tick_s: between two looks at the jobs. grace_s: for trainings to checkpoint at the end.
+    threads: of one training. tick_s: between two looks at the jobs. grace_s: for trainings to checkpoint at
+    the worker's end.
 
-    trainer, gate: other commands than the real ones; for tests, and for other executors' images.
+    trainer, gate: replace the real commands, in tests and in images for other executors.
     """
 
     data_dir: Path
@@ -34,7 +35,7 @@ class WorkerSettings:
 
 
 def parse(arguments: Sequence[str] | None, description: str | None) -> tuple[WorkerSettings, bool]:
-    """The settings, and whether to end when stdin does."""
+    """The settings, and whether the worker ends when its stdin does."""
     parser = argparse.ArgumentParser(prog="python -m server.jobs.worker.worker", description=description)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--database-url", default=os.environ.get(DATABASE_URL_VARIABLE))

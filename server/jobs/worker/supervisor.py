@@ -1,6 +1,6 @@
-"""Keeps a job worker running beside a server: started at the first job, started again when it dies. Knows no job.
+"""Keeps a job worker running beside a server: started at the first job, restarted when it dies. Knows no job.
 
-A server that never sees a job pays for no worker. The worker ends with its parent: it watches the pipe it is given.
+A server without jobs runs no worker. The worker ends with its parent, whose pipe it watches.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisorSettings:
-    """options: further arguments of the worker. look_s: between two looks for work. waits_s: before the next start of a
-    worker that died, by how often it did within settled_s; the last one from then on. grace_s: for a worker to end."""
+    """options: further arguments of the worker. look_s: between two checks for work. waits_s: before the n-th restart
+    of a worker that died within settled_s; the last one repeats. grace_s: for a worker to end."""
 
     options: tuple[str, ...] = ()
     look_s: float = 0.5
@@ -39,7 +39,7 @@ class SupervisorSettings:
 
 
 class WorkerSupervisor:
-    """A thread that looks for work and for the worker."""
+    """A thread that checks for work and for the worker."""
 
     def __init__(self, onboarding: Onboarding, settings: SupervisorSettings | None = None) -> None:
         self._onboarding = onboarding
@@ -54,7 +54,7 @@ class WorkerSupervisor:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the worker in order: its trainings checkpoint and go on at the next start."""
+        """End the worker in order: its trainings checkpoint, and resume at the next start."""
         self._stopping.set()
         self._thread.join()
         if self.worker is None or self.worker.poll() is not None:
@@ -71,7 +71,7 @@ class WorkerSupervisor:
             try:
                 self._look()
             except StoreError as error:
-                logger.warning("whether there are jobs to do is not known: %s", error.message)
+                logger.warning("cannot check for jobs: %s", error.message)
 
     def _look(self) -> None:
         if self.worker is not None:
@@ -86,7 +86,7 @@ class WorkerSupervisor:
         settled = time.monotonic() - self._started_s > self._settings.settled_s
         self._deaths = 0 if settled else self._deaths + 1
         waits_s = self._settings.waits_s
-        logger.warning("the job worker ended (exit %s); jobs go on with the next one", worker.returncode)
+        logger.warning("the job worker exited with code %s; the next one resumes its jobs", worker.returncode)
         self.worker = None
         self._stopping.wait(waits_s[min(self._deaths, len(waits_s) - 1)])
 
@@ -105,12 +105,12 @@ class WorkerSupervisor:
             [*command, "--watch-stdin", *_options(self._onboarding.limits), *self._settings.options],
             stdin=subprocess.PIPE,
             env=environment,
-            start_new_session=True,  # a terminal's Ctrl-C is the server's to hear
+            start_new_session=True,  # a terminal's Ctrl-C reaches the server alone
         )
 
 
 def _options(limits: JobLimits) -> Iterator[str]:
-    """What a worker is told of its limits."""
+    """The limits, as the worker's options."""
     yield from ("--max-running", str(limits.max_running))
     if limits.memory_bytes is not None:
         yield from ("--memory-bytes", str(limits.memory_bytes))
@@ -120,6 +120,6 @@ def _options(limits: JobLimits) -> Iterator[str]:
 
 
 def default_threads(max_running: int) -> int | None:
-    """CPU threads of one training beside a server: all of them together get half of what there is; None where the
-    environment says it already."""
+    """CPU threads of one training beside a server: all trainings together get half of the machine; None if the
+    environment sets the number."""
     return None if operator_chose_threads() else max(1, usable_cpus() // 2 // max_running)

@@ -1,7 +1,7 @@
-"""The worker process: takes up what the last one left, then works on jobs until it is told to end, or its parent dies.
+"""The worker process: resumes the jobs its predecessor left, then works until a signal, or until its parent dies.
 
-`python -m server.jobs.worker.worker --data-dir DIR`. One works on a data directory at a time; another waits for its
-lock. It has no orderly end of its own: trainings are asked to checkpoint, and the process stops wherever it is.
+`python -m server.jobs.worker.worker --data-dir DIR`. One worker at a time works on a data directory; others wait for
+its lock. At its end it asks trainings to checkpoint and stops wherever it is: the next worker resumes from there.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from server.jobs.steps.memory import advice, estimated_bytes, free_bytes
 from server.jobs.steps.onboarding import Steps
 from server.jobs.steps.training import TRAINER, RetrySettings, Training
 from server.jobs.store.records import JobStatus
-from server.jobs.tasks.driver import Driver, DriveSettings
+from server.jobs.tasks.driver import Driver, DriverSettings
 from server.jobs.tasks.executor import SubprocessExecutor, Task, wait_until_ended
-from server.jobs.worker.dispatcher import CHECK, ONBOARD, Dispatcher, Room
+from server.jobs.worker.dispatcher import CHECK, ONBOARD, Capacity, Dispatcher
 from server.jobs.worker.durable import DurableSequences, database_url
 from server.jobs.worker.options import LOCK_FILE, WorkerSettings, parse
 
@@ -41,7 +41,7 @@ STORE_WAIT_S = 1.0
 
 
 class Worker:
-    """Puts the parts together. Made only while the lock is held."""
+    """Wires the parts together. Made only while the lock is held."""
 
     def __init__(self, settings: WorkerSettings, stopping: threading.Event) -> None:
         self._settings = settings
@@ -51,20 +51,20 @@ class Worker:
         self._onboarding = Onboarding.open(data_dir, database_url=settings.database_url)
         self._jobs = self._onboarding.jobs
         self._executor = SubprocessExecutor()
-        driver = Driver(self._jobs, self._executor, self._stopping, DriveSettings(tick_s=settings.tick_s / 2))
+        driver = Driver(self._jobs, self._executor, self._stopping, DriverSettings(tick_s=settings.tick_s / 2))
         steps = self._steps(driver)
         sequences = {
-            CHECK: [("validate", driver.patient(steps.validate))],
+            CHECK: [("validate", driver.retry_without_store(steps.validate))],
             ONBOARD: [
-                ("train", driver.patient(steps.train)),
-                ("gate", driver.patient(steps.gate)),
-                ("publish", driver.patient(steps.publish)),
-                ("activate", driver.patient(steps.activate)),
+                ("train", driver.retry_without_store(steps.train)),
+                ("gate", driver.retry_without_store(steps.gate)),
+                ("publish", driver.retry_without_store(steps.publish)),
+                ("activate", driver.retry_without_store(steps.activate)),
             ],
         }
         url = database_url(data_dir, settings.database_url)
         self._sequences = DurableSequences(url, sequences, steps.fail)
-        self._dispatcher = Dispatcher(self._jobs, self._sequences, self._room())
+        self._dispatcher = Dispatcher(self._jobs, self._sequences, self._capacity())
 
     def run(self) -> None:
         """Until `stopping` is set."""
@@ -77,11 +77,11 @@ class Worker:
                     self._onboarding.sweep()
                 self._dispatcher.tick()
             except StoreUnavailable as error:
-                logger.warning("the store does not answer, jobs under way go on: %s", error.message)
+                logger.warning("the store is unavailable, running jobs continue: %s", error.message)
                 self._stopping.wait(STORE_WAIT_S)
 
     def stop_tasks(self) -> None:
-        """Let every task of ours checkpoint and end; what has not by the end of the grace is killed."""
+        """Let every task checkpoint and end; kill those that have not when the grace period is over."""
         running = self._jobs.list(statuses=(JobStatus.RUNNING,))
         tasks = [Task(name, job.run_dir, ()) for job in running for name in ("train", "gate")]
         for task in tasks:
@@ -106,17 +106,17 @@ class Worker:
         )
 
     def _open_store(self) -> AdapterStore:
-        """Once; two steps at the same time may each open one, and one of them is kept."""
+        """Opened once. Two steps at the same time may each open a store; one of the two is kept."""
         from adapters_store.store import AdapterStore
 
         if self._store is None:
             self._store = AdapterStore.open(self._settings.data_dir, database_url=self._settings.database_url)
         return self._store
 
-    def _room(self) -> Room:
+    def _capacity(self) -> Capacity:
         served = ServedBase.recall(self._settings.data_dir)
         device = "cpu" if served is None else served.device
-        return Room(
+        return Capacity(
             max_running=self._settings.max_running,
             estimate=estimated_bytes,
             free=partial(free_bytes, device),
@@ -133,7 +133,7 @@ def work(settings: WorkerSettings, *, watch_stdin: bool = False) -> NoReturn:
     def stop(_number: int, _frame: object) -> None:
         stopping.set()
         if not is_working:
-            os._exit(0)  # nothing was begun; waiting for the lock cannot be interrupted otherwise
+            os._exit(0)  # nothing has begun; the wait for the lock cannot be interrupted otherwise
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
@@ -151,7 +151,7 @@ def _work(settings: WorkerSettings, stopping: threading.Event) -> int:
         worker.run()
         worker.stop_tasks()
     except Exception:
-        logger.exception("the job worker failed; whoever started it starts another, which goes on")
+        logger.exception("the job worker failed; the next worker resumes its jobs")
         return 1
     return 0
 

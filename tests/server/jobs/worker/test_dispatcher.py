@@ -1,4 +1,4 @@
-"""Who goes next, and who waits for room: decided on rows alone, without a process."""
+"""Which job starts next, and which job waits for memory: decided on rows alone, without a process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from server.jobs.limits import JobLimits
 from server.jobs.store.records import Job, JobStatus
-from server.jobs.worker.dispatcher import CHECK, ONBOARD, Dispatcher, Room, choose
+from server.jobs.worker.dispatcher import CHECK, ONBOARD, Capacity, Dispatcher, choose
 from support.servers.job_world import JobWorld
 
 GIB = 1 << 30
@@ -40,8 +40,10 @@ def queued(world: JobWorld, tenant: str, count: int) -> list[Job]:
     return [world.jobs.get(job.id) for job in jobs]
 
 
-def room(*, max_running: int = 1, estimate: int = GIB, free: int | None = 4 * GIB, budget: int | None = None) -> Room:
-    return Room(max_running=max_running, estimate=lambda _: estimate, free=lambda: free, memory_bytes=budget)
+def capacity(
+    *, max_running: int = 1, estimate: int = GIB, free: int | None = 4 * GIB, budget: int | None = None
+) -> Capacity:
+    return Capacity(max_running=max_running, estimate=lambda _: estimate, free=lambda: free, memory_bytes=budget)
 
 
 def running(world: JobWorld) -> list[Job]:
@@ -70,7 +72,7 @@ def test_turns_alternate_while_both_wait(world: JobWorld) -> None:
 
 def test_only_so_many_run_at_once_and_each_is_started_once(world: JobWorld) -> None:
     jobs, started = queued(world, "acme", 4), Started()
-    dispatcher = Dispatcher(world.jobs, started, room(max_running=2))
+    dispatcher = Dispatcher(world.jobs, started, capacity(max_running=2))
     for _ in range(5):
         dispatcher.tick()
     assert {job.id for job in running(world)} == {job.id for job in jobs[:2]}
@@ -84,13 +86,13 @@ def test_new_jobs_are_checked_and_running_ones_without_a_worker_taken_up(world: 
     new, old = world.create("acme", "new", salt=1), queued(world, "globex", 1)[0]
     world.jobs.move(old, JobStatus.RUNNING, only_in=(JobStatus.QUEUED,))
     started = Started()
-    Dispatcher(world.jobs, started, room()).tick()
+    Dispatcher(world.jobs, started, capacity()).tick()
     assert sorted(started.log) == sorted([(CHECK, new.id, 1), (ONBOARD, old.id, 1)])
 
 
 def test_a_job_waits_for_memory_that_a_running_one_holds(world: JobWorld) -> None:
     jobs, started = queued(world, "acme", 2), Started()
-    dispatcher = Dispatcher(world.jobs, started, room(max_running=2, estimate=3 * GIB))
+    dispatcher = Dispatcher(world.jobs, started, capacity(max_running=2, estimate=3 * GIB))
     for _ in range(3):
         dispatcher.tick()
     assert [job.id for job in running(world)] == [jobs[0].id]
@@ -106,7 +108,7 @@ def test_what_fits_no_empty_machine_fails_with_both_numbers_and_the_next_goes(
 ) -> None:
     jobs = queued(world, "acme", 2)
     sizes = iter([5 * GIB, GIB, GIB, GIB])
-    small = Room(max_running=1, estimate=lambda _: next(sizes), free=lambda: free, memory_bytes=budget)
+    small = Capacity(max_running=1, estimate=lambda _: next(sizes), free=lambda: free, memory_bytes=budget)
     Dispatcher(world.jobs, Started(), small).tick()
     failed = world.jobs.get(jobs[0].id)
     assert failed.failure is not None
@@ -118,7 +120,7 @@ def test_what_fits_no_empty_machine_fails_with_both_numbers_and_the_next_goes(
 
 def test_advice_is_part_of_the_refusal(world: JobWorld) -> None:
     job = queued(world, "acme", 1)[0]
-    advising = Room(max_running=1, estimate=lambda _: GIB, free=lambda: 1, advise=lambda spec, free: ["use qlora"])
+    advising = Capacity(max_running=1, estimate=lambda _: GIB, free=lambda: 1, advise=lambda spec, free: ["use qlora"])
     Dispatcher(world.jobs, Started(), advising).tick()
     failure = world.jobs.get(job.id).failure
     assert failure is not None

@@ -68,7 +68,7 @@ def test_a_failure_is_tried_again_and_goes_on_from_the_checkpoint(working: JobWo
     ended = working.wait_ended(job)
     assert ended.status is JobStatus.SUCCEEDED, ended.failure
     assert (job.run_dir / "fails").read_text() == "2"
-    assert sum("goes on from the last checkpoint" in text for text in working.messages(ended)) == 2
+    assert sum("resumes from the last checkpoint" in text for text in working.messages(ended)) == 2
 
 
 def test_a_failure_that_stays_ends_the_job_with_its_reason(working: JobWorld) -> None:
