@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 class Placement:
     """Passes over the wanted list, the most urgent first: begin(), then reserve() for each, then end().
 
-    owners: of what is wanted. over_share: those denied because their own tenant has used up its share. crowding:
-    tenants whose running requests hold more than the share while somebody within its share finds no room.
+    owners: of what is wanted. over_share: those denied because their own tenant has used up its share.
+    over_share_tenants: tenants whose running requests hold more than the share while somebody within its share finds no
+    room.
     """
 
     def __init__(self, pool: DevicePool) -> None:
         self.owners: Mapping[AdapterDigest, Owner] = {}
         self.over_share: set[AdapterDigest] = set()
-        self.crowding: frozenset[str] = frozenset()
+        self.over_share_tenants: frozenset[str] = frozenset()
         self._pool = pool
         self._too_much = 0  # a reservation of so many elements has failed for want of room
         self._denied: dict[str, int] = {}  # the same for one tenant, for want of share
@@ -51,7 +52,7 @@ class Placement:
         if num_elements >= min(self._too_much, self._denied.get(owner.tenant, self._too_much)):
             self._note_denied(digest, owner)
             return None
-        if owner.tenant in self.crowding:  # nor may it run anything more, until the others have had theirs
+        if owner.tenant in self.over_share_tenants:  # nor may it run anything more, until the others have had theirs
             self._denied[owner.tenant] = 0
             self._note_denied(digest, owner)
             return None
@@ -82,7 +83,7 @@ class Placement:
     def end(self, num_without_room: int) -> None:
         """The pass is over, and so many have found no room."""
         is_short = num_without_room > len(self.over_share)
-        self.crowding = self._current_shares().crowding() if is_short else frozenset()
+        self.over_share_tenants = self._current_shares().over_share_tenants() if is_short else frozenset()
 
     def _find_fresh(self, digests: Iterable[AdapterDigest]) -> dict[AdapterDigest, str]:
         """Adapters that were brought for somebody who has not run yet, and for whom. Paying for them has put that
@@ -97,7 +98,7 @@ class Placement:
             if entry is None or entry.was_used:
                 continue
             entry.owner = self.owners.get(digest, entry.owner)
-            if entry.owner.tenant not in self.crowding:
+            if entry.owner.tenant not in self.over_share_tenants:
                 fresh[digest] = entry.owner.tenant
         return fresh
 

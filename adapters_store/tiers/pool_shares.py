@@ -54,7 +54,7 @@ class PoolShares:
         held = self._held.get(owner.tenant)
         return held is None or held.used + num_elements <= self.share(owner.tenant)
 
-    def crowding(self) -> frozenset[str]:
+    def over_share_tenants(self) -> frozenset[str]:
         """Tenants whose running requests alone hold more than the share, on more than one adapter."""
         over = (t for t, held in self._held.items() if held.count > 1 and held.in_use > self.share(t))
         return frozenset(over)

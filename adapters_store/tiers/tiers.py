@@ -70,9 +70,9 @@ class AdapterTiers:
         return self._placement.over_share
 
     @property
-    def crowding(self) -> Collection[str]:
+    def over_share_tenants(self) -> Collection[str]:
         """Tenants that use more of the device than their share while somebody within its share finds no room."""
-        return self._placement.crowding
+        return self._placement.over_share_tenants
 
     @property
     def num_activations(self) -> int:

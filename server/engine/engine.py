@@ -62,7 +62,7 @@ class Engine:
         self._fairness = FairnessGauge()
         self._step_seconds = Histogram()
         self._load_seconds = load_seconds or Histogram()
-        self._leaving: set[AdapterDigest] = set()  # left service, and requests that use them are under way
+        self._leaving: set[AdapterDigest] = set()  # left service while requests still use them
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises InvalidRequest or QueueFull."""
@@ -72,7 +72,7 @@ class Engine:
             self._names[request.adapter] = request.adapter_name or request.adapter
 
     def abort(self, request_id: str) -> TokenEvent | None:
-        """End a request whose client is gone: its final event, or None if it is over already."""
+        """End a request whose client is gone; returns its final event, or None if it is over already."""
         request = self.scheduler.abort(request_id)
         if request is None:
             return None
@@ -80,11 +80,12 @@ class Engine:
         return self._final(request, OutputDelta("", "abort"))
 
     def forget_adapter(self, digest: AdapterDigest) -> None:
-        """The adapter left service: out of both tiers and the prefix cache, once requests under way have ended."""
+        """Remove an adapter that left service from both tiers and the prefix cache, once requests that use it have
+        ended."""
         if digest in self.scheduler.running_adapters() or digest in self.scheduler.waiting_adapters():
             self._leaving.add(digest)
             if digest in self.tiers.ready():
-                self.tiers.pin(digest)  # its files may be gone: who is preempted could not get it back
+                self.tiers.pin(digest)  # its files may be gone: a preempted request could not load it again
             return
         self._leaving.discard(digest)
         self._faults.forget(digest)
@@ -94,14 +95,14 @@ class Engine:
 
     @property
     def idle_s(self) -> float | None:
-        """How long there is nothing to do unless somebody wakes us; None: for ever."""
+        """How long there is nothing to do unless `wake` is called, in seconds; None: without limit."""
         return 0.0 if self._has_run else self.tiers.poll_due_s
 
     def step(self) -> list[TokenEvent]:
-        """Bring one forward to its end, if anything can run, and say what it did for each request.
+        """Finish one forward, if any request can run, and return what it did for each request.
 
-        Where the next forward does not depend on this one's tokens, it is launched before these are read: the device
-        works while they are told.
+        If the next forward does not depend on this one's tokens, it is launched before they are read. The device then
+        works while the answers are delivered.
         """
         self.tiers.poll()
         schedule, pending = self._next()
@@ -122,10 +123,10 @@ class Engine:
         return events + [event for event in answered if event is not None]
 
     def _next(self) -> tuple[Schedule | None, PendingForward | None]:
-        """What is under way already, if anybody in it goes on; else what the scheduler chooses now."""
+        """The forward under way, if a request in it continues; else the one the scheduler chooses now."""
         if self._ahead is not None:
             (schedule, pending), self._ahead = self._ahead, None
-            self.scheduler.attend()
+            self.scheduler.before_step()
             schedule.keep_current()
             if schedule.rows:
                 return schedule, pending
@@ -138,14 +139,14 @@ class Engine:
                 pending = self._runner.launch(schedule)
             self._launch_next(schedule, pending)
             return pending.read(schedule.rows)
-        except Exception:  # noqa: BLE001  whatever one request provoked must not end the others
+        except Exception:  # noqa: BLE001  what one request caused must not end the others
             _log.exception("a forward of %d requests failed; running each alone", len(schedule.rows))
-            self._ahead = None  # it went on from what failed
+            self._ahead = None  # it continued from the failed one
             return self._run_one_by_one(schedule, events)
 
     def _launch_next(self, schedule: Schedule, pending: PendingForward) -> None:
-        """Launch the forward after this one, where it does not depend on this one's tokens."""
-        ahead = self.scheduler.look_ahead(schedule) if pending.may_be_followed else None
+        """Launch the forward after this one, if it does not depend on this one's tokens."""
+        ahead = self.scheduler.schedule_next(schedule) if pending.may_be_followed else None
         if ahead is None:
             return
         self._zero_blocks()
@@ -172,7 +173,7 @@ class Engine:
         return output
 
     def _answer(self, row: ScheduledRow, output: StepOutput) -> TokenEvent | None:
-        """What the step did for a request that still runs; ends it where its output ends."""
+        """What the step did for a request that still runs; finishes it when its output ends."""
         request = row.request
         self._keep_prompt_logprobs(row, output)
         self._count_prompt_tokens(row)
@@ -180,7 +181,7 @@ class Engine:
         if token is None:
             if request.num_computed_tokens < request.num_tokens:
                 return None  # in mid-prompt
-            return self._finish(request, OutputDelta("", "length"))  # max_tokens 0: only the prompt was wanted
+            return self._finish(request, OutputDelta("", "length"))  # max_tokens 0: the client wants only the prompt
         self._counters.generated_tokens += 1
         delta = self._outputs[request.id].append(token)
         event = self._event(request, delta) if delta.finish_reason is None else self._finish(request, delta)
@@ -195,10 +196,10 @@ class Engine:
 
     def _keep_prompt_logprobs(self, row: ScheduledRow, output: StepOutput) -> None:
         chunk = output.prompt_logprobs.get(row.request.id)
-        if chunk is None or self._outputs[row.request.id].num_tokens > 0:  # told already, with the first token
+        if chunk is None or self._outputs[row.request.id].num_tokens > 0:  # delivered already, with the first token
             return
         known = self._prompt_logprobs.setdefault(row.request.id, [None])
-        del known[row.start + 1 :]  # a chunk that preemption made us repeat
+        del known[row.start + 1 :]  # a chunk recomputed after a preemption
         known += chunk
 
     def _finish(self, request: Request, delta: OutputDelta) -> TokenEvent:
@@ -243,11 +244,11 @@ class Engine:
         return self._failed(request, RequestError("deadline_exceeded", message, status=504))
 
     def _not_finite(self, requests: Sequence[Request]) -> list[TokenEvent]:
-        """Each fails alone. A tenant's requests that wait for an adapter which is quarantined now are answered in the
-        next step."""
+        """Fail each request alone. If its adapter is quarantined now, the tenant's waiting requests for it are answered
+        in the next step."""
         if not requests:
             return []
-        for tenant, digest in self._faults.saw(requests):
+        for tenant, digest in self._faults.record(requests):
             self._counters.quarantined += 1
             name = next(each.adapter_name for each in requests if (each.tenant, each.adapter) == (tenant, digest))
             message = f"adapter {name or digest} is not served: its numbers are not finite"

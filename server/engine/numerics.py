@@ -1,5 +1,6 @@
-"""Decides when an adapter whose numbers are not finite is served no more. Knows requests and digests; knows no tensors
-and no database."""
+"""Decides when an adapter whose numbers are not finite is quarantined. Knows requests and digests; knows no tensors and
+no database.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +15,22 @@ FAULTS_UNTIL_QUARANTINE = 3
 CODE = "adapter_numerics"
 
 
-class Owned(NamedTuple):
-    """A tenant's adapter. Two tenants may hold the same bytes; what one asks of them is no evidence for the other."""
+class TenantAdapter(NamedTuple):
+    """A tenant's adapter. Two tenants may hold the same bytes; one tenant's failures are no evidence for the other."""
 
     tenant: str
     digest: AdapterDigest
 
 
-# Whose adapter, code, message. The engine's thread calls it: it must not wait for anything.
-Quarantine = Callable[[Owned, str, str], None]
+# Takes the adapter, a code and a message. The engine's thread calls it: it must not wait for anything.
+Quarantine = Callable[[TenantAdapter, str, str], None]
 
 
 class NumericFaults:
-    """Counts each tenant's failed requests by adapter. A single one may be the prompt's doing; the same again is the
-    adapter's, for this tenant: another one with the same bytes is served until its own requests fail.
+    """Counts each tenant's failed requests by adapter. A single failure may be caused by the prompt; repeated ones are
+    the adapter's, for this tenant. Another tenant's adapter with the same bytes is served until its own requests fail.
 
-    A step in which a request of the bare base failed as well counts for nobody: then it is the base, or the machine.
+    A step in which a request of the base model failed too is not counted: then the base or the machine is at fault.
     """
 
     def __init__(self, quarantine: Quarantine, *, limit: int = FAULTS_UNTIL_QUARANTINE) -> None:
@@ -37,14 +38,14 @@ class NumericFaults:
             raise ValueError(f"limit must be at least 1, got {limit}")
         self._quarantine = quarantine
         self._limit = limit
-        self._counts: Counter[Owned] = Counter()
+        self._counts: Counter[TenantAdapter] = Counter()
 
-    def saw(self, failed: Sequence[Request]) -> list[Owned]:
-        """One step's requests whose numbers were not finite -> adapters to serve no more, each put away already.
+    def record(self, failed: Sequence[Request]) -> list[TenantAdapter]:
+        """Count one step's requests whose numbers were not finite. Quarantines and returns adapters over the limit.
 
-        Its count begins anew: an operator who lets it out again has it put away again after as many faults.
+        Their count starts again at 0: after an operator releases one, it is quarantined after as many further faults.
         """
-        owned = [Owned(request.tenant, request.adapter) for request in failed if request.adapter is not None]
+        owned = [TenantAdapter(request.tenant, request.adapter) for request in failed if request.adapter is not None]
         if len(owned) < len(failed):
             return []
         self._counts.update(owned)
@@ -55,6 +56,6 @@ class NumericFaults:
         return over
 
     def forget(self, digest: AdapterDigest) -> None:
-        """The adapter left service."""
+        """Drop the counts of an adapter that left service."""
         for each in [each for each in self._counts if each.digest == digest]:
             del self._counts[each]

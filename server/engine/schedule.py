@@ -13,7 +13,7 @@ from server.engine.request import Request, Status
 from server.settings import check_settings, setting
 
 
-class AdapterGate(Protocol):
+class AdapterMemory(Protocol):
     """What the scheduler needs of adapter memory. Implemented by `adapters_store.tiers.tiers.AdapterTiers`."""
 
     @property
@@ -25,7 +25,7 @@ class AdapterGate(Protocol):
         """Of `no_room_since`: those whose own tenant has used up its share, so that it must make the room itself."""
 
     @property
-    def crowding(self) -> Collection[str]:
+    def over_share_tenants(self) -> Collection[str]:
         """Tenants that use more of the device than their share while somebody within its share finds no room."""
 
     @property

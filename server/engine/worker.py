@@ -31,7 +31,7 @@ SWITCH_S = 1e-4  # how long another thread's Python may keep this one from its n
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What callers may know of the base."""
+    """The base model as callers see it."""
 
     tokenizer: Tokenizer
     base: BaseDescription
@@ -52,7 +52,7 @@ class EngineWorker:
         self._num_threads = num_threads
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
-        self._arriving: Counter[str] = Counter()  # by tenant: submitted, not yet seen by the scheduler
+        self._arriving: Counter[str] = Counter()  # by tenant: submitted, not in the queue yet
         self._listeners: dict[str, Listener] = {}
         self._stats = EngineStats()
         self._stats_due_s = 0.0
@@ -89,7 +89,7 @@ class EngineWorker:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after the step it is in; requests under way get an "abort" event."""
+        """End the thread after the current step; unfinished requests get an "abort" event."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
@@ -99,7 +99,7 @@ class EngineWorker:
     def submit(self, request: Request, listener: Listener) -> None:
         """Queue a request; `listener` is called on the engine's thread. Raises InvalidRequest or QueueFull at once."""
         validate_params(request.params, self.vocab_size)
-        self._engine.scheduler.intake.check_fits(request)
+        self._engine.scheduler.limits.check_fits(request)
         with self._changed:
             if self._is_stopping or self._failure is not None:
                 raise QueueFull("the engine is stopping", retry_after_s=5.0)
@@ -113,16 +113,16 @@ class EngineWorker:
         self._send(lambda: self._deliver([event] if (event := self._engine.abort(request_id)) is not None else []))
 
     def forget_adapters(self, digests: Sequence[AdapterDigest]) -> None:
-        """These adapters were deleted: free their memory once nobody uses them."""
+        """Free the memory of deleted adapters, once no request uses them."""
         for digest in digests:
             self._send(lambda digest=digest: self._engine.forget_adapter(digest))  # type: ignore[misc]
 
     def retry_adapters(self) -> None:
-        """The store has changed: ask it again for adapters that could not be loaded."""
+        """The store has changed: try again to load adapters that failed."""
         self._send(self._engine.tiers.retry_failed)
 
     def wake(self) -> None:
-        """Something the engine waits for has happened (an adapter was loaded). Any thread."""
+        """Let the engine continue: an adapter it waits for was loaded. Any thread may call it."""
         with self._changed:
             self._is_woken = True
             self._changed.notify()
@@ -139,7 +139,7 @@ class EngineWorker:
 
     def _check_queue(self, tenant: str) -> None:
         arriving = self._arriving
-        self._engine.scheduler.intake.check_queue(
+        self._engine.scheduler.limits.check_queue(
             tenant, num_arriving=arriving.total(), num_arriving_of_tenant=arriving[tenant]
         )
 
@@ -157,7 +157,7 @@ class EngineWorker:
         self._listeners[request.id] = listener
         try:
             self._engine.add(request)
-        except (InvalidRequest, QueueFull) as error:  # checked at submit; true only in a race for the last place
+        except (InvalidRequest, QueueFull) as error:  # checked at submit: another took the last place in the queue
             failure = RequestError("queue_full", error.message, status=429)
             self._deliver([TokenEvent(request.id, finish_reason="error", error=failure)])
 
@@ -172,19 +172,19 @@ class EngineWorker:
             while not self._is_stopping:
                 self._do_commands()
                 self._deliver(self._engine.step())
-                self._rest()
+                self._idle()
         except BaseException as error:  # noqa: BLE001  a panic in Rust is no Exception: answer everybody, health red
             _log.exception("the engine stopped on an error")
             self._failure = error
         gc.unfreeze()
-        self._end_everybody()
+        self._end_all()
 
     def _do_commands(self) -> None:
         while self._commands:
             self._commands.popleft()()
 
-    def _rest(self) -> None:
-        """Refresh the stats now and then, and sleep while there is nothing to do."""
+    def _idle(self) -> None:
+        """Refresh the stats from time to time, and sleep while there is nothing to do."""
         idle_s, now_s = self._engine.idle_s, time.monotonic()
         if idle_s != 0.0 or now_s >= self._stats_due_s:
             self._stats = self._engine.stats()
@@ -207,12 +207,12 @@ class EngineWorker:
                 del self._listeners[event.request_id]
             try:
                 listener(event)
-            except RuntimeError:  # the listener's event loop is closed: nobody waits for this answer
-                _log.warning("nobody listens to request %s any more", event.request_id)
+            except RuntimeError:  # the listener's event loop is closed: no client waits for this answer
+                _log.warning("request %s has no listener any more: its event loop is closed", event.request_id)
                 if not self._is_stopping:
                     self._engine.abort(event.request_id)
 
-    def _end_everybody(self) -> None:
+    def _end_all(self) -> None:
         self._slices.lift()
         with self._changed:
             self._is_stopping = True
@@ -220,7 +220,7 @@ class EngineWorker:
         for command in arriving:
             try:
                 command()
-            except Exception:  # noqa: BLE001  what a broken engine does with one command must not silence the others
+            except Exception:  # noqa: BLE001  one command that fails must not keep the others from running
                 _log.exception("a command failed while the engine stopped")
         error = None if self._failure is None else RequestError("engine_stopped", "the engine stopped on an error")
         for request_id in list(self._listeners):

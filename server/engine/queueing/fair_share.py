@@ -1,10 +1,10 @@
-"""Decides whose turn it is: virtual-token counters per tenant. Knows tenants, weights and counts; knows no queue order,
-no blocks and no adapters.
+"""Decides which tenant is served next: virtual-token counters per tenant. Knows tenants, weights and counts; knows no
+queue order, no blocks and no adapters.
 
 The Virtual Token Counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): a tenant's counter
 rises with what it is given, an input token costing 1 and an output token 2, divided by its weight, and the lowest
-counter is served next. A tenant that begins to wait is lifted to the lowest counter of those who wait, so that nobody
-saves up turns by being idle, and nobody pays for having been alone.
+counter is served next. A tenant that begins to wait is lifted to the lowest counter of the waiting tenants. So no
+tenant saves up service while idle, and none pays for having been alone.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from heapq import heappop, heappush, heapreplace
 INPUT_COST = 1.0
 OUTPUT_COST = 2.0
 _SWEEP_EVERY = 1024
-_LOOK_EVERY_S = 0.5
+_REFRESH_EVERY_S = 0.5
 _ACTIVE_S = 10.0
 
 
 @dataclass(slots=True, eq=False)
 class TenantAccount:
-    """service: virtual tokens given so far, divided by the weight, with all lifts. lifted: the lifts alone.
+    """service: virtual tokens given so far, divided by the weight, plus all lifts. lifted: the lifts alone.
 
     load: adapter elements brought to the device for it, divided by the weight, with lifts.
-    num_waiting, num_running: its requests in the scheduler now. in_heap: whether it can be picked. seen_service,
+    num_waiting, num_running: its requests in the scheduler. in_heap: whether it can be picked. seen_service,
     active_until_s: whether it has been served lately.
     """
 
@@ -42,7 +42,7 @@ class TenantAccount:
 
     @property
     def served(self) -> float:
-        """Virtual tokens per unit of weight that the tenant has really been given."""
+        """Virtual tokens per unit of weight that the tenant was really given."""
         return self.service - self.lifted
 
     def charge(self, cost: float) -> None:
@@ -51,7 +51,7 @@ class TenantAccount:
 
 
 class FairShare:
-    """Every tenant's account, and which of those that wait has been given least.
+    """Every tenant's account, and which waiting tenant is the least served.
 
     Counters only rise, so the heap may hold old ones: an entry whose counter has risen since is put back when it comes
     to the top. Nothing is sorted, and a tenant that is served without being picked costs nothing.
@@ -61,13 +61,13 @@ class FairShare:
         self._accounts: dict[str, TenantAccount] = {}
         self._heap: list[tuple[float, int, TenantAccount]] = []
         self._num_entries = 0  # breaks ties by age of the entry
-        self._virtual_time = 0.0  # the counter of whoever was picked last: what an idle tenant is lifted to
+        self._virtual_time = 0.0  # the counter of the tenant picked last: what an idle tenant is lifted to
         self._sweep_at = _SWEEP_EVERY
         self._active_weight = 0.0
-        self._look_due_s = float("-inf")
+        self._refresh_due_s = float("-inf")
 
     def account(self, tenant: str) -> TenantAccount:
-        """The tenant's account, opened if need be."""
+        """The tenant's account, created if missing."""
         account = self._accounts.get(tenant)
         if account is None:
             if len(self._accounts) >= self._sweep_at:
@@ -79,21 +79,21 @@ class FairShare:
         return self._accounts.values()
 
     def begin_waiting(self, account: TenantAccount) -> None:
-        """Its first request begins to wait: lift its counter."""
+        """Lift the tenant's counter: its first request begins to wait."""
         floor = self._virtual_time if (lowest := self.lowest()) is None else max(lowest.service, self._virtual_time)
         if account.service < floor:
             account.lifted += floor - account.service
             account.service = floor
 
     def offer(self, account: TenantAccount) -> None:
-        """The account may be picked from now on."""
+        """Let the account be picked."""
         if not account.in_heap:
             account.in_heap = True
             self._num_entries += 1
             heappush(self._heap, (account.service, self._num_entries, account))
 
     def lowest(self) -> TenantAccount | None:
-        """Whoever waits and has been given least."""
+        """The least served waiting tenant; None if no tenant waits."""
         heap = self._heap
         while heap:
             service, entry, account = heap[0]
@@ -106,24 +106,24 @@ class FairShare:
         return None
 
     def withdraw_lowest(self) -> TenantAccount:
-        """The lowest account, which is out until it is offered again. To be called after `lowest`."""
+        """Take the lowest account out until it is offered again. Call it after `lowest`."""
         account = heappop(self._heap)[2]
         account.in_heap = False
         return account
 
     def picked(self, account: TenantAccount, cost: float) -> None:
-        """A request of this account is admitted, at this cost in virtual tokens."""
+        """A request of this account is admitted. cost: virtual tokens."""
         self._virtual_time = max(self._virtual_time, account.service)
         account.charge(cost)
 
     def share_of(self, account: TenantAccount, now_s: float) -> float:
-        """The tenant's part of the whole among those that have been active in the last seconds, 0..1."""
-        if now_s >= self._look_due_s:
-            self._look_due_s = now_s + _LOOK_EVERY_S
-            self._look(now_s)
+        """The tenant's share of the server among tenants active in the last seconds, 0..1."""
+        if now_s >= self._refresh_due_s:
+            self._refresh_due_s = now_s + _REFRESH_EVERY_S
+            self._refresh_active(now_s)
         return account.weight / max(account.weight, self._active_weight)
 
-    def _look(self, now_s: float) -> None:
+    def _refresh_active(self, now_s: float) -> None:
         self._active_weight = 0.0
         for account in self._accounts.values():
             if account.num_waiting or account.num_running or account.service != account.seen_service:
@@ -133,7 +133,7 @@ class FairShare:
                 self._active_weight += account.weight
 
     def _sweep(self) -> None:
-        """Close accounts that are idle and owe nothing: opened anew they would be lifted to the same counter."""
+        """Delete accounts that are idle and owe nothing: a new account would be lifted to the same counter."""
         self._accounts = {
             tenant: account
             for tenant, account in self._accounts.items()
@@ -143,7 +143,7 @@ class FairShare:
 
 
 def jain_index(shares: Iterable[float]) -> float:
-    """(sum x)^2 / (n sum x^2): 1 where all are equal, 1/n where one has everything (Jain, Chiu, Hawe 1984)."""
+    """(sum x)^2 / (n sum x^2): 1 if all are equal, 1/n if one has everything (Jain, Chiu, Hawe 1984)."""
     values = list(shares)
     squares = sum(value * value for value in values)
     return sum(values) ** 2 / (len(values) * squares) if squares > 0.0 else 1.0

@@ -54,17 +54,13 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks nobody owns, readable through the prefix cache or not."""
+        """Blocks without an owner, readable through the prefix cache or not."""
         return len(self._free)
 
     @property
     def usage(self) -> float:
         """Share of blocks in use, 0..1."""
         return 1.0 - len(self._free) / self.settings.num_blocks
-
-    @property
-    def num_cached(self) -> int:
-        return len(self._cache)
 
     @property
     def stats(self) -> PrefixCacheStats:
@@ -78,7 +74,7 @@ class BlockPool:
         return self._ref_counts[block_id]
 
     def has_outgrown(self, request: Request) -> bool:
-        """Whether its keys were made with the factors of a shorter sequence, so that none of them is of use."""
+        """Whether its keys were made with the factors of a shorter sequence, so that none is valid."""
         return request.rope_set != self._rope_set(request)
 
     def match(self, request: Request) -> list[int]:
@@ -100,7 +96,7 @@ class BlockPool:
         """
         if self.num_missing(request, matched, num_spare=num_spare) > 0:
             return False
-        self._share(matched)  # before allocating, which may evict what nobody holds
+        self._share(matched)  # before allocating, which may evict unowned blocks
         request.block_ids = matched + self.allocate(self.blocks_for(request.num_tokens) - len(matched))
         request.num_computed_tokens = request.num_verified_tokens = len(matched) * self.block_size
         if self.settings.enable_prefix_cache:
@@ -110,7 +106,7 @@ class BlockPool:
         return True
 
     def num_missing(self, request: Request, matched: list[int], *, num_spare: int) -> int:
-        """How many blocks are too few to admit it; 0 or less: there are enough."""
+        """How many blocks are missing to admit it; 0 or less if there are enough."""
         num_new = self.blocks_for(request.num_tokens) - len(matched)
         num_revived = sum(self._ref_counts[block_id] == 0 for block_id in matched)
         return num_spare + num_new + num_revived - len(self._free)
@@ -156,7 +152,7 @@ class BlockPool:
                 self._cache.insert(request, index)
 
     def discard(self, block_ids: Iterable[int]) -> None:
-        """These blocks may hold numbers that are not finite: nobody finds them, and they are zeroed before reuse.
+        """These blocks may hold numbers that are not finite: make them unreadable, and have them zeroed before reuse.
 
         A block may still be shared. It is left alone until its last owner gives it up, because zeroing it under a
         healthy reader would change that reader's answer in silence.
@@ -168,8 +164,8 @@ class BlockPool:
                 self._enlist(block_id)
 
     def take_blocks_to_zero(self) -> list[int]:
-        """Discarded blocks nobody held when they were given up, each once. Zero them before the next forward:
-        they may be handed out already, and 0 x NaN in a masked position is NaN."""
+        """Discarded blocks that have no owner any more, each once. Zero them before the next forward:
+        they may be allocated already, and 0 x NaN in a masked position is NaN."""
         blocks, self._to_zero = self._to_zero, []
         return blocks
 

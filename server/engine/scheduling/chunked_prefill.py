@@ -8,21 +8,20 @@ from collections.abc import Sequence
 from server.engine.queueing.fair_share import FairShare
 from server.engine.request import Request
 from server.engine.schedule import Schedule, SchedulerSettings
-from server.engine.scheduling.flood_control import OverShare
+from server.engine.scheduling.flood_control import FloodControl
 
 
-class PromptChunks:
-    """One scheduler's."""
+class ChunkedPrefill:
+    """One per scheduler."""
 
-    def __init__(self, settings: SchedulerSettings, shares: FairShare, over_share: OverShare) -> None:
+    def __init__(self, settings: SchedulerSettings, shares: FairShare, flood: FloodControl) -> None:
         self._settings = settings
         self._shares = shares
-        self._over_share = over_share
+        self._flood = flood
 
-    def go_on(self, schedule: Schedule, running: Sequence[Request]) -> list[Request]:
-        """More of the prompts under way. The tenant that has been given least goes first. While one waits that has been
-        given less, half of the step is left to it: another's long prompt does not take all. Returns whose chunks may
-        take what is left over."""
+    def continue_prefills(self, schedule: Schedule, running: Sequence[Request]) -> list[Request]:
+        """Add chunks of the prompts under way, the least served tenant first. While a less served tenant waits, half of
+        the step is left to it, so one long prompt cannot take all. Returns the requests that may take what is left."""
         if schedule.num_decodes == len(running):
             return []
         prefills = [request for request in running if request.num_tokens - request.num_computed_tokens > 1]
@@ -39,10 +38,10 @@ class PromptChunks:
         return held_up
 
     def add(self, schedule: Schedule, request: Request, limit: int | None = None) -> None:
-        """As much of the prompt as keeps the forward within `limit` tokens and what its tenant may add; more of it
-        where it has a row already."""
+        """Add as much of the prompt as `limit` tokens in the forward and its tenant's limit allow. A request that has a
+        row already gets a longer one."""
         num_taken = schedule.num_chunk_tokens(request)
-        most = self._over_share.prompt_limit(schedule, self._shares.account(request.tenant))
+        most = self._flood.prompt_limit(schedule, self._shares.account(request.tenant))
         room = (most if limit is None else min(limit, most)) - schedule.num_tokens
         if self._settings.prefill_chunk is not None:
             room = min(room, self._settings.prefill_chunk - num_taken)

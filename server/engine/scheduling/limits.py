@@ -1,4 +1,6 @@
-"""Decides which requests are refused at the door. Knows limits and counts; any thread may ask."""
+"""Decides which requests are refused at submission, and which have passed their deadline. Knows limits, counts and
+moments; knows no queue.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,11 @@ from server.engine.request import InvalidRequest, QueueFull, Request
 from server.engine.schedule import SchedulerSettings
 
 
-class Intake:
-    """max_model_len, kv_tokens: what a request's prompt and output must fit. num_waiting: in all, and of a tenant."""
+class RequestLimits:
+    """Checks at submission. Any thread may ask.
+
+    max_model_len, kv_tokens: what prompt and output of a request must fit. num_waiting: of all, and of one tenant.
+    """
 
     def __init__(
         self,
@@ -27,7 +32,7 @@ class Intake:
         self._num_waiting, self._num_waiting_of = num_waiting, num_waiting_of
 
     def check_queue(self, tenant: str, *, num_arriving: int = 0, num_arriving_of_tenant: int = 0) -> None:
-        """Raises QueueFull if this tenant may not queue one more. num_arriving: on their way to the queue."""
+        """Raises QueueFull if this tenant may not queue one more. num_arriving: submitted, not in the queue yet."""
         settings = self._settings
         num_waiting = self._num_waiting() + num_arriving
         if num_waiting >= settings.max_waiting:
@@ -56,7 +61,7 @@ class Intake:
 
 
 class Deadlines:
-    """Asking costs nothing while nobody is late. Whoever ended in time is named all the same when its moment comes."""
+    """A heap of deadlines. A request that finished in time is still listed when its deadline passes."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, str]] = []

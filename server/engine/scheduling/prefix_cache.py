@@ -1,4 +1,4 @@
-"""Decides which KV blocks hold which tokens of whose cache. Knows hashes and block ids; knows no reference counts.
+"""Decides which KV block holds which tokens of which tenant. Knows hashes and block ids; knows no reference counts.
 
 A full block is named by a chain: sha256(parent's name, token ids), where the first block's parent is
 sha256(tenant salt, adapter digest, base digest, rope set). So two requests can only ever meet in a block when all of
@@ -75,7 +75,7 @@ class PrefixCache:
             self._computing.setdefault(self.name(request, index), request.id)
 
     def withdraw(self, request: Request) -> None:
-        """The request stops running: what it has not computed, it will not."""
+        """The request stops running: it will not compute its announced blocks."""
         for name in request.block_hashes[request.num_computed_tokens // self._block_size :]:
             self._forget_announcement(name, request)
 
@@ -90,7 +90,7 @@ class PrefixCache:
         self._blocks_of_adapter.setdefault(request.adapter, set()).add(block_id)
 
     def remove(self, block_id: int) -> bool:
-        """Nobody can find this block any more; False if nobody could."""
+        """Make this block unreadable; False if it was already."""
         known = self._name_of.pop(block_id, None)
         if known is None:
             return False

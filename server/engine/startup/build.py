@@ -29,7 +29,7 @@ from server.engine.model.adapter_copier import ArenaCopier
 from server.engine.model.base_model import BaseModel, load_base
 from server.engine.model.kv_tensors import KVCache
 from server.engine.model.runner import ModelRunner
-from server.engine.numerics import Owned, Quarantine
+from server.engine.numerics import Quarantine, TenantAdapter
 from server.engine.request import Request
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
@@ -195,7 +195,7 @@ def _planned(base: BaseModel, settings: EngineSettings, start: GpuStart, max_mod
 def _quarantine_on_a_thread(source: AdapterSource) -> Quarantine:
     """On a short-lived thread: the engine's must not wait for a database."""
 
-    def quarantine(owned: Owned, code: str, message: str) -> None:
+    def quarantine(owned: TenantAdapter, code: str, message: str) -> None:
         write = partial(source.quarantine_adapter, owned.digest, code, message, tenant=owned.tenant)
         threading.Thread(target=write, name="quarantine").start()
 

@@ -98,7 +98,7 @@ def test_one_beyond_its_share_waits_while_its_own_adapters_run() -> None:
         bench.bring(f"law{index}", LAW)
         bench.bring(f"c{index}", CYCLER, used=True)
     assert bench.bring("c5", CYCLER) is None
-    assert bench.pool.shares([LAW]).crowding() == frozenset()
+    assert bench.pool.shares([LAW]).over_share_tenants() == frozenset()
     bench.pool.release(digest_of("c0"))
     assert bench.bring("c5", CYCLER) == ["c0"]
 
@@ -108,4 +108,6 @@ def test_crowding_are_those_whose_running_requests_hold_more_than_the_share(num_
     bench = Bench()
     for index in range(num_used):
         bench.bring(f"c{index}", CYCLER, used=True)
-    assert bench.pool.shares([CYCLER, LAW]).crowding() == (frozenset({"cycler"}) if num_used == 6 else frozenset())
+    assert bench.pool.shares([CYCLER, LAW]).over_share_tenants() == (
+        frozenset({"cycler"}) if num_used == 6 else frozenset()
+    )

@@ -288,11 +288,11 @@ def test_one_that_is_denied_for_its_own_share_is_told_apart_from_one_that_is_cro
     bench.settle()
     assert set(bench.tiers.no_room_since) == {more, law}
     assert set(bench.tiers.over_share) == {more}
-    assert set(bench.tiers.crowding) == {"crowd"}
+    assert set(bench.tiers.over_share_tenants) == {"crowd"}
     bench.tiers.release(digest_of("a"))
     bench.settle()
     assert law in bench.tiers.ready()
-    assert not bench.tiers.crowding
+    assert not bench.tiers.over_share_tenants
 
 
 def test_one_brought_for_a_tenant_that_went_away_belongs_to_who_wants_it_now(bench: Bench) -> None:

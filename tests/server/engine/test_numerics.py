@@ -14,7 +14,7 @@ from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, NotFound
 from adapters_store.store import AdapterStore
 from server.engine.model.batch import Batch
-from server.engine.numerics import NumericFaults, Owned
+from server.engine.numerics import NumericFaults, TenantAdapter
 from server.engine.request import Request, SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow
 from support.servers.service import NUM_TOKENS, TENANT, Service, make_base, running, save_adapters
@@ -30,35 +30,35 @@ def failing(*adapters: AdapterDigest | None, tenant: str = "law") -> list[Reques
 
 
 def test_the_kth_fault_puts_the_adapter_away_and_the_count_begins_anew() -> None:
-    away: list[tuple[Owned, str, str]] = []
-    faults = NumericFaults(lambda *what: away.append(what), limit=3)
-    assert faults.saw(failing(A)) == faults.saw(failing(A, B)) == []
-    assert faults.saw(failing(B, A, A)) == [("law", A)]
-    assert away == [(("law", A), "adapter_numerics", "4 requests produced numbers that are not finite")]
-    assert faults.saw(failing(A)) == faults.saw(failing(A)) == []
-    assert faults.saw(failing(A)) == [("law", A)]
+    quarantined: list[tuple[TenantAdapter, str, str]] = []
+    faults = NumericFaults(lambda *what: quarantined.append(what), limit=3)
+    assert faults.record(failing(A)) == faults.record(failing(A, B)) == []
+    assert faults.record(failing(B, A, A)) == [("law", A)]
+    assert quarantined == [(("law", A), "adapter_numerics", "4 requests produced numbers that are not finite")]
+    assert faults.record(failing(A)) == faults.record(failing(A)) == []
+    assert faults.record(failing(A)) == [("law", A)]
 
 
 def test_one_tenants_faults_are_no_evidence_against_anothers_adapter_of_the_same_bytes() -> None:
-    away: list[tuple[Owned, str, str]] = []
-    faults = NumericFaults(lambda *what: away.append(what), limit=3)
+    quarantined: list[tuple[TenantAdapter, str, str]] = []
+    faults = NumericFaults(lambda *what: quarantined.append(what), limit=3)
     for _ in range(7):
-        faults.saw(failing(A, tenant="attacker"))
-    faults.saw(failing(A, A, tenant="law"))
-    assert {owned for owned, _, _ in away} == {("attacker", A)}
-    assert faults.saw(failing(A, tenant="law")) == [("law", A)]
+        faults.record(failing(A, tenant="attacker"))
+    faults.record(failing(A, A, tenant="law"))
+    assert {owned for owned, _, _ in quarantined} == {("attacker", A)}
+    assert faults.record(failing(A, tenant="law")) == [("law", A)]
 
 
 def test_faults_in_a_step_in_which_the_base_failed_too_are_nobodys() -> None:
-    faults = NumericFaults(lambda *what: pytest.fail(f"put away: {what}"), limit=1)
-    assert faults.saw(failing(A, None, A)) == []
+    faults = NumericFaults(lambda *what: pytest.fail(f"put quarantined: {what}"), limit=1)
+    assert faults.record(failing(A, None, A)) == []
 
 
 def test_an_adapter_that_left_service_begins_anew() -> None:
-    faults = NumericFaults(lambda *what: pytest.fail(f"put away: {what}"), limit=2)
-    faults.saw(failing(A))
+    faults = NumericFaults(lambda *what: pytest.fail(f"put quarantined: {what}"), limit=2)
+    faults.record(failing(A))
     faults.forget(A)
-    assert faults.saw(failing(A)) == []
+    assert faults.record(failing(A)) == []
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +133,11 @@ def test_every_other_row_of_the_forward_keeps_its_bits(service: Service) -> None
 
 def test_its_blocks_are_wiped_before_anybody_reads_them_and_are_not_found_again(spoilt: Service) -> None:
     pool, cache = spoilt.parts.engine.scheduler.pool, spoilt.parts.engine._runner.cache  # type: ignore[attr-defined]
-    num_cached = pool.num_cached
+    num_cached = len(pool._cache)
     final = spoilt.ask(list(range(100, 180)), "plain", max_tokens=4)[1].collect()[-1]
     assert final.error is not None
     assert final.error.code == "adapter_numerics"
-    assert pool.num_cached == num_cached
+    assert len(pool._cache) == num_cached
     assert not all(torch.isfinite(layer.keys).all() for layer in cache.layers), "nothing was poisoned"
     spoilt.tokens([7, 8, 9], None, max_tokens=1)  # any step wipes
     assert all(torch.isfinite(layer.keys).all() and torch.isfinite(layer.values).all() for layer in cache.layers)

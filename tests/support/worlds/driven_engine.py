@@ -57,7 +57,7 @@ class Driven:
 
     def drain(self) -> None:
         for _ in range(5000):
-            if not self.engine.scheduler.has_unfinished and self.engine._ahead is None:
+            if not self.engine.scheduler._requests and self.engine._ahead is None:
                 return
             self.step()
             if self.engine.idle_s != 0.0:

@@ -14,7 +14,7 @@ from server.engine.schedule import Schedule, SchedulerSettings
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from server.engine.scheduling.scheduler import Scheduler
 from support.worlds.adapter_memory import FakeClock
-from support.worlds.scheduler_bench import FakeGate
+from support.worlds.scheduler_bench import FakeAdapters
 
 
 class Cost(NamedTuple):
@@ -74,7 +74,7 @@ class Traffic:
             max_running=int(self.max_running * self.part),
             max_batch_tokens=int(SETTINGS.max_batch_tokens * self.part),
         )
-        self._scheduler = Scheduler(settings, pool, FakeGate(), max_model_len=1024, clock=self._clock)
+        self._scheduler = Scheduler(settings, pool, FakeAdapters(), max_model_len=1024, clock=self._clock)
         self._measured = {tenant: Measured() for tenant in self.rates}
         self._owners: dict[str, str] = {}
         self._arrivals: list[tuple[float, str]] = []

@@ -1,4 +1,4 @@
-"""A scheduler over a gate that the test opens and closes, stepped by hand."""
+"""A scheduler over adapter memory that the test fills and empties, stepped by hand."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from support.worlds.adapter_memory import FakeClock
 
 
 @dataclass
-class FakeGate:
-    """Adapters are ready when the test says so. doomed: those that were deleted, and go with their last user."""
+class FakeAdapters:
+    """Adapters are ready when the test says so. doomed: deleted ones, which leave with their last user."""
 
     ready_digests: dict[AdapterDigest, int] = field(default_factory=dict)
     broken: dict[AdapterDigest, StoreError] = field(default_factory=dict)
@@ -27,13 +27,13 @@ class FakeGate:
     owners: list[Owner] = field(default_factory=list)
     limit: int = 0
     over_share: set[AdapterDigest] = field(default_factory=set)
-    crowding: set[str] = field(default_factory=set)
+    over_share_tenants: set[str] = field(default_factory=set)
     doomed: set[AdapterDigest] = field(default_factory=set)
     loads: list[tuple[Owner, int]] = field(default_factory=list)
 
     @property
     def num_activations(self) -> int:
-        return sum(self.ready_digests.values()) + len(self.ready_digests)  # a test opens the gate behind our back
+        return sum(self.ready_digests.values()) + len(self.ready_digests)  # a test adds adapters directly
 
     def want(self, wanted: Mapping[AdapterDigest, Owner], limit: int) -> Mapping[AdapterDigest, StoreError]:
         self.wanted, self.owners, self.limit = list(wanted), list(wanted.values()), limit
@@ -63,7 +63,7 @@ class FakeGate:
 class Bench:
     """A scheduler and its parts. step_s: how long a forward takes."""
 
-    gate: FakeGate
+    adapters: FakeAdapters
     pool: BlockPool
     clock: FakeClock
     scheduler: Scheduler
@@ -121,8 +121,8 @@ def make_bench(
     **changes: float,
 ) -> Bench:
     """`changes` to the settings SMALL."""
-    gate, clock = FakeGate(), FakeClock()
+    adapters, clock = FakeAdapters(), FakeClock()
     pool = BlockPool(KVCacheSettings(num_blocks=num_blocks, block_size=block_size), "sha256:base")
     settings = replace(SMALL, **changes)  # type: ignore[arg-type]
-    scheduler = Scheduler(settings, pool, gate, max_model_len=max_model_len, clock=clock)
-    return Bench(gate, pool, clock, scheduler, step_s)
+    scheduler = Scheduler(settings, pool, adapters, max_model_len=max_model_len, clock=clock)
+    return Bench(adapters, pool, clock, scheduler, step_s)

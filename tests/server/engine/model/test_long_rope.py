@@ -132,7 +132,7 @@ def test_an_outgrown_request_that_waits_names_its_blocks_anew() -> None:
     request.output_ids.append(50)
     assert pool.has_outgrown(request)
     pool.release(request, 8)
-    assert pool.num_cached == 2
+    assert len(pool._cache) == 2
     assert pool.match(request) == []
     assert not pool.has_outgrown(request)
     assert pool.admit(request, [], num_spare=0)

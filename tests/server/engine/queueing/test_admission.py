@@ -75,11 +75,11 @@ def test_a_tenant_with_many_adapters_gets_one_turn_to_load_like_one_with_a_singl
     add(bench, "law", adapter=A)
     add(bench, "med", adapter=B)
     bench.step()
-    assert bench.gate.wanted == [digest_of("c0"), A, B, *(digest_of(f"c{index}") for index in (1, 2, 3))]
-    assert bench.gate.owners[1] == Owner("law")
-    bench.gate.loads = [(Owner("cycler"), 100)]
+    assert bench.adapters.wanted == [digest_of("c0"), A, B, *(digest_of(f"c{index}") for index in (1, 2, 3))]
+    assert bench.adapters.owners[1] == Owner("law")
+    bench.adapters.loads = [(Owner("cycler"), 100)]
     bench.step()
-    assert bench.gate.wanted[:3] == [A, B, digest_of("c0")]
+    assert bench.adapters.wanted[:3] == [A, B, digest_of("c0")]
 
 
 def test_an_adapter_of_two_tenants_is_wanted_once_and_for_the_more_urgent() -> None:
@@ -87,28 +87,28 @@ def test_an_adapter_of_two_tenants_is_wanted_once_and_for_the_more_urgent() -> N
     add(bench, "law", adapter=A)
     add(bench, "med", adapter=A)
     bench.step()
-    assert (bench.gate.wanted, bench.gate.owners) == ([A], [Owner("law")])
+    assert (bench.adapters.wanted, bench.adapters.owners) == ([A], [Owner("law")])
 
 
 def test_a_crowding_tenant_takes_no_more_of_the_device_but_the_base() -> None:
     bench = make_bench(max_batch_tokens=64)
-    bench.gate.ready_digests |= {A: 0, B: 1}
-    bench.gate.crowding = {"crowd"}
+    bench.adapters.ready_digests |= {A: 0, B: 1}
+    bench.adapters.over_share_tenants = {"crowd"}
     held, bare, other = add(bench, "crowd", adapter=A), add(bench, "crowd"), add(bench, "law", adapter=B)
     bench.step()
     assert (held.status, bare.status, other.status) == (Status.WAITING, Status.RUNNING, Status.RUNNING)
-    bench.gate.crowding = set()
+    bench.adapters.over_share_tenants = set()
     bench.step()
     assert held.status is Status.RUNNING
 
 
 def test_one_that_starves_beyond_its_share_holds_back_its_own_tenant_alone() -> None:
     bench = make_bench(max_batch_tokens=64, starvation_s=2.0)
-    bench.gate.ready_digests |= {B: 1, C: 2}
+    bench.adapters.ready_digests |= {B: 1, C: 2}
     add(bench, "crowd", adapter=A)
     own, other = add(bench, "crowd", adapter=B), add(bench, "law", adapter=C)
-    bench.gate.no_room_since[A] = bench.clock.now_s - 2.5
-    bench.gate.over_share = {A}
+    bench.adapters.no_room_since[A] = bench.clock.now_s - 2.5
+    bench.adapters.over_share = {A}
     bench.step()
     assert (own.status, other.status) == (Status.WAITING, Status.RUNNING)
 

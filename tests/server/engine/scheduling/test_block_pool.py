@@ -124,7 +124,7 @@ def test_a_reused_block_cannot_be_found_under_its_old_name() -> None:
     assert len(pool.match(make_request(list(range(9))))) == 1
     pool.allocate(1)
     assert pool.match(make_request(list(range(9)))) == []
-    assert pool.num_cached == 0
+    assert len(pool._cache) == 0
 
 
 def test_admission_that_lacks_blocks_changes_nothing() -> None:

@@ -82,7 +82,7 @@ def run_all_kinds(world: Driven) -> Told:
             world.log[-1].append(aborted)
         world.step()
     scheduler = world.engine.scheduler
-    assert not scheduler.has_unfinished
+    assert not scheduler._requests
     assert scheduler.pool.num_free == scheduler.pool.num_blocks
     logprobs = [entry.logprob for events in world.log for event in events for entry in event.logprobs or ()]
     return Told(

@@ -23,7 +23,7 @@ def decoding(bench: Bench, *max_tokens: int) -> Schedule:
 def test_what_is_chosen_ahead_is_the_next_token_of_each_that_surely_goes_on() -> None:
     bench = make_bench()
     schedule = decoding(bench, 8, 2, 8)
-    ahead = bench.scheduler.look_ahead(schedule)
+    ahead = bench.scheduler.schedule_next(schedule)
     assert ahead is not None
     assert [(row.request.id, row.start, row.num_tokens) for row in ahead.rows] == [("r0", 5, 1), ("r2", 5, 1)]
     assert (ahead.num_tokens, ahead.num_decodes) == (2, 2)
@@ -41,24 +41,24 @@ def test_nothing_is_chosen_ahead_of_a_prompt_or_beside_one_or_after_everybodys_l
     bench.add(8)
     prompt = bench.scheduler.schedule()
     assert prompt is not None
-    assert bench.scheduler.look_ahead(prompt) is None
+    assert bench.scheduler.schedule_next(prompt) is None
     bench = make_bench()
-    assert bench.scheduler.look_ahead(decoding(bench, 2, 2)) is None
+    assert bench.scheduler.schedule_next(decoding(bench, 2, 2)) is None
 
 
 def test_a_newcomer_a_place_that_opens_and_an_adapter_that_arrives_end_the_looking_ahead() -> None:
     for is_full in (False, True):
         bench = make_bench(max_running=2)
         schedule = decoding(bench, *((8, 8) if is_full else (8,)))
-        assert bench.scheduler.look_ahead(schedule) is not None
+        assert bench.scheduler.schedule_next(schedule) is not None
         bench.add(4, adapter=A)
-        assert bench.scheduler.look_ahead(schedule) is None, "it may be admitted"
+        assert bench.scheduler.schedule_next(schedule) is None, "it may be admitted"
         bench.commit(schedule)
         schedule = bench.scheduler.schedule()
         assert schedule is not None
-        assert bench.scheduler.look_ahead(schedule) is not None, "it waits for its adapter, or for a place"
-        bench.gate.ready_digests[A] = 0
-        assert bench.scheduler.look_ahead(schedule) is None
+        assert bench.scheduler.schedule_next(schedule) is not None, "it waits for its adapter, or for a place"
+        bench.adapters.ready_digests[A] = 0
+        assert bench.scheduler.schedule_next(schedule) is None
     bench = make_bench(max_running=2)
     for count in (3, 9):
         bench.add(4, max_tokens=count)
@@ -66,11 +66,11 @@ def test_a_newcomer_a_place_that_opens_and_an_adapter_that_arrives_end_the_looki
     bench.step()
     schedule = bench.scheduler.schedule()
     assert schedule is not None
-    assert bench.scheduler.look_ahead(schedule) is not None
+    assert bench.scheduler.schedule_next(schedule) is not None
     bench.commit(schedule)
     schedule = bench.scheduler.schedule()
     assert schedule is not None
-    assert bench.scheduler.look_ahead(schedule) is None, "r0 ends for sure and somebody waits for its place"
+    assert bench.scheduler.schedule_next(schedule) is None, "r0 ends for sure and somebody waits for its place"
 
 
 def test_looking_ahead_ends_now_and_then_while_somebody_waits_because_time_alone_may_let_it_in() -> None:
@@ -78,7 +78,7 @@ def test_looking_ahead_ends_now_and_then_while_somebody_waits_because_time_alone
     bench.add(4, adapter=A)
     schedule = decoding(bench, 200)
     num_ahead = 0
-    while (ahead := bench.scheduler.look_ahead(schedule)) is not None:
+    while (ahead := bench.scheduler.schedule_next(schedule)) is not None:
         bench.commit(schedule)
         schedule, num_ahead = ahead, num_ahead + 1
     assert num_ahead == MAX_AHEAD_WHILE_WAITING
@@ -88,12 +88,12 @@ def test_looking_ahead_preempts_nobody() -> None:
     bench = make_bench(num_blocks=4)
     schedule = decoding(bench, 8, 8)  # two blocks of 4 each: none is left for a ninth token
     for _ in range(3):
-        ahead = bench.scheduler.look_ahead(schedule)
+        ahead = bench.scheduler.schedule_next(schedule)
         assert ahead is not None
         bench.commit(schedule)
         schedule = ahead
     held = [list(request.block_ids) for request in bench.scheduler.running()]
-    assert bench.scheduler.look_ahead(schedule) is None
+    assert bench.scheduler.schedule_next(schedule) is None
     assert [list(request.block_ids) for request in bench.scheduler.running()] == held
     assert bench.pool.num_free == 0
 
@@ -105,21 +105,21 @@ def test_blocks_that_a_forward_under_way_may_still_write_are_wiped_before_others
         bench.commit(schedule)
         schedule = bench.scheduler.schedule()  # type: ignore[assignment]
     request = schedule.rows[0].request
-    ahead = bench.scheduler.look_ahead(schedule)
+    ahead = bench.scheduler.schedule_next(schedule)
     assert ahead is not None
     bench.commit(schedule)
     written = request.block_ids[ahead.rows[0].start // 4]
-    cached = bench.pool.num_cached
+    cached = len(bench.pool._cache)
     bench.scheduler.finish(request)
     assert bench.pool.take_blocks_to_zero() == [written]
-    assert bench.pool.num_cached == cached
+    assert len(bench.pool._cache) == cached
 
 
 def test_what_a_row_of_no_use_wrote_is_wiped_also_after_its_request_went_back_and_on() -> None:
     bench = make_bench()
     schedule = decoding(bench, 20)
     request = schedule.rows[0].request
-    ahead = bench.scheduler.look_ahead(schedule)
+    ahead = bench.scheduler.schedule_next(schedule)
     assert ahead is not None
     schedule.drop(request)  # it got no token: the same position is computed again
     bench.commit(schedule)

@@ -9,7 +9,7 @@ import pytest
 from server.engine.queueing.fair_share import FairShare, TenantAccount
 from server.engine.request import Request, SamplingParams, Status
 from server.engine.schedule import SchedulerSettings
-from server.engine.scheduling.preemption import Places
+from server.engine.scheduling.preemption import RunningSlots
 from support.worlds.adapter_memory import digest_of
 from support.worlds.scheduler_bench import Bench, make_bench
 
@@ -25,7 +25,7 @@ def add(bench: Bench, tenant: str, **fields: object) -> Request:
 
 
 def flooded(num_running: int, **changes: float) -> tuple[Bench, list[Request]]:
-    """All places are the flooder's, who has as many requests again in the queue."""
+    """All slots are the flooder's, who has as many requests again in the queue."""
     bench = make_bench(max_running=num_running, max_batch_tokens=64, reserved=0.0, **changes)
     flood = [add(bench, "flood") for _ in range(2 * num_running)]
     for _ in range(3):
@@ -91,17 +91,17 @@ def test_who_waits_for_a_deleted_adapter_waits_on_when_its_last_user_is_put_out_
     """Found by 100 million simulated steps: it was taken for ready, as it had been when the pass began."""
     bench = make_bench(max_running=4, max_batch_tokens=64, reserved=0.0)
     adapter = digest_of("deleted")
-    bench.gate.ready_digests[adapter] = 0
+    bench.adapters.ready_digests[adapter] = 0
     flood = [add(bench, "flood", adapter=adapter if index == 3 else None) for index in range(4)]
     for _ in range(3):
         bench.step()
-    bench.gate.doomed.add(adapter)
+    bench.adapters.doomed.add(adapter)
     first, second = add(bench, "law"), add(bench, "law", adapter=adapter)
     for _ in range(2):
         bench.step()
     assert (first.status, flood[3].status, second.status) == (Status.RUNNING, Status.WAITING, Status.WAITING)
-    bench.gate.ready_digests[adapter] = 0
-    bench.gate.doomed.clear()
+    bench.adapters.ready_digests[adapter] = 0
+    bench.adapters.doomed.clear()
     bench.step()
     assert (second.status, second.slot) == (Status.RUNNING, 0)
 
@@ -119,65 +119,63 @@ def test_a_request_is_put_out_four_times_and_then_stays() -> None:
 
 def test_where_a_flood_has_nothing_more_to_give_up_the_fullest_gives() -> None:
     shares = FairShare()
-    places = Places(SchedulerSettings(max_running=12), shares)
+    slots = RunningSlots(SchedulerSettings(max_running=12), shares)
     running = [
         Request(f"{tenant}{index}", tenant, [1], SamplingParams(), status=Status.RUNNING)
         for tenant, count in (("flood", 5), ("busy", 6), ("few", 1))
         for index in range(count)
     ]
     for request in running:
-        places.enter(request)
+        slots.enter(request)
     few = shares.account("few")
-    victims = [places.victim_for(few, running, {"flood"}, now_s=0.0)]
+    victims = [slots.victim_for(few, running, {"flood"}, now_s=0.0)]
     for request in running[:5]:
         request.num_preemptions = 4
-    victims.append(places.victim_for(few, running, {"flood"}, now_s=0.0))
+    victims.append(slots.victim_for(few, running, {"flood"}, now_s=0.0))
     assert [victim and victim.id for victim in victims] == ["flood4", "busy5"]
 
 
-@pytest.mark.parametrize("share_that_floods", [0.0, 0.2])
+@pytest.mark.parametrize("noisy_share", [0.0, 0.2])
 @pytest.mark.parametrize("seed", range(50))
-def test_only_a_tenant_above_its_part_gives_up_a_place_and_none_goes_to_and_fro(
-    seed: int, share_that_floods: float
-) -> None:
+def test_only_a_tenant_above_its_part_gives_up_a_place_and_none_goes_to_and_fro(seed: int, noisy_share: float) -> None:
     rng = random.Random(seed)
     shares = FairShare()
     running: list[Request] = []
-    places = Places(SchedulerSettings(max_running=64), shares)
+    slots = RunningSlots(SchedulerSettings(max_running=64), shares)
     tenants = [f"t{index}" for index in range(rng.randint(2, 90))]
     for tenant in tenants:
         shares.account(tenant).weight = rng.choice((0.25, 1.0, 1.0, 3.0))
     weight = sum(shares.account(tenant).weight for tenant in tenants)
-    flooding = {tenant for tenant in tenants if rng.random() < share_that_floods}
+    noisy = {tenant for tenant in tenants if rng.random() < noisy_share}
 
     def enter(tenant: str) -> None:
         running.append(Request(f"r{len(running)}", tenant, [1], SamplingParams(), status=Status.RUNNING))
-        places.enter(running[-1])
+        slots.enter(running[-1])
 
     for _ in range(64):
         enter(rng.choice(tenants[: rng.randint(1, len(tenants))]))
     num_moves = num_idle = 0
     while num_idle < 500:
         taker = shares.account(rng.choice(tenants))
-        victim = places.victim_for(taker, running, flooding, now_s=0.0)
+        victim = slots.victim_for(taker, running, noisy, now_s=0.0)
         num_idle = 0 if victim is not None else num_idle + 1
         if victim is not None:
             giver, num_moves = shares.account(victim.tenant), num_moves + 1
             assert giver.num_running > 64 * giver.weight / weight
             running.remove(victim)
-            places.leave(victim)
+            slots.leave(victim)
             enter(taker.tenant)
-            if giver.tenant in flooding and taker.tenant not in flooding:
-                assert giver.num_running >= places.part_of(giver, now_s=0.0) or _is_level(giver, taker)
+            if giver.tenant in noisy and taker.tenant not in noisy:
+                assert giver.num_running >= slots.share_of(giver, now_s=0.0) or _is_level(giver, taker)
             else:
                 assert _is_level(giver, taker)
-                assert taker.tenant not in flooding or giver.tenant in flooding or _is_within(places, taker)
-    assert num_moves <= (128 if flooding else 64)
+                assert taker.tenant not in noisy or giver.tenant in noisy or _is_within(slots, taker)
+    assert num_moves <= (128 if noisy else 64)
 
 
 def _is_level(giver: TenantAccount, taker: TenantAccount) -> bool:
     return giver.num_running / giver.weight >= taker.num_running / taker.weight
 
 
-def _is_within(places: Places, account: TenantAccount) -> bool:
-    return account.num_running <= places.part_of(account, now_s=0.0)
+def _is_within(slots: RunningSlots, account: TenantAccount) -> bool:
+    return account.num_running <= slots.share_of(account, now_s=0.0)

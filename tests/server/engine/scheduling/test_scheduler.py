@@ -1,4 +1,5 @@
-"""Who runs next. The gate here is a set of ready adapters; the real one is tested in test_simulation."""
+"""Which requests run next. Adapter memory here is a set of ready adapters; the real one is tested in
+test_simulation."""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ def test_a_request_beyond_the_context_is_refused_by_field_and_limit(
         bench.add(num_prompt, max_tokens=max_tokens)
     assert refusal.value.param == param
     assert num_prompt == 0 or f"{num_prompt + max_tokens} tokens, context length is 32" in refusal.value.message
-    assert not bench.scheduler.has_unfinished
+    assert not bench.scheduler._requests
 
 
 def test_a_request_beyond_the_whole_cache_is_refused() -> None:
@@ -87,9 +88,9 @@ def test_one_tenants_full_queue_refuses_that_tenant_alone() -> None:
     with pytest.raises(QueueFull, match=r"2 requests of law wait already \(max_waiting_per_tenant 2\)") as refusal:
         bench.add()
     assert refusal.value.retry_after_s == 1.5
-    bench.scheduler.intake.check_queue("med")
+    bench.scheduler.limits.check_queue("med")
     with pytest.raises(QueueFull, match="2 requests of med wait already"):
-        bench.scheduler.intake.check_queue("med", num_arriving=2, num_arriving_of_tenant=2)
+        bench.scheduler.limits.check_queue("med", num_arriving=2, num_arriving_of_tenant=2)
 
 
 def test_a_request_is_known_by_its_id_until_it_is_over() -> None:
@@ -102,11 +103,11 @@ def test_a_request_is_known_by_its_id_until_it_is_over() -> None:
 
 def test_nobody_waits_behind_a_request_whose_adapter_is_not_ready() -> None:
     bench = make_bench()
-    bench.gate.ready_digests[B] = 1
+    bench.adapters.ready_digests[B] = 1
     cold, colder, warm, bare = (bench.add(adapter=adapter) for adapter in (A, A, B, None))
     assert bench.step() == [(warm.id, 4), (bare.id, 4)]
-    assert bench.gate.wanted == [A, B]
-    bench.gate.ready_digests[A] = 0
+    assert bench.adapters.wanted == [A, B]
+    bench.adapters.ready_digests[A] = 0
     assert bench.step() == [(warm.id, 1), (bare.id, 1), (cold.id, 4), (colder.id, 4)]
     assert (cold.slot, warm.slot, bare.slot) == (0, 1, None)
 
@@ -115,15 +116,15 @@ def test_a_ready_adapter_is_found_behind_more_cold_ones_than_the_lookahead() -> 
     bench = make_bench(lookahead=4, max_waiting=2000)
     for index in range(1000):
         bench.add(adapter=digest_of(f"cold{index}"))
-    bench.gate.ready_digests[B] = 1
+    bench.adapters.ready_digests[B] = 1
     warm = bench.add(adapter=B)
     assert bench.step() == [(warm.id, 4)]
-    assert bench.gate.wanted == [digest_of(f"cold{index}") for index in range(4)]
+    assert bench.adapters.wanted == [digest_of(f"cold{index}") for index in range(4)]
 
 
 def test_an_adapter_that_cannot_come_fails_its_own_requests_once() -> None:
     bench = make_bench()
-    bench.gate.broken[A] = BlobDamaged("blob_damaged", "A is damaged")
+    bench.adapters.broken[A] = BlobDamaged("blob_damaged", "A is damaged")
     bad, good, worse = bench.add(adapter=A), bench.add(), bench.add(adapter=A)
     assert bench.step() == [(good.id, 4)]
     assert [(request.id, error.code) for request, error in bench.scheduler.take_failed()] == [
@@ -137,7 +138,7 @@ def test_an_adapter_that_cannot_come_fails_its_own_requests_once() -> None:
 
 def test_deleting_an_adapter_fails_who_waits_for_it_and_leaves_who_runs_on_it() -> None:
     bench = make_bench(max_running=1)
-    bench.gate.ready_digests[A] = 0
+    bench.adapters.ready_digests[A] = 0
     running, waiting = bench.add(adapter=A), bench.add(adapter=A)
     bench.step()
     bench.scheduler.fail_waiting(A, AdapterUnavailable("adapter_deleted", "A was deleted"))
@@ -147,7 +148,7 @@ def test_deleting_an_adapter_fails_who_waits_for_it_and_leaves_who_runs_on_it() 
 
 def test_the_last_admitted_makes_room_and_resumes_at_the_front_with_its_tokens() -> None:
     bench = make_bench(num_blocks=6, max_running=2)
-    bench.gate.ready_digests[A] = 0
+    bench.adapters.ready_digests[A] = 0
     old, new = bench.add(8, max_tokens=16), bench.add(7, max_tokens=12, adapter=A)
     bench.step()
     behind = bench.add(4)
@@ -156,7 +157,7 @@ def test_the_last_admitted_makes_room_and_resumes_at_the_front_with_its_tokens()
     assert old.status is Status.RUNNING
     assert behind.status.name == "WAITING"
     assert (new.num_preemptions, new.block_ids, new.num_computed_tokens, new.slot) == (1, [], 0, None)
-    assert bench.gate.references[A] == 0
+    assert bench.adapters.references[A] == 0
     tokens = list(new.output_ids)
     assert tokens
     rows = [row for _ in range(30) for row in bench.step()]
@@ -243,16 +244,16 @@ def test_a_twin_goes_on_when_the_one_it_waited_for_is_aborted() -> None:
 
 def test_finishing_gives_everything_back_once() -> None:
     bench = make_bench()
-    bench.gate.ready_digests[A] = 0
+    bench.adapters.ready_digests[A] = 0
     request, waiting = bench.add(adapter=A), bench.add(adapter=B)
     bench.step()
     assert bench.scheduler.running_adapters() == [A]
     assert bench.scheduler.waiting_adapters() == [B]
     for each in (request, waiting, request):
         bench.scheduler.finish(each)
-    assert bench.gate.references[A] == 0
+    assert bench.adapters.references[A] == 0
     assert bench.pool.num_free == 64
-    assert not bench.scheduler.has_unfinished
+    assert not bench.scheduler._requests
     assert bench.scheduler.schedule() is None
 
 
@@ -307,12 +308,12 @@ def test_the_starving_one_holds_back_later_adapters_but_neither_the_base_nor_tho
     before = bench.add(adapter=C)
     cold = bench.add(adapter=A)
     later, bare = bench.add(adapter=B), bench.add()
-    bench.gate.ready_digests |= {B: 1, C: 2}
-    bench.gate.no_room_since[A] = bench.clock.now_s - 2.5
+    bench.adapters.ready_digests |= {B: 1, C: 2}
+    bench.adapters.no_room_since[A] = bench.clock.now_s - 2.5
     assert bench.step() == [(before.id, 4), (bare.id, 4)]
     assert later.status is Status.WAITING
-    bench.gate.no_room_since.clear()
-    bench.gate.ready_digests[A] = 0
+    bench.adapters.no_room_since.clear()
+    bench.adapters.ready_digests[A] = 0
     bench.step()
     assert {cold.status, later.status} == {Status.RUNNING}
 
@@ -321,8 +322,8 @@ def test_nobody_is_held_back_before_the_starvation_limit() -> None:
     bench = make_bench(max_batch_tokens=64, starvation_s=2.0)
     bench.add(adapter=A)
     later = bench.add(adapter=B)
-    bench.gate.ready_digests[B] = 1
-    bench.gate.no_room_since[A] = bench.clock.now_s - 1.5
+    bench.adapters.ready_digests[B] = 1
+    bench.adapters.no_room_since[A] = bench.clock.now_s - 1.5
     assert bench.step() == [(later.id, 4)]
 
 
@@ -330,6 +331,6 @@ def test_only_those_up_to_the_starving_one_may_take_room() -> None:
     bench = make_bench(starvation_s=2.0)
     for adapter in (C, A, B):
         bench.add(adapter=adapter)
-    bench.gate.no_room_since[A] = bench.clock.now_s - 2.5
+    bench.adapters.no_room_since[A] = bench.clock.now_s - 2.5
     bench.step()
-    assert (bench.gate.wanted, bench.gate.limit) == ([C, A, B], 2)
+    assert (bench.adapters.wanted, bench.adapters.limit) == ([C, A, B], 2)

@@ -87,6 +87,6 @@ def test_a_sound_base_starts_and_the_probe_leaves_no_trace(tmp_path: Path, famil
     with running(make_base(tmp_path / "base", family), {}, tmp_path / "data", block_size=2) as service:
         pool, cache = service.parts.engine.scheduler.pool, service.parts.engine._runner.cache  # type: ignore[attr-defined]
         assert pool.num_free == pool.num_blocks
-        assert pool.num_cached == 0
+        assert len(pool._cache) == 0
         assert all(not layer.keys.any() and not layer.values.any() for layer in cache.layers)
         assert service.ask([5, 6, 7], tenant=TENANT, max_tokens=1)[1].tokens()
