@@ -20,9 +20,8 @@ from typing import Any
 import adapters_store
 import server
 import trainer
-from adapters_store.errors import AdapterRejected
-from server.api.wire.errors import ApiError, to_api_error
-from server.cli.common.failures import USER_ERRORS, failure_of
+from adapters_store.errors import AdapterRejected, UserError
+from server.api.wire.errors import ApiError
 from support.reference.table import table
 
 PACKAGES = (adapters_store, server, trainer)
@@ -49,10 +48,8 @@ class Raised:
         """Of the answer that the server makes of it; None if no answer is made of it directly."""
         if self.status is not None:
             return self.status
-        if hasattr(error := self._instance(), "status"):
-            return int(error.status)
-        known = isinstance(error, Exception) and to_api_error.dispatch(type(error)) is not to_api_error.dispatch(object)
-        return to_api_error(error).status if known else None
+        status = getattr(self._instance(), "status", None)
+        return None if isinstance(self._instance(), UserError) and status == 500 else status
 
     @property
     def exit_status(self) -> int | None:
@@ -60,7 +57,7 @@ class Raised:
         if self.exit_code is not None:
             return int(self.exit_code)
         error = self._instance()
-        return int(failure_of(error).exit_code) if isinstance(error, USER_ERRORS) else None
+        return int(error.exit_code) if isinstance(error, UserError) else None
 
     @property
     def part(self) -> str:
@@ -70,10 +67,12 @@ class Raised:
 
     def _instance(self) -> Any:
         """One such error; None for those that are values with more fields."""
-        try:
-            return self.maker(self.code, "")
-        except TypeError:
-            return None
+        for values in ((self.code, ""), ("",)):  # the latter: a class with one code of its own
+            try:
+                return self.maker(*values)
+            except TypeError:
+                continue
+        return None
 
 
 def modules() -> Iterator[ModuleType]:
@@ -95,8 +94,19 @@ def _in_module(module: ModuleType) -> Iterator[Raised]:
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.Call) and (maker := _value(node.func, module)) is not None:
             yield from _made(node, maker, module)
+        if isinstance(node, ast.ClassDef) and (kind := vars(module).get(node.name)) is not None:
+            yield from (Raised(code, kind, None, None, "") for code in _own_codes(node))
         if isinstance(node, ast.keyword) and node.arg == GIVEN_AS and isinstance(node.value, ast.Constant):
             yield Raised(str(node.value.value), AdapterRejected, None, None, "")
+
+
+def _own_codes(node: ast.ClassDef) -> Iterator[str]:
+    """The code that a class gives itself: the first text in its call of `super().__init__`."""
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__" and call.args:
+            first = call.args[0]
+            if isinstance(first, ast.Constant) and isinstance(first.value, str) and _CODE.fullmatch(first.value):
+                yield first.value
 
 
 def _made(call: ast.Call, maker: Any, module: ModuleType) -> Iterator[Raised]:
