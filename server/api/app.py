@@ -1,4 +1,4 @@
-"""Puts the API together from what it is handed. Nothing happens at import, and two apps share nothing."""
+"""Builds the app from an engine, a store and settings. Nothing starts at import, and two apps share no state."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def create_app(
     tracing: Tracing | None = None,
     job_limits: JobLimits | None = None,
 ) -> FastAPI:
-    """The whole API over one engine and one store. Both are the caller's to start and to close.
+    """The whole API over one engine and one store. The caller starts and closes both.
 
-    What it does besides answering begins with `background`; usage is written down from then on.
+    `background` starts everything besides answering; usage is saved from then on.
     """
     app = FastAPI(title="multilora", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     own_metrics = ApiMetrics(engine, settings.max_label_values, settings.data_dir, store.served_names)
@@ -87,15 +87,15 @@ def create_app(
     app.add_middleware(DrainGate, draining=context.draining)
     app.add_middleware(RequestBoundary, metrics=own_metrics)
     if settings.cors_origins:
-        _let_browsers_in(app, settings.cors_origins)
+        _allow_browsers(app, settings.cors_origins)
     if tracing is not None:
         tracing.instrument(app)
     return app
 
 
-def _let_browsers_in(app: FastAPI, origins: tuple[str, ...]) -> None:
-    """The outermost layer: preflights carry no key, and errors too must be readable. Keys come in a header, so no page
-    can use one that it does not have; cookies play no part."""
+def _allow_browsers(app: FastAPI, origins: tuple[str, ...]) -> None:
+    """The outermost layer: preflights carry no key, and pages must be able to read errors too. Keys come in a header,
+    so a page can only use a key that it has; there are no cookies."""
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins,
@@ -106,7 +106,7 @@ def _let_browsers_in(app: FastAPI, origins: tuple[str, ...]) -> None:
 
 
 def _untraced(record: CallRecord) -> None:
-    """Nobody asked for traces."""
+    """Tracing is off."""
 
 
 @_openapi.get("/openapi.json", dependencies=[Depends(authenticate)])

@@ -1,8 +1,8 @@
-"""Who asks, for which tenant they may speak, and what their key opens. A dependency of every route but /health,
-/ready and /metrics.
+"""Which tenant a request acts for, and which routes its key opens. A dependency of every route but /health, /ready and
+/metrics.
 
-A tenant's key speaks for that tenant. An admin key, and anyone where auth is off, speaks for the tenant that
-`X-Tenant-Id` names; without the header for every tenant, and as `default_tenant` where one is needed.
+A tenant's key acts for that tenant. An admin key, and any request with auth off, acts for the tenant in `X-Tenant-Id`.
+Without the header it acts for all tenants, and as `default_tenant` if a route needs one.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ MAX_KEY_BYTES = 512
 
 @dataclass(frozen=True)
 class Caller:
-    """tenant: whom this call is for. speaks_for_all: no key and no header has narrowed it to that tenant.
+    """tenant: the one that this request acts for. speaks_for_all: neither key nor header limits it to that tenant.
 
-    actor: as the audit log names the caller. scopes: what the key opens.
+    actor: the caller's name in the audit log. scopes: those of its key.
     """
 
     tenant: str
@@ -43,7 +43,7 @@ class Caller:
         return self.speaks_for_all or tenant == self.tenant
 
     def ref_to(self, tenant: str, ref: str) -> str:
-        """What this caller sends as `model` to mean `ref` of `tenant`."""
+        """The `model` with which this caller reaches `ref` of `tenant`."""
         return ref if tenant == self.tenant else f"{tenant}/{ref}"
 
 
@@ -75,7 +75,7 @@ def _opened_by(scopes: Scopes) -> Callable[[Caller], Awaitable[None]]:
         if caller.scopes & scopes:
             return
         wanted, has = (" or ".join(sorted(each)) for each in (scopes, caller.scopes))
-        message = f"This route takes a key with the scope {wanted}; this key has {has}."
+        message = f"This route needs a key with the scope {wanted}; this key has {has}."
         raise ApiError(403, "insufficient_scope", message)
 
     return check
@@ -83,7 +83,7 @@ def _opened_by(scopes: Scopes) -> Callable[[Caller], Awaitable[None]]:
 
 async def require_admin(caller: CallerDep) -> Caller:
     if not caller.is_admin:
-        raise ApiError(403, "admin_key_required", "This route takes an admin key in Authorization: Bearer KEY.")
+        raise ApiError(403, "admin_key_required", "This route needs an admin key in Authorization: Bearer KEY.")
     return caller
 
 
@@ -98,7 +98,7 @@ async def _tenant_caller(context: ApiContext, key: str, named: str | None) -> Ca
         raise _unauthorized("invalid_api_key", "The API key is not valid.")
     caller = Caller(grant.tenant, actor=f"key:{grant.key_id}", scopes=grant.scopes)
     if named is not None and not caller.may_speak_for(named):
-        message = "The API key does not speak for the tenant that X-Tenant-Id names."
+        message = "The API key does not belong to the tenant in X-Tenant-Id."
         raise ApiError(403, "tenant_mismatch", message, param="X-Tenant-Id")
     return caller
 
@@ -108,7 +108,9 @@ def _named_tenant(request: Request) -> str | None:
     if not values:
         return None
     if len(values) > 1:
-        raise ApiError(400, "invalid_value", f"X-Tenant-Id is given {len(values)} times", param="X-Tenant-Id")
+        raise ApiError(
+            400, "invalid_value", f"X-Tenant-Id must be sent once, got {len(values)} values", param="X-Tenant-Id"
+        )
     check_name("X-Tenant-Id", values[0])
     return values[0]
 
@@ -119,7 +121,7 @@ def _bearer_key(request: Request) -> str:
         raise _unauthorized("missing_api_key", "No API key: send Authorization: Bearer KEY.")
     scheme, _, key = values[0].partition(" ")
     if len(values) > 1 or scheme.lower() != "bearer" or not 0 < len(key.strip()) <= MAX_KEY_BYTES:
-        raise _unauthorized("invalid_api_key", "The Authorization header is not of the form: Bearer KEY.")
+        raise _unauthorized("invalid_api_key", "The Authorization header must have the form: Bearer KEY.")
     return key.strip()
 
 
@@ -128,7 +130,7 @@ def _has_admin_key(settings: ApiSettings, authorization: str) -> bool:
 
 
 def _is_admin_key(settings: ApiSettings, key: str) -> bool:
-    """Compares hashes, and all of them: neither length, content nor position of a match shows in the time."""
+    """Compares all hashes, so the time shows neither length nor content nor position of a match."""
     offered = hashlib.sha256(key.encode()).digest()
     matches = [hmac.compare_digest(offered, hashlib.sha256(known.encode()).digest()) for known in settings.admin_keys]
     return any(matches)

@@ -1,4 +1,4 @@
-"""What a server does besides answering: the threads of one app, started and stopped together. Knows no socket."""
+"""Threads of one app besides its requests, started and stopped together. Knows no socket."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from server.jobs.worker.supervisor import WorkerSupervisor
 
 @contextmanager
 def background(app: FastAPI) -> Iterator[None]:
-    """While the block runs, usage is written down, the store is followed, jobs are worked on, and freed memory
-    is given back."""
+    """While the block runs: save usage, follow the store, run jobs, return freed memory to the system."""
     context = app.state.context
     assert isinstance(context, ApiContext)
     watch = StoreWatch(context.store, context.engine, context.metrics.quarantined)

@@ -1,4 +1,4 @@
-"""The one object every route is handed. Built by `create_app`, found through the request, never a global."""
+"""What every route gets as a dependency: engine, store, settings and this app's own parts. Never a global."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from server.api.wire.heavy_work import HeavyWork
 
 @dataclass(frozen=True, kw_only=True)
 class ApiContext:
-    """engine, store and settings as given; the rest is this app's own.
+    """engine, store and settings are the caller's; the rest belongs to this app.
 
-    upload_slots: which uploads may come in; check_slots: how many may be checked and written at once.
-    created: Unix seconds of the app's start. trace: told of every generation once it is over. heavy: where
-    long work runs.
+    upload_slots: which uploads are admitted; check_slots: how many are checked and written at once.
+    created: Unix seconds of the app's start. trace: called with every generation when it is over. heavy: runs
+    long work.
     """
 
     engine: EngineClient
@@ -52,7 +52,7 @@ class ApiContext:
 
 
 async def context_of(request: Request) -> ApiContext:
-    """Not a plain `def`: FastAPI would ask a thread for it, with every request."""
+    """Not a plain `def`: FastAPI would call it on a thread for every request."""
     context = request.app.state.context
     assert isinstance(context, ApiContext)
     return context

@@ -1,4 +1,4 @@
-"""Gives memory that threads freed back to the system. Knows the C library; knows nothing of who used the memory.
+"""Gives memory that threads freed back to the system. Knows the C library; knows nothing of what used the memory.
 
 Free memory inside an arena stays with the process until it is trimmed; glibc trims the end of the main arena only. A
 trim takes 1 to 2 ms. How many arenas there are: `lora_kernels.process`.
@@ -14,7 +14,7 @@ TRIM_EVERY_S = 10.0
 
 
 class MemoryTrim:
-    """A thread that trims every `every_s`; none where there is nothing to call."""
+    """A thread that trims every `every_s`; none if the C library has no such call."""
 
     def __init__(self, *, every_s: float = TRIM_EVERY_S) -> None:
         self._every_s = every_s

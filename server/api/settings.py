@@ -97,7 +97,7 @@ class ApiSettings:
     keep_alive_s: int = setting(30, "An idle connection is closed after this time.", at_least=1, group=_HTTP)
     header_timeout_s: float = setting(15.0, "Maximum time to receive a request's headers.", above=0, group=_HTTP)
     body_timeout_s: float = setting(60.0, "Maximum time to receive a JSON body.", above=0, group=_HTTP)
-    idle_timeout_s: float = setting(30.0, "Maximum wait for the next piece of a body.", above=0, group=_HTTP)
+    idle_timeout_s: float = setting(30.0, "Maximum wait for more of a body.", above=0, group=_HTTP)
     write_timeout_s: float = setting(
         60.0, "A stream ends if its client reads nothing for this time.", above=0, group=_HTTP
     )

@@ -1,7 +1,7 @@
-"""Follows what others did to the store, a command or another server: frees what left service, counts the quarantine.
+"""Follows changes that commands or other servers make to the store: frees unloaded adapters, counts the quarantine.
 
-What may be asked for is decided anew for every request from the store; this only sees to it that nothing stays in
-host or device memory that no request can reach any more. Knows digests; knows no names.
+Every request asks the store which adapter it may use. The watch only frees host and device memory of adapters that no
+request can reach any more. Knows digests; knows no names.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _log = logging.getLogger(__name__)
 
 
 class StoreWatch:
-    """Looks every `poll_s` whether anybody wrote, then whether the engine holds what is not in service.
+    """Checks every `poll_s` whether the store changed, then whether the engine holds adapters that are out of service.
 
-    Without any write it looks every `at_least_s`, because a load may end after the look that should have seen it.
+    Without a change it checks every `at_least_s`: a load may end after the check that should have seen it.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class StoreWatch:
         self._thread.join()
 
     def look(self) -> None:
-        """Free what has left service, count what is put away. Raises StoreError (the database is silent)."""
+        """Free adapters that left service, count quarantined ones. Raises StoreError (the database does not answer)."""
         generation, now_s = self._store.generation(), self._clock()
         if generation == self._generation and now_s - self._looked_s < self._at_least_s:
             return
@@ -74,4 +74,4 @@ class StoreWatch:
             try:
                 self.look()
             except StoreError as error:
-                _log.warning("the store does not answer, adapters that left service stay in memory: %s", error)
+                _log.warning("the store does not answer; adapters out of service stay in memory: %s", error)

@@ -20,7 +20,7 @@ VERSION_HEADER = "x-multilora-adapter-version"
 
 @dataclass(frozen=True)
 class Target:
-    """model: as the client wrote it. tenant: who is served. adapter None is the base; label names it in metrics.
+    """model: as the client wrote it. tenant: the one that pays. adapter None is the base; label names it in metrics.
 
     quotas: of the tenant. rank: the adapter's largest.
     """
@@ -34,14 +34,14 @@ class Target:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Which version answers, where the name alone does not say it."""
+        """The version that answers; the name alone does not show it."""
         return {} if self.adapter is None else {VERSION_HEADER: self.label}
 
 
 async def resolve_target(context: ApiContext, caller: Caller, model: str, sticky: str) -> Target:
-    """sticky: callers who give the same text get the same version of a name that has canaries.
+    """sticky: requests with the same text get the same version of a name that has canaries.
 
-    Raises ApiError 404 `model_not_found` for what is unknown and, in the same words, for what is someone else's.
+    Raises ApiError 404 `model_not_found` for an unknown model and, in the same words, for another tenant's.
     """
     if model == context.engine.served_name:
         return Target(model, caller.tenant, quotas=await quotas_of(context, caller.tenant))
@@ -51,7 +51,7 @@ async def resolve_target(context: ApiContext, caller: Caller, model: str, sticky
 
 
 async def quotas_of(context: ApiContext, tenant: str) -> Quotas:
-    """What the tenant may use. A thread costs more than the answer, where that is remembered."""
+    """What the tenant may use. A remembered answer costs less than a thread."""
     known = context.store.quotas.peek(tenant)
     return known if known is not None else await run_in_threadpool(context.store.quotas.get, tenant)
 
@@ -70,9 +70,9 @@ def find_version(context: ApiContext, caller: Caller, model: str, sticky: str | 
     return version
 
 
-def _resolved(context: ApiContext, where: tuple[str, str], sticky: str | None) -> AdapterVersion | None:
+def _resolved(context: ApiContext, tenant_and_name: tuple[str, str], sticky: str | None) -> AdapterVersion | None:
     try:
-        return context.store.resolve(*where, sticky)
+        return context.store.resolve(*tenant_and_name, sticky)
     except NotFound as error:
         if error.code == "adapter_unloaded":
             raise
@@ -92,7 +92,7 @@ def tenant_and_ref(caller: Caller, model: str) -> tuple[str, str]:
 def _of_job(caller: Caller, model: str) -> tuple[str, str] | None:
     """`ft:base:tenant:name:version`, as a fine-tuning job names its model; no name that a job gives holds a colon.
 
-    None where it is no such id, or not this caller's; an uploaded adapter may still be called so.
+    None if it is no such id, or not this caller's; an uploaded adapter may still have this name.
     """
     version = whole_number(model.rpartition(":")[2])
     if version is None or not model.startswith(FINE_TUNED) or model.count(":") < 4:

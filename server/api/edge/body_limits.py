@@ -1,5 +1,5 @@
-"""What uvicorn does not bound: the size of a target and of a body, and how long it may take to come. Knows no route but
-those that take large bodies."""
+"""Bounds that uvicorn lacks: the size of a target and of a body, and the time in which a body must arrive. Knows no
+route but those that take large bodies."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RequestLimits:
 
 
 class BoundedBody:
-    """A `receive` that refuses a body for its size or slowness. After the body it only waits for the hang-up."""
+    """A `receive` that refuses a body that is too large or too slow. After the body it only waits for the hang-up."""
 
     def __init__(self, receive: Receive, limit: BodyLimit, idle_timeout_s: float) -> None:
         self._receive = receive
@@ -91,14 +91,14 @@ class BoundedBody:
                 return await self._receive()
         except TimeoutError:
             message = (
-                f"the body did not come within {self._limit.total_s:g} s, or paused for {self._idle_timeout_s:g} s"
+                f"the body must arrive within {self._limit.total_s:g} s, without a pause of {self._idle_timeout_s:g} s"
             )
             raise ApiError(408, "request_timeout", message, headers={"connection": "close"}) from None
 
 
 def _closing(send: Send, headers: Headers, body: BoundedBody | None = None) -> Send:
-    """A `send` that ends the connection where a client that waits for "100 Continue" gets its answer instead: its body
-    will not come, and what comes must not be taken for it."""
+    """A `send` that closes the connection if a client that waits for "100 Continue" gets an answer instead: the body
+    does not follow, and the next bytes must not be read as the body."""
     if headers.get("expect", "").lower() != "100-continue":
         return send
 

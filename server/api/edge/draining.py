@@ -1,6 +1,6 @@
-"""The server's last moments: nobody new is let in, those inside come to their end or, at the deadline, are told.
+"""Graceful shutdown: new requests are refused; running ones finish, or end with an error at the deadline.
 
-Decides what a request gets while the server is going. When that begins and when it is over, the caller decides.
+Decides what a request gets while the server stops. The caller decides when that begins and when the deadline is.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Draining:
         self._inboxes: set[Inbox] = set()
 
     def begin(self) -> None:
-        """/ready turns false, and whoever comes now is asked to come back."""
+        """From now on /ready is false, and new requests are refused with a Retry-After."""
         self.is_on = True
 
     def cut_off(self) -> None:
-        """End every generation under way with an error that says so."""
+        """End every running generation with the error server_stopping."""
         self._is_over = True
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._tell_all)
+            self._loop.call_soon_threadsafe(self._fail_all)
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -58,13 +58,13 @@ class Draining:
         finally:
             self._inboxes.discard(inbox)
 
-    def _tell_all(self) -> None:
+    def _fail_all(self) -> None:
         for inbox in self._inboxes:
             inbox.fail(server_stopping())
 
 
 class DrainGate:
-    """ASGI middleware: counts who is inside, and turns away who comes while the server is going."""
+    """ASGI middleware: counts running requests, and refuses new ones while the server stops."""
 
     def __init__(self, app: ASGIApp, draining: Draining) -> None:
         self._app = app

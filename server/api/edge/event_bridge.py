@@ -18,7 +18,7 @@ from server.engine.request import TokenEvent
 logger = logging.getLogger(__name__)
 
 IndexedEvent = tuple[int, TokenEvent]
-MAX_TAKEN = 256  # events in one turn of the loop: some milliseconds, with 20 log-probabilities each
+MAX_TAKEN = 256  # events in one step of the event loop: some milliseconds, with 20 log-probabilities each
 
 
 class Inbox:
@@ -35,21 +35,21 @@ class Inbox:
         self._wake()
 
     def hang_up(self) -> None:
-        """The client is gone: the reader is told at once."""
+        """The client is gone: `take` raises ClientGone at once."""
         self._hung_up = True
         self._wake()
 
     def fail(self, failure: ApiError) -> None:
-        """Nothing more will come: the reader is told why, after what has arrived."""
+        """No more events will come: `take` raises this after those that have arrived."""
         self._failure = failure
         self._wake()
 
     async def take(self, patience_s: float | None = None) -> list[IndexedEvent]:
-        """What has arrived, 1 to MAX_TAKEN events; none after patience_s without one.
+        """1 to MAX_TAKEN events that have arrived; an empty list after patience_s without one.
 
-        Raises ClientGone, and what `fail` was given.
+        Raises ClientGone, and the error that `fail` was called with.
 
-        Where more waits than one take gives (a client that reads late), others have their turn in between.
+        If more events wait than one take returns (a slow client), other tasks run in between.
         """
         if self._events:
             await asyncio.sleep(0)

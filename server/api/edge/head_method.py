@@ -24,7 +24,7 @@ class HeadAsGet:
 
 
 def _without_body(send: Send) -> Send:
-    """The answer is complete once its head is sent; the pieces of its body go nowhere."""
+    """The answer is complete once its head is sent; the body is dropped."""
     is_over = False
 
     async def send_head(message: Message) -> None:

@@ -1,5 +1,5 @@
 """Holds tenants to their quotas: requests and tokens per minute, sequences at once. Takes a clock; knows no HTTP but
-the refusals and headers that tell of it.
+its own refusals and headers.
 
 A request takes what it may cost, prompt and max_tokens, and gives back what it did not use. Buckets refill steadily, so
 there is no minute to wait for; they live in memory, and a restart fills them.
@@ -89,7 +89,7 @@ class RateLimits:
         self._sweep_at = _SWEEP_EVERY
 
     def admit(self, tenant: str, quotas: Quotas) -> Admission:
-        """Take one request of a tenant who could have one of the smallest kind. Raises ApiError 429 as `reserve` does.
+        """Take one request of a tenant, if the quota allows the smallest one. Raises ApiError 429 as `reserve` does.
 
         `reserve` then wants the request itself: undo the admission right before it.
         """
@@ -144,11 +144,12 @@ class RateLimits:
             return
         if num_sequences > limit:
             raise _too_large("sequences at once", num_sequences, limit, headers)
-        message = f"{meters.num_concurrent} sequences of this tenant are under way, {num_sequences} more exceed {limit}"
+        running = f"{meters.num_concurrent} sequences of this tenant are running"
+        message = f"{running}, {num_sequences} more would exceed {limit}"
         raise ApiError(429, "concurrency_limit", message, retry_after_s=_CONCURRENCY_RETRY_S, headers=headers)
 
     def _forget_idle(self) -> None:
-        """Drop meters that say nothing: full, and nothing under way."""
+        """Drop meters that are full and have no running sequences."""
         now_s = self._clock()
         for tenant, meters in list(self._meters.items()):
             for bucket in meters.buckets.values():
@@ -172,10 +173,11 @@ def _headers(meters: _Meters) -> dict[str, str]:
 
 
 def _too_large(what: str, wanted: int, limit: int, headers: Mapping[str, str]) -> ApiError:
-    message = f"this request takes {wanted} {what}, the tenant's whole quota is {limit}"
+    message = f"this request needs {wanted} {what}; the tenant's quota is {limit}"
     return ApiError(429, "request_exceeds_quota", message, headers={**headers, "x-should-retry": "false"})
 
 
 def _too_soon(what: str, wanted: int, bucket: Bucket, wait_s: float, headers: Mapping[str, str]) -> ApiError:
-    message = f"{what} per minute: the quota is {int(bucket.capacity)}, {int(bucket.level)} are left, {wanted} asked"
+    left = f"the quota is {int(bucket.capacity)}, {int(bucket.level)} are left"
+    message = f"{what} per minute: {left}, this request needs {wanted}"
     return ApiError(429, f"{what}_per_minute", message, retry_after_s=wait_s, headers=headers)

@@ -1,7 +1,7 @@
-"""The outermost layer: every answer has a request id and is counted, and no fault of ours shows what it was.
+"""The outermost layer: every answer has a request id and is counted, and no internal error shows its cause.
 
-Knows no route. A fault before the answer began becomes a 500 in OpenAI's shape; after, the connection is cut, because
-nothing sent then could be told from the answer itself.
+Knows no route. A fault before the answer began becomes a 500 in OpenAI's shape. Afterwards the connection is closed:
+bytes sent then would look like a part of the answer.
 """
 
 from __future__ import annotations
@@ -79,6 +79,6 @@ class _Answer:
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's own id where it is harmless, so that its log and ours can be joined."""
+    """The client's own id if it is safe to log, so that its log and the server's can be joined."""
     offered = Headers(scope=scope).get("x-request-id", "")
     return offered if _REQUEST_ID.fullmatch(offered) else f"req_{uuid4().hex}"

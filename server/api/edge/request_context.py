@@ -1,7 +1,7 @@
-"""What gathers on the way of a request: its log line, its id on every other line, the headers of its answer.
+"""What a request collects on its way: the fields of its log line, its id for other lines, headers of its answer.
 
-Both gather in context variables, because they belong to the request from its first to its last frame, threads included.
-The outermost layer begins and ends them outside of any route, so no dependency can carry them. Knows no log format.
+Context variables hold it, because it belongs to a request in every frame, threads included. The outermost layer begins
+and ends it outside of any route, so no dependency can carry it. Knows no log format.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def begin(request_id: str) -> None:
 
 
 def note(**fields: Any) -> None:
-    """Something to say of this request in its line; None is left out."""
+    """Add fields to this request's log line; None is left out."""
     known = _fields.get()
     if known is not None:
         known.update((name, value) for name, value in fields.items() if value is not None)
@@ -52,14 +52,14 @@ class RequestIdFilter(logging.Filter):
 
 
 def collect_headers() -> dict[str, str]:
-    """For the outermost layer: the headers that this call will have asked for by the time it is answered."""
+    """For the outermost layer: a dict that `answer_with` fills until the answer begins."""
     headers: dict[str, str] = {}
     _headers.set(headers)
     return headers
 
 
 def answer_with(headers: Mapping[str, str]) -> None:
-    """From anywhere inside the call: put these on its answer, success or failure."""
+    """Put these headers on the answer of the current request, success or failure."""
     collected = _headers.get()
     if collected is not None:
         collected.update(headers)

@@ -1,5 +1,5 @@
-"""Decides whether one more upload may come in and go on: slots by tenant, the disk that uploads under way have claimed,
-and the least speed. Knows no form and no adapter. Safe to use from many threads.
+"""Decides whether an upload may start and continue: slots by tenant, disk space that running uploads have claimed, and
+a minimum speed. Knows no form and no adapter. Safe to use from many threads.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from adapters_store.errors import StoreError
 from server.api.wire.errors import ApiError
 
-OWN_SLOTS = 2  # of every tenant, also where others have taken all shared ones
+OWN_SLOTS = 2  # of every tenant, also when other tenants use all shared ones
 
 
 class Incoming:
-    """One upload under way. num_claimed: bytes that it announced and that have not come yet."""
+    """One running upload. num_claimed: bytes that it announced and that have not arrived."""
 
     def __init__(self, slots: UploadSlots, tenant: str, start_s: float) -> None:
         self.tenant = tenant
@@ -26,14 +26,14 @@ class Incoming:
         self._num_bytes = 0
 
     def claim(self, num_bytes: int) -> None:
-        """So many bytes are announced. Raises StoreError disk_full where they do not fit beside what others claim."""
+        """The upload announces num_bytes. Raises StoreError disk_full if they do not fit beside other claims."""
         self._slots.check_room(self._slots.num_claimed + num_bytes)
         self.num_claimed = num_bytes
 
     def arrived(self, num_bytes: int) -> None:
-        """So many more bytes are here, and not written yet.
+        """num_bytes more have arrived, not written yet.
 
-        Raises StoreError disk_full where they would take what must stay free, ApiError 408 for a client too slow.
+        Raises StoreError disk_full if they would use the disk's reserve, ApiError 408 if the client is too slow.
         """
         of_others = self._slots.num_claimed if num_bytes > self.num_claimed else 0
         self._slots.check_room(of_others + num_bytes)
@@ -45,7 +45,7 @@ class Incoming:
 class UploadSlots:
     """max_uploads: shared by all tenants; a tenant below OWN_SLOTS gets one beyond them, up to as many again.
 
-    has_room: whether the disk's reserve is left after so many bytes more. min_bytes_per_s: on average, once an upload
+    has_room: whether that many more bytes leave the disk's reserve free. min_bytes_per_s: on average, once an upload
     has lasted grace_s.
     """
 
@@ -64,51 +64,51 @@ class UploadSlots:
         self._grace_s = grace_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._under_way: set[Incoming] = set()
+        self._running: set[Incoming] = set()
 
     @property
     def borrowed_tokens(self) -> int:
-        """How many uploads are under way."""
-        return len(self._under_way)
+        """How many uploads are running."""
+        return len(self._running)
 
     @property
     def num_claimed(self) -> int:
-        """Bytes that uploads under way have announced and that have not come yet."""
+        """Bytes that running uploads have announced and that have not arrived."""
         with self._lock:
-            return sum(incoming.num_claimed for incoming in self._under_way)
+            return sum(incoming.num_claimed for incoming in self._running)
 
     @contextmanager
     def taken(self, tenant: str) -> Iterator[Incoming]:
-        """A slot for the length of the block. Raises ApiError 429 where this tenant may not have one more now."""
+        """A slot for the length of the block. Raises ApiError 429 if no slot is free for this tenant."""
         incoming = Incoming(self, tenant, self._clock())
         with self._lock:
             self._check_free(tenant)
-            self._under_way.add(incoming)
+            self._running.add(incoming)
         try:
             yield incoming
         finally:
             with self._lock:
-                self._under_way.discard(incoming)
+                self._running.discard(incoming)
 
     def check_room(self, num_bytes: int) -> None:
-        """Raises StoreError disk_full where so many bytes more would take the reserve."""
+        """Raises StoreError disk_full if num_bytes more would use the reserve."""
         if not self._has_room(num_bytes):
-            message = f"no room for {num_bytes} bytes of uploads beside what must stay free; nothing was stored"
+            message = f"the disk has no room for {num_bytes} more bytes above its reserve; nothing was stored"
             raise StoreError("disk_full", message)
 
     def check_speed(self, num_bytes: int, *, since_s: float) -> None:
-        """Raises ApiError 408 where so many bytes are too few for the time."""
+        """Raises ApiError 408 if num_bytes are too few for the time."""
         lasted_s = self._clock() - since_s
         if num_bytes < self._min_bytes_per_s * (lasted_s - self._grace_s):
             message = (
-                f"the upload brought {num_bytes} bytes in {lasted_s:.0f} s; it must bring {self._min_bytes_per_s:g} a "
-                f"second after its first {self._grace_s:g} s"
+                f"the upload sent {num_bytes} bytes in {lasted_s:.0f} s; it must send {self._min_bytes_per_s:g} bytes "
+                f"per second after its first {self._grace_s:g} s"
             )
             raise ApiError(408, "upload_too_slow", message, headers={"connection": "close"})
 
     def _check_free(self, tenant: str) -> None:
-        num_own = sum(incoming.tenant == tenant for incoming in self._under_way)
-        num_all, limit = len(self._under_way), self._max_uploads
+        num_own = sum(incoming.tenant == tenant for incoming in self._running)
+        num_all, limit = len(self._running), self._max_uploads
         if num_all < limit or (num_own < OWN_SLOTS and num_all < 2 * limit):
             return
         message = f"{num_all} uploads are in progress, {num_own} of them yours; the limit is {limit}. Try again later."

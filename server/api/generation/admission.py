@@ -1,6 +1,6 @@
-"""What is asked of a request for text before its body is read: the tenant's quota, and how long the client waits.
+"""Checks of a request for text before its body is read: the tenant's quota, and how long the client waits.
 
-Knows no body. The rest of the quota is asked at submission.
+Knows no body. The rest of the quota is checked at submission.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_MS = 24 * 3600 * 1000
 
 
 async def deadline_of(request: Request) -> float | None:
-    """When the client stops waiting, in seconds of `time.monotonic`; None if it does not say. Raises ApiError 400."""
+    """When the client stops waiting, in seconds of `time.monotonic`; None without the header. Raises ApiError 400."""
     text = request.headers.get(TIMEOUT_HEADER)
     if text is None:
         return None
@@ -36,8 +36,8 @@ async def deadline_of(request: Request) -> float | None:
 
 
 async def admit(caller: CallerDep, context: ContextDep) -> Admission | None:
-    """One request of the caller's tenant, spent even where the body is refused; None for a caller that speaks for all,
-    whose tenant the body names. Raises ApiError 429."""
+    """One request of the caller's tenant, spent even if the body is refused. None for a caller that speaks for all: its
+    tenant is named in the body. Raises ApiError 429."""
     if caller.speaks_for_all:
         return None
     return context.rate_limits.admit(caller.tenant, await quotas_of(context, caller.tenant))
@@ -45,7 +45,7 @@ async def admit(caller: CallerDep, context: ContextDep) -> Admission | None:
 
 @dataclass(frozen=True)
 class BeforeBody:
-    """A dependency of the routes for text, declared before the body: FastAPI asks in the order of these fields."""
+    """A dependency that is declared before the body; FastAPI resolves these fields in their order."""
 
     caller: CallerDep
     deadline_s: Annotated[float | None, Depends(deadline_of)]

@@ -1,6 +1,6 @@
 """Builds a Call from a checked body: target, tokens, parameters, limits, deadline, in this order.
 
-After it nothing opens the body. What only one route's body holds comes as a `PromptSource`.
+After it nothing reads the body. Fields that only one route has come as a `PromptSource`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TokenBudget:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSource:
-    """What one route's body says of its prompts. Its functions may run on any thread, and raise InvalidRequest.
+    """The prompts of one route's body. Its functions may run on any thread, and raise InvalidRequest.
 
     id_prefix: of the answer's id. weight: what it takes to tokenise, in characters. echo: the prompts' texts, from
     their tokens; None if the answer does not repeat them. end_ids: tokens that end an answer besides the base's own.

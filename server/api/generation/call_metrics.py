@@ -80,7 +80,7 @@ class CallMetrics:
 
 
 def _log(record: CallRecord, num_aborted: int) -> None:
-    """What the access log says of a generation."""
+    """The fields of a generation in the access log."""
     first_s = record.first_token_s
     note(
         call=record.call_id,

@@ -51,7 +51,7 @@ def _check(body: ChatBody) -> None:
         raise InvalidRequest("top_logprobs", "top_logprobs is allowed only with logprobs true")
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
         asked = f"max_tokens is {shown(body.max_tokens)}, max_completion_tokens is {shown(body.max_completion_tokens)}"
-        reason = f"{asked}; send one"
+        reason = f"{asked}; send only one of them"
         raise InvalidRequest("max_tokens", reason)
 
 
@@ -77,7 +77,7 @@ def _tokens(context: ApiContext, body: ChatBody) -> list[int]:
 
 
 def _options(context: ApiContext, body: ChatBody) -> ChatOptions:
-    """A message to continue closes no turn and opens none, unless the client says otherwise."""
+    """A message to continue ends without a new turn, unless the client sets add_generation_prompt."""
     is_continued = bool(body.continue_final_message)
     opens_turn = not is_continued if body.add_generation_prompt is None else body.add_generation_prompt
     return ChatOptions(
@@ -115,7 +115,7 @@ class ChatShape:
         return f'{json_text({"object": "chat.completion.chunk", **self._common})[:-1]},"choices":'
 
     def choices(self, index: int, event: TokenEvent) -> Sequence[str]:
-        """Who speaks, once; then text as it comes; then why it ended, on its own."""
+        """The role, once; then text as it comes; then the finish reason in a chunk of its own."""
         chunks = []
         if not self._has_role[index]:
             self._has_role[index] = True

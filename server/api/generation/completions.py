@@ -66,7 +66,7 @@ def _source(context: ApiContext, body: CompletionBody) -> PromptSource:
 
 
 def _prompt_ids(context: ApiContext, body: CompletionBody, budget: TokenBudget) -> list[list[int]]:
-    """Raises InvalidRequest, at the first prompt that does not fit; the cheap looks come first."""
+    """Raises InvalidRequest, at the first prompt that does not fit; cheap checks come first."""
     max_model_len, encode = context.engine.max_model_len, context.engine.tokenizer.encode
     for prompt in body.prompt:
         if isinstance(prompt, str):
@@ -82,7 +82,7 @@ def _prompt_ids(context: ApiContext, body: CompletionBody, budget: TokenBudget) 
 
 
 def _echoes(context: ApiContext, body: CompletionBody, prompts: Sequence[list[int]]) -> list[str]:
-    """The prompts' texts. Raises InvalidRequest where all choices together would repeat too much."""
+    """The prompts' texts. Raises InvalidRequest if all choices together would repeat too much."""
     limit, decode = context.settings.max_echo_chars // body.num_choices, context.engine.tokenizer.decode
     texts, num_chars = [], 0
     for prompt, ids in zip(body.prompt, prompts, strict=True):
@@ -138,7 +138,7 @@ class CompletionShape:
         return f'{{"index":{index},"text":{shown},"logprobs":{logprobs},"finish_reason":{finish_reason}}}'
 
     def _echo(self, index: int) -> str:
-        """The prompt's text, before a choice's first piece."""
+        """The prompt's text, before a choice's first text."""
         if self._call.echoes is None or self._is_echoed[index]:
             return ""
         self._is_echoed[index] = True

@@ -36,8 +36,8 @@ class Generation:
         self.is_submitted = False
 
     def submit(self) -> None:
-        """Hand all requests to the engine. Raises QueueFull or InvalidRequest, ApiError 503 where the engine is dead;
-        `close` takes back the others."""
+        """Hand all requests to the engine. Raises QueueFull or InvalidRequest, ApiError 503 if the engine is dead;
+        `close` aborts those that were submitted."""
         if not self._engine.is_healthy():
             raise engine_dead()
         try:
@@ -83,7 +83,7 @@ class Generation:
 
 @contextmanager
 def submitted(context: ApiContext, call: Call, progress: CallProgress) -> Iterator[Generation]:
-    """A generation under way; leaving the block aborts what is left of it. Raises ApiError 429 beyond the quota."""
+    """A running generation; leaving the block aborts its unfinished requests. Raises ApiError 429 beyond the quota."""
     if call.admission is not None:
         call.admission.undo()
     reservation = context.rate_limits.reserve(

@@ -71,7 +71,7 @@ class GenerationBody(Body):
 
     @property
     def sticky(self) -> str | None:
-        """Who asks, as far as the client says it: OpenAI's older field, or one of those that took its place."""
+        """The end user's name, if the client sends one: OpenAI's older field, or one of its replacements."""
         return self.user or self.safety_identifier or self.prompt_cache_key
 
     @property
@@ -96,7 +96,7 @@ def _token_ids(value: Any) -> tuple[int, ...]:
 
 
 class CompletionBody(GenerationBody):
-    """OpenAI's completions request, and the usual fields beyond. best_of is accepted where it changes nothing."""
+    """OpenAI's completions request, and the usual fields beyond. best_of is accepted if it changes nothing."""
 
     prompt: Annotated[
         tuple[Prompt, ...],
@@ -126,7 +126,7 @@ def _part_text(part: Any) -> str:
         raise PydanticCustomError("unsupported_value", "content parts of type {kind} are not supported", {"kind": kind})
     given = {name for name, value in part.items() if value is not None}
     if not isinstance(part.get("text"), str) or given != {"type", "text"}:
-        raise PydanticCustomError("invalid_value", "a text part has exactly the fields type and text")
+        raise PydanticCustomError("invalid_value", "a text part must have exactly the fields type and text")
     text: str = part["text"]
     return text
 
@@ -135,10 +135,10 @@ Content = Annotated[str, PlainValidator(_content_text, json_schema_input_type=st
 
 
 class Message(Body):
-    """One turn. `developer` is today's name of `system`. Fields of an answer of ours may come back as they went out.
+    """One turn. `developer` is today's name of `system`. Fields of this server's answers may come back unchanged.
 
-    A client replays what its library made of an answer, with null for all that the library knows and the answer lacked:
-    null is the same as absent, whatever the field. An assistant's turn may have no content.
+    Client libraries replay an answer with null for every field that they know and that the answer lacked. So null is
+    the same as absent, in every field. An assistant's turn may have no content.
     """
 
     role: Role

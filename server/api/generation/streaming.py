@@ -1,8 +1,8 @@
 """Sends a generation as server-sent events, as it happens. Knows when to send what; the shapes are the renderer's.
 
-Headers wait for the first event, so that whatever fails before it is answered with its proper status. After that a
-failure is one event with an error body, and then [DONE], so that a client that waits for it comes to its end too.
-Where the operator wants comments as keep-alive, the first of them is the first event in this sense.
+Headers wait for the first event, so a failure before it is answered with its proper status. After that a failure is
+one event with an error body, and then [DONE], so that clients that wait for [DONE] finish too. With keep-alive
+comments, the first comment counts as the first event.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _body(text: str, *, more: bool) -> dict[str, object]:
 
 
 def check_stream_options(body: GenerationBody) -> None:
-    """Raises InvalidRequest for options of a stream nobody asked for."""
+    """Raises InvalidRequest for stream_options without stream."""
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options", "stream_options is allowed only with stream true")
 

@@ -24,22 +24,22 @@ LOGPROB_WEIGHT = 32  # of one token with its alternatives, next to a character o
 class Choice:
     """One finished sequence."""
 
-    pieces: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprob | None] = ()
     finish_reason: str | None = None
 
     @property
     def text(self) -> str:
-        return "".join(self.pieces)
+        return "".join(self.texts)
 
     @property
     def weight(self) -> int:
         """What its JSON takes to make, in characters of a prompt to tokenise."""
-        return LOGPROB_WEIGHT * (len(self.logprobs) + len(self.prompt_logprobs)) + 4 * len(self.pieces)
+        return LOGPROB_WEIGHT * (len(self.logprobs) + len(self.prompt_logprobs)) + 4 * len(self.texts)
 
     def saw(self, event: TokenEvent) -> None:
-        self.pieces.append(event.text)
+        self.texts.append(event.text)
         self.logprobs.extend(event.logprobs or ())
         self.prompt_logprobs = event.prompt_logprobs or self.prompt_logprobs
         self.finish_reason = event.finish_reason

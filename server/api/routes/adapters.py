@@ -1,4 +1,4 @@
-"""/v1/adapters: a tenant's adapters come, are listed and go. Checks and disk run on threads, never on the loop."""
+"""/v1/adapters: upload, list, show and delete a tenant's adapters. Checks and disk run on threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/v1/files: a tenant's training data comes, is listed and goes, in OpenAI's shapes. Disk runs on threads."""
+"""/v1/files: upload, list, read and delete a tenant's training data, in OpenAI's shapes. Disk runs on threads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _upload_schema() -> dict[str, Any]:
 async def upload_file(
     request: Request, caller: CallerDep, context: ContextDep, onboarding: OnboardingDep
 ) -> dict[str, Any]:
-    """Keep a file: parts `file` and `purpose` ("fine-tune"). What its lines hold is checked when a job names it."""
+    """Keep a file: parts `file` and `purpose` ("fine-tune"). Its lines are checked when a job names it."""
     limits = {"purpose": MAX_PURPOSE_BYTES, FILE_PART: onboarding.limits.max_file_bytes}
     with upload_slot(context, caller.tenant) as incoming:
         spool = await run_in_threadpool(spool_path, context)
@@ -84,7 +84,7 @@ def get_file(file_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict
 
 @router.get("/{file_id}/content", dependencies=_look, response_class=FileResponse)
 def get_content(file_id: str, caller: CallerDep, onboarding: OnboardingDep) -> FileResponse:
-    """The bytes as they came."""
+    """The bytes as they were uploaded."""
     file = onboarding.files.get(owner(caller), file_id)
     path = onboarding.files.present_path(file)
     headers = {"x-content-type-options": "nosniff", "content-disposition": "attachment"}
@@ -93,7 +93,7 @@ def get_content(file_id: str, caller: CallerDep, onboarding: OnboardingDep) -> F
 
 @router.delete("/{file_id}", dependencies=_change)
 def delete_file(file_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
-    """Forget a file. A job that was made from it keeps its own."""
+    """Delete a file. A job that was made from it keeps its own copy."""
     onboarding.files.delete(owner(caller), file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 

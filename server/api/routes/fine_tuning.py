@@ -66,7 +66,7 @@ def get_job(job_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[s
 def list_events(
     job_id: str, caller: CallerDep, onboarding: OnboardingDep, limit: JobLimit = DEFAULT_JOBS, after: After = None
 ) -> dict[str, Any]:
-    """What the job has told, the newest first."""
+    """The job's events, the newest first."""
     job = _find(onboarding, caller, job_id)
     events = onboarding.jobs.events(job)
     return page([event_object(event) for event in events], limit, after)
@@ -76,7 +76,7 @@ def list_events(
 def list_checkpoints(
     job_id: str, caller: CallerDep, onboarding: OnboardingDep, limit: JobLimit = DEFAULT_JOBS, after: After = None
 ) -> dict[str, Any]:
-    """The states that training was or can be gone on from, the newest first."""
+    """Training states that the job was or can be resumed from, the newest first."""
     job = _find(onboarding, caller, job_id)
     checkpoints = onboarding.jobs.checkpoints(job)
     return page([checkpoint_object(job, each) for each in checkpoints], limit, after)
@@ -101,19 +101,19 @@ def get_report(
 
 @router.post(f"{_JOB}/cancel", dependencies=_change)
 def cancel_job(job_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
-    """End a job. One that trains ends within a step; what it had trained is dropped."""
+    """End a job. One that trains ends within a step; what it had trained is deleted."""
     return _ask(onboarding, caller, job_id, onboarding.jobs.cancel)
 
 
 @router.post(f"{_JOB}/pause", dependencies=_change)
 def pause_job(job_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
-    """Let a job checkpoint and wait. Its place goes to others."""
+    """Let a job write a checkpoint and wait. Other jobs may run meanwhile."""
     return _ask(onboarding, caller, job_id, onboarding.jobs.pause)
 
 
 @router.post(f"{_JOB}/resume", dependencies=_change)
 def resume_job(job_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
-    """Queue a paused job again; it goes on from its checkpoint."""
+    """Queue a paused job again; it resumes from its checkpoint."""
     return _ask(onboarding, caller, job_id, onboarding.jobs.resume)
 
 
@@ -121,7 +121,7 @@ def resume_job(job_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dic
     "/admin/jobs/{job_id}/override", dependencies=[Depends(require_admin)], openapi_extra=body_schema(Override)
 )
 def override_gate(job_id: str, body: OverrideDep, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
-    """Put an adapter into service that the gate blocked. Who said so and why stays with the job."""
+    """Put an adapter into service that the gate blocked. The job keeps the admin's name and reason."""
     job = onboarding.jobs.get(job_id)
     return job_object(onboarding.jobs.override(job, by=caller.actor, reason=body.reason))
 

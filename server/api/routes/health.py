@@ -29,5 +29,5 @@ async def ready(context: ContextDep) -> dict[str, str]:
     if reach.error is not None and reach.is_lost():
         raise to_api_error(reach.error)
     if not (context.engine.is_healthy() and context.engine.is_ready()):
-        raise ApiError(503, "not_ready", "The server does not serve requests yet.", retry_after_s=1.0)
+        raise ApiError(503, "not_ready", "The server is not ready yet.", retry_after_s=1.0)
     return {"status": "ready"}

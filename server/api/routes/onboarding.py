@@ -1,4 +1,4 @@
-"""How the routes about files and jobs find what they stand on. Knows no route."""
+"""What the routes for files and jobs share: the Onboarding service, and answers to its refusals. Knows no route."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OnboardingDep = Annotated[Onboarding, Depends(onboarding_of)]
 
 
 def owner(caller: Caller) -> str | None:
-    """Whose things the caller sees: his tenant's, or (None) everybody's."""
+    """The tenant whose files and jobs the caller sees; None for all tenants."""
     return None if caller.speaks_for_all else caller.tenant
 
 

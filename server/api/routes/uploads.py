@@ -1,5 +1,4 @@
-"""What adapters and files have in common on their way in: a slot, a spool file, the form taken apart. Knows no store's
-rules."""
+"""What uploads of adapters and of files share: a slot, a spool file, the parsed form. Knows no rule of the store."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from server.api.wire.multipart import Upload, UploadParser, boundary_of
 
 @contextmanager
 def upload_slot(context: ApiContext, tenant: str) -> Iterator[Incoming]:
-    """For the length of an upload. Raises ApiError 429 where too many are coming in already, StoreError (disk_full,
+    """For the length of an upload. Raises ApiError 429 if too many uploads are running, StoreError (disk_full,
     read_only, data_dir_gone) for what the disk refuses meanwhile."""
     try:
         with context.upload_slots.taken(tenant) as incoming, disk_full_is_an_answer():
@@ -31,7 +30,7 @@ def upload_slot(context: ApiContext, tenant: str) -> Iterator[Incoming]:
 
 
 def spool_path(context: ApiContext) -> Path:
-    """A new file's name. Files older than any upload may last were left by a server that was killed; they go.
+    """A new file's name. Files older than the longest upload were left by a killed server; they are deleted.
 
     Raises StoreUnavailable (data_dir_gone).
     """
@@ -52,24 +51,24 @@ async def receive(
     boundary = boundary_of(request.headers.get("content-type", ""))
     with await run_in_threadpool(UploadParser, boundary, spool, limits, file_part) as parser:
 
-        def take(piece: bytes) -> None:
-            incoming.arrived(len(piece))
-            parser.feed(piece)
+        def take(chunk: bytes) -> None:
+            incoming.arrived(len(chunk))
+            parser.feed(chunk)
 
         await run_in_threadpool(incoming.claim, _announced(request))
-        async for piece in request.stream():
-            await run_in_threadpool(take, piece)
+        async for chunk in request.stream():
+            await run_in_threadpool(take, chunk)
         return await run_in_threadpool(parser.finish)
 
 
 def _announced(request: Request) -> int:
-    """The body's bytes as its headers say; 0 where they do not."""
+    """The body's size by Content-Length; 0 without one."""
     length = request.headers.get("content-length", "")
     return int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
 
 
 def ensure_tenant(context: ApiContext, tenant: str) -> None:
-    """Where nobody needs a key, nobody has to be introduced either."""
+    """With auth off a tenant exists from its first upload on."""
     if context.settings.auth != "off":
         return
     try:

@@ -1,4 +1,4 @@
-"""GET /v1/usage: what a tenant has used, by day and adapter version; all tenants' for a caller who speaks for all."""
+"""GET /v1/usage: usage by day and adapter version; of all tenants for a caller that speaks for all."""
 
 from __future__ import annotations
 

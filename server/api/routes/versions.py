@@ -28,7 +28,7 @@ from server.api.wire.json_body import body_schema
 
 
 class Canary(Body):
-    """percent: of the name's users, told apart by `user` in their requests. 0 ends the canary."""
+    """percent: of the name's end users, distinguished by `user` in their requests. 0 ends the canary."""
 
     percent: Annotated[int, Field(ge=0, le=99)]
 
@@ -55,14 +55,14 @@ def canary(name: str, caller: CallerDep, context: ContextDep, body: CanaryDep) -
 
 @router.post("/promote")
 def promote(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
-    """Make the canary (`name@version` where there are several) what the bare name means."""
+    """Make the canary (`name@version` if there are several) what the bare name means."""
     tenant, bare, number = _parts(caller, name)
     return _changed(context, caller, name, partial(context.store.aliases.promote, tenant, bare, number))
 
 
 @router.post("/rollback")
 def roll_back(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
-    """End the canaries; where there are none, activate what was active before."""
+    """End the canaries; if there are none, activate the version that was active before."""
     tenant, bare, number = _parts(caller, name)
     if number is not None:
         raise ApiError(400, "invalid_value", f"name: rollback takes a name without a version, got {name!r}")
@@ -95,7 +95,7 @@ def _parts(caller: Caller, name: str) -> tuple[str, str, int | None]:
 
 def _given(number: int | None) -> int:
     if number is None:
-        raise ApiError(400, "invalid_value", "name: say which version, as in name@3", param="name")
+        raise ApiError(400, "invalid_value", "name: a version is required, as in name@3", param="name")
     return number
 
 

@@ -21,7 +21,7 @@ NAME = "vllm:lora_requests_info"
 def lora_info(stats: EngineStats, names: ServedNames, base: str) -> Metric:
     """The one sample of `vllm:lora_requests_info`. base: the served base's name.
 
-    max_lora: a router takes a server for full where the names listed reach it. One adapter has several names, so it is
+    max_lora: a router takes a server for full if the listed names reach it. One adapter has several names, so it is
     their number and, beyond it, how many more adapters of the mean size fit.
     """
     running, waiting = list(stats.resident_adapters), list(stats.queued_adapters)
@@ -40,7 +40,7 @@ def lora_info(stats: EngineStats, names: ServedNames, base: str) -> Metric:
 
 
 def model_texts(served: ServedName, base: str) -> list[str]:
-    """What means this version, and it alone, as `model`: for its owner, or for a caller who speaks for all."""
+    """What means this version, and it alone, as `model`: for its owner, or for a caller that speaks for all."""
     refs = [f"{served.name}@{served.version}", *([served.name] if served.is_active else [])]
     texts = [f"{served.tenant}/{ref}" for ref in refs]
     if served.is_only:

@@ -92,7 +92,7 @@ class ApiMetrics:
         self.output_tokens = Counter("multilora_output_tokens", "Generated tokens", owner, registry=self.registry)
 
     def owner_labels(self, tenant: str, adapter: str) -> tuple[str, str]:
-        """The labels this pair is counted under; the first pairs to come keep their names."""
+        """The labels this pair is counted under; the first pairs keep their names."""
         pair = (tenant, adapter)
         if pair not in self._owners:
             if len(self._owners) >= self._max_label_values:
@@ -111,7 +111,7 @@ class ApiMetrics:
             self.aborted.inc(num_aborted)
 
     def error_label(self, code: str) -> str:
-        """Codes are few, but nobody promises it."""
+        """The code, or "other" beyond MAX_ERROR_CODES of them."""
         if code not in self._error_codes and len(self._error_codes) >= MAX_ERROR_CODES:
             return OTHER
         self._error_codes.add(code)
@@ -119,7 +119,7 @@ class ApiMetrics:
 
 
 def _free_bytes(folder: Path) -> float:
-    """NaN where the folder cannot be asked: a disk that is gone must not take the other metrics with it."""
+    """NaN if the folder cannot be read: a missing disk must not fail the other metrics."""
     try:
         return float(shutil.disk_usage(folder).free)
     except OSError:

@@ -1,7 +1,7 @@
-"""OpenTelemetry traces, where they are asked for: a span per HTTP request, and one per generation with its phases.
+"""OpenTelemetry traces, if the operator asks for them: a span per HTTP request, and one per generation with its phases.
 
 The libraries are an option of the installation (`multilora[otel]`); nothing of them is imported without the flag.
-Attributes are named by OpenTelemetry's conventions for generative AI where there are any.
+Attributes are named by OpenTelemetry's conventions for generative AI as far as they go.
 """
 
 from __future__ import annotations

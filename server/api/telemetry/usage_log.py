@@ -1,7 +1,7 @@
-"""What has been served and is to be billed: gathered in memory, written down in batches by a thread of its own.
+"""Tokens that were served and are to be billed: summed in memory, saved in batches by a thread of its own.
 
-Tokens count once they have been handed to the client's socket. A process that is killed loses what came after its last
-flush, and never writes down anything twice: the sum is never more than what was served.
+Tokens count once they have been handed to the client's socket. A killed process loses the counts after its last
+flush, and never saves any twice: the sum is never more than what was served.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class UsageLog:
         self._day = ("", 0.0)  # the day, and when it ends
 
     def add(self, tenant: str, adapter: str, counts: UsageCounts) -> None:
-        """Costs a microsecond or two; waits for nobody."""
+        """Costs a microsecond or two; never waits for the database."""
         key = UsageKey(self._today(), tenant, adapter)
         with self._lock:
             self._used.setdefault(key, UsageCounts()).add(counts)
 
     def flush(self) -> None:
-        """Write down what was added until now; keep what cannot be written. Raises StoreError."""
+        """Save what was added until now; keep what cannot be saved. Raises StoreError."""
         with self._flushing:
             with self._lock:
                 used, self._used = self._used, {}
@@ -56,7 +56,7 @@ class UsageLog:
         self._thread.start()
 
     def stop(self) -> None:
-        """Write down the rest and end the thread."""
+        """Save the rest and end the thread."""
         self._stop.set()
         self._thread.join()
 
@@ -67,7 +67,7 @@ class UsageLog:
             try:
                 self.flush()
             except StoreError as error:
-                _log.error("usage of %d tenants and adapters is not written down yet: %s", len(self._used), error)
+                _log.error("usage of %d tenants and adapters is not saved yet: %s", len(self._used), error)
 
     def _take_back(self, used: dict[UsageKey, UsageCounts]) -> None:
         with self._lock:

@@ -38,7 +38,7 @@ class _Neutral:
         if value not in self.values:
             allowed = " or ".join(map(json_text, self.values))
             raise PydanticCustomError(
-                "unsupported_parameter", "not supported here; leave it out or send {allowed}", {"allowed": allowed}
+                "unsupported_parameter", "not supported; leave it out or send {allowed}", {"allowed": allowed}
             )
 
 
@@ -56,7 +56,7 @@ def at_most(limit: int) -> Any:
     def check(value: Any) -> Any:
         if isinstance(value, dict) and len(value) > limit:
             given = {"limit": limit, "count": len(value)}
-            raise PydanticCustomError("too_many_entries", "takes at most {limit} entries, has {count}", given)
+            raise PydanticCustomError("too_many_entries", "must have at most {limit} entries, has {count}", given)
         return value
 
     return BeforeValidator(check)

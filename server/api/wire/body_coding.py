@@ -1,4 +1,4 @@
-"""Bodies that come compressed. Decides which codings are taken and when a decoded body is too large."""
+"""Compressed bodies. Decides which codings are accepted and when a decoded body is too large."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.types import Message, Receive
 
 from server.api.wire.errors import ApiError
 
-PIECE_BYTES = 64 * 1024
+CHUNK_BYTES = 64 * 1024
 _GZIP = ("gzip", "x-gzip")
 _GZIP_WINDOW_BITS = 31
 
@@ -31,7 +31,7 @@ def is_gzip(headers: Headers) -> bool:
 
 
 class GzipBody:
-    """A `receive` that decodes what another one brings. At most `PIECE_BYTES` are decoded at a time, and no more than
+    """A `receive` that decodes what another one returns. At most `CHUNK_BYTES` are decoded at a time, and no more than
     `max_bytes` in all: so a small body that would decode to gigabytes costs what a large one may."""
 
     def __init__(self, receive: Receive, max_bytes: int) -> None:
@@ -40,43 +40,43 @@ class GzipBody:
         self._decoder = zlib.decompressobj(_GZIP_WINDOW_BITS)
         self._encoded = b""
         self._is_last = False  # nothing more comes from `receive`
-        self._may_hold_more = False  # the decoder filled its piece, and may go on without input
+        self._may_hold_more = False  # the decoder filled its chunk, and may continue without input
         self._num_encoded_bytes = self._num_bytes = 0
         self._is_complete = False
 
     async def receive(self) -> Message:
-        """The next piece of the decoded body. Raises ApiError 400 for what is no gzip, 413."""
+        """The next chunk of the decoded body. Raises ApiError 400 if it is not gzip, 413."""
         if self._is_complete:
             return await self._receive()
-        piece = b""
-        while not (piece or self._is_complete):
+        chunk = b""
+        while not (chunk or self._is_complete):
             if not (self._encoded or self._may_hold_more or self._is_last):
                 message = await self._receive()
                 if message["type"] != "http.request":
                     return message
                 self._encoded, self._is_last = message.get("body", b""), not message.get("more_body", False)
                 self._num_encoded_bytes += len(self._encoded)
-            piece = self._decode()
-        return {"type": "http.request", "body": piece, "more_body": not self._is_complete}
+            chunk = self._decode()
+        return {"type": "http.request", "body": chunk, "more_body": not self._is_complete}
 
     def _decode(self) -> bytes:
         try:
-            piece = self._decoder.decompress(self._encoded, PIECE_BYTES)
+            chunk = self._decoder.decompress(self._encoded, CHUNK_BYTES)
         except zlib.error as error:
             raise _invalid(f"{error}") from error
         self._encoded = self._decoder.unconsumed_tail
-        self._may_hold_more = len(piece) == PIECE_BYTES
-        self._num_bytes += len(piece)
+        self._may_hold_more = len(chunk) == CHUNK_BYTES
+        self._num_bytes += len(chunk)
         if self._num_bytes > self._max_bytes:
             message = f"the decoded body must have at most {self._max_bytes} bytes"
             raise ApiError(413, "too_large", message)
         if self._decoder.unused_data:
-            raise _invalid("data follows its end")
+            raise _invalid("data follows the end")
         if self._is_last and not (self._encoded or self._may_hold_more):
             if self._num_encoded_bytes and not self._decoder.eof:
                 raise _invalid("it ends too early")
             self._is_complete = True
-        return piece
+        return chunk
 
 
 def _codings(headers: Headers, name: str) -> list[str]:
@@ -85,4 +85,4 @@ def _codings(headers: Headers, name: str) -> list[str]:
 
 
 def _invalid(what: str) -> ApiError:
-    return ApiError(400, "invalid_gzip", f"the body is not gzip as its Content-Encoding says: {what}")
+    return ApiError(400, "invalid_gzip", f"Content-Encoding is gzip, but the body is not valid gzip: {what}")

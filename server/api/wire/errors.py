@@ -21,7 +21,7 @@ from adapters_store.parsing.strict_json import shown
 from server.api.wire.json_text import json_bytes
 from server.engine.request import RequestError
 
-CLIENT_CLOSED_REQUEST = 499  # nobody reads it; logs and metrics count it
+CLIENT_CLOSED_REQUEST = 499  # no client reads it; logs and metrics count it
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _MAX_SHOWN = 200
@@ -69,11 +69,11 @@ class ApiError(UserError):
 
 
 class ClientGone(Exception):
-    """The client hung up; there is nobody to answer."""
+    """The client hung up; no answer is needed."""
 
 
 def internal_error(request_id: str) -> ApiError:
-    """What a client may know of a fault of ours."""
+    """What a client may know of an internal error."""
     return ApiError(500, "internal_error", f"The server failed on this request (x-request-id {request_id}).")
 
 
@@ -90,7 +90,7 @@ def from_engine(error: RequestError) -> ApiError:
 
 @singledispatch
 def to_api_error(error: Exception) -> ApiError:
-    """The answer to any error this module knows. Anything else is raised again: it is a fault of ours."""
+    """The answer to any error this module knows. Anything else is raised again: it is a bug."""
     raise error
 
 
@@ -133,7 +133,7 @@ async def _answer(_request: Request, error: Exception) -> Response:
 
 
 async def _answer_no_route(request: Request, error: Exception) -> Response:
-    """Which call it was: a base URL with one `/v1` too many is told by its path."""
+    """Names method and path: they show a base URL with one `/v1` too many."""
     assert isinstance(error, HTTPException)
     answer = to_api_error(error)
     called = f"{request.method} {request.url.path}"[:_MAX_SHOWN]

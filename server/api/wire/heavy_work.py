@@ -1,7 +1,7 @@
-"""Long work of a call (a large body, a long prompt, a large answer) on threads: a few at once, and of no tenant all.
+"""Runs long work (a large body, a long prompt, a large answer) on a few threads; no tenant can use all of them.
 
-The event loop does only what takes less time than handing it to a thread. What runs here must come in pieces: one call
-into C that holds the interpreter's lock stops the loop as well, whatever thread makes it.
+The event loop does only work that is shorter than a thread switch. Work here must be many short steps: one long call
+into C that holds the interpreter's lock stops the event loop too, from any thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FEWEST_SLOTS, _MOST_SLOTS = 2, 8
 
 
 class HeavyWork:
-    """slots: pieces of work at once. One tenant has at most half of them, so its many never keep another's one waiting.
+    """slots: how much runs at once. One tenant uses at most half of them, so other tenants always find a free one.
     Used on the event loop only."""
 
     def __init__(self, slots: int | None = None) -> None:
@@ -30,7 +30,7 @@ class HeavyWork:
         self._shares: dict[str, tuple[anyio.Semaphore, int]] = {}
 
     async def run(self, tenant: str, work: Callable[[], T]) -> T:
-        """What `work` returns; raises what it raises. It runs to its end, also where the client hangs up."""
+        """What `work` returns; raises what it raises. It runs to its end, also if the client hangs up."""
         async with self._share(tenant):
             return await anyio.to_thread.run_sync(work, limiter=self._slots)
 
@@ -49,5 +49,5 @@ class HeavyWork:
                 self._shares[tenant] = semaphore, count - 1
 
     def __len__(self) -> int:
-        """Tenants with work here, under way or waiting."""
+        """Tenants with work here, running or waiting."""
         return len(self._shares)

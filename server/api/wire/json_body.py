@@ -1,4 +1,4 @@
-"""Parses a JSON body into a schema, and says in OpenAI's words what is wrong with it. Knows no request."""
+"""Parses a JSON body into a schema, and words its errors as OpenAI does. Knows no request."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parse_body(model: type[M], body: bytes) -> M:
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI is told of such a body."""
+    """The body's schema for OpenAPI."""
     content = {"application/json": {"schema": model.model_json_schema(mode="validation")}}
     return {"requestBody": {"required": True, "content": content}}
 

@@ -66,7 +66,7 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         (key, count), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise MalformedJson(f"the key {shown(key)} is given {count} times")
+        raise MalformedJson(f"duplicate key {shown(key)}: given {count} times")
     return result
 
 

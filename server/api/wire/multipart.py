@@ -1,6 +1,6 @@
-"""Takes an upload apart as it arrives: small fields in memory, one part in a file. Knows no asyncio.
+"""Parses an upload as it arrives: small fields in memory, one part in a file. Knows no asyncio.
 
-Limits are checked with every piece, so an upload that is too large costs no more than the limit.
+Limits are checked with every chunk, so an upload that is too large costs no more than the limit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Upload:
 
 
 class UploadParser:
-    """Feed it the body's pieces, then `finish`. A context manager that closes the file.
+    """Feed it the body's chunks, then `finish`. A context manager that closes the file.
 
     limits: the most bytes of each part that may come, by name; a part of any other name is refused. file_part: the
     one that goes into `spool`.
@@ -116,7 +116,7 @@ class UploadParser:
         if self._name not in self._limits:
             raise ApiError(400, "unknown_parameter", f"Unknown parameter: {self._name[:80]!r}.", param=self._name[:80])
         if self._name in self._sizes:
-            raise ApiError(400, "invalid_multipart", f"{self._name} is given twice", param=self._name)
+            raise ApiError(400, "invalid_multipart", f"duplicate part {self._name}", param=self._name)
         self._sizes[self._name] = 0
         if self._name == self._file_part:
             self._filename = options.get(b"filename", b"").decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Long lists in OpenAI's way: `limit` and `after`, answered with `has_more`. Knows nothing of what is listed."""
+"""Pages of long lists, as OpenAI has them: `limit` and `after`, answered with `has_more`. Knows no listed object."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULT_LIMIT = 100
 
 
 def page(items: Sequence[dict[str, Any]], limit: int, after: str | None) -> dict[str, Any]:
-    """The `limit` objects behind the one with id `after`. Raises ApiError 400 where there is no such id."""
+    """The `limit` objects behind the one with id `after`. Raises ApiError 400 if there is no such id."""
     start = 0 if after is None else _position(items, after) + 1
     shown = items[start : start + limit]
     return {

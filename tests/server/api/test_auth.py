@@ -88,7 +88,7 @@ def test_two_tenant_headers_are_not_one(admin: httpx.Client) -> None:
     response = admin.post("/v1/completions", json=ASK, headers=headers)
     assert response.status_code == 400
     error = response.json()["error"]
-    assert (error["message"], error["param"]) == ("X-Tenant-Id is given 2 times", "X-Tenant-Id")
+    assert (error["message"], error["param"]) == ("X-Tenant-Id must be sent once, got 2 values", "X-Tenant-Id")
 
 
 def test_an_admin_key_speaks_for_the_tenant_it_names(

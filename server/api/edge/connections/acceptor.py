@@ -1,7 +1,7 @@
-"""Takes connections from listening sockets, as many as may be open at once. Knows sockets and a count, no HTTP.
+"""Accepts connections up to a limit of open ones. Knows sockets and a count, no HTTP.
 
-asyncio's own server takes all that wait in one go before any of them is looked at: a burst can use every file
-descriptor of the process, and then neither a connection nor the store's files can be opened.
+asyncio's own server accepts all waiting connections before it handles any of them. A burst can use every file
+descriptor of the process; then neither connections nor the store's files can be opened.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from contextlib import suppress
 
 logger = logging.getLogger(__name__)
 
-_TURN = 64  # connections taken before the loop does something else
+_BATCH = 64  # connections accepted before the event loop runs other tasks
 _PAUSE_S = 0.1  # after the system refused one more descriptor
 _WARN_EVERY_S = 10.0
 
 
 class Acceptor:
-    """max_open: connections at once. open_now: the protocols that hold one, kept by themselves. refusal: what one too
-    many is sent before it is closed."""
+    """max_open: connections at once. open_now: protocols with an open connection; each adds and removes itself.
+    refusal: sent to a connection beyond max_open before it is closed."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Acceptor:
         self._warned_s = float("-inf")
 
     def start(self, listeners: list[socket.socket], backlog: int) -> None:
-        """Listen, and take connections until `stop`. Raises OSError where a port is taken."""
+        """Listen, and take connections until `stop`. Raises OSError if a port is in use."""
         for listener in listeners:
             listener.setblocking(False)
             listener.listen(backlog)
@@ -66,7 +66,7 @@ class Acceptor:
                 continue
             self._open(connection)
             num_taken += 1
-            if num_taken % _TURN == 0:
+            if num_taken % _BATCH == 0:
                 await asyncio.sleep(0)
 
     def _open(self, connection: socket.socket) -> None:
@@ -89,7 +89,7 @@ class Acceptor:
     def _warn(self, now_s: float, error: OSError) -> None:
         if now_s - self._warned_s >= _WARN_EVERY_S:
             self._warned_s = now_s
-            logger.warning("no connection can be taken: %s", error)
+            logger.warning("cannot accept connections: %s", error)
 
 
 def _refuse(connection: socket.socket, answer: bytes) -> None:

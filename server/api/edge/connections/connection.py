@@ -42,7 +42,7 @@ class BoundedHttpProtocol(BoundedMessages):
         """Why its address has one too many. Those without an address come through a local socket: all one's own."""
         each = self.settings.max_connections_per_address
         if self._address and self.num_by_address[self._address] > each:
-            message = f"your address has its {each} connections"
+            message = f"this address has its maximum of {each} open connections"
             return ApiError(429, "too_many_connections", message, retry_after_s=1.0)
         return None
 
@@ -87,7 +87,7 @@ class BoundedHttpProtocol(BoundedMessages):
             self._write_clock = None
 
     def _headers_are_late(self) -> None:
-        message = f"the headers did not come within {self.settings.header_timeout_s:g} s"
+        message = f"the headers must arrive within {self.settings.header_timeout_s:g} s"
         self.refuse(ApiError(408, "request_timeout", message))
 
 

@@ -1,6 +1,6 @@
 """uvicorn's HTTP/1.1 messages with a bound on everything that is no body. Knows bytes and fields, no clock and no app.
 
-Tried on uvicorn 0.54: trailers are added to the headers of the running request and may go on for ever, a piece of
+Tried on uvicorn 0.54: trailers are added to the headers of the running request and may go on for ever, a chunk of
 256 KiB starts 14,000 pipelined requests, and a request with `Upgrade: h2c` loses its body.
 """
 
@@ -33,7 +33,7 @@ class MessageRefused(Exception):
 class BoundedMessages(HttpToolsProtocol):
     """One connection's messages. A subclass calls `begin` before the first byte.
 
-    Bytes that are no body are paid from `_spare_bytes`, `max_header_bytes` at most. A new message and complete headers
+    Bytes outside bodies are taken from `_spare_bytes`, `max_header_bytes` at most. A new message and complete headers
     fill it again; every byte of a body gives one back and every chunk `_BYTES_PER_CHUNK`. So headers, trailers, chunk
     extensions and empty lines each end at the same limit, and a body in small chunks never comes near it.
     """
@@ -91,7 +91,7 @@ class BoundedMessages(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise MessageRefused(_invalid(f"at most {MAX_PIPELINED} requests may wait behind another"))
+            raise MessageRefused(_invalid(f"at most {MAX_PIPELINED} pipelined requests may wait on one connection"))
         self._is_in_headers, self._is_paid = True, False
         self._spare_bytes = self.settings.max_header_bytes
         self._num_fields = self._num_field_bytes = 0
@@ -112,7 +112,7 @@ class BoundedMessages(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise MessageRefused(_invalid("CONNECT is for proxies, which this server is not"))
+                raise MessageRefused(_invalid("CONNECT is not supported: this server is no proxy"))
             return
         self._is_in_headers, self._is_paid = False, True
         super().on_headers_complete()
@@ -142,8 +142,8 @@ class BoundedMessages(HttpToolsProtocol):
         self.refuse(_invalid(msg))
 
     def refuse(self, error: ApiError) -> None:
-        """Answer and close. Only close where another answer is under way or owed first: the client could not tell
-        whose this one is."""
+        """Answer and close. If another answer is being sent or comes first, only close: the client could not match this
+        answer to its request."""
         if self.transport.is_closing():
             return
         if self._is_idle or not (self._is_in_headers or self.pipeline or self.cycle.response_started):
@@ -157,8 +157,7 @@ class BoundedMessages(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _drop_requests(self) -> None:
-        """Those that wait never begin; the app of the one that runs learns that its client is gone. uvicorn tells the
-        newest alone."""
+        """Pipelined requests never start, and the running one sees a disconnect. uvicorn tells only the newest."""
         self.pipeline.clear()
         for cycle in (self._running, self.cycle):
             if cycle is not None and not cycle.response_complete:

@@ -20,7 +20,7 @@ Loop = Literal["asyncio", "uvloop"]
 
 @dataclass(frozen=True, kw_only=True)
 class ListenSettings:
-    """Where to listen, and how patiently. grace_s: how long answers under way may take to end after a stop signal.
+    """Address and timeouts of a listener. grace_s: time for running answers to finish after a stop signal.
 
     loop: the event loop. It is named here, because uvicorn's own default depends on what happens to be installed.
     """
@@ -39,14 +39,14 @@ class BoundedServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, max_connections: int) -> None:
         super().__init__(config)
-        message = f"the server has its {max_connections} connections"
+        message = f"the server has its maximum of {max_connections} open connections"
         self._full = ApiError(503, "too_many_connections", message, retry_after_s=1.0)
         self._max_connections = max_connections
         self._acceptor: Acceptor | None = None
         self._listeners: list[socket.socket] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Raises OSError where the port is taken."""
+        """Raises OSError if the port is in use."""
         config, state = self.config, self.server_state
         self._listeners = [config.bind_socket()] if sockets is None else sockets
         app_state: dict[str, Any] = {}

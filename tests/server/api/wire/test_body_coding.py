@@ -18,7 +18,7 @@ from starlette.types import Message
 
 from server.api.engine_client import EngineClient
 from server.api.settings import ApiSettings
-from server.api.wire.body_coding import PIECE_BYTES, GzipBody
+from server.api.wire.body_coding import CHUNK_BYTES, GzipBody
 from server.api.wire.errors import ApiError
 from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes
 from support.servers.raw_http import dial, head, read_response
@@ -132,7 +132,7 @@ def test_a_bomb_costs_no_more_than_the_limit() -> None:
 
 
 @given(
-    data=st.binary(max_size=400) | st.integers(0, 5).map(lambda count: bytes(count * PIECE_BYTES)),
+    data=st.binary(max_size=400) | st.integers(0, 5).map(lambda count: bytes(count * CHUNK_BYTES)),
     cuts=st.sets(st.integers(0, 600), max_size=8),
 )
 @examples(max_examples=200, deadline=None)
@@ -142,7 +142,7 @@ def test_a_body_decodes_to_itself_however_it_is_cut(data: bytes, cuts: set[int])
     pieces = [packed[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     got = decoded(pieces)
     assert b"".join(got) == data
-    assert all(len(piece) <= PIECE_BYTES for piece in got)
+    assert all(len(piece) <= CHUNK_BYTES for piece in got)
 
 
 def test_no_body_at_all_is_no_fault_of_its_coding(url: str) -> None:
