@@ -1,7 +1,7 @@
 """The optimizer steps of a run: train, evaluate, keep, stop. Knows batches and a model; knows no files' formats.
 
 Every step seeds the random numbers from (seed, step, rank), takes its learning rate from the step's number and its data
-from the cursor: weights, optimizer state and Progress are all there is to resume exactly.
+from the cursor: weights, optimizer state and Progress are all that an exact resume needs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Outcome = Literal["finished", "paused", "cancelled"]
 
 
 class Diverged(UserError):
-    """The loss or the gradient stopped being a number; going on would train nothing."""
+    """The loss or the gradient is no longer finite; more steps would train nothing."""
 
     def __init__(self, message: str) -> None:
         super().__init__("diverged", message, param="optim.learning_rate")
@@ -115,7 +115,7 @@ class Loop:
             first_loss=loss if progress.first_loss is None else progress.first_loss,
             last_loss=loss,
         )
-        self._tell(batch, step_s, {"loss": loss, "learning_rate": rate, "grad_norm": norm})
+        self._report_progress(batch, step_s, {"loss": loss, "learning_rate": rate, "grad_norm": norm})
 
     def _seed(self) -> None:
         """Dropout's random numbers: another stream for every step and rank, the same after a resume."""
@@ -130,7 +130,7 @@ class Loop:
             total += loss.detach()
         return float(self.ranks.total(total)) / batch.weight
 
-    def _tell(self, batch: StepBatch, step_s: float, fields: dict[str, float]) -> None:
+    def _report_progress(self, batch: StepBatch, step_s: float, fields: dict[str, float]) -> None:
         progress = self.progress
         left = self.num_steps - progress.step
         self.log.event(

@@ -1,4 +1,4 @@
-"""What a tenant may be told of the machine: the names of files, never the folders they lie in."""
+"""Removes the machine's folders from texts that a tenant reads: only the names of files remain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# An absolute path of two parts or more that stands alone: no URL, no "and/or", no relative path.
+# An absolute path of two parts or more on its own: no URL, no "and/or", no relative path.
 _ABSOLUTE = re.compile(r"(?<![\w.:/~-])/(?:[^\s/'\"<>]+/)+([^\s/'\"<>]*)")
 
 

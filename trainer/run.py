@@ -57,7 +57,7 @@ class Run:
         start_s = time.perf_counter()
         disable_progress_bar()
         self._stage("data")
-        _ = self._base_digest  # what is wrong with the base is said before all data is read
+        _ = self._base_digest  # a faulty base is reported before all data is read
         data = self._prepared_data()
         self._check_provenance(data)
         self._stage("model")

@@ -64,7 +64,7 @@ def prepare(
     num_embeddings: int | None = None,
     limits: DataLimits | None = None,
 ) -> PreparedData:
-    """Check, encode, hold out and mix, as the spec says. max_model_len: the base's own limit on a sequence, in tokens.
+    """Check, encode, hold out and mix, by the spec. max_model_len: the base's own limit on a sequence, in tokens.
     num_embeddings: how many token ids the base can read.
 
     Raises DataRejected (param "data", "validation" or "mix"), and OSError where a file cannot be read.

@@ -108,7 +108,7 @@ class _Reader:
         self._num_bytes = 0
 
     def read(self, stream: BinaryIO) -> None:
-        blank = 0  # blank lines at the end are nobody's mistake, so one is a problem only when a line follows
+        blank = 0  # blank lines at the end are harmless: one is a problem only if a line follows
         for number, line in enumerate(_lines(stream, self._limits.max_line_bytes), start=1):
             self._num_bytes += len(line)
             if not _content(number, line).strip():

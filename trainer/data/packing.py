@@ -64,7 +64,7 @@ class Batches:
         return sum(len(self.epoch_steps(epoch)) for epoch in range(epochs))
 
     def epoch_steps(self, epoch: int) -> list[NDArray[np.int64]]:
-        """Indices of the examples of every step of an epoch; every example stands in exactly one."""
+        """Indices of the examples of every step of an epoch; every example is in exactly one."""
         if self._epoch is None or self._epoch[0] != epoch:
             order = np.random.default_rng([self._settings.seed, epoch]).permutation(len(self._examples))
             self._epoch = (epoch, self._cut(order))

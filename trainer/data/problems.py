@@ -39,7 +39,7 @@ class Problem:
 class DataRejected(InputRefused):
     """The training data cannot be used. line, code, excerpt, param are the first problem's.
 
-    problems: the first ones found. counts: every problem found, by code. message: says it all in a few lines.
+    problems: the first ones found. counts: every problem found, by code. message: all of it in a few lines.
     """
 
     def __init__(self, problems: list[Problem], counts: dict[str, int] | None = None, *, what: str = "data") -> None:

@@ -1,6 +1,6 @@
 """One training record, and one line's way to it: strict about keys, roles and contents. Knows no files, no tokens.
 
-Three kinds: {"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...}. A key that is null says nothing.
+Three kinds: {"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...}. A null key counts as absent.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ class Record:
     completion: str = ""
 
     def digest(self) -> bytes:
-        """16 bytes over the content, the same for two lines that say the same in other spacing or key order."""
-        said = [[message.role, message.content, message.weight] for message in self.messages]
-        body = json.dumps([self.kind, said, self.prompt, self.completion], ensure_ascii=False)
+        """16 bytes over the content, the same for two lines that differ in spacing or key order only."""
+        messages = [[message.role, message.content, message.weight] for message in self.messages]
+        body = json.dumps([self.kind, messages, self.prompt, self.completion], ensure_ascii=False)
         return hashlib.blake2b(body.encode("utf-8"), digest_size=16).digest()
 
 
 def parse_record(line: bytes) -> Record:
     """The record of one line. Raises LineRefused with a code, a message and an excerpt."""
     body = _parse_object(line)
-    said = _without_nulls(body)
-    if frozenset(said) in _KEYS:
-        body = said
+    present = _without_nulls(body)
+    if frozenset(present) in _KEYS:
+        body = present
     kind = _KEYS.get(frozenset(body))
     if kind == "chat":
         return Record("chat", messages=_messages(body["messages"]))
@@ -75,11 +75,11 @@ def parse_record(line: bytes) -> Record:
         )
     if kind == "text":
         return Record("text", completion=_text(body["text"], "text"))
-    raise _wrong_keys(said or body)
+    raise _wrong_keys(present or body)
 
 
 def _without_nulls(body: Mapping[str, object]) -> dict[str, object]:
-    """What is said: tables are exported with null for every column that another example has and this one has not."""
+    """The keys with a value: exported tables hold null for every column that only other examples have."""
     return {key: value for key, value in body.items() if value is not None}
 
 

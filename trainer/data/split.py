@@ -12,7 +12,7 @@ from trainer.data.examples import DIGEST_BYTES, Examples
 from trainer.data.problems import DataRejected, Problem
 
 VALIDATION_FRACTION = 0.05
-MIN_VALIDATION = 8  # fewer say little; but never more than a quarter of the data
+MIN_VALIDATION = 8  # fewer are too few to judge by; but never more than a quarter of the data
 MIN_DISTINCT = 8
 
 

@@ -1,10 +1,10 @@
 """Which characters of a rendered chat are learned, for any chat template. Knows text; knows no tokens.
 
-Most templates do not say where an answer begins. It is found by difference: what the template makes of the messages
+Most templates do not mark where an answer begins. It is found by difference: what the template makes of the messages
 before an answer, with the generation prompt, must be how the chat up to and with that answer begins; the rest of the
 latter is the answer with its end of turn. Where the prompt opens a thought, `thoughts` puts the answer behind it. Where
 a template renders an answer otherwise once it is history (Qwen3 drops thoughts), the chat is unrolled: one text per
-answer, each rendered exactly as it will be asked for.
+answer, each rendered exactly as it will be served.
 """
 
 from __future__ import annotations

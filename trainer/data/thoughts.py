@@ -1,7 +1,7 @@
 """Answers behind a generation prompt that opens a thought (DeepSeek-R1, QwQ, Qwen3-Thinking). Knows text only.
 
-Such a prompt ends in "<think>", and serving goes on from there. As history the same template drops thoughts, so that
-its rendering of an answer does not begin as the model is asked for it. Here the answer is put behind the open thought:
+Such a prompt ends in "<think>", and serving continues from there. As history the same template drops thoughts, so that
+its rendering of an answer does not begin as the served prompt does. Here the answer is put behind the open thought:
 with the thought that the message brings, or with none, closed at once.
 """
 
@@ -17,7 +17,7 @@ CLOSED_BY = {
 
 
 def behind_open_thought(prompt: str, text: str, content: str) -> str | None:
-    """The chat with its last answer, whose message says `content`, as it continues `prompt`.
+    """The chat with its last answer, whose message is `content`, as it continues `prompt`.
 
     text: the template's own rendering of the same chat. None: the prompt opens no thought, or the two differ in more.
     """
@@ -27,10 +27,10 @@ def behind_open_thought(prompt: str, text: str, content: str) -> str | None:
     before = prompt[: prompt.rindex(opening)]
     if not text.startswith(before):
         return None
-    closing, said = CLOSED_BY[opening], text[len(before) :].lstrip("\n")
-    if not said.strip():
+    closing, answer = CLOSED_BY[opening], text[len(before) :].lstrip("\n")
+    if not answer.strip():
         return prompt
-    if said.startswith(opening) or closing in said:  # the template keeps thoughts, in spacing of its own
-        return prompt + said.removeprefix(opening).lstrip("\n")
+    if answer.startswith(opening) or closing in answer:  # the template keeps thoughts, in spacing of its own
+        return prompt + answer.removeprefix(opening).lstrip("\n")
     thought = content.rpartition(closing)[0].strip().removeprefix(opening).strip("\n")
-    return f"{prompt}{thought}\n{closing}\n\n{said}"
+    return f"{prompt}{thought}\n{closing}\n\n{answer}"

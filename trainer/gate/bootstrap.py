@@ -2,8 +2,8 @@
 
 The statistic is a ratio, sum(differences) / sum(weights): nats per token, with examples drawn whole. The interval is
 the studentised one (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 12.5): with a dozen examples the
-plain percentile interval calls chance significant twice as often as it should. It errs where tails are heavy; flipping
-signs (Fisher's randomisation test, ch. 15) errs where they are skewed, and is exact elsewhere. So both must agree.
+plain percentile interval calls chance significant twice as often as it should. It errs with heavy tails. Flipping signs
+(Fisher's randomisation test, ch. 15) errs with skewed data, and is exact otherwise. So both must agree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_EXACT = 12  # examples: 4,096 choices of signs
 
 @dataclass(frozen=True)
 class Interval:
-    """estimate with its confidence interval, in the unit of differences per weight. Infinite where nothing is known."""
+    """estimate with its confidence interval, in the unit of differences per weight. Infinite if nothing is known."""
 
     estimate: float
     low: float
@@ -77,7 +77,7 @@ def paired_bootstrap(
 def _flips_agree(differences: Floats, level: float, num_resamples: int, random: np.random.Generator) -> bool:
     """Whether a sum as far from zero is at most as likely as `level`, were every difference as likely negative.
 
-    With up to MAX_EXACT examples every choice of signs is tried. True where the examples are too few to ever say no.
+    With up to MAX_EXACT examples every choice of signs is tried. True if the examples are too few to ever refuse.
     """
     count = len(differences)
     if 2.0 ** (1 - count) > level:

@@ -1,7 +1,7 @@
-"""Does an answer end where it is over? Knows losses and the tokens that end an answer; knows no model and no template.
+"""Does the adapter end its answers? Knows losses and the tokens that end an answer; knows no model and no template.
 
-At the end of each held-out answer, behind its own words, the adapter's probability of a token that ends it. An adapter
-that never learned one goes on until max_tokens, however good its words are.
+Measured: the adapter's probability of an ending token after the last word of each held-out answer. An adapter that
+never learned one generates until max_tokens, however good its words are.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Endings:
 
 
 def measure_endings(scorer: Scorer, examples: Sequence[EncodedExample], ends: Ends) -> Endings | None:
-    """Score the end of each example's last answer. None: no example has room for one more token, or there is none."""
+    """Score the end of each example's last answer. None: there is no example, or none has room for one more token."""
     cut = [(_without_end(example, ends.of(example)), _end(example)) for example in examples]
     cut = [(short, end) for short, end in cut if len(short) < ends.max_tokens]
     if not cut:

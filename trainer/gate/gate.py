@@ -1,4 +1,4 @@
-"""The gate before activation: measures an adapter and says pass, warn or block, and why. Knows the order of checks.
+"""The gate before activation: measures an adapter: pass, warn or block, with reasons. Knows the order of checks.
 
 held-out loss, use of the prompt, scale sweep -> ends of answers -> general text -> weights -> round trip -> verdict
 """

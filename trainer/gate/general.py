@@ -1,6 +1,6 @@
 """What the adapter costs on general text: the rise of its loss over the base's. Knows losses and a text; no model.
 
-The text is the held-out part of the run's mix file, or, where there is none, a small one of the project's own.
+The text is the held-out part of the run's mix file, or, without a mix file, a small text of our own.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _LONGEST_PASSAGE = 4096  # tokens: more than one for every byte
 class GeneralText:
     """rise: adapter less base in nats per token, so above zero is bad. source: OWN_TEXT or MIX.
 
-    guess_loss: of somebody who takes every token for equally likely. A base that does no better does not know the
-    text's language, has nothing there to forget, and is not judged by it.
+    guess_loss: of a guess that takes every token for equally likely. A base that does no better does not know the
+    text's language: it has nothing to forget there, so the rise is not judged.
     """
 
     source: str

@@ -1,8 +1,8 @@
-"""Does the adapter beat the base on what it has not seen, and because of the prompt? Knows losses; knows no model.
+"""Does the adapter beat the base on held-out examples, and because of the prompt? Knows losses; knows no model.
 
-Three questions: held-out loss against the base's; the same answers behind somebody else's prompt, which must be harder
-(an adapter trained on shuffled answers learns their manner, beats the base, and fails here); and whether a smaller
-scale of the same adapter would have been better.
+Three questions. Is the held-out loss below the base's? Are the same answers harder behind a wrong prompt? (An adapter
+trained on shuffled answers learns their style, beats the base, and fails here.) Is a smaller scale of the adapter
+better?
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainer.gate.verdict import Reason
 class HeldOut:
     """Losses in nats per learned token. gain: base less adapter, so above zero is good.
 
-    prompt_use: what a wrong prompt costs the adapter; None where there are too few prompts to swap.
+    prompt_use: what a wrong prompt costs the adapter; None if there are too few prompts to swap.
     sweep: loss at each scale.
     """
 
@@ -112,7 +112,7 @@ def _answer(examples: Sequence[EncodedExample], starts: Sequence[int], index: in
 
 
 def last_answer(example: EncodedExample) -> int:
-    """Where the last run of learned tokens begins; whatever stands behind it is not scored either."""
+    """The position where the last run of learned tokens begins; what follows that run is not scored."""
     context = np.flatnonzero(~example.supervised[: int(np.flatnonzero(example.supervised)[-1])])
     return int(context[-1]) + 1
 
@@ -124,7 +124,7 @@ def _joined(examples: Sequence[EncodedExample], starts: Sequence[int], prompt: i
 
 
 def judge_held_out(found: HeldOut, limits: GateThresholds) -> list[Reason]:
-    """What speaks against the adapter."""
+    """The reasons against the adapter."""
     if not np.isfinite(found.adapter_loss):
         return [Reason("non_finite_loss", "block", "the adapter's held-out loss is not a finite number")]
     reasons = [*_judge_gain(found, limits), *_judge_prompt_use(found)]
@@ -144,7 +144,7 @@ def _judge_gain(found: HeldOut, limits: GateThresholds) -> list[Reason]:
         return [Reason("worse_than_base", "block", f"worse than the base: {losses}", gain.high, 0.0)]
     if gain.num_examples < limits.min_examples:
         count = gain.num_examples
-        message = f"{count} held-out examples say little, at least {limits.min_examples} are needed: {losses}"
+        message = f"{count} held-out examples are too few to judge, at least {limits.min_examples} are needed: {losses}"
         return [Reason("few_examples", "warn", message, count, limits.min_examples)]
     if not gain.is_above_zero:
         return [
@@ -158,7 +158,7 @@ def _judge_prompt_use(found: HeldOut) -> list[Reason]:
     if use is None or use.is_above_zero:
         return []
     message = (
-        f"the adapter answers as well behind somebody else's prompt (a wrong one costs {use.estimate:.3f} nats): "
+        f"the adapter answers as well behind a wrong prompt (which costs only {use.estimate:.3f} nats): "
         "the answers in the data do not belong to their prompts, or nothing was learned from them"
     )
     return [Reason("ignores_prompt", "block", message, use.low, 0.0)]

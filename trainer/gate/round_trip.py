@@ -18,7 +18,7 @@ from trainer.gate.verdict import Reason
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """difference: what is held against `limit`; unit says what it is. Infinite where logits are not finite."""
+    """difference: compared with `limit`, in `unit`. Infinite if logits are not finite."""
 
     precision: str
     difference: float

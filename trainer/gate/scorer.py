@@ -1,4 +1,4 @@
-"""What the gate asks of whoever runs the model: losses, at a scale of the adapter. Knows no model and no adapter.
+"""What the gate needs from a model: losses, at a scale of the adapter. Knows no model and no adapter.
 
 The real scorer runs the server's own engine on the precision that serves: `server/jobs/gate/serving_scorer.py`.
 """
@@ -39,7 +39,7 @@ class Scorer(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens the model chooses among."""
+        """Number of tokens the model chooses among."""
 
     def losses(self, examples: Sequence[EncodedExample], *, scale: float = 1.0) -> Losses:
         """One entry per example. Logits that are not finite give a loss that is not finite."""

@@ -1,7 +1,7 @@
-"""What the weights of an adapter say on their own: finite, how large, how many directions. Knows matrices; no model.
+"""Measures an adapter's weights alone: finite, how large, how many directions. Knows matrices; no model.
 
 The update of a layer is scale x B A. Its singular values come from two thin QR factorisations and one rank x rank SVD,
-so a layer of any size costs what its rank costs.
+so the cost depends on the rank alone.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _judge_rank(modules: Sequence[ModuleSpectrum], limits: GateThresholds) -> li
     floor = max(limits.collapse_share, 1.05 / max(module.rank for module in modules))
     if share >= floor:
         return []
-    message = f"the median layer uses {share:.0%} of its rank: a smaller rank would do, or training went wrong"
+    message = f"the median layer uses {share:.0%} of its rank: a smaller rank would be enough, or training went wrong"
     return [Reason("rank_collapse", "warn", message, share, floor)]
 
 

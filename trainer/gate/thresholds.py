@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 class GateThresholds:
     """Losses are in nats per learned token.
 
-    confidence, num_resamples, seed: of every bootstrap. min_examples: held-out examples under which an interval says
+    confidence, num_resamples, seed: of every bootstrap. min_examples: held-out examples below which an interval says
     little. max_examples: how many are scored at most. ending_examples: the same for their ends. ending_probability: of
     the end of an answer where it is over, the median example's. general_warn, general_block: rise on general text.
     scales: of the sweep. sweep_gain: by how much a smaller scale must beat the trained one. collapse_share: effective

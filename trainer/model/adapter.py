@@ -1,6 +1,6 @@
 """The adapter on the base: PEFT's layers, made from the spec, started from a seed, written in PEFT's format.
 
-Knows PEFT; knows no data. What it writes says which base it fits (`multilora_base_digest`).
+Knows PEFT; knows no data. What it writes names the base it fits (`multilora_base_digest`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def attach_adapter(causal: PreTrainedModel, spec: TrainSpec, device: torch.devic
 
 
 def check_names(adapter: AdapterSpec, linears: Iterable[str]) -> None:
-    """Every entry of target_modules and of the patterns must say something about at least one linear layer."""
+    """Every entry of target_modules and of the patterns must match at least one linear layer."""
     linears = list(linears)
     known = {suffix for name in linears for suffix in suffixes_at_dots(name)}
     if not isinstance(adapter.target_modules, str):

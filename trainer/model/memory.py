@@ -20,7 +20,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """What this process may hold in all: what it holds now, and what is free beside it. None where nobody says.
+    """What this process may hold in all: what it holds now, and what is free beside it. None if unknown.
 
     On a GPU without CUDA's context; on a CPU within the process's own limits, too (ulimit -d, -v).
     """
@@ -40,7 +40,7 @@ def _resident_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch says it differently for each device; on a CPU only the words of a RuntimeError tell."""
+    """torch raises a different error for each device; on a CPU only the text of a RuntimeError shows it."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     words = str(error)

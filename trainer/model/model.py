@@ -96,7 +96,7 @@ class Trainee:
         return out
 
     def autocast(self) -> AbstractContextManager[object]:
-        """bf16 products where the run asks for them."""
+        """bf16 products if the run uses them."""
         if self.compute_dtype is torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)

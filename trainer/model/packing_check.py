@@ -60,7 +60,7 @@ def _check_rope(trainee: Trainee, examples: Sequence[EncodedExample]) -> None:
     together = torch.cat(rope(probe, positions))
     alone = [torch.cat(rope.own(probe, part)) for part in positions.split(list(segments), dim=1)]
     if not torch.equal(together, torch.cat(alone, dim=1)):
-        raise PackingBroken("packed examples are not rotated by the factors that each one's own length asks for")
+        raise PackingBroken("packed examples are not rotated by the factors for each one's own length")
 
 
 def _alone(trainee: Trainee, example: EncodedExample) -> torch.Tensor:

@@ -114,7 +114,7 @@ def _give_memory(module: nn.Module, device: torch.device) -> None:
 
 
 class _BaseTensors:
-    """The base's safetensors files, opened for as long as `stack` lives; nothing is read before it is asked for."""
+    """The base's safetensors files, opened for as long as `stack` lives; a tensor is read when it is used."""
 
     def __init__(self, base: Path, stack: ExitStack) -> None:
         self._base = base

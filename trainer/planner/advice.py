@@ -70,10 +70,10 @@ def _changes(case: TrainingCase, available: int) -> Iterator[tuple[str, int]]:
     """Single changes, the ones that cost least first."""
     for tokens in SMALL_FORWARDS:
         if tokens < case.tokens and (total := memory_need(replace(case, tokens=tokens)).total) <= available:
-            said = (
+            change = (
                 f"batch.micro_tokens {tokens} instead of {case.tokens} (with max_sequence_length no longer than that)"
             )
-            yield f"{said}: {_gib(total)}", total
+            yield f"{change}: {_gib(total)}", total
             break
     if not case.checkpointing:
         total = memory_need(replace(case, checkpointing=True)).total

@@ -219,16 +219,16 @@ def _forward_lines(case: TrainingCase, kept: Kept) -> list[MemoryLine]:
 
 
 def _assumptions(case: TrainingCase) -> tuple[str, ...]:
-    said = [*case.shape.assumptions, str(case.keeping), "attention keeps no T x T scores (SDPA)"]
+    assumptions = [*case.shape.assumptions, str(case.keeping), "attention keeps no T x T scores (SDPA)"]
     if case.sharding.devices > 1:
-        said.append(f"ZeRO stage {case.sharding.stage} on {case.sharding.devices} devices, evenly shared")
+        assumptions.append(f"ZeRO stage {case.sharding.stage} on {case.sharding.devices} devices, evenly shared")
     if case.checkpointing:
-        said.append("the loss is over when layers are computed again, so the larger of the two counts")
+        assumptions.append("the loss is over when layers are computed again, so the larger of the two counts")
     if not case.accumulates:
-        said.append("one forward a step: gradients grow while activations are freed, so the larger counts")
+        assumptions.append("one forward a step: gradients grow while activations are freed, so the larger counts")
     if case.runtime_bytes:
-        said.append(f"{case.runtime_bytes / GIB:.1f} GiB for CUDA's context, workspaces and allocator gaps")
-    return tuple(said)
+        assumptions.append(f"{case.runtime_bytes / GIB:.1f} GiB for CUDA's context, workspaces and allocator gaps")
+    return tuple(assumptions)
 
 
 def smaller_by(case: TrainingCase, **changes: object) -> MemoryNeed:

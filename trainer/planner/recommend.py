@@ -31,8 +31,8 @@ TASKS = {  # smallest rank that is worth starting from, and why
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What is asked for. example_tokens: of which about half are supervised. variants: adapters of this base in all."""
+class Question:
+    """What is to be trained. example_tokens: about half are supervised. variants: adapters of this base in all."""
 
     shape: ModelShape
     task: str
@@ -71,101 +71,107 @@ class Recommendation:
     assumptions: tuple[str, ...]
 
 
-def recommend(wish: Wish) -> Recommendation:
+def recommend(question: Question) -> Recommendation:
     """Raises PlanError where not even QLoRA with recomputation fits the devices, with the figures."""
-    rank, rank_reason, fits_capacity = _rank(wish)
-    wants_full = not fits_capacity and wish.variants == 1
-    reasons = [rank_reason, _adapters_or_full(wish, rank, wants_full=wants_full)]
-    case, why = _first_that_fits(wish, rank, wants_full=wants_full)
-    reasons += [why, *_further(wish, case)]
+    rank, rank_reason, fits_capacity = _rank(question)
+    wants_full = not fits_capacity and question.variants == 1
+    reasons = [rank_reason, _adapters_or_full(question, rank, wants_full=wants_full)]
+    case, why = _first_that_fits(question, rank, wants_full=wants_full)
+    reasons += [why, *_further(question, case)]
     need = memory_need(case)
-    time = run_time(case, wish.gpu, train_tokens=wish.train_tokens, sequence_length=wish.example_tokens)
-    said: tuple[str, ...] = (
+    time = run_time(case, question.gpu, train_tokens=question.train_tokens, sequence_length=question.example_tokens)
+    assumptions: tuple[str, ...] = (
         "half of each example's tokens are supervised",
         f"{BITS_PER_TOKEN:g} bit to learn a supervised token",
     )
-    said = (*said, f"{BITS_PER_PARAMETER:g} bits stored a trained parameter", *need.assumptions, *time.assumptions)
-    return Recommendation(case, need, time, _spec(wish, case), tuple(reasons), said)
+    assumptions = (
+        *assumptions,
+        f"{BITS_PER_PARAMETER:g} bits stored a trained parameter",
+        *need.assumptions,
+        *time.assumptions,
+    )
+    return Recommendation(case, need, time, _spec(question, case), tuple(reasons), assumptions)
 
 
-def _rank(wish: Wish) -> tuple[int, str, bool]:
+def _rank(question: Question) -> tuple[int, str, bool]:
     """The rank, why, and whether it holds what the data has to teach."""
-    floor, why = TASKS[wish.task]
-    wanted = wish.supervised_tokens * BITS_PER_TOKEN / BITS_PER_PARAMETER
+    floor, why = TASKS[question.task]
+    wanted = question.supervised_tokens * BITS_PER_TOKEN / BITS_PER_PARAMETER
     for rank in RANKS:
-        held = wish.shape.adapter_parameters(rank)
+        held = question.shape.adapter_parameters(rank)
         if rank >= floor and held >= wanted:
-            data = f"{wish.supervised_tokens:,} supervised tokens want {wanted:,.0f} trained parameters"
+            data = f"{question.supervised_tokens:,} supervised tokens want {wanted:,.0f} trained parameters"
             return rank, f"rank {rank}: {why}; {data}, rank {rank} on all linear layers has {held:,}", True
-    held = wish.shape.adapter_parameters(RANKS[-1])
+    held = question.shape.adapter_parameters(RANKS[-1])
     reason = f"rank {RANKS[-1]}: the data wants {wanted:,.0f} trained parameters, the highest rank served has {held:,}"
     return RANKS[-1], reason, False
 
 
-def _adapters_or_full(wish: Wish, rank: int, *, wants_full: bool) -> str:
-    base, each = wish.shape.weight_bytes("bfloat16"), 2 * wish.shape.adapter_parameters(rank)
+def _adapters_or_full(question: Question, rank: int, *, wants_full: bool) -> str:
+    base, each = question.shape.weight_bytes("bfloat16"), 2 * question.shape.adapter_parameters(rank)
     if wants_full:
         return "full: one variant, and more data than any adapter that is served can hold"
-    if wish.variants > 1:
-        whole = f"{wish.variants} full copies would be {wish.variants * base / GB:,.0f} GB"
-        return (
-            f"adapters: {wish.variants} of them share one base, {wish.variants * each / GB:,.2f} GB beside it; {whole}"
-        )
+    if question.variants > 1:
+        whole = f"{question.variants} full copies would be {question.variants * base / GB:,.0f} GB"
+        share = f"{question.variants} of them share one base, {question.variants * each / GB:,.2f} GB beside it"
+        return f"adapters: {share}; {whole}"
     return f"an adapter: the data fits it, and it is {each / 1e6:,.0f} MB where a full copy is {base / GB:,.1f} GB"
 
 
-def _first_that_fits(wish: Wish, rank: int, *, wants_full: bool) -> tuple[TrainingCase, str]:
-    room = FILL * wish.gpu.memory_bytes
+def _first_that_fits(question: Question, rank: int, *, wants_full: bool) -> tuple[TrainingCase, str]:
+    usable = FILL * question.gpu.memory_bytes
     refused: list[str] = []
-    for case in _ways(wish, rank, wants_full=wants_full):
+    for case in _ways(question, rank, wants_full=wants_full):
         total = memory_need(case).total
         way = f"{case.method}{' with checkpointing' if case.checkpointing else ''}"
-        if total <= room:
+        if total <= usable:
             others = "".join(f"; {each}" for each in refused)
-            return case, f"{way}: {total / GB:.1f} GB fit {wish.gpu.name}'s {room / GB:.1f} usable GB{others}"
+            return case, f"{way}: {total / GB:.1f} GB fit {question.gpu.name}'s {usable / GB:.1f} usable GB{others}"
         refused.append(f"{way} would take {total / GB:.1f} GB")
-    message = f"nothing fits {wish.devices} x {wish.gpu.name} of {room / GB:.1f} usable GB: {', '.join(refused)}"
+    message = (
+        f"nothing fits {question.devices} x {question.gpu.name} of {usable / GB:.1f} usable GB: {', '.join(refused)}"
+    )
     raise PlanError("gpu", f"{message}; take more or larger devices, or a smaller base")
 
 
-def _ways(wish: Wish, rank: int, *, wants_full: bool) -> Iterator[TrainingCase]:
+def _ways(question: Question, rank: int, *, wants_full: bool) -> Iterator[TrainingCase]:
     """From the one that learns best and runs fastest to the smallest."""
     methods: tuple[Method, ...] = ("full", "lora", "qlora") if wants_full else ("lora", "qlora")
     for method in methods:
         for checkpointing in (False, True):
             yield TrainingCase(
-                shape=wish.shape,
+                shape=question.shape,
                 method=method,
                 rank=rank,
-                tokens=max(2048, wish.example_tokens),
+                tokens=max(2048, question.example_tokens),
                 checkpointing=checkpointing,
-                sharding=Sharding(3, wish.devices) if wish.devices > 1 else Sharding(),
+                sharding=Sharding(3, question.devices) if question.devices > 1 else Sharding(),
                 runtime_bytes=RUNTIME_BYTES,
             )
 
 
-def _further(wish: Wish, case: TrainingCase) -> Iterator[str]:
+def _further(question: Question, case: TrainingCase) -> Iterator[str]:
     if case.method == "qlora":
         yield "qlora: the frozen base in 4 bits costs about a third of the speed, and little quality (arXiv 2305.14314)"
     if case.method != "full":
         yield "alpha 2r: the scale is 2 at every rank, so rsLoRA (arXiv 2312.03732) has nothing left to correct"
         yield "learning rate 2e-4: about ten times that of a full fine-tune, whatever the rank (LoRA Without Regret)"
         yield "not dora: the server refuses its magnitudes; it is for adapters that are merged"
-    if wish.examples < FEW_EXAMPLES:
-        yield f"only {wish.examples} examples: put them into the prompt first; {FEW_EXAMPLES} are where training pays"
-    if wish.devices > 1:
-        yield f"fsdp: {wish.devices} devices share out weights, gradients and states"
+    if question.examples < FEW_EXAMPLES:
+        yield f"only {question.examples} examples: put them into the prompt first; training pays from {FEW_EXAMPLES}"
+    if question.devices > 1:
+        yield f"fsdp: {question.devices} devices share out weights, gradients and states"
 
 
-def _spec(wish: Wish, case: TrainingCase) -> dict[str, Any]:
-    length = max(2048, wish.example_tokens)
+def _spec(question: Question, case: TrainingCase) -> dict[str, Any]:
+    length = max(2048, question.example_tokens)
     spec: dict[str, Any] = {
         "method": case.method,
         "precision": case.precision,
         "checkpointing": case.checkpointing,
-        "sharding": "fsdp" if wish.devices > 1 else "none",
-        "optim": {"learning_rate": 2e-5 if case.method == "full" else 2e-4, "epochs": wish.epochs},
-        "batch": {"examples": min(32, max(4, wish.examples // 20)), "max_sequence_length": length},
+        "sharding": "fsdp" if question.devices > 1 else "none",
+        "optim": {"learning_rate": 2e-5 if case.method == "full" else 2e-4, "epochs": question.epochs},
+        "batch": {"examples": min(32, max(4, question.examples // 20)), "max_sequence_length": length},
     }
     if case.method != "full":
         spec["adapter"] = {"rank": case.rank}

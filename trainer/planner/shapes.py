@@ -17,7 +17,7 @@ NF4_BITS = (
     4 + 8 / 64 + 32 / (64 * 256)
 )  # values, their absmax as a byte, and its own absmax (QLoRA, arXiv 2305.14314, 3)
 _GEMMA: Mapping[str, Any] = {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True}
-_LEFT_OUT: Mapping[str, Mapping[str, Any]] = {  # by model_type, what transformers takes where config.json says nothing
+_LEFT_OUT: Mapping[str, Mapping[str, Any]] = {  # by model_type, what transformers takes if config.json omits it
     "llama": {},
     "mistral": {"num_key_value_heads": 8},
     "qwen2": {"num_key_value_heads": 32},
@@ -33,7 +33,7 @@ _QK_NORMS = ("qwen3", "gemma3_text")
 
 
 class PlanError(InputRefused):
-    """A question that cannot be answered as it was asked; the message names field, value and limit."""
+    """A question that cannot be answered; the message names field, value and limit."""
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__("bad_plan", message, param=param)
@@ -190,8 +190,8 @@ def shape_of_count(parameters: int) -> ModelShape:
     near = min(KNOWN_SHAPES.values(), key=lambda shape: abs(shape.parameters / parameters - 1))
     linear = parameters - near.embedding_parameters - near.small_parameters
     layers = max(1, round(near.layers * linear / near.linear_parameters))
-    said = f"shape of {near.name} with {layers} layers, holding exactly {parameters:,} parameters"
-    return replace(near, name=_short(parameters), layers=layers, exact_parameters=parameters, assumptions=(said,))
+    assumption = f"shape of {near.name} with {layers} layers, holding exactly {parameters:,} parameters"
+    return replace(near, name=_short(parameters), layers=layers, exact_parameters=parameters, assumptions=(assumption,))
 
 
 def shape_named(text: str) -> ModelShape:

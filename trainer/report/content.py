@@ -1,4 +1,4 @@
-"""What a run's report says: curves, gate, samples, provenance, as plain values. Knows the run folder; no HTML."""
+"""The content of a run's report: curves, gate, samples, provenance, as plain values. Knows the run folder; no HTML."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def collect(
 ) -> Report:
     """Read the run's events and result; whatever is not there yet is empty. title: by default the folder's name.
 
-    Files are called by their names: a report is a tenant's, and the machine's folders are not."""
+    Paths are cut to file names: tenants read the report, and must not see the machine's folders."""
     return Report(
         title=title or run_dir.resolve().name,
         spec=redact_folders(dict(spec)),
@@ -78,7 +78,7 @@ def collect(
 
 
 def curves_of(events: Sequence[Mapping[str, Any]]) -> Curves:
-    """The last word on every step counts: a resumed run writes some steps again."""
+    """The last event of every step counts: a resumed run writes some steps again."""
     return Curves(
         train=_points(events, "step", "loss"),
         validation=_points(events, "eval", "loss"),

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no script, no font, no picture from elsewhere. Knows looks."""
+"""The report as one self-contained HTML page: no script, no font, no external picture. Knows looks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PAGE = """<!doctype html>
 <span class="badge {{ verdict or 'none' }}">{{ words }}</span></header>
 <div class="tiles">{% for tile in tiles %}<div class="tile"><b>{{ tile.value }}</b><span>{{ tile.label }}</span></div>
 {% endfor %}</div>
-{% if findings %}<section><h2>What speaks against it</h2><ul class="reasons">{% for finding in findings %}
+{% if findings %}<section><h2>Reasons against it</h2><ul class="reasons">{% for finding in findings %}
 <li class="{{ finding.level }}">{{ finding.message }}</li>{% endfor %}</ul></section>{% endif %}
 <section><h2>Training</h2><p class="legend"><span><i style="background:var(--c1)"></i>training loss</span>
 <span><i style="background:var(--c2)"></i>held-out loss</span><span>nats per learned token</span></p>
@@ -55,7 +55,7 @@ context.</p>{% for text in trained_on %}<pre class="text">{{ text }}</pre>{% end
 
 
 def render(report: Report) -> str:
-    """The page. Everything a stranger wrote is escaped."""
+    """The page. All text from outside is escaped."""
     gate = report.gate
     served = gate.get("served_as") or {}
     verdict = gate.get("verdict")

@@ -1,4 +1,4 @@
-"""The report's tables and figures as words: what was measured, against what, in which unit. Knows gate.json only."""
+"""The report's tables and figures as words: the measurement, its limit, its unit. Knows gate.json only."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _held_out_checks(gate: Body) -> list[_Row]:
             codes,
         ),
         (
-            "uses its prompts: what somebody else's prompt costs",
+            "uses its prompts: the cost of a wrong prompt",
             f"{_signed(use['estimate'])} nats, {interval_text(use)}" if use else "not measured: too few prompts",
             "interval above 0",
             ("ignores_prompt",) if use else (),
@@ -120,7 +120,7 @@ def _other_checks(gate: Body) -> list[_Row]:
     if ends := gate.get("endings"):
         measured = f"probability {_number(ends['probability'])} (median of {ends['num_examples']} answers)"
         limit = f"warn below {limits['ending_probability']:g}"
-        rows.append(("ends an answer where it is over", measured, limit, ("answers_do_not_end",)))
+        rows.append(("ends an answer at its end", measured, limit, ("answers_do_not_end",)))
     sizes = [module["relative_norm"] for module in spectrum if module["relative_norm"] is not None]
     if sizes:
         limit = f"warn above {limits['relative_norm_warn']:g}, block above {limits['relative_norm_block']:g}"
@@ -155,7 +155,7 @@ def _kind(name: str, modules: Sequence[Body]) -> LayerKind:
 
 
 def flat(body: Body, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested values as dotted names and words, empty ones left out."""
+    """Nested values as dotted names and words, without empty ones."""
     rows: list[tuple[str, str]] = []
     for key, value in body.items():
         if isinstance(value, Mapping):

@@ -1,11 +1,11 @@
-"""Checkpoints of a run: whole or not there. Decides what they hold, when they count, and which are kept.
+"""Checkpoints of a run, each whole or absent. Decides what they hold and which are kept.
 
 checkpoints/step-000123/ is written aside, synced, renamed:
     weights.safetensors     the trained parameters as they are (float32), by the model's own names
     optimizer.safetensors   AdamW's state, "<parameter>|<key>"
     progress.json           step, data cursor, losses; the learning rate and the random numbers are functions of these
     adapter_config.json, adapter_model.safetensors     the same adapter in PEFT's format (not for "full")
-Under sharding every tensor is whole: a run may go on with another number of ranks.
+Under sharding every tensor is whole: a run may resume with another number of ranks.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Checkpoints:
                 self.folder.files.remove_tree(path)
 
     def restore(self, step: int, trainee: Trainee, optimizer: torch.optim.Optimizer) -> Progress:
-        """Put weights and optimizer back as they were; returns how far the run had come."""
+        """Put weights and optimizer back as they were; returns the progress so far."""
         folder = self.folder.checkpoint(step)
         load_weights(trainee, folder / WEIGHTS)
         _load_optimizer(trainee, optimizer, folder / OPTIMIZER)

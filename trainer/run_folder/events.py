@@ -111,7 +111,7 @@ def _drop_half_line(path: Path) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether this error says that the disk, or the quota on it, is used up. safetensors says it in words only."""
+    """Whether the error means a full disk or quota. safetensors carries it in its text only."""
     if isinstance(error, SafetensorError):
         return any(f"(os error {number})" in str(error) for number in DISK_FULL)
     return isinstance(error, OSError) and error.errno in DISK_FULL

@@ -153,10 +153,10 @@ def recommend(
     """Which method and settings, and why; as fields of a training spec."""
     output = Output(as_json=as_json)
     from trainer.planner.gpus import gpu_of
-    from trainer.planner.recommend import Wish, recommend
+    from trainer.planner.recommend import Question, recommend
     from trainer.planner.shapes import shape_named
 
-    wish = Wish(
+    question = Question(
         shape=shape_named(model),
         task=task,
         examples=examples,
@@ -166,7 +166,7 @@ def recommend(
         gpu=gpu_of(gpu, usd_per_hour=usd_per_hour),
         devices=devices,
     )
-    chosen = recommend(wish)
+    chosen = recommend(question)
     time = {"hours": chosen.time.hours, "usd": chosen.time.usd, "tokens_per_s": chosen.time.tokens_per_s}
     body = texts.need_object(chosen.need)
     output.emit(**body, **time, spec=chosen.spec, reasons=chosen.reasons, assumptions=chosen.assumptions)

@@ -187,7 +187,7 @@ def test_curves_take_the_last_word_on_a_step_and_leave_out_what_is_not_a_number(
 def test_every_finding_marks_its_check() -> None:
     levels = {check.name: check.level for check in checks_of(gate())}
     assert levels.pop("rise on general text (mix)") == "warn"
-    assert levels.pop("uses its prompts: what somebody else's prompt costs") == "skipped"
+    assert levels.pop("uses its prompts: the cost of a wrong prompt") == "skipped"
     assert set(levels.values()) == {"ok"}
     finding = {"code": "worse_than_base", "level": "block", "message": "worse"}
     assert checks_of(gate(findings=[finding]))[0].level == "block"
