@@ -39,7 +39,7 @@ MAX_CHECKED_ROWS = 512  # of an attention case: the reference keeps rows x conte
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """error: the largest difference, relative to the largest exact value; NaN where a number is not finite."""
+    """error: the largest difference, relative to the largest exact value; NaN if a number is not finite."""
 
     error: float
     limit: float

@@ -28,5 +28,3 @@ def test_the_first_reason_is_kept() -> None:
     switch.turn_off("lora", "first")
     switch.turn_off("lora", "second")
     assert switch.off["lora"] == "first"
-    switch.turn_on("lora")
-    assert not switch.off

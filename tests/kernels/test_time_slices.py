@@ -12,7 +12,7 @@ from support.servers.waiting import wait_until
 
 
 class Worker:
-    """A background thread with pieces of work without end; counts them."""
+    """A background thread with endless pieces of work; counts them."""
 
     def __init__(self, slices: TimeSlices) -> None:
         self.slices = slices
@@ -41,8 +41,8 @@ def working(slices: TimeSlices) -> Iterator[Worker]:
         assert not worker.thread.is_alive()
 
 
-def settled(worker: Worker) -> int:
-    """How many pieces were done, once nothing goes on any more."""
+def pieces_done(worker: Worker) -> int:
+    """How many pieces were done, once the worker waits."""
     time.sleep(0.1)
     return worker.pieces
 
@@ -55,7 +55,7 @@ def seconds(act: Callable[[], object]) -> float:
 
 def test_work_goes_on_by_itself_while_the_engine_rests() -> None:
     with working(TimeSlices()) as worker:
-        before = settled(worker)
+        before = pieces_done(worker)
         wait_until(lambda: worker.pieces > before)
 
 
@@ -63,18 +63,18 @@ def test_between_two_gives_no_piece_is_begun() -> None:
     slices = TimeSlices()
     slices.grant()
     with working(slices) as worker:
-        assert settled(worker) == 0
+        assert pieces_done(worker) == 0
         wait_until(lambda: slices.grant() or worker.pieces)  # a busy machine may let the worker come late
-        done = settled(worker)
+        done = pieces_done(worker)
         assert done > 0
-        assert settled(worker) == done
+        assert pieces_done(worker) == done
 
 
 def test_a_give_takes_its_share_of_the_step_and_no_more() -> None:
     slices, taken_s = TimeSlices(), []
     slices.grant()
     with working(slices) as worker:
-        settled(worker)
+        pieces_done(worker)
         for _ in range(4):
             time.sleep(0.2)
             taken_s.append(seconds(slices.grant))
@@ -115,6 +115,6 @@ def test_an_engine_that_rests_lets_waiting_work_go_on() -> None:
     slices = TimeSlices()
     slices.grant()
     with working(slices) as worker:
-        assert settled(worker) == 0
+        assert pieces_done(worker) == 0
         slices.lift()
         wait_until(lambda: worker.pieces > 0)

@@ -1,11 +1,11 @@
-"""Paged attention: online softmax over a block table. Knows pointers; `paged.py` decides the launches.
+"""Paged attention: online softmax over a block table. Knows pointers; `triton_launch.py` decides the launches.
 
 Legend: M query rows (tokens x the query heads of one key head), N keys, D head size. Caches are contiguous
 [blocks, kv_heads, PAGE, D]. A long context may be cut into splits, whose results a second kernel joins in one fixed
 order. Sources: FlashAttention-2 (arXiv 2307.08691), Flash-Decoding (pytorch.org/blog/flash-decoding).
 """
 
-# ruff: noqa: PLR0917  (a kernel has no keywords for what it is launched with)
+# ruff: noqa: PLR0917  (a kernel is launched without keywords)
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def store_kv_kernel(
     BLOCK_D: tl.constexpr,
     PAGE: tl.constexpr,
 ) -> None:
-    """Grid (tokens): one token's keys and values of all heads. A negative slot: the token is padding."""
+    """Grid (tokens): one token's keys and values of all heads. A negative slot marks padding."""
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + token).to(tl.int64)
     if slot < 0:
@@ -149,7 +149,7 @@ def attention_kernel(
         k = tl.load(key_cache_ptr + cells[None, :] + d[:, None], mask=k_mask, other=0.0)
         s = _scores(q, k, n, n_last, positions, scale, window, softcap, HAS_WINDOW, HAS_SOFTCAP)
         new_highest = tl.maximum(highest, tl.max(s, axis=1))
-        origin = tl.where(new_highest == float("-inf"), 0.0, new_highest)  # a row that saw nothing yet
+        origin = tl.where(new_highest == float("-inf"), 0.0, new_highest)  # a row without a visible key so far
         p = tl.exp2(s - origin[:, None])
         shrunk = tl.exp2(highest - origin)
         total = total * shrunk + tl.sum(p, axis=1)

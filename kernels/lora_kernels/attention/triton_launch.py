@@ -68,7 +68,7 @@ def store_kv_triton(k_HTD: torch.Tensor, v_HTD: torch.Tensor, cache: LayerCache,
 
 
 def num_splits(programs: int, max_context: int, target_programs: int) -> int:
-    """Stretches of a long context, so that a few sequences still keep the whole device reading."""
+    """Stretches of a long context, so that a few sequences keep the whole device busy."""
     return max(1, min(-(-target_programs // programs), -(-max_context // MIN_KEYS_PER_SPLIT), MAX_SPLITS))
 
 

@@ -1,10 +1,10 @@
-"""RMSNorm, SwiGLU and RoPE in one pass each, rounding where transformers' own chains of operations round.
+"""RMSNorm, SwiGLU and RoPE in one pass each, with the same roundings as transformers' chains of operations.
 
 Legend: R rows, H features, T tokens, D head size. Launchers and kernels;
 `lora_kernels.elementwise.launcher` decides when these run.
 """
 
-# ruff: noqa: PLR0917  (a kernel has no keywords for what it is launched with)
+# ruff: noqa: PLR0917  (a kernel is launched without keywords)
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import triton.language as tl
 from lora_kernels.triton_common.jit import kernel, rounded
 from lora_kernels.triton_common.tiles import power_of_two
 
-BLOCK_ELEMENTS = 4096  # of one program, where rows are short
+BLOCK_ELEMENTS = 4096  # of one program, for short rows
 SILU_BLOCK = 1024
-MAX_NORM_WIDTH = 32768  # of a row that one program holds in registers
+MAX_NORM_WIDTH = 32768  # one program holds a row in registers
 ROPE_TOKENS = 4
 
 
@@ -123,7 +123,7 @@ def rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.
 
 
 def _two_strides(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
-    """x as rows of two nested loops: heads of a token inside a fused projection need no copy."""
+    """x as rows of two nested loops, so that a token's heads inside a fused projection need no copy."""
     if x.dim() == 4 and len(x) == 1 and x.stride(3) == 1:
         return x, x.shape[2], x.stride(1), x.stride(2)
     return x.contiguous(), 1, x.shape[-1], 0

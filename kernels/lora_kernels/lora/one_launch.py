@@ -1,15 +1,17 @@
-"""Shrink and expand in one launch, for few rows: y += scale * (x A^T) B. Knows pointers; `lora.py` decides when.
+"""Shrink and expand in one launch, for few rows: y += scale * (x A^T) B. Knows pointers; `triton_launch` chooses.
 
-Every program needs the whole of its rows' h, so each block of columns reads all of A again, from L2. At rank 16 that is
-2 MB a row for Llama-8B's o and 15 MB for its gate/up; a program alone reads its 128 KB in 1.1 us at best. By these
-counts it costs less than a second launch for q/k/v and o of up to some four rows at rank 16, and more everywhere else.
-The other form of one launch, programs that wait for each other's h, trades a launch for a counter's two trips to L2,
-about as long, and needs all programs to run at once; `shrink_expand.py`'s OVERLAPPED has the same gain without either.
+Every program needs all of its rows' h, so each block of columns reads all of A again, from L2. At rank 16 that is 2 MB
+a row for Llama-8B's o and 15 MB for its gate/up; one program alone reads its 128 KB in 1.1 us at best. So one launch is
+cheaper than two for q/k/v and o with up to about four rows at rank 16, and dearer everywhere else.
+
+Another form of one launch was considered: programs that wait for each other's h. It replaces a launch by a counter's
+two trips to L2, about as long, and all programs must run at once. `shrink_expand.py`'s OVERLAPPED gains the same
+without either.
 
 Legend: M rows of a tile, R ranks, K in_features, N out_features. No scratch, no splits.
 """
 
-# ruff: noqa: PLR0917  (a kernel has no keywords for what it is launched with)
+# ruff: noqa: PLR0917  (a kernel is launched without keywords)
 
 from __future__ import annotations
 

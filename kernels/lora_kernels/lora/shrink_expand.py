@@ -1,12 +1,12 @@
-"""Shrink and expand over the arena: h = x A^T, then y += scale * h B. Knows pointers; `lora.py` decides the launches.
+"""Shrink and expand over the arena: h = x A^T, then y += scale * h B. `triton_launch.py` decides the launches.
 
 Legend: M rows of a tile, R ranks, K in_features, N out_features. Layouts: A is [rank, K], B is [rank, N]; h is float32
 [splits, rows, members, h_rank], h_rank = 16 h_rank_blocks. Two launches: see `one_launch.py` for a single one.
-OVERLAPPED (sm_90): expand starts while shrink runs, finds its adapter and fetches B, and then waits. Source: S-LoRA
+OVERLAPPED (sm_90): expand starts while shrink runs, finds its adapter, loads B, then waits. Source: S-LoRA
 (arXiv 2311.03285), Punica (arXiv 2310.18547).
 """
 
-# ruff: noqa: PLR0917  (a kernel has no keywords for what it is launched with)
+# ruff: noqa: PLR0917  (a kernel is launched without keywords)
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def column_block_of(
     out2: tl.tensor,
     BLOCK_N: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Of a grid over the column blocks of all members: member, its module, its width, its first column of y, and which
-    of its blocks."""
+    """In a grid over the column blocks of all members: member, its module, width, first column of y, and the block's
+    index within the member."""
     blocks0 = tl.cdiv(out0, BLOCK_N)
     blocks01 = blocks0 + tl.cdiv(out1, BLOCK_N)
     in_first, in_second = block < blocks0, block < blocks01
@@ -81,7 +81,7 @@ def expanded(h: tl.tensor, b: tl.tensor, acc: tl.tensor) -> tl.tensor:
     """acc + h B. h [M, R] float32."""
     high = rounded(h, b.dtype)
     acc = dot(high, b, acc)
-    if b.dtype != tl.float32:  # what rounding h took away: small ranks would not average it out
+    if b.dtype != tl.float32:  # adds back what rounding h lost: small ranks would not average it out
         acc = dot(rounded(h - high.to(tl.float32), b.dtype), b, acc)
     return acc
 
@@ -128,8 +128,8 @@ def shrink_kernel(
     ALIGNED: tl.constexpr,
     OVERLAPPED: tl.constexpr,
 ) -> None:
-    """Grid (members * splits, tiles): one tile of rows, one member's A, one stretch of K. Members are neighbours, so
-    that they find the tile's x in L2."""
+    """Grid (members * splits, tiles): one tile of rows, one member's A, one stretch of K. Neighbouring programs share
+    the tile's x in L2."""
     if OVERLAPPED:
         let_next_start()
     tile = tl.program_id(1)
@@ -194,7 +194,7 @@ def expand_kernel(
     ALIGNED: tl.constexpr,
     OVERLAPPED: tl.constexpr,
 ) -> None:
-    """Grid (column blocks of all members, tiles). Adds the splits of h in one fixed order: no atomics anywhere."""
+    """Grid (column blocks of all members, tiles). Adds the splits of h in one fixed order: no atomics."""
     tile = tl.program_id(1)
     count = tl.load(records_ptr + tile * 3 + 2)
     if count == 0:

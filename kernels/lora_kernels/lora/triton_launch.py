@@ -19,7 +19,7 @@ MIN_BLOCKS_PER_SPLIT = 2
 
 def add_lora_delta_triton(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup) -> torch.Tensor:
     """y += scale * (x A^T) B for each row's own adapter, in place. y_TO: [T, sum(out_features)], x_TH: [T, H], last
-    axes contiguous. Launches nothing where no row's adapter touches the group."""
+    axes contiguous. Launches nothing if no row's adapter touches the group."""
     if not any(batch.touched_modules[row] for row in group.module_rows):
         return y_TO
     assert x_TH.stride(1) == 1, "x's features are contiguous"
@@ -41,7 +41,7 @@ def add_lora_delta_triton(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBat
 
 
 def num_splits(programs: int, in_features: int, block_k: int, target_programs: int) -> int:
-    """Stretches of K, so that a few rows on a few adapters still keep the whole device reading."""
+    """Stretches of K, so that a few rows on a few adapters keep the whole device busy."""
     wanted = -(-target_programs // programs)
     possible = -(-in_features // (block_k * MIN_BLOCKS_PER_SPLIT))
     return max(1, min(wanted, possible, MAX_SPLITS))
@@ -49,7 +49,7 @@ def num_splits(programs: int, in_features: int, block_k: int, target_programs: i
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """What both launches of one group pass on."""
+    """Arguments shared by both launches of one group."""
 
     batch: LoraBatch
     group: LoraGroup
@@ -141,7 +141,7 @@ def _takes_one_launch(batch: LoraBatch, group: LoraGroup, tile: OneLaunchTile) -
 
 
 def one_launch_bytes(batch: LoraBatch, group: LoraGroup, tile: OneLaunchTile) -> int:
-    """What the programs of one launch read of A's: each block of columns all of its member's, at the largest rank."""
+    """Bytes of A that one launch reads: each block of columns reads its member's whole A, at the largest rank."""
     tiles = batch.row_tiles
     programs = tiles.num_tiles * sum(-(-out // tile.block_n) for out in group.out_features)
     return programs * tiles.max_rank * group.in_features * batch.table.arena.element_size()

@@ -13,7 +13,7 @@ typedef struct {
   int64_t error;  // out: 0, or errno
 } background_job;
 
-// XXH64 with seed 0 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md): finds damage, proves no origin.
+// XXH64 with seed 0 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md): it finds damage; it is no signature.
 #define P1 0x9E3779B185EBCA87ull
 #define P2 0xC2B2AE3D27D4EB4Full
 #define P3 0x165667B19E3779F9ull

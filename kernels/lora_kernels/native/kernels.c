@@ -1,5 +1,5 @@
 // CPU kernels of multilora: skinny linear layers with many adapters' deltas, paged attention, RMSNorm.
-// Plain C with the compiler's vector extensions; the bf16 dot product uses AVX512-BF16 where the machine has it.
+// Plain C with the compiler's vector extensions; the bf16 dot product uses AVX512-BF16 if the machine has it.
 // Bounded by memory bandwidth at decode: every weight and adapter byte is read once per step.
 
 #define _GNU_SOURCE  // pread, O_CLOEXEC
@@ -45,11 +45,11 @@ typedef struct {
   const int32_t *block_tables;  // [sequences, table_stride]
   const int32_t *sequence;      // [tokens] row of block_tables
   const int32_t *position;      // [tokens]
-  const int32_t *listed;        // [listed] which tokens to answer
+  const int32_t *listed;        // [listed] which tokens to attend from
   float scale, softcap;
 } attention_args;
 
-// A weight as bitsandbytes packs it (see nf4.py): two codes a byte, the first in the high half.
+// A weight as bitsandbytes packs it (see nf4/weight.py): two codes a byte, the first in the high half.
 typedef struct {
   int64_t out_features, in_features;  // in_features: a multiple of 64
   const uint8_t *packed;
@@ -243,7 +243,7 @@ static inline void nf4_values_bf16(bf16 *to, const uint8_t *packed, const float 
 #endif
 #include "ops.h"
 
-// Up to how many rows ml_linear is faster than a library's product (0: never; benchmarks/op_linear.py), and ml_nf4_linear
+// The number of rows up to which ml_linear is faster than a library's product (0: never; benchmarks/op_linear.py), and ml_nf4_linear
 // than unpacking the whole weight for one (benchmarks/op_nf4.py).
 #if defined(__AVX512F__)
 int64_t ml_linear_max_rows_f32(void) { return 64; }

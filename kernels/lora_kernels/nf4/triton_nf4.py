@@ -4,7 +4,7 @@ Legend: M rows of x, N out_features, K in_features. A program takes all rows, BL
 with more than one stretch, a second kernel adds them in one fixed order.
 """
 
-# ruff: noqa: PLR0917  (a kernel has no keywords for what it is launched with)
+# ruff: noqa: PLR0917  (a kernel is launched without keywords)
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def nf4_kernel(
     offset = 0.0
     if NESTED:
         offset = tl.load(nested_offset_ptr)
-    # looked up by shuffles between lanes: as loads, the compiler stages every single one through shared memory
+    # looked up by shuffles between lanes; the compiler would stage loads through shared memory
     code = tl.broadcast_to(tl.load(code_ptr + tl.arange(0, 16))[None, :], (BLOCK_N, 16))
     steps = in_features // BLOCK_K
     per_split = tl.cdiv(steps, num_splits)
@@ -125,7 +125,7 @@ def sum_parts_kernel(
 
 
 def num_splits(out_features: int, in_features: int, block_n: int, target_programs: int) -> int:
-    """Stretches of K, so that a narrow layer still keeps the whole device reading."""
+    """Stretches of K, so that a narrow layer keeps the whole device busy."""
     wanted = -(-target_programs // -(-out_features // block_n))
     possible = in_features // NF4_BLOCK // MIN_STEPS_PER_SPLIT
     return max(1, min(wanted, possible, MAX_SPLITS))
@@ -140,7 +140,7 @@ def nf4_matmul(x_TH: torch.Tensor, weight: Nf4Weight, bias: torch.Tensor | None,
     tile = chosen.tiles.nf4_for(rows)
     splits = num_splits(outs, weight.in_features, tile.block_n, chosen.target_programs)
     parts = y_TO if splits == 1 else torch.empty(splits * rows * outs, dtype=torch.float32, device=y_TO.device)
-    nothing = weight.code  # a pointer that its kernel does not read
+    nothing = weight.code  # a pointer that the kernel does not read
     nested = (weight.nested_code, weight.nested_absmax, weight.nested_offset)
     nf4_kernel[-(-outs // tile.block_n), splits](
         y_TO,

@@ -47,9 +47,6 @@ class TritonSwitch:
     def turn_off(self, op: Op, why: str) -> None:
         self._off.setdefault(op, why)
 
-    def turn_on(self, op: Op) -> None:
-        self._off.pop(op, None)
-
 
 @cache
 def triton_switch() -> TritonSwitch:

@@ -48,8 +48,8 @@ class LoraTile:
 
 @dataclass(frozen=True, slots=True)
 class OneLaunchTile:
-    """The compiled shape of shrink and expand in one launch, for 16-bit elements only. It runs where its programs read
-    fewer than max_bytes of A's between them, most of it from L2; two launches read each A once. 0: never."""
+    """The compiled shape of shrink and expand in one launch, for 16-bit elements only. It is used if its programs
+    together read fewer than max_bytes of A, mostly from L2; two launches read each A once. 0: never."""
 
     block_k: int
     block_n: int
@@ -71,9 +71,9 @@ class AttentionTile:
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """From which a head size's tile follows. key_bytes: of a tile of keys; wider ones spill on an A100.
+    """Determines a head size's tile. key_bytes: of a tile of keys; wider ones spill on an A100.
 
-    block_m: query rows, at least. narrow_*: where a key is wider than 256 bytes.
+    block_m: query rows, at least. narrow_*: for keys wider than 256 bytes.
     """
 
     key_bytes: int
@@ -149,7 +149,8 @@ class DeviceTiles:
 
 
 def architecture_for(capability: int) -> int:
-    """The newest row that is not newer than the device. ValueError below sm_80, which lacks what the kernels use."""
+    """The newest row that is not newer than the device. Raises ValueError below sm_80, which lacks instructions that
+    the kernels use."""
     if capability < SMALLEST_ARCHITECTURE:
         raise ValueError(f"compute capability must be at least {SMALLEST_ARCHITECTURE / 10}, got {capability / 10}")
     return max(known for known in TILES if known <= capability)
@@ -172,5 +173,5 @@ def _interpreter_tiles() -> DeviceTiles:
 
 
 def power_of_two(value: int) -> int:
-    """The smallest one that is not below value."""
+    """The smallest power of two that is not below value."""
     return 1 << (value - 1).bit_length()

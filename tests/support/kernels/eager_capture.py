@@ -1,4 +1,4 @@
-"""Stands in for CUDA graphs where there is no GPU: a replay runs the recorded function again, over the same memory."""
+"""Replaces CUDA graphs without a GPU: a replay runs the recorded function again, over the same memory."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def recorded_launches(capability: int = 90, tiles: ArchitectureTiles | None = No
         launches.append(
             Launch(fn.jit_function, key, compile["signature"], compile["constants"], compile["configs"][0], options)
         )
-        return True  # Triton takes it that somebody else compiles, and does not launch
+        return True  # Triton assumes that another thread compiles, and does not launch
 
     tiles = tiles or TILES[capability]
     chosen = DeviceTiles(tiles, MULTIPROCESSORS[capability] * tiles.programs_per_multiprocessor)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -15,12 +13,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _on_cpu() -> Iterator[None]:
-    triton_switch().on_cpu = True
-    yield
-    triton_switch().on_cpu = False
-    for op in OPS:
-        triton_switch().turn_on(op)
+def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_switch(), "on_cpu", True)
+    monkeypatch.setattr(triton_switch(), "_off", {})
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -75,7 +75,7 @@ def test_what_an_offset_does_to_alignment_is_known(table: LoraTable, copier: Are
 
 
 class SideStream:
-    """Stands in for a CUDA stream; notes what lay in the arena when it was told to wait for the engine's stream."""
+    """Replaces a CUDA stream; records the arena's content when it was asked to wait for the engine's stream."""
 
     device = torch.device("cpu")
 

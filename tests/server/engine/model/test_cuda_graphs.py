@@ -246,7 +246,7 @@ def _timed(call: Callable[[], None]) -> float:
 
 
 def test_tokens_that_only_the_device_knows_are_gathered_row_by_row() -> None:
-    """Rows of the step before may have ended or changed places; where one drew no token, 0 stands for it."""
+    """Rows of the step before may have ended or changed places; 0 replaces a missing token."""
     world = World([4])
     rows = [row(str(index), [1, 2], [index], slot=0) for index in range(3)]
     for each in rows:
@@ -263,7 +263,7 @@ def test_the_host_array_is_not_written_while_a_copy_still_reads_it() -> None:
     world.run(row("a", [7], [3]))
 
     class Copy:
-        """The last copy to the device, not done before somebody waits for it."""
+        """The last copy to the device, not done until it is waited for."""
 
         was_waited_for = False
 

@@ -96,7 +96,7 @@ def test_launching_ahead_changes_no_token_and_the_launch_never_waits(
     with running(base, adapters, tmp_path, device="cuda") as service:
         runner = runner_of(service)
 
-        def told() -> list[list[int]]:
+        def generated() -> list[list[int]]:
             asked = [
                 service.ask(PROMPTS[index], kinds[index], max_tokens=40 + index, **manners[index % len(manners)])[1]
                 for index in range(len(kinds))
@@ -104,7 +104,7 @@ def test_launching_ahead_changes_no_token_and_the_launch_never_waits(
             return [answer.tokens() for answer in asked]
 
         runner.overlaps = False
-        expected = told()
+        expected = generated()
         runner.overlaps = True
         before = service.stats().counters["steps_ahead"]
         launch_after = runner.launch_after
@@ -117,7 +117,7 @@ def test_launching_ahead_changes_no_token_and_the_launch_never_waits(
                 torch.cuda.set_sync_debug_mode("default")
 
         runner.launch_after = watched  # type: ignore[method-assign]
-        assert told() == expected
+        assert generated() == expected
         counters = service.stats().counters
         assert counters["steps_ahead"] > before + 30
         assert counters["isolated_steps"] == 0, "a launch waited for the device"

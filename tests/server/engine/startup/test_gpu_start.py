@@ -18,10 +18,10 @@ def model(base: Path) -> BaseModel:
 
 
 def test_nothing_is_prepared_without_a_gpu(model: BaseModel) -> None:
-    said: list[str] = []
-    start = prepare(model, max_tokens=64, max_rows=4, block_size=16, wants_graphs=True, report_progress=said.append)
+    reported: list[str] = []
+    start = prepare(model, max_tokens=64, max_rows=4, block_size=16, wants_graphs=True, report_progress=reported.append)
     assert start == GpuStart(reserved=Reserved(), graphs=None, warnings=())
-    assert said == []
+    assert reported == []
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 40])

@@ -36,8 +36,8 @@ def test_a_cpu_keeps_most_of_its_memory() -> None:
 
 
 def test_what_is_wished_for_is_given(model: BaseModel) -> None:
-    wishes = MemoryBudget(kv_cache=8 * MIB, adapter_pool=MIB, host_cache=3 * MIB)
-    plan = plan_memory(model, wishes, block_size=16, max_tokens_useful=1 << 20)
+    budget = MemoryBudget(kv_cache=8 * MIB, adapter_pool=MIB, host_cache=3 * MIB)
+    plan = plan_memory(model, budget, block_size=16, max_tokens_useful=1 << 20)
     assert (plan.adapter_pool_bytes, plan.host_cache_bytes) == (MIB, 3 * MIB)
     assert 0 <= 8 * MIB - plan.kv_bytes < MIB
 
@@ -48,13 +48,13 @@ def test_no_more_blocks_than_can_ever_be_used(model: BaseModel) -> None:
 
 def test_the_table_names_every_part_that_takes_something(model: BaseModel) -> None:
     reserved = Reserved(step_bytes=700 * MIB, graph_bytes=90 * MIB)
-    wishes = MemoryBudget(kv_cache=8 * MIB, adapter_pool=MIB, host_cache=3 * MIB)
+    budget = MemoryBudget(kv_cache=8 * MIB, adapter_pool=MIB, host_cache=3 * MIB)
     options = {"block_size": 16, "max_tokens_useful": 1 << 20}
-    rows = dict(plan_memory(model, wishes, reserved=reserved, **options).rows())
+    rows = dict(plan_memory(model, budget, reserved=reserved, **options).rows())
     assert rows["the largest step (measured)"] == "700 MiB"
     assert rows["CUDA graphs (at most)"] == "90 MiB"
     assert "tokens in blocks of 16" in rows["KV cache"]
-    assert "CUDA graphs (at most)" not in dict(plan_memory(model, wishes, **options).rows())
+    assert "CUDA graphs (at most)" not in dict(plan_memory(model, budget, **options).rows())
 
 
 def test_a_base_that_leaves_no_room_is_refused_with_the_numbers(

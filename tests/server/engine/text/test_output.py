@@ -19,7 +19,7 @@ from support.models.tokenizer_zoo import ZOO
 
 CORES = {name: build() for name, build in ZOO.items()}
 TABLES = {name: TokenTexts(core) for name, core in CORES.items()}
-CORE, PIECES = CORES["byte_level"], TABLES["byte_level"]
+CORE, TOKEN_TEXTS = CORES["byte_level"], TABLES["byte_level"]
 SPECIAL_IDS = {
     id(TABLES[name]): {id_ for id_, token in core.get_added_tokens_decoder().items() if token.special}
     for name, core in CORES.items()
@@ -33,7 +33,7 @@ def letters(text: str) -> list[int]:
 
 
 def state_for(**fields: object) -> OutputState:
-    return OutputState(SamplingParams(**{"max_tokens": 1000, **fields}), PIECES, frozenset({EOS}))
+    return OutputState(SamplingParams(**{"max_tokens": 1000, **fields}), TOKEN_TEXTS, frozenset({EOS}))
 
 
 def run(state: OutputState, ids: list[int]) -> tuple[list[str], OutputDelta]:

@@ -1,4 +1,4 @@
-"""A tokenizer and a model that do not agree on the ids: what is refused, and what can never be said."""
+"""A tokenizer and a model that do not agree on the ids: what is refused, and what is never sampled."""
 
 from __future__ import annotations
 
@@ -117,21 +117,21 @@ def test_an_id_without_a_token_is_never_said_nor_offered(world: tuple[Service, A
     for prompt in PROMPTS:
         answer = service.ask(prompt, logprobs=20, prompt_logprobs=20, **params)[1].collect()
         assert answer[-1].error is None
-        said = {token for event in answer for token in event.token_ids}
+        sampled = {token for event in answer for token in event.token_ids}
         entries = [entry for event in answer for entry in (*(event.logprobs or ()), *(event.prompt_logprobs or ()))]
         offered = {id_ for entry in entries if entry is not None for id_, _ in entry.top}
         assert len(offered) >= 20
-        assert (said | offered).isdisjoint(unknown)
+        assert (sampled | offered).isdisjoint(unknown)
 
 
 def test_log_probabilities_are_those_of_transformers_with_that_mask(world: tuple[Service, Any]) -> None:
     service, (base, unknown) = world
     for prompt in PROMPTS:
         answer = service.ask(prompt, max_tokens=6, logprobs=5, prompt_logprobs=3)[1].collect()
-        said = [token for event in answer for token in event.token_ids]
-        ids = [*prompt, *said]
+        sampled = [token for event in answer for token in event.token_ids]
+        ids = [*prompt, *sampled]
         expected = masked_logprobs(base, unknown, ids)
-        assert said == expected[len(prompt) - 1 : -1].argmax(-1).tolist()
+        assert sampled == expected[len(prompt) - 1 : -1].argmax(-1).tolist()
         scored = [entry for event in answer for entry in (*(event.prompt_logprobs or ()), *(event.logprobs or ()))]
         for position, entry in enumerate(scored[1:]):
             assert entry is not None
@@ -161,4 +161,4 @@ def test_a_base_with_fewer_rows_than_tokens_serves_those_that_have_one(
         assert len(service.tokens(PROMPTS[0])) == 16
         with pytest.raises(InvalidRequest, match=r"token id 417 is 'née 中', for which the model has no embedding row"):
             service.worker.vocabulary.check([417], "prompt")
-    assert "1 tokens have no embedding row, prompts with them are refused: 417 'née 中'" in caplog.text
+    assert "1 tokens have no embedding row; prompts with them are refused: 417 'née 中'" in caplog.text
