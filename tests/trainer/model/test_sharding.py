@@ -55,10 +55,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start_two_ranks(folders: list[Path]) -> None:
-    script = ROOT / "tests" / "support" / "sharded_runs.py"
+    script = ROOT / "tests" / "support" / "trainers" / "sharded_runs.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command += map(str, folders)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *map(str, folders)], env=environment, capture_output=True, timeout=90, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr.decode()[-4000:]
 
 
