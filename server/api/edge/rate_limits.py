@@ -42,7 +42,7 @@ class Bucket:
 
 
 @dataclass(slots=True)
-class _Meters:
+class _TenantUsage:
     buckets: dict[str, Bucket] = field(default_factory=dict)
     num_concurrent: int = 0
 
@@ -51,7 +51,7 @@ class _Meters:
 class Reservation:
     """What one call holds until `settle`. headers: x-ratelimit-*, as they are after it."""
 
-    meters: _Meters
+    usage: _TenantUsage
     num_tokens: int
     num_sequences: int
     headers: Mapping[str, str]
@@ -62,30 +62,30 @@ class Reservation:
         if self.is_settled:
             return
         self.is_settled = True
-        self.meters.num_concurrent -= self.num_sequences
-        if "tokens" in self.meters.buckets:
-            self.meters.buckets["tokens"].give_back(max(0, self.num_tokens - num_used_tokens))
+        self.usage.num_concurrent -= self.num_sequences
+        if "tokens" in self.usage.buckets:
+            self.usage.buckets["tokens"].give_back(max(0, self.num_tokens - num_used_tokens))
 
 
 @dataclass(slots=True)
 class Admission:
     """One request, taken before anything of it was read. It is spent unless `undo` gives it back."""
 
-    meters: _Meters
+    usage: _TenantUsage
     is_undone: bool = False
 
     def undo(self) -> None:
-        if not self.is_undone and "requests" in self.meters.buckets:
-            self.meters.buckets["requests"].give_back(1)
+        if not self.is_undone and "requests" in self.usage.buckets:
+            self.usage.buckets["requests"].give_back(1)
         self.is_undone = True
 
 
 class RateLimits:
-    """All tenants' meters. Used on the event loop only."""
+    """All tenants' buckets and running sequences. Used on the event loop only."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._meters: dict[str, _Meters] = {}
+        self._by_tenant: dict[str, _TenantUsage] = {}
         self._sweep_at = _SWEEP_EVERY
 
     def admit(self, tenant: str, quotas: Quotas) -> Admission:
@@ -93,11 +93,11 @@ class RateLimits:
 
         `reserve` then wants the request itself: undo the admission right before it.
         """
-        meters = self._metered(tenant, quotas)
-        self._check(meters, quotas, {"requests": 1, "tokens": 1}, num_sequences=1)
-        if "requests" in meters.buckets:
-            meters.buckets["requests"].level -= 1
-        return Admission(meters)
+        usage = self._usage_of(tenant, quotas)
+        self._check(usage, quotas, {"requests": 1, "tokens": 1}, num_sequences=1)
+        if "requests" in usage.buckets:
+            usage.buckets["requests"].level -= 1
+        return Admission(usage)
 
     def reserve(self, tenant: str, quotas: Quotas, *, num_tokens: int, num_sequences: int) -> Reservation:
         """Take one request, its tokens and its sequences; all or nothing.
@@ -105,67 +105,67 @@ class RateLimits:
         Raises ApiError 429: request_exceeds_quota (never repeat it), concurrency_limit, requests_per_minute or
         tokens_per_minute (with when to come back).
         """
-        meters = self._metered(tenant, quotas)
+        usage = self._usage_of(tenant, quotas)
         wanted = {"requests": 1, "tokens": num_tokens}
-        self._check(meters, quotas, wanted, num_sequences)
-        for what, bucket in meters.buckets.items():
+        self._check(usage, quotas, wanted, num_sequences)
+        for what, bucket in usage.buckets.items():
             bucket.level -= wanted[what]
-        meters.num_concurrent += num_sequences
-        return Reservation(meters, num_tokens, num_sequences, _headers(meters))
+        usage.num_concurrent += num_sequences
+        return Reservation(usage, num_tokens, num_sequences, _headers(usage))
 
-    def _metered(self, tenant: str, quotas: Quotas) -> _Meters:
-        if tenant not in self._meters and len(self._meters) >= self._sweep_at:
+    def _usage_of(self, tenant: str, quotas: Quotas) -> _TenantUsage:
+        if tenant not in self._by_tenant and len(self._by_tenant) >= self._sweep_at:
             self._forget_idle()
-            self._sweep_at = max(_SWEEP_EVERY, 2 * len(self._meters))
-        meters, now_s = self._meters.setdefault(tenant, _Meters()), self._clock()
+            self._sweep_at = max(_SWEEP_EVERY, 2 * len(self._by_tenant))
+        usage, now_s = self._by_tenant.setdefault(tenant, _TenantUsage()), self._clock()
         for what, limit in (("requests", quotas.requests_per_minute), ("tokens", quotas.tokens_per_minute)):
             if limit is None:
-                meters.buckets.pop(what, None)
+                usage.buckets.pop(what, None)
             else:
-                bucket = meters.buckets.setdefault(what, Bucket(limit, limit, now_s))
+                bucket = usage.buckets.setdefault(what, Bucket(limit, limit, now_s))
                 bucket.refill(limit, now_s)
-        return meters
+        return usage
 
-    def _check(self, meters: _Meters, quotas: Quotas, wanted: Mapping[str, int], num_sequences: int) -> None:
-        headers = _headers(meters)
-        for what, bucket in meters.buckets.items():
+    def _check(self, usage: _TenantUsage, quotas: Quotas, wanted: Mapping[str, int], num_sequences: int) -> None:
+        headers = _headers(usage)
+        for what, bucket in usage.buckets.items():
             if wanted[what] > bucket.capacity:
                 raise _too_large(what, wanted[what], int(bucket.capacity), headers)
-        self._check_concurrent(meters, quotas, num_sequences, headers)
-        for what, bucket in meters.buckets.items():
+        self._check_concurrent(usage, quotas, num_sequences, headers)
+        for what, bucket in usage.buckets.items():
             wait_s = bucket.wait_s(wanted[what])
             if wait_s > 0.0:
                 raise _too_soon(what, wanted[what], bucket, wait_s, headers)
 
     @staticmethod
-    def _check_concurrent(meters: _Meters, quotas: Quotas, num_sequences: int, headers: Mapping[str, str]) -> None:
+    def _check_concurrent(usage: _TenantUsage, quotas: Quotas, num_sequences: int, headers: Mapping[str, str]) -> None:
         limit = quotas.max_concurrent
-        if limit is None or meters.num_concurrent + num_sequences <= limit:
+        if limit is None or usage.num_concurrent + num_sequences <= limit:
             return
         if num_sequences > limit:
             raise _too_large("sequences at once", num_sequences, limit, headers)
-        running = f"{meters.num_concurrent} sequences of this tenant are running"
+        running = f"{usage.num_concurrent} sequences of this tenant are running"
         message = f"{running}, {num_sequences} more would exceed {limit}"
         raise ApiError(429, "concurrency_limit", message, retry_after_s=_CONCURRENCY_RETRY_S, headers=headers)
 
     def _forget_idle(self) -> None:
-        """Drop meters that are full and have no running sequences."""
+        """Drop tenants with full buckets and no running sequences."""
         now_s = self._clock()
-        for tenant, meters in list(self._meters.items()):
-            for bucket in meters.buckets.values():
+        for tenant, usage in list(self._by_tenant.items()):
+            for bucket in usage.buckets.values():
                 bucket.refill(bucket.capacity, now_s)
-            is_full = all(bucket.level >= bucket.capacity for bucket in meters.buckets.values())
-            if is_full and not meters.num_concurrent:
-                del self._meters[tenant]
+            is_full = all(bucket.level >= bucket.capacity for bucket in usage.buckets.values())
+            if is_full and not usage.num_concurrent:
+                del self._by_tenant[tenant]
 
     def __len__(self) -> int:
-        return len(self._meters)
+        return len(self._by_tenant)
 
 
-def _headers(meters: _Meters) -> dict[str, str]:
+def _headers(usage: _TenantUsage) -> dict[str, str]:
     """As OpenAI sends them: limit and remaining as numbers, reset as how long until all of it is back."""
     headers = {}
-    for what, bucket in meters.buckets.items():
+    for what, bucket in usage.buckets.items():
         headers[f"x-ratelimit-limit-{what}"] = str(int(bucket.capacity))
         headers[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.level)))
         headers[f"x-ratelimit-reset-{what}"] = f"{bucket.wait_s(bucket.capacity):.3f}s"

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.soaking.watch import ProcessSize
 from lora_kernels.process import MAX_ARENAS, c_library_trim
-from server.api.memory_trim import MemoryTrim
+from server.api.background import MemoryTrim
 from support.servers.waiting import wait_until
 
 CHUNK_BYTES = 60_000  # below what glibc maps by itself

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.store import AdapterStore
-from server.api.store_watch import StoreWatch
+from server.api.background import StoreWatch
 from support.worlds.fake_engine import FakeEngine
 
 

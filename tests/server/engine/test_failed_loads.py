@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import Gauge
 
 from adapters_store.base.description import AdapterDigest
-from server.api.store_watch import StoreWatch
+from server.api.background import StoreWatch
 from server.engine.request import RequestError
 from server.engine.worker import EngineWorker
 from support.servers.service import Service, publish, running

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import Gauge
 
 from adapters_store.base.description import AdapterDigest
-from server.api.store_watch import StoreWatch
+from server.api.background import StoreWatch
 from server.engine.startup.settings import MemoryBudget
 from support.servers.service import TENANT, Answer, Service, publish, running
 from support.servers.waiting import wait_until

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
@@ -96,13 +96,24 @@ def test_outside_a_request_there_is_no_id(log: io.StringIO) -> None:
     assert ("[-]: hello" in line) if log.format is LogFormat.TEXT else json.loads(line)["request_id"] == "-"  # type: ignore[attr-defined]
 
 
-def test_a_line_costs_less_than_a_tenth_of_a_millisecond(log: io.StringIO) -> None:
-    best_s = float("inf")
-    for _ in range(5):
-        start_s = time.perf_counter()
-        for index in range(200):
-            request_log.begin(f"r{index}")
-            request_log.note(tenant="acme", adapter="law@3", prompt_tokens=5, completion_tokens=7)
-            request_log.end(method="POST", route="/v1/completions", status=200, duration_s=0.1)
-        best_s = min(best_s, time.perf_counter() - start_s)
-    assert best_s / 200 < 100e-6
+def test_a_requests_line_costs_no_more_than_a_few_plain_ones(log: io.StringIO) -> None:
+    """Beside plain lines through the same handler, in the same run: however busy the machine is."""
+
+    def request_line(index: int) -> None:
+        request_log.begin(f"r{index}")
+        request_log.note(tenant="acme", adapter="law@3", prompt_tokens=5, completion_tokens=7)
+        request_log.end(method="POST", route="/v1/completions", status=200, duration_s=0.1)
+
+    def plain_line(index: int) -> None:
+        logging.getLogger("server.api.access").info("POST /v1/completions 200 %d ms", index)
+
+    def best_s(write: Callable[[int], None]) -> float:
+        times = []
+        for _ in range(5):
+            start_s = time.perf_counter()
+            for index in range(200):
+                write(index)
+            times.append(time.perf_counter() - start_s)
+        return min(times)
+
+    assert best_s(request_line) < 10 * best_s(plain_line)
