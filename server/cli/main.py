@@ -23,12 +23,12 @@ from server.cli.training import jobs, onboard, train
 
 
 class ReportingGroup(TyperGroup):
-    """The commands; an error of a user's making ends as one line (or one JSON object) and its exit code."""
+    """The commands; an error that a user can cause ends as one line (or one JSON object) and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # whoever reads us has read enough; typer answers it
+        except BrokenPipeError:  # the reader of our output closed it; typer handles this
             raise
         except USER_ERRORS as error:
             failure = failure_of(error)

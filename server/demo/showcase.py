@@ -1,6 +1,6 @@
-"""The demo's story: tenants come with their adapters, and one prompt is answered by all of them in one batch.
+"""The demo's showcase: tenants publish their adapters, and all of them answer one prompt in one batch.
 
-Decides what is asked and measured; knows neither where base, adapters and prompts come from, nor how answers are shown.
+Decides what is asked and measured; knows neither the source of base, adapters and prompts, nor the display.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ ADAPTER_NAME = "style"  # the same for every tenant: only the key tells them apa
 BASE = "base"
 _POLL_S = 0.1
 
-Said = tuple[str, int, TokenEvent]  # who, in which step of the engine, what
+Said = tuple[str, int, TokenEvent]  # voice, step of the engine, event
 
 
 class ShowcaseFailed(RuntimeError):
-    """An answer did not come to its end; the message says which and why."""
+    """An answer did not finish; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """One who answers: the bare base, or a tenant's adapter. api_key is the tenant's; the base has none of its own."""
+    """What answers: the bare base, or a tenant's adapter. api_key is the tenant's; the base has none of its own."""
 
     name: str
     adapter: AdapterDigest | None = None
@@ -42,7 +42,7 @@ class Voice:
 
 @dataclass(slots=True)
 class Answer:
-    """What one voice has said so far."""
+    """One voice's answer so far."""
 
     text: str = ""
     num_tokens: int = 0
@@ -51,7 +51,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Round:
-    """One prompt and everybody's answers. rows_per_step: how many of these requests each engine step moved on."""
+    """One prompt and all answers. rows_per_step: how many of these requests each engine step moved on."""
 
     prompt: str
     answers: dict[str, Answer]
@@ -106,7 +106,7 @@ def introduce(store: AdapterStore, base: BaseDescription, adapters: Mapping[str,
 
 
 def _key_for(store: AdapterStore, tenant: str) -> TenantKey:
-    """A data directory that was kept has the tenants, but nobody can read their keys any more."""
+    """An existing data directory has the tenants, but their keys cannot be read."""
     try:
         return store.tenants.rotate_key(tenant)
     except NotFound:
@@ -114,7 +114,7 @@ def _key_for(store: AdapterStore, tenant: str) -> TenantKey:
 
 
 class Showcase:
-    """Asks every voice the same thing at once."""
+    """Sends one prompt to every voice at once."""
 
     def __init__(self, parts: EngineParts, voices: Sequence[Voice], *, max_tokens: int = 96) -> None:
         self._parts = parts

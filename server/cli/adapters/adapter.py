@@ -1,6 +1,6 @@
-"""`multilora adapter`: tenants' LoRA adapters in the data directory. A running server answers with them a second later.
+"""`multilora adapter`: tenants' LoRA adapters in the data directory. A running server serves them within a second.
 
-Decides which base an adapter is checked against; what is a sound adapter is the store's decision.
+Decides which base an adapter is checked against; the store decides which adapter is valid.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from adapters_store.versions.records import AdapterVersion
 
 app = typer.Typer(
-    help="Push, list, show and delete tenants' adapters; choose the version a name means.", no_args_is_help=True
+    help="Push, list, show and delete tenants' adapters; choose the active version.", no_args_is_help=True
 )
 
 adapter_versions.register(app)
@@ -38,13 +38,13 @@ def push(
     folder: Annotated[Path, typer.Argument(help="A PEFT LoRA folder.", metavar="DIR")],
     *,
     tenant: TenantOption,
-    name: Annotated[str, typer.Option("--name", "-n", help="What the tenant calls it.", metavar="N")],
+    name: Annotated[str, typer.Option("--name", "-n", help="The adapter's name.", metavar="N")],
     base: BaseOption = None,
-    activate: Annotated[bool, typer.Option(help="Whether the bare name means it from now on.")] = True,
+    activate: Annotated[bool, typer.Option(help="Make the new version the active one.")] = True,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Check an adapter and publish it; the bare name means the new version from then on."""
+    """Check an adapter and publish it as a new version, which becomes the active one."""
     from adapters_store.format.adapter_folder import read_adapter_folder
 
     output = Output(as_json=as_json)
@@ -114,7 +114,7 @@ def delete(
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete an adapter with all its versions, or one version. What is being generated with it comes to its end."""
+    """Delete an adapter with all its versions, or one version. Running requests finish."""
     from adapters_store.storage.names import split_ref
 
     output = Output(as_json=as_json)
@@ -152,11 +152,11 @@ def _state(version: AdapterVersion) -> str:
 
 
 def _base_for(store: AdapterStore, base: str | None, output: Output) -> BaseDescription:
-    """The base served last, or the one that was named; a known one keeps the dtype it is served in."""
+    """The base served last, or the one named; a known base keeps the dtype it is served in."""
     known = store.bases()
     if base is None:
         if not known:
-            message = "no base was served from this data directory yet; say which one with --base PATH"
+            message = "no base was served from this data directory yet; name one with --base PATH"
             raise CommandError("unknown_base", message, ExitCode.NOT_FOUND)
         return known[0]
     with output.waiting(f"reading base {base}"):
@@ -167,6 +167,6 @@ def _base_for(store: AdapterStore, base: str | None, output: Output) -> BaseDesc
 
 
 def _check_free(name: str, base: BaseDescription) -> None:
-    """As the HTTP route does: a name that means the base would never be reached."""
+    """As the HTTP route does: an adapter with the base's name could never be requested."""
     if name == base.name:
         raise CommandError("name_is_base", f"name: {name!r} is the name of the base model", ExitCode.CONFLICT)

@@ -1,4 +1,4 @@
-"""`multilora adapter merge`: an adapter and its base as one base. The trainer's part makes sums and checks them."""
+"""`multilora adapter merge`: an adapter and its base as one base. The trainer computes and checks the merge."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def merge(
     base: Annotated[str, typer.Option("--base", help="The adapter's base, unquantised.", metavar="PATH_OR_ID")],
     out: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist.", metavar="DIR")],
     quantize: Annotated[
-        str | None, typer.Option("--quantize", help="nf4: the base is served in 4 bits; measured, and refused.")
+        str | None, typer.Option("--quantize", help="nf4 is always refused; the message gives the measured loss.")
     ] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Write an adapter and its base as a base of its own, once its answers are seen to be the same."""
+    """Merge an adapter into its base and write the result, if its answers are the same."""
     output = Output(as_json=as_json)
     if quantize not in (None, "nf4"):
         raise CommandError("bad_field", f"--quantize must be nf4, got {quantize!r}", ExitCode.REFUSED)
@@ -53,14 +53,14 @@ def merge(
         path, name = find_base(base)
         description = describe(path, name)
         if description.digest != version.base_digest:
-            message = f"{version.ref}: made for base {version.base_digest}, {base} is {description.digest}"
+            message = f"{version.ref}: trained for base {version.base_digest}, {base} is {description.digest}"
             raise CommandError("wrong_base", message, ExitCode.REFUSED)
         with output.stage(f"merging {version.tenant}/{version.ref} into {name}, and comparing answers"):
             merged = merge_folders(path, folder, out, description=description, nf4=quantize == "nf4")
     output.emit(**asdict(merged), adapter=version.digest, folder=str(out), lost=merged.parity.lost)
     output.say(f"wrote {out}: {merged.num_modules} layers merged, stored in {merged.dtype}")
     output.say(f"parity  {merged.parity}")
-    output.say(f"digest  {merged.digest}, a base of its own: adapters of {name} are refused on it", style="dim")
+    output.say(f"digest  {merged.digest}, a new base: it refuses adapters of {name}", style="dim")
 
 
 @contextmanager

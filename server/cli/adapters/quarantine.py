@@ -1,4 +1,4 @@
-"""`multilora quarantine`: which adapters are not served and why. Works on the data directory, server or not."""
+"""`multilora quarantine`: which adapters are not served and why. Works with or without a running server."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from server.cli.common.output import Output
 from server.cli.common.store_access import opened
 from server.cli.common.texts import when
 
-app = typer.Typer(help="Look over the adapters' files; list and release what is not served.", no_args_is_help=True)
+app = typer.Typer(help="Check the adapters' files; list quarantined adapters and release them.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_entries(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
-    """List the adapters that are not served."""
+    """List the quarantined adapters, which are not served."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
         entries = store.quarantine.entries()
@@ -28,27 +28,29 @@ def list_entries(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption
     rows = [
         (entry.digest, entry.tenant or "all", entry.code, entry.message, when(entry.created_at)) for entry in entries
     ]
-    output.table(("digest", "tenant", "code", "why", "since"), rows)
+    output.table(("digest", "tenant", "code", "reason", "since"), rows)
 
 
 @app.command()
 def check(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
-    """Look over every version's files, as a server does when it starts."""
+    """Check every version's files, as a server does at its start."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
         found = store.look_over()
     output.emit(blobs=found.num_blobs, put_away=found.put_away, restored=found.restored)
-    output.say(f"{found.num_blobs} blobs: {len(found.put_away)} put away, {len(found.restored)} restored")
+    output.say(f"{found.num_blobs} blobs: {len(found.put_away)} quarantined, {len(found.restored)} restored")
 
 
 @app.command()
 def release(
     digest: Annotated[str, typer.Argument(help="The adapter's digest, as `list` shows it.", metavar="DIGEST")],
-    tenant: Annotated[str | None, typer.Option(help="To this tenant only; left out: to all.", metavar="NAME")] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="Release it for this tenant only (default: for all).", metavar="NAME")
+    ] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve an adapter again; a running server follows within a second."""
+    """Serve an adapter again. A running server does so within a second."""
     from adapters_store.base.description import AdapterDigest
 
     output = Output(as_json=as_json)

@@ -1,6 +1,6 @@
-"""`multilora adapter activate|canary|promote|rollback|unload`: which version a name means.
+"""`multilora adapter activate|canary|promote|rollback|unload`: which version a name stands for.
 
-A running server follows within a second. What each verb does is the store's decision.
+A running server follows within a second. The store decides what each command does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NameArgument = Annotated[str, typer.Argument(help="NAME.", metavar="NAME")]
 def activate(
     ref: VersionArgument, tenant: TenantOption, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
 ) -> None:
-    """Let the bare name mean this version alone. One that was unloaded is in service again."""
+    """Make this version the only active one. An unloaded version returns to service."""
     output = Output(as_json=as_json)
     name, number = _version_of(ref)
     with opened(data_dir, output) as store:
@@ -37,11 +37,13 @@ def activate(
 def canary(
     ref: VersionArgument,
     tenant: TenantOption,
-    percent: Annotated[int, typer.Option(help="Of the name's users; 0 ends the canary.", min=0, max=99)],
+    percent: Annotated[
+        int, typer.Option(help="Share of the users that the canary answers; 0 ends the canary.", min=0, max=99)
+    ],
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a share of the name's users with this version, the same users every time."""
+    """Let this version answer a share of the users, always the same users."""
     output = Output(as_json=as_json)
     name, number = _version_of(ref)
     with opened(data_dir, output) as store:
@@ -52,7 +54,7 @@ def canary(
 def promote(
     ref: RefArgument, tenant: TenantOption, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
 ) -> None:
-    """Make the canary (NAME@VERSION where there are several) what the bare name means."""
+    """Make the canary the active version. If there are several, give NAME@VERSION."""
     from adapters_store.storage.names import split_ref
 
     output = Output(as_json=as_json)
@@ -64,7 +66,7 @@ def promote(
 def rollback(
     name: NameArgument, tenant: TenantOption, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
 ) -> None:
-    """End the canaries; where there are none, activate what was active before."""
+    """End the canaries. If there are none, activate the previous version."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
         version = store.aliases.roll_back(tenant, name)
@@ -74,7 +76,7 @@ def rollback(
 def unload(
     ref: RefArgument, tenant: TenantOption, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
 ) -> None:
-    """Take an adapter, or one version, out of service and out of memory until it is activated again; files stay."""
+    """Take an adapter, or one version, out of service and out of memory until it is activated again. Files stay."""
     from adapters_store.storage.names import split_ref
 
     output = Output(as_json=as_json)
@@ -95,12 +97,12 @@ def _version_of(ref: str) -> tuple[str, int]:
 
     name, number = split_ref(ref)
     if number is None:
-        raise CommandError("bad_version", f"{ref}: say which version, as in {name}@3", ExitCode.USAGE)
+        raise CommandError("bad_version", f"{ref}: give the version, as in {name}@3", ExitCode.USAGE)
     return name, number
 
 
 def _tell(store: AdapterStore, version: AdapterVersion, output: Output) -> None:
-    """What the name means now."""
+    """Show the versions that the name stands for now."""
     versions = store.versions(version.tenant, version.name)
     output.emit(**version.to_json(), versions=[each.to_json() for each in versions])
     shares = ", ".join(f"{each.ref} {each.percent} %" for each in versions if each.percent)

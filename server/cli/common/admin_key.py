@@ -1,4 +1,4 @@
-"""The server's admin key: random, made once, kept in the data directory for its owner's eyes. Knows no HTTP."""
+"""The server's admin key: created once, kept in the data directory, readable by its owner only. Knows no HTTP."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _KEY_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class AdminKey:
-    """values: all that open; while one replaces another there are two. path None: they came from the environment.
-    is_new: it was made now, and is to be shown this once."""
+    """values: all valid keys; during a rotation there are two. path None: they came from the environment.
+    is_new: the key was created now and is shown only now."""
 
     values: tuple[str, ...] = field(repr=False)
     path: Path | None
@@ -32,7 +32,7 @@ class AdminKey:
 def admin_key(data_dir: Path) -> AdminKey:
     """The key from MULTILORA_ADMIN_KEY, else from the data directory (which must exist), else a new one kept there.
 
-    Either may hold several, separated by spaces or lines: the new one first, and the old one while they overlap.
+    Either may hold several keys, separated by spaces or lines: the new one first, then the old one during a rotation.
     """
     given = os.environ.get(ENVIRONMENT)
     if given is not None:
@@ -54,7 +54,7 @@ def _checked(text: str, where: str) -> tuple[str, ...]:
 
 
 def _write_new(path: Path) -> bool:
-    """Whole or not at all, and never over another's; False where another process was faster."""
+    """Write the file atomically and never overwrite one; False if another process was faster."""
     scratch = path.with_name(f".{FILE_NAME}.{secrets.token_hex(8)}")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -1,6 +1,6 @@
 """Which database a command works on: --database-url, else MULTILORA_DATABASE_URL, else SQLite in the data directory.
 
-Decides what such a URL may be, and how it is shown: never with what it keeps secret. Connects to nothing.
+Decides which URLs are valid, and shows them without their secrets. Connects to nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DatabaseUrlOption = Annotated[str | None, typer.Option("--database-url", help=DA
 def database_url(given: str | None) -> str | None:
     """The checked URL with its driver, secrets included; None: SQLite in the data directory.
 
-    Raises CommandError (bad_database_url), which tells no part of the URL but its scheme.
+    Raises CommandError (bad_database_url), whose message repeats no part of the URL but its scheme.
     """
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
@@ -41,7 +41,7 @@ def database_url(given: str | None) -> str | None:
         return None
     try:
         url = make_url(text)
-    except (ArgumentError, ValueError):  # ValueError: a port that is no number, told with the text around it
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number; its message repeats the URL
         raise _refused(source, "is not a URL like postgresql://USER:PASSWORD@HOST/DATABASE") from None
     if url.drivername in ("postgres", "postgresql"):
         url = url.set(drivername="postgresql+psycopg")
@@ -57,7 +57,7 @@ def database_url(given: str | None) -> str | None:
 
 
 def shown(url: str) -> str:
-    """The URL for eyes and logs: *** in place of what it keeps secret."""
+    """The URL for people and logs: *** replaces its secrets."""
     from sqlalchemy import make_url
 
     return _masked(make_url(url)).render_as_string(hide_password=True)

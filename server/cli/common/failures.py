@@ -1,5 +1,6 @@
-"""Turns what a user can cause into one line and an exit code. Knows no command; anything it does not know is a fault of
-ours and keeps its traceback."""
+"""Turns errors that a user can cause into one line and an exit code. Knows no command.
+
+Any other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ EPILOG = (
 
 
 class CommandError(UserError):
-    """A command cannot do what was asked."""
+    """A command failed."""
 
     def __init__(self, code: str, message: str, exit_code: ExitCode = ExitCode.FAILED) -> None:
         super().__init__(code, message)
@@ -26,7 +27,7 @@ class CommandError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One error as it is told: `code: message`, in one line."""
+    """One error as it is shown: `code: message`, in one line."""
 
     code: str
     message: str
@@ -46,7 +47,7 @@ USER_ERRORS = (UserError, OSError)
 
 
 def failure_of(error: Exception) -> Failure:
-    """What to tell of one of USER_ERRORS."""
+    """The failure to show for one of USER_ERRORS."""
     if isinstance(error, UserError):
         return Failure(error.code, error.message, error.exit_code, error.param)
     assert isinstance(error, OSError)
@@ -54,7 +55,7 @@ def failure_of(error: Exception) -> Failure:
 
 
 def _of_system(error: OSError) -> Failure:
-    """The system's own words about a file, without errno."""
+    """The system's message about a file, without errno."""
     reason = error.strerror or str(error)
     message = reason if error.filename is None else f"{error.filename}: {reason}"
     if isinstance(error, FileNotFoundError):

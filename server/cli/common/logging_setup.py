@@ -1,4 +1,4 @@
-"""What is logged and how a line looks: plain, or JSON for collectors. Always on stderr; answers are on stdout."""
+"""What is logged, and the format of a line: text, or JSON for collectors. Logs go to stderr, answers to stdout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LogFormat(StrEnum):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object per record; an exception is one field. What a request's line says is there as fields of its own."""
+    """One object per record; an exception is one field. The parts of a request's line are fields too."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
@@ -36,7 +36,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logging(*, log_format: LogFormat = LogFormat.TEXT, ours: int = logging.INFO) -> None:
-    """Our own loggers from level `ours`, everybody else's from WARNING."""
+    """Log this product from level `ours`, other libraries from WARNING."""
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s [%(request_id)s]: %(message)s", "%H:%M:%S")
     handler.setFormatter(JsonFormatter() if log_format is LogFormat.JSON else plain)
@@ -44,4 +44,4 @@ def set_up_logging(*, log_format: LogFormat = LogFormat.TEXT, ours: int = loggin
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(ours)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # misses a CPU kernel of the hub's at every import
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # logs a missing CPU kernel at every import

@@ -1,11 +1,13 @@
-"""The options that several commands share. Decides their names, help and defaults; does nothing with them."""
+"""Options that several commands share: names, help and defaults."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from server.cli.common.output import complain
 
 DEFAULT_DATA_DIR = Path("~/.local/share/multilora")
 DATA_DIR_HELP = "The folder of tenants, adapters, jobs and the admin key."
@@ -24,6 +26,17 @@ def _expanded(value: Path | None) -> Path | None:
     return None if value is None else value.expanduser()
 
 
+def renamed_option(old: str, new: str) -> Any:
+    """The old spelling of an option, for one release: hidden, works, and warns on stderr."""
+
+    def warned(value: Any) -> Any:
+        if value is not None:
+            complain(f"{old} is now {new}; the old spelling will be removed in the next release")
+        return value
+
+    return typer.Option(old, hidden=True, callback=warned)
+
+
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Answer as JSON, one object per line.", callback=_remember_json, is_eager=True),
@@ -39,6 +52,6 @@ DataDirOption = Annotated[
     ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-TenantOption = Annotated[str, typer.Option("--tenant", "-t", help="Whose adapter it is.", metavar="T")]
+TenantOption = Annotated[str, typer.Option("--tenant", "-t", help="The adapter's tenant.", metavar="T")]
 HostOption = Annotated[str, typer.Option("--host", help=HOST_HELP)]
 PortOption = Annotated[int, typer.Option("--port", help=PORT_HELP, min=0, max=65535)]

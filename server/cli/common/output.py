@@ -1,4 +1,4 @@
-"""One command's answer: lines and tables for people, one JSON object per line for programs. Decides no content."""
+"""The output of a command: lines and tables for people, one JSON object per line for programs. Decides no content."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_WIDTH = 160  # where stdout is no terminal: wide enough that ids and paths stay in one piece
+PLAIN_WIDTH = 160  # if stdout is no terminal: wide enough to keep ids and paths in one line
 
 
 class Output:
-    """Made once per command. What is meant for people is silent with --json, and the other way round.
+    """Made once per command. Output for people is off with --json, output for programs is off without it.
 
-    with_events: a program wants to follow along, too; otherwise it gets the answer alone.
+    with_events: programs also get the events on the way to the answer.
     """
 
     def __init__(self, *, as_json: bool = False, with_events: bool = False) -> None:
@@ -38,7 +38,7 @@ class Output:
             print(json.dumps(fields), flush=True)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """For programs that follow along: something happened."""
+        """For programs, if this command has events."""
         if self._with_events:
             self.emit(event=kind, **fields)
 
@@ -63,7 +63,7 @@ class Output:
 
     @contextmanager
     def stage(self, text: str) -> Iterator[None]:
-        """Something that takes a while: a line when it begins, or a spinner, and how long it took at the end."""
+        """A stage that takes a while: a line at its start, or a spinner and the duration at its end."""
         self.event("stage", stage=text)
         start_s = time.perf_counter()
         if not self.is_live:
@@ -74,7 +74,7 @@ class Output:
             self.say(f"{text} ({time.perf_counter() - start_s:.1f} s)", style="dim")
 
     def waiting(self, text: str) -> Any:
-        """A spinner while the block runs, where there is a terminal; leaves nothing behind."""
+        """A spinner while the block runs, on a terminal only; it disappears at the end."""
         return self.console.status(Text(text)) if self.is_live else nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM mean: stop, in order, with exit code 0; asked twice, at once. Knows nothing of HTTP."""
+"""SIGINT and SIGTERM: the first stops in order with exit code 0, the second at once. Knows nothing of HTTP."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _POLL_S = 0.1
 class StopSignals:
     """For the length of a block, on the main thread.
 
-    A signal ends the block by KeyboardInterrupt, which the block's end takes for done. Between `defer()` and the end
-    of the block it only sets `asked`: things are being put away, or somebody looks at `asked` by himself.
+    A signal ends the block with KeyboardInterrupt, which the end of the block swallows. After `defer()` a signal only
+    sets `asked`: the block is cleaning up, or it polls `asked`.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class StopSignals:
         self._is_deferred = True
 
     def wait(self, while_true: Callable[[], bool] = lambda: True) -> None:
-        """Returns once a signal has come, or the condition has ended."""
+        """Returns after a signal, or when the condition turns false."""
         self.defer()
         while not self.asked and while_true():
             time.sleep(_POLL_S)  # an Event's lock cannot be taken safely inside a signal handler

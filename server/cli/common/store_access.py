@@ -27,10 +27,10 @@ def opened(
     is_private: bool = False,
     grace_s: float = DEFAULT_GRACE_S,
 ) -> Iterator[AdapterStore]:
-    """The store in `data_dir`, closed at the end; its rows are where `url` or the environment says.
+    """The store in `data_dir`, closed at the end; its rows are in the database that `url` or the environment names.
 
-    is_private: in `data_dir` whatever the environment says. grace_s: see AdapterStore.open.
-    Raises CommandError (database_error, bad_database_url), StoreError (wrong_store and its kin), OSError.
+    is_private: in `data_dir`, whatever the environment names. grace_s: see AdapterStore.open.
+    Raises CommandError (database_error, bad_database_url), StoreError (wrong_store and others), OSError.
     """
     with output.waiting("opening the store"):
         from adapters_store.storage.audit import Actor, acting_as
@@ -65,7 +65,7 @@ def _database_errors(place: Path | str) -> Iterator[None]:
 
 
 def confirmed(question: str, *, yes: bool, output: Output) -> None:
-    """Ask before something is lost; a program that asked for JSON is not asked. Raises typer.Abort."""
+    """Ask before data is deleted, but not with --json. Raises typer.Abort."""
     if not (yes or output.as_json):
         import typer
 

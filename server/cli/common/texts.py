@@ -1,8 +1,9 @@
-"""How numbers, moments and commands are written for people. Knows nothing of where they come from."""
+"""Formats numbers, times and commands for people."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from datetime import datetime
 
 MIB = 1024 * 1024
@@ -23,13 +24,9 @@ def size(count: int) -> str:
 
 
 def curl_line(url: str, *, key: str | None, model: str, prompt: str, chat: bool, max_tokens: int = 64) -> str:
-    """A request ready to paste into a POSIX shell, in one line. key None: nobody is asked for one."""
+    """A request to paste into a POSIX shell, in one line. key None: the server needs no key."""
     said = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
     body = json.dumps({"model": model, **said, "max_tokens": max_tokens, "temperature": 0}, ensure_ascii=False)
     route = "chat/completions" if chat else "completions"
     auth = "" if key is None else f" -H 'Authorization: Bearer {key}'"
-    return f"curl -s {url}/v1/{route}{auth} -H 'Content-Type: application/json' -d {_quoted(body)}"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
+    return f"curl -s {url}/v1/{route}{auth} -H 'Content-Type: application/json' -d {shlex.quote(body)}"

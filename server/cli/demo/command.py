@@ -1,4 +1,4 @@
-"""`multilora demo`: reads the options and hands over to `demo_run`, which knows the engine."""
+"""`multilora demo`: reads the options and hands over to `run`, which knows the engine."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ NUM_PROMPTS = 3  # as many as one screen shows
 
 def demo(
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="Ask this instead (may be given several times).")
+        list[str] | None, typer.Option("--prompt", "-p", help="Ask this instead; may be given more than once.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="End after the showcase.")] = False,
     port: Annotated[
         int | None, typer.Option(help=f"Port to listen on (default: {PORT}, or a free one).", min=0, max=65535)
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Keep tenants and adapters here (default: a folder that is removed at the end).")
+        Path | None, typer.Option(help="Folder for tenants and adapters (default: a temporary one).")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """See three tenants' adapters answer in one batch: a tiny base, no download, no GPU.
+    """Show three tenants' adapters answering in one batch on a tiny base, without download or GPU.
 
-    Then the server stays up, with ready-made curl lines, until Ctrl-C. With --json: one object with the answers.
+    The server then runs until Ctrl-C and shows curl lines to paste. With --json: one object with the answers.
     """
     output = Output(as_json=as_json)
     set_up_logging(ours=logging.WARNING)
@@ -52,7 +52,7 @@ def demo(
 
 
 def _listener(port: int | None) -> socket.socket:
-    """A newcomer has not asked for a port, so any will do."""
+    """Without --port any free port will do."""
     if port is not None:
         return bound(HOST, port)
     try:

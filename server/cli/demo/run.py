@@ -41,7 +41,7 @@ class Story:
 def run(
     story: Story, listener: socket.socket, output: Output, signals: StopSignals, *, data_dir: Path | None, once: bool
 ) -> None:
-    """Tell the story, then serve until a signal. Raises what `failures` knows, CommandError (demo_failed)."""
+    """Show the story, then serve until a signal. Raises what `failures` knows, CommandError (demo_failed)."""
     settings = EngineSettings(base=story.base, served_name=story.served_name, memory=MEMORY)
     with (
         _folder(data_dir) as folder,

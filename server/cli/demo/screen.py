@@ -22,7 +22,7 @@ REFRESH_PER_S = 12
 
 @dataclass(frozen=True)
 class TryIt:
-    """What a newcomer needs to ask by himself.
+    """What a user needs to send requests.
 
     base: its id in the API. chat: whether the base has a chat template. note: what to expect of it.
     """
@@ -61,14 +61,14 @@ def round_table(this: Round) -> Table:
 
 
 def _printable(text: str) -> str:
-    """A model may say anything, also what would steer a terminal."""
+    """A model's text may contain control sequences for the terminal."""
     return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text).strip(
         "\n"
     )
 
 
 def headline(summary: Summary) -> str:
-    """What was measured, in a sentence."""
+    """The measurements in a sentence."""
     return (
         f"{summary.num_tokens} tokens in {summary.duration_s:.1f} s ({summary.tokens_per_s:,.0f} tokens/s). Up to "
         f"{summary.max_rows} requests shared a batch; {summary.shared_steps} of {summary.num_steps} served several."
@@ -79,7 +79,9 @@ def show_try_it(try_it: TryIt, output: Output) -> None:
     """Lines to paste: one for each voice, and the same in Python."""
     output.say()
     output.say(f"ready on {try_it.url}", style="bold green")
-    output.say(f"Every tenant calls its adapter {ADAPTER_NAME!r}; the key alone decides who answers.", style="dim")
+    output.say(
+        f"Every tenant calls its adapter {ADAPTER_NAME!r}; the key alone selects the tenant's adapter.", style="dim"
+    )
     tenants = [voice for voice in try_it.voices if voice.api_key is not None]
     for voice in tenants:
         output.say(f"\n# {voice.name}", style="dim")
@@ -90,7 +92,7 @@ def show_try_it(try_it: TryIt, output: Output) -> None:
     output.say(_python(try_it, tenants[-1]))
     output.say(f"\nmultilora adapter list --data-dir {try_it.data_dir}")
     output.say(try_it.note, style="dim")
-    output.say("Ctrl-C ends it.", style="dim")
+    output.say("Ctrl-C stops the server.", style="dim")
 
 
 def _curl(try_it: TryIt, voice: Voice, model: str) -> str:

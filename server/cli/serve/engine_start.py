@@ -1,4 +1,4 @@
-"""Builds and runs an engine for a command, telling what goes on. Imports torch: commands import this module late."""
+"""Builds and runs an engine for a command and shows its stages. Imports torch: commands import this module late."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def running_engine(settings: EngineSettings, store: AdapterStore, output: Output
 
 
 def remember_base(settings: EngineSettings, parts: EngineParts, store: AdapterStore, data_dir: Path) -> None:
-    """Write down what is served, so that adapters and jobs can come while no server runs."""
+    """Remember what is served: adapters and jobs may arrive while no server runs."""
     store.remember_base(parts.base.description)
     ServedBase(
         path=settings.base,
@@ -54,15 +54,15 @@ def remember_base(settings: EngineSettings, parts: EngineParts, store: AdapterSt
 
 
 def show_memory(parts: EngineParts, output: Output) -> None:
-    """The memory plan, and what serves slower than it could."""
+    """Show the memory plan, and a warning if the C kernels are off."""
     output.event("memory", **asdict(parts.plan))
     output.table(("memory", parts.plan.device), parts.plan.rows())
     native = native_build()
     if native.library is None and parts.base.device.type == "cpu":
         output.event("warning", code="no_native_kernels", message=native.reason)
-        output.say(f"C kernels are off, torch serves instead, slower: {native.reason}", style="yellow")
+        output.say(f"the C kernels are off, and torch serves more slowly: {native.reason}", style="yellow")
 
 
 def _hashing(base: Path) -> str:
     total = sum(file.stat().st_size for file in base.glob("*.safetensors"))
-    return f"reading the base's digest ({size(total)}; remembered for the next start)"
+    return f"computing the base's digest ({size(total)}; the next start reuses it)"

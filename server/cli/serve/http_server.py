@@ -41,7 +41,7 @@ class HttpServer:
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Returns once clients are accepted. Raises CommandError (port_in_use), OSError."""
+        """Returns when clients are accepted. Raises CommandError (port_in_use), OSError."""
         host, port = self._listener.getsockname()[:2]
         self._thread.start()
         while self.is_alive and not self._server.started:
@@ -53,8 +53,10 @@ class HttpServer:
         raise self._error or CommandError("server_stopped", "the HTTP server ended before it began")
 
     def stop(self, signals: StopSignals) -> None:
-        """Turn false at /ready and let nobody in, but let answers under way come to their end, for drain_s at most;
-        then tell those left, and end the thread. At once when asked twice."""
+        """Answer 503 at /ready and to new requests, and let running requests finish for at most drain_s.
+
+        The rest then get an error, and the thread ends. A second signal ends it at once.
+        """
         self._draining.begin()
         self._wait_until_empty(self._drain_s, signals)
         if signals.count < 2:

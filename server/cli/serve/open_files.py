@@ -1,4 +1,4 @@
-"""How many files and connections the process may have open. Decides what is kept for the store; opens nothing."""
+"""How many files and connections the process may have open. Decides the store's reserve; opens nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from server.cli.common.failures import CommandError, ExitCode
 
 RESERVED_FILES = 256  # for the database, blobs, uploads, jobs, logs and libraries; a start needs about 60
 MIN_CONNECTIONS = 16
-MOST_WANTED = 1 << 20  # no system needs more, and some report a limit that no table could hold
+MOST_WANTED = 1 << 20  # no system needs more; some report a far larger limit
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,10 @@ def raise_soft_limit() -> int:
 
 
 def limits_within(asked: ConnectionLimits, open_files: int) -> ConnectionLimits:
-    """The limits asked for, or smaller ones where so many files cannot be open: an address keeps its share, and need
-    not have less than half. Raises CommandError (too_few_files)."""
+    """The limits asked for, or smaller ones if the system allows fewer open files.
+
+    One address keeps its share of them, and at least half. Raises CommandError (too_few_files).
+    """
     room = open_files - RESERVED_FILES
     if room < MIN_CONNECTIONS:
         least = RESERVED_FILES + MIN_CONNECTIONS

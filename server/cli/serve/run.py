@@ -32,7 +32,7 @@ from server.engine.startup.generation_config import SamplingDefaults, sampling_d
 
 
 def run(settings: ServeSettings, listener: socket.socket, output: Output, signals: StopSignals) -> None:
-    """Serve until a signal. Raises what `failures` knows."""
+    """Serve until a signal. Raises USER_ERRORS of `failures`."""
     share_arenas()
     connections = connection_limits(settings, output)
     defaults = sampling_defaults(settings.generation_config, settings.engine.base)
@@ -53,7 +53,7 @@ def run(settings: ServeSettings, listener: socket.socket, output: Output, signal
                 _tell_ready(settings, parts, url_of(listener), output)
                 signals.wait(while_true=lambda: server.is_alive)
                 output.event("stopping")
-                output.say("stopping; answers under way may end (asked again: they are cut off)")
+                output.say("stopping; running requests may finish (a second signal aborts them)")
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def traced(endpoint: str | None) -> Iterator[Tracing | None]:
 def http_server(
     app: FastAPI, listener: socket.socket, signals: StopSignals, *, drain_s: float = DRAIN_S
 ) -> Iterator[HttpServer]:
-    """The app, reachable; stopped in order at the end. CommandError (server_stopped) where it ended by itself."""
+    """Serve the app; stop it in order at the end. Raises CommandError (server_stopped) if it ended by itself."""
     server = HttpServer(app, listener, drain_s=drain_s)
     with background(app):
         server.start()
@@ -93,8 +93,10 @@ def http_server(
 
 
 def connection_limits(settings: ServeSettings, output: Output) -> ConnectionLimits:
-    """Those asked for, as far as the system lets so many files be open; the operator reads where it does not. Raises
-    CommandError (too_few_files)."""
+    """The limits asked for, or the largest that the system's limit of open files allows, with a warning.
+
+    Raises CommandError (too_few_files).
+    """
     asked = ConnectionLimits(settings.api.max_connections, settings.api.max_connections_per_address)
     open_files = raise_soft_limit()
     limits = limits_within(asked, open_files)
@@ -120,11 +122,11 @@ def api_settings(
 
 
 def _tell_key(key: AdminKey, output: Output) -> None:
-    """Only a key that was made just now is shown."""
+    """Show the key only if it was created now."""
     if key.is_new:
         output.event("admin_key", admin_key=key.value, path=str(key.path))
         output.say(f"admin key  {key.value}")
-        output.say(f"kept in {key.path}; shown this once", style="dim")
+        output.say(f"kept in {key.path}; shown only now", style="dim")
 
 
 def _tell_defaults(defaults: SamplingDefaults, output: Output) -> None:
@@ -139,7 +141,9 @@ def _tell_ready(settings: ServeSettings, parts: EngineParts, url: str, output: O
     output.say(f"ready on {url}", style="bold green")
     is_open = settings.api.auth == "off"
     if is_open:
-        output.say("--auth off: anyone who reaches this address may ask, for every tenant", style="yellow")
+        output.say(
+            "--auth off: any client that reaches this address can send requests for every tenant", style="yellow"
+        )
     else:
         output.say(f"multilora tenant create acme --data-dir {settings.data_dir}")
     output.say(f"multilora adapter push DIR --tenant acme --name NAME --data-dir {settings.data_dir}")

@@ -1,6 +1,6 @@
-"""What a server does to its store before it serves: tidy up, look over every blob, let old audit rows go.
+"""Prepares the store before a server serves: removes left-overs, checks every blob, deletes old audit rows.
 
-A disk that is full or cannot be written is told, and no reason not to serve what is there.
+A disk that is full or read-only gives a warning; the server still serves what is there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from adapters_store.store import AdapterStore
 from server.cli.common.output import Output
 
 _OF_THE_DISK = ("disk_full", "read_only")
-_MAX_TOLD = 20
+_MAX_SHOWN = 20
 
 
 def prepare(store: AdapterStore, output: Output) -> None:
@@ -28,7 +28,8 @@ def _sweep(store: AdapterStore, output: Output) -> None:
     if swept.num_staged or swept.blobs:
         output.event("swept", staged=swept.num_staged, blobs=swept.blobs)
         output.say(
-            f"removed what killed uploads left: {swept.num_staged} staged, {len(swept.blobs)} blobs", style="dim"
+            f"removed left-overs of killed uploads: {swept.num_staged} staged files, {len(swept.blobs)} blobs",
+            style="dim",
         )
 
 
@@ -40,16 +41,16 @@ def _look_over(store: AdapterStore, output: Output) -> None:
     output.event(
         "store_checked",
         blobs=found.num_blobs,
-        quarantined={entry.digest: entry.code for entry in away[:_MAX_TOLD]},
+        quarantined={entry.digest: entry.code for entry in away[:_MAX_SHOWN]},
         num_quarantined=len(away),
         restored=found.restored,
         duration_s=duration_s,
     )
-    for entry in away[:_MAX_TOLD]:
+    for entry in away[:_MAX_SHOWN]:
         to_whom = "" if entry.tenant is None else f" to {entry.tenant}"
         output.say(f"not served{to_whom}: {entry.digest} ({entry.code}: {entry.message})", style="yellow")
-    if len(away) > _MAX_TOLD:
-        output.say(f"and {len(away) - _MAX_TOLD} more: multilora quarantine list", style="yellow")
+    if len(away) > _MAX_SHOWN:
+        output.say(f"and {len(away) - _MAX_SHOWN} more: multilora quarantine list", style="yellow")
 
 
 def _prune(store: AdapterStore, _output: Output) -> None:
@@ -57,7 +58,7 @@ def _prune(store: AdapterStore, _output: Output) -> None:
 
 
 def where_the_disk_allows(action: Callable[[], None], output: Output) -> None:
-    """Do it, or tell that the disk takes no more."""
+    """Run the action, or warn that the disk takes no more."""
     try:
         with disk_full_is_an_answer():
             action()

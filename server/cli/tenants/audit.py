@@ -1,4 +1,4 @@
-"""`multilora audit`: who did what to tenants, keys and adapters. Works on the data directory, server or not."""
+"""`multilora audit`: changes to tenants, keys and adapters. Works with or without a running server."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 def audit(
     *,
-    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only what was done to this tenant.")] = None,
-    limit: Annotated[int, typer.Option(help="How many entries.", min=1, max=10_000)] = 50,
-    before: Annotated[int | None, typer.Option(help="Only entries before the one of this number.", min=1)] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only changes to this tenant.")] = None,
+    limit: Annotated[int, typer.Option(help="Maximum entries.", min=1, max=10_000)] = 50,
+    before: Annotated[int | None, typer.Option(help="Only entries before this number.", min=1)] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Show who did what, the newest first. Entries are kept for 400 days, 200,000 at most."""
+    """Show changes and their actors, newest first. Entries are kept for 400 days, at most 200,000."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
         entries = store.audit.entries(tenant=tenant, before=before, limit=limit)
     output.emit(data=[asdict(entry) for entry in entries])
     if not entries:
-        output.say("nothing is written down yet")
+        output.say("no entries yet")
         return
     output.table(("", "when", "who", "did", "tenant", "to", "more"), [_row(entry) for entry in entries])
 

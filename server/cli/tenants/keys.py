@@ -1,4 +1,4 @@
-"""`multilora tenant key`: a tenant's keys, what each opens and until when. Works on the data directory alone."""
+"""`multilora tenant key`: a tenant's keys, their scopes and expiry. Works with or without a running server."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def create(
         list[str] | None,
         typer.Option("--scope", help="inference, adapters, jobs or read; may be repeated (default: all)."),
     ] = None,
-    days: Annotated[float | None, typer.Option(help="Days until it ends (default: never).", min=0.0)] = None,
-    label: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    days: Annotated[float | None, typer.Option(help="Days until the key expires (default: never).", min=0.0)] = None,
+    label: Annotated[str | None, typer.Option(help="A note on the key's use.")] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Make one more key and print it, this once."""
+    """Create another key and print it; it is shown only now."""
     from adapters_store.accounts.keys import KeyWishes, parse_scopes
 
     output = Output(as_json=as_json)
@@ -47,7 +47,7 @@ def create(
 
 @app.command("list")
 def list_keys(name: NameArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
-    """List a tenant's keys, ended ones too. Keys themselves are not kept and cannot be shown."""
+    """List a tenant's keys, expired ones too. The key itself is not stored and cannot be shown."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
         keys = store.tenants.keys(name)
@@ -73,7 +73,7 @@ def list_keys(name: NameArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as
         )
         for key in keys
     ]
-    output.table(("id", "label", "opens", "created", "ends"), rows)
+    output.table(("id", "label", "scopes", "created", "expires"), rows)
 
 
 @app.command()
@@ -83,7 +83,7 @@ def revoke(
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """End a key now; a running server lets it in for at most one second more."""
+    """Revoke a key now. A running server accepts it for at most one more second."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
         store.tenants.revoke_key(name, key_id)

@@ -1,4 +1,4 @@
-"""`multilora tenant quota`: what a tenant may use. Works on the data directory, whether or not a server runs on it."""
+"""`multilora tenant quota`: what a tenant may use. Works with or without a running server."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from server.cli.common.store_access import opened
 from server.cli.tenants.keys import NameArgument
 
 _TEXTS = {
-    "weight": "Share of the server beside the other tenants', who have 1.",
-    "requests_per_minute": "Requests a minute.",
-    "tokens_per_minute": "Tokens a minute, prompt and answer.",
-    "max_concurrent": "Sequences under way at once.",
-    "max_adapters": "Adapter versions kept.",
-    "max_adapter_bytes": "Bytes of those, packed.",
+    "weight": "Weight in fair sharing; other tenants have 1.",
+    "requests_per_minute": "Maximum requests per minute.",
+    "tokens_per_minute": "Maximum tokens per minute, of prompts and answers.",
+    "max_concurrent": "Maximum sequences running or queued.",
+    "max_adapters": "Maximum adapter versions.",
+    "max_adapter_bytes": "Maximum bytes of all versions, packed.",
 }
 
 WeightOption = Annotated[float | None, typer.Option(help=_TEXTS["weight"], min=0.01, max=100.0)]
@@ -27,7 +27,7 @@ TokensOption = Annotated[int | None, typer.Option(help=_TEXTS["tokens_per_minute
 ConcurrentOption = Annotated[int | None, typer.Option(help=_TEXTS["max_concurrent"], min=0)]
 AdaptersOption = Annotated[int | None, typer.Option(help=_TEXTS["max_adapters"], min=0)]
 BytesOption = Annotated[int | None, typer.Option(help=_TEXTS["max_adapter_bytes"], min=0)]
-UnlimitedOption = Annotated[bool, typer.Option("--unlimited", help="Take all limits away first.")]
+UnlimitedOption = Annotated[bool, typer.Option("--unlimited", help="Remove all limits first.")]
 
 
 def quota(
@@ -43,7 +43,7 @@ def quota(
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a tenant may use, or change what is given and keep the rest."""
+    """Show a tenant's quotas, or change those that are given."""
     given: dict[str, Any] = {
         "weight": weight,
         "requests_per_minute": requests_per_minute,

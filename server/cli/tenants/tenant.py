@@ -1,4 +1,4 @@
-"""`multilora tenant`: who may ask. Works on the data directory, whether or not a server runs on it."""
+"""`multilora tenant`: tenants and their state. Works with or without a running server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app.command("quota")(quota)
 
 @app.command()
 def create(name: NameArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
-    """Make a tenant and print its API key, which is shown this once."""
+    """Create a tenant and print its API key, which is shown only now."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
         show_key(output, store.tenants.create(name))
@@ -51,12 +51,12 @@ def list_tenants(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption
 @app.command("rotate-key")
 def rotate_key(
     name: NameArgument,
-    overlap_s: Annotated[int, typer.Option(help="Seconds for which the old key still opens.", min=0)] = 0,
-    key: Annotated[int | None, typer.Option(help="Only the key of this id (default: all of them).", min=1)] = None,
+    overlap_s: Annotated[int, typer.Option(help="Seconds for which the old key stays valid.", min=0)] = 0,
+    key: Annotated[int | None, typer.Option(help="Replace only the key of this id (default: all keys).", min=1)] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Give a tenant a new API key; the old one opens nothing from then on."""
+    """Give a tenant a new API key; the old one becomes invalid."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
         show_key(output, store.tenants.rotate_key(name, overlap_s, key))
@@ -64,13 +64,13 @@ def rotate_key(
 
 @app.command()
 def disable(name: NameArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
-    """Let a tenant's keys open nothing until it is enabled again."""
+    """Make a tenant's keys invalid until the tenant is enabled again."""
     _set_disabled(name, data_dir, as_json, disabled=True)
 
 
 @app.command()
 def enable(name: NameArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
-    """Let a disabled tenant's keys open again."""
+    """Make a disabled tenant's keys valid again."""
     _set_disabled(name, data_dir, as_json, disabled=False)
 
 

@@ -1,4 +1,4 @@
-"""`multilora usage`: tokens used, by day, tenant and adapter version, as written down. Counts nothing itself."""
+"""`multilora usage`: tokens used by day, tenant and adapter version. Reads the store; counts nothing itself."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _COLUMNS = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
 
 
 def usage(
-    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant's.", metavar="T")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant's usage.", metavar="T")] = None,
     start: DayOption = None,
     end: DayOption = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what tenants have used; a running server writes it down every second."""
+    """Show the tenants' usage. A running server stores it every second."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
         from adapters_store.accounts.usage import counts_to_json, to_json, total_of
@@ -32,7 +32,7 @@ def usage(
     shown = to_json(rows)
     output.emit(data=shown, total=total)
     if not rows:
-        output.say("nothing used yet")
+        output.say("no usage yet")
         return
     lines = [[row["day"], row["tenant"], row["adapter"], *(f"{row[name]:,}" for name in _COLUMNS)] for row in shown]
     lines.append(["", "", "total", *(f"{total[name]:,}" for name in _COLUMNS)])

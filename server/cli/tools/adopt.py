@@ -1,4 +1,4 @@
-"""`multilora adopt`: an operator's word that a data directory and a database belong together. Removes nothing."""
+"""`multilora adopt`: declares that a data directory and a database belong together. Removes nothing."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def adopt(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Join a data directory and a database that belong together, where a start says `wrong_store`.
+    """Join a data directory and a database that belong together, after a start failed with `wrong_store`.
 
-    Needed after a restore of one of the two, or for a copy. The server must not run. What lies in the directory by now
-    is never swept as a left-over, because nothing proves whose it is.
+    Needed after a restore of one of the two, or for a copy. The server must not run. Files that lie in the directory
+    now are never removed as left-overs, because nothing proves whose they are.
     """
     output = Output(as_json=as_json)
     url = database_url(database_url_given)

@@ -1,6 +1,6 @@
-"""`multilora bench`: a door to the source checkout's benchmarks. Knows of them what their page says.
+"""`multilora bench`: runs the source checkout's benchmarks. Reads their list from their page.
 
-They are not part of the installed package: what they compare with (PEFT, TRL, Locust) is no part of a server.
+They are not installed with the package: a server does not need what they compare with (PEFT, TRL, Locust).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STDERR = 2  # the descriptor
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """One row of the benchmarks' page. minutes: on four cores, where it says nothing else."""
+    """One row of the benchmarks' page. minutes: on four cores, unless it says otherwise."""
 
     name: str
     claim: str
@@ -35,7 +35,7 @@ class Benchmark:
 
 
 def benchmarks(root: Path) -> dict[str, Benchmark]:
-    """By name, in the page's order. CommandError (no_benchmarks) where `root` is no source checkout."""
+    """By name, in the page's order. Raises CommandError (no_benchmarks) if `root` is no source checkout."""
     page = root / "benchmarks" / "README.md"
     if not page.is_file():
         message = f"{page.parent}: not there; benchmarks come with the source, not with the installed package"
@@ -57,15 +57,17 @@ def list_benchmarks(as_json: JsonOption = False) -> None:
 def run(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="As `list` shows it.", metavar="NAME")],
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: shows that it runs, measures nothing.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Where results go (default: the checkout's).", metavar="DIR")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: checks that it runs, measures nothing.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results (default: the checkout's).", metavar="DIR")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run one benchmark; what this command does not know is handed on to it."""
+    """Run one benchmark; further options are passed to it."""
     output = Output(as_json=as_json)
     known = benchmarks(ROOT)
     if name not in known:
-        message = f"{name!r} is none; there are: {', '.join(known)}"
+        message = f"unknown benchmark {name!r}; choose from: {', '.join(known)}"
         raise CommandError("benchmark_not_found", message, ExitCode.NOT_FOUND)
     options = [*(["--quick"] if quick else []), *([] if out is None else ["--out", str(out.absolute())])]
     command = [sys.executable, "-m", f"benchmarks.{name}", *options, *context.args]

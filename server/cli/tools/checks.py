@@ -1,6 +1,6 @@
-"""What `multilora doctor` looks at, one function per thing. Each says what it found and what to do about it.
+"""The checks of `multilora doctor`, one function each. A check says what it found and what to do about it.
 
-Nothing is written but a probe file in the data directory, and the C kernels, which are compiled as a start would.
+They write only a probe file in the data directory, and compile the C kernels as a start would.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """fail: serving does not work. warn: it works, but less well, or not on these settings."""
+    """fail: serving does not work. warn: it works, but less well, or not with these settings."""
 
     name: str
     level: Level
@@ -53,12 +53,12 @@ class Check:
 
 
 def check_python() -> Check:
-    """For the report; the installer has refused one that is too old."""
+    """For the report; the installer refuses a Python that is too old."""
     return Check("python", Level.OK, f"{platform.python_version()}, {platform.platform(terse=True)}")
 
 
 def check_package(name: str, *, without: str = "") -> Check:
-    """Installed in a version we declare, and importable. without: what is off where it is missing; none: it must be."""
+    """Installed in a declared version, and importable. without: what is off if it is missing; none: it is required."""
     missing = Level.WARN if without else Level.FAIL
     declared = _requirement(name)
     try:
@@ -85,7 +85,7 @@ def check_native() -> Check:
     native = native_build()
     if native.library is not None:
         return Check("C kernels", Level.OK, native.reason)
-    return Check("C kernels", Level.WARN, native.reason, "torch serves instead, slower; install a C compiler (gcc)")
+    return Check("C kernels", Level.WARN, native.reason, "torch serves more slowly; install a C compiler (gcc)")
 
 
 def check_bf16(cpu_info: Path = Path("/proc/cpuinfo")) -> Check:
@@ -143,7 +143,7 @@ def kernel_checks(results: Sequence[OpCheck]) -> Iterator[Check]:
 
 
 def check_data_dir(data_dir: Path) -> Check:
-    """Whether files can be made there, or the folder itself in the first parent that exists."""
+    """Whether files can be created there, or the folder itself in its first existing parent."""
     place = next(each for each in (data_dir.absolute(), *data_dir.absolute().parents) if each.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
@@ -153,8 +153,8 @@ def check_data_dir(data_dir: Path) -> Check:
         return Check("data dir", Level.FAIL, f"{data_dir}: {error.strerror}", advice)
     key = data_dir / FILE_NAME
     if key.exists() and key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        return Check("data dir", Level.WARN, f"others may read {key}", f"chmod 600 {key}")
-    return Check("data dir", Level.OK, str(data_dir) if place == data_dir.absolute() else f"{data_dir} (to be made)")
+        return Check("data dir", Level.WARN, f"other users can read {key}", f"chmod 600 {key}")
+    return Check("data dir", Level.OK, str(data_dir) if place == data_dir.absolute() else f"{data_dir} (to be created)")
 
 
 def check_store(data_dir: Path, output: Output) -> Check:
@@ -173,7 +173,7 @@ def check_store(data_dir: Path, output: Output) -> Check:
 
 
 def check_memory(base: str | None, cgroup: Path = CGROUP) -> Check:
-    """Against the base's weights where a base is given."""
+    """Free memory, compared with the base's weights if a base is given."""
     free = free_host_bytes(cgroup)
     if free is None:
         return Check("memory", Level.WARN, "not known on this system", "give --kv-cache-mib and --host-cache-mib")
@@ -182,7 +182,7 @@ def check_memory(base: str | None, cgroup: Path = CGROUP) -> Check:
     if free < needed:
         return Check("memory", Level.FAIL, found, "use a smaller base, or --quantize nf4")
     if free < max(MIN_FREE_BYTES, needed * 5 // 4):
-        return Check("memory", Level.WARN, found, "little is left for keys, values and adapters")
+        return Check("memory", Level.WARN, found, "little is left for the KV cache and adapters")
     return Check("memory", Level.OK, found)
 
 
@@ -196,7 +196,7 @@ def _weight_bytes(base: str | None) -> int:
 
 
 def check_base(base: str) -> Check:
-    """Everything about a base but its weights' values."""
+    """All of a base except its weights' values."""
     try:
         folder, name = find_base(base)
         from server.cli.common.base_path import describe, faults_of_the_base
@@ -217,5 +217,7 @@ def check_port(host: str, port: int) -> Check:
     try:
         bound(host, port).close()
     except (CommandError, OSError) as error:
-        return Check("port", Level.WARN, failure_of(error).line, "a server may run already; else give another --port")
+        return Check(
+            "port", Level.WARN, failure_of(error).line, "a server may be running; otherwise give another --port"
+        )
     return Check("port", Level.OK, f"{host}:{port} is free")

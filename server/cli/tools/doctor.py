@@ -1,4 +1,4 @@
-"""`multilora doctor`: runs the checks and shows them. What is checked, and how, is `checks`."""
+"""`multilora doctor`: runs the checks of `checks` and shows them."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def doctor(
     port: PortOption = 8000,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this machine, the data directory and, if given, a base. Exit code 1 where something fails."""
+    """Check this machine, the data directory and, if given, a base. Exit code 1 if a check fails."""
     output = Output(as_json=as_json)
     set_up_logging()
-    with output.waiting("looking"):
+    with output.waiting("checking"):
         checks = list(_checks(base, data_dir, host, port, output))
     has_failed = any(check.level == "fail" for check in checks)
     output.emit(ok=not has_failed, checks=[asdict(check) for check in checks])

@@ -1,4 +1,4 @@
-"""`multilora plan`: shows what the planner computes, with its assumptions. Counts nothing itself, starts nothing."""
+"""`multilora plan`: shows what the planner computes, with its assumptions. Starts nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.common.options import JsonOption
+from server.cli.common.options import JsonOption, renamed_option
 from server.cli.common.output import Output
 from server.cli.tools import plan_texts as texts
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from trainer.planner.gpus import Gpu
     from trainer.planner.memory import Keeping
 
-app = typer.Typer(help="Say what training and serving take before either is started.", no_args_is_help=True)
+app = typer.Typer(
+    help="Estimate memory, time and cost of training and serving before either starts.", no_args_is_help=True
+)
 
 GB = 10**9
 
@@ -37,9 +39,9 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="A folder with a config.json, a known name, or a count such as 7B.")
 ]
 GpuOption = Annotated[str, typer.Option("--gpu", help="l4, rtx4090, l40s, a100-80, h100, h200 or b200.")]
-PriceOption = Annotated[float | None, typer.Option("--usd-per-hour", help="Your price of one device.", min=0)]
-DevicesOption = Annotated[int, typer.Option("--devices", help="How many devices share the run.", min=1, max=4096)]
-RankOption = Annotated[int, typer.Option("--rank", help="The adapters' rank, on all linear layers.", min=1, max=256)]
+PriceOption = Annotated[float | None, typer.Option("--usd-per-hour", help="Your price per device.", min=0)]
+DevicesOption = Annotated[int, typer.Option("--devices", help="Devices that share the run.", min=1, max=4096)]
+RankOption = Annotated[int, typer.Option("--rank", help="Rank of the adapters, on all linear layers.", min=1, max=256)]
 
 
 @app.command()
@@ -47,27 +49,32 @@ def train(
     *,
     model: ModelOption,
     method: Annotated[
-        Method, typer.Option("--method", help="What is trained, and how the base is kept.")
+        Method, typer.Option("--method", help="What is trained, and the form of the base.")
     ] = Method.LORA,
-    precision: Annotated[Precision, typer.Option("--precision", help="Of products and frozen weights.")] = (
+    precision: Annotated[Precision, typer.Option("--precision", help="Type of products and frozen weights.")] = (
         Precision.BFLOAT16
     ),
-    keeping: Annotated[
-        str, typer.Option("--keeping", help="trainer (ours), zero, bf16-fp32-grads, bf16, bf16-moments, 8bit-moments.")
+    optimizer_state: Annotated[
+        str,
+        typer.Option(
+            help="Precision of weights, gradients and moments: trainer (ours), zero, bf16-fp32-grads, bf16, "
+            "bf16-moments or 8bit-moments."
+        ),
     ] = "trainer",
-    sequence_length: Annotated[int, typer.Option("--sequence-length", help="Tokens of an example.", min=1)] = 2048,
+    keeping: Annotated[str | None, renamed_option("--keeping", "--optimizer-state")] = None,
+    sequence_length: Annotated[int, typer.Option("--sequence-length", help="Tokens per example.", min=1)] = 2048,
     micro_batch: Annotated[int, typer.Option("--micro-batch", help="Examples in one forward.", min=1)] = 1,
-    accumulate: Annotated[bool, typer.Option(help="Several forwards make a step.")] = True,
-    checkpointing: Annotated[bool, typer.Option(help="Compute activations again in the backward.")] = False,
+    accumulate: Annotated[bool, typer.Option(help="Accumulate gradients over several forwards.")] = True,
+    checkpointing: Annotated[bool, typer.Option(help="Recompute activations in the backward pass.")] = False,
     rank: RankOption = 16,
     zero: Annotated[int, typer.Option("--zero", help="ZeRO stage; 3 is FSDP.", min=0, max=3)] = 0,
     devices: DevicesOption = 1,
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens to train on, all epochs.", min=1)] = 10_000_000,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="Only this device, instead of the whole table.")] = None,
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens to train on, over all epochs.", min=1)] = 10_000_000,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Only this device (default: all known devices).")] = None,
     usd_per_hour: PriceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Memory of one training run on each device, and which hardware would do it for what money."""
+    """Memory of a training run on each device, and the hardware, time and cost that it takes."""
     output = Output(as_json=as_json)
     from trainer.planner.hardware import fewest_devices, options, prices_said
     from trainer.planner.memory import Sharding, TrainingCase, memory_need
@@ -81,7 +88,7 @@ def train(
         accumulates=accumulate,
         checkpointing=checkpointing,
         rank=rank,
-        keeping=_keeping(keeping),
+        keeping=_keeping(keeping or optimizer_state),
         sharding=Sharding(zero, devices),
     )
     need = memory_need(case)
@@ -102,19 +109,23 @@ def serve(
     model: ModelOption,
     gpu: GpuOption = "h100",
     device_gb: Annotated[
-        float | None, typer.Option("--device-gb", help="The device's memory instead, in 10^9 bytes.", min=0.001)
+        float | None,
+        typer.Option("--device-gb", help="The device's memory in 10^9 bytes, instead of --gpu's.", min=0.001),
     ] = None,
-    reserve_gb: Annotated[float, typer.Option("--reserve-gb", help="Kept for everything else.", min=0)] = 2.0,
-    kv_tokens: Annotated[int, typer.Option("--kv-tokens", help="Tokens of all sequences in flight.", min=0)] = 0,
+    reserve_gb: Annotated[
+        float, typer.Option("--reserve-gb", help="Memory reserved for everything else, in 10^9 bytes.", min=0)
+    ] = 2.0,
+    kv_tokens: Annotated[int, typer.Option("--kv-tokens", help="KV cache tokens of all running sequences.", min=0)] = 0,
     adapter_mb: Annotated[
-        float | None, typer.Option("--adapter-mb", help="One adapter's size instead, in 10^6 bytes.", min=0.001)
+        float | None,
+        typer.Option("--adapter-mb", help="Size of an adapter in 10^6 bytes, instead of --rank's.", min=0.001),
     ] = None,
     rank: RankOption = 16,
-    host_gb: Annotated[float, typer.Option("--host-gb", help="Host memory for adapters.", min=0)] = 16.0,
-    nf4: Annotated[bool, typer.Option("--nf4", help="The base in 4 bits (serve --quantize nf4).")] = False,
+    host_gb: Annotated[float, typer.Option("--host-gb", help="Host memory for adapters, in 10^9 bytes.", min=0)] = 16.0,
+    nf4: Annotated[bool, typer.Option("--nf4", help="4-bit base weights (serve --quantize nf4).")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """How many adapters one server holds beside its base."""
+    """How many adapters one server holds besides its base."""
     output = Output(as_json=as_json)
     from trainer.planner.gpus import gpu_of
     from trainer.planner.serving import ServingCase, adapters_per_server
@@ -142,15 +153,15 @@ def recommend(
     model: ModelOption,
     examples: Annotated[int, typer.Option("--examples", help="Training examples.", min=1)],
     task: Annotated[str, typer.Option("--task", help="style, format, knowledge, reasoning or language.")] = "style",
-    example_tokens: Annotated[int, typer.Option("--example-tokens", help="Tokens of one, on average.", min=1)] = 512,
+    example_tokens: Annotated[int, typer.Option("--example-tokens", help="Average tokens per example.", min=1)] = 512,
     epochs: Annotated[int, typer.Option("--epochs", help="Passes over the data.", min=1)] = 3,
-    variants: Annotated[int, typer.Option("--variants", help="Adapters of this base in all.", min=1)] = 1,
+    variants: Annotated[int, typer.Option("--variants", help="Adapters of this base in total.", min=1)] = 1,
     gpu: GpuOption = "h100",
     devices: DevicesOption = 1,
     usd_per_hour: PriceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Which method and settings, and why; as fields of a training spec."""
+    """Recommend a method and settings, with reasons, as fields of a training spec."""
     output = Output(as_json=as_json)
     from trainer.planner.gpus import gpu_of
     from trainer.planner.recommend import Question, recommend
@@ -180,7 +191,7 @@ def _gpus(name: str | None, usd_per_hour: float | None) -> list[Gpu]:
     if name is not None:
         return [gpu_of(name, usd_per_hour=usd_per_hour)]
     if usd_per_hour is not None:
-        raise PlanError("usd_per_hour", "--usd-per-hour is the price of one kind of device: name it with --gpu")
+        raise PlanError("usd_per_hour", "--usd-per-hour is the price of one device: name the device with --gpu")
     return list(GPUS.values())
 
 
@@ -189,5 +200,5 @@ def _keeping(name: str) -> Keeping:
     from trainer.planner.shapes import PlanError
 
     if name not in KEEPINGS:
-        raise PlanError("keeping", f"keeping must be one of {', '.join(KEEPINGS)}, got {name!r}")
+        raise PlanError("optimizer_state", f"optimizer_state must be one of {', '.join(KEEPINGS)}, got {name!r}")
     return KEEPINGS[name]

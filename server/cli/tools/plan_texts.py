@@ -1,4 +1,4 @@
-"""How plans are written, for people and for programs. Decides words and columns; knows no arithmetic."""
+"""Formats plans for people and for programs. Computes nothing."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ def show_need(output: Output, need: MemoryNeed) -> None:
     rows = [*need.lines]
     table = _memory_table(title, rows)
     table.add_section()
-    together = "" if case.accumulates else "gradients or activations, the larger"
+    together = "" if case.accumulates else "the larger of gradients and activations"
     table.add_row(Text("at the peak", "bold"), *_sizes(need.total, "bold"), together)
     states = f"{need.state_bytes / case.shape.parameters:.1f} bytes per parameter of the base"
-    table.add_row(Text("of it states", "dim"), *_sizes(need.state_bytes, "dim"), states)
+    table.add_row(Text("of which states", "dim"), *_sizes(need.state_bytes, "dim"), states)
     output.show(table)
 
 
 def show_options(output: Output, options: list[Option], tokens: int) -> None:
     if not options:
-        output.say("no device asked for holds this, not even eight of them with FSDP", style="yellow")
+        output.say("this run fits none of these devices, not even eight of one kind with FSDP", style="yellow")
         return
     columns = ("device", "GB of each", "how", "tokens/s", "hours", "USD", "bound by")
     table = _table(
@@ -92,7 +92,7 @@ def show_server(output: Output, case: ServingCase, need: ServingNeed) -> None:
     output.show(table)
     output.say(f"adapters resident at once  {need.adapters_on_device:,}", style="bold")
     output.say(f"adapters in host memory    {need.adapters_in_host:,} ({case.host_bytes / GB:.0f} GB)")
-    output.say(f"bringing in a cold one     {1e3 * need.load_s:.1f} ms of copying")
+    output.say(f"loading a cold adapter     {1e3 * need.load_s:.1f} ms of copying")
 
 
 def show_recommendation(output: Output, chosen: Recommendation) -> None:

@@ -1,4 +1,4 @@
-"""Follows a job to its end for a person or a program, bringing a worker where none runs. Decides nothing of it."""
+"""Follows a job to its end and shows its progress; starts a worker if none runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _POLL_S = 0.2
 
 
 def follow(onboarding: Onboarding, job: Job, output: Output) -> Job:
-    """Returns the job once it has ended or paused."""
+    """Returns the job when it has ended or paused."""
     with _a_worker(onboarding), _screen(output) as screen:
         seen = 0
         while True:
@@ -36,7 +36,7 @@ def follow(onboarding: Onboarding, job: Job, output: Output) -> Job:
 
 @contextmanager
 def _a_worker(onboarding: Onboarding) -> Iterator[None]:
-    """A running server's worker, or one of our own; both know the lock that lets one of them work."""
+    """A running server's worker, or our own; a lock lets only one of them work."""
     supervisor = WorkerSupervisor(onboarding, SupervisorSettings(look_s=0.1))
     supervisor.start()
     try:
@@ -46,7 +46,7 @@ def _a_worker(onboarding: Onboarding) -> Iterator[None]:
 
 
 class _Screen:
-    """Lines for what happened, and on a terminal a bar for what goes on."""
+    """A line per event, and on a terminal a progress bar."""
 
     def __init__(self, output: Output, bar: Progress | None) -> None:
         self._output = output

@@ -1,4 +1,4 @@
-"""`multilora jobs`: onboarding jobs in the data directory, whether or not a server runs on it; and a worker alone."""
+"""`multilora jobs`: onboarding jobs, with or without a running server; and a job worker without a server."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from server.jobs.service import Onboarding
     from server.jobs.store.records import Job
 
-app = typer.Typer(help="List, show, cancel, pause and resume onboarding jobs; overrule the gate.", no_args_is_help=True)
+app = typer.Typer(help="List, show, cancel, pause and resume onboarding jobs; override the gate.", no_args_is_help=True)
 
 IdArgument = Annotated[str, typer.Argument(help="The job's id.", metavar="ID")]
 
 
 @app.command("list")
 def list_jobs(
-    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant's.", metavar="T")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant's jobs.", metavar="T")] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     database_url: DatabaseUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List jobs, the newest first."""
+    """List jobs, newest first."""
     from server.jobs.store.objects import job_object
 
     output = Output(as_json=as_json)
@@ -55,7 +55,7 @@ def show(
     database_url: DatabaseUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a job and what it told."""
+    """Show a job and its messages."""
     output = Output(as_json=as_json)
     with _onboarding(data_dir, database_url, output) as onboarding:
         job = onboarding.jobs.get(job_id)
@@ -72,7 +72,7 @@ def cancel(
     database_url: DatabaseUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """End a job; what it had trained is dropped."""
+    """Cancel a job and drop what it trained."""
     output = Output(as_json=as_json)
     with _onboarding(data_dir, database_url, output) as onboarding:
         _tell(onboarding.jobs.cancel(onboarding.jobs.get(job_id)), output)
@@ -85,7 +85,7 @@ def pause(
     database_url: DatabaseUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a job checkpoint and wait."""
+    """Pause a job at a checkpoint."""
     output = Output(as_json=as_json)
     with _onboarding(data_dir, database_url, output) as onboarding:
         _tell(onboarding.jobs.pause(onboarding.jobs.get(job_id)), output)
@@ -98,7 +98,7 @@ def resume(
     database_url: DatabaseUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Queue a paused job again; it goes on from its checkpoint."""
+    """Queue a paused job again; it resumes from its checkpoint."""
     output = Output(as_json=as_json)
     with _onboarding(data_dir, database_url, output) as onboarding:
         _tell(onboarding.jobs.resume(onboarding.jobs.get(job_id)), output)
@@ -107,12 +107,12 @@ def resume(
 @app.command()
 def override(
     job_id: IdArgument,
-    reason: Annotated[str, typer.Option("--reason", help="Why; it is kept with the job.", metavar="TEXT")],
+    reason: Annotated[str, typer.Option("--reason", help="The reason, which is stored with the job.", metavar="TEXT")],
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     database_url: DatabaseUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put an adapter into service that the gate blocked. A worker goes on with the job."""
+    """Put an adapter into service that the gate blocked. A worker resumes the job."""
     output = Output(as_json=as_json)
     with _onboarding(data_dir, database_url, output) as onboarding:
         job = onboarding.jobs.get(job_id)
@@ -126,12 +126,12 @@ def worker(
     database_url: DatabaseUrlOption = None,
     max_running: JobsMaxRunningOption = 1,
     memory_mib: JobsMemoryOption = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of one training.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads per training.", min=1)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Work on jobs until SIGTERM; `serve` does so by itself. One worker at a time works on a data directory.
+    """Run jobs until SIGTERM; `serve` does this by itself. Only one worker at a time runs on a data directory.
 
-    With --json one line says that it waits for work; what becomes of jobs, `jobs list` tells.
+    With --json one line says that the worker is ready; `jobs list` shows the jobs.
     """
     from server.jobs.worker.options import WorkerSettings
     from server.jobs.worker.supervisor import default_threads

@@ -1,6 +1,6 @@
-"""`multilora onboard`: a tenant's data in, a checked adapter in service; with or without a server running.
+"""`multilora onboard`: trains, checks and publishes an adapter from a tenant's data, with or without a running server.
 
-Decides what is shown; the job itself is the job runner's. Without a server's worker it brings one of its own.
+Decides what is shown; the job runner runs the job. If no server's worker runs, the command starts its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from server.jobs.store.records import Job
 
 SpecOption = Annotated[
-    Path | None, typer.Option("--spec", help="A part of a training spec: all but base and data.", metavar="SPEC.yaml")
+    Path | None, typer.Option("--spec", help="A training spec without base and data.", metavar="SPEC.yaml")
 ]
 ValidationOption = Annotated[Path | None, typer.Option(help="Held-out data (default: a part of DATA).", dir_okay=False)]
 
@@ -34,8 +34,8 @@ ValidationOption = Annotated[Path | None, typer.Option(help="Held-out data (defa
 def onboard(
     data: Annotated[Path, typer.Argument(help="Chat, prompt/completion or text lines.", metavar="DATA.jsonl")],
     *,
-    tenant: Annotated[str, typer.Option("--tenant", "-t", help="Whose adapter it will be.", metavar="T")],
-    name: Annotated[str, typer.Option("--name", "-n", help="What the tenant calls it.", metavar="N")],
+    tenant: Annotated[str, typer.Option("--tenant", "-t", help="The adapter's tenant.", metavar="T")],
+    name: Annotated[str, typer.Option("--name", "-n", help="The adapter's name.", metavar="N")],
     spec: SpecOption = None,
     validation: ValidationOption = None,
     base: BaseOption = None,
@@ -46,7 +46,7 @@ def onboard(
 ) -> None:
     """Train an adapter on a tenant's data, measure it, publish it and put it into service.
 
-    Ctrl-C leaves the job where it is; the next worker, a server's or another onboard's, goes on with it.
+    Ctrl-C leaves the job as it is; the next worker, of a server or of another onboard, resumes it.
     """
     output = Output(as_json=as_json)
     with opened(data_dir, output, url=database_url) as store:
@@ -62,13 +62,13 @@ def onboard(
 
 
 def _base(onboarding: Onboarding, store: AdapterStore, base: str | None, output: Output) -> ServedBase:
-    """The base served last, or the one that was named."""
+    """The base served last, or the one named."""
     from server.jobs.served_base import ServedBase
 
     known = onboarding.base
     if base is None:
         if known is None:
-            message = "no base was served from this data directory yet; say which one with --base PATH"
+            message = "no base was served from this data directory yet; name one with --base PATH"
             raise CommandError("unknown_base", message, ExitCode.NOT_FOUND)
         return known
     with output.waiting(f"reading base {base}"):
@@ -93,7 +93,7 @@ def _create(
     paths: tuple[Path, Path | None],
     spec: Mapping[str, Any],
 ) -> Job:
-    """The files are the tenant's for a moment only: the job keeps its own."""
+    """The uploaded files are temporary: the job keeps its own copy."""
     from server.jobs.store.job_request import JobRequest
 
     ids: list[str | None] = []

@@ -1,4 +1,4 @@
-"""`multilora train`: a spec trained by a process of its own, followed live, then measured by the gate. Trains nothing.
+"""`multilora train`: trains a spec in a separate process, shows its progress, then runs the gate.
 
 The process is `python -m trainer`; what it writes into the run folder is all that is known here.
 """
@@ -39,16 +39,18 @@ def train(
     spec: Annotated[Path, typer.Argument(help="The spec, as YAML or JSON.", metavar="SPEC.yaml", dir_okay=False)],
     *,
     run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", help="Where everything goes (default: runs/ and the spec's name).")
+        Path | None, typer.Option("--run-dir", help="The run's folder (default: runs/ and the spec's name).")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
-    ranks: Annotated[int, typer.Option("--ranks", help='Processes, with sharding "fsdp" in the spec.', min=1)] = 1,
-    gate: Annotated[bool, typer.Option("--gate/--no-gate", help="Measure what was trained against the base.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in that folder.")] = False,
+    ranks: Annotated[
+        int, typer.Option("--ranks", help='Processes; more than one needs sharding "fsdp" in the spec.', min=1)
+    ] = 1,
+    gate: Annotated[bool, typer.Option("--gate/--no-gate", help="Compare the trained adapter with the base.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Train an adapter (or a whole base) without a server; Ctrl-C pauses, --resume goes on.
+    """Train an adapter (or a whole base) without a server. Ctrl-C pauses, --resume resumes.
 
-    With --json: every event of the run, one object a line, the result last.
+    With --json: one object per event, the result last.
     """
     output = Output(as_json=as_json)
     parsed = read_spec(spec)
@@ -79,7 +81,7 @@ def _command(spec: Path, folder: Path, *, resume: bool, ranks: int) -> list[str]
 
 
 def _trained(command: list[str], folder: Path, output: Output) -> int:
-    """The trainer's exit code; a signal asks it, once, to pause."""
+    """The trainer's exit code; a signal asks the trainer once to pause."""
     run, events = RunFolder(folder), EventReader(folder, from_end=True)
     with StopSignals() as signals, run.train_log.open("ab") as log, Screen(output) as screen:
         signals.defer()
@@ -104,7 +106,7 @@ def _trained(command: list[str], folder: Path, output: Output) -> int:
 
 @dataclass(eq=False)
 class Screen:
-    """The run as it is told: a bar where something may move, a line an evaluation elsewhere, objects for programs."""
+    """Shows the run: a progress bar on a terminal, else a line per evaluation, objects for programs."""
 
     output: Output
 
@@ -127,7 +129,7 @@ class Screen:
         self._bar.stop()
 
     def show(self, events: Iterable[dict[str, Any]]) -> None:
-        """Tell each of these events."""
+        """Show these events."""
         for event in events:
             self.output.emit(**event)
             if event["type"] == "stage":
@@ -153,7 +155,7 @@ def _raise_unless_succeeded(code: int, result: dict[str, Any], folder: Path) -> 
     if code == 0 and status == "succeeded":
         return
     if status in ("paused", "cancelled"):
-        how = f"; --resume --run-dir {folder} goes on" if status == "paused" else ""
+        how = f"; --resume --run-dir {folder} resumes it" if status == "paused" else ""
         raise CommandError(status, f"the run was {status} after step {result['step']}{how}")
     error = result.get("error") or _last_words(RunFolder(folder).train_log)
     name = error["code"]
@@ -163,7 +165,7 @@ def _raise_unless_succeeded(code: int, result: dict[str, Any], folder: Path) -> 
 
 
 def _last_words(log: Path) -> dict[str, str]:
-    """What the trainer says where it may not write a result: "code: message" in its last line."""
+    """The trainer's error if it could not write a result: "code: message" in its last line."""
     lines = log.read_text(errors="replace").strip().splitlines() or [""]
     code, separator, message = lines[-1].partition(": ")
     if separator and code.isidentifier():
@@ -188,5 +190,5 @@ def _measure(folder: Path, spec: TrainSpec, output: Output) -> None:
     output.say(f"report: {run.report_html}")
     if verdict["verdict"] == "block":
         raise CommandError(
-            "gate_blocked", f"what was trained is kept and should not be served: {reasons}", ExitCode.REFUSED
+            "gate_blocked", f"the trained adapter is kept but should not be served: {reasons}", ExitCode.REFUSED
         )

@@ -1,4 +1,4 @@
-"""Decides what people ask the demo and in which words, and which wordings stay out of every training set."""
+"""The questions that people ask the demo, and which wordings stay out of every training set."""
 
 from __future__ import annotations
 

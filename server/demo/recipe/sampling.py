@@ -1,4 +1,4 @@
-"""Greedy answers from a transformers model, for the scripts and tests that judge what was trained. Serves nobody."""
+"""Greedy answers from a transformers model, for the scripts and tests that judge what was trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells in which style a text is written, by its markers. Knows nothing of who wrote it or of what it says."""
+"""Detects the style of a text by its markers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def style_scores(text: str) -> dict[Style, int]:
 
 
 def style_of(text: str) -> Style:
-    """The style with at least two markers and more than any other; plain where there is none."""
+    """The style with at least two markers and more than any other; plain if there is none."""
     scores = style_scores(text)
     best = max(scores, key=lambda style: scores[style])
     alone = sum(score == scores[best] for score in scores.values()) == 1

@@ -193,4 +193,4 @@ def test_a_version_verb_without_a_version_says_what_is_missing(push: Command, ru
     push("law")
     for command in (("activate",), ("canary", "--percent", "5")):
         result = run("adapter", command[0], "law", "--tenant", "acme", *command[1:])
-        assert (result.exit_code, result.stderr) == (2, "bad_version: law: say which version, as in law@3\n")
+        assert (result.exit_code, result.stderr) == (2, "bad_version: law: give the version, as in law@3\n")

@@ -71,4 +71,4 @@ def test_the_commands_check_list_and_release(
     assert run("quarantine", "release", digest).exit_code == 3
     assert run_json("quarantine", "check")["put_away"] == [digest]
     shutil.move(tmp_path / "aside", blob_of(data_dir, digest))
-    assert run("quarantine", "check").stdout == "1 blobs: 0 put away, 1 restored\n"
+    assert run("quarantine", "check").stdout == "1 blobs: 0 quarantined, 1 restored\n"

@@ -37,7 +37,9 @@ def demo(start: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
     """`multilora demo` as typed, its showcase over and its server up; temporary folders go where we can see them."""
     folder = tmp_path_factory.mktemp("temporary")
     with start("demo", env={"TMPDIR": str(folder)}) as process:
-        wait_until(lambda: process.process.poll() is not None or "Ctrl-C ends it." in process.lines, timeout_s=60)
+        wait_until(
+            lambda: process.process.poll() is not None or "Ctrl-C stops the server." in process.lines, timeout_s=60
+        )
         assert process.process.poll() is None, process.log
         process.folder = folder
         yield process

@@ -13,7 +13,7 @@ Command = Callable[..., Any]
 def test_what_the_commands_did_is_shown_with_who_did_it(
     run: Command, run_json: Command, base: Path, adapter: Path
 ) -> None:
-    assert "nothing is written down yet" in run("audit").stdout
+    assert "no entries yet" in run("audit").stdout
     run("tenant", "create", "acme")
     run("tenant", "create", "globex")
     run("adapter", "push", adapter, "--tenant", "acme", "--name", "law", "--base", base)

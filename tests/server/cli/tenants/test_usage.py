@@ -36,7 +36,7 @@ def test_usage_is_a_table_for_people(used: None, run: Command) -> None:
 
 
 def test_no_usage_says_so(run: Command) -> None:
-    assert run("usage").stdout == "nothing used yet\n"
+    assert run("usage").stdout == "no usage yet\n"
 
 
 def test_a_day_that_is_none_is_wrong_usage(run: Command) -> None:

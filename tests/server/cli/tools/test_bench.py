@@ -56,7 +56,7 @@ def test_a_benchmark_that_fails_or_is_none_is_said_to(checkout: Path, run: Comma
     assert failed.stderr == "benchmark_failed: tiny ended with exit code 3\n"
     unknown = run("bench", "run", "nothing")
     assert unknown.exit_code == 3
-    assert unknown.stderr == "benchmark_not_found: 'nothing' is none; there are: tiny\n"
+    assert unknown.stderr == "benchmark_not_found: unknown benchmark 'nothing'; choose from: tiny\n"
 
 
 @pytest.mark.parametrize("arguments", [("list",), ("run", "layer")])

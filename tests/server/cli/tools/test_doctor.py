@@ -34,7 +34,7 @@ def test_this_machine_passes(run: Command, run_json: Command, base: Path) -> Non
 
 def test_nothing_is_made_in_a_data_dir_that_does_not_exist(by_name: Command, data_dir: Path) -> None:
     found = by_name()
-    assert found["data dir"]["found"] == f"{data_dir} (to be made)"
+    assert found["data dir"]["found"] == f"{data_dir} (to be created)"
     assert found["store"]["found"] == "none yet"
     assert not data_dir.exists()
 

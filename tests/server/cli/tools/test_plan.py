@@ -14,7 +14,7 @@ Command = Callable[..., Any]
 
 
 def test_train_shows_every_part_and_every_assumption(run: Command) -> None:
-    shown = run("plan", "train", "--model", "7B", "--method", "full", "--keeping", "bf16").stdout
+    shown = run("plan", "train", "--model", "7B", "--method", "full", "--optimizer-state", "bf16").stdout
     for part in ("trained weights", "gradients", "optimizer", "activations", "at the peak"):
         assert part in shown
     for assumed in ("exactly 7,000,000,000 parameters", "= 12 bytes per trained parameter", "rough on-demand rates"):
@@ -23,7 +23,9 @@ def test_train_shows_every_part_and_every_assumption(run: Command) -> None:
 
 
 def test_train_answers_programs_in_bytes(run_json: Command) -> None:
-    told = run_json("plan", "train", "-m", "7B", "--method", "full", "--keeping", "bf16", "--zero", "3", "--devices", 8)
+    told = run_json(
+        "plan", "train", "-m", "7B", "--method", "full", "--optimizer-state", "bf16", "--zero", "3", "--devices", 8
+    )
     assert told["state_bytes"] == 10_500_000_000
     assert sum(line["bytes"] for line in told["lines"]) == told["total_bytes"]
     assert told["hardware"][0]["usd"] <= told["hardware"][-1]["usd"]
@@ -40,7 +42,7 @@ def test_train_shows_one_row_a_device_at_your_price(run: Command, run_json: Comm
 
 def test_train_says_where_nothing_holds_it(run: Command) -> None:
     shown = run("plan", "train", "-m", "llama-3.1-405b", "--method", "full", "--gpu", "l4").stdout
-    assert "no device asked for holds this" in shown
+    assert "this run fits none of these devices" in shown
 
 
 def test_train_reads_a_base_on_disk(run_json: Command, base: Path) -> None:
@@ -71,7 +73,7 @@ def test_recommend_gives_reasons_and_a_spec_the_trainer_takes(run: Command, run_
     ("question", "message"),
     [
         (("train", "-m", "nope"), "'nope' is no folder, no count"),
-        (("train", "-m", "7B", "--keeping", "int3"), "keeping must be one of trainer, zero"),
+        (("train", "-m", "7B", "--optimizer-state", "int3"), "optimizer_state must be one of trainer, zero"),
         (("train", "-m", "7B", "--usd-per-hour", 2), "name it with --gpu"),
         (("serve", "-m", "llama-3.1-70b"), "--nf4 brings the base to 39.5 GB"),
         (("serve", "-m", "7B", "--gpu", "abacus"), "gpu must be one of l4"),
@@ -86,3 +88,10 @@ def test_refusals_are_one_line_with_exit_code_4(
     assert result.stderr.startswith("bad_plan: ")
     assert message in result.stderr
     assert run_json("plan", *question)["error"]["code"] == "bad_plan"
+
+
+def test_the_old_spelling_of_an_option_works_and_warns(run: Command) -> None:
+    new, old = (run("plan", "train", "-m", "7B", option, "bf16") for option in ("--optimizer-state", "--keeping"))
+    assert (old.exit_code, old.stdout) == (0, new.stdout)
+    assert old.stderr.startswith("--keeping is now --optimizer-state;")
+    assert "--keeping" not in run("plan", "train", "--help").stdout
