@@ -191,7 +191,7 @@ def _gpus(name: str | None, usd_per_hour: float | None) -> list[Gpu]:
     if name is not None:
         return [gpu_of(name, usd_per_hour=usd_per_hour)]
     if usd_per_hour is not None:
-        raise PlanError("usd_per_hour", "--usd-per-hour is the price of one device: name the device with --gpu")
+        raise PlanError("usd_per_hour", "--usd-per-hour is the price of one device: name it with --gpu")
     return list(GPUS.values())
 
 
