@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 
 from server.api.wire.json_text import json_text
 from server.engine.request import TokenLogprob
+from server.engine.sampling.logprobs import LOWEST_LOGPROB
 from server.engine.text.detokenizer import Detokenizer
 from server.engine.text.token_text import TokenTexts
-
-FLOOR = -9999.0  # stands for minus infinity (and for NaN), which JSON cannot say
 
 SLICE = 128  # tokens; with 20 alternatives each about a millisecond of the JSON encoder
 _COLUMNS = ("text_offset", "token_logprobs", "tokens", "top_logprobs")
@@ -26,7 +25,8 @@ def _slices(entries: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def finite(logprob: float) -> float:
-    return logprob if logprob > FLOOR else FLOOR
+    """JSON has neither minus infinity nor NaN."""
+    return logprob if logprob > LOWEST_LOGPROB else LOWEST_LOGPROB
 
 
 class CompletionLogprobs:
