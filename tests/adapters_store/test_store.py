@@ -18,6 +18,7 @@ from adapters_store.format.limits import AdapterLimits
 from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
 from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
+from support.stopwatch import quiet_s
 
 Publish = Callable[..., AdapterVersion]
 
@@ -326,7 +327,4 @@ def test_a_database_of_a_later_program_is_refused(store: AdapterStore, data_dir:
 def test_resolving_is_cheap_enough_for_every_request(store: AdapterStore, publish: Publish) -> None:
     publish()
     store.resolve("acme", "law")
-    started = time.perf_counter()
-    for _ in range(2000):
-        store.resolve("acme", "law")
-    assert (time.perf_counter() - started) / 2000 < 50e-6
+    assert quiet_s(lambda: [store.resolve("acme", "law") for _ in range(2000)]) / 2000 < 50e-6

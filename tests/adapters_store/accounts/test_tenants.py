@@ -13,6 +13,7 @@ from adapters_store.errors import Conflict, NotFound
 from adapters_store.store import AdapterStore
 from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
 from support.servers.keys import owner_of
+from support.stopwatch import quiet_s
 
 
 def test_a_key_opens_its_own_tenant_only(store: AdapterStore) -> None:
@@ -126,7 +127,4 @@ def test_deleting_a_tenant_takes_its_keys_and_adapters(store: AdapterStore, tmp_
 def test_authenticating_is_cheap_enough_for_every_request(store: AdapterStore) -> None:
     key = store.tenants.create("law").api_key
     owner_of(store, key)
-    started = time.perf_counter()
-    for _ in range(2000):
-        owner_of(store, key)
-    assert (time.perf_counter() - started) / 2000 < 100e-6
+    assert quiet_s(lambda: [owner_of(store, key) for _ in range(2000)]) / 2000 < 100e-6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -128,14 +129,14 @@ def test_an_adapter_deleted_while_it_runs_is_gone_within_a_second(
     wait_until(is_gone, timeout_s=3.0)
 
 
-def test_a_second_server_on_the_port_is_told_so_before_it_loads_anything(
-    server: Any, run_json: Command, base: Path
+def test_a_second_server_on_the_port_is_refused_before_it_loads_anything(
+    server: Any, run_json: Command, base: Path, tmp_path: Path
 ) -> None:
-    start_s = time.monotonic()
-    error = run_json("serve", "--base", base, "--port", server.url.rpartition(":")[2])["error"]
+    unreadable = shutil.copytree(base, tmp_path / "unreadable")
+    (unreadable / "model.safetensors").write_bytes(b"")
+    error = run_json("serve", "--base", unreadable, "--port", server.url.rpartition(":")[2])["error"]
     assert error["code"] == "port_in_use"
     assert "--port" in error["message"]
-    assert time.monotonic() - start_s < 1.0
 
 
 def test_sigterm_lets_a_stream_come_to_its_end_and_exits_0(
@@ -186,7 +187,7 @@ def test_a_stream_that_outlives_the_drain_is_told_and_one_stopped_twice_is_cut(
                 assert json.loads(error.removeprefix("data: "))["error"]["code"] == "server_stopping"
                 assert done == "data: [DONE]"
         assert server.ended() == 0
-        assert time.monotonic() - start_s < 5.0
+        assert time.monotonic() - start_s < 20.0
     assert server.lines[-1] == "stopped"
     assert again or not any("Traceback" in line for line in server.log)
 
