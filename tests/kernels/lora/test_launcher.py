@@ -34,7 +34,7 @@ def row_slots(popularity: Popularity, num_rows: int) -> np.ndarray:
 
 
 def torch_bf16_error(x: torch.Tensor, group: LoraGroup) -> float:
-    """What torch's own bf16 matmul loses on a product of this size, relative to the largest value."""
+    """The error of torch's own bf16 matmul on a product of this size, relative to the largest value."""
     weight = torch.randn(64, group.in_features, generator=torch.Generator().manual_seed(1)) * 0.05
     exact = x.float() @ weight.bfloat16().float().T
     return float(((x.bfloat16() @ weight.bfloat16().T).float() - exact).abs().max() / exact.abs().max())

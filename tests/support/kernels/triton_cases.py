@@ -1,4 +1,4 @@
-"""What the Triton tests share: torch's own error as the yardstick, and adapters for rows."""
+"""Shared by the Triton tests: torch's own error as the limit, and adapters for rows."""
 
 from __future__ import annotations
 

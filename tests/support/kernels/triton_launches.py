@@ -1,4 +1,4 @@
-"""Runs the real launchers without a GPU and writes down what they would launch: which kernel, compiled how."""
+"""Runs the real launchers without a GPU and records what they would launch: which kernel, compiled how."""
 
 from __future__ import annotations
 

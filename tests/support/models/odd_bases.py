@@ -1,4 +1,4 @@
-"""Folders that are given as a base and are none, or not a base alone; and sound ones that bring code. All made here.
+"""Folders given as a base that are none, or more than a base; and sound ones that bring code. All made here.
 
 Every one of them also holds Python, as a module, as a tokenizer's and as a pickle, that writes a marker when it is run.
 """

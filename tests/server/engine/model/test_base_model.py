@@ -69,7 +69,7 @@ def test_cuda_without_a_gpu_is_an_error_not_a_silent_cpu() -> None:
         pick_device("cuda")
 
 
-def test_norms_are_replaced_only_where_they_round_the_same_way(tmp_path: Path) -> None:
+def test_norms_are_replaced_only_if_they_round_the_same_way(tmp_path: Path) -> None:
     llama = load_base(save_base(tmp_path / "llama", "llama"), dtype="bfloat16")
     gemma = load_base(save_base(tmp_path / "gemma", "gemma3"), dtype="bfloat16")
     assert any(isinstance(module, FusedRMSNorm) for module in llama.model.modules())

@@ -131,7 +131,7 @@ def test_every_step_reads_the_same_memory() -> None:
     assert len(places) == 1
 
 
-def test_a_table_that_grows_is_followed_and_one_that_is_new_is_read_anew() -> None:
+def test_a_block_table_that_grows_is_extended_and_a_new_one_is_read_again() -> None:
     """A preempted request comes back with other blocks: answering from the old ones would be another tenant's text."""
     world = World([4])
     growing = row("a", [1, 2, 3, 4], [5])
@@ -169,7 +169,7 @@ def unaligned(world: World) -> None:
     ],
     ids=["too many", "a prompt chunk", "inside a prompt", "prompt logprobs", "too long", "unaligned adapter"],
 )
-def test_what_no_recording_serves_takes_the_plain_way(
+def test_a_step_without_a_recording_is_launched_plainly(
     rows: list[ScheduledRow], spoil: Callable[[World], None] | None
 ) -> None:
     world = World([4])
@@ -182,13 +182,13 @@ def test_what_no_recording_serves_takes_the_plain_way(
     assert not world.graphs.takes(schedule(*rows))
 
 
-def test_a_rank_beyond_the_recorded_ones_takes_the_plain_way() -> None:
+def test_a_rank_beyond_the_recorded_ones_is_launched_plainly() -> None:
     world = World([64], GraphSettings(buckets=(2,), max_ranks=(0, 16)))
     assert not world.graphs.takes(schedule(row("a", [1], [0], slot=0)))
     assert world.graphs.takes(schedule(row("a", [1], [0])))
 
 
-def test_a_recording_that_fails_leaves_all_steps_to_the_plain_way(caplog: pytest.LogCaptureFixture) -> None:
+def test_after_a_failed_recording_all_steps_are_launched_plainly(caplog: pytest.LogCaptureFixture) -> None:
     class Failing(EagerCapture):
         def record(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
             if run().shape[0] == 2:
@@ -216,7 +216,7 @@ def test_buckets_that_make_no_sense_are_refused(buckets: tuple[int, ...]) -> Non
         GraphSettings(buckets=buckets, max_ranks=(0,))
 
 
-def test_what_stands_against_recording_is_named() -> None:
+def test_the_reason_against_recording_is_named() -> None:
     config = FAMILY_CONFIGS["llama"]()
     assert why_no_graphs(config, torch.device("cpu")) == "no GPU"
     assert why_no_graphs(config, torch.device("cuda")) is None

@@ -27,7 +27,7 @@ LORA = {"shrink_kernel", "expand_kernel"}
 
 
 class NoAnswers(TorchDispatchMode):
-    """Fails where an operation's result has to come back to the host before the next can be launched."""
+    """Fails if an operation's result must come back to the host before the next can be launched."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name().removeprefix("aten::").partition(".")[0]

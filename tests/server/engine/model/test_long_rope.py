@@ -122,7 +122,7 @@ def test_choices_that_outgrow_their_keys_at_once_in_a_cache_too_small_for_them(b
         assert pool.usage == 0.0
 
 
-def test_an_outgrown_request_that_waits_names_its_blocks_anew() -> None:
+def test_an_outgrown_request_that_waits_hashes_its_blocks_again() -> None:
     """Its tokens passed the switch in the step before it was preempted."""
     pool = BlockPool(KVCacheSettings(num_blocks=8, block_size=4, rope_switches=(8,)), "sha256:base")
     request = Request("r", "law", list(range(8)), SamplingParams())

@@ -303,7 +303,7 @@ def test_logit_bias_forces_and_forbids_tokens_of_its_own_row_only() -> None:
     assert tokens == [17, best[1], int(logits_RV[2].argmax())]
 
 
-def test_min_tokens_holds_off_end_of_sequence_and_stop_tokens_until_it_is_reached() -> None:
+def test_min_tokens_bans_end_of_sequence_and_stop_tokens_until_it_is_reached() -> None:
     logits_V = torch.zeros(1, VOCAB)
     logits_V[0, [5, 6, 7]] = torch.tensor([30.0, 20.0, 10.0])
     sampler = Sampler(eos_ids=[5, VOCAB + 9])
@@ -317,7 +317,7 @@ def test_min_tokens_holds_off_end_of_sequence_and_stop_tokens_until_it_is_reache
     assert tokens == [[7, 5], [7, 5], [5, 5], [5, 5]]
 
 
-def test_min_tokens_holds_off_the_end_of_a_chats_turn_too() -> None:
+def test_min_tokens_bans_the_end_of_a_chats_turn_too() -> None:
     logits_V = torch.zeros(1, VOCAB)
     logits_V[0, [5, 7]] = torch.tensor([30.0, 10.0])
     rows = [request(temperature=0.0, min_tokens=1, end_ids=ends) for ends in ((5,), ())]
@@ -391,7 +391,7 @@ def test_no_parameters_make_a_sound_row_a_fault(size: float, fields: dict[str, A
     assert rows.token_ids[3] == 0
 
 
-def test_a_banned_token_is_said_only_where_no_other_is_left() -> None:
+def test_a_banned_token_is_sampled_only_if_no_other_is_left() -> None:
     logits_RV = torch.zeros(3, 64)
     logits_RV[1, 2:] = -torch.inf
     fields = {"min_tokens": 9, "max_tokens": 9, "stop_token_ids": (0, 1), "repetition_penalty": 2.0**-126}

@@ -1,4 +1,4 @@
-"""Tokens drawn before the one before them is known."""
+"""Tokens that are sampled before the previous one is known."""
 
 from __future__ import annotations
 

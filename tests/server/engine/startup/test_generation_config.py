@@ -68,7 +68,7 @@ def test_a_folder_is_read_in_the_bases_place(tmp_path: Path) -> None:
         ({"repetition_penalty": 0}, "repetition_penalty must be in"),
     ],
 )
-def test_a_file_that_does_not_do_is_refused_at_start(tmp_path: Path, config: Any, words: str) -> None:
+def test_an_invalid_file_is_refused_at_start(tmp_path: Path, config: Any, words: str) -> None:
     with pytest.raises(UnsupportedBase, match=words) as caught:
         sampling_defaults("auto", written(tmp_path, config))
     assert "--generation-config" in str(caught.value)

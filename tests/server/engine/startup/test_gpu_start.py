@@ -1,4 +1,4 @@
-"""On a CPU a start tests, measures and records nothing, and its profile run runs all the same."""
+"""On a CPU a start tests, measures and records nothing, but a profile run works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How memory is divided, and that a refusal says with which numbers."""
+"""How memory is divided, and that a refusal names the numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def model(base: Path) -> BaseModel:
     return load_base(base, dtype="float32")
 
 
-def test_a_gpu_is_used_up_but_for_the_step_the_graphs_and_a_little_slack() -> None:
+def test_a_gpu_is_filled_except_for_the_step_the_graphs_and_a_little_slack() -> None:
     reserved = Reserved(step_bytes=2 * GIB, graph_bytes=GIB)
     pool, spare = divided(60 * GIB, MemoryBudget(), reserved, on_gpu=True)
     assert pool == pytest.approx(54 / 8 * GIB, rel=0.01)
@@ -35,7 +35,7 @@ def test_a_cpu_keeps_most_of_its_memory() -> None:
     assert divided(16 * GIB, MemoryBudget(), Reserved(), on_gpu=False) == (GIB, 4 * GIB)
 
 
-def test_what_is_wished_for_is_given(model: BaseModel) -> None:
+def test_a_budget_that_is_set_is_kept(model: BaseModel) -> None:
     budget = MemoryBudget(kv_cache=8 * MIB, adapter_pool=MIB, host_cache=3 * MIB)
     plan = plan_memory(model, budget, block_size=16, max_tokens_useful=1 << 20)
     assert (plan.adapter_pool_bytes, plan.host_cache_bytes) == (MIB, 3 * MIB)

@@ -72,7 +72,7 @@ def test_a_base_that_cannot_answer_is_refused_at_start_by_name(
 
 
 def test_a_row_without_a_token_may_hold_anything(tmp_path: Path) -> None:
-    """It is never said: the base answers all the same."""
+    """It is never sampled, so the base can be served."""
 
     def spoil_padding(tensors: Tensors) -> None:
         tensors["lm_head.weight"][419] = torch.nan

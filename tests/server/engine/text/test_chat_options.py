@@ -1,4 +1,4 @@
-"""What a request may say of its chat's template: as transformers does it, and nothing that the server sets itself."""
+"""What a request may set in its chat's template: as in transformers, and nothing that the server sets itself."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_message_is_continued_or_a_turn_is_opened_never_both() -> None:
         ChatOptions(add_generation_prompt=True, continue_final_message=True)
 
 
-def test_a_variable_that_the_template_trips_over_is_the_requests_fault() -> None:
+def test_a_variable_that_the_template_cannot_render_is_the_requests_fault() -> None:
     counting = Tokenizer(wrapped(byte_level(), chat_template="{{ 'x' * budget }}"))
     with pytest.raises(InvalidRequest, match="refused"):
         counting.encode_chat(CHAT, ChatOptions(variables={"budget": "many"}))

@@ -125,7 +125,7 @@ def test_a_run_of_byte_tokens_streams_character_by_character() -> None:
     assert [delta for delta in deltas if delta] == ["ខ", "្", "ម", "ែ", "\n"]
 
 
-def test_special_tokens_and_unknown_ids_say_nothing_even_inside_a_character() -> None:
+def test_special_tokens_and_unknown_ids_have_no_text_even_inside_a_character() -> None:
     core = CORES["byte_level"]
     ids = [core.token_to_id("Ã"), core.token_to_id("</s>"), 10_000, core.token_to_id("©")]
     assert stream(TABLES["byte_level"], ids) == ["", "", "", "é", ""]

@@ -63,7 +63,7 @@ def num_shown(token_texts: TokenTexts, stop: str) -> int:
 def at_special_token(
     params: SamplingParams, text: str, broken: str, number: int, stop: str, token_texts: TokenTexts
 ) -> Ending:
-    """A stop string was completed by a special token; `broken` is what is left of half a character before it."""
+    """A stop string was completed by a special token; `broken` is the rest of an unfinished character before it."""
     for end in range(1, len(broken) + 1):
         earlier = [other for other in params.stop if (text + broken[:end]).endswith(other)]
         if earlier:

@@ -47,7 +47,7 @@ def test_a_tokenizer_none_of_whose_tokens_has_a_row_is_refused() -> None:
 
 
 def prefer(base: Path, token_ids: list[int]) -> None:
-    """Make the base say these ids before all others, whatever it is asked."""
+    """Make the base prefer these ids to all others after any prompt."""
     model = peft_model(base, None)
     with torch.no_grad():
         model.lm_head.weight[token_ids] *= 30.0  # type: ignore[index, operator, union-attr]
@@ -77,7 +77,7 @@ def base_with_holes(folder: Path) -> tuple[Path, list[int]]:
 
 @pytest.fixture(scope="module", params=[padded_base, base_with_holes])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Any]]:
-    """A service whose base would rather say ids without a token than anything else, and these ids."""
+    """A service whose base prefers ids without a token to all others, and these ids."""
     folder = tmp_path_factory.mktemp("vocabulary")
     base, unknown = request.param(folder / "base")
     prefer(base, unknown)
@@ -94,7 +94,7 @@ def masked_logprobs(base: Path, unknown: list[int], ids: list[int]) -> torch.Ten
 
 
 def test_the_base_prefers_ids_without_a_token(world: tuple[Service, Any]) -> None:
-    """Or the tests below could not fail."""
+    """Otherwise the tests below could not fail."""
     _, (base, unknown) = world
     with torch.inference_mode():
         best = [int(peft_model(base, None)(torch.tensor([prompt])).logits[0, -1].argmax()) for prompt in PROMPTS]
@@ -112,7 +112,7 @@ def test_the_base_prefers_ids_without_a_token(world: tuple[Service, Any]) -> Non
         {"temperature": 2.0, "seed": 5, "min_tokens": 16, "stop_token_ids": (80, 81), "logit_bias": ((90, -100.0),)},
     ],
 )
-def test_an_id_without_a_token_is_never_said_nor_offered(world: tuple[Service, Any], params: dict[str, Any]) -> None:
+def test_an_id_without_a_token_is_never_sampled_nor_offered(world: tuple[Service, Any], params: dict[str, Any]) -> None:
     service, (_, unknown) = world
     for prompt in PROMPTS:
         answer = service.ask(prompt, logprobs=20, prompt_logprobs=20, **params)[1].collect()
