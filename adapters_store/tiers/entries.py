@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from adapters_store.base.description import AdapterDigest
+from adapters_store.errors import StoreError
 
 if TYPE_CHECKING:
     from adapters_store.packed.layout import PackedAdapter
@@ -53,6 +55,29 @@ class Reservation(NamedTuple):
 
     entry: PoolEntry
     evicted: tuple[PoolEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSnapshot:
+    """Adapter memory after a poll or an update, as the scheduler sees it until the next one.
+
+    ready: adapters whose slot acquire() gives now. It is a live view: a deleted adapter leaves it with its last user.
+    num_activations: rises whenever an adapter becomes ready.
+    loads: copies to the device begun since the last poll: their owner, and how many elements. Set by a poll.
+    failures: wanted adapters that cannot be loaded. Set by an update.
+    no_room_since: wanted adapters in host memory that find no room on the device, and since when (clock seconds).
+    over_share: of these, adapters whose own tenant has used up its share, so that it must make the room itself.
+    over_share_tenants: tenants whose running requests use more of the device than their share, while an adapter of a
+        tenant within its share finds no room.
+    """
+
+    ready: Collection[AdapterDigest] = ()
+    num_activations: int = 0
+    loads: Sequence[tuple[Owner, int]] = ()
+    failures: Mapping[AdapterDigest, StoreError] = field(default_factory=dict)
+    no_room_since: Mapping[AdapterDigest, float] = field(default_factory=dict)
+    over_share: Collection[AdapterDigest] = ()
+    over_share_tenants: Collection[str] = ()
 
 
 class CopyHandle(Protocol):

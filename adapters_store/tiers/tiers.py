@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from types import MappingProxyType
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
 from adapters_store.tiers.device_pool import DevicePool
-from adapters_store.tiers.entries import CopyHandle, DeviceCopier, Owner, PoolEntry
+from adapters_store.tiers.entries import AdapterSnapshot, CopyHandle, DeviceCopier, Owner, PoolEntry
 from adapters_store.tiers.host_tier import HostTier
 from adapters_store.tiers.placement import Placement
 from adapters_store.tiers.stats import AdapterTiersSettings, AdapterTiersStats, ResidentAdapter
@@ -60,30 +59,6 @@ class AdapterTiers:
         self._working_set = WorkingSet(pool.capacity_elements, clock)
 
     @property
-    def no_room_since(self) -> Mapping[AdapterDigest, float]:
-        """Wanted adapters in host memory that find no room on the device -> since when, in clock seconds."""
-        return MappingProxyType(self._no_room_since)
-
-    @property
-    def over_share(self) -> Collection[AdapterDigest]:
-        """Of `no_room_since`: those whose own tenant has used up its share, so that it must make the room itself."""
-        return self._placement.over_share
-
-    @property
-    def over_share_tenants(self) -> Collection[str]:
-        """Tenants that use more of the device than their share while somebody within its share finds no room."""
-        return self._placement.over_share_tenants
-
-    @property
-    def num_activations(self) -> int:
-        """Rises whenever an adapter becomes ready."""
-        return self._pool.stats.activations
-
-    def take_loads(self) -> Sequence[tuple[Owner, int]]:
-        """What has been brought to the device since the last call: for whom, and how many elements."""
-        return self._transfers.take_loads()
-
-    @property
     def poll_due_s(self) -> float | None:
         """How long an engine with nothing to run may sleep before it polls again; None: until it is woken."""
         if self._transfers or self._must_advance:
@@ -94,23 +69,19 @@ class AdapterTiers:
         """Adapters on the device: acquire() gives their slot now."""
         return self._pool.ready()
 
-    def want(self, digests: Collection[AdapterDigest], limit: int | None = None) -> Mapping[AdapterDigest, StoreError]:
-        """Replace the list of what to bring to the device, the most urgent first. Returns those that cannot come.
+    def update(self, wanted: Collection[AdapterDigest], limit: int | None = None) -> AdapterSnapshot:
+        """Replace the list of adapters to bring to the device, the most urgent first.
 
-        digests: in a mapping, each with its owner. Only the first `limit` may take room; the rest keep their claim and
-        wait. Cheap when nothing has changed.
+        wanted: in a mapping, each with its owner. Only the first `limit` may take room; the rest keep their position
+        and wait. Cheap if nothing has changed.
         """
-        self._placement.owners = digests if isinstance(digests, Mapping) else {}
-        wanted, limit = tuple(digests), len(digests) if limit is None else limit
-        if wanted != self._wanted or limit != self._limit:
-            self._replace_wanted(wanted, limit)
+        self._placement.owners = wanted if isinstance(wanted, Mapping) else {}
+        digests, limit = tuple(wanted), len(wanted) if limit is None else limit
+        if digests != self._wanted or limit != self._limit:
+            self._replace_wanted(digests, limit)
         if self._must_advance and (self._wanted or self._pins or self._asked):
             self._advance()
-        if not self._failures:
-            return {}
-        failures, self._failures = self._failures, {}
-        self._stop_wanting(failures)
-        return {digest: error for digest, error in failures.items() if digest in wanted}
+        return self._snapshot(self._take_failures(digests) if self._failures else {})
 
     def acquire(self, digest: AdapterDigest) -> int | None:
         """The adapter's slot, with one reference taken, or None: it is on its way now.
@@ -179,8 +150,8 @@ class AdapterTiers:
         self._host.forget_failures()
         self._must_advance |= self._is_incomplete
 
-    def poll(self) -> None:
-        """Once per engine step: finish copies, and place what has been loaded since."""
+    def poll(self) -> AdapterSnapshot:
+        """Once per engine step: finish copies, and give room to adapters that have been loaded since."""
         self._transfers.begin()
         if self._host.version != self._host_version:
             self._host_version = self._host.version
@@ -189,6 +160,7 @@ class AdapterTiers:
             self._must_advance = True
         if self._must_advance:
             self._advance()
+        return self._snapshot({}, loads=self._transfers.take_loads())
 
     def resident(self) -> list[ResidentAdapter]:
         """What lies on the device, the least recently used first."""
@@ -207,6 +179,19 @@ class AdapterTiers:
             self._pool, self._host.stats(), misses=self._num_misses, working_set_ratio=self._working_set.ratio()
         )
 
+    def _snapshot(
+        self, failures: Mapping[AdapterDigest, StoreError], loads: Sequence[tuple[Owner, int]] = ()
+    ) -> AdapterSnapshot:
+        return AdapterSnapshot(
+            ready=self._pool.ready(),
+            num_activations=self._pool.stats.activations,
+            loads=loads,
+            failures=failures,
+            no_room_since=self._no_room_since.copy(),
+            over_share=frozenset(self._placement.over_share),
+            over_share_tenants=self._placement.over_share_tenants,
+        )
+
     def _replace_wanted(self, wanted: tuple[AdapterDigest, ...], limit: int) -> None:
         known = {*self._wanted, *self._asked}
         missing = [digest for digest in wanted if digest not in self._pool.ready()]
@@ -215,6 +200,11 @@ class AdapterTiers:
             del self._no_room_since[digest]
         self._wanted, self._limit = wanted, limit
         self._must_advance |= bool(missing)
+
+    def _take_failures(self, wanted: Collection[AdapterDigest]) -> Mapping[AdapterDigest, StoreError]:
+        failures, self._failures = self._failures, {}
+        self._stop_wanting(failures)
+        return {digest: error for digest, error in failures.items() if digest in wanted}
 
     def _stop_wanting(self, digests: Collection[AdapterDigest]) -> None:
         """These are wanted no more. The next want() that names one is a change, so that it is tried again."""

@@ -104,7 +104,6 @@ class Engine:
         If the next forward does not depend on this one's tokens, it is launched before they are read. The device then
         works while the answers are delivered.
         """
-        self.tiers.poll()
         schedule, pending = self._next()
         self._has_run = schedule is not None
         events = [self._adapter_failed(request, error) for request, error in self.scheduler.take_failed()]

@@ -1,14 +1,13 @@
-"""The nouns of scheduling: what one forward holds, its limits, and what is asked of adapter memory. No decisions."""
+"""The nouns of scheduling: one forward, its limits, and what the scheduler needs of adapter memory. No decisions."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from adapters_store.base.description import AdapterDigest
-from adapters_store.errors import StoreError
-from adapters_store.tiers.entries import Owner
+from adapters_store.tiers.entries import AdapterSnapshot, Owner
 from server.engine.request import Request, Status
 from server.settings import check_settings, setting
 
@@ -16,30 +15,11 @@ from server.settings import check_settings, setting
 class AdapterMemory(Protocol):
     """What the scheduler needs of adapter memory. Implemented by `adapters_store.tiers.tiers.AdapterTiers`."""
 
-    @property
-    def no_room_since(self) -> Mapping[AdapterDigest, float]:
-        """Wanted adapters that are loaded but find no room on the device, and since when (clock seconds)."""
+    def poll(self) -> AdapterSnapshot:
+        """Once per step: finish copies to the device."""
 
-    @property
-    def over_share(self) -> Collection[AdapterDigest]:
-        """Of `no_room_since`: those whose own tenant has used up its share, so that it must make the room itself."""
-
-    @property
-    def over_share_tenants(self) -> Collection[str]:
-        """Tenants that use more of the device than their share while somebody within its share finds no room."""
-
-    @property
-    def num_activations(self) -> int:
-        """Rises whenever an adapter becomes ready."""
-
-    def want(self, wanted: Mapping[AdapterDigest, Owner], limit: int) -> Mapping[AdapterDigest, StoreError]:
-        """Bring these to the device, the first first; only `limit` of them may take room. Those that cannot come."""
-
-    def take_loads(self) -> Sequence[tuple[Owner, int]]:
-        """What has been brought to the device since the last call: for whom, and how many elements."""
-
-    def ready(self) -> Collection[AdapterDigest]:
-        """Adapters on the device: acquire() gives their slot now."""
+    def update(self, wanted: Mapping[AdapterDigest, Owner], limit: int) -> AdapterSnapshot:
+        """Bring these to the device, the most urgent first; only the first `limit` may take room."""
 
     def acquire(self, digest: AdapterDigest) -> int | None:
         """The adapter's slot, with one reference taken; None: not ready."""
@@ -108,8 +88,8 @@ class ScheduledRow:
 
     @property
     def is_current(self) -> bool:
-        """Whether the row takes its request on from where it stands. One that was chosen before the last tokens were
-        known does not, where these ended the request or it got none."""
+        """Whether the row continues its request. A row scheduled before the last tokens were known does not, if these
+        ended the request or it got none."""
         return self.request.status is Status.RUNNING and self.start == self.request.num_computed_tokens
 
 
@@ -122,7 +102,7 @@ class Schedule:
     num_decodes: int
 
     def add(self, request: Request, count: int) -> None:
-        """So many more of the request's tokens."""
+        """Add `count` more of the request's tokens."""
         self.num_tokens += count
         row = self._chunk_of(request)
         if row is None:
@@ -131,7 +111,7 @@ class Schedule:
             row.num_tokens += count
 
     def drop(self, request: Request) -> None:
-        """Nothing of this request, if there was anything."""
+        """Remove the request's row, if it has one."""
         for index, row in enumerate(self.rows):
             if row.request is request:
                 self.num_tokens -= row.num_tokens
@@ -140,13 +120,13 @@ class Schedule:
                 return
 
     def keep_current(self) -> None:
-        """Of a forward that decodes only: nothing of requests that the one before it ended, or gave no token."""
-        assert self.num_decodes == len(self.rows), "a forward with prompts is chosen when all before it is known"
+        """Remove requests that the forward before this one ended or gave no token. This one must only decode."""
+        assert self.num_decodes == len(self.rows), "a forward with prompts needs all earlier tokens"
         self.rows = [row for row in self.rows if row.is_current]
         self.num_tokens = self.num_decodes = len(self.rows)
 
     def num_chunk_tokens(self, request: Request) -> int:
-        """How much of its prompt this forward computes."""
+        """How many tokens of its prompt this forward computes."""
         row = self._chunk_of(request)
         return 0 if row is None else row.num_tokens
 

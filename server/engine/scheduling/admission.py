@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
+from adapters_store.tiers.entries import AdapterSnapshot
 from server.engine.queueing.candidates import Starving
 from server.engine.queueing.fair_share import TenantAccount
 from server.engine.queueing.waiting_queue import WaitingQueue
@@ -50,23 +51,20 @@ class Admission:
         self._block_preemption = BlockPreemption(pool, waiting.shares)
         self._num_watermark = int(settings.watermark * pool.num_blocks)
 
-    @property
-    def is_possible(self) -> bool:
+    def is_possible(self, num_activations: int) -> bool:
         """Whether a pass through the queue could admit a request."""
-        arrivals, activations = self._waiting.num_arrivals, self._adapters.num_activations
         has_blocks = self._pool.num_free > self._num_spare
-        return self._slots.may_admit(len(self.running), arrivals, activations, has_blocks=has_blocks)
+        return self._slots.may_admit(
+            len(self.running), self._waiting.num_arrivals, num_activations, has_blocks=has_blocks
+        )
 
-    def admit(self, schedule: Schedule, starving: Starving | None, now_s: float) -> None:
+    def admit(self, schedule: Schedule, memory: AdapterSnapshot, starving: Starving | None, now_s: float) -> None:
         """Add candidates to the forward until slots, blocks or tokens run out.
 
         When all slots or blocks are taken, some may change hands: see `preemption`. Not while a request starves: a
         preempted request is ahead of it in the queue and would keep its adapter in use for longer.
         """
-        adapters = self._adapters
-        candidates = self._waiting.candidates(
-            adapters.ready(), adapters.num_activations, starving, adapters.over_share_tenants
-        )
+        candidates = self._waiting.candidates(memory.ready, memory.num_activations, starving, memory.over_share_tenants)
         admitted: list[Request] = []
         preempted: list[Request] = []
         num_passed_over = num_exchanges = 0

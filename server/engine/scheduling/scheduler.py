@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
+from adapters_store.tiers.entries import AdapterSnapshot
 from server.engine.queueing.candidates import Starving
 from server.engine.queueing.fair_share import OUTPUT_COST, FairShare
 from server.engine.queueing.waiting_queue import WaitingQueue
@@ -61,6 +62,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._failed: list[tuple[Request, StoreError]] = []
         self._late: list[Request] = []
+        self._memory = AdapterSnapshot()
         self._starving: Starving | None = None
         self._overlap = Overlap(pool)
 
@@ -110,8 +112,8 @@ class Scheduler:
         self._flood.begin_step(now_s)
         schedule = self._decode()
         held_up = self._prefill.continue_prefills(schedule, self._running)
-        if self._waiting and self._admission.is_possible:
-            self._admission.admit(schedule, self._starving, now_s)
+        if self._waiting and self._admission.is_possible(self._memory.num_activations):
+            self._admission.admit(schedule, self._memory, self._starving, now_s)
         for request in held_up:
             if request.status is Status.RUNNING:
                 self._prefill.add(schedule, request)
@@ -199,14 +201,15 @@ class Scheduler:
         return late
 
     def _before_step(self, now_s: float) -> None:
+        memory = self._adapters.poll()
         for request_id in self._deadlines.take_late(now_s):
             if (request := self.abort(request_id)) is not None:
                 self._late.append(request)
-        for owner, num_elements in self._adapters.take_loads():
+        for owner, num_elements in memory.loads:
             self._waiting.charge_load(owner, num_elements)
-        self._starving = self._waiting.starving(self._adapters.no_room_since, self._adapters.over_share, now_s)
-        wanted, limit = self._waiting.wanted_while(self._starving)
-        for digest, error in self._adapters.want(wanted, limit).items():
+        self._starving = self._waiting.starving(memory.no_room_since, memory.over_share, now_s)
+        self._memory = self._adapters.update(*self._waiting.wanted_while(self._starving))
+        for digest, error in self._memory.failures.items():
             self.fail_waiting(digest, error)
 
     def _decode(self) -> Schedule:
@@ -248,7 +251,7 @@ class Scheduler:
 
     def _state(self) -> tuple[int, int, int]:
         """Changes whenever a slot is taken or given up, a request arrives, or an adapter becomes ready."""
-        return self._slots.num_changes, self._waiting.num_arrivals, self._adapters.num_activations
+        return self._slots.num_changes, self._waiting.num_arrivals, self._memory.num_activations
 
 
 def _launched(schedule: Schedule) -> Schedule | None:

@@ -55,13 +55,13 @@ def test_an_adapter_in_use_is_neither_evicted_nor_overwritten(bench: Bench) -> N
 
 def test_what_is_first_gets_on_and_is_not_pushed_out_by_what_comes_after(bench: Bench) -> None:
     bench.disk.sizes |= {A: 25, B: 25, C: 25}
-    bench.tiers.want([A, B, C])
+    bench.tiers.update([A, B, C])
     bench.settle()
     assert bench.resident() == {A}
-    bench.tiers.want([B, C])
+    bench.tiers.update([B, C])
     bench.settle()
     assert bench.resident() == {B}
-    bench.tiers.want([A, B])  # later in the queue, but a preempted request goes to the front
+    bench.tiers.update([A, B])  # later in the queue, but a preempted request goes to the front
     bench.settle()
     assert bench.resident() == {A}
 
@@ -70,26 +70,26 @@ def test_a_small_one_may_pass_a_large_one_that_finds_no_room(bench: Bench) -> No
     bench.disk.sizes |= {A: 20, B: 30, C: 10}
     bench.bring(A)
     bench.tiers.acquire(A)
-    bench.tiers.want([B, C])
+    bench.tiers.update([B, C])
     bench.settle()
     assert bench.resident() == {A, C}
-    assert dict(bench.tiers.no_room_since) == {B: bench.clock.now_s}
+    assert dict(bench.tiers._no_room_since) == {B: bench.clock.now_s}
 
 
 def test_time_without_room_counts_from_the_first_try_until_it_gets_on(bench: Bench) -> None:
     bench.disk.sizes |= {A: 40}
     bench.bring(A)
     bench.tiers.acquire(A)
-    bench.tiers.want([B])
+    bench.tiers.update([B])
     bench.settle()
     since_s = bench.clock.now_s
     bench.clock.advance(3)
-    bench.tiers.want([B, C])
+    bench.tiers.update([B, C])
     bench.settle()
-    assert bench.tiers.no_room_since[B] == since_s
+    assert bench.tiers._no_room_since[B] == since_s
     bench.tiers.release(A)
     bench.tiers.poll()
-    assert not bench.tiers.no_room_since
+    assert not bench.tiers._no_room_since
     assert bench.resident() == {B, C}
 
 
@@ -97,17 +97,17 @@ def test_time_without_room_is_forgotten_with_the_wish(bench: Bench) -> None:
     bench.disk.sizes |= {A: 40}
     bench.bring(A)
     bench.tiers.acquire(A)
-    bench.tiers.want([B])
+    bench.tiers.update([B])
     bench.settle()
-    bench.tiers.want([])
-    assert not bench.tiers.no_room_since
+    bench.tiers.update([])
+    assert not bench.tiers._no_room_since
 
 
 def test_those_beyond_the_limit_take_no_room(bench: Bench) -> None:
-    bench.tiers.want([A, B, C], 2)
+    bench.tiers.update([A, B, C], 2)
     bench.settle()
     assert bench.resident() == {A, B}
-    bench.tiers.want([A, B, C], 3)
+    bench.tiers.update([A, B, C], 3)
     bench.settle()
     assert bench.resident() == {A, B, C}
 
@@ -116,7 +116,7 @@ def test_a_release_lets_the_next_one_on_without_being_asked(bench: Bench) -> Non
     bench.bring(A, B, C, D)
     for digest in (A, B, C, D):
         bench.tiers.acquire(digest)
-    bench.tiers.want([E])
+    bench.tiers.update([E])
     bench.settle()
     assert E not in bench.resident()
     bench.tiers.release(C)
@@ -127,10 +127,10 @@ def test_a_release_lets_the_next_one_on_without_being_asked(bench: Bench) -> Non
 def test_one_that_nobody_wants_any_more_makes_room_when_its_copy_is_done(bench: Bench) -> None:
     bench.disk.sizes |= {A: 40, B: 40}
     bench.delay[0] = 2
-    bench.tiers.want([A])
+    bench.tiers.update([A])
     bench.host.load_next()
     bench.tiers.poll()
-    bench.tiers.want([B])
+    bench.tiers.update([B])
     bench.host.load_next()
     bench.tiers.poll()
     assert bench.resident() == {A}
@@ -154,7 +154,7 @@ def test_a_less_urgent_load_does_not_push_the_next_one_out_of_host_memory() -> N
     bench.bring(E)
     bench.tiers.acquire(E)
     bench.disk.sizes |= {A: 25, B: 15}
-    bench.tiers.want([A, B])
+    bench.tiers.update([A, B])
     bench.settle()
     assert bench.host.find(A) is not None
     assert bench.host.stats().loads == 3
@@ -166,7 +166,7 @@ def test_a_less_urgent_load_does_not_push_the_next_one_out_of_host_memory() -> N
 def test_copies_under_way_are_bounded() -> None:
     bench = make_bench(max_copies=2)
     bench.delay[0] = 2
-    bench.tiers.want([A, B, C, D])
+    bench.tiers.update([A, B, C, D])
     for _ in range(4):
         bench.host.load_next()
     bench.tiers.poll()
@@ -181,12 +181,12 @@ def test_copies_under_way_are_bounded() -> None:
 
 def test_copies_done_at_once_are_bounded_per_poll() -> None:
     bench = make_bench(max_copies=2)
-    bench.tiers.want([A, B, C, D])
+    bench.tiers.update([A, B, C, D])
     for _ in range(4):
         bench.host.load_next()
     bench.tiers.poll()
     assert len(bench.tiers.ready()) == 2
-    assert bench.tiers.want([A, B, C, D]) == {}
+    assert bench.tiers.update([A, B, C, D]).failures == {}
     assert len(bench.tiers.ready()) == 2
     bench.tiers.poll()
     assert len(bench.tiers.ready()) == 4
@@ -194,10 +194,10 @@ def test_copies_done_at_once_are_bounded_per_poll() -> None:
 
 def test_an_adapter_too_large_for_the_device_names_bytes_and_limit(bench: Bench) -> None:
     bench.disk.sizes[A] = 41
-    bench.tiers.want([A, B])
+    bench.tiers.update([A, B])
     bench.host.load_next()
     bench.tiers.poll()
-    (failed,) = bench.tiers.want([A, B]).items()
+    (failed,) = bench.tiers.update([A, B]).failures.items()
     assert (failed[0], failed[1].code) == (A, "adapter_too_large_for_pool")
     assert failed[1].message == "adapter has 164 bytes, device memory for adapters is 160"
     with pytest.raises(StoreError, match="164 bytes"):
@@ -212,16 +212,16 @@ def test_a_damaged_adapter_is_reported_and_can_come_after_a_while(bench: Bench) 
     bench.host.load_next()
     with pytest.raises(BlobDamaged):
         bench.tiers.acquire(A)
-    assert bench.tiers.want([A]) == {A: bench.disk.errors[A]}
+    assert bench.tiers.update([A]).failures == {A: bench.disk.errors[A]}
     bench.disk.errors.clear()
     bench.clock.advance(6)
-    bench.tiers.want([])
+    bench.tiers.update([])
     bench.bring(A)
 
 
 def test_a_host_tier_for_one_still_brings_everybody_in_turn() -> None:
     bench = make_bench(max_bytes=60)
-    bench.tiers.want([A, B, C, D])
+    bench.tiers.update([A, B, C, D])
     for _ in range(20):
         bench.settle()
         bench.clock.advance(1)
@@ -244,8 +244,8 @@ def test_counters(bench: Bench) -> None:
     bench.bring(A, B, C, D)
     bench.tiers.acquire(A)
     bench.tiers.acquire(A)
-    bench.tiers.want([E])
-    bench.tiers.want([E, A])
+    bench.tiers.update([E])
+    bench.tiers.update([E, A])
     bench.settle()
     stats = bench.tiers.stats()
     assert (stats.hits, stats.misses, stats.activations, stats.evictions) == (2, 5, 5, 1)
@@ -258,10 +258,10 @@ def test_counters(bench: Bench) -> None:
 def test_a_long_list_does_not_fill_the_loaders_queue_so_that_who_is_wanted_first_later_is_loaded_next() -> None:
     bench = make_bench()
     many = [digest_of(f"m{index}") for index in range(30)]
-    bench.tiers.want(many)
+    bench.tiers.update(many)
     assert bench.host.stats().misses == AdapterTiersSettings().max_loads
     first = digest_of("z")
-    bench.tiers.want([first, *many])
+    bench.tiers.update([first, *many])
     for _ in range(AdapterTiersSettings().max_loads + 1):
         bench.host.load_next()
     assert bench.host.find(first) is not None
@@ -270,29 +270,29 @@ def test_a_long_list_does_not_fill_the_loaders_queue_so_that_who_is_wanted_first
 def test_what_was_brought_for_a_tenant_is_told_once_with_its_size() -> None:
     bench = make_bench()
     a = digest_of("a")
-    bench.tiers.want({a: Owner("law", 2.0)})
+    bench.tiers.update({a: Owner("law", 2.0)})
     bench.settle()
-    assert list(bench.tiers.take_loads()) == [(Owner("law", 2.0), 10)]
-    assert list(bench.tiers.take_loads()) == []
+    assert bench.loads == [(Owner("law", 2.0), 10)]
+    assert list(bench.tiers.poll().loads) == []
 
 
 def test_one_that_is_denied_for_its_own_share_is_told_apart_from_one_that_is_crowded_out() -> None:
     bench = make_bench()
     crowd = {digest_of(name): Owner("crowd") for name in ("a", "b", "c", "d")}
-    bench.tiers.want(crowd)
+    bench.tiers.update(crowd)
     bench.settle()
     for digest in crowd:
         assert bench.tiers.acquire(digest) is not None
     more, law = digest_of("e"), digest_of("f")
-    bench.tiers.want({more: Owner("crowd"), law: Owner("law")})
+    bench.tiers.update({more: Owner("crowd"), law: Owner("law")})
     bench.settle()
-    assert set(bench.tiers.no_room_since) == {more, law}
-    assert set(bench.tiers.over_share) == {more}
-    assert set(bench.tiers.over_share_tenants) == {"crowd"}
+    assert set(bench.tiers._no_room_since) == {more, law}
+    assert set(bench.tiers._placement.over_share) == {more}
+    assert set(bench.tiers._placement.over_share_tenants) == {"crowd"}
     bench.tiers.release(digest_of("a"))
     bench.settle()
     assert law in bench.tiers.ready()
-    assert not bench.tiers.over_share_tenants
+    assert not bench.tiers._placement.over_share_tenants
 
 
 def test_one_brought_for_a_tenant_that_went_away_belongs_to_who_wants_it_now(bench: Bench) -> None:
@@ -301,13 +301,13 @@ def test_one_brought_for_a_tenant_that_went_away_belongs_to_who_wants_it_now(ben
     code, law = Owner("code"), Owner("law")
     used, fresh, first, other = digest_of("used"), digest_of("fresh"), digest_of("first"), digest_of("other")
     bench.disk.sizes |= {used: 5, fresh: 15, first: 28, other: 27}
-    bench.tiers.want({fresh: law})
+    bench.tiers.update({fresh: law})
     bench.settle()
-    bench.tiers.want({used: code})
+    bench.tiers.update({used: code})
     bench.settle()
     bench.tiers.acquire(used)
     bench.tiers.release(used)
-    bench.tiers.want({first: code, fresh: code, other: law})
+    bench.tiers.update({first: code, fresh: code, other: law})
     bench.settle()
     assert first in bench.tiers.ready()
 

@@ -23,7 +23,7 @@ def test_pinned_adapters_stay_without_being_used(bench: Bench) -> None:
     bench.settle()
     assert all(entry.pinned for entry in bench.tiers.resident())
     bench.bring(C, D)
-    bench.tiers.want([E])
+    bench.tiers.update([E])
     bench.settle()
     assert {A, B, E} <= bench.resident()
     bench.tiers.unpin(A)
@@ -37,10 +37,10 @@ def test_one_that_pinned_adapters_leave_no_room_for_fails_instead_of_waiting_for
     bench.bring(A)
     bench.tiers.pin(A)
     bench.disk.sizes[B] = 31
-    bench.tiers.want([B])
+    bench.tiers.update([B])
     bench.settle()
-    assert [error.code for error in bench.tiers.want([B]).values()] == ["adapter_pool_pinned"]
-    assert not bench.tiers.no_room_since
+    assert [error.code for error in bench.tiers.update([B]).failures.values()] == ["adapter_pool_pinned"]
+    assert not bench.tiers._no_room_since
 
 
 def test_unpinning_lets_the_waiting_one_on(bench: Bench) -> None:
@@ -48,7 +48,7 @@ def test_unpinning_lets_the_waiting_one_on(bench: Bench) -> None:
     bench.bring(A, B)
     bench.tiers.acquire(B)
     bench.tiers.pin(A)
-    bench.tiers.want([C])
+    bench.tiers.update([C])
     bench.settle()
     assert C not in bench.resident()
     bench.tiers.unpin(A)
@@ -58,11 +58,11 @@ def test_unpinning_lets_the_waiting_one_on(bench: Bench) -> None:
 
 def test_pinning_what_cannot_come_is_refused(bench: Bench) -> None:
     bench.disk.errors[A] = NotFound("model_not_found", "no adapter A")
-    bench.tiers.want([A])
+    bench.tiers.update([A])
     bench.host.load_next()
     with pytest.raises(NotFound):
         bench.tiers.pin(A)
-    bench.tiers.want([])
+    bench.tiers.update([])
     bench.disk.errors.clear()
     bench.clock.advance(6)
     bench.settle()
@@ -97,7 +97,7 @@ def test_a_deleted_adapter_is_not_brought_back_by_an_old_wish(bench: Bench, mome
     if moment == "in host memory":
         bench.bring(B)
         bench.tiers.acquire(B)
-    bench.tiers.want([A])
+    bench.tiers.update([A])
     if moment == "loading":
         bench.disk.meanwhile = lambda: bench.tiers.forget(A)
     if moment != "queued":
@@ -129,10 +129,10 @@ def test_the_same_content_uploaded_again_is_served_again(bench: Bench) -> None:
 
 def test_one_deleted_while_copying_and_wanted_anew_comes_again(bench: Bench) -> None:
     bench.delay[0] = 3
-    bench.tiers.want([A])
+    bench.tiers.update([A])
     bench.host.load_next()
     bench.tiers.poll()
     bench.tiers.forget(A)
-    bench.tiers.want([A])
+    bench.tiers.update([A])
     bench.settle()
     assert list(bench.tiers.ready()) == [A]

@@ -30,7 +30,7 @@ def ask(bench: Bench, *digests: AdapterDigest) -> dict[AdapterDigest, str]:
     waiting, answers = list(dict.fromkeys(digests)), {}
     for _ in range(ROUNDS):
         bench.tiers.poll()
-        failed = bench.tiers.want(waiting)
+        failed = bench.tiers.update(waiting).failures
         answers |= {digest: error.code for digest, error in failed.items()}
         answers |= {digest: "ready" for digest in waiting if digest in bench.tiers.ready()}
         waiting = [digest for digest in waiting if digest not in answers]
@@ -58,10 +58,10 @@ def test_an_adapter_that_is_whole_again_comes_for_the_same_list(bench: Bench) ->
 
 def test_a_failure_takes_no_room_from_those_that_may_have_it(bench: Bench) -> None:
     damage(bench, A)
-    bench.tiers.want([A, B, C], 2)
+    bench.tiers.update([A, B, C], 2)
     bench.host.load_next()
     bench.tiers.poll()
-    assert list(bench.tiers.want([A, B, C], 2)) == [A]
+    assert list(bench.tiers.update([A, B, C], 2).failures) == [A]
     bench.settle()
     assert bench.resident() == {B}
 
@@ -78,7 +78,7 @@ def test_a_change_of_the_store_heals_at_once(bench: Bench) -> None:
 def test_a_load_that_began_before_the_store_changed_is_done_again(bench: Bench) -> None:
     damage(bench, A)
     bench.disk.meanwhile = bench.tiers.retry_failed
-    bench.tiers.want([A])
+    bench.tiers.update([A])
     bench.host.load_next()
     bench.disk.errors.clear()
     assert ask(bench, A) == {A: "ready"}
@@ -90,21 +90,21 @@ def test_a_load_that_never_ends_fails_those_that_wait_for_it_and_behind_it(bench
     def stuck() -> None:
         bench.clock.advance(59)
         bench.tiers.poll()
-        assert not bench.tiers.want([A, B])
+        assert not bench.tiers.update([A, B]).failures
         bench.clock.advance(2)
         bench.disk.meanwhile = lambda: None
         answers.update({digest: error.code for digest, error in _want_anew(bench, A, B).items()})
 
     bench.disk.meanwhile = stuck
-    bench.tiers.want([A, B])
+    bench.tiers.update([A, B])
     bench.host.load_next()
     assert answers == {A: "adapter_load_stuck", B: "adapter_load_stuck"}
     assert ask(bench, A, B) == {A: "ready", B: "ready"}  # the disk has come back
 
 
 def _want_anew(bench: Bench, *digests: AdapterDigest) -> dict[AdapterDigest, BlobDamaged]:
-    bench.tiers.want([])
-    return dict(bench.tiers.want(digests))  # type: ignore[arg-type]
+    bench.tiers.update([])
+    return dict(bench.tiers.update(digests).failures)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", range(40))

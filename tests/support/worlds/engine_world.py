@@ -163,9 +163,8 @@ class World:
     def step(self, *, arrivals: bool = True) -> None:
         """One engine step and everything that happens around it."""
         self._pass_time(arrivals=arrivals)
-        self.tiers.poll()
-        self._count_starving()
         schedule = self.scheduler.schedule()
+        self._count_starving()
         for request, error in self.scheduler.take_failed():
             self._end(request, error.code)
         for request in self.scheduler.take_late():
@@ -341,7 +340,7 @@ class World:
 
     def _count_starving(self) -> None:
         limit_s = self.clock.now_s - self.scheduler.settings.starvation_s
-        self.num_starving_steps += any(since_s < limit_s for since_s in self.tiers.no_room_since.values())
+        self.num_starving_steps += any(since_s < limit_s for since_s in self.tiers._no_room_since.values())
 
     def check(self) -> None:
         """Everything that must hold between schedule() and the forward."""

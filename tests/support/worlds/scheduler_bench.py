@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
-from adapters_store.tiers.entries import Owner
+from adapters_store.tiers.entries import AdapterSnapshot, Owner
 from server.engine.request import Request, SamplingParams
 from server.engine.schedule import Schedule, SchedulerSettings
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
@@ -31,20 +31,24 @@ class FakeAdapters:
     doomed: set[AdapterDigest] = field(default_factory=set)
     loads: list[tuple[Owner, int]] = field(default_factory=list)
 
-    @property
-    def num_activations(self) -> int:
-        return sum(self.ready_digests.values()) + len(self.ready_digests)  # a test adds adapters directly
+    def poll(self) -> AdapterSnapshot:
+        snapshot = replace(self._snapshot(), loads=self.loads)
+        self.loads = []
+        return snapshot
 
-    def want(self, wanted: Mapping[AdapterDigest, Owner], limit: int) -> Mapping[AdapterDigest, StoreError]:
+    def update(self, wanted: Mapping[AdapterDigest, Owner], limit: int) -> AdapterSnapshot:
         self.wanted, self.owners, self.limit = list(wanted), list(wanted.values()), limit
-        return {digest: self.broken[digest] for digest in wanted if digest in self.broken}
+        failures = {digest: self.broken[digest] for digest in wanted if digest in self.broken}
+        return replace(self._snapshot(), failures=failures)
 
-    def take_loads(self) -> Sequence[tuple[Owner, int]]:
-        loads, self.loads = self.loads, []
-        return loads
-
-    def ready(self) -> Collection[AdapterDigest]:
-        return self.ready_digests.keys()
+    def _snapshot(self) -> AdapterSnapshot:
+        return AdapterSnapshot(
+            ready=self.ready_digests.keys(),
+            num_activations=sum(self.ready_digests.values()) + len(self.ready_digests),  # a test adds adapters directly
+            no_room_since=self.no_room_since,
+            over_share=self.over_share,
+            over_share_tenants=self.over_share_tenants,
+        )
 
     def acquire(self, digest: AdapterDigest) -> int | None:
         slot = self.ready_digests.get(digest)

@@ -9,6 +9,7 @@ from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
+from adapters_store.tiers.entries import Owner
 from adapters_store.tiers.host_tier import HostTier, HostTierSettings
 from adapters_store.tiers.tiers import AdapterTiers, AdapterTiersSettings
 from support.worlds.adapter_memory import FakeClock, FakeDevice, packed
@@ -39,20 +40,21 @@ class Bench:
     clock: FakeClock
     disk: FakeDisk
     delay: list[int]
+    loads: list[tuple[Owner, int]] = field(default_factory=list)
 
     def settle(self) -> None:
         """Until nothing is under way."""
         for _ in range(50):
             self.host.load_next()
             self.device.tick()
-            self.tiers.poll()
+            self.loads += self.tiers.poll().loads
 
     def bring(self, *digests: AdapterDigest) -> None:
         """On the device, without references."""
-        self.tiers.want(digests)
+        self.tiers.update(digests)
         self.settle()
         assert set(digests) <= set(self.tiers.ready())
-        self.tiers.want(())
+        self.tiers.update(())
 
     def resident(self) -> set[AdapterDigest]:
         return {entry.digest for entry in self.tiers.resident()}

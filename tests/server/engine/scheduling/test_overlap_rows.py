@@ -58,6 +58,7 @@ def test_a_newcomer_a_place_that_opens_and_an_adapter_that_arrives_end_the_looki
         assert schedule is not None
         assert bench.scheduler.schedule_next(schedule) is not None, "it waits for its adapter, or for a place"
         bench.adapters.ready_digests[A] = 0
+        bench.scheduler.before_step()
         assert bench.scheduler.schedule_next(schedule) is None
     bench = make_bench(max_running=2)
     for count in (3, 9):
