@@ -67,7 +67,7 @@ def prepare(
     """Check, encode, hold out and mix, by the spec. max_model_len: the base's own limit on a sequence, in tokens.
     num_embeddings: how many token ids the base can read.
 
-    Raises DataRejected (param "data", "validation" or "mix"), and OSError where a file cannot be read.
+    Raises DataRejected (param "data", "validation" or "mix"), and OSError if a file cannot be read.
     """
     length = min(spec.batch.max_sequence_length, max_model_len or spec.batch.max_sequence_length)
     encoder = Encoder(tokenizer, max_sequence_length=length, num_embeddings=num_embeddings)

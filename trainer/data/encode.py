@@ -27,7 +27,7 @@ Tokens = tuple[NDArray[np.int32], NDArray[np.float32]]
 class Encoder:
     """One tokenizer's way from a record to tokens. Raises ValueError for a tokenizer that is not fast.
 
-    num_embeddings: rows of the model's embedding, where known; a token beyond them is refused with its line.
+    num_embeddings: rows of the model's embedding, if known; a token beyond them is refused with its line.
     """
 
     def __init__(self, tokenizer: Any, *, max_sequence_length: int, num_embeddings: int | None = None) -> None:
@@ -44,7 +44,7 @@ class Encoder:
         self._special_ids = frozenset(special)
 
     def encode(self, record: Record, *, line: int = 0, digest: bytes = b"") -> list[EncodedExample]:
-        """One example, or one per answer where the template needs a chat unrolled. Raises LineRefused."""
+        """One example, or one per answer if the template needs a chat unrolled. Raises LineRefused."""
         return [
             EncodedExample(ids, self._checked(ids, weights), digest, line, record.kind)
             for ids, weights in self._tokens(record)

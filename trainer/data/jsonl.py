@@ -51,7 +51,7 @@ class Dataset:
         return self.num_examples
 
     def records(self) -> Iterator[tuple[int, bytes, Record]]:
-        """(line, digest, record) in the file's order. Raises DataRejected(file_changed) where the file is another."""
+        """(line, digest, record) in the file's order. Raises DataRejected(file_changed) if the file is another."""
         index = 0
         with self.path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):

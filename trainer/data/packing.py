@@ -20,7 +20,7 @@ from trainer.data.types import IGNORED, DataCursor, EncodedExample, PackedBatch,
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:
-    """examples_per_step, or tokens_per_step where given: what one optimizer step consumes over all ranks.
+    """examples_per_step, or tokens_per_step if given: what one optimizer step consumes over all ranks.
 
     micro_batch_tokens: the most one forward holds; at least the longest example. packing False: one example a forward.
     """
@@ -89,7 +89,7 @@ class Batches:
         )
 
     def after(self, cursor: DataCursor) -> DataCursor:
-        """The step that follows, in the next epoch where this one is over."""
+        """The step that follows, in the next epoch if this one is over."""
         is_last = cursor.step + 1 >= len(self.epoch_steps(cursor.epoch))
         return DataCursor(cursor.epoch + 1, 0) if is_last else DataCursor(cursor.epoch, cursor.step + 1)
 

@@ -31,7 +31,7 @@ _MESSAGE_KEYS = frozenset({"role", "content", "weight"})
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """weight: what learning this message counts, 0 to 1; always 0 where the role is not the assistant's."""
+    """weight: what learning this message counts, 0 to 1; always 0 if the role is not the assistant's."""
 
     role: str
     content: str

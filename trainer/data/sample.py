@@ -43,7 +43,7 @@ def as_text(runs: Sequence[Run]) -> str:
 
 
 def as_html(runs: Sequence[Run]) -> str:
-    """Escaped; learned parts in <mark>, with their weight in a title where it is not 1."""
+    """Escaped; learned parts in <mark>, with their weight in a title if it is not 1."""
     return "".join(_html_of(run) for run in runs)
 
 

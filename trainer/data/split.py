@@ -49,7 +49,7 @@ def _rank(digest: bytes, seed: int) -> bytes:
 def apart(train: Examples, validation: Examples) -> Split:
     """The two as they are, less the training examples that a validation file repeats.
 
-    Raises DataRejected(too_few_examples) where nothing would be left to train on.
+    Raises DataRejected(too_few_examples) if nothing would be left to train on.
     """
     kept = train.where(~np.isin(train.digests, validation.digests))
     if not kept:

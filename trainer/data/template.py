@@ -43,7 +43,7 @@ class RenderedText:
 
 
 def template_digest(tokenizer: Any) -> str:
-    """sha256 over the chat template and the special tokens it may name; "none" where the base has no template."""
+    """sha256 over the chat template and the special tokens it may name; "none" if the base has no template."""
     if not tokenizer.chat_template:
         return "none"
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
@@ -69,7 +69,7 @@ def template_of(tokenizer: Any) -> Render:
 
 
 def render_chat(messages: Sequence[Message], render: Render) -> list[RenderedText]:
-    """The chat as one text where the template allows it, else one text for each answer that is learned.
+    """The chat as one text if the template allows it, else one text for each answer that is learned.
 
     Raises LineRefused: template_missing, template_refused, template_not_prefix (an answer cannot be told from its
     prompt), nothing_supervised (the template swallows every answer).

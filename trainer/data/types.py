@@ -56,8 +56,8 @@ class PackedBatch:
     """Examples side by side in one forward; exact with reset positions and no attention mask.
 
     input_ids, position_ids: int64 [1, T], positions count from 0 in every example. labels: int64 [1, T], aligned with
-    input_ids (not shifted): the token itself where it is learned, else IGNORED; the first token of every example is
-    IGNORED, so a loss that shifts over the whole row never predicts across examples. weights: float32 [1, T], 0 where
+    input_ids (not shifted): the token itself if it is learned, else IGNORED; the first token of every example is
+    IGNORED, so a loss that shifts over the whole row never predicts across examples. weights: float32 [1, T], 0 if
     the label is IGNORED. A batch without a supervised token (`weight` 0) is filler that keeps ranks in step.
     """
 

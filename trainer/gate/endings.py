@@ -77,7 +77,7 @@ def _ended(example: EncodedExample, end_id: int) -> EncodedExample:
 
 
 def judge_endings(found: Endings, limits: GateThresholds) -> list[Reason]:
-    """What speaks against the adapter."""
+    """The reasons against the adapter."""
     if not found.probability < limits.ending_probability:
         return []
     cause = (
@@ -85,6 +85,6 @@ def judge_endings(found: Endings, limits: GateThresholds) -> list[Reason]:
         if found.closed
         else "no answer in the data is closed by a token at which the server stops"
     )
-    measured = f"where one is over, the adapter ends it with probability {found.probability:.2g}"
+    measured = f"at the end of one, the adapter ends it with probability {found.probability:.2g}"
     message = f"answers do not end: {measured}; {cause}"
     return [Reason("answers_do_not_end", "warn", message, found.probability, limits.ending_probability)]

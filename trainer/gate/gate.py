@@ -24,7 +24,7 @@ from trainer.gate.verdict import Reason, Verdict, verdict_of
 
 @dataclass(frozen=True, eq=False)
 class GateInputs:
-    """What is judged. general_source: where the general examples come from. round_trip: None where it was not run.
+    """What is judged. general_source: where the general examples come from. round_trip: None if it was not run.
 
     ends: the tokens at which the server ends an answer; None: that answers end is not measured.
     """

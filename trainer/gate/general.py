@@ -58,7 +58,7 @@ class GeneralText:
 def own_examples(tokenizer: Any, *, max_tokens: int, num_embeddings: int | None = None) -> list[EncodedExample]:
     """The project's own passages as plain text, each cut after max_tokens (2 or more), as only a tiny base needs.
 
-    Raises DataRejected where the base has no embedding row for one of their tokens (see `Encoder`).
+    Raises DataRejected if the base has no embedding row for one of their tokens (see `Encoder`).
     """
     encoder = Encoder(tokenizer, max_sequence_length=_LONGEST_PASSAGE, num_embeddings=num_embeddings)
     records = [(line, b"", Record("text", completion=passage)) for line, passage in enumerate(PASSAGES, 1)]
@@ -76,7 +76,7 @@ def measure_general(
 
 
 def judge_general(found: GeneralText, limits: GateThresholds) -> list[Reason]:
-    """What speaks against the adapter."""
+    """The reasons against the adapter."""
     rise = found.rise.estimate
     if not np.isfinite(rise):
         return [Reason("general_not_finite", "block", "the loss on general text is not a finite number")]

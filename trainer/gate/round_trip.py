@@ -44,7 +44,7 @@ def compare(
     *,
     precision: str,
 ) -> RoundTrip:
-    """Logits [T, V] per prompt, float32. exact: PEFT's. rounded: PEFT's in the serving precision where that rounds.
+    """Logits [T, V] per prompt, float32. exact: PEFT's. rounded: PEFT's in the serving precision if that rounds.
 
     precision: "float32", "nf4" (exact is PEFT on the same 4-bit base), or "bfloat16".
     """
@@ -70,7 +70,7 @@ def _known(value: float) -> float:
 
 
 def judge_round_trip(found: RoundTrip) -> list[Reason]:
-    """What speaks against the adapter."""
+    """The reasons against the adapter."""
     if found.difference <= found.limit:
         return []
     message = f"served logits are not PEFT's: {found.unit} {found.difference:.3g} in {found.precision}"

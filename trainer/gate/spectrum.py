@@ -61,7 +61,7 @@ class ModuleSpectrum:
 
 
 def spectrum_of(module: ModuleWeights) -> ModuleSpectrum:
-    """Singular values and what follows from them; all NaN where a weight is not finite."""
+    """Singular values and what follows from them; all NaN if a weight is not finite."""
     rank = module.a.shape[0]
     if not (torch.isfinite(module.a).all() and torch.isfinite(module.b).all()):
         return ModuleSpectrum(module.name, rank, module.scale, (np.nan,) * rank, np.nan, np.nan, None)
@@ -88,7 +88,7 @@ def _effective_rank(values: torch.Tensor) -> float:
 
 
 def judge_spectrum(modules: Sequence[ModuleSpectrum], limits: GateThresholds) -> list[Reason]:
-    """What speaks against the adapter; nothing where there is none (a whole model was trained)."""
+    """The reasons against the adapter; none if there is none (a whole model was trained)."""
     if not modules:
         return []
     broken = [module.name for module in modules if not module.is_finite]

@@ -1,4 +1,4 @@
-"""A verdict is its worst reason. Knows levels and reasons; measures nothing."""
+"""The verdict: the worst of its reasons. Knows levels and reasons; measures nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Level = Literal["warn", "block"]
 
 @dataclass(frozen=True)
 class Reason:
-    """One thing that speaks against activation. value is what was measured, limit what it was held against."""
+    """One reason against activation. value: what was measured. limit: what it was compared with."""
 
     code: str
     level: Level

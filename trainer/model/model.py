@@ -40,7 +40,7 @@ class LossModel(nn.Module):
 
     @property
     def causal(self) -> PreTrainedModel:
-        """The transformers model, with the adapter's layers in it where there is an adapter."""
+        """The transformers model, with the adapter's layers in it if there is an adapter."""
         return self.net.get_base_model() if isinstance(self.net, PeftModel) else self.net
 
     def forward(
@@ -152,7 +152,7 @@ def load(spec: TrainSpec, device: torch.device) -> Trainee:
 
 
 def refuse_stored_nf4(spec: TrainSpec) -> None:
-    """Raises SpecError where the base is stored in NF4, and method or sharding needs it plain; UnsupportedBase."""
+    """Raises SpecError if the base is stored in NF4, and method or sharding needs it plain; UnsupportedBase."""
     if not is_stored_in_nf4(load_config(spec.base)):
         return
     if spec.method != "qlora":

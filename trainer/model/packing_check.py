@@ -25,7 +25,7 @@ class PackingBroken(RuntimeError):
 
 def check_packing(trainee: Trainee, examples: Sequence[EncodedExample]) -> float:
     """Largest difference of logits, relative to the largest logit. Raises PackingBroken above the tolerance,
-    UnsupportedBase where the untrained model's logits are not finite.
+    UnsupportedBase if the untrained model's logits are not finite.
 
     The packed forward runs through our attention; alone, each example runs through transformers' own eager attention.
     """

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all. mesh: what parameters are sharded over; None where one process trains alone."""
+    """This process among all. mesh: what parameters are sharded over; None if one process trains alone."""
 
     rank: int
     world_size: int

@@ -124,7 +124,7 @@ class _BaseTensors:
             self._files.update(dict.fromkeys(file.keys(), file))
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of a tensor. Raises UnsupportedBase where the base has no such tensor."""
+        """Rows [start, stop) of a tensor. Raises UnsupportedBase if the base has no such tensor."""
         rows: Tensor = self._file(name).get_slice(name)[start:stop]
         return rows
 

@@ -19,7 +19,7 @@ SMALL_FORWARDS = (8192, 4096, 2048, 1024, 512, 256)  # tokens
 def case_of(
     spec: TrainSpec, *, shape: ModelShape | None = None, devices: int = 1, runtime_bytes: int = 0
 ) -> TrainingCase:
-    """The planner's view of a spec. shape: read from spec.base where it is None. Raises PlanError for an unknown base.
+    """The planner's view of a spec. shape: read from spec.base if it is None. Raises PlanError for an unknown base.
 
     devices: the processes a sharded run is started with. runtime_bytes: what each takes before the first weight.
     """
@@ -55,7 +55,7 @@ def advise(
 ) -> list[str]:
     """Lines for a person: the need, then every single change that makes the run fit `available_bytes` a device.
 
-    Where no single change is enough, all of them together; [] where the run fits as it is. Raises PlanError.
+    If no single change is enough, all of them together; [] if the run fits as it is. Raises PlanError.
     """
     case = case_of(spec, shape=shape, devices=devices, runtime_bytes=runtime_bytes)
     need = memory_need(case)

@@ -15,7 +15,7 @@ class Gpu:
     """memory_bytes: the data sheet's GB as 10^9 bytes; drivers show up to 7 % more, which is left as reserve.
 
     flops: dense bfloat16 with float32 accumulation. link_bytes_per_s: to its neighbours, one direction (NVLink, or PCIe
-    where there is none). usd_per_hour: a rough on-demand price.
+    if there is none). usd_per_hour: a rough on-demand price.
     """
 
     name: str
@@ -41,7 +41,7 @@ GPUS: Mapping[str, Gpu] = {
 
 
 def gpu_of(name: str, *, usd_per_hour: float | None = None) -> Gpu:
-    """A device of the table, at another price where one is given. Raises PlanError for one that is not in it."""
+    """A device of the table, at another price if one is given. Raises PlanError for one that is not in it."""
     if name not in GPUS:
         raise PlanError("gpu", f"gpu must be one of {', '.join(GPUS)}, got {name!r}")
     return GPUS[name] if usd_per_hour is None else replace(GPUS[name], usd_per_hour=usd_per_hour)

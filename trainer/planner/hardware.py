@@ -35,7 +35,7 @@ def options(
     gpus: Iterable[Gpu] = tuple(GPUS.values()),
     counts: Iterable[int] = COUNTS,
 ) -> list[Option]:
-    """What fits, cheapest first; [] where nothing does. Recomputes activations only where they do not fit otherwise."""
+    """What fits, cheapest first; [] if nothing does. Recomputes activations only if they do not fit otherwise."""
     counts = tuple(counts)
     found = [
         Option(gpu, count, fitting, memory_need(fitting), _time(fitting, gpu, train_tokens, sequence_length))

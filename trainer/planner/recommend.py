@@ -72,7 +72,7 @@ class Recommendation:
 
 
 def recommend(question: Question) -> Recommendation:
-    """Raises PlanError where not even QLoRA with recomputation fits the devices, with the figures."""
+    """Raises PlanError if not even QLoRA with recomputation fits the devices, with the figures."""
     rank, rank_reason, fits_capacity = _rank(question)
     wants_full = not fits_capacity and question.variants == 1
     reasons = [rank_reason, _adapters_or_full(question, rank, wants_full=wants_full)]
@@ -115,7 +115,7 @@ def _adapters_or_full(question: Question, rank: int, *, wants_full: bool) -> str
         whole = f"{question.variants} full copies would be {question.variants * base / GB:,.0f} GB"
         share = f"{question.variants} of them share one base, {question.variants * each / GB:,.2f} GB beside it"
         return f"adapters: {share}; {whole}"
-    return f"an adapter: the data fits it, and it is {each / 1e6:,.0f} MB where a full copy is {base / GB:,.1f} GB"
+    return f"an adapter: the data fits it, and it is {each / 1e6:,.0f} MB, while a full copy is {base / GB:,.1f} GB"
 
 
 def _first_that_fits(question: Question, rank: int, *, wants_full: bool) -> tuple[TrainingCase, str]:

@@ -52,7 +52,7 @@ class ServingNeed:
 
 
 def adapters_per_server(case: ServingCase) -> ServingNeed:
-    """Raises PlanError where the base and what is reserved do not fit, with the figures."""
+    """Raises PlanError if the base and what is reserved do not fit, with the figures."""
     base = case.shape.weight_bytes(case.precision, nf4=case.nf4)
     kv, each = case.shape.kv_bytes(case.kv_tokens, case.precision), case.one_adapter
     left = case.device_bytes - base - kv - case.reserve_bytes

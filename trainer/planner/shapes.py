@@ -43,7 +43,7 @@ class PlanError(InputRefused):
 class ModelShape:
     """A decoder of gated MLPs and grouped-query attention.
 
-    exact_parameters: where only a count is known, that count; the rest of the shape is then assumed.
+    exact_parameters: if only a count is known, that count; the rest of the shape is then assumed.
     norms: norm vectors of `hidden` in a layer. qk_norm: norms of head_dim on queries and keys.
     """
 
@@ -82,7 +82,7 @@ class ModelShape:
 
     @property
     def embedding_parameters(self) -> int:
-        """Embeddings, and the head where it is not the same tensor."""
+        """Embeddings, and the head if it is not the same tensor."""
         return (1 if self.tied else 2) * self.vocab * self.hidden
 
     @property
@@ -120,7 +120,7 @@ class ModelShape:
     ) -> int:
         """A and B on the targeted linear layers of every layer (None: all of them). rank_pattern: by last name.
 
-        Raises PlanError where a target is no linear layer of a decoder layer.
+        Raises PlanError if a target is no linear layer of a decoder layer.
         """
         chosen = list(self.linears) if targets is None else [name.rpartition(".")[2] for name in targets]
         for name in chosen:

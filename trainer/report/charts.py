@@ -44,7 +44,7 @@ def line_chart(
     x_label: str = "step",
     size: Size | None = None,
 ) -> str:
-    """An <svg> with axes, grid and curves; a short notice where there is nothing to draw. The title is for readers."""
+    """An <svg> with axes, grid and curves; a short notice if there is nothing to draw. The title is for readers."""
     drawn = [Line(line.name, _thinned(line.points), line.css) for line in lines if line.points]
     if not drawn:
         return f'<p class="none">{html.escape(title)}: nothing was recorded.</p>'

@@ -21,7 +21,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the gate's table. level: ok, warn, block, or skipped where nothing was judged."""
+    """One row of the gate's table. level: ok, warn, block, or skipped if nothing was judged."""
 
     name: str
     measured: str

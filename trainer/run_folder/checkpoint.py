@@ -89,7 +89,7 @@ class Checkpoints:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, gathered where it is sharded (every rank must ask)."""
+    """The tensor on the CPU, gathered if it is sharded (every rank must ask)."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
 

@@ -48,63 +48,35 @@ class RunDirInUse(UserError):
 
 
 @dataclass(frozen=True)
+class _Named:
+    """A file or folder of the run folder, by its name."""
+
+    name: str
+
+    def __get__(self, folder: RunFolder, owner: type[RunFolder]) -> Path:
+        return folder.path / self.name
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """path: the folder, which need not exist yet. files: the operations, replaceable in tests."""
 
     path: Path
     files: Filesystem = field(default_factory=Filesystem, compare=False, repr=False)
 
-    @property
-    def spec(self) -> Path:
-        return self.path / "spec.yaml"
-
-    @property
-    def provenance(self) -> Path:
-        return self.path / "provenance.json"
-
-    @property
-    def events(self) -> Path:
-        return self.path / "events.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def adapter(self) -> Path:
-        return self.path / "adapter"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model"
-
-    @property
-    def report_json(self) -> Path:
-        return self.path / "report.json"
-
-    @property
-    def report_html(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def train_log(self) -> Path:
-        return self.path / "train.log"
-
-    @property
-    def gate_log(self) -> Path:
-        return self.path / "gate.log"
-
-    @property
-    def _result(self) -> Path:
-        return self.path / "result.json"
-
-    @property
-    def _verdict(self) -> Path:
-        return self.path / "gate.json"
-
-    @property
-    def _control(self) -> Path:
-        return self.path / "control"
+    spec = _Named("spec.yaml")
+    provenance = _Named("provenance.json")
+    events = _Named("events.jsonl")
+    checkpoints = _Named("checkpoints")
+    adapter = _Named("adapter")
+    model = _Named("model")
+    report_json = _Named("report.json")
+    report_html = _Named("report.html")
+    train_log = _Named("train.log")
+    gate_log = _Named("gate.log")
+    _result = _Named("result.json")
+    _verdict = _Named("gate.json")
+    _control = _Named("control")
 
     def output(self, method: str) -> Path:
         """What a run of this method makes: a whole model, or an adapter."""
