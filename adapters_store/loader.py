@@ -1,5 +1,5 @@
-"""Decides where an adapter is read from, and what it means that it cannot be: its packed form, the upload, quarantine.
-Knows files and the base that an adapter belongs to; knows no names.
+"""Decides where an adapter is read from, its packed form or the upload, and what happens if it cannot be. Knows files
+and the base that an adapter belongs to; knows no names.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 
 
 def plan_files(config: bytes, weights: Path, base: BaseDescription, limits: AdapterLimits) -> AdapterPlan:
-    """What an adapter's two files say. Raises AdapterRejected; see header, config_fields, config and validate."""
+    """The plan of an adapter's two files. Raises AdapterRejected; see header, config_fields, config and validate."""
     return plan_adapter(parse_config(config, limits), read_header(weights, limits), base, limits)
 
 
 class AdapterLoader:
     """Reads the adapters of one data directory. Safe to use from many threads.
 
-    limits: of what has been kept, so wider than those for new uploads.
+    limits: of stored adapters, so wider than those for new uploads.
     """
 
     def __init__(self, database: Database, blobs: BlobStore, quarantine: Quarantine, limits: AdapterLimits) -> None:
@@ -46,7 +46,7 @@ class AdapterLoader:
     def load(
         self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers, slices: TimeSlices
     ) -> PackedAdapter:
-        """From the packed form; where that does not serve, from the upload, and the packed form is made again."""
+        """Read the packed form. If it is missing or damaged, read the upload, and write the packed form again."""
         packed = read_packed(self._blobs.folder(digest), digest, base, buffers=buffers, slices=slices)
         if packed is None:
             packed = self.load_upload(digest, base, buffers)
@@ -77,15 +77,15 @@ class AdapterLoader:
             keep_packed(self._blobs.folder(packed.digest), packed, base)
 
     def quarantine_adapter(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
-        """Serve this adapter no more, to the tenant or to all. What keeps that from being written down is logged: the
-        caller has to go on."""
+        """Quarantine this adapter, for the tenant or for all. A failure to record it is logged, as the caller must
+        continue."""
         try:
             self._quarantine.put(digest, code, message, tenant=tenant)
         except StoreError as error:
             _log.warning("adapter %s could not be put into quarantine: %s", digest, error.message)
 
     def _load_settled(self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers | None) -> PackedAdapter:
-        """Look again while nobody changes anything: a blob that was being replaced or deleted is not a damaged one."""
+        """Check again under the lock: a blob that was being replaced or deleted is not damaged."""
         with self._blobs.settled():
             self._require_base(digest, base)
             try:

@@ -1,10 +1,9 @@
-"""Gives adapters their host memory, and the memory of adapters that are gone to those that come. Knows bytes; knows no
-adapters.
+"""Allocates host memory for adapters, and reuses the memory of dropped ones. Knows bytes; knows no adapters.
 
-New memory costs more than what is put into it: its pages are faulted in one by one (7 MB: 2.5 of 3.6 ms, and reading
-and summing the file the rest), and the C library keeps little of what large adapters leave. With 100 adapters of 7 MB
-that come and go a load takes 1.6 ms instead of 3.7, with adapters of 84 MB 1.3 for every 7 MB instead of 3.9. A buffer
-comes back when nobody refers to it any more, whoever that was, so that it is never written while a copy still reads it.
+New memory costs more than filling it: its pages are faulted in one by one (7 MB: 2.5 of 3.6 ms, and reading
+and summing the file the rest), and the C library keeps little of the memory that large adapters free. With 100 adapters
+of 7 MB that come and go a load takes 1.6 ms instead of 3.7, with adapters of 84 MB 1.3 for every 7 MB instead of 3.9. A
+buffer comes back when its last reference is dropped, on any thread, so it is never written while a copy still reads it.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ _STEPS = 16  # size classes per power of two: a buffer is at most a sixteenth la
 class HostBuffers:
     """Buffers for adapters, page-locked where there is a GPU. Thread-safe.
 
-    max_bytes: memory in use and memory kept for the next adapter are together at most so much, or what was in use at
-    once.
+    max_bytes: limit of memory in use plus memory kept for the next adapter, unless more was in use at once.
     pin: for a copy to the device that the host need not wait for; torch itself keeps such memory. Ignored without CUDA.
     """
 
@@ -33,17 +31,17 @@ class HostBuffers:
         self._lock = threading.Lock()
         self._spare: list[torch.Tensor] = []  # the longest unused first
         self._num_leased_bytes = 0
-        self._returned: deque[torch.Tensor] = deque()  # by whichever thread dropped the last reference: no lock there
+        self._returned: deque[torch.Tensor] = deque()  # by the thread that dropped the last reference, without a lock
 
     @property
     def num_spare_bytes(self) -> int:
-        """Kept for the next adapter."""
+        """Memory kept for the next adapter."""
         with self._lock:
             self._take_back()
             return self._num_spare_bytes
 
     def take(self, num_elements: int, dtype: torch.dtype) -> torch.Tensor:
-        """A 1-D tensor on the host, starting on a cache line; what is in it is left from whoever had it before."""
+        """A 1-D tensor on the host, starting on a cache line; its content is left from its last user."""
         num_bytes = num_elements * dtype.itemsize
         if self._pins or num_bytes < LEAST_BYTES:
             return torch.empty(num_elements, dtype=dtype, pin_memory=self._pins)

@@ -5,7 +5,7 @@
 
 Derived from the blob and made again from it whenever it is missing or damaged: nothing here is synced or promised, and
 no failure to write it is an error. The buffer is summed with a fast checksum where the blob is hashed with sha256: it
-finds damage, and whoever may write here may write the database as well.
+finds damage; a user who may write here may write the database as well.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _log = logging.getLogger(__name__)
 
 
 class _Damaged(Exception):
-    """What is on the disk is not what was written."""
+    """The file differs from what was written."""
 
 
 def read_packed(
     folder: Path, digest: AdapterDigest, base: BaseDescription, *, buffers: HostBuffers, slices: TimeSlices
 ) -> PackedAdapter | None:
-    """The adapter as it was kept for this base's layout; None where it was not, or is damaged (logged)."""
+    """The adapter as kept for this base's layout; None if it was not kept, or is damaged (logged)."""
     if not background.is_available():
         return None
     stem = _stem(folder, base)
@@ -55,7 +55,7 @@ def read_packed(
 
 
 def keep_packed(folder: Path, adapter: PackedAdapter, base: BaseDescription) -> None:
-    """Write it for the next load. Where that fails (disk full, blob deleted meanwhile) the next load is slower."""
+    """Write it for the next load. If that fails (disk full, blob deleted meanwhile), the next load is slower."""
     if not background.is_available():
         return
     data = as_bytes(adapter.buffer)
@@ -95,7 +95,7 @@ def _read_index(path: Path, digest: AdapterDigest) -> dict[str, Any]:
 
 
 def _write(path: Path, data: bytes | memoryview) -> None:
-    """Under another name first: a reader finds the old file or the new one, whole."""
+    """Write under another name first, so a reader finds the old file or the new one, whole."""
     scratch = path.with_name(f"{path.name}.{uuid4().hex}")
     try:
         scratch.write_bytes(data)

@@ -1,6 +1,6 @@
 """A planned adapter and its file -> one contiguous buffer in device layout, cast to the base's dtype.
 
-Layout contract: packed.py. Reading, hashing, checking and placing are one pass over the tensors. Plain numpy on
+Layout contract: layout.py. Reading, hashing, checking and placing are one pass over the tensors. Plain numpy on
 bit patterns: one thread, and the GIL is released while bytes move. Knows nothing of pools or devices.
 """
 
@@ -61,7 +61,8 @@ def _aligned(count: int, align: int) -> int:
 
 
 def _groups(plan: AdapterPlan) -> Iterable[list[PlannedModule]]:
-    """The planned modules by the base's groups, in the order of each group's first module; a loner is its own group."""
+    """The planned modules by the base's groups, in the order of each group's first module; a module without a group is
+    its own."""
     group_of = _group_of(plan.base)
     groups: dict[str, list[PlannedModule]] = {}
     for module in plan.modules:
@@ -76,10 +77,10 @@ def _group_of(base: BaseDescription) -> dict[str, str]:
 def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: HostBuffers | None = None) -> PackedAdapter:
     """Read, hash and place every tensor. The digest is of the bytes packed: compare it with the one asked for.
 
-    check: refuse values that cannot be served. buffers: where the memory comes from; None: new memory.
+    check: refuse values that cannot be served. buffers: the source of the memory; None: new memory.
 
     Raises:
-        AdapterRejected: non_finite, cast_overflow, with `check`. OSError where the file cannot be read.
+        AdapterRejected: non_finite, cast_overflow, with `check`. OSError if the file cannot be read.
     """
     layout = plan_layout(plan)
     target = type_of_base(plan.base.dtype)

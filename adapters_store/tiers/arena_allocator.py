@@ -1,4 +1,4 @@
-"""Decides where in a one-dimensional arena a piece lies. Knows offsets and sizes in elements; knows no memory."""
+"""Allocates ranges of a one-dimensional arena. Knows offsets and sizes in elements; knows no memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 class ArenaAllocator:
     """Best fit over [0, capacity), the lowest offset among equals; freed neighbours merge. Deterministic.
 
-    capacity and alignment count elements. Every piece starts on, and is rounded up to, a multiple of the alignment.
+    capacity and alignment count elements. Every range starts on, and is rounded up to, a multiple of the alignment.
     """
 
     def __init__(self, capacity: int, alignment: int = 1) -> None:
@@ -20,7 +20,7 @@ class ArenaAllocator:
         self.capacity = capacity - capacity % alignment
         self._hole_starts = [0]  # sorted; _hole_sizes[i] belongs to _hole_starts[i]
         self._hole_sizes = [self.capacity]
-        self._sizes: dict[int, int] = {}  # offset of a piece -> its rounded size
+        self._sizes: dict[int, int] = {}  # offset of a range -> its rounded size
 
     @property
     def num_free(self) -> int:
@@ -31,15 +31,15 @@ class ArenaAllocator:
         return max(self._hole_sizes, default=0)
 
     def rounded(self, num_elements: int) -> int:
-        """The size a piece really takes."""
+        """The size a range really takes."""
         return -(-num_elements // self.alignment) * self.alignment
 
     def fits(self, num_elements: int) -> bool:
         return self.rounded(num_elements) <= self.largest_hole
 
     def allocate(self, num_elements: int) -> int | None:
-        """Offset of a new piece, or None if no hole is large enough."""
-        assert num_elements > 0, f"a piece has at least 1 element, got {num_elements}"
+        """Offset of a new range, or None if no hole is large enough."""
+        assert num_elements > 0, f"a range has at least 1 element, got {num_elements}"
         size = self.rounded(num_elements)
         fitting = [(hole, index) for index, hole in enumerate(self._hole_sizes) if hole >= size]
         if not fitting:
@@ -49,7 +49,7 @@ class ArenaAllocator:
         return offset
 
     def free(self, offset: int) -> None:
-        """Give back the piece at `offset`."""
+        """Free the range at `offset`."""
         assert offset in self._sizes, f"nothing is allocated at {offset}"
         size = self._sizes.pop(offset)
         index = bisect_left(self._hole_starts, offset)
@@ -63,7 +63,7 @@ class ArenaAllocator:
             self._hole_sizes.insert(index, size)
 
     def _claim(self, offset: int, size: int) -> None:
-        """Make [offset, offset + size), which lies in one hole, a piece."""
+        """Allocate [offset, offset + size), which lies in one hole."""
         index = bisect_right(self._hole_starts, offset) - 1
         assert index >= 0, f"nothing is free at {offset}"
         start, end = self._hole_starts[index], self._hole_starts[index] + self._hole_sizes[index]

@@ -1,5 +1,5 @@
-"""Decides which adapters lie on the device, where, and who has to go. Knows elements, slots and references; knows no
-tensors and starts no copies. One engine thread owns it.
+"""Decides which adapters are on the device, where, and which are evicted. Knows elements, slots and references; knows
+no tensors and starts no copies. One engine thread owns it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class DevicePoolSettings:
     """capacity_elements: arena size. max_slots: rows of the device adapter table, 0..max_slots-1.
 
     alignment_elements: every adapter starts on a multiple of this (64 bytes; 32 elements of bfloat16).
-    hold_s: how long a tenant within its share keeps an adapter that it does not use, while others want room.
+    hold_s: how long a tenant within its share keeps an unused adapter while others want room.
     """
 
     capacity_elements: int
@@ -48,7 +48,7 @@ class DevicePoolStats:
 
 
 class DevicePool:
-    """Accounting of the device arena: true sizes, LRU eviction of what nobody uses, reference counts, pins."""
+    """Accounting of the device arena: true sizes, reference counts, pins, LRU eviction of unused adapters."""
 
     def __init__(self, settings: DevicePoolSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
@@ -83,19 +83,19 @@ class DevicePool:
         return self._ready.keys()
 
     def acquire(self, digest: AdapterDigest) -> PoolEntry | None:
-        """One more reference on a ready entry; None if there is none."""
+        """Take one reference on a ready entry; None if the adapter is not ready."""
         entry = self._ready.get(digest)
         if entry is None:
             return None
         entry.ref_count += 1
         entry.was_used = True
-        entry.doomed = False  # somebody has the same version again, and a version is its content
+        entry.is_deleted = False  # the same content was published again
         self.stats.hits += 1
         self._touch(entry)
         return entry
 
     def release(self, digest: AdapterDigest) -> PoolEntry:
-        """One reference less."""
+        """Give up one reference."""
         entry = self._entries[digest]
         assert entry.ref_count > 0, f"{digest} released more often than acquired"
         entry.ref_count -= 1
@@ -103,7 +103,7 @@ class DevicePool:
         return entry
 
     def shares(self, asking: Collection[Owner] = ()) -> PoolShares:
-        """Who holds how much now. asking: tenants that wait for room."""
+        """How much each tenant holds now. asking: tenants that wait for room."""
         oldest_s = self._clock() - self.settings.hold_s
         return PoolShares(self._entries.values(), self.capacity_elements, asking, oldest_s=oldest_s)
 
@@ -116,13 +116,13 @@ class DevicePool:
         owner: Owner = NO_OWNER,
         shares: PoolShares | None = None,
     ) -> Reservation | None:
-        """A place for an adapter that is about to be copied, evicting what nobody uses: first what tenants hold beyond
-        their shares, then the longest unused.
+        """A range for an adapter that is about to be copied. Evicts unused adapters: first those that tenants hold
+        beyond their shares, then the longest unused.
 
-        keep: not to be evicted either. shares: as `shares()` gave them, where nothing has changed since. None, with
-        nothing evicted, if no place can be made.
+        keep: not evicted either. shares: the result of `shares()`, if nothing has changed since. Returns None, with
+        nothing evicted, if no range can be freed.
         """
-        assert digest not in self._entries, f"{digest} has a place already"
+        assert digest not in self._entries, f"{digest} has a range already"
         victims = self._plan(num_elements, keep, owner, shares)
         if victims is None:
             return None
@@ -143,7 +143,7 @@ class DevicePool:
         self.stats.activations += 1
 
     def remove(self, entry: PoolEntry) -> None:
-        """The place and slot of an entry that nobody uses are free."""
+        """Free the range and slot of an unused entry."""
         assert entry.ref_count == 0, f"{entry.digest} is in use by {entry.ref_count}"
         assert entry.state is EntryState.READY, f"{entry.digest} is being copied"
         del self._entries[entry.digest], self._ready[entry.digest]
@@ -151,7 +151,7 @@ class DevicePool:
         self._free_slots.append(entry.slot)
 
     def could_ever_fit(self, num_elements: int) -> bool:
-        """Whether there would be room if only pinned entries stayed."""
+        """Whether there were room if only pinned entries stayed."""
         pinned = sorted((entry.offset, entry.num_elements) for entry in self._entries.values() if entry.pinned)
         if len(pinned) >= self.settings.max_slots:
             return False
@@ -168,7 +168,7 @@ class DevicePool:
     def _plan(
         self, num_elements: int, keep: Collection[AdapterDigest], owner: Owner, shares: PoolShares | None
     ) -> list[PoolEntry] | None:
-        """Whom to evict. Tries on a copy of the arena, then spares those whose going would not have helped."""
+        """The entries to evict. Tries on a copy of the arena, then keeps those whose eviction would not help."""
         if self._free_slots and self._arena.fits(num_elements):
             return []
         evictable = [entry for entry in self._entries.values() if entry.is_evictable and entry.digest not in keep]

@@ -43,7 +43,7 @@ class PoolEntry:
     ref_count: int = 0
     pinned: bool = False
     was_used: bool = False
-    doomed: bool = False  # its adapter was deleted: it is removed as soon as no request uses it
+    is_deleted: bool = False  # removed as soon as no request uses it
 
     @property
     def is_evictable(self) -> bool:

@@ -13,7 +13,7 @@ _LIMIT_AND_USED = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "
 
 
 def free_host_bytes(cgroup: Path = CGROUP, meminfo: Path = MEMINFO, own: Path = OWN) -> int | None:
-    """None where the system does not say. own: which control groups this process is in."""
+    """None if the system does not say. own: which control groups this process is in."""
     free = _available(meminfo)
     if free is None:
         return None
@@ -21,7 +21,7 @@ def free_host_bytes(cgroup: Path = CGROUP, meminfo: Path = MEMINFO, own: Path = 
 
 
 def _left_in(group: Path) -> Iterator[int]:
-    """What a control group of either version has left under its limit, if it has one."""
+    """Bytes left under the limit of a control group of either version, if it has one."""
     for limit_file, used_file in _LIMIT_AND_USED:
         limit, used = number_in(group / limit_file), number_in(group / used_file)
         if limit is not None and used is not None:
@@ -29,7 +29,7 @@ def _left_in(group: Path) -> Iterator[int]:
 
 
 def _available(meminfo: Path) -> int | None:
-    """The kernel's own estimate, which counts the page cache as free; else what lies idle."""
+    """The kernel's estimate, which counts the page cache as free; else the idle pages."""
     if meminfo.is_file():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):

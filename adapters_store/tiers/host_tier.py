@@ -1,5 +1,5 @@
 """Decides which adapters are kept in host memory. Knows bytes, digests and a queue of loads; knows neither disk format
-nor device. Loading runs on one background thread, so that nobody else ever waits for a disk.
+nor device. Loading runs on one background thread, so no other thread waits for a disk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 class HostTierSettings:
     """max_bytes: budget of all buffers. max_queue: loads waiting at once.
 
-    retry_s: how long a failure is remembered before the disk is asked again. stuck_s: a load that takes longer counts
+    retry_s: how long a failure is remembered before the disk is tried again. stuck_s: a load that takes longer counts
     as failed, and so does every load queued behind it, until it ends.
     """
 
@@ -53,7 +53,7 @@ class HostEntry:
 
 @dataclass(slots=True)
 class HostTierStats:
-    """hits: copies to the device that needed no load. misses: loads asked for. unstored: loads that found no room."""
+    """hits: copies to the device that needed no load. misses: loads queued. unstored: loads that found no room."""
 
     loads: int = 0
     failures: int = 0
@@ -65,10 +65,10 @@ class HostTierStats:
 
 
 @dataclass(slots=True, eq=False)
-class _Ticket:
-    """One load, queued or running. Dropping its digest takes it off the books, and its result is thrown away.
+class _Load:
+    """One load, queued or running. If its digest is dropped, its result is discarded.
 
-    is_outdated: the store has changed since it began, so that its failure says nothing.
+    is_outdated: the store has changed since it began, so its failure is ignored.
     """
 
     digest: AdapterDigest
@@ -97,25 +97,25 @@ class HostTier:
         self._notify = notify
         self._changed = threading.Condition()
         self._entries: OrderedDict[AdapterDigest, HostEntry] = OrderedDict()  # least recently used first
-        self._queue: deque[_Ticket] = deque()
-        self._tickets: dict[AdapterDigest, _Ticket] = {}
-        self._failures: OrderedDict[AdapterDigest, tuple[StoreError, float]] = OrderedDict()  # until when, in order
-        self._unstored_bytes: dict[AdapterDigest, int] = {}  # loaded once in vain: how much room each needs
+        self._queue: deque[_Load] = deque()
+        self._loads: dict[AdapterDigest, _Load] = {}
+        self._failures: OrderedDict[AdapterDigest, tuple[StoreError, float]] = OrderedDict()  # with expiry, in order
+        self._unstored_bytes: dict[AdapterDigest, int] = {}  # loaded once without room: how much each needs
         self._urgency: dict[AdapterDigest, int] = {}
         self._stats = HostTierStats()
         self._version = 0
-        self._loading: _Ticket | None = None
+        self._loading: _Load | None = None
         self._loading_since_s = 0.0
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
     @property
     def version(self) -> int:
-        """Changes whenever a load has ended or an entry has gone."""
+        """Changes whenever a load ends or an entry is removed."""
         return self._version
 
     def start(self) -> None:
-        """Load in the background from now on."""
+        """Start the loader thread."""
         assert self._thread is None, "started twice"
         self._thread = threading.Thread(target=self._run, name="adapter-loader", daemon=True)
         self._thread.start()
@@ -129,17 +129,17 @@ class HostTier:
             self._thread.join()
 
     def request(self, digest: AdapterDigest) -> bool:
-        """Have it loaded, unless it is here or under way, failed lately, or is known to find no room now.
+        """Queue a load, unless the adapter is here or under way, failed lately, or is known to find no room now.
 
         False if the queue is full.
         """
         with self._changed:
-            if digest in self._entries or digest in self._tickets or self._would_be_in_vain(digest):
+            if digest in self._entries or digest in self._loads or self._would_fail_again(digest):
                 return True
             if len(self._queue) >= self.settings.max_queue:
                 return False
-            ticket = self._tickets[digest] = _Ticket(digest)
-            self._queue.append(ticket)
+            load = self._loads[digest] = _Load(digest)
+            self._queue.append(load)
             self._stats.misses += 1
             self._changed.notify()
             return True
@@ -154,7 +154,7 @@ class HostTier:
             return entry.adapter
 
     def pin(self, adapter: PackedAdapter) -> HostEntry:
-        """Hold the adapter, which find() gave, for a copy, until unpin(). It may have been evicted since."""
+        """Hold an adapter returned by find() for a copy, until unpin(). It may have been evicted since."""
         with self._changed:
             entry = self._entries.get(adapter.digest) or HostEntry(adapter)
             entry.pins += 1
@@ -174,21 +174,21 @@ class HostTier:
             known = self._failures.get(digest)
             if known is not None and self._clock() < known[1]:
                 return known[0]
-            is_waiting = digest in self._tickets and self._loading is not None
+            is_waiting = digest in self._loads and self._loading is not None
             if not is_waiting or self._clock() - self._loading_since_s < self.settings.stuck_s:
                 return None
             message = f"the disk has not given an adapter within {self.settings.stuck_s:g} s; try again later"
             return AdapterUnavailable("adapter_load_stuck", message, param="model")
 
     def forget_failures(self) -> None:
-        """Ask the disk again for whatever failed; a load that began before this does not count if it fails."""
+        """Try the disk again for all failed adapters; a load that began before this does not count if it fails."""
         with self._changed:
             self._failures.clear()
             if self._loading is not None:
                 self._loading.is_outdated = True
 
     def prioritise(self, digests: Sequence[AdapterDigest]) -> None:
-        """What is wanted, the most urgent first: nothing less urgent takes its room."""
+        """Set the wanted adapters, the most urgent first: no less urgent one takes their room."""
         with self._changed:
             self._urgency = {digest: rank for rank, digest in enumerate(digests)}
             for digest in self._unstored_bytes.keys() - self._urgency.keys():
@@ -197,16 +197,16 @@ class HostTier:
     def drop(self, digest: AdapterDigest) -> None:
         """Forget the adapter: from memory, from the queue, its failure, and the result of a load under way."""
         with self._changed:
-            ticket = self._tickets.pop(digest, None)
-            if ticket is not None and ticket in self._queue:
-                self._queue.remove(ticket)
+            load = self._loads.pop(digest, None)
+            if load is not None and load in self._queue:
+                self._queue.remove(load)
             self._failures.pop(digest, None)
             self._unstored_bytes.pop(digest, None)
             if digest in self._entries:
                 self._remove(digest)
 
     def held(self) -> list[AdapterDigest]:
-        """What is in host memory now."""
+        """Adapters in host memory."""
         with self._changed:
             return list(self._entries)
 
@@ -221,11 +221,11 @@ class HostTier:
         with self._changed:
             if not self._queue:
                 return False
-            ticket = self._loading = self._queue.popleft()
+            load = self._loading = self._queue.popleft()
             self._loading_since_s = self._clock()
-        outcome = self._try_load(ticket.digest)
+        outcome = self._try_load(load.digest)
         with self._changed:
-            self._settle(ticket, outcome)
+            self._end_load(load, outcome)
         self._notify()
         return True
 
@@ -240,26 +240,26 @@ class HostTier:
             return self._load(digest)
         except StoreError as error:
             return error
-        except Exception:  # noqa: BLE001 - this thread serves every tenant; one adapter's bug must not end it
+        except Exception:  # noqa: BLE001 - one adapter's error must not end the thread that loads for every tenant
             _log.exception("loading adapter %s failed", digest)
             return AdapterUnavailable(
                 "adapter_load_failed", f"adapter {digest} could not be loaded; see the server's log"
             )
 
-    def _settle(self, ticket: _Ticket, outcome: PackedAdapter | StoreError) -> None:
+    def _end_load(self, load: _Load, outcome: PackedAdapter | StoreError) -> None:
         self._version += 1
         self._loading = None
-        if self._tickets.get(ticket.digest) is not ticket:
+        if self._loads.get(load.digest) is not load:
             return  # dropped meanwhile
-        del self._tickets[ticket.digest]
+        del self._loads[load.digest]
         if isinstance(outcome, StoreError):
-            if not ticket.is_outdated:
-                self._fail(ticket.digest, outcome)
+            if not load.is_outdated:
+                self._fail(load.digest, outcome)
             return
         self._stats.loads += 1
         if outcome.num_bytes > self.settings.max_bytes:
             message = f"adapter has {outcome.num_bytes} bytes, host memory for adapters is {self.settings.max_bytes}"
-            self._fail(ticket.digest, AdapterUnavailable("adapter_too_large_for_host", message))
+            self._fail(load.digest, AdapterUnavailable("adapter_too_large_for_host", message))
         else:
             self._store(outcome)
 
@@ -271,7 +271,7 @@ class HostTier:
         self._failures[digest] = (error, now_s + self.settings.retry_s)
         self._stats.failures += 1
 
-    def _would_be_in_vain(self, digest: AdapterDigest) -> bool:
+    def _would_fail_again(self, digest: AdapterDigest) -> bool:
         failed = self._failures.get(digest)
         if failed is not None and self._clock() < failed[1]:
             return True
@@ -293,7 +293,7 @@ class HostTier:
         self._stats.num_bytes += num_bytes
 
     def _victims_for(self, wanted: AdapterDigest, num_bytes: int) -> list[AdapterDigest] | None:
-        """Whom to evict: the longest unused, sparing what is pinned or more urgent. None if that is not enough."""
+        """Adapters to evict: the longest unused that are neither pinned nor more urgent. None if that is not enough."""
         last = len(self._urgency)
         urgency = self._urgency.get(wanted, last)
         short = self._stats.num_bytes + num_bytes - self.settings.max_bytes

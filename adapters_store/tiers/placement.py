@@ -1,5 +1,5 @@
-"""Decides who gets room on the device in one look at everything that is wanted, and who is denied it for want of share.
-Knows digests, owners and elements; knows no host memory and starts no copies.
+"""Decides which wanted adapters get room on the device in one pass, and which are denied for lack of share. Knows
+digests, owners and elements; knows no host memory and starts no copies.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Placement:
     """Passes over the wanted list, the most urgent first: begin(), then reserve() for each, then end().
 
-    owners: of what is wanted. over_share: those denied because their own tenant has used up its share.
-    over_share_tenants: tenants whose running requests hold more than the share while somebody within its share finds no
-    room.
+    owners: of the wanted adapters. over_share: those denied because their own tenant has used up its share.
+    over_share_tenants: tenants whose running requests hold more than the share while an adapter
+    of a tenant within its share finds no room.
     """
 
     def __init__(self, pool: DevicePool) -> None:
@@ -30,34 +30,34 @@ class Placement:
         self.over_share: set[AdapterDigest] = set()
         self.over_share_tenants: frozenset[str] = frozenset()
         self._pool = pool
-        self._too_much = 0  # a reservation of so many elements has failed for want of room
-        self._denied: dict[str, int] = {}  # the same for one tenant, for want of share
-        self._fresh: dict[AdapterDigest, str] = {}  # not used yet, and whose they are
-        self._shares: PoolShares | None = None  # until somebody is placed
+        self._too_much = 0  # a reservation of this many elements has failed for lack of room
+        self._denied: dict[str, int] = {}  # the same for one tenant, for lack of share
+        self._unused: dict[AdapterDigest, str] = {}  # not used yet -> their tenant
+        self._shares: PoolShares | None = None  # until an adapter gets room
 
     def begin(self, may_take_room: Iterable[AdapterDigest]) -> None:
-        """A new pass."""
+        """Start a pass."""
         self._too_much = self._pool.capacity_elements + 1
         self._denied.clear()
         self.over_share.clear()
         self._shares = None
-        self._fresh = self._find_fresh(may_take_room)
+        self._unused = self._find_unused(may_take_room)
 
     def reserve(
         self, digest: AdapterDigest, num_elements: int, more_urgent: Collection[AdapterDigest]
     ) -> Reservation | None:
-        """A place, or None. Within one pass room only shrinks, so what was too much once is too much for everybody
-        further down."""
+        """A range, or None. Within one pass room only shrinks, so a size that failed once fails for every later
+        adapter."""
         owner = self.owners.get(digest, NO_OWNER)
         if num_elements >= min(self._too_much, self._denied.get(owner.tenant, self._too_much)):
             self._note_denied(digest, owner)
             return None
-        if owner.tenant in self.over_share_tenants:  # nor may it run anything more, until the others have had theirs
+        if owner.tenant in self.over_share_tenants:  # it may not run more either, until the others have had their share
             self._denied[owner.tenant] = 0
             self._note_denied(digest, owner)
             return None
         shares = self._current_shares()
-        keep = {*more_urgent, *(fresh for fresh, tenant in self._fresh.items() if tenant != owner.tenant)}
+        keep = {*more_urgent, *(unused for unused, tenant in self._unused.items() if tenant != owner.tenant)}
         reservation = self._pool.reserve(digest, num_elements, keep, owner=owner, shares=shares)
         if reservation is not None:
             self._shares = None
@@ -69,7 +69,7 @@ class Placement:
         return reservation
 
     def refusal(self, adapter: PackedAdapter, *, has_pins: bool) -> StoreError | None:
-        """Why it could not have room whoever went; None: it is to wait."""
+        """Why it could not have room even if all others were evicted; None: it must wait."""
         num_elements = adapter.buffer.numel()
         limit = self._pool.capacity_elements * adapter.buffer.element_size()
         if num_elements > self._pool.capacity_elements:
@@ -81,26 +81,26 @@ class Placement:
         return None
 
     def end(self, num_without_room: int) -> None:
-        """The pass is over, and so many have found no room."""
+        """End the pass. num_without_room: adapters that found no room."""
         is_short = num_without_room > len(self.over_share)
         self.over_share_tenants = self._current_shares().over_share_tenants() if is_short else frozenset()
 
-    def _find_fresh(self, digests: Iterable[AdapterDigest]) -> dict[AdapterDigest, str]:
-        """Adapters that were brought for somebody who has not run yet, and for whom. Paying for them has put that
-        tenant behind the others, who would else take the room away again before it is used.
+    def _find_unused(self, digests: Iterable[AdapterDigest]) -> dict[AdapterDigest, str]:
+        """Adapters loaded for a request that has not run yet, and their tenant. The load was charged to that tenant, so
+        other tenants come first and would evict the adapter before it is used.
 
-        Whoever they were brought for may have gone away: they are his who wants them now. Kept from him for another,
-        they could keep both from what they want first.
+        The tenant an adapter was loaded for may be gone. It then belongs to the tenant that wants it now; reserving it
+        for the absent one could deadlock both.
         """
-        fresh: dict[AdapterDigest, str] = {}
+        unused: dict[AdapterDigest, str] = {}
         for digest in digests:
             entry = self._pool.get(digest)
             if entry is None or entry.was_used:
                 continue
             entry.owner = self.owners.get(digest, entry.owner)
             if entry.owner.tenant not in self.over_share_tenants:
-                fresh[digest] = entry.owner.tenant
-        return fresh
+                unused[digest] = entry.owner.tenant
+        return unused
 
     def _note_denied(self, digest: AdapterDigest, owner: Owner) -> None:
         if owner.tenant in self._denied:

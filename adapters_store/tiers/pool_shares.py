@@ -1,8 +1,9 @@
-"""Decides whose adapters have to go when the device is full. Knows tenants, weights and elements; knows no places.
+"""Decides which tenants' adapters are evicted when the device is full. Knows tenants, weights and elements; knows no
+offsets.
 
 Max-min fairness in bytes: a tenant's share is the capacity divided by weight among the tenants that use the device. One
-beyond its share gives way first, so a tenant that cycles through a thousand adapters evicts its own. What nobody has
-used for `hold_s` is free for all, and no share is smaller than the tenant's one adapter.
+beyond its share is evicted first, so a tenant that cycles through a thousand adapters evicts its own. An adapter unused
+for `hold_s` may be evicted for any tenant, and a tenant always keeps one adapter.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from adapters_store.tiers.entries import Owner, PoolEntry
 
 
 class _Held:
-    """What one tenant has on the device: elements, adapters, and elements that running requests use."""
+    """One tenant's part of the device: elements, adapters, and elements that running requests use."""
 
     __slots__ = ("count", "in_use", "used")
 
@@ -22,7 +23,7 @@ class _Held:
 
 
 class PoolShares:
-    """Who holds how much at one moment. `asking`: tenants that wait for room, whether they hold anything or not."""
+    """How much each tenant holds at one moment. asking: tenants that wait for room, even if they hold nothing."""
 
     def __init__(
         self, entries: Iterable[PoolEntry], capacity_elements: int, asking: Collection[Owner], *, oldest_s: float
@@ -50,7 +51,7 @@ class PoolShares:
         return self._element_share * self._weights.get(tenant, 0.0)
 
     def allows(self, owner: Owner, num_elements: int) -> bool:
-        """Whether the tenant stays within its share with so many elements more. Its first adapter always does."""
+        """Whether the tenant stays within its share with `num_elements` more. Its first adapter always does."""
         held = self._held.get(owner.tenant)
         return held is None or held.used + num_elements <= self.share(owner.tenant)
 
@@ -60,7 +61,7 @@ class PoolShares:
         return frozenset(over)
 
     def victims(self, evictable: Sequence[PoolEntry], owner: Owner, num_elements: int) -> list[PoolEntry]:
-        """Who may go for an adapter of this owner, and in which order. evictable: the longest unused first."""
+        """Entries that may be evicted for an adapter of this owner, in order. evictable: the longest unused first."""
         over = self._over.copy()
         left = {tenant: self._held[tenant].count for tenant in over}
         first: list[PoolEntry] = []

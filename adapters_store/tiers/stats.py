@@ -1,4 +1,4 @@
-"""The nouns of adapter memory: its settings, its counters, and what lies on the device. No decisions."""
+"""The nouns of adapter memory: its settings, its counters, and the adapters on the device. No decisions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from adapters_store.tiers.host_tier import HostTierStats
 class AdapterTiersSettings:
     """max_copies: copies under way at once, and started between two polls at most: bounds what one step pays.
 
-    max_loads: loads asked of the host tier at once, so that what is wanted first later is not queued behind the rest.
-    recheck_s: how often what is wanted and missing is looked at again when nothing has changed.
+    max_loads: loads queued in the host tier at once, so that a later, more urgent one is not queued behind many others.
+    recheck_s: how often missing adapters are tried again if nothing has changed.
     """
 
     max_copies: int = 2
@@ -31,9 +31,9 @@ class AdapterTiersSettings:
 
 @dataclass(frozen=True, slots=True)
 class AdapterTiersStats:
-    """misses: times an adapter was newly wanted and was not on the device. working_set_ratio: what was used in the last
-    minute, as a share of the device's capacity. largest_free_elements: the longest free range. The rest as in the
-    tiers' own stats."""
+    """misses: times an adapter was newly wanted and was not on the device. working_set_ratio: the size of all
+    adapters used in the last minute, as a share of the device's capacity. largest_free_elements: the longest free
+    range. The rest is as in the tiers' own stats."""
 
     hits: int
     misses: int
@@ -47,7 +47,7 @@ class AdapterTiersStats:
     host: HostTierStats
 
     def num_more(self, num_entries: int, max_slots: int) -> int:
-        """How many more adapters of the mean size of `num_entries` fit into what is free, of bytes and of slots."""
+        """How many more adapters of the mean size of `num_entries` fit into the free bytes and slots."""
         num_slots = max_slots - num_entries
         if not num_entries or not self.used_elements:
             return num_slots
@@ -71,7 +71,7 @@ class AdapterTiersStats:
 
     @property
     def largest_free_ratio(self) -> float:
-        """Of what is free, how much lies together: 1 is not fragmented at all."""
+        """The longest free range as a share of all free elements: 1 means not fragmented."""
         free = self.capacity_elements - self.used_elements
         return self.largest_free_elements / free if free else 1.0
 

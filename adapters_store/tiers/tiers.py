@@ -1,8 +1,8 @@
-"""Decides which adapter comes when from host memory to the device. Knows digests, places and what is wanted;
-knows no disk, no tensors and no requests. One engine thread owns it; only the host tier behind it is shared.
+"""Decides which adapter is copied when from host memory to the device. Knows digests, ranges and the wanted list; knows
+no disk, no tensors and no requests. One engine thread owns it; only the host tier behind it is shared.
 
-What is wanted is an ordered list, the most urgent first. An adapter never takes the room of one more urgent than
-itself, in either tier, so whoever is first always gets on.
+The wanted list is ordered, the most urgent first. An adapter never takes the room of a more urgent one, in either tier,
+so the first one always makes progress.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class AdapterTiers:
         self._pins: dict[AdapterDigest, None] = {}
         self._wanted: tuple[AdapterDigest, ...] = ()
         self._limit = 0
-        self._asked: dict[AdapterDigest, None] = {}  # wanted by acquire() alone
+        self._asked: dict[AdapterDigest, None] = {}  # wanted by acquire() or pin() alone
         self._failures: dict[AdapterDigest, StoreError] = {}
         self._no_room_since: dict[AdapterDigest, float] = {}
         self._must_advance = False
-        self._is_incomplete = False  # something wanted is not on the device
+        self._is_incomplete = False  # a wanted adapter is not on the device
         self._last_advance_s = clock()
         self._host_version = host.version
         self._num_misses = 0
@@ -60,7 +60,7 @@ class AdapterTiers:
 
     @property
     def poll_due_s(self) -> float | None:
-        """How long an engine with nothing to run may sleep before it polls again; None: until it is woken."""
+        """Seconds an engine with nothing to run may sleep before it polls again; None: until it is woken."""
         if self._transfers or self._must_advance:
             return _COPY_POLL_S
         return self._settings.recheck_s if self._is_incomplete else None
@@ -84,9 +84,9 @@ class AdapterTiers:
         return self._snapshot(self._take_failures(digests) if self._failures else {})
 
     def acquire(self, digest: AdapterDigest) -> int | None:
-        """The adapter's slot, with one reference taken, or None: it is on its way now.
+        """Take one reference and return the adapter's slot; None: it is being brought to the device.
 
-        Raises StoreError if it cannot come (too large for the pool, damaged, gone).
+        Raises StoreError if it cannot be loaded (too large for the pool, damaged, deleted).
         """
         entry = self._pool.acquire(digest)
         if entry is None and self._pool.get(digest) is None:
@@ -102,11 +102,11 @@ class AdapterTiers:
         entry = self._pool.release(digest)
         if entry.ref_count == 0:
             self._must_advance |= self._is_incomplete
-            if entry.doomed:
+            if entry.is_deleted:
                 self._remove(entry)
 
     def pin(self, digest: AdapterDigest) -> None:
-        """Bring it to the device ahead of everybody and keep it there. Raises StoreError if it cannot come."""
+        """Bring it to the device before all others and keep it there. Raises StoreError if it cannot be loaded."""
         self._pins[digest] = None
         entry = self._pool.get(digest)
         if entry is not None:
@@ -119,7 +119,7 @@ class AdapterTiers:
             raise
 
     def unpin(self, digest: AdapterDigest) -> None:
-        """It may be evicted again."""
+        """Allow its eviction again."""
         self._pins.pop(digest, None)
         entry = self._pool.get(digest)
         if entry is not None:
@@ -127,10 +127,10 @@ class AdapterTiers:
             self._must_advance |= self._is_incomplete
 
     def forget(self, digest: AdapterDigest) -> None:
-        """The adapter was deleted: out of both tiers, from the device as soon as nobody uses it.
+        """Remove a deleted adapter from both tiers, from the device as soon as no request uses it.
 
-        Nothing wanted before brings it back. Somebody who asks for it anew is answered by the loader, which knows
-        whether the version exists again (the same content has the same digest).
+        Earlier wishes do not bring it back. A new request for it is answered by the loader, which knows whether the
+        version exists again (the same content has the same digest).
         """
         self.unpin(digest)
         self._asked.pop(digest, None)
@@ -141,12 +141,12 @@ class AdapterTiers:
         entry = self._pool.get(digest)
         if entry is None:
             return
-        entry.doomed = True
+        entry.is_deleted = True
         if entry.is_evictable:
             self._remove(entry)
 
     def retry_failed(self) -> None:
-        """The store has changed: what could not be loaded before may be whole again. Ask the disk anew."""
+        """The store has changed, so adapters that failed may load now. Try them again."""
         self._host.forget_failures()
         self._must_advance |= self._is_incomplete
 
@@ -163,14 +163,14 @@ class AdapterTiers:
         return self._snapshot({}, loads=self._transfers.take_loads())
 
     def resident(self) -> list[ResidentAdapter]:
-        """What lies on the device, the least recently used first."""
+        """Adapters on the device, the least recently used first."""
         return [
             ResidentAdapter(entry.digest, entry.slot, entry.num_elements, entry.ref_count, entry.pinned, entry.state)
             for entry in self._pool.entries()
         ]
 
     def held(self) -> tuple[AdapterDigest, ...]:
-        """What lies in either tier, each once."""
+        """Adapters in either tier, each once."""
         return tuple({*self._host.held(), *(entry.digest for entry in self._pool.entries())})
 
     def stats(self) -> AdapterTiersStats:
@@ -207,13 +207,13 @@ class AdapterTiers:
         return {digest: error for digest, error in failures.items() if digest in wanted}
 
     def _stop_wanting(self, digests: Collection[AdapterDigest]) -> None:
-        """These are wanted no more. The next want() that names one is a change, so that it is tried again."""
+        """Drop these from the list. The next update() that names one counts as a change, so it is tried again."""
         may_take_room = [digest for digest in self._wanted[: self._limit] if digest not in digests]
         others = [digest for digest in self._wanted[self._limit :] if digest not in digests]
         self._wanted, self._limit = (*may_take_room, *others), len(may_take_room)
 
     def _ask(self, digest: AdapterDigest) -> None:
-        """Somebody who is on no list wants it."""
+        """Want an adapter that is not on the list."""
         if digest not in self._wanted and digest not in self._asked:
             self._asked[digest] = None
             self._num_misses += 1
@@ -224,7 +224,7 @@ class AdapterTiers:
             raise error
 
     def _advance(self) -> None:
-        """Go through what is wanted, in order, and bring on what is missing."""
+        """Go through the wanted adapters in order, and advance those that are missing."""
         self._must_advance = self._is_incomplete = False
         self._last_advance_s = self._clock()
         self._loads_left = self._settings.max_loads
@@ -232,16 +232,16 @@ class AdapterTiers:
         in_order = dict.fromkeys((*self._pins, *self._wanted[: self._limit], *self._asked))
         more_urgent: set[AdapterDigest] = set()
         for digest in in_order:
-            if self._pool.get(digest) is None and self._bring(digest, more_urgent):
+            if self._pool.get(digest) is None and self._advance_one(digest, more_urgent):
                 self._is_incomplete = True
             more_urgent.add(digest)
         self._is_incomplete |= self._limit < len(self._wanted)
         self._placement.end(len(self._no_room_since))
-        # What is on the device already needs no room in host memory.
+        # Adapters on the device need no room in host memory.
         self._host.prioritise([digest for digest in in_order if self._pool.get(digest) is None])
 
-    def _bring(self, digest: AdapterDigest, more_urgent: Collection[AdapterDigest]) -> bool:
-        """One step for an adapter that is not on the device; whether there is more to do later."""
+    def _advance_one(self, digest: AdapterDigest, more_urgent: Collection[AdapterDigest]) -> bool:
+        """One step for an adapter that is not on the device; returns whether more remains to be done."""
         adapter = self._host.find(digest)
         if adapter is None:
             error = self._host.failure(digest)
@@ -270,15 +270,15 @@ class AdapterTiers:
         self._failures[digest] = error
         self._asked.pop(digest, None)
         self._no_room_since.pop(digest, None)
-        return digest in self._pins  # these are tried again for as long as they are pinned
+        return digest in self._pins  # pinned adapters are tried again
 
     def _note_arrival(self, entry: PoolEntry) -> None:
         self._asked.pop(entry.digest, None)
         self._must_advance |= self._is_incomplete
-        if entry.doomed:
+        if entry.is_deleted:
             self._remove(entry)
 
     def _remove(self, entry: PoolEntry) -> None:
         self._pool.remove(entry)
         self._copier.clear(entry.slot)
-        self._must_advance = True  # room for others, or somebody wants this very adapter anew
+        self._must_advance = True  # room for others, or a new request wants this adapter

@@ -25,7 +25,7 @@ class _Transfer(NamedTuple):
 
 
 class Transfers:
-    """Copies under way. max_copies: at once, and started between two `begin()` at most.
+    """Copies under way. max_copies: at most this many at once, and as many started between two `begin()`.
 
     arrived: called for each entry that has become ready, also from within `copy`.
     """
@@ -48,7 +48,7 @@ class Transfers:
         self._loads: list[tuple[Owner, int]] = []  # since take_loads()
 
     def __len__(self) -> int:
-        """How many are under way."""
+        """Number of copies under way."""
         return len(self._under_way)
 
     @property
@@ -56,20 +56,20 @@ class Transfers:
         return self._starts_left > 0
 
     def begin(self) -> None:
-        """A new step: see what has arrived."""
+        """Start a step: finish the copies that are done."""
         for transfer in [transfer for transfer in self._under_way.values() if transfer.handle.done()]:
             self._finish(transfer)
         self._starts_left = max(0, self._max_copies - len(self._under_way))
 
     def take_loads(self) -> Sequence[tuple[Owner, int]]:
-        """What has been copied to the device since the last call: for whom, and how many elements."""
+        """Copies begun since the last call: their owner, and how many elements."""
         if not self._loads:
             return ()
         loads, self._loads = self._loads, []
         return loads
 
     def copy(self, entry: PoolEntry, evicted: Iterable[PoolEntry], adapter: PackedAdapter) -> None:
-        """From host memory to a place that was just reserved, and whose former owners are `evicted`."""
+        """Copy from host memory to a range just reserved, from which `evicted` were removed."""
         for victim in evicted:
             self._copier.clear(victim.slot)
         self._starts_left -= 1

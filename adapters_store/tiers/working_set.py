@@ -1,7 +1,7 @@
 """Which adapters have been used lately, and how much room they take together. Decides nothing.
 
-When that passes the pool, every further adapter evicts one that is about to be wanted again, and times to first token
-rise many times over within a few adapters more. So there is a warning before.
+When they no longer fit into the pool, each further adapter evicts one that is about to be used again. A few adapters
+more then raise the time to first token many times over. So a warning is logged before.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class WorkingSet:
         self._is_warned = False
 
     def note(self, digest: AdapterDigest, num_elements: int) -> None:
-        """The adapter is used."""
+        """Record a use of the adapter."""
         self._now[digest] = num_elements
 
     def ratio(self) -> float:
-        """What lately used adapters take, as a share of the pool: above 1 they do not fit together. Asked now and then,
-        it logs a warning each time the share passes WARN_AT."""
+        """The size of lately used adapters as a share of the pool; above 1 they do not fit together. Logs a warning
+        each time the share passes WARN_AT."""
         now_s = self._clock()
         if now_s >= self._turn_s:
             was_idle = now_s >= self._turn_s + self._half_s

@@ -103,8 +103,8 @@ class Request:
 
     cache_salt separates the prefix cache of tenants: two requests can share KV blocks only when salt, adapter digest
     and tokens are all equal. weight: the tenant's share of the server, next to the others'. price: what one of its
-    tokens costs the tenant in virtual tokens, 1 unless large ranks are charged more. deadline_s: when nobody waits for
-    it any more, in seconds of the scheduler's clock.
+    tokens costs the tenant in virtual tokens, 1 unless large ranks are charged more. deadline_s: the moment after
+    which no client waits for it, in seconds of the scheduler's clock.
     """
 
     id: str

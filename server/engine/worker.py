@@ -173,7 +173,7 @@ class EngineWorker:
                 self._do_commands()
                 self._deliver(self._engine.step())
                 self._idle()
-        except BaseException as error:  # noqa: BLE001  a panic in Rust is no Exception: answer everybody, health red
+        except BaseException as error:  # noqa: BLE001  a panic in Rust is no Exception: answer all requests, report unhealthy
             _log.exception("the engine stopped on an error")
             self._failure = error
         gc.unfreeze()
