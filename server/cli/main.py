@@ -15,6 +15,7 @@ from server.cli.adapters import adapter, quarantine
 from server.cli.common.failures import EPILOG, USER_ERRORS, failure_of
 from server.cli.common.options import JSON_KEY
 from server.cli.common.output import complain
+from server.cli.common.setting_options import drop_service_link
 from server.cli.demo import command as demo
 from server.cli.serve import command as serve
 from server.cli.tenants import audit, tenant, usage
@@ -64,6 +65,7 @@ def _root(
     ] = False,
 ) -> None:
     """Serve thousands of tenants' LoRA adapters on one shared frozen base model."""
+    drop_service_link()
     spin_briefly()  # before any command imports torch
     hold_to_quota()
     keep_few_primitives()

@@ -171,6 +171,7 @@ def test_only_named_pods_reach_the_server_and_it_has_no_token_of_the_cluster() -
         assert all(next(iter(peer.values())).get("matchLabels") for peer in rule["from"])
         assert [port["port"] for port in rule["ports"]] == [container()["ports"][0]["name"]]
     assert pod["spec"]["automountServiceAccountToken"] is False
+    assert pod["spec"]["enableServiceLinks"] is False, "links would set MULTILORA_PORT to a URL"
 
 
 def test_every_image_is_pinned() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ from server.jobs.limits import JobLimits
 from server.settings import Setting, settings_of
 
 Command = Callable[..., None]
+SERVICE_LINK = "MULTILORA_PORT"
 
 
 def option_for(setting: Setting, *names: str) -> Any:
@@ -54,6 +56,12 @@ def offering(settings: Iterable[Setting]) -> Callable[[Command], Command]:
         return command
 
     return offer
+
+
+def drop_service_link() -> None:
+    """Kubernetes and Docker set MULTILORA_PORT to a URL in every container beside a service called multilora."""
+    if "://" in os.environ.get(SERVICE_LINK, ""):
+        del os.environ[SERVICE_LINK]
 
 
 def _parameter_of(setting: Setting) -> inspect.Parameter:

@@ -204,6 +204,27 @@ def test_a_misspelt_variable_is_pointed_out(run: Command, base: Path, started: l
     assert started[0].engine.scheduler.max_running == SchedulerSettings().max_running
 
 
+def test_variables_that_kubernetes_sets_for_the_service_are_no_settings(
+    run: Command, base: Path, started: list[ServeSettings]
+) -> None:
+    """A pod beside a service called multilora gets these unless it refuses them."""
+    links = {
+        "MULTILORA_PORT": "tcp://10.0.0.7:8000",
+        "MULTILORA_PORT_8000_TCP": "tcp://10.0.0.7:8000",
+        "MULTILORA_PORT_8000_TCP_ADDR": "10.0.0.7",
+        "MULTILORA_PORT_8000_TCP_PORT": "8000",
+        "MULTILORA_PORT_8000_TCP_PROTO": "tcp",
+        "MULTILORA_SERVICE_HOST": "10.0.0.7",
+        "MULTILORA_SERVICE_PORT": "8000",
+        "MULTILORA_SERVICE_PORT_HTTP": "8000",
+    }
+    shown = run("serve", "--print-config", "--json", env=links)
+    assert json.loads(shown.stdout)["settings"]["port"] == {"value": 8000, "source": "default"}
+    result = run("serve", "--base", base, "--port", "0", env=links)
+    assert (result.exit_code, started[0].host) == (0, "127.0.0.1")
+    assert "sets nothing" not in result.stdout
+
+
 def test_the_table_for_the_reference_has_a_row_for_every_option(run: Command) -> None:
     rows = setting_rows()
     shown = run("serve", "--help", env={"COLUMNS": "300"}).stdout
