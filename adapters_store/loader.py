@@ -17,7 +17,8 @@ from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packed_file import keep_packed, read_packed
 from adapters_store.packed.packing import pack
-from adapters_store.storage.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore
+from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from adapters_store.storage.blobs import BlobStore
 from adapters_store.storage.database import Database
 from adapters_store.versions import registry
 from adapters_store.versions.quarantine import Quarantine

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from adapters_store.accounts.quotas import QuotaStore
+from adapters_store.accounts.tenant_rows import tenant_id
 from adapters_store.accounts.tenants import TenantStore
 from adapters_store.accounts.usage import UsageStore
 from adapters_store.base.description import AdapterDigest, BaseDescription
@@ -21,9 +22,10 @@ from adapters_store.loader import AdapterLoader, plan_files
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack, packed_bytes
+from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from adapters_store.storage.answer_cache import AnswerCache
 from adapters_store.storage.audit import AuditLog
-from adapters_store.storage.blobs import RESERVE_BYTES, WEIGHTS_FILE, BlobStore
+from adapters_store.storage.blobs import RESERVE_BYTES, BlobStore
 from adapters_store.storage.database import Database, now_s
 from adapters_store.storage.filesystem import Filesystem
 from adapters_store.storage.names import check_name, split_ref
@@ -117,7 +119,7 @@ class AdapterStore:
         check_name("name", name)
         plan = plan_files(config, weights, base, self._limits)
         with self._database.read() as connection:
-            registry.tenant_id(connection, tenant)
+            tenant_id(connection, tenant)
         with self._blobs.stage(config, weights) as staged:
             # What is kept is what is checked: the upload may change under us, the staged copy does not.
             if plan_files(config, staged / WEIGHTS_FILE, base, self._limits) != plan:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import httpx
 
-from adapters_store.storage.blobs import CONFIG_FILE, WEIGHTS_FILE
+from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from benchmarks.common.adapters import BenchStore, bench_store
 from benchmarks.common.report import Report, Row, bars, legend_below, number, spread
 from benchmarks.common.shapes import shape_for

@@ -6,9 +6,9 @@ from dataclasses import asdict
 
 from sqlalchemy import Connection, delete, func, insert, select
 
+from adapters_store.accounts.records import Quotas
 from adapters_store.errors import Conflict
 from adapters_store.storage.schema import adapter_versions, adapters, tenant_quotas
-from adapters_store.versions.records import Quotas
 
 _COLUMNS = [column for column in tenant_quotas.c if column.name != "tenant_id"]
 

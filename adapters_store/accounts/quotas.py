@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from adapters_store.accounts import quota_rows
+from adapters_store.accounts.records import Quotas
+from adapters_store.accounts.tenant_rows import tenant_id
 from adapters_store.errors import NotFound
 from adapters_store.storage import audit
 from adapters_store.storage.answer_cache import AnswerCache
 from adapters_store.storage.database import Database
-from adapters_store.versions import registry
-from adapters_store.versions.records import Quotas
 
 
 class QuotaStore:
@@ -33,14 +33,14 @@ class QuotaStore:
     def set(self, tenant: str, quotas: Quotas) -> None:
         """Replace a tenant's quotas. Raises NotFound (tenant_not_found)."""
         with self._database.write() as connection:
-            owner = registry.tenant_id(connection, tenant, lock=True)
+            owner = tenant_id(connection, tenant, lock=True)
             quota_rows.write(connection, owner, quotas)
             audit.note(connection, "tenant.quota", tenant=tenant, **asdict(quotas))
 
     def _find(self, tenant: str) -> Quotas:
         with self._database.read() as connection:
             try:
-                owner = registry.tenant_id(connection, tenant)
+                owner = tenant_id(connection, tenant)
             except NotFound:
                 return Quotas()
             return quota_rows.read(connection, owner)

@@ -14,6 +14,8 @@ from sqlalchemy import Row, delete, insert, select, update
 
 from adapters_store.accounts import keys
 from adapters_store.accounts.keys import KeyGrant, KeyInfo, KeyWishes
+from adapters_store.accounts.records import Tenant, TenantKey
+from adapters_store.accounts.tenant_rows import digests_of, tenant_id
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.storage import audit
@@ -21,8 +23,6 @@ from adapters_store.storage.answer_cache import AnswerCache
 from adapters_store.storage.database import Database, now_s
 from adapters_store.storage.names import check_name
 from adapters_store.storage.schema import tenants
-from adapters_store.versions import registry
-from adapters_store.versions.records import Tenant, TenantKey
 
 # Inside the class `list` is the method.
 Tenants = list[Tenant]
@@ -65,20 +65,20 @@ class TenantStore:
     def get(self, name: str) -> Tenant:
         """Raises NotFound (tenant_not_found)."""
         with self._database.read() as connection:
-            owner = registry.tenant_id(connection, name)
+            owner = tenant_id(connection, name)
             return _to_tenant(connection.execute(select(tenants).where(tenants.c.id == owner)).one())
 
     def keys(self, name: str) -> KeyInfos:
         """A tenant's keys, ended ones too. Raises NotFound (tenant_not_found)."""
         with self._database.read() as connection:
-            return keys.all_of(connection, registry.tenant_id(connection, name))
+            return keys.all_of(connection, tenant_id(connection, name))
 
     def create_key(self, name: str, wishes: KeyWishes) -> TenantKey:
         """One more key. Raises NotFound (tenant_not_found), InputRefused (bad_expiry, bad_label)."""
         keys.check_wishes(wishes)
         key = keys.new_key()
         with self._database.write() as connection:
-            owner = registry.tenant_id(connection, name, lock=True)
+            owner = tenant_id(connection, name, lock=True)
             key_id = keys.add(connection, owner, key, wishes)
             scopes = None if wishes.scopes is None else sorted(wishes.scopes)
             audit.note(
@@ -95,7 +95,7 @@ class TenantStore:
             raise ValueError(f"overlap_s must not be negative, got {overlap_s}")
         key, ending = keys.new_key(), now_s() + overlap_s
         with self._database.write() as connection:
-            owner = registry.tenant_id(connection, name, lock=True)
+            owner = tenant_id(connection, name, lock=True)
             wishes = KeyWishes() if key_id is None else keys.require(connection, owner, key_id)
             keys.end(connection, owner, ending, key_id)
             new_id = keys.add(connection, owner, key, wishes)
@@ -105,7 +105,7 @@ class TenantStore:
     def revoke_key(self, name: str, key_id: int) -> None:
         """The key opens nothing from now on. Raises NotFound (tenant_not_found, key_not_found)."""
         with self._database.write() as connection:
-            owner = registry.tenant_id(connection, name, lock=True)
+            owner = tenant_id(connection, name, lock=True)
             keys.require(connection, owner, key_id)
             keys.end(connection, owner, now_s(), key_id)
             audit.note(connection, "key.revoke", tenant=name, key_id=key_id)
@@ -113,7 +113,7 @@ class TenantStore:
     def set_disabled(self, name: str, disabled: bool) -> None:
         """Whether the tenant's keys open nothing for now. Raises NotFound (tenant_not_found)."""
         with self._database.write() as connection:
-            owner = registry.tenant_id(connection, name, lock=True)
+            owner = tenant_id(connection, name, lock=True)
             connection.execute(update(tenants).where(tenants.c.id == owner).values(disabled=disabled))
             audit.note(connection, "tenant.disable" if disabled else "tenant.enable", tenant=name)
 
@@ -123,8 +123,8 @@ class TenantStore:
         Raises NotFound (tenant_not_found).
         """
         with self._database.write() as connection:
-            owner = registry.tenant_id(connection, name, lock=True)
-            digests = [version.digest for version in registry.find_versions(connection, tenant=name)]
+            owner = tenant_id(connection, name, lock=True)
+            digests = digests_of(connection, owner)
             connection.execute(delete(tenants).where(tenants.c.id == owner))
             audit.note(connection, "tenant.delete", tenant=name, num_versions=len(digests))
         return self._drop_blobs(digests)

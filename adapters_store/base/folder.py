@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from adapters_store.base.families import UnsupportedBase
-from adapters_store.format.foreign_files import LFS_POINTER, MLX_LM_KEYS
+from adapters_store.parsing.adapter_files import CONFIG_FILE, LFS_POINTER, MLX_LM_KEYS
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"
 
 _POINTER_BYTES = 1024  # a pointer has three short lines
 _MAX_REASON = 400  # characters of another library's message
@@ -129,13 +128,13 @@ def _refuse_pointer(path: Path) -> None:
 
 
 def _refuse_adapters(folder: Path) -> None:
-    if not (folder / ADAPTER_CONFIG).is_file():
+    if not (folder / CONFIG_FILE).is_file():
         return
     kind, base = _adapter_of(folder)
     push = "push it with `multilora adapter push`" if kind == "a PEFT adapter" else "it cannot be pushed as it is"
     if (folder / CONFIG).is_file():
         reason = (
-            f"holds {kind} ({ADAPTER_CONFIG}) beside the base, which every tenant would get; move it to a folder "
+            f"holds {kind} ({CONFIG_FILE}) beside the base, which every tenant would get; move it to a folder "
             f"of its own; {push}"
         )
     else:
@@ -145,7 +144,7 @@ def _refuse_adapters(folder: Path) -> None:
 
 def _adapter_of(folder: Path) -> tuple[str, str]:
     """What kind of adapter, and the base it was made for."""
-    body = read_json(folder / ADAPTER_CONFIG)
+    body = read_json(folder / CONFIG_FILE)
     is_mlx = "peft_type" not in body and not MLX_LM_KEYS.isdisjoint(body)
     base = body.get("model" if is_mlx else "base_model_name_or_path")
     kind = "an MLX-LM adapter" if is_mlx else "a PEFT adapter" if "peft_type" in body else "an adapter"

@@ -9,8 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters_store.errors import AdapterRejected
-from adapters_store.format.foreign_files import PICKLE_ADVICE, SHARDS_ADVICE, refuse_foreign_config, refuse_foreign_keys
-from adapters_store.storage.blobs import CONFIG_FILE, WEIGHTS_FILE
+from adapters_store.parsing.adapter_files import (
+    CONFIG_FILE,
+    PICKLE_ADVICE,
+    SHARDS_ADVICE,
+    WEIGHTS_FILE,
+    refuse_foreign_config,
+    refuse_foreign_keys,
+)
 
 MAX_JSON_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 250,000 tokens has 33
 MAX_SHOWN = 3

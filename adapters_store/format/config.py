@@ -11,8 +11,8 @@ from functools import partial
 
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.config_fields import Body, bad_field, check_fields, default_delta_is_zero, is_empty
-from adapters_store.format.foreign_files import refuse_foreign_config
 from adapters_store.format.limits import AdapterLimits
+from adapters_store.parsing.adapter_files import refuse_foreign_config
 from adapters_store.parsing.patterns import PLAIN_KEY, SuffixPatterns, suffixes_at_dots
 from adapters_store.parsing.strict_json import parse_strict_json, shown
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapters_store.errors import AdapterRejected
-from adapters_store.format.foreign_files import refuse_foreign_keys
+from adapters_store.parsing.adapter_files import refuse_foreign_keys
 from adapters_store.parsing.strict_json import shown
 
 Body = Mapping[str, object]

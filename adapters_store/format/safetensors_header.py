@@ -15,8 +15,8 @@ from pathlib import Path
 
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.dtypes import TENSOR_TYPES
-from adapters_store.format.foreign_files import HEAD_BYTES, refuse_foreign_weights
 from adapters_store.format.limits import AdapterLimits
+from adapters_store.parsing.adapter_files import HEAD_BYTES, refuse_foreign_weights
 from adapters_store.parsing.strict_json import parse_strict_json, shown
 
 _LENGTH_BYTES = 8

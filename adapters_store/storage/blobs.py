@@ -15,11 +15,10 @@ from uuid import uuid4
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
+from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.storage.filesystem import Filesystem, file_lock
 
 RESERVE_BYTES = 64 * 1024 * 1024
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 

@@ -14,7 +14,8 @@ from adapters_store.errors import UserError
 from adapters_store.format.config import parse_config
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.safetensors_header import read_header
-from adapters_store.storage.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore
+from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from adapters_store.storage.blobs import BlobStore
 from adapters_store.versions.quarantine import OF_THE_BLOB, Quarantine
 
 Look = Callable[[AdapterDigest], None]  # raises UserError or OSError for a blob that is not whole

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, select, true, update
 
 from adapters_store.accounts import quota_rows
+from adapters_store.accounts.tenant_rows import tenant_id
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.parsing.strict_json import shown
@@ -24,15 +25,6 @@ from adapters_store.versions.records import AdapterVersion
 _MAX_IN = 500  # values in one IN list; databases bound them
 _IS_LOADED = adapter_versions.c.unloaded.is_(False)
 _IS_ACTIVE = adapters.c.active_number == adapter_versions.c.number
-
-
-def tenant_id(connection: Connection, tenant: str, *, lock: bool = False) -> int:
-    """Raises NotFound (tenant_not_found). lock: one writer per tenant at a time, where rows can be locked."""
-    statement = select(tenants.c.id).where(tenants.c.name == tenant)
-    found = connection.execute(statement.with_for_update() if lock else statement).scalar()
-    if found is None:
-        raise NotFound("tenant_not_found", f"no tenant {shown(tenant)}", param="tenant")
-    return int(found)
 
 
 def find_versions(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from adapters_store.storage.blobs import CONFIG_FILE, WEIGHTS_FILE
+from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from benchmarks.serving.demo_server import ADMIN_KEY, auth
 from benchmarks.soaking.tenant import CHANGING, Tenant
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 
+from adapters_store.accounts.records import UNLIMITED, Quotas
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import NotFound
 from adapters_store.parsing.numbers import whole_number
 from adapters_store.storage.names import FINE_TUNED
-from adapters_store.versions.records import UNLIMITED, AdapterVersion, Quotas
+from adapters_store.versions.records import AdapterVersion
 from server.api.auth import Caller
 from server.api.context import ApiContext
 from server.api.wire.errors import ApiError

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
+from adapters_store.accounts.records import TenantKey
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.errors import NotFound
 from adapters_store.store import AdapterStore
-from adapters_store.versions.records import TenantKey
 from server.engine.request import Request, SamplingParams, TokenEvent
 from server.engine.startup.build import EngineParts
 

@@ -15,11 +15,11 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from adapters_store.accounts.keys import KeyWishes
+from adapters_store.accounts.records import Quotas
 from adapters_store.accounts.usage import UsageCounts, UsageKey
 from adapters_store.errors import StoreError
 from adapters_store.storage.schema import metadata
 from adapters_store.store import AdapterStore
-from adapters_store.versions.records import Quotas
 from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
 from support.stores.recording_files import RecordingFiles
 

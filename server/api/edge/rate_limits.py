@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from adapters_store.versions.records import Quotas
+from adapters_store.accounts.records import Quotas
 from server.api.wire.errors import ApiError
 
 _CONCURRENCY_RETRY_S = 1.0

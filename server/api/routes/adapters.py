@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from adapters_store.accounts.keys import Scope
 from adapters_store.errors import Conflict, NotFound
-from adapters_store.format.foreign_files import refuse_shard
+from adapters_store.parsing.adapter_files import refuse_shard
 from adapters_store.storage.names import check_name, split_ref
 from adapters_store.versions.records import AdapterVersion
 from server.api.auth import Caller, CallerDep, guarded

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, Path, Query
 from pydantic import Field
 
 from adapters_store.accounts.keys import KeyInfo, KeyWishes, parse_scopes
+from adapters_store.accounts.records import Quotas, Tenant, TenantKey
 from adapters_store.parsing.numbers import MAX_INT
-from adapters_store.versions.records import Quotas, Tenant, TenantKey
 from server.api.auth import require_admin
 from server.api.context import ApiContext, ContextDep
 from server.api.request_body import json_body

@@ -13,7 +13,7 @@ from server.cli.common.store_access import opened
 from server.cli.common.texts import when
 
 if TYPE_CHECKING:
-    from adapters_store.versions.records import TenantKey
+    from adapters_store.accounts.records import TenantKey
 
 NameArgument = Annotated[str, typer.Argument(help="The tenant's name.", metavar="NAME")]
 

@@ -55,7 +55,7 @@ def quota(
     changes = {field: value for field, value in given.items() if value is not None}
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
-        from adapters_store.versions.records import UNLIMITED
+        from adapters_store.accounts.records import UNLIMITED
 
         store.tenants.get(name)
         quotas = replace(UNLIMITED if unlimited else store.quotas.get(name), **changes)

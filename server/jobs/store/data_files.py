@@ -8,13 +8,13 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, Row, delete, func, insert, select
 
+from adapters_store.accounts.tenant_rows import tenant_id
 from adapters_store.errors import BlobDamaged, NotFound
 from adapters_store.parsing.strict_json import shown
 from adapters_store.storage import audit
 from adapters_store.storage.database import Database, now_s
 from adapters_store.storage.filesystem import Filesystem
 from adapters_store.storage.schema import files, tenants
-from adapters_store.versions import registry
 from server.jobs.limits import JobLimit, JobLimits, JobRefused
 from server.jobs.store.data_blobs import DataBlobs
 from server.jobs.store.records import DataFile
@@ -46,7 +46,7 @@ class FileStore:
         try:
             num_bytes = staged.stat().st_size
             with self._blobs.changing(), self._database.write() as connection:
-                owner = registry.tenant_id(connection, tenant, lock=True)
+                owner = tenant_id(connection, tenant, lock=True)
                 self._check_limits(connection, owner, num_bytes)
                 row = _insert(connection, owner, (digest, filename, purpose, num_bytes))
                 audit.note(connection, "file.upload", tenant=tenant, target=row.id, digest=digest)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from adapters_store.accounts.tenant_rows import tenant_id
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.parsing.strict_json import shown
 from adapters_store.storage import audit
 from adapters_store.storage.database import Database, now_s
-from adapters_store.versions import registry
 from server.jobs.limits import JobLimit, JobLimits
 from server.jobs.store import job_rows
 from server.jobs.store.records import WORKING, Job, JobCheckpoint, JobEvent, JobFailure, JobStatus, Level
@@ -57,7 +57,7 @@ class JobStore:
     def add(self, job_id: str, new: NewJob) -> Job:
         """Raises JobLimit (too_many_jobs, too_many_jobs_today), NotFound (tenant_not_found)."""
         with self._database.write(changes_answers=False) as connection:
-            owner = registry.tenant_id(connection, new.tenant, lock=True)
+            owner = tenant_id(connection, new.tenant, lock=True)
             active = job_rows.count_jobs(connection, owner, statuses=_ACTIVE)
             today = job_rows.count_jobs(connection, owner, since_s=now_s() - DAY_S)
             self._check_limits(active, today)

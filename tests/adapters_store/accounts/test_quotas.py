@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from adapters_store.accounts.records import Quotas
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.store import AdapterStore
-from adapters_store.versions.records import AdapterVersion, Quotas
+from adapters_store.versions.records import AdapterVersion
 
 Publish = Callable[..., AdapterVersion]
 

@@ -12,13 +12,13 @@ from typing import Literal, get_args
 
 from sqlalchemy import select
 
+from adapters_store.accounts.records import Quotas
 from adapters_store.accounts.usage import UsageCounts, UsageKey, total_of
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.storage.schema import adapters, alias_history
 from adapters_store.store import AdapterStore
 from adapters_store.versions.alias_rows import MAX_HISTORY
-from adapters_store.versions.records import Quotas
 from support.models.adapter_files import config_bytes, tiny_base
 
 TENANT = "acme"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapters_store.versions.records import Quotas
+from adapters_store.accounts.records import Quotas
 from server.api.edge.rate_limits import RateLimits, Reservation
 from server.api.wire.errors import ApiError
 from support.worlds.adapter_memory import FakeClock

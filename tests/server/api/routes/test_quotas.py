@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
+from adapters_store.accounts.records import Quotas
 from adapters_store.store import AdapterStore
-from adapters_store.versions.records import Quotas
 from support.servers.waiting import wait_until
 from support.worlds.fake_engine import FakeEngine
 

@@ -1,5 +1,5 @@
-"""Recognises files that are not what they are given for, and says what they are and the way out. Reads a few first
-bytes and keys; loads nothing.
+"""The names of an adapter's two files; what another file is that a user sends in their place, and the way out. Reads a
+few first bytes and keys; loads nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from adapters_store.errors import AdapterRejected
 from adapters_store.parsing.strict_json import shown
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 HEAD_BYTES = 64  # of a file: enough to recognise it
 
@@ -31,7 +33,7 @@ def refuse_foreign_weights(head: bytes) -> None:
 
     Raises AdapterRejected: git_lfs_pointer, pickle, unsupported_format. Returns where it is nothing that is known.
     """
-    _refuse_lfs_pointer(head, "weights", "adapter_model.safetensors")
+    _refuse_lfs_pointer(head, "weights", WEIGHTS_FILE)
     if _is_pickle(head):
         raise AdapterRejected("pickle", f"weights: {PICKLE_ADVICE}", param="weights")
     for start, what in _KNOWN_STARTS.items():
@@ -51,7 +53,7 @@ def refuse_shard(filename: str) -> None:
 
 def refuse_foreign_config(data: bytes) -> None:
     """data: what should be an adapter_config.json. Raises AdapterRejected: git_lfs_pointer."""
-    _refuse_lfs_pointer(data, "config", "adapter_config.json")
+    _refuse_lfs_pointer(data, "config", CONFIG_FILE)
 
 
 def refuse_foreign_keys(body: Mapping[str, object]) -> None:
