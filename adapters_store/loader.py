@@ -5,19 +5,16 @@ and the base that an adapter belongs to; knows no names.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.errors import AdapterRejected, AdapterUnavailable, BlobDamaged, NotFound, StoreError, UserError
-from adapters_store.format.config import parse_config
+from adapters_store.format.adapter_folder import plan_folder
 from adapters_store.format.limits import AdapterLimits
-from adapters_store.format.safetensors_header import read_header
-from adapters_store.format.validate import AdapterPlan, plan_adapter
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packed_file import keep_packed, read_packed
 from adapters_store.packed.packing import pack
-from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from adapters_store.storage.blobs import BlobStore
 from adapters_store.storage.database import Database
 from adapters_store.versions import registry
@@ -25,11 +22,6 @@ from adapters_store.versions.quarantine import Quarantine
 from lora_kernels.background import TimeSlices
 
 _log = logging.getLogger(__name__)
-
-
-def plan_files(config: bytes, weights: Path, base: BaseDescription, limits: AdapterLimits) -> AdapterPlan:
-    """The plan of an adapter's two files. Raises AdapterRejected; see header, config_fields, config and validate."""
-    return plan_adapter(parse_config(config, limits), read_header(weights, limits), base, limits)
 
 
 class AdapterLoader:
@@ -101,7 +93,7 @@ class AdapterLoader:
 
     def _read(self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers | None = None) -> PackedAdapter:
         folder = self._blobs.folder(digest)
-        plan = plan_files((folder / CONFIG_FILE).read_bytes(), folder / WEIGHTS_FILE, base, self._limits)
+        plan = plan_folder(folder, base, self._limits)
         packed = pack(plan, folder / WEIGHTS_FILE, buffers=buffers)
         if packed.digest != digest:
             raise AdapterRejected("digest_mismatch", f"the files have digest {packed.digest}")

@@ -16,9 +16,10 @@ from adapters_store.accounts.tenants import TenantStore
 from adapters_store.accounts.usage import UsageStore
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.errors import AdapterRejected, NotFound
+from adapters_store.format.adapter_folder import plan_files
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.validate import AdapterPlan
-from adapters_store.loader import AdapterLoader, plan_files
+from adapters_store.loader import AdapterLoader
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack, packed_bytes

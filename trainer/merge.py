@@ -24,17 +24,16 @@ from adapters_store.base.families import HEAD
 from adapters_store.base.files import base_digest, load_config
 from adapters_store.base.folder import weight_files
 from adapters_store.errors import InputRefused
-from adapters_store.format.config import parse_config
+from adapters_store.format.adapter_folder import plan_folder
 from adapters_store.format.dtypes import TENSOR_TYPES
-from adapters_store.format.limits import AdapterLimits
-from adapters_store.format.safetensors_header import TensorEntry, read_header
+from adapters_store.format.safetensors_header import TensorEntry
 from adapters_store.format.tensor_file import WeightsFile
-from adapters_store.format.validate import AdapterPlan, PlannedModule, plan_adapter
+from adapters_store.format.validate import AdapterPlan, PlannedModule
+from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from adapters_store.storage.filesystem import Filesystem
 from trainer.merge_parity import Parity, compare_merged, compare_requantised
 
 RECORD = "multilora_merge.json"
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -63,7 +62,7 @@ def merge(base: Path, adapter: Path, out: Path, *, description: BaseDescription,
         MergeRefused: see there; merge_not_exact carries the measured error.
         AdapterRejected: the adapter does not fit the base. UnsupportedBase. OSError.
     """
-    plan = _plan(adapter, description)
+    plan = plan_folder(adapter, description)
     quantized = getattr(load_config(base), "quantization_config", None) is not None
     _refuse_what_cannot_be_merged(plan, base, out, quantized=quantized)
     if nf4:
@@ -81,12 +80,6 @@ def merge(base: Path, adapter: Path, out: Path, *, description: BaseDescription,
     finally:
         files.remove_tree(aside)
     return merged
-
-
-def _plan(adapter: Path, description: BaseDescription) -> AdapterPlan:
-    limits = AdapterLimits()
-    config = parse_config((adapter / CONFIG_FILE).read_bytes(), limits)
-    return plan_adapter(config, read_header(adapter / WEIGHTS_FILE, limits), description, limits)
 
 
 def _refuse_what_cannot_be_merged(plan: AdapterPlan, base: Path, out: Path, *, quantized: bool) -> None:

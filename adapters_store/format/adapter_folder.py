@@ -1,6 +1,4 @@
-"""Finds an adapter's two files in a folder as people have them; where they are not there, says what the folder is.
-Knows names of files; judges no content but the config's kind.
-"""
+"""Reads an adapter's two files as a plan; if a folder does not have them, says what it is and the way out."""
 
 from __future__ import annotations
 
@@ -8,7 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters_store.base.description import BaseDescription
 from adapters_store.errors import AdapterRejected
+from adapters_store.format.config import parse_config
+from adapters_store.format.limits import AdapterLimits
+from adapters_store.format.safetensors_header import read_header
+from adapters_store.format.validate import AdapterPlan, plan_adapter
 from adapters_store.parsing.adapter_files import (
     CONFIG_FILE,
     PICKLE_ADVICE,
@@ -22,6 +25,16 @@ MAX_JSON_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 250,000 tokens has 33
 MAX_SHOWN = 3
 
 _SHARDS = "adapter_model-*-of-*"
+
+
+def plan_files(config: bytes, weights: Path, base: BaseDescription, limits: AdapterLimits) -> AdapterPlan:
+    """What an adapter's two files say. Raises AdapterRejected: see config, safetensors_header and validate. OSError."""
+    return plan_adapter(parse_config(config, limits), read_header(weights, limits), base, limits)
+
+
+def plan_folder(folder: Path, base: BaseDescription, limits: AdapterLimits | None = None) -> AdapterPlan:
+    """The same of a folder with both files."""
+    return plan_files((folder / CONFIG_FILE).read_bytes(), folder / WEIGHTS_FILE, base, limits or AdapterLimits())
 
 
 @dataclass(frozen=True, slots=True)

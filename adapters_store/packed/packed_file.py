@@ -16,7 +16,6 @@ import logging
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 
@@ -24,6 +23,7 @@ from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.format.dtypes import type_of_base
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter, PackedModule
+from adapters_store.storage.filesystem import Filesystem
 from lora_kernels import background
 from lora_kernels.background import TimeSlices
 
@@ -66,10 +66,12 @@ def keep_packed(folder: Path, adapter: PackedAdapter, base: BaseDescription) -> 
         "modules": [astuple(module) for module in adapter.modules],
     }
     body = json.dumps(index, separators=(",", ":")).encode()
-    stem = _stem(folder, base)
+    files, stem = Filesystem(), _stem(folder, base)
     try:
-        _write(stem.with_suffix(".bin"), data.data)
-        _write(stem.with_suffix(".json"), hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+        files.write_atomic(stem.with_suffix(".bin"), data.data, durable=False)
+        files.write_atomic(
+            stem.with_suffix(".json"), hashlib.sha256(body).hexdigest().encode() + b"\n" + body, durable=False
+        )
     except OSError as error:
         _log.info("adapter %s: packed form not kept: %s", adapter.digest, error)
 
@@ -92,13 +94,3 @@ def _read_index(path: Path, digest: AdapterDigest) -> dict[str, Any]:
     if index["digest"] != digest:
         raise _Damaged(f"{path.name}: belongs to {index['digest']}")
     return index
-
-
-def _write(path: Path, data: bytes | memoryview) -> None:
-    """Write under another name first, so a reader finds the old file or the new one, whole."""
-    scratch = path.with_name(f"{path.name}.{uuid4().hex}")
-    try:
-        scratch.write_bytes(data)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

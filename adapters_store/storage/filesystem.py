@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 _READ_ONLY = (errno.EROFS, errno.EACCES)
 
@@ -25,8 +26,21 @@ class Filesystem:
     def copy(self, source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
-    def write(self, target: Path, data: bytes) -> None:
+    def write(self, target: Path, data: bytes | memoryview) -> None:
         target.write_bytes(data)
+
+    def write_atomic(self, target: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
+        """A reader finds the old file or the new one, whole. durable: also after a power cut."""
+        aside = target.with_name(f".{target.name}.{uuid4().hex}")
+        try:
+            self.write(aside, data)
+            if durable:
+                self.sync_file(aside)
+            self.rename(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
+        if durable:
+            self.sync_folder(target.parent)
 
     def sync_file(self, path: Path) -> None:
         _sync(path)

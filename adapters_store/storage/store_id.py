@@ -7,7 +7,6 @@ are the right ones; so every process proves the pair when it opens it, and again
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, select, update
 
 from adapters_store.errors import StoreError, StoreUnavailable
+from adapters_store.storage.filesystem import Filesystem
 from adapters_store.storage.kinship import require_kinship
 from adapters_store.storage.schema import store_state
 
@@ -52,12 +52,7 @@ class Mark:
 
     def write(self, root: Path) -> None:
         """Durable, and whole or not at all."""
-        scratch = root / f".{FILE_NAME}.{uuid4().hex}"
-        with scratch.open("x") as stream:
-            json.dump(asdict(self), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.replace(root / FILE_NAME)
+        Filesystem().write_atomic(root / FILE_NAME, json.dumps(asdict(self)).encode())
 
 
 def join(connection: Connection, root: Path) -> Mark:

@@ -4,11 +4,11 @@ so that jobs can be created and run whether or not the server runs."""
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+
+from adapters_store.storage.filesystem import Filesystem
 
 FILE_NAME = "served-base.json"
 
@@ -26,9 +26,8 @@ class ServedBase:
 
     def remember(self, data_dir: Path) -> None:
         """Write it down, whole or not at all."""
-        scratch = data_dir / f".{FILE_NAME}.{uuid4().hex}"
-        scratch.write_text(json.dumps({**asdict(self), "path": str(self.path.resolve())}))
-        os.replace(scratch, data_dir / FILE_NAME)
+        body = {**asdict(self), "path": str(self.path.resolve())}
+        Filesystem().write_atomic(data_dir / FILE_NAME, json.dumps(body).encode(), durable=False)
 
     @classmethod
     def recall(cls, data_dir: Path) -> ServedBase | None:

@@ -121,9 +121,7 @@ class RunFolder:
         if not word:
             self._control.unlink(missing_ok=True)
             return
-        aside = _aside(self._control)  # no sync: a request is worth nothing after a crash
-        self.files.write(aside, word.encode())
-        self.files.rename(aside, self._control)
+        self.files.write_atomic(self._control, word.encode(), durable=False)  # worth nothing after a crash
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
@@ -138,12 +136,8 @@ class RunFolder:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def write(self, path: Path, content: bytes) -> None:
-        """Write one file of the folder, whole or not at all, and durably: aside, sync, rename."""
-        aside = _aside(path)
-        self.files.write(aside, content)
-        self.files.sync_file(aside)
-        self.files.rename(aside, path)
-        self.files.sync_folder(self.path)
+        """Write one file of the folder, whole or not at all, and durably."""
+        self.files.write_atomic(path, content)
 
     def write_tree(self, target: Path, write: Callable[[Path], None]) -> None:
         """Let `write` fill a new folder aside, then sync it and rename it to `target`: whole or not there."""

@@ -21,12 +21,13 @@ from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.files import load_config
 from adapters_store.base.tokenizer import load_tokenizer
 from adapters_store.errors import AdapterRejected
+from adapters_store.format.adapter_folder import plan_folder
 from server.engine.model.base_model import BaseModel, load_base
 from server.engine.text.tokenizer import Tokenizer
 from server.jobs.gate.adapter_weights import module_weights
 from server.jobs.gate.peft_reference import round_trip
 from server.jobs.gate.samples import MAX_NEW_TOKENS, side_by_side
-from server.jobs.gate.serving_scorer import ScorerSettings, ServingScorer, pack_folder, plan_folder
+from server.jobs.gate.serving_scorer import ScorerSettings, ServingScorer, pack_folder
 from server.jobs.gate.tuned_base import TunedBase
 from trainer.data.dataset import PreparedData, prepare
 from trainer.data.problems import DataRejected, Problem
@@ -109,7 +110,7 @@ def _measured(run: _Run, precision: Precision, limits: GateThresholds) -> _Measu
 
 def _measure(run: _Run, limits: GateThresholds) -> _Measured:
     scorer = ServingScorer(run.base, pack_folder(run.output, run.base), _settings(run, limits))
-    weights = module_weights(plan_folder(run.output, run.base), run.output, run.spec.base)
+    weights = module_weights(plan_folder(run.output, run.base.description), run.output, run.spec.base)
     trip = round_trip(scorer, run.spec.base, run.output, _round_trip_prompts(run), limits)
     return _judged(run, scorer, limits, weights, trip)
 

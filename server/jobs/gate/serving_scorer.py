@@ -15,12 +15,10 @@ import numpy as np
 import torch
 
 from adapters_store.base.description import AdapterDigest
-from adapters_store.format.config import parse_config
-from adapters_store.format.limits import AdapterLimits
-from adapters_store.format.safetensors_header import read_header
-from adapters_store.format.validate import AdapterPlan, plan_adapter
+from adapters_store.format.adapter_folder import plan_folder
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack
+from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from lora_kernels.lora.batch import LoraTable
 from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch
@@ -38,17 +36,9 @@ _ALIGN_ELEMENTS = 64
 _LOSS_ROWS = 256  # logits turned to float32 at once
 
 
-def plan_folder(folder: Path, base: BaseModel) -> AdapterPlan:
-    """A PEFT folder, checked as an upload is. Raises AdapterRejected."""
-    limits = AdapterLimits()
-    config = parse_config((folder / "adapter_config.json").read_bytes(), limits)
-    header = read_header(folder / "adapter_model.safetensors", limits)
-    return plan_adapter(config, header, base.description, limits)
-
-
 def pack_folder(folder: Path, base: BaseModel) -> PackedAdapter:
     """A PEFT folder in device layout, its values checked. Raises AdapterRejected."""
-    return pack(plan_folder(folder, base), folder / "adapter_model.safetensors", check=True)
+    return pack(plan_folder(folder, base.description), folder / WEIGHTS_FILE, check=True)
 
 
 @dataclass(frozen=True, kw_only=True)

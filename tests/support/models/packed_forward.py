@@ -8,10 +8,7 @@ from pathlib import Path
 import torch
 
 from adapters_store.base.description import AdapterDigest
-from adapters_store.format.config import parse_config
-from adapters_store.format.limits import AdapterLimits
-from adapters_store.format.safetensors_header import read_header
-from adapters_store.format.validate import plan_adapter
+from adapters_store.format.adapter_folder import plan_folder
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack
 from lora_kernels.background import TimeSlices
@@ -31,10 +28,7 @@ BLOCKS_PER_ROW = 32
 
 def pack_folder(folder: Path, base: BaseModel) -> PackedAdapter:
     """A PEFT folder in device layout."""
-    limits = AdapterLimits()
-    config = parse_config((folder / "adapter_config.json").read_bytes(), limits)
-    weights = folder / "adapter_model.safetensors"
-    return pack(plan_adapter(config, read_header(weights, limits), base.description, limits), weights)
+    return pack(plan_folder(folder, base.description), folder / "adapter_model.safetensors")
 
 
 class PackedForward:

@@ -30,7 +30,7 @@ class RecordingFiles(Filesystem):
         super().copy(source, target)
         self._tear(target)
 
-    def write(self, target: Path, data: bytes) -> None:
+    def write(self, target: Path, data: bytes | memoryview) -> None:
         self._note("write", target)
         super().write(target, data)
         self._tear(target)

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters_store.errors import AdapterRejected
+from adapters_store.format.adapter_folder import plan_folder
 from server.engine.model.base_model import load_base
 from server.jobs.gate.adapter_weights import module_weights, weight_norms
 from server.jobs.gate.peft_reference import round_trip
-from server.jobs.gate.serving_scorer import ScorerSettings, ServingScorer, pack_folder, plan_folder
+from server.jobs.gate.serving_scorer import ScorerSettings, ServingScorer, pack_folder
 from support.models.models import SWITCH, VOCAB, adapter_configs, peft_model, save_adapter, save_base
 from support.models.stored_nf4 import save_in_nf4
 from support.trainers.training_data import example
@@ -137,7 +138,9 @@ def test_the_round_trip_holds_for_the_same_adapter_and_not_for_another(
 
 def test_the_weights_are_the_updates_peft_merges(folders: tuple[Path, Path]) -> None:
     base = load_base(folders[0], dtype="float32")
-    modules = {item.name: item for item in module_weights(plan_folder(folders[1], base), folders[1], folders[0])}
+    modules = {
+        item.name: item for item in module_weights(plan_folder(folders[1], base.description), folders[1], folders[0])
+    }
     model = peft_model(folders[0], folders[1])
     assert len(modules) == len(base.description.modules) - 1
     for path, layer in model.named_modules():
@@ -158,7 +161,7 @@ def test_the_norms_of_a_base_that_is_stored_in_nf4_are_those_of_what_it_stands_f
     (stored / "model.safetensors").unlink()
     for part in (0, 1):
         save_file({name: whole[name] for name in sorted(whole)[part::2]}, stored / f"model-{part}.safetensors")
-    names = [item.name for item in plan_folder(folders[1], load_base(folders[0])).modules]
+    names = [item.name for item in plan_folder(folders[1], load_base(folders[0]).description).modules]
     found, exact = weight_norms(stored, names), weight_norms(folders[0], names)
     assert found.keys() == exact.keys()
     assert found == pytest.approx(exact, rel=0.1)  # what NF4 loses
