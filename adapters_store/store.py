@@ -26,27 +26,22 @@ from adapters_store.packed.packing import pack, packed_bytes
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from adapters_store.storage.answer_cache import AnswerCache
 from adapters_store.storage.audit import AuditLog
+from adapters_store.storage.availability import DEFAULT_GRACE_S, Availability
 from adapters_store.storage.blobs import RESERVE_BYTES, BlobStore
 from adapters_store.storage.database import Database, now_s
 from adapters_store.storage.filesystem import Filesystem
 from adapters_store.storage.names import check_name, split_ref
-from adapters_store.storage.reach import DEFAULT_GRACE_S, Reach
 from adapters_store.versions import registry
 from adapters_store.versions.aliases import AliasStore, choose, meaning_of
-from adapters_store.versions.integrity import LookedOver, look_at_files, look_over
+from adapters_store.versions.integrity import IntegrityReport, check_integrity, check_of_files
 from adapters_store.versions.quarantine import Quarantine, heal
 from adapters_store.versions.records import AdapterVersion
 from adapters_store.versions.served_names import ServedNames
 from lora_kernels.background import TimeSlices
 
-# Inside the class `list` is the method, as the callers want to call it.
-Versions = list[AdapterVersion]
-Digests = list[AdapterDigest]
-Bases = list[BaseDescription]
-
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class CleanupReport:
     """What a sweep removed: folders left by a killed upload, and blobs without a row."""
 
     num_staged: int
@@ -158,21 +153,21 @@ class AdapterStore:
         return self._database.generation()
 
     @property
-    def reach(self) -> Reach:
+    def availability(self) -> Availability:
         """Whether the database and the data directory answer."""
-        return self._database.reach
+        return self._database.availability
 
-    def not_in_service(self, digests: Digests) -> Digests:
+    def not_in_service(self, digests: list[AdapterDigest]) -> list[AdapterDigest]:
         """Those of `digests` that were deleted, or unloaded by everyone who has them."""
         with self._database.read() as connection:
             return registry.not_in_service(connection, digests)
 
-    def list(self, tenant: str | None = None) -> Versions:
+    def list_versions(self, tenant: str | None = None) -> list[AdapterVersion]:
         """The active versions of one tenant, or of all."""
         with self._database.read() as connection:
             return registry.find_versions(connection, tenant=tenant, active_only=True)
 
-    def versions(self, tenant: str, name: str) -> Versions:
+    def versions(self, tenant: str, name: str) -> list[AdapterVersion]:
         """Every version of a name, oldest first; empty where there is none."""
         with self._database.read() as connection:
             return registry.find_versions(connection, tenant=tenant, name=name)
@@ -181,7 +176,7 @@ class AdapterStore:
         """Let the bare name mean this version. Raises NotFound (model_not_found)."""
         self.aliases.activate(tenant, name, version)
 
-    def delete(self, tenant: str, ref: str) -> Digests:
+    def delete(self, tenant: str, ref: str) -> list[AdapterDigest]:
         """Delete "name@3", or all versions of "name"; returns the digests no longer referenced by anyone.
 
         Their files are gone when this returns. Deleting the active version leaves the bare name meaning nothing, and
@@ -233,12 +228,12 @@ class AdapterStore:
         with self._database.write() as connection:
             registry.remember_base(connection, base)
 
-    def bases(self) -> Bases:
+    def bases(self) -> list[BaseDescription]:
         """Every base remembered, the last one first."""
         with self._database.read() as connection:
             return registry.all_bases(connection)
 
-    def sweep(self, grace_s: float = 3600) -> Swept:
+    def sweep(self, grace_s: float = 3600) -> CleanupReport:
         """Remove what killed processes left: staged copies and blobs without a row, older than the grace.
 
         The grace must be longer than a publish takes: a staged copy does not say whether its owner lives.
@@ -247,7 +242,7 @@ class AdapterStore:
         with self._blobs.changing(), self._database.proven() as connection:
             orphans = registry.unreferenced(connection, self._blobs.digests())
             removed = self._blobs.remove_old(orphans, partial(self.is_left_over, grace_s=grace_s))
-        return Swept(self._blobs.remove_old_staging(partial(self.is_left_over, grace_s=grace_s)), removed)
+        return CleanupReport(self._blobs.remove_old_staging(partial(self.is_left_over, grace_s=grace_s)), removed)
 
     def is_left_over(self, path: Path, grace_s: float) -> bool:
         """Whether a file of the data directory is older than the grace, and was made since the store has its id."""
@@ -261,24 +256,24 @@ class AdapterStore:
         """Whether so many bytes more leave the data directory the room that its database needs."""
         return self._blobs.has_room(num_bytes)
 
-    def look_over(self) -> LookedOver:
+    def check_integrity(self) -> IntegrityReport:
         """Look whether every version's files are there and of their length; see `verification`.
 
         Raises StoreError (disk_full, read_only) where what was found cannot be written down.
         """
 
-        def digests() -> Digests:
+        def digests() -> list[AdapterDigest]:
             with self._database.read() as connection:
                 return registry.all_digests(connection)
 
-        return look_over(digests, self._blobs, self.quarantine, look_at_files(self._blobs, self._kept_limits))
+        return check_integrity(digests, self._blobs, self.quarantine, check_of_files(self._blobs, self._kept_limits))
 
     def quarantine_adapter(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
         """Serve this adapter no more, to the tenant or to all. What keeps that from being written down is logged: the
         caller has to go on."""
         self._loader.quarantine_adapter(digest, code, message, tenant=tenant)
 
-    def _drop_unreferenced(self, digests: Digests) -> Digests:
+    def _drop_unreferenced(self, digests: list[AdapterDigest]) -> list[AdapterDigest]:
         with self._blobs.changing():
             with self._database.proven() as connection:
                 orphans = registry.unreferenced(connection, digests)

@@ -62,7 +62,7 @@ class KeyInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyWishes:
+class KeySpec:
     """A key to be made. scopes None: all there are, also those that come later."""
 
     scopes: Scopes | None = None
@@ -80,13 +80,13 @@ def parse_scopes(names: Collection[str]) -> Scopes:
     return frozenset(Scope(name) for name in names)
 
 
-def check_wishes(wishes: KeyWishes) -> None:
+def check_spec(new: KeySpec) -> None:
     """Raises InputRefused (bad_expiry, bad_label)."""
-    if wishes.expires_at is not None and wishes.expires_at <= now_s():
-        message = f"expires_at: {wishes.expires_at} is not in the future, it is {now_s()} (Unix seconds)"
+    if new.expires_at is not None and new.expires_at <= now_s():
+        message = f"expires_at: {new.expires_at} is not in the future, it is {now_s()} (Unix seconds)"
         raise InputRefused("bad_expiry", message, param="expires_at")
-    if wishes.label is not None and not (wishes.label.isprintable() and len(wishes.label) <= _MAX_LABEL_CHARS):
-        message = f"label: must be at most {_MAX_LABEL_CHARS} printable characters, got {len(wishes.label)}"
+    if new.label is not None and not (new.label.isprintable() and len(new.label) <= _MAX_LABEL_CHARS):
+        message = f"label: must be at most {_MAX_LABEL_CHARS} printable characters, got {len(new.label)}"
         raise InputRefused("bad_label", message, param="label")
 
 
@@ -98,15 +98,15 @@ def hash_of(api_key: str) -> str:
     return hashlib.sha256(api_key.encode("utf-8", "replace")).hexdigest()
 
 
-def add(connection: Connection, owner: int, key: str, wishes: KeyWishes) -> int:
+def add(connection: Connection, owner: int, key: str, new: KeySpec) -> int:
     """Write a key's row; returns its id."""
     row = {
         "tenant_id": owner,
         "key_hash": hash_of(key),
         "created_at": now_s(),
-        "expires_at": wishes.expires_at,
-        "scopes": None if wishes.scopes is None else " ".join(sorted(wishes.scopes)),
-        "label": wishes.label,
+        "expires_at": new.expires_at,
+        "scopes": None if new.scopes is None else " ".join(sorted(new.scopes)),
+        "label": new.label,
     }
     return int(connection.execute(insert(api_keys).values(row).returning(api_keys.c.id)).scalar_one())
 
@@ -120,13 +120,13 @@ def end(connection: Connection, owner: int, at: int, key_id: int | None = None) 
     connection.execute(update(api_keys).where(condition, longer).values(expires_at=at))
 
 
-def require(connection: Connection, owner: int, key_id: int) -> KeyWishes:
+def require(connection: Connection, owner: int, key_id: int) -> KeySpec:
     """What a key was made with. Raises NotFound (key_not_found)."""
     condition = (api_keys.c.tenant_id == owner) & (api_keys.c.id == key_id)
     row = connection.execute(select(api_keys).where(condition)).first()
     if row is None:
         raise NotFound("key_not_found", f"the tenant has no key {key_id}", param="key_id")
-    return KeyWishes(None if row.scopes is None else _scopes(row.scopes), row.expires_at, row.label)
+    return KeySpec(None if row.scopes is None else _scopes(row.scopes), row.expires_at, row.label)
 
 
 def all_of(connection: Connection, owner: int) -> list[KeyInfo]:

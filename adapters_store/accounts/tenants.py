@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Row, delete, insert, select, update
 
 from adapters_store.accounts import keys
-from adapters_store.accounts.keys import KeyGrant, KeyInfo, KeyWishes
+from adapters_store.accounts.keys import KeyGrant, KeyInfo, KeySpec
 from adapters_store.accounts.records import Tenant, TenantKey
 from adapters_store.accounts.tenant_rows import digests_of, tenant_id
 from adapters_store.base.description import AdapterDigest
@@ -24,16 +24,11 @@ from adapters_store.storage.database import Database, now_s
 from adapters_store.storage.names import check_name
 from adapters_store.storage.schema import tenants
 
-# Inside the class `list` is the method.
-Tenants = list[Tenant]
-Digests = list[AdapterDigest]
-KeyInfos = list[KeyInfo]
-
 
 class TenantStore:
     """drop_blobs: called with the digests whose rows went, returns those no longer referenced by anyone."""
 
-    def __init__(self, database: Database, drop_blobs: Callable[[Digests], Digests]) -> None:
+    def __init__(self, database: Database, drop_blobs: Callable[[list[AdapterDigest]], list[AdapterDigest]]) -> None:
         self._database = database
         self._drop_blobs = drop_blobs
         self._known_keys: AnswerCache[str, KeyGrant] = AnswerCache(database.generation_if_reachable)
@@ -52,11 +47,11 @@ class TenantStore:
                 raise Conflict("tenant_exists", f"tenant {name} exists already", param="tenant")
             values = {"name": name, "created_at": now_s(), "disabled": False}
             owner = connection.execute(insert(tenants).values(values).returning(tenants.c.id)).scalar_one()
-            key_id = keys.add(connection, owner, key, KeyWishes())
+            key_id = keys.add(connection, owner, key, KeySpec())
             audit.note(connection, "tenant.create", tenant=name, key_id=key_id)
         return TenantKey(name, key, key_id)
 
-    def list(self) -> Tenants:
+    def list_tenants(self) -> list[Tenant]:
         """Every tenant, by name."""
         with self._database.read() as connection:
             rows = connection.execute(select(tenants).order_by(tenants.c.name))
@@ -68,22 +63,20 @@ class TenantStore:
             owner = tenant_id(connection, name)
             return _to_tenant(connection.execute(select(tenants).where(tenants.c.id == owner)).one())
 
-    def keys(self, name: str) -> KeyInfos:
+    def keys(self, name: str) -> list[KeyInfo]:
         """A tenant's keys, ended ones too. Raises NotFound (tenant_not_found)."""
         with self._database.read() as connection:
             return keys.all_of(connection, tenant_id(connection, name))
 
-    def create_key(self, name: str, wishes: KeyWishes) -> TenantKey:
+    def create_key(self, name: str, new: KeySpec) -> TenantKey:
         """One more key. Raises NotFound (tenant_not_found), InputRefused (bad_expiry, bad_label)."""
-        keys.check_wishes(wishes)
+        keys.check_spec(new)
         key = keys.new_key()
         with self._database.write() as connection:
             owner = tenant_id(connection, name, lock=True)
-            key_id = keys.add(connection, owner, key, wishes)
-            scopes = None if wishes.scopes is None else sorted(wishes.scopes)
-            audit.note(
-                connection, "key.create", tenant=name, key_id=key_id, scopes=scopes, expires_at=wishes.expires_at
-            )
+            key_id = keys.add(connection, owner, key, new)
+            scopes = None if new.scopes is None else sorted(new.scopes)
+            audit.note(connection, "key.create", tenant=name, key_id=key_id, scopes=scopes, expires_at=new.expires_at)
         return TenantKey(name, key, key_id)
 
     def rotate_key(self, name: str, overlap_s: int = 0, key_id: int | None = None) -> TenantKey:
@@ -96,9 +89,9 @@ class TenantStore:
         key, ending = keys.new_key(), now_s() + overlap_s
         with self._database.write() as connection:
             owner = tenant_id(connection, name, lock=True)
-            wishes = KeyWishes() if key_id is None else keys.require(connection, owner, key_id)
+            new = KeySpec() if key_id is None else keys.require(connection, owner, key_id)
             keys.end(connection, owner, ending, key_id)
-            new_id = keys.add(connection, owner, key, wishes)
+            new_id = keys.add(connection, owner, key, new)
             audit.note(connection, "key.rotate", tenant=name, key_id=new_id, replaces=key_id, overlap_s=overlap_s)
         return TenantKey(name, key, new_id)
 
@@ -117,7 +110,7 @@ class TenantStore:
             connection.execute(update(tenants).where(tenants.c.id == owner).values(disabled=disabled))
             audit.note(connection, "tenant.disable" if disabled else "tenant.enable", tenant=name)
 
-    def delete(self, name: str) -> Digests:
+    def delete(self, name: str) -> list[AdapterDigest]:
         """Delete the tenant, its keys and adapters; returns the digests no longer referenced by anyone.
 
         Raises NotFound (tenant_not_found).

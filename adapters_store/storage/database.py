@@ -16,9 +16,9 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_u
 
 from adapters_store.errors import StoreError, StoreUnavailable
 from adapters_store.storage import store_id
+from adapters_store.storage.availability import DEFAULT_GRACE_S, Availability
 from adapters_store.storage.database_errors import as_store_errors
 from adapters_store.storage.filesystem import file_lock
-from adapters_store.storage.reach import DEFAULT_GRACE_S, Reach
 from adapters_store.storage.schema import HEAD_REVISION, store_state
 from adapters_store.storage.store_id import Mark, StorePair
 
@@ -37,7 +37,7 @@ class Database:
 
     def __init__(self, data_dir: Path, url: str | None, *, grace_s: float = DEFAULT_GRACE_S) -> None:
         self.engine = make_engine(url or f"sqlite:///{data_dir / 'multilora.db'}")
-        self.reach = Reach(grace_s)
+        self.availability = Availability(grace_s)
         self._on_write: list[Callable[[], None]] = []
         with file_lock(data_dir / "migrate.lock", exclusive=True), as_store_errors(writes=True):
             self.pair = _joined(self.engine, data_dir)
@@ -49,7 +49,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """One snapshot. Raises StoreUnavailable (store_unavailable, data_dir_gone), StoreError (database_damaged)."""
-        with self.reach.asking(), as_store_errors(writes=False):
+        with self.availability.asking(), as_store_errors(writes=False):
             self.pair.require_folder()
             with self.engine.begin() as connection:
                 yield connection
@@ -70,7 +70,7 @@ class Database:
 
         changes_answers False: nothing that anybody remembers (a name's version, a key) changes with it.
         """
-        with self.reach.asking(), as_store_errors(writes=True):
+        with self.availability.asking(), as_store_errors(writes=True):
             self.pair.require_folder()
             with self.engine.connect().execution_options(multilora_write=True) as connection, connection.begin():
                 if changes_answers:  # first: on PostgreSQL it makes one writer of many, as SQLite's lock does
@@ -91,7 +91,7 @@ class Database:
         try:
             return self.generation()
         except StoreUnavailable:
-            if self.reach.is_lost():
+            if self.availability.is_lost():
                 raise
             return None
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select, update
 
 from adapters_store.errors import StoreError, StoreUnavailable
 from adapters_store.storage.filesystem import Filesystem
-from adapters_store.storage.kinship import require_kinship
+from adapters_store.storage.ownership import require_ownership
 from adapters_store.storage.schema import store_state
 
 FILE_NAME = "store.json"
@@ -65,7 +65,7 @@ def join(connection: Connection, root: Path) -> Mark:
     if mark is not None and not mark.is_joined and in_database != mark.store_id:
         mark = None  # a process was killed before the database had the id
     if mark is None and in_database is None:
-        is_new = require_kinship(connection, root)
+        is_new = require_ownership(connection, root)
         return _begin(connection, root, Mark(uuid4().hex, is_joined=False, adopted_at=0 if is_new else _now_s()))
     if mark is None:
         raise StoreError("wrong_store", f"the database belongs to another data directory; {CURE}")

@@ -18,53 +18,53 @@ from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.storage.blobs import BlobStore
 from adapters_store.versions.quarantine import OF_THE_BLOB, Quarantine
 
-Look = Callable[[AdapterDigest], None]  # raises UserError or OSError for a blob that is not whole
+Check = Callable[[AdapterDigest], None]  # raises UserError or OSError for a blob that is not whole
 
 
 @dataclass(slots=True)
-class LookedOver:
-    """put_away: digests that are not served any more; restored: those that are again."""
+class IntegrityReport:
+    """quarantined: digests that are not served from now on. restored: those that are served again."""
 
     num_blobs: int = 0
-    put_away: list[AdapterDigest] = field(default_factory=list)
+    quarantined: list[AdapterDigest] = field(default_factory=list)
     restored: list[AdapterDigest] = field(default_factory=list)
 
 
-def look_at_files(blobs: BlobStore, limits: AdapterLimits) -> Look:
+def check_of_files(blobs: BlobStore, limits: AdapterLimits) -> Check:
     """Both files are there, the config reads, and the weights have exactly the bytes that their header says."""
 
-    def look(digest: AdapterDigest) -> None:
+    def check(digest: AdapterDigest) -> None:
         folder = blobs.folder(digest)
         parse_config((folder / CONFIG_FILE).read_bytes(), limits)
         read_header(folder / WEIGHTS_FILE, limits)
 
-    return look
+    return check
 
 
-def look_over(
-    digests: Callable[[], Iterable[AdapterDigest]], blobs: BlobStore, quarantine: Quarantine, look: Look
-) -> LookedOver:
+def check_integrity(
+    digests: Callable[[], Iterable[AdapterDigest]], blobs: BlobStore, quarantine: Quarantine, check: Check
+) -> IntegrityReport:
     """digests: those with rows, asked again before anything is called damaged. Raises StoreError (disk_full,
     read_only) where what was found cannot be written down."""
     away = {entry.digest for entry in quarantine.entries() if entry.code in OF_THE_BLOB}
     every = list(digests())
-    found = LookedOver(num_blobs=len(every))
-    suspects = [digest for digest in every if _fault(blobs, look, digest) is not None]
+    found = IntegrityReport(num_blobs=len(every))
+    suspects = [digest for digest in every if _fault(blobs, check, digest) is not None]
     found.restored = [digest for digest in away.difference(suspects).intersection(every) if quarantine.heal(digest)]
     if suspects:
         with blobs.settled():  # a blob that is just being replaced or deleted is not a damaged one
             owned = set(digests())
-            faults = {digest: _fault(blobs, look, digest) for digest in suspects if digest in owned}
+            faults = {digest: _fault(blobs, check, digest) for digest in suspects if digest in owned}
         for digest, fault in faults.items():
             if fault is not None and quarantine.put(digest, *fault):
-                found.put_away.append(digest)
+                found.quarantined.append(digest)
     return found
 
 
-def _fault(blobs: BlobStore, look: Look, digest: AdapterDigest) -> tuple[str, str] | None:
+def _fault(blobs: BlobStore, check: Check, digest: AdapterDigest) -> tuple[str, str] | None:
     """Code and message."""
     try:
-        look(digest)
+        check(digest)
     except FileNotFoundError as error:
         return "blob_missing", f"{_name(error.filename, blobs.folder(digest))} is missing"
     except OSError as error:

@@ -33,7 +33,7 @@ class Quarantined:
 
 
 def heal(connection: Connection, digest: AdapterDigest) -> bool:
-    """The blob is whole again: serve the adapter, unless it was put away for something else. Says whether it was."""
+    """The blob is whole again: serve the adapter, unless it is quarantined for another reason. Returns if it was."""
     condition = (quarantine.c.digest == digest) & quarantine.c.code.in_(OF_THE_BLOB)
     is_healed = connection.execute(delete(quarantine).where(condition)).rowcount > 0
     if is_healed:

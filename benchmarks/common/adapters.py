@@ -84,9 +84,9 @@ def bench_store(shape: BenchShape, count: int, *, say: Say) -> BenchStore:
     """At least `count` adapters in the store of this shape's base; those missing are made and published."""
     base = describe_base(base_folder(shape))
     store = AdapterStore.open(bench_cache() / f"{shape.name}-store")
-    if TENANT not in [tenant.name for tenant in store.tenants.list()]:
+    if TENANT not in [tenant.name for tenant in store.tenants.list_tenants()]:
         store.tenants.create(TENANT)
-    known = {version.name: version for version in store.list(TENANT) if version.base_digest == base.digest}
+    known = {version.name: version for version in store.list_versions(TENANT) if version.base_digest == base.digest}
     names = [f"r{RANK}-{seed:04d}" for seed in range(count)]
     for seed, name in enumerate(names):
         if name not in known:

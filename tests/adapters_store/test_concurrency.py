@@ -40,7 +40,7 @@ def test_two_processes_may_make_the_store_at_once(data_dir: Path) -> None:
 
     run_all(*(open_and_create(f"t{index}") for index in range(4)))
     store = AdapterStore.open(data_dir)
-    assert [tenant.name for tenant in store.tenants.list()] == ["t0", "t1", "t2", "t3"]
+    assert [tenant.name for tenant in store.tenants.list_tenants()] == ["t0", "t1", "t2", "t3"]
     store.close()
 
 
@@ -116,5 +116,5 @@ def test_many_threads_use_one_store(data_dir: Path, tmp_path: Path) -> None:
     for thread in threads:
         thread.join(timeout=60)
     assert errors == []
-    assert len(store.list()) == 6
+    assert len(store.list_versions()) == 6
     store.close()

@@ -42,7 +42,7 @@ def in_a_process_of_its_own(action: Callable[[], None]) -> int:
 def check_sound(data_dir: Path) -> list[AdapterDigest]:
     """Every row loads and every blob is whole; returns the digests that have rows."""
     store = AdapterStore.open(data_dir)
-    versions = store.list()
+    versions = store.list_versions()
     for version in versions:
         store.verify(version.digest, BASE)
         assert store.load_packed(version.digest, BASE).digest == version.digest

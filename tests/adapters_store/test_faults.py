@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from adapters_store.accounts.keys import KeyWishes
+from adapters_store.accounts.keys import KeySpec
 from adapters_store.accounts.records import Quotas
 from adapters_store.accounts.usage import UsageCounts, UsageKey
 from adapters_store.errors import StoreError
@@ -69,7 +69,7 @@ CHANGES: dict[str, Change] = {
     "delete all": lambda store, _: store.delete("acme", "law"),
     "sweep": sweep,
     "create tenant": lambda store, _: store.tenants.create("globex"),
-    "create key": lambda store, _: store.tenants.create_key("acme", KeyWishes()),
+    "create key": lambda store, _: store.tenants.create_key("acme", KeySpec()),
     "rotate keys": lambda store, _: store.tenants.rotate_key("acme"),
     "rotate one key": lambda store, _: store.tenants.rotate_key("acme", overlap_s=60, key_id=1),
     "revoke key": lambda store, _: store.tenants.revoke_key("acme", 1),

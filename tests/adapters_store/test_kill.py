@@ -61,7 +61,7 @@ def check_whole(store: AdapterStore, data_dir: Path) -> None:
     versions = [version for name in NAMES for version in store.versions(TENANT, name)]
     for version in versions:
         store.verify(version.digest, BASE)
-    assert store.look_over().put_away == []
+    assert store.check_integrity().quarantined == []
     store.sweep(grace_s=-1)
     assert {f"sha256:{blob.name}" for blob in (data_dir / "blobs").glob("??/*")} == {v.digest for v in versions}
     assert list((data_dir / "staging").iterdir()) == []

@@ -60,7 +60,7 @@ def test_new_content_under_a_name_is_the_next_version(store: AdapterStore, publi
     assert first.digest != second.digest
     assert store.resolve("acme", "law").version == 2
     assert [(v.version, v.active) for v in store.versions("acme", "law")] == [(1, False), (2, True)]
-    assert [v.ref for v in store.list("acme")] == ["law@2"]
+    assert [v.ref for v in store.list_versions("acme")] == ["law@2"]
 
 
 def test_the_same_content_again_is_the_version_it_was(store: AdapterStore, publish: Publish) -> None:
@@ -99,8 +99,8 @@ def test_a_tenant_sees_only_its_own(store: AdapterStore, publish: Publish) -> No
         store.resolve("other", "law")
     with pytest.raises(NotFound):
         store.delete("other", "law")
-    assert store.list("other") == []
-    assert [v.tenant for v in store.list()] == ["acme"]
+    assert store.list_versions("other") == []
+    assert [v.tenant for v in store.list_versions()] == ["acme"]
 
 
 def test_meaning_makes_the_digest(publish: Publish) -> None:
@@ -173,7 +173,7 @@ def test_deleting_the_active_version_activates_no_other(store: AdapterStore, pub
     with pytest.raises(NotFound):
         store.resolve("acme", "law")
     assert store.resolve("acme", "law@1").version == 1
-    assert store.list("acme") == []
+    assert store.list_versions("acme") == []
 
 
 def test_a_version_number_is_never_given_twice(store: AdapterStore, publish: Publish) -> None:

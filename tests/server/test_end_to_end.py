@@ -203,7 +203,7 @@ def test_bad_upload_writes_nothing_and_nobody_notices(
     weights = (adapters["plain"] / "adapter_model.safetensors").read_bytes()
     config = (adapters["plain"] / "adapter_config.json").read_bytes()
     headers = {"Authorization": f"Bearer {keys['law']}"}
-    before = service.store.list("law")
+    before = service.store.list_versions("law")
     for broken in (weights[:-5], b"\x80\x04pickle", weights.replace(b"layers.0", b"layers.9"), b""):
         files = {"config": config, "weights": broken}
         answer = httpx.post(f"{url}/v1/adapters", data={"name": "bad"}, files=files, headers=headers)
@@ -211,7 +211,7 @@ def test_bad_upload_writes_nothing_and_nobody_notices(
         assert answer.json()["error"]["code"]
     reader.join()
     assert len(answers[0]) > 0
-    assert service.store.list("law") == before
+    assert service.store.list_versions("law") == before
 
 
 def test_metrics_name_the_resident_adapters_once(url: str, keys: dict[str, str], adapters: dict[str, Path]) -> None:

@@ -68,7 +68,7 @@ def list_adapters(
     caller: CallerDep, context: ContextDep, limit: Limit = DEFAULT_LIMIT, after: After = None
 ) -> dict[str, Any]:
     """The active versions of the caller's tenant; of every tenant for a caller that speaks for all."""
-    versions = context.store.list(None if caller.speaks_for_all else caller.tenant)
+    versions = context.store.list_versions(None if caller.speaks_for_all else caller.tenant)
     return page([adapter_object(caller, version) for version in versions], limit, after)
 
 

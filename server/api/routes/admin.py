@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import Field
 
-from adapters_store.accounts.keys import KeyInfo, KeyWishes, parse_scopes
+from adapters_store.accounts.keys import KeyInfo, KeySpec, parse_scopes
 from adapters_store.accounts.records import Quotas, Tenant, TenantKey
 from adapters_store.parsing.numbers import MAX_INT
 from server.api.auth import require_admin
@@ -70,7 +70,7 @@ def create_tenant(body: NewTenantDep, context: ContextDep) -> dict[str, Any]:
 
 @router.get("/tenants")
 def list_tenants(context: ContextDep, limit: Limit = DEFAULT_LIMIT, after: After = None) -> dict[str, Any]:
-    return page([_tenant(tenant) for tenant in context.store.tenants.list()], limit, after)
+    return page([_tenant(tenant) for tenant in context.store.tenants.list_tenants()], limit, after)
 
 
 @router.get(_TENANT)
@@ -106,8 +106,8 @@ def delete_tenant(name: str, context: ContextDep) -> dict[str, Any]:
 def create_key(name: str, body: NewKeyDep, context: ContextDep) -> dict[str, Any]:
     """Make one more key. It is in this answer and never again."""
     scopes = None if body.scopes is None else parse_scopes(body.scopes)
-    wishes = KeyWishes(scopes, body.expires_at, body.label)
-    return _shown_once(context, context.store.tenants.create_key(name, wishes))
+    new = KeySpec(scopes, body.expires_at, body.label)
+    return _shown_once(context, context.store.tenants.create_key(name, new))
 
 
 @router.get(f"{_TENANT}/keys")

@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/models", dependencies=guarded(Scope.READ, Scope.I
 @router.get("")
 def list_models(caller: CallerDep, context: ContextDep) -> Response:
     """The base and the adapters of the caller's tenant; of every tenant for a caller that speaks for all."""
-    versions = context.store.list(None if caller.speaks_for_all else caller.tenant)
+    versions = context.store.list_versions(None if caller.speaks_for_all else caller.tenant)
     usable = [version for version in versions if version.base_digest == context.engine.base.digest and version.loaded]
     adapters = [_adapter(context, version, caller.ref_to(version.tenant, version.name)) for version in usable]
     return _json({"object": "list", "data": [_base(context), *adapters]})

@@ -81,7 +81,7 @@ def list_adapters(
     with opened(data_dir, output) as store:
         if tenant is not None:
             store.tenants.get(tenant)
-        versions = store.list(tenant)
+        versions = store.list_versions(tenant)
     output.emit(data=[version.to_json() for version in versions])
     if not versions:
         output.say("no adapters yet: multilora adapter push DIR --tenant T --name N")

@@ -36,9 +36,9 @@ def check(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = Fals
     """Check every version's files, as a server does at its start."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
-        found = store.look_over()
-    output.emit(blobs=found.num_blobs, put_away=found.put_away, restored=found.restored)
-    output.say(f"{found.num_blobs} blobs: {len(found.put_away)} quarantined, {len(found.restored)} restored")
+        found = store.check_integrity()
+    output.emit(blobs=found.num_blobs, put_away=found.quarantined, restored=found.restored)
+    output.say(f"{found.num_blobs} blobs: {len(found.quarantined)} quarantined, {len(found.restored)} restored")
 
 
 @app.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters_store.errors import StoreError, StoreUnavailable
-from adapters_store.storage.reach import DEFAULT_GRACE_S
+from adapters_store.storage.availability import DEFAULT_GRACE_S
 from server.cli.common.database_url import database_url, shown
 from server.cli.common.failures import CommandError
 from server.cli.common.output import Output

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters_store.storage.reach import DEFAULT_GRACE_S
+from adapters_store.storage.availability import DEFAULT_GRACE_S
 from server.api.settings import ApiSettings
 from server.cli.common.database_url import DATABASE_URL_HELP
 from server.cli.common.options import DATA_DIR_HELP, DEFAULT_DATA_DIR, HOST_HELP, PORT_HELP

@@ -35,7 +35,7 @@ def _sweep(store: AdapterStore, output: Output) -> None:
 
 def _look_over(store: AdapterStore, output: Output) -> None:
     start_s = time.perf_counter()
-    found = store.look_over()
+    found = store.check_integrity()
     away = store.quarantine.entries()
     duration_s = round(time.perf_counter() - start_s, 3)
     output.event(

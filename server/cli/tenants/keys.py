@@ -36,13 +36,13 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Create another key and print it; it is shown only now."""
-    from adapters_store.accounts.keys import KeyWishes, parse_scopes
+    from adapters_store.accounts.keys import KeySpec, parse_scopes
 
     output = Output(as_json=as_json)
     scopes = parse_scopes(scope) if scope else None
     ending = None if days is None else int(time.time() + days * _DAY_S)
     with opened(data_dir, output) as store:
-        show_key(output, store.tenants.create_key(name, KeyWishes(scopes, ending, label)))
+        show_key(output, store.tenants.create_key(name, KeySpec(scopes, ending, label)))
 
 
 @app.command("list")

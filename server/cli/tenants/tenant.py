@@ -33,8 +33,8 @@ def list_tenants(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption
     """List the tenants and how many adapters each has."""
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
-        tenants = store.tenants.list()
-        counts = _count_by_tenant([version.tenant for version in store.list()])
+        tenants = store.tenants.list_tenants()
+        counts = _count_by_tenant([version.tenant for version in store.list_versions()])
     output.emit(
         data=[
             {"tenant": t.name, "created": t.created_at, "disabled": t.disabled, "adapters": counts.get(t.name, 0)}
@@ -93,7 +93,7 @@ def delete(
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
         store.tenants.get(name)
-        count = len(store.list(name))
+        count = len(store.list_versions(name))
         confirmed(f"Delete tenant {name}, its keys and its {count} adapters?", yes=yes, output=output)
         digests = store.tenants.delete(name)
     output.emit(tenant=name, deleted=True, digests=digests)

@@ -162,7 +162,9 @@ def check_store(data_dir: Path, output: Output) -> Check:
         if database_url(None) is None and not (data_dir / "multilora.db").exists():
             return Check("store", Level.OK, "none yet")
         with opened(data_dir, output) as store:
-            return Check("store", Level.OK, f"{len(store.tenants.list())} tenants, {len(store.list())} adapters")
+            return Check(
+                "store", Level.OK, f"{len(store.tenants.list_tenants())} tenants, {len(store.list_versions())} adapters"
+            )
     except USER_ERRORS as error:
         return Check(
             "store",

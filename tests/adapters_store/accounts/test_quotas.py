@@ -72,4 +72,4 @@ def test_bytes_beyond_the_quota_are_refused_and_count_by_tenant(
     publish("med", seed=2)
     other = store.tenants.create("globex")
     publish("law", seed=3, tenant=other.tenant)
-    assert {version.tenant for version in store.list()} == {"acme", "globex"}
+    assert {version.tenant for version in store.list_versions()} == {"acme", "globex"}

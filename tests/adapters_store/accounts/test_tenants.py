@@ -56,7 +56,7 @@ def test_a_tenant_is_created_once(store: AdapterStore) -> None:
         store.tenants.create("law")
     assert caught.value.code == "tenant_exists"
     assert owner_of(store, key) == "law"
-    assert [tenant.name for tenant in store.tenants.list()] == ["acme", "law"]
+    assert [tenant.name for tenant in store.tenants.list_tenants()] == ["acme", "law"]
 
 
 def test_a_rotated_key_replaces_the_old_one_at_once(store: AdapterStore) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError
 
-from adapters_store.accounts.keys import KeyWishes, Scope
+from adapters_store.accounts.keys import KeySpec, Scope
 from adapters_store.errors import NotFound
 from adapters_store.storage import audit
 from adapters_store.storage.audit import Actor, act_as
@@ -30,7 +30,7 @@ def test_whatever_is_done_to_tenants_keys_and_adapters_is_written_down(store: Ad
     publish("law", seed=2)
     store.activate("acme", "law", 1)
     store.delete("acme", "law@2")
-    made = store.tenants.create_key("acme", KeyWishes(scopes=frozenset({Scope.READ})))
+    made = store.tenants.create_key("acme", KeySpec(scopes=frozenset({Scope.READ})))
     store.tenants.rotate_key("acme", 60, made.key_id)
     store.tenants.revoke_key("acme", made.key_id)
     store.tenants.set_disabled("acme", True)

@@ -55,7 +55,7 @@ def code_of(call: Callable[[], object]) -> tuple[str, bool]:
 def test_sqlites_lock_held_by_another_process(hasty: AdapterStore, data_dir: Path) -> None:
     with held(data_dir / "multilora.db", WRITING):
         assert code_of(lambda: hasty.tenants.create("late")) == ("store_unavailable", True)
-        assert [each.name for each in hasty.tenants.list()] == ["acme"], "readers are not away for it"
+        assert [each.name for each in hasty.tenants.list_tenants()] == ["acme"], "readers are not away for it"
     hasty.tenants.create("late")
 
 
@@ -102,7 +102,7 @@ def test_postgresql_whose_connections_are_cut(on_postgres: AdapterStore, server:
 
     assert code_of(cut_off) == ("store_unavailable", True)
     time.sleep(0.6)
-    assert [each.name for each in on_postgres.tenants.list()] == ["acme"]
+    assert [each.name for each in on_postgres.tenants.list_tenants()] == ["acme"]
 
 
 def test_postgresqls_rows_locked_by_another(
@@ -114,7 +114,7 @@ def test_postgresqls_rows_locked_by_another(
     with psycopg.connect(url.replace("+psycopg", "")) as other:
         other.execute("SELECT * FROM store_state FOR UPDATE")
         assert code_of(lambda: store.tenants.create("late")) == ("store_unavailable", True)
-        assert store.tenants.list() == [], "readers are not away for it"
+        assert store.tenants.list_tenants() == [], "readers are not away for it"
     store.tenants.create("late")
     store.close()
 
@@ -125,7 +125,7 @@ def test_postgresql_that_only_reads(on_postgres: AdapterStore, server: postgres.
     server.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     on_postgres.database.engine.dispose()
     assert code_of(lambda: on_postgres.tenants.create("x")) == ("read_only", False)
-    assert [each.name for each in on_postgres.tenants.list()] == ["acme"]
+    assert [each.name for each in on_postgres.tenants.list_tenants()] == ["acme"]
 
 
 def test_postgresql_with_no_connection_left(on_postgres: AdapterStore, server: postgres.PostgresServer) -> None:

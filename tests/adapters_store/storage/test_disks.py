@@ -57,7 +57,7 @@ def test_a_full_disk_refuses_uploads_serves_what_is_there_and_takes_more_once_th
         assert store.resolve("acme", name).digest == digest
         assert store.load_packed(store.resolve("acme", name).digest, BASE).digest == digest
     assert store.tenants.authenticate(key) is not None
-    assert store.look_over().put_away == []
+    assert store.check_integrity().quarantined == []
     while len(published) > 2:
         store.delete("acme", published.popitem()[0])
     (disk / "filler").unlink()
@@ -110,7 +110,7 @@ def test_a_limit_on_file_sizes_is_a_full_disk(data_dir: Path, tmp_path: Path) ->
     process.join(timeout=30)
     assert process.exitcode == 0
     again = AdapterStore.open(data_dir)
-    assert (again.list(), again.look_over().put_away) == ([], [])
+    assert (again.list_versions(), again.check_integrity().quarantined) == ([], [])
     again.close()
 
 
@@ -158,7 +158,7 @@ def test_a_read_only_disk_refuses_changes_with_a_code_and_goes_on_serving(
         assert caught.value.code == "read_only"
     assert store.load_packed(store.resolve("acme", "a1").digest, BASE).digest == digest
     assert store.tenants.authenticate(key) is not None
-    assert len(store.list()) == 1
+    assert len(store.list_versions()) == 1
     store.close()
 
 

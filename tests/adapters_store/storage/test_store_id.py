@@ -83,7 +83,7 @@ def test_a_start_without_the_databases_url_is_refused_and_removes_nothing(data_d
     assert blobs(data_dir) == before != set()
     again = AdapterStore.open(data_dir, database_url=url)
     assert again.sweep().blobs == []
-    again.load_packed(again.list()[0].digest, BASE)
+    again.load_packed(again.list_versions()[0].digest, BASE)
     again.close()
 
 
@@ -104,7 +104,7 @@ def test_a_second_servers_own_empty_directory_is_refused(tmp_path: Path, url: st
     filled(tmp_path / "a", url)
     assert "another data directory" in refused(tmp_path / "b", url)
     store = AdapterStore.open(tmp_path / "a", database_url=url)
-    assert store.look_over().put_away == []
+    assert store.check_integrity().quarantined == []
     store.close()
 
 
@@ -131,7 +131,7 @@ def test_a_store_from_before_there_were_ids_is_taken_over(data_dir: Path, url: s
     make_old_files(data_dir)
     for _ in range(2):
         store = AdapterStore.open(data_dir, database_url=own)
-        assert [version.ref for version in store.list()] == ["law@1"]
+        assert [version.ref for version in store.list_versions()] == ["law@1"]
         assert store.sweep().blobs == []
         store.close()
 
@@ -198,7 +198,7 @@ def test_adopt_joins_what_the_operator_says_and_keeps_all_that_lies_there(data_d
     refused(data_dir, url)
     adopt(data_dir, url)
     store = AdapterStore.open(data_dir, database_url=url)
-    store.load_packed(store.list()[0].digest, BASE)
+    store.load_packed(store.list_versions()[0].digest, BASE)
     store.close()
 
 

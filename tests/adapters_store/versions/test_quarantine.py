@@ -72,16 +72,19 @@ def test_a_blob_that_is_not_whole_is_put_away_and_the_rest_is_served(
 ) -> None:
     good, bad = publish("good", seed=1), publish("bad", seed=2)
     spoil(store.weights_of(bad.digest).parent)
-    found = store.look_over()
-    assert (found.num_blobs, found.put_away, found.restored) == (2, [bad.digest], [])
+    found = store.check_integrity()
+    assert (found.num_blobs, found.quarantined, found.restored) == (2, [bad.digest], [])
     with pytest.raises(AdapterUnavailable) as caught:
         store.resolve("acme", "bad")
     assert caught.value.code == "adapter_quarantined"
     assert FAULTS[spoil] in caught.value.message
     assert store.resolve("acme", "good").digest == good.digest
     assert store.load_packed(good.digest, base).digest == good.digest
-    assert {version.name: version.quarantined for version in store.list()} == {"good": None, "bad": FAULTS[spoil]}
-    assert store.look_over().put_away == []
+    assert {version.name: version.quarantined for version in store.list_versions()} == {
+        "good": None,
+        "bad": FAULTS[spoil],
+    }
+    assert store.check_integrity().quarantined == []
     newest = store.audit.entries(limit=1)[0]
     assert (newest.action, newest.target, newest.detail) == (
         "adapter.quarantine",
@@ -95,7 +98,7 @@ def test_damage_inside_the_tensors_is_found_by_the_first_load(
 ) -> None:
     bad = publish("bad")
     flipped(store.weights_of(bad.digest).parent)
-    assert store.look_over().put_away == []
+    assert store.check_integrity().quarantined == []
     with pytest.raises(BlobDamaged):
         store.load_packed(bad.digest, base)
     with pytest.raises(AdapterUnavailable, match="blob_damaged"):
@@ -122,9 +125,9 @@ def test_a_blob_put_back_from_a_backup_is_served_again(store: AdapterStore, publ
     folder = store.weights_of(bad.digest).parent
     shutil.copytree(folder, tmp_path / "backup")
     empty(folder)
-    assert store.look_over().put_away == [bad.digest]
+    assert store.check_integrity().quarantined == [bad.digest]
     shutil.copytree(tmp_path / "backup", folder)
-    assert store.look_over().restored == [bad.digest]
+    assert store.check_integrity().restored == [bad.digest]
     assert store.resolve("acme", "bad").digest == bad.digest
 
 
@@ -132,7 +135,7 @@ def test_what_was_put_away_for_another_reason_stays_until_it_is_released(store: 
     bad = publish("bad")
     assert store.quarantine.put(bad.digest, "adapter_numerics", "NaN in 3 requests")
     assert not store.quarantine.put(bad.digest, "blob_damaged", "later")
-    assert store.look_over().restored == []
+    assert store.check_integrity().restored == []
     publish("bad")
     with pytest.raises(AdapterUnavailable, match="adapter_numerics"):
         store.resolve("acme", "bad")
@@ -150,7 +153,7 @@ def test_one_tenants_quarantine_is_every_tenants_for_the_same_content(store: Ada
     publish("law")
     theirs = publish("law", tenant="globex")
     empty(store.weights_of(theirs.digest).parent)
-    store.look_over()
+    store.check_integrity()
     for tenant in ("acme", "globex"):
         with pytest.raises(AdapterUnavailable):
             store.resolve(tenant, "law")
@@ -196,7 +199,7 @@ def test_an_older_version_can_be_activated_instead(store: AdapterStore, publish:
     publish("law", seed=1)
     second = publish("law", seed=2)
     empty(store.weights_of(second.digest).parent)
-    store.look_over()
+    store.check_integrity()
     store.activate("acme", "law", 1)
     assert store.resolve("acme", "law").version == 1
 

@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from adapters_store.accounts.keys import KeyWishes, Scope
+from adapters_store.accounts.keys import KeySpec, Scope
 from adapters_store.store import AdapterStore
 from support.servers.raw_http import dial, head, read_response
 
@@ -56,10 +56,10 @@ def ended(store: AdapterStore, keys: dict[str, str]) -> dict[str, str]:
     tenants.set_disabled("disabled", True)
     tenants.delete("deleted")
     tenants.rotate_key("rotated")
-    revoked = tenants.create_key("acme", KeyWishes())
+    revoked = tenants.create_key("acme", KeySpec())
     tenants.revoke_key("acme", revoked.key_id)
     end = int(time.time()) + 1
-    expired = tenants.create_key("acme", KeyWishes(expires_at=end)).api_key
+    expired = tenants.create_key("acme", KeySpec(expires_at=end)).api_key
     assert tenants.authenticate(expired) is not None
     time.sleep(max(0.0, end - time.time()) + 0.01)
     old = {name: keys[name] for name in ("disabled", "deleted", "rotated")}
@@ -70,8 +70,8 @@ def ended(store: AdapterStore, keys: dict[str, str]) -> dict[str, str]:
 def by_scope(store: AdapterStore, keys: dict[str, str], connect: Connect) -> dict[Scope, httpx.Client]:
     """Clients with a key of acme's that has one scope."""
     assert "acme" in keys
-    wishes = {scope: KeyWishes(scopes=frozenset({scope})) for scope in Scope}
-    return {scope: connect(store.tenants.create_key("acme", wish).api_key) for scope, wish in wishes.items()}
+    new_keys = {scope: KeySpec(scopes=frozenset({scope})) for scope in Scope}
+    return {scope: connect(store.tenants.create_key("acme", new).api_key) for scope, new in new_keys.items()}
 
 
 def code_of(response: httpx.Response) -> tuple[int, str]:

@@ -180,7 +180,7 @@ def test_those_that_wait_for_it_are_answered_when_it_is_put_away(spoilt: Service
 def neighbour(service: Service) -> Iterator[str]:
     """A second tenant that has pushed the bytes of the adapter "plain"."""
     store, name = service.store, "neighbour"
-    if name not in {tenant.name for tenant in store.tenants.list()}:
+    if name not in {tenant.name for tenant in store.tenants.list_tenants()}:
         store.tenants.create(name)
         weights = store.weights_of(service.versions["plain"].digest)
         config = (weights.parent / "adapter_config.json").read_bytes()

@@ -150,7 +150,7 @@ def test_a_data_dir_is_kept_and_serves_again_with_new_keys(run_json: Command, tm
     try:
         assert owner_of(store, second["keys"]["law"]) == "law"
         assert owner_of(store, first["keys"]["law"]) is None
-        assert len(store.list()) == 3
+        assert len(store.list_versions()) == 3
     finally:
         store.close()
 

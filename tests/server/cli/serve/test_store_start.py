@@ -39,7 +39,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> Callable[[], list[dict[str, Any]
 def test_what_is_not_served_is_told_but_not_without_end(
     store: AdapterStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for version in store.list()[:23]:
+    for version in store.list_versions()[:23]:
         shutil.rmtree(store.weights_of(version.digest).parent)
     prepare(store, Output())
     lines = capsys.readouterr().out.splitlines()
@@ -63,7 +63,7 @@ def test_a_disk_that_takes_no_more_is_told_and_no_reason_not_to_serve(
         connection.execute("PRAGMA query_only = ON")
 
     event.listen(store._database.engine, "checkout", forbid)
-    shutil.rmtree(store.weights_of(store.list()[0].digest).parent)
+    shutil.rmtree(store.weights_of(store.list_versions()[0].digest).parent)
     output = Output(as_json=True, with_events=True)
     prepare(store, output)
     where_the_disk_allows(lambda: store.remember_base(BASE), output)

@@ -13,7 +13,7 @@ from adapters_store.storage.schema import adapter_versions, files, jobs
 _MAX_IN = 500  # values in one IN list; databases bound them
 
 
-def require_kinship(connection: Connection, root: Path) -> bool:
+def require_ownership(connection: Connection, root: Path) -> bool:
     """Whether the directory is empty. Raises StoreError (wrong_store) where one holds what the other does not know."""
     held = [
         (adapter_versions.c.digest, _digests(root / "blobs")),

@@ -17,7 +17,7 @@ DEFAULT_GRACE_S = 60.0
 RETRY_S = 0.5
 
 
-class Reach:
+class Availability:
     """grace_s: how long remembered answers count after the last one that the store gave. Thread-safe."""
 
     def __init__(self, grace_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
