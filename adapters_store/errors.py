@@ -11,17 +11,16 @@
         BlobDamaged, AdapterUnavailable
         StoreUnavailable                the same call may succeed soon
       LimitReached             429  1   (JobLimit, QueueFull)
-      (ApiError, CommandError: their status is given where they are raised)
+      (ApiError, CommandError: each is raised with its own status)
 
-A client is told nothing of an error with status 500: its message is for operators. Each message names the field, the
-value and the limit.
+A message names the field, the value and the limit. No client sees the message of a status 500: it is for operators.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
 
-_STATUS_OF_CODE = {"too_large": 413}  # where the code says more than the class
+_STATUS_OF_CODE = {"too_large": 413}  # the code is more specific than the class
 
 
 class ExitCode(IntEnum):

@@ -65,7 +65,7 @@ class AdapterLoader:
         return True
 
     def keep(self, packed: PackedAdapter, base: BaseDescription) -> None:
-        """Write the packed form: a help for the next load, where there is room for it."""
+        """Write the packed form, if there is room: it makes the next load faster."""
         if self._blobs.has_room(packed.num_bytes):
             keep_packed(self._blobs.folder(packed.digest), packed, base)
 

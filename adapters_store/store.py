@@ -42,7 +42,7 @@ from lora_kernels.background import TimeSlices
 
 @dataclass(frozen=True, slots=True)
 class CleanupReport:
-    """What a sweep removed: folders left by a killed upload, and blobs without a row."""
+    """What a sweep removed: folders of killed uploads, and blobs without a row."""
 
     num_staged: int
     blobs: list[AdapterDigest]
@@ -94,7 +94,7 @@ class AdapterStore:
 
     @property
     def database(self) -> Database:
-        """For who keeps rows of his own beside the adapters'."""
+        """For callers that keep their own tables in this database."""
         return self._database
 
     def close(self) -> None:
@@ -104,9 +104,9 @@ class AdapterStore:
     def publish(
         self, *, tenant: str, name: str, config: bytes, weights: Path, base: BaseDescription, activate: bool = True
     ) -> AdapterVersion:
-        """Check an adapter, keep its files, and write its version down. Nothing is kept of one that is refused.
+        """Check an adapter, store its files and add its version. Nothing of a refused adapter is stored.
 
-        The same content under the same name is the version it was; activate: the bare name means it from now on.
+        The same content under the same name is no new version. activate: the bare name means it from now on.
 
         Raises:
             AdapterRejected: the upload is not one we serve exactly; see header, config_fields, config and validate.
@@ -117,7 +117,7 @@ class AdapterStore:
         with self._database.read() as connection:
             tenant_id(connection, tenant)
         with self._blobs.stage(config, weights) as staged:
-            # What is kept is what is checked: the upload may change under us, the staged copy does not.
+            # The copy is checked, because it is what is stored: the upload itself may change meanwhile.
             if plan_files(config, staged / WEIGHTS_FILE, base, self._limits) != plan:
                 raise AdapterRejected("changed_while_reading", "weights: the file changed while it was read")
             packed = pack(plan, staged / WEIGHTS_FILE, check=True)
@@ -158,7 +158,7 @@ class AdapterStore:
         return self._database.availability
 
     def not_in_service(self, digests: list[AdapterDigest]) -> list[AdapterDigest]:
-        """Those of `digests` that were deleted, or unloaded by everyone who has them."""
+        """Those of `digests` that were deleted, or that all their owners unloaded."""
         with self._database.read() as connection:
             return registry.not_in_service(connection, digests)
 
@@ -168,7 +168,7 @@ class AdapterStore:
             return registry.find_versions(connection, tenant=tenant, active_only=True)
 
     def versions(self, tenant: str, name: str) -> list[AdapterVersion]:
-        """Every version of a name, oldest first; empty where there is none."""
+        """Every version of a name, oldest first; empty if there is none."""
         with self._database.read() as connection:
             return registry.find_versions(connection, tenant=tenant, name=name)
 
@@ -179,8 +179,8 @@ class AdapterStore:
     def delete(self, tenant: str, ref: str) -> list[AdapterDigest]:
         """Delete "name@3", or all versions of "name"; returns the digests no longer referenced by anyone.
 
-        Their files are gone when this returns. Deleting the active version leaves the bare name meaning nothing, and
-        a number is never given twice. Raises NotFound (model_not_found).
+        Their files are gone when this returns. If the active version is deleted, the bare name means nothing. Version
+        numbers are never reused. Raises NotFound (model_not_found).
         """
         name, number = split_ref(ref)
         with self._database.write() as connection:
@@ -197,9 +197,9 @@ class AdapterStore:
     ) -> PackedAdapter:
         """Read an adapter into one buffer in device layout.
 
-        From its packed form, checked against its checksum; where that is missing, damaged or of another layout, from
-        the upload, checked against the digest, and the packed form is made again. buffers: where the memory comes from;
-        None: new memory. slices: when the packed form may be read; None: at once.
+        The packed form is read and checked against its checksum. If it is missing, damaged or of another layout, the
+        upload is read, checked against the digest and packed again. buffers: the source of the memory; None: new.
+        slices: when the packed form may be read; None: at once.
 
         Raises:
             NotFound: model_not_found. BlobDamaged: blob_damaged, blob_unreadable.
@@ -220,24 +220,24 @@ class AdapterStore:
         return config
 
     def weights_of(self, digest: AdapterDigest) -> Path:
-        """Where the adapter_model.safetensors of a digest lies; read only."""
+        """The path of a digest's adapter_model.safetensors; read only."""
         return self._blobs.folder(digest) / WEIGHTS_FILE
 
     def remember_base(self, base: BaseDescription) -> None:
-        """Write down the base being served, so that adapters can be pushed while no server runs."""
+        """Remember the served base, so that adapters can be pushed while no server runs."""
         with self._database.write() as connection:
             registry.remember_base(connection, base)
 
     def bases(self) -> list[BaseDescription]:
-        """Every base remembered, the last one first."""
+        """Every remembered base, newest first."""
         with self._database.read() as connection:
             return registry.all_bases(connection)
 
     def sweep(self, grace_s: float = 3600) -> CleanupReport:
         """Remove what killed processes left: staged copies and blobs without a row, older than the grace.
 
-        The grace must be longer than a publish takes: a staged copy does not say whether its owner lives.
-        Raises StoreError (wrong_store) where the rows are not proved to be this directory's.
+        The grace must be longer than a publish takes, since a staged copy does not show if its process still runs.
+        Raises StoreError (wrong_store) if the rows are not proved to be this directory's.
         """
         with self._blobs.changing(), self._database.proven() as connection:
             orphans = registry.unreferenced(connection, self._blobs.digests())
@@ -253,13 +253,13 @@ class AdapterStore:
         self._database.pair.require_folder()
 
     def has_room(self, num_bytes: int) -> bool:
-        """Whether so many bytes more leave the data directory the room that its database needs."""
+        """If `num_bytes` more leave the data directory the room that its database needs."""
         return self._blobs.has_room(num_bytes)
 
     def check_integrity(self) -> IntegrityReport:
-        """Look whether every version's files are there and of their length; see `verification`.
+        """Check that every version's files exist and have their length; see `integrity`.
 
-        Raises StoreError (disk_full, read_only) where what was found cannot be written down.
+        Raises StoreError (disk_full, read_only) if the result cannot be recorded.
         """
 
         def digests() -> list[AdapterDigest]:

@@ -1,7 +1,7 @@
 """A tenant's API keys: how they are made, kept and found, and what each opens. Knows no HTTP.
 
 Keys are random, shown once, kept as sha256. A key has 32 random bytes, so a fast hash is enough: there is nothing to
-guess. The table is looked up by hash, and how long that takes says nothing about any other key.
+guess. The lookup is by hash, so its time reveals nothing about other keys.
 Every function with a connection works inside the caller's transaction.
 """
 
@@ -26,8 +26,8 @@ _MAX_LABEL_CHARS = 128
 
 
 class Scope(StrEnum):
-    """What a key may be limited to. inference: completions. adapters, jobs: change them. read: look at anything of the
-    tenant's."""
+    """What a key may be limited to. inference: completions. adapters, jobs: change them. read: see anything of the
+    tenant."""
 
     INFERENCE = "inference"
     ADAPTERS = "adapters"
@@ -52,7 +52,7 @@ class KeyGrant:
 
 @dataclass(frozen=True, slots=True)
 class KeyInfo:
-    """A key as it may be listed: nothing here opens anything."""
+    """A key as it is listed, without its secret."""
 
     key_id: int
     label: str | None
@@ -112,7 +112,7 @@ def add(connection: Connection, owner: int, key: str, new: KeySpec) -> int:
 
 
 def end(connection: Connection, owner: int, at: int, key_id: int | None = None) -> None:
-    """Let one key, or all of a tenant, open nothing from `at` on; one that ends sooner still does."""
+    """End one key, or all of a tenant, at `at`; a key that ends sooner keeps its end."""
     condition: ColumnElement[bool] = api_keys.c.tenant_id == owner
     if key_id is not None:
         condition &= api_keys.c.id == key_id

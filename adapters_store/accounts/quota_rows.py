@@ -14,7 +14,7 @@ _COLUMNS = [column for column in tenant_quotas.c if column.name != "tenant_id"]
 
 
 def read(connection: Connection, owner: int) -> Quotas:
-    """What this tenant may use; everything where nothing was set."""
+    """What this tenant may use; unlimited if nothing was set."""
     row = connection.execute(select(*_COLUMNS).where(tenant_quotas.c.tenant_id == owner)).first()
     return Quotas() if row is None else Quotas(**row._mapping)
 
@@ -25,7 +25,7 @@ def write(connection: Connection, owner: int, quotas: Quotas) -> None:
 
 
 def check_room(connection: Connection, owner: int, num_bytes: int) -> None:
-    """Raises Conflict (quota_adapters, quota_bytes) where one more version of so many bytes is too much."""
+    """Raises Conflict (quota_adapters, quota_bytes) if one more version of `num_bytes` is too much."""
     quotas = read(connection, owner)
     if quotas.max_adapters is None and quotas.max_adapter_bytes is None:
         return

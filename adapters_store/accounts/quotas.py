@@ -23,11 +23,11 @@ class QuotaStore:
 
     def get(self, tenant: str) -> Quotas:
         """Cheap enough for every request; another process's change counts within a second. Unlimited for a name that
-        is no tenant, as there are where auth is off."""
+        is no tenant, as names are if auth is off."""
         return self._known.get(tenant, self._find)
 
     def peek(self, tenant: str) -> Quotas | None:
-        """The same where it is known without asking the database; else None. Never waits."""
+        """The same if it is known without asking the database; else None. Never waits."""
         return self._known.peek(tenant)
 
     def set(self, tenant: str, quotas: Quotas) -> None:

@@ -11,7 +11,7 @@ from adapters_store.storage.schema import adapter_versions, adapters, tenants
 
 
 def tenant_id(connection: Connection, tenant: str, *, lock: bool = False) -> int:
-    """Raises NotFound (tenant_not_found). lock: one writer per tenant at a time, where rows can be locked."""
+    """Raises NotFound (tenant_not_found). lock: one writer per tenant at a time, if rows can be locked."""
     statement = select(tenants.c.id).where(tenants.c.name == tenant)
     found = connection.execute(statement.with_for_update() if lock else statement).scalar()
     if found is None:

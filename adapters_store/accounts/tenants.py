@@ -1,6 +1,6 @@
-"""Who may ask: tenants, what their API keys open, and when those end. Knows no HTTP.
+"""Tenants and their API keys: what a key opens and when it ends. Knows no HTTP.
 
-What is written here is written to the audit log in the same transaction.
+Every change is written to the audit log in the same transaction.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from adapters_store.storage.schema import tenants
 
 
 class TenantStore:
-    """drop_blobs: called with the digests whose rows went, returns those no longer referenced by anyone."""
+    """drop_blobs: called with the digests of deleted rows; returns those that no row has any more."""
 
     def __init__(self, database: Database, drop_blobs: Callable[[list[AdapterDigest]], list[AdapterDigest]]) -> None:
         self._database = database
@@ -35,7 +35,7 @@ class TenantStore:
         database.on_write(self._known_keys.clear)
 
     def create(self, name: str) -> TenantKey:
-        """A new tenant with its first key, which opens everything of the tenant's.
+        """A new tenant with its first key, which opens everything of the tenant.
 
         Raises:
             InputRefused: bad_name. Conflict: tenant_exists.
@@ -80,9 +80,9 @@ class TenantStore:
         return TenantKey(name, key, key_id)
 
     def rotate_key(self, name: str, overlap_s: int = 0, key_id: int | None = None) -> TenantKey:
-        """A new key in the place of one, with its scopes, label and expiry; or of all, and then it opens everything.
+        """A new key that replaces one, with its scopes, label and expiry; or replaces all and opens everything.
 
-        What it replaces opens for `overlap_s` seconds more. Raises NotFound (tenant_not_found, key_not_found).
+        Replaced keys end in `overlap_s` seconds. Raises NotFound (tenant_not_found, key_not_found).
         """
         if overlap_s < 0:
             raise ValueError(f"overlap_s must not be negative, got {overlap_s}")
@@ -111,7 +111,7 @@ class TenantStore:
             audit.note(connection, "tenant.disable" if disabled else "tenant.enable", tenant=name)
 
     def delete(self, name: str) -> list[AdapterDigest]:
-        """Delete the tenant, its keys and adapters; returns the digests no longer referenced by anyone.
+        """Delete the tenant, its keys and adapters; returns the digests that no row has any more.
 
         Raises NotFound (tenant_not_found).
         """

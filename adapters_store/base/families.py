@@ -59,7 +59,7 @@ class Family:
 
 
 def family_of(architectures: object, *, own_code: object = None) -> Family:
-    """The family of a config's `architectures`; UnsupportedBase names it where we have none.
+    """The family of a config's `architectures`; UnsupportedBase names one that is not served.
 
     own_code: the config's `auto_map`, classes that the folder brings; they are never run.
     """

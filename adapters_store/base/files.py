@@ -84,7 +84,7 @@ def _shape_of(skeleton: torch.nn.Module, module: str) -> LinearShape:
 def base_digest(path: Path) -> str:
     """sha256 over the config and every weight file's content; remembered per file by size and time of change."""
     total = hashlib.sha256(_canonical_config(path))
-    weight_files(path)  # raises where there are none
+    weight_files(path)  # raises if there are none
     files = sorted(path.glob("*.safetensors"))
     known = _known_digests()
     before = dict(known)

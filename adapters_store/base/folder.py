@@ -1,4 +1,4 @@
-"""What lies in a base's folder: its config, its weight files, and why some folders are none. Reads names, JSON and the
+"""What a base's folder holds: its config, its weight files, and why some folders are no base. Reads names, JSON and the
 first bytes of files; imports no torch and no transformers. Nothing that a folder brings is ever run."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _POINTER_BYTES = 1024  # a pointer has three short lines
 _MAX_REASON = 400  # characters of another library's message
 _READ_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model"})
 _CONVERT = "load it once with transformers and write it with `save_pretrained`, which makes safetensors"
-_OTHER_FORMATS = (  # files, what they hold, the way out; the first that fits is said
+_OTHER_FORMATS = (  # files, what they hold, the way out; the first that fits is named
     ("*.gguf", "GGUF weights, a format of llama.cpp", "take the repository that they were converted from"),
     ("consolidated*", "weights in their maker's own format", "take the repository in the format of transformers"),
     ("pytorch_model*.bin*", "pickled weights, and unpickling can run code", _CONVERT),
@@ -32,9 +32,9 @@ _OTHER_FORMATS = (  # files, what they hold, the way out; the first that fits is
 
 @contextmanager
 def reading(folder: Path, what: str) -> Iterator[None]:
-    """Whatever another library raises over what lies in the folder, as UnsupportedBase. what: of the folder is read.
+    """Any error of another library about the folder's files, as UnsupportedBase. what: the part that is read.
 
-    OSError of the system, a lack of memory and faults of the device stay what they are.
+    The system's OSErrors, lack of memory and device errors stay as they are.
     """
     try:
         yield
@@ -48,7 +48,7 @@ def reading(folder: Path, what: str) -> Iterator[None]:
 
 
 def _is_of_the_machine(error: Exception) -> bool:
-    """torch's own classes are about devices and memory; plain RuntimeErrors of it tell by their words only."""
+    """torch's own classes are about devices and memory; its plain RuntimeErrors differ only by their text."""
     return type(error).__module__.startswith("torch") or (isinstance(error, RuntimeError) and "memory" in str(error))
 
 
@@ -75,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def refuse_pointers(folder: Path) -> None:
-    """Raises UnsupportedBase where a file that is read is only Git LFS's pointer to its content."""
+    """Raises UnsupportedBase if a file that is read is only Git LFS's pointer to its content."""
     for path in sorted(folder.iterdir()):
         if path.suffix in _READ_SUFFIXES and path.is_file():
             _refuse_pointer(path)
@@ -84,7 +84,7 @@ def refuse_pointers(folder: Path) -> None:
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the base's tensors: model.safetensors, else those that its index names, in order of names.
 
-    Raises UnsupportedBase where there are none, some are missing, or the index leads out of the folder.
+    Raises UnsupportedBase if there are none, some are missing, or the index leads out of the folder.
     """
     whole, index = folder / WEIGHTS, folder / INDEX
     shards = [path.name for path in folder.glob("shard-*-model-*-of-*.safetensors")]
@@ -97,7 +97,7 @@ def weight_files(folder: Path) -> list[Path]:
         return _named_by(index)
     lone = sorted(folder.glob("model-*-of-*.safetensors"))
     if lone:
-        reason = f"weights in parts ({lone[0].name}), but no {INDEX}, which says what is in which; fetch it too"
+        reason = f"weights in parts ({lone[0].name}), but no {INDEX}, which lists the file of each tensor; download it"
         raise UnsupportedBase(f"--base {folder}: {reason}")
     raise UnsupportedBase(f"--base {folder}: no *.safetensors there that transformers reads{_instead(folder)}")
 
@@ -114,7 +114,7 @@ def _named_by(index: Path) -> list[Path]:
     missing = [name for name in files if not (index.parent / name).is_file()]
     if missing:
         reason = f"{len(missing)} of {len(files)} weight files are missing, the first is {missing[0]}; "
-        raise UnsupportedBase(f"--base {index.parent}: {reason}the download is not complete, `hf download` goes on")
+        raise UnsupportedBase(f"--base {index.parent}: {reason}the download is incomplete; `hf download` resumes it")
     return [index.parent / name for name in files]
 
 
@@ -160,7 +160,7 @@ def _refuse_mlx(folder: Path, body: dict[str, Any]) -> None:
 
 
 def _instead(folder: Path) -> str:
-    """What lies in a folder that is no base, and the way out."""
+    """What a folder that is no base holds, and the way out."""
     return next(_guesses(folder), "; a local folder of a transformers model is needed")
 
 

@@ -1,7 +1,7 @@
 """LongRoPE for a forward that holds many sequences: each row is rotated by the factors of its own sequence's length.
 
 transformers has two sets of frequencies and chooses one for the whole forward, by the largest position in it: long ones
-where a sequence is longer than the base's original context, short ones else. That is right for one sequence in one
+if a sequence is longer than the base's original context, short ones else. That is right for one sequence in one
 forward, and for nothing else: not for a chunk of a prompt, not beside other sequences. Here the choice is made for each
 row. Knows positions and lengths; knows no requests, no examples and no files.
 

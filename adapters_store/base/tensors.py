@@ -1,6 +1,6 @@
 """Whether a base's files hold the tensors of its architecture: all, no others, in their shapes. Reads headers only.
 
-transformers itself judges, on tensors without memory: so what an architecture ties, ignores or renames is as it says.
+transformers itself judges, on tensors without memory: it knows what an architecture ties, ignores or renames.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def model_class(config: PretrainedConfig) -> Any:
 
 
 def own_class(architectures: object, model_type: object, *, own_code: object = None) -> Any:
-    """The same from what config.json says. own_code: its `auto_map`. UnsupportedBase also where the two disagree."""
+    """The same from what config.json says. own_code: its `auto_map`. UnsupportedBase also if the two disagree."""
     architecture = family_of(architectures, own_code=own_code).architecture
     found: Any = getattr(transformers, architecture)
     wanted = found.config_class.model_type
@@ -69,27 +69,27 @@ def checked_skeleton(folder: Path, config: PretrainedConfig, files: Iterable[Pat
 
 
 def refuse_differences(folder: Path, info: Mapping[str, Any]) -> None:
-    """info: what `from_pretrained` says of the tensors it loaded. Raises UnsupportedBase unless all went well."""
+    """info: `from_pretrained`'s report on the tensors. Raises UnsupportedBase unless all were loaded."""
     missing, unexpected, mismatched = (info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     shapes = [f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in mismatched]
     found = [
-        *_said(missing, "that the architecture needs are missing"),
-        *_said(unexpected, "are not of this architecture"),
-        *_said(shapes, "have another shape than config.json says"),
+        *_listed(missing, "that the architecture needs are missing"),
+        *_listed(unexpected, "are not of this architecture"),
+        *_listed(shapes, "have another shape than config.json says"),
         *info["error_msgs"],
     ]
     if found:
         raise UnsupportedBase(f"--base {folder}: {'; '.join(found)}")
 
 
-def _said(names: Iterable[str], what: str) -> list[str]:
+def _listed(names: Iterable[str], what: str) -> list[str]:
     shown = sorted(names)
     more = f" and {len(shown) - _NAMES_SHOWN} more" if len(shown) > _NAMES_SHOWN else ""
     return [f"tensors {what}: {', '.join(shown[:_NAMES_SHOWN])}{more}"] if shown else []
 
 
 def _tensors(folder: Path, files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the files as one without memory; one in NF4 as the plain weight that it stands for."""
+    """Every tensor of the files as one without memory; an NF4 tensor as the plain weight that it encodes."""
     for file in files:
         with safe_open(file, framework="pt") as stored:
             names = set(stored.keys())
@@ -104,12 +104,12 @@ def _tensors(folder: Path, files: Iterable[Path]) -> Iterator[tuple[str, torch.T
 
 
 def _plain_shape(folder: Path, stored: Any, name: str) -> list[int]:
-    """Of the weight that is stored in NF4 as `name`. UnsupportedBase where its bytes or what is about them lack."""
+    """Of the weight that is stored in NF4 as `name`. UnsupportedBase if its bytes or their metadata are missing."""
     about = json.loads(bytes(stored.get_tensor(name + NF4_MARK).tolist()))
     needed = ["absmax", "quant_map", *(("nested_absmax", "nested_quant_map") if "nested_blocksize" in about else ())]
     lacking = [f"{name}.{part}" for part in needed if f"{name}.{part}" not in set(stored.keys())]
     if lacking:
-        raise UnsupportedBase(f"--base {folder}: {_said(lacking, 'that NF4 needs are missing')[0]}")
+        raise UnsupportedBase(f"--base {folder}: {_listed(lacking, 'that NF4 needs are missing')[0]}")
     shape: list[int] = about["shape"]
     num_bytes = math.prod(stored.get_slice(name).get_shape())
     if num_bytes != -(-math.prod(shape) // 2):
@@ -131,7 +131,7 @@ def _refuse_dtype(folder: Path, name: str, dtype: str) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No report and no bar from transformers: what it finds is said once, as the refusal."""
+    """No report and no bar from transformers: its findings become one refusal."""
     before, had_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -15,8 +15,8 @@ SERIALISED, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 DEFAULT_TEMPLATE = "default"
 _VOCABULARIES = ((SERIALISED,), ("vocab.json", "merges.txt"), (SENTENCEPIECE,))
 _CONVERT = (
-    "write a tokenizer.json beside it: `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)`, where sentencepiece "
-    "is installed"
+    "write a tokenizer.json beside it: `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)`, with sentencepiece "
+    "installed"
 )
 _USER, _ASSISTANT = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}
 _CHATS = ([_USER], [{"role": "system", "content": "Be brief."}, _USER], [_USER, _ASSISTANT, _USER])
@@ -25,8 +25,8 @@ _CHATS = ([_USER], [{"role": "system", "content": "Be brief."}, _USER], [_USER, 
 def load_tokenizer(folder: Path) -> Any:
     """transformers' tokenizer of a local folder; nothing is fetched, and no code of the folder runs.
 
-    Raises UnsupportedBase where its files are missing, unreadable or only pointers, where it would need the folder's
-    own code, and where its chat template renders no chat.
+    Raises UnsupportedBase if its files are missing, unreadable or only pointers, if it needs the folder's own code, or
+    if its chat template renders no chat.
     """
     refuse_pointers(folder)
     _refuse_own_code(folder)
@@ -41,7 +41,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def _refuse_own_code(folder: Path) -> None:
-    """A class of transformers' own may stand beside the folder's; then that one is taken."""
+    """If the config names a class of transformers as well, that one is used."""
     path = folder / "tokenizer_config.json"
     body = read_json(path) if path.is_file() else {}
     own, name = body.get("auto_map"), body.get("tokenizer_class")
@@ -56,10 +56,10 @@ def _is_unknown(name: object) -> bool:
     return not isinstance(name, str) or not name.isidentifier() or not hasattr(transformers, name)
 
 
-def check_template(tokenizer: Any, whose: str) -> None:
+def check_template(tokenizer: Any, source: str) -> None:
     """Compile every chat template, and render some plain chats. No template at all is fine.
 
-    Raises UnsupportedBase where one is no Jinja, where named ones lack a default, or where none of the chats renders.
+    Raises UnsupportedBase if one is no Jinja, if named ones lack a default, or if none of the chats renders.
     """
     templates = tokenizer.chat_template
     if not templates:
@@ -67,17 +67,17 @@ def check_template(tokenizer: Any, whose: str) -> None:
     if isinstance(templates, Mapping) and DEFAULT_TEMPLATE not in templates:
         names = ", ".join(sorted(templates))
         reason = f"chat templates are named ({names}), but none is called {DEFAULT_TEMPLATE!r}, which requests get"
-        raise UnsupportedBase(f"{whose}: {reason}; name one so")
+        raise UnsupportedBase(f"{source}: {reason}; give one that name")
     named = templates if isinstance(templates, Mapping) else {DEFAULT_TEMPLATE: templates}
     for name, text in named.items():
         fault = _fault_of(tokenizer, text)
         if fault is not None:
             label = "the chat template" if len(named) == 1 else f"the chat template {name!r}"
-            raise UnsupportedBase(f"{whose}: {label} {fault}; mend it, or take it away to serve completions alone")
+            raise UnsupportedBase(f"{source}: {label} {fault}; fix it, or remove it to serve completions only")
 
 
 def _fault_of(tokenizer: Any, template: str) -> str | None:
-    """None where one of the plain chats renders."""
+    """None if one of the plain chats renders."""
     first = ""
     for chat in _CHATS:
         try:

@@ -16,7 +16,7 @@ from adapters_store.base.tensors import model_class, refuse_differences
 def load_causal(path: Path, dtype: torch.dtype, device: torch.device, *, nf4: bool = False, **options: Any) -> Any:
     """transformers' model of a local folder in `dtype` on `device`, its linear layers in 4 bits with `nf4`.
 
-    A base that is stored in NF4 is taken as it is. options: of `from_pretrained`. Raises UnsupportedBase, also where
+    A base that is stored in NF4 is taken as it is. options: of `from_pretrained`. Raises UnsupportedBase, also if
     the files do not hold exactly the architecture's tensors.
     """
     config = load_config(path)

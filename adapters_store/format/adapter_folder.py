@@ -39,7 +39,7 @@ def plan_folder(folder: Path, base: BaseDescription, limits: AdapterLimits | Non
 
 @dataclass(frozen=True, slots=True)
 class AdapterFolder:
-    """config: the bytes of adapter_config.json. notes: what else lies there and is not used, a sentence each."""
+    """config: the bytes of adapter_config.json. notes: what else the folder holds and is not used, a sentence each."""
 
     config: bytes
     weights: Path
@@ -126,7 +126,7 @@ def _added_tokens(folder: Path) -> list[str]:
 
 
 def _object_in(path: Path) -> dict[str, object]:
-    """The JSON object of a file, {} where it holds none: what is unreadable is the store's to judge, or not needed."""
+    """The JSON object of a file, {} if it holds none: the store judges what is unreadable, or it is not needed."""
     if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
         return {}
     try:

@@ -58,7 +58,7 @@ class LoraConfig:
         if self.target_modules is None or self._excludes(module):
             return []
         if module in self.target_modules:
-            return [module]  # PEFT asks for no layer index where an entry is the whole name
+            return [module]  # PEFT asks for no layer index if an entry is the whole name
         if not self._layer_is_chosen(module):
             return []
         return [suffix for suffix in suffixes_at_dots(module) if suffix in self.target_modules]
@@ -195,7 +195,7 @@ def _layers(body: Body, *, by_list: bool) -> frozenset[int] | None:
     if value is None:
         return None
     if not by_list:
-        raise bad_field("layers_to_transform", value, "absent where target_modules is 'all-linear'")
+        raise bad_field("layers_to_transform", value, "absent if target_modules is 'all-linear'")
     layers = value if isinstance(value, list) else [value]
     if len(layers) > MAX_ENTRIES or any(not isinstance(item, int) or isinstance(item, bool) for item in layers):
         raise bad_field("layers_to_transform", value, f"a layer number or a list of at most {MAX_ENTRIES}")

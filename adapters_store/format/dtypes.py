@@ -57,7 +57,7 @@ def type_of_base(dtype: str) -> TensorType:
 
 
 def overflow_limit(source: TensorType, target: TensorType) -> int:
-    """Magnitudes (bits without sign) from this one up are not finite once cast; inf and NaN always lie above."""
+    """Magnitudes (bits without sign) from this one up are not finite once cast; inf and NaN are always above."""
     return _OVERFLOW.get((source.name, target.name), source.infinity)
 
 
@@ -75,7 +75,7 @@ def largest_magnitude(bits: Bits) -> int:
 
 
 def cast_bits(bits: Bits, source: TensorType, target: TensorType) -> Bits:
-    """Bit patterns of the same (finite) values in another type; the same array where the types agree."""
+    """Bit patterns of the same (finite) values in another type; the same array if the types agree."""
     if source is target:
         return bits
     wide = _to_f32(bits, source)

@@ -1,4 +1,4 @@
-"""How large an uploaded adapter may be. Knows numbers only; who is refused is decided where each number is used."""
+"""How large an uploaded adapter may be. Knows numbers only; the code that uses a number refuses."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*(?:\.[A-Za-z0-9_\-]+)*")
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor of the file: safetensors dtype, [rows, cols], and where its bytes begin in the file."""
+    """One tensor of the file: safetensors dtype, [rows, cols], and the offset of its bytes in the file."""
 
     name: str
     dtype: str
@@ -124,7 +124,7 @@ def _metadata(value: object) -> dict[str, str]:
 
 
 def _is_unicode(text: str) -> bool:
-    """False where an escape spelled half a character ("\\ud800"), which no other reader of the file takes."""
+    """False if an escape spells half a character ("\\ud800"), which no other reader of the file takes."""
     return text == text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -1,7 +1,7 @@
 """Reads one tensor at a time out of an open safetensors file. Knows bytes and shapes; checks nothing but their count.
 
-Reads with pread into memory of our own: what was hashed is then what is packed, and a file cut short under us
-is an error here, where a memory map would end the process (SIGBUS).
+Reads with pread into memory of our own: what was hashed is then what is packed, and a file that is cut short meanwhile
+is an error here; with a memory map it would end the process (SIGBUS).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class WeightsFile:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, entry: TensorEntry) -> Bits:
-        """The tensor's bit patterns, [rows, cols]. Raises OSError where the file is shorter than its header says."""
+        """The tensor's bit patterns, [rows, cols]. Raises OSError if the file is shorter than its header says."""
         bits = np.empty(entry.shape, dtype=TENSOR_TYPES[entry.dtype].bits)
         view = bits.data.cast("B")
         done = 0

@@ -125,7 +125,7 @@ def _parse_name(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescrip
 
 
 def _advice_on_weight(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescription) -> str:
-    """The way out that fits: PEFT writes head and embedding beside the LoRA of either, and where a vocabulary grew."""
+    """The way out that fits: PEFT writes head and embedding beside the LoRA of either, and if a vocabulary grew."""
     is_embedding, head = "embed_tokens" in entry.name, base.modules.get(_HEAD)
     if not is_embedding and _HEAD not in entry.name:
         return "train the adapter with LoRA alone, or serve the merged model as a base"

@@ -31,7 +31,7 @@ SHARDS_TO_ONE = (
 def refuse_foreign_weights(head: bytes) -> None:
     """head: the first bytes of what should be a .safetensors file and is none.
 
-    Raises AdapterRejected: git_lfs_pointer, pickle, unsupported_format. Returns where it is nothing that is known.
+    Raises AdapterRejected: git_lfs_pointer, pickle, unsupported_format. Returns if it is nothing known.
     """
     _refuse_lfs_pointer(head, "weights", WEIGHTS_FILE)
     if _is_pickle(head):
@@ -57,7 +57,7 @@ def refuse_foreign_config(data: bytes) -> None:
 
 
 def refuse_foreign_keys(body: Mapping[str, object]) -> None:
-    """body: a config without peft_type. Raises AdapterRejected: unsupported_format where MLX-LM wrote it."""
+    """body: a config without peft_type. Raises AdapterRejected: unsupported_format if MLX-LM wrote it."""
     if found := sorted(MLX_LM_KEYS & body.keys()):
         message = (
             f"adapter_config.json: made by MLX-LM (it has {found[0]}), which lays out its tensors otherwise than "
@@ -79,7 +79,7 @@ def _is_pickle(head: bytes) -> bool:
 
 _SHARD = re.compile(r"-\d+-of-(?!0*1\D)\d+\.")
 SHARDS_ADVICE = f"An adapter is one file; join its shards in their folder: {SHARDS_TO_ONE}"
-PICKLE_ADVICE = f"a pickle (.bin) is never opened by the server; convert it where you trust it: {BIN_TO_SAFETENSORS}"
+PICKLE_ADVICE = f"a pickle (.bin) is never opened by the server; if you trust it, convert it: {BIN_TO_SAFETENSORS}"
 
 _KNOWN_STARTS = {
     b"gguf": "a GGUF file; send the adapter as PEFT saved it, before it was converted for llama.cpp",

@@ -2,7 +2,7 @@
 
 Python's own reader holds the interpreter's lock from the first byte to the last: 8 MiB of `[],[],...` stop every other
 thread for seconds. So only short texts go to it whole. Of a long one it reads single strings and runs of numbers; what
-lies between is read here, where other threads may have their turn at every step.
+is between them is read here, and other threads can run at every step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""JSON from strangers: bytes to a value with one reading only. Knows no schema.
+"""JSON from outside: bytes to a value with one meaning only. Knows no schema.
 
 Python's parser takes duplicate keys (last wins), NaN and any depth; safetensors and PEFT read the same bytes with
 other parsers. What two readers could read differently is refused here.
@@ -16,7 +16,7 @@ from adapters_store.parsing.json_pieces import JsonRules, TooDeep, read_json
 Refused = Callable[[str, str], InputRefused]  # code and message -> the error to raise
 
 MAX_DEPTH = 8
-_WHOLE_CHARS = 1 << 20  # read in one go: each object in it calls a hook, where other threads go on
+_WHOLE_CHARS = 1 << 20  # read in one go: each object in it calls a hook, during which other threads run
 _WHOLE_LISTS = 1 << 15  # for a list no hook is called, so a text with more of them is read in pieces
 
 
@@ -80,8 +80,8 @@ class _Reader:
 
     def _refuse_duplicate(self, keys: list[str]) -> NoReturn:
         seen: set[str] = set()
-        twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise self.refused("duplicate_key", f"{self.what}: duplicate key {shown(twice)}")
+        duplicate = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise self.refused("duplicate_key", f"{self.what}: duplicate key {shown(duplicate)}")
 
     def constant(self, literal: str) -> NoReturn:
         raise self.refused("nan_literal", f"{self.what}: {literal} is not JSON")

@@ -17,7 +17,7 @@ MAX_ANSWERS = 200_000
 
 
 class AnswerCache(Generic[Key, Answer]):
-    """read_generation: a number that changes with every write; None: nobody can say now, what is known still counts.
+    """read_generation: a number that changes with every write; None: unknown now, remembered answers still count.
 
     Safe to use from many threads.
     """
@@ -55,7 +55,7 @@ class AnswerCache(Generic[Key, Answer]):
         return answer
 
     def peek(self, key: Key) -> Answer | None:
-        """The remembered answer if it needs no look at the database; else None. Never waits."""
+        """The remembered answer if it is fresh; else None. Never waits."""
         return None if self._clock() - self._checked_at > self._max_age_s else self._answers.get(key)
 
     def clear(self) -> None:

@@ -1,7 +1,7 @@
-"""Who did what to tenants, keys and adapters, as rows that are only ever added. Knows no HTTP.
+"""Which actor changed which tenant, key or adapter, as rows that are only added. Knows no HTTP.
 
-A row is written in the transaction of the change it tells of: neither exists without the other. Who acts is a context
-variable, because it belongs to a call from its first to its last frame, threads included, and no layer between cares.
+A row is written in the transaction of its change: neither exists without the other. The actor is a context variable:
+it belongs to a call from the first to the last frame, threads included, and no layer between needs it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One thing done. id rises with time. at: Unix seconds. tenant: whom it was done to."""
+    """One change. id rises with time. at: Unix seconds. tenant: the tenant it concerns."""
 
     id: int
     at: int
@@ -46,12 +46,12 @@ class AuditEntry:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-_NOBODY_IN_PARTICULAR = Actor("process")
-_actor: ContextVar[Actor] = ContextVar("multilora_actor", default=_NOBODY_IN_PARTICULAR)
+_UNNAMED = Actor("process")
+_actor: ContextVar[Actor] = ContextVar("multilora_actor", default=_UNNAMED)
 
 
 def act_as(actor: Actor) -> None:
-    """From here on, in this call and the threads it starts, changes are this actor's."""
+    """From now on, in this call and the threads it starts, changes are this actor's."""
     _actor.set(actor)
 
 
@@ -90,7 +90,7 @@ def note(
 
 
 class AuditLog:
-    """Reads the rows, and adds those about things that are not in this database."""
+    """Reads the rows, and adds rows about things outside this database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -101,7 +101,7 @@ class AuditLog:
             note(connection, action, tenant=tenant, target=target, **detail)
 
     def entries(self, *, tenant: str | None = None, before: int | None = None, limit: int = 100) -> list[AuditEntry]:
-        """The newest first. before: only rows whose id is smaller, to read on."""
+        """The newest first. before: only rows with a smaller id, for the next page."""
         statement = select(audit_log).order_by(audit_log.c.id.desc()).limit(limit)
         if tenant is not None:
             statement = statement.where(audit_log.c.tenant == tenant)

@@ -1,7 +1,7 @@
-"""Whether the store answers, and since when it does not. Knows a clock; no SQL.
+"""If the store answers, and since when it does not. Knows a clock; no SQL.
 
-While the store is away one caller at a time asks it, twice a second at most; the others are refused at once, so that
-no thread waits for a database that is not there.
+While the store does not answer, one caller at a time tries it, at most twice a second. Other callers are refused at
+once, so that no thread waits for a database that is gone.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ class Availability:
     def __init__(self, grace_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._grace_s = grace_s
         self._clock = clock
-        self._probe = threading.RLock()  # held by the one caller that asks a store that is away
+        self._probe = threading.RLock()  # held by the one caller that tries a store that does not answer
         self._error: StoreUnavailable | None = None
         self._tried_s = float("-inf")
         self._answered_s = clock()
 
     @property
     def error(self) -> StoreUnavailable | None:
-        """What it said last; None while it answers."""
+        """Its last error; None while it answers."""
         return self._error
 
     def is_lost(self) -> bool:
-        """Away for longer than the grace."""
+        """It has not answered for longer than the grace."""
         return self._error is not None and self._clock() - self._answered_s > self._grace_s
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Ask the store in the block. Raises StoreUnavailable at once where it is away and was asked just now."""
+        """Ask the store in the block. Raises StoreUnavailable at once if it failed less than RETRY_S ago."""
         is_probe = self._begin()
         try:
             yield

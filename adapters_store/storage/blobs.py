@@ -26,8 +26,8 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 class BlobStore:
     """root: a folder of the data directory; made if missing. files: the operations, replaceable in tests.
 
-    reserve_bytes: what uploads leave free. The database needs room even to delete: tried, on a disk filled to the last
-    byte nothing could be taken away again.
+    reserve_bytes: what uploads leave free. The database needs room even to delete: on a disk that was full to the last
+    byte, nothing could be deleted (tried).
     """
 
     def __init__(self, root: Path, files: Filesystem, *, reserve_bytes: int = RESERVE_BYTES) -> None:
@@ -41,20 +41,20 @@ class BlobStore:
             files.make_folder(folder)
 
     def folder(self, digest: AdapterDigest) -> Path:
-        """Where the blob of this digest lies, if there is one."""
+        """The path of this digest's blob, if there is one."""
         name = digest.removeprefix("sha256:")
         return self._blobs / name[:2] / name
 
     def changing(self) -> AbstractContextManager[None]:
-        """Hold while a blob is put in place and its row written, or is found to have no row and removed."""
+        """Hold while a blob and its row are written, or while a blob without a row is removed."""
         return file_lock(self._lock, exclusive=True)
 
     def settled(self) -> AbstractContextManager[None]:
-        """Hold to see blobs and rows as they are between two changes."""
+        """Hold to see blobs and rows between two changes."""
         return file_lock(self._lock, exclusive=False)
 
     def has_room(self, num_bytes: int) -> bool:
-        """Whether the reserve is left when this much more is written."""
+        """If the reserve stays free when `num_bytes` more are written."""
         disk = os.statvfs(self._root)
         return disk.f_bavail * disk.f_frsize >= num_bytes + self._reserve_bytes
 
@@ -77,20 +77,20 @@ class BlobStore:
                 self._files.remove_tree(staged)
 
     def put(self, staged: Path, digest: AdapterDigest) -> None:
-        """Make a staged copy durable under its digest, in the place of what lay there (a damaged blob)."""
+        """Make a staged copy durable under its digest, in place of a damaged blob there."""
         target = self.folder(digest)
         with disk_full_is_an_answer():
             for name in (CONFIG_FILE, WEIGHTS_FILE):
                 self._files.sync_file(staged / name)
             self._files.sync_folder(staged)
             self._files.make_folder(target.parent)
-            self._files.sync_folder(self._blobs)  # also where the folder was there: its maker may have been killed
+            self._files.sync_folder(self._blobs)  # even if the folder existed: its maker may have been killed
             self.remove(digest)
             self._files.rename(staged, target)
             self._files.sync_folder(target.parent)
 
     def remove(self, digest: AdapterDigest) -> None:
-        """Take a blob away, whole: renamed first, so that no half of it is ever found under its digest."""
+        """Remove a blob: renamed first, so that no half of it is ever found under its digest."""
         target = self.folder(digest)
         if target.exists():
             trash = self._staging / uuid4().hex
@@ -111,7 +111,7 @@ class BlobStore:
         return old
 
     def remove_old_staging(self, is_left_over: Callable[[Path], bool]) -> int:
-        """Remove what a process left behind when it was killed; returns how many."""
+        """Remove what killed processes left; returns how many."""
         old = [folder for folder in self._staging.iterdir() if is_left_over(folder)]
         for folder in old:
             self._files.remove_tree(folder)
@@ -120,7 +120,7 @@ class BlobStore:
 
 @contextmanager
 def disk_full_is_an_answer() -> Iterator[None]:
-    """Turn what the disk refuses into StoreError (disk_full, read_only); every other OSError passes."""
+    """Turn errors of the disk into StoreError (disk_full, read_only); every other OSError passes."""
     try:
         yield
     except OSError as error:

@@ -68,7 +68,7 @@ class Database:
     def write(self, *, changes_answers: bool = True) -> Iterator[Connection]:
         """One transaction: all of the block or nothing. Raises StoreError (disk_full, read_only) and as `read`.
 
-        changes_answers False: nothing that anybody remembers (a name's version, a key) changes with it.
+        changes_answers False: no remembered answer (a name's version, a key) changes with it.
         """
         with self.availability.asking(), as_store_errors(writes=True):
             self.pair.require_folder()
@@ -87,7 +87,7 @@ class Database:
             return int(connection.execute(select(store_state.c.generation)).scalar_one())
 
     def generation_if_reachable(self) -> int | None:
-        """For remembered answers: None where the database does not answer, until the grace is over."""
+        """For remembered answers: None while the database does not answer, until the grace is over."""
         try:
             return self.generation()
         except StoreUnavailable:
@@ -100,7 +100,7 @@ class Database:
 
 
 def adopt(data_dir: Path, url: str | None) -> str:
-    """Join a directory and a database whatever their ids are; returns the id. Nothing that lies there is ever swept."""
+    """Join a directory and a database whatever their ids are; returns the id. Files that exist now are never swept."""
     engine = make_engine(url or f"sqlite:///{data_dir / 'multilora.db'}")
     with file_lock(data_dir / "migrate.lock", exclusive=True), as_store_errors(writes=True):
         mark = _opened(engine, lambda connection: store_id.adopt(connection, data_dir))
@@ -137,7 +137,7 @@ def make_engine(url: str) -> Engine:
 
 
 def _limits_of_waiting(url: str) -> dict[str, str]:
-    """No thread waits for ever: to connect, for a packet's receipt (ms), for a lock. What the URL says goes before."""
+    """Timeouts to connect, to have a packet acknowledged (ms) and to get a lock. Values in the URL take precedence."""
     options = f"-c lock_timeout={_BUSY_TIMEOUT_S}s"
     limits = {"connect_timeout": "5", "tcp_user_timeout": "10000", "options": options}
     return {name: value for name, value in limits.items() if name not in make_url(url).query}

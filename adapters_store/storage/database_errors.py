@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from adapters_store.errors import StoreError, StoreUnavailable
 
-Kind = Literal["full", "read_only", "damaged", "busy", "away"]  # busy: this call alone; away: everyone
+Kind = Literal["full", "read_only", "damaged", "busy", "away"]  # busy: this call alone; away: every call
 
 _OURS = (IntegrityError, ProgrammingError, DataError, NotSupportedError)  # whatever the state of the database
 

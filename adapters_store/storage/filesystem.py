@@ -1,4 +1,4 @@
-"""The few file operations the blob store makes, each one a point where a machine may stop. Knows no policy.
+"""The file operations that must survive a crash, each one a point where a machine may stop. Knows no policy.
 
 Handed in, so that a test can stop at any of them.
 """
@@ -71,7 +71,7 @@ def file_lock(path: Path, *, exclusive: bool) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a lock needs no writing; who writes then is told so
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a lock needs no write access
     try:
         fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield

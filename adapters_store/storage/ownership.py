@@ -1,4 +1,4 @@
-"""Looks whether a directory and a database from before there were store ids know each other. Changes nothing."""
+"""Checks if a directory and a database from before store ids belong together. Changes nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_IN = 500  # values in one IN list; databases bound them
 
 
 def require_ownership(connection: Connection, root: Path) -> bool:
-    """Whether the directory is empty. Raises StoreError (wrong_store) where one holds what the other does not know."""
+    """If the directory is empty. Raises StoreError (wrong_store) if one holds what the other does not know."""
     held = [
         (adapter_versions.c.digest, _digests(root / "blobs")),
         (files.c.digest, _digests(root / "files")),
@@ -32,7 +32,7 @@ def require_ownership(connection: Connection, root: Path) -> bool:
 
 
 def _lies_in(connection: Connection, root: Path) -> bool:
-    """SQLite's own file in the directory: no other database can be meant."""
+    """The database is SQLite's own file in the directory, so they belong together."""
     url = connection.engine.url
     return url.get_backend_name() == "sqlite" and Path(str(url.database)).resolve().parent == root.resolve()
 

@@ -58,7 +58,7 @@ tenant_quotas = Table(
     Column("max_adapter_bytes", BigInteger),
 )
 
-# A name keeps its row when its last version is deleted: numbers are never given twice, "name@1" never means another.
+# A name keeps its row when its last version is deleted: numbers are never reused, "name@1" means one version for ever.
 adapters = Table(
     "adapters",
     metadata,
@@ -130,7 +130,7 @@ bases = Table(
 )
 
 # One row. generation: every write adds one; readers that remember answers look here whether they still hold.
-# store_id: what the data directory's store.json says too; NULL until the two are joined.
+# store_id: the same as in the data directory's store.json; NULL until the two are joined.
 store_state = Table(
     "store_state",
     metadata,
@@ -221,7 +221,7 @@ jobs = Table(
     Column("override", Text),
 )
 
-# key: where the event comes from, so that what is told again after a crash is kept once.
+# key: the source of the event, so that an event repeated after a crash is kept once.
 job_events = Table(
     "job_events",
     metadata,

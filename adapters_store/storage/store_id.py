@@ -56,7 +56,7 @@ class Mark:
 
 
 def join(connection: Connection, root: Path) -> Mark:
-    """The pair's mark, after a look at both; a new pair gets one. The caller commits, then calls `settle`.
+    """The pair's mark, checked on both sides; a new pair gets one. The caller commits, then calls `settle`.
 
     Raises StoreError (wrong_store).
     """
@@ -82,7 +82,7 @@ def require_unmarked(root: Path) -> None:
 
 
 def adopt(connection: Connection, root: Path) -> Mark:
-    """Join the two whatever their ids are: an operator's word. What lies in the directory is never swept."""
+    """Join the two whatever their ids are, as an operator asks. Files that exist now are never swept."""
     store_id = _locked_id(connection) or uuid4().hex
     return _begin(connection, root, Mark(store_id, is_joined=False, adopted_at=_now_s()))
 

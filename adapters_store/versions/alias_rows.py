@@ -15,7 +15,7 @@ MAX_HISTORY = 32
 
 
 def percent_of_version() -> ScalarSelect[int]:
-    """For a select over adapter_versions: the percent of a canary; NULL where the version is none."""
+    """For a select over adapter_versions: the percent of a canary; NULL if the version is none."""
     same = (alias_weights.c.adapter_id == adapter_versions.c.adapter_id) & (
         alias_weights.c.number == adapter_versions.c.number
     )

@@ -1,7 +1,6 @@
 """What a bare name means: the active version, or one of its canaries for a share of the users. Knows no bytes.
 
-Who asks with the same `sticky` text gets the same version for as long as the shares stay; a canary that grows keeps
-everybody it had.
+Requests with the same `sticky` text get the same version while the shares stay. A canary that grows keeps its users.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Versions = tuple[AdapterVersion, ...]
 def choose(versions: Sequence[AdapterVersion], sticky: str | None) -> AdapterVersion:
     """The first is the active one; the others are canaries, in a fixed order. sticky None: the active one.
 
-    sha256 spreads users evenly over 0..99; the first canary has the lowest shares, so growing never moves anybody out.
+    sha256 spreads users evenly over 0..99; the first canary has the lowest shares, so a growing canary loses no user.
     """
     active, *canaries = versions
     if not canaries or sticky is None:
@@ -101,7 +100,7 @@ class AliasStore:
             return registry.require_version(connection, tenant, name, number)
 
     def promote(self, tenant: str, name: str, number: int | None = None) -> AdapterVersion:
-        """The canary (of that number, where there are several) becomes the active version. Conflict: no_canary."""
+        """The canary (of that number, if there are several) becomes the active version. Conflict: no_canary."""
         with self._database.write() as connection:
             adapter_id = _known_name(connection, tenant, name)
             canaries = alias_rows.canaries(connection, adapter_id)
@@ -115,7 +114,7 @@ class AliasStore:
             return registry.require_version(connection, tenant, name, chosen[0])
 
     def roll_back(self, tenant: str, name: str) -> AdapterVersion:
-        """End the canaries; where there are none, activate what was active before. Conflict: nothing_before."""
+        """End the canaries; if there are none, activate the previous version. Conflict: nothing_before."""
         with self._database.write() as connection:
             adapter_id = _known_name(connection, tenant, name)
             had_canaries = alias_rows.drop_canaries(connection, adapter_id) > 0
@@ -129,7 +128,7 @@ class AliasStore:
     def unload(self, tenant: str, name: str, number: int | None = None) -> list[AdapterDigest]:
         """Take one version, or all of a name, out of service until activated again; its files stay.
 
-        Returns the digests that nobody's version in service has any more.
+        Returns the digests that no version in service has any more.
         """
         with self._database.write() as connection:
             versions = registry.find_versions(connection, tenant=tenant, name=name, number=number)
@@ -151,7 +150,7 @@ def _known_name(connection: Connection, tenant: str, name: str) -> int:
 def _check_canary(connection: Connection, adapter_id: int, version: AdapterVersion, percent: int) -> None:
     active = registry.find_versions(connection, tenant=version.tenant, name=version.name, active_only=True)
     if not active or not active[0].loaded:
-        message = f"{version.name} has no active version in service to stand beside"
+        message = f"{version.name} has no active version in service; a canary needs one"
         raise Conflict("no_active_version", message, param="model")
     if version.active:
         raise Conflict("is_active", f"{version.ref} is the active version", param="model")

@@ -1,4 +1,4 @@
-"""Looks over every blob that has rows: what is missing or damaged goes to quarantine, what is whole again comes out.
+"""Checks every blob that has rows: quarantines a missing or damaged one, releases one that is whole again.
 
 Decides what counts as damage without reading the tensors. Knows no HTTP and no device.
 """
@@ -44,15 +44,15 @@ def check_of_files(blobs: BlobStore, limits: AdapterLimits) -> Check:
 def check_integrity(
     digests: Callable[[], Iterable[AdapterDigest]], blobs: BlobStore, quarantine: Quarantine, check: Check
 ) -> IntegrityReport:
-    """digests: those with rows, asked again before anything is called damaged. Raises StoreError (disk_full,
-    read_only) where what was found cannot be written down."""
-    away = {entry.digest for entry in quarantine.entries() if entry.code in OF_THE_BLOB}
+    """digests: returns those with rows; called again before a blob counts as damaged. Raises StoreError (disk_full,
+    read_only) if the result cannot be recorded."""
+    held = {entry.digest for entry in quarantine.entries() if entry.code in OF_THE_BLOB}
     every = list(digests())
     found = IntegrityReport(num_blobs=len(every))
     suspects = [digest for digest in every if _fault(blobs, check, digest) is not None]
-    found.restored = [digest for digest in away.difference(suspects).intersection(every) if quarantine.heal(digest)]
+    found.restored = [digest for digest in held.difference(suspects).intersection(every) if quarantine.heal(digest)]
     if suspects:
-        with blobs.settled():  # a blob that is just being replaced or deleted is not a damaged one
+        with blobs.settled():  # a blob that is being replaced or deleted is not damaged
             owned = set(digests())
             faults = {digest: _fault(blobs, check, digest) for digest in suspects if digest in owned}
         for digest, fault in faults.items():

@@ -1,7 +1,7 @@
-"""Which adapters are not served although they have rows, and why. Decides nothing: whoever finds a fault puts it here.
+"""Which adapters are not served although they have rows, and why. Decides nothing: the code that finds a fault adds it.
 
-What is wrong with an adapter's bytes is kept by digest, and counts for every tenant that has them. What only the
-requests of one tenant have shown (numbers that are not finite) counts for it alone: others may have the same bytes.
+A fault of an adapter's bytes is kept by digest and counts for every tenant that has them. A fault that only one
+tenant's requests have shown (numbers that are not finite) counts for that tenant: others may have the same bytes.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def heal(connection: Connection, digest: AdapterDigest) -> bool:
 
 
 class Quarantine:
-    """Each change in one transaction. A running server follows within a second, whoever made the change."""
+    """Each change in one transaction. A running server follows within a second, whichever process made the change."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def put(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> bool:
-        """Serve this adapter no more, under any name: the tenant's, or without one every tenant's.
+        """Stop serving this adapter under any name: to the tenant, or (None) to all.
 
-        False where it was so already, or the tenant is gone. Raises StoreError (disk_full, read_only).
+        False if it is quarantined already, or the tenant is gone. Raises StoreError (disk_full, read_only).
         """
         row = {"digest": digest, "code": code, "message": message, "created_at": now_s()}
         with self._database.write() as connection:
@@ -69,7 +69,7 @@ class Quarantine:
         return True
 
     def release(self, digest: AdapterDigest, *, tenant: str | None = None) -> None:
-        """Serve it again: to the tenant, or without one to all for which it was kept back, whatever the reason.
+        """Serve it again, whatever the reason was: to the tenant, or (None) to all.
 
         Raises NotFound (not_quarantined).
         """

@@ -15,8 +15,8 @@ class AdapterVersion:
     rank: the largest of its modules. target_modules: the targeted layers' last names, sorted.
     num_bytes: what it takes in host and device memory, packed. created_at: Unix seconds.
     active: whether the bare name means this version. percent: for how many of the name's users, 0..100.
-    loaded: False where it was taken out of service; it is answered with adapter_unloaded until it is activated.
-    quarantined: the code for which it is not served, as blob_damaged; None where nothing is wrong.
+    loaded: False if it is out of service; requests get adapter_unloaded until it is activated.
+    quarantined: the code why it is not served, as blob_damaged; None if it is served.
     """
 
     tenant: str

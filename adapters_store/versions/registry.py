@@ -1,4 +1,4 @@
-"""The rows about adapters: names, versions, who owns them, which is active. Knows no files.
+"""The rows about adapters: names, versions, their tenants, which is active. Knows no files.
 
 Every function works inside the caller's transaction.
 """
@@ -110,8 +110,8 @@ def add_version(
     if draft.active:
         alias_rows.set_active(connection, adapter_id, number)
     version = find_versions(connection, tenant=draft.tenant, name=draft.name, number=number)[0]
-    told: dict[str, Any] = {"digest": version.digest, "active": version.active}
-    audit.note(connection, "adapter.upload", tenant=version.tenant, target=version.ref, **told)
+    detail: dict[str, Any] = {"digest": version.digest, "active": version.active}
+    audit.note(connection, "adapter.upload", tenant=version.tenant, target=version.ref, **detail)
     return version
 
 
@@ -169,14 +169,14 @@ def require_version(connection: Connection, tenant: str, name: str, number: int 
 
 
 def ref_of(name: str, number: int | None) -> str:
-    """How a request names it."""
+    """As a request names it."""
     return name if number is None else f"{name}@{number}"
 
 
 def delete_versions(connection: Connection, tenant: str, name: str, number: int | None) -> list[AdapterDigest]:
     """Delete one version, or all of a name; returns their digests. An active version leaves the name inactive.
 
-    Raises NotFound (model_not_found) where there is none.
+    Raises NotFound (model_not_found) if there is none.
     """
     doomed = find_versions(connection, tenant=tenant, name=name, number=number)
     if not doomed:
@@ -206,7 +206,7 @@ def unreferenced(connection: Connection, digests: Iterable[AdapterDigest]) -> li
 
 
 def not_in_service(connection: Connection, digests: Iterable[AdapterDigest]) -> list[AdapterDigest]:
-    """Those of `digests` that no version in service has, each once: deleted, or unloaded by everyone who has it."""
+    """Those of `digests` that no version in service has, each once: deleted, or unloaded by all owners."""
     asked = list(dict.fromkeys(digests))
     found: set[str] = set()
     for start in range(0, len(asked), _MAX_IN):
@@ -216,7 +216,7 @@ def not_in_service(connection: Connection, digests: Iterable[AdapterDigest]) -> 
 
 
 def base_of(connection: Connection, digest: AdapterDigest) -> str | None:
-    """The base digest of an adapter digest; None where no version has it."""
+    """The base digest of an adapter digest; None if no version has it."""
     statement = select(adapter_versions.c.base_digest).where(adapter_versions.c.digest == digest).limit(1)
     found = connection.execute(statement).scalar()
     return None if found is None else str(found)

@@ -1,4 +1,4 @@
-"""Which names mean an adapter, for all who own it. Reads rows; remembers them until any process writes."""
+"""Which names mean an adapter, for all its owners. Reads rows; remembers them until any process writes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ServedNames:
         self._known: dict[AdapterDigest, tuple[ServedName, ...]] = {}
 
     def of(self, digests: Collection[AdapterDigest]) -> dict[AdapterDigest, tuple[ServedName, ...]]:
-        """Every version in service of each digest. Raises SQLAlchemyError where the database is away."""
+        """Every version in service of each digest. Raises StoreUnavailable if the database does not answer."""
         with self._lock:
             generation = self._database.generation()
             if generation != self._generation:
