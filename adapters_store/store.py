@@ -102,11 +102,20 @@ class AdapterStore:
         self._database.close()
 
     def publish(
-        self, *, tenant: str, name: str, config: bytes, weights: Path, base: BaseDescription, activate: bool = True
+        self,
+        *,
+        tenant: str,
+        name: str,
+        config: bytes,
+        weights: Path,
+        base: BaseDescription,
+        activate: bool = True,
+        takes_file: bool = False,
     ) -> AdapterVersion:
         """Check an adapter, store its files and add its version. Nothing of a refused adapter is stored.
 
         The same content under the same name is no new version. activate: the bare name means it from now on.
+        takes_file: `weights` is a file that the caller alone writes; the store moves it instead of copying it.
 
         Raises:
             AdapterRejected: the upload is not one we serve exactly; see header, config_fields, config and validate.
@@ -116,7 +125,7 @@ class AdapterStore:
         plan = plan_files(config, weights, base, self._limits)
         with self._database.read() as connection:
             tenant_id(connection, tenant)
-        with self._blobs.stage(config, weights) as staged:
+        with self._blobs.stage(config, weights, moves=takes_file) as staged:
             # The copy is checked, because it is what is stored: the upload itself may change meanwhile.
             if plan_files(config, staged / WEIGHTS_FILE, base, self._limits) != plan:
                 raise AdapterRejected("changed_while_reading", "weights: the file changed while it was read")

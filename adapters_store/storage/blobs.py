@@ -59,10 +59,14 @@ class BlobStore:
         return disk.f_bavail * disk.f_frsize >= num_bytes + self._reserve_bytes
 
     @contextmanager
-    def stage(self, config: bytes, weights: Path) -> Iterator[Path]:
-        """A private copy of an upload, to be checked and then `put`. Gone at the end of the block unless it was put."""
+    def stage(self, config: bytes, weights: Path, *, moves: bool = False) -> Iterator[Path]:
+        """A private copy of an upload, to be checked and then `put`. Gone at the end of the block unless it was put.
+
+        moves: take the weights themselves, if they are on the same file system.
+        """
         staged = self._staging / uuid4().hex
-        num_bytes = len(config) + weights.stat().st_size
+        moves = moves and weights.stat().st_dev == self._staging.stat().st_dev
+        num_bytes = len(config) + (0 if moves else weights.stat().st_size)
         if not self.has_room(num_bytes):
             message = f"no room for {num_bytes} bytes: {self._reserve_bytes} must stay free; nothing was stored"
             raise StoreError("disk_full", message)
@@ -70,7 +74,10 @@ class BlobStore:
             with disk_full_is_an_answer():
                 self._files.make_folder(staged)
                 self._files.write(staged / CONFIG_FILE, config)
-                self._files.copy(weights, staged / WEIGHTS_FILE)
+                if moves:
+                    self._files.rename(weights, staged / WEIGHTS_FILE)
+                else:
+                    self._files.copy(weights, staged / WEIGHTS_FILE)
             yield staged
         finally:
             if staged.exists():

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from adapters_store.base.description import BaseDescription
-from adapters_store.errors import AdapterUnavailable, BlobDamaged, Conflict, NotFound, StoreError
+from adapters_store.errors import AdapterRejected, AdapterUnavailable, BlobDamaged, Conflict, NotFound, StoreError
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
@@ -328,3 +328,20 @@ def test_resolving_is_cheap_enough_for_every_request(store: AdapterStore, publis
     publish()
     store.resolve("acme", "law")
     assert quiet_s(lambda: [store.resolve("acme", "law") for _ in range(2000)]) / 2000 < 50e-6
+
+
+def test_a_file_that_the_caller_gives_away_is_moved_and_a_refused_one_stays(
+    store: AdapterStore, base: BaseDescription, data_dir: Path, tmp_path: Path
+) -> None:
+    spool = write(data_dir / "spool", safetensors_bytes(lora_tensors(base)))
+    inode = spool.stat().st_ino
+    with pytest.raises(AdapterRejected):
+        store.publish(tenant="acme", name="law", config=b"{}", weights=spool, base=base, takes_file=True)
+    assert spool.stat().st_ino == inode
+    given = {"tenant": "acme", "name": "law", "config": config_bytes(), "base": base}
+    version = store.publish(weights=spool, takes_file=True, **given)
+    assert not spool.exists()
+    assert store.weights_of(version.digest).stat().st_ino == inode
+    copied = write(tmp_path / "copied", safetensors_bytes(lora_tensors(base)))
+    assert store.publish(weights=copied, **given) == version
+    assert copied.exists()

@@ -125,6 +125,7 @@ async def _publish(
             weights=weights,
             base=context.engine.base,
             activate=activate,
+            takes_file=True,
         )
 
     return await anyio.to_thread.run_sync(publish, limiter=context.check_slots)
