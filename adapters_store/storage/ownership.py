@@ -8,9 +8,7 @@ from pathlib import Path
 from sqlalchemy import Column, Connection, select
 
 from adapters_store.errors import StoreError
-from adapters_store.storage.schema import adapter_versions, files, jobs
-
-_MAX_IN = 500  # values in one IN list; databases bound them
+from adapters_store.storage.schema import adapter_versions, few_at_a_time, files, jobs
 
 
 def require_ownership(connection: Connection, root: Path) -> bool:
@@ -46,8 +44,5 @@ def _has_rows(connection: Connection, column: Column[str]) -> bool:
 
 
 def _knows_any(connection: Connection, column: Column[str], names: Sequence[str]) -> bool:
-    for start in range(0, len(names), _MAX_IN):
-        some = select(column).where(column.in_(names[start : start + _MAX_IN])).limit(1)
-        if connection.execute(some).first() is not None:
-            return True
-    return False
+    some = (select(column).where(column.in_(few)).limit(1) for few in few_at_a_time(names))
+    return any(connection.execute(statement).first() is not None for statement in some)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -23,6 +26,15 @@ from sqlalchemy import (
 HEAD_REVISION = "0007"
 
 metadata = MetaData()
+
+Value = TypeVar("Value")
+_MAX_IN = 500  # values in one IN list; databases bound them
+
+
+def few_at_a_time(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
+    """`values` in parts that fit one IN list."""
+    return (values[start : start + _MAX_IN] for start in range(0, len(values), _MAX_IN))
+
 
 tenants = Table(
     "tenants",

@@ -18,11 +18,18 @@ from adapters_store.errors import Conflict, NotFound
 from adapters_store.parsing.strict_json import shown
 from adapters_store.storage import audit
 from adapters_store.storage.database import now_s
-from adapters_store.storage.schema import adapter_versions, adapters, bases, quarantine, tenant_quarantine, tenants
+from adapters_store.storage.schema import (
+    adapter_versions,
+    adapters,
+    bases,
+    few_at_a_time,
+    quarantine,
+    tenant_quarantine,
+    tenants,
+)
 from adapters_store.versions import alias_rows
 from adapters_store.versions.records import AdapterVersion
 
-_MAX_IN = 500  # values in one IN list; databases bound them
 _IS_LOADED = adapter_versions.c.unloaded.is_(False)
 _IS_ACTIVE = adapters.c.active_number == adapter_versions.c.number
 
@@ -209,9 +216,9 @@ def not_in_service(connection: Connection, digests: Iterable[AdapterDigest]) -> 
     """Those of `digests` that no version in service has, each once: deleted, or unloaded by all owners."""
     asked = list(dict.fromkeys(digests))
     found: set[str] = set()
-    for start in range(0, len(asked), _MAX_IN):
-        few = adapter_versions.c.digest.in_(asked[start : start + _MAX_IN])
-        found.update(connection.execute(select(adapter_versions.c.digest).where(few, _IS_LOADED)).scalars())
+    for few in few_at_a_time(asked):
+        condition = adapter_versions.c.digest.in_(few) & _IS_LOADED
+        found.update(connection.execute(select(adapter_versions.c.digest).where(condition)).scalars())
     return [digest for digest in asked if digest not in found]
 
 

@@ -10,9 +10,7 @@ from sqlalchemy import func, select
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.storage.database import Database
-from adapters_store.storage.schema import adapter_versions, adapters, tenants
-
-_MAX_IN = 500  # values in one IN list; databases bound them
+from adapters_store.storage.schema import adapter_versions, adapters, few_at_a_time, tenants
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +40,8 @@ class ServedNames:
             if generation != self._generation:
                 self._generation, self._known = generation, {}
             missing = [digest for digest in dict.fromkeys(digests) if digest not in self._known]
-            for start in range(0, len(missing), _MAX_IN):
-                self._known |= self._read(missing[start : start + _MAX_IN])
+            for few in few_at_a_time(missing):
+                self._known |= self._read(few)
             return {digest: self._known[digest] for digest in digests}
 
     def last_known(self, digests: Collection[AdapterDigest]) -> dict[AdapterDigest, tuple[ServedName, ...]]:
@@ -68,10 +66,11 @@ class ServedNames:
             versions = list(connection.execute(rows))
             names = list({row.name for row in versions})
             shared: set[str] = set()
-            for start in range(0, len(names), _MAX_IN):
-                few = adapters.c.name.in_(names[start : start + _MAX_IN])
+            for few in few_at_a_time(names):
                 owners = func.count(adapters.c.tenant_id.distinct())
-                query = select(adapters.c.name).select_from(adapter_versions.join(adapters)).where(few)
+                query = (
+                    select(adapters.c.name).select_from(adapter_versions.join(adapters)).where(adapters.c.name.in_(few))
+                )
                 shared.update(connection.execute(query.group_by(adapters.c.name).having(owners > 1)).scalars())
         for row in versions:
             served = ServedName(row.tenant, row.name, row.number, bool(row.is_active), row.name not in shared)
