@@ -12,7 +12,7 @@ from functools import partial
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.config_fields import Body, bad_field, check_fields, default_delta_is_zero, is_empty
 from adapters_store.format.limits import AdapterLimits
-from adapters_store.parsing.adapter_files import refuse_foreign_config
+from adapters_store.parsing.adapter_files import CONFIG_FILE, refuse_foreign_config
 from adapters_store.parsing.patterns import PLAIN_KEY, SuffixPatterns, suffixes_at_dots
 from adapters_store.parsing.strict_json import parse_strict_json, shown
 
@@ -104,9 +104,9 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
     refuse_foreign_config(data)
     body = parse_strict_json(
         data,
-        what="adapter_config.json",
+        what=CONFIG_FILE,
         max_objects=_MAX_OBJECTS,
-        refused=partial(AdapterRejected, param="adapter_config.json"),
+        refused=partial(AdapterRejected, param=CONFIG_FILE),
     )
     if not isinstance(body, dict):
         raise AdapterRejected("bad_json", f"adapter_config.json: must be an object, got {shown(body)}", param="config")

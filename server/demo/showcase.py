@@ -16,6 +16,7 @@ from uuid import uuid4
 from adapters_store.accounts.records import TenantKey
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.errors import NotFound
+from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.store import AdapterStore
 from server.engine.request import Request, SamplingParams, TokenEvent
 from server.engine.startup.build import EngineParts
@@ -97,8 +98,8 @@ def introduce(store: AdapterStore, base: BaseDescription, adapters: Mapping[str,
         version = store.publish(
             tenant=tenant,
             name=ADAPTER_NAME,
-            config=(folder / "adapter_config.json").read_bytes(),
-            weights=folder / "adapter_model.safetensors",
+            config=(folder / CONFIG_FILE).read_bytes(),
+            weights=folder / WEIGHTS_FILE,
             base=base,
         )
         voices.append(Voice(tenant, version.digest, key.api_key))

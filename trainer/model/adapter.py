@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.parsing.patterns import SuffixPatterns, suffixes_at_dots
 from trainer.spec import AdapterSpec, SpecError, TrainSpec
 
@@ -115,10 +116,10 @@ def write_adapter(peft: PeftModel, tensors: dict[str, Tensor], folder: Path, *, 
     """adapter_config.json and adapter_model.safetensors. base: the base's name, not the path it lay under. base_digest
     goes into the weights' metadata: PEFT warns of fields of a config that it does not know."""
     metadata = {"format": "pt", "multilora_base_digest": base_digest}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata=metadata)
+    save_file(tensors, folder / WEIGHTS_FILE, metadata=metadata)
     config = peft.peft_config[NAME]
     config.save_pretrained(folder)
-    path = folder / "adapter_config.json"
+    path = folder / CONFIG_FILE
     body: dict[str, Any] = json.loads(path.read_text())
     body |= {"base_model_name_or_path": base, "inference_mode": True}
     path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")

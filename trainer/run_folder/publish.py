@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters_store.base.files import DTYPES, load_config, served_dtype
+from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from trainer.model.adapter import adapter_tensors, write_adapter
 from trainer.model.model import Trainee
 from trainer.run_folder.checkpoint import WEIGHTS, Export
 from trainer.run_folder.folder import RunFolder
 from trainer.spec import TrainSpec
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 PACKAGES = ("multilora", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 # Of a base's folder: all that is neither weights nor remade by save_pretrained.
 COMPANIONS = (

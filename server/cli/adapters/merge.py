@@ -66,9 +66,11 @@ def merge(
 @contextmanager
 def _fetched(store: AdapterStore, tenant: str, ref: str) -> Iterator[tuple[AdapterVersion, Path]]:
     """The version, and a folder with its two files as they were uploaded."""
+    from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+
     version = store.resolve(tenant, ref)
     with tempfile.TemporaryDirectory(prefix="multilora-merge-") as scratch:
         folder = Path(scratch)
-        (folder / "adapter_config.json").write_bytes(store.config_of(version))
-        (folder / "adapter_model.safetensors").symlink_to(store.weights_of(version.digest).resolve())
+        (folder / CONFIG_FILE).write_bytes(store.config_of(version))
+        (folder / WEIGHTS_FILE).symlink_to(store.weights_of(version.digest).resolve())
         yield version, folder

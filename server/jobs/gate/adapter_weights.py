@@ -10,13 +10,14 @@ from safetensors import safe_open
 
 from adapters_store.base.nf4 import dequantized
 from adapters_store.format.validate import AdapterPlan
+from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from trainer.gate.spectrum import ModuleWeights
 
 
 def module_weights(plan: AdapterPlan, adapter: Path, base: Path) -> list[ModuleWeights]:
     """Every targeted layer of the adapter in folder `adapter`, float32, with its base weight's Frobenius norm."""
     norms = weight_norms(base, [module.name for module in plan.modules])
-    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+    with safe_open(adapter / WEIGHTS_FILE, framework="pt") as file:
         return [
             ModuleWeights(
                 name=module.name,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from adapters_store.base.description import BaseDescription
 from adapters_store.errors import NotFound, UserError
+from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from server.jobs.served_base import ServedBase
 from server.jobs.steps.gate import GateStep, verdict_in
 from server.jobs.steps.memory import DISK_BYTES, advice, free_bytes, free_disk_bytes
@@ -102,8 +103,8 @@ class Steps:
             version = self.open_store().publish(
                 tenant=job.tenant,
                 name=job.name,
-                config=_config(adapter / "adapter_config.json", base.name),
-                weights=adapter / "adapter_model.safetensors",
+                config=_config(adapter / CONFIG_FILE, base.name),
+                weights=adapter / WEIGHTS_FILE,
                 base=base,
                 activate=False,
             )
