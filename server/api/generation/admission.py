@@ -13,7 +13,7 @@ from fastapi import Depends, Request
 
 from adapters_store.parsing.numbers import whole_number
 from adapters_store.parsing.strict_json import shown
-from server.api.auth import CallerDep
+from server.api.auth import Caller, CallerDep
 from server.api.context import ContextDep
 from server.api.edge.rate_limits import Admission
 from server.api.target import quotas_of
@@ -45,11 +45,20 @@ async def admit(caller: CallerDep, context: ContextDep) -> Admission | None:
 
 @dataclass(frozen=True)
 class BeforeBody:
-    """A dependency that is declared before the body; FastAPI resolves these fields in their order."""
+    """What is known of a request for text before its body is read."""
 
-    caller: CallerDep
-    deadline_s: Annotated[float | None, Depends(deadline_of)]
-    admission: Annotated[Admission | None, Depends(admit)]
+    caller: Caller
+    deadline_s: float | None
+    admission: Admission | None
 
 
-BeforeBodyDep = Annotated[BeforeBody, Depends()]
+async def before_body(
+    caller: CallerDep,
+    deadline_s: Annotated[float | None, Depends(deadline_of)],
+    admission: Annotated[Admission | None, Depends(admit)],
+) -> BeforeBody:
+    """A dependency that is declared before the body; FastAPI resolves its parameters in their order."""
+    return BeforeBody(caller, deadline_s, admission)
+
+
+BeforeBodyDep = Annotated[BeforeBody, Depends(before_body)]

@@ -23,15 +23,19 @@ router = APIRouter()
 class Days:
     """The first and the last day asked for."""
 
-    start: Day = None
-    end: Day = None
+    start: date | None
+    end: date | None
+
+
+async def days_of(start: Day = None, end: Day = None) -> Days:
+    return Days(start, end)
 
 
 @router.get("/v1/usage", dependencies=guarded(Scope.READ))
 def show_usage(
     caller: CallerDep,
     context: ContextDep,
-    days: Annotated[Days, Depends()],
+    days: Annotated[Days, Depends(days_of)],
     limit: Limit = DEFAULT_LIMIT,
     after: After = None,
 ) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -29,6 +30,14 @@ def test_every_route_but_three_asks_who_is_there(app: FastAPI) -> None:
     assert unguarded == OPEN
     not_admins = [r.path for r in routes if r.path.startswith("/admin") and require_admin not in guards(r.dependant)]
     assert not_admins == []
+
+
+def test_no_dependency_of_a_route_is_run_on_a_thread(app: FastAPI) -> None:
+    """FastAPI runs every dependency that is no coroutine function, a class too, on a thread: two switches a request."""
+    routes = [route for route in app.routes if isinstance(route, APIRoute)]
+    calls = {call for route in routes for call in guards(route.dependant)}
+    assert len(calls) > 10
+    assert [call for call in calls if not inspect.iscoroutinefunction(call)] == []
 
 
 def test_every_guarded_route_answers_401_without_a_key(app: FastAPI, connect: Callable[..., httpx.Client]) -> None:
