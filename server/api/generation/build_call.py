@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 from uuid import uuid4
 
+from adapters_store.parsing.numbers import whole_number
 from adapters_store.parsing.strict_json import shown
 from server.api.context import ApiContext
+from server.api.engine_client import EngineClient
 from server.api.generation.admission import BeforeBody
 from server.api.generation.call import Call, StreamUsage, inline_or_heavy
-from server.api.generation.sampling import sampling_params
 from server.api.generation.schemas import GenerationBody
 from server.api.target import Target, resolve_target
 from server.engine.request import InvalidRequest, Request, SamplingParams
@@ -69,7 +71,7 @@ async def build_call(
 
     def build() -> Call:
         prompts = source.tokenize()
-        params = sampling_params(body, context, source.logprobs, source.prompt_logprobs, source.end_ids)
+        params = _sampling_params(context, body, source)
         _check_prompt_logprobs(context, params, sum(map(len, prompts)) * body.num_choices)
         call_id = f"{source.id_prefix}-{uuid4().hex}"
         requests = _requests(
@@ -103,6 +105,47 @@ def check_length(context: ApiContext, field: str, num_chars: int) -> None:
     if num_chars > limit:
         message = f"{field} must have at most {limit} characters, got {num_chars}"
         raise InvalidRequest(field, message, code="context_length_exceeded")
+
+
+def _sampling_params(context: ApiContext, body: GenerationBody, source: PromptSource) -> SamplingParams:
+    """Everything but max_tokens, which depends on the prompt. A field that the client leaves out has the operator's
+    default, else the API's. Raises InvalidRequest."""
+    engine = context.engine
+    engine.vocabulary.check(body.stop_token_ids or (), "stop_token_ids")
+    given: dict[str, Any] = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": 0 if body.top_k == -1 else body.top_k,
+        "min_p": body.min_p,
+        "repetition_penalty": body.repetition_penalty,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "min_tokens": body.min_tokens,
+    }
+    chosen = context.settings.sampling_defaults.given | {key: each for key, each in given.items() if each is not None}
+    chosen["max_tokens"] = engine.max_model_len
+    return SamplingParams(
+        **chosen,
+        seed=body.seed,
+        logit_bias=_logit_bias(body.logit_bias or {}, engine),
+        logprobs=source.logprobs,
+        prompt_logprobs=source.prompt_logprobs,
+        stop=body.stop,
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=body.ignore_eos or False,
+        end_ids=source.end_ids,
+    )
+
+
+def _logit_bias(bias: dict[str, float], engine: EngineClient) -> tuple[tuple[int, float], ...]:
+    pairs = []
+    for key, value in bias.items():
+        token_id = whole_number(key)
+        if token_id is None:
+            raise InvalidRequest("logit_bias", f"logit_bias: each key must be a token id, got {shown(key, 40)}")
+        pairs.append((token_id, float(value)))
+    engine.vocabulary.check([token_id for token_id, _ in pairs], "logit_bias")
+    return tuple(pairs)
 
 
 def _check_counts(context: ApiContext, num_prompts: int, num_choices: int) -> None:
