@@ -116,7 +116,7 @@ def test_misuse_is_caught() -> None:
     entry = put(pool, "a", 10)
     with pytest.raises(AssertionError, match="released more often"):
         pool.release(entry.digest)
-    with pytest.raises(AssertionError, match="has a place already"):
+    with pytest.raises(AssertionError, match="has a range already"):
         pool.reserve(entry.digest, 10)
     pool.acquire(entry.digest)
     with pytest.raises(AssertionError, match="in use by 1"):
