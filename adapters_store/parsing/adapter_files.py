@@ -60,8 +60,8 @@ def refuse_foreign_keys(body: Mapping[str, object]) -> None:
     """body: a config without peft_type. Raises AdapterRejected: unsupported_format if MLX-LM wrote it."""
     if found := sorted(MLX_LM_KEYS & body.keys()):
         message = (
-            f"adapter_config.json: made by MLX-LM (it has {found[0]}), which lays out its tensors otherwise than "
-            "PEFT; fuse it into its base (mlx_lm fuse) and serve that as a base, or train it with PEFT"
+            f"adapter_config.json: made by MLX-LM (it has {found[0]}), whose tensors have another layout than "
+            "PEFT's; fuse it into its base (mlx_lm fuse) and serve that as a base, or train it with PEFT"
         )
         raise AdapterRejected("unsupported_format", message, param="config")
 

@@ -158,7 +158,7 @@ def refuse_stored_nf4(spec: TrainSpec) -> None:
     if spec.method != "qlora":
         raise SpecError("method", spec.method, "qlora for a base that is stored in NF4")
     if spec.sharding == "fsdp":
-        raise SpecError("sharding", spec.sharding, "none for a base that is stored in NF4 (shards are quantised anew)")
+        raise SpecError("sharding", spec.sharding, "none for a base that is stored in NF4 (shards are quantised again)")
 
 
 def prepare(causal: PreTrainedModel, spec: TrainSpec, device: torch.device) -> PeftModel | PreTrainedModel:
