@@ -154,7 +154,7 @@ def _tensor(adapter: WeightsFile, entry: TensorEntry) -> Tensor:
 
 
 def _copy_companions(base: Path, aside: Path) -> None:
-    """Config, tokenizer and whatever else lies there; no weights, no pickles, no folders."""
+    """Every file but weights and pickles: config, tokenizer and others. No folders."""
     for path in base.iterdir():
         if path.is_file() and path.suffix not in (".safetensors", *_PICKLES) and path.name != RECORD:
             shutil.copyfile(path, aside / path.name)

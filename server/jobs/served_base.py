@@ -25,13 +25,13 @@ class ServedBase:
     device: str = "auto"
 
     def remember(self, data_dir: Path) -> None:
-        """Write it down, whole or not at all."""
+        """Write the record, whole or not at all."""
         body = {**asdict(self), "path": str(self.path.resolve())}
         Filesystem().write_atomic(data_dir / FILE_NAME, json.dumps(body).encode(), durable=False)
 
     @classmethod
     def recall(cls, data_dir: Path) -> ServedBase | None:
-        """What was served last from this data directory."""
+        """The base served last from this data directory; None if there was none."""
         try:
             body: dict[str, Any] = json.loads((data_dir / FILE_NAME).read_text())
         except FileNotFoundError:

@@ -108,7 +108,7 @@ class Encoder:
         return ids, self._without_what_follows_the_turn(ids.tolist(), weights)
 
     def _without_what_follows_the_turn(self, ids: list[int], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Blanks that a template puts behind the end-of-turn token are never generated: they are not learned."""
+        """Blanks that a template puts behind the end-of-turn token are never generated, so they are not learned."""
         ends = np.flatnonzero((weights > 0) & (np.append(weights[1:], 0.0) == 0))
         for end in ends.tolist():
             last = end

@@ -1,6 +1,6 @@
 """Many encoded examples in a few flat arrays: 4 bytes a token, 8 a run of equal weight, 33 an example.
 
-An example is made anew at every look and keeps nothing alive but the arrays. Decides how they lie; knows no text.
+An example is rebuilt at every access and keeps only the arrays alive. Decides their layout; knows no text.
 """
 
 from __future__ import annotations

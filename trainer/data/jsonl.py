@@ -24,7 +24,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows' editors and spreadsheets begin UT
 
 @dataclass(frozen=True, kw_only=True)
 class DataLimits:
-    """What a file may hold. min_examples counts distinct ones: a line copied ten times is one example."""
+    """Limits of a data file. min_examples: of distinct ones; a line copied ten times is one example."""
 
     min_examples: int = 10
     max_examples: int = 5_000_000

@@ -1,4 +1,4 @@
-"""What is wrong with a training file: one problem a line, all counted, the first few kept. Knows no JSON, no tokens."""
+"""The problems of a training file: one a line, all counted, the first few kept. Knows no JSON, no tokens."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def excerpt_of(value: object) -> str:
 
 
 def excerpt_of_bytes(data: bytes, position: int = 0) -> str:
-    """The bytes around `position`, readable whatever they are."""
+    """The bytes around `position`, as readable ASCII."""
     start = max(0, position - MAX_EXCERPT_CHARACTERS // 2)
     piece = data[start : start + MAX_EXCERPT_CHARACTERS]
     text = piece.decode("utf-8", "backslashreplace").encode("ascii", "backslashreplace").decode()

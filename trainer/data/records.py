@@ -98,7 +98,7 @@ def _parse_object(line: bytes) -> dict[str, object]:
 
 
 def _wrong_keys(body: Mapping[str, object]) -> LineRefused:
-    """Says which key is wrong, seen from the kind that the line comes closest to."""
+    """Names the wrong key, compared with the kind that the line resembles most."""
     for key in body:
         if key in _TOOL_KEYS:
             return LineRefused("unsupported_tools", f"{key}: training on tool calls is not supported", param=key)

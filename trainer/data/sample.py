@@ -1,4 +1,4 @@
-"""Shows what is trained on: an example as text, its learned parts marked. Knows tokens and one tokenizer; no files."""
+"""Shows an example as text, with its learned parts marked. Knows tokens and one tokenizer; no files."""
 
 from __future__ import annotations
 

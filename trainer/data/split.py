@@ -1,4 +1,4 @@
-"""What is held out and what is mixed in: decided by content and seed, never by the order of a file. Knows no text."""
+"""Decides which examples are held out or mixed in, by content and seed, never by the order of a file. Knows no text."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class RenderedText:
-    """A text as the model will read it, and what of it is learned (spans in order, apart from each other)."""
+    """A text as the model reads it, and its learned spans (in order, not touching)."""
 
     text: str
     spans: tuple[Span, ...]
@@ -71,7 +71,7 @@ def template_of(tokenizer: Any) -> Render:
 def render_chat(messages: Sequence[Message], render: Render) -> list[RenderedText]:
     """The chat as one text if the template allows it, else one text for each answer that is learned.
 
-    Raises LineRefused: template_missing, template_refused, template_not_prefix (an answer cannot be told from its
+    Raises LineRefused: template_missing, template_refused, template_not_prefix (an answer cannot be separated from its
     prompt), nothing_supervised (the template swallows every answer).
     """
     answers = [index for index, message in enumerate(messages) if message.weight]

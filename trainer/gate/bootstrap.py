@@ -110,7 +110,7 @@ def _standard_errors(sums: Floats, count: int) -> Floats:
 def _pulls(
     differences: Floats, weights: Floats, estimate: float, num_resamples: int, random: np.random.Generator
 ) -> Floats:
-    """How many of its own standard errors each resample's estimate lies from the real one."""
+    """Each resample's distance from the real estimate, in the resample's own standard errors."""
     count = len(weights)
     moments = _moments(differences, weights)
     chunk = max(1, _CHUNK_CELLS // count)

@@ -67,7 +67,7 @@ def measure_held_out(scorer: Scorer, examples: Sequence[EncodedExample], limits:
 
 
 def gain_of(before: Losses, after: Losses, limits: GateThresholds) -> Interval:
-    """How much lower the second loss is."""
+    """The second loss below the first."""
     return paired_bootstrap(
         before.nll - after.nll,
         before.weight,

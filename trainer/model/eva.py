@@ -1,4 +1,4 @@
-"""EVA's start: A from the principal directions of what each layer reads on this data. Knows PEFT's routine; no loss.
+"""EVA's start: A from the principal directions of each layer's inputs on this data. Knows PEFT's routine; no loss.
 
 Source: Explained Variance Adaptation, arXiv 2410.07170. PEFT redistributes ranks between layers and may leave some out.
 """

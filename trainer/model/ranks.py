@@ -54,7 +54,7 @@ def own_device() -> torch.device:
 
 @contextmanager
 def joined(*, sharded: bool) -> Iterator[Ranks]:
-    """The ranks of this run, for as long as it lasts. sharded: a process group is needed, be it of one."""
+    """The ranks of this run, while it lasts. sharded: a process group is needed, even of one."""
     device = own_device()
     on_gpu = device.type == "cuda"
     if on_gpu:

@@ -1,4 +1,4 @@
-"""Loads a model of which every rank holds only its share (FSDP2). Knows files, rows and quantisation; no training.
+"""Loads a model sharded over the ranks (FSDP2). Knows files, rows and quantisation; no training.
 
 The model is built without memory (meta), cut with `fully_shard`, and filled: each rank reads its own rows of each
 tensor from the base's files. For NF4 a rank reads one whole tensor at a time, quantises it and keeps its rows, so that

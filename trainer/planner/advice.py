@@ -1,4 +1,4 @@
-"""What to change in a training spec so that it fits: one line a change, each with the bytes it leads to.
+"""The changes to a training spec that make it fit: one line each, with the resulting bytes.
 
 For refusals: "out of memory" with a way out. Knows specs and sums; starts nothing.
 """

@@ -47,7 +47,7 @@ def options(
 
 
 def fewest_devices(found: Iterable[Option]) -> list[Option]:
-    """Of each kind of device the fewest that fit, cheapest first: more of them cost the same and take less time."""
+    """The fewest devices of each kind that fit, cheapest first. More devices cost the same and take less time."""
     fewest: dict[str, Option] = {}
     for option in found:
         if option.gpu.name not in fewest or option.devices < fewest[option.gpu.name].devices:

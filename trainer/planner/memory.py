@@ -1,4 +1,4 @@
-"""What one training run takes on each device: weights, gradients, optimizer, activations, logits. Knows no hardware.
+"""The memory of a training run on each device: weights, gradients, optimizer, activations, logits. Knows no hardware.
 
 Counts as ZeRO does (Rajbhandari et al. 2020, arXiv 1910.02054, section 3): every trained parameter has a weight, a
 gradient and an optimizer state; stage 1 shares out the states, stage 2 the gradients too, stage 3 (FSDP) weights too.
@@ -55,7 +55,7 @@ KEEPINGS: Mapping[str, Keeping] = {
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """ZeRO stage 0 to 3 over so many devices; stage 3 is FSDP with resharding, stage 2 FSDP without."""
+    """ZeRO stage 0 to 3 over `devices`; stage 3 is FSDP with resharding, stage 2 FSDP without."""
 
     stage: int = 0
     devices: int = 1
@@ -76,7 +76,7 @@ class TrainingCase:
     """One way to train one base. tokens: in one forward of one device (sequence length x micro batch, or packed).
 
     logits_rows: rows of logits that the loss holds at once; None: as our trainer does.
-    accumulates: several forwards make a step, so that gradients lie beside activations.
+    accumulates: several forwards make a step, so gradients exist beside activations.
     runtime_bytes: what the device's runtime takes (CUDA context, allocator); 0 on a CPU.
     """
 
@@ -140,7 +140,7 @@ class MemoryLine:
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """One device's need. lines add up to `total`, but for parts that are never there at once (see the assumptions)."""
+    """One device's memory. lines add up to `total`, except parts that never exist at once (see the assumptions)."""
 
     case: TrainingCase
     lines: tuple[MemoryLine, ...]

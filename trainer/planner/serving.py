@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from trainer.planner.memory import GB, MemoryLine
 from trainer.planner.shapes import ModelShape, PlanError, bytes_of
 
-PCIE_BYTES_PER_S = 25e9  # measured rates of a x16 Gen4 slot lie about there; Gen5 doubles it
+PCIE_BYTES_PER_S = 25e9  # about the measured rate of a x16 Gen4 slot; Gen5 doubles it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ class LayerKind:
 
 
 def tiles_of(result: Body, gate: Body) -> list[Tile]:
-    """The figures at the top of the page; those that are not known are left out."""
+    """The figures at the top of the page; without unknown ones."""
     held_out = gate.get("held_out") or {}
     gain = held_out.get("gain") or {}
     tiles = [

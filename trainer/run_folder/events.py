@@ -86,7 +86,7 @@ class EventReader:
         try:
             with self._path.open("rb") as stream:
                 if stream.seek(0, 2) < self._offset:
-                    self._offset = 0  # the file was cut or begun again
+                    self._offset = 0  # the file was truncated or replaced
                 stream.seek(self._offset)
                 *lines, _rest = stream.read().split(b"\n")
         except FileNotFoundError:
