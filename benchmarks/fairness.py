@@ -2,8 +2,8 @@
 
 Starts the API on 127.0.0.1 (auth off, tenants by X-Tenant-Id) over the base alone and sends requests at Poisson times,
 whether or not earlier ones are answered. "even": everybody at three quarters of an eighth of what the server can do.
-"share": the others the same, the first tenant always with as many requests as are its part of the places, so that the
-server is full and nobody has more than a share.
+"share": the others the same, the first tenant always with as many requests as its share of the running slots, so the
+server is full and no tenant has more than a share.
 "flood": the first tenant at ten times the even rate. "one queue": the same flood, all in one tenant's name, as a server
 without shares would see it. "backlog": everybody beyond an eighth, the first at ten times that: who gets how much. The
 first third of a case is not counted. Where there are three cores or more, the clients have one to themselves: what ten
@@ -79,7 +79,7 @@ class Clients:
         rng = random.Random(seed)
         begin_s = time.perf_counter()
         self._end_s = begin_s + self._length.seconds
-        self._count_from_s = begin_s + self._length.seconds / 3  # before, the first to come hold all places
+        self._count_from_s = begin_s + self._length.seconds / 3  # before, the first tenants hold all slots
         async with asyncio.TaskGroup() as group:
             for tenant, rate in rates.items():
                 dice = random.Random(rng.random())
@@ -100,7 +100,7 @@ class Clients:
         await self._hang_up_at_the_end(tasks)
 
     async def capacity(self) -> float:
-        """Requests a second that the server answers when all its places are taken by requests at all stages: in step
+        """Requests a second that the server answers when all its slots are taken by requests at all stages: in step
         with each other, their prompts and then their tokens would come in larger, cheaper steps than any load's."""
         answered = 0
         count_from_s = time.perf_counter() + self._length.seconds / 4

@@ -1,4 +1,4 @@
-"""Who lies on the device, who may be moved out, and who never is."""
+"""Which adapters are on the device, which may be evicted, and which never are."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ A, B, C, D = (digest_of(name) for name in "abcd")
 
 
 class Loader:
-    """Adapters of 10 elements (40 bytes), except where told otherwise. Notes what it was asked for."""
+    """Adapters of 10 elements (40 bytes), unless set otherwise. Records the requested loads."""
 
     def __init__(self) -> None:
         self.asked: list[AdapterDigest] = []

@@ -1,4 +1,4 @@
-"""Who has to go when the device is full: a tenant beyond its share first, and never somebody's only adapter for it."""
+"""Which adapters are evicted when the device is full: those beyond a tenant's share first, never its only one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Bench:
         self.pool = DevicePool(settings, self.clock)
 
     def bring(self, name: str, owner: Owner, size: int = 10, *, used: bool = False) -> list[str] | None:
-        """Names of those that had to go; None if it found no place."""
+        """Names of the evicted adapters; None if there was no room."""
         self.clock.advance(0.01)
         reservation = self.pool.reserve(digest_of(name), size, owner=owner)
         if reservation is None:

@@ -1,4 +1,5 @@
-"""Disk to host to device: who moves when. Loads are done by hand, and copies take as many ticks as the test says."""
+"""Disk to host to device: which adapter is copied when. Loads are done by hand, and copies take as many ticks as the
+test says."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ def test_an_adapter_goes_from_disk_to_host_to_device(bench: Bench) -> None:
     assert bench.tiers.acquire(A) is None  # asked of the loader
     assert bench.tiers.acquire(A) is None
     assert bench.host.load_next()
-    bench.tiers.poll()  # copy begins, although nobody asked again
+    bench.tiers.poll()  # copy begins, although no request asked again
     assert bench.tiers.acquire(A) is None
     assert [entry.state for entry in bench.tiers.resident()] == [EntryState.COPYING]
     bench.device.tick()
@@ -297,7 +298,7 @@ def test_one_that_is_denied_for_its_own_share_is_told_apart_from_one_that_is_cro
 
 def test_one_brought_for_a_tenant_that_went_away_belongs_to_who_wants_it_now(bench: Bench) -> None:
     """Else law, which waits for something else, and code, which would use it after what it waits for first, keep it
-    there for each other, and nobody gets on (seen in 8 million simulated steps)."""
+    there for each other, and no request makes progress (seen in 8 million simulated steps)."""
     code, law = Owner("code"), Owner("law")
     used, fresh, first, other = digest_of("used"), digest_of("fresh"), digest_of("first"), digest_of("other")
     bench.disk.sizes |= {used: 5, fresh: 15, first: 28, other: 27}

@@ -1,4 +1,4 @@
-"""Pinned adapters stay, deleted ones go, and neither harms who runs."""
+"""Pinned adapters stay, deleted ones are removed, and neither harms running requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A load fails, is stuck, or is healed: everyone who waits for the adapter is answered, at every time of asking."""
+"""A load fails, is stuck, or is healed: every request that waits for the adapter is answered, whenever it asks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ask(bench: Bench, *digests: AdapterDigest) -> dict[AdapterDigest, str]:
         answers |= {digest: "ready" for digest in waiting if digest in bench.tiers.ready()}
         waiting = [digest for digest in waiting if digest not in answers]
         if not waiting:
-            return answers  # and nobody tells the tiers that the list is empty now
+            return answers  # without an update that the list is empty now
         bench.host.load_next()
         bench.device.tick()
     raise AssertionError(f"{waiting} wait for something that never comes")

@@ -19,7 +19,7 @@ from support.servers.service import Answer, Service, publish, running
 NUM_REQUESTS = int(os.environ.get("MULTILORA_CHURN_REQUESTS", "2000"))
 NUM_ADAPTERS = 18
 MAX_TOKENS = 12
-POOL_BYTES = 420_000  # two or three of the largest adapters: somebody is evicted nearly every step
+POOL_BYTES = 420_000  # two or three of the largest adapters: an adapter is evicted nearly every step
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_every_answer_equals_its_quiet_run(
         expected = quiet[version.digest, index]
         num_tokens += len(tokens)
         reason = events[-1].finish_reason
-        if reason == "error":  # its version was deleted before it was loaded: told so, never given another's answer
+        if reason == "error":  # its version was deleted before it was loaded
             assert events[-1].error is not None
             assert version.name == "changing"
             num_refused += 1

@@ -1,4 +1,4 @@
-"""The index over whole windows, of those who waited."""
+"""The index over whole windows, of tenants that waited."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def spoilt(service: Service) -> Iterator[Service]:
 
 
 def wait_until_written(store: AdapterStore) -> None:
-    """The thread that puts an adapter into quarantine has written it down and told the store's memory of it."""
+    """The thread that puts an adapter into quarantine has recorded it in the database and in the store's memory."""
     wait_until(lambda: store.quarantine.entries() != [] and "quarantine" not in {t.name for t in threading.enumerate()})
 
 

@@ -1,7 +1,7 @@
 """Whole-engine simulation under invariants. MULTILORA_SIM_STEPS sets the number of steps (CI: 1,000,000).
 
 What is asserted at every step stands in support/engine_world.py (`check`), and in the fake model, which answers wrongly
-as soon as anybody reads a wrong block, slot or place.
+as soon as a request reads a wrong block, slot or arena range.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from support.worlds.ahead_world import AheadWorld
 from support.worlds.engine_world import World, WorldSettings
 
 NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "1000000"))
-CHECK_EVERY = 4  # steps between looks at every block, place and reference; what a request computes is always checked
+CHECK_EVERY = 4  # steps between looks at every block, range and reference; what a request computes is always checked
 LONGEST_WAIT_STEPS = 800  # 20 waiting, 6 running of up to 20 tokens, up to four preemptions; 509 is what was seen
 
 
@@ -101,7 +101,7 @@ def steps_until_a_large_adapter_runs(starvation_s: float) -> int:
 
 def test_adapters_that_keep_arriving_do_not_lock_out_one_that_needs_their_room() -> None:
     within = steps_until_a_large_adapter_runs(starvation_s=2.0)
-    assert 40 <= within <= 80  # 2 s are 40 steps; then those who run finish
+    assert 40 <= within <= 80  # 2 s are 40 steps; then the running ones finish
     assert steps_until_a_large_adapter_runs(starvation_s=1e9) == 2000
 
 

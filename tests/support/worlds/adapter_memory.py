@@ -1,4 +1,4 @@
-"""A device without hardware: the arena is a list of numbers, and copies take as many ticks as they are told."""
+"""A device without hardware: the arena is a list of numbers, and copies take as many ticks as the test sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from adapters_store.base.description import AdapterDigest
 from adapters_store.packed.layout import PackedAdapter
 
-GARBAGE = -1  # what lies in a place while a copy is under way
+GARBAGE = -1  # the content of a range while a copy is under way
 
 
 @dataclass

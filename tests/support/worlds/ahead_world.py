@@ -1,6 +1,6 @@
 """The world of `engine_world` around the real Engine and a device that is behind: what is launched runs later, in
-order, as late as the moment at which its result is read. So whoever counts on work that is only launched, or hands out
-what such work still reads or writes, computes other tokens than `expected_output`.
+order, as late as the moment at which its result is read. So code that counts on work that is only launched, or hands
+out what such work still reads or writes, computes other tokens than `expected_output`.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class AheadRunner:
 
 
 class ScriptedOutput:
-    """An output that ends where nobody can foresee it: at `stop_at` tokens, or at max_tokens."""
+    """An output that ends where it cannot be foreseen: at `stop_at` tokens, or at max_tokens."""
 
     def __init__(self, world: AheadWorld, request: Request) -> None:
         self._world, self._request = world, request
@@ -256,8 +256,8 @@ class AheadWorld(World):
         return state
 
     def _check_rest(self, request: Request, blocks: list[int], end: int) -> None:
-        """Beyond what it has written itself, in rows that were thrown away too, there is nobody's poison. (Its own a
-        forward does not read: attention ends at the row's position, and the next row overwrites it.)"""
+        """Beyond what it has written itself, in rows that were thrown away too, there is no other request's poison.
+        (Its own a forward does not read: attention ends at the row's position, and the next row overwrites it.)"""
         if end % 4:
             rest = self.kv[blocks[end // 4]][end % 4 :]
             assert NAN not in rest, f"{request.id} was given a block with poison in it"
@@ -268,10 +268,10 @@ class AheadWorld(World):
             self._check_schedule(schedule, self.scheduler.running())
 
     def check_ahead(self, pending: SimulatedForward, schedule: Schedule) -> None:
-        """A forward that goes on from one whose tokens nobody knows."""
+        """A forward that continues one whose tokens are not known yet."""
         with self.noted():
             starts = {row.request.id: row.start for row, *_ in pending.rows}
-            assert schedule.rows, "nothing is launched for nobody"
+            assert schedule.rows, "a forward without rows was launched"
             assert schedule.num_tokens == schedule.num_decodes == len(schedule.rows) <= len(pending.rows)
             for row in schedule.rows:
                 request = row.request
@@ -303,7 +303,7 @@ class AheadWorld(World):
 
     def _abort(self, request_id: str) -> None:
         event = self.engine.abort(request_id)
-        if event is None:  # its adapter has just been put away, which the next step tells
+        if event is None:  # its adapter was just quarantined, which the next step reports
             assert self.scheduler.get(request_id) is None
             return
         self._told(event)

@@ -1,9 +1,9 @@
 """A whole engine without tensors, driven by one seed: arrivals, aborts, failures, deletions, a device too small.
 
 The fake model is a chain: the state after a token is a function of the state before it, the token, the tenant and the
-weights found in the adapter's slot. States live in fake KV blocks. So whoever reads a wrong block, a stale block, a
-wrong slot or an overwritten arena computes other tokens than `expected_output`, which knows none of these. And as
-attention reads all that comes before a token, a NaN anywhere there makes a NaN.
+weights found in the adapter's slot. States live in fake KV blocks. So a request that reads a wrong block, a stale
+block, a wrong slot or an overwritten arena computes other tokens than `expected_output`, which knows none of these. And
+as attention reads all that comes before a token, a NaN anywhere there makes a NaN.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class World:
     def drain(self) -> None:
         """No more arrivals until everybody has an answer."""
         limit = self.num_steps + 20_000
-        while self.alive:  # also those who ended in the last step and have not been told
+        while self.alive:  # also those that ended in the last step and are not reported yet
             assert self.num_steps < limit, f"never answered: {list(self.alive)}"
             self.step(arrivals=False)
 
@@ -348,8 +348,8 @@ class World:
         self._check_blocks(running)
         self._check_device(running)
         self._check_host()
-        num_untold = len(self.scheduler._failed)  # those that waited for an adapter that was put away just now
-        assert len(self.alive) == self.scheduler.num_waiting + self.scheduler.num_running + num_untold
+        num_unreported = len(self.scheduler._failed)  # they waited for an adapter quarantined just now
+        assert len(self.alive) == self.scheduler.num_waiting + self.scheduler.num_running + num_unreported
         for request, arrival in self.alive.values():
             if request.first_scheduled_s is None:
                 wait = self.num_steps - arrival
@@ -412,7 +412,7 @@ class World:
         is the step that admitted it."""
         assert schedule is not None, f"{request.id} decodes and nothing runs"
         decodes, chunks = schedule.rows[: schedule.num_decodes], schedule.rows[schedule.num_decodes :]
-        assert any(row.request.tenant != request.tenant for row in chunks), f"{request.id} got no token for nobody"
+        assert any(row.request.tenant != request.tenant for row in chunks), f"{request.id} was skipped for nothing"
         if request.id in self._were_running:
             assert any(row.request.tenant == request.tenant for row in decodes), f"{request.tenant} stands still"
 

@@ -1,7 +1,7 @@
 """An engine without a model, for tests of what lies above the engine: a thread, real tokens, real stop rules.
 
-Greedy, it says who it is and repeats the prompt; every answer is a function of adapter, prompt, seed and position. What
-a real engine does by chance (fail, fill up, stall) it does when told.
+Greedy, it names its adapter and repeats the prompt; every answer is a function of adapter, prompt, seed and position.
+What a real engine does by chance (fail, fill up, stall) it does on command.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class Bench:
         return [request for request in self.scheduler.running() if request.tenant == tenant]
 
     def step(self) -> list[tuple[str, int]]:
-        """One step; (request id, tokens) of each row. Finishes who has all its tokens."""
+        """One step; (request id, tokens) of each row. Finishes requests that have all their tokens."""
         schedule = self.forward()
         return [] if schedule is None else [(row.request.id, row.num_tokens) for row in schedule.rows]
 

@@ -17,7 +17,7 @@ from support.worlds.adapter_memory import FakeClock, FakeDevice, packed
 
 @dataclass
 class FakeDisk:
-    """Adapters of 10 elements, except where told otherwise."""
+    """Adapters of 10 elements, unless set otherwise."""
 
     sizes: dict[AdapterDigest, int] = field(default_factory=dict)
     errors: dict[AdapterDigest, StoreError] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Bench:
 
 
 def make_bench(*, max_copies: int = 4, max_bytes: int = 4000, recheck_s: float = 1e9) -> Bench:
-    """recheck_s is out of reach, so that everything here happens because something has told the tiers."""
+    """recheck_s is out of reach, so that everything here happens because the tiers were notified."""
     clock, disk, delay = FakeClock(), FakeDisk(), [0]
     device = FakeDevice(40, lambda digest: 1 + ord(digest[-1]), lambda _: delay[0])
     host = HostTier(HostTierSettings(max_bytes=max_bytes), disk.load, clock=clock)

@@ -1,4 +1,4 @@
-"""Blocks: who owns them, who may read them again, and who never may."""
+"""Blocks: which request owns them, which may read them again, and which never may."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks change hands between tenants: who gives some up, how many, and who never does."""
+"""Blocks change hands between tenants: which tenant gives some up, how many, and which never does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BLOCK = 16
 
 
 def server() -> Bench:
-    """The real scheduler over 40 blocks of 16 tokens; places are never short."""
+    """The real scheduler over 40 blocks of 16 tokens; running slots are never short."""
     room = {"max_batch_tokens": 512, "max_running": 32, "reserved": 0.0}
     return make_bench(40, block_size=BLOCK, max_model_len=512, step_s=lambda schedule: 0.6, **room)
 

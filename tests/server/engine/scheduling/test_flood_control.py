@@ -21,7 +21,7 @@ def step_cost(schedule: Schedule) -> float:
 
 
 def server(*, step_s: Callable[[Schedule], float] = step_cost, **changes: float) -> Bench:
-    """The real scheduler with 16 places; a step takes STEP_S and TOKEN_S for each token."""
+    """The real scheduler with 16 running slots; a step takes STEP_S and TOKEN_S for each token."""
     return make_bench(
         1024,
         max_model_len=512,
@@ -45,7 +45,8 @@ def step(bench: Bench) -> dict[str, int]:
 
 
 def flooded() -> Bench:
-    """Twelve requests of the flood decode; three other tenants have one each: four tenants, four places are a part."""
+    """Twelve requests of the flood decode; three other tenants have one each: four tenants, so a share is four
+    slots."""
     bench = server()
     for tenant in ("t0", "t1", "t2"):
         ask(bench, tenant)
@@ -95,7 +96,7 @@ def test_a_flood_may_add_few_prompt_tokens_to_a_step_that_they_make_long() -> No
 
 
 def test_what_waits_counts_as_what_runs_does() -> None:
-    """The others hold all but a few places: the flood runs its part, and its prompts would still make steps long."""
+    """The others hold all but a few slots: the flood runs its share, and its prompts would still make steps long."""
     bench = server()
     for tenant in ("t0", "t1", "t2"):
         ask(bench, tenant, 4)
@@ -136,7 +137,7 @@ def test_nothing_is_left_out_of_a_step_that_is_short_all_the_same() -> None:
 
 
 def test_a_flood_keeps_its_part_of_the_places_and_others_may_have_the_rest() -> None:
-    """t0 wants eight places, twice its part: the level of both would be six."""
+    """t0 wants eight slots, twice its share: the level of both would be six."""
     bench = server()
     for tenant in ("t0", "t1", "t2"):
         ask(bench, tenant)

@@ -307,7 +307,7 @@ def test_numbers_that_are_not_finite_end_their_request_and_reach_nobody_who_gets
 def test_an_adapter_may_leave_while_a_forward_of_its_last_request_is_under_way(
     base: Path, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
-    """There is room for one: whoever waits gets the place of the one whose last request has just ended."""
+    """There is room for one adapter: a waiting one takes the room of the one whose last request has just ended."""
     kinds = ["rank16", "plain", "patterns", "rslora"]
     with driven(base, adapters, tmp_path, max_adapters=1) as world:
         alone = {kind: greedy_by_peft(base, adapters[kind], [5, 6, 7], 20) for kind in kinds}

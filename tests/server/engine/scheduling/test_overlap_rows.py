@@ -56,7 +56,7 @@ def test_a_newcomer_a_place_that_opens_and_an_adapter_that_arrives_end_the_looki
         bench.commit(schedule)
         schedule = bench.scheduler.schedule()
         assert schedule is not None
-        assert bench.scheduler.schedule_next(schedule) is not None, "it waits for its adapter, or for a place"
+        assert bench.scheduler.schedule_next(schedule) is not None, "it waits for its adapter, or for a slot"
         bench.adapters.ready_digests[A] = 0
         bench.scheduler.before_step()
         assert bench.scheduler.schedule_next(schedule) is None
@@ -71,7 +71,7 @@ def test_a_newcomer_a_place_that_opens_and_an_adapter_that_arrives_end_the_looki
     bench.commit(schedule)
     schedule = bench.scheduler.schedule()
     assert schedule is not None
-    assert bench.scheduler.schedule_next(schedule) is None, "r0 ends for sure and somebody waits for its place"
+    assert bench.scheduler.schedule_next(schedule) is None, "r0 certainly ends and a request waits for its slot"
 
 
 def test_looking_ahead_ends_now_and_then_while_somebody_waits_because_time_alone_may_let_it_in() -> None:

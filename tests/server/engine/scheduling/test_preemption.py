@@ -1,4 +1,4 @@
-"""When a place in the batch changes hands between tenants. What a flood then costs the others: test_fairness."""
+"""When a running slot changes hands between tenants. What a flood then costs the others: test_fairness."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add(bench: Bench, tenant: str, **fields: object) -> Request:
 
 
 def flooded(num_running: int, **changes: float) -> tuple[Bench, list[Request]]:
-    """All slots are the flooder's, who has as many requests again in the queue."""
+    """All slots are the flooder's, and it has as many requests again in the queue."""
     bench = make_bench(max_running=num_running, max_batch_tokens=64, reserved=0.0, **changes)
     flood = [add(bench, "flood") for _ in range(2 * num_running)]
     for _ in range(3):

@@ -186,7 +186,7 @@ def test_admission_leaves_a_block_for_everyone_who_runs() -> None:
     bench = make_bench(num_blocks=8, max_batch_tokens=64)
     for _ in range(4):
         bench.add(6)
-    assert len(bench.step()) == 3  # 2 blocks are left for 3 who grow: the fourth would be preempted at once
+    assert len(bench.step()) == 3  # 2 blocks are left for 3 that grow: the fourth would be preempted at once
     assert bench.pool.num_free == 2
     assert bench.scheduler.num_waiting == 1
 
