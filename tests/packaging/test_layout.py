@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PRODUCT = ("server", "adapters_store", "kernels", "trainer")
+SOURCES = {".py", ".c", ".h"}
+MAX_MODULES = 12
 
 
 def test_kernels_folder_is_no_package() -> None:
@@ -23,3 +27,31 @@ def test_imports_go_downward_only() -> None:
     )
     assert done.returncode == 0, done.stdout
     assert "0 broken" in done.stdout
+
+
+def test_no_folder_of_product_code_has_more_than_twelve_modules() -> None:
+    """A reader finds the right one among twelve; `__init__.py` is not counted."""
+    folders = {path.parent for top in PRODUCT for path in (ROOT / top).rglob("*") if path.suffix in SOURCES}
+    sizes = {
+        str(folder.relative_to(ROOT)): sum(
+            path.suffix in SOURCES and path.name != "__init__.py" for path in folder.iterdir()
+        )
+        for folder in folders
+    }
+    assert len(sizes) > 40
+    assert {folder: size for folder, size in sizes.items() if size > MAX_MODULES} == {}
+
+
+def test_every_package_with_rooms_has_a_contract_between_them() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    held = {container for contract in contracts for container in contract.get("containers", ())}
+    with_rooms = {
+        "server.cli",
+        "server.api",
+        "server.jobs",
+        "server.engine",
+        "adapters_store",
+        "lora_kernels",
+        "trainer",
+    }
+    assert with_rooms - held == set()
