@@ -25,7 +25,7 @@ ADAPTER_NAME = "style"  # the same for every tenant: only the key tells them apa
 BASE = "base"
 _POLL_S = 0.1
 
-Said = tuple[str, int, TokenEvent]  # voice, step of the engine, event
+VoiceEvent = tuple[str, int, TokenEvent]  # voice, step of the engine, event
 
 
 class ShowcaseFailed(RuntimeError):
@@ -127,16 +127,16 @@ class Showcase:
 
         Raises InvalidRequest, too, for a prompt that does not fit the model.
         """
-        said: queue.SimpleQueue[Said] = queue.SimpleQueue()
+        events: queue.SimpleQueue[VoiceEvent] = queue.SimpleQueue()
         asked = {voice.name: self._request(voice, prompt) for voice in self._voices}
         this = Round(prompt, {name: Answer() for name in asked})
         rows: Counter[int] = Counter()
         start_s = time.perf_counter()
         try:
             for name, request in asked.items():
-                self._parts.worker.submit(request, self._listener(name, said))
+                self._parts.worker.submit(request, self._listener(name, events))
             while not all(answer.is_finished for answer in this.answers.values()):
-                _take_in(said, this, rows)
+                _apply(events, this, rows)
                 this.duration_s = time.perf_counter() - start_s
                 this.rows_per_step = [rows[step] for step in sorted(rows)]
                 yield this
@@ -157,14 +157,14 @@ class Showcase:
             adapter_name=None if voice.adapter is None else f"{voice.name}/{ADAPTER_NAME}",
         )
 
-    def _listener(self, name: str, said: queue.SimpleQueue[Said]) -> Callable[[TokenEvent], None]:
+    def _listener(self, name: str, events: queue.SimpleQueue[VoiceEvent]) -> Callable[[TokenEvent], None]:
         """Called on the engine's thread, where the count of steps is the step that the event belongs to."""
         engine = self._parts.engine
-        return lambda event: said.put((name, int(engine.stats().counters["steps"]), event))
+        return lambda event: events.put((name, int(engine.stats().counters["steps"]), event))
 
 
-def _take_in(said: queue.SimpleQueue[Said], this: Round, rows: Counter[int]) -> None:
-    for name, step, event in _pending(said):
+def _apply(events: queue.SimpleQueue[VoiceEvent], this: Round, rows: Counter[int]) -> None:
+    for name, step, event in _pending(events):
         if event.error is not None or event.finish_reason == "abort":
             reason = event.error.message if event.error else "the engine stopped"
             raise ShowcaseFailed(f"{name} could not answer {this.prompt!r}: {reason}")
@@ -175,11 +175,11 @@ def _take_in(said: queue.SimpleQueue[Said], this: Round, rows: Counter[int]) -> 
         rows[step] += 1
 
 
-def _pending(said: queue.SimpleQueue[Said]) -> Iterator[Said]:
+def _pending(events: queue.SimpleQueue[VoiceEvent]) -> Iterator[VoiceEvent]:
     """At least one thing if it comes soon, and whatever else is there."""
     try:
-        yield said.get(timeout=_POLL_S)
-        while not said.empty():
-            yield said.get()
+        yield events.get(timeout=_POLL_S)
+        while not events.empty():
+            yield events.get()
     except queue.Empty:
         return

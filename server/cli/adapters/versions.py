@@ -31,7 +31,7 @@ def activate(
     name, number = _version_of(ref)
     with opened(data_dir, output) as store:
         version = store.aliases.activate(tenant, name, number)
-        _tell(store, version, output)
+        _show_shares(store, version, output)
 
 
 def canary(
@@ -48,7 +48,7 @@ def canary(
     name, number = _version_of(ref)
     with opened(data_dir, output) as store:
         version = store.aliases.set_canary(tenant, name, number, percent)
-        _tell(store, version, output)
+        _show_shares(store, version, output)
 
 
 def promote(
@@ -60,7 +60,7 @@ def promote(
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
         version = store.aliases.promote(tenant, *split_ref(ref))
-        _tell(store, version, output)
+        _show_shares(store, version, output)
 
 
 def rollback(
@@ -70,7 +70,7 @@ def rollback(
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
         version = store.aliases.roll_back(tenant, name)
-        _tell(store, version, output)
+        _show_shares(store, version, output)
 
 
 def unload(
@@ -101,7 +101,7 @@ def _version_of(ref: str) -> tuple[str, int]:
     return name, number
 
 
-def _tell(store: AdapterStore, version: AdapterVersion, output: Output) -> None:
+def _show_shares(store: AdapterStore, version: AdapterVersion, output: Output) -> None:
     """Show the versions that the name stands for now."""
     versions = store.versions(version.tenant, version.name)
     output.emit(**version.to_json(), versions=[each.to_json() for each in versions])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from server.api.edge.draining import Draining
 
 DRAIN_S = 30.0
-_LAST_WORDS_S = 2  # for streams to send their error at the deadline, and for connections that ignore the stop
+_ABORT_GRACE_S = 2  # for streams to send their error at the deadline, and for connections that ignore the stop
 _POLL_S = 0.01
 
 
@@ -32,7 +32,7 @@ class HttpServer:
         self._drain_s = drain_s
         context = app.state.context
         self._draining: Draining = context.draining
-        self._server = build_server(app, context.settings, ListenSettings(grace_s=_LAST_WORDS_S))
+        self._server = build_server(app, context.settings, ListenSettings(grace_s=_ABORT_GRACE_S))
         self._thread = threading.Thread(target=self._run, name="http")
         self._error: Exception | None = None
 
@@ -61,7 +61,7 @@ class HttpServer:
         self._wait_until_empty(self._drain_s, signals)
         if signals.count < 2:
             self._draining.cut_off()
-            self._wait_until_empty(_LAST_WORDS_S, signals)
+            self._wait_until_empty(_ABORT_GRACE_S, signals)
         self._server.should_exit = True
         while self.is_alive:
             self._server.force_exit = signals.count > 1

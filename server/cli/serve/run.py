@@ -41,16 +41,16 @@ def run(settings: ServeSettings, listener: socket.socket, output: Output, signal
         opened(settings.data_dir, output, url=settings.database_url, grace_s=settings.database_grace_s) as store,
     ):
         key = admin_key(settings.data_dir)
-        _tell_key(key, output)
+        _show_admin_key(key, output)
         prepare(store, output)
         with running_engine(settings.engine, store, output) as parts:
             where_the_disk_allows(lambda: remember_base(settings.engine, parts, store, settings.data_dir), output)
             show_memory(parts, output)
             api = api_settings(settings, key, defaults, connections)
-            _tell_defaults(defaults, output)
+            _show_defaults(defaults, output)
             app = create_app(engine=parts.worker, store=store, settings=api, tracing=tracing, job_limits=settings.jobs)
             with http_server(app, listener, signals, drain_s=settings.drain_s) as server:
-                _tell_ready(settings, parts, url_of(listener), output)
+                _show_ready(settings, parts, url_of(listener), output)
                 signals.wait(while_true=lambda: server.is_alive)
                 output.event("stopping")
                 output.say("stopping; running requests may finish (a second signal aborts them)")
@@ -121,7 +121,7 @@ def api_settings(
     )
 
 
-def _tell_key(key: AdminKey, output: Output) -> None:
+def _show_admin_key(key: AdminKey, output: Output) -> None:
     """Show the key only if it was created now."""
     if key.is_new:
         output.event("admin_key", admin_key=key.value, path=str(key.path))
@@ -129,13 +129,13 @@ def _tell_key(key: AdminKey, output: Output) -> None:
         output.say(f"kept in {key.path}; shown only now", style="dim")
 
 
-def _tell_defaults(defaults: SamplingDefaults, output: Output) -> None:
+def _show_defaults(defaults: SamplingDefaults, output: Output) -> None:
     if defaults.given:
         output.event("sampling_defaults", **defaults.given)
         output.say(f"sampling defaults: {', '.join(f'{name} {value}' for name, value in defaults.given.items())}")
 
 
-def _tell_ready(settings: ServeSettings, parts: EngineParts, url: str, output: Output) -> None:
+def _show_ready(settings: ServeSettings, parts: EngineParts, url: str, output: Output) -> None:
     worker = parts.worker
     output.event("ready", url=url, base=worker.served_name, auth=settings.api.auth, pid=os.getpid())
     output.say(f"ready on {url}", style="bold green")

@@ -41,7 +41,7 @@ def list_jobs(
     with _onboarding(data_dir, database_url, output) as onboarding:
         jobs = onboarding.jobs.list(tenant)
     output.emit(data=[job_object(job) for job in jobs])
-    rows = [(job.id, job.tenant, job.name, job.status.value, _how_far(job), when(job.created_at)) for job in jobs]
+    rows = [(job.id, job.tenant, job.name, job.status.value, _progress(job), when(job.created_at)) for job in jobs]
     if rows:
         output.table(("job", "tenant", "adapter", "status", "step", "created"), rows)
     else:
@@ -59,7 +59,7 @@ def show(
     output = Output(as_json=as_json)
     with _onboarding(data_dir, database_url, output) as onboarding:
         job = onboarding.jobs.get(job_id)
-        _tell(job, output)
+        _show_state(job, output)
         for event in reversed(onboarding.jobs.events(job)):
             if event.type == "message":
                 output.say(f"{when(event.created_at)}  {event.message}")
@@ -75,7 +75,7 @@ def cancel(
     """Cancel a job and drop what it trained."""
     output = Output(as_json=as_json)
     with _onboarding(data_dir, database_url, output) as onboarding:
-        _tell(onboarding.jobs.cancel(onboarding.jobs.get(job_id)), output)
+        _show_state(onboarding.jobs.cancel(onboarding.jobs.get(job_id)), output)
 
 
 @app.command()
@@ -88,7 +88,7 @@ def pause(
     """Pause a job at a checkpoint."""
     output = Output(as_json=as_json)
     with _onboarding(data_dir, database_url, output) as onboarding:
-        _tell(onboarding.jobs.pause(onboarding.jobs.get(job_id)), output)
+        _show_state(onboarding.jobs.pause(onboarding.jobs.get(job_id)), output)
 
 
 @app.command()
@@ -101,7 +101,7 @@ def resume(
     """Queue a paused job again; it resumes from its checkpoint."""
     output = Output(as_json=as_json)
     with _onboarding(data_dir, database_url, output) as onboarding:
-        _tell(onboarding.jobs.resume(onboarding.jobs.get(job_id)), output)
+        _show_state(onboarding.jobs.resume(onboarding.jobs.get(job_id)), output)
 
 
 @app.command()
@@ -116,7 +116,7 @@ def override(
     output = Output(as_json=as_json)
     with _onboarding(data_dir, database_url, output) as onboarding:
         job = onboarding.jobs.get(job_id)
-        _tell(onboarding.jobs.override(job, by=f"cli:uid{os.getuid()}", reason=reason), output)
+        _show_state(onboarding.jobs.override(job, by=f"cli:uid{os.getuid()}", reason=reason), output)
 
 
 @app.command()
@@ -156,7 +156,7 @@ def _onboarding(data_dir: Path, url: str | None, output: Output) -> Iterator[Onb
         yield Onboarding(data_dir, store.database)
 
 
-def _tell(job: Job, output: Output) -> None:
+def _show_state(job: Job, output: Output) -> None:
     from server.jobs.store.objects import job_object
 
     output.emit(**job_object(job))
@@ -168,6 +168,6 @@ def _tell(job: Job, output: Output) -> None:
         output.say(f"model  {job.model_id}")
 
 
-def _how_far(job: Job) -> str:
+def _progress(job: Job) -> str:
     step, count = job.progress.get("step"), job.progress.get("num_steps")
     return "" if step is None else f"{step}/{count}"

@@ -58,7 +58,7 @@ def onboard(
         served = _base(onboarding, store, base, output)
         job = _create(onboarding, served, tenant=tenant, name=name, paths=(data, validation), spec=_read_spec(spec))
         output.say(f"job {job.id}")
-        _tell_end(follow(onboarding, job, output), output)
+        _show_result(follow(onboarding, job, output), output)
 
 
 def _base(onboarding: Onboarding, store: AdapterStore, base: str | None, output: Output) -> ServedBase:
@@ -123,7 +123,7 @@ def _read_spec(path: Path | None) -> Mapping[str, Any]:
     return body
 
 
-def _tell_end(job: Job, output: Output) -> None:
+def _show_result(job: Job, output: Output) -> None:
     """Raises CommandError for a job that did not succeed."""
     from server.jobs.store.objects import job_object
     from trainer.run_folder.folder import RunFolder

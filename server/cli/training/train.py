@@ -157,14 +157,14 @@ def _raise_unless_succeeded(code: int, result: dict[str, Any], folder: Path) -> 
     if status in ("paused", "cancelled"):
         how = f"; --resume --run-dir {folder} resumes it" if status == "paused" else ""
         raise CommandError(status, f"the run was {status} after step {result['step']}{how}")
-    error = result.get("error") or _last_words(RunFolder(folder).train_log)
+    error = result.get("error") or _last_error(RunFolder(folder).train_log)
     name = error["code"]
     raise CommandError(
         name, error["message"], EXITS.get(name, ExitCode.REFUSED if code == Exit.BAD_INPUT else ExitCode.FAILED)
     )
 
 
-def _last_words(log: Path) -> dict[str, str]:
+def _last_error(log: Path) -> dict[str, str]:
     """The trainer's error if it could not write a result: "code: message" in its last line."""
     lines = log.read_text(errors="replace").strip().splitlines() or [""]
     code, separator, message = lines[-1].partition(": ")
