@@ -7,7 +7,7 @@ server is full and no tenant has more than a share.
 "flood": the first tenant at ten times the even rate. "one queue": the same flood, all in one tenant's name, as a server
 without shares would see it. "backlog": everybody beyond an eighth, the first at ten times that: who gets how much. The
 first third of a case is not counted. Where there are three cores or more, the clients have one to themselves: what ten
-times as many connections cost whoever opens them is nothing that a server could spare the others.
+times as many connections cost their client cannot be changed by a server.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Clients:
         await asyncio.gather(*under_way, return_exceptions=True)
 
     def _prompt(self) -> list[int]:
-        """One that nobody sent before: arrivals are alike in every case of a round, the prefix cache helps none."""
+        """A new prompt: arrivals are alike in every case of a round, and the prefix cache helps none."""
         return [self._prompts.randrange(2, self._vocab) for _ in range(self._length.prompt)]
 
     async def _ask(self, tenant: str, prompt: list[int], seen: Seen, due_s: float, new: int | None = None) -> None:

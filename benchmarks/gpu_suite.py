@@ -1,7 +1,7 @@
 """Everything that is to be known of one GPU, in one command and under nine minutes: correctness first, then speed.
 
 Each part runs in a process of its own and leaves a file; what has one is not run again, so a suite that was cut off
-goes on where it was. `--toy` runs all of it on the CPU through Triton's interpreter: a check that it works.
+resumes. `--toy` runs all of it on the CPU through Triton's interpreter: a check that it works.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def best_other(rows: Sequence[Row]) -> list[float]:
 def plot(report: Report, rows: Sequence[Row]) -> None:
     """Microseconds over rows at rank 16, a panel per group; distinct adapters (one row: its only adapter).
 
-    Prefill stands apart: its rows belong to few requests.
+    Prefill is separate: its rows belong to few requests.
     """
     groups = list(dict.fromkeys(str(row["group"]) for row in rows))
     best = Spread.of(best_other(rows))

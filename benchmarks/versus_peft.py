@@ -2,7 +2,7 @@
 
 Same base, same adapter files, same prompts, one process, turn by turn. Theirs with their defaults: PEFT casts adapters
 to float32, which here is also the faster way (12 % over bfloat16 adapters on one core). Prompts are equally long, so
-nothing is padded, and nobody looks for an end of sequence.
+nothing is padded, and no side looks for an end of sequence.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """(g) Other projects' LoRA kernels beside ours: same rows, adapters and clock, each compared with the reference first.
 
-Which projects: checkouts named by `--others`. What cannot be loaded, is wrong or fails is told and left out.
+Which projects: checkouts named by `--others`. Projects that fail or are wrong are skipped and named.
 """
 
 from __future__ import annotations
@@ -77,6 +77,6 @@ def _say_what_was_left_out(bench: Bench, rows: list[Row]) -> None:
 
 
 def _reasons(rows: list[Row]) -> Iterator[tuple[str, int]]:
-    told = [f"{row['way']}: left out, {row['left_out']}" for row in rows if "left_out" in row]
-    for reason in dict.fromkeys(told):
-        yield reason, told.count(reason)
+    skipped = [f"{row['way']}: left out, {row['left_out']}" for row in rows if "left_out" in row]
+    for reason in dict.fromkeys(skipped):
+        yield reason, skipped.count(reason)

@@ -133,7 +133,7 @@ def _peft(found: Results) -> str:
 
 
 def plot(out: Path, found: Results, say: Callable[[str], None]) -> None:
-    """Share of the bandwidth by operation and size; a missing matplotlib is told and tolerated."""
+    """Share of the bandwidth by operation and size; a missing matplotlib gives a message only."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

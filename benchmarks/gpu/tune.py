@@ -1,4 +1,4 @@
-"""Tries tiles that are not in the table, for whoever writes a row of it: `python -m benchmarks.gpu_suite --only tune`.
+"""Tries tiles that are not in the table, to find a new row: `python -m benchmarks.gpu_suite --only tune`.
 
 Measures decode's shrink and expand, prefill's, and the NF4 matmul; changes nothing.
 """

@@ -99,7 +99,7 @@ class Owner:
         return await self._client.delete(f"/v1/adapters/{await self._some_version()}", headers=self._tenant.headers)
 
     async def _come_and_go(self) -> httpx.Response:
-        """A name nobody had, used once and deleted."""
+        """A new name, used once and deleted."""
         name, headers = f"once-{self._dice.randrange(10**9)}", self._tenant.headers
         await push(self._client, headers, name, self._dice.choice(self._contents))
         body = {"model": name, "prompt": "Tell me", "max_tokens": 4}
@@ -114,7 +114,7 @@ class Owner:
         return answer
 
     async def _set_quotas(self) -> httpx.Response:
-        """Wide ones: nobody is refused for them."""
+        """Quotas wide enough to refuse no request."""
         body = {"weight": 1, "requests_per_minute": self._dice.randrange(100_000, 200_000)}
         return await self._client.put(f"/admin/tenants/{self._tenant.name}/quotas", json=body, headers=ADMIN)
 

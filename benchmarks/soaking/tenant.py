@@ -35,7 +35,7 @@ BAD_BODIES: tuple[dict[str, Any], ...] = (
 
 @dataclass
 class Seen:
-    """Counts since the start; ttfts_s: seconds to the first token of streams, since somebody last took them."""
+    """Counts since the start; ttfts_s: seconds to the first token of streams, since the last call that took them."""
 
     ttfts_s: list[float] = field(default_factory=list)
     sent: int = 0
@@ -172,7 +172,7 @@ class Tenant:
             return
 
     def _is_served(self, status: int, text: str, body: dict[str, Any], *, may_be_late: bool = False) -> bool:
-        """Count what is not a 200. A name that is being changed may be gone; a flood may be told to wait."""
+        """Count what is not a 200. A name that is being changed may be gone; a flood may get 429."""
         if status == 200:
             return True
         if status == 429:

@@ -66,7 +66,7 @@ class _StandIn(ModuleType):
         self.__dict__.update(names)
 
     def __call__(self, *_: object, **__: object) -> object:
-        raise ImportError(f"{self.__name__} is used, and nothing stands in for it")
+        raise ImportError(f"{self.__name__} is used and has no substitute")
 
 
 class _Finder(MetaPathFinder, Loader):
