@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from adapters_store.base.description import AdapterDigest
@@ -57,8 +58,7 @@ class Reservation(NamedTuple):
     evicted: tuple[PoolEntry, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterSnapshot:
+class AdapterSnapshot(NamedTuple):
     """Adapter memory after a poll or an update, as the scheduler sees it until the next one.
 
     ready: adapters whose slot acquire() gives now. It is a live view: a deleted adapter leaves it with its last user.
@@ -74,8 +74,8 @@ class AdapterSnapshot:
     ready: Collection[AdapterDigest] = ()
     num_activations: int = 0
     loads: Sequence[tuple[Owner, int]] = ()
-    failures: Mapping[AdapterDigest, StoreError] = field(default_factory=dict)
-    no_room_since: Mapping[AdapterDigest, float] = field(default_factory=dict)
+    failures: Mapping[AdapterDigest, StoreError] = MappingProxyType({})
+    no_room_since: Mapping[AdapterDigest, float] = MappingProxyType({})
     over_share: Collection[AdapterDigest] = ()
     over_share_tenants: Collection[str] = ()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from adapters_store.base.description import AdapterDigest
@@ -23,32 +23,46 @@ class FakeAdapters:
     broken: dict[AdapterDigest, StoreError] = field(default_factory=dict)
     no_room_since: dict[AdapterDigest, float] = field(default_factory=dict)
     references: dict[AdapterDigest, int] = field(default_factory=dict)
-    wanted: list[AdapterDigest] = field(default_factory=list)
-    owners: list[Owner] = field(default_factory=list)
+    last_update: Mapping[AdapterDigest, Owner] = field(default_factory=dict)
     limit: int = 0
     over_share: set[AdapterDigest] = field(default_factory=set)
     over_share_tenants: set[str] = field(default_factory=set)
     doomed: set[AdapterDigest] = field(default_factory=set)
     loads: list[tuple[Owner, int]] = field(default_factory=list)
 
+    @property
+    def wanted(self) -> list[AdapterDigest]:
+        return list(self.last_update)
+
+    @property
+    def owners(self) -> list[Owner]:
+        return list(self.last_update.values())
+
     def poll(self) -> AdapterSnapshot:
-        snapshot = replace(self._snapshot(), loads=self.loads)
-        self.loads = []
-        return snapshot
+        loads, self.loads = self.loads, []
+        return self._snapshot(loads=loads)
 
     def update(self, wanted: Mapping[AdapterDigest, Owner], limit: int) -> AdapterSnapshot:
-        self.wanted, self.owners, self.limit = list(wanted), list(wanted.values()), limit
-        failures = {digest: self.broken[digest] for digest in wanted if digest in self.broken}
-        return replace(self._snapshot(), failures=failures)
+        self.last_update, self.limit = wanted, limit
+        if not self.broken:
+            return self._snapshot()
+        return self._snapshot(failures={digest: self.broken[digest] for digest in wanted if digest in self.broken})
 
-    def _snapshot(self) -> AdapterSnapshot:
+    def _snapshot(
+        self, *, loads: Sequence[tuple[Owner, int]] = (), failures: Mapping[AdapterDigest, StoreError] | None = None
+    ) -> AdapterSnapshot:
         return AdapterSnapshot(
-            ready=self.ready_digests.keys(),
-            num_activations=sum(self.ready_digests.values()) + len(self.ready_digests),  # a test adds adapters directly
+            ready=self.ready_digests,
+            num_activations=self._num_activations() if self.ready_digests else 0,
+            loads=loads,
+            failures=failures or {},
             no_room_since=self.no_room_since,
             over_share=self.over_share,
             over_share_tenants=self.over_share_tenants,
         )
+
+    def _num_activations(self) -> int:
+        return sum(self.ready_digests.values()) + len(self.ready_digests)  # a test adds adapters directly
 
     def acquire(self, digest: AdapterDigest) -> int | None:
         slot = self.ready_digests.get(digest)
