@@ -51,7 +51,7 @@ def read_header(path: Path, limits: AdapterLimits) -> SafetensorsHeader:
     """Read and check the header of the file at `path`; reads at most limits.max_header_bytes.
 
     Raises:
-        AdapterRejected: missing_weights, too_large, truncated, a code of foreign_files, header_too_large, bad_header,
+        AdapterRejected: missing_weights, too_large, truncated, a code of adapter_files, header_too_large, bad_header,
             a code of strict_json, too_many_tensors, bad_tensor_name, wrong_dtype, bad_shape, overlapping_offsets,
             offsets_gap, trailing_bytes, no_tensors.
     """

@@ -20,12 +20,13 @@ from typing import Any
 import adapters_store
 import server
 import trainer
-from adapters_store.errors import AdapterRejected, UserError
+from adapters_store.errors import AdapterRejected, InputRefused, UserError
 from server.api.wire.errors import ApiError
 from support.reference.table import table
 
 PACKAGES = (adapters_store, server, trainer)
 NOT_IMPORTED = (".migrations", "__main__", ".locustfile")
+GIVEN_MAKER = "refused"  # the parameter through which `parse_strict_json` is given the error to make
 GIVEN_AS = "too_many"  # the one parameter of another name through which a code is given
 BY_FORM = {"requests_per_minute": 429, "tokens_per_minute": 429}  # made as f"{what}_per_minute"
 PARTS = (("trainer.gate.", "gate"), ("trainer.", "training"), ("server.jobs.", "job"))
@@ -96,6 +97,9 @@ def _in_module(module: ModuleType) -> Iterator[Raised]:
             yield from _made(node, maker, module)
         if isinstance(node, ast.ClassDef) and (kind := vars(module).get(node.name)) is not None:
             yield from (Raised(code, kind, None, None, "") for code in _own_codes(node))
+        if isinstance(node, ast.Call) and len(node.args) == 2 and ast.unparse(node.func).split(".")[-1] == GIVEN_MAKER:
+            message = _text(_assigned(node.args[1], _tree(module)))
+            yield from (Raised(code, InputRefused, None, None, message) for code in _codes(node.args[0], module))
         if isinstance(node, ast.keyword) and node.arg == GIVEN_AS and isinstance(node.value, ast.Constant):
             yield Raised(str(node.value.value), AdapterRejected, None, None, "")
 
