@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from server.cli.serve.settings import SERVE_SETTINGS
 from support.reference.table import table
 
 ROOT = Path(__file__).parents[3]
@@ -36,8 +37,9 @@ def section() -> str:
 
 
 def names_in_sources() -> set[str]:
-    """Every environment variable that a source file names near `environ`, by its own name or by a constant's."""
-    return {name for path in _sources() for name in _names_in(path.read_text())}
+    """Every variable but a setting's that a source file names near `environ`, by its own name or by a constant's."""
+    of_settings = {name for each in SERVE_SETTINGS.values() for name in each.environment}
+    return {name for path in _sources() for name in _names_in(path.read_text())} - of_settings
 
 
 def _sources() -> list[Path]:
