@@ -93,7 +93,7 @@ class UploadSlots:
     def check_room(self, num_bytes: int) -> None:
         """Raises StoreError disk_full if num_bytes more would use the reserve."""
         if not self._has_room(num_bytes):
-            message = f"the disk has no room for {num_bytes} more bytes above its reserve; nothing was stored"
+            message = f"no room for {num_bytes} bytes of uploads above the disk's reserve; nothing was stored"
             raise StoreError("disk_full", message)
 
     def check_speed(self, num_bytes: int, *, since_s: float) -> None:

@@ -151,7 +151,7 @@ def test_the_least_speed_holds_on_average_after_a_while() -> None:
         clock.advance(101)
         incoming.arrived(1)
         clock.advance(10)
-        with pytest.raises(ApiError, match="it must bring 100 a second") as caught:
+        with pytest.raises(ApiError, match="it must send 100 bytes per second") as caught:
             incoming.arrived(1)
     assert (caught.value.status, caught.value.code) == (408, "upload_too_slow")
 
