@@ -95,8 +95,6 @@ def _in_module(module: ModuleType) -> Iterator[Raised]:
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.Call) and (maker := _value(node.func, module)) is not None:
             yield from _made(node, maker, module)
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            yield from _by_a_given_class(node.exc, module)
         if isinstance(node, ast.ClassDef) and (kind := vars(module).get(node.name)) is not None:
             yield from (Raised(code, kind, None, None, "") for code in _own_codes(node))
         if isinstance(node, ast.Call) and len(node.args) == 2 and ast.unparse(node.func).split(".")[-1] == GIVEN_MAKER:
@@ -104,14 +102,6 @@ def _in_module(module: ModuleType) -> Iterator[Raised]:
             yield from (Raised(code, InputRefused, None, None, message) for code in _codes(node.args[0], module))
         if isinstance(node, ast.keyword) and node.arg == GIVEN_AS and isinstance(node.value, ast.Constant):
             yield Raised(str(node.value.value), AdapterRejected, None, None, "")
-
-
-def _by_a_given_class(call: ast.Call, module: ModuleType) -> Iterator[Raised]:
-    """`raise refused("code", message)`, where the caller hands in the class: all of them refuse an input."""
-    if _value(call.func, module) is None and len(call.args) == 2:
-        message = _text(_assigned(call.args[1], _tree(module)))
-        for code in _codes(call.args[0], module):
-            yield Raised(code, InputRefused, None, None, message)
 
 
 def _own_codes(node: ast.ClassDef) -> Iterator[str]:
