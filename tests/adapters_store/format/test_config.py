@@ -154,7 +154,7 @@ def test_layers_cannot_be_chosen_of_all_linear() -> None:
     """PEFT would not look at them there, and the adapter would mean more layers than it says."""
     error = refusal(config_bytes(target_modules="all-linear", layers_to_transform=[1]))
     assert (error.code, error.param) == ("bad_field", "layers_to_transform")
-    assert "absent where target_modules is 'all-linear'" in error.message
+    assert "absent if target_modules is 'all-linear'" in error.message
 
 
 @pytest.mark.parametrize("field", ["peft_type", "r", "lora_alpha", "target_modules"])

@@ -22,8 +22,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from server.api import request_body
 from server.api.settings import ApiSettings
-from server.api.wire import json_body
 from server.api.wire.json_text import WHOLE_BYTES
 from server.engine.text.tokenizer import Tokenizer
 from server.jobs.served_base import ServedBase
@@ -256,7 +256,7 @@ def test_health_answers_beside_the_worst_admin_bodies(url: str, admin: httpx.Cli
         ("POST", "/v1/adapters/law@1/canary"),
     )
     for method, path in routes:
-        body = SETTINGS[name][: json_body.SMALL_BYTES]
+        body = SETTINGS[name][: request_body.SMALL_BYTES]
         send = lambda: admin.request(method, path, content=body, headers=JSON)  # noqa: B023, E731
         check(url, f"{path} {name}", send, (400, 413))
 
@@ -298,13 +298,13 @@ def test_health_answers_beside_eight_bad_bodies_at_once(url: str, client: httpx.
 def test_no_long_body_is_read_on_the_event_loop(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the machine's speed: only bodies that are shorter than a thread is worth."""
     seen: dict[int, str] = {}
-    parse = json_body.parse_body
+    parse = request_body.parse_body
 
     def watched(model: Any, body: bytes) -> Any:
         seen[len(body)] = threading.current_thread().name
         return parse(model, body)
 
-    monkeypatch.setattr(json_body, "parse_body", watched)
+    monkeypatch.setattr(request_body, "parse_body", watched)
     for size in (100, WHOLE_BYTES, WHOLE_BYTES + 1, 10**6):
         body = filled(ASK + '"prompt":"', "x", '"}', size)
         client.post("/v1/completions", content=body, headers=JSON)
@@ -316,8 +316,8 @@ def test_a_refused_request_is_one_of_the_minute_and_the_next_is_refused_unread(
 ) -> None:
     quotas = "/admin/tenants/acme/quotas"
     read: list[int] = []
-    parse = json_body.parse_body
-    monkeypatch.setattr(json_body, "parse_body", lambda model, body: read.append(len(body)) or parse(model, body))  # type: ignore[func-returns-value]
+    parse = request_body.parse_body
+    monkeypatch.setattr(request_body, "parse_body", lambda model, body: read.append(len(body)) or parse(model, body))  # type: ignore[func-returns-value]
     body = filled(ASK + '"prompt":[', "[],", "[1]]}", 3 * WHOLE_BYTES)
     assert admin.put(quotas, json={"requests_per_minute": 2}).status_code == 200
     read.clear()

@@ -92,7 +92,7 @@ def test_hostile_weights_get_a_400_and_a_code_at_once_and_nothing_is_logged(
     assert all(codes.values())
     assert len(set(codes.values())) >= 5, codes
     assert store.versions("acme", "hostile") == []
-    assert caplog.records == []
+    assert [record for record in caplog.records if record.name != "server.api.access"] == []
 
 
 def test_one_of_several_shards_is_refused_by_its_filename_and_a_whole_file_is_not(
@@ -149,7 +149,7 @@ def test_a_part_given_twice_is_refused(client: httpx.Client, weights: bytes) -> 
     parts = [("name", b"x"), ("name", b"y"), ("config", config_bytes()), ("weights", weights)]
     response = client.post("/v1/adapters", files=parts)
     assert response.status_code == 400
-    assert "twice" in response.json()["error"]["message"]
+    assert "duplicate part" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -214,9 +214,11 @@ def test_bases_are_opened_in_one_place_only() -> None:
         for path in (ROOT / part).rglob("*.py")
         if loaders.search(path.read_text()) or ").from_pretrained(" in path.read_text()
     }
-    opening = {"base_files.py", "base_tensors.py", "base_tokenizer.py", "base_weights.py"}
-    assert found - makers_of_assets == {f"adapters_store/{name}" for name in opening}
-    for name in ("base_files.py", "base_tokenizer.py"):
-        calls = re.findall(r"= Auto\w+\.from_pretrained\([^)]*\)", (ROOT / "adapters_store" / name).read_text())
+    opening = {"files.py", "tensors.py", "tokenizer.py", "weights.py"}
+    assert found - makers_of_assets == {f"adapters_store/base/{name}" for name in opening}
+    for name in ("files.py", "tokenizer.py"):
+        calls = re.findall(
+            r"= Auto\w+\.from_pretrained\([^)]*\)", (ROOT / "adapters_store" / "base" / name).read_text()
+        )
         assert calls
         assert all("trust_remote_code=False" in call and "local_files_only=True" in call for call in calls)
