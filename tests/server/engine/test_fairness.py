@@ -1,4 +1,4 @@
-"""One tenant sends ten times its share. Virtual time, the real scheduler: see support/flood.py.
+"""One tenant sends ten times its share. Virtual time, the real scheduler: see support/worlds/flood.py.
 
 "Alone with its fair share" is a tenant with an eighth of the slots and of each step's tokens to itself, all the time.
 """

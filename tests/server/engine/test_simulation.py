@@ -1,7 +1,7 @@
 """Whole-engine simulation under invariants. MULTILORA_SIM_STEPS sets the number of steps (CI: 1,000,000).
 
-What is asserted at every step stands in support/engine_world.py (`check`), and in the fake model, which answers wrongly
-as soon as a request reads a wrong block, slot or arena range.
+`check` in support/worlds/engine_world.py asserts at every step; its fake model answers wrongly as soon as a request
+reads a wrong block, slot or arena range.
 """
 
 from __future__ import annotations
