@@ -104,7 +104,7 @@ def test_a_trainer_that_the_system_killed_for_its_memory_is_told_what_would_fit(
     ended = ended_without_adapter(world, job)
     assert ended.failure is not None
     assert ended.failure.code == "trainer_killed"
-    assert "signal 9; out of memory is a usual cause; the run needs about" in ended.failure.message
+    assert "signal 9; out of memory is a common cause; the run needs about" in ended.failure.message
     assert "a smaller base is needed" in ended.failure.message
 
 
