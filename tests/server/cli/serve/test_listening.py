@@ -117,7 +117,7 @@ def test_at_the_deadline_a_stream_ends_with_an_error_event_and_a_whole_answer_wi
     wait_until(lambda: engine.stats().num_running == 2)
     start_s = time.monotonic()
     server.stop(StopSignals())
-    assert 0.3 <= time.monotonic() - start_s < 20.0
+    assert 0.3 <= time.monotonic() - start_s < 2.0
     *_, error, done = stream.rest()
     assert json.loads(error.removeprefix("data: "))["error"]["code"] == "server_stopping"
     assert done == "data: [DONE]"
@@ -136,7 +136,7 @@ def test_asked_twice_they_are_cut_off(app: FastAPI, engine: FakeEngine) -> None:
     signals.count = 2
     start_s = time.monotonic()
     server.stop(signals)
-    assert time.monotonic() - start_s < 20.0
+    assert time.monotonic() - start_s < 5.0
     with pytest.raises(httpx.RemoteProtocolError):
         stream.rest()
     engine.may_step.set()
