@@ -23,7 +23,10 @@ for folder in (HERE, HERE.parent):
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """A command run inside a test sets logging up on that test's stderr, which is closed when the test has ended."""
-    handlers, level = logging.root.handlers.copy(), logging.root.level
+    loggers = (logging.root, logging.getLogger("transformers"))
+    before = [(each.handlers.copy(), each.level, each.propagate) for each in loggers]
     yield
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
+    for each, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        each.handlers[:] = handlers
+        each.setLevel(level)
+        each.propagate = propagate

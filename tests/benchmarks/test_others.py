@@ -119,7 +119,7 @@ def test_a_wrong_kernel_is_told_and_has_no_time(bench: Bench, said: list[str]) -
     ("line", "reason"),
     [
         ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
-        ("from vllm.far import away\naway()", "ImportError: vllm.far.away is used, and nothing stands in for it"),
+        ("from vllm.far import away\naway()", "ImportError: vllm.far.away is used and has no substitute"),
     ],
 )
 def test_what_cannot_be_loaded_is_left_out_with_the_reason(

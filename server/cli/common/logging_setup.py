@@ -8,6 +8,8 @@ import sys
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from transformers.utils import logging as transformers_logging
+
 from server.api.edge.request_context import RequestIdFilter
 
 OURS = ("server", "adapters_store", "lora_kernels")
@@ -36,7 +38,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logging(*, log_format: LogFormat = LogFormat.TEXT, ours: int = logging.INFO) -> None:
-    """Log this product from level `ours`, other libraries from WARNING."""
+    """Log this product from level `ours`, other libraries from WARNING, transformers from ERROR."""
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s [%(request_id)s]: %(message)s", "%H:%M:%S")
     handler.setFormatter(JsonFormatter() if log_format is LogFormat.JSON else plain)
@@ -45,3 +47,7 @@ def set_up_logging(*, log_format: LogFormat = LogFormat.TEXT, ours: int = loggin
     for name in OURS:
         logging.getLogger(name).setLevel(ours)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # logs a missing CPU kernel at every import
+    # Its own handler writes lines that a collector of JSON cannot read. What it warns of is refused here, or harmless.
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+    transformers_logging.set_verbosity_error()

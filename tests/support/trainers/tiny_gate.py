@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[2]))
+TESTS = Path(__file__).parents[2]
+# The product's folders too: tests/ has folders of the same names, which would hide the installed packages.
+sys.path += [str(TESTS), str(TESTS.parent), str(TESTS.parent / "kernels")]
 
 
 def main() -> None:

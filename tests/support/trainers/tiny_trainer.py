@@ -18,7 +18,9 @@ from typing import Any
 
 import yaml
 
-sys.path.append(str(Path(__file__).parents[2]))
+TESTS = Path(__file__).parents[2]
+# The product's folders too: tests/ has folders of the same names, which would hide the installed packages.
+sys.path += [str(TESTS), str(TESTS.parent), str(TESTS.parent / "kernels")]
 
 CHECKPOINT_EVERY = 5
 

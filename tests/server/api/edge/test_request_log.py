@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
+from transformers.utils import logging as transformers_logging
 
 from server.api.edge import request_context as request_log
 from server.cli.common.logging_setup import LogFormat, set_up_logging
@@ -54,6 +55,15 @@ def test_an_answer_has_one_line_that_says_who_what_and_how_long(client: httpx.Cl
     assert (fields["tenant"], fields["adapter"], fields["completion_tokens"]) == ("acme", "base", 4)
     assert 0 < fields["ttft_ms"] <= fields["ms"]
     assert "error" not in fields
+
+
+def test_what_transformers_logs_has_the_same_format(log: io.StringIO) -> None:
+    transformers_logging.get_logger("transformers.a_module").warning("left out")
+    transformers_logging.get_logger("transformers.a_module").error("a fault of a file")
+    [line] = log.getvalue().splitlines()
+    assert "a fault of a file" in line
+    if log.format is LogFormat.JSON:  # type: ignore[attr-defined]
+        assert json.loads(line)["logger"] == "transformers.a_module"
 
 
 def test_a_refused_request_has_its_line_too(client: httpx.Client, log: io.StringIO) -> None:

@@ -34,7 +34,7 @@ def test_people_see_the_measured_parity(run: Command, pushed: Any, base: Path, t
     shown = run("adapter", "merge", "law@1", "-t", "acme", "--base", base, "--out", tmp_path / "out").stdout
     assert "logits differ by" in shown
     assert "(tolerance 1e-04)" in shown
-    assert "adapters of tiny are refused on it" in shown
+    assert "a new base: it refuses adapters of tiny" in shown
 
 
 def test_an_adapter_that_names_the_old_base_is_refused_on_the_merged_one(
