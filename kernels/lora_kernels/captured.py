@@ -15,6 +15,7 @@ from lora_kernels.attention.query_tiles import RECORD as ATTENTION_RECORD
 from lora_kernels.attention.query_tiles import AttentionTiles, QueryTiles
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraTable
 from lora_kernels.lora.row_tiles import RowTiles
+from lora_kernels.triton_common.available import has_triton
 from lora_kernels.triton_common.tiles import DECODE_ROWS
 
 
@@ -51,10 +52,21 @@ def captured_paged_batch(
     )
 
 
-def captured_lora_batch(table: LoraTable, records: torch.Tensor, rows: torch.Tensor, *, max_rank: int) -> LoraBatch:
-    """records [rows, 3] and rows [rows], int32 on the device, are read again at every step. Every group is launched,
-    because the modules that an adapter touches are known from the table on the device only."""
+def captured_scratch_elements(device: torch.device, *, max_rows: int, max_rank: int) -> int:
+    """float32 elements of scratch that suffice for every group of a recorded step of at most max_rows rows."""
+    if not has_triton():
+        return 0
+    from lora_kernels.lora.triton_launch import most_scratch
+
+    return most_scratch(max_rows, max_rank, device)
+
+
+def captured_lora_batch(
+    table: LoraTable, records: torch.Tensor, rows: torch.Tensor, *, max_rank: int, scratch: torch.Tensor
+) -> LoraBatch:
+    """records [rows, 3] and rows [rows], int32 on the device, are read again at every step; scratch is written. Every
+    group is launched, because the modules that an adapter touches are known from the table on the device only."""
     batch = LoraBatch(table, np.full(len(rows), NO_ADAPTER, dtype=np.int32))
-    batch.row_tiles = RowTiles(records, rows, DECODE_ROWS, max_rank)
+    batch.row_tiles = RowTiles(records, rows, DECODE_ROWS, max_rank, scratch)
     batch.touched_modules = np.ones(len(table.ranks), dtype=np.bool_)
     return batch

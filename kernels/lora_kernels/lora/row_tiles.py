@@ -22,13 +22,15 @@ class RowTiles:
 
     records [tiles, 3] and rows [R], int32, on the arena's device, in one allocation. A tile's rows all have its slot;
     a record of zero rows is a tile that returns at once (a captured CUDA graph has as many tiles as its largest batch).
-    max_rank: the largest rank of the step.
+    max_rank: the largest rank of the step. given_scratch: float32 memory for all launches, kept by the owner of the
+    step; None: allocated at the first launch.
     """
 
     records: torch.Tensor
     rows: torch.Tensor
     block_m: int
     max_rank: int
+    given_scratch: torch.Tensor | None = None
     _scratch: torch.Tensor | None = field(init=False, default=None)
 
     @property
@@ -42,6 +44,9 @@ class RowTiles:
 
     def scratch(self, num_elements: int) -> torch.Tensor:
         """float32, shared by all layers, which run one after another on one stream."""
+        if self.given_scratch is not None:
+            assert num_elements <= len(self.given_scratch), f"scratch of {len(self.given_scratch)}, not {num_elements}"
+            return self.given_scratch
         if self._scratch is None or len(self._scratch) < num_elements:
             self._scratch = torch.empty(num_elements, dtype=torch.float32, device=self.rows.device)
         return self._scratch

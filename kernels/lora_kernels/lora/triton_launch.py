@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lora_kernels.lora.batch import LoraBatch, LoraGroup
+from lora_kernels.lora.batch import MAX_MEMBERS, LoraBatch, LoraGroup
 from lora_kernels.lora.one_launch import one_launch_kernel
 from lora_kernels.lora.row_tiles import MIN_RANK_BLOCK
 from lora_kernels.lora.shrink_expand import expand_kernel, shrink_kernel
@@ -15,6 +15,7 @@ from lora_kernels.triton_common.tiles import ALIGN_BYTES, DECODE_ROWS, LoraTile,
 
 MAX_SPLITS = 16
 MIN_BLOCKS_PER_SPLIT = 2
+H_RANKS = 16  # h's rows are padded to a multiple of it
 
 
 def add_lora_delta_triton(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup) -> torch.Tensor:
@@ -32,8 +33,8 @@ def add_lora_delta_triton(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBat
     tile = chosen.tiles.lora[tiles.block_m, tiles.rank_block].for_element(x_TH.element_size())
     members = len(group.module_rows)
     splits = num_splits(tiles.num_tiles * members, group.in_features, tile.shrink_k, chosen.target_programs)
-    h_rank_blocks = -(-tiles.max_rank // 16)
-    h = tiles.scratch(splits * len(tiles.rows) * members * h_rank_blocks * 16)
+    h_rank_blocks = -(-tiles.max_rank // H_RANKS)
+    h = tiles.scratch(splits * len(tiles.rows) * members * h_rank_blocks * H_RANKS)
     shared = _Shared(batch, group, h, h_rank_blocks, splits, chosen.tiles.overlaps)
     _shrink(x_TH, shared, tile)
     _expand(y_TO, shared, tile)
@@ -45,6 +46,13 @@ def num_splits(programs: int, in_features: int, block_k: int, target_programs: i
     wanted = -(-target_programs // programs)
     possible = -(-in_features // (block_k * MIN_BLOCKS_PER_SPLIT))
     return max(1, min(wanted, possible, MAX_SPLITS))
+
+
+def most_scratch(num_rows: int, max_rank: int, device: torch.device) -> int:
+    """Elements of float32 that suffice for every group, whatever K, on tiles of one row each. Rises with both."""
+    columns = num_rows * MAX_MEMBERS
+    split_columns = min(MAX_SPLITS * columns, device_tiles(device).target_programs + columns)
+    return split_columns * -(-max_rank // H_RANKS) * H_RANKS
 
 
 @dataclass(frozen=True, slots=True)

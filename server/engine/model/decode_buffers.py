@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from lora_kernels.attention.query_tiles import RECORD as ATTENTION_RECORD
-from lora_kernels.captured import captured_lora_batch, captured_paged_batch
+from lora_kernels.captured import captured_lora_batch, captured_paged_batch, captured_scratch_elements
 from lora_kernels.lora.batch import LoraBatch, LoraTable
 from lora_kernels.lora.row_tiles import RECORD as LORA_RECORD
 from lora_kernels.lora.row_tiles import tile_records
@@ -74,6 +74,8 @@ class DecodeBuffers:
             zip(sizes, (part.numpy() for part in self._host.split(list(sizes.values()))), strict=True)
         )
         self._device_parts = dict(zip(sizes, self._device.split(list(sizes.values())), strict=True))
+        self._row_indices = torch.arange(max_rows, device=device)
+        self._scratch = torch.empty(0, dtype=torch.float32, device=device)
         self._known: dict[str, _KnownTable] = {}
         self._copied: torch.cuda.Event | None = None
         self.clear()
@@ -119,7 +121,10 @@ class DecodeBuffers:
         return max((self.table.max_ranks[slot] for slot in slots if slot is not None), default=0)
 
     def step(self, bucket: int, max_rank: int) -> Batch:
-        """A batch of `bucket` rows over this memory. max_rank: of its adapters; 0: none."""
+        """A batch of `bucket` rows over this memory. max_rank: of its adapters; 0: none.
+
+        Launches that are recorded with it read no memory but the batch's, so it must live as long as they are replayed.
+        """
         parts = self._device_parts
         attention = parts["attention"][: bucket * ATTENTION_RECORD].view(bucket, ATTENTION_RECORD)
         paged = captured_paged_batch(
@@ -130,7 +135,10 @@ class DecodeBuffers:
             max_context=self.max_context,
         )
         records, rows = parts["lora"][: bucket * LORA_RECORD].view(bucket, LORA_RECORD), parts["rows"][:bucket]
-        adapters = captured_lora_batch(self.table, records, rows, max_rank=max_rank) if max_rank else None
+        adapters = None
+        if max_rank:
+            scratch = self._scratch_for(max_rank)
+            adapters = captured_lora_batch(self.table, records, rows, max_rank=max_rank, scratch=scratch)
         return Batch(
             input_ids_1T=parts["ids"][None, :bucket],
             position_ids_1T=parts["positions"][None, :bucket],
@@ -138,11 +146,19 @@ class DecodeBuffers:
             paged=paged,
             layer_adapters=adapters,
             head_adapters=adapters,
-            logits_rows_R=torch.arange(bucket, device=self._device.device),
+            logits_rows_R=self._row_indices[:bucket],
             sampling=[],
             sampling_rows=[],
             prompt_spans=[],
         )
+
+    def _scratch_for(self, max_rank: int) -> torch.Tensor:
+        """One for all steps, if the largest rank comes first."""
+        device = self._device.device
+        wanted = captured_scratch_elements(device, max_rows=self.max_rows, max_rank=max_rank)
+        if wanted > len(self._scratch):
+            self._scratch = torch.empty(wanted, dtype=torch.float32, device=device)
+        return self._scratch
 
     def _table_of(self, row: ScheduledRow) -> NDArray[np.int32]:
         request = row.request

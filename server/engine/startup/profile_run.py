@@ -44,13 +44,23 @@ def profile_run(base: BaseModel, *, num_tokens: int, num_rows: int, block_size: 
     if before is None:
         return Reserved()
     forward_bytes = torch.cuda.max_memory_allocated(base.device) - before
-    logits_bytes = num_rows * int(base.config.vocab_size) * SAMPLING_BYTES_PER_LOGIT
-    graph_bytes = 0
-    if num_graphs:
-        graph_bytes = GRAPHS_BYTES + num_graphs * GRAPH_BYTES + forward_bytes * num_rows // num_tokens + logits_bytes
+    num_logits = num_rows * int(base.config.vocab_size)
     del runner, cache
     torch.cuda.empty_cache()
-    return Reserved(forward_bytes + logits_bytes, graph_bytes)
+    graphs = graph_bytes(
+        num_graphs=num_graphs,
+        forward_bytes=forward_bytes * num_rows // num_tokens,
+        logits_bytes=num_logits * base.dtype.itemsize,
+    )
+    return Reserved(forward_bytes + num_logits * SAMPLING_BYTES_PER_LOGIT, graphs)
+
+
+def graph_bytes(*, num_graphs: int, forward_bytes: int, logits_bytes: int) -> int:
+    """All recordings together, at most: launches, the largest one's activations, which the others reuse, and its logits
+    twice, as the head leaves them and where every recording writes its own."""
+    if num_graphs == 0:
+        return 0
+    return GRAPHS_BYTES + num_graphs * GRAPH_BYTES + forward_bytes + 2 * logits_bytes
 
 
 def _schedule(num_tokens: int, num_blocks: int) -> Schedule:

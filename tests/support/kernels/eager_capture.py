@@ -14,10 +14,11 @@ class EagerCapture:
         self.num_replays = 0
 
     def record(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-        output = run().clone()
+        output = run()
 
         def replay() -> torch.Tensor:
             self.num_replays += 1
-            return output.copy_(run())
+            assert run().data_ptr() == output.data_ptr(), "a replay writes where the recording wrote"
+            return output
 
         return replay

@@ -8,8 +8,8 @@ import pytest
 
 from server.engine.model.base_model import BaseModel, load_base
 from server.engine.startup.gpu_start import GpuStart, prepare
-from server.engine.startup.memory_plan import Reserved
-from server.engine.startup.profile_run import profile_run
+from server.engine.startup.memory_plan import MIB, Reserved
+from server.engine.startup.profile_run import GRAPH_BYTES, graph_bytes, profile_run
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +38,12 @@ def test_a_profile_run_runs_steps_of_the_size_it_is_given(
     monkeypatch.setattr(type(model.model), "forward", counted)
     assert profile_run(model, num_tokens=num_tokens, num_rows=4, block_size=16) == Reserved()
     assert seen == [(num_tokens, False), *[(num_tokens, True)] * 3]
+
+
+def test_the_reserve_of_recordings_counts_their_logits_once_for_all() -> None:
+    """Twice one step's: as the head leaves them, and where every recording writes its own."""
+    few, many = (graph_bytes(num_graphs=count, forward_bytes=0, logits_bytes=66 * MIB) for count in (33, 105))
+    without = graph_bytes(num_graphs=33, forward_bytes=0, logits_bytes=0)
+    assert few - without == 2 * 66 * MIB
+    assert many - few == (105 - 33) * GRAPH_BYTES
+    assert graph_bytes(num_graphs=0, forward_bytes=9, logits_bytes=9) == 0
