@@ -6,6 +6,8 @@ Safe to use from many threads, and from several processes on one data directory.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from adapters_store.accounts.tenants import TenantStore
 from adapters_store.accounts.usage import UsageStore
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.errors import AdapterRejected, NotFound
+from adapters_store.fleet.change_feed import ChangeFeed
 from adapters_store.format.adapter_folder import plan_files
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.validate import AdapterPlan
@@ -28,7 +31,7 @@ from adapters_store.storage.answer_cache import AnswerCache
 from adapters_store.storage.audit import AuditLog
 from adapters_store.storage.availability import DEFAULT_GRACE_S, Availability
 from adapters_store.storage.blobs import RESERVE_BYTES, BlobStore
-from adapters_store.storage.database import Database, now_s
+from adapters_store.storage.database import POLL_S, Database, now_s
 from adapters_store.storage.filesystem import Filesystem
 from adapters_store.storage.names import check_name, split_ref
 from adapters_store.versions import registry
@@ -56,9 +59,9 @@ class AdapterStore:
         self._blobs = blobs
         self._limits = limits
         self._resolved: AnswerCache[tuple[str, str], tuple[AdapterVersion, ...]] = AnswerCache(
-            database.generation_if_reachable
+            database.generation_if_reachable, max_age_s=database.poll_s
         )
-        database.on_write(self._resolved.clear)
+        database.on_change(self._resolved.clear)
         self.aliases = AliasStore(database)
         self.usage = UsageStore(database)
         self.quotas = QuotaStore(database)
@@ -80,15 +83,16 @@ class AdapterStore:
         files: Filesystem | None = None,
         reserve_bytes: int = RESERVE_BYTES,
         grace_s: float = DEFAULT_GRACE_S,
+        poll_s: float = POLL_S,
     ) -> AdapterStore:
         """Open or make the store in `data_dir`.
 
-        grace_s: how long remembered answers count while the database does not answer. Raises StoreError:
-        wrong_store (the database is another directory's), database_newer (a later program wrote it).
+        grace_s: how long remembered answers count while the database does not answer. poll_s: see Database. Raises
+        StoreError: wrong_store (the database is another directory's), database_newer (a later program wrote it).
         """
         files = files or Filesystem()
         files.make_folder(data_dir)
-        database = Database(data_dir, database_url, grace_s=grace_s)
+        database = Database(data_dir, database_url, grace_s=grace_s, poll_s=poll_s)
         blobs = BlobStore(data_dir, files, reserve_bytes=reserve_bytes)
         return cls(database, blobs, limits or AdapterLimits())
 
@@ -96,6 +100,20 @@ class AdapterStore:
     def database(self) -> Database:
         """For callers that keep their own tables in this database."""
         return self._database
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """While the block runs, other processes' changes count as soon as they are committed. On SQLite they are polled
+        for, as everywhere outside of the block."""
+        if not self._database.is_shared:
+            yield
+            return
+        feed = ChangeFeed(self._database.url, self._database.sender, self._database.changed)
+        feed.start()
+        try:
+            yield
+        finally:
+            feed.stop()
 
     def close(self) -> None:
         """Give the database connections back."""

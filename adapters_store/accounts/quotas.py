@@ -18,8 +18,8 @@ class QuotaStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._known: AnswerCache[str, Quotas] = AnswerCache(database.generation_if_reachable)
-        database.on_write(self._known.clear)
+        self._known: AnswerCache[str, Quotas] = AnswerCache(database.generation_if_reachable, max_age_s=database.poll_s)
+        database.on_change(self._known.clear)
 
     def get(self, tenant: str) -> Quotas:
         """Cheap enough for every request; another process's change counts within a second. Unlimited for a name that

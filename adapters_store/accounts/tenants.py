@@ -31,8 +31,10 @@ class TenantStore:
     def __init__(self, database: Database, drop_blobs: Callable[[list[AdapterDigest]], list[AdapterDigest]]) -> None:
         self._database = database
         self._drop_blobs = drop_blobs
-        self._known_keys: AnswerCache[str, KeyGrant] = AnswerCache(database.generation_if_reachable)
-        database.on_write(self._known_keys.clear)
+        self._known_keys: AnswerCache[str, KeyGrant] = AnswerCache(
+            database.generation_if_reachable, max_age_s=database.poll_s
+        )
+        database.on_change(self._known_keys.clear)
 
     def create(self, name: str) -> TenantKey:
         """A new tenant with its first key, which opens everything of the tenant.

@@ -6,13 +6,15 @@ turns writer fails at once when another process wrote in between, whatever the b
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, select, text, update
+from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, make_url, select, text, update
 
 from adapters_store.errors import StoreError, StoreUnavailable
 from adapters_store.storage import store_id
@@ -22,6 +24,9 @@ from adapters_store.storage.filesystem import file_lock
 from adapters_store.storage.schema import HEAD_REVISION, store_state
 from adapters_store.storage.store_id import Mark, StorePair
 
+POLL_S = 0.5  # how old a remembered answer may be before its reader looks for other processes' changes
+POOL_SIZE, MAX_OVERFLOW = 4, 4  # PostgreSQL's default limit is 100, for all servers and workers together
+CHANNEL = "multilora"
 _BUSY_TIMEOUT_S = 10
 _MIGRATE_KEY = 0x6D756C74696C6F72  # any number, the same in every process
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -30,21 +35,38 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 class Database:
     """A connection pool on migrated tables, proved to be those of `data_dir`. `url` None: data_dir/multilora.db.
 
-    grace_s: how long remembered answers count while the database does not answer.
+    grace_s: how long remembered answers count while the database does not answer. poll_s: how long they count before
+    other processes' changes are looked for; an announced change counts at once.
     Raises StoreError (wrong_store, database_newer). Whatever the database refuses later is a StoreError too; see
     `database_errors`.
     """
 
-    def __init__(self, data_dir: Path, url: str | None, *, grace_s: float = DEFAULT_GRACE_S) -> None:
+    def __init__(
+        self, data_dir: Path, url: str | None, *, grace_s: float = DEFAULT_GRACE_S, poll_s: float = POLL_S
+    ) -> None:
         self.engine = make_engine(url or f"sqlite:///{data_dir / 'multilora.db'}")
+        self.is_shared = self.engine.dialect.name == "postgresql"
         self.availability = Availability(grace_s)
-        self._on_write: list[Callable[[], None]] = []
+        self.poll_s = poll_s
+        self.sender = uuid4().hex
+        self._turn = threading.Lock()
+        self._on_change: list[Callable[[], None]] = []
         with file_lock(data_dir / "migrate.lock", exclusive=True), as_store_errors(writes=True):
             self.pair = _joined(self.engine, data_dir)
 
-    def on_write(self, callback: Callable[[], None]) -> None:
-        """Call back after each of this object's own commits."""
-        self._on_write.append(callback)
+    @property
+    def url(self) -> str:
+        """With its password."""
+        return self.engine.url.render_as_string(hide_password=False)
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call back after each of this object's own commits, and for each change that was announced."""
+        self._on_change.append(callback)
+
+    def changed(self) -> None:
+        """Remembered answers may be wrong now."""
+        for callback in self._on_change:
+            callback()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -70,16 +92,36 @@ class Database:
 
         changes_answers False: no remembered answer (a name's version, a key) changes with it.
         """
-        with self.availability.asking(), as_store_errors(writes=True):
+        with self._writers_turn(changes_answers), self.availability.asking(), as_store_errors(writes=True):
             self.pair.require_folder()
             with self.engine.connect().execution_options(multilora_write=True) as connection, connection.begin():
                 if changes_answers:  # first: on PostgreSQL it makes one writer of many, as SQLite's lock does
                     connection.execute(select(store_state.c.generation).with_for_update())
                 yield connection
                 if changes_answers:
-                    connection.execute(update(store_state).values(generation=store_state.c.generation + 1))
-        for callback in self._on_write if changes_answers else ():
-            callback()
+                    self._count_change(connection)
+        if changes_answers:
+            self.changed()
+
+    @contextmanager
+    def _writers_turn(self, changes_answers: bool) -> Iterator[None]:
+        """On PostgreSQL one changing write at a time: those that wait for the row's lock hold no connection."""
+        if not (self.is_shared and changes_answers):
+            yield
+            return
+        if not self._turn.acquire(timeout=_BUSY_TIMEOUT_S):
+            message = "other changes wait for the database too; nothing was stored, try again"
+            raise StoreUnavailable("store_unavailable", message, is_away=False)
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _count_change(self, connection: Connection) -> None:
+        change = update(store_state).values(generation=store_state.c.generation + 1)
+        if self.is_shared:
+            change = change.returning(func.pg_notify(CHANNEL, self.sender))  # type: ignore[assignment]
+        connection.execute(change)
 
     def generation(self) -> int:
         """A number that changes with every write of any process."""
@@ -117,9 +159,17 @@ def _joined(engine: Engine, data_dir: Path) -> StorePair:
     return StorePair(data_dir, store_id.settle(mark, data_dir), file)
 
 
-def make_engine(url: str) -> Engine:
+def make_engine(url: str, *, pool_size: int = POOL_SIZE, max_overflow: int = MAX_OVERFLOW) -> Engine:
+    """pool_size and max_overflow: of a server's connections; SQLite's are files, and have a pool of their own size."""
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_size=16, pool_pre_ping=True, connect_args=_limits_of_waiting(url))
+        return create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=max_overflow,
+            pool_timeout=_BUSY_TIMEOUT_S,
+            pool_pre_ping=True,
+            connect_args=_limits_of_waiting(url),
+        )
     engine = create_engine(url, pool_size=16, connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
@@ -137,9 +187,13 @@ def make_engine(url: str) -> Engine:
 
 
 def _limits_of_waiting(url: str) -> dict[str, str]:
-    """Timeouts to connect, to have a packet acknowledged (ms) and to get a lock. Values in the URL take precedence."""
+    """Timeouts to connect, to have a packet acknowledged (ms), to get a lock, and to find a silent connection dead.
+
+    Values in the URL take precedence.
+    """
     options = f"-c lock_timeout={_BUSY_TIMEOUT_S}s"
     limits = {"connect_timeout": "5", "tcp_user_timeout": "10000", "options": options}
+    limits |= {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3"}
     return {name: value for name, value in limits.items() if name not in make_url(url).query}
 
 

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from prometheus_client import Gauge
 
 from adapters_store.errors import StoreError
+from adapters_store.storage.database import POLL_S
 from adapters_store.store import AdapterStore
 from lora_kernels.process import c_library_trim
 from server.api.context import ApiContext
@@ -36,14 +37,15 @@ def background(app: FastAPI) -> Iterator[None]:
     """While the block runs: save usage, follow the store, run jobs, return freed memory to the system."""
     context = app.state.context
     assert isinstance(context, ApiContext)
-    watch = StoreWatch(context.store, context.engine, context.metrics.quarantined)
+    watch = StoreWatch(context.store, context.engine, context.metrics.quarantined, poll_s=context.store.database.poll_s)
     jobs, memory = _job_worker(app), MemoryTrim()
     memory.start()
     watch.start()
     context.usage.start()
     jobs.start()
     try:
-        yield
+        with context.store.following():
+            yield
     finally:
         jobs.stop()
         context.usage.stop()
@@ -58,9 +60,11 @@ def _job_worker(app: FastAPI) -> WorkerSupervisor:
 
 
 class StoreWatch:
-    """Checks every `poll_s` whether the store changed, then whether the engine holds adapters that are out of service.
+    """Checks whether the engine holds adapters that are out of service, after each change of the store that this
+    process makes or hears of; every `poll_s` it looks whether there was another.
 
-    Without a change it checks every `at_least_s`: a load may end after the check that should have seen it.
+    Without a change it checks every `at_least_s`: a load may end after the check that should have seen it. Checks take
+    at most a tenth of the time, however many changes there are.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class StoreWatch:
         engine: EngineClient,
         quarantined: Gauge,
         *,
-        poll_s: float = 0.5,
+        poll_s: float = POLL_S,
         at_least_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -82,6 +86,8 @@ class StoreWatch:
         self._generation: int | None = None
         self._looked_s = float("-inf")
         self._stop = threading.Event()
+        self._woken = threading.Event()
+        store.database.on_change(self._woken.set)
         self._thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
 
     def start(self) -> None:
@@ -89,6 +95,7 @@ class StoreWatch:
 
     def stop(self) -> None:
         self._stop.set()
+        self._woken.set()
         self._thread.join()
 
     def look(self) -> None:
@@ -107,11 +114,18 @@ class StoreWatch:
         self._generation, self._looked_s = generation, now_s
 
     def _run(self) -> None:
-        while not self._stop.wait(self._poll_s):
+        pause_s = 0.0
+        while not self._stop.wait(pause_s):
+            self._woken.wait(self._poll_s)
+            self._woken.clear()
+            if self._stop.is_set():
+                return
+            start_s = time.perf_counter()
             try:
                 self.look()
             except StoreError as error:
                 _log.warning("the store does not answer; adapters out of service stay in memory: %s", error)
+            pause_s = min(self._poll_s, 9 * (time.perf_counter() - start_s))
 
 
 class MemoryTrim:

@@ -1,0 +1,1 @@
+"""What several servers on one PostgreSQL share besides rows: changes announced at once."""
