@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: demo test lint test-long bench clients reference clean
+.PHONY: demo test lint test-long test-fleet bench clients reference clean
 
 demo: $(VENV)/.installed
 	$(BIN)/multilora demo $(ARGS)
@@ -29,6 +29,11 @@ test-long: $(VENV)/.installed-dev
 		MULTILORA_KILLS=1000 MULTILORA_STORM=100000 MULTILORA_LORIS=1000 MULTILORA_SCHEMA=40 \
 		MULTILORA_USAGE_KILLS=40 MULTILORA_JOB_KILLS=200 MULTILORA_SHARDED=all MULTILORA_ALL_LORA_FORMS=1 \
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# The long forms of several servers on one database: forty tries a race, and times under load. Half an hour.
+test-fleet: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 MULTILORA_FLEET=long $(BIN)/python -m pytest -n 1 --dist loadfile -s tests/adapters_store/fleet \
+		tests/server/api/test_replicas.py $(ARGS)
 
 # Six real clients, each in an environment of its own, against the demo.
 clients: $(VENV)/.installed-dev
