@@ -120,7 +120,7 @@ class Database:
     def _count_change(self, connection: Connection) -> None:
         change = update(store_state).values(generation=store_state.c.generation + 1)
         if self.is_shared:
-            change = change.returning(func.pg_notify(CHANNEL, self.sender))  # type: ignore[assignment]
+            change = change.returning(func.pg_notify(CHANNEL, self.sender))
         connection.execute(change)
 
     def generation(self) -> int:
