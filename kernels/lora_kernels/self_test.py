@@ -1,12 +1,15 @@
-"""Runs every operation on the device against its reference before serving starts, and turns off those that are wrong.
+"""Runs every operation on the device against its reference before its first use, and turns off those that are wrong.
 
 Knows which cases to run in about a second; `check_cases` knows how to run one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,11 +26,13 @@ from lora_kernels.check_cases import (
     rope_case,
 )
 from lora_kernels.lora.batch import NO_ADAPTER, LoraGroup
-from lora_kernels.triton_common.available import OPS, Op, triton_switch
+from lora_kernels.triton_common.available import OPS, Op, has_triton, triton_switch
 
 RANKS = (16, 1, 3, 8, 64, 256)
 GROUP = LoraGroup((0, 1, 2), 512, (256, 64, 72))
 Case = Callable[[], Outcome]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,24 @@ class OpCheck:
         return f"{self.op} ({self.case}): error {self.outcome.error:.2g}, at most {self.outcome.limit:.2g}"
 
 
+@cache
+def check_before_use(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """Once in a process: compile what the self-test launches, run it, and let torch serve what fails. Whatever is about
+    to use a kernel on a model calls this first. Returns, and logs, a line for each failure; on a CPU it does nothing.
+    """
+    if device.type != "cuda" or not has_triton():
+        return ()
+    from lora_kernels.triton_common.compile_ahead import compile_ahead
+
+    compiled = compile_ahead(partial(self_test, device, dtype))
+    if compiled.num_kernels:
+        _log.info("%s for the self-test", compiled.text)
+    lines = tuple(f"{line}; torch serves instead, slower" for line in turn_off_failing(self_test(device, dtype)))
+    for line in lines:
+        _log.warning("%s", line)
+    return lines
+
+
 def self_test(device: torch.device, dtype: torch.dtype = torch.bfloat16, ops: Sequence[Op] = OPS) -> list[OpCheck]:
     """Each operation's cases, in about a second once the kernels are compiled."""
     return [_checked(op, name, case) for op in ops for name, case in _cases(op, dtype, device)]
@@ -62,6 +85,53 @@ def turn_off_failing(checks: Sequence[OpCheck]) -> list[str]:
     for check in failed:
         triton_switch().turn_off(check.op, check.text)
     return [check.text for check in failed]
+
+
+def turn_off_uncompiled(failures: Mapping[str, str]) -> list[str]:
+    """failures: kernel -> why it does not compile. Returns a line for each operation that torch serves from now on."""
+    return [
+        _turned_off(op, f"{name} does not compile: {why}")
+        for name, why in failures.items()
+        if (op := op_of(name)) is not None and op not in triton_switch().off
+    ]
+
+
+def with_failing_ops_off(launch_all: Callable[[], object]) -> list[str]:
+    """Call `launch_all`, again if a launch fails, with that operation served by torch. Returns a line for each.
+
+    Raises what is not a launch's own failure: out of memory, a device that answers nothing any more."""
+    lines: list[str] = []
+    while True:
+        try:
+            launch_all()
+        except Exception as error:
+            op = _launched_by(error)
+            if op is None or op in triton_switch().off:
+                raise
+            lines.append(_turned_off(op, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"))
+        else:
+            return lines
+
+
+def op_of(module: str) -> Op | None:
+    """`lora_kernels.attention.flash_paged` -> attention."""
+    parts = module.split(".")
+    return next((op for op in OPS if parts[:2] == ["lora_kernels", op]), None)
+
+
+def _launched_by(error: BaseException) -> Op | None:
+    """The operation whose launch raised this; None: it was raised elsewhere, or concerns the whole device."""
+    if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+        return None
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not modules or not modules[-1].startswith("triton."):
+        return None
+    return next((op for module in reversed(modules) if (op := op_of(module)) is not None), None)
+
+
+def _turned_off(op: Op, why: str) -> str:
+    triton_switch().turn_off(op, why)
+    return f"{op}: {why}; torch serves instead, slower"
 
 
 def _checked(op: Op, name: str, case: Case) -> OpCheck:

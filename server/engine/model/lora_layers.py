@@ -20,11 +20,14 @@ from torch import nn
 
 from adapters_store.base.description import BaseDescription
 from adapters_store.base.families import HEAD
+from adapters_store.base.files import DTYPES
 from lora_kernels.elementwise.launcher import rms_norm, silu_mul
+from lora_kernels.elementwise.reference import rms_norm_reference
 from lora_kernels.lora.batch import LoraBatch, LoraGroup
 from lora_kernels.lora.launcher import add_lora_delta, group_linear
 from lora_kernels.nf4.launcher import nf4_linear, on_nf4_kernel
 from lora_kernels.nf4.weight import Nf4Weight, nf4_weights
+from lora_kernels.self_test import check_before_use
 from server.engine.model.rope import fuse_rope
 
 
@@ -148,7 +151,9 @@ class FusedRMSNorm(nn.Module):
 
 
 def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
-    """Replace the linear layers by groups that add each row's own adapter, and norms, SwiGLU, RoPE by fused forms."""
+    """Replace the linear layers by groups that add each row's own adapter, and norms, SwiGLU, RoPE by fused forms.
+    On a GPU, every kernel is tested there before the model can use it."""
+    check_before_use(next(model.parameters()).device, DTYPES[base.dtype])
     state = LoraState()
     for paths in base.groups:
         linears = [model.get_submodule(path) for path in paths]
@@ -173,11 +178,12 @@ def _replace_norms(model: nn.Module) -> None:
 
 @torch.inference_mode()
 def _norm_is_llama_type(module: nn.Module, eps: float) -> bool:
-    """Families differ in where they round and what they add to the weight, so compare with the module itself."""
+    """Families differ in where they round and what they add to the weight, so compare the module with the reference.
+    No kernel runs here: on a GPU none may run before it is tested."""
     weight = module.get_parameter("weight")
     probe = torch.randn(2, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
     one_rounding = torch.finfo(weight.dtype).eps
-    return torch.allclose(module(probe), rms_norm(probe, weight, eps), rtol=one_rounding, atol=one_rounding)
+    return torch.allclose(module(probe), rms_norm_reference(probe, weight, eps), rtol=one_rounding, atol=one_rounding)
 
 
 def _replace_swiglus(model: nn.Module) -> None:

@@ -109,9 +109,9 @@ def join_engine(
     report_progress: Callable[[str], None] = lambda text: None,
 ) -> EngineParts:
     """The same over a loaded base: settings that concern loading are ignored."""
-    start = _prepared(base, settings, report_progress)
-    report_progress("dividing memory")
     max_model_len = _context_of(base, settings)
+    start = _prepared(base, settings, max_model_len, report_progress)
+    report_progress("dividing memory")
     plan = _planned(base, settings, start, max_model_len)
     links = _Links()
     adapters = _adapters(base, settings, plan, source, links)
@@ -202,11 +202,14 @@ def _quarantine_on_a_thread(source: AdapterSource) -> Quarantine:
     return quarantine
 
 
-def _prepared(base: BaseModel, settings: EngineSettings, report_progress: Callable[[str], None]) -> GpuStart:
+def _prepared(
+    base: BaseModel, settings: EngineSettings, max_context: int, report_progress: Callable[[str], None]
+) -> GpuStart:
     return prepare(
         base,
         max_tokens=settings.scheduler.max_batch_tokens,
         max_rows=settings.scheduler.max_running,
+        max_context=max_context,
         block_size=settings.block_size,
         wants_graphs=settings.cuda_graphs,
         report_progress=report_progress,

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 import torch
 
 from lora_kernels.nf4.launcher import NF4_MAX_ROWS
-from lora_kernels.self_test import self_test, turn_off_failing
+from lora_kernels.self_test import check_before_use
 from lora_kernels.triton_common.available import has_triton
 from server.engine.model.base_model import BaseModel
 from server.engine.model.cuda_graphs import CudaCapture, DecodeGraphs, GraphSettings, why_no_graphs
 from server.engine.model.decode_buffers import DecodeBuffers
 from server.engine.model.runner import ModelRunner
+from server.engine.startup.compile_kernels import compile_kernels
+from server.engine.startup.covering_steps import StepLimits
 from server.engine.startup.memory_plan import MIB, Reserved, free_device_bytes
 from server.engine.startup.profile_run import profile_run
 
@@ -37,30 +39,40 @@ class GpuStart:
 
 
 def prepare(
-    base: BaseModel, *, max_tokens: int, max_rows: int, block_size: int, wants_graphs: bool, report_progress: Report
+    base: BaseModel,
+    *,
+    max_tokens: int,
+    max_rows: int,
+    max_context: int,
+    block_size: int,
+    wants_graphs: bool,
+    report_progress: Report,
 ) -> GpuStart:
     """Test, compile and measure, on a GPU. max_tokens: of the largest step, max_rows of which are sampled."""
     if base.device.type != "cuda":
         return GpuStart()
+    report_progress("compiling every kernel that a step can need")
+    logged = check_before_use(base.device, base.dtype)
+    limit = min(max_rows, NF4_MAX_ROWS) if base.quantized else max_rows
+    every = GraphSettings.for_rows(limit, max_rank=MAX_RANK)
+    could = wants_graphs and why_no_graphs(base.config, base.device) is None
+    limits = StepLimits(
+        max_tokens=max_tokens, max_rows=max_rows, max_context=max_context, graphs=every if could else None
+    )
+    logged += compile_kernels(base, limits, block_size=block_size, report_progress=report_progress)
     warnings = []
-    if has_triton():
-        report_progress("testing every kernel on this GPU")
-        warnings = [
-            f"{line}; torch serves instead, slower" for line in turn_off_failing(self_test(base.device, base.dtype))
-        ]
-    else:
+    if not has_triton():
         warnings.append("Triton is not installed: torch serves, slower; pip install 'multilora[gpu]'")
     reason = why_no_graphs(base.config, base.device) if wants_graphs else "turned off"
     if reason is not None:
         warnings.append(f"no CUDA graphs: {reason}")
-    limit = min(max_rows, NF4_MAX_ROWS) if base.quantized else max_rows
-    graphs = None if reason is not None else GraphSettings.for_rows(limit, max_rank=MAX_RANK)
-    report_progress("compiling kernels and measuring a step")
+    graphs = every if reason is None else None
+    report_progress("measuring the largest step")
     num_graphs = 0 if graphs is None else len(graphs.buckets) * len(graphs.max_ranks)
     reserved = profile_run(base, num_tokens=max_tokens, num_rows=max_rows, block_size=block_size, num_graphs=num_graphs)
     for line in warnings:
         _log.warning("%s", line)
-    return GpuStart(reserved=reserved, graphs=graphs, warnings=tuple(warnings))
+    return GpuStart(reserved=reserved, graphs=graphs, warnings=(*logged, *warnings))
 
 
 def record_graphs(start: GpuStart, runner: ModelRunner, *, max_context: int, report_progress: Report) -> None:

@@ -19,7 +19,15 @@ def model(base: Path) -> BaseModel:
 
 def test_nothing_is_prepared_without_a_gpu(model: BaseModel) -> None:
     reported: list[str] = []
-    start = prepare(model, max_tokens=64, max_rows=4, block_size=16, wants_graphs=True, report_progress=reported.append)
+    start = prepare(
+        model,
+        max_tokens=64,
+        max_rows=4,
+        max_context=64,
+        block_size=16,
+        wants_graphs=True,
+        report_progress=reported.append,
+    )
     assert start == GpuStart(reserved=Reserved(), graphs=None, warnings=())
     assert reported == []
 

@@ -1,0 +1,134 @@
+"""Steps that together launch every compiled form that a server can need, so that no request waits for a compiler.
+
+Which form a launch takes is decided by tables: rows of a tile, ranks of a pass, whether a context is split. So steps on
+both sides of each of the tables' limits are enough; lengths, counts and adapters in between compile nothing
+(`tests/server/engine/startup/test_compile_ahead.py`). Knows batches; launches nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lora_kernels.lora.batch import LoraBatch
+from lora_kernels.lora.row_tiles import MAX_RANK_BLOCK, MIN_RANK_BLOCK, row_tiles
+from lora_kernels.triton_common.tiles import DECODE_ROWS, device_tiles
+from server.engine.model.batch import Batch
+from server.engine.model.cuda_graphs import GraphSettings
+from server.engine.model.decode_buffers import DecodeBuffers
+from server.engine.model.runner import ModelRunner
+from server.engine.request import Request, SamplingParams
+from server.engine.schedule import Schedule, ScheduledRow
+
+LONG_CONTEXT = 8192  # split wherever a longer one is
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLimits:
+    """The largest steps of a server. graphs: its recordings, if it makes any."""
+
+    max_tokens: int
+    max_rows: int
+    max_context: int
+    graphs: GraphSettings | None = None
+
+
+def covering_batches(runner: ModelRunner, limits: StepLimits) -> Iterator[Batch]:
+    """Over the runner's cache and table; the table needs a slot for each of max_rows rows, none of which touches a
+    module. The first is the largest step."""
+    yield from _plain(runner, limits)
+    if limits.graphs is not None:
+        yield from _recorded(runner, limits, limits.graphs)
+
+
+def _plain(runner: ModelRunner, limits: StepLimits) -> Iterator[Batch]:
+    largest, edge = limits.max_tokens, min(DECODE_ROWS + 1, limits.max_tokens)
+    rows = min(limits.max_rows, limits.max_tokens)
+    for rank in (0, *_rank_blocks()):
+        yield _one_and_a_prompt(runner, largest, rank)
+        yield _prompt(runner, edge, edge, rank)  # all its rows get logits: the head's adapters meet large tiles
+        for count in dict.fromkeys((1, min(edge, rows), rows)):
+            yield _decodes(runner, count, 1, rank)
+            yield _decodes(runner, count, 1, rank, distinct=True)
+    context = min(limits.max_context, LONG_CONTEXT)
+    for tokens in dict.fromkeys((edge, min(largest, context))):
+        yield _prompt(runner, tokens, max(tokens, context), 0)
+    for count in dict.fromkeys((1, rows)):
+        yield _decodes(runner, count, context, 0)
+    for tokens in _edges(runner, largest):
+        yield _prompt(runner, tokens, tokens, 0)
+
+
+def _recorded(runner: ModelRunner, limits: StepLimits, graphs: GraphSettings) -> Iterator[Batch]:
+    last = graphs.buckets[-1]
+    buffers = DecodeBuffers(
+        runner.table, max_rows=last, max_context=limits.max_context, block_size=runner.cache.block_size
+    )
+    counts = {graphs.buckets[0], last, *_edges(runner, last)}
+    for bucket in sorted(counts):
+        for rank in graphs.max_ranks:
+            yield buffers.step(bucket, rank)
+
+
+def _edges(runner: ModelRunner, most: int) -> list[int]:
+    """Numbers of rows on both sides of each limit of the tiles."""
+    limits = [tile.block_m for tile in device_tiles(runner.base.device).tiles.nf4]
+    return sorted({rows for limit in limits for rows in (limit, limit + 1) if rows <= most})
+
+
+def _rank_blocks() -> list[int]:
+    return [rank for rank in (MIN_RANK_BLOCK, 32, MAX_RANK_BLOCK) if rank <= MAX_RANK_BLOCK]
+
+
+def _one_and_a_prompt(runner: ModelRunner, num_tokens: int, rank: int) -> Batch:
+    """One request decodes one token, another's prompt takes all others."""
+    rows = [_row(runner, 1, 1)]
+    if num_tokens > 1:
+        rows.append(_row(runner, num_tokens - 1, num_tokens, first_block=1))
+    return _batch(runner, rows, rank)
+
+
+def _prompt(runner: ModelRunner, num_tokens: int, context: int, rank: int) -> Batch:
+    """The last tokens of a prompt, with logits for each unless they are many."""
+    wants_all = num_tokens == DECODE_ROWS + 1
+    return _batch(runner, [_row(runner, num_tokens, context, logprobs=wants_all)], rank)
+
+
+def _decodes(runner: ModelRunner, count: int, context: int, rank: int, *, distinct: bool = False) -> Batch:
+    """Rows of one token, on one adapter or each on its own."""
+    return _batch(runner, [_row(runner, 1, context) for _ in range(count)], rank, distinct=distinct)
+
+
+def _row(
+    runner: ModelRunner, num_tokens: int, context: int, *, first_block: int = 0, logprobs: bool = False
+) -> ScheduledRow:
+    """The last num_tokens of a prompt of `context`. Its blocks repeat, because the cache here holds one step only."""
+    needed = -(-context // runner.cache.block_size)
+    first = first_block % runner.cache.num_blocks
+    blocks = [(first + index) % runner.cache.num_blocks for index in range(needed)]
+    params = SamplingParams(prompt_logprobs=0 if logprobs else None)
+    request = Request("covering", "start", [0] * context, params, block_ids=blocks)
+    return ScheduledRow(request, context - num_tokens, num_tokens)
+
+
+def _batch(runner: ModelRunner, rows: Sequence[ScheduledRow], rank: int, *, distinct: bool = False) -> Batch:
+    schedule = Schedule(list(rows), sum(row.num_tokens for row in rows), 0)
+    size, device = runner.cache.block_size, runner.base.device
+    batch = Batch.build(schedule, block_size=size, table=runner.table, device=device)
+    if not rank:
+        return batch
+    counts = (batch.input_ids_1T.shape[1], len(batch.logits_rows_R))
+    layers, head = (_claiming(runner, count, rank, distinct=distinct) for count in counts)
+    return replace(batch, layer_adapters=layers, head_adapters=head)
+
+
+def _claiming(runner: ModelRunner, num_rows: int, rank: int, *, distinct: bool) -> LoraBatch:
+    """Rows on slots that claim this rank, but touch no module in the table: kernels are compiled and return."""
+    slots = np.arange(num_rows, dtype=np.int32) if distinct else np.zeros(num_rows, dtype=np.int32)
+    adapters = LoraBatch(runner.table, slots)
+    segments = (adapters.slots, adapters.starts, adapters.rows)
+    adapters.row_tiles = row_tiles(*segments, max_rank=rank, device=runner.table.arena.device)
+    adapters.touched_modules = np.ones(len(runner.table.ranks), dtype=np.bool_)
+    return adapters
