@@ -43,11 +43,17 @@ def covering_batches(runner: ModelRunner, limits: StepLimits) -> Iterator[Batch]
         yield from _recorded(runner, limits, limits.graphs)
 
 
+def largest_batches(runner: ModelRunner, max_tokens: int) -> Iterator[Batch]:
+    """Steps of max_tokens tokens, one row of them a decode: without adapters, and with each compiled rank."""
+    for rank in (0, *_rank_blocks()):
+        yield _one_and_a_prompt(runner, max_tokens, rank)
+
+
 def _plain(runner: ModelRunner, limits: StepLimits) -> Iterator[Batch]:
     largest, edge = limits.max_tokens, min(DECODE_ROWS + 1, limits.max_tokens)
     rows = min(limits.max_rows, limits.max_tokens)
+    yield from largest_batches(runner, largest)
     for rank in (0, *_rank_blocks()):
-        yield _one_and_a_prompt(runner, largest, rank)
         yield _prompt(runner, edge, edge, rank)  # all its rows get logits: the head's adapters meet large tiles
         for count in dict.fromkeys((1, min(edge, rows), rows)):
             yield _decodes(runner, count, 1, rank)

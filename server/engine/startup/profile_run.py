@@ -1,24 +1,18 @@
-"""The profile run: runs steps of the largest size before serving, compiles their kernels and measures their memory.
+"""The profile run: runs steps of the largest size before serving and measures their memory.
 
 Knows the model and its device; divides no memory.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
 import torch
 
-from lora_kernels.lora.batch import LoraBatch, LoraTable
-from lora_kernels.lora.row_tiles import MAX_RANK_BLOCK, MIN_RANK_BLOCK, row_tiles
+from lora_kernels.lora.batch import LoraTable
 from server.engine.model.base_model import BaseModel
-from server.engine.model.batch import Batch
 from server.engine.model.kv_tensors import KVCache
 from server.engine.model.runner import ModelRunner
-from server.engine.request import Request, SamplingParams
 from server.engine.sampling.sampler import Sampler
-from server.engine.schedule import Schedule, ScheduledRow
+from server.engine.startup.covering_steps import largest_batches
 from server.engine.startup.memory_plan import MIB, Reserved
 
 SAMPLING_BYTES_PER_LOGIT = 2 + 3 * 4  # the logits, and three float32 copies while they are filtered
@@ -35,12 +29,10 @@ def profile_run(base: BaseModel, *, num_tokens: int, num_rows: int, block_size: 
     cache = KVCache.allocate(base, num_blocks=num_blocks, block_size=block_size)
     table = LoraTable(torch.zeros(64, dtype=base.dtype, device=base.device), len(base.description.modules), 1)
     runner = ModelRunner(base, cache, table, Sampler())
-    schedule = _schedule(num_tokens, num_blocks)
     before = _start_measuring(base.device)
     with torch.inference_mode():
-        for rank in (0, *_rank_blocks()):
-            batch = Batch.build(schedule, block_size=block_size, table=table, device=base.device)
-            runner.forward(_with_adapters(batch, table, rank) if rank else batch)
+        for batch in largest_batches(runner, num_tokens):
+            runner.forward(batch)
     if before is None:
         return Reserved()
     forward_bytes = torch.cuda.max_memory_allocated(base.device) - before
@@ -61,35 +53,6 @@ def graph_bytes(*, num_graphs: int, forward_bytes: int, logits_bytes: int) -> in
     if num_graphs == 0:
         return 0
     return GRAPHS_BYTES + num_graphs * GRAPH_BYTES + forward_bytes + 2 * logits_bytes
-
-
-def _schedule(num_tokens: int, num_blocks: int) -> Schedule:
-    """One request decodes one token, another's prompt takes all others."""
-    last = num_blocks - 1
-    decode = Request("decode", "profile", [0], SamplingParams(), block_ids=[last])
-    if num_tokens == 1:
-        return Schedule([ScheduledRow(decode, 0, 1)], 1, 1)
-    prompt = Request("prompt", "profile", [0] * num_tokens, SamplingParams(), block_ids=list(range(last)))
-    rows = [ScheduledRow(decode, 0, 1), ScheduledRow(prompt, 0, num_tokens - 1)]
-    return Schedule(rows, num_tokens, 1)
-
-
-def _rank_blocks() -> list[int]:
-    return [rank for rank in (MIN_RANK_BLOCK, 32, MAX_RANK_BLOCK) if rank <= MAX_RANK_BLOCK]
-
-
-def _with_adapters(batch: Batch, table: LoraTable, rank: int) -> Batch:
-    """All rows on a slot that claims this rank but touches no module in the table: kernels are compiled and return."""
-    layers, head = (_claiming(table, count, rank) for count in (batch.input_ids_1T.shape[1], len(batch.logits_rows_R)))
-    return replace(batch, layer_adapters=layers, head_adapters=head)
-
-
-def _claiming(table: LoraTable, num_rows: int, rank: int) -> LoraBatch:
-    adapters = LoraBatch(table, np.zeros(num_rows, dtype=np.int32))
-    segments = (adapters.slots, adapters.starts, adapters.rows)
-    adapters.row_tiles = row_tiles(*segments, max_rank=rank, device=table.arena.device)
-    adapters.touched_modules = np.ones(len(table.ranks), dtype=np.bool_)
-    return adapters
 
 
 def _start_measuring(device: torch.device) -> int | None:
