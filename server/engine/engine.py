@@ -12,6 +12,7 @@ from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, StoreError
 from adapters_store.tiers.tiers import AdapterTiers
 from server.engine import numerics
+from server.engine.constraint import ConstraintFailure
 from server.engine.metrics import EngineCounters, EngineStats, FairnessGauge, Histogram, memory_counters
 from server.engine.model.forward import PendingForward, StepOutput
 from server.engine.numerics import NumericFaults, Quarantine
@@ -183,11 +184,24 @@ class Engine:
             return self._finish(request, OutputDelta("", "length"))  # max_tokens 0: the client wants only the prompt
         self._counters.generated_tokens += 1
         delta = self._outputs[request.id].append(token)
+        if request.constraint is not None:
+            request.constraint.advance(request.output_ids)
+            if request.constraint.failure is not None:
+                return self._constraint_failed(request, request.constraint.failure)
+            if request.constraint.is_complete:
+                delta = self._completed(request, delta)
         event = self._event(request, delta) if delta.finish_reason is None else self._finish(request, delta)
         event.token_ids = [token]
         if request.id in output.logprobs:
             event.logprobs = [output.logprobs[request.id]]
         return event
+
+    def _completed(self, request: Request, delta: OutputDelta) -> OutputDelta:
+        """The constraint allows nothing more: the output ends here, whatever else would have ended it."""
+        if delta.finish_reason is None:
+            rest = self._outputs[request.id].finish("stop")
+            return rest._replace(text=delta.text + rest.text)
+        return delta._replace(finish_reason="stop")
 
     def _count_prompt_tokens(self, row: ScheduledRow) -> None:
         if row.start < len(row.request.prompt_ids) and row.request.num_preemptions == 0:
@@ -232,6 +246,10 @@ class Engine:
         event = self._final(request, self._outputs[request.id].finish("error"))
         event.error = error
         return event
+
+    def _constraint_failed(self, request: Request, failure: ConstraintFailure) -> TokenEvent:
+        self.scheduler.finish(request)
+        return self._failed(request, RequestError(failure.code, failure.message, status=400))
 
     def _adapter_failed(self, request: Request, error: StoreError) -> TokenEvent:
         failure = RequestError(error.code, error.message, error.status, error.retry_after_s)

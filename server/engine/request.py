@@ -12,6 +12,7 @@ from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import InputRefused, LimitReached
 from adapters_store.parsing.numbers import is_within
 from adapters_store.parsing.strict_json import shown
+from server.engine.constraint import TokenConstraint
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_LOGPROBS = 20
@@ -117,6 +118,7 @@ class Request:
     weight: float = 1.0
     price: float = 1.0
     deadline_s: float | None = None
+    constraint: TokenConstraint | None = None  # what its tokens must follow, with its state so far
 
     status: Status = Status.WAITING
     output_ids: list[int] = field(default_factory=list)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from lora_kernels.transfer import to_device
+from server.engine.constraint import TokenConstraint
 from server.engine.request import Request, SamplingParams
 from server.engine.sampling.token_picking import OFF_TOP_P, Filters
 
@@ -98,6 +99,7 @@ class SamplingPlan:
     bias: torch.Tensor | None = None
     penalised: list[tuple[int, TokenHistory]] = field(default_factory=list)
     banned: list[tuple[int, npt.NDArray[np.int64]]] = field(default_factory=list)
+    constrained: list[tuple[int, TokenConstraint]] = field(default_factory=list)
     with_logprobs: list[int] = field(default_factory=list)
 
     @property
@@ -107,11 +109,11 @@ class SamplingPlan:
     @property
     def needs_last_token(self) -> bool:
         """Whether the host must know a row's last token to sample the next."""
-        return bool(self.penalised)
+        return bool(self.penalised or self.constrained)
 
     @property
     def edits_scores(self) -> bool:
-        return bool(self.penalised or self.banned or self.bias_index is not None)
+        return bool(self.penalised or self.banned or self.constrained or self.bias_index is not None)
 
 
 class PlanBuilder:
@@ -136,6 +138,8 @@ class PlanBuilder:
                 plan.penalised.append((row, histories[request.id]))
             if request.params.min_tokens:
                 plan.banned.append((row, row * self._vocab_size + self._ending_ids(request.params, eos_ids)))
+            if request.constraint is not None:
+                plan.constrained.append((row, request.constraint))
         return plan
 
     def _group(self, kinds: list[str], kind: str) -> PickGroup | None:

@@ -1,10 +1,11 @@
 """Samples one token for each row of logits. Knows logits and sampling parameters; knows nothing of text or stop rules.
 
-The order: logit_bias, penalties, min_tokens; then the best token if temperature or top_p is 0, else temperature,
-top_k, top_p (of what top_k kept), min_p, and one draw. R rows, V vocabulary entries.
+The order: logit_bias, penalties, min_tokens, the request's constraint; then the best token if temperature or top_p is
+0, else temperature, top_k, top_p (of what top_k kept), min_p, and one draw. R rows, V vocabulary entries.
 
 Whether a row is finite is checked on the model's own logits, so no request's parameters can make a sound row look like
-a fault of its adapter. Edited scores stay finite, and no ban removes a row's last token.
+a fault of its adapter. Edited scores stay finite, and no ban removes a row's last token. A constraint may: then the
+token drawn breaks it, and the constraint says so.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class Sampler:
     def _edited(self, logits_RV: torch.Tensor, plan: SamplingPlan, draw: Draw) -> torch.Tensor:
         """A float32 copy with biases, penalties and bans applied; picking may overwrite it.
 
-        A row with a finite logit keeps a finite score: if the model allows only banned tokens, one of them is sampled.
+        A row with a finite logit keeps a finite score, unless its constraint allows no such token: if the model allows
+        only banned tokens, one of them is sampled.
         """
         scores_RV = logits_RV.to(torch.float32, copy=True).contiguous()
         flat = scores_RV.view(-1)
@@ -136,6 +138,8 @@ class Sampler:
         if banned:
             where = to_device(torch.from_numpy(np.concatenate(banned)), flat.device)
             flat[where] = flat[where].clamp(max=_LOWEST)
+        if plan.constrained:
+            _constrain(scores_RV, plan, draw.requests)
         return scores_RV
 
     def _picked(self, scores_RV: torch.Tensor, plan: SamplingPlan, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
@@ -242,6 +246,18 @@ def _penalise(flat: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request
     repeated = torch.where(scores > 0, scores / repetition, scores * repetition)
     penalised = (repeated - presence * (count > 0) - frequency * count).clamp(_LOWEST, _HIGHEST)
     flat[where] = torch.where(scores.isinf(), scores, penalised)
+
+
+def _constrain(scores_RV: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request]) -> None:
+    """Scores of tokens that a row's constraint does not allow become -inf. Other rows are not touched."""
+    for row, constraint in plan.constrained:
+        constraint.advance(requests[row].output_ids)
+    bits = np.stack([constraint.allowed() for _, constraint in plan.constrained])
+    forbidden = np.unpackbits(~bits, axis=1, count=plan.vocab_size, bitorder="little").view(np.bool_)
+    for (row, _), forbidden_V in zip(
+        plan.constrained, to_device(torch.from_numpy(forbidden), scores_RV.device), strict=True
+    ):
+        scores_RV[row].masked_fill_(forbidden_V, -torch.inf)
 
 
 def _uniform_column(group: PickGroup, draw: Draw, device: torch.device) -> torch.Tensor:

@@ -8,6 +8,7 @@ measured, one thread's truncation cuts another thread's prompt without an error.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from server.engine.text.vocabulary import Vocabulary
 
 Message = Mapping[str, Any]  # one OpenAI chat message: role, content as one string, and what templates read beyond
 
+_MARK = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _PLAIN_CHAT = ChatOptions()
 _SHORT = 4096  # characters or ids; only the calls for longer texts release the GIL
 _MAX_ERROR_CHARACTERS = 300  # of a template's own message, which may quote the whole chat
@@ -64,6 +66,12 @@ class Tokenizer:
     def vocabulary(self, num_rows: int) -> Vocabulary:
         """The ids served over a model with that many embedding rows. Raises ValueError if there are none."""
         return Vocabulary(num_rows, self._backend.get_vocab(with_added_tokens=True))
+
+    @cached_property
+    def marker_ids(self) -> frozenset[int]:
+        """Tokens that spell no text: special ones, and added ones of the form <...> or [...], which templates use."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(id_ for id_, token in added.items() if token.special or _MARK.fullmatch(token.content))
 
     @property
     def has_chat_template(self) -> bool:

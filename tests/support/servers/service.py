@@ -15,6 +15,7 @@ import torch
 
 from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
+from server.engine.constraint import TokenConstraint
 from server.engine.metrics import EngineStats
 from server.engine.request import Request, SamplingParams, TokenEvent
 from server.engine.schedule import SchedulerSettings
@@ -59,7 +60,13 @@ class Service:
         self._ids = itertools.count()
 
     def ask(
-        self, prompt: list[int], adapter: str | AdapterVersion | None = None, *, tenant: str = TENANT, **params: Any
+        self,
+        prompt: list[int],
+        adapter: str | AdapterVersion | None = None,
+        *,
+        tenant: str = TENANT,
+        constraint: TokenConstraint | None = None,
+        **params: Any,
     ) -> tuple[str, Answer]:
         """Submit; returns (request id, answer to collect)."""
         version = self.versions[adapter] if isinstance(adapter, str) else adapter
@@ -71,6 +78,7 @@ class Service:
             params=SamplingParams(**{"max_tokens": 16, "temperature": 0.0, "ignore_eos": True, **params}),
             adapter=None if version is None else version.digest,
             adapter_name=None if version is None else version.ref,
+            constraint=constraint,
         )
         self.worker.submit(request, answer.events.put)
         return request.id, answer

@@ -1,0 +1,39 @@
+"""What may limit the tokens of a request: the seam between a grammar and the steps of the engine. Knows no grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ConstraintFailure(NamedTuple):
+    """Why a constraint cannot go on. code and message go to the client; neither quotes what the client sent."""
+
+    code: str
+    message: str
+
+
+class TokenConstraint(Protocol):
+    """Says which token may follow the output so far. One per request; after submission only the engine's thread uses
+    it. No method raises for what a client or a model did: see `failure`."""
+
+    def advance(self, output_ids: Sequence[int]) -> None:
+        """Read the request's output so far. What was read before is not read again."""
+
+    def allowed(self) -> NDArray[np.uint8]:
+        """One bit for each token id, the lowest id in the lowest bit: 1 if it may be next. At least V bits, rounded up
+        to whole bytes. All bits are set after a failure. The array is valid until the next call."""
+
+    def forced(self) -> list[int]:
+        """The tokens that must follow, as far as nothing else may; empty if there is a choice."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing may follow: the output read so far is whole."""
+
+    @property
+    def failure(self) -> ConstraintFailure | None:
+        """Set once it cannot go on; then it stays."""

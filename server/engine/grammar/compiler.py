@@ -1,0 +1,128 @@
+"""Compiles grammars: checked in a process of its own, within limits, then kept for the tenant that sent them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from functools import partial
+
+from llguidance import LLMatcher, LLTokenizer
+
+from server.engine.grammar.check_pool import TIME_LIMIT_S, CheckPool
+from server.engine.grammar.matcher import GrammarMatcher
+from server.engine.grammar.refusals import CRASHED, TIMED_OUT, TOO_COMPLEX, Refusal
+from server.engine.grammar.spec import MAX_GRAMMAR_BYTES, GrammarSpec
+from server.engine.grammar.tokens import LIMITS, Encode, TokenTable
+from server.engine.request import InvalidRequest
+from server.engine.text.tokenizer import Tokenizer
+from server.engine.text.vocabulary import Vocabulary
+
+_MAX_KEPT, _MAX_KEPT_OF_TENANT = 512, 64
+_KEPT_BYTES = 8 << 20
+
+_NO_END = b"<|no end|>"
+
+_Key = tuple[str, GrammarSpec]
+
+
+def compiler_for(tokenizer: Tokenizer, vocabulary: Vocabulary) -> GrammarCompiler:
+    """For a base with this tokenizer, of whose ids `vocabulary` is served. Starts nothing."""
+    encode = partial(tokenizer.encode, add_special_tokens=False)
+    return GrammarCompiler(token_table(tokenizer, vocabulary), encode)
+
+
+def token_table(tokenizer: Tokenizer, vocabulary: Vocabulary) -> TokenTable:
+    texts, size = tokenizer.token_texts, vocabulary.size
+    tokens = [b"" if id_ in vocabulary.holes else texts.token_bytes(id_) for id_ in range(size)]
+    special_ids = [id_ for id_ in tokenizer.marker_ids if id_ < size]
+    ending_ids = sorted(id_ for id_ in tokenizer.chat_end_ids if id_ < size)
+    if not ending_ids:  # llguidance needs one: an id that is never served
+        tokens.append(_NO_END)
+        special_ids.append(size)
+        ending_ids.append(size)
+    return TokenTable(tuple(tokens), tuple(special_ids), tuple(ending_ids))
+
+
+class CompiledGrammar:
+    """A grammar at its start. Any thread may start requests from it."""
+
+    def __init__(self, matcher: LLMatcher, ending_ids: Iterable[int]) -> None:
+        self._matcher = matcher
+        self._ending_ids = frozenset(ending_ids)
+
+    def start(self, ending_ids: Iterable[int]) -> GrammarMatcher:
+        """For one request. ending_ids: tokens that may end its answer."""
+        return GrammarMatcher(self._matcher.deep_copy(), self._ending_ids.difference(ending_ids))
+
+
+class GrammarCompiler:
+    """One for each base. Any thread may use it; `compiled` may take TIME_LIMIT_S, `known` does not wait.
+
+    A tenant's grammars are kept for this tenant alone: another's compile times say nothing of them.
+    """
+
+    def __init__(self, table: TokenTable, encode: Encode | None = None, *, time_limit_s: float = TIME_LIMIT_S) -> None:
+        self._table, self._encode = table, encode
+        self._pool = CheckPool(table, time_limit_s=time_limit_s)
+        self._lock, self._tokenizer_lock = threading.Lock(), threading.Lock()
+        self._tokenizer: LLTokenizer | None = None
+        self._kept: OrderedDict[_Key, CompiledGrammar | Refusal] = OrderedDict()
+
+    def known(self, tenant: str, spec: GrammarSpec, field: str) -> CompiledGrammar | None:
+        """The grammar, if the tenant has sent it lately. Raises InvalidRequest if it was refused then."""
+        with self._lock:
+            found = self._kept.get((tenant, spec))
+            if found is not None:
+                self._kept.move_to_end((tenant, spec))
+        return None if found is None else _accepted(found, field)
+
+    def compiled(self, tenant: str, spec: GrammarSpec, field: str) -> CompiledGrammar:
+        """Raises InvalidRequest for `field`; its message quotes nothing of the grammar."""
+        num_bytes = len(spec.text.encode(errors="surrogatepass"))
+        if num_bytes > MAX_GRAMMAR_BYTES:
+            reason = f"{field}: a grammar must have at most {MAX_GRAMMAR_BYTES} bytes, got {num_bytes}"
+            raise InvalidRequest(field, reason, code=TOO_COMPLEX)
+        found = self.known(tenant, spec, field)
+        if found is None:
+            result = self._pool.check(tenant, spec)
+            compiled = result if isinstance(result, Refusal) else self._compile(result)
+            self._keep((tenant, spec), compiled)
+            found = _accepted(compiled, field)
+        return found
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _compile(self, form: str) -> CompiledGrammar:
+        matcher = LLMatcher(self._ll_tokenizer(), form, log_level=0, limits=LIMITS)
+        matcher.compute_bitmask()  # what the lexer learns is shared by all copies
+        assert not matcher.is_error(), "compiled in the checker's process and not here"
+        return CompiledGrammar(matcher, self._table.ending_ids)
+
+    def _ll_tokenizer(self) -> LLTokenizer:
+        with self._tokenizer_lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._table.tokenizer(self._encode)
+            return self._tokenizer
+
+    def _keep(self, key: _Key, compiled: CompiledGrammar | Refusal) -> None:
+        if compiled in (CRASHED, TIMED_OUT):
+            return  # the machine may have been busy
+        with self._lock:
+            self._kept[key] = compiled
+            own = [kept for kept in self._kept if kept[0] == key[0]]
+            if len(own) > _MAX_KEPT_OF_TENANT:
+                del self._kept[own[0]]
+            while len(self._kept) > _MAX_KEPT or self._num_bytes > _KEPT_BYTES:
+                self._kept.popitem(last=False)
+
+    @property
+    def _num_bytes(self) -> int:
+        return sum(len(spec.text) for _, spec in self._kept)
+
+
+def _accepted(compiled: CompiledGrammar | Refusal, field: str) -> CompiledGrammar:
+    if isinstance(compiled, Refusal):
+        raise InvalidRequest(field, f"{field} {compiled.reason}", code=compiled.code)
+    return compiled

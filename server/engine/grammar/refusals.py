@@ -1,0 +1,114 @@
+"""Why a grammar is refused, in words of our own: llguidance's messages quote the grammar, which may be secret.
+
+Runs in the checker's process too, so it imports nothing large.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+INVALID, UNSUPPORTED, TOO_COMPLEX = "invalid_grammar", "unsupported_grammar", "grammar_too_complex"
+_UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[[^\]]*\])")
+_KEYWORDS = frozenset(
+    [
+        "$anchor",
+        "$dynamicAnchor",
+        "$dynamicRef",
+        "$id",
+        "$recursiveAnchor",
+        "$recursiveRef",
+        "$ref",
+        "$vocabulary",
+        "additionalItems",
+        "additionalProperties",
+        "allOf",
+        "anyOf",
+        "const",
+        "contains",
+        "contentEncoding",
+        "contentMediaType",
+        "contentSchema",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "else",
+        "enum",
+        "exclusiveMaximum",
+        "exclusiveMinimum",
+        "format",
+        "if",
+        "items",
+        "maxContains",
+        "maxItems",
+        "maxLength",
+        "maxProperties",
+        "maximum",
+        "minContains",
+        "minItems",
+        "minLength",
+        "minProperties",
+        "minimum",
+        "multipleOf",
+        "not",
+        "oneOf",
+        "pattern",
+        "patternProperties",
+        "prefixItems",
+        "properties",
+        "propertyNames",
+        "required",
+        "then",
+        "type",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+        "uniqueItems",
+    ]
+)
+
+
+class Refusal(NamedTuple):
+    """code: the API's. reason: the rest of a sentence that begins with the field's name; it quotes no grammar."""
+
+    code: str
+    reason: str
+
+
+TIMED_OUT = Refusal(TOO_COMPLEX, "takes too long to compile")
+CRASHED = Refusal(TOO_COMPLEX, "nests too deeply or needs too much memory to compile")
+NO_TEXT = Refusal(INVALID, "allows no text: every way through it is endless or contradicts itself")
+TOO_MUCH = Refusal(TOO_COMPLEX, "is too large or too complex")
+_TOO_DEEP = Refusal(TOO_COMPLEX, "nests too deeply")
+_NO_REGEX = Refusal(INVALID, "has a pattern that is not a regular expression")
+_NO_REFERENCE = Refusal(INVALID, "has a $ref that leads nowhere in the schema")
+_LOOKS_AROUND = Refusal(UNSUPPORTED, "has a pattern with look-around or a back-reference")
+_OVERLAPS = Refusal(UNSUPPORTED, "uses oneOf with alternatives that may overlap; use anyOf")
+
+_REASONS = (
+    ("oneOf constraints", _OVERLAPS),
+    ("Unknown format", Refusal(UNSUPPORTED, "uses a string format that is not served")),
+    ("Invalid type", Refusal(INVALID, "has a type that JSON Schema does not know")),
+    (r"not present in a registry|pointer|unresolvable|\$ref|anchor", _NO_REFERENCE),
+    ("look-around|backreference", _LOOKS_AROUND),
+    ("nest limit|recursion limit|too deeply nested|number of nested", _TOO_DEEP),
+    ("too (big|large|complex|many)|limit|fuel|expensive", TOO_MUCH),
+    ("regex|pattern", _NO_REGEX),
+    ("unsatisfiable|empty", NO_TEXT),
+)
+
+
+def is_too_complex(error: str) -> bool:
+    """Whether a matcher stopped at a limit; else it met a token, or the end of a grammar, that nothing can follow."""
+    return "satisfy the grammar" not in error and "NoExtension" not in error
+
+
+def refusal_of(message: str) -> Refusal:
+    """For an error of llguidance's."""
+    unimplemented = _UNIMPLEMENTED.search(message)
+    if unimplemented:
+        names = sorted(set(re.findall(r'"([^"]*)"', unimplemented[1])) & _KEYWORDS)
+        return Refusal(UNSUPPORTED, f"uses keywords that are not served: {', '.join(names) or 'unknown ones'}")
+    for pattern, refusal in _REASONS:
+        if re.search(pattern, message, re.IGNORECASE):
+            return refusal
+    return Refusal(INVALID, "cannot be compiled")

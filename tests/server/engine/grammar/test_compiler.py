@@ -1,0 +1,146 @@
+"""Grammars from outside: served, or refused by a reason that quotes nothing; none ends the process or holds it up."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from server.engine.grammar import compiler as compiler_module
+from server.engine.grammar.compiler import CompiledGrammar, GrammarCompiler, compiler_for
+from server.engine.grammar.spec import MAX_GRAMMAR_BYTES, GrammarSpec
+from server.engine.request import InvalidRequest
+from server.engine.text.tokenizer import Tokenizer
+
+Compile = Callable[..., CompiledGrammar]
+LONG_CHAIN = "\n".join(["start: a0", *(f"a{i}: a{i + 1}" for i in range(3000)), 'a3000: "x"'])
+DOUBLING = "\n".join(["start: A0", *(f"A{i}: A{i + 1} A{i + 1}" for i in range(40)), 'A40: "x"'])
+
+
+def nested(depth: int) -> str:
+    return '{"properties":{"secret":' * depth + "{}" + "}}" * depth
+
+
+REFUSED = {
+    "keyword": ("json_schema", '{"type":"array","uniqueItems":true}', "unsupported_grammar", "uniqueItems"),
+    "two keywords": ("json_schema", '{"not":{},"propertyNames":{}}', "unsupported_grammar", "not, propertyNames"),
+    "format": ("json_schema", '{"type":"string","format":"secret"}', "unsupported_grammar", "format"),
+    "type": ("json_schema", '{"type":"secret"}', "invalid_grammar", "type"),
+    "remote": ("json_schema", '{"$ref":"http://secret.example/x.json"}', "invalid_grammar", "$ref"),
+    "no pointer": ("json_schema", '{"$ref":"#/$defs/secret"}', "invalid_grammar", "$ref"),
+    "not an object": ("json_schema", '"secret"', "invalid_grammar", ""),
+    "not JSON": ("json_schema", "{secret", "invalid_grammar", "not a JSON schema"),
+    "look-ahead": ("regex", "(?=secret)b", "unsupported_grammar", "look-around"),
+    "no regex": ("regex", "secret(((", "invalid_grammar", "regular expression"),
+    "no grammar": ("grammar", "secret secret", "invalid_grammar", "neither Lark nor GBNF"),
+    "unknown rule": ("grammar", "start: secret", "invalid_grammar", ""),
+    "reference loop": ("json_schema", '{"$ref":"#"}', "invalid_grammar", "allows no text"),
+    "rule loop": ("grammar", "start: a\na: a", "invalid_grammar", "allows no text"),
+    "contradiction": ("json_schema", '{"type":"integer","minimum":5,"maximum":4}', "invalid_grammar", ""),
+    "depth 1000": ("json_schema", nested(1000), "grammar_too_complex", "nests too deeply"),
+    "brackets": ("regex", "(" * 1000 + "secret" + ")" * 1000, "grammar_too_complex", "nests too deeply"),
+    "lark depth": ("grammar", "start: " + "(" * 5000 + '"x"' + ")" * 5000, "grammar_too_complex", "nests too deeply"),
+    "64 KiB": ("json_schema", '{"secret":"' + "x" * MAX_GRAMMAR_BYTES + '"}', "grammar_too_complex", "bytes"),
+    "multiple": ("json_schema", '{"type":"integer","multipleOf":62615533}', "grammar_too_complex", "multipleOf"),
+    "overflow of the stack": ("grammar", LONG_CHAIN, "grammar_too_complex", ""),
+}  # fmt: skip
+SERVED = {
+    "nested quantifiers": ("regex", "((((a{1,100}){1,100}){1,100}){1,100})"),
+    "exponential automaton": ("regex", "[ab]*a[ab]{20}"),
+    "alternatives": ("regex", "(a|a)*(b|b)*" * 200),
+    "wide": ("json_schema", json.dumps({"properties": {f"p{i}": {"type": "string"} for i in range(200)}})),
+    "long enum": ("json_schema", json.dumps({"enum": ["x" * 30 + str(i) for i in range(500)]})),
+    "recursion": ("json_schema", '{"type":"object","properties":{"next":{"$ref":"#"}},"additionalProperties":false}'),
+    "long array": ("json_schema", '{"type":"array","minItems":100000}'),
+    "ambiguous": ("grammar", 'start: a\na: a a | "x"'),
+    "GBNF": ("grammar", 'root ::= "a" ("b" | [0-9]+)'),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_names_its_reason_and_quotes_nothing(compiled: Compile, name: str) -> None:
+    kind, text, code, reason = REFUSED[name]
+    with pytest.raises(InvalidRequest) as refused:
+        compiled(kind, text)
+    assert (refused.value.code, refused.value.param) == (code, "response_format")
+    assert reason in refused.value.message
+    assert refused.value.message.startswith("response_format")
+    assert "secret" not in refused.value.message
+    assert len(refused.value.message) < 200
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_costly_grammar_within_the_limits_is_served(compiled: Compile, name: str) -> None:
+    matcher = compiled(*SERVED[name]).start(())
+    assert matcher.allowed().any()
+    assert matcher.failure is None
+
+
+def test_a_grammar_without_end_is_given_up_and_other_tenants_compile_meanwhile(tokenizer: Tokenizer) -> None:
+    impatient = compiler_for(tokenizer, tokenizer.vocabulary(tokenizer.vocab_size))
+    small = GrammarSpec("regex", "[0-9]{4}")
+    impatient.compiled("globex", small, "x")  # its process has started
+    outcome: list[str] = []
+
+    def ask() -> None:
+        try:
+            impatient.compiled("acme", GrammarSpec("grammar", DOUBLING), "x")
+        except InvalidRequest as error:
+            outcome.append(error.code)
+
+    hostile = threading.Thread(target=ask)
+    hostile.start()
+    num_served = 0
+    while hostile.is_alive():
+        impatient.compiled(f"tenant{num_served}", small, "x")
+        num_served += 1
+    hostile.join()
+    assert outcome == ["grammar_too_complex"]
+    assert num_served >= 3
+    impatient.close()
+
+
+def test_the_python_of_other_threads_runs_while_a_grammar_compiles(compiled: Compile) -> None:
+    """What runs in this process beside the check holds no lock of the interpreter for long."""
+    text = json.dumps({"properties": {f"q{i}": {"type": "string", "maxLength": 9} for i in range(150)}})
+    done, beats = threading.Event(), 0
+
+    def compile_it() -> None:
+        compiled("json_schema", text)
+        done.set()
+
+    thread = threading.Thread(target=compile_it)
+    thread.start()
+    while not done.is_set():
+        time.sleep(0)
+        beats += 1
+    thread.join()
+    assert beats > 50
+
+
+def test_what_a_tenant_sent_is_kept_for_this_tenant_alone(compiler: GrammarCompiler) -> None:
+    spec = GrammarSpec("regex", "kept[0-9]")
+    first = compiler.compiled("acme", spec, "x")
+    assert compiler.known("acme", spec, "x") is first
+    assert compiler.known("globex", spec, "x") is None
+    assert compiler.compiled("globex", spec, "x") is not first
+    refused = GrammarSpec("regex", "(((")
+    for ask in (compiler.compiled, compiler.known):
+        with pytest.raises(InvalidRequest, match="other_field"):
+            ask("acme", refused, "other_field")
+
+
+def test_one_tenant_cannot_drive_out_what_others_sent(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler_module, "_MAX_KEPT_OF_TENANT", 3)
+    spec = GrammarSpec("regex", "[0-9]")
+    compiler.compiled("quiet", spec, "x")
+    own = [GrammarSpec("regex", f"flood{number}") for number in range(5)]
+    for each in own:
+        compiler.compiled("flood", each, "x")
+    assert [compiler.known("flood", each, "x") is not None for each in own] == [False, False, True, True, True]
+    assert compiler.known("quiet", spec, "x") is not None
