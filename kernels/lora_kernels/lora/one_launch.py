@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from lora_kernels.lora.shrink_expand import column_block_of, expanded, product_over_k
-from lora_kernels.triton_common.jit import kernel, rounded
+from lora_kernels.lora.shrink_expand import expanded, product_over_k
+from lora_kernels.triton_common.jit import column_block_of, kernel, rounded
 
 
 @kernel("num_slots", "module0", "module1", "module2")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from lora_kernels.triton_common.jit import (
+    column_block_of,
     device_function,
     dot,
     kernel,
@@ -50,30 +51,6 @@ def product_over_k(
             a = tl.load(a_columns + k[:, None], mask=has_rank[None, :] & has_k[:, None], other=0.0)
         acc = dot(x, a, acc)
     return acc
-
-
-@device_function
-def column_block_of(
-    block: tl.tensor,
-    module0: tl.tensor,
-    module1: tl.tensor,
-    module2: tl.tensor,
-    out0: tl.tensor,
-    out1: tl.tensor,
-    out2: tl.tensor,
-    BLOCK_N: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """In a grid over the column blocks of all members: member, its module, width, first column of y, and the block's
-    index within the member."""
-    blocks0 = tl.cdiv(out0, BLOCK_N)
-    blocks01 = blocks0 + tl.cdiv(out1, BLOCK_N)
-    in_first, in_second = block < blocks0, block < blocks01
-    member = tl.where(in_first, 0, tl.where(in_second, 1, 2))
-    module = tl.where(in_first, module0, tl.where(in_second, module1, module2))
-    width = tl.where(in_first, out0, tl.where(in_second, out1, out2))
-    y_first = tl.where(in_first, 0, tl.where(in_second, out0, out0 + out1))
-    column_block = block - tl.where(in_first, 0, tl.where(in_second, blocks0, blocks01))
-    return member, module, width, y_first, column_block
 
 
 @device_function

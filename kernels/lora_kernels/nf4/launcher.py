@@ -40,9 +40,13 @@ def _on_triton(
     from lora_kernels.nf4.triton_nf4 import nf4_matmul
 
     assert len(x_TH) <= NF4_MAX_ROWS, f"{len(x_TH)} rows; the kernel takes {NF4_MAX_ROWS}"
+    has_bias = [bias is not None for bias in biases]
+    if all(weight.shares_codes_with(weights[0]) for weight in weights) and len(set(has_bias)) == 1:
+        nf4_matmul(x_TH, weights, biases, y_TO)
+        return
     parts = y_TO.split([weight.out_features for weight in weights], dim=1)
     for y_part, weight, bias in zip(parts, weights, biases, strict=True):
-        nf4_matmul(x_TH, weight, bias, y_part)
+        nf4_matmul(x_TH, [weight], [bias], y_part)
 
 
 def _on_cpu(

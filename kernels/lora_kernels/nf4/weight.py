@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -62,13 +62,29 @@ class Nf4Weight:
     def native_address(self) -> int:
         return ctypes.addressof(self._native)
 
+    @cached_property
+    def words(self) -> torch.Tensor:
+        """packed as int32 [O * H / 8]: eight values each, the first two in the lowest byte."""
+        return self.packed.view(torch.int32)
+
     @property
     def is_nested(self) -> bool:
         """Whether the absmaxes are quantised too."""
         return self.nested_code is not None
 
+    def with_codes_of(self, other: Nf4Weight) -> Nf4Weight:
+        """The same weight, on the other's tables if they hold the same codes. Waits for the device."""
+        is_same = torch.equal(self.code, other.code) and self.is_nested == other.is_nested
+        if is_same and self.nested_code is not None and other.nested_code is not None:
+            is_same = torch.equal(self.nested_code, other.nested_code)
+        return replace(self, code=other.code, nested_code=other.nested_code) if is_same else self
+
+    def shares_codes_with(self, other: Nf4Weight) -> bool:
+        """Whether one launch can serve both."""
+        return self.code is other.code and self.nested_code is other.nested_code
+
 
 def nf4_weights(weights: Sequence[torch.Tensor]) -> list[Nf4Weight]:
     """The weights of a group; empty if one of them has another layout."""
     known = [packed for weight in weights if (packed := Nf4Weight.of(weight)) is not None]
-    return known if len(known) == len(weights) else []
+    return [weight.with_codes_of(known[0]) for weight in known] if len(known) == len(weights) else []

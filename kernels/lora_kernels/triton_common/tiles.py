@@ -126,18 +126,23 @@ class ArchitectureTiles:
 
 SM_80 = ArchitectureTiles(
     lora={
-        (DECODE_ROWS, 16): LoraTile(128, 2, 4, 16, 256, 4, 8),
-        (DECODE_ROWS, 32): LoraTile(128, 4, 4, 32, 256, 4, 8),
-        (DECODE_ROWS, 64): LoraTile(128, 4, 4, 64, 256, 8, 8),
-        (PREFILL_ROWS, 16): LoraTile(64, 4, 4, 16, 128, 8, 1),
+        (DECODE_ROWS, 16): LoraTile(128, 2, 4, 16, 256, 4, 4),
+        (DECODE_ROWS, 32): LoraTile(128, 4, 4, 32, 256, 4, 4),
+        (DECODE_ROWS, 64): LoraTile(128, 4, 4, 64, 256, 8, 1),
+        (PREFILL_ROWS, 16): LoraTile(64, 4, 4, 16, 64, 4, 1),
         (PREFILL_ROWS, 32): LoraTile(64, 4, 4, 32, 128, 8, 1),
         (PREFILL_ROWS, 64): LoraTile(64, 4, 4, 32, 128, 8, 1),
     },
-    nf4=(Nf4Tile(16, 64, 4, 4), Nf4Tile(32, 64, 4, 4), Nf4Tile(64, 64, 4, 3)),
+    nf4=(Nf4Tile(16, 128, 4, 4), Nf4Tile(32, 128, 4, 3), Nf4Tile(64, 128, 4, 3)),
     decode_attention=AttentionShape(16 * 1024, MIN_TILE, 4, 3, 16 * 1024, MIN_TILE),
     prefill_attention=AttentionShape(8 * 1024, 128, 8, 2, 16 * 1024, 64),
 )
-TILES: Mapping[int, ArchitectureTiles] = {80: SM_80, 89: SM_80, 90: SM_80}
+SM_90 = replace(
+    SM_80,  # 64 keys at once spill on an A100; an H100 has the shared memory for more stages
+    nf4=(Nf4Tile(16, 128, 4, 6), *SM_80.nf4[1:]),
+    prefill_attention=AttentionShape(16 * 1024, 128, 8, 2, 16 * 1024, 64),
+)
+TILES: Mapping[int, ArchitectureTiles] = {80: SM_80, 89: SM_80, 90: SM_90}
 
 
 @dataclass(frozen=True)

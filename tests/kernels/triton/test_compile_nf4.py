@@ -16,9 +16,11 @@ from lora_kernels.nf4.weight import NF4_BLOCK
 from lora_kernels.triton_common.tiles import SM_80, Nf4Tile
 from support.kernels.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR_CORE, Compiled, compile_for
 
-POINTERS = dict.fromkeys(("parts_ptr", "code_ptr", "nested_code_ptr", "nested_absmax_ptr"), "*fp32")
-POINTERS |= {"nested_offset_ptr": "*fp32", "packed_ptr": "*u8"}
-POINTERS |= dict.fromkeys(("x_ptr", "y_ptr", "bias_ptr"), "*bf16")
+FLOATS = ("parts_ptr", "code_ptr", "nested_code_ptr", *(f"{of}{i}_ptr" for of in ("outer", "offset") for i in range(3)))
+BIASES = ("bias0_ptr", "bias1_ptr", "bias2_ptr")
+POINTERS = dict.fromkeys(FLOATS, "*fp32") | dict.fromkeys(("x_ptr", "y_ptr", *BIASES), "*bf16")
+POINTERS |= dict.fromkeys(("words0_ptr", "words1_ptr", "words2_ptr"), "*i32")
+WIDTHS = {"out0", "out1", "out2"}
 
 
 def check(compiled: Compiled) -> None:
@@ -35,10 +37,10 @@ def test_matmul_streams_packed_weights_to_tensor_cores(
     compiled = compile_for(
         capability,
         nf4_kernel,
-        POINTERS | {"absmax_ptr": "*u8" if nested else "*fp32"},
+        POINTERS | {f"absmax{i}_ptr": "*u8" if nested else "*fp32" for i in range(3)},
         {"NESTED": nested, "HAS_BIAS": not nested, "SPLIT": nested}
         | {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": NF4_BLOCK},
-        divisible={"out_features", "in_features", "x_stride", "y_stride"},
+        divisible=WIDTHS | {"in_features", "x_stride", "y_stride"},
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         folder=tmp_path,
@@ -51,7 +53,7 @@ def test_matmul_streams_packed_weights_to_tensor_cores(
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_sum_of_parts_keeps_to_registers(capability: int, tmp_path: Path) -> None:
-    pointers = {name: POINTERS[name] for name in ("y_ptr", "parts_ptr", "bias_ptr")}
+    pointers = {name: POINTERS[name] for name in ("y_ptr", "parts_ptr", *BIASES)}
     constants = {"HAS_BIAS": True, "MAX_SPLITS": MAX_SPLITS, "BLOCK_N": SUM_COLUMNS}
-    options = {"divisible": {"out_features", "y_stride"}, "num_warps": 4, "num_stages": 1, "folder": tmp_path}
+    options = {"divisible": WIDTHS | {"y_stride"}, "num_warps": 4, "num_stages": 1, "folder": tmp_path}
     check(compile_for(capability, sum_parts_kernel, pointers, constants, **options))

@@ -44,6 +44,14 @@ def test_a_group_of_layers_is_one_shrink_and_one_expand_whatever_the_adapters() 
         assert [launch.name for launch in launches if launch.name in LORA] == [*LORA] * 4
 
 
+def test_a_group_of_nf4_layers_is_one_launch_and_one_sum() -> None:
+    """Weight by weight it would be 14 launches a layer."""
+    with recorded_launches() as launches:
+        run_layer(paged_batch([1] * 8, [100] * 8), table_of(RANKS), slots(8, 1), nf4=True)
+    names = [launch.name for launch in launches]
+    assert (names.count("nf4_kernel"), names.count("sum_parts_kernel")) == (4, 4)
+
+
 def test_few_rows_take_one_launch_where_the_table_says_so() -> None:
     """Rank 16: a row of q/k/v reads 3.1 MB of A, of o 2.1, of down 7.3, of gate/up 14.7."""
     tiles = replace(SM_80, one_launch=replace(SM_80.one_launch, max_bytes=4 << 20))

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -23,12 +24,32 @@ SPILLS = ("STL", "LDL")
 
 @dataclass(frozen=True)
 class Compiled:
-    """shared_bytes: per program. stack_bytes: local memory per thread. instructions: how often each opcode occurs."""
+    """shared_bytes: per program. stack_bytes: local memory per thread. instructions: how often each opcode occurs.
+
+    loop: the opcodes of the innermost loop with tensor cores, or of the longest one; empty if there is none.
+    """
 
     shared_bytes: int
     stack_bytes: int
     registers: int
+    num_warps: int
     instructions: Counter[str]
+    loop: Counter[str]
+
+    @property
+    def loop_lanes(self) -> int:
+        """Lane slots that one pass of the loop takes of a program: instructions times lanes."""
+        return 32 * self.num_warps * self.loop.total()
+
+    def loop_of(self, *prefixes: str) -> int:
+        """How many of the loop's instructions begin so."""
+        return sum(n for opcode, n in self.loop.items() if opcode.startswith(prefixes))
+
+    def programs_per_multiprocessor(self, capability: int = 90) -> int:
+        """How many are resident at once, by registers, shared memory and warps."""
+        registers = 32 * self.num_warps * -(-self.registers // 8) * 8
+        shared = self.shared_bytes + 1024  # the driver's own
+        return min(65536 // registers, (SHARED_LIMITS[capability] + 1024) // shared, 64 // self.num_warps)
 
     def count(self, *prefixes: str) -> int:
         return sum(n for opcode, n in self.instructions.items() if opcode.startswith(prefixes))
@@ -61,14 +82,44 @@ def compile_for(
     return read_compiled(compiled, folder)
 
 
-def read_compiled(compiled: Any, folder: Path) -> Compiled:
+def read_compiled(compiled: Any, folder: Path | None = None) -> Compiled:
     """What `triton.compile` made."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(compiled.asm["cubin"])
-    usage = _dump("-res-usage", path)
-    opcodes = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", _dump("-sass", path), re.MULTILINE)
+    with TemporaryDirectory(dir=folder) as place:
+        path = Path(place) / "kernel.cubin"
+        path.write_bytes(compiled.asm["cubin"])
+        usage = _dump("-res-usage", path)
+        code = _lines(_dump("-sass", path))
     stack, registers = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("STACK", "REG"))  # type: ignore[index]
-    return Compiled(compiled.metadata.shared, stack, registers, Counter(opcodes))
+    opcodes = Counter(line.opcode for line in code)
+    num_warps = compiled.metadata.num_warps
+    return Compiled(compiled.metadata.shared, stack, registers, num_warps, opcodes, _hot_loop(code))
+
+
+class _Line(NamedTuple):
+    address: int
+    opcode: str
+    target: int | None  # of a branch
+
+
+def _lines(sass: str) -> list[_Line]:
+    lines = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);", sass, re.MULTILINE)
+    targets = (re.search(r"0x([0-9a-f]+)\s*$", rest) if opcode.startswith("BRA") else None for _, opcode, rest in lines)
+    return [
+        _Line(int(address, 16), opcode, int(target[1], 16) if target else None)
+        for (address, opcode, _), target in zip(lines, targets, strict=True)
+    ]
+
+
+def _hot_loop(code: list[_Line]) -> Counter[str]:
+    bodies = [
+        Counter(line.opcode for line in code if last.target <= line.address <= last.address)
+        for last in code
+        if last.target is not None and last.target < last.address
+    ]
+    with_tensor_cores = [body for body in bodies if any(opcode.startswith(TENSOR_CORE) for opcode in body)]
+    if with_tensor_cores:
+        return min(with_tensor_cores, key=Counter.total)
+    return max(bodies, key=Counter.total, default=Counter())
 
 
 def _dump(option: str, path: Path) -> str:

@@ -39,7 +39,11 @@ class Launch:
     def name(self) -> str:
         return str(self.kernel.fn.__name__)
 
-    def compile_for(self, capability: int, folder: Path) -> Compiled:
+    def constant(self, name: str) -> Any:
+        """The value of a compile-time argument."""
+        return self.constants[self.kernel.arg_names.index(name),]
+
+    def compile_for(self, capability: int, folder: Path | None = None) -> Compiled:
         """Exactly what this launch would run."""
         source = ASTSource(self.kernel, self.signature, constexprs=self.constants, attrs=self.attributes)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options)

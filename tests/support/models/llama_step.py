@@ -45,12 +45,18 @@ def _caches() -> LayerCache:
 
 
 @cache
+def _codes() -> tuple[torch.Tensor, torch.Tensor]:
+    """Shared by all weights, as `nf4_weights` makes it for a group."""
+    return torch.zeros(16), torch.zeros(256)
+
+
+@cache
 def _nf4(out: int, inputs: int) -> Nf4Weight:
     blocks = out * inputs // NF4_BLOCK
-    floats = torch.zeros(256)
+    code, floats = _codes()
     return Nf4Weight(
         torch.zeros(out * inputs // 2, dtype=torch.uint8),
-        torch.zeros(16),
+        code,
         torch.zeros(blocks, dtype=torch.uint8),
         out,
         inputs,

@@ -22,6 +22,7 @@ from support.kernels.triton_cases import normal, relative_error
 
 FAR = 2**31
 DTYPE = torch.bfloat16
+MAPS_ITS_TENSORS = True
 
 
 def test_an_adapter_at_the_end_of_a_large_arena() -> None:

@@ -83,6 +83,17 @@ def test_a_group_of_the_engine_uses_the_kernel_up_to_its_rows(monkeypatch: pytes
     assert seen == [5]
 
 
+def test_weights_with_codes_of_their_own_are_served_one_by_one() -> None:
+    """A launch reads one table of codes; weights whose tables hold the same codes share one."""
+    layers = [quantized(out, 128, nested=nested) for out, nested in ((64, True), (33, True), (32, False))]
+    weights = nf4_weights([layer.weight for layer in layers])
+    assert [weight.shares_codes_with(weights[0]) for weight in weights] == [True, True, False]
+    x = normal(3, 128, dtype=torch.bfloat16)
+    whole = torch.cat([dequantize_4bit(layer.weight.data, layer.weight.quant_state) for layer in layers])
+    got = nf4_linear(x, weights, [None] * 3)
+    assert relative_error(got, x.float() @ whole.float().T) <= tolerance(128, torch.bfloat16)
+
+
 def test_a_layout_that_is_not_known_is_left_to_bitsandbytes() -> None:
     known, odd = quantized(8, 64), quantized(8, 96)
     assert nf4_weights([known.weight, odd.weight]) == []
