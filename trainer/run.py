@@ -34,12 +34,22 @@ from trainer.spec import TrainSpec
 
 
 def check_run_dir(spec: TrainSpec, folder: RunFolder, *, resume: bool) -> None:
-    """The folder must be empty, or (to resume) hold the same run; every rank checks. Raises RunDirInUse."""
+    """The folder must be empty, or (to resume) hold the same run; every rank checks. Raises RunDirInUse.
+
+    Paths of an unfinished run may differ: another host may resume it, and provenance.json proves the same content.
+    """
     if folder.has_begun and not resume:
         message = f"{folder.path} already holds a run; resume it with --resume, or choose another folder"
         raise RunDirInUse(message)
-    if resume and folder.spec.exists() and TrainSpec.from_yaml(folder.spec) != spec:
+    if resume and folder.spec.exists() and not _is_same(TrainSpec.from_yaml(folder.spec), spec, folder):
         raise RunDirInUse(f"{folder.path} holds a run with another spec; choose another folder")
+
+
+def _is_same(before: TrainSpec, now: TrainSpec, folder: RunFolder) -> bool:
+    if before == now or folder.has_succeeded:
+        return before == now
+    paths = {"base", "data", "validation", "mix"}
+    return before.model_dump(exclude=paths) == now.model_dump(exclude=paths)
 
 
 @dataclass(eq=False)

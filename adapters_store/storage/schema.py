@@ -23,7 +23,7 @@ from sqlalchemy import (
     false,
 )
 
-HEAD_REVISION = "0007"
+HEAD_REVISION = "0008"
 
 metadata = MetaData()
 
@@ -141,6 +141,20 @@ bases = Table(
     Column("remembered_at", BigInteger, nullable=False),
 )
 
+# Where a host keeps a base, and how a server serves it there: what jobs train on, and how the gate measures.
+served_bases = Table(
+    "served_bases",
+    metadata,
+    Column("digest", String(128), primary_key=True),
+    Column("host", String(255), primary_key=True),
+    Column("name", String(256), nullable=False),
+    Column("path", Text, nullable=False),
+    Column("dtype", String(32), nullable=False),
+    Column("quantize", String(32)),
+    Column("device", String(32), nullable=False),
+    Column("served_at", BigInteger, nullable=False),
+)
+
 # One row. generation: every write adds one; readers that remember answers look here whether they still hold.
 # store_id: the same as in the data directory's store.json; NULL until the two are joined.
 store_state = Table(
@@ -204,7 +218,8 @@ files = Table(
 
 # An onboarding job and how far it is. wanted: "run", "pause" or "cancel", the owner's last word. run_number: counts the
 # resumptions. request: what was asked, spec: what is trained, progress: the last step's figures, override: an
-# operator's word against the gate; all JSON. Times are Unix seconds.
+# operator's word against the gate; all JSON. run_dir: within the data directory. executor: the kind that runs its
+# processes, NULL before they begin. Times are Unix seconds.
 jobs = Table(
     "jobs",
     metadata,
@@ -231,6 +246,7 @@ jobs = Table(
     Column("adapter_version", Integer),
     Column("verdict", String(16)),
     Column("override", Text),
+    Column("executor", String(32)),
 )
 
 # key: the source of the event, so that an event repeated after a crash is kept once.

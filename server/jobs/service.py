@@ -28,14 +28,17 @@ MAX_SUFFIX_CHARS = 64
 
 
 class Onboarding:
-    """files, jobs: the two stores. base: the served base; None if it is unknown."""
+    """files, jobs: the two stores. serves: the digest of the base that this server serves; None without a server."""
 
-    def __init__(self, data_dir: Path, database: Database, limits: JobLimits | None = None) -> None:
-        self.data_dir = data_dir = data_dir.resolve()  # rows and specs hold paths, and other processes read them
+    def __init__(
+        self, data_dir: Path, database: Database, limits: JobLimits | None = None, *, serves: str | None = None
+    ) -> None:
+        self.data_dir = data_dir = data_dir.resolve()  # specs hold paths, and other processes read them
+        self._serves = serves
         self.limits = limits = limits or JobLimits()
         self.files = FileStore(database, data_dir, limits)
-        self.jobs = JobStore(database, data_dir / "runs", limits)
-        self._database = database
+        self.jobs = JobStore(database, data_dir, limits)
+        self.database = database
 
     @classmethod
     def open(cls, data_dir: Path, *, database_url: str | None = None, limits: JobLimits | None = None) -> Onboarding:
@@ -44,16 +47,17 @@ class Onboarding:
 
     def close(self) -> None:
         """Close the database connections."""
-        self._database.close()
+        self.database.close()
 
     @property
     def database_url(self) -> str:
         """The database's URL, password included: for a worker's environment, never for display."""
-        return self._database.engine.url.render_as_string(hide_password=False)
+        return self.database.engine.url.render_as_string(hide_password=False)
 
     @property
     def base(self) -> ServedBase | None:
-        return ServedBase.recall(self.data_dir)
+        """What jobs are created for: the base that this server serves, or the one served last; None: it is unknown."""
+        return self.jobs.bases.last() if self._serves is None else self.jobs.bases.find(self._serves)
 
     def create(self, tenant: str, request: JobRequest) -> Job:
         """Check a job and queue it. Nothing of a refused job is kept.
@@ -71,10 +75,7 @@ class Onboarding:
         try:
             with disk_full_is_an_answer():
                 run_dir.mkdir(mode=0o700, parents=True)
-            paths = {each: run_dir / each if each in files else None for each in (VALIDATION_FILE, MIX_FILE)}
-            data = run_dir / TRAINING_FILE
-            validation, mix = paths[VALIDATION_FILE], paths[MIX_FILE]
-            spec = build_spec(request, base, self.limits, data=data, validation=validation, mix=mix)
+            spec = build_spec(request, base, self.limits, validation=VALIDATION_FILE in files, mix=MIX_FILE in files)
             for each, (file, param) in files.items():
                 self.files.link(file, run_dir / each)
                 _check_data(run_dir / each, param)
@@ -89,11 +90,11 @@ class Onboarding:
         """Remove what killed processes and deleted tenants left: blobs and run folders without a row, and the
         checkpoints of ended jobs. Raises StoreError (wrong_store) if the rows are not proved to be this directory's."""
         self.files.sweep(grace_s)
-        with self._database.proven() as connection:
+        with self.database.proven() as connection:
             known = {job.id: job for job in job_rows.list_jobs(connection, None, None)}
         for folder in self.jobs.runs.glob("ftjob-*"):
             job = known.get(folder.name)
-            if job is None and self._database.pair.is_left_over(folder, grace_s):
+            if job is None and self.database.pair.is_left_over(folder, grace_s):
                 shutil.rmtree(folder, ignore_errors=True)
             elif job is not None and job.status.has_ended:
                 RunFolder(folder).drop_checkpoints()

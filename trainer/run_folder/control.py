@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -12,7 +13,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Control:
-    """The run folder's control file, and SIGTERM and SIGINT, both of which mean "pause"."""
+    """The run folder's control file, and SIGTERM and SIGINT, both of which mean "pause".
+
+    Signals belong to the main thread. On another one (Ray Train runs the loop there) the file alone counts.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -20,7 +24,8 @@ class Control:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
     def __exit__(

@@ -48,7 +48,7 @@ def run(
         opened(folder, output, is_private=True) as store,
         running_engine(settings, store, output) as parts,
     ):
-        remember_base(settings, parts, store, folder)
+        remember_base(settings, parts, store)
         voices = introduce(store, parts.base.description, story.adapters)
         api = ApiSettings(data_dir=folder, admin_keys=(admin_key(folder).value,))
         app = create_app(engine=parts.worker, store=store, settings=api)

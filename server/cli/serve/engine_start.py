@@ -18,6 +18,7 @@ from server.cli.common.texts import size
 from server.engine.startup.build import EngineParts, build_engine
 from server.engine.startup.settings import EngineSettings
 from server.jobs.served_base import ServedBase
+from server.jobs.store.served_bases import ServedBases
 
 
 @contextmanager
@@ -40,17 +41,18 @@ def running_engine(settings: EngineSettings, store: AdapterStore, output: Output
         parts.close()
 
 
-def remember_base(settings: EngineSettings, parts: EngineParts, store: AdapterStore, data_dir: Path) -> None:
+def remember_base(settings: EngineSettings, parts: EngineParts, store: AdapterStore) -> None:
     """Remember what is served: adapters and jobs may arrive while no server runs."""
     store.remember_base(parts.base.description)
-    ServedBase(
+    served = ServedBase(
         path=settings.base,
         name=parts.worker.served_name,
         digest=parts.base.description.digest,
         dtype=settings.dtype,
         quantize="nf4" if parts.base.quantized else None,
         device=parts.base.device.type,
-    ).remember(data_dir)
+    )
+    ServedBases(store.database).remember(served)
 
 
 def show_memory(parts: EngineParts, output: Output) -> None:

@@ -44,7 +44,7 @@ def run(settings: ServeSettings, listener: socket.socket, output: Output, signal
         _show_admin_key(key, output)
         prepare(store, output)
         with running_engine(settings.engine, store, output) as parts:
-            where_the_disk_allows(lambda: remember_base(settings.engine, parts, store, settings.data_dir), output)
+            where_the_disk_allows(lambda: remember_base(settings.engine, parts, store), output)
             show_memory(parts, output)
             api = api_settings(settings, key, defaults, connections)
             _show_defaults(defaults, output)

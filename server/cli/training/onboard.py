@@ -80,7 +80,7 @@ def _base(onboarding: Onboarding, store: AdapterStore, base: str | None, output:
         return known
     store.remember_base(description)
     served = ServedBase(path=folder, name=own_name, digest=description.digest)
-    served.remember(onboarding.data_dir)
+    onboarding.jobs.bases.remember(served)
     return served
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.jobs.served_base import ServedBase
-from server.jobs.steps.training import Outcome
+from server.jobs.steps.training import Outcome, write_spec
 from server.jobs.store.records import Job, JobFailure
 from server.jobs.tasks.driver import Driver
 from server.jobs.tasks.executor import Task
@@ -57,6 +57,8 @@ class GateStep:
         for _ in range(ATTEMPTS):
             if verdict_in(job.run_dir) is not None:
                 return "done", None
+            if (folder := RunFolder(job.run_dir)).spec.exists():
+                write_spec(job, folder.spec.name)  # the training may have run on another host
             end = self._driver.run_to_end(job, self._task(job, served))
             if end.desired != "run":
                 ended: dict[str, Outcome] = {"cancel": "cancelled", "pause": "paused", "gone": "gone"}

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 from adapters_store.base.description import BaseDescription
 from adapters_store.errors import NotFound, UserError
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
-from server.jobs.served_base import ServedBase
 from server.jobs.steps.gate import GateStep, verdict_in
 from server.jobs.steps.memory import DISK_BYTES, advice, free_bytes, free_disk_bytes
-from server.jobs.steps.training import SPEC_FILE, TRAINER_KILLED, Outcome, Training
+from server.jobs.steps.training import SPEC_FILE, TRAINER_KILLED, Outcome, Training, write_spec
 from server.jobs.store.job_store import JobStore
 from server.jobs.store.records import MIX_FILE, TRAINING_FILE, VALIDATION_FILE, Job, JobFailure, JobStatus, Level
 from trainer.data.jsonl import read_jsonl
@@ -34,7 +33,7 @@ _PARAMS = {TRAINING_FILE: "training_file", VALIDATION_FILE: "validation_file", M
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Everything a step needs. data_dir: holds the record of the served base.
+    """Everything a step needs.
 
     open_store: opened late, because the store imports torch, which an idle worker does not need.
     """
@@ -43,7 +42,6 @@ class Steps:
     open_store: Callable[[], AdapterStore]
     training: Training
     gating: GateStep
-    data_dir: Path
 
     def validate(self, job_id: str) -> bool:
         """Check data, spec and disk again, as far as that needs no model; then queue the job."""
@@ -65,7 +63,7 @@ class Steps:
         self.jobs.note(job, f"train:{job.run_number}", "Training started")
         outcome, failure = self.training.run(job)
         if failure is not None and failure.code == TRAINER_KILLED:  # an error of the trainer has the advice already
-            served = ServedBase.recall(self.data_dir)
+            served = self.jobs.bases.find(job.base_digest)
             failure = _with_advice(job, failure, "cpu" if served is None else served.device)
         return self._settle(job, outcome, failure)
 
@@ -76,7 +74,7 @@ class Steps:
             return False
         if job.override is None:
             self.jobs.note(job, f"gate:{job.run_number}", "Measuring the adapter against the base")
-            if not self._settle(job, *self.gating.run(job, ServedBase.recall(self.data_dir))):
+            if not self._settle(job, *self.gating.run(job, self.jobs.bases.find(job.base_digest))):
                 return False
             verdict = verdict_in(job.run_dir)
             assert verdict is not None
@@ -160,11 +158,11 @@ class Steps:
 
     def _fault(self, job: Job) -> JobFailure | None:
         try:
-            spec = TrainSpec.from_mapping(job.spec)
+            TrainSpec.from_mapping(job.spec)
             for name, param in _PARAMS.items():
                 if (job.run_dir / name).exists():
                     read_jsonl(job.run_dir / name, what=param)
-            (job.run_dir / SPEC_FILE).write_text(spec.to_yaml())
+            write_spec(job, SPEC_FILE)
         except (SpecError, DataRejected) as error:
             return JobFailure(error.code, error.message, error.param)
         except FileNotFoundError as error:

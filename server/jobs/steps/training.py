@@ -19,6 +19,7 @@ from server.jobs.tasks.driver import DesiredState, Driver, TaskEnd, Update
 from server.jobs.tasks.executor import Task
 from trainer.run_folder.events import EventReader, read_events
 from trainer.run_folder.folder import Exit, RunFolder, as_json
+from trainer.spec import TrainSpec
 
 NOT_CURED_BY_TIME = frozenset({"out_of_memory", "disk_full"})
 TRAINER_KILLED = "trainer_killed"
@@ -76,6 +77,7 @@ class Training:
             return TaskEnd(before.exit_code, desired)
         events, folder = RunEvents(EventReader(job.run_dir)), RunFolder(job.run_dir)
         if not before.is_running:
+            write_spec(job, SPEC_FILE)  # with this host's paths: the run may have begun on another
             folder.request("")
 
         def update() -> Update:
@@ -118,6 +120,12 @@ class Training:
         self._jobs.note(job, f"retry:{_step_of(job.run_dir)}:{count}", text, level="warn", code=failure.code)
         self._driver.wait(wait_s)
         return None, None
+
+
+def write_spec(job: Job, name: str) -> None:
+    """The job's spec, with this host's paths. Raises SpecError, OSError."""
+    folder = RunFolder(job.run_dir)
+    folder.write(folder.path / name, TrainSpec.from_mapping(job.spec).to_yaml().encode())
 
 
 def failure_in(run_dir: Path) -> JobFailure | None:

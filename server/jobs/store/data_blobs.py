@@ -6,6 +6,7 @@ place, and its parent synced: a blob is whole or absent. The file operations are
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -69,7 +70,13 @@ class DataBlobs:
     def link(self, digest: str, target: Path) -> None:
         """Give the bytes a second name that outlives the first. Raises FileNotFoundError if the blob is gone."""
         target.unlink(missing_ok=True)
-        os.link(self.path(digest), target)
+        try:
+            os.link(self.path(digest), target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self._files.copy(self.path(digest), target)  # `runs` is a file system of its own, which hosts share
+            self._files.sync_file(target)
 
     def digests(self) -> Iterator[str]:
         """Every blob present."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from server.jobs.limits import JobLimits, JobRefused
 from server.jobs.served_base import ServedBase
+from server.jobs.store.records import MIX_FILE, TRAINING_FILE, VALIDATION_FILE
 from trainer.spec import AdapterSpec, BatchSpec, OptimSpec, SpecError, TrainSpec
 
 SERVED_METHODS = ("lora", "qlora")  # what the store serves as an adapter
@@ -45,9 +45,10 @@ class JobRequest:
 
 
 def build_spec(
-    request: JobRequest, base: ServedBase, limits: JobLimits, *, data: Path, validation: Path | None, mix: Path | None
+    request: JobRequest, base: ServedBase, limits: JobLimits, *, validation: bool, mix: bool
 ) -> TrainSpec:
-    """The whole spec on the base being served. Raises JobRefused with the field, its value and the limit."""
+    """The whole spec on the base being served; files by their names in the job's folder. validation, mix: whether there
+    is such a file. Raises JobRefused with the field, its value and the limit."""
     body: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in _own(request)}
     body.setdefault("method", "qlora" if base.quantize == "nf4" else "lora")
     origins: dict[str, str] = {}
@@ -55,8 +56,8 @@ def build_spec(
         section = body if len(path) == 1 else body.setdefault(path[0], {})
         section[path[-1]] = value
         origins[".".join(path)] = param
-    files = {"base": str(base.path), "data": str(data), "validation": validation, "mix": mix}
-    body |= {key: None if value is None else str(value) for key, value in files.items()}
+    body |= {"base": str(base.path), "data": TRAINING_FILE}
+    body |= {"validation": VALIDATION_FILE if validation else None, "mix": MIX_FILE if mix else None}
     try:
         spec = TrainSpec.from_mapping(body)
     except SpecError as error:

@@ -173,4 +173,5 @@ def _to_job(row: Row[Any]) -> Job:
         adapter_version=row.adapter_version,
         verdict=row.verdict,
         override=None if row.override is None else json.loads(row.override),
+        executor=row.executor,
     )

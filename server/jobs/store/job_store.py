@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import uuid4
+
+from sqlalchemy import Connection
 
 from adapters_store.accounts.tenant_rows import tenant_id
 from adapters_store.errors import Conflict, NotFound
@@ -20,9 +22,11 @@ from adapters_store.storage.database import Database, now_s
 from server.jobs.limits import JobLimit, JobLimits
 from server.jobs.store import job_rows
 from server.jobs.store.records import WORKING, Job, JobCheckpoint, JobEvent, JobFailure, JobStatus, Level
+from server.jobs.store.served_bases import ServedBases
 from trainer.redaction import redact_folders
 
 DAY_S = 86_400
+RUNS = "runs"  # in the data directory
 _IDLE = (JobStatus.VALIDATING, JobStatus.QUEUED, JobStatus.PAUSED)
 _ACTIVE = (*WORKING, JobStatus.PAUSED)
 
@@ -44,11 +48,16 @@ Checkpoints = list[JobCheckpoint]
 
 
 class JobStore:
-    """Safe from many threads and processes. runs: the folder that holds every job's own folder."""
+    """Safe from many threads and processes. runs: the folder that holds every job's own folder.
 
-    def __init__(self, database: Database, runs: Path, limits: JobLimits) -> None:
+    Rows hold no path of a host; the jobs that are handed out have this host's.
+    """
+
+    def __init__(self, database: Database, data_dir: Path, limits: JobLimits) -> None:
         self._database = database
-        self.runs = runs
+        self._data_dir = data_dir
+        self.runs = data_dir / RUNS
+        self.bases = ServedBases(database)
         self._limits = limits
 
     def new_id(self) -> str:
@@ -62,9 +71,9 @@ class JobStore:
             today = job_rows.count_jobs(connection, owner, since_s=now_s() - DAY_S)
             self._check_limits(active, today)
             values = {"id": job_id, "name": new.name, "status": JobStatus.VALIDATING, "request": new.request}
-            values |= {"spec": new.spec, "base_digest": new.base_digest, "run_dir": str(self.runs / job_id)}
+            values |= {"spec": new.spec, "base_digest": new.base_digest, "run_dir": str(PurePosixPath(RUNS, job_id))}
             job_rows.insert_job(connection, owner, values)
-            job = job_rows.find_job(connection, job_id)
+            job = self._found(connection, job_id)
             audit.note(connection, "job.create", tenant=new.tenant, target=job_id)
             assert job is not None
             job_rows.add_event(connection, job, "created", f"Created fine-tuning job: {job_id}")
@@ -92,12 +101,18 @@ class JobStore:
         Raises StoreError (wrong_store).
         """
         with self._database.proven() as connection:
-            return job_rows.find_job(connection, job_id, tenant)
+            return self._found(connection, job_id, tenant)
+
+    def _found(self, connection: Connection, job_id: str, tenant: str | None = None) -> Job | None:
+        job = job_rows.find_job(connection, job_id, tenant)
+        return None if job is None else job.at(self._data_dir, self.bases.paths(connection))
 
     def list(self, tenant: str | None = None, statuses: Collection[JobStatus] | None = None) -> list[Job]:
         """The newest first; of every tenant if none is given."""
         with self._database.read() as connection:
-            return job_rows.list_jobs(connection, tenant, statuses)
+            jobs = job_rows.list_jobs(connection, tenant, statuses)
+            paths = self.bases.paths(connection) if jobs else {}
+            return [job.at(self._data_dir, paths) for job in jobs]
 
     def events(self, job: Job) -> Events:
         with self._database.read() as connection:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
 TRAINING_FILE, VALIDATION_FILE, MIX_FILE = "training.jsonl", "validation.jsonl", "mix.jsonl"  # in a job's folder
+_DATA = ("data", "validation", "mix")  # the spec's fields that name them
 
 
 class JobStatus(StrEnum):
@@ -59,7 +60,8 @@ class JobFailure:
 @dataclass(frozen=True, slots=True)
 class Job:
     """A row of `jobs`. request: as the API shows it; spec: TrainSpec.to_mapping(); progress: the last
-    step's figures; override: an operator's decision against the gate ({by, reason, at}). Times are Unix seconds."""
+    step's figures; override: an operator's decision against the gate ({by, reason, at}); executor: the kind that runs
+    its processes, None before they begin. Times are Unix seconds. Paths in run_dir and spec are this host's."""
 
     number: int
     id: str
@@ -82,6 +84,15 @@ class Job:
     adapter_version: int | None = None
     verdict: str | None = None
     override: Mapping[str, Any] | None = None
+    executor: str | None = None
+
+    def at(self, data_dir: Path, bases: Mapping[str, Path]) -> Job:
+        """The same job with the paths of one host. bases: each base's folder there, by digest."""
+        run_dir = data_dir / self.run_dir
+        own = {name: run_dir / Path(self.spec[name]).name for name in _DATA if self.spec.get(name) is not None}
+        base = bases.get(self.base_digest, self.spec["base"])
+        paths = {name: str(path) for name, path in {"base": base, **own}.items()}
+        return replace(self, run_dir=run_dir, spec={**self.spec, **paths})
 
     @property
     def model_id(self) -> str | None:

@@ -1,6 +1,7 @@
 """Keeps a job worker running beside a server: started at the first job, restarted when it dies. Knows no job.
 
-A server without jobs runs no worker. The worker ends with its parent, whose pipe it watches.
+A server without jobs runs no worker. The worker ends with its parent, whose pipe it watches. Many servers on one
+PostgreSQL have one worker together; when it is gone, the next server to notice starts another.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from lora_kernels.cgroups import usable_cpus
 from lora_kernels.process import operator_chose_threads
 from server.jobs.limits import JobLimits
 from server.jobs.service import Onboarding
-from server.jobs.tasks.executor import is_locked
-from server.jobs.worker.options import DATABASE_URL_VARIABLE, LOCK_FILE
+from server.jobs.worker.leader import is_led
+from server.jobs.worker.options import DATABASE_URL_VARIABLE
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class WorkerSupervisor:
             if self.worker.poll() is None:
                 return
             self._died(self.worker)
-        if self._onboarding.jobs.has_work() and not is_locked(self._onboarding.data_dir / LOCK_FILE):
+        if self._onboarding.jobs.has_work() and not is_led(self._onboarding.database, self._onboarding.data_dir):
             self._started_s = time.monotonic()
             self.worker = self._spawn()
 

@@ -1,7 +1,7 @@
 """The worker process: resumes the jobs its predecessor left, then works until a signal, or until its parent dies.
 
-`python -m server.jobs.worker.worker --data-dir DIR`. One worker at a time works on a data directory; others wait for
-its lock. At its end it asks trainings to checkpoint and stops wherever it is: the next worker resumes from there.
+`python -m server.jobs.worker.worker --data-dir DIR`. One worker at a time works on a database; others wait until it
+leads no more. At its end it asks trainings to checkpoint and stops wherever it is: the next worker resumes from there.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from adapters_store.errors import StoreUnavailable
-from adapters_store.storage.filesystem import file_lock
-from server.jobs.served_base import ServedBase
 from server.jobs.service import Onboarding
 from server.jobs.steps.gate import GATE, GateStep
 from server.jobs.steps.memory import advice, estimated_bytes, free_bytes
@@ -29,7 +27,8 @@ from server.jobs.tasks.driver import Driver, DriverSettings
 from server.jobs.tasks.executor import SubprocessExecutor, Task, wait_until_ended
 from server.jobs.worker.dispatcher import CHECK, ONBOARD, Capacity, Dispatcher
 from server.jobs.worker.durable import DurableSequences, database_url
-from server.jobs.worker.options import LOCK_FILE, WorkerSettings, parse
+from server.jobs.worker.leader import leading
+from server.jobs.worker.options import WorkerSettings, parse
 
 if TYPE_CHECKING:
     from adapters_store.store import AdapterStore
@@ -41,7 +40,7 @@ STORE_WAIT_S = 1.0
 
 
 class Worker:
-    """Wires the parts together. Made only while the lock is held."""
+    """Wires the parts together. Made only by the leader."""
 
     def __init__(self, settings: WorkerSettings, stopping: threading.Event) -> None:
         self._settings = settings
@@ -102,7 +101,6 @@ class Worker:
             open_store=self._open_store,
             training=training,
             gating=gating,
-            data_dir=settings.data_dir,
         )
 
     def _open_store(self) -> AdapterStore:
@@ -114,7 +112,7 @@ class Worker:
         return self._store
 
     def _capacity(self) -> Capacity:
-        served = ServedBase.recall(self._settings.data_dir)
+        served = self._jobs.bases.last()
         device = "cpu" if served is None else served.device
         return Capacity(
             max_running=self._settings.max_running,
@@ -126,7 +124,7 @@ class Worker:
 
 
 def work(settings: WorkerSettings, *, watch_stdin: bool = False) -> NoReturn:
-    """Wait for the lock, then work until SIGTERM or SIGINT, or until stdin ends. Ends the process."""
+    """Wait until no other worker leads, then work until SIGTERM or SIGINT, or until stdin ends. Ends the process."""
     stopping = threading.Event()
     is_working = False
 
@@ -140,7 +138,7 @@ def work(settings: WorkerSettings, *, watch_stdin: bool = False) -> NoReturn:
     if watch_stdin:
         threading.Thread(target=_end_with_parent, daemon=True).start()
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with file_lock(settings.data_dir / LOCK_FILE, exclusive=True):
+    with leading(settings.data_dir, settings.database_url, tick_s=settings.tick_s, lost=_end_at_once):
         is_working = True
         os._exit(_work(settings, stopping))
 
@@ -154,6 +152,12 @@ def _work(settings: WorkerSettings, stopping: threading.Event) -> int:
         logger.exception("the job worker failed; the next worker resumes its jobs")
         return 1
     return 0
+
+
+def _end_at_once() -> None:
+    """Another worker may lead by now. Tasks go on; the next leader follows them."""
+    logger.error("the database ended this worker's lead; the next worker resumes its jobs")
+    os._exit(1)
 
 
 def _end_with_parent() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete
 
 from adapters_store.errors import Conflict, StoreError
+from adapters_store.storage.schema import served_bases
 from server.jobs.limits import JobLimit, JobLimits, JobRefused
 from server.jobs.served_base import ServedBase
 from server.jobs.store.job_request import JobRequest
@@ -75,7 +77,7 @@ def test_knobs_go_before_the_spec_and_hyperparameters_before_both(world: JobWorl
 def test_an_nf4_base_is_trained_on_as_it_is_served(world: JobWorld) -> None:
     assert world.create().spec["method"] == "lora"
     base = world.root / "base"
-    ServedBase(path=base, name=MODEL, digest=world.base.digest, quantize="nf4").remember(world.data_dir)
+    world.jobs.bases.remember(ServedBase(path=base, name=MODEL, digest=world.base.digest, quantize="nf4"))
     assert world.create(salt=1).spec["method"] == "qlora"
 
 
@@ -90,7 +92,8 @@ def test_a_job_that_has_ended_cannot_be_asked_for_anything(world: JobWorld) -> N
 
 
 def test_a_base_nobody_served_is_refused(world: JobWorld) -> None:
-    (world.data_dir / "served-base.json").unlink()
+    with world.store.database.write() as connection:
+        connection.execute(delete(served_bases))
     with pytest.raises(StoreError) as refused:
         world.onboarding.create("acme", ask(world))
     assert refused.value.code == "model_not_found"

@@ -15,8 +15,7 @@ from server.jobs.served_base import ServedBase
 from server.jobs.service import Onboarding
 from server.jobs.store.job_request import JobRequest
 from server.jobs.store.records import DataFile, Job
-from server.jobs.tasks.executor import is_locked
-from server.jobs.worker.options import LOCK_FILE
+from server.jobs.worker.leader import is_led
 from support.models.adapter_files import tiny_base
 from support.servers.waiting import wait_until
 
@@ -61,9 +60,9 @@ class JobWorld:
         self.base = tiny_base()
         self.store.remember_base(self.base)
         folder = make_base_folder(root / "base")
-        ServedBase(path=folder, name=MODEL, digest=self.base.digest).remember(self.data_dir)
         self.onboarding = Onboarding.open(self.data_dir, database_url=database_url, limits=limits)
         self.jobs = self.onboarding.jobs
+        self.jobs.bases.remember(ServedBase(path=folder, name=MODEL, digest=self.base.digest))
         for tenant in ("acme", "globex"):
             self.store.tenants.create(tenant)
         self.worker: subprocess.Popen[bytes] | None = None
@@ -84,7 +83,7 @@ class JobWorld:
         if self.database_url is not None:
             command += ["--database-url", self.database_url]
         self.worker = subprocess.Popen(command, cwd=TRAINERS.parents[2])
-        wait_until(lambda: is_locked(self.data_dir / LOCK_FILE))
+        wait_until(lambda: is_led(self.onboarding.database, self.data_dir))
         return self.worker
 
     def kill_worker(self) -> None:

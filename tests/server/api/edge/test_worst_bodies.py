@@ -274,9 +274,8 @@ def test_health_answers_beside_the_worst_training_file(
     body, headers = form("file", {"purpose": b"fine-tune"}, LINES[name])
     file = client.post("/v1/files", content=body, headers=headers).json()["id"]
     base = app.state.context.engine.base
-    ServedBase(name="tiny", path=settings.data_dir, digest=base.digest, dtype="float32", quantize=None).remember(
-        settings.data_dir
-    )
+    served = ServedBase(name="tiny", path=settings.data_dir, digest=base.digest, dtype="float32", quantize=None)
+    app.state.onboarding.jobs.bases.remember(served)
     job = {"model": "tiny", "training_file": file}
     check(url, name, lambda: client.post("/v1/fine_tuning/jobs", json=job), (400,))
 

@@ -27,9 +27,7 @@ class FullDisk(Filesystem):
 def steps(world: JobWorld, store: AdapterStore | None = None) -> Steps:
     """The last two steps need neither training nor gate."""
     none: Any = None
-    return Steps(
-        jobs=world.jobs, open_store=lambda: store or world.store, training=none, gating=none, data_dir=world.data_dir
-    )
+    return Steps(jobs=world.jobs, open_store=lambda: store or world.store, training=none, gating=none)
 
 
 @pytest.fixture
