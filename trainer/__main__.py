@@ -45,7 +45,7 @@ def trained(spec_path: Path, run_dir: Path, *, resume: bool) -> Exit:
         print(f"{failure.code}: {failure.message}", file=sys.stderr)
         if failure.code != "run_dir_in_use":  # its result is the other run's
             run_dir.mkdir(parents=True, exist_ok=True)
-            RunLog(RunFolder(run_dir), quiet=True).failed(failure.body)
+            RunLog(RunFolder(run_dir), quiet=True).failed(failure.body, failure.exit)
         return failure.exit
 
 

@@ -77,8 +77,10 @@ class Run:
         self._stage("training", packing_difference=difference, num_steps=loop.num_steps)
         outcome = loop.run()
         if outcome != "finished":
-            self.log.end(outcome, {"status": outcome, **self._facts(loop, start_s)}, step=loop.progress.step)
-            return Exit.PAUSED if outcome == "paused" else Exit.CANCELLED
+            code = Exit.PAUSED if outcome == "paused" else Exit.CANCELLED
+            result = {"status": outcome, "exit_code": code, **self._facts(loop, start_s)}
+            self.log.end(outcome, result, step=loop.progress.step)
+            return code
         self._publish(loop, start_s)
         return Exit.SUCCEEDED
 

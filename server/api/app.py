@@ -78,9 +78,7 @@ def create_app(
         usage=usage or UsageLog(store.usage),
         trace=tracing.record if tracing is not None else _untraced,
     )
-    app.state.onboarding = Onboarding(
-        settings.data_dir, store.database, job_limits, serves=engine.base.digest
-    )
+    app.state.onboarding = Onboarding(settings.data_dir, store.database, job_limits, serves=engine.base.digest)
     for part in _ROUTERS:
         app.router.routes.extend(part.routes)  # flat: an included router would be one route that hides the others
     errors.install(app)

@@ -25,7 +25,8 @@ from lora_kernels.process import c_library_trim
 from server.api.context import ApiContext
 from server.api.engine_client import EngineClient
 from server.jobs.service import Onboarding
-from server.jobs.worker.supervisor import WorkerSupervisor
+from server.jobs.settings import JobSettings
+from server.jobs.worker.supervisor import SupervisorSettings, WorkerSupervisor
 
 _log = logging.getLogger(__name__)
 
@@ -33,30 +34,37 @@ TRIM_EVERY_S = 10.0
 
 
 @contextmanager
-def background(app: FastAPI) -> Iterator[None]:
-    """While the block runs: save usage, follow the store, run jobs, return freed memory to the system."""
+def background(app: FastAPI, jobs: JobSettings | None = None) -> Iterator[None]:
+    """While the block runs: save usage, follow the store, run jobs, return freed memory to the system.
+
+    jobs: how; beside this machine's server by default.
+    """
     context = app.state.context
     assert isinstance(context, ApiContext)
     watch = StoreWatch(context.store, context.engine, context.metrics.quarantined, poll_s=context.store.database.poll_s)
-    jobs, memory = _job_worker(app), MemoryTrim()
+    worker, memory = _job_worker(app, jobs or JobSettings()), MemoryTrim()
     memory.start()
     watch.start()
     context.usage.start()
-    jobs.start()
+    if worker is not None:
+        worker.start()
     try:
         with context.store.following():
             yield
     finally:
-        jobs.stop()
+        if worker is not None:
+            worker.stop()
         context.usage.stop()
         watch.stop()
         memory.stop()
 
 
-def _job_worker(app: FastAPI) -> WorkerSupervisor:
+def _job_worker(app: FastAPI, settings: JobSettings) -> WorkerSupervisor | None:
+    if settings.worker == "off":
+        return None
     onboarding = app.state.onboarding
     assert isinstance(onboarding, Onboarding)
-    return WorkerSupervisor(onboarding)
+    return WorkerSupervisor(onboarding, SupervisorSettings(jobs=settings))
 
 
 class StoreWatch:

@@ -21,6 +21,8 @@ class JobLimits:
     max_jobs_per_day: int = setting(100, "Maximum jobs that a tenant creates in 24 hours.", at_least=1)
     max_rank: int = 256
     max_running: int = setting(1, "Maximum trainings at once, of all tenants.", at_least=1)
+    max_ranks: int = setting(1, "Maximum processes of a training on one machine, each with a device.", at_least=1)
+    max_nodes: int = setting(1, "Maximum machines of a training. More than 1 needs --jobs-executor ray.", at_least=1)
     memory_bytes: int | None = setting(
         None,
         "Memory of all trainings together (default: what is free).",

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from trainer.run_folder.folder import RunFolder
+from trainer.run_folder.folder import Exit, RunFolder
 
 RESERVE_FILE = ".reserve"
 RESERVE_BYTES = 64 * 1024
@@ -51,10 +51,10 @@ class RunLog:
         if not self._quiet:
             self._write_end(kind, result, fields)
 
-    def failed(self, error: dict[str, str | None]) -> None:
-        """Any rank may report a failure. The first one counts: the others fail because of it."""
+    def failed(self, error: dict[str, str | None], code: int = Exit.FAILED) -> None:
+        """Any rank may report a failure. The first one counts: the others fail because of it. code: its exit code."""
         if not self._folder.result():
-            self._write_end("failed", {"status": "failed", "error": error}, {"error": error})
+            self._write_end("failed", {"status": "failed", "exit_code": code, "error": error}, {"error": error})
 
     def _write_end(self, kind: str, result: dict[str, Any], fields: dict[str, Any]) -> None:
         self._reserve.unlink(missing_ok=True)

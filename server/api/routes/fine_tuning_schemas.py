@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.wire.body import Absent, Body, Empty, Metadata
-from server.jobs.store.job_request import MIX_KNOB, JobRequest
+from server.jobs.store.job_request import MIX_KNOB, NODES_KNOB, RANKS_KNOB, JobRequest
 
 Id = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -54,6 +54,9 @@ class NewFineTuningJob(Body):
     def _names_a_file(cls, knobs: dict[str, Any] | None) -> dict[str, Any] | None:
         if knobs and not isinstance(knobs.get(MIX_KNOB), str | None):
             raise PydanticCustomError("invalid_type", f"{MIX_KNOB} must be a file id")
+        for name in (NODES_KNOB, RANKS_KNOB):
+            if knobs and type(knobs.get(name, 1)) is not int:
+                raise PydanticCustomError("invalid_type", f"{name} must be a whole number")
         return knobs
 
     def to_request(self) -> JobRequest:
@@ -67,6 +70,8 @@ class NewFineTuningJob(Body):
             training_file=self.training_file,
             validation_file=self.validation_file,
             mix_file=knobs.pop(MIX_KNOB, None),
+            nodes=knobs.pop(NODES_KNOB, 1),
+            ranks=knobs.pop(RANKS_KNOB, 1),
             suffix=self.suffix,
             seed=self.seed,
             hyperparameters=asked,

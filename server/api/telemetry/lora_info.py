@@ -39,6 +39,11 @@ def lora_info(stats: EngineStats, names: ServedNames, base: str) -> Metric:
     return family
 
 
+def resident_texts(stats: EngineStats, names: ServedNames, base: str) -> list[str]:
+    """Every text that reaches an adapter on the device. Short of the database: what was known last."""
+    return _texts(_known(names, stats.resident_adapters), stats.resident_adapters, base)
+
+
 def model_texts(served: ServedName, base: str) -> list[str]:
     """What means this version, and it alone, as `model`: for its owner, or for a caller that speaks for all."""
     refs = [f"{served.name}@{served.version}", *([served.name] if served.is_active else [])]

@@ -13,6 +13,7 @@ import typer
 
 from server.cli.common.texts import MIB
 from server.jobs.limits import JobLimits
+from server.jobs.settings import JobSettings
 from server.settings import Setting, settings_of
 
 Command = Callable[..., None]
@@ -91,6 +92,19 @@ def _help_of(setting: Setting) -> str:
 _JOBS = {each.name: each for each in settings_of(JobLimits, prefix="jobs_", group="Jobs")}
 JobsMaxRunningOption = Annotated[int, option_for(_JOBS["jobs_max_running"])]
 JobsMemoryOption = Annotated[int | None, option_for(_JOBS["jobs_memory_mib"])]
+
+_RUNNING = {each.name: each for each in settings_of(JobSettings, group="Jobs")}
+JobsExecutorOption = Annotated[str, option_for(_RUNNING["jobs_executor"], "--executor")]
+JobsRayAddressOption = Annotated[str, option_for(_RUNNING["jobs_ray_address"], "--ray-address")]
+JobsTemplateOption = Annotated[str | None, option_for(_RUNNING["jobs_kubernetes_template"], "--kubernetes-template")]
+
+
+def job_settings(executor: str, ray_address: str, kubernetes_template: str | None) -> JobSettings:
+    """What runs jobs, from these three options. Raises BadParameter."""
+    try:
+        return JobSettings(executor=executor, ray_address=ray_address, kubernetes_template=kubernetes_template)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def job_limits(max_running: int, memory_mib: int | None) -> JobLimits:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from server.api.app import create_app
+from server.api.background import background
 from server.api.settings import ApiSettings
 from server.cli.common.admin_key import admin_key
 from server.cli.common.failures import CommandError
@@ -52,7 +53,7 @@ def run(
         voices = introduce(store, parts.base.description, story.adapters)
         api = ApiSettings(data_dir=folder, admin_keys=(admin_key(folder).value,))
         app = create_app(engine=parts.worker, store=store, settings=api)
-        with http_server(app, listener, signals) as server:
+        with background(app), http_server(app, listener, signals) as server:
             rounds = _play(Showcase(parts, voices), story.prompts, output)
             chat = parts.worker.tokenizer.has_chat_template
             url, prompt = url_of(listener), story.prompts[0]

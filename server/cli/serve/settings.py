@@ -17,6 +17,7 @@ from server.cli.common.options import DATA_DIR_HELP, DEFAULT_DATA_DIR, HOST_HELP
 from server.cli.serve.http_server import DRAIN_S
 from server.engine.startup.settings import EngineSettings
 from server.jobs.limits import JobLimits
+from server.jobs.settings import RAY, JobSettings
 from server.settings import Setting, check_settings, section, setting, settings_of
 
 _MODEL, _HTTP, _STORE, _LOGS = "Model", "HTTP", "Data", "Logs"
@@ -63,9 +64,12 @@ class ServeSettings:
     engine: EngineSettings = section(_MODEL)
     api: ApiSettings = section("API")
     jobs: JobLimits = section("Jobs", prefix="jobs_")
+    job_execution: JobSettings = section("Jobs")
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.jobs.max_nodes > 1 and self.job_execution.executor != RAY:
+            raise ValueError(f"jobs_max_nodes {self.jobs.max_nodes} needs jobs_executor ray")
 
 
 SERVE_SETTINGS: dict[str, Setting] = {each.name: each for each in settings_of(ServeSettings)}

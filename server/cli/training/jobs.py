@@ -14,9 +14,18 @@ from server.cli.common.database_url import DatabaseUrlOption
 from server.cli.common.database_url import database_url as checked
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from server.cli.common.output import Output
-from server.cli.common.setting_options import JobsMaxRunningOption, JobsMemoryOption, job_limits
+from server.cli.common.setting_options import (
+    JobsExecutorOption,
+    JobsMaxRunningOption,
+    JobsMemoryOption,
+    JobsRayAddressOption,
+    JobsTemplateOption,
+    job_limits,
+    job_settings,
+)
 from server.cli.common.store_access import opened
 from server.cli.common.texts import when
+from server.jobs.settings import SUBPROCESS, JobSettings
 
 if TYPE_CHECKING:
     from server.jobs.service import Onboarding
@@ -127,9 +136,12 @@ def worker(
     max_running: JobsMaxRunningOption = 1,
     memory_mib: JobsMemoryOption = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads per training.", min=1)] = None,
+    executor: JobsExecutorOption = SUBPROCESS,
+    ray_address: JobsRayAddressOption = JobSettings.ray_address,
+    kubernetes_template: JobsTemplateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run jobs until SIGTERM; `serve` does this by itself. Only one worker at a time runs on a data directory.
+    """Run jobs until SIGTERM; `serve` does this by itself. Only one worker at a time runs on a database.
 
     With --json one line says that the worker is ready; `jobs list` shows the jobs.
     """
@@ -143,6 +155,7 @@ def worker(
         max_running=max_running,
         memory_bytes=job_limits(max_running, memory_mib).memory_bytes,
         threads=threads or default_threads(max_running),
+        jobs=job_settings(executor, ray_address, kubernetes_template),
     )
     Output(as_json=as_json).emit(event="working", data_dir=str(data_dir), max_running=max_running, pid=os.getpid())
     work(settings)

@@ -51,5 +51,10 @@ def free_bytes(device: str = "cpu") -> int | None:
     return max((int(line) * MIB for line in lines), default=None)
 
 
+def no_limit() -> int | None:
+    """For trainings on other machines, whose scheduler knows their memory."""
+    return None
+
+
 def free_disk_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from adapters_store.base.description import BaseDescription
 from adapters_store.errors import NotFound, UserError
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from server.jobs.settings import SUBPROCESS
 from server.jobs.steps.gate import GateStep, verdict_in
 from server.jobs.steps.memory import DISK_BYTES, advice, free_bytes, free_disk_bytes
 from server.jobs.steps.training import SPEC_FILE, TRAINER_KILLED, Outcome, Training, write_spec
@@ -33,7 +34,7 @@ _PARAMS = {TRAINING_FILE: "training_file", VALIDATION_FILE: "validation_file", M
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Everything a step needs.
+    """Everything a step needs. executor: its kind; running jobs of another kind are left alone.
 
     open_store: opened late, because the store imports torch, which an idle worker does not need.
     """
@@ -42,6 +43,7 @@ class Steps:
     open_store: Callable[[], AdapterStore]
     training: Training
     gating: GateStep
+    executor: str = SUBPROCESS
 
     def validate(self, job_id: str) -> bool:
         """Check data, spec and disk again, as far as that needs no model; then queue the job."""
@@ -139,7 +141,9 @@ class Steps:
 
     def _running(self, job_id: str) -> Job | None:
         job = self.jobs.find(job_id)
-        return job if job is not None and job.status is JobStatus.RUNNING else None
+        if job is None or job.status is not JobStatus.RUNNING:
+            return None
+        return job if (job.executor or SUBPROCESS) == self.executor else None
 
     def _settle(self, job: Job, outcome: Outcome, failure: JobFailure | None) -> bool:
         """Set the status that follows from the outcome; True if the next step follows."""

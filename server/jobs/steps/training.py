@@ -93,13 +93,15 @@ class Training:
         folder = job.run_dir
         resume = ("--resume",) if RunFolder(folder).has_begun else ()
         command = (*self._trainer, str(folder / SPEC_FILE), "--run-dir", str(folder), *resume)
-        return Task("train", folder, command, self._environment)
+        return Task("train", folder, command, self._environment, nodes=job.nodes, ranks=job.ranks)
 
     def _judge(self, job: Job, end: TaskEnd) -> tuple[Outcome | None, JobFailure | None]:
         """None: try again."""
         code, desired = end.exit_code, end.desired
         if desired == "gone":
             return "gone", None
+        if job.nodes * job.ranks > 1:
+            code = RunFolder(job.run_dir).result().get("exit_code", code)  # torchrun's own says only that a rank failed
         if RunFolder(job.run_dir).has_succeeded:
             return "done", None
         if code == Exit.BAD_INPUT:

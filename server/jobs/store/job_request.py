@@ -21,13 +21,14 @@ KNOBS: dict[str, tuple[str, ...]] = {
     **{name: (kind.section, name) for kind in _SECTIONS for name in kind.model_fields},
     **{name: (name,) for name in _WHOLE_RUN},
 }
-MIX_KNOB = "mix_file"
+MIX_KNOB, NODES_KNOB, RANKS_KNOB = "mix_file", "nodes", "ranks"
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
     """hyperparameters: OpenAI's, without those that are "auto" or None. knobs: ours, flat, by field name of the spec.
-    spec: a part of a TrainSpec, nested; knobs and hyperparameters take precedence. Files are file ids."""
+    spec: a part of a TrainSpec, nested; knobs and hyperparameters take precedence. Files are file ids. nodes, ranks:
+    machines, and processes on each; with more than one process the training is sharded."""
 
     model: str
     training_file: str
@@ -37,6 +38,8 @@ class JobRequest:
     seed: int | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] | None = None
+    nodes: int = 1
+    ranks: int = 1
     knobs: Mapping[str, Any] = field(default_factory=dict)
     spec: Mapping[str, Any] = field(default_factory=dict)
 
@@ -44,12 +47,13 @@ class JobRequest:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-def build_spec(
-    request: JobRequest, base: ServedBase, limits: JobLimits, *, validation: bool, mix: bool
-) -> TrainSpec:
+def build_spec(request: JobRequest, base: ServedBase, limits: JobLimits, *, validation: bool, mix: bool) -> TrainSpec:
     """The whole spec on the base being served; files by their names in the job's folder. validation, mix: whether there
     is such a file. Raises JobRefused with the field, its value and the limit."""
     body: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in _own(request)}
+    _check_processes(request, limits)
+    if request.nodes * request.ranks > 1:
+        body["sharding"] = "fsdp"
     body.setdefault("method", "qlora" if base.quantize == "nf4" else "lora")
     origins: dict[str, str] = {}
     for param, path, value in _requested(request):
@@ -68,6 +72,16 @@ def build_spec(
     return spec
 
 
+def _check_processes(request: JobRequest, limits: JobLimits) -> None:
+    for name, value, limit in (
+        (NODES_KNOB, request.nodes, limits.max_nodes),
+        (RANKS_KNOB, request.ranks, limits.max_ranks),
+    ):
+        if not 1 <= value <= limit:
+            message = f"multilora.{name}: must be from 1 to {limit}, got {value}"
+            raise JobRefused("invalid_value", message, param=f"multilora.{name}")
+
+
 def _own(request: JobRequest) -> list[tuple[str, Any]]:
     for key in request.spec:
         if key in ("base", "data", "validation", "mix"):
@@ -80,7 +94,8 @@ def _requested(request: JobRequest) -> list[tuple[str, tuple[str, ...], Any]]:
     requested: list[tuple[str, tuple[str, ...], Any]] = []
     for name, value in request.knobs.items():
         if name not in KNOBS:
-            message = f"Unknown parameter: 'multilora.{name}'; known: {', '.join(sorted((*KNOBS, MIX_KNOB)))}"
+            known = ", ".join(sorted((*KNOBS, MIX_KNOB, NODES_KNOB, RANKS_KNOB)))
+            message = f"Unknown parameter: 'multilora.{name}'; known: {known}"
             raise JobRefused("unknown_parameter", message, param=f"multilora.{name}")
         requested.append((f"multilora.{name}", KNOBS[name], value))
     paths = {"n_epochs": ("optim", "epochs"), "batch_size": ("batch", "examples")}

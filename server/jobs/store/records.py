@@ -95,6 +95,16 @@ class Job:
         return replace(self, run_dir=run_dir, spec={**self.spec, **paths})
 
     @property
+    def nodes(self) -> int:
+        """Machines that train it together."""
+        return int(self.request.get("nodes") or 1)
+
+    @property
+    def ranks(self) -> int:
+        """Processes on each of them."""
+        return int(self.request.get("ranks") or 1)
+
+    @property
     def model_id(self) -> str | None:
         """What its owner sends as `model`; None before the job has succeeded. `ft:base:tenant:name:version`."""
         if self.adapter_version is None or self.status is not JobStatus.SUCCEEDED:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from adapters_store.errors import StoreUnavailable
 from server.jobs.store.job_store import JobStore
 from server.jobs.store.records import Job
-from server.jobs.tasks.executor import Executor, Task
+from server.jobs.tasks.executor import Executor, ExecutorUnavailable, Task
 
 _log = logging.getLogger(__name__)
 
@@ -104,8 +104,8 @@ class Driver:
         self._block_if_stopping()
 
     def retry_without_store(self, step: Callable[[str], bool]) -> Callable[[str], bool]:
-        """The step, run again from its beginning while the store is unavailable: a job does not fail for that. A
-        process that the step has started keeps running meanwhile."""
+        """The step, run again from its beginning while the store or the executor is unavailable: a job does not fail
+        for that. A process that the step has started keeps running meanwhile."""
 
         def run(job_id: str) -> bool:
             while True:
@@ -113,6 +113,8 @@ class Driver:
                     return step(job_id)
                 except StoreUnavailable as error:
                     _log.warning("%s waits for the store: %s", job_id, error.message)
+                except ExecutorUnavailable as error:
+                    _log.warning("%s waits for what runs it: %s", job_id, error)
                 self.wait(self._settings.store_wait_s)
 
         return run
@@ -125,9 +127,9 @@ class Driver:
         return "gone" if current is None else current.wanted
 
     def _block_if_stopping(self, task: Task | None = None) -> None:
-        """When the worker ends: let the task end in order, and hold this thread."""
+        """When the worker ends: let a task of this machine end in order, and hold this thread."""
         if not self._stopping.is_set():
             return
-        if task is not None:
+        if task is not None and not self.executor.is_remote:
             self.executor.stop(task)
         threading.Event().wait()

@@ -1,4 +1,4 @@
-"""Runs a job's heavy steps as subprocesses on this machine. Knows commands; knows no job.
+"""What a job's heavy steps run as, and the executor of subprocesses on this machine. Knows commands; knows no job.
 
 A command outlives the worker that started it: the next worker finds it by its folder, follows it, or ends it.
 """
@@ -20,17 +20,31 @@ from pathlib import Path
 from typing import Protocol
 
 from adapters_store.storage.blobs import disk_full_is_an_answer
+from server.jobs.settings import SUBPROCESS
 from server.jobs.tasks import launch
 
 
 @dataclass(frozen=True)
 class Task:
-    """A command with a folder of its own files: NAME.lock, NAME.pid, NAME.exit and NAME.log. name: "train", "gate"."""
+    """A command with a folder of its own files: NAME.lock, NAME.pid, NAME.exit and NAME.log. name: "train", "gate".
+
+    nodes, ranks: machines, and processes on each of them, that run the command together.
+    """
 
     name: str
     folder: Path
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    nodes: int = 1
+    ranks: int = 1
+
+    @property
+    def on_one_node(self) -> tuple[str, ...]:
+        """The command that starts all ranks of one machine: torchrun, if there are several."""
+        if self.ranks == 1:
+            return self.command
+        torchrun = (self.command[0], "-P", "-m", "torch.distributed.run", "--standalone")
+        return (*torchrun, "--nproc-per-node", str(self.ranks), "--no-python", *self.command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +56,21 @@ class TaskState:
     exit_code: int | None = None
 
 
+class ExecutorUnavailable(Exception):
+    """What runs the tasks does not answer now; they may be running all the same."""
+
+
 class Executor(Protocol):
-    """`start` does nothing if the task runs already. `stop` sends SIGTERM, `kill` SIGKILL."""
+    """`start` does nothing if the task runs already. `stop` sends SIGTERM, `kill` SIGKILL.
+
+    kind: as in a job's row. is_remote: tasks run on other machines, and go on when this one is stopped.
+    All raise ExecutorUnavailable.
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def is_remote(self) -> bool: ...
 
     def start(self, task: Task) -> None: ...
     def state(self, task: Task) -> TaskState: ...
@@ -54,12 +81,15 @@ class Executor(Protocol):
 class SubprocessExecutor:
     """Runs tasks on this machine, each in a session of its own. nice: their niceness, above the server's."""
 
+    kind, is_remote = SUBPROCESS, False
+
     def __init__(self, nice: int = 5) -> None:
         self._nice = nice
         self._children: dict[tuple[Path, str], subprocess.Popen[bytes]] = {}
 
     def start(self, task: Task) -> None:
         """Raises StoreError (disk_full), OSError."""
+        assert task.nodes == 1, "a job for several machines was accepted for this one"
         with disk_full_is_an_answer():
             lock = os.open(_file(task, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -74,7 +104,7 @@ class SubprocessExecutor:
         head = [sys.executable, "-I", "-S", launch.__file__, str(task.folder), task.name, str(self._nice), "--"]
         with _file(task, "log").open("ab") as log:
             return subprocess.Popen(
-                [*head, *task.command],
+                [*head, *task.on_one_node],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

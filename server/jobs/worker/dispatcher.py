@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from adapters_store.storage.database import now_s
+from server.jobs.settings import SUBPROCESS
 from server.jobs.steps.memory import Estimate
 from server.jobs.store.job_store import JobStore
 from server.jobs.store.records import Job, JobFailure, JobStatus
@@ -52,12 +53,17 @@ def choose(queued: Sequence[Job], running: Sequence[Job], last_starts: Mapping[s
 
 
 class Dispatcher:
-    """Looks at all jobs once a tick. Only one process may have one."""
+    """Looks at all jobs once a tick. Only one process may have one.
 
-    def __init__(self, jobs: JobStore, sequences: Starts, capacity: Capacity) -> None:
+    executor: the kind that runs the jobs admitted here. A job that runs under another kind belongs to a worker of that
+    kind: two executors know nothing of each other's processes, and would train it twice.
+    """
+
+    def __init__(self, jobs: JobStore, sequences: Starts, capacity: Capacity, executor: str = SUBPROCESS) -> None:
         self._jobs = jobs
         self._sequences = sequences
         self._capacity = capacity
+        self._executor = executor
         self._started: set[tuple[str, int]] = set()
 
     def tick(self) -> None:
@@ -67,11 +73,21 @@ class Dispatcher:
             if job.status is JobStatus.VALIDATING:
                 self._start(CHECK, job)
             elif job.status is JobStatus.RUNNING:
-                self._start(ONBOARD, job)
-        running = [job for job in active if job.status is JobStatus.RUNNING]
+                self._start(ONBOARD, job) if self._is_own(job) else self._leave(job)
+        running = [job for job in active if job.status is JobStatus.RUNNING and self._is_own(job)]
         queued = [job for job in active if job.status is JobStatus.QUEUED]
         if queued and len(running) < self._capacity.max_running:
             self._admit(queued, running)
+
+    def _is_own(self, job: Job) -> bool:
+        return (job.executor or SUBPROCESS) == self._executor
+
+    def _leave(self, job: Job) -> None:
+        """Tell its owner, once per process, why it waits."""
+        if (f"leave:{job.id}", job.run_number) not in self._started:
+            self._started.add((f"leave:{job.id}", job.run_number))
+            text = f"The job waits for a worker with --jobs-executor {job.executor}; this one has {self._executor}"
+            self._jobs.note(job, f"leave:{job.run_number}:{self._executor}", text, level="warn")
 
     def _start(self, sequence: str, job: Job) -> None:
         """Once per process: asking DBOS at every tick is not needed."""
@@ -81,19 +97,24 @@ class Dispatcher:
 
     def _admit(self, queued: Sequence[Job], running: Sequence[Job]) -> None:
         for job in choose(queued, running, self._jobs.last_starts()):
-            needed = self._capacity.estimate(TrainSpec.from_mapping(job.spec))
+            needed = self._needed(job)
             free = self._free(running)
             if free is None or needed <= free:
-                if self._jobs.move(job, JobStatus.RUNNING, only_in=(JobStatus.QUEUED,), started_at=now_s()):
+                started = {"started_at": now_s(), "executor": self._executor}
+                if self._jobs.move(job, JobStatus.RUNNING, only_in=(JobStatus.QUEUED,), **started):
                     self._start(ONBOARD, job)
                 return  # one a tick: the next tick sees the memory this one takes
             if not running:
                 self._jobs.end(job, JobStatus.FAILED, self._too_large(job, needed, free))
 
+    def _needed(self, job: Job) -> int:
+        """Of all ranks, at most: shards take less than the whole."""
+        return self._capacity.estimate(TrainSpec.from_mapping(job.spec)) * job.ranks
+
     def _free(self, running: Sequence[Job]) -> int | None:
         """Free memory, less what trainings that have just begun will still take."""
         free, budget = self._capacity.free(), self._capacity.memory_bytes
-        promised = sum(self._capacity.estimate(TrainSpec.from_mapping(job.spec)) for job in running)
+        promised = sum(self._needed(job) for job in running)
         if budget is not None:
             return budget - promised if free is None else min(free, budget - promised)
         return None if free is None else free - promised

@@ -25,9 +25,7 @@ from server.jobs.worker.options import LOCK_FILE
 LEASE_S = 30
 _KEY = 0x6D6C6A6F6273  # any number, the same in every process
 _TAKE = text("SELECT pg_try_advisory_lock(:key)")
-_LEASE = text(
-    "SELECT set_config('idle_session_timeout', :lease, false), set_config('tcp_keepalives_idle', '5', false)"
-)
+_LEASE = text("SELECT set_config('idle_session_timeout', :lease, false), set_config('tcp_keepalives_idle', '5', false)")
 _TAKEN = text(
     "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
     " AND classid::bigint = :high AND objid::bigint = :low"

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from server.jobs.settings import EXECUTORS, SUBPROCESS, JobSettings
+
 LOCK_FILE = "jobs-worker.lock"
 DATABASE_URL_VARIABLE = "MULTILORA_DATABASE_URL"
 
@@ -19,7 +21,7 @@ class WorkerSettings:
     threads: of one training. tick_s: between two looks at the jobs. grace_s: for trainings to checkpoint at
     the worker's end.
 
-    trainer, gate: replace the real commands, in tests and in images for other executors.
+    trainer, gate: replace the real commands, in tests and in images for other executors. jobs: what runs them.
     """
 
     data_dir: Path
@@ -32,6 +34,7 @@ class WorkerSettings:
     retry_wait_s: float = 1.0
     trainer: tuple[str, ...] | None = None
     gate: tuple[str, ...] | None = None
+    jobs: JobSettings = field(default_factory=JobSettings)
 
 
 def parse(arguments: Sequence[str] | None, description: str | None) -> tuple[WorkerSettings, bool]:
@@ -44,6 +47,9 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> tuple[Wor
     parser.add_argument("--threads", type=int)
     parser.add_argument("--tick-s", type=float, default=0.2)
     parser.add_argument("--retry-wait-s", type=float, default=1.0)
+    parser.add_argument("--executor", default=SUBPROCESS, choices=EXECUTORS)
+    parser.add_argument("--ray-address", default=JobSettings.ray_address)
+    parser.add_argument("--kubernetes-template")
     parser.add_argument("--trainer", type=json.loads, help="another training command, as a JSON list")
     parser.add_argument("--gate", type=json.loads, help="another measuring command, as a JSON list")
     parser.add_argument("--watch-stdin", action="store_true", help="end when stdin does")
@@ -51,4 +57,5 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> tuple[Wor
     watch_stdin = options.pop("watch_stdin")
     for name in ("trainer", "gate"):
         options[name] = None if options[name] is None else tuple(options[name])
-    return WorkerSettings(**options), watch_stdin
+    how = {name: options.pop(name) for name in ("executor", "ray_address", "kubernetes_template")}
+    return WorkerSettings(**options, jobs=JobSettings(**how)), watch_stdin

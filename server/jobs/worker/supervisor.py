@@ -20,6 +20,7 @@ from lora_kernels.cgroups import usable_cpus
 from lora_kernels.process import operator_chose_threads
 from server.jobs.limits import JobLimits
 from server.jobs.service import Onboarding
+from server.jobs.settings import JobSettings
 from server.jobs.worker.leader import is_led
 from server.jobs.worker.options import DATABASE_URL_VARIABLE
 
@@ -28,10 +29,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisorSettings:
-    """options: further arguments of the worker. look_s: between two checks for work. waits_s: before the n-th restart
-    of a worker that died within settled_s; the last one repeats. grace_s: for a worker to end."""
+    """jobs: what runs them. options: further arguments of the worker. look_s: between two checks for work. waits_s:
+    before the n-th restart of a worker that died within settled_s; the last one repeats. grace_s: for a worker to end.
+    """
 
     options: tuple[str, ...] = ()
+    jobs: JobSettings = field(default_factory=JobSettings)
     look_s: float = 0.5
     waits_s: tuple[float, ...] = (0.0, 1.0, 5.0, 30.0)
     settled_s: float = 60.0
@@ -94,16 +97,10 @@ class WorkerSupervisor:
     def _spawn(self) -> subprocess.Popen[bytes]:
         url = self._onboarding.database_url  # not an argument: it may hold a password
         environment = {**os.environ, **self._settings.environment, DATABASE_URL_VARIABLE: url}
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "server.jobs.worker.worker",
-            "--data-dir",
-            str(self._onboarding.data_dir),
-        ]
+        command = (sys.executable, "-P", "-m", "server.jobs.worker.worker", "--watch-stdin")
+        options = (*_options(self._onboarding.limits), *self._settings.jobs.as_options(), *self._settings.options)
         return subprocess.Popen(
-            [*command, "--watch-stdin", *_options(self._onboarding.limits), *self._settings.options],
+            [*command, "--data-dir", str(self._onboarding.data_dir), *options],
             stdin=subprocess.PIPE,
             env=environment,
             start_new_session=True,  # a terminal's Ctrl-C reaches the server alone

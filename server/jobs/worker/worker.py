@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, NoReturn
 from adapters_store.errors import StoreUnavailable
 from server.jobs.service import Onboarding
 from server.jobs.steps.gate import GATE, GateStep
-from server.jobs.steps.memory import advice, estimated_bytes, free_bytes
+from server.jobs.steps.memory import advice, estimated_bytes, free_bytes, no_limit
 from server.jobs.steps.onboarding import Steps
 from server.jobs.steps.training import TRAINER, RetrySettings, Training
 from server.jobs.store.records import JobStatus
 from server.jobs.tasks.driver import Driver, DriverSettings
-from server.jobs.tasks.executor import SubprocessExecutor, Task, wait_until_ended
+from server.jobs.tasks.executor import Task, wait_until_ended
+from server.jobs.tasks.executors import executor_for
 from server.jobs.worker.dispatcher import CHECK, ONBOARD, Capacity, Dispatcher
 from server.jobs.worker.durable import DurableSequences, database_url
 from server.jobs.worker.leader import leading
@@ -49,7 +50,7 @@ class Worker:
         self._store: AdapterStore | None = None
         self._onboarding = Onboarding.open(data_dir, database_url=settings.database_url)
         self._jobs = self._onboarding.jobs
-        self._executor = SubprocessExecutor()
+        self._executor = executor_for(settings.jobs, num_gpus=1 if self._device == "cuda" else 0)
         driver = Driver(self._jobs, self._executor, self._stopping, DriverSettings(tick_s=settings.tick_s / 2))
         steps = self._steps(driver)
         sequences = {
@@ -63,7 +64,7 @@ class Worker:
         }
         url = database_url(data_dir, settings.database_url)
         self._sequences = DurableSequences(url, sequences, steps.fail)
-        self._dispatcher = Dispatcher(self._jobs, self._sequences, self._capacity())
+        self._dispatcher = Dispatcher(self._jobs, self._sequences, self._capacity(), self._executor.kind)
 
     def run(self) -> None:
         """Until `stopping` is set."""
@@ -80,7 +81,9 @@ class Worker:
                 self._stopping.wait(STORE_WAIT_S)
 
     def stop_tasks(self) -> None:
-        """Let every task checkpoint and end; kill those that have not when the grace period is over."""
+        """Let every task of this machine checkpoint and end; kill those that have not when the grace period is over."""
+        if self._executor.is_remote:
+            return
         running = self._jobs.list(statuses=(JobStatus.RUNNING,))
         tasks = [Task(name, job.run_dir, ()) for job in running for name in ("train", "gate")]
         for task in tasks:
@@ -101,6 +104,7 @@ class Worker:
             open_store=self._open_store,
             training=training,
             gating=gating,
+            executor=self._executor.kind,
         )
 
     def _open_store(self) -> AdapterStore:
@@ -111,13 +115,17 @@ class Worker:
             self._store = AdapterStore.open(self._settings.data_dir, database_url=self._settings.database_url)
         return self._store
 
-    def _capacity(self) -> Capacity:
+    @property
+    def _device(self) -> str:
         served = self._jobs.bases.last()
-        device = "cpu" if served is None else served.device
+        return "cpu" if served is None else served.device
+
+    def _capacity(self) -> Capacity:
+        free = no_limit if self._executor.is_remote else partial(free_bytes, self._device)
         return Capacity(
             max_running=self._settings.max_running,
             estimate=estimated_bytes,
-            free=partial(free_bytes, device),
+            free=free,
             memory_bytes=self._settings.memory_bytes,
             advise=advice,
         )

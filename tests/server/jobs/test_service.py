@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 
 from adapters_store.errors import Conflict, StoreError
-from adapters_store.storage.schema import served_bases
+from adapters_store.storage.schema import jobs, served_bases
 from server.jobs.limits import JobLimit, JobLimits, JobRefused
 from server.jobs.served_base import ServedBase
+from server.jobs.service import Onboarding
 from server.jobs.store.job_request import JobRequest
 from server.jobs.store.records import JobStatus
-from support.servers.job_world import MODEL, JobWorld, data_lines
+from server.jobs.store.served_bases import ServedBases
+from support.servers.job_world import MODEL, JobWorld, data_lines, make_base_folder
 
 
 def ask(world: JobWorld, **fields: object) -> JobRequest:
@@ -79,6 +82,45 @@ def test_an_nf4_base_is_trained_on_as_it_is_served(world: JobWorld) -> None:
     base = world.root / "base"
     world.jobs.bases.remember(ServedBase(path=base, name=MODEL, digest=world.base.digest, quantize="nf4"))
     assert world.create(salt=1).spec["method"] == "qlora"
+
+
+def test_rows_hold_no_path_of_a_host_and_jobs_have_this_hosts(world: JobWorld) -> None:
+    job = world.create()
+    assert [job.spec["data"], job.run_dir] == [str(job.run_dir / "training.jsonl"), world.data_dir / "runs" / job.id]
+    with world.store.database.read() as connection:
+        [row] = connection.execute(select(jobs.c.run_dir, jobs.c.spec)).all()
+    assert row.run_dir == f"runs/{job.id}"
+    assert json.loads(row.spec)["data"] == "training.jsonl"
+    elsewhere = ServedBases(world.store.database, host="other")
+    elsewhere.remember(ServedBase(path=Path("/elsewhere/base"), name=MODEL, digest=world.base.digest))
+    assert world.jobs.get(job.id).spec["base"] == str(world.root / "base"), "this host's path goes first"
+    assert job.at(Path("/other"), {world.base.digest: Path("/b")}).spec["base"] == "/b"
+    found = elsewhere.find(world.base.digest)
+    assert found is not None
+    assert found.path == Path("/elsewhere/base")
+
+
+def test_two_servers_of_two_bases_create_jobs_each_for_its_own(world: JobWorld) -> None:
+    folder = make_base_folder(world.root / "second")
+    world.jobs.bases.remember(ServedBase(path=folder, name="second", digest="sha256:2"))
+    servers = {
+        digest: Onboarding(world.data_dir, world.store.database, serves=digest)
+        for digest in (world.base.digest, "sha256:2")
+    }
+    first = servers[world.base.digest].create("acme", ask(world))
+    assert first.base_digest == world.base.digest
+    with pytest.raises(StoreError, match="which is served here"):
+        servers["sha256:2"].create("acme", ask(world))
+
+
+@pytest.mark.parametrize("name", ["nodes", "ranks"])
+def test_a_training_on_many_processes_is_sharded_and_stays_within_the_limits(tmp_path: Path, name: str) -> None:
+    world = JobWorld(tmp_path, limits=JobLimits(max_ranks=2, max_nodes=2))
+    with pytest.raises(JobRefused, match=rf"multilora\.{name}: must be from 1 to 2, got 3"):
+        world.onboarding.create("acme", ask(world, **{name: 3}))
+    job = world.onboarding.create("acme", ask(world, **{name: 2}))
+    assert (job.spec["sharding"], job.nodes * job.ranks) == ("fsdp", 2)
+    world.close()
 
 
 def test_a_job_that_has_ended_cannot_be_asked_for_anything(world: JobWorld) -> None:

@@ -46,6 +46,21 @@ def capacity(
     return Capacity(max_running=max_running, estimate=lambda _: estimate, free=lambda: free, memory_bytes=budget)
 
 
+def test_a_job_that_another_executor_runs_is_left_to_a_worker_of_that_kind(world: JobWorld) -> None:
+    started = Started()
+    here, elsewhere = queued(world, "acme", 2)
+    for job, executor in ((here, "subprocess"), (elsewhere, "ray")):
+        world.jobs.move(job, JobStatus.RUNNING, only_in=(JobStatus.QUEUED,), executor=executor)
+    [waiting] = queued(world, "globex", 1)
+    dispatcher = Dispatcher(world.jobs, started, capacity(max_running=2, free=None))
+    for _ in range(2):
+        dispatcher.tick()
+    assert started.log == [(ONBOARD, here.id, 1), (ONBOARD, waiting.id, 1)]
+    assert world.jobs.get(waiting.id).executor == "subprocess"
+    told = [text for text in world.messages(elsewhere) if "--jobs-executor ray" in text]
+    assert len(told) == 1
+
+
 def running(world: JobWorld) -> list[Job]:
     return world.jobs.list(statuses=(JobStatus.RUNNING,))
 
