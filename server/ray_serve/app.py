@@ -1,7 +1,7 @@
 """`multilora serve` as a Ray Serve application: one replica is one engine with the whole API.
 
-In a Serve config: `import_path: server.ray_serve.app:build`, and under `args` the settings of `multilora serve` by their
-names. Variables MULTILORA_NAME count where `args` give no value. Needs `multilora[ray]`.
+In a Serve config: `import_path: server.ray_serve.app:build`, and under `args` the settings of `multilora serve` by
+their names. Variables MULTILORA_NAME count where `args` give no value. Needs `multilora[ray]`.
 """
 
 from __future__ import annotations
@@ -107,4 +107,5 @@ def settings_of_replica(arguments: Mapping[str, Any]) -> ServeSettings:
         for variable in reversed(setting.environment)
         if os.environ.get(variable)
     }
-    return settings_from(checked_values("args", {**variables, **arguments}, SERVE_SETTINGS))
+    given = checked_values("args", {**variables, **arguments}, SERVE_SETTINGS)
+    return settings_from({**{name: each.default for name, each in SERVE_SETTINGS.items()}, **given})

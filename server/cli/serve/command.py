@@ -75,7 +75,7 @@ def serve(
     if print_config:
         show(effective(context, SERVE_SETTINGS, values, config), output)
         return
-    settings = _settings(values)
+    settings = settings_from(values)
     set_up_logging(log_format=LogFormat(settings.log_format))
     for message in unknown_variables(SERVE_SETTINGS):
         output.event("warning", code="unknown_variable", message=message)
@@ -88,8 +88,8 @@ def serve(
     output.say("stopped")
 
 
-def _settings(values: dict[str, Any]) -> ServeSettings:
-    """Raises BadParameter, CommandError (base_not_found, bad_setting)."""
+def settings_from(values: Mapping[str, Any]) -> ServeSettings:
+    """One start's settings, from a value for each of them. Raises BadParameter, CommandError (base_not_found, bad_setting)."""
     if values["base"] is None:
         raise typer.BadParameter("is required; or MULTILORA_BASE, or base in the --config file", param_hint="--base")
     _check_batch(values)

@@ -39,15 +39,20 @@ def read_config(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
         return {}
     if not isinstance(body, dict):
         raise _refused(path, f"must hold one setting a line (name: value), got {body!r:.80}")
+    return checked_values(path, body, settings)
+
+
+def checked_values(source: Path | str, body: Mapping[Any, Any], settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """The values by setting's name, those without one left out. Raises CommandError (bad_config) with the source."""
     values: dict[str, Any] = {}
     for key, value in body.items():
         name = str(key).replace("-", "_")
         if name not in settings:
-            raise _refused(path, f"unknown setting {str(key)!r:.80}{suggestion(name, settings)}")
+            raise _refused(source, f"unknown setting {str(key)!r:.80}{suggestion(name, settings)}")
         if name in values:
-            raise _refused(path, f"duplicate key {name!r}")
+            raise _refused(source, f"duplicate key {name!r}")
         values[name] = _word(value) if settings[name].about.choices else value
-    return {name: _checked(path, settings[name], value) for name, value in values.items() if value is not None}
+    return {name: _checked(source, settings[name], value) for name, value in values.items() if value is not None}
 
 
 def suggestion(name: str, known: Mapping[str, Any]) -> str:
@@ -56,7 +61,7 @@ def suggestion(name: str, known: Mapping[str, Any]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _checked(path: Path, setting: Setting, value: Any) -> Any:
+def _checked(path: Path | str, setting: Setting, value: Any) -> Any:
     items = value if setting.is_list and isinstance(value, list) else [value]
     for item in items:
         if not _is_a(setting.kind, item):
@@ -84,5 +89,5 @@ def _shown(setting: Setting, value: Any) -> str:
     return "***" if setting.about.secret else f"{value!r:.80}"
 
 
-def _refused(path: Path, reason: str) -> CommandError:
+def _refused(path: Path | str, reason: str) -> CommandError:
     return CommandError("bad_config", f"{path}: {reason}", ExitCode.REFUSED)

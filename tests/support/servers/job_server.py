@@ -1,6 +1,6 @@
 """What a server does for jobs, without the rest of it: a process that supervises a worker. Killed, its worker ends too.
 
-`python job_server.py DATA_DIR [WORKER OPTIONS...]`; MULTILORA_DATABASE_URL names the database, if it is not in DATA_DIR.
+`python job_server.py DATA_DIR [WORKER OPTIONS...]`; MULTILORA_DATABASE_URL names a database outside it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ def main() -> None:
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     settings = SupervisorSettings(options=tuple(options), look_s=0.05, waits_s=(0.0, 0.05))
-    supervisor = WorkerSupervisor(
-        Onboarding.open(Path(data_dir), database_url=os.environ.get(DATABASE_URL_VARIABLE)), settings
-    )
+    onboarding = Onboarding.open(Path(data_dir), database_url=os.environ.get(DATABASE_URL_VARIABLE))
+    supervisor = WorkerSupervisor(onboarding, settings)
     supervisor.start()
     ending.wait()
     supervisor.stop()
