@@ -89,7 +89,10 @@ def serve(
 
 
 def settings_from(values: Mapping[str, Any]) -> ServeSettings:
-    """One start's settings, from a value for each of them. Raises BadParameter, CommandError (base_not_found, bad_setting)."""
+    """One start of the server, from a value for each setting.
+
+    Raises BadParameter, CommandError (base_not_found, bad_setting).
+    """
     if values["base"] is None:
         raise typer.BadParameter("is required; or MULTILORA_BASE, or base in the --config file", param_hint="--base")
     _check_batch(values)
