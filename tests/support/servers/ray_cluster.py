@@ -1,0 +1,76 @@
+"""A real Ray cluster of one node on 127.0.0.1, for the length of a block."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from ray.job_submission import JobSubmissionClient
+
+START_S = 180
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """jobs_url: of its job server. address: for ray.init. environment: that its clients need."""
+
+    jobs_url: str
+    address: str
+    environment: dict[str, str]
+
+    @property
+    def client(self) -> JobSubmissionClient:
+        return JobSubmissionClient(self.jobs_url)
+
+
+@contextmanager
+def ray_cluster(**variables: str) -> Iterator[RayCluster]:
+    """variables: of the node's environment, which Ray's proxies and replicas inherit."""
+    gcs, dashboard, agent = _free_ports(3)
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **variables}
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "4"]
+        command += ["--node-ip-address", "127.0.0.1", "--port", str(gcs), "--temp-dir", folder]
+        command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
+        command += ["--dashboard-agent-listen-port", str(agent), "--object-store-memory", str(100 << 20)]
+        with (Path(folder) / "head.log").open("wb") as log:
+            head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        try:
+            url = f"http://127.0.0.1:{dashboard}"
+            _wait_until_it_answers(url, head, Path(folder) / "head.log")
+            yield RayCluster(url, f"127.0.0.1:{gcs}", environment)
+        finally:
+            head.terminate()
+            head.wait(60)
+
+
+def _wait_until_it_answers(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
+    deadline_s = time.monotonic() + START_S
+    while True:
+        assert head.poll() is None, log.read_text()
+        assert time.monotonic() < deadline_s, log.read_text()
+        try:
+            if httpx.get(f"{url}/api/version", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
