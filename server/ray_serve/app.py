@@ -45,7 +45,7 @@ def build(arguments: dict[str, Any]) -> Application:
     given = dict(arguments)
     metrics_port = given.pop(METRICS_PORT, None)
     settings_of_replica(given)  # refused here, where the operator sees it
-    return Replica.bind(given, metrics_port)
+    return Replica.bind(given, metrics_port)  # type: ignore[attr-defined]
 
 
 @serve.deployment(
