@@ -77,7 +77,8 @@ class KubernetesJobExecutor:
         job = None if name is None else self._job(name)
         if name is None or job is None:
             return TaskState(is_running=False)
-        ended = {each.type for each in job.status.conditions or () if each.status == "True"} & {"Complete", "Failed"}
+        conditions = (job.status and job.status.conditions) or ()
+        ended = {each.type for each in conditions if each.status == "True"} & {"Complete", "Failed"}
         if not ended:
             return TaskState(is_running=True)
         return TaskState(is_running=False, exit_code=0 if "Complete" in ended else self._exit_code(name))
@@ -114,10 +115,14 @@ class KubernetesJobExecutor:
 
     def _exit_code(self, name: str) -> int | None:
         """Of the pod's first container, negative for a signal; None if the pod is gone."""
-        with _reached():
-            pods = self._pods.list_namespaced_pod(
-                self._namespace, label_selector=f"batch.kubernetes.io/job-name={name}", _request_timeout=_TIMEOUT_S
-            ).items
+        selector = f"batch.kubernetes.io/job-name={name}"
+        try:
+            with _reached():
+                pods = self._pods.list_namespaced_pod(
+                    self._namespace, label_selector=selector, _request_timeout=_TIMEOUT_S
+                ).items
+        except ApiException as error:
+            raise ExecutorUnavailable(f"{error.status} {error.reason}") from error
         codes = [
             each.state.terminated.exit_code
             for pod in pods

@@ -35,7 +35,7 @@ class RayCluster:
 @contextmanager
 def ray_cluster(**variables: str) -> Iterator[RayCluster]:
     """variables: of the node's environment, which Ray's proxies and replicas inherit."""
-    gcs, dashboard, agent = _free_ports(3)
+    gcs, dashboard, agent = free_ports(3)
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **variables}
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "4"]
@@ -54,6 +54,12 @@ def ray_cluster(**variables: str) -> Iterator[RayCluster]:
             head.wait(60)
 
 
+def run_serve(cluster: RayCluster, config: Path) -> None:
+    """Deploy a Serve config, and return; replicas start meanwhile."""
+    command = [sys.executable, "-m", "ray.serve.scripts", "deploy", str(config), "-a", cluster.jobs_url]
+    subprocess.run(command, env=cluster.environment, check=True, cwd=config.parent)
+
+
 def _wait_until_it_answers(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
     deadline_s = time.monotonic() + START_S
     while True:
@@ -66,7 +72,7 @@ def _wait_until_it_answers(url: str, head: subprocess.Popen[bytes], log: Path) -
             time.sleep(0.2)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))

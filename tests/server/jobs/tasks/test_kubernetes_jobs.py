@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -52,8 +52,11 @@ class Routes(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.server.status != 200:
             return self.answer(self.server.status, {})
-        if found := re.search(r"/pods\?labelSelector=batch\.kubernetes\.io%2Fjob-name%3D([\w-]+)", self.path):
-            state = {"terminated": {"exitCode": self.server.exit_codes[found[1]]}}
+        url = urlsplit(self.path)
+        if url.path == "/api/v1/namespaces/default/pods":
+            [selector] = parse_qs(url.query)["labelSelector"]
+            code = self.server.exit_codes[selector.removeprefix("batch.kubernetes.io/job-name=")]
+            state = {"terminated": {"exitCode": code}}
             names = {"name": "trainer", "image": "x", "imageID": "x", "ready": False, "restartCount": 0}
             return self.answer(200, {"items": [{"status": {"containerStatuses": [{**names, "state": state}]}}]})
         job = self.server.jobs.get(self.path.split("/")[-2])

@@ -1,0 +1,167 @@
+"""The whole API in two replicas of a real Ray Serve: whole streams, one request id, sticky keys, a replica's death.
+
+Short form: a few requests of each kind. MULTILORA_FLEET=long: eight long streams under a redeploy, 10,000 requests
+under `kill -9`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from support.servers.ray_cluster import RayCluster, free_ports, ray_cluster, run_serve
+from support.servers.service import make_base
+from support.servers.waiting import wait_until
+
+IS_LONG = os.environ.get("MULTILORA_FLEET") == "long"
+KEY = {"authorization": "Bearer a-key-of-an-operator-0123456789"}
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    cluster: RayCluster
+    metrics_port: int
+    config: Path
+
+    def ask(self, client: httpx.Client, **headers: str) -> httpx.Response:
+        body = {"model": "tiny", "prompt": "Once", "max_tokens": 2, "temperature": 0}
+        return client.post(f"{self.url}/v1/completions", json=body, headers={**KEY, **headers})
+
+    def replicas(self) -> list[psutil.Process]:
+        return [each for each in psutil.process_iter() if "ServeReplica:default:multilora" in _title(each)]
+
+    def answered_by_each(self) -> list[float]:
+        """How many requests each replica has answered, by its own port."""
+        pages = [httpx.get(f"http://127.0.0.1:{self.metrics_port + rank}/metrics").text for rank in (0, 1)]
+        return [_value(page, "multilora_http_requests_total") for page in pages]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("ray")
+    base = make_base(folder / "tiny")
+    [port] = free_ports(1)
+    metrics_port = 20_000 + os.getpid() % 20_000
+    arguments: dict[str, Any] = {"base": str(base), "data_dir": str(folder / "data"), "threads": 1, "jobs": "off"}
+    arguments |= {"kv_cache_mib": 8, "adapter_pool_mib": 8, "host_cache_mib": 8, "metrics_port": metrics_port}
+    application = {
+        "name": "default",
+        "route_prefix": "/",
+        "import_path": "server.ray_serve.app:build",
+        "args": arguments,
+    }
+    deployment = {"name": "multilora", "num_replicas": 2, "ray_actor_options": {"num_cpus": 0.5}}
+    config = folder / "serve.yaml"
+    body = {"http_options": {"host": "127.0.0.1", "port": port}, "proxy_location": "HeadOnly"}
+    config.write_text(yaml.safe_dump({**body, "applications": [{**application, "deployments": [deployment]}]}))
+    variables = {
+        "RAY_SERVE_SESSION_ID_HEADER_KEY": "authorization",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "server.ray_serve.edge.in_the_proxy",
+        "MULTILORA_ADMIN_KEY": KEY["authorization"].partition(" ")[2],
+        "OMP_NUM_THREADS": "1",
+    }
+    with ray_cluster(**variables) as cluster:
+        run_serve(cluster, config)
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: _answers(url), timeout_s=300)
+        served = Served(url, cluster, metrics_port, config)
+        wait_until(lambda: len(served.replicas()) == 2, timeout_s=300)
+        yield served
+
+
+def test_answers_are_the_apis_with_one_request_id(served: Served) -> None:
+    with httpx.Client(timeout=120) as client:
+        answer = served.ask(client, **{"x-request-id": "mine-1"})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["usage"]["completion_tokens"] == 2
+        assert answer.headers.get_list("x-request-id") == ["mine-1"]
+        refused = client.post(f"{served.url}/v1/completions", json={"model": "tiny"}, headers={})
+        assert (refused.status_code, refused.json()["error"]["type"]) == (401, "authentication_error")
+        body = {"model": "tiny", "prompt": "Once", "max_tokens": 8, "stream": True}
+        with client.stream("POST", f"{served.url}/v1/completions", json=body, headers=KEY) as stream:
+            lines = [line for line in stream.iter_lines() if line]
+        assert lines[-1] == "data: [DONE]"
+        assert len(lines) > 3, "the stream came in one piece"
+
+
+def test_a_model_header_stays_on_one_replica_and_each_replica_has_its_own_metrics(served: Served) -> None:
+    shares = []
+    with httpx.Client(timeout=120) as client:
+        for name in ("law/style", "med/style", "code/style", "acme/x"):
+            before = served.answered_by_each()
+            for _ in range(4):
+                served.ask(client, serve_multiplexed_model_id=name)
+            after = served.answered_by_each()
+            shares.append(sorted(int(now - then) for then, now in zip(before, after, strict=True)))
+    assert shares == [[0, 4]] * 4
+
+
+def test_a_dead_replica_costs_clients_one_retry_and_answers_as_ours(served: Served) -> None:
+    statuses: Counter[int] = Counter()
+    count = 10_000 if IS_LONG else 60
+
+    def asked(index: int) -> int:
+        with httpx.Client(timeout=120) as client:
+            first = served.ask(client, serve_multiplexed_model_id=f"m{index}")
+            if first.status_code == 200:
+                return 200
+            assert (first.status_code, first.json()["error"]["code"]) == (503, "replica_lost"), first.text
+            statuses[503] += 1
+            time.sleep(float(first.headers["retry-after"]))
+            return served.ask(client, serve_multiplexed_model_id=f"m{index}").status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(asked, index) for index in range(count)]
+        wait_until(lambda: sum(each.done() for each in answers) > 10, timeout_s=300)
+        served.replicas()[0].kill()
+        assert Counter(each.result() for each in answers) == {200: count}
+    print(f"kill -9 of a replica under 8 clients: {statuses[503]} of {count} were sent again, none failed")
+    wait_until(lambda: len(served.replicas()) == 2, timeout_s=300)
+
+
+@pytest.mark.skipif(not IS_LONG, reason="long form: MULTILORA_FLEET=long")
+def test_streams_end_whole_while_the_application_is_deployed_anew(served: Served) -> None:
+    def whole(_: int) -> bool:
+        body = {"model": "tiny", "prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
+        url = f"{served.url}/v1/completions"
+        with httpx.stream("POST", url, json=body, headers=KEY, timeout=300) as stream:
+            return [line for line in stream.iter_lines() if line][-1] == "data: [DONE]"
+
+    with ThreadPoolExecutor(8) as pool:
+        streams = [pool.submit(whole, index) for index in range(8)]
+        body = yaml.safe_load(served.config.read_text())
+        body["applications"][0]["args"]["log_format"] = "json"
+        served.config.write_text(yaml.safe_dump(body))
+        run_serve(served.cluster, served.config)
+        assert [each.result() for each in streams] == [True] * 8
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _value(page: str, name: str) -> float:
+    lines = [line for line in page.splitlines() if line.startswith(name) and 'route="/metrics"' not in line]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
