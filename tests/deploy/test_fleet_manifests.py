@@ -72,7 +72,8 @@ def test_every_option_and_variable_is_the_servers() -> None:
     given = {name: value for name, value in pairwise(container["args"]) if name.startswith("--")}
     for name, value in given.items():
         options[name].check(int(value) if value.isdigit() else value)
-    known = {name for each in SERVE_SETTINGS.values() for name in each.environment} | {"MULTILORA_ADMIN_KEY", "MULTILORA_BLOB_URL"}
+    known = {name for each in SERVE_SETTINGS.values() for name in each.environment}
+    known |= {"MULTILORA_ADMIN_KEY", "MULTILORA_BLOB_URL"}
     assert {each["name"] for each in container["env"] if each["name"].startswith("MULTILORA_")} <= known
 
 
