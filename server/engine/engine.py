@@ -235,6 +235,7 @@ class Engine:
         return TokenEvent(
             request.id,
             text=delta.text,
+            marks=self._outputs[request.id].marks,
             prompt_logprobs=self._prompt_logprobs.pop(request.id, None),
             num_prompt_tokens=len(request.prompt_ids),
             num_output_tokens=len(request.output_ids),

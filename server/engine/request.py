@@ -15,6 +15,7 @@ from adapters_store.parsing.strict_json import shown
 from server.engine.constraint import TokenConstraint
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+Mark = tuple[int, int]  # a marker's token: characters of the text before it, and its id
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_BYTES = 1024
@@ -43,7 +44,8 @@ class SamplingParams:
 
     temperature 0 and top_p 0 mean greedy. top_k 0 means off. logprobs: how many alternatives to report beside the
     chosen token (None: no logprobs at all, 0: the chosen token only). prompt_logprobs: the same for prompt positions.
-    end_ids: tokens that end this sequence as the base's own end-of-sequence tokens do.
+    end_ids: tokens that end this sequence as the base's own end-of-sequence tokens do. mark_ids: tokens whose places in
+    the text the events report.
     """
 
     max_tokens: int = 16
@@ -62,6 +64,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     end_ids: tuple[int, ...] = ()
+    mark_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -183,7 +186,8 @@ class RequestError:
 class TokenEvent:
     """What one step did for one request. Exactly one event per request has `finish_reason` set, and it is the last.
 
-    text: newly released text, after UTF-8 and stop-string hold-back. logprobs: one entry per id in token_ids.
+    text: newly released text, after UTF-8 and stop-string hold-back. marks: places of the tokens of
+    `SamplingParams.mark_ids` in this text. logprobs: one entry per id in token_ids.
     prompt_logprobs: on the first event, one entry per prompt token; the first token's is None.
     stop_reason: the stop string or stop token id that ended it, None for end-of-sequence.
     """
@@ -191,6 +195,7 @@ class TokenEvent:
     request_id: str
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
+    marks: tuple[Mark, ...] = ()
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
     finish_reason: FinishReason | None = None

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from server.engine.request import FinishReason, SamplingParams
+from server.engine.request import FinishReason, Mark, SamplingParams
 from server.engine.text.detokenizer import Detokenizer
 from server.engine.text.stop_strings import Match, StopMatcher
 from server.engine.text.token_text import TokenTexts
@@ -29,10 +29,24 @@ class OutputDelta(NamedTuple):
 class OutputState:
     """The text of one request as it grows. Append every sampled token once, until there is a finish reason.
 
-    prompt_ids: what the output continues (see `Detokenizer`). eos_ids: tokens that end a sequence.
+    prompt_ids: what the output continues (see `Detokenizer`). eos_ids: tokens that end a sequence. marks: places of
+    markers' tokens in the text released last.
     """
 
-    __slots__ = ("_detokenizer", "_eos_ids", "_held", "_matcher", "_params", "_stop_ids", "_token_texts", "num_tokens")
+    __slots__ = (
+        "_detokenizer",
+        "_eos_ids",
+        "_held",
+        "_matcher",
+        "_num_read",
+        "_num_shown",
+        "_open_marks",
+        "_params",
+        "_stop_ids",
+        "_token_texts",
+        "marks",
+        "num_tokens",
+    )
 
     def __init__(
         self,
@@ -48,10 +62,28 @@ class OutputState:
         self._stop_ids = frozenset(params.stop_token_ids)
         self._matcher = StopMatcher(params.stop, token_texts.symbols) if params.stop else None
         self._held = ""
+        self.marks: tuple[Mark, ...] = ()
+        self._open_marks: list[Mark] = []  # of text that is held back; places in the whole text
+        self._num_read = self._num_shown = 0  # characters of the whole text
         self.num_tokens = 0
 
     def append(self, token_id: int) -> OutputDelta:
         """One more token. The released text may be empty. Nothing may be appended after a finish reason."""
+        if token_id in self._params.mark_ids:
+            self._open_marks.append((self._num_read, token_id))
+        return self._counted(self._append(token_id))
+
+    def _counted(self, delta: OutputDelta) -> OutputDelta:
+        start = self._num_shown
+        self._num_shown += len(delta.text)
+        self._num_read = self._num_shown + len(self._held)
+        if self._open_marks or self.marks:
+            shown = [mark for mark in self._open_marks if mark[0] <= self._num_shown]
+            self._open_marks = self._open_marks[len(shown) :]
+            self.marks = tuple((place - start, id_) for place, id_ in shown)
+        return delta
+
+    def _append(self, token_id: int) -> OutputDelta:
         self.num_tokens += 1
         may_stop = self.num_tokens > self._params.min_tokens
         match = self._match_special(token_id, may_match=may_stop)
@@ -67,7 +99,7 @@ class OutputState:
 
     def finish(self, reason: FinishReason) -> OutputDelta:
         """End the request from outside (for example: the context is full). All held text is released."""
-        return self._release("", reason, None)
+        return self._counted(self._release("", reason, None))
 
     def _release(self, text: str, reason: FinishReason | None, stop_reason: int | None) -> OutputDelta:
         if reason is not None:

@@ -93,6 +93,14 @@ class Tokenizer:
             return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return self._backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)[0]
 
+    def added_ids(self, names: Iterable[str]) -> dict[str, int]:
+        """The added token of each name that has one. Ordinary tokens are none: other tokens can spell them too."""
+        return {name: self._ids_of_added[name] for name in names if name in self._ids_of_added}
+
+    @cached_property
+    def _ids_of_added(self) -> dict[str, int]:
+        return {token.content: id_ for id_, token in self._backend.get_added_tokens_decoder().items()}
+
     @cached_property
     def control_tokens(self) -> ControlTokens:
         """Made on first use: it holds a second copy of the tokenizer."""

@@ -1,0 +1,214 @@
+"""Reads reasoning, text and tool calls out of an answer as it grows. Knows a dialect; knows no grammar.
+
+The answer's grammar leaves one way to read it, and the reader goes that way: it passes over fixed parts symbol by
+symbol, a name ends where the next part begins, and arguments end with the bracket that closes them. A symbol is a
+character, or the id of a marker's token; so a marker that ordinary tokens spell is text.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+from adapters_store.dialects.dialect import Dialect, Marker, Maybe, Part
+from adapters_store.dialects.reasoning import ReasoningMarks
+from server.engine.request import Mark
+from server.engine.text.special_names import Symbol
+
+Kind = Literal["reasoning", "text", "name", "arguments"]
+_Walk = Generator[None, Symbol | None, None]
+_Test = Generator[None, Symbol | None, bool]
+
+
+class Piece(NamedTuple):
+    """index: of the call that a name or arguments belong to."""
+
+    kind: Kind
+    text: str
+    index: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerForm:
+    """What an answer may hold. marker_ids: the token of each marker that has one. shown: the text that such a token
+    makes in the answer, none for a special token. starts_in_reasoning: the prompt opened the reasoning."""
+
+    marker_ids: Mapping[str, int] = field(default_factory=dict)
+    shown: Mapping[int, str] = field(default_factory=dict)
+    dialect: Dialect | None = None
+    reasoning: ReasoningMarks | None = None
+    starts_in_reasoning: bool = False
+
+    @property
+    def mark_ids(self) -> frozenset[int]:
+        """The tokens whose places the reader must be given."""
+        names = [] if self.dialect is None else list(self.dialect.markers)
+        names += [] if self.reasoning is None else [self.reasoning.open, self.reasoning.close]
+        return frozenset(self.marker_ids[name] for name in names if name in self.marker_ids)
+
+    def symbols(self, part: Part) -> tuple[Symbol, ...]:
+        if isinstance(part, Marker):
+            id_ = self.marker_ids.get(part.name)
+            return tuple(part.name) if id_ is None else (id_,)
+        return tuple(part.text if isinstance(part, Maybe) else part)
+
+
+class AnswerReader:
+    """Feed it the answer's text and marks, then `finish` once. The pieces, joined by kind and call, do not depend on
+    how the answer was cut."""
+
+    def __init__(self, form: AnswerForm) -> None:
+        self._form = form
+        self._num_to_skip = 0  # characters that the last marker's token shows
+        self._pieces: list[Piece] = []
+        self._symbol: Symbol | None = None  # the next one; None after the last
+        self._again: deque[Symbol | None] = deque()  # read while something was tried in vain
+        self._walk = self._answer()
+        next(self._walk)
+
+    def feed(self, text: str, marks: Sequence[Mark] = ()) -> list[Piece]:
+        """What this much more of the answer adds. marks: places of markers' tokens in this text, in order."""
+        for symbol in self._symbols(text, marks):
+            self._walk.send(symbol)
+        return self._taken()
+
+    def finish(self) -> list[Piece]:
+        """What was held back at the end."""
+        for _ in self._walk:  # sends None until the walk ends
+            continue
+        return self._taken()
+
+    def _taken(self) -> list[Piece]:
+        pieces, self._pieces = self._pieces, []
+        groups = groupby(pieces, key=lambda piece: (piece.kind, piece.index))
+        return [Piece(kind, "".join(piece.text for piece in group), index) for (kind, index), group in groups]
+
+    def _symbols(self, text: str, marks: Sequence[Mark]) -> Iterator[Symbol]:
+        start = 0
+        for place, id_ in (*marks, (len(text), None)):
+            skipped = min(self._num_to_skip, place - start)
+            self._num_to_skip -= skipped
+            yield from text[start + skipped : place]
+            start = place
+            if id_ is not None:
+                self._num_to_skip = len(self._form.shown.get(id_, ""))
+                yield id_
+
+    def _emit(self, kind: Kind, symbol: Symbol, index: int = 0) -> None:
+        text = symbol if isinstance(symbol, str) else self._form.shown.get(symbol, "")
+        if text:
+            self._pieces.append(Piece(kind, text, index))
+
+    def _advance(self) -> _Walk:
+        self._symbol = self._again.popleft() if self._again else (yield)
+
+    def _answer(self) -> _Walk:
+        form = self._form
+        yield from self._advance()
+        marks = form.reasoning
+        if marks is not None and (form.starts_in_reasoning or (yield from self._passes(Marker(marks.open)))):
+            yield from self._reasoning(marks)
+        if form.dialect is not None and (yield from self._trigger(form.dialect)):
+            yield from self._calls(form.dialect)
+        while self._symbol is not None:
+            self._emit("text", self._symbol)
+            yield from self._advance()
+
+    def _reasoning(self, marks: ReasoningMarks) -> _Walk:
+        """Without the line ends at its edges, and those before the answer."""
+        line_ends: int | None = None  # None: nothing but line ends yet
+        while self._symbol is not None and not (yield from self._passes(Marker(marks.close))):
+            if self._symbol == "\n":
+                line_ends = None if line_ends is None else line_ends + 1
+            else:
+                for _ in range(line_ends or 0):
+                    self._emit("reasoning", "\n")
+                line_ends = 0
+                self._emit("reasoning", self._symbol)
+            yield from self._advance()
+        while self._symbol == "\n":
+            yield from self._advance()
+
+    def _trigger(self, dialect: Dialect) -> _Test:
+        """Text up to the first call, and the call's first part; false for an answer without a call."""
+        if not isinstance(dialect.trigger, Marker):
+            return (yield from self._passes(dialect.trigger, after_blanks=True))
+        while self._symbol is not None:
+            if (yield from self._passes(dialect.trigger)):
+                return True
+            self._emit("text", self._symbol)
+            yield from self._advance()
+        return False
+
+    def _calls(self, dialect: Dialect) -> _Walk:
+        first_parts = (*dialect.begin, *dialect.opening)[1:]
+        yield from self._pass(first_parts)
+        yield from self._call(dialect, 0)
+        index = 1
+        while dialect.between is not None and (yield from self._passes(*dialect.between)):
+            yield from self._pass(dialect.opening)
+            yield from self._call(dialect, index)
+            index += 1
+        yield from self._pass(dialect.end)
+
+    def _call(self, dialect: Dialect, index: int) -> _Walk:
+        """From its name on."""
+        after_name = self._form.symbols(dialect.middle[0])[0]
+        name: list[str] = []
+        while isinstance(self._symbol, str) and self._symbol != after_name:
+            name.append(self._symbol)
+            yield from self._advance()
+        if self._symbol is not None:
+            self._emit("name", "".join(name), index)
+        yield from self._pass(dialect.middle)
+        yield from self._arguments(index)
+        yield from self._pass(dialect.closing)
+
+    def _arguments(self, index: int) -> _Walk:
+        """A JSON object, as it is."""
+        depth, in_string, is_escaped = 0, False, False
+        while self._symbol is not None:
+            symbol = self._symbol
+            self._emit("arguments", symbol, index)
+            yield from self._advance()
+            if is_escaped:
+                is_escaped = False
+            elif in_string:
+                is_escaped, in_string = symbol == "\\", symbol != '"'
+            elif symbol == '"':
+                in_string = True
+            else:
+                depth += (symbol in ("{", "[")) - (symbol in ("}", "]"))
+                if depth == 0:
+                    return
+
+    def _pass(self, parts: Sequence[Part]) -> _Walk:
+        """Over parts that the grammar forces; the answer may end in them."""
+        for part in parts:
+            if isinstance(part, Maybe):
+                yield from self._passes(part)
+                continue
+            for expected in self._form.symbols(part):
+                if self._symbol is None:
+                    return
+                assert self._symbol == expected, f"{self._form.dialect}: read {self._symbol!r} in place of {expected!r}"
+                yield from self._advance()
+
+    def _passes(self, *parts: Part, after_blanks: bool = False) -> _Test:
+        """Whether these parts come next; if not, nothing has been read."""
+        read: list[Symbol | None] = []
+        while after_blanks and isinstance(self._symbol, str) and self._symbol.isspace():
+            read.append(self._symbol)
+            yield from self._advance()
+        for expected in (symbol for part in parts for symbol in self._form.symbols(part)):
+            if self._symbol != expected:
+                if read:
+                    self._again.extendleft([self._symbol, *reversed(read)])
+                    yield from self._advance()
+                return False
+            read.append(self._symbol)
+            yield from self._advance()
+        return True
