@@ -24,11 +24,11 @@ _Test = Generator[None, Symbol | None, bool]
 
 
 class Piece(NamedTuple):
-    """index: of the call that a name or arguments belong to."""
+    """number: of the call that a name or arguments belong to."""
 
     kind: Kind
     text: str
-    index: int = 0
+    number: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,8 @@ class AnswerReader:
 
     def _taken(self) -> list[Piece]:
         pieces, self._pieces = self._pieces, []
-        groups = groupby(pieces, key=lambda piece: (piece.kind, piece.index))
-        return [Piece(kind, "".join(piece.text for piece in group), index) for (kind, index), group in groups]
+        groups = groupby(pieces, key=lambda piece: (piece.kind, piece.number))
+        return [Piece(kind, "".join(piece.text for piece in group), number) for (kind, number), group in groups]
 
     def _symbols(self, text: str, marks: Sequence[Mark]) -> Iterator[Symbol]:
         start = 0
@@ -97,10 +97,10 @@ class AnswerReader:
                 self._num_to_skip = len(self._form.shown.get(id_, ""))
                 yield id_
 
-    def _emit(self, kind: Kind, symbol: Symbol, index: int = 0) -> None:
+    def _emit(self, kind: Kind, symbol: Symbol, number: int = 0) -> None:
         text = symbol if isinstance(symbol, str) else self._form.shown.get(symbol, "")
         if text:
-            self._pieces.append(Piece(kind, text, index))
+            self._pieces.append(Piece(kind, text, number))
 
     def _advance(self) -> _Walk:
         self._symbol = self._again.popleft() if self._again else (yield)
@@ -147,14 +147,14 @@ class AnswerReader:
         first_parts = (*dialect.begin, *dialect.opening)[1:]
         yield from self._pass(first_parts)
         yield from self._call(dialect, 0)
-        index = 1
+        number = 1
         while dialect.between is not None and (yield from self._passes(*dialect.between)):
             yield from self._pass(dialect.opening)
-            yield from self._call(dialect, index)
-            index += 1
+            yield from self._call(dialect, number)
+            number += 1
         yield from self._pass(dialect.end)
 
-    def _call(self, dialect: Dialect, index: int) -> _Walk:
+    def _call(self, dialect: Dialect, number: int) -> _Walk:
         """From its name on."""
         after_name = self._form.symbols(dialect.middle[0])[0]
         name: list[str] = []
@@ -162,17 +162,17 @@ class AnswerReader:
             name.append(self._symbol)
             yield from self._advance()
         if self._symbol is not None:
-            self._emit("name", "".join(name), index)
+            self._emit("name", "".join(name), number)
         yield from self._pass(dialect.middle)
-        yield from self._arguments(index)
+        yield from self._arguments(number)
         yield from self._pass(dialect.closing)
 
-    def _arguments(self, index: int) -> _Walk:
+    def _arguments(self, number: int) -> _Walk:
         """A JSON object, as it is."""
         depth, in_string, is_escaped = 0, False, False
         while self._symbol is not None:
             symbol = self._symbol
-            self._emit("arguments", symbol, index)
+            self._emit("arguments", symbol, number)
             yield from self._advance()
             if is_escaped:
                 is_escaped = False

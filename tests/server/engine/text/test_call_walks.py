@@ -104,8 +104,8 @@ def _events(walker: Walker, form: AnswerForm, ids: list[int], stop: tuple[str, .
 def _joined(pieces: list[Piece]) -> list[tuple[str, int, str]]:
     joined: dict[tuple[str, int], str] = {}
     for piece in pieces:
-        joined[piece.kind, piece.index] = joined.get((piece.kind, piece.index), "") + piece.text
-    return [(kind, index, text) for (kind, index), text in joined.items()]
+        joined[piece.kind, piece.number] = joined.get((piece.kind, piece.number), "") + piece.text
+    return [(kind, number, text) for (kind, number), text in joined.items()]
 
 
 def _whole(form: AnswerForm, events: Events) -> list[tuple[str, int, str]]:
