@@ -33,6 +33,7 @@ class ExitCode(IntEnum):
     REFUSED = 4
     CONFLICT = 5
     UNSUPPORTED = 6
+    DEVICE_LOST = 7
 
 
 class UserError(Exception):

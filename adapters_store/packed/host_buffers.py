@@ -11,23 +11,26 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 LEAST_BYTES = 256 * 1024  # below it new memory costs less than keeping books
 _STEPS = 16  # size classes per power of two: a buffer is at most a sixteenth larger than was asked for
 
 
 class HostBuffers:
-    """Buffers for adapters, page-locked where there is a GPU. Thread-safe.
+    """Buffers for adapters. Thread-safe.
 
     max_bytes: limit of memory in use plus memory kept for the next adapter, unless more was in use at once.
-    pin: for a copy to the device that the host need not wait for; torch itself keeps such memory. Ignored without CUDA.
+    cut: gives every buffer instead, from memory of its own (num_bytes -> bytes; `adapters_store.tiers.host_slab`).
     """
 
-    def __init__(self, max_bytes: int = 0, *, pin: bool = False) -> None:
+    def __init__(self, max_bytes: int = 0, *, cut: Callable[[int], NDArray[np.uint8]] | None = None) -> None:
         self._max_bytes = max_bytes
-        self._pins = pin and torch.cuda.is_available()
+        self._cut = cut
         self._lock = threading.Lock()
         self._spare: list[torch.Tensor] = []  # the longest unused first
         self._num_leased_bytes = 0
@@ -43,8 +46,10 @@ class HostBuffers:
     def take(self, num_elements: int, dtype: torch.dtype) -> torch.Tensor:
         """A 1-D tensor on the host, starting on a cache line; its content is left from its last user."""
         num_bytes = num_elements * dtype.itemsize
-        if self._pins or num_bytes < LEAST_BYTES:
-            return torch.empty(num_elements, dtype=dtype, pin_memory=self._pins)
+        if self._cut is not None:
+            return torch.from_numpy(self._cut(num_bytes)).view(dtype)
+        if num_bytes < LEAST_BYTES:
+            return torch.empty(num_elements, dtype=dtype)
         memory = self._lease(_size_class(num_bytes))
         part = memory.numpy()[:num_bytes]
         weakref.finalize(part, self._returned.append, memory).atexit = False

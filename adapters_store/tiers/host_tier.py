@@ -8,12 +8,13 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, StoreError
+from adapters_store.tiers.host_slab import HostMemoryFull
 
 if TYPE_CHECKING:
     from adapters_store.packed.layout import PackedAdapter
@@ -75,10 +76,21 @@ class _Load:
     is_outdated: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Unstored:
+    """A load that found no room for num_bytes. Its memory was full at this version of the room, if it was: then the
+    load is not tried again before until_s, unless room was given up since."""
+
+    num_bytes: int
+    full_at: int | None = None
+    until_s: float = 0.0
+
+
 class HostTier:
     """A bytes-budgeted LRU of packed adapters. Thread-safe.
 
-    load: digest -> adapter, called on the loader thread; its StoreError is reported by `failure`.
+    load: digest -> adapter, called on the loader thread; its StoreError is reported by `failure`. It may call
+    `make_room`, and raise HostMemoryFull.
     notify: called on the loader thread after each load, so that an idle engine wakes.
     Without `start()` nothing runs in the background, and `load_next()` does one load by hand.
     """
@@ -100,7 +112,8 @@ class HostTier:
         self._queue: deque[_Load] = deque()
         self._loads: dict[AdapterDigest, _Load] = {}
         self._failures: OrderedDict[AdapterDigest, tuple[StoreError, float]] = OrderedDict()  # with expiry, in order
-        self._unstored_bytes: dict[AdapterDigest, int] = {}  # loaded once without room: how much each needs
+        self._unstored: dict[AdapterDigest, _Unstored] = {}
+        self._room_version = 0  # changes whenever more may be evicted than before
         self._urgency: dict[AdapterDigest, int] = {}
         self._stats = HostTierStats()
         self._version = 0
@@ -167,6 +180,7 @@ class HostTier:
         with self._changed:
             assert entry.pins > 0, f"{entry.adapter.digest} unpinned more often than pinned"
             entry.pins -= 1
+            self._room_version += 1
 
     def failure(self, digest: AdapterDigest) -> StoreError | None:
         """Why the last load failed, while that is remembered; or that the load under way is stuck."""
@@ -190,9 +204,11 @@ class HostTier:
     def prioritise(self, digests: Sequence[AdapterDigest]) -> None:
         """Set the wanted adapters, the most urgent first: no less urgent one takes their room."""
         with self._changed:
-            self._urgency = {digest: rank for rank, digest in enumerate(digests)}
-            for digest in self._unstored_bytes.keys() - self._urgency.keys():
-                del self._unstored_bytes[digest]
+            urgency = {digest: rank for rank, digest in enumerate(digests)}
+            self._room_version += urgency != self._urgency
+            self._urgency = urgency
+            for digest in self._unstored.keys() - urgency.keys():
+                del self._unstored[digest]
 
     def drop(self, digest: AdapterDigest) -> None:
         """Forget the adapter: from memory, from the queue, its failure, and the result of a load under way."""
@@ -201,9 +217,19 @@ class HostTier:
             if load is not None and load in self._queue:
                 self._queue.remove(load)
             self._failures.pop(digest, None)
-            self._unstored_bytes.pop(digest, None)
+            self._unstored.pop(digest, None)
             if digest in self._entries:
                 self._remove(digest)
+
+    def make_room(self) -> bool:
+        """For the load under way: drop the longest unused adapter that it may evict; False if there is none."""
+        with self._changed:
+            victim = None if self._loading is None else next(self._evictable(self._loading.digest), None)
+            if victim is None:
+                return False
+            self._remove(victim)
+            self._stats.evictions += 1
+            return True
 
     def held(self) -> list[AdapterDigest]:
         """Adapters in host memory."""
@@ -235,10 +261,10 @@ class HostTier:
                 with self._changed:
                     self._changed.wait_for(lambda: self._queue or self._is_closed)
 
-    def _try_load(self, digest: AdapterDigest) -> PackedAdapter | StoreError:
+    def _try_load(self, digest: AdapterDigest) -> PackedAdapter | StoreError | HostMemoryFull:
         try:
             return self._load(digest)
-        except StoreError as error:
+        except (StoreError, HostMemoryFull) as error:
             return error
         except Exception:  # noqa: BLE001 - one adapter's error must not end the thread that loads for every tenant
             _log.exception("loading adapter %s failed", digest)
@@ -246,7 +272,7 @@ class HostTier:
                 "adapter_load_failed", f"adapter {digest} could not be loaded; see the server's log"
             )
 
-    def _end_load(self, load: _Load, outcome: PackedAdapter | StoreError) -> None:
+    def _end_load(self, load: _Load, outcome: PackedAdapter | StoreError | HostMemoryFull) -> None:
         self._version += 1
         self._loading = None
         if self._loads.get(load.digest) is not load:
@@ -256,10 +282,14 @@ class HostTier:
             if not load.is_outdated:
                 self._fail(load.digest, outcome)
             return
-        self._stats.loads += 1
+        is_loaded = not isinstance(outcome, HostMemoryFull)
+        self._stats.loads += is_loaded
         if outcome.num_bytes > self.settings.max_bytes:
             message = f"adapter has {outcome.num_bytes} bytes, host memory for adapters is {self.settings.max_bytes}"
             self._fail(load.digest, AdapterUnavailable("adapter_too_large_for_host", message))
+        elif isinstance(outcome, HostMemoryFull):
+            until_s = self._clock() + self.settings.retry_s
+            self._leave_out(load.digest, _Unstored(outcome.num_bytes, self._room_version, until_s))
         else:
             self._store(outcome)
 
@@ -275,37 +305,50 @@ class HostTier:
         failed = self._failures.get(digest)
         if failed is not None and self._clock() < failed[1]:
             return True
-        num_bytes = self._unstored_bytes.get(digest)
-        return num_bytes is not None and self._victims_for(digest, num_bytes) is None
+        unstored = self._unstored.get(digest)
+        if unstored is None:
+            return False
+        if unstored.full_at == self._room_version and self._clock() < unstored.until_s:
+            return True
+        return self._victims_for(digest, unstored.num_bytes) is None
+
+    def _leave_out(self, digest: AdapterDigest, unstored: _Unstored) -> None:
+        self._unstored[digest] = unstored
+        self._stats.unstored += 1
 
     def _store(self, adapter: PackedAdapter) -> None:
         digest, num_bytes = adapter.digest, adapter.num_bytes
         victims = self._victims_for(digest, num_bytes)
         if victims is None:
-            self._unstored_bytes[digest] = num_bytes
-            self._stats.unstored += 1
+            self._leave_out(digest, _Unstored(num_bytes))
             return
         for victim in victims:
             self._remove(victim)
         self._stats.evictions += len(victims)
-        self._unstored_bytes.pop(digest, None)
+        self._unstored.pop(digest, None)
         self._entries[digest] = HostEntry(adapter)
         self._stats.num_bytes += num_bytes
 
     def _victims_for(self, wanted: AdapterDigest, num_bytes: int) -> list[AdapterDigest] | None:
-        """Adapters to evict: the longest unused that are neither pinned nor more urgent. None if that is not enough."""
-        last = len(self._urgency)
-        urgency = self._urgency.get(wanted, last)
+        """Adapters to evict: the longest unused that may be evicted. None if that is not enough."""
         short = self._stats.num_bytes + num_bytes - self.settings.max_bytes
         victims: list[AdapterDigest] = []
-        for digest, entry in self._entries.items():
+        for digest in self._evictable(wanted):
             if short <= 0:
                 break
-            if entry.pins == 0 and self._urgency.get(digest, last) >= urgency:
-                victims.append(digest)
-                short -= entry.adapter.num_bytes
+            victims.append(digest)
+            short -= self._entries[digest].adapter.num_bytes
         return None if short > 0 else victims
+
+    def _evictable(self, wanted: AdapterDigest) -> Iterator[AdapterDigest]:
+        """Adapters that are neither pinned nor more urgent, the longest unused first."""
+        last = len(self._urgency)
+        urgency = self._urgency.get(wanted, last)
+        for digest, entry in self._entries.items():
+            if entry.pins == 0 and self._urgency.get(digest, last) >= urgency:
+                yield digest
 
     def _remove(self, digest: AdapterDigest) -> None:
         self._stats.num_bytes -= self._entries.pop(digest).adapter.num_bytes
         self._version += 1
+        self._room_version += 1

@@ -11,6 +11,9 @@ keeps the description as well: half a megabyte or more together, for 1,024 shape
 tokens and five shapes of weights, so a server grew for hours, towards 740 MB. Compiling again takes 0.15 ms a shape,
 which does not show in prefill steps (benchmarks/op_primitives.py).
 
+GPU memory: torch's allocator keeps segments of the sizes that were asked for, and prompts of varied lengths leave holes
+between them. Segments that grow and shrink (`expandable_segments`) leave none; it is chosen before CUDA starts.
+
 Arenas: glibc gives every thread an arena, up to eight per core, and an arena never shrinks by itself: under a mixed
 load a server grew by a megabyte a minute while its memory in use stayed the same.
 """
@@ -31,6 +34,8 @@ PRIMITIVE_CACHES = {  # 0.6 MB an entry; ideep's own cache saves nothing
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "1",
 }
+ALLOCATOR = "PYTORCH_ALLOC_CONF"
+ALLOCATOR_BEFORE = "PYTORCH_CUDA_ALLOC_CONF"  # its older name, which torch reads too
 MAX_ARENAS = 4
 _M_ARENA_MAX = -8  # malloc.h
 
@@ -69,6 +74,12 @@ def keep_few_primitives() -> None:
     """Call before torch's first product. Each variable is left alone if it is set."""
     for name, capacity in PRIMITIVE_CACHES.items():
         os.environ.setdefault(name, capacity)
+
+
+def grow_gpu_segments() -> None:
+    """Call before CUDA starts. Both variables are left alone if one is set."""
+    if ALLOCATOR not in os.environ and ALLOCATOR_BEFORE not in os.environ:
+        os.environ[ALLOCATOR] = "expandable_segments:True"
 
 
 def share_arenas() -> None:

@@ -13,6 +13,7 @@ from adapters_store.errors import AdapterUnavailable, StoreError
 from adapters_store.tiers.tiers import AdapterTiers
 from server.engine import numerics
 from server.engine.constraint import ConstraintFailure
+from server.engine.device_fault import DeviceLost
 from server.engine.metrics import EngineCounters, EngineStats, FairnessGauge, Histogram, memory_counters
 from server.engine.model.forward import PendingForward, StepOutput
 from server.engine.numerics import NumericFaults, Quarantine
@@ -47,12 +48,15 @@ class Engine:
         max_slots: int,
         load_seconds: Histogram | None = None,
         quarantine: Quarantine = lambda owned, code, message: None,
+        device_error: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """device_error: why no later forward can succeed; None: the device answers. Asked only after a failure."""
         self.scheduler = scheduler
         self.tiers = tiers
         self._runner = runner
         self._make_output = make_output
         self._max_slots = max_slots
+        self.device_error = device_error
         self._outputs: dict[str, OutputState] = {}
         self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
         self._names: dict[AdapterDigest, str] = {}
@@ -103,7 +107,7 @@ class Engine:
         """Finish one forward, if any request can run, and return what it did for each request.
 
         If the next forward does not depend on this one's tokens, it is launched before they are read. The device then
-        works while the answers are delivered.
+        works while the answers are delivered. Raises DeviceLost if the device has failed for good.
         """
         schedule, pending = self._next()
         self._has_run = schedule is not None
@@ -139,7 +143,8 @@ class Engine:
                 pending = self._runner.launch(schedule)
             self._launch_next(schedule, pending)
             return pending.read(schedule.rows)
-        except Exception:  # noqa: BLE001  what one request caused must not end the others
+        except Exception as error:  # noqa: BLE001  what one request caused must not end the others
+            self._require_device(error)
             _log.exception("a forward of %d requests failed; running each alone", len(schedule.rows))
             self._ahead = None  # it continued from the failed one
             return self._run_one_by_one(schedule, events)
@@ -166,11 +171,18 @@ class Engine:
             try:
                 output.merge(self._runner.run(Schedule([row], row.num_tokens, 0)))
             except Exception as error:  # noqa: BLE001  this request's own failure
+                self._require_device(error)
                 _log.exception("request %s failed alone", row.request.id)
                 self.scheduler.discard(row.request)
                 message = f"the model failed on this request: {type(error).__name__}"
                 events.append(self._failed(row.request, RequestError("engine_error", message)))
         return output
+
+    def _require_device(self, error: Exception) -> None:
+        """Raises DeviceLost if every later forward would fail too: then no request is at fault."""
+        reason = self.device_error()
+        if reason is not None:
+            raise DeviceLost(reason) from error
 
     def _answer(self, row: ScheduledRow, output: StepOutput) -> TokenEvent | None:
         """What the step did for a request that still runs; finishes it when its output ends."""

@@ -59,6 +59,7 @@ class EngineWorker:
         self._is_woken = False
         self._is_stopping = False
         self._failure: BaseException | None = None
+        self._device_error: str | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -130,6 +131,11 @@ class EngineWorker:
     def is_healthy(self) -> bool:
         return self._thread.is_alive() and self._failure is None
 
+    @property
+    def device_error(self) -> str | None:
+        """Why the device has failed for good, so that only a new process can serve; None: it has not."""
+        return self._device_error
+
     def is_ready(self) -> bool:
         return self.is_healthy() and not self._is_stopping
 
@@ -174,8 +180,11 @@ class EngineWorker:
                 self._deliver(self._engine.step())
                 self._idle()
         except BaseException as error:  # noqa: BLE001  a panic in Rust is no Exception: answer all requests, report unhealthy
+            self._failure = error  # from here on /health is red
             _log.exception("the engine stopped on an error")
-            self._failure = error
+            self._device_error = self._engine.device_error()  # a copy may fail before the forward that it is for
+            if self._device_error is not None:
+                _log.critical("the device has failed, and the process must be restarted: %s", self._device_error)
         gc.unfreeze()
         self._end_all()
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from lora_kernels.process import PRIMITIVE_CACHES
+from lora_kernels.process import ALLOCATOR, ALLOCATOR_BEFORE, PRIMITIVE_CACHES, grow_gpu_segments
 
 NUM_SHAPES = 500
 MOST_MB = 100.0
@@ -55,3 +55,23 @@ def test_they_would_without_the_limit() -> None:
 def test_an_operators_own_capacity_is_left_alone(own: dict[str, str], expected: str) -> None:
     code = "import os; from lora_kernels.process import keep_few_primitives; keep_few_primitives(); "
     assert python(code + "print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])", own).strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, {ALLOCATOR: "expandable_segments:True"}),
+        ({ALLOCATOR: "backend:native"}, {ALLOCATOR: "backend:native"}),
+        ({ALLOCATOR_BEFORE: "max_split_size_mb:64"}, {ALLOCATOR_BEFORE: "max_split_size_mb:64"}),
+    ],
+    ids=["neither set", "set", "set by its older name"],
+)
+def test_gpu_segments_grow_unless_the_operator_chose_otherwise(
+    own: dict[str, str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (ALLOCATOR, ALLOCATOR_BEFORE):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    grow_gpu_segments()
+    assert {name: os.environ[name] for name in (ALLOCATOR, ALLOCATOR_BEFORE) if name in os.environ} == expected

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 from fastapi import FastAPI
 
-from server.cli.common.failures import CommandError
+from server.cli.common.failures import CommandError, ExitCode
 from server.cli.common.listening import url_of
 from server.cli.common.output import Output
 from server.cli.common.stop_signals import StopSignals
@@ -23,7 +25,7 @@ from server.engine.startup.build import EngineParts
 
 
 def run(settings: ServeSettings, listener: socket.socket, output: Output, signals: StopSignals) -> None:
-    """Serve until a signal. Raises USER_ERRORS of `failures`."""
+    """Serve until a signal, or until the device fails. Raises USER_ERRORS of `failures`."""
     limits = connection_limits(settings, output)
     api = replace(settings.api, max_connections=limits.total, max_connections_per_address=limits.each)
     with (
@@ -31,9 +33,27 @@ def run(settings: ServeSettings, listener: socket.socket, output: Output, signal
         http_server(service.app, listener, signals, drain_s=settings.drain_s) as server,
     ):
         _show_ready(settings, service.parts, url_of(listener), output)
-        signals.wait(while_true=lambda: server.is_alive)
+        worker = service.parts.worker
+        signals.wait(while_true=lambda: server.is_alive and worker.device_error is None)
+        _require_device(service.parts)
         output.event("stopping")
         output.say("stopping; running requests may finish (a second signal aborts them)")
+
+
+def _require_device(parts: EngineParts) -> None:
+    """Raises CommandError (device_lost) if the device has failed: a supervisor then starts a new process."""
+    reason = parts.worker.device_error
+    if reason is None:
+        return
+    atexit.register(_end_at_once)  # CUDA's own destructors may abort on a failed device, with another exit code
+    message = f"{parts.plan.device} has failed and answers no call of this process any more: {reason}"
+    raise CommandError("device_lost", message, ExitCode.DEVICE_LOST)
+
+
+def _end_at_once() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(ExitCode.DEVICE_LOST)
 
 
 @contextmanager

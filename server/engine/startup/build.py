@@ -17,16 +17,18 @@ from adapters_store.base.families import UnsupportedBase
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter
 from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
+from adapters_store.tiers.host_slab import HostSlab
 from adapters_store.tiers.host_tier import HostTier, HostTierSettings
 from adapters_store.tiers.tiers import AdapterTiers
 from lora_kernels.background import TimeSlices
 from lora_kernels.cgroups import usable_cpus
 from lora_kernels.lora.batch import LoraTable
 from lora_kernels.process import release_compute_threads
+from server.engine.device_fault import device_error
 from server.engine.engine import Engine
 from server.engine.metrics import Histogram
 from server.engine.model.adapter_copier import ArenaCopier
-from server.engine.model.base_model import BaseModel, load_base
+from server.engine.model.base_model import BaseModel, load_base, pick_device
 from server.engine.model.kv_tensors import KVCache
 from server.engine.model.runner import ModelRunner
 from server.engine.numerics import Quarantine, TenantAdapter
@@ -34,7 +36,7 @@ from server.engine.request import Request
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from server.engine.scheduling.scheduler import Scheduler
-from server.engine.startup.gpu_start import GpuStart, prepare, record_graphs
+from server.engine.startup.gpu_start import GpuStart, check_step_size, prepare, record_graphs
 from server.engine.startup.memory_plan import MemoryPlan, plan_memory
 from server.engine.startup.settings import EngineSettings
 from server.engine.startup.start_probe import probe
@@ -74,11 +76,14 @@ class EngineParts:
     plan: MemoryPlan
     host: HostTier
     copier: ArenaCopier
+    slab: HostSlab | None
 
     def close(self) -> None:
         self.worker.stop()
         self.host.close()
         self.copier.close()
+        if self.slab is not None:
+            self.slab.close()
 
 
 def build_engine(
@@ -88,6 +93,7 @@ def build_engine(
 
     Raises UnsupportedBase if the base cannot be served, or not on this machine.
     """
+    check_step_size(pick_device(settings.device), settings.scheduler.max_batch_tokens)
     tokenizer = Tokenizer.load(settings.base)  # first: it refuses before minutes of loading
     report_progress(f"loading {settings.base}")
     base = load_base(
@@ -131,6 +137,7 @@ def join_engine(
         max_slots=settings.max_adapters,
         load_seconds=links.load_seconds,
         quarantine=_quarantine_on_a_thread(source),
+        device_error=partial(device_error, base.device),
     )
     worker = links.worker = EngineWorker(
         engine,
@@ -140,7 +147,7 @@ def join_engine(
     )
     release_compute_threads()  # this thread loaded the base; from now on only the engine's thread computes
     adapters.host.start()
-    return EngineParts(worker, engine, base, plan, adapters.host, adapters.copier)
+    return EngineParts(worker, engine, base, plan, adapters.host, adapters.copier, adapters.slab)
 
 
 @dataclass(slots=True)
@@ -161,6 +168,7 @@ class _Adapters(NamedTuple):
     copier: ArenaCopier
     host: HostTier
     tiers: AdapterTiers
+    slab: HostSlab | None
 
 
 def _adapters(
@@ -168,10 +176,15 @@ def _adapters(
 ) -> _Adapters:
     table = _table(base, plan, settings.max_adapters)
     copier = ArenaCopier(table, base.description, links.slices)
-    host_settings = HostTierSettings(max_bytes=plan.host_cache_bytes)
-    buffers = HostBuffers(plan.host_cache_bytes, pin=base.device.type == "cuda")
-    host = HostTier(host_settings, _timed_load(base, source, buffers, links), notify=links.wake)
-    return _Adapters(table, copier, host, AdapterTiers(host, _device_pool(table, settings.max_adapters), copier))
+    slab = HostSlab(plan.host_cache_bytes, lock=True) if base.device.type == "cuda" else None
+    buffers = HostBuffers(plan.host_cache_bytes) if slab is None else HostBuffers(cut=slab.take)
+    max_bytes = plan.host_cache_bytes if slab is None else slab.capacity
+    load = _timed_load(base, source, buffers, links)
+    host = HostTier(HostTierSettings(max_bytes=max_bytes), load, notify=links.wake)
+    if slab is not None:
+        slab.make_room = host.make_room
+    tiers = AdapterTiers(host, _device_pool(table, settings.max_adapters), copier)
+    return _Adapters(table, copier, host, tiers, slab)
 
 
 def _context_of(base: BaseModel, settings: EngineSettings) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from adapters_store.base.families import UnsupportedBase
 from lora_kernels.nf4.launcher import NF4_MAX_ROWS
 from lora_kernels.self_test import check_before_use
 from lora_kernels.triton_common.available import has_triton
@@ -24,6 +25,7 @@ from server.engine.startup.memory_plan import MIB, Reserved, free_device_bytes
 from server.engine.startup.profile_run import profile_run
 
 MAX_RANK = 256
+MAX_STEP_TOKENS = 65_535  # CUDA's limit of a grid's second axis, on which kernels have rows
 
 _log = logging.getLogger(__name__)
 Report = Callable[[str], None]
@@ -66,6 +68,11 @@ def prepare(
     reason = why_no_graphs(base.config, base.device) if wants_graphs else "turned off"
     if reason is not None:
         warnings.append(f"no CUDA graphs: {reason}")
+    elif limit < max_rows:
+        warnings.append(
+            f"--max-running {max_rows}: of an NF4 base, steps of more than {limit} rows are not recorded, and several "
+            "times slower"
+        )
     graphs = every if reason is None else None
     report_progress("measuring the largest step")
     num_graphs = 0 if graphs is None else len(graphs.buckets) * len(graphs.max_ranks)
@@ -73,6 +80,12 @@ def prepare(
     for line in warnings:
         _log.warning("%s", line)
     return GpuStart(reserved=reserved, graphs=graphs, warnings=(*logged, *warnings))
+
+
+def check_step_size(device: torch.device, max_tokens: int) -> None:
+    """Raises UnsupportedBase if a step of max_tokens tokens cannot be launched on the device."""
+    if device.type == "cuda" and max_tokens > MAX_STEP_TOKENS:
+        raise UnsupportedBase(f"--max-batch-tokens must be at most {MAX_STEP_TOKENS:,} on a GPU, got {max_tokens:,}")
 
 
 def record_graphs(start: GpuStart, runner: ModelRunner, *, max_context: int, report_progress: Report) -> None:

@@ -141,10 +141,16 @@ class RunningServer:
 
 
 @contextmanager
-def server_process(*arguments: str | Path, env: dict[str, str] | None = None) -> Iterator[RunningServer]:
-    """`multilora ARGUMENTS` on a free port, as the installed command, ready or not; killed at the end."""
+def server_process(
+    *arguments: str | Path, env: dict[str, str] | None = None, driver: Path | None = None
+) -> Iterator[RunningServer]:
+    """`multilora ARGUMENTS` on a free port, as the installed command, ready or not; killed at the end.
+
+    driver: a script that prepares the process and then calls the command.
+    """
     port = free_port()
-    command = [Path(sys.executable).with_name("multilora"), *arguments, "--port", port]
+    program = [Path(sys.executable).with_name("multilora")] if driver is None else [sys.executable, driver]
+    command = [*program, *arguments, "--port", port]
     process = subprocess.Popen(
         [str(each) for each in command],
         stdout=subprocess.PIPE,

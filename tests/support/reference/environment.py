@@ -25,6 +25,8 @@ VARIABLES = {
     "MALLOC_ARENA_MAX": ("`4`", "glibc's arenas; more of them keep more freed memory"),
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": ("`64`", "compiled products that oneDNN keeps, about 0.7 MB each"),
     "LRU_CACHE_CAPACITY": ("`1`", "descriptions of products that torch keeps beside them"),
+    "PYTORCH_ALLOC_CONF": ("`expandable_segments:True`", "torch's allocator on a GPU"),
+    "PYTORCH_CUDA_ALLOC_CONF": ("unset", "its older name: if it is set, the server sets neither"),
     "RANK": ("unset", "set by torchrun for a sharded training, with `LOCAL_RANK` and `WORLD_SIZE`"),
     "LOCAL_RANK": ("`0`", "the GPU of this process"),
     "WORLD_SIZE": ("`1`", "the number of processes of a sharded training"),

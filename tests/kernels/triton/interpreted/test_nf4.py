@@ -10,7 +10,7 @@ from bitsandbytes.functional import dequantize_4bit
 
 from lora_kernels.lora.batch import LoraGroup
 from lora_kernels.nf4 import triton_nf4 as nf4
-from lora_kernels.nf4.launcher import nf4_linear
+from lora_kernels.nf4.launcher import NF4_MAX_ROWS, nf4_linear
 from lora_kernels.nf4.reference import nf4_dequantize_reference
 from lora_kernels.nf4.weight import Nf4Weight, nf4_weights
 from lora_kernels.triton_common.available import triton_switch
@@ -54,6 +54,15 @@ def test_any_rows_and_odd_sizes(rows: int, out: int, inputs: int) -> None:
     assert relative_error(nf4_linear(x, [packed(layer)], [layer.bias]), exact) <= tolerance(inputs, torch.bfloat16)
 
 
+def test_rows_beyond_one_launch_are_those_of_launches_of_their_own() -> None:
+    """So decode steps of more than 64 rows are recorded too."""
+    layers = [quantized(out, 128, bias=True) for out in (40, 17)]
+    weights, biases = [packed(layer) for layer in layers], [layer.bias for layer in layers]
+    x = normal(131, 128, dtype=torch.bfloat16)
+    apart = [nf4_linear(x[first : first + 64], weights, biases) for first in (0, 64, 128)]
+    assert torch.equal(nf4_linear(x, weights, biases), torch.cat(apart))
+
+
 def test_long_inputs_are_split_and_summed_in_a_fixed_order() -> None:
     layer = quantized(40, 4160)
     assert nf4.num_splits(40, 4160, 64, 512) == 16
@@ -73,7 +82,7 @@ def test_a_group_of_the_engine_uses_the_kernel_up_to_its_rows(monkeypatch: pytes
         seen.append(len(x))
         return nf4_linear(x, weights, biases)
 
-    inputs = [normal(rows, 128, dtype=torch.bfloat16) for rows in (5, 65)]
+    inputs = [normal(rows, 128, dtype=torch.bfloat16) for rows in (5, NF4_MAX_ROWS + 1)]
     with monkeypatch.context() as patch:
         patch.setattr(lora_layers, "on_nf4_kernel", lambda _: False)
         expected = [group(x) for x in inputs]

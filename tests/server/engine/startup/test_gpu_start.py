@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from adapters_store.base.families import UnsupportedBase
 from server.engine.model.base_model import BaseModel, load_base
-from server.engine.startup.gpu_start import GpuStart, prepare
+from server.engine.startup.gpu_start import GpuStart, check_step_size, prepare
 from server.engine.startup.memory_plan import MIB, Reserved
 from server.engine.startup.profile_run import GRAPH_BYTES, graph_bytes, profile_run
 
@@ -55,3 +57,10 @@ def test_the_reserve_of_recordings_counts_their_logits_once_for_all() -> None:
     assert few - without == 2 * 66 * MIB
     assert many - few == (105 - 33) * GRAPH_BYTES
     assert graph_bytes(num_graphs=0, forward_bytes=9, logits_bytes=9) == 0
+
+
+def test_a_step_that_no_launch_can_take_is_refused_with_option_value_and_limit() -> None:
+    check_step_size(torch.device("cuda"), 65_535)
+    check_step_size(torch.device("cpu"), 70_000)
+    with pytest.raises(UnsupportedBase, match=r"--max-batch-tokens must be at most 65,535 on a GPU, got 65,536"):
+        check_step_size(torch.device("cuda"), 65_536)
