@@ -26,6 +26,7 @@ from adapters_store.base.nf4 import is_stored_in_nf4
 WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")  # as safetensors calls them
 NF4_MARK = ".quant_state.bitsandbytes__nf4"  # JSON as bytes, under the name of the weight it is about
 _NAMES_SHOWN = 3
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "num_attention_heads", "num_key_value_heads")
 
 
 def model_class(config: PretrainedConfig) -> Any:
@@ -50,6 +51,7 @@ def checked_skeleton(folder: Path, config: PretrainedConfig, files: Iterable[Pat
     """
     with reading(folder, "the weights"):
         tensors = dict(_tensors(folder, files))
+    _refuse_sizes(folder, config, tensors)
     plain = config
     if is_stored_in_nf4(config):
         plain = copy.deepcopy(config)
@@ -66,6 +68,18 @@ def checked_skeleton(folder: Path, config: PretrainedConfig, files: Iterable[Pat
         )
     refuse_differences(folder, info)
     return skeleton
+
+
+def _refuse_sizes(folder: Path, config: PretrainedConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Sizes that no tensor of the files can have: transformers would fill memory with tables for them."""
+    longest = max((length for tensor in tensors.values() for length in tensor.shape), default=0)
+    limits = {**dict.fromkeys(_SIZES, longest), "num_hidden_layers": len(tensors)}
+    for field, limit in limits.items():
+        value = getattr(config, field, None)
+        if isinstance(value, int) and value > limit:
+            raise UnsupportedBase(
+                f"--base {folder}: config.json: {field} is {str(value)[:20]}, but its files allow {limit}"
+            )
 
 
 def refuse_differences(folder: Path, info: Mapping[str, Any]) -> None:
