@@ -86,4 +86,5 @@ def run(bench: Bench) -> list[Row]:
             else:
                 row["tflop_per_s"] = 2 * context * context * sizes.model.hidden / seconds / 1e12
             rows.append(row)
+            bench.keep(rows[-1])
     return rows

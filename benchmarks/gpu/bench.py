@@ -26,11 +26,13 @@ WARM_UPS = 2
 
 @dataclass
 class Bench:
-    """One process's device. say: one line of progress. others: checkouts of other projects."""
+    """One process's device. say: one line of progress. keep: writes a row down at once, so that a part which is cut
+    off leaves it. others: checkouts of other projects."""
 
     device: torch.device
     toy: bool
     say: Callable[[str], None] = print
+    keep: Callable[[Row], None] = lambda row: None
     deadline_s: float = field(default_factory=lambda: time.monotonic() + 600)
     others: tuple[Path, ...] = ()
     _bandwidth: float | None = None

@@ -38,6 +38,7 @@ def run(bench: Bench) -> list[Row]:
     for dtype in dtypes:
         for name, case in _cases(bench, dtype):
             rows.append(_row(f"{name} {str(dtype).removeprefix('torch.')}", case))
+            bench.keep(rows[-1])
             if not rows[-1]["ok"]:
                 bench.say(f"WRONG  {rows[-1]}")
     return rows

@@ -83,7 +83,10 @@ def run(bench: Bench) -> list[Row]:
         if bench.seconds_left < 5:
             bench.say("lora: out of time, the rest is left out")
             break
-        rows += _measured(bench, case, arena, sizes)
+        measured = _measured(bench, case, arena, sizes)
+        for row in measured:
+            bench.keep(row)
+        rows += measured
     return rows
 
 

@@ -13,7 +13,8 @@ from benchmarks.gpu.engine_runs import engine_over, request, run_batch, warm
 from benchmarks.gpu.paging import paging_rows
 from benchmarks.gpu.random_base import RandomAdapters, random_base
 from benchmarks.gpu.sizes import Sizes, sizes_for
-from benchmarks.roofline import NF4_BITS_PER_WEIGHT, base_step, decode_attention
+from benchmarks.gpu.targets import floor_bytes
+from benchmarks.roofline import NF4_BITS_PER_WEIGHT
 from server.engine.model.runner import ModelRunner
 from server.engine.startup.build import EngineParts
 
@@ -79,21 +80,13 @@ def _decode_rows(bench: Bench, parts: EngineParts, source: RandomAdapters, sizes
         if not adapters:
             bare[count] = times.median_step_s
         bits = NF4_BITS_PER_WEIGHT if nf4 else 16.0
-        floor_s = _floor_bytes(sizes, count, bits) / bench.bandwidth
+        floor_s = floor_bytes(sizes, count, bits) / bench.bandwidth
         row: Row = {"kind": "decode", "base": "nf4" if nf4 else "bf16", "rows": count, "adapters": adapters}
         row |= {"step_ms": 1e3 * times.median_step_s, "tok_per_s": times.decode_tokens_per_s}
         rows.append(row | {"of_bare": bare[count] / times.median_step_s, "of_floor": floor_s / times.median_step_s})
+        bench.keep(rows[-1])
         bench.say(f"decode {row['base']} {count} rows, {adapters} adapters: {1e3 * times.median_step_s:.2f} ms")
     return rows
-
-
-def _floor_bytes(sizes: Sizes, rows: int, bits: float) -> float:
-    """Weights once, and keys and values of the half-way context."""
-    step = base_step(sizes.model, rows=rows, bits_per_weight=bits).num_bytes
-    shape, context = sizes.model, sizes.prompt + sizes.new_tokens // 2
-    counted = decode_attention(shape, rows=rows, context=2048).num_bytes
-    own = decode_attention(shape, rows=rows, context=context).num_bytes
-    return step + shape.layers * (own - counted)
 
 
 def _prefill_rows(bench: Bench, parts: EngineParts, source: RandomAdapters, sizes: Sizes) -> list[Row]:
@@ -111,4 +104,5 @@ def _prefill_rows(bench: Bench, parts: EngineParts, source: RandomAdapters, size
         tokens = sizes.num_prompts * sizes.long_prompt
         row: Row = {"kind": "prefill", "tokens": tokens, "adapters": adapters, "ms": 1e3 * seconds[adapters]}
         rows.append(row | {"tok_per_s": tokens / seconds[adapters], "of_bare": seconds[0] / seconds[adapters]})
+        bench.keep(rows[-1])
     return rows

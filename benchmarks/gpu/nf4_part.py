@@ -48,6 +48,7 @@ def _layer(bench: Bench, sizes: Sizes, name: str, inputs: int, out: int) -> list
             work = linear_work(inputs, out, rows=count, bits_per_weight=bits)
             row: Row = {"layer": name, "rows": count, "way": way, "us": 1e6 * seconds}
             rows.append(row | {"of_bandwidth": work.num_bytes / seconds / bench.bandwidth})
+            bench.keep(rows[-1])
     return rows
 
 

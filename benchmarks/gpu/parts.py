@@ -38,13 +38,13 @@ class Part:
 
 
 PARTS = {
-    "correctness": Part("all operations against their references", "correctness", "run", 110),
-    "model": Part("8B shape in bf16: decode, prefill, paging", "model_part", "run_bf16", 130),
-    "lora": Part("LoRA operations", "lora_part", "run", 110),
+    "correctness": Part("all operations against their references", "correctness", "run", 200),
+    "model": Part("8B shape in bf16: decode, prefill, paging", "model_part", "run_bf16", 120),
+    "lora": Part("LoRA operations", "lora_part", "run", 90),
     "nf4": Part("NF4 matmul", "nf4_part", "run", 40),
-    "model_nf4": Part("8B shape in NF4: decode", "model_part", "run_nf4", 80),
+    "model_nf4": Part("8B shape in NF4: decode", "model_part", "run_nf4", 60),
     "attention": Part("paged attention", "attention_part", "run", 50),
-    "peft": Part("PEFT and transformers' generate", "peft_part", "run", 60),
+    "peft": Part("PEFT and transformers' generate", "peft_part", "run", 40),
     "others": Part("other projects' LoRA kernels beside ours", "others_part", "run", 120),
     "tune": Part("tiles that are not in the table", "tune", "run", 400),
 }
@@ -55,19 +55,35 @@ def file_of(out: Path, name: str, *, toy: bool) -> Path:
     return out / "parts" / f"{name}{'-toy' if toy else ''}.json"
 
 
+def rows_file_of(out: Path, name: str, *, toy: bool) -> Path:
+    """A line for each row, as soon as the part has it."""
+    return file_of(out, name, toy=toy).with_suffix(".rows")
+
+
 def result_of(out: Path, name: str, *, toy: bool) -> dict[str, Any] | None:
-    """What a finished part left, or None."""
-    path = file_of(out, name, toy=toy)
-    if not path.is_file():
+    """What a finished part left; the rows of one that was cut off, with `cut_off`; or None."""
+    path, rows = file_of(out, name, toy=toy), rows_file_of(out, name, toy=toy)
+    if path.is_file():
+        loaded: dict[str, Any] = json.loads(path.read_text())
+        return loaded
+    if not rows.is_file():
         return None
-    loaded: dict[str, Any] = json.loads(path.read_text())
-    return loaded
+    whole = rows.read_text().rpartition("\n")[0]  # the last line may be half written
+    return {"part": name, "cut_off": True, "rows": [json.loads(line) for line in whole.splitlines()]}
 
 
 def run_part(name: str, out: Path, *, toy: bool, seconds: float, others: Sequence[Path] = ()) -> None:
-    """Measure and write; a part that fails leaves no file."""
+    """Measure and write. A part that fails or is cut off leaves the rows it had."""
     part = PARTS[name]
     bench = Bench.here(toy=toy, seconds=seconds, others=others)
+    rows_file_of(out, name, toy=toy).parent.mkdir(parents=True, exist_ok=True)
+    with rows_file_of(out, name, toy=toy).open("w") as stream:
+        bench.keep = lambda row: print(json.dumps(row), file=stream, flush=True)
+        _measure(part, name, bench, file_of(out, name, toy=toy))
+    rows_file_of(out, name, toy=toy).unlink()
+
+
+def _measure(part: Part, name: str, bench: Bench, path: Path) -> None:
     began_s = time.monotonic()
     bench.say(f"{name}: {part.about}, on {bench.name}, which copies {bench.bandwidth / 1e9:.0f} GB/s")
     rows = part.load()(bench)
@@ -80,8 +96,6 @@ def run_part(name: str, out: Path, *, toy: bool, seconds: float, others: Sequenc
         "seconds": time.monotonic() - began_s,
         "rows": rows,
     }
-    path = file_of(out, name, toy=toy)
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps(result, indent=1))
     scratch.replace(path)

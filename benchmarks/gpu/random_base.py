@@ -71,7 +71,7 @@ class PackedLinear(torch.nn.Module):
 
     def __init__(self, shape: LinearShape, device: torch.device) -> None:
         super().__init__()
-        packed = random_nf4(shape.out_features, shape.in_features, device)
+        packed = random_nf4(shape.out_features, shape.in_features, device, on_device=True)
         self.bias = None
         self.weight = torch.nn.Parameter(packed.packed, requires_grad=False)
         outer = SimpleNamespace(blocksize=256, code=packed.nested_code, absmax=packed.nested_absmax)

@@ -188,16 +188,21 @@ class _AttentionWorld:
         return PagedBatch(starts, contexts, self.tables, slot_mapping, positions, sequences, PAGE)
 
 
-def random_nf4(out: int, inputs: int, device: torch.device, *, nested: bool = True) -> Nf4Weight:
-    """Random codes under bitsandbytes' layout; values about as large as a model's weights."""
-    generator = torch.Generator().manual_seed(out)
+def random_nf4(
+    out: int, inputs: int, device: torch.device, *, nested: bool = True, on_device: bool = False
+) -> Nf4Weight:
+    """Random codes under bitsandbytes' layout; values about as large as a model's weights. on_device: made there, where
+    a model's worth takes no time, but other numbers on each kind of device."""
+    maker = device if on_device else torch.device("cpu")
+    generator = torch.Generator(maker).manual_seed(out)
+    options: dict[str, Any] = {"generator": generator, "device": maker}
     blocks = out * inputs // NF4_BLOCK
-    packed = torch.randint(0, 256, (out * inputs // 2,), dtype=torch.uint8, generator=generator).to(device)
+    packed = torch.randint(0, 256, (out * inputs // 2,), dtype=torch.uint8, **options).to(device)
     code = torch.linspace(-1, 1, 16, device=device)
     if not nested:
-        return Nf4Weight(packed, code, torch.rand(blocks, generator=generator).to(device) * 0.1, out, inputs)
-    absmax = torch.randint(0, 256, (blocks,), dtype=torch.uint8, generator=generator).to(device)
-    outer = torch.rand(-(-blocks // NESTED_BLOCK), generator=generator).to(device) * 0.05
+        return Nf4Weight(packed, code, torch.rand(blocks, **options).to(device) * 0.1, out, inputs)
+    absmax = torch.randint(0, 256, (blocks,), dtype=torch.uint8, **options).to(device)
+    outer = torch.rand(-(-blocks // NESTED_BLOCK), **options).to(device) * 0.05
     nested_code, offset = torch.linspace(-1, 1, 256, device=device), torch.tensor(0.06, device=device)
     return Nf4Weight(packed, code, absmax, out, inputs, nested_code, outer, offset)
 

@@ -11,9 +11,13 @@ import pytest
 import torch
 
 from benchmarks import gpu_suite
+from benchmarks.gpu import correctness
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.parts import PARTS, USUAL, file_of
+from benchmarks.gpu.parts import PARTS, USUAL, file_of, rows_file_of, run_part
+from benchmarks.gpu.sizes import FULL
 from benchmarks.gpu.summary import Results, results, table, wrong_cases
+from benchmarks.gpu.targets import least_nf4, most_of_bare
+from lora_kernels.triton_common.available import triton_switch
 
 ROOT = Path(__file__).parents[2]
 LACKING = ("sqlalchemy", "alembic", "fastapi", "uvicorn", "dbos", "bitsandbytes", "prometheus_client", "matplotlib")
@@ -129,13 +133,43 @@ def test_a_wrong_operation_fails_the_run(tmp_path: Path, capsys: pytest.CaptureF
     assert "WRONG  lora rank 3" in capsys.readouterr().out
 
 
+def test_a_part_that_is_cut_off_leaves_the_rows_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(bench: Bench) -> list[dict[str, object]]:
+        bench.keep({"case": "lora rank 3", "ok": True})
+        bench.keep({"case": "lora rank 8", "ok": False})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(correctness, "run", cut_off)
+    monkeypatch.setattr(triton_switch(), "on_cpu", False)
+    with pytest.raises(KeyboardInterrupt):
+        run_part("correctness", tmp_path, toy=True, seconds=9.0)
+    with rows_file_of(tmp_path, "correctness", toy=True).open("a") as stream:
+        stream.write('{"case": "half wri')
+    found = results(tmp_path, toy=True)
+    assert found["correctness"]["cut_off"]
+    assert wrong_cases(found) == ["lora rank 8"]
+    assert "1 of 2, cut off" in table(found)
+    assert not file_of(tmp_path, "correctness", toy=True).exists()  # so that the next call runs it again
+
+
+def test_no_target_asks_for_more_than_the_bytes_allow() -> None:
+    for rows, bound in ((32, 0.844), (64, 0.740)):
+        assert most_of_bare(FULL, rows, rows) == pytest.approx(bound, abs=5e-4)
+    lines = {line.partition("  ")[0]: line.partition("  ")[2].strip() for line in table({}).splitlines()}
+    for rows in (32, 64):
+        asked = float(lines[f"bf16 decode, {rows} rows on {rows} r16 / bare"].split()[1])
+        assert asked < most_of_bare(FULL, rows, rows)
+    asked = float(lines["NF4 step / bf16 step, 1 and 8 rows"].split()[1])
+    assert max(least_nf4(FULL, rows) for rows in (1, 8)) < asked <= 0.75
+
+
 def test_parts_and_summary_fit_into_nine_minutes() -> None:
     assert gpu_suite.BUDGET_S < 9 * 60
     assert sum(PARTS[name].seconds for name in USUAL) <= 600
 
 
 def test_the_table_reads_figures_from_the_parts() -> None:
-    decode = {"kind": "decode", "base": "bf16", "tok_per_s": 900.0, "of_floor": 0.8}
+    decode: dict[str, object] = {"kind": "decode", "base": "bf16", "tok_per_s": 900.0, "of_floor": 0.8}
     found: Results = {
         "model": {
             "rows": [

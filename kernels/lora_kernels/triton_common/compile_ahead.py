@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import triton
+from triton.runtime import driver
 
 from lora_kernels.cgroups import usable_cpus
 
@@ -94,13 +95,13 @@ def _launching_turned_off(note: Callable[[Job], object]) -> Iterator[None]:
 
 
 def _job(fn: Any, compile: dict[str, Any]) -> Job:
-    described = json.loads(compile["specialization_data"])
-    target, options = described["target"], described["options"]
+    options = json.loads(compile["specialization_data"])["options"]
+    target = driver.active.get_current_target()
     return Job(
         module=fn.jit_function.fn.__module__,
         name=fn.jit_function.fn.__name__,
         key=f"{fn.module}.{fn.name} {compile['key']}",
-        target=(target["backend"], target["arch"], target["warp_size"]),
+        target=(target.backend, target.arch, target.warp_size),
         signature=dict(compile["signature"]),
         constants={place: getattr(value, "value", value) for place, value in compile["constants"].items()},
         attributes=dict(compile["configs"][0]),

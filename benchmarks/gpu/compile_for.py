@@ -1,0 +1,140 @@
+"""Compiles on a machine without a GPU what a server and the GPU suite launch on one, into Triton's cache.
+
+The launchers run on tensors without content (the `meta` device), or on one layer of the model's shape on the CPU, with
+Triton told which GPU it compiles for. What they would launch is compiled in processes, under the same key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from benchmarks.gpu.bench import Bench, Call
+from benchmarks.gpu.launch_forms import tiles_instead
+from benchmarks.gpu.parts import PARTS
+from benchmarks.gpu.random_base import random_base
+from benchmarks.gpu.sizes import FULL
+from lora_kernels.attention import triton_launch as paged
+from lora_kernels.self_test import self_test
+from lora_kernels.triton_common.available import triton_switch
+from lora_kernels.triton_common.compile_ahead import Job, asked_for
+from lora_kernels.triton_common.tiles import TILES, DeviceTiles, device_tiles
+from server.engine.model.cuda_graphs import GraphSettings
+from server.engine.startup.compile_kernels import launch_covering
+from server.engine.startup.covering_steps import StepLimits
+
+META = torch.device("meta")
+PARTS_ON_META = ("correctness", "attention", "nf4", "lora")
+MAX_ROWS, MAX_RANK, BLOCK_SIZE = 64, 256, 16
+NEXT_TO_NOTHING_S = 1e-4
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the launchers and Triton ask of a device."""
+
+    capability: int
+    multiprocessors: int
+
+    @property
+    def tiles(self) -> DeviceTiles:
+        tiles = TILES[max(known for known in TILES if known <= self.capability)]
+        return DeviceTiles(tiles, self.multiprocessors * tiles.programs_per_multiprocessor)
+
+
+H200 = Gpu(90, 132)
+
+
+class _Driver:
+    """As much of a Triton driver as a launch asks before it compiles."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._gpu.capability, 32)
+
+
+class _NoTimes(Bench):
+    """Calls each once; what it measures means nothing."""
+
+    def seconds(self, calls: Sequence[Call]) -> float:
+        calls[0]()
+        return NEXT_TO_NOTHING_S
+
+    @property
+    def bandwidth(self) -> float:
+        return 1.0
+
+
+class _NothingComputed(TorchDispatchMode):
+    """Products and random numbers are left as `empty` made them: only what is launched is asked for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        options = {key: value for key, value in (kwargs or {}).items() if key in ("dtype", "device")}
+        if name in ("mm", "addmm", "bmm"):
+            left, right = args[-2:]
+            return left.new_empty(*left.shape[:-1], right.shape[-1])
+        if name in ("rand", "randn", "randint"):
+            size = next(value for value in args if isinstance(value, list | tuple))
+            return torch.empty(size, **options)
+        if name in ("normal_", "uniform_", "random_"):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def as_on(gpu: Gpu) -> Iterator[None]:
+    """Triton compiles for this GPU, launchers choose its tiles, and every tensor goes to Triton."""
+    before = triton_switch().on_cpu
+    triton_switch().on_cpu = True
+    driver.set_active(_Driver(gpu))  # type: ignore[arg-type]
+    paged.device_tiles = lambda device: gpu.tiles  # type: ignore[attr-defined]
+    try:
+        with tiles_instead(gpu.tiles), _NothingComputed():
+            yield
+    finally:
+        paged.device_tiles = device_tiles  # type: ignore[attr-defined]
+        driver._active = None
+        triton_switch().on_cpu = before
+
+
+def jobs_of_a_server(*, nf4: bool) -> list[Job]:
+    """The self-test, and every covering step over one layer of the 8B shape; its vocabulary is in no key."""
+    base = random_base(replace(FULL.model, layers=1, vocab=512), torch.device("cpu"), nf4=nf4)
+    graphs = GraphSettings.for_rows(MAX_ROWS, max_rank=MAX_RANK)
+    limits = StepLimits(max_tokens=300, max_rows=MAX_ROWS, max_context=2 * 8192, graphs=graphs)
+    return asked_for(partial(launch_covering, base, limits, block_size=BLOCK_SIZE))
+
+
+def jobs_of_the_suite(say: Callable[[str], None] = print) -> list[Job]:
+    """Of the parts that need no engine, and of the self-test. A part that ends early leaves out what it had not come to:
+    that is compiled at its first launch."""
+    jobs = []
+    for name in PARTS_ON_META:
+        jobs += asked_for(partial(_run_part, name, say))
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        jobs += asked_for(partial(self_test, META, dtype))
+    return jobs
+
+
+def _run_part(name: str, say: Callable[[str], None]) -> None:
+    try:
+        PARTS[name].load()(_NoTimes(META, toy=False, say=lambda text: None))
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        say(f"{name}: not to its end without a device: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
