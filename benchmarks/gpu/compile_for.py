@@ -123,8 +123,8 @@ def jobs_of_a_server(*, nf4: bool) -> list[Job]:
 
 
 def jobs_of_the_suite(say: Callable[[str], None] = print) -> list[Job]:
-    """Of the parts that need no engine, and of the self-test. A part that ends early leaves out what it had not come to:
-    that is compiled at its first launch."""
+    """Of the parts that need no engine, and of the self-test. What a part that ends early had not come to is compiled
+    at its first launch."""
     jobs = []
     for name in PARTS_ON_META:
         jobs += asked_for(partial(_run_part, name, say))

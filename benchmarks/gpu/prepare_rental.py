@@ -1,7 +1,7 @@
 """Makes `.rental`, what travels to a bare GPU machine beside the repository: wheels it lacks, and a Triton cache.
 
 `python -m benchmarks.gpu.prepare_rental` with the machine's own versions of Python, torch and Triton (the cache's keys
-hold Triton's version and each kernel's source). With another Triton the machine compiles for itself, and nothing is lost.
+hold Triton's version and each kernel's source). With another Triton the machine compiles for itself.
 `--resume gpu_suite.json`: parts that an earlier run has measured are not measured again.
 """
 
