@@ -103,10 +103,10 @@ def as_on(gpu: Gpu) -> Iterator[None]:
     """Triton compiles for this GPU, launchers choose its tiles, and every tensor goes to Triton."""
     before = triton_switch().on_cpu
     triton_switch().on_cpu = True
-    driver.set_active(_Driver(gpu))  # type: ignore[arg-type]
+    driver.set_active(_Driver(gpu))
     paged.device_tiles = lambda device: gpu.tiles  # type: ignore[attr-defined]
     try:
-        with tiles_instead(gpu.tiles), _NothingComputed():
+        with tiles_instead(gpu.tiles), _NothingComputed():  # type: ignore[no-untyped-call]
             yield
     finally:
         paged.device_tiles = device_tiles  # type: ignore[attr-defined]

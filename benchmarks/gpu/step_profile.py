@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from adapters_store.base.description import AdapterDigest
@@ -24,6 +23,7 @@ from benchmarks.gpu.sizes import Sizes, sizes_for
 from server.engine.engine import Engine
 
 STEPS = 10
+CUDA = ".CUDA"  # how torch's device types end
 SETTLE_STEPS = 25  # prompts are over and steps are launched ahead
 SHOWN = 14
 CASES = ((1, 0), (1, 1), (32, 0), (32, 32), (64, 0))  # rows, adapters
@@ -48,7 +48,7 @@ class StepProfile:
 
     @classmethod
     def of(cls, wall_us: float, events: Sequence[Event], *, steps: int) -> StepProfile:
-        on_gpu = (event for event in events if event.device_type is torch.autograd.DeviceType.CUDA)
+        on_gpu = (event for event in events if str(event.device_type).endswith(CUDA))
         lines = [(event.self_device_time_total / steps, event.count / steps, event.key) for event in on_gpu]
         return cls(wall_us, tuple(sorted(lines, reverse=True)))
 
