@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -22,8 +23,9 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
-HEAD_REVISION = "0008"
+HEAD_REVISION = "0009"
 
 metadata = MetaData()
 
@@ -68,6 +70,21 @@ tenant_quotas = Table(
     Column("max_concurrent", BigInteger),
     Column("max_adapters", BigInteger),
     Column("max_adapter_bytes", BigInteger),
+)
+
+# What is left of a tenant's rates; running: its sequences on each server, {server: [number, when it was written]}. Used
+# on PostgreSQL alone, where several servers count together. Times are Unix seconds of the database.
+tenant_meters = Table(
+    "tenant_meters",
+    metadata,
+    Column("tenant_id", Integer, ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("requests_capacity", Float),
+    Column("requests_level", Float),
+    Column("tokens_capacity", Float),
+    Column("tokens_level", Float),
+    Column("updated_s", Float, nullable=False),
+    Column("running", JSON().with_variant(JSONB(), "postgresql"), nullable=False),
+    Column("is_taken", Boolean, nullable=False),
 )
 
 # A name keeps its row when its last version is deleted: numbers are never reused, "name@1" means one version for ever.

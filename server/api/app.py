@@ -9,13 +9,16 @@ import anyio
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 
+from adapters_store.accounts.shared_meters import SharedMeters
 from adapters_store.store import AdapterStore
 from server.api.auth import authenticate
 from server.api.context import ApiContext
 from server.api.edge.body_limits import RequestLimits
 from server.api.edge.draining import DrainGate
 from server.api.edge.head_method import HeadAsGet
+from server.api.edge.meters import LocalMeters, Meters
 from server.api.edge.request_boundary import RequestBoundary
+from server.api.edge.shared_quotas import SharedQuotas
 from server.api.edge.upload_slots import UploadSlots
 from server.api.engine_client import EngineClient
 from server.api.generation import chat, completions
@@ -77,6 +80,7 @@ def create_app(
         created=int(time.time()),
         usage=usage or UsageLog(store.usage),
         trace=tracing.record if tracing is not None else _untraced,
+        meters=_meters(store),
     )
     app.state.onboarding = Onboarding(settings.data_dir, store.database, job_limits, serves=engine.base.digest)
     for part in _ROUTERS:
@@ -103,6 +107,11 @@ def _allow_browsers(app: FastAPI, origins: tuple[str, ...]) -> None:
         allow_headers=("*",),
         expose_headers=("*",),
     )
+
+
+def _meters(store: AdapterStore) -> Meters:
+    """On a database that servers share, all of them count together."""
+    return SharedQuotas(SharedMeters(store.database.url)) if store.database.is_shared else LocalMeters()
 
 
 def _untraced(record: CallRecord) -> None:

@@ -35,7 +35,7 @@ TRIM_EVERY_S = 10.0
 
 @contextmanager
 def background(app: FastAPI, jobs: JobSettings | None = None) -> Iterator[None]:
-    """While the block runs: save usage, follow the store, run jobs, return freed memory to the system.
+    """While the block runs: save usage, count quotas, follow the store, run jobs, return freed memory to the system.
 
     jobs: how; beside this machine's server by default.
     """
@@ -46,6 +46,7 @@ def background(app: FastAPI, jobs: JobSettings | None = None) -> Iterator[None]:
     memory.start()
     watch.start()
     context.usage.start()
+    context.meters.start()
     if worker is not None:
         worker.start()
     try:
@@ -54,6 +55,7 @@ def background(app: FastAPI, jobs: JobSettings | None = None) -> Iterator[None]:
     finally:
         if worker is not None:
             worker.stop()
+        context.meters.stop()
         context.usage.stop()
         watch.stop()
         memory.stop()

@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 from adapters_store.store import AdapterStore
 from server.api.edge.draining import Draining
 from server.api.edge.event_bridge import EventBridge
-from server.api.edge.rate_limits import RateLimits
+from server.api.edge.meters import LocalMeters, Meters
 from server.api.edge.upload_slots import UploadSlots
 from server.api.engine_client import EngineClient
 from server.api.settings import ApiSettings
@@ -41,7 +41,7 @@ class ApiContext:
     usage: UsageLog
     trace: Callable[[CallRecord], None]
     bridge: EventBridge = field(default_factory=EventBridge)
-    rate_limits: RateLimits = field(default_factory=RateLimits)
+    meters: Meters = field(default_factory=LocalMeters)
     draining: Draining = field(default_factory=Draining)
     heavy: HeavyWork = field(default_factory=HeavyWork)
 

@@ -2,7 +2,7 @@
 its own refusals and headers.
 
 A request takes what it may cost, prompt and max_tokens, and gives back what it did not use. Buckets refill steadily, so
-there is no minute to wait for; they live in memory, and a restart fills them.
+there is no minute to wait for; they live in memory, and a restart fills them. `shared_quotas` counts several servers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Bucket:
 
 
 @dataclass(slots=True)
-class _TenantUsage:
+class TenantUsage:
+    """What is left of a tenant's rates, and how many of its sequences run."""
+
     buckets: dict[str, Bucket] = field(default_factory=dict)
     num_concurrent: int = 0
 
@@ -51,7 +53,7 @@ class _TenantUsage:
 class Reservation:
     """What one call holds until `settle`. headers: x-ratelimit-*, as they are after it."""
 
-    usage: _TenantUsage
+    usage: TenantUsage
     num_tokens: int
     num_sequences: int
     headers: Mapping[str, str]
@@ -71,7 +73,7 @@ class Reservation:
 class Admission:
     """One request, taken before anything of it was read. It is spent unless `undo` gives it back."""
 
-    usage: _TenantUsage
+    usage: TenantUsage
     is_undone: bool = False
 
     def undo(self) -> None:
@@ -85,7 +87,7 @@ class RateLimits:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._by_tenant: dict[str, _TenantUsage] = {}
+        self._by_tenant: dict[str, TenantUsage] = {}
         self._sweep_at = _SWEEP_EVERY
 
     def admit(self, tenant: str, quotas: Quotas) -> Admission:
@@ -94,7 +96,7 @@ class RateLimits:
         `reserve` then wants the request itself: undo the admission right before it.
         """
         usage = self._usage_of(tenant, quotas)
-        self._check(usage, quotas, {"requests": 1, "tokens": 1}, num_sequences=1)
+        check(usage, quotas, {"requests": 1, "tokens": 1}, num_sequences=1)
         if "requests" in usage.buckets:
             usage.buckets["requests"].level -= 1
         return Admission(usage)
@@ -107,17 +109,17 @@ class RateLimits:
         """
         usage = self._usage_of(tenant, quotas)
         wanted = {"requests": 1, "tokens": num_tokens}
-        self._check(usage, quotas, wanted, num_sequences)
+        check(usage, quotas, wanted, num_sequences)
         for what, bucket in usage.buckets.items():
             bucket.level -= wanted[what]
         usage.num_concurrent += num_sequences
-        return Reservation(usage, num_tokens, num_sequences, _headers(usage))
+        return Reservation(usage, num_tokens, num_sequences, headers_of(usage))
 
-    def _usage_of(self, tenant: str, quotas: Quotas) -> _TenantUsage:
+    def _usage_of(self, tenant: str, quotas: Quotas) -> TenantUsage:
         if tenant not in self._by_tenant and len(self._by_tenant) >= self._sweep_at:
             self._forget_idle()
             self._sweep_at = max(_SWEEP_EVERY, 2 * len(self._by_tenant))
-        usage, now_s = self._by_tenant.setdefault(tenant, _TenantUsage()), self._clock()
+        usage, now_s = self._by_tenant.setdefault(tenant, TenantUsage()), self._clock()
         for what, limit in (("requests", quotas.requests_per_minute), ("tokens", quotas.tokens_per_minute)):
             if limit is None:
                 usage.buckets.pop(what, None)
@@ -125,28 +127,6 @@ class RateLimits:
                 bucket = usage.buckets.setdefault(what, Bucket(limit, limit, now_s))
                 bucket.refill(limit, now_s)
         return usage
-
-    def _check(self, usage: _TenantUsage, quotas: Quotas, wanted: Mapping[str, int], num_sequences: int) -> None:
-        headers = _headers(usage)
-        for what, bucket in usage.buckets.items():
-            if wanted[what] > bucket.capacity:
-                raise _too_large(what, wanted[what], int(bucket.capacity), headers)
-        self._check_concurrent(usage, quotas, num_sequences, headers)
-        for what, bucket in usage.buckets.items():
-            wait_s = bucket.wait_s(wanted[what])
-            if wait_s > 0.0:
-                raise _too_soon(what, wanted[what], bucket, wait_s, headers)
-
-    @staticmethod
-    def _check_concurrent(usage: _TenantUsage, quotas: Quotas, num_sequences: int, headers: Mapping[str, str]) -> None:
-        limit = quotas.max_concurrent
-        if limit is None or usage.num_concurrent + num_sequences <= limit:
-            return
-        if num_sequences > limit:
-            raise _too_large("sequences at once", num_sequences, limit, headers)
-        running = f"{usage.num_concurrent} sequences of this tenant are running"
-        message = f"{running}, {num_sequences} more would exceed {limit}"
-        raise ApiError(429, "concurrency_limit", message, retry_after_s=_CONCURRENCY_RETRY_S, headers=headers)
 
     def _forget_idle(self) -> None:
         """Drop tenants with full buckets and no running sequences."""
@@ -162,7 +142,29 @@ class RateLimits:
         return len(self._by_tenant)
 
 
-def _headers(usage: _TenantUsage) -> dict[str, str]:
+def check(usage: TenantUsage, quotas: Quotas, wanted: Mapping[str, int], num_sequences: int) -> None:
+    """Raises ApiError 429 unless `wanted` and the sequences are there."""
+    headers = headers_of(usage)
+    for what, bucket in usage.buckets.items():
+        if wanted[what] > bucket.capacity:
+            raise _too_large(what, wanted[what], int(bucket.capacity), headers)
+    _check_concurrent(usage, quotas, num_sequences, headers)
+    for what, bucket in usage.buckets.items():
+        wait_s = bucket.wait_s(wanted[what])
+        if wait_s > 0.0:
+            raise _too_soon(what, wanted[what], bucket, wait_s, headers)
+
+
+def _check_concurrent(usage: TenantUsage, quotas: Quotas, num_sequences: int, headers: Mapping[str, str]) -> None:
+    limit = quotas.max_concurrent
+    if limit is None or usage.num_concurrent + num_sequences <= limit:
+        return
+    if num_sequences > limit:
+        raise _too_large("sequences at once", num_sequences, limit, headers)
+    raise _too_many_at_once(usage.num_concurrent, num_sequences, limit, headers)
+
+
+def headers_of(usage: TenantUsage) -> dict[str, str]:
     """As OpenAI sends them: limit and remaining as numbers, reset as how long until all of it is back."""
     headers = {}
     for what, bucket in usage.buckets.items():
@@ -175,6 +177,11 @@ def _headers(usage: _TenantUsage) -> dict[str, str]:
 def _too_large(what: str, wanted: int, limit: int, headers: Mapping[str, str]) -> ApiError:
     message = f"this request needs {wanted} {what}; the tenant's quota is {limit}"
     return ApiError(429, "request_exceeds_quota", message, headers={**headers, "x-should-retry": "false"})
+
+
+def _too_many_at_once(running: int, more: int, limit: int, headers: Mapping[str, str]) -> ApiError:
+    message = f"{running} sequences of this tenant are running, {more} more would exceed {limit}"
+    return ApiError(429, "concurrency_limit", message, retry_after_s=_CONCURRENCY_RETRY_S, headers=headers)
 
 
 def _too_soon(what: str, wanted: int, bucket: Bucket, wait_s: float, headers: Mapping[str, str]) -> ApiError:

@@ -15,7 +15,7 @@ from adapters_store.parsing.numbers import whole_number
 from adapters_store.parsing.strict_json import shown
 from server.api.auth import Caller, CallerDep
 from server.api.context import ContextDep
-from server.api.edge.rate_limits import Admission
+from server.api.edge.meters import Admitted
 from server.api.target import quotas_of
 from server.api.wire.errors import ApiError
 
@@ -35,12 +35,12 @@ async def deadline_of(request: Request) -> float | None:
     return time.monotonic() + milliseconds / 1000
 
 
-async def admit(caller: CallerDep, context: ContextDep) -> Admission | None:
+async def admit(caller: CallerDep, context: ContextDep) -> Admitted | None:
     """One request of the caller's tenant, spent even if the body is refused. None for a caller that speaks for all: its
     tenant is named in the body. Raises ApiError 429."""
     if caller.speaks_for_all:
         return None
-    return context.rate_limits.admit(caller.tenant, await quotas_of(context, caller.tenant))
+    return await context.meters.admit(caller.tenant, await quotas_of(context, caller.tenant))
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class BeforeBody:
 
     caller: Caller
     deadline_s: float | None
-    admission: Admission | None
+    admission: Admitted | None
 
 
 async def before_body(
     caller: CallerDep,
     deadline_s: Annotated[float | None, Depends(deadline_of)],
-    admission: Annotated[Admission | None, Depends(admit)],
+    admission: Annotated[Admitted | None, Depends(admit)],
 ) -> BeforeBody:
     """A dependency that is declared before the body; FastAPI resolves its parameters in their order."""
     return BeforeBody(caller, deadline_s, admission)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from server.api.context import ApiContext
-from server.api.edge.rate_limits import Admission
+from server.api.edge.meters import Admitted
 from server.api.target import Target
 from server.engine.request import Request
 
@@ -38,7 +38,7 @@ class Call:
     prompts: Sequence[list[int]]
     num_choices: int
     requests: Sequence[Request]
-    admission: Admission | None = None
+    admission: Admitted | None = None
     stream: StreamUsage | None = None
     echoes: Sequence[str] | None = None
 

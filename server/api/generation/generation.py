@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from starlette.types import Receive
 
@@ -81,13 +81,12 @@ class Generation:
         self._trace(self._metrics.close(num_aborted=len(self._unfinished)))
 
 
-@contextmanager
-def submitted(context: ApiContext, call: Call, progress: CallProgress) -> Iterator[Generation]:
+@asynccontextmanager
+async def submitted(context: ApiContext, call: Call, progress: CallProgress) -> AsyncIterator[Generation]:
     """A running generation; leaving the block aborts its unfinished requests. Raises ApiError 429 beyond the quota."""
-    if call.admission is not None:
-        call.admission.undo()
-    reservation = context.rate_limits.reserve(
-        call.target.tenant, call.target.quotas, num_tokens=call.max_tokens, num_sequences=len(call.requests)
+    target, num_sequences = call.target, len(call.requests)
+    reservation = await context.meters.reserve(
+        target.tenant, target.quotas, call.admission, num_tokens=call.max_tokens, num_sequences=num_sequences
     )
     answer_with(reservation.headers)
     generation = Generation(context, call.requests, progress, CallMetrics(context.metrics, call, progress))

@@ -78,9 +78,11 @@ class TokenStream(Response):
         self._is_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with submitted(self._context, self._call, self._progress) as generation:
-            async with hang_up_watched(receive, generation.inbox):
-                await self._send_generation(generation, send)
+        async with (
+            submitted(self._context, self._call, self._progress) as generation,
+            hang_up_watched(receive, generation.inbox),
+        ):
+            await self._send_generation(generation, send)
 
     async def _send_generation(self, generation: Generation, send: Send) -> None:
         try:

@@ -74,9 +74,8 @@ async def whole_answer(context: ApiContext, call: Call, shape: WholeShape, recei
 
 async def _collect(context: ApiContext, call: Call, progress: CallProgress, receive: Receive) -> list[Choice]:
     choices = [Choice() for _ in call.requests]
-    with submitted(context, call, progress) as generation:
-        async with hang_up_watched(receive, generation.inbox):
-            async for events in generation.batches():
-                for index, event in events:
-                    choices[index].saw(event)
+    async with submitted(context, call, progress) as generation, hang_up_watched(receive, generation.inbox):
+        async for events in generation.batches():
+            for index, event in events:
+                choices[index].saw(event)
     return choices

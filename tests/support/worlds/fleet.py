@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import httpx
@@ -60,7 +60,7 @@ def fleet(
             store = AdapterStore.open(data_dir, database_url=url, poll_s=poll_s)
             stack.callback(store.close)
             if not follows:
-                store.database.is_shared = False
+                store.following = nullcontext  # type: ignore[method-assign]
             engine = stack.enter_context(FakeEngine(tiny_base(), tokenizer, step_s=step_s))
             app = create_app(engine=engine, store=store, settings=settings)
             stack.enter_context(background(app))

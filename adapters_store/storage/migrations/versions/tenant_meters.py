@@ -1,0 +1,33 @@
+"""What servers on one PostgreSQL count together of a tenant's quotas. Unlogged there: its crash makes quotas full."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
+
+revision = "0009"
+down_revision = "0008"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "tenant_meters",
+        sa.Column(
+            "tenant_id",
+            sa.Integer,
+            sa.ForeignKey("tenants.id", ondelete="CASCADE"),
+            primary_key=True,
+            autoincrement=False,
+        ),
+        sa.Column("requests_capacity", sa.Float),
+        sa.Column("requests_level", sa.Float),
+        sa.Column("tokens_capacity", sa.Float),
+        sa.Column("tokens_level", sa.Float),
+        sa.Column("updated_s", sa.Float, nullable=False),
+        sa.Column("running", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=False),
+        sa.Column("is_taken", sa.Boolean, nullable=False),
+        prefixes=["UNLOGGED"] if op.get_bind().dialect.name == "postgresql" else [],
+    )
