@@ -33,7 +33,7 @@ test-long: $(VENV)/.installed-dev
 # The long forms of several servers on one database: forty tries a race, and times under load. Half an hour.
 test-fleet: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 MULTILORA_FLEET=long $(BIN)/python -m pytest -n 1 --dist loadfile -s tests/adapters_store/fleet \
-		tests/server/api/test_replicas.py $(ARGS)
+		tests/server/api/test_replicas.py tests/server/api/test_shared_quotas.py $(ARGS)
 
 # Six real clients, each in an environment of its own, against the demo.
 clients: $(VENV)/.installed-dev

@@ -7,7 +7,7 @@ Safe to use from many threads, and from several processes on one data directory.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from adapters_store.accounts.usage import UsageStore
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.errors import AdapterRejected, NotFound
 from adapters_store.fleet.change_feed import ChangeFeed
+from adapters_store.fleet.serving_base import serving_base
 from adapters_store.format.adapter_folder import plan_files
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.validate import AdapterPlan
@@ -114,6 +115,13 @@ class AdapterStore:
             yield
         finally:
             feed.stop()
+
+    def serving(self, base_digest: str, base_name: str) -> AbstractContextManager[None]:
+        """While the block runs, no server with another base starts on this PostgreSQL; on SQLite nothing is checked.
+
+        Raises Conflict (other_base_served) if one is running.
+        """
+        return serving_base(self._database, base_digest, base_name) if self._database.is_shared else nullcontext()
 
     def close(self) -> None:
         """Give the database connections back."""

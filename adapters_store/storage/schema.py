@@ -87,6 +87,16 @@ tenant_meters = Table(
     Column("is_taken", Boolean, nullable=False),
 )
 
+# Servers on one PostgreSQL. seen_s: the last sign of life, Unix seconds of the database.
+servers = Table(
+    "servers",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("base_digest", String(128), nullable=False),
+    Column("base_name", String(256), nullable=False),
+    Column("seen_s", Float, nullable=False),
+)
+
 # A name keeps its row when its last version is deleted: numbers are never reused, "name@1" means one version for ever.
 adapters = Table(
     "adapters",

@@ -22,6 +22,7 @@ class ServedName:
     version: int
     is_active: bool
     is_only: bool
+    rank: int
 
 
 class ServedNames:
@@ -54,7 +55,11 @@ class ServedNames:
         is_active = (adapters.c.active_number == adapter_versions.c.number).label("is_active")
         rows = (
             select(
-                adapter_versions.c.digest, tenants.c.name.label("tenant"), adapters.c.name, adapter_versions.c.number
+                adapter_versions.c.digest,
+                tenants.c.name.label("tenant"),
+                adapters.c.name,
+                adapter_versions.c.number,
+                adapter_versions.c.rank,
             )
             .add_columns(is_active)
             .select_from(joined)
@@ -73,6 +78,6 @@ class ServedNames:
                 )
                 shared.update(connection.execute(query.group_by(adapters.c.name).having(owners > 1)).scalars())
         for row in versions:
-            served = ServedName(row.tenant, row.name, row.number, bool(row.is_active), row.name not in shared)
+            served = ServedName(row.tenant, row.name, row.number, bool(row.is_active), row.name not in shared, row.rank)
             found[AdapterDigest(row.digest)].append(served)
         return {digest: tuple(served) for digest, served in found.items()}

@@ -64,7 +64,13 @@ def create_app(
     `background` starts everything besides answering; usage is saved from then on.
     """
     app = FastAPI(title="multilora", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    own_metrics = ApiMetrics(engine, settings.max_label_values, settings.data_dir, store.served_names)
+    own_metrics = ApiMetrics(
+        engine,
+        settings.max_label_values,
+        settings.data_dir,
+        store.served_names,
+        max_age_s=settings.metrics_max_age_s,
+    )
     context = app.state.context = ApiContext(
         engine=engine,
         store=store,

@@ -13,7 +13,9 @@ from server.engine.text.vocabulary import Vocabulary
 
 
 class EngineStats(Protocol):
-    """A moment of the engine. kv_usage is 0..1; running_adapters are the names resident on the device,
+    """A moment of the engine. kv_usage is 0..1 of num_kv_blocks blocks of kv_block_size tokens.
+
+    running_adapters are the names resident on the device,
     resident_adapters and queued_adapters digests there and wanted, num_adapters_fit how many more there is free device
     memory for, held_adapters the digests in any memory; counters only ever rise, gauges do not; histograms are in
     seconds."""
@@ -24,6 +26,10 @@ class EngineStats(Protocol):
     def num_running(self) -> int: ...
     @property
     def kv_usage(self) -> float: ...
+    @property
+    def num_kv_blocks(self) -> int: ...
+    @property
+    def kv_block_size(self) -> int: ...
     @property
     def running_adapters(self) -> Sequence[str]: ...
     @property

@@ -104,6 +104,9 @@ class ApiSettings:
     max_label_values: int = setting(
         200, "Maximum tenants, and maximum adapters, with metrics of their own.", at_least=1, group=_HTTP
     )
+    metrics_max_age_s: float = setting(
+        0.05, "Readers of /metrics within this time share one text.", at_least=0, at_most=60, group=_HTTP
+    )
 
     max_adapter_bytes: int = setting(1024 * MIB, "Maximum size of an uploaded adapter.", at_least=1, group=_UPLOADS)
     max_config_bytes: int = setting(MIB, "Maximum size of its adapter_config.json.", at_least=1, group=_UPLOADS)

@@ -300,6 +300,8 @@ class Engine:
             num_waiting=self.scheduler.num_waiting,
             num_running=self.scheduler.num_running,
             kv_usage=self.scheduler.pool.usage,
+            num_kv_blocks=self.scheduler.pool.num_blocks,
+            kv_block_size=self.scheduler.pool.block_size,
             running_adapters=self._named([resident.digest for resident in residents]),
             waiting_adapters=self._named(queued),
             resident_adapters=tuple(resident.digest for resident in residents),

@@ -35,7 +35,8 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """kv_usage is 0..1. running_adapters: names resident on the device. counters only ever rise.
+    """kv_usage is 0..1 of num_kv_blocks blocks of kv_block_size tokens. running_adapters: names resident on the device.
+    counters only ever rise.
 
     resident_adapters, queued_adapters: digests on the device, and wanted by waiting requests. num_adapters_fit: how
     many more of the mean size of those on the device there is free memory for. held_adapters: digests in host or device
@@ -45,6 +46,8 @@ class EngineStats:
     num_waiting: int = 0
     num_running: int = 0
     kv_usage: float = 0.0
+    num_kv_blocks: int = 0
+    kv_block_size: int = 0
     running_adapters: tuple[str, ...] = ()
     waiting_adapters: tuple[str, ...] = ()
     resident_adapters: tuple[AdapterDigest, ...] = ()

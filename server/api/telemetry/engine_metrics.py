@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from adapters_store.versions.served_names import ServedNames
 from server.api.engine_client import EngineClient, EngineStats
-from server.api.telemetry.lora_info import lora_info
+from server.api.telemetry.lora_info import lora_info, lora_residency
 from server.api.telemetry.metric_texts import engine_text
 from server.engine.metrics import Histogram
 
@@ -55,6 +55,7 @@ class EngineCollector(Collector):
             yield _histogram(name, histogram)
         if self._names is not None:
             yield lora_info(stats, self._names, self._engine.served_name)
+            yield from lora_residency(stats, self._names, self._engine.served_name)
 
     def _router_gauges(self, stats: EngineStats) -> Iterator[Metric]:
         gauges = {
@@ -62,6 +63,8 @@ class EngineCollector(Collector):
             "vllm:num_requests_running": float(stats.num_running),
             "vllm:kv_cache_usage_perc": stats.kv_usage,
         }
+        cache = {"block_size": str(stats.kv_block_size), "num_gpu_blocks": str(stats.num_kv_blocks)}
+        yield _gauge("vllm:cache_config_info", "The KV cache: tokens in a block, and blocks", cache, 1.0)
         for name, value in gauges.items():
             yield _gauge(name, "See the vLLM metric of this name", {"model_name": self._engine.served_name}, value)
             own_name = name.removeprefix("vllm:").replace("_perc", "_ratio")

@@ -1,21 +1,27 @@
-"""What inference routers read of adapters: every text that a client may send as `model` to reach one on the device, and
+"""What inference routers read of adapters: every text that a client may send as `model` to reach one in memory, and
 whether there is room for more. A router compares a request's `model` with these texts, letter by letter.
+
+Two generations of routers: llm-d's lora-affinity-scorer reads `vllm:lora_requests_info`, its lora-load-state-scorer
+the gauges of `lora_residency` (https://github.com/llm-d/llm-d-router/pull/2792).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapters_store.base.description import AdapterDigest
+from adapters_store.errors import StoreError
 from adapters_store.storage.names import FINE_TUNED
 from adapters_store.versions.served_names import ServedName, ServedNames
 from server.api.engine_client import EngineStats
 
 NAME = "vllm:lora_requests_info"
+LOADED = "vllm:lora_adapter_loaded"
+MAX_IN_HOST = 1000  # adapters listed that are in host memory alone: a reader parses all of them every 50 ms
 
 
 def lora_info(stats: EngineStats, names: ServedNames, base: str) -> Metric:
@@ -44,6 +50,32 @@ def resident_texts(stats: EngineStats, names: ServedNames, base: str) -> list[st
     return _texts(_known(names, stats.resident_adapters), stats.resident_adapters, base)
 
 
+def lora_residency(stats: EngineStats, names: ServedNames, base: str) -> Iterator[Metric]:
+    """One series of `vllm:lora_adapter_loaded` for each text and memory that holds its adapter; the counts are of
+    adapters, each once. level gpu: the memory that the forward reads, whatever the device is; cpu: host memory."""
+    resident = dict.fromkeys(stats.resident_adapters)
+    in_host = [digest for digest in dict.fromkeys(stats.held_adapters) if digest not in resident]
+    levels = {"gpu": list(resident), "cpu": in_host[:MAX_IN_HOST]}
+    known = _known(names, {digest for digests in levels.values() for digest in digests})
+    loaded = GaugeMetricFamily(
+        LOADED,
+        "Adapters in memory, by text and level",
+        labels=("model_name", "adapter_name", "level", "pinned", "rank"),
+    )
+    for level, digests in levels.items():
+        for served in (served for digest in digests for served in known[digest]):
+            for text in model_texts(served, base):
+                loaded.add_metric((base, text, level, "false", str(served.rank)), 1.0)
+    yield loaded
+    counts = {"num_gpu": len(resident), "num_cpu": len(in_host), "max_gpu": len(resident) + stats.num_adapters_fit}
+    for name, count in counts.items():
+        what, level = name.split("_")
+        full_name = f"vllm:{what}_{level}_{'loaded_' if what == 'num' else ''}lora_adapters"
+        family = GaugeMetricFamily(full_name, "See the vLLM metric of this name", labels=("model_name",))
+        family.add_metric((base,), float(count))
+        yield family
+
+
 def model_texts(served: ServedName, base: str) -> list[str]:
     """What means this version, and it alone, as `model`: for its owner, or for a caller that speaks for all."""
     refs = [f"{served.name}@{served.version}", *([served.name] if served.is_active else [])]
@@ -56,7 +88,7 @@ def model_texts(served: ServedName, base: str) -> list[str]:
 def _known(names: ServedNames, digests: Collection[AdapterDigest]) -> Mapping[AdapterDigest, tuple[ServedName, ...]]:
     try:
         return names.of(digests)
-    except SQLAlchemyError:  # the database is away; the engine's numbers are shown all the same
+    except (StoreError, SQLAlchemyError):  # the database is away; the engine's numbers are shown all the same
         return names.last_known(digests)
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
@@ -18,6 +18,7 @@ from adapters_store.versions.served_names import ServedNames
 from server.api.engine_client import EngineClient
 from server.api.telemetry.call_record import CallRecord
 from server.api.telemetry.engine_metrics import EngineCollector
+from server.api.telemetry.metrics_text import MetricsText
 from server.engine.metrics import SECONDS
 
 router = APIRouter()
@@ -32,9 +33,16 @@ class ApiMetrics:
     """All of one app's metrics, in a registry of its own: two apps in one process do not meet."""
 
     def __init__(
-        self, engine: EngineClient, max_label_values: int, data_dir: Path, names: ServedNames | None = None
+        self,
+        engine: EngineClient,
+        max_label_values: int,
+        data_dir: Path,
+        names: ServedNames | None = None,
+        *,
+        max_age_s: float = 0.0,
     ) -> None:
         self.registry = CollectorRegistry()
+        self.text = MetricsText(self.registry, max_age_s)
         self.registry.register(EngineCollector(engine, names))
         ProcessCollector(registry=self.registry)
         self._max_label_values = max_label_values
@@ -130,4 +138,4 @@ def _free_bytes(folder: Path) -> float:
 async def show_metrics(request: Request) -> Response:
     metrics = request.app.state.context.metrics
     assert isinstance(metrics, ApiMetrics)
-    return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(await metrics.text.read(), media_type=CONTENT_TYPE_LATEST)

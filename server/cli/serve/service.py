@@ -49,7 +49,10 @@ def running_service(settings: ServeSettings, output: Output, api: ApiSettings | 
         key = admin_key(settings.data_dir)
         _show_admin_key(key, output)
         prepare(store, output)
-        with running_engine(settings.engine, store, output) as parts:
+        with (
+            running_engine(settings.engine, store, output) as parts,
+            store.serving(parts.base.description.digest, parts.worker.served_name),
+        ):
             where_the_disk_allows(lambda: remember_base(settings.engine, parts, store), output)
             show_memory(parts, output)
             _show_defaults(defaults, output)

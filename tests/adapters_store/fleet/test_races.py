@@ -9,15 +9,19 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
 from adapters_store.accounts.records import Quotas
 from adapters_store.base.description import AdapterDigest
+from adapters_store.errors import Conflict
+from adapters_store.fleet.serving_base import LIFE_S, serving_base
+from adapters_store.storage.schema import servers
 from adapters_store.store import AdapterStore
 from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
 from support.servers import postgres
 from support.servers.racing import race
 
-NUM_ROUNDS = 40 if os.environ.get("MULTILORA_FLEET") == "long" else 8
+NUM_ROUNDS = 40 if os.environ.get("MULTILORA_FLEET") == "long" else 4
 BASE = tiny_base()
 Act = Callable[[AdapterStore], object]
 
@@ -161,6 +165,26 @@ def test_a_tenant_deleted_while_its_key_is_rotated_is_gone(pair: Pair, number: i
     codes = pair.at_once(lambda store: store.tenants.delete(name), lambda store: store.tenants.rotate_key(name))
     assert codes in (["ok", "ok"], ["ok", "tenant_not_found"])
     assert name not in [tenant.name for tenant in pair.one.tenants.list_tenants()]
+
+
+def serve(store: AdapterStore, base: str) -> None:
+    with serving_base(store.database, base, f"name of {base}", patience_s=0.1):
+        time.sleep(0.3)
+
+
+def test_two_bases_that_start_together_are_not_both_served(pair: Pair) -> None:
+    assert pair.at_once(partial(serve, base="one"), partial(serve, base="two")) == ["ok", "other_base_served"]
+    assert pair.both(partial(serve, base="two")) == ["ok", "ok"]
+    with pair.one.serving("one", "one"), pytest.raises(Conflict, match=r"serves one on this database.* serve name of"):
+        serve(pair.stores[1], "two")
+    serve(pair.stores[1], "two")
+
+
+def test_a_killed_servers_base_blocks_no_other_for_longer_than_it_counts(pair: Pair) -> None:
+    with pair.one.database.write(changes_answers=False) as connection:
+        long_ago = {"id": "killed", "base_digest": "one", "base_name": "one", "seen_s": time.time() - LIFE_S - 5}
+        connection.execute(insert(servers).values(long_ago))
+    serve(pair.one, "two")
 
 
 def test_no_writer_was_starved(pair: Pair) -> None:

@@ -91,7 +91,7 @@ def keys(store: AdapterStore) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def settings(data_dir: Path) -> ApiSettings:
-    return ApiSettings(data_dir=data_dir, admin_keys=(ADMIN_KEY,))
+    return ApiSettings(data_dir=data_dir, admin_keys=(ADMIN_KEY,), metrics_max_age_s=0)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,9 @@ from adapters_store.storage.database import make_engine
 def make_old(data_dir: Path, url: str | None = None) -> None:
     engine = make_engine(url or f"sqlite:///{data_dir / 'multilora.db'}")
     with engine.connect().execution_options(multilora_write=True) as connection, connection.begin():
-        connection.execute(text("DROP TABLE tenant_meters"))
+        for table in ("tenant_meters", "servers", "served_bases"):
+            connection.execute(text(f"DROP TABLE {table}"))
+        connection.execute(text("ALTER TABLE jobs DROP COLUMN executor"))
         connection.execute(text("ALTER TABLE store_state DROP COLUMN store_id"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0006'"))
     engine.dispose()

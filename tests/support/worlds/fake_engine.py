@@ -27,6 +27,8 @@ class FakeStats:
     num_waiting: int = 0
     num_running: int = 0
     kv_usage: float = 0.0
+    num_kv_blocks: int = 64
+    kv_block_size: int = 16
     running_adapters: tuple[str, ...] = ()
     waiting_adapters: tuple[str, ...] = ()
     resident_adapters: tuple[AdapterDigest, ...] = ()

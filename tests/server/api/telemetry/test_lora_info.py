@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 from adapters_store.base.description import AdapterDigest
 from adapters_store.store import AdapterStore
 from server.api.engine_client import EngineClient
-from server.api.telemetry.lora_info import NAME, lora_info
+from server.api.telemetry.lora_info import LOADED, NAME, lora_info, lora_residency
 from support.servers.waiting import wait_until
 from support.worlds.adapter_memory import digest_of
 from support.worlds.fake_engine import FakeStats
@@ -73,6 +73,62 @@ def test_a_name_that_changes_its_meaning_is_listed_for_the_new_one(client: httpx
     wait_until(lambda: {"moved@1", "moved@2", "moved"} <= running(client))
     client.post("/v1/adapters/moved/unload")
     wait_until(lambda: not {"moved@1", "moved@2", "moved"} & running(client))
+
+
+def test_a_router_prefers_the_server_that_has_the_adapter(
+    client: httpx.Client, other: httpx.Client, upload: Upload
+) -> None:
+    """After another owner of the same bytes asked for them too."""
+    upload(client, "liked", seed=31)
+    upload(other, "liked", seed=31)
+    upload(client, "unliked", seed=32)
+    assert status(client, "liked") == status(other, "liked") == 200
+    texts = ("acme/liked", "acme/liked@1", "globex/liked", "globex/liked@1", "ft:tiny:acme:liked:1")
+    wait_until(lambda: all(affinity_score(client, text) == 1.0 for text in texts))
+    assert affinity_score(client, "acme/unliked") == 0.8
+    assert [load_state_score(client, text) for text in (*texts, "acme/unliked")] == [1.0] * 5 + [0.6]
+
+
+def affinity_score(client: httpx.Client, model: str) -> float:
+    """llm-d's lora-affinity-scorer, by its rules (pkg/epp/framework/plugins/scheduling/scorer/loraaffinity)."""
+    found = labels(client)
+    active, waiting = (
+        {name.strip() for name in found[f"{which}_lora_adapters"].split(",") if name.strip()}
+        for which in ("running", "waiting")
+    )
+    if model in active:
+        return 1.0
+    if len(active) + len(waiting) < int(found["max_lora"]):
+        return 0.8
+    return 0.6 if model in waiting else 0.0
+
+
+def load_state_score(client: httpx.Client, model: str) -> float:
+    """The defaults of its lora-load-state-scorer: on the device, in host memory, a free slot, none."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples]
+    levels = {each.labels["level"] for each in samples if each.name == LOADED and each.labels["adapter_name"] == model}
+    if levels:
+        return 1.0 if "gpu" in levels else 0.7
+    values = {each.name: each.value for each in samples}
+    is_free = values["vllm:num_gpu_loaded_lora_adapters"] < values["vllm:max_gpu_lora_adapters"]
+    return 0.6 if is_free else 0.0
+
+
+def test_each_adapter_in_memory_is_listed_with_its_level_and_rank(
+    store: AdapterStore, client: httpx.Client, upload: Upload
+) -> None:
+    digests = [AdapterDigest(upload(client, f"level{seed}", seed=seed).json()["digest"]) for seed in (41, 42)]
+    stats = FakeStats(resident_adapters=tuple(digests[:1]), held_adapters=tuple(digests), num_adapters_fit=3)
+    loaded, *counts = lora_residency(stats, store.served_names, "tiny")
+    found = {each.labels["adapter_name"]: each.labels for each in loaded.samples}
+    assert {(found[name]["level"], found[name]["rank"]) for name in ("level41", "acme/level41@1")} == {("gpu", "4")}
+    assert (found["acme/level42"]["level"], found["acme/level42"]["model_name"]) == ("cpu", "tiny")
+    assert [(each.samples[0].name, each.samples[0].value) for each in counts] == [
+        ("vllm:num_gpu_loaded_lora_adapters", 1.0),
+        ("vllm:num_cpu_loaded_lora_adapters", 1.0),
+        ("vllm:max_gpu_lora_adapters", 4.0),
+    ]
 
 
 def test_the_engines_numbers_are_shown_while_the_database_is_away(

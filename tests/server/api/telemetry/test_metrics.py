@@ -35,7 +35,7 @@ ASK = {"model": "tiny", "prompt": "hello", "max_tokens": 8, "temperature": 0}
 
 @pytest.fixture(scope="module")
 def settings(data_dir: Path) -> ApiSettings:
-    return ApiSettings(data_dir=data_dir, auth="off", max_label_values=5)
+    return ApiSettings(data_dir=data_dir, auth="off", max_label_values=5, metrics_max_age_s=0)
 
 
 def samples(client: httpx.Client) -> list[Sample]:
@@ -168,7 +168,9 @@ def _stub_engine(stats: FakeStats) -> Any:
 def test_a_wait_is_timed_from_arrival_to_its_first_batch(
     store: AdapterStore, data_dir: Path, real_engine: EngineClient
 ) -> None:
-    app = create_app(engine=real_engine, store=store, settings=ApiSettings(data_dir=data_dir, auth="off"))
+    app = create_app(
+        engine=real_engine, store=store, settings=ApiSettings(data_dir=data_dir, auth="off", metrics_max_age_s=0)
+    )
     with serving(app) as url:
         httpx.post(f"{url}/v1/completions", json={**ASK, "model": real_engine.served_name}).raise_for_status()
     registry = app.state.context.metrics.registry

@@ -1,4 +1,7 @@
-"""What servers on one PostgreSQL count together of a tenant's quotas. Unlogged there: its crash makes quotas full."""
+"""What servers on one PostgreSQL count together of a tenant's quotas, and which base each serves.
+
+The meters are unlogged there: after its crash quotas are full.
+"""
 
 from __future__ import annotations
 
@@ -30,4 +33,11 @@ def upgrade() -> None:
         sa.Column("running", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=False),
         sa.Column("is_taken", sa.Boolean, nullable=False),
         prefixes=["UNLOGGED"] if op.get_bind().dialect.name == "postgresql" else [],
+    )
+    op.create_table(
+        "servers",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("base_digest", sa.String(128), nullable=False),
+        sa.Column("base_name", sa.String(256), nullable=False),
+        sa.Column("seen_s", sa.Float, nullable=False),
     )
