@@ -32,8 +32,10 @@ test-long: $(VENV)/.installed-dev
 
 # The long forms of several servers on one database: forty tries a race, and times under load. Half an hour.
 test-fleet: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 MULTILORA_FLEET=long $(BIN)/python -m pytest -n 1 --dist loadfile -s tests/adapters_store/fleet \
-		tests/server/api/test_replicas.py tests/server/api/test_shared_quotas.py $(ARGS)
+	OMP_NUM_THREADS=1 MULTILORA_FLEET=long $(BIN)/python -m pytest -n 0 -s tests/adapters_store/fleet \
+		tests/adapters_store/accounts/test_shared_meters.py \
+		tests/server/api/test_replicas.py tests/server/api/test_shared_quotas.py \
+		tests/server/cli/serve/test_first_starts.py $(ARGS)
 
 # Six real clients, each in an environment of its own, against the demo.
 clients: $(VENV)/.installed-dev

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from statistics import median, quantiles
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, event, text
 
 from adapters_store.accounts import meter_rows
 from adapters_store.accounts.meter_rows import Amounts, Levels, Take
@@ -19,6 +20,7 @@ from adapters_store.accounts.shared_meters import SharedMeters
 from adapters_store.store import AdapterStore
 from support.servers import postgres
 from support.servers.waiting import wait_until
+from support.worlds.fleet import IS_LONG
 
 ONE = Amounts(requests=1, tokens=10, sequences=1)
 SLOW = Quotas(requests_per_minute=60, tokens_per_minute=6000, max_concurrent=2)
@@ -178,3 +180,30 @@ def test_a_quota_that_changes_counts_from_the_next_call(store: AdapterStore, ten
 def test_an_unknown_tenant_has_no_levels(store: AdapterStore) -> None:
     with meters(store) as own:
         assert ask(own, "nobody", SLOW) is None
+
+
+def test_a_call_is_one_statement(store: AdapterStore, tenant: str) -> None:
+    """And what it costs, printed."""
+    statements: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "tenant_meters" in statement:
+            statements.append(statement)
+
+    quotas = Quotas(requests_per_minute=10**9, tokens_per_minute=10**12, max_concurrent=10**6)
+    num_calls = 5000 if IS_LONG else 100
+    with meters(store) as own:
+        assert is_given(own, tenant, quotas)
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            took_ms = [1000 * timed(partial(is_given, own, tenant, quotas)) for _ in range(num_calls)]
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+    print(f"a call: p50 {median(took_ms):.2f} ms, p99 {quantiles(took_ms, n=100)[98]:.2f} ms")
+    assert len(statements) == num_calls
+
+
+def timed(call: Callable[[], bool]) -> float:
+    start_s = time.perf_counter()
+    assert call()
+    return time.perf_counter() - start_s

@@ -1,0 +1,36 @@
+"""Real servers that start together on an empty PostgreSQL and an empty data directory: all of them serve.
+
+One pair takes ten seconds of a core, so `make test-fleet` alone runs them; `make test` starts stores, in
+`tests/adapters_store/storage/test_store_id.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.servers import postgres
+
+NUM_PAIRS = 10 if os.environ.get("MULTILORA_FLEET") == "long" else 0
+
+
+@pytest.mark.parametrize("number", range(NUM_PAIRS))
+def test_two_servers_that_start_together_are_both_ready(
+    serve_process: Callable[..., Any],
+    wait_ready: Callable[..., Any],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    with postgres.running() as url, ExitStack() as stack:
+        monkeypatch.setenv("MULTILORA_DATABASE_URL", url)
+        options = ("--base", base, "--json", "--data-dir", tmp_path / "data")
+        servers = [stack.enter_context(serve_process(*options)) for _ in range(2)]
+        for server in servers:
+            wait_ready(server)
