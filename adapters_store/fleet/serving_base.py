@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from uuid import uuid4
 
-from sqlalchemy import Connection, delete, insert, literal_column, select, update
+from sqlalchemy import ColumnClause, Connection, Float, delete, insert, literal_column, select, update
 
 from adapters_store.errors import Conflict, StoreError
 from adapters_store.storage.database import Database
 from adapters_store.storage.schema import servers
 
 LIFE_S = 15.0  # how long a server counts after its last sign of life
-_NOW = literal_column("extract(epoch FROM clock_timestamp())::float8")
+_NOW: ColumnClause[float] = literal_column("extract(epoch FROM clock_timestamp())::float8", Float)
 
 
 @contextmanager
