@@ -16,7 +16,14 @@ from pathlib import Path
 import httpx
 from ray.job_submission import JobSubmissionClient
 
-START_S = 180
+START_S = 400
+_PATIENCE = {  # a busy machine starts Ray's processes slowly; each has a time-out of its own
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "300",
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_health_check_initial_delay_ms": "60000",
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,8 @@ def ray_cluster(**variables: str) -> Iterator[RayCluster]:
     """variables: of the node's environment, which Ray's proxies and replicas inherit."""
     gcs, dashboard, agent = free_ports(3)
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **variables}
+        environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        environment |= {**_PATIENCE, **variables}
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "4"]
         command += ["--node-ip-address", "127.0.0.1", "--port", str(gcs), "--temp-dir", folder]
         command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
