@@ -19,6 +19,8 @@ from ray.serve import Application
 from starlette.types import ASGIApp
 
 from server.api.telemetry.lora_info import resident_texts
+from server.cli.common.admin_key import ENVIRONMENT as ADMIN_KEY
+from server.cli.common.failures import CommandError
 from server.cli.common.logging_setup import LogFormat, set_up_logging
 from server.cli.common.output import Output
 from server.cli.serve.command import settings_from
@@ -27,10 +29,11 @@ from server.cli.serve.service import running_service
 from server.cli.serve.settings import SERVE_SETTINGS, ServeSettings
 from server.ray_serve.edge import OneRequestId
 from server.ray_serve.router import RESIDENTS
+from server.settings import Setting
 
 _log = logging.getLogger(__name__)
 
-METRICS_PORT = "metrics_port"
+METRICS_HOST, METRICS_PORT = "metrics_host", "metrics_port"
 _ROUTER = {
     "request_router_class": "server.ray_serve.router:AffinityRouter",
     "request_routing_stats_period_s": 1.0,
@@ -40,12 +43,13 @@ _ROUTER = {
 def build(arguments: dict[str, Any]) -> Application:
     """For Ray Serve. Raises CommandError (bad_config, bad_setting, base_not_found) for what `serve` refuses too.
 
-    metrics_port: the first replica of a node answers Prometheus there, the next one at the port after it.
+    metrics_port: the first replica of a node answers Prometheus there, the next one at the port after it; metrics_host:
+    at which address (127.0.0.1).
     """
     given = dict(arguments)
-    metrics_port = given.pop(METRICS_PORT, None)
+    host, port = given.pop(METRICS_HOST, "127.0.0.1"), given.pop(METRICS_PORT, None)
     settings_of_replica(given)  # refused here, where the operator sees it
-    return Replica.bind(given, metrics_port)  # type: ignore[attr-defined]
+    return Replica.bind(given, None if port is None else (host, port))  # type: ignore[attr-defined]
 
 
 @serve.deployment(
@@ -60,13 +64,15 @@ def build(arguments: dict[str, Any]) -> Application:
 class Replica:
     """One engine. Ray waits for its requests, for at most graceful_shutdown_timeout_s, before it is deleted."""
 
-    def __init__(self, arguments: dict[str, Any], metrics_port: int | None = None) -> None:
+    def __init__(self, arguments: dict[str, Any], metrics: tuple[str, int] | None = None) -> None:
+        if not os.environ.get(ADMIN_KEY):
+            raise CommandError("bad_setting", f"{ADMIN_KEY} is not set: all replicas have the same admin key")
         settings = settings_of_replica(arguments)
         set_up_logging(log_format=LogFormat(settings.log_format))
         self._parts = ExitStack()
         self._service = self._parts.enter_context(running_service(settings, Output()))
-        if metrics_port is not None:
-            self._show_metrics(metrics_port + serve.get_replica_context().rank.local_rank)
+        if metrics is not None:
+            self._show_metrics(metrics[0], metrics[1] + serve.get_replica_context().rank.local_rank)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return OneRequestId(self._service.app)
@@ -89,10 +95,10 @@ class Replica:
         draining.cut_off()
         self._parts.close()
 
-    def _show_metrics(self, port: int) -> None:
+    def _show_metrics(self, host: str, port: int) -> None:
         """Through Ray's proxy a scrape reaches any replica, and counters would go up and down."""
         try:
-            server, _ = start_http_server(port, registry=self._service.app.state.context.metrics.registry)
+            server, _ = start_http_server(port, host, registry=self._service.app.state.context.metrics.registry)
         except OSError as error:
             _log.warning("no metrics at port %d: %s", port, error)
             return
@@ -102,10 +108,17 @@ class Replica:
 def settings_of_replica(arguments: Mapping[str, Any]) -> ServeSettings:
     """The settings of `multilora serve`, from arguments and variables. Raises as `build`."""
     variables = {
-        name: yaml.safe_load(os.environ[variable])
+        name: _value(setting, os.environ[variable])
         for name, setting in SERVE_SETTINGS.items()
         for variable in reversed(setting.environment)
         if os.environ.get(variable)
     }
     given = checked_values("args", {**variables, **arguments}, SERVE_SETTINGS)
     return settings_from({**{name: each.default for name, each in SERVE_SETTINGS.items()}, **given})
+
+
+def _value(setting: Setting, text: str) -> Any:
+    """A variable's text as a config file would hold it."""
+    if setting.is_list:
+        return text.split()
+    return yaml.safe_load(text) if setting.kind in (int, float, bool) else text

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
+from sqlalchemy.exc import DBAPIError
+
 from adapters_store.errors import StoreUnavailable
 from server.jobs.service import Onboarding
 from server.jobs.steps.gate import GATE, GateStep
@@ -146,9 +148,13 @@ def work(settings: WorkerSettings, *, watch_stdin: bool = False) -> NoReturn:
     if watch_stdin:
         threading.Thread(target=_end_with_parent, daemon=True).start()
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with leading(settings.data_dir, settings.database_url, tick_s=settings.tick_s, lost=_end_at_once):
-        is_working = True
-        os._exit(_work(settings, stopping))
+    try:
+        with leading(settings.data_dir, settings.database_url, tick_s=settings.tick_s, lost=_end_at_once):
+            is_working = True
+            os._exit(_work(settings, stopping))
+    except DBAPIError as error:
+        logger.error("the database does not answer, so no worker can lead: %s", error.orig)
+        os._exit(1)
 
 
 def _work(settings: WorkerSettings, stopping: threading.Event) -> int:
