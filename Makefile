@@ -35,7 +35,8 @@ test-fleet: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 MULTILORA_FLEET=long $(BIN)/python -m pytest -n 0 -s tests/adapters_store/fleet \
 		tests/adapters_store/accounts/test_shared_meters.py \
 		tests/server/api/test_replicas.py tests/server/api/test_shared_quotas.py \
-		tests/server/cli/serve/test_first_starts.py $(ARGS)
+		tests/server/cli/serve/test_first_starts.py \
+		tests/server/ray_serve tests/server/jobs/worker/test_leader.py $(ARGS)
 
 # Six real clients, each in an environment of its own, against the demo.
 clients: $(VENV)/.installed-dev
