@@ -103,7 +103,7 @@ def test_never_more_sequences_at_once_than_the_quota(store: AdapterStore, tenant
 
     def call(own: SharedMeters) -> None:
         nonlocal running, most
-        for _ in range(40):
+        for _ in range(100 if IS_LONG else 20):
             if not is_given(own, tenant, quotas):
                 continue
             with lock:

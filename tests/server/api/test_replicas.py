@@ -19,7 +19,7 @@ from support.servers import postgres
 from support.servers.waiting import wait_until
 from support.worlds.fleet import IS_LONG, Replica, fleet
 
-NUM_ROUNDS = 40 if IS_LONG else 2
+NUM_ROUNDS = 40 if IS_LONG else 1
 NEVER_S, POLL_S = 3600.0, 0.5
 LIMIT_S = {True: 0.1, False: 1.0}  # for a change that is announced, and for one that is not
 

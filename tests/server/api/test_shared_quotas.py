@@ -19,7 +19,7 @@ from support.servers.waiting import wait_until
 from support.worlds.fleet import IS_LONG, Replica, fleet
 
 RATE = 60 if IS_LONG else 20
-NUM_REQUESTS = 25 * RATE if IS_LONG else 50
+NUM_REQUESTS = 25 * RATE if IS_LONG else 42
 NUM_CLIENTS = 12 if IS_LONG else 6
 
 
