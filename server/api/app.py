@@ -30,6 +30,7 @@ from server.api.telemetry.metrics import ApiMetrics
 from server.api.telemetry.tracing import Tracing
 from server.api.telemetry.usage_log import UsageLog
 from server.api.wire import errors
+from server.engine.grammar.compiler import compiler_for
 from server.jobs.limits import JobLimits
 from server.jobs.service import Onboarding
 
@@ -87,6 +88,7 @@ def create_app(
         usage=usage or UsageLog(store.usage),
         trace=tracing.record if tracing is not None else _untraced,
         meters=_meters(store),
+        grammars=compiler_for(engine.tokenizer, engine.vocabulary),
     )
     app.state.onboarding = Onboarding(settings.data_dir, store.database, job_limits, serves=engine.base.digest)
     for part in _ROUTERS:

@@ -59,6 +59,7 @@ def background(app: FastAPI, jobs: JobSettings | None = None) -> Iterator[None]:
         context.usage.stop()
         watch.stop()
         memory.stop()
+        context.grammars.close()
 
 
 def _job_worker(app: FastAPI, settings: JobSettings) -> WorkerSupervisor | None:

@@ -20,6 +20,7 @@ from server.api.telemetry.call_record import CallRecord
 from server.api.telemetry.metrics import ApiMetrics
 from server.api.telemetry.usage_log import UsageLog
 from server.api.wire.heavy_work import HeavyWork
+from server.engine.grammar.compiler import GrammarCompiler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,8 @@ class ApiContext:
     """engine, store and settings are the caller's; the rest belongs to this app.
 
     upload_slots: which uploads are admitted; check_slots: how many are checked and written at once.
-    created: Unix seconds of the app's start. trace: called with every generation when it is over. heavy: runs
-    long work.
+    created: Unix seconds of the app's start. trace: called with every generation when it is over. grammars: what
+    constrained answers follow. heavy: runs long work.
     """
 
     engine: EngineClient
@@ -40,6 +41,7 @@ class ApiContext:
     created: int
     usage: UsageLog
     trace: Callable[[CallRecord], None]
+    grammars: GrammarCompiler
     bridge: EventBridge = field(default_factory=EventBridge)
     meters: Meters = field(default_factory=LocalMeters)
     draining: Draining = field(default_factory=Draining)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-class ConstraintFailure(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ConstraintFailure:
     """Why a constraint cannot go on. code and message go to the client; neither quotes what the client sent."""
 
     code: str
     message: str
+    status: int = 400
 
 
 class TokenConstraint(Protocol):

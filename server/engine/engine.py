@@ -262,7 +262,7 @@ class Engine:
 
     def _constraint_failed(self, request: Request, failure: ConstraintFailure) -> TokenEvent:
         self.scheduler.finish(request)
-        return self._failed(request, RequestError(failure.code, failure.message, status=400))
+        return self._failed(request, RequestError(failure.code, failure.message, failure.status))
 
     def _adapter_failed(self, request: Request, error: StoreError) -> TokenEvent:
         failure = RequestError(error.code, error.message, error.status, error.retry_after_s)

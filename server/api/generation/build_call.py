@@ -20,6 +20,7 @@ from server.api.generation.admission import BeforeBody
 from server.api.generation.call import Call, StreamUsage, inline_or_heavy
 from server.api.generation.schemas import GenerationBody
 from server.api.target import Target, resolve_target
+from server.engine.grammar.compiler import AskedGrammar, CompiledGrammar
 from server.engine.request import InvalidRequest, Request, SamplingParams
 
 _SEED_RANGE = 2**63
@@ -49,6 +50,7 @@ class PromptSource:
 
     id_prefix: of the answer's id. weight: what it takes to tokenise, in characters. echo: the prompts' texts, from
     their tokens; None if the answer does not repeat them. end_ids: tokens that end an answer besides the base's own.
+    grammar: what each answer must follow.
     """
 
     id_prefix: str
@@ -60,6 +62,7 @@ class PromptSource:
     prompt_logprobs: int | None = None
     echo: Callable[[Sequence[list[int]]], list[str]] | None = None
     end_ids: tuple[int, ...] = ()
+    grammar: AskedGrammar | None = None
 
 
 async def build_call(
@@ -68,6 +71,8 @@ async def build_call(
     """Raises ApiError or InvalidRequest; nothing has been submitted yet."""
     _check_counts(context, source.num_prompts, body.num_choices)
     target = await resolve_target(context, before.caller, body.model, body.sticky or request_id)
+
+    grammar = await _compiled(context, target.tenant, source.grammar)
 
     def build() -> Call:
         prompts = source.tokenize()
@@ -83,6 +88,7 @@ async def build_call(
             num_choices=body.num_choices,
             call_id=call_id,
             deadline_s=before.deadline_s,
+            grammar=grammar,
         )
         return Call(
             id=call_id,
@@ -97,6 +103,14 @@ async def build_call(
         )
 
     return await inline_or_heavy(context, target.tenant, source.weight, build)
+
+
+async def _compiled(context: ApiContext, tenant: str, asked: AskedGrammar | None) -> CompiledGrammar | None:
+    """Raises InvalidRequest. What the tenant has not sent lately is compiled off the event loop."""
+    if asked is None:
+        return None
+    known = context.grammars.known(tenant, asked)
+    return known or await context.heavy.run(tenant, lambda: context.grammars.compiled(tenant, asked))
 
 
 def check_length(context: ApiContext, field: str, num_chars: int) -> None:
@@ -178,6 +192,7 @@ def _requests(
     num_choices: int,
     call_id: str,
     deadline_s: float | None,
+    grammar: CompiledGrammar | None,
 ) -> list[Request]:
     """Raises InvalidRequest, also for a token id that the model cannot read, whether the client sent it or a text holds
     its token."""
@@ -193,8 +208,15 @@ def _requests(
             request = _request(f"{call_id}-{len(requests)}", target, prompt, own)
             request.price = 1.0 + context.settings.rank_surcharge * target.rank
             request.deadline_s = deadline_s
+            if grammar is not None:
+                request.constraint = grammar.start(_ending_ids(context.engine, params))
             requests.append(request)
     return requests
+
+
+def _ending_ids(engine: EngineClient, params: SamplingParams) -> frozenset[int]:
+    """Tokens that end this answer."""
+    return frozenset() if params.ignore_eos else engine.tokenizer.eos_ids.union(params.end_ids)
 
 
 def _request(request_id: str, target: Target, prompt: list[int], params: SamplingParams) -> Request:

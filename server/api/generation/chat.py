@@ -15,6 +15,7 @@ from server.api.context import ApiContext, ContextDep
 from server.api.generation.admission import BeforeBodyDep
 from server.api.generation.build_call import PromptSource, TokenBudget, build_call, check_length
 from server.api.generation.call import Call
+from server.api.generation.fields.structured_output import asked_grammar
 from server.api.generation.logprobs import chat_logprobs
 from server.api.generation.schemas import ChatBody
 from server.api.generation.streaming import TokenStream, check_stream_options, finish_json
@@ -66,6 +67,7 @@ def _source(context: ApiContext, body: ChatBody) -> PromptSource:
         tokenize=lambda: [_tokens(context, body)],
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         end_ids=tuple(context.engine.tokenizer.chat_end_ids),
+        grammar=asked_grammar(body),
     )
 
 

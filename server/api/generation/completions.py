@@ -16,6 +16,7 @@ from server.api.context import ApiContext, ContextDep
 from server.api.generation.admission import BeforeBodyDep
 from server.api.generation.build_call import PromptSource, TokenBudget, build_call, check_length
 from server.api.generation.call import Call
+from server.api.generation.fields.structured_output import asked_grammar
 from server.api.generation.logprobs import CompletionLogprobs, Entries
 from server.api.generation.schemas import CompletionBody
 from server.api.generation.streaming import TokenStream, check_stream_options, finish_json
@@ -62,6 +63,7 @@ def _source(context: ApiContext, body: CompletionBody) -> PromptSource:
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
         echo=partial(_echoes, context, body) if body.echo else None,
+        grammar=asked_grammar(body),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
+from server.api.generation.fields.structured_output import StructuredFields
 from server.api.wire.body import Absent, Body, Empty, Metadata, Text, at_most, neutral
 from server.engine.request import MAX_LOGIT_BIAS, MAX_LOGPROBS
 from server.engine.text.chat_options import MAX_TEMPLATE_VARIABLES, TemplateValue
@@ -41,7 +42,7 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = None
 
 
-class GenerationBody(Body):
+class GenerationBody(StructuredFields):
     """Fields that completions and chat share. None is the default; ranges are SamplingParams' business."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
@@ -193,7 +194,6 @@ class ChatBody(GenerationBody):
     modalities: Annotated[None, neutral(["text"])] = None
     prediction: Absent = None
     reasoning_effort: Annotated[None, neutral("none")] = None
-    response_format: Annotated[None, neutral({"type": "text"})] = None
     tool_choice: Annotated[None, neutral("none", "auto")] = None
     tools: Empty = None
     verbosity: Annotated[None, neutral("medium")] = None

@@ -24,8 +24,11 @@ class Body(BaseModel):
         """A refusal names one field, so an object with a hundred thousand unknown ones makes one error, not as many."""
         if not isinstance(value, dict) or value.keys() <= cls.model_fields.keys():
             return value
-        unknown = next(name for name in value if name not in cls.model_fields)
-        return {**{name: value[name] for name in cls.model_fields if name in value}, unknown: value[unknown]}
+        names = [field.alias or name for name, field in cls.model_fields.items()]
+        unknown = next((name for name in value if name not in names), None)
+        if unknown is None:
+            return value
+        return {**{name: value[name] for name in names if name in value}, unknown: value[unknown]}
 
 
 class _Neutral:

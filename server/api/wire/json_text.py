@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from adapters_store.parsing.json_pieces import JsonRules, TooDeep, TooManyValues, read_json
 from adapters_store.parsing.strict_json import shown
 
-MAX_JSON_DEPTH = 16
+MAX_JSON_DEPTH = 30  # a JSON schema nests two levels for each of the objects it describes
 WHOLE_BYTES = 8192  # read in one go, in less time than a thread takes to be asked
 
 # ASCII, because a lone surrogate in generated text has no UTF-8 form but has an escape.

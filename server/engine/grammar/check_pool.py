@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing import Pipe
@@ -62,7 +62,7 @@ class _Checker:
 class CheckPool:
     """Processes start when they are first needed."""
 
-    def __init__(self, table: TokenTable, *, time_limit_s: float = TIME_LIMIT_S) -> None:
+    def __init__(self, table: Callable[[], TokenTable], *, time_limit_s: float = TIME_LIMIT_S) -> None:
         self._table = table
         self._time_limit_s = time_limit_s
         self._changed = threading.Condition()
@@ -108,7 +108,7 @@ class CheckPool:
                 if checker.is_alive:
                     return checker
                 checker.kill()
-        return _Checker(self._table)
+        return _Checker(self._table())
 
     def _put_back(self, checker: _Checker) -> None:
         with self._changed:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-from server.engine.grammar.refusals import INVALID, NO_TEXT, TOO_COMPLEX, TOO_MUCH, Refusal, is_too_complex, refusal_of
+from server.engine.grammar.refusals import NO_TEXT, TOO_MUCH, Refusal, is_too_complex, refusal_of
 from server.engine.grammar.spec import GrammarSpec, TooComplex, UnreadableGrammar
 from server.engine.grammar.tokens import LIMITS, TokenTable
 
@@ -35,9 +35,9 @@ def check(spec: GrammarSpec, tokenizer: LLTokenizer) -> str | Refusal:
     try:
         form = spec.compiled_form()
     except UnreadableGrammar as error:
-        return Refusal(INVALID, f"is {error}")
+        return Refusal("invalid_grammar", f"is {error}")
     except TooComplex as error:
-        return Refusal(TOO_COMPLEX, str(error))
+        return Refusal("grammar_too_complex", str(error))
     matcher = LLMatcher(tokenizer, form, log_level=0, limits=LIMITS)
     if matcher.is_error():
         return refusal_of(matcher.get_error())
@@ -63,7 +63,7 @@ def _walked(matcher: LLMatcher) -> Refusal | None:
 
 def _answer(request: bytes, tokenizer: LLTokenizer) -> dict[str, Any]:
     result = check(GrammarSpec(**json.loads(request)), tokenizer)
-    return {"refusal": result} if isinstance(result, Refusal) else {"form": result}
+    return {"refusal": [result.code, result.message]} if isinstance(result, Refusal) else {"form": result}
 
 
 def _serve(connection: Connection) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import NamedTuple
 
 from llguidance import LLMatcher, LLTokenizer
 
 from server.engine.grammar.check_pool import TIME_LIMIT_S, CheckPool
 from server.engine.grammar.matcher import GrammarMatcher
-from server.engine.grammar.refusals import CRASHED, TIMED_OUT, TOO_COMPLEX, Refusal
+from server.engine.grammar.refusals import CRASHED, TIMED_OUT, Refusal
 from server.engine.grammar.spec import MAX_GRAMMAR_BYTES, GrammarSpec
 from server.engine.grammar.tokens import LIMITS, Encode, TokenTable
 from server.engine.request import InvalidRequest
@@ -29,7 +30,7 @@ _Key = tuple[str, GrammarSpec]
 def compiler_for(tokenizer: Tokenizer, vocabulary: Vocabulary) -> GrammarCompiler:
     """For a base with this tokenizer, of whose ids `vocabulary` is served. Starts nothing."""
     encode = partial(tokenizer.encode, add_special_tokens=False)
-    return GrammarCompiler(token_table(tokenizer, vocabulary), encode)
+    return GrammarCompiler(partial(token_table, tokenizer, vocabulary), encode)
 
 
 def token_table(tokenizer: Tokenizer, vocabulary: Vocabulary) -> TokenTable:
@@ -42,6 +43,13 @@ def token_table(tokenizer: Tokenizer, vocabulary: Vocabulary) -> TokenTable:
         special_ids.append(size)
         ending_ids.append(size)
     return TokenTable(tuple(tokens), tuple(special_ids), tuple(ending_ids))
+
+
+class AskedGrammar(NamedTuple):
+    """field: of the request's body, for messages."""
+
+    field: str
+    spec: GrammarSpec
 
 
 class CompiledGrammar:
@@ -62,33 +70,33 @@ class GrammarCompiler:
     A tenant's grammars are kept for this tenant alone: another's compile times say nothing of them.
     """
 
-    def __init__(self, table: TokenTable, encode: Encode | None = None, *, time_limit_s: float = TIME_LIMIT_S) -> None:
-        self._table, self._encode = table, encode
-        self._pool = CheckPool(table, time_limit_s=time_limit_s)
-        self._lock, self._tokenizer_lock = threading.Lock(), threading.Lock()
+    def __init__(
+        self, make_table: Callable[[], TokenTable], encode: Encode | None = None, *, time_limit_s: float = TIME_LIMIT_S
+    ) -> None:
+        self._make_table, self._encode = make_table, encode
+        self._pool = CheckPool(self._table, time_limit_s=time_limit_s)
+        self._lock, self._table_lock = threading.Lock(), threading.RLock()
+        self._known_table: TokenTable | None = None
         self._tokenizer: LLTokenizer | None = None
         self._kept: OrderedDict[_Key, CompiledGrammar | Refusal] = OrderedDict()
 
-    def known(self, tenant: str, spec: GrammarSpec, field: str) -> CompiledGrammar | None:
+    def known(self, tenant: str, asked: AskedGrammar) -> CompiledGrammar | None:
         """The grammar, if the tenant has sent it lately. Raises InvalidRequest if it was refused then."""
         with self._lock:
-            found = self._kept.get((tenant, spec))
+            found = self._kept.get((tenant, asked.spec))
             if found is not None:
-                self._kept.move_to_end((tenant, spec))
-        return None if found is None else _accepted(found, field)
+                self._kept.move_to_end((tenant, asked.spec))
+        return None if found is None else _accepted(found, asked.field)
 
-    def compiled(self, tenant: str, spec: GrammarSpec, field: str) -> CompiledGrammar:
-        """Raises InvalidRequest for `field`; its message quotes nothing of the grammar."""
-        num_bytes = len(spec.text.encode(errors="surrogatepass"))
-        if num_bytes > MAX_GRAMMAR_BYTES:
-            reason = f"{field}: a grammar must have at most {MAX_GRAMMAR_BYTES} bytes, got {num_bytes}"
-            raise InvalidRequest(field, reason, code=TOO_COMPLEX)
-        found = self.known(tenant, spec, field)
+    def compiled(self, tenant: str, asked: AskedGrammar) -> CompiledGrammar:
+        """Raises InvalidRequest for the field; its message quotes nothing of the grammar."""
+        _check_text(asked)
+        found = self.known(tenant, asked)
         if found is None:
-            result = self._pool.check(tenant, spec)
+            result = self._pool.check(tenant, asked.spec)
             compiled = result if isinstance(result, Refusal) else self._compile(result)
-            self._keep((tenant, spec), compiled)
-            found = _accepted(compiled, field)
+            self._keep((tenant, asked.spec), compiled)
+            found = _accepted(compiled, asked.field)
         return found
 
     def close(self) -> None:
@@ -98,12 +106,18 @@ class GrammarCompiler:
         matcher = LLMatcher(self._ll_tokenizer(), form, log_level=0, limits=LIMITS)
         matcher.compute_bitmask()  # what the lexer learns is shared by all copies
         assert not matcher.is_error(), "compiled in the checker's process and not here"
-        return CompiledGrammar(matcher, self._table.ending_ids)
+        return CompiledGrammar(matcher, self._table().ending_ids)
+
+    def _table(self) -> TokenTable:
+        with self._table_lock:
+            if self._known_table is None:
+                self._known_table = self._make_table()
+            return self._known_table
 
     def _ll_tokenizer(self) -> LLTokenizer:
-        with self._tokenizer_lock:
+        with self._table_lock:
             if self._tokenizer is None:
-                self._tokenizer = self._table.tokenizer(self._encode)
+                self._tokenizer = self._table().tokenizer(self._encode)
             return self._tokenizer
 
     def _keep(self, key: _Key, compiled: CompiledGrammar | Refusal) -> None:
@@ -122,7 +136,17 @@ class GrammarCompiler:
         return sum(len(spec.text) for _, spec in self._kept)
 
 
+def _check_text(asked: AskedGrammar) -> None:
+    try:
+        num_bytes = len(asked.spec.text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(asked.field, f"{asked.field} is not valid Unicode: a lone surrogate") from error
+    if num_bytes > MAX_GRAMMAR_BYTES:
+        message = f"{asked.field}: a grammar must have at most {MAX_GRAMMAR_BYTES} bytes, got {num_bytes}"
+        raise InvalidRequest(asked.field, message, code="grammar_too_complex")
+
+
 def _accepted(compiled: CompiledGrammar | Refusal, field: str) -> CompiledGrammar:
     if isinstance(compiled, Refusal):
-        raise InvalidRequest(field, f"{field} {compiled.reason}", code=compiled.code)
+        raise InvalidRequest(field, f"{field} {compiled.message}", code=compiled.code)
     return compiled

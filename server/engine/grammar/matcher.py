@@ -9,9 +9,7 @@ from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from server.engine.constraint import ConstraintFailure
-from server.engine.grammar.refusals import TOO_COMPLEX, is_too_complex
-
-DEAD_END = "grammar_dead_end"
+from server.engine.grammar.refusals import is_too_complex
 
 
 class GrammarMatcher:
@@ -62,7 +60,7 @@ class GrammarMatcher:
 
     def _fail(self) -> None:
         if is_too_complex(self._matcher.get_error()):
-            self._failure = ConstraintFailure(TOO_COMPLEX, "the grammar needs too much work for one token")
+            self._failure = ConstraintFailure("grammar_too_complex", "the grammar needs too much work for one token")
         else:
             message = f"the grammar allows no token of this model after {self._num_read} tokens"
-            self._failure = ConstraintFailure(DEAD_END, message)
+            self._failure = ConstraintFailure("grammar_dead_end", message)

@@ -6,9 +6,8 @@ Runs in the checker's process too, so it imports nothing large.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
-INVALID, UNSUPPORTED, TOO_COMPLEX = "invalid_grammar", "unsupported_grammar", "grammar_too_complex"
 _UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[[^\]]*\])")
 _KEYWORDS = frozenset(
     [
@@ -67,27 +66,29 @@ _KEYWORDS = frozenset(
 )
 
 
-class Refusal(NamedTuple):
-    """code: the API's. reason: the rest of a sentence that begins with the field's name; it quotes no grammar."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """code: the API's. message: the rest of a sentence that begins with the field's name; it quotes no grammar."""
 
     code: str
-    reason: str
+    message: str
+    status: int = 400
 
 
-TIMED_OUT = Refusal(TOO_COMPLEX, "takes too long to compile")
-CRASHED = Refusal(TOO_COMPLEX, "nests too deeply or needs too much memory to compile")
-NO_TEXT = Refusal(INVALID, "allows no text: every way through it is endless or contradicts itself")
-TOO_MUCH = Refusal(TOO_COMPLEX, "is too large or too complex")
-_TOO_DEEP = Refusal(TOO_COMPLEX, "nests too deeply")
-_NO_REGEX = Refusal(INVALID, "has a pattern that is not a regular expression")
-_NO_REFERENCE = Refusal(INVALID, "has a $ref that leads nowhere in the schema")
-_LOOKS_AROUND = Refusal(UNSUPPORTED, "has a pattern with look-around or a back-reference")
-_OVERLAPS = Refusal(UNSUPPORTED, "uses oneOf with alternatives that may overlap; use anyOf")
+TIMED_OUT = Refusal("grammar_too_complex", "takes too long to compile")
+CRASHED = Refusal("grammar_too_complex", "nests too deeply or needs too much memory to compile")
+NO_TEXT = Refusal("invalid_grammar", "allows no text: every way through it is endless or contradicts itself")
+TOO_MUCH = Refusal("grammar_too_complex", "is too large or too complex")
+_TOO_DEEP = Refusal("grammar_too_complex", "nests too deeply")
+_NO_REGEX = Refusal("invalid_grammar", "has a pattern that is not a regular expression")
+_NO_REFERENCE = Refusal("invalid_grammar", "has a $ref that leads nowhere in the schema")
+_LOOKS_AROUND = Refusal("unsupported_grammar", "has a pattern with look-around or a back-reference")
+_OVERLAPS = Refusal("unsupported_grammar", "uses oneOf with alternatives that may overlap; use anyOf")
 
 _REASONS = (
     ("oneOf constraints", _OVERLAPS),
-    ("Unknown format", Refusal(UNSUPPORTED, "uses a string format that is not served")),
-    ("Invalid type", Refusal(INVALID, "has a type that JSON Schema does not know")),
+    ("Unknown format", Refusal("unsupported_grammar", "uses a string format that is not served")),
+    ("Invalid type", Refusal("invalid_grammar", "has a type that JSON Schema does not know")),
     (r"not present in a registry|pointer|unresolvable|\$ref|anchor", _NO_REFERENCE),
     ("look-around|backreference", _LOOKS_AROUND),
     ("nest limit|recursion limit|too deeply nested|number of nested", _TOO_DEEP),
@@ -107,8 +108,10 @@ def refusal_of(message: str) -> Refusal:
     unimplemented = _UNIMPLEMENTED.search(message)
     if unimplemented:
         names = sorted(set(re.findall(r'"([^"]*)"', unimplemented[1])) & _KEYWORDS)
-        return Refusal(UNSUPPORTED, f"uses keywords that are not served: {', '.join(names) or 'unknown ones'}")
+        return Refusal(
+            "unsupported_grammar", f"uses keywords that are not served: {', '.join(names) or 'unknown ones'}"
+        )
     for pattern, refusal in _REASONS:
         if re.search(pattern, message, re.IGNORECASE):
             return refusal
-    return Refusal(INVALID, "cannot be compiled")
+    return Refusal("invalid_grammar", "cannot be compiled")

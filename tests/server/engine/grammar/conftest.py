@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.engine.grammar.compiler import CompiledGrammar, GrammarCompiler, compiler_for
+from server.engine.grammar.compiler import AskedGrammar, CompiledGrammar, GrammarCompiler, compiler_for
 from server.engine.grammar.spec import GrammarSpec
 from server.engine.text.tokenizer import Tokenizer
 from support.models.tokenizer_zoo import byte_level, wrapped
@@ -32,6 +32,6 @@ def compiled(compiler: GrammarCompiler) -> Compile:
     """compiled(kind, text, tenant=...): raises InvalidRequest for the field `response_format`."""
 
     def compile_it(kind: Any, text: str, *, tenant: str = "acme", compact: bool = False) -> CompiledGrammar:
-        return compiler.compiled(tenant, GrammarSpec(kind, text, compact), "response_format")
+        return compiler.compiled(tenant, AskedGrammar("response_format", GrammarSpec(kind, text, compact)))
 
     return compile_it

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from server.engine.grammar import compiler as compiler_module
-from server.engine.grammar.compiler import CompiledGrammar, GrammarCompiler, compiler_for
+from server.engine.grammar.compiler import AskedGrammar, CompiledGrammar, GrammarCompiler, compiler_for
 from server.engine.grammar.spec import MAX_GRAMMAR_BYTES, GrammarSpec
 from server.engine.request import InvalidRequest
 from server.engine.text.tokenizer import Tokenizer
@@ -18,6 +18,10 @@ from server.engine.text.tokenizer import Tokenizer
 Compile = Callable[..., CompiledGrammar]
 LONG_CHAIN = "\n".join(["start: a0", *(f"a{i}: a{i + 1}" for i in range(3000)), 'a3000: "x"'])
 DOUBLING = "\n".join(["start: A0", *(f"A{i}: A{i + 1} A{i + 1}" for i in range(40)), 'A40: "x"'])
+
+
+def asked(spec: GrammarSpec) -> AskedGrammar:
+    return AskedGrammar("response_format", spec)
 
 
 def nested(depth: int) -> str:
@@ -82,12 +86,12 @@ def test_a_costly_grammar_within_the_limits_is_served(compiled: Compile, name: s
 def test_a_grammar_without_end_is_given_up_and_other_tenants_compile_meanwhile(tokenizer: Tokenizer) -> None:
     impatient = compiler_for(tokenizer, tokenizer.vocabulary(tokenizer.vocab_size))
     small = GrammarSpec("regex", "[0-9]{4}")
-    impatient.compiled("globex", small, "x")  # its process has started
+    impatient.compiled("globex", asked(small))  # its process has started
     outcome: list[str] = []
 
     def ask() -> None:
         try:
-            impatient.compiled("acme", GrammarSpec("grammar", DOUBLING), "x")
+            impatient.compiled("acme", asked(GrammarSpec("grammar", DOUBLING)))
         except InvalidRequest as error:
             outcome.append(error.code)
 
@@ -95,7 +99,7 @@ def test_a_grammar_without_end_is_given_up_and_other_tenants_compile_meanwhile(t
     hostile.start()
     num_served = 0
     while hostile.is_alive():
-        impatient.compiled(f"tenant{num_served}", small, "x")
+        impatient.compiled(f"tenant{num_served}", asked(small))
         num_served += 1
     hostile.join()
     assert outcome == ["grammar_too_complex"]
@@ -123,14 +127,14 @@ def test_the_python_of_other_threads_runs_while_a_grammar_compiles(compiled: Com
 
 def test_what_a_tenant_sent_is_kept_for_this_tenant_alone(compiler: GrammarCompiler) -> None:
     spec = GrammarSpec("regex", "kept[0-9]")
-    first = compiler.compiled("acme", spec, "x")
-    assert compiler.known("acme", spec, "x") is first
-    assert compiler.known("globex", spec, "x") is None
-    assert compiler.compiled("globex", spec, "x") is not first
+    first = compiler.compiled("acme", asked(spec))
+    assert compiler.known("acme", asked(spec)) is first
+    assert compiler.known("globex", asked(spec)) is None
+    assert compiler.compiled("globex", asked(spec)) is not first
     refused = GrammarSpec("regex", "(((")
     for ask in (compiler.compiled, compiler.known):
         with pytest.raises(InvalidRequest, match="other_field"):
-            ask("acme", refused, "other_field")
+            ask("acme", AskedGrammar("other_field", refused))
 
 
 def test_one_tenant_cannot_drive_out_what_others_sent(
@@ -138,9 +142,9 @@ def test_one_tenant_cannot_drive_out_what_others_sent(
 ) -> None:
     monkeypatch.setattr(compiler_module, "_MAX_KEPT_OF_TENANT", 3)
     spec = GrammarSpec("regex", "[0-9]")
-    compiler.compiled("quiet", spec, "x")
+    compiler.compiled("quiet", asked(spec))
     own = [GrammarSpec("regex", f"flood{number}") for number in range(5)]
     for each in own:
-        compiler.compiled("flood", each, "x")
-    assert [compiler.known("flood", each, "x") is not None for each in own] == [False, False, True, True, True]
-    assert compiler.known("quiet", spec, "x") is not None
+        compiler.compiled("flood", asked(each))
+    assert [compiler.known("flood", asked(each)) is not None for each in own] == [False, False, True, True, True]
+    assert compiler.known("quiet", asked(spec)) is not None
