@@ -15,7 +15,7 @@ from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packed_file import keep_packed, read_packed
 from adapters_store.packed.packing import pack
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
-from adapters_store.storage.blobs import BlobStore
+from adapters_store.storage.blobs import Blobs
 from adapters_store.storage.database import Database
 from adapters_store.versions import registry
 from adapters_store.versions.quarantine import Quarantine
@@ -30,7 +30,7 @@ class AdapterLoader:
     limits: of stored adapters, so wider than those for new uploads.
     """
 
-    def __init__(self, database: Database, blobs: BlobStore, quarantine: Quarantine, limits: AdapterLimits) -> None:
+    def __init__(self, database: Database, blobs: Blobs, quarantine: Quarantine, limits: AdapterLimits) -> None:
         self._database = database
         self._blobs = blobs
         self._quarantine = quarantine
@@ -68,6 +68,7 @@ class AdapterLoader:
         """Write the packed form, if there is room: it makes the next load faster."""
         if self._blobs.has_room(packed.num_bytes):
             keep_packed(self._blobs.folder(packed.digest), packed, base)
+            self._blobs.added(packed.digest, packed.num_bytes)
 
     def quarantine_adapter(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
         """Quarantine this adapter, for the tenant or for all. A failure to record it is logged, as the caller must
@@ -78,7 +79,9 @@ class AdapterLoader:
             _log.warning("adapter %s could not be put into quarantine: %s", digest, error.message)
 
     def _load_settled(self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers | None) -> PackedAdapter:
-        """Check again under the lock: a blob that was being replaced or deleted is not damaged."""
+        """Check again under the lock: a blob that was being replaced or deleted is not damaged. A copy in a cache is
+        fetched again, and is never the reason that an adapter is called missing."""
+        self._blobs.refresh(digest)
         with self._blobs.settled():
             self._require_base(digest, base)
             try:
@@ -87,12 +90,12 @@ class AdapterLoader:
                 self.quarantine_adapter(digest, "blob_damaged", error.message)
                 raise BlobDamaged("blob_damaged", f"{digest}: {error.message}", param="model") from error
             except OSError as error:
-                if isinstance(error, FileNotFoundError):
+                if isinstance(error, FileNotFoundError) and not self._blobs.head(digest):
                     self.quarantine_adapter(digest, "blob_missing", "its files are missing")
                 raise BlobDamaged("blob_unreadable", f"{digest}: {error.strerror or error}", param="model") from error
 
     def _read(self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers | None = None) -> PackedAdapter:
-        folder = self._blobs.folder(digest)
+        folder = self._blobs.get(digest)
         plan = plan_folder(folder, base, self._limits)
         packed = pack(plan, folder / WEIGHTS_FILE, buffers=buffers)
         if packed.digest != digest:

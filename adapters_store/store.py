@@ -28,10 +28,15 @@ from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack, packed_bytes
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
+from adapters_store.remote.keys import ADAPTERS
+from adapters_store.remote.locks import locks_for
+from adapters_store.remote.object_blobs import ObjectBlobs
+from adapters_store.remote.remote import Remote, RemoteSettings, open_bucket
+from adapters_store.remote.sweep import sweep as sweep_bucket
 from adapters_store.storage.answer_cache import AnswerCache
 from adapters_store.storage.audit import AuditLog
 from adapters_store.storage.availability import DEFAULT_GRACE_S, Availability
-from adapters_store.storage.blobs import RESERVE_BYTES, BlobStore
+from adapters_store.storage.blobs import RESERVE_BYTES, Blobs, FolderBlobs
 from adapters_store.storage.database import POLL_S, Database, now_s
 from adapters_store.storage.filesystem import Filesystem
 from adapters_store.storage.names import check_name, split_ref
@@ -55,9 +60,10 @@ class CleanupReport:
 class AdapterStore:
     """One data directory and its database. Made by `open`."""
 
-    def __init__(self, database: Database, blobs: BlobStore, limits: AdapterLimits) -> None:
+    def __init__(self, database: Database, blobs: Blobs, limits: AdapterLimits, remote: Remote | None = None) -> None:
         self._database = database
         self._blobs = blobs
+        self.remote = remote
         self._limits = limits
         self._resolved: AnswerCache[tuple[str, str], tuple[AdapterVersion, ...]] = AnswerCache(
             database.generation_if_reachable, max_age_s=database.poll_s
@@ -85,17 +91,25 @@ class AdapterStore:
         reserve_bytes: int = RESERVE_BYTES,
         grace_s: float = DEFAULT_GRACE_S,
         poll_s: float = POLL_S,
+        remote: RemoteSettings | None = None,
     ) -> AdapterStore:
-        """Open or make the store in `data_dir`.
+        """Open or make the store in `data_dir`. remote: the object store that holds the blobs, if `data_dir` does not.
 
         grace_s: how long remembered answers count while the database does not answer. poll_s: see Database. Raises
-        StoreError: wrong_store (the database is another directory's), database_newer (a later program wrote it).
+        StoreError: wrong_store (the database is another directory's), database_newer (a later program wrote it), and
+        what `open_bucket` raises.
         """
         files = files or Filesystem()
         files.make_folder(data_dir)
-        database = Database(data_dir, database_url, grace_s=grace_s, poll_s=poll_s)
-        blobs = BlobStore(data_dir, files, reserve_bytes=reserve_bytes)
-        return cls(database, blobs, limits or AdapterLimits())
+        bucket = open_bucket(remote, data_dir)
+        database = Database(data_dir, database_url, grace_s=grace_s, poll_s=poll_s, bucket=bucket)
+        locks = locks_for(database.engine, data_dir, "blobs.lock")
+        local = FolderBlobs(data_dir, files, locks, reserve_bytes=reserve_bytes)
+        limits = limits or AdapterLimits()
+        if remote is None or bucket is None:
+            return cls(database, local, limits)
+        at = Remote(remote, bucket, database, data_dir)
+        return cls(database, ObjectBlobs(local, at, files), limits, at)
 
     @property
     def database(self) -> Database:
@@ -125,6 +139,8 @@ class AdapterStore:
 
     def close(self) -> None:
         """Give the database connections back."""
+        if self.remote is not None:
+            self.remote.close()
         self._database.close()
 
     def publish(
@@ -158,8 +174,12 @@ class AdapterStore:
             packed = pack(plan, staged / WEIGHTS_FILE, check=True)
             draft = _draft(tenant, name, packed.digest, plan, activate=activate)
             with self._blobs.changing():
-                if not self._loader.is_intact(packed.digest, base):
-                    self._blobs.put(staged, packed.digest)
+                self._blobs.put_new(
+                    staged,
+                    packed.digest,
+                    is_whole=partial(self._loader.is_intact, packed.digest, base),
+                    is_damaged=partial(self.quarantine.is_of_the_blob, packed.digest),
+                )
                 with self._database.write() as connection:
                     limit = self._limits.max_versions_per_tenant
                     heal(connection, packed.digest)
@@ -256,7 +276,7 @@ class AdapterStore:
 
     def weights_of(self, digest: AdapterDigest) -> Path:
         """The path of a digest's adapter_model.safetensors; read only."""
-        return self._blobs.folder(digest) / WEIGHTS_FILE
+        return self._blobs.get(digest) / WEIGHTS_FILE
 
     def remember_base(self, base: BaseDescription) -> None:
         """Remember the served base, so that adapters can be pushed while no server runs."""
@@ -275,9 +295,33 @@ class AdapterStore:
         Raises StoreError (wrong_store) if the rows are not proved to be this directory's.
         """
         with self._blobs.changing(), self._database.proven() as connection:
-            orphans = registry.unreferenced(connection, self._blobs.digests())
+            orphans = registry.unreferenced(connection, self._blobs.list())
             removed = self._blobs.remove_old(orphans, partial(self.is_left_over, grace_s=grace_s))
         return CleanupReport(self._blobs.remove_old_staging(partial(self.is_left_over, grace_s=grace_s)), removed)
+
+    def sweep_remote(self, grace_s: float | None = None) -> CleanupReport:
+        """In the object store: remove what no row has named for the grace (None: the settings'), and quarantine what
+        rows name and the object store lacks. Nothing if another server does it now, or if there is none.
+
+        Raises StoreUnavailable (blobs_unavailable), StoreError (wrong_store).
+        """
+        if self.remote is None:
+            return CleanupReport(0, [])
+        grace_s = self.remote.settings.grace_s if grace_s is None else grace_s
+        found = sweep_bucket(self.remote, ADAPTERS, self._referenced, grace_s)
+        if found is None:
+            return CleanupReport(0, [])
+        for digest in found.missing:
+            if digest in self._referenced():
+                self.quarantine_adapter(AdapterDigest(digest), "blob_missing", "its files are missing")
+        for entry in self.quarantine.entries():
+            if entry.code == "blob_missing" and entry.digest in found.whole:
+                self.quarantine.heal(entry.digest)
+        return CleanupReport(0, [AdapterDigest(digest) for digest in found.removed])
+
+    def _referenced(self) -> set[str]:
+        with self._database.proven() as connection:
+            return set(registry.all_digests(connection))
 
     def is_left_over(self, path: Path, grace_s: float) -> bool:
         """Whether a file of the data directory is older than the grace, and was made since the store has its id."""
@@ -294,8 +338,12 @@ class AdapterStore:
     def check_integrity(self) -> IntegrityReport:
         """Check that every version's files exist and have their length; see `integrity`.
 
-        Raises StoreError (disk_full, read_only) if the result cannot be recorded.
+        With an object store there is nothing to check here: a copy in the cache is checked when it is loaded, and
+        `sweep_remote` looks at the object store. Raises StoreError (disk_full, read_only) if the result cannot be
+        recorded.
         """
+        if self.remote is not None:
+            return IntegrityReport()
 
         def digests() -> list[AdapterDigest]:
             with self._database.read() as connection:

@@ -22,7 +22,7 @@ from adapters_store.storage.availability import DEFAULT_GRACE_S, Availability
 from adapters_store.storage.database_errors import as_store_errors
 from adapters_store.storage.filesystem import file_lock
 from adapters_store.storage.schema import HEAD_REVISION, store_state
-from adapters_store.storage.store_id import Mark, StorePair
+from adapters_store.storage.store_id import BucketMark, Mark, StorePair
 
 POLL_S = 0.5  # how old a remembered answer may be before its reader looks for other processes' changes
 POOL_SIZE, MAX_OVERFLOW = 4, 4  # PostgreSQL's default limit is 100, for all servers and workers together
@@ -36,13 +36,19 @@ class Database:
     """A connection pool on migrated tables, proved to be those of `data_dir`. `url` None: data_dir/multilora.db.
 
     grace_s: how long remembered answers count while the database does not answer. poll_s: how long they count before
-    other processes' changes are looked for; an announced change counts at once.
-    Raises StoreError (wrong_store, database_newer). Whatever the database refuses later is a StoreError too; see
-    `database_errors`.
+    other processes' changes are looked for; an announced change counts at once. bucket: where the blobs are, if not in
+    `data_dir`. Raises StoreError (wrong_store, database_newer). Whatever the database refuses later is a StoreError
+    too; see `database_errors`.
     """
 
     def __init__(
-        self, data_dir: Path, url: str | None, *, grace_s: float = DEFAULT_GRACE_S, poll_s: float = POLL_S
+        self,
+        data_dir: Path,
+        url: str | None,
+        *,
+        grace_s: float = DEFAULT_GRACE_S,
+        poll_s: float = POLL_S,
+        bucket: BucketMark | None = None,
     ) -> None:
         self.engine = make_engine(url or f"sqlite:///{data_dir / 'multilora.db'}")
         self.is_shared = self.engine.dialect.name == "postgresql"
@@ -52,7 +58,7 @@ class Database:
         self._turn = threading.Lock()
         self._on_change: list[Callable[[], None]] = []
         with file_lock(data_dir / "migrate.lock", exclusive=True), as_store_errors(writes=True):
-            self.pair = _joined(self.engine, data_dir)
+            self.pair = _joined(self.engine, data_dir, bucket)
 
     @property
     def url(self) -> str:
@@ -141,21 +147,28 @@ class Database:
         self.engine.dispose()
 
 
-def adopt(data_dir: Path, url: str | None) -> str:
-    """Join a directory and a database whatever their ids are; returns the id. Files that exist now are never swept."""
+def adopt(data_dir: Path, url: str | None, bucket: BucketMark | None = None) -> str:
+    """Join a directory and a database (and a bucket) whatever their ids are; returns the id. Files that exist now are
+    never swept."""
     engine = make_engine(url or f"sqlite:///{data_dir / 'multilora.db'}")
     with file_lock(data_dir / "migrate.lock", exclusive=True), as_store_errors(writes=True):
-        mark = _opened(engine, lambda connection: store_id.adopt(connection, data_dir))
+        mark = _opened(engine, lambda connection: store_id.adopt(connection, data_dir, in_bucket=bucket is not None))
+        if bucket is not None:
+            bucket.replace_id(mark)
         store_id.settle(mark, data_dir)
     engine.dispose()
     return mark.store_id
 
 
-def _joined(engine: Engine, data_dir: Path) -> StorePair:
+def _joined(engine: Engine, data_dir: Path, bucket: BucketMark | None) -> StorePair:
     file = Path(str(engine.url.database)) if engine.url.get_backend_name() == "sqlite" else None
     if file is not None and not file.exists():
         store_id.require_unmarked(data_dir)  # before SQLite makes the file
-    mark = _opened(engine, lambda connection: store_id.join(connection, data_dir))
+    if bucket is None:
+        mark = _opened(engine, lambda connection: store_id.join(connection, data_dir))
+    else:
+        mark = _opened(engine, lambda connection: store_id.join_bucket(connection, data_dir, bucket))
+        bucket.claim(mark)
     return StorePair(data_dir, store_id.settle(mark, data_dir), file)
 
 

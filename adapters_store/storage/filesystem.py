@@ -66,6 +66,25 @@ def _sync(path: Path) -> None:
 @contextmanager
 def file_lock(path: Path, *, exclusive: bool) -> Iterator[None]:
     """Hold a lock between processes and threads (flock on a file of its own); waits for it."""
+    with _lock_file(path) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def tried_file_lock(path: Path) -> Iterator[bool]:
+    """Hold the same lock alone if it is free; gives the block whether it is held."""
+    with _lock_file(path) as fd:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@contextmanager
+def _lock_file(path: Path) -> Iterator[int]:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -73,7 +92,6 @@ def file_lock(path: Path, *, exclusive: bool) -> Iterator[None]:
             raise
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a lock needs no write access
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-        yield
+        yield fd
     finally:
         os.close(fd)  # closing gives the lock back

@@ -29,6 +29,16 @@ def require_ownership(connection: Connection, root: Path) -> bool:
     return True
 
 
+def holds_blobs(root: Path) -> bool:
+    """If the directory has adapters or files."""
+    return any(_digests(root / folder) for folder in ("blobs", "files"))
+
+
+def has_blob_rows(connection: Connection) -> bool:
+    """If the database has adapters or files."""
+    return any(_has_rows(connection, column) for column in (adapter_versions.c.digest, files.c.digest))
+
+
 def _lies_in(connection: Connection, root: Path) -> bool:
     """The database is SQLite's own file in the directory, so they belong together."""
     url = connection.engine.url

@@ -10,20 +10,35 @@ import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 from uuid import uuid4
 
 from sqlalchemy import Connection, select, update
 
 from adapters_store.errors import StoreError, StoreUnavailable
 from adapters_store.storage.filesystem import Filesystem
-from adapters_store.storage.ownership import require_ownership
+from adapters_store.storage.ownership import has_blob_rows, holds_blobs, require_ownership
 from adapters_store.storage.schema import store_state
 
 FILE_NAME = "store.json"
+_IN_BUCKET = "bucket-"  # how the id of a store begins whose blobs are in an object store
 CURE = (
     "set MULTILORA_DATABASE_URL or --database-url as this directory was used before; "
     "if the two do belong together: multilora adopt"
 )
+
+
+class BucketMark(Protocol):
+    """The object store's side of the proof: the object store.json."""
+
+    def store_id(self) -> str | None: ...
+    def claim(self, mark: Mark) -> None:
+        """Make the bucket this store's, if it is no other's. Raises StoreError (wrong_store)."""
+
+    def replace_id(self, mark: Mark) -> None:
+        """Make the bucket this store's, whosever it was."""
+
+    def holds_blobs(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +59,28 @@ class Mark:
             text = (root / FILE_NAME).read_bytes()
         except FileNotFoundError:
             return None
+        return cls.parse(text, "the data directory")
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> Mark:
+        """Raises StoreError (wrong_store)."""
         try:
             mark = cls(**json.loads(text))
             return replace(mark, store_id=str(mark.store_id), adopted_at=int(mark.adopted_at))
         except (ValueError, TypeError):
-            raise StoreError("wrong_store", f"{FILE_NAME} in the data directory is damaged; {CURE}") from None
+            raise StoreError("wrong_store", f"{FILE_NAME} in {where} is damaged; {CURE}") from None
 
     def write(self, root: Path) -> None:
         """Durable, and whole or not at all."""
-        Filesystem().write_atomic(root / FILE_NAME, json.dumps(asdict(self)).encode())
+        Filesystem().write_atomic(root / FILE_NAME, self.to_json())
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @property
+    def is_cache(self) -> bool:
+        """The blobs are in an object store, and what the directory holds of them is a copy."""
+        return self.store_id.startswith(_IN_BUCKET)
 
 
 def join(connection: Connection, root: Path) -> Mark:
@@ -64,13 +92,48 @@ def join(connection: Connection, root: Path) -> Mark:
     mark = Mark.read(root)
     if mark is not None and not mark.is_joined and in_database != mark.store_id:
         mark = None  # a process was killed before the database had the id
+    if any(each is not None and each.startswith(_IN_BUCKET) for each in (in_database, mark and mark.store_id)):
+        message = "the adapters are in an object store; set MULTILORA_BLOB_URL or --blob-url as before"
+        raise StoreError("wrong_store", message)
     if mark is None and in_database is None:
         is_new = require_ownership(connection, root)
         return _begin(connection, root, Mark(uuid4().hex, is_joined=False, adopted_at=0 if is_new else _now_s()))
     if mark is None:
-        raise StoreError("wrong_store", f"the database belongs to another data directory; {CURE}")
+        message = (
+            "the database belongs to another data directory; give every server that directory, or one object store"
+        )
+        raise StoreError("wrong_store", f"{message} (--blob-url); {CURE}")
     if mark.store_id != in_database:
         raise StoreError("wrong_store", f"the data directory belongs to another database; {CURE}")
+    return mark
+
+
+def join_bucket(connection: Connection, root: Path, bucket: BucketMark) -> Mark:
+    """The same for a directory that is a cache: database, object store and directory must have one id.
+
+    The caller commits, then claims the bucket and calls `settle`. Raises StoreError (wrong_store).
+    """
+    in_database = _locked_id(connection)
+    in_bucket, mark = bucket.store_id(), Mark.read(root)
+    if in_bucket is not None and in_bucket != in_database:
+        message = "the object store belongs to another database; set MULTILORA_DATABASE_URL and MULTILORA_BLOB_URL"
+        raise StoreError("wrong_store", f"{message} as they were used before")
+    if in_bucket is None and (bucket.holds_blobs() or has_blob_rows(connection)):
+        message = "the object store has no store.json, and it or the database has adapters or files already"
+        raise StoreError("wrong_store", f"{message}; is it the right one? If so: multilora adopt")
+    if (mark is None or not mark.is_cache) and holds_blobs(root):
+        message = "the data directory holds adapters or files itself; begin with an empty one beside an object store"
+        raise StoreError("wrong_store", message)
+    if mark is not None and mark.store_id != in_database:
+        raise StoreError("wrong_store", f"the data directory belongs to another database; {CURE}")
+    if in_database is None or not in_database.startswith(_IN_BUCKET):
+        return _begin_bucket(connection)
+    return Mark(in_database, is_joined=mark is not None)
+
+
+def _begin_bucket(connection: Connection) -> Mark:
+    mark = Mark(f"{_IN_BUCKET}{uuid4().hex}", is_joined=False)
+    connection.execute(update(store_state).values(store_id=mark.store_id))
     return mark
 
 
@@ -81,8 +144,17 @@ def require_unmarked(root: Path) -> None:
         raise StoreError("wrong_store", f"the data directory belongs to another database; {CURE}")
 
 
-def adopt(connection: Connection, root: Path) -> Mark:
-    """Join the two whatever their ids are, as an operator asks. Files that exist now are never swept."""
+def adopt(connection: Connection, root: Path, *, in_bucket: bool = False) -> Mark:
+    """Join the two whatever their ids are, as an operator asks. Files that exist now are never swept.
+
+    in_bucket: the blobs are in an object store, and the directory is a cache from now on. Raises StoreError
+    (wrong_store): it holds blobs itself.
+    """
+    if in_bucket and holds_blobs(root):
+        message = "the data directory holds adapters or files itself; adopt the object store with an empty directory"
+        raise StoreError("wrong_store", message)
+    if in_bucket:
+        return replace(_begin_bucket(connection), adopted_at=_now_s())
     store_id = _locked_id(connection) or uuid4().hex
     return _begin(connection, root, Mark(store_id, is_joined=False, adopted_at=_now_s()))
 

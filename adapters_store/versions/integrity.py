@@ -15,7 +15,7 @@ from adapters_store.format.config import parse_config
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.safetensors_header import read_header
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
-from adapters_store.storage.blobs import BlobStore
+from adapters_store.storage.blobs import Blobs
 from adapters_store.versions.quarantine import OF_THE_BLOB, Quarantine
 
 Check = Callable[[AdapterDigest], None]  # raises UserError or OSError for a blob that is not whole
@@ -30,7 +30,7 @@ class IntegrityReport:
     restored: list[AdapterDigest] = field(default_factory=list)
 
 
-def check_of_files(blobs: BlobStore, limits: AdapterLimits) -> Check:
+def check_of_files(blobs: Blobs, limits: AdapterLimits) -> Check:
     """Both files are there, the config reads, and the weights have exactly the bytes that their header says."""
 
     def check(digest: AdapterDigest) -> None:
@@ -42,7 +42,7 @@ def check_of_files(blobs: BlobStore, limits: AdapterLimits) -> Check:
 
 
 def check_integrity(
-    digests: Callable[[], Iterable[AdapterDigest]], blobs: BlobStore, quarantine: Quarantine, check: Check
+    digests: Callable[[], Iterable[AdapterDigest]], blobs: Blobs, quarantine: Quarantine, check: Check
 ) -> IntegrityReport:
     """digests: returns those with rows; called again before a blob counts as damaged. Raises StoreError (disk_full,
     read_only) if the result cannot be recorded."""
@@ -61,7 +61,7 @@ def check_integrity(
     return found
 
 
-def _fault(blobs: BlobStore, check: Check, digest: AdapterDigest) -> tuple[str, str] | None:
+def _fault(blobs: Blobs, check: Check, digest: AdapterDigest) -> tuple[str, str] | None:
     """Code and message."""
     try:
         check(digest)

@@ -89,6 +89,12 @@ class Quarantine:
         with self._database.write() as connection:
             return heal(connection, digest)
 
+    def is_of_the_blob(self, digest: AdapterDigest) -> bool:
+        """Quarantined because its bytes are damaged or missing."""
+        condition = (quarantine.c.digest == digest) & quarantine.c.code.in_(OF_THE_BLOB)
+        with self._database.read() as connection:
+            return connection.execute(select(quarantine.c.digest).where(condition)).first() is not None
+
     def entries(self) -> list[Quarantined]:
         """The newest first."""
         of_all = select(*_columns(quarantine), null().label("tenant"))

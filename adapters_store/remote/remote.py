@@ -1,0 +1,91 @@
+"""What a store with its blobs in an object store has besides a plain one: the bucket, the disk cache, the locks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters_store.errors import UserError
+from adapters_store.remote.bucket import Bucket
+from adapters_store.remote.disk_cache import DiskCache
+from adapters_store.remote.locks import locks_for
+from adapters_store.storage.database import Database
+
+MIB = 1 << 20
+CACHE_MIB = 16_384
+GRACE_S = 86_400
+_FETCHERS = 4
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteSettings:
+    """url: s3://BUCKET/PREFIX, gs://, az:// or file://. cache_bytes: of the local disk. grace_s: how long a blob stays
+    in the object store that no row names."""
+
+    url: str
+    cache_bytes: int = CACHE_MIB * MIB
+    grace_s: float = GRACE_S
+
+    def __post_init__(self) -> None:
+        if self.cache_bytes < 1:
+            raise ValueError(f"cache_bytes must be at least 1, got {self.cache_bytes}")
+        if self.grace_s < 0:
+            raise ValueError(f"grace_s must be at least 0, got {self.grace_s}")
+
+
+class Remote:
+    """Safe from many threads. locks: held shared by what publishes, alone by what removes objects. leader: held by the
+    one server that sweeps."""
+
+    def __init__(self, settings: RemoteSettings, bucket: Bucket, database: Database, data_dir: Path) -> None:
+        self.settings = settings
+        self.bucket = bucket
+        self.cache = DiskCache(data_dir, settings.cache_bytes)
+        self.locks = locks_for(database.engine, data_dir, "objects.lock")
+        self.leader = locks_for(database.engine, data_dir, "sweep.lock")
+        self._store_id = database.pair.store_id
+        self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="blob-fetch")
+
+    def close(self) -> None:
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
+
+    def require_ours(self) -> None:
+        """Raises StoreUnavailable (blobs_unavailable)."""
+        self.bucket.require_ours(self._store_id)
+
+    def fetch(self, key: str, target: Path) -> None:
+        """Raises FileNotFoundError: it is absent from our own bucket. StoreUnavailable, OSError (of the disk)."""
+        try:
+            self.bucket.get(key, target)
+        except FileNotFoundError:
+            self.require_ours()
+            raise
+
+    def in_background(self, action: Callable[[], object]) -> None:
+        """Run it on a fetcher's thread; who needs the result asks again and gets its error."""
+
+        def run() -> None:
+            try:
+                action()
+            except (UserError, OSError) as error:
+                _log.info("fetching ahead failed: %s", error)
+
+        self._fetchers.submit(run)
+
+
+def open_bucket(settings: RemoteSettings | None, data_dir: Path) -> Bucket | None:
+    """The bucket, proved to honour create-only writes when this directory opens it first.
+
+    Raises StoreError (bad_blob_url, blobs_unsupported), StoreUnavailable (blobs_unavailable).
+    """
+    if settings is None:
+        return None
+    bucket = Bucket.at(settings.url)
+    if not (data_dir / "store.json").exists():
+        bucket.require_create_only()
+    return bucket
