@@ -31,7 +31,8 @@ from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from adapters_store.remote.keys import ADAPTERS
 from adapters_store.remote.locks import locks_for
 from adapters_store.remote.object_blobs import ObjectBlobs
-from adapters_store.remote.remote import Remote, RemoteSettings, open_bucket
+from adapters_store.remote.remote import Remote, open_bucket
+from adapters_store.remote.settings import RemoteSettings
 from adapters_store.remote.sweep import sweep as sweep_bucket
 from adapters_store.storage.answer_cache import AnswerCache
 from adapters_store.storage.audit import AuditLog
@@ -297,7 +298,7 @@ class AdapterStore:
         with self._blobs.changing(), self._database.proven() as connection:
             orphans = registry.unreferenced(connection, self._blobs.list())
             removed = self._blobs.remove_old(orphans, partial(self.is_left_over, grace_s=grace_s))
-        return CleanupReport(self._blobs.remove_old_staging(partial(self.is_left_over, grace_s=grace_s)), removed)
+        return CleanupReport(self._blobs.remove_old_staging(partial(self.is_left_over, grace_s=grace_s)), [*removed])
 
     def sweep_remote(self, grace_s: float | None = None) -> CleanupReport:
         """In the object store: remove what no row has named for the grace (None: the settings'), and quarantine what

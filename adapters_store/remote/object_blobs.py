@@ -151,10 +151,21 @@ class ObjectData:
         self._root = root
         self._remote = remote
         self._flights = _Flights()
+        self._damaged: set[str] = set()
+
+    def changing(self) -> AbstractContextManager[None]:
+        return self._remote.locks.shared()
 
     def put_new(self, source: Path, digest: str) -> None:
         """Durable when it returns; the source stays."""
-        self._remote.bucket.put_new(DATA.keys(digest)[0], source)
+        bucket, key = self._remote.bucket, DATA.keys(digest)[0]
+        if digest in self._damaged:
+            bucket.replace(key, source)
+            self._damaged.discard(digest)
+        elif bucket.head(key) is None:
+            bucket.put_new(key, source)
+        else:
+            bucket.remove(DATA.orphan_key(digest))
 
     def get(self, digest: str, target: Path, digest_of: Callable[[Path], str]) -> None:
         """Bring the bytes to `target` if they are not there. Raises FileNotFoundError, StoreUnavailable, StoreError
@@ -173,6 +184,7 @@ class ObjectData:
             with disk_full_is_an_answer():
                 self._remote.fetch(DATA.keys(digest)[0], staged)
                 if (found := digest_of(staged)) != digest:
+                    self._damaged.add(digest)
                     raise StoreError("blob_damaged", f"the object store's bytes of {digest} have digest {found}")
                 target.parent.mkdir(mode=0o700, exist_ok=True)
                 staged.rename(target)

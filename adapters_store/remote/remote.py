@@ -5,37 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from adapters_store.errors import UserError
 from adapters_store.remote.bucket import Bucket
 from adapters_store.remote.disk_cache import DiskCache
 from adapters_store.remote.locks import locks_for
+from adapters_store.remote.settings import RemoteSettings
 from adapters_store.storage.database import Database
 
-MIB = 1 << 20
-CACHE_MIB = 16_384
-GRACE_S = 86_400
 _FETCHERS = 4
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RemoteSettings:
-    """url: s3://BUCKET/PREFIX, gs://, az:// or file://. cache_bytes: of the local disk. grace_s: how long a blob stays
-    in the object store that no row names."""
-
-    url: str
-    cache_bytes: int = CACHE_MIB * MIB
-    grace_s: float = GRACE_S
-
-    def __post_init__(self) -> None:
-        if self.cache_bytes < 1:
-            raise ValueError(f"cache_bytes must be at least 1, got {self.cache_bytes}")
-        if self.grace_s < 0:
-            raise ValueError(f"grace_s must be at least 0, got {self.grace_s}")
 
 
 class Remote:

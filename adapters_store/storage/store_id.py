@@ -92,7 +92,7 @@ def join(connection: Connection, root: Path) -> Mark:
     mark = Mark.read(root)
     if mark is not None and not mark.is_joined and in_database != mark.store_id:
         mark = None  # a process was killed before the database had the id
-    if any(each is not None and each.startswith(_IN_BUCKET) for each in (in_database, mark and mark.store_id)):
+    if (mark is not None and mark.is_cache) or (in_database or "").startswith(_IN_BUCKET):
         message = "the adapters are in an object store; set MULTILORA_BLOB_URL or --blob-url as before"
         raise StoreError("wrong_store", message)
     if mark is None and in_database is None:

@@ -90,7 +90,9 @@ def create_app(
         meters=_meters(store),
         grammars=compiler_for(engine.tokenizer, engine.vocabulary),
     )
-    app.state.onboarding = Onboarding(settings.data_dir, store.database, job_limits, serves=engine.base.digest)
+    app.state.onboarding = Onboarding(
+        settings.data_dir, store.database, job_limits, serves=engine.base.digest, remote=store.remote
+    )
     for part in _ROUTERS:
         app.router.routes.extend(part.routes)  # flat: an included router would be one route that hides the others
     errors.install(app)

@@ -31,6 +31,7 @@ from server.jobs.worker.supervisor import SupervisorSettings, WorkerSupervisor
 _log = logging.getLogger(__name__)
 
 TRIM_EVERY_S = 10.0
+SWEEP_EVERY_S = 600.0
 
 
 @contextmanager
@@ -43,7 +44,9 @@ def background(app: FastAPI, jobs: JobSettings | None = None) -> Iterator[None]:
     assert isinstance(context, ApiContext)
     watch = StoreWatch(context.store, context.engine, context.metrics.quarantined, poll_s=context.store.database.poll_s)
     worker, memory = _job_worker(app, jobs or JobSettings()), MemoryTrim()
+    sweep = BlobSweep(context.store, app.state.onboarding)
     memory.start()
+    sweep.start()
     watch.start()
     context.usage.start()
     context.meters.start()
@@ -56,10 +59,42 @@ def background(app: FastAPI, jobs: JobSettings | None = None) -> Iterator[None]:
         if worker is not None:
             worker.stop()
         context.meters.stop()
+        sweep.stop()
         context.usage.stop()
         watch.stop()
         memory.stop()
         context.grammars.close()
+
+
+class BlobSweep:
+    """A thread that looks over the object store every `every_s`, if the blobs are in one: one server at a time does."""
+
+    def __init__(self, store: AdapterStore, onboarding: Onboarding, *, every_s: float = SWEEP_EVERY_S) -> None:
+        self._store = store
+        self._onboarding = onboarding
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="blob-sweep", daemon=True)
+
+    def start(self) -> None:
+        if self._store.remote is not None:
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_s):
+            try:
+                removed = self._store.sweep_remote().blobs
+                num_files = self._onboarding.files.sweep_remote()
+            except StoreError as error:
+                _log.warning("the object store was not swept: %s", error.message)
+                continue
+            if removed or num_files:
+                _log.info("removed %d adapters and %d files from the object store", len(removed), num_files)
 
 
 def _job_worker(app: FastAPI, settings: JobSettings) -> WorkerSupervisor | None:

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapters_store.errors import Conflict, NotFound
+from adapters_store.remote.remote import Remote, open_bucket
+from adapters_store.remote.settings import RemoteSettings
 from adapters_store.storage.blobs import disk_full_is_an_answer
 from adapters_store.storage.database import Database
 from adapters_store.storage.names import check_name
@@ -31,22 +33,41 @@ class Onboarding:
     """files, jobs: the two stores. serves: the digest of the base that this server serves; None without a server."""
 
     def __init__(
-        self, data_dir: Path, database: Database, limits: JobLimits | None = None, *, serves: str | None = None
+        self,
+        data_dir: Path,
+        database: Database,
+        limits: JobLimits | None = None,
+        *,
+        serves: str | None = None,
+        remote: Remote | None = None,
     ) -> None:
         self.data_dir = data_dir = data_dir.resolve()  # specs hold paths, and other processes read them
         self._serves = serves
         self.limits = limits = limits or JobLimits()
-        self.files = FileStore(database, data_dir, limits)
+        self.remote = remote
+        self.files = FileStore(database, data_dir, limits, remote=remote)
         self.jobs = JobStore(database, data_dir, limits)
         self.database = database
 
     @classmethod
-    def open(cls, data_dir: Path, *, database_url: str | None = None, limits: JobLimits | None = None) -> Onboarding:
-        """The data directory must exist: the adapter store makes it."""
-        return cls(data_dir, Database(data_dir, database_url), limits)
+    def open(
+        cls,
+        data_dir: Path,
+        *,
+        database_url: str | None = None,
+        limits: JobLimits | None = None,
+        remote: RemoteSettings | None = None,
+    ) -> Onboarding:
+        """The data directory must exist: the adapter store makes it. remote: the object store of the files."""
+        bucket = open_bucket(remote, data_dir)
+        database = Database(data_dir, database_url, bucket=bucket)
+        at = None if remote is None or bucket is None else Remote(remote, bucket, database, data_dir)
+        return cls(data_dir, database, limits, remote=at)
 
     def close(self) -> None:
         """Close the database connections."""
+        if self.remote is not None:
+            self.remote.close()
         self.database.close()
 
     @property

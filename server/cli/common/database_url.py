@@ -1,6 +1,7 @@
 """Which database a command works on: --database-url, else MULTILORA_DATABASE_URL, else SQLite in the data directory.
 
-Decides which URLs are valid, and shows them without their secrets. Connects to nothing.
+Decides which URLs are valid, and shows them without their secrets. Connects to nothing. Where the blobs are, the
+environment says too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adapters_store.remote.settings import RemoteSettings
 from server.cli.common.failures import CommandError, ExitCode
 
 if TYPE_CHECKING:
@@ -61,6 +63,14 @@ def shown(url: str) -> str:
     from sqlalchemy import make_url
 
     return _masked(make_url(url)).render_as_string(hide_password=True)
+
+
+def remote_from_environment() -> RemoteSettings | None:
+    """The object store of the blobs, for commands without the option. Raises CommandError (bad_setting)."""
+    try:
+        return RemoteSettings.from_environment()
+    except ValueError as error:
+        raise CommandError("bad_setting", str(error), ExitCode.USAGE) from error
 
 
 def _masked(url: URL) -> URL:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from adapters_store.errors import StoreError, StoreUnavailable
 from adapters_store.storage.availability import DEFAULT_GRACE_S
-from server.cli.common.database_url import database_url, shown
+from server.cli.common.database_url import database_url, remote_from_environment, shown
 from server.cli.common.failures import CommandError
 from server.cli.common.output import Output
 
 if TYPE_CHECKING:
+    from adapters_store.remote.settings import RemoteSettings
     from adapters_store.store import AdapterStore
 
 
@@ -26,10 +27,12 @@ def opened(
     url: str | None = None,
     is_private: bool = False,
     grace_s: float = DEFAULT_GRACE_S,
+    remote: RemoteSettings | None = None,
 ) -> Iterator[AdapterStore]:
     """The store in `data_dir`, closed at the end; its rows are in the database that `url` or the environment names.
 
-    is_private: in `data_dir`, whatever the environment names. grace_s: see AdapterStore.open.
+    is_private: in `data_dir`, whatever the environment names. grace_s: see AdapterStore.open. remote: the object store
+    that holds the blobs; None: the one that the environment names, if it does.
     Raises CommandError (database_error, bad_database_url), StoreError (wrong_store and others), OSError.
     """
     with output.waiting("opening the store"):
@@ -37,9 +40,10 @@ def opened(
         from adapters_store.store import AdapterStore
 
         url = None if is_private else database_url(url)
+        remote = None if is_private else remote or remote_from_environment()
         place = data_dir if url is None else shown(url)
         with _database_errors(place):
-            store = AdapterStore.open(data_dir, database_url=url, grace_s=grace_s)
+            store = AdapterStore.open(data_dir, database_url=url, grace_s=grace_s, remote=remote)
     try:
         with acting_as(Actor(f"cli:uid{os.getuid()}")), _database_errors(place):
             yield store

@@ -44,7 +44,13 @@ def running_service(settings: ServeSettings, output: Output, api: ApiSettings | 
     defaults = sampling_defaults(settings.generation_config, settings.engine.base)
     with (
         traced(settings.otlp_endpoint) as tracing,
-        opened(settings.data_dir, output, url=settings.database_url, grace_s=settings.database_grace_s) as store,
+        opened(
+            settings.data_dir,
+            output,
+            url=settings.database_url,
+            grace_s=settings.database_grace_s,
+            remote=settings.remote,
+        ) as store,
     ):
         key = admin_key(settings.data_dir)
         _show_admin_key(key, output)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapters_store.remote.settings import CACHE_MIB, GRACE_S, RemoteSettings
 from adapters_store.storage.availability import DEFAULT_GRACE_S
 from server.api.settings import ApiSettings
 from server.cli.common.database_url import DATABASE_URL_HELP
@@ -20,6 +21,12 @@ from server.jobs.limits import JobLimits
 from server.jobs.settings import RAY, JobSettings
 from server.settings import Setting, check_settings, section, setting, settings_of
 
+BLOB_URL_HELP = (
+    "Keep adapters and training files in an object store: s3://BUCKET/PREFIX, gs:// or az://. --data-dir is then a "
+    "cache. Credentials come from the environment. Every server of one database needs the same."
+)
+BLOB_CACHE_HELP = "With --blob-url: how much of the disk the cache may take."
+BLOB_GRACE_HELP = "With --blob-url: how long a blob that no adapter and no file names stays in the object store."
 _MODEL, _HTTP, _STORE, _LOGS = "Model", "HTTP", "Data", "Logs"
 
 
@@ -48,6 +55,9 @@ class ServeSettings:
         at_most=86_400,
         group=_STORE,
     )
+    blob_url: str | None = setting(None, BLOB_URL_HELP, metavar="URL", group=_STORE)
+    blob_cache_mib: int = setting(CACHE_MIB, BLOB_CACHE_HELP, at_least=1, group=_STORE)
+    blob_grace_s: float = setting(GRACE_S, BLOB_GRACE_HELP, at_least=0, at_most=31_536_000, group=_STORE)
     host: str = setting("127.0.0.1", HOST_HELP, metavar="ADDRESS", group=_HTTP)
     port: int = setting(8000, PORT_HELP, at_least=0, at_most=65_535, group=_HTTP)
     drain_s: float = setting(
@@ -70,6 +80,13 @@ class ServeSettings:
         check_settings(self)
         if self.jobs.max_nodes > 1 and self.job_execution.executor != RAY:
             raise ValueError(f"jobs_max_nodes {self.jobs.max_nodes} needs jobs_executor ray")
+
+    @property
+    def remote(self) -> RemoteSettings | None:
+        """The object store that holds the blobs."""
+        if not self.blob_url:
+            return None
+        return RemoteSettings(url=self.blob_url, cache_mib=self.blob_cache_mib, grace_s=self.blob_grace_s)
 
 
 SERVE_SETTINGS: dict[str, Setting] = {each.name: each for each in settings_of(ServeSettings)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.cli.common.database_url import DatabaseUrlOption, database_url, shown
+from server.cli.common.database_url import DatabaseUrlOption, database_url, remote_from_environment, shown
 from server.cli.common.failures import CommandError
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, YesOption
 from server.cli.common.output import Output
@@ -19,7 +19,8 @@ def adopt(
     """Join a data directory and a database that belong together, after a start failed with `wrong_store`.
 
     Needed after a restore of one of the two, or for a copy. The server must not run. Files that lie in the directory
-    now are never removed as left-overs, because nothing proves whose they are.
+    now are never removed as left-overs, because nothing proves whose they are. With MULTILORA_BLOB_URL the object
+    store is joined too, and the directory, which must hold no adapters itself, becomes its cache.
     """
     output = Output(as_json=as_json)
     url = database_url(database_url_given)
@@ -27,8 +28,10 @@ def adopt(
     if not data_dir.is_dir():
         raise CommandError("data_dir_gone", f"{data_dir} is not a directory")
     confirmed(f"Do {data_dir} and {place} belong together?", yes=yes, output=output)
+    from adapters_store.remote.bucket import Bucket
     from adapters_store.storage.database import adopt as join
 
-    store_id = join(data_dir, url)
+    remote = remote_from_environment()
+    store_id = join(data_dir, url, None if remote is None else Bucket.at(remote.url))
     output.emit(store_id=store_id, data_dir=str(data_dir))
     output.say(f"joined {data_dir} and {place} as store {store_id}")

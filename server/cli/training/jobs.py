@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.common.database_url import DatabaseUrlOption
+from server.cli.common.database_url import DatabaseUrlOption, remote_from_environment
 from server.cli.common.database_url import database_url as checked
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from server.cli.common.output import Output
@@ -152,6 +152,7 @@ def worker(
     settings = WorkerSettings(
         data_dir=data_dir,
         database_url=checked(database_url),
+        remote=remote_from_environment(),
         max_running=max_running,
         memory_bytes=job_limits(max_running, memory_mib).memory_bytes,
         threads=threads or default_threads(max_running),
@@ -166,7 +167,7 @@ def _onboarding(data_dir: Path, url: str | None, output: Output) -> Iterator[Onb
     with opened(data_dir, output, url=url) as store:
         from server.jobs.service import Onboarding
 
-        yield Onboarding(data_dir, store.database)
+        yield Onboarding(data_dir, store.database, remote=store.remote)
 
 
 def _show_state(job: Job, output: Output) -> None:

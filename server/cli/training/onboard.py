@@ -54,7 +54,7 @@ def onboard(
         from server.jobs.service import Onboarding
 
         store.tenants.get(tenant)
-        onboarding = Onboarding(data_dir, store.database, job_limits(1, jobs_memory_mib))
+        onboarding = Onboarding(data_dir, store.database, job_limits(1, jobs_memory_mib), remote=store.remote)
         served = _base(onboarding, store, base, output)
         job = _create(onboarding, served, tenant=tenant, name=name, paths=(data, validation), spec=_read_spec(spec))
         output.say(f"job {job.id}")

@@ -14,14 +14,19 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from uuid import uuid4
 
+from adapters_store.remote.locks import Locks
+from adapters_store.remote.object_blobs import ObjectData
 from adapters_store.storage.blobs import disk_full_is_an_answer
-from adapters_store.storage.filesystem import Filesystem, file_lock
+from adapters_store.storage.filesystem import Filesystem
 
 
 class DataBlobs:
-    """root: a folder of the data directory; made if missing. files: the operations, replaceable in tests."""
+    """root: a folder of the data directory; made if missing. files: the operations, replaceable in tests. locks: of
+    this folder. objects: the object store that holds the bytes; the folder is then its cache."""
 
-    def __init__(self, root: Path, files: Filesystem) -> None:
+    def __init__(self, root: Path, files: Filesystem, locks: Locks, objects: ObjectData | None = None) -> None:
+        self._locks = locks
+        self._objects = objects
         self._files = files
         self._root = root
         self._staging = root / "staging"
@@ -34,7 +39,22 @@ class DataBlobs:
 
     def changing(self) -> AbstractContextManager[None]:
         """Hold while a blob is put in place and its row written, while it is linked, or while orphans are removed."""
-        return file_lock(self._root / "lock", exclusive=True)
+        return self._locks.exclusive() if self._objects is None else self._objects.changing()
+
+    def keep(self, staged: Path, digest: str) -> None:
+        """In an object store first, and before any row is locked. Raises StoreUnavailable (blobs_unavailable)."""
+        if self._objects is not None:
+            self._objects.put_new(staged, digest)
+
+    def get(self, digest: str) -> Path:
+        """The path of its bytes, brought here if they must be. Raises FileNotFoundError: they are missing;
+        StoreUnavailable, StoreError (blob_damaged, disk_full)."""
+        path = self.path(digest)
+        if self._objects is not None:
+            self._objects.get(digest, path, digest_of)
+        elif not path.is_file():
+            raise FileNotFoundError(path)
+        return path
 
     def stage(self, source: Path) -> tuple[Path, str]:
         """A private, synced copy of `source` and its digest; to be `put` or `discard`ed. StoreError: disk_full."""
@@ -46,8 +66,7 @@ class DataBlobs:
         except BaseException:
             self.discard(staged)
             raise
-        with staged.open("rb") as stream:
-            return staged, f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+        return staged, digest_of(staged)
 
     def put(self, staged: Path, digest: str) -> None:
         """Make a staged copy durable under its digest; an existing blob stays as it is."""
@@ -60,6 +79,8 @@ class DataBlobs:
             self._files.sync_folder(self._root)
             self._files.rename(staged, target)
             self._files.sync_folder(target.parent)
+        if self._objects is not None:
+            self._objects.added(target)
 
     def discard(self, staged: Path) -> None:
         staged.unlink(missing_ok=True)
@@ -71,14 +92,22 @@ class DataBlobs:
         """Give the bytes a second name that outlives the first. Raises FileNotFoundError if the blob is gone."""
         target.unlink(missing_ok=True)
         try:
-            os.link(self.path(digest), target)
+            self._link(digest, target)
+        except FileNotFoundError:
+            if self._objects is None:
+                raise
+            self._link(digest, target)  # it was evicted in between
+
+    def _link(self, digest: str, target: Path) -> None:
+        try:
+            os.link(self.get(digest), target)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
             self._files.copy(self.path(digest), target)  # `runs` is a file system of its own, which hosts share
             self._files.sync_file(target)
 
-    def digests(self) -> Iterator[str]:
+    def list(self) -> Iterator[str]:
         """Every blob present."""
         for file in self._root.glob("??/*"):
             yield f"sha256:{file.name}"
@@ -91,3 +120,9 @@ class DataBlobs:
                 staged.unlink(missing_ok=True)  # its owner may be faster
                 count += 1
         return count
+
+
+def digest_of(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,6 +13,11 @@ from sqlalchemy import Connection, Row, delete, func, insert, select
 from adapters_store.accounts.tenant_rows import tenant_id
 from adapters_store.errors import BlobDamaged, NotFound
 from adapters_store.parsing.strict_json import shown
+from adapters_store.remote.keys import DATA
+from adapters_store.remote.locks import locks_for
+from adapters_store.remote.object_blobs import ObjectData
+from adapters_store.remote.remote import Remote
+from adapters_store.remote.sweep import sweep
 from adapters_store.storage import audit
 from adapters_store.storage.database import Database, now_s
 from adapters_store.storage.filesystem import Filesystem
@@ -29,9 +36,20 @@ Digests = list[str]  # inside the class `list` is the method
 class FileStore:
     """Uploads of every tenant. Safe from many threads and processes on one data directory."""
 
-    def __init__(self, database: Database, data_dir: Path, limits: JobLimits, operations: Filesystem | None = None):
+    def __init__(
+        self,
+        database: Database,
+        data_dir: Path,
+        limits: JobLimits,
+        operations: Filesystem | None = None,
+        *,
+        remote: Remote | None = None,
+    ):
         self._database = database
-        self._blobs = DataBlobs(data_dir / "files", operations or Filesystem())
+        self._remote = remote
+        root, operations = data_dir / "files", operations or Filesystem()
+        objects = None if remote is None else ObjectData(root, remote)
+        self._blobs = DataBlobs(root, operations, locks_for(database.engine, root, "lock"), objects)
         self._limits = limits
 
     def add(self, *, tenant: str, filename: str, purpose: str, source: Path) -> DataFile:
@@ -45,7 +63,7 @@ class FileStore:
         staged, digest = self._blobs.stage(source)
         try:
             num_bytes = staged.stat().st_size
-            with self._blobs.changing(), self._database.write() as connection:
+            with self._blobs.changing(), self._kept(tenant, staged, digest) as connection:
                 owner = tenant_id(connection, tenant, lock=True)
                 self._check_limits(connection, owner, num_bytes)
                 row = _insert(connection, owner, (digest, filename, purpose, num_bytes))
@@ -54,6 +72,16 @@ class FileStore:
         finally:
             self._blobs.discard(staged)
         return DataFile(row.id, tenant, digest, filename, purpose, num_bytes, row.created_at)
+
+    @contextmanager
+    def _kept(self, tenant: str, staged: Path, digest: str) -> Iterator[Connection]:
+        """A writing transaction, begun when an object store has the bytes: no transaction waits for the network."""
+        if self._remote is not None:
+            with self._database.read() as connection:
+                self._check_limits(connection, tenant_id(connection, tenant), staged.stat().st_size)
+            self._blobs.keep(staged, digest)
+        with self._database.write() as connection:
+            yield connection
 
     def get(self, tenant: str | None, file_id: str, *, param: str = "file_id") -> DataFile:
         """tenant None: any tenant's. Raises NotFound (file_not_found), the same for another tenant's file."""
@@ -77,10 +105,10 @@ class FileStore:
 
     def present_path(self, file: DataFile) -> Path:
         """The same. Raises BlobDamaged (blob_missing) if they are missing."""
-        path = self.path(file)
-        if not path.is_file():
-            raise BlobDamaged("blob_missing", f"{file.id}: the file's bytes are missing", param="file_id")
-        return path
+        try:
+            return self._blobs.get(file.digest)
+        except FileNotFoundError:
+            raise BlobDamaged("blob_missing", f"{file.id}: the file's bytes are missing", param="file_id") from None
 
     def delete(self, tenant: str | None, file_id: str) -> None:
         """Delete a file; running jobs keep their copy. Raises NotFound (file_not_found)."""
@@ -106,13 +134,28 @@ class FileStore:
         """
         pair = self._database.pair
         with self._blobs.changing():
-            made_here = [each for each in self._blobs.digests() if pair.is_left_over(self._blobs.path(each), -1)]
+            made_here = [each for each in self._blobs.list() if pair.is_left_over(self._blobs.path(each), -1)]
             removed = self._drop_unreferenced(made_here)
         return removed + self._blobs.remove_old_staging(lambda staged: pair.is_left_over(staged, grace_s))
 
-    def _drop_unreferenced(self, digests: Digests) -> int:
+    def sweep_remote(self, grace_s: float | None = None) -> int:
+        """Remove from the object store, if there is one, what no row has named for the grace (None: the settings').
+
+        Raises StoreUnavailable (blobs_unavailable), StoreError (wrong_store).
+        """
+        if self._remote is None:
+            return 0
+        found = sweep(
+            self._remote, DATA, self._referenced, self._remote.settings.grace_s if grace_s is None else grace_s
+        )
+        return 0 if found is None else len(found.removed)
+
+    def _referenced(self) -> set[str]:
         with self._database.proven() as connection:
-            kept = set(connection.scalars(select(files.c.digest)))
+            return set(connection.scalars(select(files.c.digest)))
+
+    def _drop_unreferenced(self, digests: Digests) -> int:
+        kept = self._referenced()
         orphans = [digest for digest in digests if digest not in kept]
         for digest in orphans:
             self._blobs.remove(digest)

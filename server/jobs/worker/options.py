@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from adapters_store.remote.settings import RemoteSettings
 from server.jobs.settings import EXECUTORS, SUBPROCESS, JobSettings
 
 LOCK_FILE = "jobs-worker.lock"
@@ -17,15 +18,16 @@ DATABASE_URL_VARIABLE = "MULTILORA_DATABASE_URL"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """database_url None: SQLite in data_dir. max_running: trainings at once. memory_bytes: for all of them together.
-    threads: of one training. tick_s: between two looks at the jobs. grace_s: for trainings to checkpoint at
-    the worker's end.
+    """database_url None: SQLite in data_dir. remote: the object store of the blobs, from the environment. max_running:
+    trainings at once. memory_bytes: for all of them together. threads: of one training. tick_s: between two looks at
+    the jobs. grace_s: for trainings to checkpoint at the worker's end.
 
     trainer, gate: replace the real commands, in tests and in images for other executors. jobs: what runs them.
     """
 
     data_dir: Path
     database_url: str | None = field(default=None, repr=False)
+    remote: RemoteSettings | None = None
     max_running: int = 1
     memory_bytes: int | None = None
     threads: int | None = None
@@ -58,4 +60,5 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> tuple[Wor
     for name in ("trainer", "gate"):
         options[name] = None if options[name] is None else tuple(options[name])
     how = {name: options.pop(name) for name in ("executor", "ray_address", "kubernetes_template")}
-    return WorkerSettings(**options, jobs=JobSettings(**how)), watch_stdin
+    remote = RemoteSettings.from_environment()
+    return WorkerSettings(**options, jobs=JobSettings(**how), remote=remote), watch_stdin

@@ -99,6 +99,8 @@ class WorkerSupervisor:
         environment = {**os.environ, **self._settings.environment, DATABASE_URL_VARIABLE: url}
         command = (sys.executable, "-P", "-m", "server.jobs.worker.worker", "--watch-stdin")
         options = (*_options(self._onboarding.limits), *self._settings.jobs.as_options(), *self._settings.options)
+        if self._onboarding.remote is not None:
+            environment |= self._onboarding.remote.settings.to_environment()
         return subprocess.Popen(
             [*command, "--data-dir", str(self._onboarding.data_dir), *options],
             stdin=subprocess.PIPE,

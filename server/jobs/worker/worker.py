@@ -50,7 +50,7 @@ class Worker:
         self._stopping = stopping
         data_dir = settings.data_dir
         self._store: AdapterStore | None = None
-        self._onboarding = Onboarding.open(data_dir, database_url=settings.database_url)
+        self._onboarding = Onboarding.open(data_dir, database_url=settings.database_url, remote=settings.remote)
         self._jobs = self._onboarding.jobs
         self._executor = executor_for(settings.jobs, num_gpus=1 if self._device == "cuda" else 0)
         driver = Driver(self._jobs, self._executor, self._stopping, DriverSettings(tick_s=settings.tick_s / 2))
@@ -114,7 +114,9 @@ class Worker:
         from adapters_store.store import AdapterStore
 
         if self._store is None:
-            self._store = AdapterStore.open(self._settings.data_dir, database_url=self._settings.database_url)
+            self._store = AdapterStore.open(
+                self._settings.data_dir, database_url=self._settings.database_url, remote=self._settings.remote
+            )
         return self._store
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapters_store.base.description import BaseDescription
-from adapters_store.remote.remote import RemoteSettings
+from adapters_store.remote.settings import RemoteSettings
 from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
 from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write

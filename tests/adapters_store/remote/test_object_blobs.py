@@ -184,7 +184,7 @@ def test_the_cache_stays_within_its_bytes_and_evicts_what_was_not_used_longest(f
     digests = [fleet.publish(a, f"n{i}", seed=i).digest for i in range(6)]
     assert a.remote is not None
     one = a.remote.cache.num_bytes() // 6
-    b = fleet.replica("b", cache_bytes=int(one * 3.5))
+    b = fleet.replica("b", cache_mib=one * 3.5 / (1 << 20))
     for i in (0, 1, 2, 0, 3, 4, 5):
         fleet.load(b, f"n{i}")
     assert b.remote is not None

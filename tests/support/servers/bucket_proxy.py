@@ -57,6 +57,7 @@ def proxied(endpoint: str) -> Iterator[tuple[str, Faults]]:
             """Quiet."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads, server.block_on_close = True, False  # clients keep idle connections
     thread = threading.Thread(target=server.serve_forever, name="bucket-proxy")
     thread.start()
     try:
