@@ -1,7 +1,8 @@
 """The least time that each GPU operation can take: bytes over memory bandwidth or operations over peak, the larger.
 
 Counts what an operation must move once, whatever the implementation: each active adapter's A and B, each weight, each
-row in and out. Knows shapes and data sheets; measures nothing, needs no GPU: `python -m benchmarks.roofline`.
+row in and out. Knows shapes and data sheets; measures nothing, needs no GPU: `python -m benchmarks.roofline`. The last
+table predicts what our kernels need beside that (`benchmarks.common.time_model`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common.shapes import BenchShape
+from benchmarks.common.time_model import H200, Cost, DeviceRates
 
 ELEMENT = 2  # bfloat16
 NF4_BITS_PER_WEIGHT = 4 + 8 / 64 + 32 / (64 * 256)  # values, their absmax as a byte, and its own absmax
@@ -43,6 +45,16 @@ ADAPTERS = (1, 8, 32, 64)
 RANKS = (8, 16, 64)
 CONTEXT = 2048
 TABLE_WIDTH = 120
+PREDICTED_CONTEXT = 150
+ELEMENTWISE_LAUNCHES = 4  # a layer's: two sums with norms, rotation with store, SwiGLU
+OUTSIDE_LAUNCHES = 13  # of a step, outside its layers: embedding, rotary angles, first norm, choice of rows, head
+# (base, rows, rank) -> milliseconds counted by hand on 2026-11-29, before the kernels were changed
+COUNTED_BEFORE = {
+    ("bf16", 1, 0): "4.7-5.0",
+    ("bf16", 32, 0): "5.2-5.6",
+    ("bf16", 32, 16): "6.8-7.3",
+    ("nf4", 1, 0): "6.0-6.5",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +161,44 @@ def _against(bare: Work, lora: Work, gpu: Gpu) -> str:
     return f"{1e3 * floor:.2f} +{100 * lora.floor_s(gpu) / floor:.1f}%"
 
 
+def predicted_costs(shape: BenchShape, *, base: str, rows: int, rank: int) -> Iterator[Cost]:
+    """The launches of a recorded decode step of `rows` sequences, each on an adapter of its own; rank 0: on none."""
+    attention = decode_attention(shape, rows=rows, context=PREDICTED_CONTEXT)
+    for _ in range(shape.layers):
+        for group in shape.groups.values():
+            outs, members = sum(group.out_features), len(group.out_features)
+            bits = NF4_BITS_PER_WEIGHT if base == "nf4" else 16.0
+            work = linear(group.in_features, outs, rows=rows, bits_per_weight=bits)
+            if base == "nf4":
+                yield Cost("nf4", work.num_bytes, num_weights=group.in_features * outs, launches=2)
+            else:
+                yield Cost("linear", work.num_bytes)
+            if rank:
+                some = {"rows": rows, "adapters": rows, "rank": rank}
+                yield Cost(f"shrink r{rank}", shrink(group.in_features, members, **some).num_bytes)
+                yield Cost(f"expand r{rank}", expand(group.out_features, **some).num_bytes)
+        yield Cost("attention", attention.num_bytes, launches=2)
+        yield Cost(
+            "linear", rows * (10 * shape.hidden + 3 * shape.intermediate) * ELEMENT, launches=ELEMENTWISE_LAUNCHES
+        )
+    yield Cost("linear", linear(shape.hidden, shape.vocab, rows=rows).num_bytes, launches=OUTSIDE_LAUNCHES)
+
+
+def predicted_table(name: str, shape: BenchShape, rates: DeviceRates) -> Table:
+    title = (
+        f"Llama-{name}, one recorded decode step over {PREDICTED_CONTEXT} cached tokens on an {rates.name}, predicted"
+    )
+    table = Table("base", "rows", "rank", "launches", "bytes ms", "predicted ms", "of bytes", "before", title=title)
+    for (base, rows, rank), before in COUNTED_BEFORE.items():
+        costs = list(predicted_costs(shape, base=base, rows=rows, rank=rank))
+        floor = sum(cost.num_bytes for cost in costs) / rates.bytes_per_s
+        took = sum(cost.seconds(rates) for cost in costs)
+        launches = sum(cost.launches for cost in costs)
+        cells = (f"{1e3 * floor:.2f}", f"{1e3 * took:.2f}", f"{floor / took:.2f}", before)
+        table.add_row(base, str(rows), str(rank), str(launches), *cells)
+    return table
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__)
     parser.add_argument("--model", choices=[*MODELS, "all"], default="all")
@@ -157,6 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, shape in MODELS.items():
         if chosen in (name, "all"):
             console.print(op_table(name, shape), step_table(name, shape))
+        if name == "8b" and chosen in (name, "all"):
+            console.print(predicted_table(name, shape, H200))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 
-from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch
-from lora_kernels.attention.launcher import paged_attention
+from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch, Rotation
+from lora_kernels.attention.launcher import paged_attention, rotates_while_storing
 from lora_kernels.attention.reference import attention_reference
-from lora_kernels.elementwise.launcher import rms_norm, rope_in_place, silu_mul
+from lora_kernels.elementwise.launcher import add_rms_norm, rms_norm, rope_in_place, silu_mul
 from lora_kernels.elementwise.reference import rms_norm_reference, rope_reference, silu_mul_reference
 from lora_kernels.lora.batch import LoraBatch, LoraGroup, LoraTable
 from lora_kernels.lora.launcher import add_lora_delta
@@ -103,14 +103,15 @@ def attention_case(
     chunks: Sequence[tuple[int, int]],
     *,
     rule: AttentionRule | None = None,
+    is_rotated: bool = False,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Outcome:
     """heads: of queries and of keys. chunks: (tokens of this step, tokens in the cache after it) of each sequence, over
-    shuffled blocks of a cache of NaN."""
+    shuffled blocks of a cache of NaN. is_rotated: the step's rotary embedding is left to the store."""
     rule = rule or AttentionRule(1 / math.sqrt(head_dim))
     world = _AttentionWorld(head_dim, heads, chunks, dtype, device)
-    got = world.run(rule)
+    got = world.run(rule, world.rotate() if is_rotated else None)
     errors, limits = [], []
     for index, (new, context) in enumerate(chunks):
         rows = min(new, MAX_CHECKED_ROWS)
@@ -168,14 +169,39 @@ class _AttentionWorld:
         self.cache.keys[blocks, :, positions % PAGE] = self.k[index][:stop]
         self.cache.values[blocks, :, positions % PAGE] = self.v[index][:stop]
 
-    def run(self, rule: AttentionRule) -> list[torch.Tensor]:
-        news = [new for new, _ in self.chunks]
-        q = torch.cat(self.q).transpose(0, 1)
+    @property
+    def news(self) -> list[int]:
+        return [new for new, _ in self.chunks]
+
+    def _step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k and v of this step's tokens, [heads, T, D]."""
         k, v = (
-            torch.cat([whole[-new:] for whole, new in zip(each, news, strict=True)]).transpose(0, 1)
+            torch.cat([whole[-new:] for whole, new in zip(each, self.news, strict=True)]).transpose(0, 1)
             for each in (self.k, self.v)
         )
-        return list(paged_attention(q, k, v, self.cache, batch=self.batch(), rule=rule).split(news))
+        return torch.cat(self.q).transpose(0, 1), k, v
+
+    def rotate(self) -> tuple[Rotation, torch.Tensor, torch.Tensor]:
+        """A rotation of the step's tokens, and q and k before it; from now on the world's own are rotated."""
+        q, k, _ = self._step()
+        angles = (normal(q.shape[1], q.shape[2] // 2, dtype=torch.float32, device=q.device, seed=5) * 3).repeat(1, 2)
+        cos, sin = angles.cos().to(q.dtype), angles.sin().to(q.dtype)
+        turned_q, turned_k = (rope_reference(each[None], cos[None], sin[None])[0].transpose(0, 1) for each in (q, k))
+        self.q = list(turned_q.split(self.news))
+        for whole, turned in zip(self.k, turned_k.split(self.news), strict=True):
+            whole[-len(turned) :] = turned
+        return Rotation(cos, sin), q, k
+
+    def run(
+        self, rule: AttentionRule, before: tuple[Rotation, torch.Tensor, torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """before: what `rotate` returned. Where the store cannot rotate, it gets what is rotated."""
+        q, k, v = self._step()
+        rotation = None
+        if before is not None and rotates_while_storing(before[1], before[2], before[0].cos_TR):
+            rotation, q, k = before
+        batch = self.batch()
+        return list(paged_attention(q, k, v, self.cache, batch=batch, rule=rule, rotation=rotation).split(self.news))
 
     def batch(self) -> PagedBatch:
         news = np.array([new for new, _ in self.chunks], dtype=np.int32)
@@ -222,6 +248,18 @@ def norm_case(tokens: int, width: int, *, dtype: torch.dtype, device: torch.devi
     weight = normal(width, dtype=dtype, device=device, seed=1)
     exact = rms_norm_reference(x, weight, 1e-6)
     return Outcome(relative_error(rms_norm(x, weight, 1e-6), exact), ROUNDINGS[dtype])
+
+
+def add_norm_case(
+    tokens: int, width: int, *, one_plus: bool = False, dtype: torch.dtype, device: torch.device
+) -> Outcome:
+    """The worse of the sum and its norm."""
+    x, residual = (normal(1, tokens, width, dtype=dtype, device=device, seed=seed) * 3 for seed in (0, 2))
+    weight = normal(width, dtype=dtype, device=device, seed=1)
+    total, normed = add_rms_norm(x, residual, weight, 1e-6, one_plus=one_plus)
+    exact = rms_norm_reference(residual + x, weight, 1e-6, one_plus=one_plus)
+    errors = relative_error(total, residual + x), relative_error(normed, exact)
+    return Outcome(max(errors, key=lambda error: (math.isnan(error), error)), ROUNDINGS[dtype])
 
 
 def gate_case(tokens: int, width: int, *, dtype: torch.dtype, device: torch.device) -> Outcome:

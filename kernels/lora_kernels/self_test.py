@@ -18,6 +18,7 @@ import torch
 from lora_kernels.attention.batch import AttentionRule
 from lora_kernels.check_cases import (
     Outcome,
+    add_norm_case,
     attention_case,
     gate_case,
     lora_case,
@@ -154,11 +155,15 @@ def _cases(op: Op, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[s
         chunks = [(1, 1), (1, 700), (90, 90), (40, 300)]
         yield "decodes and chunks", lambda: attention_case(128, (8, 2), chunks, **options)
         rule = AttentionRule(0.1, window=40, softcap=20.0)
+        rotated = {**options, "is_rotated": True}
+        yield "rotated while storing", lambda: attention_case(128, (8, 2), chunks, **rotated)
         yield "window and cap", lambda: attention_case(64, (4, 4), chunks, rule=rule, **options)
     elif op == "nf4" and dtype is not torch.float32:
         yield "1 row", lambda: nf4_case(1, 130, 1088, **options)
         yield "33 rows", lambda: nf4_case(33, 64, 256, nested=False, **options)
     elif op == "elementwise":
         yield "RMSNorm", lambda: norm_case(5, 500, **options)
+        yield "sum and RMSNorm", lambda: add_norm_case(5, 500, **options)
+        yield "sum and Gemma's RMSNorm", lambda: add_norm_case(5, 500, one_plus=True, **options)
         yield "SwiGLU", lambda: gate_case(3, 1100, **options)
         yield "RoPE", lambda: rope_case(5, 3, 128, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.common.time_model import CODE, H200, Cost
 from benchmarks.roofline import (
     CONTEXT,
     GPUS,
@@ -17,6 +18,7 @@ from benchmarks.roofline import (
     linear,
     lora_step,
     main,
+    predicted_costs,
     shrink,
 )
 
@@ -67,3 +69,20 @@ def test_tables_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "H100" in printed
     assert "Llama-70b" not in printed
+
+
+@pytest.mark.parametrize(("base", "rank", "launches"), [("bf16", 0, 333), ("bf16", 16, 589), ("nf4", 0, 461)])
+def test_a_predicted_step_has_the_launches_of_a_recorded_one(base: str, rank: int, launches: int) -> None:
+    """Ten a layer: four products, attention and its join, two sums with norms, rotation with store, SwiGLU."""
+    costs = list(predicted_costs(MODELS["8b"], base=base, rows=32, rank=rank))
+    assert sum(cost.launches for cost in costs) == launches
+
+
+def test_a_kernel_is_bound_by_bytes_by_those_in_flight_or_by_instructions() -> None:
+    one_gb = 1e9 / H200.bytes_per_s
+    assert Cost("shrink r16", 1e9).seconds(H200) == pytest.approx(one_gb + H200.gap_s)
+    starved = CODE["expand r16"].in_flight / H200.full_in_flight
+    assert Cost("expand r16", 1e9).seconds(H200) == pytest.approx(one_gb / starved + H200.gap_s)
+    few, many = (Cost("nf4", 1e9, num_weights=weights).seconds(H200) for weights in (1e9, 1e10))
+    assert few == pytest.approx(one_gb + H200.gap_s)
+    assert many > 2 * few

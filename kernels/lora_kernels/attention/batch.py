@@ -28,6 +28,14 @@ class AttentionRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Rotation:
+    """A rotary embedding that is still to be applied to q and k. cos_TR, sin_TR: [T, R], R of D elements rotate."""
+
+    cos_TR: torch.Tensor
+    sin_TR: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class LayerCache:
     """One layer's keys and values, each [blocks, kv_heads, block_size, D]."""
 

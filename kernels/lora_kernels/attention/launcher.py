@@ -10,7 +10,7 @@ import ctypes
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch
+from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch, Rotation
 from lora_kernels.attention.reference import attention_reference
 from lora_kernels.native.bindings import NativeOps, native_ops
 from lora_kernels.triton_common.available import on_triton
@@ -26,15 +26,18 @@ def paged_attention(
     *,
     batch: PagedBatch,
     rule: AttentionRule,
+    rotation: Rotation | None = None,
 ) -> torch.Tensor:
     """Store k and v, then causal attention of every token over its own sequence.
 
-    q_HTD: [q_heads, T, D]; k_HTD, v_HTD: [kv_heads, T, D] (any strides, D contiguous). Returns [T, q_heads, D].
+    q_HTD: [q_heads, T, D]; k_HTD, v_HTD: [kv_heads, T, D] (any strides, D contiguous). rotation: applied to q, in
+    place, and to what is stored of k, where `rotates_while_storing` holds. Returns [T, q_heads, D].
     """
     if on_triton(q_HTD, "attention"):
         from lora_kernels.attention.triton_launch import paged_attention_triton
 
-        return paged_attention_triton(q_HTD, k_HTD, v_HTD, cache, batch=batch, rule=rule)
+        return paged_attention_triton(q_HTD, k_HTD, v_HTD, cache, batch=batch, rule=rule, rotation=rotation)
+    assert rotation is None, "only Triton's store rotates"
     q_heads, num_tokens, head_dim = q_HTD.shape
     out_THD = q_HTD.new_empty(num_tokens, q_heads, head_dim)
     native = _native_for(q_HTD)
@@ -48,6 +51,12 @@ def paged_attention(
         first, last = (int(bound) for bound in batch.query_starts[sequence : sequence + 2])
         out_THD[first:last] = _attend_one(q_HTD[:, first:last], cache, batch=batch, sequence=sequence, rule=rule)
     return out_THD
+
+
+def rotates_while_storing(q_HTD: torch.Tensor, k_HTD: torch.Tensor, cos_TR: torch.Tensor) -> bool:
+    """Whether the store of keys and values can apply the rotary embedding on its way."""
+    is_ready = q_HTD.stride(2) == k_HTD.stride(2) == 1 and q_HTD.dtype is k_HTD.dtype is cos_TR.dtype
+    return is_ready and on_triton(q_HTD, "attention") and on_triton(q_HTD, "elementwise")
 
 
 def _native_for(q_HTD: torch.Tensor) -> NativeOps | None:

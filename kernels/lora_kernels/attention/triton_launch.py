@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch
+from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch, Rotation
 from lora_kernels.attention.flash_paged import attention_kernel, join_splits_kernel, store_kv_kernel
 from lora_kernels.attention.query_tiles import AttentionTiles, QueryTiles
+from lora_kernels.attention.rotated_store import rotated_store_kernel
 from lora_kernels.triton_common.tiles import AttentionTile, device_tiles, power_of_two
 
 MAX_SPLITS = 16
@@ -24,12 +25,16 @@ def paged_attention_triton(
     *,
     batch: PagedBatch,
     rule: AttentionRule,
+    rotation: Rotation | None = None,
 ) -> torch.Tensor:
     """Store k and v, then attend. Shapes as in `attention.launcher.paged_attention`. Returns [T, q_heads, D]."""
     assert all(tensor.stride(2) == 1 for tensor in (q_HTD, k_HTD, v_HTD)), "a head's values are contiguous"
     assert cache.keys.is_contiguous(), "the kernels compute the cache's strides"
     assert cache.values.is_contiguous(), "the kernels compute the cache's strides"
-    store_kv_triton(k_HTD, v_HTD, cache, batch)
+    if rotation is None:
+        store_kv_triton(k_HTD, v_HTD, cache, batch)
+    else:
+        rotate_and_store_triton(q_HTD, k_HTD, v_HTD, cache, batch=batch, rotation=rotation)
     q_heads, num_tokens, head_dim = q_HTD.shape
     out_THD = q_HTD.new_empty(num_tokens, q_heads, head_dim)
     group = q_heads // len(k_HTD)
@@ -64,6 +69,40 @@ def store_kv_triton(k_HTD: torch.Tensor, v_HTD: torch.Tensor, cache: LayerCache,
         BLOCK_D=power_of_two(head_dim),
         PAGE=batch.block_size,
         num_warps=4,
+    )
+
+
+def rotate_and_store_triton(
+    q_HTD: torch.Tensor,
+    k_HTD: torch.Tensor,
+    v_HTD: torch.Tensor,
+    cache: LayerCache,
+    *,
+    batch: PagedBatch,
+    rotation: Rotation,
+) -> None:
+    """Rotate q in place; write each token's rotated keys, and its values, to its slot. A padding token does nothing."""
+    kv_heads, num_tokens, head_dim = k_HTD.shape
+    group, half = len(q_HTD) // kv_heads, rotation.cos_TR.shape[1] // 2
+    rotated_store_kernel[num_tokens, kv_heads](
+        cache.keys,
+        cache.values,
+        q_HTD,
+        k_HTD,
+        v_HTD,
+        rotation.cos_TR.contiguous(),
+        rotation.sin_TR.contiguous(),
+        batch.slot_mapping_T,
+        *(stride for tensor in (q_HTD, k_HTD, v_HTD) for stride in tensor.stride()[:2]),
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        BLOCK_G=power_of_two(group),
+        HEAD_DIM=head_dim,
+        BLOCK_D=power_of_two(head_dim),
+        HALF=half,
+        BLOCK_H=power_of_two(half),
+        PAGE=batch.block_size,
+        num_warps=1,
     )
 
 

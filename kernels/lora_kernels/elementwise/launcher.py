@@ -9,20 +9,34 @@ from lora_kernels.native.bindings import native_ops
 from lora_kernels.triton_common.available import on_triton
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """weight * round(x / rms(x)) over the last axis. x: [..., H]; weight: [H], same dtype. Returns x's shape."""
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, one_plus: bool = False) -> torch.Tensor:
+    """weight * round(x / rms(x)) over the last axis. x: [..., H]; weight: [H], same dtype. Returns x's shape.
+
+    one_plus: Gemma's form, round((1 + weight) * x / rms(x))."""
     if on_triton(x, "elementwise"):
         from lora_kernels.elementwise.triton_elementwise import rms_norm_triton
 
-        return rms_norm_triton(x, weight, eps)
-    native = native_ops(x.dtype) if x.device.type == "cpu" else None
+        return rms_norm_triton(x, weight, eps, one_plus=one_plus)
+    native = native_ops(x.dtype) if x.device.type == "cpu" and not one_plus else None
     if native is None:
-        return rms_norm_reference(x, weight, eps)
+        return rms_norm_reference(x, weight, eps, one_plus=one_plus)
     x = x if x.is_contiguous() else x.contiguous()
     y = torch.empty_like(x)
     width = x.shape[-1]
     native.rms_norm(y.data_ptr(), width, x.data_ptr(), width, weight.data_ptr(), eps, x.numel() // width, width)
     return y
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, *, one_plus: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """residual + x, and its norm. x, residual: [..., H] of one shape. Returns both, as new tensors."""
+    if on_triton(x, "elementwise") and x.is_contiguous() and residual.is_contiguous():
+        from lora_kernels.elementwise.triton_elementwise import add_rms_norm_triton
+
+        return add_rms_norm_triton(x, residual, weight, eps, one_plus=one_plus)
+    total = residual + x
+    return total, rms_norm(total, weight, eps, one_plus=one_plus)
 
 
 def silu_mul(gate_up_T2I: torch.Tensor) -> torch.Tensor:

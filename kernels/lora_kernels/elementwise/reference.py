@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 
-def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """weight * round(x / rms(x)), rounding to x's dtype before the weight, as transformers' Llama-type RMSNorm does."""
+def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float, *, one_plus: bool = False) -> torch.Tensor:
+    """weight * round(x / rms(x)), rounding to x's dtype before the weight, as transformers' Llama-type RMSNorm does.
+
+    one_plus: (1 + weight) * x / rms(x), rounding once, as Gemma's does."""
     scaled = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps)
-    return weight * scaled.to(x.dtype)
+    return (scaled * (1.0 + weight.float())).to(x.dtype) if one_plus else weight * scaled.to(x.dtype)
 
 
 def silu_mul_reference(gate_up_T2I: torch.Tensor) -> torch.Tensor:

@@ -8,16 +8,28 @@ Legend: R rows, H features, T tokens, D head size. Launchers and kernels;
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton.language as tl
 
-from lora_kernels.triton_common.jit import kernel, rounded
+from lora_kernels.triton_common.jit import device_function, kernel, rounded
 from lora_kernels.triton_common.tiles import power_of_two
 
 BLOCK_ELEMENTS = 4096  # of one program, for short rows
 SILU_BLOCK = 1024
 MAX_NORM_WIDTH = 32768  # one program holds a row in registers
 ROPE_TOKENS = 4
+
+
+@device_function
+def _normed(x: tl.tensor, weight: tl.tensor, eps: tl.tensor, WIDTH: tl.constexpr, ONE_PLUS: tl.constexpr) -> tl.tensor:
+    """x [R, H] float32, zero beyond WIDTH."""
+    scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / WIDTH + eps)
+    wide = weight.to(tl.float32)[None, :]
+    if ONE_PLUS:
+        return rounded(x * scale[:, None] * (1.0 + wide), weight.dtype)
+    return rounded(rounded(x * scale[:, None], weight.dtype).to(tl.float32) * wide, weight.dtype)
 
 
 @kernel("num_rows", "inner")
@@ -31,6 +43,7 @@ def rms_norm_kernel(
     inner_stride: tl.tensor,
     eps: tl.tensor,
     WIDTH: tl.constexpr,
+    ONE_PLUS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ) -> None:
@@ -40,11 +53,36 @@ def rms_norm_kernel(
     wanted = (r < num_rows)[:, None] & (h < WIDTH)[None, :]
     starts = (r // inner).to(tl.int64) * outer_stride + (r % inner).to(tl.int64) * inner_stride
     x = tl.load(x_ptr + starts[:, None] + h[None, :], mask=wanted, other=0.0).to(tl.float32)
-    scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / WIDTH + eps)
     weight = tl.load(weight_ptr + h, mask=h < WIDTH, other=0.0)
-    normal = rounded(x * scale[:, None], weight.dtype).to(tl.float32)
-    y = rounded(normal * weight.to(tl.float32)[None, :], weight.dtype)
+    y = _normed(x, weight, eps, WIDTH, ONE_PLUS)
     tl.store(y_ptr + r.to(tl.int64)[:, None] * WIDTH + h[None, :], y, mask=wanted)
+
+
+@kernel("num_rows")
+def add_rms_norm_kernel(
+    y_ptr: tl.tensor,
+    sum_ptr: tl.tensor,
+    x_ptr: tl.tensor,
+    residual_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    eps: tl.tensor,
+    WIDTH: tl.constexpr,
+    ONE_PLUS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+) -> None:
+    """Grid (row blocks). All of [rows, WIDTH], contiguous. The norm reads the sum as it was rounded."""
+    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    h = tl.arange(0, BLOCK_H)
+    wanted = (r < num_rows)[:, None] & (h < WIDTH)[None, :]
+    cells = r.to(tl.int64)[:, None] * WIDTH + h[None, :]
+    x = tl.load(x_ptr + cells, mask=wanted, other=0.0).to(tl.float32)
+    residual = tl.load(residual_ptr + cells, mask=wanted, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + h, mask=h < WIDTH, other=0.0)
+    total = rounded(residual + x, weight.dtype)
+    tl.store(sum_ptr + cells, total, mask=wanted)
+    tl.store(y_ptr + cells, _normed(total.to(tl.float32), weight, eps, WIDTH, ONE_PLUS), mask=wanted)
 
 
 @kernel()
@@ -94,32 +132,42 @@ def rope_kernel(
     tl.store(low_cells + HALF, rounded(new_high, dtype), mask=wanted)
 
 
-def rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """weight * round(x / rms(x)) over the last axis. x: [..., H], weight: [H]. Returns a contiguous [..., H]."""
+def rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float, *, one_plus: bool = False) -> torch.Tensor:
+    """The norm over the last axis. x: [..., H], weight: [H]. Returns a contiguous [..., H]."""
     width = x.shape[-1]
-    assert width <= MAX_NORM_WIDTH, f"{width} features; the kernel takes {MAX_NORM_WIDTH}"
     y = x.new_empty(x.shape)
     num_rows = x.numel() // width
     if num_rows == 0:
         return y
     x, inner, outer_stride, inner_stride = _two_strides(x)
-    block_h = power_of_two(width)
-    block_r = max(1, min(16, BLOCK_ELEMENTS // block_h))
-    rms_norm_kernel[(-(-num_rows // block_r),)](
-        y,
-        x,
-        weight,
-        num_rows,
-        inner,
-        outer_stride,
-        inner_stride,
-        eps,
-        WIDTH=width,
-        BLOCK_R=block_r,
-        BLOCK_H=block_h,
-        num_warps=8 if block_h >= 4096 else 4,
+    options = _norm_options(width, one_plus=one_plus)
+    rms_norm_kernel[(-(-num_rows // options["BLOCK_R"]),)](
+        y, x, weight, num_rows, inner, outer_stride, inner_stride, eps, **options
     )
     return y
+
+
+def add_rms_norm_triton(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, *, one_plus: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """residual + x, and its norm. x, residual: [..., H], contiguous."""
+    assert x.shape == residual.shape, f"the sum of {tuple(x.shape)} and {tuple(residual.shape)}"
+    total, y = torch.empty_like(x), torch.empty_like(x)
+    width = x.shape[-1]
+    num_rows = x.numel() // width
+    if num_rows:
+        options = _norm_options(width, one_plus=one_plus)
+        grid = (-(-num_rows // options["BLOCK_R"]),)
+        add_rms_norm_kernel[grid](y, total, x, residual, weight, num_rows, eps, **options)
+    return total, y
+
+
+def _norm_options(width: int, *, one_plus: bool) -> dict[str, Any]:
+    assert width <= MAX_NORM_WIDTH, f"{width} features; the kernel takes {MAX_NORM_WIDTH}"
+    block_h = power_of_two(width)
+    block_r = max(1, min(16, BLOCK_ELEMENTS // block_h))
+    num_warps = 8 if block_h >= 4096 else 4
+    return {"WIDTH": width, "ONE_PLUS": one_plus, "BLOCK_R": block_r, "BLOCK_H": block_h, "num_warps": num_warps}
 
 
 def _two_strides(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:

@@ -9,6 +9,7 @@ from transformers import AttentionInterface
 
 from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch
 from lora_kernels.attention.launcher import paged_attention
+from server.engine.model.rope import take_rotation
 
 IMPLEMENTATION = "multilora_paged"
 
@@ -33,7 +34,9 @@ def _paged_attention_forward(
     """
     rule = AttentionRule(scale=scaling, window=sliding_window or 0, softcap=softcap or 0.0)
     cache = kv_caches[module.layer_idx]  # type: ignore[index]
-    return paged_attention(query[0], key[0], value[0], cache, batch=paged_batch, rule=rule)[None], None
+    rotation = take_rotation(module, query, key)
+    out = paged_attention(query[0], key[0], value[0], cache, batch=paged_batch, rule=rule, rotation=rotation)
+    return out[None], None
 
 
 def register_paged_attention() -> str:

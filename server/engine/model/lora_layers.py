@@ -20,14 +20,12 @@ from torch import nn
 
 from adapters_store.base.description import BaseDescription
 from adapters_store.base.families import HEAD
-from adapters_store.base.files import DTYPES
-from lora_kernels.elementwise.launcher import rms_norm, silu_mul
-from lora_kernels.elementwise.reference import rms_norm_reference
+from lora_kernels.elementwise.launcher import silu_mul
 from lora_kernels.lora.batch import LoraBatch, LoraGroup
 from lora_kernels.lora.launcher import add_lora_delta, group_linear
 from lora_kernels.nf4.launcher import nf4_linear, on_nf4_kernel
 from lora_kernels.nf4.weight import Nf4Weight, nf4_weights
-from lora_kernels.self_test import check_before_use
+from server.engine.model.norms import fuse_norms
 from server.engine.model.rope import fuse_rope
 
 
@@ -138,22 +136,8 @@ class FusedSwiGLU(nn.Module):
         return self._down(silu_mul(self._gate_up(x)))
 
 
-class FusedRMSNorm(nn.Module):
-    """A Llama-type RMSNorm in one pass."""
-
-    def __init__(self, weight: torch.Tensor, eps: float) -> None:
-        super().__init__()
-        self._weight = weight
-        self._eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self._weight, self._eps)
-
-
 def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
-    """Replace the linear layers by groups that add each row's own adapter, and norms, SwiGLU, RoPE by fused forms.
-    On a GPU, every kernel is tested there before the model can use it."""
-    check_before_use(next(model.parameters()).device, DTYPES[base.dtype])
+    """Replace the linear layers by groups that add each row's own adapter, and norms, SwiGLU, RoPE by fused forms."""
     state = LoraState()
     for paths in base.groups:
         linears = [model.get_submodule(path) for path in paths]
@@ -163,27 +147,10 @@ def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
         joined = LinearGroup(linears, group, state, is_head=paths == (HEAD,))
         for index, path in enumerate(paths):
             model.set_submodule(path, GroupMember(joined, index))
-    _replace_norms(model)
+    fuse_norms(model)
     _replace_swiglus(model)
     fuse_rope(model)
     return state
-
-
-def _replace_norms(model: nn.Module) -> None:
-    for path, module in list(model.named_modules()):
-        eps = getattr(module, "variance_epsilon", None)
-        if type(module).__name__.endswith("RMSNorm") and eps is not None and _norm_is_llama_type(module, eps):
-            model.set_submodule(path, FusedRMSNorm(module.get_parameter("weight").detach(), eps))
-
-
-@torch.inference_mode()
-def _norm_is_llama_type(module: nn.Module, eps: float) -> bool:
-    """Families differ in where they round and what they add to the weight, so compare the module with the reference.
-    No kernel runs here: on a GPU none may run before it is tested."""
-    weight = module.get_parameter("weight")
-    probe = torch.randn(2, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
-    one_rounding = torch.finfo(weight.dtype).eps
-    return torch.allclose(module(probe), rms_norm_reference(probe, weight, eps), rtol=one_rounding, atol=one_rounding)
 
 
 def _replace_swiglus(model: nn.Module) -> None:

@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
+from benchmarks.common.time_model import CODE
 from support.kernels.triton_compile import SPILLS, Compiled
 from support.kernels.triton_launches import Launch, recorded_launches
 from support.models.llama_step import paged_batch, run_layer, table_of
@@ -63,6 +64,8 @@ def test_nf4_takes_fewer_instructions_a_weight_than_bytes_allow() -> None:
     assert compiled.loop_of("BAR") <= 6
     stage = weights // 2 + launch.constant("BLOCK_M") * launch.constant("BLOCK_K") * 2
     assert in_flight(launch, compiled, stage) >= 64 * KB
+    assert CODE["nf4"].per_weight == pytest.approx(compiled.loop_lanes / weights, rel=0.05)
+    assert CODE["nf4"].in_flight == in_flight(launch, compiled, stage)
 
 
 @pytest.mark.parametrize("rank", [16, 64])
@@ -70,6 +73,7 @@ def test_shrink_keeps_enough_bytes_in_flight(rank: int) -> None:
     launch, compiled = built("shrink_kernel", rank)
     stage = launch.constant("BLOCK_K") * (launch.constant("BLOCK_R") + launch.constant("BLOCK_M")) * 2
     assert in_flight(launch, compiled, stage) >= 64 * KB
+    assert CODE[f"shrink r{rank}"].in_flight == in_flight(launch, compiled, stage)
 
 
 @pytest.mark.parametrize(("rank", "is_prompt", "least_kb"), [(16, False, 32), (64, False, 64), (16, True, 48)], ids=str)
@@ -77,8 +81,9 @@ def test_expand_keeps_enough_bytes_in_flight(rank: int, is_prompt: bool, least_k
     """A program reads its part of B at once, and for prompts as much of y as B has ranks or more."""
     launch, compiled = built("expand_kernel", rank, is_prompt=is_prompt)
     rows = launch.constant("BLOCK_R") + (launch.constant("BLOCK_M") if is_prompt else 0)
-    at_once = rows * launch.constant("BLOCK_N") * 2
-    assert at_once * compiled.programs_per_multiprocessor(CAPABILITY) >= least_kb * KB
+    at_once = rows * launch.constant("BLOCK_N") * 2 * compiled.programs_per_multiprocessor(CAPABILITY)
+    assert at_once >= least_kb * KB
+    assert is_prompt or CODE[f"expand r{rank}"].in_flight == at_once
 
 
 def test_attention_of_prompts_is_bound_by_tensor_cores_not_by_issuing() -> None:

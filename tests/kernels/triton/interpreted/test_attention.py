@@ -11,10 +11,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lora_kernels.attention import launcher
 from lora_kernels.attention import triton_launch as paged
-from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch
+from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch, Rotation
 from lora_kernels.attention.launcher import paged_attention
 from lora_kernels.attention.query_tiles import attention_tiles
 from lora_kernels.attention.reference import attention_reference
+from lora_kernels.elementwise.reference import rope_reference
 from support.kernels.triton_cases import normal, relative_error
 
 PLAIN, WINDOW, SOFTCAP = AttentionRule(0.3), AttentionRule(0.3, window=10), AttentionRule(0.3, softcap=2.0)
@@ -166,6 +167,35 @@ def test_a_padding_token_is_stored_nowhere() -> None:
     paged.store_kv_triton(k, v, world.cache, batch)
     assert int(world.cache.keys.isfinite().all(-1).sum()) == 2 * 2
     assert int(world.cache.values.isfinite().all(-1).sum()) == 2 * 2
+
+
+@pytest.mark.parametrize(("head_dim", "rotated", "heads"), [(16, 16, (6, 2)), (80, 32, (7, 1)), (64, 64, (3, 3))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotating_while_storing_equals_rotating_first(
+    head_dim: int, rotated: int, heads: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """To the bit: q, the cache, and so the result. A padding token neither rotates nor stores."""
+    angles = (normal(30, rotated // 2, dtype=torch.float32, seed=4) * 3).repeat(1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    caches, results = [], []
+    for is_first in (True, False):
+        world = World(head_dim, contexts=(20, 10), heads=heads, dtype=dtype)
+        batch = world.batch([0, 0], [20, 10])
+        batch.slot_mapping_T[29] = -1
+        fused = torch.cat([torch.cat(part).flatten(1) for part in (world.q, world.k, world.v)], dim=1)
+        widths = [heads[0] * head_dim, heads[1] * head_dim, heads[1] * head_dim]
+        q, k, v = (part.view(30, -1, head_dim).transpose(0, 1) for part in fused.split(widths, dim=1))
+        if is_first:
+            q, k = (rope_reference(each[None], cos[None], sin[None])[0] for each in (q, k))
+            paged.store_kv_triton(k, v, world.cache, batch)
+        else:
+            paged.rotate_and_store_triton(q, k, v, world.cache, batch=batch, rotation=Rotation(cos, sin))
+        caches.append(world.cache)
+        results.append(q[:, :29])
+    assert torch.equal(*results)
+    for one, other in ((caches[0].keys, caches[1].keys), (caches[0].values, caches[1].values)):
+        assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
+        assert int(one.isfinite().all(-1).sum()) == 29 * heads[1]
 
 
 def test_a_sequence_of_nan_leaves_its_neighbours_finite() -> None:

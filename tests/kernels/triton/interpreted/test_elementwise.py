@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch.nn.functional import silu
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from lora_kernels.elementwise.launcher import rms_norm, rope_in_place, silu_mul
+from lora_kernels.elementwise.launcher import add_rms_norm, rms_norm, rope_in_place, silu_mul
 from lora_kernels.triton_common.available import triton_switch
 from support.kernels.triton_cases import normal
 
@@ -32,6 +33,29 @@ def test_rms_norm_equals_transformers_within_one_rounding(dtype: torch.dtype, sh
     torch.nn.init.normal_(module.weight, 1.0, 0.3)
     got = rms_norm(x, module.weight.detach(), 1e-6)
     torch.testing.assert_close(got, module(x).detach(), rtol=2 * ONE_ROUNDING[dtype], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 5, 500), (3, 7, 2, 16), (1, 3, 5000)])
+def test_gemmas_rms_norm_equals_transformers_within_one_rounding(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x = normal(*shape, dtype=dtype) * 3
+    module = Gemma2RMSNorm(shape[-1], eps=1e-6).to(dtype)
+    torch.nn.init.normal_(module.weight, 0.2, 0.3)
+    got = rms_norm(x, module.weight.detach(), 1e-6, one_plus=True)
+    torch.testing.assert_close(got, module(x).detach(), rtol=ONE_ROUNDING[dtype], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("one_plus", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 64), (1, 37, 500), (1, 3, 5000)])
+def test_sum_and_norm_in_one_pass_are_those_of_two(
+    dtype: torch.dtype, one_plus: bool, shape: tuple[int, int, int]
+) -> None:
+    x, residual = (normal(*shape, dtype=dtype, seed=seed) * 3 for seed in (0, 1))
+    weight = normal(shape[-1], dtype=dtype, seed=2)
+    total, normed = add_rms_norm(x, residual, weight, 1e-6, one_plus=one_plus)
+    assert torch.equal(total, residual + x)
+    assert torch.equal(normed, rms_norm(residual + x, weight, 1e-6, one_plus=one_plus))
 
 
 def test_heads_inside_a_fused_projection_are_normed_where_they_lie() -> None:

@@ -13,7 +13,7 @@ from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.files import describe_base
 from adapters_store.base.nf4 import keep_nf4_weights_plain
 from server.engine.model.base_model import load_base, pick_device
-from server.engine.model.lora_layers import FusedRMSNorm
+from server.engine.model.norms import FusedRMSNorm
 from support.models.models import FAMILY_NAMES, save_base
 from support.models.packed_forward import PackedForward
 from support.models.stored_nf4 import save_in_nf4
@@ -69,11 +69,12 @@ def test_cuda_without_a_gpu_is_an_error_not_a_silent_cpu() -> None:
         pick_device("cuda")
 
 
-def test_norms_are_replaced_only_if_they_round_the_same_way(tmp_path: Path) -> None:
-    llama = load_base(save_base(tmp_path / "llama", "llama"), dtype="bfloat16")
-    gemma = load_base(save_base(tmp_path / "gemma", "gemma3"), dtype="bfloat16")
-    assert any(isinstance(module, FusedRMSNorm) for module in llama.model.modules())
-    assert not any(isinstance(module, FusedRMSNorm) for module in gemma.model.modules())
+def test_norms_are_replaced_by_the_form_that_rounds_the_same_way(tmp_path: Path) -> None:
+    for family, one_plus in (("llama", False), ("gemma3", True)):
+        base = load_base(save_base(tmp_path / family, family), dtype="bfloat16")
+        norms = [module for module in base.model.modules() if isinstance(module, FusedRMSNorm)]
+        assert not [module for module in base.model.modules() if hasattr(module, "variance_epsilon")]
+        assert {norm._one_plus for norm in norms} == {one_plus}
 
 
 def test_gradients_after_an_eval_pass_are_those_of_a_fresh_nf4_model(tmp_path: Path) -> None:

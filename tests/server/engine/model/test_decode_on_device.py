@@ -53,5 +53,7 @@ def test_a_recorded_step_never_waits_and_bare_rows_launch_no_adapter(family: str
     assert not LORA & set(names[0])
     layers = base.config.num_hidden_layers
     assert names[16].count("shrink_kernel") == names[16].count("expand_kernel") == len(base.description.groups)
-    assert names[0].count("attention_kernel") == layers
+    assert names[0].count("attention_kernel") == names[0].count("rotated_store_kernel") == layers
+    assert names[0].count("add_rms_norm_kernel") == 2 * layers, "each residual sum is normed in the same launch"
+    assert not {"rope_kernel", "store_kv_kernel"} & set(names[0]), "the store rotates"
     assert [name for name in names[16] if name not in LORA] == names[0]
