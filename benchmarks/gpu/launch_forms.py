@@ -40,6 +40,6 @@ def launch_forms(device: torch.device) -> dict[str, DeviceTiles]:
     own = device_tiles(device)
     one_launch = replace(own.tiles, one_launch=replace(own.tiles.one_launch, max_bytes=NO_LIMIT))
     forms = {"one_launch": replace(own, tiles=one_launch)}
-    if device.type == "cpu" or torch.cuda.get_device_capability(device) >= OVERLAPS_FROM:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= OVERLAPS_FROM:
         forms["overlapped"] = replace(own, tiles=replace(own.tiles, overlaps=True))
     return forms
