@@ -51,7 +51,7 @@ def demo(tmp_path: Path, port: int, shell: dict[str, str]) -> Iterator[str]:
     process = subprocess.Popen(command, cwd=tmp_path, env=shell, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: process.poll() is not None or is_ready(url), timeout_s=90)
+        wait_until(lambda: process.poll() is not None or is_ready(url), timeout_s=300)
         assert process.poll() is None, (tmp_path / "demo.log").read_text()
         yield url
         process.send_signal(signal.SIGINT)
@@ -105,7 +105,7 @@ def test_the_pages_script_takes_a_tenant_from_a_file_to_a_chat(
         env={**shell, "OPENAI_API_KEY": key, "OPENAI_BASE_URL": f"{demo}/v1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
         check=False,
     )
     wall_s = time.monotonic() - start_s

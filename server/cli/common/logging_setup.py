@@ -8,8 +8,6 @@ import sys
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from transformers.utils import logging as transformers_logging
-
 from server.api.edge.request_context import RequestIdFilter
 
 OURS = ("server", "adapters_store", "lora_kernels")
@@ -39,6 +37,8 @@ class JsonFormatter(logging.Formatter):
 
 def set_up_logging(*, log_format: LogFormat = LogFormat.TEXT, ours: int = logging.INFO) -> None:
     """Log this product from level `ours`, other libraries from WARNING, transformers from ERROR."""
+    from transformers.utils import logging as transformers_logging  # late: --help imports nothing heavy
+
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s [%(request_id)s]: %(message)s", "%H:%M:%S")
     handler.setFormatter(JsonFormatter() if log_format is LogFormat.JSON else plain)

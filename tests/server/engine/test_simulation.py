@@ -1,4 +1,4 @@
-"""Whole-engine simulation under invariants. MULTILORA_SIM_STEPS sets the number of steps (CI: 1,000,000).
+"""Whole-engine simulation under invariants. MULTILORA_SIM_STEPS sets the number of steps (CI: 300,000).
 
 `check` in support/worlds/engine_world.py asserts at every step; its fake model answers wrongly as soon as a request
 reads a wrong block, slot or arena range.
@@ -17,7 +17,7 @@ from support.worlds.adapter_memory import digest_of
 from support.worlds.ahead_world import AheadWorld
 from support.worlds.engine_world import World, WorldSettings
 
-NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "1000000"))
+NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "300000"))
 CHECK_EVERY = 4  # steps between looks at every block, range and reference; what a request computes is always checked
 LONGEST_WAIT_STEPS = 800  # 20 waiting, 6 running of up to 20 tokens, up to four preemptions; 509 is what was seen
 
@@ -56,7 +56,7 @@ def test_every_request_ends_once_with_its_own_answer_and_nothing_is_leaked(regim
 def test_the_same_holds_with_forwards_launched_ahead_on_a_device_that_is_behind(regime: str) -> None:
     settings = replace(REGIMES[regime], check_every=CHECK_EVERY, numeric_failures=0.01)
     world = AheadWorld(seed=sum(regime.encode()), settings=settings)
-    for _ in range(NUM_STEPS // 200):
+    for _ in range(NUM_STEPS // 60):
         world.step()
     world.drain()
     world.check_at_rest()

@@ -104,7 +104,7 @@ def test_every_job_ends_once_whoever_is_killed_when(tmp_path: Path) -> None:
 
     jobs = [create(i) for i in range(NUM_JOBS)]
     chaos = Chaos(world, seed=NUM_JOBS)
-    deadline_s = time.monotonic() + 60 + 6 * NUM_JOBS
+    deadline_s = time.monotonic() + 300 + 20 * NUM_JOBS
     try:
         while world.jobs.has_work() or chaos.kills.total() < FEWEST_KILLS:
             if not world.jobs.has_work():

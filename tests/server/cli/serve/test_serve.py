@@ -187,7 +187,7 @@ def test_a_stream_that_outlives_the_drain_is_told_and_one_stopped_twice_is_cut(
                 assert json.loads(error.removeprefix("data: "))["error"]["code"] == "server_stopping"
                 assert done == "data: [DONE]"
         assert server.ended() == 0
-        assert time.monotonic() - start_s < 5.0
+        assert time.monotonic() - start_s < 30.0  # not the 60 s of the drain
     assert server.lines[-1] == "stopped"
     assert again or not any("Traceback" in line for line in server.log)
 
