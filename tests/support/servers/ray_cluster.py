@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 from ray.job_submission import JobSubmissionClient
 
 START_S = 400
@@ -46,20 +47,35 @@ def ray_cluster(**variables: str) -> Iterator[RayCluster]:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
         environment |= {**_PATIENCE, **variables}
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "4"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--num-cpus", "4"]
         command += ["--node-ip-address", "127.0.0.1", "--port", str(gcs), "--temp-dir", folder]
         command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
         command += ["--dashboard-agent-listen-port", str(agent), "--object-store-memory", str(100 << 20)]
-        with (Path(folder) / "head.log").open("wb") as log:
-            head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
         os.environ["RAY_AUTH_MODE"] = "disabled"
+        log = Path(folder) / "head.log"
         try:
+            with log.open("wb") as stream:  # its own verdict comes after 30 s, whatever the machine does: not asked
+                subprocess.run(command, env=environment, stdout=stream, stderr=stream, cwd=folder, check=False)
             url = f"http://127.0.0.1:{dashboard}"
-            _wait_until_it_answers(url, head, Path(folder) / "head.log")
+            _wait_until_its_node_lives(url, log)
             yield RayCluster(url, f"127.0.0.1:{gcs}", environment)
         finally:
-            head.terminate()
-            head.wait(60)
+            _kill_all_of(folder)
+
+
+def _kill_all_of(folder: str) -> None:
+    """Ray's processes have no parent here; their session's folder is in their commands. Workers end with them."""
+    doomed = [each for each in psutil.process_iter() if folder in _command(each)]
+    for each in doomed:
+        each.kill()
+    psutil.wait_procs(doomed, timeout=30)
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def run_serve(cluster: RayCluster, config: Path) -> None:
@@ -68,16 +84,17 @@ def run_serve(cluster: RayCluster, config: Path) -> None:
     subprocess.run(command, env=cluster.environment, check=True, cwd=config.parent)
 
 
-def _wait_until_it_answers(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_its_node_lives(url: str, log: Path) -> None:
     deadline_s = time.monotonic() + START_S
     while True:
-        assert head.poll() is None, log.read_text()
         assert time.monotonic() < deadline_s, log.read_text()
         try:
-            if httpx.get(f"{url}/api/version", timeout=5).status_code == 200:
+            nodes = httpx.get(f"{url}/nodes?view=summary", timeout=5).json()["data"]["summary"]
+            if [node["raylet"]["state"] for node in nodes] == ["ALIVE"]:
                 return
-        except httpx.TransportError:
-            time.sleep(0.2)
+        except (httpx.TransportError, ValueError, KeyError, TypeError):
+            pass
+        time.sleep(0.5)
 
 
 def free_ports(count: int) -> list[int]:
