@@ -1,7 +1,6 @@
 """The whole API in two replicas of a real Ray Serve: whole streams, one request id, sticky keys, a replica's death.
 
-Short form: a few requests of each kind. MULTILORA_FLEET=long: eight long streams under a redeploy, 10,000 requests
-under `kill -9`.
+Long form only, MULTILORA_FLEET=long: eight long streams under a redeploy, 10,000 requests under `kill -9`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from support.servers.ray_cluster import RayCluster, free_ports, ray_cluster, run
 from support.servers.service import make_base
 from support.servers.waiting import wait_until
 
-IS_LONG = os.environ.get("MULTILORA_FLEET") == "long"
+pytestmark = pytest.mark.skipif(os.environ.get("MULTILORA_FLEET") != "long", reason="long form: MULTILORA_FLEET=long")
 KEY = {"authorization": "Bearer a-key-of-an-operator-0123456789"}
 
 
@@ -110,7 +109,7 @@ def test_a_model_header_stays_on_one_replica_and_each_replica_has_its_own_metric
 
 def test_a_dead_replica_costs_clients_one_retry_and_answers_as_ours(served: Served) -> None:
     statuses: Counter[int] = Counter()
-    count = 10_000 if IS_LONG else 60
+    count = 10_000
 
     def asked(index: int) -> int:
         with httpx.Client(timeout=120) as client:
@@ -131,7 +130,6 @@ def test_a_dead_replica_costs_clients_one_retry_and_answers_as_ours(served: Serv
     wait_until(lambda: len(served.replicas()) == 2, timeout_s=300)
 
 
-@pytest.mark.skipif(not IS_LONG, reason="long form: MULTILORA_FLEET=long")
 def test_streams_end_whole_while_the_application_is_deployed_anew(served: Served) -> None:
     def whole(_: int) -> bool:
         body = {"model": "tiny", "prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}

@@ -43,14 +43,17 @@ class RayCluster:
 @contextmanager
 def ray_cluster(**variables: str) -> Iterator[RayCluster]:
     """variables: of the node's environment, which Ray's proxies and replicas inherit."""
-    gcs, dashboard, agent = free_ports(3)
+    gcs, dashboard, listen, grpc, runtime, metrics = free_ports(6)
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
         environment |= {**_PATIENCE, **variables}
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--num-cpus", "4"]
         command += ["--node-ip-address", "127.0.0.1", "--port", str(gcs), "--temp-dir", folder]
         command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
-        command += ["--dashboard-agent-listen-port", str(agent), "--object-store-memory", str(100 << 20)]
+        # a node waits 15 s for the ports that its agents choose, and not for those that are given
+        command += ["--dashboard-agent-listen-port", str(listen), "--dashboard-agent-grpc-port", str(grpc)]
+        command += ["--runtime-env-agent-port", str(runtime), "--metrics-export-port", str(metrics)]
+        command += ["--object-store-memory", str(100 << 20)]
         os.environ["RAY_AUTH_MODE"] = "disabled"
         log = Path(folder) / "head.log"
         try:
