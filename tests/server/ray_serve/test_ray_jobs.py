@@ -1,6 +1,6 @@
 """Jobs on a real Ray cluster of one node: found by the next worker, ended, and never run twice.
 
-The cluster is for the long form, MULTILORA_FLEET=long: a node takes 4 s of two idle cores to start, and minutes of busy ones.
+The cluster is for the long form (MULTILORA_FLEET=long): on a busy machine a node takes minutes to start.
 """
 
 from __future__ import annotations
