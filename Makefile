@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: demo test lint test-long test-fleet bench clients reference clean
+.PHONY: demo test test-fake-cuda lint test-long test-fleet bench clients reference clean
 
 demo: $(VENV)/.installed
 	$(BIN)/multilora demo $(ARGS)
@@ -41,6 +41,13 @@ test-fleet: $(VENV)/.installed-dev
 # Six real clients, each in an environment of its own, against the demo.
 clients: $(VENV)/.installed-dev
 	$(BIN)/python tests/clients/run.py $(ARGS)
+
+# The tests on fake CUDA tensors with a CUDA build of torch, in a virtual environment of its own (no GPU is needed):
+# CUDA_VENV=DIR, which has the product's and the tests' packages.
+CUDA_VENV ?= .venv-cuda
+test-fake-cuda:
+	@test -x $(CUDA_VENV)/bin/python || { echo "make test-fake-cuda: no environment in CUDA_VENV=$(CUDA_VENV)"; exit 1; }
+	$(CUDA_VENV)/bin/python -m pytest -q -n 0 tests/server/engine/startup/test_fake_cuda.py tests/server/engine/model/test_recorded_memory.py
 
 # docs/reference.md from the code: commands, environment, metrics, error codes.
 reference: $(VENV)/.installed-dev
