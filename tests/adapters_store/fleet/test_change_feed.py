@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median, quantiles
 
 import pytest
 from sqlalchemy.pool import QueuePool
@@ -17,6 +19,7 @@ from adapters_store.store import AdapterStore
 from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
 from support.servers import postgres
 from support.servers.waiting import wait_until
+from support.worlds.fleet import IS_LONG
 
 NEVER_S = 3600.0  # only an announcement can bring the change
 LISTENERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
@@ -133,6 +136,23 @@ def test_a_process_does_not_hear_itself_nor_what_failed(world: World) -> None:
             wait_until(lambda n=number: len(heard) == n)  # type: ignore[misc]
             one.tenants.create(f"own{number}")
     assert len(heard) == 3
+
+
+def test_each_change_is_heard_once(world: World) -> None:
+    """And how soon after its commit has returned, printed."""
+    heard_s: list[float] = []
+    feed = ChangeFeed(world.one.database.url, world.one.database.sender, lambda: heard_s.append(time.perf_counter()))
+    feed.start()
+    wait_until(lambda: len(heard_s) == 1)
+    other, took_ms = world.open(), list[float]()
+    for number in range(2, 402 if IS_LONG else 12):
+        other.remember_base(tiny_base())
+        done_s = time.perf_counter()
+        wait_until(lambda n=number: len(heard_s) == n)  # type: ignore[misc]
+        took_ms.append(max(0.0, 1000 * (heard_s[-1] - done_s)))
+    feed.stop()
+    print(f"heard: p50 {median(took_ms):.1f} ms, p99 {quantiles(took_ms, n=100)[98]:.1f} ms after the commit")
+    assert len(heard_s) == len(took_ms) + 1
 
 
 def fail_after_the_announcement(store: AdapterStore) -> None:
