@@ -6,11 +6,14 @@ Safe to use from many threads, and from several processes on one data directory.
 
 from __future__ import annotations
 
+import json
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 from adapters_store.accounts.quotas import QuotaStore
 from adapters_store.accounts.tenant_rows import tenant_id
@@ -21,6 +24,12 @@ from adapters_store.errors import AdapterRejected, NotFound
 from adapters_store.fleet.change_feed import ChangeFeed
 from adapters_store.fleet.serving_base import serving_base
 from adapters_store.format.adapter_folder import plan_files
+from adapters_store.format.chat_fields import (
+    TEMPLATE_FIELD,
+    check_template_renders,
+    template_digest,
+    with_chat_fields,
+)
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.validate import AdapterPlan
 from adapters_store.loader import AdapterLoader
@@ -49,6 +58,8 @@ from adapters_store.versions.records import AdapterVersion
 from adapters_store.versions.served_names import ServedNames
 from lora_kernels.background import TimeSlices
 
+_MAX_TEMPLATES = 256
+
 
 @dataclass(frozen=True, slots=True)
 class CleanupReport:
@@ -70,6 +81,8 @@ class AdapterStore:
             database.generation_if_reachable, max_age_s=database.poll_s
         )
         database.on_change(self._resolved.clear)
+        self._templates: OrderedDict[str, str] = OrderedDict()  # by digest
+        self._templates_lock = Lock()
         self.aliases = AliasStore(database)
         self.usage = UsageStore(database)
         self.quotas = QuotaStore(database)
@@ -154,20 +167,25 @@ class AdapterStore:
         base: BaseDescription,
         activate: bool = True,
         takes_file: bool = False,
+        tool_dialect: str | None = None,
+        chat_template: str | None = None,
     ) -> AdapterVersion:
         """Check an adapter, store its files and add its version. Nothing of a refused adapter is stored.
 
         The same content under the same name is no new version. activate: the bare name means it from now on.
         takes_file: `weights` is a file that the caller alone writes; the store moves it instead of copying it.
+        tool_dialect, chat_template: how its chats are written; they become part of the config, and so of the digest.
 
         Raises:
             AdapterRejected: the upload is not one we serve exactly; see header, config_fields, config and validate.
             NotFound: tenant_not_found. Conflict: too_many_adapters. StoreError: disk_full, read_only.
         """
         check_name("name", name)
+        config = with_chat_fields(config, tool_dialect, chat_template)
         plan = plan_files(config, weights, base, self._limits)
         with self._database.read() as connection:
             tenant_id(connection, tenant)
+        check_template_renders(plan.chat_template)
         with self._blobs.stage(config, weights, moves=takes_file) as staged:
             # The copy is checked, because it is what is stored: the upload itself may change meanwhile.
             if plan_files(config, staged / WEIGHTS_FILE, base, self._limits) != plan:
@@ -275,6 +293,20 @@ class AdapterStore:
             raise NotFound("model_not_found", f"no adapter {version.ref} for tenant {version.tenant}", param="model")
         return config
 
+    def chat_template_of(self, version: AdapterVersion) -> str | None:
+        """Its own chat template. Raises NotFound (model_not_found)."""
+        if version.chat_template is None:
+            return None
+        with self._templates_lock:
+            found = self._templates.get(version.chat_template)
+        if found is None:
+            found = str(json.loads(self.config_of(version))[TEMPLATE_FIELD])
+            with self._templates_lock:
+                self._templates[version.chat_template] = found
+                while len(self._templates) > _MAX_TEMPLATES:
+                    self._templates.popitem(last=False)
+        return found
+
     def weights_of(self, digest: AdapterDigest) -> Path:
         """The path of a digest's adapter_model.safetensors; read only."""
         return self._blobs.get(digest) / WEIGHTS_FILE
@@ -378,4 +410,6 @@ def _draft(tenant: str, name: str, digest: AdapterDigest, plan: AdapterPlan, *, 
         num_bytes=packed_bytes(plan),
         created_at=now_s(),
         active=activate,
+        tool_dialect=plan.tool_dialect,
+        chat_template=template_digest(plan.chat_template),
     )

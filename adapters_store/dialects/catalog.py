@@ -23,6 +23,11 @@ _FAMILIES = {  # words of templates that show no tools themselves
 }
 
 
+def all_markers() -> tuple[str, ...]:
+    """The names of every dialect's markers."""
+    return tuple(sorted({name for dialect in _ALL for name in dialect.markers}))
+
+
 def native_dialect(template: str) -> Dialect | None:
     """The dialect in which the template itself shows tools, calls and results; None if it shows none that we know."""
     return next((dialect for dialect in _ALL if dialect.is_dialect_of(template)), None)

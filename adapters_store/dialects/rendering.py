@@ -9,9 +9,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adapters_store.dialects.catalog import native_dialect
 from adapters_store.dialects.dialect import Dialect, Tool
 
 Message = Mapping[str, Any]
+
+
+def with_tools(
+    template: str, dialect: Dialect | None, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """Messages and tools as the template shows them: its own way if that is the dialect, else in turns of text."""
+    if not tools and not any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+        return messages, None
+    if dialect is None or native_dialect(template) is dialect:
+        return with_arguments_read(messages), tools or None
+    return plain_turns(dialect, messages, tools), None
 
 
 def with_arguments_read(messages: Sequence[Message]) -> list[dict[str, Any]]:

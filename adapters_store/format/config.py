@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from adapters_store.errors import AdapterRejected
+from adapters_store.format.chat_fields import dialect_in, template_in
 from adapters_store.format.config_fields import Body, bad_field, check_fields, default_delta_is_zero, is_empty
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.parsing.adapter_files import CONFIG_FILE, refuse_foreign_config
@@ -28,7 +29,8 @@ class LoraConfig:
 
     target_modules: the entries as written; None where the file says "all-linear" (the tensors tell which).
     zero_by_default: whether a targeted module without tensors has a zero delta in PEFT.
-    base_digest: the base the adapter says it was made for, if it says so.
+    base_digest: the base the adapter says it was made for, if it says so. tool_dialect, chat_template: how its chats are
+    written, where it differs from the base.
     """
 
     r: int
@@ -42,6 +44,8 @@ class LoraConfig:
     layers_pattern: tuple[str, ...]
     zero_by_default: bool
     base_digest: str | None
+    tool_dialect: str | None = None
+    chat_template: str | None = None
 
     def rank_of(self, module: str) -> int:
         """The rank PEFT gives this module."""
@@ -125,6 +129,8 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
         layers_pattern=_layers_pattern(body, by_list=targets is not None),
         zero_by_default=default_delta_is_zero(body),
         base_digest=_optional_text("multilora_base_digest", body.get("multilora_base_digest")),
+        tool_dialect=dialect_in(body),
+        chat_template=template_in(body),
     )
 
 

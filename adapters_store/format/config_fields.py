@@ -27,6 +27,8 @@ READ_FIELDS = frozenset(
         "layers_pattern",
         "init_lora_weights",
         "multilora_base_digest",
+        "multilora_chat_template",
+        "multilora_tool_dialect",
     }
 )
 

@@ -1,5 +1,6 @@
 """The identity of an adapter version: sha256 over base, meaning and tensors. Knows no files and no names of tenants.
 
+A tool dialect and a chat template are part of it; without them it is what it was before there were any.
 Two uploads with the same digest compute the same thing: key order, neutral fields, file order, tensor names ("lora_A"
 or "lora_A.default") and free metadata leave it as it is.
 """
@@ -35,7 +36,9 @@ class DigestBuilder:
             ]
             for module in plan.modules
         ]
-        meaning = json.dumps([plan.base.digest, modules], separators=(",", ":"))
+        chat = [plan.tool_dialect, plan.chat_template]
+        whole = [plan.base.digest, modules, *([] if chat == [None, None] else [chat])]
+        meaning = json.dumps(whole, separators=(",", ":"))
         self._hash = hashlib.sha256(_DOMAIN + meaning.encode() + b"\n")
 
     def update(self, bits: Bits) -> None:

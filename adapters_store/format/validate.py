@@ -43,10 +43,12 @@ class PlannedModule:
 
 @dataclass(frozen=True, slots=True)
 class AdapterPlan:
-    """A checked adapter: its modules in the base's order."""
+    """A checked adapter: its modules in the base's order, and how its chats are written."""
 
     base: BaseDescription
     modules: tuple[PlannedModule, ...]
+    tool_dialect: str | None = None
+    chat_template: str | None = None
 
     @property
     def max_rank(self) -> int:
@@ -76,7 +78,8 @@ def plan_adapter(
     _check_targets(config, pairs, base)
     order = base.module_index
     names = sorted(pairs, key=lambda name: order[name])
-    return AdapterPlan(base, tuple(_plan_module(name, pairs[name], config, base, limits) for name in names))
+    modules = tuple(_plan_module(name, pairs[name], config, base, limits) for name in names)
+    return AdapterPlan(base, modules, config.tool_dialect, config.chat_template)
 
 
 def _rejected(code: str, message: str) -> AdapterRejected:

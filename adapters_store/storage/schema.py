@@ -123,6 +123,8 @@ adapter_versions = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("config", LargeBinary, nullable=False),
     Column("unloaded", Boolean, nullable=False, server_default=false()),
+    Column("tool_dialect", String(32)),
+    Column("chat_template", String(71)),
     UniqueConstraint("adapter_id", "number", name="uq_adapter_versions_number"),
     UniqueConstraint("adapter_id", "digest", name="uq_adapter_versions_digest"),
     Index("ix_adapter_versions_digest", "digest"),

@@ -16,6 +16,7 @@ class AdapterVersion:
     num_bytes: what it takes in host and device memory, packed. created_at: Unix seconds.
     active: whether the bare name means this version. percent: for how many of the name's users, 0..100.
     loaded: False if it is out of service; requests get adapter_unloaded until it is activated.
+    tool_dialect: how its tool calls are written, chat_template: the digest of its own template; None: as the base's.
     quarantined: the code why it is not served, as blob_damaged; None if it is served.
     """
 
@@ -32,6 +33,8 @@ class AdapterVersion:
     percent: int = 0
     loaded: bool = True
     quarantined: str | None = None
+    tool_dialect: str | None = None
+    chat_template: str | None = None
 
     @property
     def ref(self) -> str:
@@ -54,6 +57,8 @@ class AdapterVersion:
             "base": self.base_digest,
             "rank": self.rank,
             "target_modules": list(self.target_modules),
+            "tool_dialect": self.tool_dialect,
+            "chat_template": self.chat_template,
             "bytes": self.num_bytes,
             "created": self.created_at,
         }

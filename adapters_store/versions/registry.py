@@ -84,6 +84,8 @@ def _to_version(row: Row[Any]) -> AdapterVersion:
         percent=_percent_of(row),
         loaded=not row.unloaded,
         quarantined=row.quarantined,
+        tool_dialect=row.tool_dialect,
+        chat_template=row.chat_template,
     )
 
 
@@ -153,6 +155,8 @@ def _insert_version(connection: Connection, adapter_id: int, number: int, draft:
             num_bytes=draft.num_bytes,
             created_at=draft.created_at,
             config=config,
+            tool_dialect=draft.tool_dialect,
+            chat_template=draft.chat_template,
         )
     )
     connection.execute(update(adapters).where(adapters.c.id == adapter_id).values(last_number=number))

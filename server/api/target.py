@@ -23,7 +23,7 @@ VERSION_HEADER = "x-multilora-adapter-version"
 class Target:
     """model: as the client wrote it. tenant: the one that pays. adapter None is the base; label names it in metrics.
 
-    quotas: of the tenant. rank: the adapter's largest.
+    quotas: of the tenant. rank: the adapter's largest. tool_dialect, chat_template: the adapter's own, where it has any.
     """
 
     model: str
@@ -32,6 +32,8 @@ class Target:
     label: str = "base"
     quotas: Quotas = UNLIMITED
     rank: int = 0
+    tool_dialect: str | None = None
+    chat_template: str | None = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -48,7 +50,19 @@ async def resolve_target(context: ApiContext, caller: Caller, model: str, sticky
         return Target(model, caller.tenant, quotas=await quotas_of(context, caller.tenant))
     version = await run_in_threadpool(find_version, context, caller, model, sticky)
     quotas = await quotas_of(context, version.tenant)
-    return Target(model, version.tenant, version.digest, version.ref, quotas, version.rank)
+    template = None
+    if version.chat_template is not None:
+        template = await run_in_threadpool(context.store.chat_template_of, version)
+    return Target(
+        model,
+        version.tenant,
+        version.digest,
+        version.ref,
+        quotas,
+        version.rank,
+        tool_dialect=version.tool_dialect,
+        chat_template=template,
+    )
 
 
 async def quotas_of(context: ApiContext, tenant: str) -> Quotas:

@@ -10,6 +10,7 @@ from server.api.context import ApiContext
 from server.api.edge.meters import Admitted
 from server.api.target import Target
 from server.engine.request import Request
+from server.engine.text.answer_reader import AnswerForm
 
 _INLINE_WEIGHT = 4096  # what takes about as long as handing it to a thread and back
 
@@ -29,7 +30,7 @@ class Call:
     """Sequence i answers prompt i // num_choices and is the answer's choice i.
 
     admission: what the quota gave before the body was read. stream: None for an answer in one piece. echoes: the text
-    of each prompt, if the answer repeats it.
+    of each prompt, if the answer repeats it. form: what a chat's answer may hold beside text; None: nothing.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Call:
     admission: Admitted | None = None
     stream: StreamUsage | None = None
     echoes: Sequence[str] | None = None
+    form: AnswerForm | None = None
 
     def prompt(self, index: int) -> list[int]:
         """Of sequence `index`."""

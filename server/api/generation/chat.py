@@ -97,6 +97,7 @@ class ChatShape:
         self._token_texts = context.engine.tokenizer.token_texts
         self._has_logprobs = call.has_logprobs
         self._has_role = [False] * len(call.requests)
+        self._answers = [ChatAnswer(call.form) for _ in call.requests]
         self._common: dict[str, Any] = {
             "id": call.id,
             "created": call.created,
@@ -108,9 +109,12 @@ class ChatShape:
         return f'{json_text({"object": "chat.completion", **self._common})[:-1]},"choices":['
 
     def whole(self, index: int, choice: Choice) -> str:
-        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []}
+        answer = self._answers[index]
+        spoken = answer.message([*answer.deltas(choice.text, choice.marks), *answer.last_deltas()])
+        message: dict[str, Any] = {"role": "assistant", **spoken, "refusal": None, "annotations": []}
+        finish_reason = answer.finish_reason(choice.finish_reason)
         logprobs = chat_logprobs(self._token_texts, choice.logprobs) if self._has_logprobs else "null"
-        ended = f'"logprobs":{logprobs},"finish_reason":{json_text(choice.finish_reason)}'
+        ended = f'"logprobs":{logprobs},"finish_reason":{json_text(finish_reason)}'
         return f'{{"index":{index},"message":{json_text(message)},{ended}}}'
 
     def head(self) -> str:
@@ -122,11 +126,24 @@ class ChatShape:
         if not self._has_role[index]:
             self._has_role[index] = True
             chunks.append(_chunk(index, _FIRST_DELTA, "null", "null"))
-        if event.text or (event.token_ids and event.finish_reason is None) or event.logprobs:
-            chunks.append(_chunk(index, f'{{"content":{json_string(event.text)}}}', self._logprobs(event), "null"))
+        logprobs = self._logprobs(event)
+        for delta in self._deltas(index, event):
+            chunks.append(_chunk(index, delta, logprobs, "null"))
+            logprobs = "null"
         if event.finish_reason is not None:
-            chunks.append(_chunk(index, "{}", "null", finish_json(event)))
+            finish_reason = self._answers[index].finish_reason(event.finish_reason)
+            chunks.append(_chunk(index, "{}", "null", json_text(finish_reason)))
         return chunks
+
+    def _deltas(self, index: int, event: TokenEvent) -> list[str]:
+        """The first one carries the event's log-probabilities, so there is one wherever there are any."""
+        answer = self._answers[index]
+        deltas = [json_text(delta) for delta in answer.deltas(event.text, event.marks)]
+        if not deltas and ((event.token_ids and event.finish_reason is None) or event.logprobs):
+            deltas.append('{"content":""}')
+        if event.finish_reason is not None:
+            deltas += [json_text(delta) for delta in answer.last_deltas()]
+        return deltas
 
     def _logprobs(self, event: TokenEvent) -> str:
         return chat_logprobs(self._token_texts, event.logprobs or ()) if self._has_logprobs else "null"

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.generation.fields.structured_output import StructuredFields
+from server.api.generation.fields.tools import (
+    MAX_CALLS,
+    MAX_TOOLS,
+    CallId,
+    NamedTool,
+    Tool,
+    ToolCall,
+    checked_calls,
+    checked_tools,
+)
 from server.api.wire.body import Absent, Body, Empty, Metadata, Text, at_most, neutral
 from server.engine.request import MAX_LOGIT_BIAS, MAX_LOGPROBS
 from server.engine.text.chat_options import MAX_TEMPLATE_VARIABLES, TemplateValue
 
 MAX_STOP_TOKEN_IDS = 128
 MAX_MESSAGES = 4096
+MAX_REASONING_BUDGET = 1 << 20
 MESSAGE_WEIGHT = 32  # of a template's step for one message, next to a character to tokenise
 
-Role = Literal["system", "developer", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 Prompt = str | tuple[int, ...]
 
 
@@ -139,7 +150,8 @@ class Message(Body):
     """One turn. `developer` is today's name of `system`. Fields of this server's answers may come back unchanged.
 
     Client libraries replay an answer with null for every field that they know and that the answer lacked. So null is
-    the same as absent, in every field. An assistant's turn may have no content.
+    the same as absent, in every field. An assistant's turn may have no content. tool_calls and reasoning_content are an
+    assistant's; tool_call_id names the call whose result a turn of role tool brings.
     """
 
     role: Role
@@ -149,7 +161,9 @@ class Message(Body):
     annotations: Empty = None
     audio: Absent = None
     function_call: Absent = None
-    tool_calls: Empty = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS), AfterValidator(checked_calls)] | None = None
+    tool_call_id: CallId | None = None
+    reasoning_content: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -161,14 +175,32 @@ class Message(Body):
             given["content"] = ""
         return given
 
+    @model_validator(mode="after")
+    def _fields_fit_the_role(self) -> Message:
+        if self.role != "assistant" and (self.tool_calls or self.reasoning_content is not None):
+            field = "tool_calls" if self.tool_calls else "reasoning_content"
+            raise PydanticCustomError("invalid_value", "{field} is allowed only with role assistant", {"field": field})
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise PydanticCustomError("invalid_value", "tool_call_id is needed with role tool, and allowed only there")
+        return self
+
+    @property
+    def num_chars(self) -> int:
+        """Of all that a template may show."""
+        calls = sum(len(call.function.name) + len(call.function.arguments) for call in self.tool_calls or ())
+        return len(self.content) + len(self.reasoning_content or "") + calls
+
     @property
     def weight(self) -> int:
         """What it takes to render and tokenise, in characters."""
-        return len(self.content) + len(self.name or "") + MESSAGE_WEIGHT
+        return self.num_chars + len(self.name or "") + MESSAGE_WEIGHT
 
-    def for_template(self) -> dict[str, str]:
-        named = {"name": self.name} if self.name is not None else {}
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content, **named}
+    def for_template(self) -> dict[str, Any]:
+        fields = {"name": self.name, "tool_call_id": self.tool_call_id, "reasoning_content": self.reasoning_content}
+        given = {name: value for name, value in fields.items() if value is not None}
+        calls = {"tool_calls": [call.for_template() for call in self.tool_calls]} if self.tool_calls else {}
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": self.content, **given, **calls}
 
 
 TemplateVariables = Annotated[
@@ -176,8 +208,11 @@ TemplateVariables = Annotated[
 ]
 
 
+ReasoningBudget = Annotated[int, Field(ge=0, le=MAX_REASONING_BUDGET)] | None
+
+
 class ChatBody(GenerationBody):
-    """OpenAI's chat request, and the usual fields beyond."""
+    """OpenAI's chat request, and the usual fields beyond. thinking_token_budget is vLLM's name of reasoning_budget."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     logprobs: bool | None = None
@@ -194,7 +229,9 @@ class ChatBody(GenerationBody):
     modalities: Annotated[None, neutral(["text"])] = None
     prediction: Absent = None
     reasoning_effort: Annotated[None, neutral("none")] = None
-    tool_choice: Annotated[None, neutral("none", "auto")] = None
-    tools: Empty = None
+    reasoning_budget: ReasoningBudget = None
+    thinking_token_budget: ReasoningBudget = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), AfterValidator(checked_tools)] | None = None
     verbosity: Annotated[None, neutral("medium")] = None
     web_search_options: Absent = None

@@ -15,7 +15,7 @@ from server.api.generation.call import Call, inline_or_heavy
 from server.api.generation.generation import hang_up_watched, submitted
 from server.api.generation.progress import CallProgress
 from server.api.wire.json_text import json_text
-from server.engine.request import TokenEvent, TokenLogprob
+from server.engine.request import Mark, TokenEvent, TokenLogprob
 
 LOGPROB_WEIGHT = 32  # of one token with its alternatives, next to a character of a prompt to tokenise
 
@@ -25,6 +25,8 @@ class Choice:
     """One finished sequence."""
 
     texts: list[str] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+    num_chars: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprob | None] = ()
     finish_reason: str | None = None
@@ -39,6 +41,8 @@ class Choice:
         return LOGPROB_WEIGHT * (len(self.logprobs) + len(self.prompt_logprobs)) + 4 * len(self.texts)
 
     def saw(self, event: TokenEvent) -> None:
+        self.marks += [(self.num_chars + place, id_) for place, id_ in event.marks]
+        self.num_chars += len(event.text)
         self.texts.append(event.text)
         self.logprobs.extend(event.logprobs or ())
         self.prompt_logprobs = event.prompt_logprobs or self.prompt_logprobs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
 from adapters_store.accounts.keys import Scope
+from adapters_store.dialects.catalog import DIALECTS
+from adapters_store.dialects.template_sandbox import MAX_TEMPLATE_BYTES
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.parsing.adapter_files import refuse_shard
 from adapters_store.storage.names import check_name, split_ref
@@ -20,10 +22,12 @@ from server.api.context import ApiContext, ContextDep
 from server.api.edge.body_limits import UPLOAD_PATH
 from server.api.routes.uploads import ensure_tenant, receive, spool_path, upload_slot
 from server.api.target import model_not_found, tenant_and_ref
+from server.api.wire.errors import ApiError
 from server.api.wire.multipart import WEIGHTS
 from server.api.wire.paging import DEFAULT_LIMIT, After, Limit, page
 
 MAX_NAME_BYTES = 512
+_OPTIONAL = {"tool_dialect": 64, "chat_template": MAX_TEMPLATE_BYTES}
 _ADAPTER = f"{UPLOAD_PATH}/{{name:path}}"
 
 router = APIRouter()
@@ -35,7 +39,13 @@ def _upload_schema() -> dict[str, Any]:
     schema = {
         "type": "object",
         "required": ["name", "config", WEIGHTS],
-        "properties": {"name": {"type": "string", "maxLength": 128}, "config": file, WEIGHTS: file},
+        "properties": {
+            "name": {"type": "string", "maxLength": 128},
+            "config": file,
+            WEIGHTS: file,
+            "tool_dialect": {"type": "string", "enum": list(DIALECTS)},
+            "chat_template": {"type": "string", "maxLength": MAX_TEMPLATE_BYTES},
+        },
     }
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
@@ -44,20 +54,22 @@ def _upload_schema() -> dict[str, Any]:
 async def upload_adapter(
     request: Request, caller: CallerDep, context: ContextDep, activate: bool = True
 ) -> dict[str, Any]:
-    """Publish a PEFT LoRA: parts `name`, `config` (adapter_config.json), `weights` (adapter_model.safetensors).
+    """Publish a PEFT LoRA: parts `name`, `config` (adapter_config.json), `weights` (adapter_model.safetensors), and how
+    its chats are written, where that differs from the base: `tool_dialect`, `chat_template`.
 
     activate false: the bare name keeps its meaning, and the new version answers to `name@version`, or as a canary.
     """
     settings = context.settings
     limits = {"name": MAX_NAME_BYTES, "config": settings.max_config_bytes, WEIGHTS: settings.max_adapter_bytes}
+    limits |= _OPTIONAL
     with upload_slot(context, caller.tenant) as incoming:
         weights = await run_in_threadpool(spool_path, context)
         try:
-            upload = await receive(request, weights, limits, file_part=WEIGHTS, incoming=incoming)
+            upload = await receive(request, weights, limits, file_part=WEIGHTS, incoming=incoming, optional=_OPTIONAL)
             refuse_shard(upload.filename)
             fields = upload.fields
             name = fields["name"].decode("utf-8", "replace")
-            version = await _publish(context, caller, name, fields["config"], weights, activate=activate)
+            version = await _publish(context, caller, name, fields, weights, activate=activate)
         finally:
             await run_in_threadpool(weights.unlink, missing_ok=True)
     return adapter_object(caller, version)
@@ -109,8 +121,16 @@ def adapter_object(caller: Caller, version: AdapterVersion) -> dict[str, Any]:
     return version.to_json(caller.ref_to(version.tenant, version.ref))
 
 
+def _text(fields: Mapping[str, bytes], name: str) -> str | None:
+    """An optional part. Raises ApiError 400 for one that is not UTF-8."""
+    try:
+        return fields[name].decode() if name in fields else None
+    except UnicodeDecodeError as error:
+        raise ApiError(400, "invalid_value", f"{name}: byte {error.start} is not UTF-8", param=name) from None
+
+
 async def _publish(
-    context: ApiContext, caller: Caller, name: str, config: bytes, weights: Path, *, activate: bool
+    context: ApiContext, caller: Caller, name: str, fields: Mapping[str, bytes], weights: Path, *, activate: bool
 ) -> AdapterVersion:
     check_name("name", name)
     if name == context.engine.served_name:
@@ -121,11 +141,13 @@ async def _publish(
         return context.store.publish(
             tenant=caller.tenant,
             name=name,
-            config=config,
+            config=fields["config"],
             weights=weights,
             base=context.engine.base,
             activate=activate,
             takes_file=True,
+            tool_dialect=_text(fields, "tool_dialect"),
+            chat_template=_text(fields, "chat_template"),
         )
 
     return await anyio.to_thread.run_sync(publish, limiter=context.check_slots)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -45,11 +45,12 @@ def spool_path(context: ApiContext) -> Path:
 
 
 async def receive(
-    request: Request, spool: Path, limits: Mapping[str, int], *, file_part: str, incoming: Incoming
+    request: Request, spool: Path, limits: Mapping[str, int], *, file_part: str, incoming: Incoming, optional: Container[str] = ()
 ) -> Upload:
-    """The form's small fields; `file_part` goes into the spool file. limits: the most bytes of each part, by name."""
+    """The form's small fields; `file_part` goes into the spool file. limits: the most bytes of each part, by name;
+    those in `optional` may be absent."""
     boundary = boundary_of(request.headers.get("content-type", ""))
-    with await run_in_threadpool(UploadParser, boundary, spool, limits, file_part) as parser:
+    with await run_in_threadpool(UploadParser, boundary, spool, limits, file_part, optional) as parser:
 
         def take(chunk: bytes) -> None:
             incoming.arrived(len(chunk))

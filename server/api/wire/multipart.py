@@ -5,7 +5,7 @@ Limits are checked with every chunk, so an upload that is too large costs no mor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,11 +43,12 @@ class UploadParser:
     """Feed it the body's chunks, then `finish`. A context manager that closes the file.
 
     limits: the most bytes of each part that may come, by name; a part of any other name is refused. file_part: the
-    one that goes into `spool`.
+    one that goes into `spool`. optional: names of parts that may be absent.
     """
 
-    def __init__(self, boundary: bytes, spool: Path, limits: Mapping[str, int], file_part: str = WEIGHTS) -> None:
+    def __init__(self, boundary: bytes, spool: Path, limits: Mapping[str, int], file_part: str = WEIGHTS, optional: Container[str] = ()) -> None:
         self._limits = limits
+        self._optional = optional
         self._file_part = file_part
         self._filename = ""
         self._file: BinaryIO = spool.open("xb")
@@ -89,7 +90,7 @@ class UploadParser:
         if not self._is_complete:
             raise ApiError(400, "invalid_multipart", "the multipart body ends before its last boundary")
         for name in self._limits:
-            if name not in self._sizes:
+            if name not in self._sizes and name not in self._optional:
                 message = f"Missing required parameter: {name!r}."
                 raise ApiError(400, "missing_required_parameter", message, param=name)
         self._file.flush()

@@ -41,6 +41,12 @@ def push(
     name: Annotated[str, typer.Option("--name", "-n", help="The adapter's name.", metavar="N")],
     base: BaseOption = None,
     activate: Annotated[bool, typer.Option(help="Make the new version the active one.")] = True,
+    tool_dialect: Annotated[
+        str | None, typer.Option(help="How its tool calls are written, if not as the base's.", metavar="NAME")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="Its own chat template, a Jinja file of 64 KiB at most.", metavar="FILE")
+    ] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
@@ -62,12 +68,25 @@ def push(
                 weights=found.weights,
                 base=description,
                 activate=activate,
+                tool_dialect=tool_dialect,
+                chat_template=_template_text(chat_template),
             )
     output.emit(**version.to_json(), notes=list(found.notes))
     output.say(f"published {version.tenant}/{version.ref} (rank {version.rank}, {size(version.num_bytes)})")
     output.say(version.digest, style="dim")
     for note in found.notes:
         output.say(f"note: {note}", style="yellow")
+
+
+def _template_text(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    if not path.is_file():
+        raise CommandError("file_not_found", f"{path}: no such file", ExitCode.NOT_FOUND)
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise CommandError("bad_chat_template", f"{path}: byte {error.start} is not UTF-8", ExitCode.REFUSED) from None
 
 
 @app.command("list")
@@ -103,6 +122,9 @@ def show(
     output.say(f"digest   {version.digest}")
     output.say(f"base     {version.base_digest}")
     output.say(f"rank     {version.rank}, on {', '.join(version.target_modules)}")
+    if version.tool_dialect is not None or version.chat_template is not None:
+        template = version.chat_template or "the base's"
+        output.say(f"chats    tool dialect {version.tool_dialect or 'by the template'}, chat template {template}")
     _show_versions(output, versions)
 
 

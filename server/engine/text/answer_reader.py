@@ -65,9 +65,15 @@ class AnswerReader:
         self._num_to_skip = 0  # characters that the last marker's token shows
         self._pieces: list[Piece] = []
         self._symbol: Symbol | None = None  # the next one; None after the last
+        self._num_begun = self._num_whole = 0
         self._again: deque[Symbol | None] = deque()  # read while something was tried in vain
         self._walk = self._answer()
         next(self._walk)
+
+    @property
+    def has_whole_calls(self) -> bool:
+        """Whether there are calls, and the last one's arguments are complete."""
+        return 0 < self._num_begun == self._num_whole
 
     def feed(self, text: str, marks: Sequence[Mark] = ()) -> list[Piece]:
         """What this much more of the answer adds. marks: places of markers' tokens in this text, in order."""
@@ -162,7 +168,8 @@ class AnswerReader:
             name.append(self._symbol)
             yield from self._advance()
         if self._symbol is not None:
-            self._emit("name", "".join(name), number)
+            self._pieces.append(Piece("name", "".join(name), number))
+            self._num_begun += 1
         yield from self._pass(dialect.middle)
         yield from self._arguments(number)
         yield from self._pass(dialect.closing)
@@ -183,6 +190,7 @@ class AnswerReader:
             else:
                 depth += (symbol in ("{", "[")) - (symbol in ("}", "]"))
                 if depth == 0:
+                    self._num_whole += 1
                     return
 
     def _pass(self, parts: Sequence[Part]) -> _Walk:

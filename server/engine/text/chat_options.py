@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jinja2.defaults import DEFAULT_NAMESPACE
 from transformers import PreTrainedTokenizerBase
 
+from adapters_store.dialects.dialect import Dialect, Tool
 from server.engine.request import InvalidRequest
 
 TemplateValue = str | bool | int | float | None
@@ -25,7 +26,8 @@ _OWN_NAMES = {"messages", "raise_exception", "strftime_now", "loop", "self", "ca
 class ChatOptions:
     """add_generation_prompt: open the assistant's turn at the end. continue_final_message: leave the last message open,
     so that the answer continues it; only one of the two may be true. variables: what the template reads beside the
-    messages (`enable_thinking`). escape_control_tokens: names of control tokens in messages and variables are text.
+    messages (`enable_thinking`). escape_control_tokens: names of control tokens in messages, tools and variables are text.
+    tools: shown to the model, as are calls and results in the messages, in `dialect`. template: in place of the base's.
 
     Raises InvalidRequest for a combination or variable that a request may not set.
     """
@@ -34,6 +36,9 @@ class ChatOptions:
     continue_final_message: bool = False
     escape_control_tokens: bool = False
     variables: Mapping[str, TemplateValue] = field(default_factory=dict)
+    tools: Sequence[Tool] = ()
+    dialect: Dialect | None = None
+    template: str | None = None
 
     def __post_init__(self) -> None:
         if self.continue_final_message and self.add_generation_prompt:

@@ -25,11 +25,12 @@ _DROP_MARKS = str.maketrans("", "", _MARKS)
 
 class ControlTokens:
     """backend: the tokenizer that encodes unmarked text. template: its literal text names further control tokens.
+    plain: `without_added_tokens(backend)`, if it is there already.
 
     Control tokens are the special tokens, and those added tokens that the template names. Thread-safe.
     """
 
-    def __init__(self, backend: FastTokenizer, template: str) -> None:
+    def __init__(self, backend: FastTokenizer, template: str, plain: FastTokenizer | None = None) -> None:
         self._backend = backend
         self._names = {
             id_: token.content
@@ -39,11 +40,18 @@ class ControlTokens:
         special = {id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special}
         self._forms = {id_: _form(name, is_split=id_ in special) for id_, name in self._names.items()}
         self._finder = SpecialNames(self._names)
-        self._plain = _without_added_tokens(backend)
+        self._plain = plain or without_added_tokens(backend)
 
     def marked(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The same fields, with control tokens' names marked in every string."""
-        return {name: self._marked(value) if isinstance(value, str) else value for name, value in fields.items()}
+        """The same fields, with control tokens' names marked in every string, however deep."""
+        return {name: self._marked_value(value) for name, value in fields.items()}
+
+    def _marked_value(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._marked(value)
+        if isinstance(value, dict):
+            return {self._marked(key): self._marked_value(member) for key, member in value.items()}
+        return [self._marked_value(member) for member in value] if isinstance(value, list | tuple) else value
 
     def encode(self, chat: str) -> list[int]:
         """Token ids of a rendered chat. Raises InvalidRequest for a name that this tokenizer cannot encode as text."""
@@ -91,7 +99,7 @@ def _continued(encode: FastTokenizer, text: str) -> list[int]:
     return alone
 
 
-def _without_added_tokens(backend: FastTokenizer) -> FastTokenizer:
+def without_added_tokens(backend: FastTokenizer) -> FastTokenizer:
     """The same tokenizer, for which every text is plain text."""
     state = json.loads(backend.to_str())
     state |= {"added_tokens": [], "post_processor": None}

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import jinja2
@@ -22,9 +23,12 @@ from adapters_store.base.end_of_turn import end_of_turn_id
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.folder import read_json
 from adapters_store.base.tokenizer import load_tokenizer
+from adapters_store.dialects.catalog import all_markers
+from adapters_store.dialects.rendering import with_tools
+from adapters_store.dialects.template_sandbox import TemplateSandbox
 from server.engine.request import InvalidRequest
 from server.engine.text.chat_options import ChatOptions, TemplateValue
-from server.engine.text.control_tokens import ControlTokens
+from server.engine.text.control_tokens import ControlTokens, without_added_tokens
 from server.engine.text.token_text import TokenTexts
 from server.engine.text.vocabulary import Vocabulary
 
@@ -101,39 +105,59 @@ class Tokenizer:
     def _ids_of_added(self) -> dict[str, int]:
         return {token.content: id_ for id_, token in self._backend.get_added_tokens_decoder().items()}
 
+    @property
+    def chat_template(self) -> str:
+        """The one that chats with tools get; "" without one."""
+        own = self._template_owner.chat_template or ""
+        return str(own.get("tool_use") or own["default"]) if isinstance(own, Mapping) else str(own)
+
+    def control_tokens(self, template: str | None = None) -> ControlTokens:
+        """Of an adapter's chat template; None: of the base's. Kept for the templates used last."""
+        return self._control_tokens_of(str(self._template_owner.chat_template) if template is None else template)
+
     @cached_property
-    def control_tokens(self) -> ControlTokens:
-        """Made on first use: it holds a second copy of the tokenizer."""
-        return ControlTokens(self._backend, str(self._template_owner.chat_template))
+    def _control_tokens_of(self) -> Callable[[str], ControlTokens]:
+        plain, markers = without_added_tokens(self._backend), " ".join(all_markers())
+        return lru_cache(maxsize=8)(lambda template: ControlTokens(self._backend, f"{template} {markers}", plain))
+
+    @cached_property
+    def sandbox(self) -> TemplateSandbox:
+        """Where adapters' templates are rendered."""
+        return TemplateSandbox()
 
     def encode_chat(self, messages: Sequence[Message], options: ChatOptions = _PLAIN_CHAT) -> list[int]:
-        """The prompt that the model's chat template makes of `messages`, as token ids.
+        """The prompt that the chat template makes of `messages`, as token ids.
 
-        Raises InvalidRequest if the model has no chat template, a request may not set a template variable, or the
-        template itself refuses.
+        Raises InvalidRequest if there is no chat template, a request may not set a template variable, or the template
+        itself refuses.
         """
-        if not self.has_chat_template:
+        if not self.has_chat_template and options.template is None:
             raise InvalidRequest("messages", "this model has no chat template", code="chat_template_missing")
         if not messages:
             raise InvalidRequest("messages", "messages must have at least 1 entry, got 0")
-        plain = [dict(message) for message in messages]
+        plain = {"messages": [dict(message) for message in messages], "tools": [dict(tool) for tool in options.tools]}
         options.check_names(self._template_owner)
         if not options.escape_control_tokens:
-            text = self._rendered(plain, options, options.variables)
+            text = self._rendered(**plain, options=options, variables=options.variables)
             return self.encode(text, add_special_tokens=False, param="messages")
-        control = self.control_tokens
-        text = self._rendered(
-            [control.marked(message) for message in plain], options, control.marked(options.variables)
-        )
+        control = self.control_tokens(options.template)
+        text = self._rendered(**control.marked(plain), options=options, variables=control.marked(options.variables))
         return control.encode(text)
 
     def _rendered(
-        self, messages: list[dict[str, Any]], options: ChatOptions, variables: Mapping[str, TemplateValue]
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]],
+        options: ChatOptions,
+        variables: Mapping[str, TemplateValue],
     ) -> str:
-        render = self._template_owner.apply_chat_template
         try:
-            rendered = render(
-                messages,
+            shown, listed = with_tools(options.template or self.chat_template, options.dialect, messages, tools)
+            if options.template is not None:
+                return self._rendered_apart(options.template, shown, listed, options, variables)
+            rendered = self._template_owner.apply_chat_template(
+                shown,
+                tools=listed,
                 tokenize=False,
                 add_generation_prompt=options.add_generation_prompt,
                 continue_final_message=options.continue_final_message,
@@ -144,6 +168,23 @@ class Tokenizer:
             # the template renders other messages, so an error in it is the fault of these
             reason = str(error)[:_MAX_ERROR_CHARACTERS]
             raise InvalidRequest("messages", f"the chat template refused the messages: {reason}") from error
+
+    def _rendered_apart(
+        self,
+        template: str,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        options: ChatOptions,
+        variables: Mapping[str, TemplateValue],
+    ) -> str:
+        """An adapter's template, in a process of its own. Raises TemplateFailed."""
+        end = f"END{token_hex(8)}" if options.continue_final_message else ""
+        shown = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"].rstrip() + end}]
+        names: dict[str, Any] = {name: str(each) for name, each in self._template_owner.special_tokens_map.items()}
+        names |= variables
+        names |= {"messages": shown, "tools": tools, "add_generation_prompt": options.add_generation_prompt}
+        text = self.sandbox.render(template, names)
+        return text[: text.rindex(end)] if end else text
 
 
 def _configured_eos_ids(folder: Path) -> list[int]:

@@ -1,0 +1,92 @@
+"""Renders chat templates that tenants sent, in processes of their own (see `template_child`). Any thread may use it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from adapters_store.dialects.template_child import MAX_CPU_S, MAX_MORE_BYTES
+
+MAX_TEMPLATE_BYTES = 64 * 1024
+MAX_RENDERED_CHARS = 4 << 20
+_PATIENCE_S = 40.0
+_TOO_MUCH = f"it needs more than {MAX_CPU_S:g} s of processor time or {MAX_MORE_BYTES >> 20} MiB of memory"
+
+
+class TemplateFailed(ValueError):
+    """The template gives no text. The message may quote what it raised itself."""
+
+
+class TemplateSandbox:
+    """Starts its process when it is first needed, and again if that has ended. Close it, or use it as a context."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> TemplateSandbox:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def render(self, template: str, variables: Mapping[str, Any], *, max_chars: int = MAX_RENDERED_CHARS) -> str:
+        """Raises TemplateFailed."""
+        request = {"template": template, "variables": dict(variables), "max_chars": max_chars}
+        mine, theirs = socket.socketpair()
+        with mine:
+            with theirs:
+                self._hand_over(theirs)
+            answer = _exchanged(mine, json.dumps(request).encode())
+        if answer is None:
+            raise TemplateFailed(_TOO_MUCH)
+        if "error" in answer:
+            raise TemplateFailed(answer["error"])
+        return answer["text"]
+
+    def close(self) -> None:
+        with self._lock:
+            if self._control is not None and self._process is not None:
+                self._control.close()
+                self._process.wait()
+            self._control = self._process = None
+
+    def _hand_over(self, theirs: socket.socket) -> None:
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+            assert self._control is not None
+            socket.send_fds(self._control, [b"r"], [theirs.fileno()])
+
+    def _start(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        self._control, child_end = socket.socketpair()
+        with child_end:
+            fd = child_end.fileno()
+            command = [sys.executable, "-P", "-m", "adapters_store.dialects.template_child", str(fd)]
+            self._process = subprocess.Popen(
+                command, pass_fds=(fd,), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={}
+            )
+
+
+def _exchanged(mine: socket.socket, request: bytes) -> dict[str, str] | None:
+    """None for a child that ended before its answer was whole."""
+    mine.settimeout(_PATIENCE_S)
+    parts: list[bytes] = []
+    try:
+        mine.sendall(request)
+        mine.shutdown(socket.SHUT_WR)
+        while part := mine.recv(1 << 16):
+            parts.append(part)
+        answer: dict[str, str] = json.loads(b"".join(parts))
+    except (OSError, ValueError):
+        return None
+    return answer

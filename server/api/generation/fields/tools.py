@@ -1,0 +1,125 @@
+"""What chat requests may say about tools: definitions, choice, calls and results in the history. Knows no dialect."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
+
+from adapters_store.dialects.dialect import MAX_CALL_ID_CHARS
+from server.api.wire.body import Body
+
+MAX_TOOLS = 128
+MAX_TOOLS_CHARS = 48 * 1024  # of all definitions, as JSON: they are compiled to one grammar
+MAX_SCHEMA_DEPTH = 32
+MAX_CALLS = 128
+MAX_DESCRIPTION_CHARS = 8192
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+CallId = Annotated[str, Field(min_length=1, max_length=MAX_CALL_ID_CHARS)]
+
+
+def _schema(value: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise PydanticCustomError("invalid_type", "must be a JSON Schema, an object")
+    if value.get("type", "object") != "object":
+        raise PydanticCustomError("invalid_value", "the schema of a tool's parameters must be of type object")
+    if _is_deeper(value, MAX_SCHEMA_DEPTH):
+        raise PydanticCustomError("invalid_value", "must be nested {limit} deep at most", {"limit": MAX_SCHEMA_DEPTH})
+    return value
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [member for each in level for member in _members(each)]
+    return bool(level)
+
+
+def _members(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+Schema = Annotated[dict[str, Any] | None, PlainValidator(_schema, json_schema_input_type=dict[str, Any] | None)]
+
+
+class Function(Body):
+    """strict is accepted either way: arguments always follow the schema."""
+
+    name: ToolName
+    description: Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARS)] | None = None
+    parameters: Schema = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+    def for_template(self) -> dict[str, Any]:
+        """As templates and grammars read it."""
+        function = {"name": self.function.name}
+        if self.function.description is not None:
+            function["description"] = self.function.description
+        parameters = self.function.parameters or {"type": "object", "properties": {}}
+        return {"type": "function", "function": {**function, "parameters": parameters}}
+
+
+class _NamedFunction(Body):
+    name: ToolName
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: _NamedFunction
+
+
+class FunctionCall(Body):
+    name: ToolName
+    arguments: str
+
+
+class ToolCall(Body):
+    """A call in the history, as this server or another wrote it."""
+
+    id: CallId
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None  # some clients keep it from a stream
+
+    def for_template(self) -> dict[str, Any]:
+        return {"id": self.id, "type": "function", "function": self.function.model_dump()}
+
+
+def checked_calls(calls: list[ToolCall]) -> list[ToolCall]:
+    """Raises PydanticCustomError for arguments that no template can show."""
+    for number, call in enumerate(calls):
+        if not _is_object(call.function.arguments):
+            raise PydanticCustomError(
+                "invalid_value", "arguments of call {number} must be a JSON object as text", {"number": number}
+            )
+    return calls
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def checked_tools(tools: list[Tool]) -> list[Tool]:
+    """Raises PydanticCustomError for names twice, or more text than one grammar may have."""
+    seen: set[str] = set()
+    for tool in tools:
+        if tool.function.name in seen:
+            raise PydanticCustomError("invalid_value", "duplicate name {name}", {"name": tool.function.name})
+        seen.add(tool.function.name)
+    size = sum(len(json.dumps(tool.for_template())) for tool in tools)
+    if size > MAX_TOOLS_CHARS:
+        limits = {"limit": MAX_TOOLS_CHARS, "size": size}
+        raise PydanticCustomError("invalid_value", "must have at most {limit} characters as JSON, has {size}", limits)
+    return tools
