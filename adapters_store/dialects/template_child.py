@@ -2,9 +2,9 @@
 
     python -P -m adapters_store.dialects.template_child FD
 
-FD: a socket that brings one more socket for each rendering, on which a JSON request comes and a JSON answer goes. Jinja's
-sandbox keeps a template from Python's inside; limits of the kernel end a child that uses too much, whatever it does.
-Imports nothing large.
+FD: a socket that brings one more socket for each rendering, on which a JSON request comes and a JSON answer goes.
+Jinja's sandbox keeps a template from Python's inside; limits of the kernel end a child that uses too much. Imports
+nothing large.
 """
 
 from __future__ import annotations

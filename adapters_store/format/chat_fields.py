@@ -40,7 +40,9 @@ def template_in(body: Mapping[str, object]) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value.strip():
-        raise AdapterRejected("bad_chat_template", f"chat_template: must be text, got {shown(value)}", param="chat_template")
+        raise AdapterRejected(
+            "bad_chat_template", f"chat_template: must be text, got {shown(value)}", param="chat_template"
+        )
     size = len(value.encode(errors="surrogatepass"))
     if size > MAX_TEMPLATE_BYTES:
         message = f"chat_template: {size} bytes, the limit is {MAX_TEMPLATE_BYTES}"

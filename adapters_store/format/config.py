@@ -29,8 +29,8 @@ class LoraConfig:
 
     target_modules: the entries as written; None where the file says "all-linear" (the tensors tell which).
     zero_by_default: whether a targeted module without tensors has a zero delta in PEFT.
-    base_digest: the base the adapter says it was made for, if it says so. tool_dialect, chat_template: how its chats are
-    written, where it differs from the base.
+    base_digest: the base the adapter says it was made for, if it says so.
+    tool_dialect, chat_template: how its chats are written, where that differs from the base.
     """
 
     r: int

@@ -23,7 +23,7 @@ VERSION_HEADER = "x-multilora-adapter-version"
 class Target:
     """model: as the client wrote it. tenant: the one that pays. adapter None is the base; label names it in metrics.
 
-    quotas: of the tenant. rank: the adapter's largest. tool_dialect, chat_template: the adapter's own, where it has any.
+    quotas: of the tenant. rank: the adapter's largest. tool_dialect, chat_template: the adapter's own.
     """
 
     model: str

@@ -22,8 +22,10 @@ from server.api.generation.schemas import GenerationBody
 from server.api.target import Target, resolve_target
 from server.engine.grammar.compiler import AskedGrammar, CompiledGrammar
 from server.engine.request import InvalidRequest, Request, SamplingParams
+from server.engine.text.answer_reader import AnswerForm
 
 _SEED_RANGE = 2**63
+_OWN_TEMPLATE_WEIGHT = 1 << 14  # another process renders it, which the event loop cannot wait for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +46,29 @@ class TokenBudget:
         return num_left if self.default is None else min(self.default, num_left)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """prompts: their tokens. form: what a chat's answer may hold beside text. grammar: what the answers must follow."""
+
+    prompts: list[list[int]]
+    form: AnswerForm | None = None
+    grammar: AskedGrammar | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptSource:
     """The prompts of one route's body. Its functions may run on any thread, and raise InvalidRequest.
 
     id_prefix: of the answer's id. weight: what it takes to tokenise, in characters. echo: the prompts' texts, from
     their tokens; None if the answer does not repeat them. end_ids: tokens that end an answer besides the base's own.
-    grammar: what each answer must follow.
+    grammar: what each answer must follow, if the prepared prompts say nothing else.
     """
 
     id_prefix: str
     num_prompts: int
     weight: int
     budget: TokenBudget
-    tokenize: Callable[[], list[list[int]]]
+    prepare: Callable[[Target], Prepared]
     logprobs: int | None
     prompt_logprobs: int | None = None
     echo: Callable[[Sequence[list[int]]], list[str]] | None = None
@@ -72,11 +83,15 @@ async def build_call(
     _check_counts(context, source.num_prompts, body.num_choices)
     target = await resolve_target(context, before.caller, body.model, body.sticky or request_id)
 
-    grammar = await _compiled(context, target.tenant, source.grammar)
+    weight = source.weight + (_OWN_TEMPLATE_WEIGHT if target.chat_template is not None else 0)
+    prepared = await inline_or_heavy(context, target.tenant, weight, lambda: source.prepare(target))
+    prompts = prepared.prompts
+    grammar = await _compiled(context, target.tenant, prepared.grammar or source.grammar)
 
     def build() -> Call:
-        prompts = source.tokenize()
         params = _sampling_params(context, body, source)
+        if prepared.form is not None:
+            params = replace(params, mark_ids=prepared.form.mark_ids)
         _check_prompt_logprobs(context, params, sum(map(len, prompts)) * body.num_choices)
         call_id = f"{source.id_prefix}-{uuid4().hex}"
         requests = _requests(
@@ -100,6 +115,7 @@ async def build_call(
             admission=before.admission,
             stream=_stream_usage(body),
             echoes=None if source.echo is None else source.echo(prompts),
+            form=prepared.form,
         )
 
     return await inline_or_heavy(context, target.tenant, source.weight, build)

@@ -13,18 +13,19 @@ from adapters_store.parsing.strict_json import shown
 from server.api.auth import guarded
 from server.api.context import ApiContext, ContextDep
 from server.api.generation.admission import BeforeBodyDep
-from server.api.generation.build_call import PromptSource, TokenBudget, build_call, check_length
+from server.api.generation.build_call import PromptSource, TokenBudget, build_call
 from server.api.generation.call import Call
+from server.api.generation.chat_answer import ChatAnswer
+from server.api.generation.chat_plan import check_tools, planned
 from server.api.generation.fields.structured_output import asked_grammar
 from server.api.generation.logprobs import chat_logprobs
 from server.api.generation.schemas import ChatBody
-from server.api.generation.streaming import TokenStream, check_stream_options, finish_json
+from server.api.generation.streaming import TokenStream, check_stream_options
 from server.api.generation.whole import Choice, whole_answer
 from server.api.request_body import json_body
 from server.api.wire.json_body import body_schema
-from server.api.wire.json_text import json_string, json_text
+from server.api.wire.json_text import json_text
 from server.engine.request import InvalidRequest, TokenEvent
-from server.engine.text.chat_options import ChatOptions
 
 BodyDep = Annotated[ChatBody, Depends(json_body(ChatBody, max_bytes=None))]
 
@@ -48,6 +49,7 @@ async def create_chat_completion(
 
 def _check(body: ChatBody) -> None:
     check_stream_options(body)
+    check_tools(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs", "top_logprobs is allowed only with logprobs true")
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
@@ -57,37 +59,26 @@ def _check(body: ChatBody) -> None:
 
 
 def _source(context: ApiContext, body: ChatBody) -> PromptSource:
-    asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    asked = asked_grammar(body)
+    if asked is not None and body.tools:
+        raise InvalidRequest(asked.field, f"{asked.field} and tools constrain the answer both; send only one of them")
     default = context.settings.sampling_defaults.max_tokens
     return PromptSource(
         id_prefix="chatcmpl",
         num_prompts=1,
-        weight=sum(message.weight for message in body.messages) + len(body.logit_bias or ()),
-        budget=TokenBudget(prompt_field="messages", asked=asked, default=default),
-        tokenize=lambda: [_tokens(context, body)],
+        weight=_weight(body),
+        budget=TokenBudget(prompt_field="messages", asked=max_tokens, default=default),
+        prepare=lambda target: planned(context, body, target),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         end_ids=tuple(context.engine.tokenizer.chat_end_ids),
-        grammar=asked_grammar(body),
+        grammar=asked,
     )
 
 
-def _tokens(context: ApiContext, body: ChatBody) -> list[int]:
-    """The conversation as token ids. Raises InvalidRequest, also for what the chat template refuses."""
-    messages = [message.for_template() for message in body.messages]
-    check_length(context, "messages", sum(len(message["content"]) for message in messages))
-    return context.engine.tokenizer.encode_chat(messages, _options(context, body))
-
-
-def _options(context: ApiContext, body: ChatBody) -> ChatOptions:
-    """A message to continue ends without a new turn, unless the client sets add_generation_prompt."""
-    is_continued = bool(body.continue_final_message)
-    opens_turn = not is_continued if body.add_generation_prompt is None else body.add_generation_prompt
-    return ChatOptions(
-        add_generation_prompt=opens_turn,
-        continue_final_message=is_continued,
-        escape_control_tokens=context.settings.escape_control_tokens,
-        variables=body.chat_template_kwargs or {},
-    )
+def _weight(body: ChatBody) -> int:
+    tools = sum(tool.weight for tool in body.tools or ())
+    return sum(message.weight for message in body.messages) + tools + len(body.logit_bias or ())
 
 
 class ChatShape:

@@ -1,4 +1,4 @@
-"""How one chat is asked and answered: the prompt's tokens, what the answer may hold, and the grammar that sees to it."""
+"""How one chat is asked and answered: the prompt's tokens, what the answer may hold, and the grammar for it."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def _names(body: ChatBody) -> list[str]:
     return [tool.function.name for tool in body.tools or ()]
 
 
-def planned(context: ApiContext, body: ChatBody, target: Target, options: ChatOptions) -> Prepared:
+def planned(context: ApiContext, body: ChatBody, target: Target) -> Prepared:
     """Raises InvalidRequest, also for what the chat template refuses."""
-    tokenizer = context.engine.tokenizer
+    tokenizer, options = context.engine.tokenizer, _options(context, body, target)
     messages = [message.for_template() for message in body.messages]
     check_length(context, "messages", sum(message.num_chars for message in body.messages))
     ids = tokenizer.encode_chat(messages, options)
     template = options.template or tokenizer.chat_template
-    dialect = _asked_dialect(body, options)
+    dialect = options.dialect if body.tools else None
     form = _form(tokenizer, ids, None if body.tool_choice == "none" else dialect, reasoning_of(template))
     budget = body.thinking_token_budget if body.reasoning_budget is None else body.reasoning_budget
     reasoning = _reasoning_part(tokenizer, form, budget)
@@ -56,7 +56,7 @@ def planned(context: ApiContext, body: ChatBody, target: Target, options: ChatOp
     return Prepared([ids], form=form, grammar=AskedGrammar(field, GrammarSpec("lark", lark)))
 
 
-def options_of(context: ApiContext, body: ChatBody, target: Target) -> ChatOptions:
+def _options(context: ApiContext, body: ChatBody, target: Target) -> ChatOptions:
     """A message to continue ends without a new turn, unless the client sets add_generation_prompt."""
     is_continued = bool(body.continue_final_message)
     opens_turn = not is_continued if body.add_generation_prompt is None else body.add_generation_prompt
@@ -71,10 +71,6 @@ def options_of(context: ApiContext, body: ChatBody, target: Target) -> ChatOptio
         dialect=own or dialect_of(template or context.engine.tokenizer.chat_template),
         template=template,
     )
-
-
-def _asked_dialect(body: ChatBody, options: ChatOptions) -> Dialect | None:
-    return options.dialect if body.tools else None
 
 
 def _calls_part(body: ChatBody, dialect: Dialect) -> CallsPart:

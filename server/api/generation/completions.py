@@ -14,7 +14,7 @@ from adapters_store.parsing.strict_json import shown
 from server.api.auth import guarded
 from server.api.context import ApiContext, ContextDep
 from server.api.generation.admission import BeforeBodyDep
-from server.api.generation.build_call import PromptSource, TokenBudget, build_call, check_length
+from server.api.generation.build_call import Prepared, PromptSource, TokenBudget, build_call, check_length
 from server.api.generation.call import Call
 from server.api.generation.fields.structured_output import asked_grammar
 from server.api.generation.logprobs import CompletionLogprobs, Entries
@@ -59,7 +59,7 @@ def _source(context: ApiContext, body: CompletionBody) -> PromptSource:
         num_prompts=len(body.prompt),
         weight=sum(map(len, body.prompt)) + len(body.logit_bias or ()) * len(body.prompt),
         budget=budget,
-        tokenize=lambda: _prompt_ids(context, body, budget),
+        prepare=lambda _: Prepared(_prompt_ids(context, body, budget)),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
         echo=partial(_echoes, context, body) if body.echo else None,

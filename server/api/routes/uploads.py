@@ -45,7 +45,13 @@ def spool_path(context: ApiContext) -> Path:
 
 
 async def receive(
-    request: Request, spool: Path, limits: Mapping[str, int], *, file_part: str, incoming: Incoming, optional: Container[str] = ()
+    request: Request,
+    spool: Path,
+    limits: Mapping[str, int],
+    *,
+    file_part: str,
+    incoming: Incoming,
+    optional: Container[str] = (),
 ) -> Upload:
     """The form's small fields; `file_part` goes into the spool file. limits: the most bytes of each part, by name;
     those in `optional` may be absent."""

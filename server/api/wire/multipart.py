@@ -46,7 +46,14 @@ class UploadParser:
     one that goes into `spool`. optional: names of parts that may be absent.
     """
 
-    def __init__(self, boundary: bytes, spool: Path, limits: Mapping[str, int], file_part: str = WEIGHTS, optional: Container[str] = ()) -> None:
+    def __init__(
+        self,
+        boundary: bytes,
+        spool: Path,
+        limits: Mapping[str, int],
+        file_part: str = WEIGHTS,
+        optional: Container[str] = (),
+    ) -> None:
         self._limits = limits
         self._optional = optional
         self._file_part = file_part

@@ -15,7 +15,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-GrammarKind = Literal["json_schema", "regex", "choice", "grammar"]
+GrammarKind = Literal["json_schema", "regex", "choice", "grammar", "lark"]
 MAX_GRAMMAR_BYTES = 64 * 1024
 MAX_CHOICES = 1024
 _BLANKS = r"[ \t]{1,8}|\r?\n[ \t]{0,64}"  # between two JSON tokens: no model fills its answer with blanks
@@ -32,7 +32,8 @@ class TooComplex(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """A grammar as a client sends it. text: of a json_schema and of a choice, JSON; of a grammar, Lark or GBNF.
+    """A grammar as a client sends it. text: of a json_schema and of a choice, JSON; of a grammar, Lark or GBNF; of
+    lark, Lark that this server wrote itself.
 
     compact: no blanks between JSON tokens.
     """
@@ -50,6 +51,8 @@ class GrammarSpec:
                 return str(LLMatcher.grammar_from_regex(self.text))
             case "choice":
                 return str(LLMatcher.grammar_from_lark(_choice_lark(json.loads(self.text))))
+            case "lark":
+                return str(LLMatcher.grammar_from_lark(self.text))
             case "grammar":
                 return str(LLMatcher.grammar_from_lark(_lark(self.text)))
 

@@ -18,7 +18,7 @@ from adapters_store.dialects.reasoning import ReasoningMarks
 Choice = Literal["none", "auto", "required"]
 
 _ARGUMENTS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 _ANY_TEXT = "/(?s:.*)/"
 
 
@@ -56,7 +56,7 @@ def answer_grammar(
 def arguments_schema(tool: Tool) -> dict[str, Any]:
     """The JSON Schema that a call's arguments follow: always an object."""
     schema = tool["function"].get("parameters")
-    return dict(_NO_ARGUMENTS) if not schema else {**schema, "type": "object"}
+    return dict(NO_ARGUMENTS) if not schema else {**schema, "type": "object"}
 
 
 class _Writer:

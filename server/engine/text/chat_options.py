@@ -26,8 +26,8 @@ _OWN_NAMES = {"messages", "raise_exception", "strftime_now", "loop", "self", "ca
 class ChatOptions:
     """add_generation_prompt: open the assistant's turn at the end. continue_final_message: leave the last message open,
     so that the answer continues it; only one of the two may be true. variables: what the template reads beside the
-    messages (`enable_thinking`). escape_control_tokens: names of control tokens in messages, tools and variables are text.
-    tools: shown to the model, as are calls and results in the messages, in `dialect`. template: in place of the base's.
+    messages (`enable_thinking`). escape_control_tokens: names of control tokens in what a client sends are text. tools:
+    shown to the model, as are calls and results in the messages, in `dialect`. template: in place of the base's.
 
     Raises InvalidRequest for a combination or variable that a request may not set.
     """

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from adapters_store.dialects.dialect import MAX_CALL_ID_CHARS
 from server.api.wire.body import Body
+from server.engine.text.call_grammar import NO_ARGUMENTS
 
 MAX_TOOLS = 128
 MAX_TOOLS_CHARS = 48 * 1024  # of all definitions, as JSON: they are compiled to one grammar
@@ -59,12 +60,17 @@ class Tool(Body):
     type: Literal["function"]
     function: Function
 
+    @property
+    def weight(self) -> int:
+        """What it takes to render and tokenise, in characters."""
+        return len(json.dumps(self.for_template()))
+
     def for_template(self) -> dict[str, Any]:
         """As templates and grammars read it."""
         function = {"name": self.function.name}
         if self.function.description is not None:
             function["description"] = self.function.description
-        parameters = self.function.parameters or {"type": "object", "properties": {}}
+        parameters = self.function.parameters or NO_ARGUMENTS
         return {"type": "function", "function": {**function, "parameters": parameters}}
 
 
