@@ -10,7 +10,6 @@ from pydantic_core import PydanticCustomError
 
 from adapters_store.dialects.dialect import MAX_CALL_ID_CHARS
 from server.api.wire.body import Body
-from server.engine.text.call_grammar import NO_ARGUMENTS
 
 MAX_TOOLS = 128
 MAX_TOOLS_CHARS = 48 * 1024  # of all definitions, as JSON: they are compiled to one grammar
@@ -67,11 +66,12 @@ class Tool(Body):
 
     def for_template(self) -> dict[str, Any]:
         """As templates and grammars read it."""
-        function = {"name": self.function.name}
+        function: dict[str, Any] = {"name": self.function.name}
         if self.function.description is not None:
             function["description"] = self.function.description
-        parameters = self.function.parameters or NO_ARGUMENTS
-        return {"type": "function", "function": {**function, "parameters": parameters}}
+        if self.function.parameters is not None:
+            function["parameters"] = self.function.parameters
+        return {"type": "function", "function": function}
 
 
 class _NamedFunction(Body):

@@ -91,8 +91,8 @@ COMPLETION_ONLY: list[tuple[str, Any, str, str]] = [
 ]
 
 CHAT_ONLY: list[tuple[str, Any, str, str]] = [
-    ("tools", [{"type": "function"}], "unsupported_parameter", "tools"),
-    ("tool_choice", "required", "unsupported_parameter", "tool_choice"),
+    ("tools", {"type": "function"}, "invalid_type", "list"),
+    ("tool_choice", "required", "invalid_value", "tools"),
     ("functions", [{"name": "f"}], "unsupported_parameter", "functions"),
     ("response_format", {"type": "structural_tag"}, "invalid_value", "response_format.type"),
     ("response_format", {"type": "json_schema"}, "invalid_value", "response_format.json_schema is required"),
@@ -111,14 +111,19 @@ CHAT_ONLY: list[tuple[str, Any, str, str]] = [
 
 # what is inside messages[0], the field named, code
 MESSAGES: list[tuple[dict[str, Any], str, str]] = [
-    ({"role": "tool", "content": "x"}, "messages.0.role", "invalid_value"),
+    ({"role": "tool", "content": "x"}, "messages.0", "invalid_value"),
+    ({"role": "function", "content": "x"}, "messages.0.role", "invalid_value"),
     ({"role": "user"}, "messages.0.content", "missing_required_parameter"),
     ({"role": "user", "content": None}, "messages.0.content", "invalid_type"),
     ({"role": "user", "content": []}, "messages.0.content", "invalid_type"),
     ({"role": "user", "content": [{"type": "image_url"}]}, "messages.0.content", "unsupported_value"),
     ({"role": "user", "content": [{"type": "text"}]}, "messages.0.content", "invalid_value"),
     ({"role": "user", "content": ["x"]}, "messages.0.content", "invalid_type"),
-    ({"role": "assistant", "content": "x", "tool_calls": [{}]}, "messages.0.tool_calls", "unsupported_parameter"),
+    (
+        {"role": "assistant", "content": "x", "tool_calls": [{}]},
+        "messages.0.tool_calls.0.id",
+        "missing_required_parameter",
+    ),
     ({"role": "user", "content": "x", "colour": 1}, "messages.0.colour", "unknown_parameter"),
 ]
 

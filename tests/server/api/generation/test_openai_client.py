@@ -115,7 +115,7 @@ def test_an_adapter_is_a_model(ai: openai.OpenAI, client: httpx.Client, upload: 
     [
         ({"model": "nobody"}, openai.NotFoundError, "model_not_found"),
         ({"temperature": 9}, openai.BadRequestError, "invalid_value"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "unsupported_parameter"),
+        ({"tools": [{"type": "function", "function": {"name": "f f"}}]}, openai.BadRequestError, "invalid_value"),
         ({"extra_body": {"frobnicate": 1}}, openai.BadRequestError, "unknown_parameter"),
         ({"extra_headers": {"X-Tenant-Id": "globex"}}, openai.PermissionDeniedError, "tenant_mismatch"),
         ({"extra_headers": {"Authorization": "Bearer no"}}, openai.AuthenticationError, "invalid_api_key"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -173,7 +174,9 @@ def test_two_tenants_call_tools_in_their_own_dialects_in_one_batch(
     acme, globex = connect(keys["acme"]), connect(keys["globex"])
     made = [
         push(acme, "hermes-tools", tool_dialect="hermes").json(),
-        push(globex, "phi-tools", tool_dialect="phi", chat_template=THINKS.replace("<think>", "")).json(),
+        push(
+            globex, "phi-tools", tool_dialect="phi", chat_template=THINKS.partition("<think>")[0] + "{% endif %}"
+        ).json(),
     ]
     assert [each["tool_dialect"] for each in made] == ["hermes", "phi"]
     assert made[0]["chat_template"] is None
@@ -245,3 +248,15 @@ def test_a_hostile_template_is_bounded_and_its_words_stay_with_its_tenant(
     others = globex.post("/v1/chat/completions", json={**ASK, "model": "late", "messages": ASK["messages"] * 4})
     assert others.status_code == 404
     assert "SECRET" not in others.text
+
+
+def test_the_script_of_the_page_runs(
+    url: str, keys: dict[str, str], push: Callable[..., httpx.Response], client: httpx.Client
+) -> None:
+    assert push(client, "paged", tool_dialect="hermes").status_code == 201
+    page = (Path(__file__).parents[4] / "docs" / "tools.md").read_text()
+    script = page.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {"url": url, "key": keys["acme"], "model": "paged"}
+    exec(script, names)
+    assert names["call"].function.name == "forecast"
+    assert json.loads(names["call"].function.arguments)["city"] in ("Oslo", "Rome")
