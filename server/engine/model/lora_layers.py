@@ -20,11 +20,13 @@ from torch import nn
 
 from adapters_store.base.description import BaseDescription
 from adapters_store.base.families import HEAD
+from adapters_store.base.files import DTYPES
 from lora_kernels.elementwise.launcher import silu_mul
 from lora_kernels.lora.batch import LoraBatch, LoraGroup
 from lora_kernels.lora.launcher import add_lora_delta, group_linear
 from lora_kernels.nf4.launcher import nf4_linear, on_nf4_kernel
 from lora_kernels.nf4.weight import Nf4Weight, nf4_weights
+from lora_kernels.self_test import check_before_use
 from server.engine.model.norms import fuse_norms
 from server.engine.model.rope import fuse_rope
 
@@ -137,7 +139,9 @@ class FusedSwiGLU(nn.Module):
 
 
 def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
-    """Replace the linear layers by groups that add each row's own adapter, and norms, SwiGLU, RoPE by fused forms."""
+    """Replace the linear layers by groups that add each row's own adapter, and norms, SwiGLU, RoPE by fused forms.
+    On a GPU, every kernel is tested there before the model can use it."""
+    check_before_use(next(model.parameters()).device, DTYPES[base.dtype])
     state = LoraState()
     for paths in base.groups:
         linears = [model.get_submodule(path) for path in paths]

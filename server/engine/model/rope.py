@@ -21,6 +21,7 @@ from torch import nn
 from lora_kernels.attention.batch import Rotation
 from lora_kernels.attention.launcher import rotates_while_storing
 from lora_kernels.elementwise.launcher import rope_in_place
+from lora_kernels.elementwise.reference import rope_reference
 
 WAITING = "waiting_rotation"  # an attention layer's attribute between its rotary embedding and its attention
 NAME = "apply_rotary_pos_emb"  # a global of every family's module
@@ -48,11 +49,10 @@ def take_rotation(module: nn.Module, query: torch.Tensor, key: torch.Tensor) -> 
 
 def fuse_rope(model: nn.Module) -> None:
     """Rebind the name in each attention layer's forward, if the fused form gives the family's own result."""
-    device = next(model.parameters()).device
     for module in model.modules():
         forward = type(module).forward
         code, scope = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
-        if code is not None and NAME in code.co_names and _agrees(scope[NAME], module, device):
+        if code is not None and NAME in code.co_names and _agrees(scope[NAME], module):
             rope = _waits_for_store(module, _in_place(scope[NAME]))
             own = types.FunctionType(code, {**scope, NAME: rope}, NAME, forward.__defaults__)
             own.__kwdefaults__ = forward.__kwdefaults__
@@ -89,14 +89,16 @@ def _in_place(original: Rope) -> Rope:
 
 
 @torch.inference_mode()
-def _agrees(original: Rope, module: nn.Module, device: torch.device) -> bool:
-    """Families may rotate differently (interleaved, partial): compare with the family's own function."""
+def _agrees(original: Rope, module: nn.Module) -> bool:
+    """Families may rotate differently (interleaved, partial): compare the family's own function with the reference.
+    No kernel runs here: on a GPU none may run before it is tested."""
     head_dim = int(getattr(module, "head_dim", 0))
     if head_dim < 2:
         return False
     generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, heads, 3, head_dim, generator=generator).to(device) for heads in (2, 1))
-    angles = torch.randn(1, 3, head_dim // 2, generator=generator).repeat(1, 1, 2).to(device)
+    cpu = torch.device("cpu")
+    q, k = (torch.randn(1, heads, 3, head_dim, generator=generator, device=cpu) for heads in (2, 1))
+    angles = torch.randn(1, 3, head_dim // 2, generator=generator, device=cpu).repeat(1, 1, 2)
     expected = original(q, k, angles.cos(), angles.sin())
-    got = _in_place(original)(q.clone(), k.clone(), angles.cos(), angles.sin())
+    got = [rope_reference(each, angles.cos(), angles.sin()) for each in (q, k)]
     return all(torch.allclose(one, other, atol=1e-5) for one, other in zip(expected, got, strict=True))

@@ -21,6 +21,7 @@ from lora_kernels import self_test
 from lora_kernels.check_cases import gate_case, norm_case
 from lora_kernels.triton_common.available import triton_switch
 from lora_kernels.triton_common.compile_ahead import asked_for, compile_ahead, compile_jobs
+from server.engine.model import lora_layers
 from server.engine.model.base_model import load_base
 from server.engine.model.cuda_graphs import GraphSettings
 from server.engine.startup.compile_kernels import launch_covering
@@ -85,6 +86,14 @@ def test_loading_a_base_launches_nothing(family: str, tmp_path: Path) -> None:
     with recorded_launches() as launches:
         load_base(save_base(tmp_path / family, family), dtype="bfloat16")
     assert [launch.name for launch in launches] == []
+
+
+def test_whatever_loads_a_base_has_its_kernels_tested_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server and the gate's process alike."""
+    asked: list[tuple[torch.device, torch.dtype]] = []
+    monkeypatch.setattr(lora_layers, "check_before_use", lambda *of: asked.append(of))
+    load_base(save_base(tmp_path / "llama", "llama"), dtype="bfloat16", device="cpu")
+    assert asked == [(CPU, torch.bfloat16)]
 
 
 def test_processes_compile_under_the_key_that_the_launch_looks_for(
