@@ -37,12 +37,10 @@ from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack, packed_bytes
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
-from adapters_store.remote.keys import ADAPTERS
 from adapters_store.remote.locks import locks_for
 from adapters_store.remote.object_blobs import ObjectBlobs
 from adapters_store.remote.remote import Remote, open_bucket
 from adapters_store.remote.settings import RemoteSettings
-from adapters_store.remote.sweep import sweep as sweep_bucket
 from adapters_store.storage.answer_cache import AnswerCache
 from adapters_store.storage.audit import AuditLog
 from adapters_store.storage.availability import DEFAULT_GRACE_S, Availability
@@ -52,7 +50,7 @@ from adapters_store.storage.filesystem import Filesystem
 from adapters_store.storage.names import check_name, split_ref
 from adapters_store.versions import registry
 from adapters_store.versions.aliases import AliasStore, choose, meaning_of
-from adapters_store.versions.integrity import IntegrityReport, check_integrity, check_of_files
+from adapters_store.versions.integrity import IntegrityReport, check_integrity, check_of_files, check_remote
 from adapters_store.versions.quarantine import Quarantine, heal
 from adapters_store.versions.records import AdapterVersion
 from adapters_store.versions.served_names import ServedNames
@@ -153,8 +151,6 @@ class AdapterStore:
 
     def close(self) -> None:
         """Give the database connections back."""
-        if self.remote is not None:
-            self.remote.close()
         self._database.close()
 
     def publish(
@@ -340,17 +336,8 @@ class AdapterStore:
         """
         if self.remote is None:
             return CleanupReport(0, [])
-        grace_s = self.remote.settings.grace_s if grace_s is None else grace_s
-        found = sweep_bucket(self.remote, ADAPTERS, self._referenced, grace_s)
-        if found is None:
-            return CleanupReport(0, [])
-        for digest in found.missing:
-            if digest in self._referenced():
-                self.quarantine_adapter(AdapterDigest(digest), "blob_missing", "its files are missing")
-        for entry in self.quarantine.entries():
-            if entry.code == "blob_missing" and entry.digest in found.whole:
-                self.quarantine.heal(entry.digest)
-        return CleanupReport(0, [AdapterDigest(digest) for digest in found.removed])
+        removed = check_remote(self.remote, self._referenced, self.quarantine, self._loader.quarantine_adapter, grace_s)
+        return CleanupReport(0, removed)
 
     def _referenced(self) -> set[str]:
         with self._database.proven() as connection:

@@ -85,11 +85,6 @@ class ObjectBlobs:
         self._remote.cache.touch(folder)
         return folder
 
-    def prefetch(self, digest: AdapterDigest) -> None:
-        """Begin to bring it here, on a thread of its own; `get` waits for that one."""
-        if not self._local.folder(digest).exists():
-            self._remote.in_background(lambda: self.get(digest))
-
     def refresh(self, digest: AdapterDigest) -> None:
         self._remote.cache.drop(self._local.folder(digest))
 

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from adapters_store.errors import UserError
 from adapters_store.remote.bucket import Bucket
 from adapters_store.remote.disk_cache import DiskCache
 from adapters_store.remote.locks import locks_for
 from adapters_store.remote.settings import RemoteSettings
 from adapters_store.storage.database import Database
-
-_FETCHERS = 4
-
-_log = logging.getLogger(__name__)
 
 
 class Remote:
@@ -30,10 +22,6 @@ class Remote:
         self.locks = locks_for(database.engine, data_dir, "objects.lock")
         self.leader = locks_for(database.engine, data_dir, "sweep.lock")
         self._store_id = database.pair.store_id
-        self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="blob-fetch")
-
-    def close(self) -> None:
-        self._fetchers.shutdown(wait=False, cancel_futures=True)
 
     def require_ours(self) -> None:
         """Raises StoreUnavailable (blobs_unavailable)."""
@@ -46,17 +34,6 @@ class Remote:
         except FileNotFoundError:
             self.require_ours()
             raise
-
-    def in_background(self, action: Callable[[], object]) -> None:
-        """Run it on a fetcher's thread; who needs the result asks again and gets its error."""
-
-        def run() -> None:
-            try:
-                action()
-            except (UserError, OSError) as error:
-                _log.info("fetching ahead failed: %s", error)
-
-        self._fetchers.submit(run)
 
 
 def open_bucket(settings: RemoteSettings | None, data_dir: Path) -> Bucket | None:

@@ -15,6 +15,9 @@ from adapters_store.format.config import parse_config
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.safetensors_header import read_header
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from adapters_store.remote.keys import ADAPTERS
+from adapters_store.remote.remote import Remote
+from adapters_store.remote.sweep import sweep
 from adapters_store.storage.blobs import Blobs
 from adapters_store.versions.quarantine import OF_THE_BLOB, Quarantine
 
@@ -59,6 +62,29 @@ def check_integrity(
             if fault is not None and quarantine.put(digest, *fault):
                 found.quarantined.append(digest)
     return found
+
+
+def check_remote(
+    remote: Remote,
+    referenced: Callable[[], set[str]],
+    quarantine: Quarantine,
+    put_away: Callable[[AdapterDigest, str, str], None],
+    grace_s: float | None,
+) -> list[AdapterDigest]:
+    """Sweep the object store, and quarantine what rows name and it lacks; returns what was removed.
+
+    referenced: the digests with rows. put_away: quarantines, and logs what prevents it. grace_s None: the settings'.
+    """
+    found = sweep(remote, ADAPTERS, referenced, remote.settings.grace_s if grace_s is None else grace_s)
+    if found is None:
+        return []
+    for digest in found.missing:
+        if digest in referenced():
+            put_away(AdapterDigest(digest), "blob_missing", "its files are missing")
+    for entry in quarantine.entries():
+        if entry.code == "blob_missing" and entry.digest in found.whole:
+            quarantine.heal(entry.digest)
+    return [AdapterDigest(digest) for digest in found.removed]
 
 
 def _fault(blobs: Blobs, check: Check, digest: AdapterDigest) -> tuple[str, str] | None:

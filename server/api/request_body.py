@@ -20,6 +20,15 @@ M = TypeVar("M", bound=BaseModel)
 SMALL_BYTES = 1 << 20  # of bodies that hold settings; the largest is a job with a pattern for each module
 
 
+def is_json(request: Request) -> bool:
+    """By its Content-Type."""
+    return _media_type(request) == "application/json"
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def json_body(model: type[M], *, max_bytes: int | None = SMALL_BYTES) -> Callable[..., Awaitable[M]]:
     """A dependency that yields the body as `model`. max_bytes None: what the server allows for all bodies.
 
@@ -27,8 +36,8 @@ def json_body(model: type[M], *, max_bytes: int | None = SMALL_BYTES) -> Callabl
     """
 
     async def read(request: Request, caller: CallerDep, context: ContextDep) -> M:
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
+        if not is_json(request):
+            media_type = _media_type(request)
             message = f"Content-Type must be application/json, got {shown(media_type)}"
             raise ApiError(415, "unsupported_media_type", message)
         body = await request.body()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from adapters_store.remote.imports import check_prefix
 from server.engine.startup.generation_config import SamplingDefaults
 from server.settings import check_settings, setting
 
@@ -54,6 +55,15 @@ class ApiSettings:
         name="cors_origin",
         metavar="ORIGIN",
         check=check_origin,
+        group=_ACCESS,
+    )
+
+    import_prefixes: tuple[str, ...] = setting(
+        (),
+        "Let operators import adapters from under this s3://, gs:// or az:// prefix or folder; repeatable.",
+        name="import_prefix",
+        metavar="PREFIX",
+        check=check_prefix,
         group=_ACCESS,
     )
 

@@ -66,8 +66,6 @@ class Onboarding:
 
     def close(self) -> None:
         """Close the database connections."""
-        if self.remote is not None:
-            self.remote.close()
         self.database.close()
 
     @property

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from adapters_store.accounts.keys import Scope
@@ -15,14 +16,18 @@ from adapters_store.dialects.catalog import DIALECTS
 from adapters_store.dialects.template_sandbox import MAX_TEMPLATE_BYTES
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.parsing.adapter_files import refuse_shard
+from adapters_store.remote.imports import ImportLimits, fetch_import
 from adapters_store.storage.names import check_name, split_ref
 from adapters_store.versions.records import AdapterVersion
-from server.api.auth import Caller, CallerDep, guarded
+from server.api.auth import Caller, CallerDep, guarded, require_admin
 from server.api.context import ApiContext, ContextDep
 from server.api.edge.body_limits import UPLOAD_PATH
+from server.api.request_body import is_json, json_body
 from server.api.routes.uploads import ensure_tenant, receive, spool_path, upload_slot
 from server.api.target import model_not_found, tenant_and_ref
+from server.api.wire.body import Body
 from server.api.wire.errors import ApiError
+from server.api.wire.json_body import body_schema
 from server.api.wire.multipart import WEIGHTS
 from server.api.wire.paging import DEFAULT_LIMIT, After, Limit, page
 
@@ -32,6 +37,13 @@ _ADAPTER = f"{UPLOAD_PATH}/{{name:path}}"
 
 router = APIRouter()
 _change, _look = guarded(Scope.ADAPTERS), guarded(Scope.READ, Scope.ADAPTERS)
+
+
+class NewImport(Body):
+    """source: the adapter's folder, s3://BUCKET/PATH or a folder of this server's disk."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    source: Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 def _upload_schema() -> dict[str, Any]:
@@ -47,7 +59,8 @@ def _upload_schema() -> dict[str, Any]:
             "chat_template": {"type": "string", "maxLength": MAX_TEMPLATE_BYTES},
         },
     }
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+    imported = body_schema(NewImport)["requestBody"]["content"]
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}, **imported}}}
 
 
 @router.post(UPLOAD_PATH, dependencies=_change, status_code=201, openapi_extra=_upload_schema())
@@ -58,7 +71,10 @@ async def upload_adapter(
     its chats are written, where that differs from the base: `tool_dialect`, `chat_template`.
 
     activate false: the bare name keeps its meaning, and the new version answers to `name@version`, or as a canary.
+    With an admin key, a JSON body of `name` and `source` imports it from a place that --import-prefix allows.
     """
+    if is_json(request):
+        return await _import(request, caller, context, activate=activate)
     settings = context.settings
     limits = {"name": MAX_NAME_BYTES, "config": settings.max_config_bytes, WEIGHTS: settings.max_adapter_bytes}
     limits |= _OPTIONAL
@@ -70,6 +86,23 @@ async def upload_adapter(
             fields = upload.fields
             name = fields["name"].decode("utf-8", "replace")
             version = await _publish(context, caller, name, fields, weights, activate=activate)
+        finally:
+            await run_in_threadpool(weights.unlink, missing_ok=True)
+    return adapter_object(caller, version)
+
+
+async def _import(request: Request, caller: Caller, context: ApiContext, *, activate: bool) -> dict[str, Any]:
+    """Read by this server, then checked as an upload is."""
+    await require_admin(caller)
+    body = await json_body(NewImport)(request, caller, context)
+    check_name("name", body.name)
+    settings = context.settings
+    limits = ImportLimits(settings.import_prefixes, settings.max_config_bytes, settings.max_adapter_bytes)
+    with upload_slot(context, caller.tenant):
+        weights = await run_in_threadpool(spool_path, context)
+        try:
+            config = await run_in_threadpool(fetch_import, body.source, weights, limits)
+            version = await _publish(context, caller, body.name, {"config": config}, weights, activate=activate)
         finally:
             await run_in_threadpool(weights.unlink, missing_ok=True)
     return adapter_object(caller, version)
