@@ -329,15 +329,11 @@ class AdapterStore:
         return CleanupReport(self._blobs.remove_old_staging(partial(self.is_left_over, grace_s=grace_s)), [*removed])
 
     def sweep_remote(self, grace_s: float | None = None) -> CleanupReport:
-        """In the object store: remove what no row has named for the grace (None: the settings'), and quarantine what
-        rows name and the object store lacks. Nothing if another server does it now, or if there is none.
-
-        Raises StoreUnavailable (blobs_unavailable), StoreError (wrong_store).
-        """
+        """The same in an object store, if there is one; see `check_remote`. Raises StoreError as its bucket does."""
         if self.remote is None:
             return CleanupReport(0, [])
-        removed = check_remote(self.remote, self._referenced, self.quarantine, self._loader.quarantine_adapter, grace_s)
-        return CleanupReport(0, removed)
+        put_away = self._loader.quarantine_adapter
+        return CleanupReport(0, check_remote(self.remote, self._referenced, self.quarantine, put_away, grace_s))
 
     def _referenced(self) -> set[str]:
         with self._database.proven() as connection:

@@ -30,7 +30,7 @@ class ObjectBlobs:
         self._local = local
         self._remote = remote
         self._files = files
-        self._flights = _Flights()
+        self._once = _Once()
 
     def changing(self) -> AbstractContextManager[None]:
         """Publishes run beside each other: objects are created whole or not at all. Only the sweep is alone."""
@@ -77,7 +77,7 @@ class ObjectBlobs:
     def get(self, digest: AdapterDigest) -> Path:
         folder = self.folder(digest)
         if not (folder / WEIGHTS_FILE).exists():
-            self._flights.unless((folder / WEIGHTS_FILE).exists, digest, lambda: self._fetch(digest))
+            self._once.unless((folder / WEIGHTS_FILE).exists, digest, lambda: self._fetch(digest))
         return folder
 
     def folder(self, digest: AdapterDigest) -> Path:
@@ -145,7 +145,7 @@ class ObjectData:
     def __init__(self, root: Path, remote: Remote) -> None:
         self._root = root
         self._remote = remote
-        self._flights = _Flights()
+        self._once = _Once()
         self._damaged: set[str] = set()
 
     def changing(self) -> AbstractContextManager[None]:
@@ -168,7 +168,7 @@ class ObjectData:
         if target.exists():
             self._remote.cache.touch(target)
         else:
-            self._flights.unless(target.exists, digest, lambda: self._fetch(digest, target, digest_of))
+            self._once.unless(target.exists, digest, lambda: self._fetch(digest, target, digest_of))
 
     def added(self, path: Path) -> None:
         self._remote.cache.added(path.stat().st_size, path)
@@ -188,7 +188,7 @@ class ObjectData:
             staged.unlink(missing_ok=True)
 
 
-class _Flights:
+class _Once:
     """Of several threads that want the same thing at once, one does it and the others find it done."""
 
     def __init__(self) -> None:

@@ -86,7 +86,7 @@ def test_what_is_imported_is_checked_as_an_upload(
     assert code_of(bring(operator, "bad", put(objects, "1/bad", r=0))) == code_of(refused)
     objects.write(PLACE, "1/large/adapter_config.json", config_bytes())
     objects.write(PLACE, "1/large/adapter_model.safetensors", b"0" * ((1 << 20) + 1))
-    assert code_of(bring(operator, "large", f"{PLACE}/1/large")) == (400, "too_large")
+    assert code_of(bring(operator, "large", f"{PLACE}/1/large")) == (413, "too_large")
     assert code_of(bring(operator, "none", f"{PLACE}/1/none")) == (400, "source_not_found")
     assert client.get("/v1/adapters/bad").status_code == 404
 
