@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.serving.affinity import ROUTES, Case, run
+from benchmarks.affinity import ROUTES, Case, run
 
 
 def test_our_ranking_loads_less_and_keeps_both_replicas_busy() -> None:

@@ -1,6 +1,6 @@
 """Cold loads of a fleet by the way requests are routed: our ranking, the least loaded, and two at random.
 
-`python -m benchmarks.serving.affinity [--quick]`. The ranking is the one that runs in Ray's proxy. The replicas are
+`python -m benchmarks.affinity [--quick]`. The ranking is the one that runs in Ray's proxy. The replicas are
 models: a pool of so many equal adapters with LRU eviction, requests that overlap, and residents that the router knows
 late. So the counts are of routing alone; they depend on no machine.
 """
