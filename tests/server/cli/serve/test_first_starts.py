@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from support.servers import postgres
+from support.servers.waiting import wait_until
 
 NUM_PAIRS = 10 if os.environ.get("MULTILORA_FLEET") == "long" else 0
 
@@ -22,7 +23,6 @@ NUM_PAIRS = 10 if os.environ.get("MULTILORA_FLEET") == "long" else 0
 @pytest.mark.parametrize("number", range(NUM_PAIRS))
 def test_two_servers_that_start_together_are_both_ready(
     serve_process: Callable[..., Any],
-    wait_ready: Callable[..., Any],
     base: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -33,4 +33,4 @@ def test_two_servers_that_start_together_are_both_ready(
         options = ("--base", base, "--json", "--data-dir", tmp_path / "data")
         servers = [stack.enter_context(serve_process(*options)) for _ in range(2)]
         for server in servers:
-            wait_ready(server)
+            wait_until(server.is_ready)
