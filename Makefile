@@ -32,7 +32,7 @@ test-long: $(VENV)/.installed-dev
 
 # The long forms of several servers on one database: forty tries a race, and times under load. Half an hour.
 test-fleet: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 MULTILORA_FLEET=long $(BIN)/python -m pytest -n 0 -s tests/adapters_store/fleet \
+	OMP_NUM_THREADS=1 MULTILORA_FLEET=long $(BIN)/python -m pytest -n 0 -s tests/adapters_store/fleet tests/adapters_store/remote \
 		tests/adapters_store/accounts/test_shared_meters.py \
 		tests/server/api/test_replicas.py tests/server/api/test_shared_quotas.py \
 		tests/server/cli/serve/test_first_starts.py \

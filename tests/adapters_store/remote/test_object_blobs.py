@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -12,6 +13,8 @@ from adapters_store.store import AdapterStore
 from support.servers.object_store import ObjectStore
 
 from .conftest import Fleet
+
+ROUNDS = 100 if os.environ.get("MULTILORA_FLEET") == "long" else 10
 
 
 def test_what_one_server_publishes_others_load_at_once_and_a_new_one_quarantines_nothing(fleet: Fleet) -> None:
@@ -32,7 +35,7 @@ def test_delete_against_publish_of_the_same_bytes_is_always_served(fleet: Fleet)
     a, b, c = (fleet.replica(name) for name in "abc")
     a.tenants.create("acme")
     digest = fleet.publish(a, "old", seed=7).digest
-    for i in range(10):
+    for i in range(ROUNDS):
         a.delete("acme", "old" if i == 0 else f"new{i - 1}")
         if i % 2:
             assert a.sweep_remote(grace_s=0).blobs == [digest]
