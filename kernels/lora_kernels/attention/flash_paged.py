@@ -72,25 +72,26 @@ def _scores(
 
 
 @device_function
-def _keys_of_split(
+def _split_keys(
     first_position: tl.tensor,
     end: tl.tensor,
     window: tl.tensor,
-    split: tl.tensor,
     num_splits: tl.tensor,
+    min_keys: tl.tensor,
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """The first key that any of the tile's tokens sees in this split, and the one after the last."""
-    begin = 0
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The first key that any of the tile's tokens sees, the keys of each split, and how many splits have any.
+
+    A tile has as many splits as its own keys fill; a short sequence beside a long one has one."""
+    begin = first_position * 0
     if HAS_WINDOW:
         begin = tl.maximum(first_position - window + 1, 0) // BLOCK_N * BLOCK_N
-    per_split = tl.cdiv(tl.cdiv(end - begin, BLOCK_N), num_splits) * BLOCK_N
-    first = begin + split * per_split
-    return first, tl.minimum(first + per_split, end)
+    per_split = tl.cdiv(tl.maximum(tl.cdiv(end - begin, num_splits), min_keys), BLOCK_N) * BLOCK_N
+    return begin, per_split, tl.cdiv(end - begin, per_split)
 
 
-@kernel("window", "num_splits")
+@kernel("window", "num_splits", "min_keys")
 def attention_kernel(
     out_ptr: tl.tensor,
     parts_ptr: tl.tensor,
@@ -101,6 +102,7 @@ def attention_kernel(
     tables_ptr: tl.tensor,
     records_ptr: tl.tensor,
     num_splits: tl.tensor,
+    min_keys: tl.tensor,
     q_head_stride: tl.tensor,
     q_token_stride: tl.tensor,
     scale: tl.tensor,
@@ -117,15 +119,21 @@ def attention_kernel(
     HAS_SOFTCAP: tl.constexpr,
     SPLIT: tl.constexpr,
 ) -> None:
-    """Grid (kv_heads * splits, tiles). SPLIT: write this split's rows and their log2 sums, else the result."""
+    """Grid (kv_heads * splits, tiles). A split has min_keys keys or more. SPLIT: a tile of more than one split writes
+    each split's rows and their log2 sums; any other writes the result."""
     record = records_ptr + tl.program_id(1) * 4
     count = tl.load(record + 2)
     if count == 0:
         return
     kv_head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(0) // KV_HEADS
-    table = tables_ptr + tl.load(record)
     first_position = tl.load(record + 3)
+    begin, per_split, used = _split_keys(
+        first_position, first_position + count, window, num_splits, min_keys, BLOCK_N, HAS_WINDOW
+    )
+    if split >= used:
+        return
+    table = tables_ptr + tl.load(record)
     m = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     has_row = (m // GROUP) < count
@@ -134,9 +142,8 @@ def attention_kernel(
     positions = first_position + m // GROUP
     q_rows = q_ptr + head.to(tl.int64) * q_head_stride + token * q_token_stride
     q = tl.load(q_rows[:, None] + d[None, :], mask=has_row[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
-    n_first, n_last = _keys_of_split(
-        first_position, first_position + count, window, split, num_splits, BLOCK_N, HAS_WINDOW
-    )
+    n_first = begin + split * per_split
+    n_last = tl.minimum(n_first + per_split, first_position + count)
     highest = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
@@ -159,38 +166,48 @@ def attention_kernel(
         highest = new_highest
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     wanted = has_row[:, None] & (d < HEAD_DIM)[None, :]
+    is_whole = (m * 0 + used) == 1  # [M], like the other masks
     if SPLIT:
         tile = (split * tl.num_programs(1) + tl.program_id(1)) * KV_HEADS + kv_head
-        row = tile.to(tl.int64) * BLOCK_M + m
-        tl.store(parts_ptr + row[:, None] * HEAD_DIM + d[None, :], result, mask=wanted)
-        tl.store(sums_ptr + row, highest + tl.log2(tl.where(total == 0.0, 1.0, total)), mask=has_row)
-    else:
-        row = token * (KV_HEADS * GROUP) + head
-        tl.store(out_ptr + row[:, None] * HEAD_DIM + d[None, :], rounded(result, q.dtype), mask=wanted)
+        part = tile.to(tl.int64) * BLOCK_M + m
+        tl.store(parts_ptr + part[:, None] * HEAD_DIM + d[None, :], result, mask=wanted & ~is_whole[:, None])
+        tl.store(sums_ptr + part, highest + tl.log2(tl.where(total == 0.0, 1.0, total)), mask=has_row & ~is_whole)
+    row = token * (KV_HEADS * GROUP) + head
+    tl.store(out_ptr + row[:, None] * HEAD_DIM + d[None, :], rounded(result, q.dtype), mask=wanted & is_whole[:, None])
 
 
-@kernel("num_splits")
+@kernel("window", "num_splits", "min_keys")
 def join_splits_kernel(
     out_ptr: tl.tensor,
     parts_ptr: tl.tensor,
     sums_ptr: tl.tensor,
     records_ptr: tl.tensor,
     num_splits: tl.tensor,
+    min_keys: tl.tensor,
+    window: tl.tensor,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
 ) -> None:
-    """Grid (BLOCK_M, kv_heads, tiles): one row of all splits' results, weighted by their sums."""
+    """Grid (BLOCK_M, kv_heads, tiles): one row of all splits' results, weighted by their sums. A tile of one split is
+    left alone: it has its result."""
     m, kv_head, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     record = records_ptr + tile * 4
-    if m // GROUP >= tl.load(record + 2):
+    count = tl.load(record + 2)
+    if m // GROUP >= count:
+        return
+    first_position = tl.load(record + 3)
+    _, _, used = _split_keys(first_position, first_position + count, window, num_splits, min_keys, BLOCK_N, HAS_WINDOW)
+    if used == 1:
         return
     s = tl.arange(0, MAX_SPLITS)
     d = tl.arange(0, BLOCK_D)
-    has_split = s < num_splits
+    has_split = s < used
     rows = ((s.to(tl.int64) * tl.num_programs(2) + tile) * KV_HEADS + kv_head) * BLOCK_M + m
     sums = tl.load(sums_ptr + rows, mask=has_split, other=float("-inf"))
     weights = tl.exp2(sums - tl.max(sums, axis=0))

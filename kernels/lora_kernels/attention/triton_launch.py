@@ -15,6 +15,8 @@ from lora_kernels.triton_common.tiles import AttentionTile, device_tiles, power_
 
 MAX_SPLITS = 16
 MIN_KEYS_PER_SPLIT = 256
+UNEVEN = 16  # times as many programs for decode rows as fill the device: most rows leave theirs unused at once
+MAX_KEYS_FACTOR = 8
 
 
 def paged_attention_triton(
@@ -135,8 +137,18 @@ class _Launch:
             "BLOCK_D": self.tile.block_d,
             "BLOCK_M": self.tile.block_m,
             "BLOCK_N": self.tile.block_n,
-            "PAGE": self.cache.keys.shape[2],
         }
+
+    def cut(self, max_context: int, target_programs: int) -> tuple[int, int]:
+        """How many splits a tile may have, and the least keys of one.
+
+        Decode rows may differ in length by any factor, and a recorded step does not know theirs. So each may have many
+        splits; a row has as many as its own keys fill. The more rows there are, the longer is a split."""
+        programs = len(self.queries) * self.kv_heads
+        if self.queries is not self.tiles.decode:
+            return num_splits(programs, max_context, target_programs), MIN_KEYS_PER_SPLIT
+        factor = min(max(4 * programs // target_programs, 1), MAX_KEYS_FACTOR)
+        return num_splits(programs, max_context, UNEVEN * target_programs), factor * MIN_KEYS_PER_SPLIT
 
 
 def _attend(launch: _Launch, rule: AttentionRule) -> None:
@@ -144,7 +156,7 @@ def _attend(launch: _Launch, rule: AttentionRule) -> None:
     seen = launch.queries.max_context
     if rule.window > 0:
         seen = min(seen, rule.window + launch.tile.block_m)
-    splits = num_splits(len(launch.queries) * launch.kv_heads, seen, device_tiles(q.device).target_programs)
+    splits, min_keys = launch.cut(seen, device_tiles(q.device).target_programs)
     rows = len(launch.queries) * launch.kv_heads * launch.tile.block_m
     parts, sums = out, out
     if splits > 1:
@@ -160,12 +172,14 @@ def _attend(launch: _Launch, rule: AttentionRule) -> None:
         launch.tiles.block_tables,
         launch.queries.records,
         splits,
+        min_keys,
         q.stride(0),
         q.stride(1),
         rule.scale,
         rule.window,
         rule.softcap,
         **launch.constants,
+        PAGE=launch.cache.keys.shape[2],
         HAS_WINDOW=rule.window > 0,
         HAS_SOFTCAP=rule.softcap > 0,
         SPLIT=splits > 1,
@@ -173,18 +187,16 @@ def _attend(launch: _Launch, rule: AttentionRule) -> None:
         num_stages=launch.tile.num_stages,
     )
     if splits > 1:
-        _join(launch, parts, sums, splits)
-
-
-def _join(launch: _Launch, parts: torch.Tensor, sums: torch.Tensor, splits: int) -> None:
-    constants = {name: value for name, value in launch.constants.items() if name not in ("BLOCK_N", "PAGE")}
-    join_splits_kernel[launch.tile.block_m, launch.kv_heads, len(launch.queries)](
-        launch.out_THD,
-        parts,
-        sums,
-        launch.queries.records,
-        splits,
-        **constants,
-        MAX_SPLITS=MAX_SPLITS,
-        num_warps=4,
-    )
+        join_splits_kernel[launch.tile.block_m, launch.kv_heads, len(launch.queries)](
+            out,
+            parts,
+            sums,
+            launch.queries.records,
+            splits,
+            min_keys,
+            rule.window,
+            **launch.constants,
+            HAS_WINDOW=rule.window > 0,
+            MAX_SPLITS=MAX_SPLITS,
+            num_warps=4,
+        )

@@ -79,7 +79,7 @@ def test_store_and_join_keep_to_registers(capability: int, head_dim: int, group:
         capability,
         join_splits_kernel,
         {"out_ptr": "*bf16", "parts_ptr": "*fp32", "sums_ptr": "*fp32", "records_ptr": "*i32"},
-        shape | {"BLOCK_M": 16, "MAX_SPLITS": MAX_SPLITS},
+        shape | {"BLOCK_M": 16, "BLOCK_N": 64, "HAS_WINDOW": False, "MAX_SPLITS": MAX_SPLITS},
         divisible=set(),
         num_warps=4,
         num_stages=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from lora_kernels.attention.launcher import paged_attention
 from lora_kernels.attention.query_tiles import attention_tiles
 from lora_kernels.attention.reference import attention_reference
 from lora_kernels.elementwise.reference import rope_reference
+from support.kernels.memory_watch import MemoryWatch
 from support.kernels.triton_cases import normal, relative_error
 
 PLAIN, WINDOW, SOFTCAP = AttentionRule(0.3), AttentionRule(0.3, window=10), AttentionRule(0.3, softcap=2.0)
@@ -147,6 +149,34 @@ def test_a_chunk_of_a_long_prompt_is_split_too() -> None:
     world = World(16, contexts=(600,))
     world.fill((580,))
     world.check_rest((580,), PLAIN)
+
+
+@pytest.mark.parametrize("rule", [PLAIN, AttentionRule(0.3, window=600)], ids=str)
+def test_a_long_row_among_short_ones_is_shared_by_many_programs(
+    rule: AttentionRule, memory_watch: MemoryWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keys are cut by its own length; a short row's are read by one program, which writes the result itself."""
+    contexts = (4500, 3, 250, 1)
+    world = World(16, contexts=contexts)
+    before = [context - 1 for context in contexts]
+    world.fill(before)
+    seen: list[tuple[str, dict[int, int]]] = []
+    check = memory_watch._check_programs
+
+    def noted(launch: Any) -> None:
+        keys = launch.storage_of(np.uint64(world.cache.keys.data_ptr()))
+        reads: dict[int, int] = {}
+        for access in (access for access in launch.reads if access.storage == keys):
+            reads[access.program] = reads.get(access.program, 0) + access.addresses.size // 16
+        seen.append((launch.kernel, reads))
+        check(launch)
+
+    monkeypatch.setattr(memory_watch, "_check_programs", noted)
+    world.check_rest(before, rule)
+    reads = next(reads for kernel, reads in seen if kernel == "attention_kernel")
+    visible = [context if rule.window == 0 else min(context, rule.window + 64) for context in contexts]
+    assert max(reads.values()) <= max(320, visible[0] // 16 + 64)
+    assert len(reads) == 2 * sum(-(-keys // max(reads.values())) for keys in visible)
 
 
 def test_store_writes_its_own_slots_only() -> None:
