@@ -9,7 +9,7 @@ import time
 
 from server.api.edge.request_context import note
 from server.api.generation.call import Call
-from server.api.generation.progress import CallProgress
+from server.api.generation.parts.progress import CallProgress
 from server.api.telemetry.call_record import CallRecord
 from server.api.telemetry.metrics import ApiMetrics
 from server.engine.request import TokenEvent

@@ -18,7 +18,7 @@ from server.api.generation.call import Call
 from server.api.generation.chat_answer import ChatAnswer
 from server.api.generation.chat_plan import check_tools, planned
 from server.api.generation.fields.structured_output import asked_grammar
-from server.api.generation.logprobs import chat_logprobs
+from server.api.generation.parts.logprobs import chat_logprobs
 from server.api.generation.schemas import ChatBody
 from server.api.generation.streaming import TokenStream, check_stream_options
 from server.api.generation.whole import Choice, whole_answer

@@ -17,7 +17,7 @@ from server.api.generation.admission import BeforeBodyDep
 from server.api.generation.build_call import Prepared, PromptSource, TokenBudget, build_call, check_length
 from server.api.generation.call import Call
 from server.api.generation.fields.structured_output import asked_grammar
-from server.api.generation.logprobs import CompletionLogprobs, Entries
+from server.api.generation.parts.logprobs import CompletionLogprobs, Entries
 from server.api.generation.schemas import CompletionBody
 from server.api.generation.streaming import TokenStream, check_stream_options, finish_json
 from server.api.generation.whole import Choice, whole_answer

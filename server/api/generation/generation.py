@@ -14,7 +14,7 @@ from server.api.edge.event_bridge import Inbox, IndexedEvent
 from server.api.edge.request_context import answer_with
 from server.api.generation.call import Call
 from server.api.generation.call_metrics import CallMetrics
-from server.api.generation.progress import CallProgress
+from server.api.generation.parts.progress import CallProgress
 from server.api.wire.errors import ApiError, engine_dead, from_engine
 from server.engine.request import QueueFull, Request, TokenEvent
 

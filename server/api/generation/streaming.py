@@ -17,7 +17,7 @@ from server.api.context import ApiContext
 from server.api.edge.event_bridge import IndexedEvent
 from server.api.generation.call import Call, StreamUsage, inline_or_heavy
 from server.api.generation.generation import Generation, hang_up_watched, submitted
-from server.api.generation.progress import CallProgress, usage_of_sequence
+from server.api.generation.parts.progress import CallProgress, usage_of_sequence
 from server.api.generation.schemas import GenerationBody
 from server.api.generation.whole import LOGPROB_WEIGHT
 from server.api.wire.errors import ApiError, ClientGone

@@ -13,7 +13,7 @@ from starlette.types import Receive
 from server.api.context import ApiContext
 from server.api.generation.call import Call, inline_or_heavy
 from server.api.generation.generation import hang_up_watched, submitted
-from server.api.generation.progress import CallProgress
+from server.api.generation.parts.progress import CallProgress
 from server.api.wire.json_text import json_text
 from server.engine.request import Mark, TokenEvent, TokenLogprob
 
