@@ -166,7 +166,7 @@ def test_completion_field_is_refused_by_name(
 def test_chat_field_is_refused_by_name(client: httpx.Client, field: str, value: Any, code: str, words: str) -> None:
     error = refusal(client, "/v1/chat/completions", {**CHAT, field: value})
     assert error["code"] == code
-    assert error["param"] in (field, "max_tokens")
+    assert error["param"].partition(".")[0] in (field, "max_tokens")
     assert words in error["message"]
 
 
