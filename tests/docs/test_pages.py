@@ -42,7 +42,7 @@ def test_every_make_target_and_module_a_page_names_exists(page: Path) -> None:
     text, makefile = page.read_text(), (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make ([a-z-]+)", text, flags=re.MULTILINE):
         assert f"\n{target}:" in makefile
-    for module in re.findall(r"python -m (benchmarks\.\w+)", text):
+    for module in re.findall(r"python -m (benchmarks(?:\.\w+)+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
 
 
