@@ -24,6 +24,7 @@ NAMES = (
     "paging",
     "server_load",
     "fairness",
+    "structured_output",
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ import numpy as np
 from adapters_store.base.description import AdapterDigest
 from benchmarks.common.adapters import RANK
 from benchmarks.common.shapes import BenchShape, base_folder
+from server.engine.constraint import TokenConstraint
 from server.engine.engine import Engine
 from server.engine.request import Request, SamplingParams
 from server.engine.schedule import SchedulerSettings
@@ -113,9 +114,17 @@ class BatchRun:
         return self.num_requests * self.lengths.prompt / self.prefill_s
 
 
-def run_batch(engine: Engine, prompts: Sequence[list[int]], adapters: Adapters, lengths: Lengths) -> BatchRun:
-    """All at once, stepped to the end on this thread."""
+def run_batch(
+    engine: Engine,
+    prompts: Sequence[list[int]],
+    adapters: Adapters,
+    lengths: Lengths,
+    constrain: Callable[[], TokenConstraint | None] = lambda: None,
+) -> BatchRun:
+    """All at once, stepped to the end on this thread. constrain: what limits a request's tokens, made for each."""
     requests = [make_request(prompt, adapter, lengths.new) for prompt, adapter in zip(prompts, adapters, strict=True)]
+    for request in requests:
+        request.constraint = constrain()
     times: dict[str, list[float]] = {request.id: [] for request in requests}
     tokens: dict[str, list[int]] = {request.id: [] for request in requests}
     began_s = time.perf_counter()

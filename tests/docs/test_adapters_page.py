@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 OF_TENANTS_AND_DISKS = {"tenant_exists", "key_not_found", "tenant_not_found", "database_newer"}
 OF_TENANTS_AND_DISKS |= {"bad_scope", "bad_expiry", "bad_label", "not_quarantined"}
 OF_TENANTS_AND_DISKS |= {"data_dir_gone", "database_damaged", "store_unavailable", "wrong_store", "unsupported_base"}
+OF_TENANTS_AND_DISKS |= {"bad_blob_url", "blobs_unavailable", "blobs_unsupported", "other_base_served"}
 
 
 def test_every_refusal_code_is_explained() -> None:

@@ -12,8 +12,8 @@ __all__ = ("EPILOG", "USER_ERRORS", "CommandError", "ExitCode", "Failure", "fail
 
 EPILOG = (
     "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not found, 4 refused input, 5 conflict (it exists, or the port is in "
-    "use), 6 unsupported base or machine, 7 the GPU failed, 130 interrupted. With --json, answers and errors (but "
-    "wrong usage) are JSON objects on stdout, one per line."
+    "use), 6 unsupported base or machine, 7 device lost (the GPU failed), 130 interrupted. With --json, answers and "
+    "errors (but wrong usage) are JSON objects on stdout, one per line."
 )
 
 
