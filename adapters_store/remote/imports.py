@@ -21,9 +21,9 @@ _UNUSED = set("%?#\\@*")  # what a URL could hide another place behind
 
 @dataclass(frozen=True, slots=True)
 class ImportLimits:
-    """prefixes: where sources may lie; empty: nowhere."""
+    """prefixes: where sources may lie; empty: nowhere; None: anywhere, for an operator at the shell."""
 
-    prefixes: tuple[str, ...]
+    prefixes: tuple[str, ...] | None
     max_config_bytes: int
     max_weights_bytes: int
 
@@ -35,7 +35,9 @@ def fetch_import(source: str, target: Path, limits: ImportLimits) -> bytes:
     """
     if source.startswith("/"):
         return _from_folder(source, target, limits)
-    _require_allowed(_segments(source), [_segments(each) for each in limits.prefixes if "://" in each], source)
+    segments = _segments(source)
+    if limits.prefixes is not None:
+        _require_allowed(segments, [_segments(each) for each in limits.prefixes if "://" in each], source)
     from adapters_store.remote.bucket import Bucket  # late: settings check prefixes by this module
 
     bucket = Bucket.at(source)
@@ -64,7 +66,8 @@ def check_prefix(prefix: str) -> None:
 
 def _from_folder(source: str, target: Path, limits: ImportLimits) -> bytes:
     """A hub cache links its files to others of itself; links to anywhere else are refused."""
-    roots = [Path(each).resolve() for each in limits.prefixes if each.startswith("/")]
+    prefixes = ("/",) if limits.prefixes is None else limits.prefixes
+    roots = [Path(each).resolve() for each in prefixes if each.startswith("/")]
     files = {name: (Path(source) / name).resolve() for name in (CONFIG_FILE, WEIGHTS_FILE)}
     for name, path in files.items():
         if not any(path.is_relative_to(root) for root in roots):

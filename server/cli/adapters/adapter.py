@@ -1,6 +1,6 @@
 """`multilora adapter`: tenants' LoRA adapters in the data directory. A running server serves them within a second.
 
-Decides which base an adapter is checked against; the store decides which adapter is valid.
+The store decides which adapter is valid.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.adapters import imports as adapter_imports
 from server.cli.adapters import merge as adapter_merge
 from server.cli.adapters import versions as adapter_versions
+from server.cli.adapters.publishing import base_for, check_free, show_published
 from server.cli.adapters.versions import RefArgument
-from server.cli.common.base_path import BaseOption, find_base
+from server.cli.common.base_path import BaseOption
 from server.cli.common.failures import CommandError, ExitCode
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, TenantOption, YesOption
 from server.cli.common.output import Output
@@ -21,8 +23,6 @@ from server.cli.common.store_access import confirmed, opened
 from server.cli.common.texts import size, when
 
 if TYPE_CHECKING:
-    from adapters_store.base.description import BaseDescription
-    from adapters_store.store import AdapterStore
     from adapters_store.versions.records import AdapterVersion
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 
 adapter_versions.register(app)
+app.command("import")(adapter_imports.import_adapter)
 app.command()(adapter_merge.merge)
 
 
@@ -58,8 +59,8 @@ def push(
         raise CommandError("file_not_found", f"{folder}: no such folder", ExitCode.NOT_FOUND)
     found = read_adapter_folder(folder)
     with opened(data_dir, output) as store:
-        description = _base_for(store, base, output)
-        _check_free(name, description)
+        description = base_for(store, base, output)
+        check_free(name, description)
         with output.waiting("checking the adapter"):
             version = store.publish(
                 tenant=tenant,
@@ -71,11 +72,7 @@ def push(
                 tool_dialect=tool_dialect,
                 chat_template=_template_text(chat_template),
             )
-    output.emit(**version.to_json(), notes=list(found.notes))
-    output.say(f"published {version.tenant}/{version.ref} (rank {version.rank}, {size(version.num_bytes)})")
-    output.say(version.digest, style="dim")
-    for note in found.notes:
-        output.say(f"note: {note}", style="yellow")
+    show_published(output, version, found.notes)
 
 
 def _template_text(path: Path | None) -> str | None:
@@ -171,24 +168,3 @@ def _state(version: AdapterVersion) -> str:
     if not version.loaded:
         return "unloaded"
     return "active" if version.percent == 100 else f"{version.percent} %" if version.percent else ""
-
-
-def _base_for(store: AdapterStore, base: str | None, output: Output) -> BaseDescription:
-    """The base served last, or the one named; a known base keeps the dtype it is served in."""
-    known = store.bases()
-    if base is None:
-        if not known:
-            message = "no base was served from this data directory yet; name one with --base PATH"
-            raise CommandError("unknown_base", message, ExitCode.NOT_FOUND)
-        return known[0]
-    with output.waiting(f"reading base {base}"):
-        from server.cli.common.base_path import describe
-
-        description = describe(*find_base(base))
-    return next((each for each in known if each.digest == description.digest), description)
-
-
-def _check_free(name: str, base: BaseDescription) -> None:
-    """As the HTTP route does: an adapter with the base's name could never be requested."""
-    if name == base.name:
-        raise CommandError("name_is_base", f"name: {name!r} is the name of the base model", ExitCode.CONFLICT)
