@@ -103,7 +103,7 @@ def _notes(folder: Path) -> tuple[str, ...]:
     if template := _template_in(folder):
         notes.append(
             f"{template} brings a chat template, which is not used: chats are rendered by the base's. "
-            "Where they differ, put this one into the base's folder, or render prompts yourself and use /v1/completions"
+            "If they differ, push it with --chat-template, or render prompts yourself and use /v1/completions"
         )
     if tokens := _added_tokens(folder):
         shown = ", ".join(tokens[:MAX_SHOWN]) + (", ..." if len(tokens) > MAX_SHOWN else "")

@@ -72,7 +72,7 @@ def another(setting: Setting) -> Any:
     if setting.kind is bool:
         return not setting.default
     if setting.kind is str:
-        return "https://app.example.com"
+        return "s3://bucket/adapters" if setting.option == "--import-prefix" else "https://app.example.com"
     if setting.kind is int:
         return 2 * (setting.default or 4)
     return setting.default / 2 if setting.kind is float and setting.default else 1.5
