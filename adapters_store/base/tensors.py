@@ -27,6 +27,7 @@ WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")  # as safetensors calls them
 NF4_MARK = ".quant_state.bitsandbytes__nf4"  # JSON as bytes, under the name of the weight it is about
 _NAMES_SHOWN = 3
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "num_attention_heads", "num_key_value_heads")
+_MAX_SIZE = 2**24  # of one dimension; the largest vocabularies have 2**18
 
 
 def model_class(config: PretrainedConfig) -> Any:
@@ -71,15 +72,13 @@ def checked_skeleton(folder: Path, config: PretrainedConfig, files: Iterable[Pat
 
 
 def _refuse_sizes(folder: Path, config: PretrainedConfig, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Sizes that no tensor of the files can have: transformers would fill memory with tables for them."""
-    longest = max((length for tensor in tensors.values() for length in tensor.shape), default=0)
-    limits = {**dict.fromkeys(_SIZES, longest), "num_hidden_layers": len(tensors)}
+    """Sizes that no base has: transformers would fill memory with tables for them, or build layers without end."""
+    limits = {**dict.fromkeys(_SIZES, _MAX_SIZE), "num_hidden_layers": len(tensors)}
     for field, limit in limits.items():
         value = getattr(config, field, None)
         if isinstance(value, int) and value > limit:
-            raise UnsupportedBase(
-                f"--base {folder}: config.json: {field} is {str(value)[:20]}, but its files allow {limit}"
-            )
+            found = f"{field} is {str(value)[:20]}, at most {limit} is possible with these files"
+            raise UnsupportedBase(f"--base {folder}: config.json: {found}")
 
 
 def refuse_differences(folder: Path, info: Mapping[str, Any]) -> None:

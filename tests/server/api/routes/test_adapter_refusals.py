@@ -185,7 +185,12 @@ def test_a_form_cut_short_is_refused(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize(
     ("content_type", "status"),
-    [("application/xml", 415), ("text/plain", 415), ("multipart/form-data", 400), ("multipart/form-data; boundary=" + "x" * 71, 400)],
+    [
+        ("application/xml", 415),
+        ("text/plain", 415),
+        ("multipart/form-data", 400),
+        ("multipart/form-data; boundary=" + "x" * 71, 400),
+    ],
 )
 def test_a_body_that_is_no_form_is_refused(client: httpx.Client, content_type: str, status: int) -> None:
     response = client.post("/v1/adapters", headers={"content-type": content_type}, content=b"{}")
