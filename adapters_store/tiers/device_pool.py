@@ -10,9 +10,12 @@ from collections.abc import Callable, Collection, KeysView
 from dataclasses import dataclass
 
 from adapters_store.base.description import AdapterDigest
+from adapters_store.errors import Conflict
 from adapters_store.tiers.arena_allocator import ArenaAllocator
 from adapters_store.tiers.entries import NO_OWNER, EntryState, Owner, PoolEntry, Reservation
 from adapters_store.tiers.pool_shares import PoolShares
+
+MAX_PINNED_RATIO = 0.5  # of the elements, and of the slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +163,24 @@ class DevicePool:
             largest = max(largest, offset - position)
             position = offset + self._arena.rounded(size)
         return self._arena.rounded(num_elements) <= max(largest, self._arena.capacity - position)
+
+    def check_pin(self, digest: AdapterDigest) -> None:
+        """Whether this adapter may be pinned, so that half of the pool stays for all others.
+
+        Raises Conflict (adapter_not_resident, pin_limit).
+        """
+        entry = self._ready.get(digest)
+        if entry is None:
+            raise Conflict("adapter_not_resident", "the adapter is not on the device; warm it first", param="name")
+        pinned = [each for each in self._entries.values() if each.pinned and each is not entry] + [entry]
+        num_elements = sum(self._arena.rounded(each.num_elements) for each in pinned)
+        share = max(num_elements / self._arena.capacity, len(pinned) / self.settings.max_slots)
+        if share > MAX_PINNED_RATIO:
+            message = (
+                f"pinned adapters would take {share:.0%} of the device's adapter memory or slots, "
+                f"at most {MAX_PINNED_RATIO:.0%} may be pinned"
+            )
+            raise Conflict("pin_limit", message, param="name")
 
     def _touch(self, entry: PoolEntry) -> None:
         entry.last_used_s = self._clock()

@@ -58,6 +58,13 @@ class Reservation(NamedTuple):
     evicted: tuple[PoolEntry, ...]
 
 
+class Residency(NamedTuple):
+    """Where an adapter is now: "device", "loading" (on its way there), "host" or "disk"; and whether it is pinned."""
+
+    state: str
+    pinned: bool
+
+
 class AdapterSnapshot(NamedTuple):
     """Adapter memory after a poll or an update, as the scheduler sees it until the next one.
 

@@ -44,11 +44,15 @@ class Placement:
         self._unused = self._find_unused(may_take_room)
 
     def reserve(
-        self, digest: AdapterDigest, num_elements: int, more_urgent: Collection[AdapterDigest]
+        self,
+        digest: AdapterDigest,
+        num_elements: int,
+        more_urgent: Collection[AdapterDigest],
+        unnamed: Owner = NO_OWNER,
     ) -> Reservation | None:
         """A range, or None. Within one pass room only shrinks, so a size that failed once fails for every later
-        adapter."""
-        owner = self.owners.get(digest, NO_OWNER)
+        adapter. unnamed: the owner of one that no request wants."""
+        owner = self.owners.get(digest, unnamed)
         if num_elements >= min(self._too_much, self._denied.get(owner.tenant, self._too_much)):
             self._note_denied(digest, owner)
             return None

@@ -11,9 +11,18 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from adapters_store.base.description import AdapterDigest
-from adapters_store.errors import StoreError
+from adapters_store.errors import LimitReached, StoreError
+from adapters_store.packed.layout import PackedAdapter
 from adapters_store.tiers.device_pool import DevicePool
-from adapters_store.tiers.entries import AdapterSnapshot, CopyHandle, DeviceCopier, Owner, PoolEntry
+from adapters_store.tiers.entries import (
+    NO_OWNER,
+    AdapterSnapshot,
+    CopyHandle,
+    DeviceCopier,
+    Owner,
+    PoolEntry,
+    Residency,
+)
 from adapters_store.tiers.host_tier import HostTier
 from adapters_store.tiers.placement import Placement
 from adapters_store.tiers.stats import AdapterTiersSettings, AdapterTiersStats, ResidentAdapter
@@ -22,6 +31,7 @@ from adapters_store.tiers.working_set import WorkingSet
 
 __all__ = ["AdapterTiers", "AdapterTiersSettings", "AdapterTiersStats", "CopyHandle", "DeviceCopier", "ResidentAdapter"]
 
+MAX_WARMING = 4  # adapters of one tenant on their way to the device that no request wants
 _COPY_POLL_S = 0.0005
 
 
@@ -47,6 +57,7 @@ class AdapterTiers:
         self._wanted: tuple[AdapterDigest, ...] = ()
         self._limit = 0
         self._asked: dict[AdapterDigest, None] = {}  # wanted by acquire() or pin() alone
+        self._warming: dict[AdapterDigest, Owner] = {}  # wanted by warm() alone: given up where there is no room
         self._failures: dict[AdapterDigest, StoreError] = {}
         self._no_room_since: dict[AdapterDigest, float] = {}
         self._must_advance = False
@@ -79,7 +90,7 @@ class AdapterTiers:
         digests, limit = tuple(wanted), len(wanted) if limit is None else limit
         if digests != self._wanted or limit != self._limit:
             self._replace_wanted(digests, limit)
-        if self._must_advance and (self._wanted or self._pins or self._asked):
+        if self._must_advance and (self._wanted or self._pins or self._asked or self._warming):
             self._advance()
         return self._snapshot(self._take_failures(digests) if self._failures else {})
 
@@ -104,6 +115,39 @@ class AdapterTiers:
             self._must_advance |= self._is_incomplete
             if entry.is_deleted:
                 self._remove(entry)
+
+    def warm(self, digest: AdapterDigest, owner: Owner) -> None:
+        """Bring it to the device after all others, if there is room then; without room it stays in host memory.
+
+        Raises LimitReached (too_many_warming); StoreError if it cannot be loaded.
+        """
+        if self.residency(digest).state in ("device", "loading"):
+            return
+        num_warming = sum(each.tenant == owner.tenant for each in self._warming.values())
+        if num_warming >= MAX_WARMING:
+            message = (
+                f"{num_warming} adapters of the tenant are being warmed, the limit is {MAX_WARMING}; try again soon"
+            )
+            raise LimitReached("too_many_warming", message)
+        self._warming[digest] = owner
+        self._advance()
+        error = self._failures.pop(digest, None)
+        if error is not None:
+            raise error
+
+    def pin_resident(self, digest: AdapterDigest) -> None:
+        """Keep an adapter that is on the device there. Raises Conflict (adapter_not_resident, pin_limit)."""
+        self._pool.check_pin(digest)
+        self.pin(digest)
+
+    def residency(self, digest: AdapterDigest) -> Residency:
+        """Where it is now."""
+        pinned = digest in self._pins
+        if digest in self._pool.ready():
+            return Residency("device", pinned)
+        if self._pool.get(digest) is not None or digest in {*self._wanted, *self._pins, *self._asked, *self._warming}:
+            return Residency("loading", pinned)
+        return Residency("host" if digest in self._host.held() else "disk", pinned)
 
     def pin(self, digest: AdapterDigest) -> None:
         """Bring it to the device before all others and keep it there. Raises StoreError if it cannot be loaded."""
@@ -134,6 +178,7 @@ class AdapterTiers:
         """
         self.unpin(digest)
         self._asked.pop(digest, None)
+        self._warming.pop(digest, None)
         self._failures.pop(digest, None)
         self._no_room_since.pop(digest, None)
         self._stop_wanting((digest,))
@@ -229,7 +274,7 @@ class AdapterTiers:
         self._last_advance_s = self._clock()
         self._loads_left = self._settings.max_loads
         self._placement.begin(self._wanted[: self._limit])
-        in_order = dict.fromkeys((*self._pins, *self._wanted[: self._limit], *self._asked))
+        in_order = dict.fromkeys((*self._pins, *self._wanted[: self._limit], *self._asked, *self._warming))
         more_urgent: set[AdapterDigest] = set()
         for digest in in_order:
             if self._pool.get(digest) is None and self._advance_one(digest, more_urgent):
@@ -254,26 +299,36 @@ class AdapterTiers:
         if not self._transfers.may_start:
             self._must_advance = True
             return True
-        reservation = self._placement.reserve(digest, adapter.buffer.numel(), more_urgent)
+        owner = self._warming.get(digest, NO_OWNER)
+        reservation = self._placement.reserve(digest, adapter.buffer.numel(), more_urgent, owner)
         if reservation is None:
-            error = self._placement.refusal(adapter, has_pins=bool(self._pins))
-            if error is not None:
-                return self._fail(digest, error)
-            self._no_room_since.setdefault(digest, self._clock())
-            return True
+            return self._note_no_room(digest, adapter)
         self._no_room_since.pop(digest, None)
         reservation.entry.pinned = digest in self._pins
         self._transfers.copy(reservation.entry, reservation.evicted, adapter)
         return False
 
+    def _note_no_room(self, digest: AdapterDigest, adapter: PackedAdapter) -> bool:
+        """It waits for room, unless it was only to be warmed; returns whether it waits."""
+        error = self._placement.refusal(adapter, has_pins=bool(self._pins))
+        if error is not None:
+            return self._fail(digest, error)
+        if self._warming.pop(digest, None) is not None and digest not in self._wanted[: self._limit]:
+            self._placement.over_share.discard(digest)
+            return False
+        self._no_room_since.setdefault(digest, self._clock())
+        return True
+
     def _fail(self, digest: AdapterDigest, error: StoreError) -> bool:
         self._failures[digest] = error
         self._asked.pop(digest, None)
+        self._warming.pop(digest, None)
         self._no_room_since.pop(digest, None)
         return digest in self._pins  # pinned adapters are tried again
 
     def _note_arrival(self, entry: PoolEntry) -> None:
         self._asked.pop(entry.digest, None)
+        self._warming.pop(entry.digest, None)
         self._must_advance |= self._is_incomplete
         if entry.is_deleted:
             self._remove(entry)

@@ -22,7 +22,7 @@ from server.api.edge.shared_quotas import SharedQuotas
 from server.api.edge.upload_slots import UploadSlots
 from server.api.engine_client import EngineClient
 from server.api.generation import chat, completions
-from server.api.routes import adapters, admin, files, fine_tuning, health, models, usage, versions
+from server.api.routes import adapters, admin, files, fine_tuning, health, models, residency, usage, versions
 from server.api.settings import ApiSettings
 from server.api.telemetry import metrics
 from server.api.telemetry.call_record import CallRecord
@@ -41,6 +41,7 @@ _ROUTERS = (
     models.router,
     adapters.router,
     versions.router,
+    residency.router,
     admin.router,
     usage.router,
     health.router,

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, StoreError
+from adapters_store.tiers.entries import Owner, Residency
 from adapters_store.tiers.tiers import AdapterTiers
 from server.engine import numerics
 from server.engine.constraint import ConstraintFailure
@@ -97,6 +98,23 @@ class Engine:
         self.tiers.forget(digest)
         self.scheduler.pool.drop_adapter(digest)
         self._names.pop(digest, None)
+
+    def warm_adapter(self, digest: AdapterDigest, name: str, owner: Owner) -> Residency:
+        """Begin to bring it to the device, though no request wants it. Raises LimitReached, StoreError."""
+        self.tiers.warm(digest, owner)
+        self._names.setdefault(digest, name)
+        return self.tiers.residency(digest)
+
+    def pin_adapter(self, digest: AdapterDigest) -> Residency:
+        """Keep it on the device until it leaves service. Raises Conflict."""
+        self.tiers.pin_resident(digest)
+        return self.tiers.residency(digest)
+
+    def unpin_adapter(self, digest: AdapterDigest) -> Residency:
+        """Allow its eviction. One that left service is held for the requests that still use it."""
+        if digest not in self._leaving:
+            self.tiers.unpin(digest)
+        return self.tiers.residency(digest)
 
     @property
     def idle_s(self) -> float | None:

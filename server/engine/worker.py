@@ -9,11 +9,14 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
+from adapters_store.errors import UserError
+from adapters_store.tiers.entries import Owner, Residency
 from lora_kernels.background import TimeSlices
 from server.engine.engine import Engine
 from server.engine.metrics import EngineStats
@@ -102,8 +105,7 @@ class EngineWorker:
         validate_params(request.params, self.vocab_size)
         self._engine.scheduler.limits.check_fits(request)
         with self._changed:
-            if self._is_stopping or self._failure is not None:
-                raise QueueFull("the engine is stopping", retry_after_s=5.0)
+            self._require_running()
             self._check_queue(request.tenant)
             self._arriving[request.tenant] += 1
             self._commands.append(lambda: self._add(request, listener))
@@ -121,6 +123,18 @@ class EngineWorker:
     def retry_adapters(self) -> None:
         """The store has changed: try again to load adapters that failed."""
         self._send(self._engine.tiers.retry_failed)
+
+    def warm_adapter(self, digest: AdapterDigest, name: str, owner: Owner) -> Future[Residency]:
+        """See `Engine.warm_adapter`. Raises QueueFull if the engine is stopping."""
+        return self._call(lambda: self._engine.warm_adapter(digest, name, owner))
+
+    def pin_adapter(self, digest: AdapterDigest) -> Future[Residency]:
+        """See `Engine.pin_adapter`. Raises QueueFull if the engine is stopping."""
+        return self._call(lambda: self._engine.pin_adapter(digest))
+
+    def unpin_adapter(self, digest: AdapterDigest) -> Future[Residency]:
+        """See `Engine.unpin_adapter`. Raises QueueFull if the engine is stopping."""
+        return self._call(lambda: self._engine.unpin_adapter(digest))
 
     def wake(self) -> None:
         """Let the engine continue: an adapter it waits for was loaded. Any thread may call it."""
@@ -148,6 +162,30 @@ class EngineWorker:
         self._engine.scheduler.limits.check_queue(
             tenant, num_arriving=arriving.total(), num_arriving_of_tenant=arriving[tenant]
         )
+
+    def _require_running(self) -> None:
+        if self._is_stopping or self._failure is not None:
+            raise QueueFull("the engine is stopping", retry_after_s=5.0)
+
+    def _call(self, command: Callable[[], Residency]) -> Future[Residency]:
+        """Run it between two steps; its answer, or its refusal. Any other error ends the engine, as in a step."""
+        answer: Future[Residency] = Future()
+
+        def run() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            try:
+                answer.set_result(command())
+            except BaseException as error:
+                answer.set_exception(error)
+                if not isinstance(error, UserError):
+                    raise
+
+        with self._changed:
+            self._require_running()
+            self._commands.append(run)
+            self._changed.notify()
+        return answer
 
     def _send(self, command: Callable[[], None]) -> None:
         with self._changed:

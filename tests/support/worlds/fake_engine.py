@@ -11,9 +11,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
+from adapters_store.tiers.entries import Owner, Residency
 from server.engine.metrics import Histogram
 from server.engine.request import QueueFull, Request, RequestError, TokenEvent, TokenLogprob
 from server.engine.text.output import OutputState
@@ -77,6 +79,8 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.seen: list[Request] = []
         self.forgotten: list[AdapterDigest] = []
+        self.warmed: list[tuple[AdapterDigest, str, Owner]] = []
+        self.pinned: set[AdapterDigest] = set()
         self.num_retries = 0
         self.may_step = threading.Event()
         self.may_step.set()
@@ -127,6 +131,23 @@ class FakeEngine:
 
     def retry_adapters(self) -> None:
         self.num_retries += 1
+
+    def warm_adapter(self, digest: AdapterDigest, name: str, owner: Owner) -> Future[Residency]:
+        self.warmed.append((digest, name, owner))
+        return self._residency(digest)
+
+    def pin_adapter(self, digest: AdapterDigest) -> Future[Residency]:
+        self.pinned.add(digest)
+        return self._residency(digest)
+
+    def unpin_adapter(self, digest: AdapterDigest) -> Future[Residency]:
+        self.pinned.discard(digest)
+        return self._residency(digest)
+
+    def _residency(self, digest: AdapterDigest) -> Future[Residency]:
+        answer: Future[Residency] = Future()
+        answer.set_result(Residency("device", digest in self.pinned))
+        return answer
 
     def is_healthy(self) -> bool:
         return self._thread.is_alive()
