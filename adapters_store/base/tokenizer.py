@@ -13,7 +13,7 @@ from adapters_store.base.folder import read_json, reading, refuse_pointers
 
 SERIALISED, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 DEFAULT_TEMPLATE = "default"
-_VOCABULARIES = ((SERIALISED,), ("vocab.json", "merges.txt"), (SENTENCEPIECE,))
+_VOCABULARIES = ((SERIALISED,), ("vocab.json", "merges.txt"))
 _CONVERT = (
     "write a tokenizer.json beside it: `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)`, with sentencepiece "
     "installed"
@@ -31,10 +31,11 @@ def load_tokenizer(folder: Path) -> Any:
     refuse_pointers(folder)
     _refuse_own_code(folder)
     if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
+        # Converted here, its tokens would depend on what is installed; a broken one was served with a token or two.
+        if (folder / SENTENCEPIECE).is_file():
+            raise UnsupportedBase(f"--base {folder}: {SENTENCEPIECE}, a SentencePiece model alone: {_CONVERT}")
         raise UnsupportedBase(f"--base {folder}: no tokenizer there; {SERIALISED} is needed")
-    is_unconverted = not (folder / SERIALISED).is_file() and (folder / SENTENCEPIECE).is_file()
-    what = f"{SENTENCEPIECE}, a SentencePiece model alone ({_CONVERT})," if is_unconverted else "the tokenizer"
-    with reading(folder, what):
+    with reading(folder, "the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     check_template(tokenizer, f"--base {folder}")
     return tokenizer
