@@ -148,7 +148,7 @@ def test_a_publish_killed_around_the_commit_leaves_the_store_sound(moment: str, 
         if moment == "before commit":
             commits_of_writes(store, lambda: os._exit(9))
         else:
-            store._database.on_write(lambda: os._exit(9))
+            store._database.on_change(lambda: os._exit(9))
         publish(store, weights)
 
     assert in_a_process_of_its_own(killed) == 9
