@@ -108,11 +108,13 @@ def test_a_worker_that_lost_its_connection_ends_and_the_next_one_follows_its_tra
 
 
 def test_a_second_worker_waits_and_a_signal_ends_its_wait(world: JobWorld) -> None:
-    first = world.start_worker()
-    second = world.start_worker()
-    with world.store.database.engine.connect() as connection:
-        waiting = text("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_try_advisory_lock%'")
-        wait_until(lambda: connection.execute(waiting).scalar_one() and connection.rollback() is None)
+    holders = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    asked = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT pg_try_advisory_lock%'"
+    with world.store.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        first = world.start_worker()
+        wait_until(lambda: connection.execute(text(holders)).first(), timeout_s=60)
+        second = world.start_worker()
+        wait_until(lambda: connection.execute(text(f"{asked} AND pid NOT IN ({holders})")).first(), timeout_s=60)
     second.send_signal(signal.SIGTERM)
     assert second.wait(60) == 0
     assert first.poll() is None
