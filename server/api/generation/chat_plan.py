@@ -49,11 +49,12 @@ def planned(context: ApiContext, body: ChatBody, target: Target) -> Prepared:
     budget = body.thinking_token_budget if body.reasoning_budget is None else body.reasoning_budget
     reasoning = _reasoning_part(tokenizer, form, budget)
     calls = None if dialect is None else _calls_part(body, dialect)
+    read = None if form.is_plain else form
     if calls is None and budget is None:
-        return Prepared([ids], form=form)
+        return Prepared([ids], form=read)
     lark = answer_grammar(_marker_ids(tokenizer, dialect, form.reasoning), reasoning=reasoning, calls=calls)
     field = "tools" if calls is not None else "reasoning_budget"
-    return Prepared([ids], form=form, grammar=AskedGrammar(field, GrammarSpec("lark", lark)))
+    return Prepared([ids], form=read, grammar=AskedGrammar(field, GrammarSpec("lark", lark)))
 
 
 def _options(context: ApiContext, body: ChatBody, target: Target) -> ChatOptions:

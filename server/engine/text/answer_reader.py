@@ -43,6 +43,11 @@ class AnswerForm:
     starts_in_reasoning: bool = False
 
     @property
+    def is_plain(self) -> bool:
+        """All of the answer is text: nothing needs to be read out of it."""
+        return self.dialect is None and self.reasoning is None
+
+    @property
     def mark_ids(self) -> frozenset[int]:
         """The tokens whose places the reader must be given."""
         names = [] if self.dialect is None else list(self.dialect.markers)
