@@ -66,18 +66,17 @@ def background(app: FastAPI, jobs: JobSettings | None = None) -> Iterator[None]:
         context.grammars.close()
 
 
-class BlobSweep:
-    """A thread that looks over the object store every `every_s`, if the blobs are in one: one server at a time does."""
+class Every:
+    """A thread that calls `action` every `every_s`, for the first time after that; no thread without an action."""
 
-    def __init__(self, store: AdapterStore, onboarding: Onboarding, *, every_s: float = SWEEP_EVERY_S) -> None:
-        self._store = store
-        self._onboarding = onboarding
+    def __init__(self, every_s: float, name: str, action: Callable[[], object] | None) -> None:
         self._every_s = every_s
+        self._action = action
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="blob-sweep", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        if self._store.remote is not None:
+        if self._action is not None:
             self._thread.start()
 
     def stop(self) -> None:
@@ -86,15 +85,35 @@ class BlobSweep:
             self._thread.join()
 
     def _run(self) -> None:
+        assert self._action is not None
         while not self._stop.wait(self._every_s):
-            try:
-                removed = self._store.sweep_remote().blobs
-                num_files = self._onboarding.files.sweep_remote()
-            except StoreError as error:
-                _log.warning("the object store was not swept: %s", error.message)
-                continue
-            if removed or num_files:
-                _log.info("removed %d adapters and %d files from the object store", len(removed), num_files)
+            self._action()
+
+
+class MemoryTrim(Every):
+    """None if the C library has no such call."""
+
+    def __init__(self, *, every_s: float = TRIM_EVERY_S) -> None:
+        super().__init__(every_s, "memory-trim", c_library_trim())
+
+
+class BlobSweep(Every):
+    """Looks over the object store, if the blobs are in one: one server at a time does."""
+
+    def __init__(self, store: AdapterStore, onboarding: Onboarding, *, every_s: float = SWEEP_EVERY_S) -> None:
+        self._store = store
+        self._onboarding = onboarding
+        super().__init__(every_s, "blob-sweep", None if store.remote is None else self._sweep)
+
+    def _sweep(self) -> None:
+        try:
+            removed = self._store.sweep_remote().blobs
+            num_files = self._onboarding.files.sweep_remote()
+        except StoreError as error:
+            _log.warning("the object store was not swept: %s", error.message)
+            return
+        if removed or num_files:
+            _log.info("removed %d adapters and %d files from the object store", len(removed), num_files)
 
 
 def _job_worker(app: FastAPI, settings: JobSettings) -> WorkerSupervisor | None:
@@ -172,27 +191,3 @@ class StoreWatch:
             except StoreError as error:
                 _log.warning("the store does not answer; adapters out of service stay in memory: %s", error)
             pause_s = min(self._poll_s, 9 * (time.perf_counter() - start_s))
-
-
-class MemoryTrim:
-    """A thread that trims every `every_s`; none if the C library has no such call."""
-
-    def __init__(self, *, every_s: float = TRIM_EVERY_S) -> None:
-        self._every_s = every_s
-        self._trim = c_library_trim()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="memory-trim", daemon=True)
-
-    def start(self) -> None:
-        if self._trim is not None:
-            self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        assert self._trim is not None
-        while not self._stop.wait(self._every_s):
-            self._trim()
