@@ -9,6 +9,7 @@ from adapters_store.remote.disk_cache import DiskCache
 from adapters_store.remote.locks import locks_for
 from adapters_store.remote.settings import RemoteSettings
 from adapters_store.storage.database import Database
+from adapters_store.storage.store_id import FILE_NAME
 
 
 class Remote:
@@ -44,6 +45,6 @@ def open_bucket(settings: RemoteSettings | None, data_dir: Path) -> Bucket | Non
     if settings is None:
         return None
     bucket = Bucket.at(settings.url)
-    if not (data_dir / "store.json").exists():
+    if not (data_dir / FILE_NAME).exists():
         bucket.require_create_only()
     return bucket

@@ -19,8 +19,8 @@ from server.cli.common.base_path import BaseOption
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, TenantOption
 from server.cli.common.output import Output
 from server.cli.common.store_access import opened
+from server.cli.common.texts import MIB
 
-MIB = 1 << 20
 SOURCE_HELP = "s3://BUCKET/PATH, gs://, az:// or a folder; credentials and endpoint come from the environment."
 
 

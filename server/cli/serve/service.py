@@ -30,7 +30,7 @@ from server.engine.startup.generation_config import SamplingDefaults, sampling_d
 
 @dataclass(frozen=True)
 class Service:
-    """What runs: the app, and the parts behind it. Whoever serves it over HTTP drains it first."""
+    """What runs: the app, and the parts behind it. The HTTP server around it drains it first."""
 
     app: FastAPI
     store: AdapterStore

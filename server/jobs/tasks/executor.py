@@ -38,6 +38,10 @@ class Task:
     nodes: int = 1
     ranks: int = 1
 
+    def file(self, suffix: str) -> Path:
+        """One of its own files; an executor may have one of its kind beside those above."""
+        return self.folder / f"{self.name}.{suffix}"
+
     @property
     def on_one_node(self) -> tuple[str, ...]:
         """The command that starts all ranks of one machine: torchrun, if there are several."""
@@ -91,18 +95,18 @@ class SubprocessExecutor:
         """Raises StoreError (disk_full), OSError."""
         assert task.nodes == 1, "a job for several machines was accepted for this one"
         with disk_full_is_an_answer():
-            lock = os.open(_file(task, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(task.file("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 if _lock(lock, fcntl.LOCK_EX):
                     for leftover in ("pid", "exit"):
-                        _file(task, leftover).unlink(missing_ok=True)
+                        task.file(leftover).unlink(missing_ok=True)
                     self._children[task.folder, task.name] = self._spawn(task, lock)
             finally:
                 os.close(lock)
 
     def _spawn(self, task: Task, lock: int) -> subprocess.Popen[bytes]:
         head = [sys.executable, "-I", "-S", launch.__file__, str(task.folder), task.name, str(self._nice), "--"]
-        with _file(task, "log").open("ab") as log:
+        with task.file("log").open("ab") as log:
             return subprocess.Popen(
                 [*head, *task.on_one_node],
                 stdin=subprocess.DEVNULL,
@@ -117,9 +121,9 @@ class SubprocessExecutor:
         child = self._children.get((task.folder, task.name))
         if child is not None:
             child.poll()  # reaps the zombie
-        if is_locked(_file(task, "lock")):
+        if is_locked(task.file("lock")):
             return TaskState(is_running=True)
-        return TaskState(is_running=False, exit_code=_read_code(_file(task, "exit")))
+        return TaskState(is_running=False, exit_code=_read_code(task.file("exit")))
 
     def stop(self, task: Task) -> None:
         self._signal(task, signal.SIGTERM)
@@ -129,7 +133,7 @@ class SubprocessExecutor:
 
     def _signal(self, task: Task, number: signal.Signals) -> None:
         """To the whole group, and only while its lock is held: the number may have been reused since."""
-        if not is_locked(_file(task, "lock")):
+        if not is_locked(task.file("lock")):
             return
         group = self._group(task)
         if group is not None:
@@ -141,7 +145,7 @@ class SubprocessExecutor:
     def _group(self, task: Task) -> int | None:
         """None if a killed process started the task a moment ago: the launcher writes its number soon."""
         try:
-            return int(json.loads(_file(task, "pid").read_text())["group"])
+            return int(json.loads(task.file("pid").read_text())["group"])
         except FileNotFoundError:
             child = self._children.get((task.folder, task.name))
             return None if child is None else child.pid
@@ -155,10 +159,6 @@ def wait_until_ended(executor: Executor, task: Task, timeout_s: float) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-def _file(task: Task, suffix: str) -> Path:
-    return task.folder / f"{task.name}.{suffix}"
 
 
 def _read_code(path: Path) -> int | None:

@@ -61,7 +61,7 @@ class KubernetesJobExecutor:
             return
         known = self._name(task)
         name = known if known is not None and self._job(known) is None else f"multilora-{uuid4().hex[:20]}"
-        Filesystem().write_atomic(_file(task), name.encode())
+        Filesystem().write_atomic(task.file(KUBERNETES), name.encode())
         try:
             with _reached():
                 self._jobs.create_namespaced_job(
@@ -134,7 +134,7 @@ class KubernetesJobExecutor:
 
     def _name(self, task: Task) -> str | None:
         try:
-            return _file(task).read_text().strip()
+            return task.file(KUBERNETES).read_text().strip()
         except FileNotFoundError:
             return None
 
@@ -174,7 +174,3 @@ def _reached() -> Iterator[None]:
         yield
     except HTTPError as error:
         raise ExecutorUnavailable(f"Kubernetes: {error}") from error
-
-
-def _file(task: Task) -> Path:
-    return task.folder / f"{task.name}.kubernetes"

@@ -10,7 +10,6 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -42,10 +41,10 @@ class RayJobExecutor:
             return
         known = self._submission(task)
         submission = known if known is not None and self._details(known) is None else uuid4().hex
-        Filesystem().write_atomic(_file(task, "ray"), submission.encode())
+        Filesystem().write_atomic(task.file(RAY), submission.encode())
         with _reached():
             self._client.submit_job(
-                entrypoint=f"{shlex.join(_command(task))} >> {shlex.quote(str(_file(task, 'log')))} 2>&1",
+                entrypoint=f"{shlex.join(_command(task))} >> {shlex.quote(str(task.file('log')))} 2>&1",
                 submission_id=submission,
                 entrypoint_num_gpus=self._num_gpus * task.ranks if task.nodes == 1 else 0,
                 runtime_env={"env_vars": {**task.environment, "RAY_JOB_STOP_WAIT_TIME_S": _STOP_GRACE_S}},
@@ -77,7 +76,7 @@ class RayJobExecutor:
 
     def _submission(self, task: Task) -> str | None:
         try:
-            return _file(task, "ray").read_text().strip()
+            return task.file(RAY).read_text().strip()
         except FileNotFoundError:
             return None
 
@@ -119,7 +118,3 @@ def _exit_code(details: Any) -> int | None:
     """As a subprocess has it: negative for a signal, which the shell reports as 128 and more."""
     code = 0 if details.status is JobStatus.SUCCEEDED else details.driver_exit_code
     return 128 - code if code is not None and code > 128 else code
-
-
-def _file(task: Task, suffix: str) -> Path:
-    return task.folder / f"{task.name}.{suffix}"

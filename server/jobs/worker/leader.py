@@ -35,7 +35,7 @@ _TAKEN = text(
 
 def is_led(database: Database, data_dir: Path) -> bool:
     """Whether a worker works on these jobs, on any host. Raises StoreUnavailable."""
-    if database.engine.dialect.name != "postgresql":
+    if not database.is_shared:
         return is_locked(data_dir / LOCK_FILE)
     with database.read() as connection:
         return bool(connection.execute(_TAKEN, {"high": _KEY >> 32, "low": _KEY & 0xFFFF_FFFF}).scalar_one())
