@@ -1,7 +1,7 @@
 """The API over a real store and an engine, through a real socket.
 
 The engine is `support.worlds.fake_engine`; MULTILORA_TEST_ENGINE=real runs the same tests over the real one and a tiny
-random model, less those that need an engine to fail or wait on demand. serves one test module: tests use
+random model, less those that need an engine to fail or wait on demand. A server serves one test module: tests use
 names of their own, and override `settings` for limits of their own.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from fastapi import FastAPI
 
@@ -118,6 +119,13 @@ def connect(url: str) -> Iterator[MakeClient]:
     yield make
     for client in clients:
         client.close()
+
+
+@pytest.fixture
+def ai(url: str, keys: dict[str, str]) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client with acme's key."""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=keys["acme"], max_retries=0) as ai:
+        yield ai
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import boto3
 
@@ -81,3 +82,11 @@ def running() -> Iterator[ObjectStore]:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@contextmanager
+def in_environment(bucket: str) -> Iterator[ObjectStore]:
+    """A running one with this bucket, which this process finds as a server does: by its environment."""
+    with running() as store, patch.dict(os.environ, store.environment):
+        store.bucket(bucket)
+        yield store

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -14,12 +14,6 @@ from server.engine.request import RequestError
 from support.worlds.fake_engine import FakeEngine
 
 HELLO = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture
-def ai(url: str, keys: dict[str, str]) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key=keys["acme"], max_retries=0) as ai:
-        yield ai
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import httpx
@@ -33,12 +32,6 @@ class Case(BaseModel):
 @pytest.fixture(scope="module")
 def engine(real_engine: EngineClient) -> EngineClient:
     return real_engine
-
-
-@pytest.fixture
-def ai(url: str, keys: dict[str, str]) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key=keys["acme"], max_retries=0) as ai:
-        yield ai
 
 
 def completed(client: httpx.Client, **fields: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,6 @@ THINKS = (
 @pytest.fixture(scope="module")
 def engine(real_engine: EngineClient) -> EngineClient:
     return real_engine
-
-
-@pytest.fixture
-def ai(url: str, keys: dict[str, str]) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key=keys["acme"], max_retries=0) as ai:
-        yield ai
 
 
 def check_calls(calls: list[dict[str, Any]]) -> None:

@@ -20,10 +20,7 @@ PLACE = "s3://models/store"
 
 @pytest.fixture(scope="module")
 def objects() -> Iterator[object_store.ObjectStore]:
-    with object_store.running() as store, pytest.MonkeyPatch.context() as patch:
-        for name, value in store.environment.items():
-            patch.setenv(name, value)
-        store.bucket("models")
+    with object_store.in_environment("models") as store:
         yield store
 
 
