@@ -1,7 +1,7 @@
 """Cold loads of a fleet by the way requests are routed: our ranking, the least loaded, and two at random.
 
 `python -m benchmarks.affinity [--quick]`. The ranking is the one that runs in Ray's proxy. The replicas are
-models: a pool of so many equal adapters with LRU eviction, requests that overlap, and residents that the router knows
+models: a pool of equal adapters with LRU eviction, requests that overlap, and residents that the router knows
 late. So the counts are of routing alone; they depend on no machine.
 """
 
@@ -21,12 +21,12 @@ Route = Callable[[Sequence[Place], str, random.Random], str]
 
 @dataclass
 class Replica:
-    """resident: what it has, the latest used last. told: what the router knows of that."""
+    """resident: what it has, the latest used last. known: what the router knows of that."""
 
     name: str
     capacity: int
     resident: OrderedDict[str, None] = field(default_factory=OrderedDict)
-    told: frozenset[str] = frozenset()
+    known: frozenset[str] = frozenset()
     load: int = 0
     num_cold: int = 0
 
@@ -91,8 +91,8 @@ def run(case: Case, route: Route) -> Outcome:
             replicas[heapq.heappop(ends)[1]].load -= 1
         if now % case.told_every == 0:
             for each in replicas.values():
-                each.told = frozenset(each.resident)
-        places = [Place(each.name, each.load, each.told) for each in replicas.values()]
+                each.known = frozenset(each.resident)
+        places = [Place(each.name, each.load, each.known) for each in replicas.values()]
         chosen = replicas[route(places, adapter, draw)]
         chosen.serve(adapter)
         chosen.load += 1

@@ -50,7 +50,7 @@ class DiskCache:
             self._evict_to(self._max_bytes, keep)
 
     def make_room(self, num_bytes: int) -> None:
-        """Evict entries of at least so many bytes, because the disk is full."""
+        """Evict entries that hold at least num_bytes, because the disk is full."""
         with self._lock:
             held = sum(entry.num_bytes for entry in self._entries())
             self._evict_to(held - num_bytes, None)

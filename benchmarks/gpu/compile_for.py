@@ -1,7 +1,7 @@
 """Compiles on a machine without a GPU what a server and the GPU suite launch on one, into Triton's cache.
 
-The launchers run on tensors without content (the `meta` device), or on one layer of the model's shape on the CPU, with
-Triton told which GPU it compiles for. What they would launch is compiled in processes, under the same key.
+The launchers run on tensors without content (the `meta` device), or on one layer of the model's shape on the CPU, and
+Triton compiles for a GPU that is named to it. What they would launch is compiled in processes, under the same key.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 # itself. Run from the repository's root on a machine with torch, Triton and transformers, and no network:
 #     OUT=results bash benchmarks/gpu/first_run.sh
 # `python -m benchmarks.gpu.prepare_rental` makes .rental beforehand: wheels, and a Triton cache. What matters is left in
-# $OUT, in eight files at most. A second call goes on where the first was cut off.
+# $OUT, in eight files at most. A second call continues where the first was cut off.
 # REHEARSE=1: without a GPU, collect the tests and load the parts instead of running them.
 set -u
 : "${OUT:?name a folder for the results: OUT=results bash $0}"

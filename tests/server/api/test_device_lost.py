@@ -1,4 +1,4 @@
-"""A device that fails for good is told from a request's own failure: the one ends the engine, the other one request."""
+"""A device that fails for good ends the engine; a request's own failure ends that request."""
 
 from __future__ import annotations
 

@@ -202,12 +202,12 @@ def test_reasoning_is_kept_apart_whole_and_streamed(push: Callable[..., httpx.Re
     whole = asked(client, **fields)["message"]
     assert whole["reasoning_content"]
     assert whole["content"] == ""
-    told = ""
+    streamed = ""
     with client.stream("POST", "/v1/chat/completions", json={**fields, "stream": True}) as lines:
         for line in lines.iter_lines():
             if line.startswith("data: {"):
-                told += json.loads(line[6:])["choices"][0]["delta"].get("reasoning_content", "")
-    assert told == whole["reasoning_content"]
+                streamed += json.loads(line[6:])["choices"][0]["delta"].get("reasoning_content", "")
+    assert streamed == whole["reasoning_content"]
 
 
 def test_a_hostile_template_is_bounded_and_its_words_stay_with_its_tenant(
