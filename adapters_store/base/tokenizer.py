@@ -25,8 +25,8 @@ _CHATS = ([_USER], [{"role": "system", "content": "Be brief."}, _USER], [_USER, 
 def load_tokenizer(folder: Path) -> Any:
     """transformers' tokenizer of a local folder; nothing is fetched, and no code of the folder runs.
 
-    Raises UnsupportedBase if its files are missing, unreadable or only pointers, if it needs the folder's own code, or
-    if its chat template renders no chat.
+    Raises UnsupportedBase if its files are missing, unreadable or only pointers, if it needs the folder's own code, if
+    two tokens of its vocabulary share an id, or if its chat template renders no chat.
     """
     refuse_pointers(folder)
     _refuse_own_code(folder)
@@ -37,6 +37,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise UnsupportedBase(f"--base {folder}: no tokenizer there; {SERIALISED} is needed")
     with reading(folder, "the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    _refuse_shared_ids(folder, tokenizer)
     check_template(tokenizer, f"--base {folder}")
     return tokenizer
 
@@ -49,6 +50,18 @@ def _refuse_own_code(folder: Path) -> None:
     if own and _is_unknown(name):
         reason = f"the tokenizer {name!r:.80} needs Python code of the folder, which is never run"
         raise UnsupportedBase(f"--base {folder}: {reason}; a tokenizer of transformers itself is needed")
+
+
+def _refuse_shared_ids(folder: Path, tokenizer: Any) -> None:
+    """Which of two tokens an id stands for is decided by the order of a hash map, anew in every process."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary: Mapping[str, int] = {} if backend is None else backend.get_vocab(with_added_tokens=False)
+    tokens: dict[int, str] = {}
+    for token, id_ in vocabulary.items():
+        if id_ in tokens:
+            first, second = sorted((f"{tokens[id_]!r:.40}", f"{token!r:.40}"))
+            raise UnsupportedBase(f"--base {folder}: the tokenizer's tokens {first} and {second} share the id {id_}")
+        tokens[id_] = token
 
 
 def _is_unknown(name: object) -> bool:

@@ -29,6 +29,7 @@ EXPECTED = {
     "paging": (6, {"measure", "case", "of_resident", "of_quiet", "copies_per_request", "itl_p95_ms"}),
     "server_load": (4, {"popularity", "tok_per_s", "of_base", "ttft_p95_ms", "tpot_p50_ms"}),
     "fairness": (5, {"case", "ttft_p50_ms", "ttft_p95_ms", "p95_of_share", "jain", "others_answered", "refused"}),
+    "structured_output": (2, {"batch", "tok_per_s", "of_free", "decode_of_free", "compile_p50_ms"}),
     "soak": (5, {"hours", "rss_mb", "anon_mb", "num_files", "kv_usage", "waiting", "quiet_ttft_p95_ms", "num_faults"}),
 }
 

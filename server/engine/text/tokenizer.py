@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adapters_store.base.end_of_turn import end_of_turn_id
 from adapters_store.base.families import UnsupportedBase
-from adapters_store.base.folder import read_json
+from adapters_store.base.folder import read_json, reading
 from adapters_store.base.tokenizer import load_tokenizer
 from adapters_store.dialects.catalog import all_markers
 from adapters_store.dialects.rendering import with_tools
@@ -65,7 +65,9 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
         """Read tokenizer, chat template and end-of-sequence ids from a model's folder. Raises UnsupportedBase."""
-        return cls(load_tokenizer(folder), _configured_eos_ids(folder))
+        tokenizer, eos_ids = load_tokenizer(folder), _configured_eos_ids(folder)
+        with reading(folder, "the tokenizer"):
+            return cls(tokenizer, eos_ids)
 
     def vocabulary(self, num_rows: int) -> Vocabulary:
         """The ids served over a model with that many embedding rows. Raises ValueError if there are none."""

@@ -18,8 +18,10 @@ from server.jobs.limits import JobLimits
 from server.jobs.store.records import Job, JobStatus
 from support.servers.job_world import GATE, TRAINER, JobWorld
 
-NUM_JOBS = int(os.environ.get("MULTILORA_JOB_KILLS", "10"))
+NUM_JOBS = int(os.environ.get("MULTILORA_JOB_KILLS", "6"))
 FEWEST_KILLS = 2  # a fast machine is given more jobs until so many hit
+MOST_KILLS = 2 * NUM_JOBS  # a slow machine, on which a process starts as slowly as they come, is then left alone
+HANG_S = 1800 + 60 * NUM_JOBS
 MAX_TRAINER_KILLS = 2  # of one job: after the third in a row without a step forward a job rightly fails
 
 
@@ -104,7 +106,7 @@ def test_every_job_ends_once_whoever_is_killed_when(tmp_path: Path) -> None:
 
     jobs = [create(i) for i in range(NUM_JOBS)]
     chaos = Chaos(world, seed=NUM_JOBS)
-    deadline_s = time.monotonic() + 300 + 20 * NUM_JOBS
+    deadline_s = time.monotonic() + HANG_S
     try:
         while world.jobs.has_work() or chaos.kills.total() < FEWEST_KILLS:
             if not world.jobs.has_work():
@@ -112,7 +114,8 @@ def test_every_job_ends_once_whoever_is_killed_when(tmp_path: Path) -> None:
             assert time.monotonic() < deadline_s, [(job.id, job.status) for job in world.jobs.list()]
             chaos.keep_up()
             time.sleep(chaos.random.uniform(0.1, 1.5))
-            chaos.strike()
+            if chaos.kills.total() < MOST_KILLS:
+                chaos.strike()
         ended = [world.jobs.get(job.id) for job in jobs]
         assert [job.failure for job in ended if job.status is not JobStatus.SUCCEEDED] == []
         for job in ended:

@@ -18,6 +18,7 @@ import pytest
 
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.files import describe_base
+from adapters_store.base.tokenizer import load_tokenizer
 from server.engine.text.tokenizer import Tokenizer
 from support.models.odd_bases import MARKER, OWN_CODE, add_code, change_json
 from support.servers.service import make_base
@@ -101,3 +102,16 @@ def test_a_size_beyond_the_files_is_refused_before_memory_is_filled(sound: Path,
     change_json(folder / "config.json", **{field: 10**9})
     with pytest.raises(UnsupportedBase, match=f"{field} is 1000000000, at most [0-9]+ is possible"):
         describe_base(folder)
+
+
+def test_two_tokens_of_one_id_are_refused(sound: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(sound, folder)
+    body = json.loads((folder / "tokenizer.json").read_text())
+    (first, id_), (second, _) = list(body["model"]["vocab"].items())[-2:]
+    body["model"]["vocab"][second] = id_
+    (folder / "tokenizer.json").write_text(json.dumps(body))
+    for _process_order in range(5):  # the order of a hash map differs from load to load
+        with pytest.raises(UnsupportedBase, match=f"share the id {id_}") as refusal:
+            load_tokenizer(folder)
+        assert all(repr(token) in str(refusal.value) for token in (first, second))
