@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from benchmarks.common.shapes import BenchShape
 from benchmarks.roofline import MODELS
 
-TOY_SHAPE = BenchShape(hidden=128, layers=2, intermediate=192, heads=4, kv_heads=2, vocab=512)
+TOY_SHAPE = BenchShape(hidden=64, layers=1, intermediate=64, heads=2, kv_heads=1, vocab=128)
 
 
 @dataclass(frozen=True, kw_only=True)

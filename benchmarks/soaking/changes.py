@@ -16,7 +16,7 @@ from benchmarks.serving.demo_server import ADMIN_KEY, auth
 from benchmarks.soaking.tenant import CHANGING, Tenant
 
 ADMIN = auth(ADMIN_KEY)
-OVERLAP_S = 30
+OVERLAP_S = 600
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site / "sitecustomize.py").write_text(WITHOUT)
     command = [sys.executable, "-m", "benchmarks.gpu_suite", "--toy", "--out", str(out)]
     environment = {"PYTHONPATH": f"{site}:{ROOT}:{ROOT / 'kernels'}", "PATH": "/usr/bin:/bin", "HOME": str(out)}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3000, check=False)
     (out / "log").write_text(run.stdout)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     return out

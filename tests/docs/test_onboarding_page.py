@@ -51,7 +51,7 @@ def demo(tmp_path: Path, port: int, shell: dict[str, str]) -> Iterator[str]:
     process = subprocess.Popen(command, cwd=tmp_path, env=shell, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: process.poll() is not None or is_ready(url), timeout_s=300)
+        wait_until(lambda: process.poll() is not None or is_ready(url), timeout_s=1200)
         assert process.poll() is None, (tmp_path / "demo.log").read_text()
         yield url
         process.send_signal(signal.SIGINT)
@@ -73,7 +73,7 @@ class Neighbour:
     """A tenant who is served without a pause meanwhile."""
 
     def __init__(self, url: str, key: str) -> None:
-        self.client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
+        self.client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=600)
         self.model = self.client.models.list().data[0].id
         self.answers: list[str] = []
         self.stopping = threading.Event()
@@ -105,7 +105,7 @@ def test_the_pages_script_takes_a_tenant_from_a_file_to_a_chat(
         env={**shell, "OPENAI_API_KEY": key, "OPENAI_BASE_URL": f"{demo}/v1"},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=3000,
         check=False,
     )
     wall_s = time.monotonic() - start_s

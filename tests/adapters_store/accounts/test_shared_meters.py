@@ -117,7 +117,7 @@ def test_never_more_sequences_at_once_than_the_quota(store: AdapterStore, tenant
     with meters(store) as a, meters(store) as b, meters(store) as c, ThreadPoolExecutor(6) as pool:
         for each in [pool.submit(partial(call, own)) for own in (a, b, c) * 2]:
             each.result()
-        assert most == 2
+        assert 1 <= most <= 2
         wait_until(lambda: ask(a, tenant, quotas, Amounts()) == Levels(True, None, None, 0))
 
 

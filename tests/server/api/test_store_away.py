@@ -103,9 +103,9 @@ def test_what_is_known_is_served_while_postgresql_is_away_and_nothing_else(
             assert_comes_back(answer)
         assert [own.status_of(path) for path in ("/ready", "/health", "/metrics")] == [200] * 3
         server.start()
-        wait_until(lambda: own.ask("cold").status_code == 200, timeout_s=30)
+        wait_until(lambda: own.ask("cold").status_code == 200)
         assert own.upload("new").status_code == 201
-        wait_until(lambda: used(own) == own.used, timeout_s=30)
+        wait_until(lambda: used(own) == own.used)
 
 
 def used(own: World) -> int:
@@ -118,16 +118,16 @@ def test_after_the_grace_all_is_503_and_ready_is_red_until_postgresql_is_back(
 ) -> None:
     with world(tmp_path / "data", tokenizer, grace_s=OVER_AT_ONCE_S, url=server.url) as own:
         server.stop()
-        wait_until(lambda: own.status_of("/ready") == 503, timeout_s=30)
+        wait_until(lambda: own.status_of("/ready") == 503)
         assert_comes_back(own.client.get("/ready"))
-        wait_until(lambda: own.ask().status_code != 200, timeout_s=30)
+        wait_until(lambda: own.ask().status_code != 200)
         seen = [own.ask() for _ in range(20)]
         for answer in seen:
             assert_comes_back(answer)
         assert own.status_of("/health") == 200
         server.start()
-        wait_until(lambda: own.status_of("/ready") == 200, timeout_s=30)
-        wait_until(lambda: own.ask().status_code == 200, timeout_s=30)
+        wait_until(lambda: own.status_of("/ready") == 200)
+        wait_until(lambda: own.ask().status_code == 200)
 
 
 def test_under_load_a_stop_and_a_start_give_no_other_answer_than_200_and_503(
@@ -142,10 +142,10 @@ def test_under_load_a_stop_and_a_start_give_no_other_answer_than_200_and_503(
 
         for change, wanted in ((server.stop, 503), (server.start, 200), (server.stop, 503), (server.start, 200)):
             change()
-            wait_until(partial(saw, wanted), timeout_s=30)
+            wait_until(partial(saw, wanted))
             seen += [own.ask().status_code for _ in range(30)]
         assert set(seen) == {200, 503}
-        wait_until(lambda: own.client.get("/v1/usage").status_code == 200 and used(own) == own.used, timeout_s=30)
+        wait_until(lambda: own.client.get("/v1/usage").status_code == 200 and used(own) == own.used)
 
 
 def test_sqlite_held_by_another_process_is_503_for_what_must_write(
@@ -159,7 +159,7 @@ def test_sqlite_held_by_another_process_is_503_for_what_must_write(
             assert own.ask().status_code == own.ask("cold").status_code == 200
             assert own.status_of("/ready") == 200
         assert CHANGES["adapter"](own).status_code == 201
-        wait_until(lambda: used(own) == own.used, timeout_s=30)
+        wait_until(lambda: used(own) == own.used)
 
 
 CHANGES: dict[str, Callable[[World], httpx.Response]] = {
@@ -185,7 +185,7 @@ def test_a_data_directory_that_is_deleted_under_the_server_takes_nothing(
         for change in CHANGES.values():
             assert_comes_back(change(own), "data_dir_gone")
         assert not data_dir.exists() or list(data_dir.iterdir()) == []
-        wait_until(lambda: own.status_of("/ready") == 503, timeout_s=30)
+        wait_until(lambda: own.status_of("/ready") == 503)
         assert own.status_of("/health") == 200
 
 

@@ -180,7 +180,7 @@ def serve_process() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def wait_ready() -> Callable[[RunningServer], None]:
-    return lambda server: wait_until(server.is_ready, timeout_s=60)
+    return lambda server: wait_until(server.is_ready)
 
 
 def free_port() -> int:

@@ -43,7 +43,7 @@ def test_every_request_after_a_failed_load_is_answered_and_a_push_heals(
     try:
         watch.look()
         publish(service.store, service.parts, "plain", adapters["plain"])
-        wait_until(lambda: error_of(service, prompts[0], "plain") is None, timeout_s=30.0)
+        wait_until(lambda: error_of(service, prompts[0], "plain") is None)
     finally:
         watch.stop()
 

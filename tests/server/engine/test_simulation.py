@@ -1,4 +1,4 @@
-"""Whole-engine simulation under invariants. MULTILORA_SIM_STEPS sets the number of steps (CI: 300,000).
+"""Whole-engine simulation under invariants. MULTILORA_SIM_STEPS sets the number of steps (CI: 150,000).
 
 `check` in support/worlds/engine_world.py asserts at every step; its fake model answers wrongly as soon as a request
 reads a wrong block, slot or arena range.
@@ -17,7 +17,7 @@ from support.worlds.adapter_memory import digest_of
 from support.worlds.ahead_world import AheadWorld
 from support.worlds.engine_world import World, WorldSettings
 
-NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "300000"))
+NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "150000"))
 CHECK_EVERY = 4  # steps between looks at every block, range and reference; what a request computes is always checked
 LONGEST_WAIT_STEPS = 800  # 20 waiting, 6 running of up to 20 tokens, up to four preemptions; 509 is what was seen
 

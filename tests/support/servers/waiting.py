@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], object], *, timeout_s: float = 180.0) -> None:
+def wait_until(condition: Callable[[], object], *, timeout_s: float = 600.0) -> None:
     """Returns once the condition holds. timeout_s: only so that a broken test ends; no busy machine takes that long."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():

@@ -20,10 +20,11 @@ from trainer.run_folder.folder import Exit
 from trainer.spec import TrainSpec
 
 ROOT = Path(__file__).parents[3]
+STEPS = 20
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},
     "qlora": {"method": "qlora", "checkpointing": True},
-    "full": {"method": "full", "optim": {"learning_rate": 1e-4, "max_steps": 20}},
+    "full": {"method": "full", "optim": {"learning_rate": 1e-4, "max_steps": STEPS}},
     "lora-bf16": {"method": "lora", "precision": "bfloat16"},
 }
 MORE_CASES: dict[str, dict[str, Any]] = {
@@ -34,8 +35,8 @@ MORE_CASES: dict[str, dict[str, Any]] = {
 if os.environ.get("MULTILORA_SHARDED") == "all":
     CASES |= MORE_CASES
 COMMON: dict[str, Any] = {
-    "optim": {"learning_rate": 2e-3, "max_steps": 20},
-    "eval_every": 10,
+    "optim": {"learning_rate": 2e-3, "max_steps": STEPS},
+    "eval_every": STEPS // 2,
     "batch": {"examples": 5, "max_sequence_length": 256},
 }
 
@@ -70,12 +71,12 @@ def losses(run_dir: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", [name for name in CASES if "bf16" not in name])
 def test_two_processes_train_what_one_trains(runs: Path, name: str) -> None:
-    """float32: losses of 20 steps within 1e-5; micro batches are dealt out otherwise, so the sums' order differs."""
+    """float32: losses of all steps within 1e-5; micro batches are dealt out otherwise, so the sums' order differs."""
     one, two = losses(runs / name / "run-one"), losses(runs / name / "run")
-    assert len(one) == 20 + 3
+    assert len(one) == STEPS + 3
     assert one[-1] < 0.9 * one[0]
     assert (one - two).abs().max() <= 1e-5
-    mine, theirs = trained_weights(runs / name / "run-one", 20), trained_weights(runs / name / "run", 20)
+    mine, theirs = trained_weights(runs / name / "run-one", STEPS), trained_weights(runs / name / "run", STEPS)
     assert mine.keys() == theirs.keys()
     assert max((mine[key] - theirs[key]).abs().max().item() for key in mine) <= 1e-4
 
@@ -106,7 +107,7 @@ def test_what_two_ranks_saved_one_resumes(runs: Path, tmp_path: Path) -> None:
     """Checkpoints hold whole tensors: the last steps may run on another number of ranks."""
     run_dir = shutil.copytree(runs / "lora" / "run", tmp_path / "run")
     (run_dir / "result.json").unlink()
-    shutil.rmtree(run_dir / "checkpoints" / "step-000020")
+    shutil.rmtree(run_dir / "checkpoints" / f"step-{STEPS:06d}")
     assert train(TrainSpec.from_yaml(run_dir / "spec.yaml"), run_dir, resume=True) is Exit.SUCCEEDED
-    one, two = trained_weights(run_dir, 20), trained_weights(runs / "lora" / "run", 20)
+    one, two = trained_weights(run_dir, STEPS), trained_weights(runs / "lora" / "run", STEPS)
     assert max((one[key] - two[key]).abs().max().item() for key in one) <= 1e-4

@@ -24,7 +24,7 @@ TOKENS = 512
 SHAPE: dict[str, Any] = {
     "hidden_size": 256,
     "intermediate_size": 704,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 3,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 32,

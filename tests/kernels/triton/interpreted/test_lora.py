@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,12 @@ from support.models.lora import random_table
 GROUP = LoraGroup((0, 1, 2), 300, (80, 33, 270))
 RANKS = (1, 3, 8, 16, 64, 5)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ALL_FORMS = os.environ.get("MULTILORA_ALL_LORA_FORMS") == "1"
+RANKS_ALONE = [  # the short form: every rank, and every pair of type and rows
+    case
+    for index, case in enumerate(itertools.product([1, 3, 8, 16, 33, 64, 256], DTYPES, [3, 20]))
+    if ALL_FORMS or index % 5 == 0
+]
 FORMS: dict[str, dict[str, Any]] = {
     "two launches": {},
     "one launch": {"one_launch": replace(SM_80.one_launch, max_bytes=1 << 60)},
@@ -32,7 +39,7 @@ FORMS: dict[str, dict[str, Any]] = {
 in_each_form = pytest.mark.parametrize("form", FORMS, indirect=True)
 
 
-@pytest.fixture(autouse=True, params=FORMS if os.environ.get("MULTILORA_ALL_LORA_FORMS") == "1" else ["two launches"])
+@pytest.fixture(autouse=True, params=FORMS if ALL_FORMS else ["two launches"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How decode rows are launched for; MULTILORA_ALL_LORA_FORMS=1 runs every test in each."""
     chosen = DeviceTiles(replace(SM_80, **FORMS[request.param]))
@@ -60,9 +67,7 @@ def test_every_row_gets_its_own_adapters_delta(popularity: Popularity, num_rows:
     check(normal(num_rows, 300, dtype=dtype, seed=3), batch)
 
 
-@pytest.mark.parametrize("rank", [1, 3, 8, 16, 33, 64, 256])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_rows", [3, 20])
+@pytest.mark.parametrize(("rank", "dtype", "num_rows"), RANKS_ALONE)
 def test_every_rank_alone(rank: int, dtype: torch.dtype, num_rows: int) -> None:
     batch = LoraBatch(random_table([GROUP], [rank], dtype), np.zeros(num_rows, dtype=np.int32))
     check(normal(num_rows, 300, dtype=dtype, seed=rank), batch)

@@ -133,7 +133,7 @@ def test_after_a_storm_of_hang_ups_everything_is_as_it_was(
 def check_idle(app: FastAPI, worker: EngineWorker, data_dir: Path) -> None:
     """Nothing is left of any request: no place, block, reference, listener, slot or file."""
     context = app.state.context
-    wait_until(lambda: context.draining.num_inside == 0, timeout_s=30)
+    wait_until(lambda: context.draining.num_inside == 0)
     scheduler, tiers = worker._engine.scheduler, worker._engine.tiers
     wait_until(lambda: scheduler.num_running == 0 and scheduler.num_waiting == 0 and not worker._listeners)
     assert scheduler.pool.num_free == scheduler.pool.num_blocks

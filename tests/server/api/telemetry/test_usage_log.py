@@ -59,7 +59,7 @@ def test_the_thread_writes_within_its_interval_and_at_the_end(own_store: Adapter
     log = UsageLog(own_store.usage, flush_every_s=0.05)
     log.start()
     log.add("acme", "base", UsageCounts(1))
-    wait_until(lambda: len(own_store.usage.rows()) == 1, timeout_s=2)
+    wait_until(lambda: len(own_store.usage.rows()) == 1)
     log.add("globex", "base", UsageCounts(1))
     log.stop()
     assert {key.tenant for key, _ in own_store.usage.rows()} == {"acme", "globex"}

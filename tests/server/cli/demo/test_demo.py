@@ -121,7 +121,7 @@ def test_json_is_one_object_and_the_server_stays_up_until_a_signal(run_json: Com
 
     def stop_later() -> None:
         try:
-            wait_until(lambda: "multilora_finished_total 4.0" in _metrics(url), timeout_s=30)
+            wait_until(lambda: "multilora_finished_total 4.0" in _metrics(url))
             time.sleep(1)  # the object is printed meanwhile
             is_up_after.append(httpx.get(f"{url}/ready").status_code == 200)
         finally:

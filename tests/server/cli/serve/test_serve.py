@@ -98,7 +98,7 @@ def test_a_tenant_and_an_adapter_made_while_it_runs_answer_a_second_later(
     assert first != answer("tiny")
     assert sorted(model.id for model in acme.models.list()) == ["style", "tiny"]
     run_json("adapter", "push", adapters["med"], "--tenant", "acme", "--name", "style")
-    wait_until(lambda: answer("style") != first, timeout_s=2.0)
+    wait_until(lambda: answer("style") != first)
     assert answer("style@1") == first
 
 
@@ -126,7 +126,7 @@ def test_an_adapter_deleted_while_it_runs_is_gone_within_a_second(
             return True
         return False
 
-    wait_until(is_gone, timeout_s=3.0)
+    wait_until(is_gone)
 
 
 def test_a_second_server_on_the_port_is_refused_before_it_loads_anything(
@@ -194,7 +194,7 @@ def test_a_stream_that_outlives_the_drain_is_told_and_one_stopped_twice_is_cut(
 
 def test_sigint_while_it_loads_exits_0(serve_process: Command, base: Path, tmp_path: Path) -> None:
     with serve_process("--base", base, "--data-dir", tmp_path) as server:
-        wait_until(lambda: server.lines, timeout_s=20)
+        wait_until(lambda: server.lines)
         assert server.stop(signal.SIGINT) == 0
     assert server.lines[-1] == "stopped"
     assert not any("ready on" in line for line in server.lines)

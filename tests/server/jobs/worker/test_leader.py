@@ -112,9 +112,9 @@ def test_a_second_worker_waits_and_a_signal_ends_its_wait(world: JobWorld) -> No
     asked = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT pg_try_advisory_lock%'"
     with world.store.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         first = world.start_worker()
-        wait_until(lambda: connection.execute(text(holders)).first(), timeout_s=60)
+        wait_until(lambda: connection.execute(text(holders)).first())
         second = world.start_worker()
-        wait_until(lambda: connection.execute(text(f"{asked} AND pid NOT IN ({holders})")).first(), timeout_s=60)
+        wait_until(lambda: connection.execute(text(f"{asked} AND pid NOT IN ({holders})")).first())
     second.send_signal(signal.SIGTERM)
     assert second.wait(60) == 0
     assert first.poll() is None
