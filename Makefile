@@ -49,7 +49,7 @@ test-fake-cuda:
 	@test -x $(CUDA_VENV)/bin/python || { echo "make test-fake-cuda: no environment in CUDA_VENV=$(CUDA_VENV)"; exit 1; }
 	$(CUDA_VENV)/bin/python -m pytest -q -n 0 tests/server/engine/startup/test_fake_cuda.py tests/server/engine/model/test_recorded_memory.py
 
-# docs/reference.md from the code: commands, environment, metrics, error codes.
+# docs/reference.md and the tables of docs/adapters.md, from the code.
 reference: $(VENV)/.installed-dev
 	PYTHONPATH=tests:. OMP_NUM_THREADS=1 $(BIN)/python -m support.reference.page
 

@@ -21,17 +21,8 @@ FUSED: LayerGroups = (
     ("mlp.gate_up_proj",),
     ("mlp.down_proj",),
 )
+QKV = SEPARATE[0]
 HEAD = "lm_head"
-
-FAMILIES: dict[str, LayerGroups] = {
-    "LlamaForCausalLM": SEPARATE,
-    "MistralForCausalLM": SEPARATE,
-    "Qwen2ForCausalLM": SEPARATE,
-    "Qwen3ForCausalLM": SEPARATE,
-    "Gemma2ForCausalLM": SEPARATE,
-    "Gemma3ForCausalLM": SEPARATE,
-    "Phi3ForCausalLM": FUSED,
-}
 
 
 class UnsupportedBase(UserError):
@@ -45,17 +36,48 @@ class UnsupportedBase(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One architecture and its decoder layers' groups of linear layers."""
+    """One architecture. layer_groups: a decoder layer's linear layers by what they read, in the order of their calls.
+
+    layers, embedding: where the decoder layers and the token embedding lie in transformers' model.
+    """
 
     architecture: str
-    layer_groups: LayerGroups
+    layer_groups: LayerGroups = SEPARATE
+    layers: str = "model.layers"
+    embedding: str = "model.embed_tokens"
 
     def groups(self, num_layers: int) -> Iterator[tuple[str, ...]]:
         """Dotted module paths, group by group in model order, the head last."""
         for layer in range(num_layers):
             for group in self.layer_groups:
-                yield tuple(f"model.layers.{layer}.{suffix}" for suffix in group)
+                yield tuple(f"{self.layers}.{layer}.{suffix}" for suffix in group)
         yield (HEAD,)
+
+
+FAMILIES: dict[str, Family] = {
+    family.architecture: family
+    for family in (
+        Family("LlamaForCausalLM"),
+        Family("MistralForCausalLM"),
+        Family("Qwen2ForCausalLM"),
+        Family("Qwen3ForCausalLM"),
+        Family("GemmaForCausalLM"),
+        Family("Gemma2ForCausalLM"),
+        Family("Gemma3ForCausalLM"),
+        Family("Phi3ForCausalLM", FUSED),
+        Family("GraniteForCausalLM"),
+        Family("Olmo2ForCausalLM"),
+        Family("Glm4ForCausalLM", (QKV, *FUSED[1:])),
+        Family("Starcoder2ForCausalLM", (QKV, ("self_attn.o_proj",), ("mlp.c_fc",), ("mlp.c_proj",))),
+        Family("PhiForCausalLM", (QKV, ("self_attn.dense",), ("mlp.fc1",), ("mlp.fc2",))),
+        Family(
+            "GPTNeoXForCausalLM",
+            (("attention.query_key_value",), ("attention.dense",), ("mlp.dense_h_to_4h",), ("mlp.dense_4h_to_h",)),
+            layers="gpt_neox.layers",
+            embedding="gpt_neox.embed_in",
+        ),
+    )
+}
 
 
 def family_of(architectures: object, *, own_code: object = None) -> Family:
@@ -68,4 +90,4 @@ def family_of(architectures: object, *, own_code: object = None) -> Family:
     if name not in FAMILIES:
         note = "; the Python code in its folder is never run" if own_code else ""
         raise UnsupportedBase(f"base architecture {name[:80]} is not supported; supported: {', '.join(FAMILIES)}{note}")
-    return Family(name, FAMILIES[name])
+    return FAMILIES[name]

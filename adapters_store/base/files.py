@@ -38,6 +38,10 @@ def load_config(path: Path) -> PretrainedConfig:
         for name, value in OUTPUT_FLAGS.items():
             setattr(config, name, value)
     model_class(config)  # transformers may have read it as another type
+    if getattr(config, "use_bidirectional_attention", None):
+        raise UnsupportedBase(
+            f"--base {path}: {CONFIG} sets use_bidirectional_attention: it embeds texts, and writes none"
+        )
     return config
 
 

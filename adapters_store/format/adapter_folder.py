@@ -13,18 +13,21 @@ from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.safetensors_header import read_header
 from adapters_store.format.validate import AdapterPlan, plan_adapter
 from adapters_store.parsing.adapter_files import (
+    BIN_FILE,
     CONFIG_FILE,
-    PICKLE_ADVICE,
+    HEAD_BYTES,
     SHARDS_ADVICE,
     WEIGHTS_FILE,
     refuse_foreign_config,
     refuse_foreign_keys,
+    refuse_lfs_pointer,
 )
 
 MAX_JSON_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 250,000 tokens has 33
 MAX_SHOWN = 3
 
 _SHARDS = "adapter_model-*-of-*"
+_OF_RANKS = ("pytorch_model_fsdp*", "global_step*", "*.distcp")  # FSDP, DeepSpeed, torch.distributed
 
 
 def plan_files(config: bytes, weights: Path, base: BaseDescription, limits: AdapterLimits) -> AdapterPlan:
@@ -39,7 +42,10 @@ def plan_folder(folder: Path, base: BaseDescription, limits: AdapterLimits | Non
 
 @dataclass(frozen=True, slots=True)
 class AdapterFolder:
-    """config: the bytes of adapter_config.json. notes: what else the folder holds and is not used, a sentence each."""
+    """config: the bytes of adapter_config.json. weights: safetensors, or the .bin of a PEFT before 0.7.
+
+    notes: what else the folder holds and is not used, a sentence each.
+    """
 
     config: bytes
     weights: Path
@@ -47,12 +53,14 @@ class AdapterFolder:
 
 
 def read_adapter_folder(folder: Path) -> AdapterFolder:
-    """The adapter that PEFT saved in `folder`.
+    """The adapter that PEFT saved in `folder`, or in the snapshot of it if that is a repository in a hub cache.
 
     Raises AdapterRejected: missing_config, git_lfs_pointer, unsupported_format, pickle, sharded_weights,
     missing_weights.
     """
+    folder = _snapshot_in(folder)
     path = folder / CONFIG_FILE
+    _refuse_broken_link(path)
     if not path.is_file():
         raise AdapterRejected(
             "missing_config", f"{folder}: no {CONFIG_FILE} there; {_instead_of(folder)}", param="config"
@@ -62,15 +70,43 @@ def read_adapter_folder(folder: Path) -> AdapterFolder:
     body = _object_in(path)
     if body and "peft_type" not in body:
         refuse_foreign_keys(body)
-    weights = folder / WEIGHTS_FILE
-    if not weights.is_file():
-        raise _without_weights(folder)
-    return AdapterFolder(config, weights, _notes(folder))
+    return AdapterFolder(config, _weights_in(folder), _notes(folder))
+
+
+def _snapshot_in(folder: Path) -> Path:
+    """models--OWNER--NAME -> the snapshot that refs/main names, or its only one; any other folder itself."""
+    snapshots = sorted(path.parent for path in folder.glob(f"snapshots/*/{CONFIG_FILE}"))
+    main = folder / "refs" / "main"
+    named = [path for path in snapshots if main.is_file() and path.name == main.read_text().strip()]
+    return (named or [folder])[0] if len(snapshots) != 1 else snapshots[0]
+
+
+def _refuse_broken_link(path: Path) -> None:
+    """A hub cache's files are links to its blobs/."""
+    if path.is_symlink() and not path.exists():
+        code, param = ("missing_config", "config") if path.name == CONFIG_FILE else ("missing_weights", "weights")
+        message = f"{path}: a link to a file that is gone; the download is incomplete (`hf download` resumes it)"
+        raise AdapterRejected(code, message, param=param)
+
+
+def _weights_in(folder: Path) -> Path:
+    for name in (WEIGHTS_FILE, BIN_FILE):
+        path = folder / name
+        _refuse_broken_link(path)
+        if path.is_file():
+            if name == BIN_FILE:
+                with path.open("rb") as stream:
+                    refuse_lfs_pointer(stream.read(HEAD_BYTES), "weights", name)
+            return path
+    raise _without_weights(folder)
 
 
 def _instead_of(folder: Path) -> str:
     """What a folder without an adapter_config.json is, and what to push."""
-    inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
+    inner = sorted((path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")), key=_by_number)
+    if snapshots := sorted(path.parent.name for path in folder.glob(f"snapshots/*/{CONFIG_FILE}")):
+        first = folder / "snapshots" / snapshots[0]
+        return f"a hub cache with {len(snapshots)} snapshots: push one of them, as in {first}"
     if inner:
         shown = ", ".join(inner[:MAX_SHOWN])
         return f"folders in it have one ({shown}): push one of those, as in {folder / inner[-1]}"
@@ -79,14 +115,22 @@ def _instead_of(folder: Path) -> str:
     return "a folder saved by PEFT (save_pretrained) is needed"
 
 
+def _by_number(name: str) -> tuple[str, int, str]:
+    """checkpoint-500 before checkpoint-1000."""
+    stem, _, number = name.rpartition("-")
+    return (stem, int(number), name) if number.isascii() and number.isdigit() and len(number) < 20 else (name, 0, name)
+
+
 def _without_weights(folder: Path) -> AdapterRejected:
     """Says what there is in place of adapter_model.safetensors."""
     if any(folder.glob(f"{_SHARDS}.safetensors")):
         return AdapterRejected(
             "sharded_weights", f"{folder}: the weights come in shards. {SHARDS_ADVICE}", param="weights"
         )
-    if (folder / "adapter_model.bin").is_file():
-        return AdapterRejected("pickle", f"{folder}: adapter_model.bin is {PICKLE_ADVICE}", param="weights")
+    if sharded := [path.name for pattern in _OF_RANKS for path in folder.glob(pattern)]:
+        message = f"{folder}: a checkpoint in parts of several ranks ({min(sharded)}), without {WEIGHTS_FILE}"
+        way_out = "load it with the trainer that wrote it and save the adapter whole (trainer.save_model)"
+        return AdapterRejected("sharded_weights", f"{message}; {way_out}", param="weights")
     if found := sorted({*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")}):
         message = f"{folder}: no {WEIGHTS_FILE} there, and {found[0].name} is a pickle, which is never opened"
         return AdapterRejected(

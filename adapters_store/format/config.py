@@ -1,6 +1,6 @@
 """Reads adapter_config.json and says, for a module path: targeted or not, which rank, which scale.
 
-Knows PEFT's LoRA meaning (0.21) exactly; knows no tensors and no base. Nothing in it runs a stranger's regex.
+Knows PEFT's LoRA meaning (0.21) exactly; knows no tensors and no base. Regular expressions run in linear time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from adapters_store.format.chat_fields import dialect_in, template_in
 from adapters_store.format.config_fields import Body, bad_field, check_fields, default_delta_is_zero, is_empty
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.parsing.adapter_files import CONFIG_FILE, refuse_foreign_config
-from adapters_store.parsing.patterns import PLAIN_KEY, SuffixPatterns, suffixes_at_dots
+from adapters_store.parsing.patterns import PLAIN_KEY, ModulePattern, SuffixPatterns, suffixes_at_dots
 from adapters_store.parsing.strict_json import parse_strict_json, shown
 
 MAX_ENTRIES = 8192  # target_modules, exclude_modules, layers_to_transform and each pattern
@@ -27,7 +27,8 @@ _MAX_OBJECTS = 4096
 class LoraConfig:
     """What an adapter_config.json means. Fields are named as in peft.LoraConfig.
 
-    target_modules: the entries as written; None where the file says "all-linear" (the tensors tell which).
+    target_modules: the entries as written, or one regular expression; None where the file says "all-linear" (the
+        tensors tell which). A regular expression that is not decided targets what has tensors, and excludes nothing.
     zero_by_default: whether a targeted module without tensors has a zero delta in PEFT.
     base_digest: the base the adapter says it was made for, if it says so.
     tool_dialect, chat_template: how its chats are written, where that differs from the base.
@@ -38,8 +39,8 @@ class LoraConfig:
     use_rslora: bool
     rank_pattern: SuffixPatterns[int]
     alpha_pattern: SuffixPatterns[float]
-    target_modules: frozenset[str] | None
-    exclude_modules: frozenset[str]
+    target_modules: frozenset[str] | ModulePattern | None
+    exclude_modules: frozenset[str] | ModulePattern
     layers_to_transform: frozenset[int] | None
     layers_pattern: tuple[str, ...]
     zero_by_default: bool
@@ -58,8 +59,8 @@ class LoraConfig:
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def entries_matching(self, module: str) -> list[str]:
-        """The target_modules entries that PEFT would match with this module; [] if it is not targeted."""
-        if self.target_modules is None or self._excludes(module):
+        """The entries of a target_modules list that PEFT would match with this module; [] if it is not targeted."""
+        if not isinstance(self.target_modules, frozenset) or self._excludes(module):
             return []
         if module in self.target_modules:
             return [module]  # PEFT asks for no layer index if an entry is the whole name
@@ -69,11 +70,19 @@ class LoraConfig:
 
     def targets(self, module: str) -> bool:
         """Whether PEFT would put this adapter on the module. For "all-linear" only exclusions speak against it."""
-        if self.target_modules is None:
-            return not self._excludes(module)
+        if not isinstance(self.target_modules, frozenset):
+            is_matched = self.target_modules is None or self.target_modules.matches(module) is not False
+            return is_matched and not self._excludes(module)
         return bool(self.entries_matching(module))
 
+    @property
+    def excludes_by_what_is_known(self) -> bool:
+        """False if exclude_modules is a regular expression that is not decided."""
+        return isinstance(self.exclude_modules, frozenset) or self.exclude_modules.is_decided
+
     def _excludes(self, module: str) -> bool:
+        if isinstance(self.exclude_modules, ModulePattern):
+            return self.exclude_modules.matches(module) is True
         return any(suffix in self.exclude_modules for suffix in suffixes_at_dots(module))
 
     def _layer_is_chosen(self, module: str) -> bool:
@@ -99,8 +108,7 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
     """Read the bytes of an adapter_config.json.
 
     Raises:
-        AdapterRejected: config_too_large, git_lfs_pointer, a code of strict_json or config_fields, regex_targets,
-            regex_pattern.
+        AdapterRejected: config_too_large, git_lfs_pointer, a code of strict_json or config_fields, regex_pattern.
     """
     if len(data) > limits.max_config_bytes:
         message = f"adapter_config.json: {len(data)} bytes, the limit is {limits.max_config_bytes}"
@@ -116,7 +124,8 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
         raise AdapterRejected("bad_json", f"adapter_config.json: must be an object, got {shown(body)}", param="config")
     check_fields(body)
     targets = _targets(body)
-    layers = _layers(body, by_list=targets is not None)
+    by_list = isinstance(targets, frozenset)
+    layers = _layers(body, by_list=by_list)
     return LoraConfig(
         r=_integer("r", body["r"]),
         lora_alpha=_alpha("lora_alpha", body["lora_alpha"]),
@@ -124,9 +133,9 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
         rank_pattern=SuffixPatterns([(key, _integer("rank_pattern", v)) for key, v in _pattern("rank_pattern", body)]),
         alpha_pattern=SuffixPatterns([(key, _alpha("alpha_pattern", v)) for key, v in _pattern("alpha_pattern", body)]),
         target_modules=targets,
-        exclude_modules=frozenset(_names("exclude_modules", body.get("exclude_modules"))),
+        exclude_modules=_names("exclude_modules", body.get("exclude_modules")),
         layers_to_transform=layers,
-        layers_pattern=_layers_pattern(body, by_list=targets is not None),
+        layers_pattern=_layers_pattern(body, by_list=by_list),
         zero_by_default=default_delta_is_zero(body),
         base_digest=_optional_text("multilora_base_digest", body.get("multilora_base_digest")),
         tool_dialect=dialect_in(body),
@@ -159,28 +168,27 @@ def _optional_text(field: str, value: object) -> str | None:
     return value
 
 
-def _names(field: str, value: object) -> list[str]:
+def _names(field: str, value: object) -> frozenset[str] | ModulePattern:
     if is_empty(value):
-        return []
+        return frozenset()
     if isinstance(value, str):
-        message = f"{field}: a text is a regular expression in PEFT and is not run; give a list, got {shown(value)}"
-        raise AdapterRejected("regex_targets", message, param=field)
+        return ModulePattern(value)
     if not isinstance(value, list) or len(value) > MAX_ENTRIES:
         raise bad_field(field, value, f"a list of at most {MAX_ENTRIES} names")
     for name in value:
         if not isinstance(name, str) or not name:
             raise bad_field(field, name, "a list of module names")
-    return value
+    return frozenset(value)
 
 
-def _targets(body: Body) -> frozenset[str] | None:
+def _targets(body: Body) -> frozenset[str] | ModulePattern | None:
     value = body["target_modules"]
     if isinstance(value, str) and value.lower() == "all-linear":
         return None
     names = _names("target_modules", value)
     if not names:
         raise bad_field("target_modules", value, "a list of module names or 'all-linear'")
-    return frozenset(names)
+    return names
 
 
 def _pattern(field: str, body: Body) -> list[tuple[str, object]]:
@@ -201,7 +209,9 @@ def _layers(body: Body, *, by_list: bool) -> frozenset[int] | None:
     if value is None:
         return None
     if not by_list:
-        raise bad_field("layers_to_transform", value, "absent if target_modules is 'all-linear'")
+        raise bad_field(
+            "layers_to_transform", value, "absent if target_modules is 'all-linear' or a regular expression"
+        )
     layers = value if isinstance(value, list) else [value]
     if len(layers) > MAX_ENTRIES or any(not isinstance(item, int) or isinstance(item, bool) for item in layers):
         raise bad_field("layers_to_transform", value, f"a layer number or a list of at most {MAX_ENTRIES}")

@@ -1,11 +1,13 @@
 """Every field PEFT 0.21 writes into a LoRA adapter_config.json, and what we do with it. Knows no modules, no tensors.
 
 A field is one of four: read by us (config.py), free (it cannot change what the adapter computes; only its type is
-checked), refused unless at its neutral value, or unknown (refused unless null, false or empty).
+checked), refused unless at its neutral value, or unknown (refused unless null, false or empty, or a text that was
+added to a file of a PEFT that knows no such field).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from adapters_store.errors import AdapterRejected
@@ -82,6 +84,9 @@ FIXED_FIELDS: Mapping[str, tuple[tuple[object, ...], str]] = {
     "task_type": (("CAUSAL_LM", None), "unsupported_task_type"),
 }
 
+KNOWN_PEFT = (0, 21)  # the newest whose fields are all in these tables
+_VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(?!\d)")
+
 _DEFAULT_ZERO_DELTA = frozenset({"gaussian", "eva", "mica"})
 _DEFAULT_OTHER_DELTA = frozenset({"orthogonal"})
 _ALTERS_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -102,14 +107,24 @@ def check_fields(body: Body) -> None:
     for field in ("r", "lora_alpha", "target_modules"):
         if field not in body:
             raise AdapterRejected("missing_field", f"adapter_config.json: {field} is missing", param=field)
+    notes = _may_hold_notes(body)
     for field, value in body.items():
-        _check_field(field, value)
+        _check_field(field, value, notes=notes)
     dropout = body.get("lora_dropout", 0)
     if isinstance(dropout, (int, float)) and not 0 <= dropout <= 1:
         raise bad_field("lora_dropout", dropout, "a number from 0 to 1")
 
 
-def _check_field(field: str, value: object) -> None:
+def _may_hold_notes(body: Body) -> bool:
+    """Whether texts under unknown names are notes that a person added (`"task": "summaries"`): PEFT ignores them.
+
+    A later PEFT may mean something by its own new fields, and says so by its version, which it writes since 0.18.
+    """
+    version = _VERSION.match(str(body.get("peft_version") or "0.0"))
+    return version is not None and (int(version[1]), int(version[2])) <= KNOWN_PEFT
+
+
+def _check_field(field: str, value: object, *, notes: bool = False) -> None:
     if field in READ_FIELDS:
         return
     if field in FREE_FIELDS:
@@ -123,9 +138,14 @@ def _check_field(field: str, value: object) -> None:
         code, neutral = UNSUPPORTED_FIELDS[field]
         if not any(type(value) is type(one) and value == one for one in neutral):
             raise AdapterRejected(code, f"{field}: is not supported, got {shown(value)}", param=field)
-    elif not is_empty(value):
+    elif not is_empty(value) and not (notes and _is_note(field, value)):
         message = f"{shown(field)}: is unknown and may change the adapter's meaning, got {shown(value)}"
         raise AdapterRejected("unknown_field", message, param=field if field.isidentifier() else None)
+
+
+def _is_note(field: str, value: object) -> bool:
+    is_name = field.isidentifier() and field.isascii() and not field.startswith("multilora_")
+    return is_name and isinstance(value, str)
 
 
 def _check_free(field: str, value: object) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adapters_store.base.description import BaseDescription, LinearShape
+from adapters_store.base.families import family_of
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.config import LoraConfig
 from adapters_store.format.dtypes import TENSOR_TYPES, Bits, largest_magnitude, overflow_limit, type_of_base
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.safetensors_header import SafetensorsHeader, TensorEntry
+from adapters_store.parsing.patterns import ModulePattern
 from adapters_store.parsing.strict_json import shown
 
 _PREFIX = "base_model.model."
@@ -25,7 +27,6 @@ _UNSUPPORTED_NAMES = {
     "modules_to_save": "unsupported_modules_to_save",
     ".bias": "unsupported_bias",
 }
-_EMBEDDING = "model.embed_tokens"  # in every family we serve, and no linear layer
 _HEAD = "lm_head"
 _MAX_PATTERN_WORK = 1_000_000  # pattern keys x modules: every layer of a 405B model named in its own key is 778,000
 
@@ -67,8 +68,8 @@ def plan_adapter(
 
     Raises:
         AdapterRejected: wrong_base, unknown_tensor, unsupported_full_weight, unknown_module, untargeted_module,
-            duplicate_tensor, missing_a, missing_b, missing_tensors, unmatched_target, rank_mismatch, rank_too_large,
-            wrong_shape, pattern_too_large, or the code of an unsupported kind of tensor.
+            regex_targets, duplicate_tensor, missing_a, missing_b, missing_tensors, unmatched_target, rank_mismatch,
+            rank_too_large, wrong_shape, pattern_too_large, or the code of an unsupported kind of tensor.
     """
     _check_base_digest(config, header, base)
     pairs = _pair_tensors(header, base)
@@ -129,7 +130,8 @@ def _parse_name(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescrip
 
 def _advice_on_weight(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescription) -> str:
     """The way out that fits: PEFT writes head and embedding beside the LoRA of either, and if a vocabulary grew."""
-    is_embedding, head = "embed_tokens" in entry.name, base.modules.get(_HEAD)
+    is_embedding = family_of(base.architecture).embedding.rpartition(".")[2] in entry.name
+    head = base.modules.get(_HEAD)
     if not is_embedding and _HEAD not in entry.name:
         return "train the adapter with LoRA alone, or serve the merged model as a base"
     if head is not None and entry.shape != (head.out_features, head.in_features):
@@ -147,6 +149,9 @@ def _check_targets(config: LoraConfig, pairs: dict[str, dict[str, TensorEntry]],
     matched: set[str] = set()
     for module in pairs:
         if not config.targets(module):
+            if isinstance(config.target_modules, ModulePattern):
+                message = f"target_modules: the regular expression does not match {module}, which has tensors"
+                raise AdapterRejected("regex_targets", message, param="target_modules")
             raise _rejected("untargeted_module", f"{module}: has tensors, but the config does not target it")
         matched.update(config.entries_matching(module))
     if without := _targets_without_tensors(config, matched, base):
@@ -165,10 +170,13 @@ def _targets_without_tensors(config: LoraConfig, matched: set[str], base: BaseDe
 
     A name that the base has no module for, or that exclude_modules takes away whole, means nothing in PEFT either.
     """
-    unmatched = (config.target_modules or frozenset()) - matched
+    if not isinstance(config.target_modules, frozenset) or not config.excludes_by_what_is_known:
+        return set()
+    unmatched = config.target_modules - matched
     if not unmatched:
         return set()
-    of_base = {entry for module in (*base.modules, _EMBEDDING) for entry in config.entries_matching(module)}
+    embedding = family_of(base.architecture).embedding  # no linear layer, so not among the modules
+    of_base = {entry for module in (*base.modules, embedding) for entry in config.entries_matching(module)}
     return of_base & unmatched
 
 

@@ -11,6 +11,7 @@ from adapters_store.errors import AdapterRejected
 from adapters_store.parsing.strict_json import shown
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+BIN_FILE = "adapter_model.bin"  # of a PEFT before 0.7
 
 HEAD_BYTES = 64  # of a file: enough to recognise it
 
@@ -33,7 +34,7 @@ def refuse_foreign_weights(head: bytes) -> None:
 
     Raises AdapterRejected: git_lfs_pointer, pickle, unsupported_format. Returns if it is nothing known.
     """
-    _refuse_lfs_pointer(head, "weights", WEIGHTS_FILE)
+    refuse_lfs_pointer(head, "weights", WEIGHTS_FILE)
     if _is_pickle(head):
         raise AdapterRejected("pickle", f"weights: {PICKLE_ADVICE}", param="weights")
     for start, what in _KNOWN_STARTS.items():
@@ -53,7 +54,7 @@ def refuse_shard(filename: str) -> None:
 
 def refuse_foreign_config(data: bytes) -> None:
     """data: what should be an adapter_config.json. Raises AdapterRejected: git_lfs_pointer."""
-    _refuse_lfs_pointer(data, "config", CONFIG_FILE)
+    refuse_lfs_pointer(data, "config", CONFIG_FILE)
 
 
 def refuse_foreign_keys(body: Mapping[str, object]) -> None:
@@ -66,7 +67,8 @@ def refuse_foreign_keys(body: Mapping[str, object]) -> None:
         raise AdapterRejected("unsupported_format", message, param="config")
 
 
-def _refuse_lfs_pointer(head: bytes, param: str, name: str) -> None:
+def refuse_lfs_pointer(head: bytes, param: str, name: str) -> None:
+    """Raises AdapterRejected: git_lfs_pointer. name: the file that it stands for."""
     if head.startswith(LFS_POINTER):
         message = f"{param}: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, then send {name}"
         raise AdapterRejected("git_lfs_pointer", message, param=param)

@@ -1,16 +1,58 @@
-"""Matches module paths the way PEFT does, without running anyone's regular expression. Knows names only."""
+"""Matches module paths the way PEFT does. A regular expression from outside runs in linear time (RE2), or not at all.
+
+Knows names only.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import re2
 
 Value = TypeVar("Value")
 
 # What a rank_pattern or alpha_pattern key may hold. PEFT runs the key as a regex; of these characters only "." and
 # a leading "^" (both in PEFT's own documentation) mean more than themselves.
 PLAIN_KEY = re.compile(r"\^?[A-Za-z0-9_.\-]+")
+
+MAX_PATTERN_CHARS = 4096
+_MAX_PROGRAM_SIZE = 5000  # RE2's instructions: a match takes at most this times the name's length
+_MAX_PATTERN_BYTES = 1 << 20  # of memory
+_READ_OTHERWISE = ("{,", "[:", "\\z", "\\p", "\\P", "\\Q", "\\C")  # by Python and by RE2
+
+
+class ModulePattern:
+    """A regular expression that PEFT matches with the whole module path: `re.fullmatch(text, module)`.
+
+    is_decided: False for what RE2 cannot run (look-around, back references), reads otherwise, or cannot hold.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._program = _compiled(text)
+
+    @property
+    def is_decided(self) -> bool:
+        return self._program is not None
+
+    def matches(self, module: str) -> bool | None:
+        """None if it is not decided: then the tensors of the adapter say which modules PEFT matched."""
+        return None if self._program is None else self._program.fullmatch(module) is not None
+
+
+def _compiled(text: str) -> Any:
+    """None: not decided."""
+    if len(text) > MAX_PATTERN_CHARS or any(part in text for part in _READ_OTHERWISE):
+        return None
+    options = re2.Options()
+    options.max_mem, options.log_errors = _MAX_PATTERN_BYTES, False
+    try:
+        program = re2.compile(text, options)
+    except (re2.error, UnicodeEncodeError):
+        return None
+    return program if program.programsize <= _MAX_PROGRAM_SIZE else None
 
 
 def suffixes_at_dots(name: str) -> Iterator[str]:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from support.reference import served_adapters
+
 ROOT = Path(__file__).parents[2]
 OF_TENANTS_AND_DISKS = {"tenant_exists", "key_not_found", "tenant_not_found", "database_newer"}
 OF_TENANTS_AND_DISKS |= {"bad_scope", "bad_expiry", "bad_label", "not_quarantined"}
 OF_TENANTS_AND_DISKS |= {"data_dir_gone", "database_damaged", "store_unavailable", "wrong_store", "unsupported_base"}
 OF_TENANTS_AND_DISKS |= {"bad_blob_url", "blobs_unavailable", "blobs_unsupported", "other_base_served"}
+
+
+def test_its_tables_of_families_and_fields_are_current() -> None:
+    text = served_adapters.PAGE.read_text()
+    assert text == served_adapters.page(text), "docs/adapters.md differs from the code: run `make reference`"
+    assert "| `GPTNeoXForCausalLM` | `query_key_value`," in text
+    assert '| `bias` | `"none"`; else `unsupported_bias` |' in text
 
 
 def test_every_refusal_code_is_explained() -> None:

@@ -55,7 +55,7 @@ class LossModel(nn.Module):
         causal: Any = self.causal
         if self.rope is not None:
             self.rope.last_positions_1T = last_positions(segments, position_ids.device)
-        hidden_TH = causal.model(
+        hidden_TH = causal.base_model(
             input_ids=input_ids, position_ids=position_ids, segments=segments, use_cache=False
         ).last_hidden_state[0]
         if labels is None or weights is None:
@@ -68,6 +68,7 @@ class LossModel(nn.Module):
         causal: Any = self.causal
         logits: Tensor = causal.lm_head(hidden)
         cap = getattr(causal.config, "final_logit_softcapping", None)
+        logits = logits / getattr(causal.config, "logits_scaling", 1.0)  # Granite's
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 

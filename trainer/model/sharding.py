@@ -99,7 +99,7 @@ def _shard(module: LossModel, spec: TrainSpec, ranks: Ranks) -> None:
     if spec.method == "full" and spec.precision == "bfloat16":
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     causal: Any = module.causal
-    for layer in causal.model.layers:
+    for layer in causal.base_model.layers:
         fully_shard(layer, mesh=ranks.mesh, reshard_after_forward=spec.reshard_after_forward, mp_policy=policy)
     fully_shard(module, mesh=ranks.mesh, reshard_after_forward=False, mp_policy=policy)
 

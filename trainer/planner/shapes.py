@@ -22,8 +22,10 @@ _LEFT_OUT: Mapping[str, Mapping[str, Any]] = {  # by model_type, what transforme
     "mistral": {"num_key_value_heads": 8},
     "qwen2": {"num_key_value_heads": 32},
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+    "gemma": {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True},
     "gemma2": _GEMMA,
     "gemma3_text": {**_GEMMA, "num_attention_heads": 8, "vocab_size": 262208},
+    "granite": {},
     "phi3": {},
 }
 _FOUR_NORMS = ("gemma2", "gemma3_text")

@@ -36,7 +36,9 @@ app.command()(adapter_merge.merge)
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="A PEFT LoRA folder.", metavar="DIR")],
+    folder: Annotated[
+        Path, typer.Argument(help="A PEFT LoRA folder, a checkpoint, or a hub cache's folder of one.", metavar="DIR")
+    ],
     *,
     tenant: TenantOption,
     name: Annotated[str, typer.Option("--name", "-n", help="The adapter's name.", metavar="N")],
@@ -53,6 +55,7 @@ def push(
 ) -> None:
     """Check an adapter and publish it as a new version, which becomes the active one."""
     from adapters_store.format.adapter_folder import read_adapter_folder
+    from server.cli.adapters.bin_weights import as_safetensors
 
     output = Output(as_json=as_json)
     if not folder.is_dir():
@@ -61,12 +64,12 @@ def push(
     with opened(data_dir, output) as store:
         description = base_for(store, base, output)
         check_free(name, description)
-        with output.waiting("checking the adapter"):
+        with output.waiting("checking the adapter"), as_safetensors(found.weights, data_dir) as weights:
             version = store.publish(
                 tenant=tenant,
                 name=name,
                 config=found.config,
-                weights=found.weights,
+                weights=weights,
                 base=description,
                 activate=activate,
                 tool_dialect=tool_dialect,

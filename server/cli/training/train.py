@@ -134,6 +134,8 @@ class Screen:
             self.output.emit(**event)
             if event["type"] == "stage":
                 self._bar.update(self._task, description=str(event["stage"]))
+            elif event["type"] == "note":
+                self.output.say(f"note: {event['message']}", style="yellow")
             elif event["type"] == "eval":
                 self._evaluated(event)
             elif event["type"] == "step":

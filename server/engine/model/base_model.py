@@ -50,7 +50,7 @@ class BaseModel:
 
     @property
     def num_kv_heads(self) -> int:
-        return int(self.config.num_key_value_heads)
+        return int(getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads)
 
     @property
     def head_dim(self) -> int:

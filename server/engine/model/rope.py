@@ -93,8 +93,8 @@ def _agrees(original: Rope, module: nn.Module) -> bool:
     """Families may rotate differently (interleaved, partial): compare the family's own function with the reference.
     No kernel runs here: on a GPU none may run before it is tested."""
     head_dim = int(getattr(module, "head_dim", 0))
-    if head_dim < 2:
-        return False
+    if head_dim < 2 or getattr(module, "rotary_ndims", head_dim) != head_dim:
+        return False  # a layer that turns a part of q and k joins it with the rest afterwards
     generator = torch.Generator().manual_seed(0)
     cpu = torch.device("cpu")
     q, k = (torch.randn(1, heads, 3, head_dim, generator=generator, device=cpu) for heads in (2, 1))

@@ -153,7 +153,6 @@ def test_a_raw_state_dict_name_means_the_same_adapter(saved: Any, store: Adapter
         ({"use_dora": True}, "unsupported_dora"),
         ({"modules_to_save": ["lm_head"]}, "unsupported_modules_to_save"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "unsupported_full_weight"),
-        ({"target_modules": ".*q_proj"}, "regex_targets"),
         ({"target_modules": ["q_proj", "lm_head"]}, "unsupported_full_weight"),
         ({"init_lora_weights": "olora"}, "base_altering_init"),
         ({"trainable_token_indices": [1]}, "unsupported_trainable_tokens"),
@@ -179,6 +178,15 @@ def test_what_peft_saves_and_we_do_not_serve_is_refused(
     with pytest.raises(AdapterRejected) as caught:
         publish(store, tmp_path)
     assert caught.value.code == code
+
+
+def test_a_regular_expression_means_the_same_as_the_list(saved: Any, store: AdapterStore) -> None:
+    folder, _ = saved(r=4, target_modules=["q_proj"])
+    written = publish(store, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for regex in (".*q_proj", r"(?!.*lm_head).*\.q_proj"):
+        (folder / "adapter_config.json").write_text(json.dumps(config | {"target_modules": regex}))
+        assert publish(store, folder).digest == written.digest
 
 
 def test_a_config_edited_by_hand_to_all_linear_means_the_same(saved: Any, store: AdapterStore) -> None:

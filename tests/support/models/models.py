@@ -12,12 +12,19 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
+    Glm4Config,
+    GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     Phi3Config,
+    PhiConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Starcoder2Config,
 )
 
 VOCAB = 160
@@ -46,6 +53,8 @@ LONGROPE: dict[str, Any] = {
     "original_max_position_embeddings": SWITCH,
 }
 WITHOUT_HEAD_DIM = {key: value for key, value in SIZES.items() if key != "head_dim"}
+TWO_LAYERS: dict[str, Any] = {**SIZES, "num_hidden_layers": 2}
+HALF_ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 FAMILY_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SIZES, tie_word_embeddings=False),
     "mistral": lambda: MistralConfig(**SIZES, sliding_window=24),
@@ -59,12 +68,38 @@ FAMILY_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     ),
 }
 FAMILY_NAMES = tuple(FAMILY_CONFIGS)
+# Families that are data alone: their exactness is tested, not every part of the product with each of them.
+MORE_FAMILY_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
+    "gemma": lambda: GemmaConfig(**TWO_LAYERS),
+    "granite": lambda: GraniteConfig(
+        **TWO_LAYERS,
+        attention_bias=True,
+        embedding_multiplier=3.0,
+        logits_scaling=2.5,
+        residual_multiplier=0.4,
+        attention_multiplier=0.2,
+    ),
+    "olmo2": lambda: Olmo2Config(**TWO_LAYERS),
+    "glm4": lambda: Glm4Config(**TWO_LAYERS, attention_bias=True, rope_parameters=dict(HALF_ROPE)),
+    "starcoder2": lambda: Starcoder2Config(**TWO_LAYERS, sliding_window=24),
+    "phi": lambda: PhiConfig(**TWO_LAYERS, rope_parameters=dict(HALF_ROPE), qk_layernorm=True),
+    "gpt-neox": lambda: GPTNeoXConfig(**TWO_LAYERS, rope_parameters=dict(HALF_ROPE)),
+    "gpt-neox-serial": lambda: GPTNeoXConfig(
+        **TWO_LAYERS, rope_parameters=dict(HALF_ROPE), use_parallel_residual=False, attention_bias=False
+    ),
+}
+MORE_FAMILY_NAMES = tuple(MORE_FAMILY_CONFIGS)
+
+
+def config_of(family: str) -> PretrainedConfig:
+    """The config of a family of either table."""
+    return (FAMILY_CONFIGS | MORE_FAMILY_CONFIGS)[family]()
 
 
 def save_base(folder: Path, family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Path:
     """A random base of the family on disk; biases and norms are random too, so that dropping one shows."""
     torch.manual_seed(seed)
-    config = FAMILY_CONFIGS[family]()
+    config = config_of(family)
     for name, value in changes.items():
         setattr(config, name, value)
     model = AutoModelForCausalLM.from_config(config)

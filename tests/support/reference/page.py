@@ -1,11 +1,14 @@
-"""docs/reference.md as a whole. `python -m support.reference.page` in `tests/` writes it (`make reference`)."""
+"""docs/reference.md as a whole. `python -m support.reference.page` in `tests/` writes it (`make reference`).
+
+It writes the tables of docs/adapters.md, too.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from server.cli.common.failures import EPILOG
-from support.reference import commands, environment, error_codes, metrics, settings
+from support.reference import commands, environment, error_codes, metrics, served_adapters, settings
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference.md"
 
@@ -48,3 +51,4 @@ def page() -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    served_adapters.PAGE.write_text(served_adapters.page(served_adapters.PAGE.read_text()))

@@ -12,13 +12,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from support.models.models import FAMILY_CONFIGS, FAMILY_NAMES
+from support.models.models import FAMILY_CONFIGS, FAMILY_NAMES, config_of
 from trainer.planner.shapes import KNOWN_SHAPES, PlanError, bytes_of, shape_named, shape_of_config, shape_of_count
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", [*FAMILY_NAMES, "gemma", "granite"])
 def test_parameters_and_adapters_of_each_family_are_counted_exactly(family: str, tmp_path: Path) -> None:
-    config = FAMILY_CONFIGS[family]()
+    config = config_of(family)
     config.save_pretrained(tmp_path)
     shape = shape_of_config(tmp_path)
     with torch.device("meta"):
@@ -29,7 +29,9 @@ def test_parameters_and_adapters_of_each_family_are_counted_exactly(family: str,
     assert shape.adapter_parameters(5) == adapter
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "phi3"]
+)
 def test_what_a_config_leaves_out_is_what_transformers_takes(kind: str, tmp_path: Path) -> None:
     sizes = {"hidden_size": 640, "num_hidden_layers": 3, "intermediate_size": 96}
     if kind != "gemma3_text":  # whose published configs leave out these, too

@@ -22,6 +22,7 @@ from support.trainers.training import STEPS, demo_spec
 from trainer.model.model import load
 from trainer.run import train
 from trainer.run_folder.checkpoint import load_weights
+from trainer.run_folder.events import EventReader
 from trainer.run_folder.folder import Exit
 
 TOKENS = [5, 300, 17, 42, 9, 1200, 33]
@@ -94,6 +95,8 @@ def test_the_store_takes_what_was_trained(tmp_path: Path, variant: str) -> None:
 
 def test_dora_trains_and_is_refused_for_serving_by_name(tmp_path: Path) -> None:
     train(demo_spec(tmp_path, method="dora"), tmp_path / "run")
+    first = next(EventReader(tmp_path / "run").new_events())
+    assert (first["type"], "is not served" in first["message"]) == ("note", True)  # said before anything is trained
     store = AdapterStore.open(tmp_path / "data")
     store.tenants.create("acme")
     with pytest.raises(AdapterRejected) as caught:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shlex
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +20,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters_store.base.files import describe_base
+from adapters_store.errors import AdapterRejected
+from adapters_store.parsing.adapter_files import HEAD_BYTES, refuse_foreign_weights
 from adapters_store.store import AdapterStore
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 1234567\n"
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG, BIN = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
 
 Push = Callable[[Path], Any]
 
@@ -44,14 +51,128 @@ def follow(advice: str, folder: Path) -> None:
     subprocess.run([sys.executable, *arguments], cwd=folder, check=True, timeout=300)
 
 
-def test_an_old_pefts_bin_names_the_command_that_converts_it(push: Push, folder: Path, adapter: Path) -> None:
-    torch.save(load_file(folder / WEIGHTS), folder / "adapter_model.bin")
+def saved_as_bin(folder: Path, content: object = None) -> Path:
+    torch.save(load_file(folder / WEIGHTS) if content is None else content, folder / BIN)
     (folder / WEIGHTS).unlink()
-    error = push(folder)["error"]
-    assert error["code"] == "pickle"
-    assert "adapter_model.bin is a pickle" in error["message"]
-    follow(error["message"], folder)
+    return folder
+
+
+def test_an_old_pefts_bin_is_the_adapter_that_its_tensors_are(
+    push: Push, folder: Path, adapter: Path, data_dir: Path
+) -> None:
+    digest = push(adapter)["digest"]
+    files = sorted(data_dir.iterdir())
+    assert push(saved_as_bin(folder))["digest"] == digest
+    assert sorted(path.name for path in folder.iterdir()) == [CONFIG, BIN]  # the folder is read only
+    assert sorted(data_dir.iterdir()) == files  # and nothing of the way there is left
+
+
+def test_the_command_that_the_server_names_for_a_bin_converts_it(push: Push, folder: Path, adapter: Path) -> None:
+    head = saved_as_bin(folder).joinpath(BIN).read_bytes()[:HEAD_BYTES]
+    with pytest.raises(AdapterRejected) as caught:
+        refuse_foreign_weights(head)
+    assert caught.value.code == "pickle"
+    follow(caught.value.message, folder)
     assert push(folder)["digest"] == push(adapter)["digest"]
+
+
+class Payload:
+    """Unpickled as Python's pickle does it, it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self._marker),)
+
+
+HOSTILE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "a call among tensors": (
+        lambda f, m: saved_as_bin(f, {"a": torch.ones(2, 2), "b": Payload(m)}),
+        "names posix.mkdir",
+    ),
+    "a call alone": (lambda f, m: saved_as_bin(f, Payload(m)), "names posix.mkdir"),
+    "a bare pickle": (lambda f, m: (f / BIN).write_bytes(pickle.dumps({"a": Payload(m)}, protocol=2)), ""),
+    "the old format": (
+        lambda f, m: torch.save({"a": Payload(m)}, f / BIN, _use_new_zipfile_serialization=False),
+        "names posix.mkdir",
+    ),
+    "a list": (lambda f, _: saved_as_bin(f, [torch.ones(2, 2)]), "it holds a list"),
+    "a number": (lambda f, _: saved_as_bin(f, {"a": torch.ones(2, 2), "epoch": 3}), "'epoch' is no plain tensor"),
+    "a zip of zeros that takes all memory": (lambda f, _: _zip_bomb(f), ""),
+    "noise": (lambda f, _: (f / BIN).write_bytes(b"PK\3\4" + bytes(200)), "torch cannot read it"),
+    "a pointer": (lambda f, _: (f / BIN).write_bytes(LFS), "git lfs pull"),
+}
+
+
+def _zip_bomb(folder: Path) -> None:
+    """A tensor of 8 GB in a file of some MB: its zeros are stored compressed."""
+    whole = folder / "whole.bin"
+    torch.save({"a": torch.zeros(64, 64)}, whole)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(folder / BIN, "w", zipfile.ZIP_DEFLATED) as target:
+        for item in source.infolist():
+            with target.open(item.filename, "w", force_zip64=True) as out:
+                is_tensor = item.filename.endswith("data/0")
+                for _ in range(1024 if is_tensor else 1):
+                    out.write(bytes(1 << 19) if is_tensor else source.read(item))
+    whole.unlink()
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_bin_is_refused_and_its_payload_does_not_run(
+    push: Push, folder: Path, tmp_path: Path, kind: str
+) -> None:
+    make, words = HOSTILE[kind]
+    marker = tmp_path / "ran"
+    make(folder, marker)
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    error = push(folder)["error"]
+    assert error["code"] == ("git_lfs_pointer" if kind == "a pointer" else "pickle")
+    assert words in error["message"]
+    assert not marker.exists()
+    with suppress(Exception):  # the payload is a real one: a reader of any pickle runs it
+        torch.load(folder / BIN, weights_only=False)
+    assert marker.exists() == (kind in ("a call among tensors", "a call alone", "the old format"))
+
+
+def test_a_hub_cache_is_pushed_by_its_main_snapshot(push: Push, adapter: Path, tmp_path: Path) -> None:
+    """As huggingface_hub lays it out: names in snapshots/, which link to blobs/."""
+    cache = tmp_path / "models--acme--law"
+    for folder in ("blobs", "refs", "snapshots/aaa", "snapshots/bbb"):
+        (cache / folder).mkdir(parents=True)
+    for number, name in enumerate((CONFIG, WEIGHTS)):
+        shutil.copy(adapter / name, cache / "blobs" / str(number))
+        for snapshot in ("aaa", "bbb"):
+            (cache / "snapshots" / snapshot / name).symlink_to(Path("../../blobs", str(number)))
+    digest = push(adapter)["digest"]
+    assert push(cache / "snapshots" / "aaa")["digest"] == digest
+    error = push(cache)["error"]
+    assert (error["code"], "2 snapshots" in error["message"]) == ("missing_config", True)
+    (cache / "refs" / "main").write_text("bbb")
+    assert push(cache)["digest"] == digest
+    (cache / "blobs" / "1").unlink()
+    error = push(cache)["error"]
+    assert error["code"] == "missing_weights"
+    assert "the download is incomplete" in error["message"]
+
+
+def test_a_checkpoint_is_pushed_and_what_lies_beside_it_is_not_opened(
+    push: Push, folder: Path, adapter: Path, tmp_path: Path
+) -> None:
+    for name in ("optimizer.pt", "training_args.bin", "rng_state.pth", "scheduler.pt"):
+        torch.save(Payload(tmp_path / "ran"), folder / name)
+    (folder / "global_step500").mkdir()
+    assert push(folder)["digest"] == push(adapter)["digest"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_of_many_checkpoints_the_last_is_named(push: Push, folder: Path) -> None:
+    for step in (500, 1000, 1500, 90):
+        shutil.copytree(folder, folder / f"checkpoint-{step}", ignore=shutil.ignore_patterns("checkpoint-*"))
+    (folder / CONFIG).unlink()
+    message = push(folder)["error"]["message"]
+    assert "(checkpoint-90, checkpoint-500, checkpoint-1000)" in message
+    assert message.endswith("checkpoint-1500")
 
 
 def test_shards_name_the_command_that_joins_them(push: Push, folder: Path, adapter: Path) -> None:
@@ -93,11 +214,12 @@ def _whole_model(folder: Path) -> None:
         (_checkpoint, "missing_config", "checkpoint-500"),
         (_whole_model, "missing_config", "serve it as a base"),
         (lambda f: (f / WEIGHTS).rename(f / "model.safetensors"), "missing_weights", "model.safetensors"),
+        (lambda f: (f / WEIGHTS).rename(f / "pytorch_model_fsdp_0.distcp"), "sharded_weights", "trainer.save_model"),
         (lambda f: (f / WEIGHTS).rename(f / "pytorch_lora.pt"), "pickle", "pytorch_lora.pt"),
         (lambda f: (f / WEIGHTS).write_bytes(b"GGUF\3\0\0\0" * 9), "unsupported_format", "GGUF"),
         (lambda f: (f / WEIGHTS).write_bytes(b"<!DOCTYPE html><html>404"), "unsupported_format", "web page"),
     ],
-    ids=["lfs weights", "lfs config", "mlx", "checkpoint", "model", "other name", "pt", "gguf", "html"],
+    ids=["lfs weights", "lfs config", "mlx", "checkpoint", "model", "other name", "fsdp", "pt", "gguf", "html"],
 )
 def test_a_folder_that_is_something_else_is_called_so(
     push: Push, folder: Path, spoil: Callable[[Path], object], code: str, words: str

@@ -39,6 +39,11 @@ PEFT_0_2 = (
     "base_model_name_or_path bias fan_in_fan_out inference_mode lora_alpha lora_dropout modules_to_save peft_type r"
 )
 PEFT_0_2 += " target_modules task_type"
+_PARTS = "self_attn|attention|attn|mlp|feed_forward|ffn|dense"
+UNSLOTHS_REGEX = (
+    rf"(?:.*?(?:language|text).*?(?:{_PARTS}).*?(?:{'|'.join(ALL)}).*?)"
+    rf"|(?:\bmodel\.layers\.[\d]{{1,}}\.(?:{_PARTS})\.(?:(?:{'|'.join(ALL)})))"
+)
 PROMPTS = [[5, 9, 30, 41, 7], [77, 3, 120, 64, 64, 8, 19, 33, 90, 150, 11]]
 
 
@@ -86,6 +91,19 @@ SHAPES: dict[str, Shape] = {
     ),
     "a target excluded layer by layer": Shape(
         {"target_modules": ["q_proj", "o_proj"], "exclude_modules": [f"layers.{i}.self_attn.o_proj" for i in range(3)]}
+    ),
+    "Unsloth's regular expression": Shape({"target_modules": UNSLOTHS_REGEX}),
+    "one that looks ahead, by ms-swift": Shape(
+        {"target_modules": r"^(model(?!.*(lm_head|output|emb|wte|shared)).*\.(q_proj|down_proj))$"}
+    ),
+    "excluded by a regular expression": Shape(
+        {"target_modules": [*ALL, "lm_head"], "exclude_modules": r".*(k_proj|lm_head|layers\.1\..*)"}
+    ),
+    "a regular expression, and init false": Shape(
+        {"target_modules": r".*\.[12]\.self_attn\.[qv]_proj", "init_lora_weights": False}
+    ),
+    "texts that a person added": Shape(
+        {"target_modules": QV}, _with(task="summaries", domain="law", peft_version="0.9")
     ),
     "all-linear with exclusions": Shape({"target_modules": "all-linear", "exclude_modules": ["down_proj", "lm_head"]}),
     "one layer, as a number": Shape({"target_modules": QV, "layers_to_transform": 2}),
@@ -173,6 +191,16 @@ def test_a_target_that_the_base_has_and_the_file_lacks_is_refused(
     error = refusal(llama, folder)
     assert (error.code, error.param) == ("unmatched_target", "target_modules")
     assert repr(target) in error.message
+
+
+def test_tensors_that_a_regular_expression_does_not_match_are_refused(
+    llama: BaseModel, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """PEFT would leave them out with a warning."""
+    regex = r"model\.layers\.[01]\..*q_proj"
+    error = refusal(llama, make(Shape({"target_modules": QV}, _with(target_modules=regex)), bases["llama"], tmp_path))
+    assert (error.code, error.param) == ("regex_targets", "target_modules")
+    assert "does not match model.layers.0.self_attn.v_proj" in error.message
 
 
 OTHER_METHODS: tuple[PeftConfig, ...] = (
