@@ -54,6 +54,7 @@ LONGROPE: dict[str, Any] = {
 }
 WITHOUT_HEAD_DIM = {key: value for key, value in SIZES.items() if key != "head_dim"}
 TWO_LAYERS: dict[str, Any] = {**SIZES, "num_hidden_layers": 2}
+ALL_HEADS = {key: value for key, value in TWO_LAYERS.items() if key not in ("head_dim", "num_key_value_heads")}
 HALF_ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 FAMILY_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SIZES, tie_word_embeddings=False),
@@ -83,9 +84,9 @@ MORE_FAMILY_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "glm4": lambda: Glm4Config(**TWO_LAYERS, attention_bias=True, rope_parameters=dict(HALF_ROPE)),
     "starcoder2": lambda: Starcoder2Config(**TWO_LAYERS, sliding_window=24),
     "phi": lambda: PhiConfig(**TWO_LAYERS, rope_parameters=dict(HALF_ROPE), qk_layernorm=True),
-    "gpt-neox": lambda: GPTNeoXConfig(**TWO_LAYERS, rope_parameters=dict(HALF_ROPE)),
+    "gpt-neox": lambda: GPTNeoXConfig(**ALL_HEADS, rope_parameters=dict(HALF_ROPE)),
     "gpt-neox-serial": lambda: GPTNeoXConfig(
-        **TWO_LAYERS, rope_parameters=dict(HALF_ROPE), use_parallel_residual=False, attention_bias=False
+        **ALL_HEADS, rope_parameters=dict(HALF_ROPE), use_parallel_residual=False, attention_bias=False
     ),
 }
 MORE_FAMILY_NAMES = tuple(MORE_FAMILY_CONFIGS)

@@ -12,7 +12,7 @@ from support.reference.table import table
 
 PAGE = Path(__file__).parents[3] / "docs" / "adapters.md"
 BEGIN, END = "<!-- written by make reference -->\n", "<!-- end -->\n"
-_PARTS = re.compile(f"(?<={re.escape(BEGIN)}).*?(?={re.escape(END)})", re.DOTALL)
+_PARTS = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
 
 # READ_FIELDS -> what is served of each.
 SERVED = {
@@ -58,4 +58,4 @@ def _only(values: tuple[object, ...], code: str) -> str:
 def page(text: str) -> str:
     """The page with today's tables between its marks, families first."""
     tables = iter((families(), fields()))
-    return _PARTS.sub(lambda _: next(tables), text)
+    return _PARTS.sub(lambda _: BEGIN + next(tables) + END, text)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from support.models.models import FAMILY_NAMES, save_base
+from support.models.models import FAMILY_NAMES, MORE_FAMILY_NAMES, save_base
 from support.models.stored_nf4 import save_in_nf4
 from support.trainers.training import gradients, random_batch, random_examples, tiny_spec
 from trainer.data.packing import InOrder
@@ -20,7 +20,7 @@ from trainer.spec import SpecError
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", [*FAMILY_NAMES, *MORE_FAMILY_NAMES])
 def test_packed_loss_and_gradient_are_those_of_transformers_one_example_at_a_time(tmp_path: Path, family: str) -> None:
     """Windows, soft caps and tied heads included; the reference is transformers' own loss on eager attention."""
     base = save_base(tmp_path / "base", family)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from adapters_store.base.families import FAMILIES
+from adapters_store.base.families import FAMILIES, UnsupportedBase
 from adapters_store.base.nf4 import keep_nf4_weights_plain
 from server.engine.model.base_model import load_base
 from support.models.models import (
@@ -45,10 +46,12 @@ def prompts() -> list[list[int]]:
     return [torch.randint(3, VOCAB, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-def ours(base: Path, adapters: list[Path], dtype: str, *, quantize: str | None = None) -> list[torch.Tensor]:
+def ours(
+    base: Path, adapters: list[Path], dtype: str, *, quantize: str | None = None, slots: Sequence[int | None] = SLOTS
+) -> list[torch.Tensor]:
     """The batch's prompts in two pieces, as chunked prefill cuts them, so that the second reads keys of the first."""
     forward = PackedForward(load_base(base, dtype=dtype, quantize=quantize), adapters, num_sequences=len(SLOTS))
-    requests = [forward.request(index, tokens, SLOTS[index]) for index, tokens in enumerate(prompts())]
+    requests = [forward.request(index, tokens, slots[index]) for index, tokens in enumerate(prompts())]
     first = forward.logits(requests, [3] * len(requests))
     return [torch.cat(parts) for parts in zip(first, forward.logits(requests), strict=True)]
 
@@ -101,3 +104,13 @@ def test_nf4_logits_are_pefts_on_the_same_nf4_base(family: tuple[Path, list[Path
         models[slot] = (model if slot is None else PeftModel.from_pretrained(model, adapters[slot])).eval()
     for got, expected in zip(ours(base, adapters, "float32", quantize="nf4"), theirs(models), strict=True):
         assert (got - expected).abs().max() <= 1e-3 * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("stray", [{"num_key_value_heads": 2}, {"head_dim": 8}])
+def test_a_size_that_the_architecture_does_not_read_cannot_shrink_the_cache(
+    tmp_path: Path, stray: dict[str, int]
+) -> None:
+    """GPT-NeoX has as many key heads as heads, whatever its config.json says beside that."""
+    base = save_base(tmp_path, "gpt-neox", **stray)
+    with pytest.raises(UnsupportedBase, match="GPTNeoXAttention makes"):
+        ours(base, [], "float32", slots=(None,) * len(SLOTS))
