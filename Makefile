@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: demo test test-fake-cuda lint test-long test-fleet bench clients reference clean
+.PHONY: demo test test-fake-cuda test-sass lint test-long test-fleet bench clients reference clean
 
 demo: $(VENV)/.installed
 	$(BIN)/multilora demo $(ARGS)
@@ -28,6 +28,7 @@ test-long: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 MULTILORA_SIM_STEPS=100000000 MULTILORA_CHURN_REQUESTS=90000 MULTILORA_FUZZ=500 \
 		MULTILORA_KILLS=1000 MULTILORA_STORM=100000 MULTILORA_LORIS=1000 MULTILORA_SCHEMA=40 \
 		MULTILORA_USAGE_KILLS=40 MULTILORA_JOB_KILLS=200 MULTILORA_SHARDED=all MULTILORA_ALL_LORA_FORMS=1 \
+		MULTILORA_SERVICE_STEPS=1500 \
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # The long forms of several servers on one database: forty tries a race, and times under load. Half an hour.
@@ -47,7 +48,17 @@ clients: $(VENV)/.installed-dev
 CUDA_VENV ?= .venv-cuda
 test-fake-cuda:
 	@test -x $(CUDA_VENV)/bin/python || { echo "make test-fake-cuda: no environment in CUDA_VENV=$(CUDA_VENV)"; exit 1; }
-	$(CUDA_VENV)/bin/python -m pytest -q -n 0 tests/server/engine/startup/test_fake_cuda.py tests/server/engine/model/test_recorded_memory.py
+	PYTHONPATH=.:kernels OMP_NUM_THREADS=1 $(CUDA_VENV)/bin/python -m pytest -q -n 0 \
+		tests/server/engine/startup/test_fake_cuda.py tests/server/engine/model/test_recorded_memory.py $(ARGS)
+
+# The gates on the kernels' machine code with another Triton than the pinned one (no GPU is needed): TRITON_VENV=DIR, which
+# has torch, that Triton, transformers and pytest.
+TRITON_VENV ?= .venv-triton
+test-sass:
+	@test -x $(TRITON_VENV)/bin/python || { echo "make test-sass: no environment in TRITON_VENV=$(TRITON_VENV)"; exit 1; }
+	$(TRITON_VENV)/bin/python -c 'import triton; print("Triton", triton.__version__)'
+	PYTHONPATH=.:kernels OMP_NUM_THREADS=1 $(TRITON_VENV)/bin/python -m pytest -q -n 0 \
+		tests/kernels/triton/test_machine_code.py tests/kernels/triton/test_launches.py $(ARGS)
 
 # docs/reference.md and the tables of docs/adapters.md, from the code.
 reference: $(VENV)/.installed-dev

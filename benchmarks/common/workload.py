@@ -16,7 +16,7 @@ from benchmarks.common.shapes import BenchShape, base_folder
 from server.engine.constraint import TokenConstraint
 from server.engine.engine import Engine
 from server.engine.request import Request, SamplingParams
-from server.engine.schedule import SchedulerSettings
+from server.engine.schedule import CPU_STEP, SchedulerSettings
 from server.engine.startup.build import AdapterSource, EngineParts, build_engine
 from server.engine.startup.memory_plan import MIB
 from server.engine.startup.settings import EngineSettings, MemoryBudget
@@ -50,7 +50,7 @@ def bench_engine(
     pool_adapters: int,
     host_adapters: int,
     max_rows: int = MAX_ROWS,
-    max_batch_tokens: int = SchedulerSettings.max_batch_tokens,
+    max_batch_tokens: int = CPU_STEP.tokens,
     prefix_cache: bool = False,
 ) -> Iterator[EngineParts]:
     """The real engine with room for so many rank-16 adapters on the device and in host memory; without a prefix cache

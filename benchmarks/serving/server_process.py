@@ -17,7 +17,7 @@ from benchmarks.common.workload import bench_engine
 from server.api.app import create_app
 from server.api.edge.connections.server import ListenSettings, build_server
 from server.api.settings import ApiSettings
-from server.engine.schedule import SchedulerSettings
+from server.engine.schedule import CPU_STEP
 
 MAX_ROWS = 64
 WIDE_STEP_TOKENS = 2048  # a step that holds the longest prompts in one piece
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pool_adapters=options.pool_adapters,
         host_adapters=options.host_adapters,
         max_rows=MAX_ROWS,
-        max_batch_tokens=SchedulerSettings().max_batch_tokens if options.as_served else WIDE_STEP_TOKENS,
+        max_batch_tokens=CPU_STEP.tokens if options.as_served else WIDE_STEP_TOKENS,
         prefix_cache=options.as_served,
     )
     with engine as parts, socket.socket() as listener:

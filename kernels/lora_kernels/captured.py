@@ -62,11 +62,23 @@ def captured_scratch_elements(device: torch.device, *, max_rows: int, max_rank: 
 
 
 def captured_lora_batch(
-    table: LoraTable, records: torch.Tensor, rows: torch.Tensor, *, max_rank: int, scratch: torch.Tensor
+    table: LoraTable,
+    records: torch.Tensor,
+    rows: torch.Tensor,
+    *,
+    max_rank: int,
+    scratch: torch.Tensor,
+    modules: frozenset[int] | None = None,
 ) -> LoraBatch:
-    """records [rows, 3] and rows [rows], int32 on the device, are read again at every step; scratch is written. Every
-    group is launched, because the modules that an adapter touches are known from the table on the device only."""
+    """records [rows, 3] and rows [rows], int32 on the device, are read again at every step; scratch is written.
+
+    modules: rows of the table that an adapter of these steps may touch; other groups are not launched. None: all.
+    """
     batch = LoraBatch(table, np.full(len(rows), NO_ADAPTER, dtype=np.int32))
     batch.row_tiles = RowTiles(records, rows, DECODE_ROWS, max_rank, scratch)
-    batch.touched_modules = np.ones(len(table.ranks), dtype=np.bool_)
+    touched = np.ones(len(table.ranks), dtype=np.bool_)
+    if modules is not None:
+        touched[:] = False
+        touched[list(modules)] = True
+    batch.touched_modules = touched
     return batch

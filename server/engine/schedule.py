@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.tiers.entries import AdapterSnapshot, Owner
@@ -28,16 +28,29 @@ class AdapterMemory(Protocol):
         """Give up one reference."""
 
 
+class StepSize(NamedTuple):
+    """The largest step: tokens of one forward, requests in one batch."""
+
+    tokens: int
+    rows: int
+
+
+CPU_STEP = StepSize(512, 64)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSettings:
     """Limits and fairness of scheduling; each field's help says what it does."""
 
-    max_batch_tokens: int = setting(
-        512,
-        "Maximum tokens of one forward, at least --max-running. Longer prompts run in chunks; raise it on a GPU.",
+    max_batch_tokens: int | None = setting(
+        None,
+        "Maximum tokens of one forward, at least --max-running; longer prompts run in chunks (default: 512; on a GPU "
+        "2048, from 64 GiB of its memory on 8192).",
         at_least=1,
     )
-    max_running: int = setting(64, "Maximum requests in one batch.", at_least=1)
+    max_running: int | None = setting(
+        None, "Maximum requests in one batch (default: 64; on a GPU of 64 GiB or more 256).", at_least=1
+    )
     prefill_chunk: int | None = setting(
         None, "Maximum prompt tokens of one request in one forward (default: all that fit).", at_least=1, unit="tokens"
     )
@@ -67,10 +80,25 @@ class SchedulerSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.max_batch_tokens < self.max_running:
+        if self.max_batch_tokens is not None and self.max_batch_tokens < (self.max_running or 0):
             raise ValueError(
                 f"max_batch_tokens must be >= max_running ({self.max_running}), got {self.max_batch_tokens}"
             )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """max_batch_tokens, or what suits a CPU."""
+        return self.max_batch_tokens or max(CPU_STEP.tokens, self.max_running or 0)
+
+    @property
+    def running_slots(self) -> int:
+        """max_running, or what suits a CPU."""
+        return self.max_running or min(CPU_STEP.rows, self.tokens_per_step)
+
+    def with_defaults(self, step: StepSize) -> SchedulerSettings:
+        """The same, with the step's numbers where none is given; a given one bounds the other."""
+        tokens = self.max_batch_tokens or max(step.tokens, self.max_running or 0)
+        return replace(self, max_batch_tokens=tokens, max_running=self.max_running or min(step.rows, tokens))
 
 
 @dataclass(slots=True)

@@ -104,8 +104,9 @@ def settings_from(values: Mapping[str, Any]) -> ServeSettings:
 
 
 def _check_batch(values: Mapping[str, Any]) -> None:
-    if values["max_batch_tokens"] < values["max_running"]:
-        message = f"must be at least --max-running ({values['max_running']}), got {values['max_batch_tokens']}"
+    tokens, rows = values["max_batch_tokens"], values["max_running"]
+    if tokens is not None and rows is not None and tokens < rows:
+        message = f"must be at least --max-running ({rows}), got {tokens}"
         raise typer.BadParameter(message, param_hint="--max-batch-tokens")
 
 

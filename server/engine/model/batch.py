@@ -38,6 +38,7 @@ class PromptSpan:
 class Batch:
     """One packed forward. sampling[i] takes its token from row sampling_rows[i] of the logits.
 
+    logits_rows_R: the tokens that get logits; None: every token, as they are.
     last_positions_1T: for each token the last position of its whole sequence, even if the chunk ends before it.
     """
 
@@ -47,7 +48,7 @@ class Batch:
     paged: PagedBatch
     layer_adapters: LoraBatch | None
     head_adapters: LoraBatch | None
-    logits_rows_R: torch.Tensor
+    logits_rows_R: torch.Tensor | None
     sampling: list[Request]
     sampling_rows: list[int]
     prompt_spans: list[PromptSpan]

@@ -1,4 +1,5 @@
-"""Decode steps as CUDA graphs: recorded once per number of rows and rank, replayed for any adapters and sequences.
+"""Decode steps as CUDA graphs: recorded once per number of rows and kind of adapters, replayed for any adapters of that
+kind and any sequences.
 
 Decides which steps can be replayed, and by which recording. Knows no kernel: `DecodeBuffers` holds what the
 recorded launches read, `Capture` how launches are recorded.
@@ -9,9 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig
 
@@ -19,14 +21,14 @@ from lora_kernels.triton_common.available import has_triton, triton_switch
 from lora_kernels.triton_common.tiles import ALIGN_BYTES
 from server.engine.model.batch import Batch
 from server.engine.model.decode_buffers import DecodeBuffers, DeviceTokens
+from server.engine.model.rope import ROPES_THAT_SYNCHRONIZE, rope_types
 from server.engine.schedule import Schedule, ScheduledRow
 
 Replay = Callable[[], torch.Tensor]
-WARM_UPS = 2  # the first compiles kernels and allocates workspaces, the second runs like all later ones
-DENSE_BUCKETS = (1, 2, 4, 8)
-BUCKET_STEP = 8
+WARM_UPS = 1  # allocates workspaces; kernels were compiled and launched before
+# Numbers of rows: the more there are, the less an idle one weighs beside the others
+BUCKETS = (1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, 1024, 32))
 SMALL_RANK = 16
-ROPES_THAT_SYNCHRONIZE = ("dynamic", "longrope")  # transformers reads the batch's length from the device for them
 
 _log = logging.getLogger(__name__)
 
@@ -38,12 +40,25 @@ class Capture(Protocol):
         """Warm up, record, and return a replay. Its result is always the same tensor."""
 
 
+@dataclass(frozen=True)
+class AdapterForm:
+    """A step's adapters: of at most this rank (0: none), on these rows of the adapter table (None: on any)."""
+
+    max_rank: int
+    modules: frozenset[int] | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class GraphSettings:
-    """buckets: numbers of rows that are recorded. max_ranks: the largest rank in a step; 0 is the base alone."""
+    """buckets: numbers of rows that are recorded. max_ranks: the largest rank in a step; 0 is the base alone.
+
+    module_sets: rows of the adapter table, the fewest first. Steps whose adapters touch no others have recordings of
+    their own at the smallest rank: a group of layers that no adapter touches is not launched in them.
+    """
 
     buckets: tuple[int, ...]
     max_ranks: tuple[int, ...]
+    module_sets: tuple[frozenset[int], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("buckets", "max_ranks"):
@@ -54,11 +69,25 @@ class GraphSettings:
             raise ValueError(f"buckets must be >= 1 and max_ranks >= 0, got {self.buckets} and {self.max_ranks}")
 
     @classmethod
-    def for_rows(cls, max_rows: int, *, max_rank: int) -> GraphSettings:
-        """1, 2, 4, 8, 16, 24, ... max_rows; the base alone, rank 16 and the largest rank."""
-        rising = {*DENSE_BUCKETS, *range(BUCKET_STEP, max_rows + 1, BUCKET_STEP), max_rows}
-        buckets = tuple(sorted(rows for rows in rising if rows <= max_rows))
-        return cls(buckets=buckets, max_ranks=tuple(sorted({0, min(SMALL_RANK, max_rank), max_rank})))
+    def for_rows(cls, max_rows: int, *, max_rank: int, module_sets: tuple[frozenset[int], ...] = ()) -> GraphSettings:
+        """1, 2, 4, 8, 16, 24, ... 64, 80, ... 128, 160, ... max_rows; the base alone, rank 16 and the largest rank."""
+        buckets = (*(rows for rows in BUCKETS if rows < max_rows), max_rows)
+        max_ranks = tuple(sorted({0, min(SMALL_RANK, max_rank), max_rank}))
+        return cls(buckets=buckets, max_ranks=max_ranks, module_sets=module_sets)
+
+    @cached_property
+    def forms(self) -> tuple[AdapterForm, ...]:
+        """The first one that fits a step's adapters is the cheapest."""
+        small = next((rank for rank in self.max_ranks if rank), None)
+        forms: list[AdapterForm] = []
+        for rank in self.max_ranks:
+            forms += [AdapterForm(rank, modules) for modules in self.module_sets if rank == small]
+            forms.append(AdapterForm(rank))
+        return tuple(forms)
+
+    @property
+    def num_recordings(self) -> int:
+        return len(self.buckets) * len(self.forms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +111,7 @@ class DecodeGraphs:
     capture: Capture
     settings: GraphSettings
     failure: str | None = field(init=False, default=None)
-    _recordings: dict[tuple[int, int], _Recording] = field(init=False, default_factory=dict)
+    _recordings: dict[tuple[int, AdapterForm], _Recording] = field(init=False, default_factory=dict)
     _logits_RW: torch.Tensor | None = field(init=False, default=None)
 
     @property
@@ -94,15 +123,15 @@ class DecodeGraphs:
         """Largest first, so that the others reuse its memory. If one fails there are no recordings, and every step is
         launched plainly."""
         self.buffers.clear()
-        for bucket, max_rank in self._in_order():
-            step = self.buffers.step(bucket, max_rank)
+        for bucket, form in self._in_order():
+            step = self.buffers.step(bucket, form.max_rank, form.modules)
             try:
                 replay = self.capture.record(partial(self._write_logits, step))
-                self._recordings[bucket, max_rank] = _Recording(step, replay)
+                self._recordings[bucket, form] = _Recording(step, replay)
             except RuntimeError as error:
                 self._recordings.clear()
                 self._logits_RW = None
-                self.failure = f"{bucket} rows of rank {max_rank}: {str(error).partition(chr(10))[0]}"
+                self.failure = f"{bucket} rows of rank {form.max_rank}: {str(error).partition(chr(10))[0]}"
                 _log.warning("no CUDA graphs, decoding is slower: %s", self.failure)
                 return
 
@@ -123,10 +152,9 @@ class DecodeGraphs:
     def run(self, rows: Sequence[ScheduledRow], tokens: DeviceTokens | None = None) -> torch.Tensor:
         """Logits [len(rows), vocabulary]; the next run overwrites them. tokens: see `DecodeBuffers.fill`."""
         bucket = next(size for size in self.settings.buckets if size >= len(rows))
-        wanted = self.buffers.max_rank(rows)
-        max_rank = next(rank for rank in self.settings.max_ranks if rank >= wanted)
+        form = self._form_of(rows)
         self.buffers.fill(rows, bucket, tokens)
-        return self._recordings[bucket, max_rank].replay()[: len(rows)]
+        return self._recordings[bucket, form].replay()[: len(rows)]
 
     def forget(self, request_id: str) -> None:
         """The request is over."""
@@ -140,10 +168,18 @@ class DecodeGraphs:
             self._logits_RW = logits_RW.new_empty(self.settings.buckets[-1], logits_RW.shape[1])
         return self._logits_RW[: len(logits_RW)].copy_(logits_RW)
 
-    def _in_order(self) -> Iterator[tuple[int, int]]:
+    def _form_of(self, rows: Sequence[ScheduledRow]) -> AdapterForm:
+        max_rank = self.buffers.max_rank(rows)
+        forms = [form for form in self.settings.forms if form.max_rank >= max_rank]
+        if not max_rank or forms[0].modules is None:
+            return forms[0]
+        touched = set(np.flatnonzero(self.buffers.touched_modules(rows)).tolist())
+        return next(form for form in forms if form.modules is None or touched <= form.modules)
+
+    def _in_order(self) -> Iterator[tuple[int, AdapterForm]]:
         for bucket in reversed(self.settings.buckets):
-            for max_rank in reversed(self.settings.max_ranks):
-                yield bucket, max_rank
+            for form in reversed(self.settings.forms):
+                yield bucket, form
 
 
 def _is_plain_decode(row: ScheduledRow) -> bool:
@@ -188,7 +224,5 @@ def why_no_graphs(config: PretrainedConfig, device: torch.device) -> str | None:
     off = [op for op in ("lora", "attention") if op in triton_switch().off]
     if off:
         return f"torch serves {' and '.join(off)}, which waits for the host"
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {rope.get("rope_type"), *(part.get("rope_type") for part in rope.values() if isinstance(part, dict))}
-    synchronizing = kinds & set(ROPES_THAT_SYNCHRONIZE)
+    synchronizing = rope_types(getattr(config, "rope_parameters", None) or {}) & set(ROPES_THAT_SYNCHRONIZE)
     return f"rope_type {synchronizing.pop()} waits for the device" if synchronizing else None

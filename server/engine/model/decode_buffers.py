@@ -74,7 +74,6 @@ class DecodeBuffers:
             zip(sizes, (part.numpy() for part in self._host.split(list(sizes.values()))), strict=True)
         )
         self._device_parts = dict(zip(sizes, self._device.split(list(sizes.values())), strict=True))
-        self._row_indices = torch.arange(max_rows, device=device)
         self._scratch = torch.empty(0, dtype=torch.float32, device=device)
         self._known: dict[str, _KnownTable] = {}
         self._copied: torch.cuda.Event | None = None
@@ -120,8 +119,16 @@ class DecodeBuffers:
         slots = {row.request.slot for row in rows}
         return max((self.table.max_ranks[slot] for slot in slots if slot is not None), default=0)
 
-    def step(self, bucket: int, max_rank: int) -> Batch:
-        """A batch of `bucket` rows over this memory. max_rank: of its adapters; 0: none.
+    def touched_modules(self, rows: Sequence[ScheduledRow]) -> NDArray[np.bool_]:
+        """For each row of the adapter table, whether an adapter of the step touches that module."""
+        slots = {row.request.slot for row in rows}
+        used = [slot for slot in slots if slot is not None]
+        touched: NDArray[np.bool_] = self.table.touched[:, used].any(axis=1)
+        return touched
+
+    def step(self, bucket: int, max_rank: int, modules: frozenset[int] | None = None) -> Batch:
+        """A batch of `bucket` rows over this memory. max_rank: of its adapters; 0: none. modules: the rows of the
+        table that they may touch; None: all.
 
         Launches that are recorded with it read no memory but the batch's, so it must live as long as they are replayed.
         """
@@ -138,7 +145,9 @@ class DecodeBuffers:
         adapters = None
         if max_rank:
             scratch = self._scratch_for(max_rank)
-            adapters = captured_lora_batch(self.table, records, rows, max_rank=max_rank, scratch=scratch)
+            adapters = captured_lora_batch(
+                self.table, records, rows, max_rank=max_rank, scratch=scratch, modules=modules
+            )
         return Batch(
             input_ids_1T=parts["ids"][None, :bucket],
             position_ids_1T=parts["positions"][None, :bucket],
@@ -146,7 +155,7 @@ class DecodeBuffers:
             paged=paged,
             layer_adapters=adapters,
             head_adapters=adapters,
-            logits_rows_R=self._row_indices[:bucket],
+            logits_rows_R=None,
             sampling=[],
             sampling_rows=[],
             prompt_spans=[],

@@ -1,4 +1,4 @@
-"""Gives each attention layer a one-pass rotary embedding; transformers' module stays unchanged.
+"""Gives each attention layer a one-pass rotary embedding, and the model its angles in few launches.
 
 On a GPU the rotation waits for the store of keys and values, which applies it in the same launch: q and k go on as they
 are, and the layer's attention function takes the rotation with them (`take_rotation`).
@@ -11,9 +11,9 @@ module's globals, in which that one name is the fused form.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -25,6 +25,9 @@ from lora_kernels.elementwise.reference import rope_reference
 
 WAITING = "waiting_rotation"  # an attention layer's attribute between its rotary embedding and its attention
 NAME = "apply_rotary_pos_emb"  # a global of every family's module
+ROPES_THAT_SYNCHRONIZE = ("dynamic", "longrope")  # transformers reads the batch's length from the device for them
+FREQUENCIES, SCALING = "inv_freq", "attention_scaling"  # attributes of every family's rotary module
+PROBED_POSITIONS = (0, 1, 7, 1000, 131071)
 Rope = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -47,8 +50,52 @@ def take_rotation(module: nn.Module, query: torch.Tensor, key: torch.Tensor) -> 
     return waiting.rotation
 
 
+class FusedAngles(nn.Module):
+    """In place of a family's rotary module: the same cos and sin in five launches instead of nine. Its frequencies are
+    kept for both halves at once, positions are not converted first, and a scaling of 1 is left out."""
+
+    def __init__(self, own: nn.Module) -> None:
+        super().__init__()
+        self._scalings: dict[str, float] = {}
+        for name, frequencies in list(own.named_buffers(recurse=False)):
+            if name.endswith(FREQUENCIES) and not name.endswith(f"original_{FREQUENCIES}"):
+                self.register_buffer(name, torch.cat([frequencies.float()] * 2), persistent=False)
+                self._scalings[name] = float(getattr(own, name.replace(FREQUENCIES, SCALING)))
+
+    @property
+    def layer_types(self) -> list[str | None]:
+        """Those that have frequencies of their own; [None]: all layers share them."""
+        return [name.removesuffix(FREQUENCIES).removesuffix("_") or None for name in self._scalings]
+
+    def forward(
+        self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin, each [..., T, rotated width], in x's dtype. position_ids: [..., T], whole numbers."""
+        name = FREQUENCIES if layer_type is None else f"{layer_type}_{FREQUENCIES}"
+        angles = position_ids[..., None] * getattr(self, name)
+        cos, sin, scaling = angles.cos(), angles.sin(), self._scalings[name]
+        if scaling != 1.0:
+            cos, sin = cos * scaling, sin * scaling
+        return cos.to(x.dtype), sin.to(x.dtype)
+
+
+def rope_types(parameters: Mapping[str, Any]) -> set[object]:
+    """All that a config's `rope_parameters` name: one for all layers, or one for each kind of layer."""
+    return {parameters.get("rope_type"), *(part.get("rope_type") for part in parameters.values() if _is_part(part))}
+
+
+def _is_part(value: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
+
+
 def fuse_rope(model: nn.Module) -> None:
-    """Rebind the name in each attention layer's forward, if the fused form gives the family's own result."""
+    """Give the model `FusedAngles`, and rebind the name in each attention layer's forward, if the fused forms give the
+    family's own results."""
+    for path, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RotaryEmbedding") and not _synchronizes(module):
+            fused = FusedAngles(module)
+            if _gives_the_same(fused, module):
+                model.set_submodule(path, fused)
     for module in model.modules():
         forward = type(module).forward
         code, scope = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
@@ -86,6 +133,25 @@ def _in_place(original: Rope) -> Rope:
         return q, k
 
     return rope
+
+
+def _synchronizes(rotary: nn.Module) -> bool:
+    config: Any = getattr(rotary, "config", None)
+    return bool(rope_types(getattr(config, "rope_parameters", None) or {}) & set(ROPES_THAT_SYNCHRONIZE))
+
+
+@torch.inference_mode()
+def _gives_the_same(fused: FusedAngles, own: nn.Module) -> bool:
+    """To the last bit, for every kind of layer. The probes run before any request; they are torch's own operations."""
+    device = next(own.buffers()).device
+    positions = torch.tensor([PROBED_POSITIONS], device=device)
+    x = torch.empty(1, dtype=torch.float32, device=device)
+    kinds: list[dict[str, str]] = [{} if kind is None else {"layer_type": kind} for kind in fused.layer_types]
+    return bool(kinds) and all(
+        torch.equal(one, other)
+        for kind in kinds
+        for one, other in zip(own(x, positions, **kind), fused(x, positions, **kind), strict=True)
+    )
 
 
 @torch.inference_mode()

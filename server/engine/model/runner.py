@@ -87,7 +87,7 @@ class ModelRunner:
             input_ids=batch.input_ids_1T,
             position_ids=batch.position_ids_1T,
             use_cache=False,
-            logits_to_keep=batch.logits_rows_R,
+            logits_to_keep=0 if batch.logits_rows_R is None else batch.logits_rows_R,
             paged_batch=batch.paged,
             kv_caches=self.cache.layers,
         )

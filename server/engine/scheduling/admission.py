@@ -69,8 +69,8 @@ class Admission:
         preempted: list[Request] = []
         num_passed_over = num_exchanges = 0
         is_short = False  # of blocks, for an earlier candidate: only blocks held beyond a share may be taken
-        while (account := candidates.account) is not None and schedule.num_tokens < self._settings.max_batch_tokens:
-            is_full = len(self.running) >= self._settings.max_running
+        while (account := candidates.account) is not None and schedule.num_tokens < self._settings.tokens_per_step:
+            is_full = len(self.running) >= self._settings.running_slots
             num_exchanges += is_full or is_short
             if num_exchanges > _MAX_EXCHANGES:
                 break
@@ -92,7 +92,7 @@ class Admission:
                     break
                 if verdict is _Verdict.ADMITTED:
                     admitted.append(request)
-                    if victim is not None and len(self.running) > self._settings.max_running:
+                    if victim is not None and len(self.running) > self._settings.running_slots:
                         self._take_out(victim, schedule, preempted)  # the blocks came without a slot
                     self._prefill.add(schedule, request)
                 candidates.advance(admitted=verdict is _Verdict.ADMITTED)

@@ -30,7 +30,7 @@ class ChunkedPrefill:
         held_up: list[Request] = []
         lowest = self._shares.lowest()
         for request in prefills:
-            limit = self._settings.max_batch_tokens
+            limit = self._settings.tokens_per_step
             if lowest is not None and lowest.service < self._shares.account(request.tenant).service:
                 limit //= 2
                 held_up.append(request)

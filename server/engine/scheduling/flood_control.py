@@ -105,7 +105,7 @@ class FloodControl:
 
     def prompt_limit(self, schedule: Schedule, account: TenantAccount) -> int:
         """How many tokens the forward may hold if it contains a prompt of this tenant."""
-        limit, cost = self._settings.max_batch_tokens, self._cost
+        limit, cost = self._settings.tokens_per_step, self._cost
         if account.tenant not in self.noisy or cost.empty_s is None or not cost.token_s:
             return limit
         noisy_s, others_s = self._split(schedule)

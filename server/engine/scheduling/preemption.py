@@ -23,8 +23,8 @@ class RunningSlots:
     """The `max_running` slots of a forward, and how many each tenant uses."""
 
     def __init__(self, settings: SchedulerSettings, shares: FairShare) -> None:
-        self._max_running = settings.max_running
-        self._num_reserved = int(settings.reserved * settings.max_running)
+        self._max_running = settings.running_slots
+        self._num_reserved = int(settings.reserved * settings.running_slots)
         self._shares = shares
         self._holders: dict[str, TenantAccount] = {}  # tenants that run something
         self._top: TenantAccount | None = None  # of those, the one that runs most for its weight; None: not known

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -36,7 +36,7 @@ from server.engine.request import Request
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from server.engine.scheduling.scheduler import Scheduler
-from server.engine.startup.gpu_start import GpuStart, check_step_size, prepare, record_graphs
+from server.engine.startup.gpu_start import GpuStart, check_step_size, default_step, prepare, record_graphs
 from server.engine.startup.memory_plan import MemoryPlan, plan_memory
 from server.engine.startup.settings import EngineSettings
 from server.engine.startup.start_probe import probe
@@ -93,7 +93,7 @@ def build_engine(
 
     Raises UnsupportedBase if the base cannot be served, or not on this machine.
     """
-    check_step_size(pick_device(settings.device), settings.scheduler.max_batch_tokens)
+    check_step_size(pick_device(settings.device), settings.scheduler.tokens_per_step)
     tokenizer = Tokenizer.load(settings.base)  # first: it refuses before minutes of loading
     report_progress(f"loading {settings.base}")
     base = load_base(
@@ -115,6 +115,7 @@ def join_engine(
     report_progress: Callable[[str], None] = lambda text: None,
 ) -> EngineParts:
     """The same over a loaded base: settings that concern loading are ignored."""
+    settings = replace(settings, scheduler=settings.scheduler.with_defaults(default_step(base.device)))
     max_model_len = _context_of(base, settings)
     start = _prepared(base, settings, max_model_len, report_progress)
     report_progress("dividing memory")
@@ -200,7 +201,7 @@ def _planned(base: BaseModel, settings: EngineSettings, start: GpuStart, max_mod
         base,
         settings.memory,
         block_size=settings.block_size,
-        max_tokens_useful=max_model_len * settings.scheduler.max_running,
+        max_tokens_useful=max_model_len * settings.scheduler.running_slots,
         reserved=start.reserved,
     )
 
@@ -220,8 +221,8 @@ def _prepared(
 ) -> GpuStart:
     return prepare(
         base,
-        max_tokens=settings.scheduler.max_batch_tokens,
-        max_rows=settings.scheduler.max_running,
+        max_tokens=settings.scheduler.tokens_per_step,
+        max_rows=settings.scheduler.running_slots,
         max_context=max_context,
         block_size=settings.block_size,
         wants_graphs=settings.cuda_graphs,

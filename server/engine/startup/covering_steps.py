@@ -125,6 +125,7 @@ def _batch(runner: ModelRunner, rows: Sequence[ScheduledRow], rank: int, *, dist
     batch = Batch.build(schedule, block_size=size, table=runner.table, device=device)
     if not rank:
         return batch
+    assert batch.logits_rows_R is not None, "a plain step names them"
     counts = (batch.input_ids_1T.shape[1], len(batch.logits_rows_R))
     layers, head = (_claiming(runner, count, rank, distinct=distinct) for count in counts)
     return replace(batch, layer_adapters=layers, head_adapters=head)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 
+from adapters_store.base.description import BaseDescription
 from adapters_store.base.families import UnsupportedBase
 from lora_kernels.nf4.launcher import NF4_MAX_ROWS
 from lora_kernels.self_test import check_before_use
@@ -19,12 +21,16 @@ from server.engine.model.base_model import BaseModel
 from server.engine.model.cuda_graphs import CudaCapture, DecodeGraphs, GraphSettings, why_no_graphs
 from server.engine.model.decode_buffers import DecodeBuffers
 from server.engine.model.runner import ModelRunner
+from server.engine.schedule import CPU_STEP, StepSize
 from server.engine.startup.compile_kernels import compile_kernels
 from server.engine.startup.covering_steps import StepLimits
 from server.engine.startup.memory_plan import MIB, Reserved, free_device_bytes
 from server.engine.startup.profile_run import profile_run
 
 MAX_RANK = 256
+ATTENTION, ATTENTION_OUTPUT = ".self_attn.", ".o_proj"
+GPU_STEP, LARGE_GPU_STEP = StepSize(2048, 64), StepSize(8192, 256)
+LARGE_GPU_BYTES = 64 << 30
 MAX_STEP_TOKENS = 65_535  # CUDA's limit of a grid's second axis, on which kernels have rows
 
 _log = logging.getLogger(__name__)
@@ -56,7 +62,7 @@ def prepare(
     report_progress("compiling every kernel that a step can need")
     logged = check_before_use(base.device, base.dtype)
     limit = min(max_rows, NF4_MAX_ROWS) if base.quantized else max_rows
-    every = GraphSettings.for_rows(limit, max_rank=MAX_RANK)
+    every = GraphSettings.for_rows(limit, max_rank=MAX_RANK, module_sets=attention_modules(base.description))
     could = wants_graphs and why_no_graphs(base.config, base.device) is None
     limits = StepLimits(
         max_tokens=max_tokens, max_rows=max_rows, max_context=max_context, graphs=every if could else None
@@ -75,11 +81,20 @@ def prepare(
         )
     graphs = every if reason is None else None
     report_progress("measuring the largest step")
-    num_graphs = 0 if graphs is None else len(graphs.buckets) * len(graphs.max_ranks)
+    num_graphs = 0 if graphs is None else graphs.num_recordings
     reserved = profile_run(base, num_tokens=max_tokens, num_rows=max_rows, block_size=block_size, num_graphs=num_graphs)
     for line in warnings:
         _log.warning("%s", line)
     return GpuStart(reserved=reserved, graphs=graphs, warnings=(*logged, *warnings))
+
+
+def default_step(device: torch.device) -> StepSize:
+    """The largest step where the operator names none. A plain step costs the host as much as a large GPU computes in
+    about 1,000 tokens, so smaller steps leave it idle; a larger step lets running requests wait longer."""
+    if device.type != "cuda":
+        return CPU_STEP
+    total = torch.cuda.get_device_properties(device).total_memory
+    return LARGE_GPU_STEP if total >= LARGE_GPU_BYTES else GPU_STEP
 
 
 def check_step_size(device: torch.device, max_tokens: int) -> None:
@@ -88,11 +103,18 @@ def check_step_size(device: torch.device, max_tokens: int) -> None:
         raise UnsupportedBase(f"--max-batch-tokens must be at most {MAX_STEP_TOKENS:,} on a GPU, got {max_tokens:,}")
 
 
+def attention_modules(base: BaseDescription) -> tuple[frozenset[int], ...]:
+    """Rows of the adapter table: of q/k/v, then of all of attention. Most adapters touch no others, or all."""
+    groups = [paths for paths in base.groups if ATTENTION in paths[0]]
+    inputs = [paths for paths in groups if not paths[0].endswith(ATTENTION_OUTPUT)]
+    return tuple(frozenset(base.module_index[path] for path in chain(*chosen)) for chosen in (inputs, groups))
+
+
 def record_graphs(start: GpuStart, runner: ModelRunner, *, max_context: int, report_progress: Report) -> None:
     """Give the runner its recordings, if they can be made."""
     if start.graphs is None:
         return
-    report_progress(f"recording {len(start.graphs.buckets) * len(start.graphs.max_ranks)} CUDA graphs")
+    report_progress(f"recording {start.graphs.num_recordings} CUDA graphs")
     buffers = DecodeBuffers(
         runner.table,
         max_rows=start.graphs.buckets[-1],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,6 +73,24 @@ def test_logits_of_a_recorded_step_equal_those_of_a_plain_one(
             row.request.num_computed_tokens = row.start
             exact = world.logits([row.request])[0][-1]
             assert (logits - exact).abs().max() <= 2e-5
+
+
+def test_a_recording_for_few_modules_gives_the_logits_of_a_plain_step(world: PackedForward) -> None:
+    """Where the others do not launch. Both recordings are of rank 16; the narrow one is taken where it suffices."""
+    slots = (0, None, 1)
+    touched = frozenset(np.flatnonzero(world.table.touched[:, [0, 1]].any(axis=1)).tolist())
+    assert 0 < len(touched) < len(world.table.ranks)
+    settings = GraphSettings(buckets=(3,), max_ranks=(0, 16), module_sets=(touched,))
+    graphs = graphs_over(world, settings)
+    rows = [
+        ScheduledRow(request, request.num_computed_tokens, 1)
+        for request in (prefilled(world, index, slot) for index, slot in enumerate(slots))
+    ]
+    got = graphs.run(rows).clone()
+    assert graphs._form_of(rows).modules == touched
+    for row, logits in zip(rows, got, strict=True):
+        row.request.num_computed_tokens = row.start
+        assert (logits - world.logits([row.request])[0][-1]).abs().max() <= 2e-5
 
 
 def test_padding_rows_write_no_key_and_no_value(world: PackedForward) -> None:

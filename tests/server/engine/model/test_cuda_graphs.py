@@ -115,6 +115,45 @@ def test_the_largest_rank_of_the_step_chooses_the_recording(ranks: list[int], re
     assert seen["max_rank"] == recorded
 
 
+QKV, ATTENTION = frozenset({0, 1}), frozenset({0, 1, 2})
+NARROW = GraphSettings(buckets=(2,), max_ranks=(0, 16, 256), module_sets=(QKV, ATTENTION))
+
+
+@pytest.mark.parametrize(
+    ("modules", "rank", "launched"),
+    [
+        ([[]], 0, None),
+        ([[0]], 4, QKV),
+        ([[0], [1]], 4, QKV),
+        ([[0], [2]], 16, ATTENTION),
+        ([[3]], 4, {0, 1, 2, 3}),
+        ([[0], [0, 1, 2, 3]], 4, {0, 1, 2, 3}),
+        ([[0]], 17, {0, 1, 2, 3}),
+    ],
+    ids=str,
+)
+def test_a_step_launches_no_group_that_its_kind_of_adapters_leaves_out(
+    modules: list[list[int]], rank: int, launched: set[int] | None
+) -> None:
+    """modules: of the adapter of each row. Another resident adapter touches all, and is in no row."""
+    table = LoraTable(torch.zeros(4096), 4, 3)
+    for slot, touched in enumerate([*modules, [0, 1, 2, 3]]):
+        table.set_slot(slot, 0, [(module, 0, 64, rank, 1.0) for module in touched])
+    seen: list[set[int] | None] = []
+
+    def forward(batch: Batch) -> torch.Tensor:
+        adapters = batch.layer_adapters
+        seen.append(None if adapters is None else set(np.flatnonzero(adapters.touched_modules).tolist()))
+        return torch.zeros(batch.input_ids_1T.shape[1], 3)
+
+    buffers = DecodeBuffers(table, max_rows=2, max_context=MAX_CONTEXT, block_size=PAGE)
+    graphs = DecodeGraphs(buffers, forward, EagerCapture(), NARROW)
+    graphs.record_all()
+    assert graphs.num_recorded == NARROW.num_recordings == 5
+    graphs.run([row(str(slot), [1], [slot], slot=slot) for slot in range(len(modules))])
+    assert seen[-1] == launched
+
+
 def test_nothing_of_a_larger_step_is_left_in_a_smaller_one() -> None:
     world = World([4, 4, 4, 4])
     world.run(*(row(str(index), [index + 5], [index + 10], slot=index) for index in range(4)))
@@ -216,6 +255,8 @@ def test_buckets_are_dense_below_eight_and_end_with_the_most_rows() -> None:
     assert GraphSettings.for_rows(20, max_rank=64).buckets == (1, 2, 4, 8, 16, 20)
     assert GraphSettings.for_rows(3, max_rank=8) == GraphSettings(buckets=(1, 2, 3), max_ranks=(0, 8))
     assert GraphSettings.for_rows(64, max_rank=256).buckets[-3:] == (48, 56, 64)
+    assert GraphSettings.for_rows(256, max_rank=256).buckets[10:] == (64, 80, 96, 112, 128, 160, 192, 224, 256)
+    assert GraphSettings.for_rows(5000, max_rank=256).buckets[-2:] == (992, 5000)
 
 
 @pytest.mark.parametrize("buckets", [(), (2, 1), (1, 1), (0, 1)])

@@ -28,15 +28,16 @@ from support.models.models import FAMILY_NAMES
 from support.servers.service import make_base
 
 FAMILIES = [family for family in FAMILY_NAMES if family != "phi3-longrope"]  # not recorded: it waits for the device
-LAUNCHES = {  # of a recorded step of three layers: bare, with adapters; each layer's attention is not split
-    "llama": (41, 67),
-    "mistral": (41, 67),
-    "qwen2": (41, 67),
-    "qwen3": (47, 73),
-    "gemma2": (54, 80),
-    "gemma3": (57, 83),
-    "phi3": (44, 70),
+LAUNCHES = {  # of a recorded step of three layers, bare; each layer's attention is not split
+    "llama": 36,
+    "mistral": 36,
+    "qwen2": 36,
+    "qwen3": 42,
+    "gemma2": 49,
+    "gemma3": 48,
+    "phi3": 39,
 }
+OF_ADAPTERS = {"none": 0, "q/k/v": 3 * 2, "attention": 3 * 2 * 2, "all": 3 * 4 * 2 + 2}  # shrink and expand a group
 STEP = ["host to device", "index_select", "clamp_", "copy_", "max", "isfinite", "where", "device to host"]
 MEMORY = MemoryBudget(kv_cache=1 << 20, adapter_pool=1 << 20, host_cache=1 << 20)
 
@@ -75,10 +76,11 @@ def test_recordings_ask_for_nothing_and_own_all_that_they_read(
         assert runner.graphs is not None
         assert runner.graphs.failure is None
         assert cuda.forbidden == []
-        counts = [len(launches) for launches in cuda.captured]
-        assert runner.graphs.num_recorded == len(counts) == 3
-        assert (counts[2], counts[1]) == LAUNCHES[family]
-        assert counts[0] == counts[1], "ranks up to 16 and up to 256 take the same launches"
+        assert runner.graphs.num_recorded == len(cuda.captured) == 5
+        of_rank_256, *counts = [len(launches) for launches in cuda.captured]
+        assert of_rank_256 == counts[0], "ranks up to 16 and up to 256 take the same launches"
+        added = [count - LAUNCHES[family] for count in reversed(counts)]
+        assert dict(zip(OF_ADAPTERS, added, strict=True)) == OF_ADAPTERS
         request = Request("r", "t", [5, 6, 7], SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True))
         parts.engine.add(request)
         while len(request.output_ids) < 4:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from adapters_store.base.families import UnsupportedBase
+from adapters_store.base.description import BaseDescription, LinearShape
+from adapters_store.base.families import FAMILIES, Family, UnsupportedBase
 from server.engine.model.base_model import BaseModel, load_base
-from server.engine.startup.gpu_start import GpuStart, check_step_size, prepare
-from server.engine.startup.memory_plan import MIB, Reserved
+from server.engine.schedule import SchedulerSettings
+from server.engine.startup.gpu_start import GpuStart, attention_modules, check_step_size, default_step, prepare
+from server.engine.startup.memory_plan import GIB, MIB, Reserved
 from server.engine.startup.profile_run import GRAPH_BYTES, graph_bytes, profile_run
 
 
@@ -57,6 +60,36 @@ def test_the_reserve_of_recordings_counts_their_logits_once_for_all() -> None:
     assert few - without == 2 * 66 * MIB
     assert many - few == (105 - 33) * GRAPH_BYTES
     assert graph_bytes(num_graphs=0, forward_bytes=9, logits_bytes=9) == 0
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_recordings_for_few_modules_are_those_of_q_k_v_and_of_attention(architecture: str) -> None:
+    groups = tuple(Family(architecture, FAMILIES[architecture]).groups(2))
+    names = [path for group in groups for path in group]
+    modules = dict.fromkeys(names, LinearShape(8, 8))
+    base = BaseDescription("sha256:0", "b", architecture, "bfloat16", modules, groups)
+    inputs, attention = ([names[index] for index in sorted(chosen)] for chosen in attention_modules(base))
+    assert inputs == [*groups[0], *groups[4]]
+    assert attention == [*groups[0], *groups[1], *groups[4], *groups[5]]
+
+
+@pytest.mark.parametrize(("gib", "step"), [(None, (512, 64)), (24, (2048, 64)), (80, (8192, 256)), (141, (8192, 256))])
+def test_a_large_gpu_takes_large_steps_unless_the_operator_says_otherwise(
+    gib: int | None, step: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = SimpleNamespace(total_memory=(gib or 0) * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: size)
+    default = default_step(torch.device("cpu" if gib is None else "cuda"))
+    assert default == step
+
+    def sizes(**given: int) -> tuple[int, int]:
+        settings = SchedulerSettings(**given).with_defaults(default)
+        return settings.tokens_per_step, settings.running_slots
+
+    assert sizes() == step
+    assert sizes(max_batch_tokens=300, max_running=7) == (300, 7)
+    assert sizes(max_batch_tokens=40) == (40, 40), "no more rows than tokens"
+    assert sizes(max_running=9000) == (9000, 9000), "no fewer tokens than rows"
 
 
 def test_a_step_that_no_launch_can_take_is_refused_with_option_value_and_limit() -> None:
