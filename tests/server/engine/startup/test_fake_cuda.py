@@ -34,7 +34,7 @@ LAUNCHES = {  # of a recorded step of three layers, bare; each layer's attention
     "qwen2": 36,
     "qwen3": 42,
     "gemma2": 49,
-    "gemma3": 48,
+    "gemma3": 52,
     "phi3": 39,
 }
 OF_ADAPTERS = {"none": 0, "q/k/v": 3 * 2, "attention": 3 * 2 * 2, "all": 3 * 4 * 2 + 2}  # shrink and expand a group
