@@ -31,9 +31,9 @@ def rotary_of(kind: str) -> tuple[nn.Module, nn.Module]:
 
 
 class Launches(TorchDispatchMode):
-    """Counts operations that a device would launch."""
+    """Notes the operations that a device would launch."""
 
-    VIEWS = ("unsqueeze", "expand", "transpose", "view", "detach", "alias")
+    VIEWS = ("empty", "unsqueeze", "expand", "transpose", "view", "detach", "alias")
 
     def __init__(self) -> None:
         super().__init__()
