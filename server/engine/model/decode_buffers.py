@@ -123,7 +123,7 @@ class DecodeBuffers:
         """For each row of the adapter table, whether an adapter of the step touches that module."""
         slots = {row.request.slot for row in rows}
         used = [slot for slot in slots if slot is not None]
-        touched: NDArray[np.bool_] = self.table.touched[:, used].any(axis=1)
+        touched: NDArray[np.bool_] = np.logical_or.reduce(self.table.touched[:, used], axis=1)
         return touched
 
     def step(self, bucket: int, max_rank: int, modules: frozenset[int] | None = None) -> Batch:
