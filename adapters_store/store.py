@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -91,6 +91,8 @@ class AdapterStore:
         # Lowered limits hold for new uploads only.
         self._kept_limits = replace(limits, max_rank=1 << 20, max_bytes=1 << 62)
         self._loader = AdapterLoader(database, blobs, self.quarantine, self._kept_limits)
+        # Brings an adapter's files from the object store to this disk; None: they are nowhere else.
+        self.fetch: Callable[[AdapterDigest], object] | None = blobs.get if blobs.is_remote else None
 
     @classmethod
     def open(

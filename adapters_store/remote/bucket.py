@@ -118,10 +118,16 @@ class Bucket:
     def get(self, key: str, target: Path) -> None:
         """Write the object's bytes into a new file. Raises FileNotFoundError: see `require_ours`; OSError."""
         import obstore
+        from obstore.exceptions import BaseError
 
-        with self._asking("get"), target.open("xb") as stream:
-            for chunk in obstore.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES):
-                stream.write(chunk)
+        with target.open("xb") as stream:
+            with self._asking("get"):
+                chunks = obstore.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES)
+            try:
+                for chunk in chunks:
+                    stream.write(chunk)
+            except BaseError as error:  # a body that breaks off says nothing of other objects
+                raise _logged("get", error) from error
 
     def read(self, key: str) -> bytes | None:
         """A small object's bytes; None if it is absent."""
@@ -225,8 +231,12 @@ class Bucket:
             now_s = self._clock()
             with self._lock:
                 self._away_until_s = now_s + max(_RETRY_S, now_s - start_s)
-            _log.warning("object store: %s failed: %s", what, _first_line(error))
-            raise _unavailable() from error
+            raise _logged(what, error) from error
+
+
+def _logged(what: str, error: Exception) -> StoreUnavailable:
+    _log.warning("object store: %s failed: %s", what, _first_line(error))
+    return _unavailable()
 
 
 def _unavailable() -> StoreUnavailable:

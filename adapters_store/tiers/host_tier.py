@@ -1,5 +1,6 @@
 """Decides which adapters are kept in host memory. Knows bytes, digests and a queue of loads; knows neither disk format
-nor device. Loading runs on one background thread, so no other thread waits for a disk.
+nor device. Loading runs on one background thread, so no other thread waits for a disk; what is in an object store is
+fetched before that, on threads of its own.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, StoreError
+from adapters_store.remote.fetches import Fetches
 from adapters_store.tiers.host_slab import HostMemoryFull
 
 if TYPE_CHECKING:
@@ -69,11 +72,18 @@ class HostTierStats:
 class _Load:
     """One load, queued or running. If its digest is dropped, its result is discarded.
 
-    is_outdated: the store has changed since it began, so its failure is ignored.
+    fetched: done when the disk has it; None: it is there. is_outdated: the store has changed since it began, so its
+    failure is ignored.
     """
 
     digest: AdapterDigest
+    since_s: float
+    fetched: Future[None] | None = None
     is_outdated: bool = False
+
+    @property
+    def is_fetched(self) -> bool:
+        return self.fetched is None or self.fetched.done()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +101,8 @@ class HostTier:
 
     load: digest -> adapter, called on the loader thread; its StoreError is reported by `failure`. It may call
     `make_room`, and raise HostMemoryFull.
-    notify: called on the loader thread after each load, so that an idle engine wakes.
+    notify: called on the loader thread after each load, so that an idle engine wakes. fetch: brings an adapter to the
+    disk before its load; its StoreError is reported by `failure` too. None: all are there.
     Without `start()` nothing runs in the background, and `load_next()` does one load by hand.
     """
 
@@ -102,8 +113,10 @@ class HostTier:
         *,
         clock: Callable[[], float] = time.monotonic,
         notify: Callable[[], None] = lambda: None,
+        fetch: Callable[[AdapterDigest], object] | None = None,
     ) -> None:
         self.settings = settings
+        self._fetches = None if fetch is None else Fetches(fetch)
         self._load = load
         self._clock = clock
         self._notify = notify
@@ -138,6 +151,8 @@ class HostTier:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+        if self._fetches is not None:
+            self._fetches.close()
         if self._thread is not None:
             self._thread.join()
 
@@ -151,9 +166,12 @@ class HostTier:
                 return True
             if len(self._queue) >= self.settings.max_queue:
                 return False
-            load = self._loads[digest] = _Load(digest)
+            load = self._loads[digest] = _Load(digest, self._clock())
             self._queue.append(load)
             self._stats.misses += 1
+            if self._fetches is not None:
+                load.fetched = self._fetches.submit(digest)
+                load.fetched.add_done_callback(self._wake_loader)
             self._changed.notify()
             return True
 
@@ -188,18 +206,26 @@ class HostTier:
             known = self._failures.get(digest)
             if known is not None and self._clock() < known[1]:
                 return known[0]
-            is_waiting = digest in self._loads and self._loading is not None
-            if not is_waiting or self._clock() - self._loading_since_s < self.settings.stuck_s:
+            since_s = self._waits_since(digest)
+            if since_s is None or self._clock() - since_s < self.settings.stuck_s:
                 return None
-            message = f"the disk has not given an adapter within {self.settings.stuck_s:g} s; try again later"
+            where = "disk" if self._loads[digest].is_fetched else "object store"
+            message = f"the {where} has not given an adapter within {self.settings.stuck_s:g} s; try again later"
             return AdapterUnavailable("adapter_load_stuck", message, param="model")
+
+    def _waits_since(self, digest: AdapterDigest) -> float | None:
+        """Since when the load waits for its own fetch, else for the load under way; None: for neither."""
+        load = self._loads.get(digest)
+        if load is not None and not load.is_fetched:
+            return load.since_s
+        return None if load is None or self._loading is None else self._loading_since_s
 
     def forget_failures(self) -> None:
         """Try the disk again for all failed adapters; a load that began before this does not count if it fails."""
         with self._changed:
             self._failures.clear()
-            if self._loading is not None:
-                self._loading.is_outdated = True
+            for load in self._loads.values():
+                load.is_outdated = load is self._loading or load.fetched is not None
 
     def prioritise(self, digests: Sequence[AdapterDigest]) -> None:
         """Set the wanted adapters, the most urgent first: no less urgent one takes their room."""
@@ -216,6 +242,8 @@ class HostTier:
             load = self._loads.pop(digest, None)
             if load is not None and load in self._queue:
                 self._queue.remove(load)
+                if load.fetched is not None:
+                    load.fetched.cancel()
             self._failures.pop(digest, None)
             self._unstored.pop(digest, None)
             if digest in self._entries:
@@ -243,13 +271,16 @@ class HostTier:
             return HostTierStats(*(getattr(stats, name) for name in stats.__slots__))
 
     def load_next(self) -> bool:
-        """Do the oldest queued load on this thread; False if none is queued."""
+        """Do the oldest queued load whose adapter is on the disk, on this thread; False if there is none."""
         with self._changed:
-            if not self._queue:
+            load = next((each for each in self._queue if each.is_fetched), None)
+            if load is None:
                 return False
-            load = self._loading = self._queue.popleft()
+            self._queue.remove(load)
+            self._loading = load
             self._loading_since_s = self._clock()
-        outcome = self._try_load(load.digest)
+        error = None if load.fetched is None else load.fetched.exception()
+        outcome = error if isinstance(error, StoreError) else self._try_load(load.digest)
         with self._changed:
             self._end_load(load, outcome)
         self._notify()
@@ -259,7 +290,11 @@ class HostTier:
         while not self._is_closed:
             if not self.load_next():
                 with self._changed:
-                    self._changed.wait_for(lambda: self._queue or self._is_closed)
+                    self._changed.wait_for(lambda: self._is_closed or any(each.is_fetched for each in self._queue))
+
+    def _wake_loader(self, _: Future[None]) -> None:
+        with self._changed:
+            self._changed.notify()
 
     def _try_load(self, digest: AdapterDigest) -> PackedAdapter | StoreError | HostMemoryFull:
         try:

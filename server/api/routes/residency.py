@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
+from socket import gethostname
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 
 from adapters_store.accounts.keys import Scope
+from adapters_store.errors import StoreError
 from adapters_store.tiers.entries import Owner, Residency
 from adapters_store.versions.records import AdapterVersion
 from server.api.auth import Caller, CallerDep, guarded, require_admin
@@ -29,10 +32,12 @@ router = APIRouter(prefix=f"{UPLOAD_PATH}/{{name:path}}", dependencies=guarded(S
 @router.post("/warm", status_code=202)
 async def warm(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """Begin to load `name` or `name@version` to the device, so that its first request need not wait. Asked again, it
-    answers how far that is. Adapters that requests want come first; without room it stays in host memory."""
+    answers how far that is. Adapters that requests want come first; without room it stays in host memory. It counts as
+    a request of the tenant's quota."""
     version = await run_in_threadpool(find_version, context, caller, name)
-    owner = Owner(version.tenant, (await quotas_of(context, version.tenant)).weight)
-    engine = context.engine
+    quotas, engine = await quotas_of(context, version.tenant), context.engine
+    await context.meters.admit(version.tenant, quotas)
+    owner = Owner(version.tenant, quotas.weight)
     return await _answer(context, caller, version, lambda: engine.warm_adapter(version.digest, version.ref, owner))
 
 
@@ -41,14 +46,28 @@ async def pin(name: str, caller: CallerDep, context: ContextDep) -> dict[str, An
     """Keep it on the device, until it is unpinned or leaves service or the server ends. It must be there: warm it
     first. Half of the device's adapter memory stays unpinned."""
     version = await _version_of_operator(name, caller, context)
-    return await _answer(context, caller, version, lambda: context.engine.pin_adapter(version.digest))
+    answer = await _answer(context, caller, version, lambda: context.engine.pin_adapter(version.digest))
+    try:
+        await _note(context, "adapter.pin", version)
+    except StoreError:
+        context.engine.unpin_adapter(version.digest)
+        raise
+    return answer
 
 
 @router.post("/unpin")
 async def unpin(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """Allow its eviction again."""
     version = await _version_of_operator(name, caller, context)
+    await _note(context, "adapter.unpin", version)
     return await _answer(context, caller, version, lambda: context.engine.unpin_adapter(version.digest))
+
+
+async def _note(context: ApiContext, action: str, version: AdapterVersion) -> None:
+    """In the audit log, with the machine: each server has pins of its own. Raises StoreError: what cannot be written
+    down is not done."""
+    record = partial(context.store.audit.record, digest=version.digest, host=gethostname())
+    await run_in_threadpool(record, action, tenant=version.tenant, target=version.ref)
 
 
 async def _version_of_operator(name: str, caller: Caller, context: ApiContext) -> AdapterVersion:

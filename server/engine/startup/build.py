@@ -51,7 +51,11 @@ _log = logging.getLogger(__name__)
 
 
 class AdapterSource(Protocol):
-    """Where adapters come from: `adapters_store.store.AdapterStore`."""
+    """Where adapters come from: `adapters_store.store.AdapterStore`. fetch: brings one to this machine's disk, before
+    it is loaded; None: all are there."""
+
+    @property
+    def fetch(self) -> Callable[[AdapterDigest], object] | None: ...
 
     def load_packed(
         self,
@@ -181,7 +185,7 @@ def _adapters(
     buffers = HostBuffers(plan.host_cache_bytes) if slab is None else HostBuffers(cut=slab.take)
     max_bytes = plan.host_cache_bytes if slab is None else slab.capacity
     load = _timed_load(base, source, buffers, links)
-    host = HostTier(HostTierSettings(max_bytes=max_bytes), load, notify=links.wake)
+    host = HostTier(HostTierSettings(max_bytes=max_bytes), load, notify=links.wake, fetch=source.fetch)
     if slab is not None:
         slab.make_room = host.make_room
     tiers = AdapterTiers(host, _device_pool(table, settings.max_adapters), copier)

@@ -13,12 +13,15 @@ Headers = dict[str, str]
 
 
 class Faults:
-    """is_away: connections are cut. ignores_create: If-None-Match is dropped. change: of each GET's body."""
+    """is_away: connections are cut. ignores_create: If-None-Match is dropped. change: of each GET's body. slow: a GET
+    of a path that ends so waits until `go_on`."""
 
     def __init__(self) -> None:
         self.is_away = False
         self.ignores_create = False
         self.change: Callable[[bytes], bytes] = lambda body: body
+        self.slow: tuple[str, ...] = ()
+        self.go_on = threading.Event()
         self.methods: list[str] = []
 
 
@@ -34,6 +37,8 @@ def proxied(endpoint: str) -> Iterator[tuple[str, Faults]]:
         def _pass(self) -> None:
             faults.methods.append(f"{self.command} {self.path}")
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            if self.command == "GET" and self.path.partition("?")[0].endswith(faults.slow):
+                faults.go_on.wait(60)
             if faults.is_away:
                 self.close_connection = True
                 return

@@ -46,6 +46,8 @@ class _AllZero:
 class AdaptersOfEveryRank:
     """An adapter source: the digest's name ends with the rank."""
 
+    fetch = None
+
     def load_packed(self, digest: AdapterDigest, base: BaseDescription, **_: Any) -> PackedAdapter:
         modules, size = packed_layout(base, int(str(digest).rpartition("r")[2]))
         return PackedAdapter(digest, torch.zeros(size, dtype=torch.bfloat16), modules)

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from adapters_store.accounts.records import Quotas
+from adapters_store.errors import StoreError
+from adapters_store.store import AdapterStore
 from server.api.engine_client import EngineClient
 from support.servers.waiting import wait_until
 
@@ -73,6 +76,47 @@ def test_only_an_operator_pins_and_what_leaves_service_is_pinned_no_more(
     assert code_of(ask(client, "style", "warm")) == (404, "adapter_unloaded")
     client.post("/v1/adapters/style@1/activate")
     assert ask(client, "style", "warm").json()["pinned"] is False
+
+
+def test_pins_and_unpins_are_in_the_audit_log_and_what_cannot_be_written_down_is_not_pinned(
+    client: httpx.Client,
+    operator: httpx.Client,
+    upload: Upload,
+    store: AdapterStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    digest = upload(client, "noted", seed=5).json()["digest"]
+    ask(operator, "noted", "pin")  # refused: not on the device
+    wait_until(lambda: warmed(client, "noted"))
+    for verb in ("pin", "unpin"):
+        assert ask(operator, "noted", verb).status_code == 200
+    unpinned, pinned, uploaded = store.audit.entries(tenant="acme", limit=3)
+    assert [each.action for each in (uploaded, pinned, unpinned)] == ["adapter.upload", "adapter.pin", "adapter.unpin"]
+    assert {(each.actor, each.target, each.detail["digest"]) for each in (pinned, unpinned)} == {
+        ("admin", "noted@1", digest)
+    }
+
+    def full(*_: object, **__: object) -> None:
+        raise StoreError("disk_full", "no room for the row")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.audit, "record", full)
+        assert code_of(ask(operator, "noted", "pin")) == (503, "disk_full")
+    assert ask(client, "noted", "warm").json()["pinned"] is False
+
+
+def test_a_warm_counts_as_a_request_of_the_tenants_quota(
+    client: httpx.Client, operator: httpx.Client, upload: Upload, store: AdapterStore
+) -> None:
+    upload(client, "counted", seed=6)
+    store.quotas.set("acme", Quotas(requests_per_minute=3))
+    try:
+        answers = [ask(each, "counted", "warm") for each in (client, operator, client, client)]
+        assert [each.status_code for each in answers] == [202, 202, 202, 429]
+        assert code_of(answers[-1]) == (429, "requests_per_minute")
+        assert 0 < float(answers[-1].headers["retry-after"]) <= 20
+    finally:
+        store.quotas.set("acme", Quotas())
 
 
 @pytest.mark.parametrize("verb", ["warm", "pin", "unpin"])
