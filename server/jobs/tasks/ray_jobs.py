@@ -6,6 +6,7 @@ job of the same id: a worker that is killed in between leaves one job or none.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from server.jobs.tasks.executor import ExecutorUnavailable, Task, TaskState
 
 _STOP_GRACE_S = "60"  # Ray's own 3 s are too few for a checkpoint
 _NO_JOB = "does not exist"  # Ray's client raises RuntimeError for any answer but 200
+_REFUSED = re.compile(r"status code 4\d\d")  # the head passes an agent's refusal on as a 500 that quotes it
 _TRAIN = ("-P", "-m", "server.jobs.tasks.ray_train")
 
 
@@ -82,13 +84,13 @@ class RayJobExecutor:
 
     def _details(self, submission: str) -> Any:
         """None: the cluster knows no such job."""
-        with _reached():
-            try:
+        try:
+            with _reached():
                 return self._client.get_job_info(submission)
-            except RuntimeError as error:
-                if _NO_JOB not in str(error):
-                    raise ExecutorUnavailable(str(error)) from error
-                return None
+        except RuntimeError as error:
+            if _NO_JOB not in str(error):
+                raise ExecutorUnavailable(str(error)) from error
+            return None
 
     @property
     def _client(self) -> JobSubmissionClient:
@@ -107,11 +109,16 @@ def _command(task: Task) -> tuple[str, ...]:
 
 @contextmanager
 def _reached() -> Iterator[None]:
-    """ExecutorUnavailable if the job server cannot be reached: builtin and requests' errors alike are OSErrors."""
+    """ExecutorUnavailable if the job server cannot be reached (builtin and requests' errors alike are OSErrors) or
+    cannot do it now: a cluster whose agents are still starting answers 500. A RuntimeError that stays is a refusal."""
     try:
         yield
     except OSError as error:
         raise ExecutorUnavailable(f"Ray's job server: {error}") from error
+    except RuntimeError as error:
+        if _REFUSED.search(str(error)):
+            raise
+        raise ExecutorUnavailable(f"Ray's job server: {str(error)[:300]}") from error
 
 
 def _exit_code(details: Any) -> int | None:

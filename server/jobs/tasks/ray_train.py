@@ -28,8 +28,7 @@ def train_ranks(config: dict[str, Any]) -> None:
 def run(config: dict[str, Any], *, num_workers: int) -> int:
     """The run's exit code, from its result."""
     import ray
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.base_trainer import TrainingFailedError
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     folder = RunFolder(Path(config["run_dir"]))

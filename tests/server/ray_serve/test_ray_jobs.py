@@ -7,38 +7,40 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import ray
 
 from server.jobs.store.records import JobStatus
 from server.jobs.tasks.executor import ExecutorUnavailable, Task
 from server.jobs.tasks.ray_jobs import RayJobExecutor
 from support.servers.job_world import JobWorld
-from support.servers.ray_cluster import RayCluster, ray_cluster
+from support.servers.ray_cluster import RayCluster
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
-    with ray_cluster() as cluster:
-        yield cluster
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[JobWorld]:
+    world = JobWorld(tmp_path)
+    yield world
+    world.close()
 
 
 @pytest.mark.skipif(os.environ.get("MULTILORA_FLEET") != "long", reason="long form: MULTILORA_FLEET=long")
-def test_a_job_trains_as_one_ray_job_although_its_worker_is_killed(cluster: RayCluster, tmp_path: Path) -> None:
-    world = JobWorld(tmp_path)
+def test_a_job_trains_as_one_ray_job_although_its_worker_is_killed(cluster: RayCluster, world: JobWorld) -> None:
     options = ("--executor", "ray", "--ray-address", cluster.jobs_url)
     job = world.create(steps=40, step_s=0.1)
     world.start_worker(*options)
-    world.wait(job, lambda each: each.progress.get("step", 0) >= 6)
+    world.wait(job, lambda each: each.progress.get("step", 0) >= 6, timeout_s=900)
     world.kill_worker()
     world.start_worker(*options)
-    ended = world.wait_ended(job)
-    world.close()
+    ended = world.wait_ended(job, timeout_s=900)
     assert (ended.status, ended.executor) == (JobStatus.SUCCEEDED, "ray"), ended.failure
-    runs = [each.metadata["multilora_task"] for each in cluster.client.list_jobs()]
-    assert sorted(runs) == ["gate", "train"]
+    ours = [each.metadata for each in cluster.client.list_jobs() if each.metadata["multilora_run"] == job.run_dir.name]
+    assert sorted(each["multilora_task"] for each in ours) == ["gate", "train"]
     lines = (ended.run_dir / "events.jsonl").read_text().splitlines()
     steps = [event["step"] for event in map(json.loads, lines) if event["type"] == "step"]
     assert steps == list(range(1, 41)), "the training was started twice"
@@ -47,3 +49,49 @@ def test_a_job_trains_as_one_ray_job_although_its_worker_is_killed(cluster: RayC
 def test_no_cluster_is_no_failure_of_a_job(tmp_path: Path) -> None:
     with pytest.raises(ExecutorUnavailable):
         RayJobExecutor("http://127.0.0.1:1").start(Task("train", tmp_path, ("true",)))
+
+
+class JobServer(BaseHTTPRequestHandler):
+    """Answers `refusal` to what is submitted, in Ray's words, and knows no job."""
+
+    refusal = (200, "")
+
+    def do_GET(self) -> None:
+        if self.path == "/api/version":
+            version = {"version": "4", "ray_version": ray.__version__, "ray_commit": ray.__commit__, "session_name": ""}
+            return self.answer(200, json.dumps(version))
+        return self.answer(404, "Job x does not exist")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.answer(*self.refusal)
+
+    def answer(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *words: object) -> None:
+        """Quiet."""
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "raised"),
+    [
+        (500, "No available agent to submit job, please try again later.", ExecutorUnavailable),
+        (500, "Traceback ... RuntimeError: Request failed with status code 400: bad entrypoint", RuntimeError),
+        (400, "bad entrypoint", RuntimeError),
+    ],
+)
+def test_a_cluster_that_is_starting_is_no_failure_of_a_job_and_a_refusal_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, text: str, raised: type[Exception]
+) -> None:
+    monkeypatch.setattr(JobServer, "refusal", (status, text))
+    with ThreadingHTTPServer(("127.0.0.1", 0), JobServer) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            with pytest.raises(raised):
+                RayJobExecutor(f"http://127.0.0.1:{server.server_port}").start(Task("train", tmp_path, ("true",)))
+        finally:
+            server.shutdown()

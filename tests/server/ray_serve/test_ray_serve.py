@@ -1,6 +1,7 @@
 """The whole API in two replicas of a real Ray Serve: whole streams, one request id, sticky keys, a replica's death.
 
-Long form only, MULTILORA_FLEET=long: eight long streams under a redeploy, 10,000 requests under `kill -9`.
+Long form only, MULTILORA_FLEET=long: eight long streams under a redeploy, 2,000 requests under `kill -9`, or as many
+as MULTILORA_FLEET_REQUESTS says.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import psutil
 import pytest
 import yaml
 
-from support.servers.ray_cluster import RayCluster, free_ports, ray_cluster, run_serve
+from support.servers.ray_cluster import RayCluster, answers, end_serve, free_ports, run_serve
 from support.servers.service import make_base
 from support.servers.waiting import wait_until
 
+from .conftest import ADMIN_KEY
+
 pytestmark = pytest.mark.skipif(os.environ.get("MULTILORA_FLEET") != "long", reason="long form: MULTILORA_FLEET=long")
-KEY = {"authorization": "Bearer a-key-of-an-operator-0123456789"}
+NUM_REQUESTS = int(os.environ.get("MULTILORA_FLEET_REQUESTS", "2000"))
+KEY = {"authorization": f"Bearer {ADMIN_KEY}"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("ray")
     base = make_base(folder / "tiny")
     [port] = free_ports(1)
@@ -65,23 +69,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     config = folder / "serve.yaml"
     body = {"http_options": {"host": "127.0.0.1", "port": port}, "proxy_location": "HeadOnly"}
     config.write_text(yaml.safe_dump({**body, "applications": [{**application, "deployments": [deployment]}]}))
-    variables = {
-        "RAY_SERVE_SESSION_ID_HEADER_KEY": "authorization",
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "server.ray_serve.edge.in_the_proxy",
-        "MULTILORA_ADMIN_KEY": KEY["authorization"].partition(" ")[2],
-        "OMP_NUM_THREADS": "1",
-    }
-    with ray_cluster(**variables) as cluster:
-        run_serve(cluster, config)
-        url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: _answers(url), timeout_s=300)
-        served = Served(url, cluster, metrics_port, config)
-        wait_until(lambda: len(served.replicas()) == 2, timeout_s=300)
-        yield served
+    run_serve(cluster, config)
+    served = Served(f"http://127.0.0.1:{port}", cluster, metrics_port, config)
+    wait_until(lambda: answers(f"{served.url}/ready"), timeout_s=900)
+    wait_until(lambda: len(served.replicas()) == 2, timeout_s=900)
+    yield served
+    end_serve(cluster)
 
 
 def test_answers_are_the_apis_with_one_request_id(served: Served) -> None:
-    with httpx.Client(timeout=120) as client:
+    with httpx.Client(timeout=300) as client:
         answer = served.ask(client, **{"x-request-id": "mine-1"})
         assert answer.status_code == 200, answer.text
         assert answer.json()["usage"]["completion_tokens"] == 2
@@ -97,7 +94,7 @@ def test_answers_are_the_apis_with_one_request_id(served: Served) -> None:
 
 def test_a_model_header_stays_on_one_replica_and_each_replica_has_its_own_metrics(served: Served) -> None:
     shares = []
-    with httpx.Client(timeout=120) as client:
+    with httpx.Client(timeout=300) as client:
         for name in ("law/style", "med/style", "code/style", "acme/x"):
             before = served.answered_by_each()
             for _ in range(4):
@@ -109,32 +106,30 @@ def test_a_model_header_stays_on_one_replica_and_each_replica_has_its_own_metric
 
 def test_a_dead_replica_costs_clients_one_retry_and_answers_as_ours(served: Served) -> None:
     statuses: Counter[int] = Counter()
-    count = 10_000
 
-    def asked(index: int) -> int:
-        with httpx.Client(timeout=120) as client:
-            first = served.ask(client, serve_multiplexed_model_id=f"m{index}")
-            if first.status_code == 200:
-                return 200
-            assert (first.status_code, first.json()["error"]["code"]) == (503, "replica_lost"), first.text
-            statuses[503] += 1
-            time.sleep(float(first.headers["retry-after"]))
-            return served.ask(client, serve_multiplexed_model_id=f"m{index}").status_code
+    def asked(client: httpx.Client, index: int) -> int:
+        first = served.ask(client, serve_multiplexed_model_id=f"m{index}")
+        if first.status_code == 200:
+            return 200
+        assert (first.status_code, first.json()["error"]["code"]) == (503, "replica_lost"), first.text
+        statuses[503] += 1
+        time.sleep(float(first.headers["retry-after"]))
+        return served.ask(client, serve_multiplexed_model_id=f"m{index}").status_code
 
-    with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(asked, index) for index in range(count)]
-        wait_until(lambda: sum(each.done() for each in answers) > 10, timeout_s=300)
+    with httpx.Client(timeout=300) as client, ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(asked, client, index) for index in range(NUM_REQUESTS)]
+        wait_until(lambda: sum(each.done() for each in answers) > 10, timeout_s=900)
         served.replicas()[0].kill()
-        assert Counter(each.result() for each in answers) == {200: count}
-    print(f"kill -9 of a replica under 8 clients: {statuses[503]} of {count} were sent again, none failed")
-    wait_until(lambda: len(served.replicas()) == 2, timeout_s=300)
+        assert Counter(each.result() for each in answers) == {200: NUM_REQUESTS}
+    print(f"kill -9 of a replica under 8 clients: {statuses[503]} of {NUM_REQUESTS} were sent again, none failed")
+    wait_until(lambda: len(served.replicas()) == 2, timeout_s=900)
 
 
 def test_streams_end_whole_while_the_application_is_deployed_anew(served: Served) -> None:
     def whole(_: int) -> bool:
         body = {"model": "tiny", "prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
         url = f"{served.url}/v1/completions"
-        with httpx.stream("POST", url, json=body, headers=KEY, timeout=300) as stream:
+        with httpx.stream("POST", url, json=body, headers=KEY, timeout=900) as stream:
             return [line for line in stream.iter_lines() if line][-1] == "data: [DONE]"
 
     with ThreadPoolExecutor(8) as pool:
@@ -144,13 +139,6 @@ def test_streams_end_whole_while_the_application_is_deployed_anew(served: Served
         served.config.write_text(yaml.safe_dump(body))
         run_serve(served.cluster, served.config)
         assert [each.result() for each in streams] == [True] * 8
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/ready", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def _title(process: psutil.Process) -> str:

@@ -15,7 +15,7 @@ import pytest
 from server.jobs.steps.training import TRAINER
 from server.jobs.tasks.executor import Executor, SubprocessExecutor, Task, wait_until_ended
 from server.jobs.tasks.ray_jobs import RayJobExecutor
-from support.servers.ray_cluster import ray_cluster
+from support.servers.ray_cluster import RayCluster
 from support.trainers.training import demo_spec
 
 pytestmark = pytest.mark.skipif(os.environ.get("MULTILORA_FLEET") != "long", reason="long form: MULTILORA_FLEET=long")
@@ -34,9 +34,10 @@ def result(folder: Path, executor: Executor, *, nodes: int, ranks: int) -> dict[
     return body
 
 
-def test_ray_train_on_two_nodes_and_torchrun_of_two_ranks_train_the_same_bits(tmp_path: Path) -> None:
-    with ray_cluster() as cluster:
-        by_ray = result(tmp_path / "ray", RayJobExecutor(cluster.jobs_url), nodes=2, ranks=1)
+def test_ray_train_on_two_nodes_and_torchrun_of_two_ranks_train_the_same_bits(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    by_ray = result(tmp_path / "ray", RayJobExecutor(cluster.jobs_url), nodes=2, ranks=1)
     by_torchrun = result(tmp_path / "torchrun", SubprocessExecutor(), nodes=1, ranks=2)
     assert (by_ray["world_size"], by_torchrun["world_size"]) == (2, 2)
     assert by_ray["losses"] == by_torchrun["losses"]
