@@ -120,6 +120,8 @@ class AliasedSource:
     read, hashed, checked and packed. Only the numbers inside are shared by every n-th digest.
     """
 
+    fetch = None
+
     def __init__(self, stored: BenchStore, count: int) -> None:
         self._store = stored.store
         aliases = [AdapterDigest(f"sha256:{hashlib.sha256(b'%d' % index).hexdigest()}") for index in range(count)]

@@ -111,6 +111,8 @@ class RandomAdapters:
     file: read anew at every load, as a store's packed blob is.
     """
 
+    fetch = None
+
     def __init__(self, base: BaseModel, rank: int, *, file: Path | None = None) -> None:
         self._modules, size = packed_layout(base.description, rank)
         pin = base.device.type == "cuda"
