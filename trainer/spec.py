@@ -30,6 +30,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from adapters_store.dialects.catalog import DIALECTS
 from adapters_store.errors import InputRefused
 from adapters_store.parsing.patterns import PLAIN_KEY
 from adapters_store.parsing.strict_json import shown
@@ -183,7 +184,8 @@ class TrainSpec(_Spec):
     validation None: a part of the data is held out. mix: general data, of which mix_fraction of the examples is added.
     precision "bfloat16": frozen weights bf16, trained weights fp32, matrix products in bf16. eval_every: in
     steps; None: once an epoch. keep_best, keep_last: checkpoints kept by validation loss, and the newest.
-    early_stopping_patience: evaluations without a better loss until the run ends; 0: never.
+    early_stopping_patience: evaluations without a better loss until the run ends; 0: never. tool_dialect: in which
+    the data's tool calls are learned and the adapter is served; None: the base's own.
     """
 
     base: FilePath
@@ -195,6 +197,7 @@ class TrainSpec(_Spec):
     adapter: AdapterSpec = AdapterSpec()
     optim: OptimSpec = OptimSpec()
     batch: BatchSpec = BatchSpec()
+    tool_dialect: str | None = Field(None, description=f"one of {', '.join(DIALECTS)}")
     seed: int = _whole(0, (1 << 32) - 1, 0)
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False
@@ -207,6 +210,10 @@ class TrainSpec(_Spec):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        if self.tool_dialect is not None and self.tool_dialect not in DIALECTS:
+            raise SpecError("tool_dialect", self.tool_dialect, f"one of {', '.join(DIALECTS)}")
+        if self.tool_dialect is not None and self.method == "full":
+            raise SpecError("tool_dialect", self.tool_dialect, 'absent with method "full": the base has its own')
         if self.sharding == "fsdp" and self.method == "dora":
             limit = 'lora, qlora or full with sharding "fsdp" (DoRA needs whole weights)'
             raise SpecError("method", self.method, limit)

@@ -28,6 +28,13 @@ def all_markers() -> tuple[str, ...]:
     return tuple(sorted({name for dialect in _ALL for name in dialect.markers}))
 
 
+def tool_template(template: str | Mapping[str, str] | None) -> str:
+    """Of a tokenizer's chat template, or its several by name, the one that chats with tools get; "" without one."""
+    if isinstance(template, Mapping):
+        return str(template.get("tool_use") or template["default"])
+    return str(template or "")
+
+
 def native_dialect(template: str) -> Dialect | None:
     """The dialect in which the template itself shows tools, calls and results; None if it shows none that we know."""
     return next((dialect for dialect in _ALL if dialect.is_dialect_of(template)), None)

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 Tool = Mapping[str, Any]  # OpenAI's: {"type": "function", "function": {"name", "description", "parameters"}}
-MAX_CALL_ID_CHARS = 64
+MAX_CALL_ID_CHARS, PLAIN_ID_CHARS = 64, 24
+MAX_TOOLS, MAX_CALLS = 128, 128
+MAX_TOOLS_CHARS = 48 * 1024  # of all definitions, as JSON: they are compiled to one grammar
+MAX_SCHEMA_DEPTH = 32
+MAX_DESCRIPTION_CHARS = 8192
+TOOL_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class Dialect:
     in_first_user_turn: bool = False
     result_role: str = "user"
     result: str = "Result of {name}: {content}"
-    call_id_chars: int = 24
+    call_id_chars: int = PLAIN_ID_CHARS
 
     @property
     def trigger(self) -> Marker | str:
@@ -80,6 +85,18 @@ class Dialect:
         """Whether a chat template shows tools and calls in this dialect."""
         has = [word in template for word in self.template_words]
         return bool(has) and all(has) and not any(word in template for word in self.foreign_words)
+
+
+def is_deeper(value: Any, limit: int) -> bool:
+    """Whether a JSON value is nested deeper than that many levels."""
+    level = [value]
+    for _ in range(limit):
+        level = [member for each in level for member in _members(each)]
+    return bool(level)
+
+
+def _members(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def text_of(parts: Sequence[Part]) -> str:

@@ -5,12 +5,13 @@ The texts are part of the prompt that an adapter learns and is served, so both u
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapters_store.dialects.catalog import native_dialect
-from adapters_store.dialects.dialect import Dialect, Tool
+from adapters_store.dialects.dialect import MAX_CALL_ID_CHARS, PLAIN_ID_CHARS, Dialect, Tool
 
 Message = Mapping[str, Any]
 
@@ -22,7 +23,7 @@ def with_tools(
     if not tools and not any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
         return messages, None
     if dialect is None or native_dialect(template) is dialect:
-        return with_arguments_read(messages), tools or None
+        return with_arguments_read(_with_fitting_ids(messages, dialect)), tools or None
     return plain_turns(dialect, messages, tools), None
 
 
@@ -47,12 +48,37 @@ def plain_turns(dialect: Dialect, messages: Sequence[Message], tools: Sequence[T
         if message["role"] == "tool":
             _add_result(turns, dialect, message, names)
         elif calls:
-            written = dialect.written([(each["function"]["name"], each["function"]["arguments"]) for each in calls])
+            written = dialect.written([_spelled(call["function"]) for call in calls])
             content = f"{message['content']}\n{written}" if message["content"] else written
             turns.append({"role": "assistant", "content": content})
         else:
             turns.append({key: value for key, value in message.items() if key != "tool_calls"})
     return _instructed(turns, dialect, tools) if tools else turns
+
+
+def _spelled(function: Mapping[str, Any]) -> tuple[str, str]:
+    """Name and arguments with the blanks that the grammar of answers has, whatever wrote the call."""
+    return function["name"], json.dumps(json.loads(function["arguments"]), ensure_ascii=False)
+
+
+def _with_fitting_ids(messages: list[dict[str, Any]], dialect: Dialect | None) -> list[dict[str, Any]]:
+    """Ids of another form than the dialect's template takes (Mistral's: nine letters and digits) in that form."""
+    length = MAX_CALL_ID_CHARS if dialect is None else dialect.call_id_chars
+    if length >= PLAIN_ID_CHARS:
+        return messages
+
+    def fitting(id_: str) -> str:
+        is_fit = len(id_) == length and id_.isascii() and id_.isalnum()
+        return id_ if is_fit else hashlib.sha256(id_.encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+    return [
+        {
+            **message,
+            **({"tool_call_id": fitting(message["tool_call_id"])} if "tool_call_id" in message else {}),
+            **({"tool_calls": [{**call, "id": fitting(call["id"])} for call in calls]} if calls else {}),
+        }
+        for message, calls in ((each, each.get("tool_calls")) for each in messages)
+    ]
 
 
 def _add_result(turns: list[dict[str, Any]], dialect: Dialect, message: Message, names: Mapping[str, str]) -> None:

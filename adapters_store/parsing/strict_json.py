@@ -21,7 +21,13 @@ _WHOLE_LISTS = 1 << 15  # for a list no hook is called, so a text with more of t
 
 
 def parse_strict_json(
-    data: bytes, *, what: str, max_objects: int, refused: Refused, too_many: str = "too_many_objects"
+    data: bytes,
+    *,
+    what: str,
+    max_objects: int,
+    refused: Refused,
+    too_many: str = "too_many_objects",
+    max_depth: int = MAX_DEPTH,
 ) -> object:
     """Parse `data`; `what` names the document in errors, `too_many` is the code for more than max_objects objects.
 
@@ -37,16 +43,16 @@ def parse_strict_json(
         constant=reader.constant,
         integer=reader.integer if "-0" in text else int,
         whole_chars=_WHOLE_CHARS if text.count("[") <= _WHOLE_LISTS else 0,
-        max_depth=MAX_DEPTH,
+        max_depth=max_depth,
     )
     try:
         value: object = read_json(text, rules)
     except (TooDeep, RecursionError):
-        raise refused("too_deep", f"{what}: nested deeper than {MAX_DEPTH}") from None
+        raise refused("too_deep", f"{what}: nested deeper than {max_depth}") from None
     except ValueError as error:
         raise refused("bad_json", f"{what}: not JSON: {shown(str(error), 120)}") from None
-    if text.count("[") + text.count("{") > MAX_DEPTH:
-        _check_depth(value, what, refused)
+    if text.count("[") + text.count("{") > max_depth:
+        _check_depth(value, what, refused, max_depth)
     return value
 
 
@@ -91,9 +97,9 @@ class _Reader:
         return int(digits) if digits != "-0" else -0.0
 
 
-def _check_depth(value: object, what: str, refused: Refused) -> None:
+def _check_depth(value: object, what: str, refused: Refused, max_depth: int) -> None:
     level: list[object] = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(max_depth):
         inner: list[object] = []
         for item in level:
             if isinstance(item, dict):
@@ -103,4 +109,4 @@ def _check_depth(value: object, what: str, refused: Refused) -> None:
         if not inner:
             return
         level = inner
-    raise refused("too_deep", f"{what}: nested deeper than {MAX_DEPTH}")
+    raise refused("too_deep", f"{what}: nested deeper than {max_depth}")

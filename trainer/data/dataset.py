@@ -70,7 +70,9 @@ def prepare(
     Raises DataRejected (param "data", "validation" or "mix"), and OSError if a file cannot be read.
     """
     length = min(spec.batch.max_sequence_length, max_model_len or spec.batch.max_sequence_length)
-    encoder = Encoder(tokenizer, max_sequence_length=length, num_embeddings=num_embeddings)
+    encoder = Encoder(
+        tokenizer, max_sequence_length=length, num_embeddings=num_embeddings, tool_dialect=spec.tool_dialect
+    )
     data, examples = _load(spec.data, "data", encoder, limits)
     parts, validation = _held_out(spec, encoder, examples)
     general, mix = _general(spec, encoder)

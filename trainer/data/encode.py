@@ -7,7 +7,7 @@ span, the text is cut there, because serving cuts there too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
+from adapters_store.dialects.dialect import Tool
 from trainer.data.examples import Examples
 from trainer.data.problems import LineRefused, ProblemList, excerpt_of
 from trainer.data.records import Record
-from trainer.data.template import Render, RenderedText, Span, render_chat, template_of
+from trainer.data.template import Render, RenderedText, Span, check_calls, dialect_for, render_chat, template_of
 from trainer.data.types import EncodedExample
 
 Tokens = tuple[NDArray[np.int32], NDArray[np.float32]]
@@ -28,14 +29,23 @@ class Encoder:
     """One tokenizer's way from a record to tokens. Raises ValueError for a tokenizer that is not fast.
 
     num_embeddings: rows of the model's embedding, if known; a token beyond them is refused with its line.
+    tool_dialect: in which calls are written; None: the base's own.
     """
 
-    def __init__(self, tokenizer: Any, *, max_sequence_length: int, num_embeddings: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_sequence_length: int,
+        num_embeddings: int | None = None,
+        tool_dialect: str | None = None,
+    ) -> None:
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} has no fast form (tokenizer.json), which training needs")
         self.max_sequence_length = max_sequence_length
         self._num_embeddings = num_embeddings
-        self._render: Render = template_of(tokenizer)
+        self._dialect = dialect_for(tokenizer, tool_dialect)
+        self._render = template_of(tokenizer, self._dialect)
         self._backend: FastTokenizer = FastTokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -52,10 +62,14 @@ class Encoder:
 
     def _tokens(self, record: Record) -> list[Tokens]:
         if record.kind == "chat":
-            return [self._chat_tokens(text) for text in render_chat(record.messages, self._render)]
+            check_calls(record.messages, self._dialect)
+            return [self._chat_tokens(text) for text in render_chat(record.messages, self._rendered_with(record.tools))]
         if record.kind == "completion":
             return [self._completion_tokens(record.prompt, record.completion)]
         return [self._completion_tokens("", record.completion)]
+
+    def _rendered_with(self, tools: Sequence[Tool]) -> Render:
+        return lambda messages, add_generation_prompt: self._render(messages, tools, add_generation_prompt)
 
     def _checked(self, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """The weights, the first token's 0. Raises LineRefused for what is too long, unreadable or teaches nothing."""

@@ -1,6 +1,7 @@
 """One training record, and one line's way to it: strict about keys, roles and contents. Knows no files, no tokens.
 
-Three kinds: {"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...}. A null key counts as absent.
+Three kinds: {"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...}. A null key counts as absent. Beside
+messages there may be tools, as in OpenAI's files.
 """
 
 from __future__ import annotations
@@ -9,53 +10,75 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from adapters_store.dialects.dialect import MAX_SCHEMA_DEPTH
 from adapters_store.parsing.numbers import is_within
-from adapters_store.parsing.strict_json import parse_strict_json
+from adapters_store.parsing.strict_json import MAX_DEPTH, parse_strict_json
 from trainer.data.problems import LineRefused, excerpt_of, excerpt_of_bytes
+from trainer.data.tools.calls import Call, Tools, call_id, calls_of, tools_of
 
 Kind = Literal["chat", "completion", "text"]
 MAX_MESSAGES = 4096
-ROLES = ("system", "user", "assistant")
-_TOOL_KEYS = frozenset(
-    {"tools", "functions", "tool_calls", "function_call", "tool_call_id", "parallel_tool_calls", "tool_choice"}
-)
+ROLES = ("system", "user", "assistant", "tool")
+_OLD_TOOL_KEYS = {"functions": "tools", "function_call": "tool_calls"}
+_BESIDE_MESSAGES = frozenset({"tools", "parallel_tool_calls"})
 _KEYS: dict[frozenset[str], Kind] = {
     frozenset({"messages"}): "chat",
     frozenset({"prompt", "completion"}): "completion",
     frozenset({"text"}): "text",
 }
 _MESSAGE_KEYS = frozenset({"role", "content", "weight"})
+_KEYS_OF_ROLE = {
+    "assistant": _MESSAGE_KEYS | {"tool_calls", "reasoning_content"},
+    "tool": _MESSAGE_KEYS | {"tool_call_id", "name"},
+}
+_MAX_TOOL_DEPTH = MAX_SCHEMA_DEPTH + MAX_DEPTH
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """weight: what learning this message counts, 0 to 1; always 0 if the role is not the assistant's."""
+    """weight: what learning this message counts, 0 to 1; always 0 if the role is not the assistant's. calls, reasoning:
+    an assistant's. call_id: of the call whose result a message of role tool brings; name: of its tool, if given."""
 
     role: str
     content: str
     weight: float
+    calls: tuple[Call, ...] = ()
+    reasoning: str = ""
+    call_id: str = ""
+    name: str = ""
 
-    def rendered_from(self) -> dict[str, str]:
-        """What a chat template reads."""
-        return {"role": self.role, "content": self.content}
+    def rendered_from(self) -> dict[str, Any]:
+        """What a chat template reads: as the server gives it."""
+        fields = {"name": self.name, "tool_call_id": self.call_id, "reasoning_content": self.reasoning}
+        given: dict[str, Any] = {name: value for name, value in fields.items() if value}
+        calls = {"tool_calls": [call.for_template() for call in self.calls]} if self.calls else {}
+        return {"role": self.role, "content": self.content, **given, **calls}
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One example as text. chat: `messages`; completion: `prompt` and `completion`; text: `completion` alone."""
+    """One example as text. chat: `messages`, and the tools shown to it; completion: `prompt` and `completion`; text:
+    `completion` alone."""
 
     kind: Kind
     messages: tuple[Message, ...] = ()
     prompt: str = ""
     completion: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
 
     def digest(self) -> bytes:
         """16 bytes over the content, the same for two lines that differ in spacing or key order only."""
-        messages = [[message.role, message.content, message.weight] for message in self.messages]
-        body = json.dumps([self.kind, messages, self.prompt, self.completion], ensure_ascii=False)
+        content: list[object] = [self.kind, [_content_of(each) for each in self.messages], self.prompt, self.completion]
+        body = json.dumps([*content, self.tools] if self.tools else content, ensure_ascii=False)
         return hashlib.blake2b(body.encode("utf-8"), digest_size=16).digest()
+
+
+def _content_of(message: Message) -> list[object]:
+    plain: list[object] = [message.role, message.content, message.weight]
+    rendered = message.rendered_from()
+    return plain if rendered.keys() == {"role", "content"} else [*plain, rendered]
 
 
 def parse_record(line: bytes) -> Record:
@@ -64,9 +87,12 @@ def parse_record(line: bytes) -> Record:
     present = _without_nulls(body)
     if frozenset(present) in _KEYS:
         body = present
+    elif "messages" in present and present.keys() <= {"messages", *_BESIDE_MESSAGES}:
+        tools = tools_of(present)
+        return Record("chat", messages=_messages(body["messages"], tools), tools=tools.definitions)
     kind = _KEYS.get(frozenset(body))
     if kind == "chat":
-        return Record("chat", messages=_messages(body["messages"]))
+        return Record("chat", messages=_messages(body["messages"], Tools()))
     if kind == "completion":
         return Record(
             "completion",
@@ -88,7 +114,12 @@ def _parse_object(line: bytes) -> dict[str, object]:
         return LineRefused(code, message, excerpt=excerpt_of_bytes(line))
 
     body = parse_strict_json(
-        line, what="the line", max_objects=MAX_MESSAGES * 2, refused=refused, too_many="too_many_messages"
+        line,
+        what="the line",
+        max_objects=MAX_MESSAGES * 2,
+        refused=refused,
+        too_many="too_many_messages",
+        max_depth=_MAX_TOOL_DEPTH if b'"tools"' in line else MAX_DEPTH,
     )
     if not isinstance(body, dict):
         raise LineRefused(
@@ -100,29 +131,35 @@ def _parse_object(line: bytes) -> dict[str, object]:
 def _wrong_keys(body: Mapping[str, object]) -> LineRefused:
     """Names the wrong key, compared with the kind that the line resembles most."""
     for key in body:
-        if key in _TOOL_KEYS:
-            return LineRefused("unsupported_tools", f"{key}: training on tool calls is not supported", param=key)
+        if key in _OLD_TOOL_KEYS:
+            return _old_tools(key, key)
     if not body:
         return LineRefused(
             "missing_key", 'the object is empty; "messages", "prompt" and "completion", or "text" needed'
         )
     nearest = max(_KEYS, key=lambda keys: len(keys & body.keys()))
+    nearest = nearest | _BESIDE_MESSAGES if "messages" in nearest & body.keys() else nearest
     unknown = [key for key in body if key not in nearest]
     if unknown:
         known = " and ".join(sorted(nearest)) if nearest & body.keys() else "messages, prompt and completion, or text"
         return LineRefused(
             "unknown_key", f"unknown key {excerpt_of(unknown[0])}; known: {known}", excerpt=excerpt_of(list(body))
         )
-    missing = min(nearest - body.keys())
+    missing = min(nearest - body.keys() - _BESIDE_MESSAGES)
     return LineRefused("missing_key", f"{missing} is missing", param=missing)
 
 
-def _text(value: object, param: str) -> str:
+def _old_tools(key: str, where: str) -> LineRefused:
+    message = f"{where}: OpenAI's older form is not supported; write it as {_OLD_TOOL_KEYS[key]}"
+    return LineRefused("unsupported_tools", message, param=where)
+
+
+def _text(value: object, param: str, *, may_be_empty: bool = False) -> str:
     if not isinstance(value, str):
         raise LineRefused(
             "wrong_type", f"{param} must be a string, got {_type_name(value)}", excerpt=excerpt_of(value), param=param
         )
-    if not value.strip():
+    if not may_be_empty and not value.strip():
         raise LineRefused("empty_content", f"{param} is empty", excerpt=excerpt_of(value), param=param)
     if not value.isascii():
         _check_unicode(value, param)
@@ -138,44 +175,59 @@ def _check_unicode(value: str, param: str) -> None:
         raise LineRefused("not_unicode", message, excerpt=piece, param=param) from None
 
 
-def _messages(value: object) -> tuple[Message, ...]:
+def _messages(value: object, tools: Tools) -> tuple[Message, ...]:
     if not isinstance(value, list):
         raise LineRefused("wrong_type", f"messages must be a list, got {_type_name(value)}", param="messages")
     if not value:
         raise LineRefused("no_assistant", "messages is empty", param="messages")
-    messages = tuple(_message(item, f"messages[{index}]") for index, item in enumerate(value))
+    messages = tuple(_message(item, f"messages[{index}]", tools) for index, item in enumerate(value))
     _check_order(messages)
     return messages
 
 
-def _message(value: object, where: str) -> Message:
+def _message(value: object, where: str, tools: Tools) -> Message:
     if not isinstance(value, dict):
         raise LineRefused("wrong_type", f"{where} must be an object, got {_type_name(value)}", param=where)
-    value = {"content": None, **_without_nulls(value)} if "content" in value else _without_nulls(value)
-    if not value.keys() <= _MESSAGE_KEYS:
-        raise _wrong_message_key(value, where)
-    role = value.get("role")
+    given = _without_nulls(value)
+    role = given.get("role")
+    if not given.keys() <= (_KEYS_OF_ROLE.get(role, _MESSAGE_KEYS) if isinstance(role, str) else _MESSAGE_KEYS):
+        raise _wrong_message_key(given, where)
     if role not in ROLES:
         raise _wrong_role(role, where)
-    if "content" not in value:
+    calls = calls_of(given["tool_calls"], f"{where}.tool_calls", tools) if "tool_calls" in given else ()
+    if "content" not in value and not calls:
         raise LineRefused("missing_key", f"{where}.content is missing", param=f"{where}.content")
-    content = _text(_joined_parts(value["content"], f"{where}.content"), f"{where}.content")
-    return Message(str(role), content, _weight(value, where) if "weight" in value else float(role == "assistant"))
-
-
-def _wrong_message_key(value: Mapping[str, object], where: str) -> LineRefused:
-    key = next(key for key in value if key not in _MESSAGE_KEYS)
-    if key in _TOOL_KEYS:
-        return LineRefused("unsupported_tools", f"{where}.{key}: training on tool calls is not supported", param=where)
-    return LineRefused(
-        "unknown_key", f"{where}: unknown key {excerpt_of(key)}; known: role, content, weight", param=where
+    content = _joined_parts(value.get("content"), f"{where}.content")
+    return Message(
+        str(role),
+        ""
+        if calls and content is None
+        else _text(content, f"{where}.content", may_be_empty=bool(calls) or role == "tool"),
+        _weight(given, where) if "weight" in given else float(role == "assistant"),
+        calls=calls,
+        reasoning=_text(given["reasoning_content"], f"{where}.reasoning_content")
+        if "reasoning_content" in given
+        else "",
+        call_id=call_id(given.get("tool_call_id"), f"{where}.tool_call_id") if role == "tool" else "",
+        name=_text(given["name"], f"{where}.name") if "name" in given else "",
     )
+
+
+def _wrong_message_key(given: Mapping[str, object], where: str) -> LineRefused:
+    role = given.get("role")
+    known = _KEYS_OF_ROLE.get(role, _MESSAGE_KEYS) if isinstance(role, str) else _MESSAGE_KEYS
+    key = next(key for key in given if key not in known)
+    if key in _OLD_TOOL_KEYS:
+        return _old_tools(key, f"{where}.{key}")
+    message = f"{where}: unknown key {excerpt_of(key)}; known: {', '.join(sorted(known))}"
+    return LineRefused("unknown_key", message, param=where)
 
 
 def _wrong_role(role: object, where: str) -> LineRefused:
     param = f"{where}.role"
-    if role in ("tool", "function"):
-        return LineRefused("unsupported_tools", f"{param}: training on tool calls is not supported", param=param)
+    if role == "function":
+        message = f"{param}: OpenAI's older form is not supported; write it as role tool with tool_call_id"
+        return LineRefused("unsupported_tools", message, param=param)
     message = f"{param} must be one of {', '.join(ROLES)}"
     return LineRefused("wrong_role", f"{message}, got {excerpt_of(role)}", excerpt=excerpt_of(role), param=param)
 
@@ -217,6 +269,20 @@ def _check_order(messages: tuple[Message, ...]) -> None:
         )
     if not any(message.weight for message in messages):
         raise LineRefused("nothing_supervised", "every assistant's message has weight 0", param="messages")
+    _check_results(messages)
+
+
+def _check_results(messages: tuple[Message, ...]) -> None:
+    """Each result answers a call of the assistant's message before it, and no call has two."""
+    waiting: set[str] = set()
+    for index, message in enumerate(messages):
+        if message.role == "assistant":
+            waiting = {call.id for call in message.calls}
+        elif message.role == "tool" and message.call_id not in waiting:
+            where = f"messages[{index}].tool_call_id"
+            reason = f"no call before it waits for the result of {excerpt_of(message.call_id)}"
+            raise LineRefused("bad_tool_call", f"{where}: {reason}", param=where)
+        waiting.discard(message.call_id)
 
 
 def _type_name(value: object) -> str:

@@ -4,7 +4,7 @@ Most templates do not mark where an answer begins. It is found by difference: wh
 before an answer, with the generation prompt, must be how the chat up to and with that answer begins; the rest of the
 latter is the answer with its end of turn. Where the prompt opens a thought, `thoughts` puts the answer behind it. Where
 a template renders an answer otherwise once it is history (Qwen3 drops thoughts), the chat is unrolled: one text per
-answer, each rendered exactly as it will be served.
+answer, each rendered exactly as it will be served. Tools, calls and results are shown as the server shows them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from typing import Any
 
 import jinja2
 
+from adapters_store.dialects.catalog import DIALECTS, dialect_of, tool_template
+from adapters_store.dialects.dialect import Dialect, Marker, Tool
+from adapters_store.dialects.rendering import with_tools
 from trainer.data.problems import LineRefused, excerpt_of
 from trainer.data.records import Message
 from trainer.data.thoughts import behind_open_thought
 
 Render = Callable[[Sequence[Message], bool], str]  # (messages, with generation prompt) -> text
+RenderWithTools = Callable[[Sequence[Message], Sequence[Tool], bool], str]
 _MAX_ERROR_CHARACTERS = 200
 
 
@@ -51,15 +55,23 @@ def template_digest(tokenizer: Any) -> str:
     return f"sha256:{hashlib.sha256(body.encode()).hexdigest()}"
 
 
-def template_of(tokenizer: Any) -> Render:
+def dialect_for(tokenizer: Any, tool_dialect: str | None = None) -> Dialect:
+    """The dialect of that name; None: the one that the server would choose for the tokenizer's chat template."""
+    return DIALECTS[tool_dialect] if tool_dialect else dialect_of(tool_template(tokenizer.chat_template))
+
+
+def template_of(tokenizer: Any, dialect: Dialect) -> RenderWithTools:
     """The tokenizer's own chat template. The function raises LineRefused(template_missing or template_refused)."""
 
-    def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def render(messages: Sequence[Message], tools: Sequence[Tool], add_generation_prompt: bool) -> str:
         if not tokenizer.chat_template:
             raise LineRefused("template_missing", "the base has no chat template, so it cannot learn from messages")
         chat = [message.rendered_from() for message in messages]
         try:
-            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
+            shown, listed = with_tools(tool_template(tokenizer.chat_template), dialect, chat, [dict(t) for t in tools])
+            text = tokenizer.apply_chat_template(
+                shown, tools=listed, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             reason = str(error)[:_MAX_ERROR_CHARACTERS]
             raise LineRefused("template_refused", f"the base's chat template refused the messages: {reason}") from None
@@ -68,11 +80,23 @@ def template_of(tokenizer: Any) -> Render:
     return render
 
 
+def check_calls(messages: Sequence[Message], dialect: Dialect) -> None:
+    """Raises LineRefused(bad_tool_call) for calls that no answer in this dialect can hold."""
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if len(message.calls) > 1 and dialect.between is None:
+            reason = f"an answer in the dialect {dialect.name} holds one call at most, got {len(message.calls)}"
+            raise LineRefused("bad_tool_call", f"{where}.tool_calls: {reason}", param=where)
+        if message.calls and message.content.strip() and not isinstance(dialect.trigger, Marker):
+            reason = f"an answer in the dialect {dialect.name} is text or calls, not both"
+            raise LineRefused("bad_tool_call", f"{where}: {reason}", excerpt=excerpt_of(message.content), param=where)
+
+
 def render_chat(messages: Sequence[Message], render: Render) -> list[RenderedText]:
     """The chat as one text if the template allows it, else one text for each answer that is learned.
 
     Raises LineRefused: template_missing, template_refused, template_not_prefix (an answer cannot be separated from its
-    prompt), nothing_supervised (the template swallows every answer).
+    prompt), template_omits, nothing_supervised (the template swallows every answer).
     """
     answers = [index for index, message in enumerate(messages) if message.weight]
     turns = [_turn(messages, index, render) for index in answers]
@@ -87,7 +111,7 @@ def _turn(messages: Sequence[Message], index: int, render: Render) -> RenderedTe
     prompt = render(messages[:index], True)
     text = render(messages[: index + 1], False)
     if not text.startswith(prompt):
-        text = behind_open_thought(prompt, text, messages[index].content) or text
+        text = behind_open_thought(prompt, text, messages[index]) or text
     if not text.startswith(prompt):
         where = f"messages[{index}]"
         reason = f"{where}: the base's chat template does not begin the answer with its own generation prompt"
@@ -95,7 +119,21 @@ def _turn(messages: Sequence[Message], index: int, render: Render) -> RenderedTe
     if not text[len(prompt) :].strip():
         reason = f"messages[{index}]: the base's chat template leaves nothing of the answer"
         raise LineRefused("nothing_supervised", reason, param=f"messages[{index}]")
+    _check_shown(messages[index], text[len(prompt) :], f"messages[{index}]")
     return RenderedText(text, (Span(len(prompt), len(text), messages[index].weight),))
+
+
+def _check_shown(message: Message, answer: str, where: str) -> None:
+    """Templates may drop what they do not know: nothing of a call or a thought is left out in silence."""
+    if not message.calls and not message.reasoning:
+        return
+    parts = {"content": [message.content], "reasoning_content": [message.reasoning]}
+    parts["tool_calls"] = [call.name for call in message.calls]
+    for field, texts in parts.items():
+        missing = next((text for text in texts if text.strip() not in answer), None)
+        if missing is not None:
+            reason = f"{where}.{field}: the base's chat template does not show it in the answer"
+            raise LineRefused("template_omits", reason, excerpt=excerpt_of(missing), param=where)
 
 
 def _difference(prompt: str, text: str) -> str:

@@ -7,6 +7,8 @@ with the thought that the message brings, or with none, closed at once.
 
 from __future__ import annotations
 
+from trainer.data.records import Message
+
 CLOSED_BY = {
     "<think>": "</think>",
     "<thinking>": "</thinking>",
@@ -16,8 +18,8 @@ CLOSED_BY = {
 }
 
 
-def behind_open_thought(prompt: str, text: str, content: str) -> str | None:
-    """The chat with its last answer, whose message is `content`, as it continues `prompt`.
+def behind_open_thought(prompt: str, text: str, answer_message: Message) -> str | None:
+    """The chat with its last answer, which is this message, as it continues `prompt`.
 
     text: the template's own rendering of the same chat. None: the prompt opens no thought, or the two differ in more.
     """
@@ -32,5 +34,6 @@ def behind_open_thought(prompt: str, text: str, content: str) -> str | None:
         return prompt
     if answer.startswith(opening) or closing in answer:  # the template keeps thoughts, in spacing of its own
         return prompt + answer.removeprefix(opening).lstrip("\n")
-    thought = content.rpartition(closing)[0].strip().removeprefix(opening).strip("\n")
+    brought = answer_message.reasoning or answer_message.content.rpartition(closing)[0]
+    thought = brought.strip().removeprefix(opening).strip("\n")
     return f"{prompt}{thought}\n{closing}\n\n{answer}"

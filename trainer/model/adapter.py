@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from adapters_store.format.chat_fields import DIALECT_FIELD
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.parsing.patterns import SuffixPatterns, suffixes_at_dots
 from trainer.spec import AdapterSpec, SpecError, TrainSpec
@@ -112,14 +113,19 @@ def adapter_tensors(peft: PeftModel, state: Mapping[str, Tensor] | None = None) 
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def write_adapter(peft: PeftModel, tensors: dict[str, Tensor], folder: Path, *, base: str, base_digest: str) -> None:
-    """adapter_config.json and adapter_model.safetensors. base: the base's name, not the path it lay under. base_digest
-    goes into the weights' metadata: PEFT warns of fields of a config that it does not know."""
+def write_adapter(
+    peft: PeftModel, tensors: dict[str, Tensor], folder: Path, *, spec: TrainSpec, base_digest: str
+) -> None:
+    """adapter_config.json and adapter_model.safetensors. The base is named, its path is not. base_digest goes into the
+    weights' metadata: PEFT warns of fields of a config that it does not know. A tool dialect must be such a field: the
+    server reads it there."""
     metadata = {"format": "pt", "multilora_base_digest": base_digest}
     save_file(tensors, folder / WEIGHTS_FILE, metadata=metadata)
     config = peft.peft_config[NAME]
     config.save_pretrained(folder)
     path = folder / CONFIG_FILE
     body: dict[str, Any] = json.loads(path.read_text())
-    body |= {"base_model_name_or_path": base, "inference_mode": True}
+    body |= {"base_model_name_or_path": spec.base.resolve().name, "inference_mode": True}
+    if spec.tool_dialect is not None:
+        body[DIALECT_FIELD] = spec.tool_dialect
     path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")

@@ -41,7 +41,7 @@ def exporter(trainee: Trainee, spec: TrainSpec, base_digest: str) -> Export:
         if peft is not None:
             state = {name.removeprefix("net."): weight for name, weight in weights.items()}
             tensors = adapter_tensors(peft, state)
-            write_adapter(peft, tensors, folder, base=spec.base.resolve().name, base_digest=base_digest)
+            write_adapter(peft, tensors, folder, spec=spec, base_digest=base_digest)
 
     return export
 

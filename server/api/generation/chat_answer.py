@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
+from adapters_store.dialects.dialect import PLAIN_ID_CHARS
 from server.engine.request import Mark
 from server.engine.text.answer_reader import AnswerForm, AnswerReader, Piece
 
@@ -15,7 +16,7 @@ class ChatAnswer:
 
     def __init__(self, form: AnswerForm | None) -> None:
         self._reader = None if form is None else AnswerReader(form)
-        self._id_chars = 24 if form is None or form.dialect is None else form.dialect.call_id_chars
+        self._id_chars = PLAIN_ID_CHARS if form is None or form.dialect is None else form.dialect.call_id_chars
 
     def deltas(self, text: str, marks: Sequence[Mark] = ()) -> list[dict[str, Any]]:
         """What this much more of the answer's text adds."""
@@ -62,4 +63,4 @@ class ChatAnswer:
     def _new_id(self) -> str:
         """Mistral's templates take nine letters and digits and nothing else."""
         digits = uuid4().hex[: self._id_chars]
-        return digits if self._id_chars < 24 else f"call_{digits}"
+        return digits if self._id_chars < PLAIN_ID_CHARS else f"call_{digits}"

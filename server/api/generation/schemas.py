@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
+from adapters_store.dialects.dialect import MAX_CALLS, MAX_TOOLS
 from server.api.generation.fields.structured_output import StructuredFields
 from server.api.generation.fields.tools import (
-    MAX_CALLS,
-    MAX_TOOLS,
     CallId,
     NamedTool,
     Tool,

@@ -23,7 +23,7 @@ from adapters_store.base.end_of_turn import end_of_turn_id
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.folder import read_json, reading
 from adapters_store.base.tokenizer import load_tokenizer
-from adapters_store.dialects.catalog import all_markers
+from adapters_store.dialects.catalog import all_markers, tool_template
 from adapters_store.dialects.rendering import with_tools
 from adapters_store.dialects.template_sandbox import TemplateSandbox
 from server.engine.request import InvalidRequest
@@ -110,8 +110,7 @@ class Tokenizer:
     @property
     def chat_template(self) -> str:
         """The one that chats with tools get; "" without one."""
-        own = self._template_owner.chat_template or ""
-        return str(own.get("tool_use") or own["default"]) if isinstance(own, Mapping) else str(own)
+        return tool_template(self._template_owner.chat_template)
 
     def control_tokens(self, template: str | None = None) -> ControlTokens:
         """Of an adapter's chat template; None: of the base's. Kept for the templates used last."""

@@ -16,7 +16,15 @@ from trainer.spec import AdapterSpec, BatchSpec, OptimSpec, SpecError, TrainSpec
 
 SERVED_METHODS = ("lora", "qlora")  # what the store serves as an adapter
 _SECTIONS = (AdapterSpec, OptimSpec, BatchSpec)
-_WHOLE_RUN = ("method", "precision", "checkpointing", "early_stopping_patience", "eval_every", "mix_fraction")
+_WHOLE_RUN = (
+    "method",
+    "precision",
+    "checkpointing",
+    "early_stopping_patience",
+    "eval_every",
+    "mix_fraction",
+    "tool_dialect",
+)
 KNOBS: dict[str, tuple[str, ...]] = {
     **{name: (kind.section, name) for kind in _SECTIONS for name in kind.model_fields},
     **{name: (name,) for name in _WHOLE_RUN},

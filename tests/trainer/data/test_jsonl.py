@@ -70,9 +70,9 @@ BAD_LINES: dict[str, list[bytes]] = {
         messages({"role": "user", "content": ["a"]}, ANSWER),
     ],
     "unsupported_tools": [
-        json.dumps({"messages": [USER, ANSWER], "tools": []}).encode(),
-        messages(USER, {"role": "assistant", "content": None, "tool_calls": []}),
-        messages(USER, ANSWER, {"role": "tool", "content": "a"}, ANSWER),
+        json.dumps({"messages": [USER, ANSWER], "functions": []}).encode(),
+        messages(USER, {"role": "assistant", "content": None, "function_call": {}}),
+        messages(USER, ANSWER, {"role": "function", "content": "a"}, ANSWER),
     ],
     "line_too_long": [b'{"text": "' + b"a" * 5000 + b'"}'],
 }
@@ -239,7 +239,8 @@ def test_columns_that_an_exporter_fills_with_null_say_nothing(tmp_path: Path) ->
         ({"prompt": None, "completion": "b"}, "wrong_type"),
         ({"text": None, "label": None}, "unknown_key"),
         ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": None}]}, "wrong_type"),
-        ({"messages": [USER, {**ANSWER, "tool_calls": [{}]}]}, "unsupported_tools"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": [{}]}]}, "bad_tool_call"),
+        ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": []}]}, "wrong_type"),
     ],
 )
 def test_a_null_in_the_place_of_what_is_learned_is_still_refused(row: dict[str, object], code: str) -> None:

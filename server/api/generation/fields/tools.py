@@ -8,15 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from adapters_store.dialects.dialect import MAX_CALL_ID_CHARS
+from adapters_store.dialects.dialect import (
+    MAX_CALL_ID_CHARS,
+    MAX_DESCRIPTION_CHARS,
+    MAX_SCHEMA_DEPTH,
+    MAX_TOOLS_CHARS,
+    TOOL_NAME,
+    is_deeper,
+)
 from server.api.wire.body import Body
 
-MAX_TOOLS = 128
-MAX_TOOLS_CHARS = 48 * 1024  # of all definitions, as JSON: they are compiled to one grammar
-MAX_SCHEMA_DEPTH = 32
-MAX_CALLS = 128
-MAX_DESCRIPTION_CHARS = 8192
-ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+ToolName = Annotated[str, Field(pattern=TOOL_NAME)]
 CallId = Annotated[str, Field(min_length=1, max_length=MAX_CALL_ID_CHARS)]
 
 
@@ -27,20 +29,9 @@ def _schema(value: Any) -> dict[str, Any] | None:
         raise PydanticCustomError("invalid_type", "must be a JSON Schema, an object")
     if value.get("type", "object") != "object":
         raise PydanticCustomError("invalid_value", "the schema of a tool's parameters must be of type object")
-    if _is_deeper(value, MAX_SCHEMA_DEPTH):
+    if is_deeper(value, MAX_SCHEMA_DEPTH):
         raise PydanticCustomError("invalid_value", "must be nested {limit} deep at most", {"limit": MAX_SCHEMA_DEPTH})
     return value
-
-
-def _is_deeper(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        level = [member for each in level for member in _members(each)]
-    return bool(level)
-
-
-def _members(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 Schema = Annotated[dict[str, Any] | None, PlainValidator(_schema, json_schema_input_type=dict[str, Any] | None)]
