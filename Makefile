@@ -39,7 +39,7 @@ test-fleet: $(VENV)/.installed-dev
 		tests/server/cli/serve/test_first_starts.py \
 		tests/server/ray_serve tests/server/jobs/worker/test_leader.py $(ARGS)
 
-# Six real clients, each in an environment of its own, against the demo.
+# Seven real clients, each in an environment of its own, against the demo.
 clients: $(VENV)/.installed-dev
 	$(BIN)/python tests/clients/run.py $(ARGS)
 

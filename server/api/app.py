@@ -22,6 +22,8 @@ from server.api.edge.shared_quotas import SharedQuotas
 from server.api.edge.upload_slots import UploadSlots
 from server.api.engine_client import EngineClient
 from server.api.generation import chat, completions
+from server.api.generation.messages import route as messages
+from server.api.generation.responses import route as responses
 from server.api.routes import adapters, admin, files, fine_tuning, health, models, residency, usage, versions
 from server.api.settings import ApiSettings
 from server.api.telemetry import metrics
@@ -38,6 +40,8 @@ _openapi = APIRouter()
 _ROUTERS = (
     completions.router,
     chat.router,
+    responses.router,
+    messages.router,
     models.router,
     adapters.router,
     versions.router,

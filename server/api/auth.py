@@ -117,6 +117,8 @@ def _named_tenant(request: Request) -> str | None:
 
 def _bearer_key(request: Request) -> str:
     values = request.headers.getlist("authorization")
+    if not values and (keys := request.headers.getlist("x-api-key")):  # Anthropic's clients
+        values = [f"Bearer {key}" for key in keys]
     if not values:
         raise _unauthorized("missing_api_key", "No API key: send Authorization: Bearer KEY.")
     scheme, _, key = values[0].partition(" ")

@@ -41,6 +41,7 @@ class Client:
 
 CLIENTS = (
     Client("openai", (("openai",),), ("openai", "httpx2")),
+    Client("anthropic", (("anthropic",),), ("anthropic",)),
     Client("litellm", (("litellm",),), ("litellm", "openai")),
     Client("langchain-openai", (("langchain-openai",),), ("langchain-openai", "langchain-core", "openai")),
     Client("lm-eval", ((TORCH,), ("lm-eval[api]", "transformers")), ("lm_eval", "transformers", "torch")),

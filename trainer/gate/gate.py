@@ -12,7 +12,8 @@ from typing import Any
 
 from trainer.data.sample import pick
 from trainer.data.types import EncodedExample
-from trainer.gate.endings import Endings, Ends, judge_endings, measure_endings
+from trainer.gate.answers.calls import CallScores, judge_calls
+from trainer.gate.answers.endings import Endings, Ends, judge_endings, measure_endings
 from trainer.gate.general import GeneralText, judge_general, measure_general
 from trainer.gate.held_out import HeldOut, judge_held_out, measure_held_out
 from trainer.gate.round_trip import RoundTrip, judge_round_trip
@@ -26,7 +27,8 @@ from trainer.gate.verdict import Reason, Verdict, verdict_of
 class GateInputs:
     """What is judged. general_source: where the general examples come from. round_trip: None if it was not run.
 
-    ends: the tokens at which the server ends an answer; None: that answers end is not measured.
+    ends: the tokens at which the server ends an answer; None: that answers end is not measured. calls: what was asked
+    again in chats with tools; None: there are none.
     """
 
     validation: Sequence[EncodedExample]
@@ -35,6 +37,7 @@ class GateInputs:
     weights: Sequence[ModuleWeights]
     round_trip: RoundTrip | None = None
     ends: Ends | None = None
+    calls: CallScores | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class GateResult:
     general: GeneralText | None = None
     round_trip: RoundTrip | None = None
     endings: Endings | None = None
+    calls: CallScores | None = None
     spectrum: list[ModuleSpectrum] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -57,6 +61,7 @@ class GateResult:
             "general": self.general,
             "round_trip": self.round_trip,
             "endings": self.endings,
+            "calls": self.calls,
         }
         body = {
             "verdict": self.verdict,
@@ -88,7 +93,10 @@ def judge(scorer: Scorer, inputs: GateInputs, thresholds: GateThresholds | None 
         reasons += judge_endings(endings, limits)
     if inputs.round_trip is not None:
         reasons += judge_round_trip(inputs.round_trip)
-    return GateResult(verdict_of(reasons), reasons, limits, held_out, general, inputs.round_trip, endings, spectrum)
+    if inputs.calls is not None:
+        reasons += judge_calls(inputs.calls, limits)
+    trip, calls = inputs.round_trip, inputs.calls
+    return GateResult(verdict_of(reasons), reasons, limits, held_out, general, trip, endings, calls, spectrum)
 
 
 def refused(code: str, message: str, thresholds: GateThresholds | None = None) -> GateResult:

@@ -11,7 +11,8 @@ class GateThresholds:
 
     confidence, num_resamples, seed: of every bootstrap. min_examples: held-out examples below which an interval says
     little. max_examples: how many are scored at most. ending_examples: the same for their ends. ending_probability: of
-    the end of an answer where it is over, the median example's. general_warn, general_block: rise on general text.
+    the end of an answer where it is over, the median example's. calls_named: of held-out answers in chats with tools,
+    the share that calls the right ones. general_warn, general_block: rise on general text.
     scales: of the sweep. sweep_gain: by how much a smaller scale must beat the trained one. collapse_share: effective
     rank over rank, median over modules, under which the rank is wasted. relative_norm_warn, relative_norm_block:
     largest update over its weight, in Frobenius norms. scale_low, scale_high: usual alpha / rank. tolerance_float32,
@@ -26,6 +27,7 @@ class GateThresholds:
     max_examples: int = 256
     ending_examples: int = 64
     ending_probability: float = 0.1
+    calls_named: float = 0.8
     general_warn: float = 0.10
     general_block: float = 0.30
     scales: tuple[float, ...] = (1.0, 0.85, 0.7)

@@ -121,6 +121,11 @@ def _other_checks(gate: Body) -> list[_Row]:
         measured = f"probability {_number(ends['probability'])} (median of {ends['num_examples']} answers)"
         limit = f"warn below {limits['ending_probability']:g}"
         rows.append(("ends an answer at its end", measured, limit, ("answers_do_not_end",)))
+    if (calls := gate.get("calls")) and calls["num_answers"]:
+        measured = (
+            f"{calls['named']:.0%}, {calls['equal']:.0%} with equal arguments (of {calls['num_answers']} answers)"
+        )
+        rows.append(("calls the right tools", measured, f"warn below {limits['calls_named']:.0%}", ("wrong_calls",)))
     sizes = [module["relative_norm"] for module in spectrum if module["relative_norm"] is not None]
     if sizes:
         limit = f"warn above {limits['relative_norm_warn']:g}, block above {limits['relative_norm_block']:g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -20,8 +21,8 @@ from server.api.generation.chat_plan import check_tools, planned
 from server.api.generation.fields.structured_output import asked_grammar
 from server.api.generation.parts.logprobs import chat_logprobs
 from server.api.generation.schemas import ChatBody
-from server.api.generation.streaming import TokenStream, check_stream_options
-from server.api.generation.whole import Choice, whole_answer
+from server.api.generation.streaming import check_stream_options, chunk_stream
+from server.api.generation.whole import Choice, choices_text, whole_answer
 from server.api.request_body import json_body
 from server.api.wire.json_body import body_schema
 from server.api.wire.json_text import json_text
@@ -39,15 +40,16 @@ async def create_chat_completion(
     request: Request, before: BeforeBodyDep, context: ContextDep, body: BodyDep
 ) -> Response:
     """Answer a conversation."""
-    _check(body)
-    call = await build_call(context, before, body, _source(context, body), request.state.request_id)
+    check_chat(body)
+    call = await build_call(context, before, body, chat_source(context, body), request.state.request_id)
     shape = ChatShape(context, call)
     if call.stream is not None:
-        return TokenStream(context, call, shape)
-    return await whole_answer(context, call, shape, request.receive)
+        return chunk_stream(context, call, shape)
+    return await whole_answer(context, call, request.receive, partial(choices_text, shape))
 
 
-def _check(body: ChatBody) -> None:
+def check_chat(body: ChatBody) -> None:
+    """Raises InvalidRequest for fields that do not go together."""
     check_stream_options(body)
     check_tools(body)
     if body.top_logprobs is not None and not body.logprobs:
@@ -58,14 +60,15 @@ def _check(body: ChatBody) -> None:
         raise InvalidRequest("max_tokens", reason)
 
 
-def _source(context: ApiContext, body: ChatBody) -> PromptSource:
+def chat_source(context: ApiContext, body: ChatBody, *, id_prefix: str = "chatcmpl") -> PromptSource:
+    """Raises InvalidRequest."""
     max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     asked = asked_grammar(body)
     if asked is not None and body.tools:
         raise InvalidRequest(asked.field, f"{asked.field} and tools constrain the answer both; send only one of them")
     default = context.settings.sampling_defaults.max_tokens
     return PromptSource(
-        id_prefix="chatcmpl",
+        id_prefix=id_prefix,
         num_prompts=1,
         weight=_weight(body),
         budget=TokenBudget(prompt_field="messages", asked=max_tokens, default=default),

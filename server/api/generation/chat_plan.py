@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adapters_store.dialects.catalog import DIALECTS, dialect_of
 from adapters_store.dialects.dialect import Dialect
-from adapters_store.dialects.reasoning import ReasoningMarks, reasoning_of
+from adapters_store.dialects.reasoning import reasoning_of
 from server.api.context import ApiContext
 from server.api.generation.build_call import Prepared, check_length
 from server.api.generation.fields.tools import NamedTool, Tool
@@ -13,12 +13,11 @@ from server.api.target import Target
 from server.engine.grammar.compiler import AskedGrammar
 from server.engine.grammar.spec import GrammarSpec
 from server.engine.request import InvalidRequest
+from server.engine.text.answer_plan import answer_form, marker_ids
 from server.engine.text.answer_reader import AnswerForm
 from server.engine.text.call_grammar import CallsPart, Choice, ReasoningPart, answer_grammar
 from server.engine.text.chat_options import ChatOptions
 from server.engine.text.tokenizer import Tokenizer
-
-_TAIL = 16  # tokens of a prompt that may hold the mark that opens the reasoning
 
 
 def check_tools(body: ChatBody) -> None:
@@ -45,14 +44,14 @@ def planned(context: ApiContext, body: ChatBody, target: Target) -> Prepared:
     ids = tokenizer.encode_chat(messages, options)
     template = options.template or tokenizer.chat_template
     dialect = options.dialect if body.tools else None
-    form = _form(tokenizer, ids, None if body.tool_choice == "none" else dialect, reasoning_of(template))
+    form = answer_form(tokenizer, ids, None if body.tool_choice == "none" else dialect, reasoning_of(template))
     budget = body.thinking_token_budget if body.reasoning_budget is None else body.reasoning_budget
     reasoning = _reasoning_part(tokenizer, form, budget)
     calls = None if dialect is None else _calls_part(body, dialect)
     read = None if form.is_plain else form
     if calls is None and budget is None:
         return Prepared([ids], form=read)
-    lark = answer_grammar(_marker_ids(tokenizer, dialect, form.reasoning), reasoning=reasoning, calls=calls)
+    lark = answer_grammar(marker_ids(tokenizer, dialect, form.reasoning), reasoning=reasoning, calls=calls)
     field = "tools" if calls is not None else "reasoning_budget"
     return Prepared([ids], form=read, grammar=AskedGrammar(field, GrammarSpec("lark", lark)))
 
@@ -82,24 +81,6 @@ def _calls_part(body: ChatBody, dialect: Dialect) -> CallsPart:
     shown = [tool.for_template() for tool in tools]
     is_parallel = body.parallel_tool_calls is not False
     return CallsPart(dialect=dialect, tools=shown, choice=choice, is_parallel=is_parallel)
-
-
-def _marker_ids(tokenizer: Tokenizer, dialect: Dialect | None, reasoning: ReasoningMarks | None) -> dict[str, int]:
-    names = [] if dialect is None else list(dialect.markers)
-    names += [] if reasoning is None else [reasoning.open, reasoning.close]
-    return {name: id_ for name, id_ in tokenizer.added_ids(names).items() if id_ in tokenizer.marker_ids}
-
-
-def _form(
-    tokenizer: Tokenizer, ids: list[int], dialect: Dialect | None, reasoning: ReasoningMarks | None
-) -> AnswerForm:
-    marker_ids = _marker_ids(tokenizer, dialect, reasoning)
-    texts = {id_: tokenizer.token_texts[id_].text or "" for id_ in marker_ids.values()}
-    tail = "" if reasoning is None else tokenizer.decode(ids[-_TAIL:], skip_special_tokens=False).rstrip()
-    is_open = reasoning is not None and tail.endswith(reasoning.open)
-    return AnswerForm(
-        marker_ids=marker_ids, shown=texts, dialect=dialect, reasoning=reasoning, starts_in_reasoning=is_open
-    )
 
 
 def _reasoning_part(tokenizer: Tokenizer, form: AnswerForm, budget: int | None) -> ReasoningPart | None:

@@ -19,8 +19,8 @@ from server.api.generation.call import Call
 from server.api.generation.fields.structured_output import asked_grammar
 from server.api.generation.parts.logprobs import CompletionLogprobs, Entries
 from server.api.generation.schemas import CompletionBody
-from server.api.generation.streaming import TokenStream, check_stream_options, finish_json
-from server.api.generation.whole import Choice, whole_answer
+from server.api.generation.streaming import check_stream_options, chunk_stream, finish_json
+from server.api.generation.whole import Choice, choices_text, whole_answer
 from server.api.request_body import json_body
 from server.api.wire.json_body import body_schema
 from server.api.wire.json_text import json_string, json_text
@@ -40,8 +40,8 @@ async def create_completion(request: Request, before: BeforeBodyDep, context: Co
     call = await build_call(context, before, body, _source(context, body), request.state.request_id)
     shape = CompletionShape(context, call)
     if call.stream is not None:
-        return TokenStream(context, call, shape)
-    return await whole_answer(context, call, shape, request.receive)
+        return chunk_stream(context, call, shape)
+    return await whole_answer(context, call, request.receive, partial(choices_text, shape))
 
 
 def _check(body: CompletionBody) -> None:

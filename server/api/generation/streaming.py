@@ -1,8 +1,8 @@
 """Sends a generation as server-sent events, as it happens. Knows when to send what; the shapes are the renderer's.
 
 Headers wait for the first event, so a failure before it is answered with its proper status. After that a failure is
-one event with an error body, and then [DONE], so that clients that wait for [DONE] finish too. With keep-alive
-comments, the first comment counts as the first event.
+one event with an error body; in OpenAI's chats and completions [DONE] follows, so that clients that wait for it finish
+too. With keep-alive comments, the first comment counts as the first event.
 """
 
 from __future__ import annotations
@@ -38,8 +38,21 @@ class Renderer(Protocol):
         """The JSON of one choice object for each chunk that this event makes."""
 
 
+class EventWriter(Protocol):
+    """Makes the server-sent events of one stream."""
+
+    def chunks(self, index: int, event: TokenEvent) -> str:
+        """Those of one event of sequence `index`."""
+
+    def closing(self) -> str:
+        """The last ones of a stream that went well."""
+
+    def failed(self, error: ApiError) -> str:
+        """The last ones of a stream that had begun when this happened."""
+
+
 class ChunkWriter:
-    """Wraps a renderer's choices into chunks, with as much usage as the call's stream options ask for."""
+    """OpenAI's chunks of chats and completions, with as much usage as the call's stream options ask for."""
 
     def __init__(self, call: Call, renderer: Renderer, progress: CallProgress) -> None:
         self._call = call
@@ -57,6 +70,9 @@ class ChunkWriter:
             return _DONE
         return f'{self._head}[],"usage":{json_text(self._progress.usage())}}}\n\n{_DONE}'
 
+    def failed(self, error: ApiError) -> str:
+        return f"data: {json_text(error.body)}\n\n{_DONE}"
+
     def _tail(self, index: int, event: TokenEvent) -> str:
         if self._reports.in_chunks:
             return f',"usage":{json_text(usage_of_sequence(self._call, index, event))}}}\n\n'
@@ -68,13 +84,13 @@ class TokenStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, context: ApiContext, call: Call, renderer: Renderer) -> None:
+    def __init__(self, context: ApiContext, call: Call, writer: EventWriter, progress: CallProgress) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **call.target.headers})
         del self.headers["content-length"]
         self._context = context
         self._call = call
-        self._progress = CallProgress(call)
-        self._writer = ChunkWriter(call, renderer, self._progress)
+        self._progress = progress
+        self._writer = writer
         self._is_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +112,7 @@ class TokenStream(Response):
         except ApiError as error:
             if not self._is_started:
                 raise
-            last = f"data: {json_text(error.body)}\n\n{_DONE}"
+            last = self._writer.failed(error)
         await send(_body(last, more=False))
 
     async def _send_events(self, batches: AsyncIterator[list[IndexedEvent]], send: Send) -> None:
@@ -119,6 +135,12 @@ class TokenStream(Response):
             weight,
             lambda: "".join([chunks(index, event) for index, event in events]),
         )
+
+
+def chunk_stream(context: ApiContext, call: Call, renderer: Renderer) -> TokenStream:
+    """In chunks of OpenAI's chats and completions."""
+    progress = CallProgress(call)
+    return TokenStream(context, call, ChunkWriter(call, renderer, progress), progress)
 
 
 def _body(text: str, *, more: bool) -> dict[str, object]:

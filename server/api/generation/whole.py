@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,6 +30,7 @@ class Choice:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprob | None] = ()
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
 
     @property
     def text(self) -> str:
@@ -46,7 +47,10 @@ class Choice:
         self.texts.append(event.text)
         self.logprobs.extend(event.logprobs or ())
         self.prompt_logprobs = event.prompt_logprobs or self.prompt_logprobs
-        self.finish_reason = event.finish_reason
+        self.finish_reason, self.stop_reason = event.finish_reason, event.stop_reason
+
+
+WholeText = Callable[[Sequence[Choice], CallProgress], str]
 
 
 class WholeShape(Protocol):
@@ -59,14 +63,19 @@ class WholeShape(Protocol):
         """One member of `choices`."""
 
 
-async def whole_answer(context: ApiContext, call: Call, shape: WholeShape, receive: Receive) -> Response:
+def choices_text(shape: WholeShape, choices: Sequence[Choice], progress: CallProgress) -> str:
+    """The answer of OpenAI's chats and completions."""
+    members = ",".join(shape.whole(index, choice) for index, choice in enumerate(choices))
+    return f'{shape.whole_head()}{members}],"usage":{json_text(progress.usage())}}}'
+
+
+async def whole_answer(context: ApiContext, call: Call, receive: Receive, text: WholeText) -> Response:
     """The call's answer, billed once it is sent. Raises ApiError when a sequence fails, ClientGone after a hang-up."""
     progress = CallProgress(call)
     choices = await _collect(context, call, progress, receive)
 
     def render() -> bytes:
-        members = ",".join(shape.whole(index, choice) for index, choice in enumerate(choices))
-        return f'{shape.whole_head()}{members}],"usage":{json_text(progress.usage())}}}'.encode("ascii")
+        return text(choices, progress).encode("ascii")
 
     async def bill() -> None:  # a plain function would run on a thread
         progress.bill(context.usage)

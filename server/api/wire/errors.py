@@ -1,6 +1,8 @@
 """Every failure as OpenAI's error body. Decides status, type and headers; knows no route and no engine.
 
 {"error": {"message": str, "type": str, "param": str | null, "code": str}}
+
+Under /v1/messages the same stands in Anthropic's: {"type": "error", "error": {...}}, with that API's types.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from adapters_store.errors import UserError
 from adapters_store.parsing.strict_json import shown
@@ -24,6 +27,15 @@ from server.engine.request import RequestError
 CLIENT_CLOSED_REQUEST = 499  # no client reads it; logs and metrics count it
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 _MAX_SHOWN = 200
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -64,8 +76,29 @@ class ApiError(UserError):
             return {"x-should-retry": "false", **self.extra_headers}
         return self.extra_headers
 
+    @property
+    def anthropic_body(self) -> dict[str, Any]:
+        """As Anthropic's clients read it."""
+        kind = _ANTHROPIC_TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {**self.body["error"], "type": kind}}
+
     def response(self) -> Response:
-        return Response(json_bytes(self.body), self.status, self.headers, media_type="application/json")
+        return _ErrorResponse(self)
+
+
+class _ErrorResponse(Response):
+    """In the form of the API that was called."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(json_bytes(error.body), error.status, error.headers, media_type="application/json")
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not str(scope.get("path", "")).startswith(ANTHROPIC_PATH):
+            return await super().__call__(scope, receive, send)
+        body = json_bytes(self._error.anthropic_body)
+        same = Response(body, self.status_code, self._error.headers, media_type="application/json")
+        return await same(scope, receive, send)
 
 
 class ClientGone(Exception):

@@ -25,6 +25,11 @@ def parse_body(model: type[M], body: bytes) -> M:
         raise ApiError(400, "invalid_json", f"{error}") from error
     if not isinstance(value, dict):
         raise ApiError(400, "invalid_type", f"the body must be a JSON object, got {_shown(value)}")
+    return checked(model, value)
+
+
+def checked(model: type[M], value: dict[str, Any]) -> M:
+    """Raises ApiError 400 with the field, its value and the limit."""
     try:
         return model.model_validate(value)
     except ValidationError as error:

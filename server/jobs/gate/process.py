@@ -25,6 +25,7 @@ from adapters_store.format.adapter_folder import plan_folder
 from server.engine.model.base_model import BaseModel, load_base
 from server.engine.text.tokenizer import Tokenizer
 from server.jobs.gate.adapter_weights import module_weights
+from server.jobs.gate.calls import measure_calls
 from server.jobs.gate.peft_reference import round_trip
 from server.jobs.gate.samples import MAX_NEW_TOKENS, side_by_side
 from server.jobs.gate.serving_scorer import ScorerSettings, ServingScorer, pack_folder
@@ -32,7 +33,8 @@ from server.jobs.gate.tuned_base import TunedBase
 from trainer.data.dataset import PreparedData, prepare
 from trainer.data.problems import DataRejected, Problem
 from trainer.data.sample import pick, runs_of
-from trainer.gate.endings import Ends
+from trainer.gate.answers.calls import CallScores
+from trainer.gate.answers.endings import Ends
 from trainer.gate.gate import GateInputs, GateResult, judge, refused
 from trainer.gate.general import MIX, OWN_TEXT, own_examples
 from trainer.gate.round_trip import RoundTrip
@@ -43,7 +45,7 @@ from trainer.report.page import render
 from trainer.run_folder.folder import RunFolder, as_json
 from trainer.spec import SpecError, TrainSpec
 
-NUM_SAMPLES, NUM_TRAINED_ON = 6, 4
+NUM_SAMPLES, NUM_TRAINED_ON, NUM_CALL_LINES = 6, 4, 256
 ROUND_TRIP_PROMPTS, ROUND_TRIP_TOKENS = 4, 256
 
 
@@ -138,9 +140,16 @@ def _judged(
     )
     tokenizer = Tokenizer.load(run.spec.base)
     ends = _ends(tokenizer, scorer.max_tokens)
-    inputs = GateInputs(validation, general or own, MIX if general else OWN_TEXT, weights, trip, ends)
+    calls = _calls(run, scorer, tokenizer)
+    inputs = GateInputs(validation, general or own, MIX if general else OWN_TEXT, weights, trip, ends, calls)
     result = judge(scorer, inputs, limits)
     return _Measured(result, side_by_side(scorer, tokenizer, pick(validation, NUM_SAMPLES)))
+
+
+def _calls(run: _Run, scorer: ServingScorer | TunedBase, tokenizer: Tokenizer) -> CallScores | None:
+    path = run.spec.validation or run.spec.data
+    served = scorer if isinstance(scorer, ServingScorer) else scorer.after
+    return measure_calls(served, tokenizer, path, pick(run.data.validation, NUM_CALL_LINES), run.spec.tool_dialect)
 
 
 def _ends(tokenizer: Tokenizer, max_tokens: int) -> Ends:

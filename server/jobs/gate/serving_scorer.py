@@ -20,6 +20,7 @@ from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from lora_kernels.lora.batch import LoraTable
+from server.engine.constraint import TokenConstraint
 from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch
 from server.engine.model.kv_tensors import KVCache
@@ -100,10 +101,14 @@ class ServingScorer:
         scale: float = 1.0,
         max_new_tokens: int = 64,
         eos_ids: frozenset[int] = frozenset(),
+        constraints: Sequence[TokenConstraint] = (),
     ) -> list[list[int]]:
-        """Greedy continuations, without the token of eos_ids that ended them, if one did."""
+        """Greedy continuations, without the token of eos_ids that ended them, if one did. constraints: one for each
+        prompt, at its start, or none."""
         params = SamplingParams(max_tokens=max_new_tokens, temperature=0.0)
         requests = [self._request(list(prompt), scale, params, new=max_new_tokens) for prompt in prompts]
+        for request, constraint in zip(requests, constraints, strict=bool(constraints)):
+            request.constraint = constraint
         for group in self._groups(requests):
             alive = list(group)
             while alive:
@@ -229,9 +234,22 @@ def _commit(
             request.output_ids.append(token)
             if request.num_tokens - 1 in rope_switches:
                 request.num_computed_tokens = 0
-        if token is None or token in eos_ids or len(request.output_ids) == request.params.max_tokens:
+        if (
+            token is None
+            or token in eos_ids
+            or _is_whole(request)
+            or len(request.output_ids) == request.params.max_tokens
+        ):
             over.add(request.id)
     return over
+
+
+def _is_whole(request: Request) -> bool:
+    """Whether its constraint lets nothing follow."""
+    if request.constraint is None:
+        return False
+    request.constraint.advance(request.output_ids)
+    return request.constraint.is_complete or request.constraint.failure is not None
 
 
 def _without_end(ids: list[int], eos_ids: frozenset[int]) -> list[int]:

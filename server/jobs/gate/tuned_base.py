@@ -14,15 +14,15 @@ class TunedBase:
 
     def __init__(self, before: ServingScorer, after: ServingScorer) -> None:
         self._before = before
-        self._after = after
+        self.after = after
 
     @property
     def vocab_size(self) -> int:
-        return self._after.vocab_size
+        return self.after.vocab_size
 
     @property
     def max_tokens(self) -> int:
-        return min(self._before.max_tokens, self._after.max_tokens)
+        return min(self._before.max_tokens, self.after.max_tokens)
 
     def losses(self, examples: Sequence[EncodedExample], *, scale: float = 1.0) -> Losses:
         """As ServingScorer.losses."""
@@ -42,4 +42,4 @@ class TunedBase:
     def _at(self, scale: float) -> ServingScorer:
         if scale not in (BASE_ALONE, 1.0):
             raise ValueError(f"a trained base has no scale except {BASE_ALONE} and 1, got {scale}")
-        return self._after if scale else self._before
+        return self.after if scale else self._before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 
 import litellm
@@ -35,4 +36,21 @@ router = litellm.Router(
     ]
 )
 assert router.completion(model="lawyer", messages=QUESTION, temperature=0).choices[0].message.content == text
-print("completion, stream, text_completion, acompletion, error, router")
+REPAIR = {
+    "type": "function",
+    "function": {
+        "name": "repair",
+        "parameters": {"type": "object", "properties": {"days": {"type": "integer"}}, "required": ["days"]},
+    },
+}
+called = litellm.completion(
+    model=f"openai/{MODEL}", messages=QUESTION, temperature=0, tools=[REPAIR], tool_choice="required", **TO
+)
+call = called.choices[0].message.tool_calls[0]
+assert call.function.name == "repair"
+assert isinstance(json.loads(call.function.arguments)["days"], int)
+claude = litellm.completion(
+    model=f"anthropic/{MODEL}", messages=QUESTION, max_tokens=20, api_base=URL.removesuffix("/v1"), api_key=KEY
+)
+assert claude.choices[0].message.content
+print("completion, stream, text_completion, acompletion, error, router, tool, anthropic")

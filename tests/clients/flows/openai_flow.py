@@ -84,6 +84,15 @@ def refusal_of(client: openai.OpenAI, fields: dict[str, object]) -> openai.APISt
     raise AssertionError(f"{fields} was answered")
 
 
+def responses() -> None:
+    client = openai.OpenAI(base_url=URL, api_key=KEY)
+    fields = {"model": MODEL, "input": "Who pays for repairs?", "temperature": 0, "max_output_tokens": 40}
+    whole = client.responses.create(**fields)
+    assert whole.output_text
+    with client.responses.stream(**fields) as stream:
+        assert stream.until_done().get_final_response().output_text == whole.output_text
+
+
 async def many_at_once() -> None:
     async with openai.AsyncOpenAI(base_url=URL, api_key=KEY) as client:
         answers = await asyncio.gather(
@@ -98,5 +107,6 @@ async def many_at_once() -> None:
 one_client()
 replayed_and_stopped()
 refusals()
+responses()
 asyncio.run(many_at_once())
-print("models, chat, stream, completions, logprobs, errors, 16 at once")
+print("models, chat, stream, completions, logprobs, errors, responses, 16 at once")

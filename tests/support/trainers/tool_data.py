@@ -30,18 +30,18 @@ QWEN = (  # of Qwen2.5: tools in the system turn, calls and results between mark
     "{%- if tools %}{{ '<|im_start|>system\n' }}{%- if messages[0].role == 'system' %}{{ messages[0].content }}"
     "{%- endif %}{{ '\n\n# Tools\n<tools>' }}{%- for tool in tools %}{{ '\n' + (tool | tojson) }}{%- endfor %}"
     '{{ \'\n</tools>\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>\' }}'
-    "{{ '<|im_end|>\n' }}{%- elif messages[0].role == 'system' %}"
-    "{{ '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{%- endif %}"
+    "{{ '<|end_of_turn|>\n' }}{%- elif messages[0].role == 'system' %}"
+    "{{ '<|im_start|>system\n' + messages[0].content + '<|end_of_turn|>\n' }}{%- endif %}"
     "{%- for m in messages %}"
     "{%- if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}"
-    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|end_of_turn|>\n' }}"
     "{%- elif m.role == 'assistant' %}{{ '<|im_start|>' + m.role }}"
     "{%- if m.content %}{{ '\n' + m.content }}{%- endif %}"
     '{%- for call in m.tool_calls %}{{ \'\n<tool_call>\n{"name": "\' + call.function.name + \'", "arguments": \' }}'
-    "{{ call.function.arguments | tojson }}{{ '}\n</tool_call>' }}{%- endfor %}{{ '<|im_end|>\n' }}"
+    "{{ call.function.arguments | tojson }}{{ '}\n</tool_call>' }}{%- endfor %}{{ '<|end_of_turn|>\n' }}"
     "{%- elif m.role == 'tool' %}{%- if loop.index0 == 0 or messages[loop.index0 - 1].role != 'tool' %}"
     "{{ '<|im_start|>user' }}{%- endif %}{{ '\n<tool_response>\n' + m.content + '\n</tool_response>' }}"
-    "{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\n' }}{%- endif %}{%- endif %}"
+    "{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|end_of_turn|>\n' }}{%- endif %}{%- endif %}"
     "{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"
 )
 DROPS_TEXT = QWEN.replace("{%- if m.content %}{{ '\n' + m.content }}{%- endif %}", "")

@@ -10,7 +10,7 @@ import pytest
 
 from support.trainers.training_data import example
 from trainer.data.types import EncodedExample
-from trainer.gate.endings import Ends, judge_endings, measure_endings
+from trainer.gate.answers.endings import Ends, judge_endings, measure_endings
 from trainer.gate.gate import GateInputs, judge
 from trainer.gate.general import MIX
 from trainer.gate.scorer import Losses

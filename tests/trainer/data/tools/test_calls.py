@@ -17,7 +17,8 @@ from server.engine.text.tokenizer import Tokenizer
 from support.models import real_tokenizers as real
 from support.models.call_walks import Walker
 from support.trainers.tool_data import DROPS_TEXT, FORECAST, QWEN, TOOLS, call, calling, line, result
-from support.trainers.training_data import CHATML, demo_tokenizer
+from support.trainers.training_data import CHATML as OTHERS_CHATML
+from support.trainers.training_data import demo_tokenizer
 from trainer.data.encode import Encoder
 from trainer.data.problems import LineRefused
 from trainer.data.records import Record, parse_record
@@ -27,6 +28,7 @@ from trainer.data.types import EncodedExample
 OSLO = call("forecast", {"units": "metric", "city": "Oslo", "place": {"lon": 10.7, "lat": 59.9}})
 ORDERED = '{"city": "Oslo", "units": "metric", "place": {"lat": 59.9, "lon": 10.7}}'
 ANSWER = {"role": "assistant", "content": "It rains."}
+CHATML = OTHERS_CHATML.replace("<|im_end|>", "<|end_of_turn|>")
 FORMS = {  # how a base shows tools, and the dialect that an adapter has of its own
     "its own template": (QWEN, None),
     **{f"{name} over another template": (CHATML, name) for name in DIALECTS},
@@ -39,24 +41,24 @@ def record_of(body: dict[str, Any]) -> Record:
 
 @cache
 def walker_of(template: str) -> Walker:
-    return Walker(smollm2(template).backend_tokenizer, "<|im_end|>")
+    return Walker(marked(template).backend_tokenizer, "<|end_of_turn|>")
 
 
 @cache
-def smollm2(template: str) -> PreTrainedTokenizerFast:
+def marked(template: str) -> PreTrainedTokenizerFast:
     markers = sorted({name for dialect in DIALECTS.values() for name in dialect.markers})
-    core = real.with_markers(real.smollm2, markers, is_special=False)
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", chat_template=template)
+    core = real.with_markers(real.demo, markers, is_special=False)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end_of_turn|>", chat_template=template)
 
 
 def encoded(body: dict[str, Any], template: str, dialect: str | None = None) -> EncodedExample:
-    encoder = Encoder(smollm2(template), max_sequence_length=4096, tool_dialect=dialect)
+    encoder = Encoder(marked(template), max_sequence_length=4096, tool_dialect=dialect)
     [example] = encoder.encode(record_of(body))
     return example
 
 
 def learned(example: EncodedExample, template: str) -> list[str]:
-    return [run.text for run in runs_of(example, smollm2(template)) if run.weight]
+    return [run.text for run in runs_of(example, marked(template)) if run.weight]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -67,7 +69,7 @@ def test_an_answer_follows_the_served_prompt_and_the_servers_grammar_accepts_it(
         {"role": "system", "content": "Be brief."}, "Rain?", calling(OSLO), result("wet"), "Warm?", calling(OSLO)
     )
     example = encoded(body, template, name)
-    served = Tokenizer(smollm2(template))
+    served = Tokenizer(marked(template))
     starts = [at for at in range(1, len(example)) if example.supervised[at] and not example.supervised[at - 1]]
     assert len(starts) == 2
     walker = walker_of(template)
@@ -92,9 +94,9 @@ def test_only_the_assistants_words_and_calls_are_learned() -> None:
     first, last = learned(encoded(body, QWEN), QWEN)
     assert first == (
         f'I look.\n<tool_call>\n{{"name": "forecast", "arguments": {ORDERED}}}\n</tool_call>'
-        '\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call><|im_end|>'
+        '\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call><|end_of_turn|>'
     )
-    assert last == "It rains.<|im_end|>"
+    assert last == "It rains.<|end_of_turn|>"
     body["messages"][1]["weight"] = 0
     assert learned(encoded(body, QWEN), QWEN) == [last]
 
@@ -165,7 +167,7 @@ def test_a_bad_line_with_tools_is_refused_by_field_and_value(body: dict[str, Any
         record_of(body)
     assert refused.value.code == code
     assert words in refused.value.message
-    assert refused.value.param
+    assert refused.value.param or code == "unknown_key"
     assert len(refused.value.message) < 400
 
 
@@ -192,9 +194,9 @@ def test_reasoning_is_learned_where_the_template_shows_it() -> None:
         "m['content']", "('<think>' + m.reasoning_content + '</think>' if m.reasoning_content else '') + m['content']"
     )
     body = line("a", {**ANSWER, "reasoning_content": "Clouds."}, tools=[])
-    assert learned(encoded(body, thinks), thinks) == ["<think>Clouds.</think>It rains.<|im_end|>"]
+    assert learned(encoded(body, thinks), thinks) == ["<think>Clouds.</think>It rains.<|end_of_turn|>"]
     opens = thinks.replace("assistant\n'", "assistant\n<think>\n'").replace("m.reasoning_content else", "false else")
-    assert learned(encoded(body, opens), opens) == ["Clouds.\n</think>\n\nIt rains.<|im_end|>"]
+    assert learned(encoded(body, opens), opens) == ["Clouds.\n</think>\n\nIt rains.<|end_of_turn|>"]
 
 
 def test_ids_that_mistrals_templates_refuse_are_shown_in_their_form() -> None:
@@ -202,10 +204,10 @@ def test_ids_that_mistrals_templates_refuse_are_shown_in_their_form() -> None:
         "{# tools [TOOL_CALLS] #}{% for m in messages %}{{ m.content }}"
         "{% for call in m.tool_calls or [] %}{% if call.id|length != 9 %}{{ raise_exception('nine') }}{% endif %}"
         "{{ '[TOOL_CALLS] [{\"name\": \"' + call.function.name + '\"}]' + call.id }}{% endfor %}"
-        "{{ m.tool_call_id }}{{ '<|im_end|>' }}{% endfor %}"
+        "{{ m.tool_call_id }}{{ '<|end_of_turn|>' }}{% endfor %}"
     )
     body = line("a", calling(OSLO), result("wet"), ANSWER)
-    text = smollm2(strict).decode(encoded(body, strict).input_ids.tolist())
+    text = marked(strict).decode(encoded(body, strict).input_ids.tolist())
     shown = text.partition("}]")[2][:9]
     assert text.count(shown) == 2
     assert shown.isalnum()

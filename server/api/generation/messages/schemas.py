@@ -1,0 +1,209 @@
+"""What POST /v1/messages accepts, as Anthropic's clients send it, and the chat request that it means."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from server.api.generation.fields.tools import CallId, ToolName
+from server.api.generation.schemas import MAX_MESSAGES, ChatBody
+from server.api.wire.body import Absent, Body, Empty, Text, neutral
+from server.api.wire.errors import ApiError
+from server.api.wire.json_body import checked
+
+MAX_BLOCKS = 4096
+FIELDS = {  # of chats: as they are called here
+    "max_completion_tokens": "max_tokens",
+    "reasoning_budget": "thinking.budget_tokens",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+}
+
+
+class _TextBlock(Body):
+    """cache_control is accepted: prompts are cached without it."""
+
+    type: Literal["text"]
+    text: str
+    cache_control: dict[str, Any] | None = None
+    citations: Empty = None
+
+
+Texts = Annotated[list[_TextBlock], Field(max_length=MAX_BLOCKS)]
+
+
+class _ToolUse(Body):
+    type: Literal["tool_use"]
+    id: CallId
+    name: ToolName
+    input: dict[str, Any]
+    cache_control: dict[str, Any] | None = None
+    caller: Any = None
+
+
+class _ToolResult(Body):
+    type: Literal["tool_result"]
+    tool_use_id: CallId
+    content: str | Texts | None = None
+    is_error: bool | None = None
+    cache_control: dict[str, Any] | None = None
+
+
+class _Thinking(Body):
+    type: Literal["thinking"]
+    thinking: str
+    signature: str | None = None
+
+
+Block = Annotated[_TextBlock | _ToolUse | _ToolResult | _Thinking, Field(discriminator="type")]
+
+
+class MessageParam(Body):
+    role: Literal["user", "assistant"]
+    content: str | Annotated[list[Block], Field(max_length=MAX_BLOCKS)]
+
+
+class ToolParam(Body):
+    type: Literal["custom"] | None = None
+    name: ToolName
+    description: str | None = None
+    input_schema: dict[str, Any]
+    strict: bool | None = None
+    cache_control: dict[str, Any] | None = None
+
+
+class _ToolChoice(Body):
+    type: Literal["auto", "any", "tool", "none"]
+    name: ToolName | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class _Metadata(Body):
+    user_id: Text | None = None
+
+
+class _ThinkingSetting(Body):
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Annotated[int, Field(ge=0)] | None = None
+    display: Text | None = None
+
+
+class _OutputFormat(Body):
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class _OutputConfig(Body):
+    format: _OutputFormat | None = None
+    effort: Absent = None
+
+
+class PromptBody(Body):
+    """What makes a prompt: all of a request to count its tokens."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    messages: Annotated[list[MessageParam], Field(min_length=1, max_length=MAX_MESSAGES)]
+    system: str | Texts | None = None
+    tools: list[ToolParam] | None = None
+    tool_choice: _ToolChoice | None = None
+    thinking: _ThinkingSetting | None = None
+    output_config: _OutputConfig | None = None
+    cache_control: dict[str, Any] | None = None
+
+    def chat(self) -> ChatBody:
+        """The same as a chat. Raises ApiError 400."""
+        fields = self._fields()
+        return checked(ChatBody, {name: value for name, value in fields.items() if value is not None})
+
+    def _fields(self) -> dict[str, Any]:
+        choice = self.tool_choice
+        is_single = choice is not None and choice.disable_parallel_tool_use
+        return {
+            "model": self.model,
+            "messages": [*self._system(), *(turn for each in self.messages for turn in _turns(each))],
+            "tools": [_chat_tool(tool) for tool in self.tools] if self.tools else None,
+            "tool_choice": None if choice is None else _chat_choice(choice),
+            "parallel_tool_calls": False if is_single else None,
+            "reasoning_budget": None if self.thinking is None else self.thinking.budget_tokens,
+            "response_format": self._format(),
+        }
+
+    def _format(self) -> dict[str, Any] | None:
+        given = self.output_config.format if self.output_config else None
+        if given is None:
+            return None
+        return {"type": "json_schema", "json_schema": {"name": "answer", "schema": given.schema_}}
+
+    def _system(self) -> list[dict[str, Any]]:
+        return [{"role": "system", "content": _text(self.system)}] if self.system else []
+
+
+class MessagesBody(PromptBody):
+    """Anthropic's request."""
+
+    max_tokens: Annotated[int, Field(ge=1)]
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    metadata: _Metadata | None = None
+    service_tier: Annotated[None, neutral("auto", "standard_only")] = None
+    container: Absent = None
+    inference_geo: Absent = None
+
+    def _fields(self) -> dict[str, Any]:
+        return super()._fields() | {
+            "max_completion_tokens": self.max_tokens,
+            "stop": self.stop_sequences,
+            "stream": self.stream,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "user": None if self.metadata is None else self.metadata.user_id,
+        }
+
+
+def _turns(message: MessageParam) -> list[dict[str, Any]]:
+    """Results become turns of their own, before the user's text."""
+    if isinstance(message.content, str):
+        return [{"role": message.role, "content": message.content}]
+    texts = [block.text for block in message.content if isinstance(block, _TextBlock)]
+    thoughts = [block.thinking for block in message.content if isinstance(block, _Thinking)]
+    calls = [_call(block) for block in message.content if isinstance(block, _ToolUse)]
+    results = [_result(block) for block in message.content if isinstance(block, _ToolResult)]
+    if results and message.role == "assistant":
+        raise ApiError(400, "invalid_value", "messages: tool_result is allowed only with role user", param="messages")
+    turn: dict[str, Any] = {"role": message.role, "content": "".join(texts)}
+    turn |= {"tool_calls": calls} if calls else {}
+    turn |= {"reasoning_content": "".join(thoughts)} if thoughts else {}
+    return [*results, *([turn] if texts or calls or thoughts or not results else [])]
+
+
+def _call(block: _ToolUse) -> dict[str, Any]:
+    function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
+    return {"id": block.id, "type": "function", "function": function}
+
+
+def _result(block: _ToolResult) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": block.tool_use_id, "content": _text(block.content)}
+
+
+def _text(content: str | list[_TextBlock] | None) -> str:
+    return content if isinstance(content, str) else "".join(block.text for block in content or ())
+
+
+def _chat_tool(tool: ToolParam) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
+    return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
+
+
+def _chat_choice(choice: _ToolChoice) -> Any:
+    if choice.type != "tool":
+        return "required" if choice.type == "any" else choice.type
+    if choice.name is None:
+        field = "tool_choice.name"
+        raise ApiError(400, "missing_required_parameter", f"Missing required parameter: {field!r}.", param=field)
+    return {"type": "function", "function": {"name": choice.name}}
