@@ -63,12 +63,14 @@ def _check_type(value: Any, schema: Mapping[str, Any], where: str) -> None:
         raise _refused(where, f"of type {' or '.join(names)}", value)
 
 
-def _is_of(value: Any, name: str) -> bool:
+def _is_of(value: object, name: str) -> bool:
     if name not in _TYPES:
         return True
     if isinstance(value, bool):
         return name == "boolean"
-    return isinstance(value, _TYPES[name]) and (name != "integer" or value == int(value))
+    if isinstance(value, float) and name == "integer":
+        return value.is_integer()
+    return isinstance(value, _TYPES[name])
 
 
 def _refused(where: str, wanted: str, value: object) -> LineRefused:
