@@ -150,9 +150,22 @@ def built(cls: type[T], values: Mapping[str, Any], *, prefix: str = "") -> T:
         if isinstance(about, _Section):
             arguments[item.name] = built(hints[item.name], values, prefix=about.prefix)
         elif (name := _name_of(item, prefix)) in values:
-            value = values[name]
-            arguments[item.name] = value * about.factor if about and about.factor > 1 and value is not None else value
+            arguments[item.name] = _held(hints[item.name], about, values[name])
     return cls(**arguments)
+
+
+def _held(hint: Any, about: About | None, value: Any) -> Any:
+    """As the field holds it: variables, files and Ray's arguments have no paths, no tuples and the operator's unit."""
+    kind, is_list = _kind_of(hint)
+    if value is None:
+        return None
+    if kind is Path and not is_list:
+        return Path(value)
+    if about is None:
+        return value
+    if is_list:
+        return tuple(value)
+    return value * about.factor if about.factor > 1 else value
 
 
 def check_settings(settings: Any) -> None:
