@@ -113,7 +113,7 @@ def test_errors_come_in_the_clients_own_form(url: str, claude: anthropic.Anthrop
         claude.messages.create(**ASK, stop_sequences=[""])
     with pytest.raises(anthropic.BadRequestError, match="container"):
         claude.messages.create(**ASK, extra_body={"container": "x"})
-    with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
+    with pytest.raises(anthropic.BadRequestError, match="context length"):
         claude.messages.create(**{**ASK, "max_tokens": 2_000})
     image: Any = [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "x"}}]}]
     with pytest.raises(anthropic.BadRequestError, match=r"messages\.0\.content"):
