@@ -14,6 +14,7 @@ from adapters_store.base.families import UnsupportedBase
 from trainer.data.problems import DataRejected
 from trainer.loop import Diverged
 from trainer.model.memory import available_bytes, is_out_of_memory
+from trainer.model.packing_check import PackingBroken
 from trainer.model.ranks import own_device
 from trainer.planner.advice import advise, process_bytes
 from trainer.planner.shapes import PlanError
@@ -22,7 +23,7 @@ from trainer.run_folder.folder import Exit, RunDirInUse
 from trainer.spec import SpecError, TrainSpec
 
 GENERAL_ADVICE = "smaller batch.micro_tokens, checkpointing: true, method: qlora or more ranks take less"
-_BAD_INPUT = (SpecError, DataRejected, UnsupportedBase, Diverged, RunDirInUse)
+_BAD_INPUT = (SpecError, DataRejected, UnsupportedBase, Diverged, RunDirInUse, PackingBroken)
 
 
 @dataclass(frozen=True, slots=True)

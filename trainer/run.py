@@ -14,9 +14,10 @@ from transformers.utils.logging import disable_progress_bar
 from adapters_store.base.files import describe_base, load_config
 from adapters_store.base.tokenizer import load_tokenizer
 from adapters_store.storage.filesystem import Filesystem
-from trainer.data.dataset import PreparedData, batches_of, prepare
+from trainer.data.dataset import ENOUGH, PreparedData, batches_of, enough_of, prepare
 from trainer.data.examples import Examples
 from trainer.data.packing import InOrder
+from trainer.data.split import ENOUGH_VALIDATION
 from trainer.loop import Loop
 from trainer.model.eva import start_from_data
 from trainer.model.memory import peak_bytes
@@ -106,17 +107,26 @@ class Run:
             load_tokenizer(self.spec.base),
             max_model_len=int(config.max_position_embeddings),
             num_embeddings=int(config.vocab_size),
+            enough=self._enough_validation,
         )
+
+    @cached_property
+    def _enough_validation(self) -> int:
+        """As the run began: a run of an earlier version goes on with what it held out."""
+        path = self.folder.provenance
+        return enough_of(json.loads(path.read_text())) if path.exists() else ENOUGH_VALIDATION
 
     def _check_provenance(self, data: PreparedData) -> None:
         """Write down what is trained on; a resumed run must find the same. Raises RunDirInUse."""
         path = self.folder.provenance
         self._provenance = {"base_digest": self._base_digest, **data.facts.to_mapping(), "seed": self.spec.seed}
+        self._provenance[ENOUGH] = self._enough_validation
         if not path.exists():
             if self.ranks.is_first:
                 self.folder.write(path, as_json(self._provenance))
             return
         before = json.loads(path.read_text())
+        before |= {ENOUGH: enough_of(before)}
         changed = [name for name, value in self._provenance.items() if before.get(name) != value]
         if changed:
             raise RunDirInUse(f"{self.folder.path}: {', '.join(changed)} differ from when the run began")

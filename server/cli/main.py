@@ -20,7 +20,7 @@ from server.cli.demo import command as demo
 from server.cli.serve import command as serve
 from server.cli.tenants import audit, tenant, usage
 from server.cli.tools import adopt, bench, doctor, plan
-from server.cli.training import jobs, onboard, train
+from server.cli.training import data, jobs, onboard, train
 
 
 class ReportingGroup(TyperGroup):
@@ -81,6 +81,7 @@ app.command(epilog=EPILOG)(audit.audit)
 app.command(epilog=EPILOG)(usage.usage)
 app.add_typer(quarantine.app, name="quarantine", epilog=EPILOG)
 app.add_typer(plan.app, name="plan", epilog=EPILOG)
+app.add_typer(data.app, name="data", epilog=EPILOG)
 app.command(epilog=EPILOG)(onboard.onboard)
 app.add_typer(jobs.app, name="jobs", epilog=EPILOG)
 app.command(epilog=EPILOG)(train.train)

@@ -21,9 +21,8 @@ from server.jobs.store import job_rows
 from server.jobs.store.data_files import FileStore
 from server.jobs.store.job_request import JobRequest, build_spec
 from server.jobs.store.job_store import JobStore, NewJob
+from server.jobs.store.readable_data import make_readable
 from server.jobs.store.records import MIX_FILE, TRAINING_FILE, VALIDATION_FILE, DataFile, Job
-from trainer.data.jsonl import read_jsonl
-from trainer.data.problems import DataRejected
 from trainer.run_folder.folder import RunFolder
 
 MAX_SUFFIX_CHARS = 64
@@ -91,19 +90,24 @@ class Onboarding:
         name = self._name(request.suffix, job_id, base)
         run_dir = self.jobs.runs / job_id
         files = self._files(tenant, request)
+        reports: dict[str, str | None] = {}
         try:
             with disk_full_is_an_answer():
                 run_dir.mkdir(mode=0o700, parents=True)
             spec = build_spec(request, base, self.limits, validation=VALIDATION_FILE in files, mix=MIX_FILE in files)
             for each, (file, param) in files.items():
                 self.files.link(file, run_dir / each)
-                _check_data(run_dir / each, param)
+                reports[param] = make_readable(run_dir / each, param)
             body = replace(request, suffix=name).to_mapping()
             new = NewJob(tenant=tenant, name=name, request=body, spec=spec.to_mapping(), base_digest=base.digest)
-            return self.jobs.add(job_id, new)
+            job = self.jobs.add(job_id, new)
         except BaseException:
             shutil.rmtree(run_dir, ignore_errors=True)
             raise
+        for param, text in reports.items():
+            if text is not None:
+                self.jobs.note(job, f"converted:{param}", f"{param}: {text}")
+        return job
 
     def sweep(self, grace_s: float = 3600) -> None:
         """Remove what killed processes and deleted tenants left: blobs and run folders without a row, and the
@@ -157,10 +161,3 @@ class Onboarding:
             if name != TRAINING_FILE and file.digest == training.digest:
                 raise JobRefused("duplicate_file", f"{param}: {file.id} has the training file's bytes", param=param)
         return found
-
-
-def _check_data(path: Path, param: str) -> None:
-    try:
-        read_jsonl(path, what=param)
-    except DataRejected as error:
-        raise JobRefused(error.code, error.message, param=param) from None

@@ -18,12 +18,19 @@ from server.demo.assets import demo_base_path
 from support.trainers.training import base_with_a_wider_tokenizer, demo_spec, write_chats
 from trainer.__main__ import trained
 from trainer.failures import failure_of
+from trainer.model.packing_check import PackingBroken
 from trainer.run import train
 from trainer.run_folder.events import read_events
 from trainer.run_folder.folder import Exit
 from trainer.spec import TrainSpec
 
 DATA_BYTES = 1 << 30
+
+
+def test_broken_packing_is_bad_input_by_name_and_no_job_tries_it_again() -> None:
+    failure = failure_of(PackingBroken("packed logits differ"))
+    assert (failure.exit, failure.code, failure.param) == (Exit.BAD_INPUT, "packing_broken", "base")
+    assert "batch.packing: false" in failure.message
 
 
 def outcome(tmp_path: Path, spec: TrainSpec) -> tuple[Exit, dict[str, Any]]:

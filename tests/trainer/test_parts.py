@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import torch
 
 from support.models.models import save_base
 from support.trainers.training import gradients, random_examples, tiny_spec
-from trainer.data.packing import Batches, BatchSettings
-from trainer.data.types import DataCursor
+from trainer.data.packing import Batches, BatchSettings, pack
+from trainer.data.types import DataCursor, PackedBatch
+from trainer.model.attention import segment_lengths
 from trainer.model.model import Trainee, load
 from trainer.model.packing_check import PackingBroken, check_packing
 from trainer.optim import clip, learning_rate
@@ -122,6 +125,35 @@ def test_the_packing_check_passes_as_it_is_and_catches_examples_that_see_each_ot
     monkeypatch.setattr("trainer.model.model.segment_lengths", lambda position_ids: (position_ids.shape[1],))
     with pytest.raises(PackingBroken, match="packed logits differ"):
         check_packing(trainee, examples)
+
+
+PLANTED = {
+    "leaking mask": {"segment_lengths": lambda position_ids: (position_ids.shape[1],)},
+    "positions of a neighbour": {"pack": lambda examples: _moved(pack(examples), lambda place: place.roll(1))},
+    "another rope": {"pack": lambda examples: _moved(pack(examples), lambda place: place * 2)},
+}
+
+
+def _moved(batch: PackedBatch, move: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
+    """Positions moved within each example, where there are several."""
+    lengths = list(segment_lengths(batch.position_ids))
+    parts = [batch.position_ids] if len(lengths) == 1 else map(move, batch.position_ids.split(lengths, 1))
+    return replace(batch, position_ids=torch.cat(list(parts), 1))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("planted", PLANTED)
+def test_the_packing_check_catches_what_is_planted_in_every_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str, precision: str
+) -> None:
+    trainee = load(tiny_spec(save_base(tmp_path / "b", "llama"), precision=precision), CPU)
+    for seed in range(6):
+        check_packing(trainee, random_examples(3, seed=seed, low=20, high=40))
+    for name, broken in PLANTED[planted].items():
+        where = "trainer.model.packing_check" if name == "pack" else "trainer.model.model"
+        monkeypatch.setattr(f"{where}.{name}", broken)
+    with pytest.raises(PackingBroken, match="times the base's own rounding"):
+        check_packing(trainee, random_examples(3, low=20, high=40))
 
 
 def test_the_packing_check_catches_examples_that_are_rotated_by_anothers_length(

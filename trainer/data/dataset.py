@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from trainer.data.encode import Encoder, encode_all
 from trainer.data.examples import Examples
 from trainer.data.jsonl import DataLimits, Dataset, read_jsonl
 from trainer.data.packing import Batches, BatchSettings
-from trainer.data.split import Split, apart, mixed, split
+from trainer.data.split import ENOUGH_VALIDATION, MIN_VALIDATION, Split, apart, mixed, split
 from trainer.data.template import template_digest
 from trainer.data.types import EncodedExample
 from trainer.spec import TrainSpec
 
 VALIDATION_LIMITS = DataLimits(min_examples=4)
+ENOUGH = "enough_validation"  # in a run's provenance
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,10 @@ def prepare(
     max_model_len: int | None = None,
     num_embeddings: int | None = None,
     limits: DataLimits | None = None,
+    enough: int = ENOUGH_VALIDATION,
 ) -> PreparedData:
     """Check, encode, hold out and mix, by the spec. max_model_len: the base's own limit on a sequence, in tokens.
-    num_embeddings: how many token ids the base can read.
+    num_embeddings: how many token ids the base can read. enough: held-out examples of a small file, see `split`.
 
     Raises DataRejected (param "data", "validation" or "mix"), and OSError if a file cannot be read.
     """
@@ -74,7 +76,7 @@ def prepare(
         tokenizer, max_sequence_length=length, num_embeddings=num_embeddings, tool_dialect=spec.tool_dialect
     )
     data, examples = _load(spec.data, "data", encoder, limits)
-    parts, validation = _held_out(spec, encoder, examples)
+    parts, validation = _held_out(spec, encoder, examples, enough)
     general, mix = _general(spec, encoder)
     train = parts.train
     if general is not None:
@@ -96,14 +98,19 @@ def prepare(
     return PreparedData(train, parts.validation, general.validation if general else Examples([]), facts)
 
 
+def enough_of(provenance: Mapping[str, Any]) -> int:
+    """The `enough` that a run was prepared with; runs of earlier versions do not name it."""
+    return int(provenance.get(ENOUGH, MIN_VALIDATION))
+
+
 def _load(path: Path, what: str, encoder: Encoder, limits: DataLimits | None) -> tuple[Dataset, Examples]:
     dataset = read_jsonl(path, limits, what=what)
     return dataset, encode_all(dataset.records(), encoder, what=what)
 
 
-def _held_out(spec: TrainSpec, encoder: Encoder, examples: Examples) -> tuple[Split, Dataset | None]:
+def _held_out(spec: TrainSpec, encoder: Encoder, examples: Examples, enough: int) -> tuple[Split, Dataset | None]:
     if spec.validation is None:
-        return split(examples, seed=spec.seed), None
+        return split(examples, seed=spec.seed, enough=enough), None
     dataset, validation = _load(spec.validation, "validation", encoder, VALIDATION_LIMITS)
     return apart(examples, validation), dataset
 

@@ -93,6 +93,16 @@ class ProblemList:
     def __bool__(self) -> bool:
         return bool(self._listed)
 
+    @property
+    def listed(self) -> list[Problem]:
+        """The first ones."""
+        return list(self._listed)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """All of them, by code."""
+        return dict(self._counts)
+
     def raise_if_any(self) -> None:
         """Raises DataRejected."""
         if self._listed:

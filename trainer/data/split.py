@@ -13,6 +13,7 @@ from trainer.data.problems import DataRejected, Problem
 
 VALIDATION_FRACTION = 0.05
 MIN_VALIDATION = 8  # fewer are too few to judge by; but never more than a quarter of the data
+ENOUGH_VALIDATION = 32  # so many tell good from bad; but never more than a fifth of the data
 MIN_DISTINCT = 8
 
 
@@ -24,8 +25,16 @@ class Split:
     validation: Examples
 
 
-def split(examples: Examples, *, seed: int = 0, fraction: float = VALIDATION_FRACTION, what: str = "data") -> Split:
-    """Hold out `fraction` of the distinct examples (at least MIN_VALIDATION, at most a quarter), by digest.
+def split(
+    examples: Examples,
+    *,
+    seed: int = 0,
+    fraction: float = VALIDATION_FRACTION,
+    enough: int = MIN_VALIDATION,
+    what: str = "data",
+) -> Split:
+    """Hold out `fraction` of the distinct examples, by digest; at least MIN_VALIDATION but at most a quarter, and at
+    least `enough` but at most a fifth.
 
     A record and its copies, and every answer of an unrolled chat, fall on the same side. Raises
     DataRejected(too_few_examples) under MIN_DISTINCT distinct ones.
@@ -35,7 +44,8 @@ def split(examples: Examples, *, seed: int = 0, fraction: float = VALIDATION_FRA
     if len(distinct) < MIN_DISTINCT:
         message = f"{len(distinct)} distinct examples, at least {MIN_DISTINCT} are needed to hold some out"
         raise DataRejected([Problem(0, "too_few_examples", message)], what=what)
-    wanted = max(math.ceil(len(distinct) * fraction), min(MIN_VALIDATION, len(distinct) // 4))
+    least = max(min(MIN_VALIDATION, len(distinct) // 4), min(enough, len(distinct) // 5))
+    wanted = max(math.ceil(len(distinct) * fraction), least)
     ranks = np.array([_rank(digest, seed) for digest in distinct.tolist()])
     is_held_out = np.isin(digests, distinct[np.argsort(ranks)[:wanted]])
     return Split(train=examples.where(~is_held_out), validation=examples.where(is_held_out))

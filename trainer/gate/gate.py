@@ -16,6 +16,7 @@ from trainer.gate.answers.calls import CallScores, judge_calls
 from trainer.gate.answers.endings import Endings, Ends, judge_endings, measure_endings
 from trainer.gate.general import GeneralText, judge_general, measure_general
 from trainer.gate.held_out import HeldOut, judge_held_out, measure_held_out
+from trainer.gate.prompt_use import notes_of
 from trainer.gate.round_trip import RoundTrip, judge_round_trip
 from trainer.gate.scorer import Scorer
 from trainer.gate.spectrum import ModuleSpectrum, ModuleWeights, judge_spectrum, spectrum_of
@@ -54,6 +55,11 @@ class GateResult:
     calls: CallScores | None = None
     spectrum: list[ModuleSpectrum] = field(default_factory=list)
 
+    @property
+    def notes(self) -> list[str]:
+        """What could not be measured, and why; none of it counts against the adapter."""
+        return notes_of(self.held_out.use, self.thresholds) if self.held_out else []
+
     def to_mapping(self) -> dict[str, Any]:
         """What gate.json holds; numbers that are not finite are null."""
         parts = {
@@ -66,6 +72,7 @@ class GateResult:
         body = {
             "verdict": self.verdict,
             "reasons": [reason.message for reason in self.reasons],
+            "notes": self.notes,
             "findings": [reason.to_mapping() for reason in self.reasons],
             **{name: part.to_mapping() if part else None for name, part in parts.items()},
             "spectrum": [module.to_mapping() for module in self.spectrum],

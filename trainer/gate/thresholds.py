@@ -10,20 +10,29 @@ class GateThresholds:
     """Losses are in nats per learned token.
 
     confidence, num_resamples, seed: of every bootstrap. min_examples: held-out examples below which an interval says
-    little. max_examples: how many are scored at most. ending_examples: the same for their ends. ending_probability: of
-    the end of an answer where it is over, the median example's. calls_named: of held-out answers in chats with tools,
-    the share that calls the right ones. general_warn, general_block: rise on general text.
-    scales: of the sweep. sweep_gain: by how much a smaller scale must beat the trained one. collapse_share: effective
-    rank over rank, median over modules, under which the rank is wasted. relative_norm_warn, relative_norm_block:
-    largest update over its weight, in Frobenius norms. scale_low, scale_high: usual alpha / rank. tolerance_float32,
-    tolerance_nf4: largest logit difference from PEFT, per unit of the largest logit (at least 1). tolerance_bfloat16:
-    error against exact logits, in PEFT's own error at that precision.
+    little. small_gain: a gain that is surely below it is none. max_examples: how many are scored at most.
+    ending_examples: the same for their ends. ending_probability: of the end of an answer where it is over, the median
+    example's. calls_named: of held-out answers in chats with tools, the share that calls the right ones.
+    general_warn, general_block: rise on general text. scales: of the sweep. sweep_gain: by how much a
+    smaller scale must beat the trained one. collapse_share: effective rank over rank, median over modules, under which
+    the rank is wasted. relative_norm_warn, relative_norm_block: largest update over its weight, in Frobenius norms.
+    scale_low, scale_high: usual alpha / rank. tolerance_float32, tolerance_nf4: largest logit difference from PEFT, per
+    unit of the largest logit (at least 1). tolerance_bfloat16: error against exact logits, in PEFT's own error at that
+    precision.
+    prompt_confidence: of the interval of what a wrong prompt costs. least_prompt_use: what it must cost; or, if that is
+    more, prompt_use_share of what it costs the base. max_pair_tokens: the longest sequence that the scorer takes; 0: no
+    longer than the longest example.
     """
 
     confidence: float = 0.95
     num_resamples: int = 2000
     seed: int = 0
     min_examples: int = 8
+    small_gain: float = 0.05
+    prompt_confidence: float = 0.99
+    least_prompt_use: float = 0.05
+    prompt_use_share: float = 0.25
+    max_pair_tokens: int = 0
     max_examples: int = 256
     ending_examples: int = 64
     ending_probability: float = 0.1

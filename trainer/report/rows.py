@@ -77,10 +77,10 @@ def _held_out_checks(gate: Body) -> list[_Row]:
     if not found:
         return []
     limits = gate["thresholds"]
-    gain, use, sweep = found["gain"], found["prompt_use"], found["sweep"]
+    gain, sweep = found["gain"], found["sweep"]
     count = gain["num_examples"]
     losses = ", ".join(f"{_number(loss)} at {scale}" for scale, loss in sweep.items())
-    codes = ("worse_than_base", "no_better_than_base", "few_examples", "non_finite_loss")
+    codes = ("worse_than_base", "no_better_than_base", "gain_unclear", "few_examples", "non_finite_loss")
     return [
         (
             f"better than the base on {count} held-out examples",
@@ -88,14 +88,24 @@ def _held_out_checks(gate: Body) -> list[_Row]:
             "interval above 0",
             codes,
         ),
-        (
-            "uses its prompts: the cost of a wrong prompt",
-            f"{_signed(use['estimate'])} nats, {interval_text(use)}" if use else "not measured: too few prompts",
-            "interval above 0",
-            ("ignores_prompt",) if use else (),
-        ),
+        _prompt_use_check(found, limits),
         ("no smaller scale is better", losses, f"by at most {limits['sweep_gain']:g} nats", ("overshoots",)),
     ]
+
+
+def _prompt_use_check(found: Body, limits: Body) -> _Row:
+    """A gate.json of an earlier version has no figures of the base."""
+    name, use, base = "uses its prompts: the cost of a wrong prompt", found["prompt_use"], found.get("base_prompt_use")
+    least = limits.get("least_prompt_use", 0.0)
+    if not use:
+        pairs = found.get("num_prompt_pairs")
+        count = "" if pairs is None else f", {pairs} of {limits['min_examples']}"
+        return name, f"not measured: too few prompts{count}", f"at least {least:g} nats", ()
+    measured = f"{_signed(use['estimate'])} nats, {interval_text(use)}, {use['num_examples']} answers"
+    if base:
+        measured += f"; the base alone {_signed(base['estimate'])}"
+        least = max(least, limits.get("prompt_use_share", 0.0) * (base["estimate"] or 0.0))
+    return name, measured, f"interval above 0, at least {least:.3g} nats", ("ignores_prompt", "prompt_use_unclear")
 
 
 def _general_checks(gate: Body) -> list[_Row]:

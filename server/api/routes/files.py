@@ -16,7 +16,11 @@ from server.api.edge.body_limits import FILES_PATH
 from server.api.routes.onboarding import OnboardingDep, owner
 from server.api.routes.uploads import ensure_tenant, receive, spool_path, upload_slot
 from server.api.wire.paging import After, page
+from server.jobs.limits import JobRefused
+from server.jobs.store.readable_data import SOURCES
 from server.jobs.store.records import DataFile
+from trainer.data.formats.convert import Report, check_file, columns_of
+from trainer.data.problems import DataRejected
 
 MAX_PURPOSE_BYTES = 64
 MAX_LISTED = 10_000
@@ -24,6 +28,7 @@ FILE_PART = "file"
 
 FileLimit = Annotated[int, Query(ge=1, le=MAX_LISTED)]
 Order = Literal["asc", "desc"]
+Columns = Annotated[str, Query(max_length=1024)]
 Purpose = Annotated[str | None, Query(max_length=64)]
 
 router = APIRouter(prefix=FILES_PATH)
@@ -80,6 +85,27 @@ def list_files(
 @router.get("/{file_id}", dependencies=_look)
 def get_file(file_id: str, caller: CallerDep, onboarding: OnboardingDep) -> dict[str, Any]:
     return file_object(onboarding.files.get(owner(caller), file_id))
+
+
+@router.get("/{file_id}/check", dependencies=_look)
+async def check_content(
+    file_id: str, caller: CallerDep, context: ContextDep, onboarding: OnboardingDep, columns: Columns = ""
+) -> dict[str, Any]:
+    """What a file holds, how a job would read it, and every line that it would refuse.
+
+    columns: "user=NAME,assistant=NAME" shows how a table of other names would read."""
+
+    def check() -> dict[str, Any]:
+        file = onboarding.files.get(owner(caller), file_id)
+        try:
+            report = check_file(onboarding.files.present_path(file), columns=columns_of(columns), sources=SOURCES)
+        except ValueError as error:
+            raise JobRefused("invalid_value", f"columns: {error}", param="columns") from None
+        except DataRejected as error:
+            return {"id": file_id, "object": "file.check", "usable": False, **Report.of(error).to_mapping()}
+        return {"id": file_id, "object": "file.check", "usable": report.is_usable, **report.to_mapping()}
+
+    return await anyio.to_thread.run_sync(check, limiter=context.check_slots)
 
 
 @router.get("/{file_id}/content", dependencies=_look, response_class=FileResponse)

@@ -18,6 +18,7 @@ from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOptio
 from server.cli.common.output import Output
 from server.cli.common.setting_options import JobsMemoryOption, job_limits
 from server.cli.common.store_access import opened
+from server.cli.training.data import MapOption, readable
 
 if TYPE_CHECKING:
     from adapters_store.store import AdapterStore
@@ -32,12 +33,13 @@ ValidationOption = Annotated[Path | None, typer.Option(help="Held-out data (defa
 
 
 def onboard(
-    data: Annotated[Path, typer.Argument(help="Chat, prompt/completion or text lines.", metavar="DATA.jsonl")],
+    data: Annotated[Path, typer.Argument(help="Examples, as `multilora data check` takes them.", metavar="DATA")],
     *,
     tenant: Annotated[str, typer.Option("--tenant", "-t", help="The adapter's tenant.", metavar="T")],
     name: Annotated[str, typer.Option("--name", "-n", help="The adapter's name.", metavar="N")],
     spec: SpecOption = None,
     validation: ValidationOption = None,
+    columns: MapOption = "",
     base: BaseOption = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     database_url: DatabaseUrlOption = None,
@@ -56,7 +58,9 @@ def onboard(
         store.tenants.get(tenant)
         onboarding = Onboarding(data_dir, store.database, job_limits(1, jobs_memory_mib), remote=store.remote)
         served = _base(onboarding, store, base, output)
-        job = _create(onboarding, served, tenant=tenant, name=name, paths=(data, validation), spec=_read_spec(spec))
+        own_spec = _read_spec(spec)
+        with readable(data, columns, output) as training:
+            job = _create(onboarding, served, tenant=tenant, name=name, paths=(training, validation), spec=own_spec)
         output.say(f"job {job.id}")
         _show_result(follow(onboarding, job, output), output)
 

@@ -30,7 +30,7 @@ from server.jobs.gate.peft_reference import round_trip
 from server.jobs.gate.samples import MAX_NEW_TOKENS, side_by_side
 from server.jobs.gate.serving_scorer import ScorerSettings, ServingScorer, pack_folder
 from server.jobs.gate.tuned_base import TunedBase
-from trainer.data.dataset import PreparedData, prepare
+from trainer.data.dataset import PreparedData, enough_of, prepare
 from trainer.data.problems import DataRejected, Problem
 from trainer.data.sample import pick, runs_of
 from trainer.gate.answers.calls import CallScores
@@ -86,7 +86,13 @@ def gate_run(run_dir: Path, precision: Precision, thresholds: GateThresholds | N
     load_config(spec.base)  # a folder that holds no base is refused before its tokenizer is read
     tokenizer = load_tokenizer(spec.base)
     base = load_base(spec.base, **asdict(precision))
-    data = prepare(spec, tokenizer, max_model_len=base.max_model_len, num_embeddings=base.num_embeddings)
+    data = prepare(
+        spec,
+        tokenizer,
+        max_model_len=base.max_model_len,
+        num_embeddings=base.num_embeddings,
+        enough=enough_of(folder.result().get("provenance", {})),
+    )
     _check_same_data(folder, data)
     measured = _measured(_Run(spec, folder.output(spec.method), base, data, tokenizer), precision, limits)
     body = {
@@ -142,7 +148,7 @@ def _judged(
     ends = _ends(tokenizer, scorer.max_tokens)
     calls = _calls(run, scorer, tokenizer)
     inputs = GateInputs(validation, general or own, MIX if general else OWN_TEXT, weights, trip, ends, calls)
-    result = judge(scorer, inputs, limits)
+    result = judge(scorer, inputs, replace(limits, max_pair_tokens=scorer.max_tokens))
     return _Measured(result, side_by_side(scorer, tokenizer, pick(validation, NUM_SAMPLES)))
 
 
@@ -197,6 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"verdict: {result.verdict}")
     for reason in result.reasons:
         print(f"{reason.level}: {reason.message}")
+    for note in result.notes:
+        print(f"note: {note}")
     return 0
 
 

@@ -8,7 +8,7 @@ from server.engine.text.tokenizer import Tokenizer
 from server.jobs.gate.serving_scorer import ServingScorer
 from server.jobs.gate.tuned_base import TunedBase
 from trainer.data.types import EncodedExample
-from trainer.gate.held_out import last_answer
+from trainer.gate.prompt_use import last_answer
 from trainer.gate.scorer import BASE_ALONE
 from trainer.report.content import Sample
 

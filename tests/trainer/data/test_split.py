@@ -9,7 +9,7 @@ import pytest
 from support.trainers.training_data import example, some_examples
 from trainer.data.examples import Examples
 from trainer.data.problems import DataRejected
-from trainer.data.split import apart, mixed, split
+from trainer.data.split import ENOUGH_VALIDATION, apart, mixed, split
 
 
 def copies(count: int, distinct: int) -> Examples:
@@ -20,6 +20,13 @@ def copies(count: int, distinct: int) -> Examples:
 def test_five_percent_is_held_out_but_not_too_few_nor_too_many(distinct: int, held_out: int) -> None:
     parts = split(copies(distinct, distinct))
     assert (len(parts.validation), len(parts.train)) == (held_out, distinct - held_out)
+
+
+@pytest.mark.parametrize(
+    ("distinct", "held_out"), [(8, 2), (32, 8), (50, 10), (91, 18), (160, 32), (640, 32), (641, 33), (2000, 100)]
+)
+def test_small_files_hold_out_enough_to_judge_by(distinct: int, held_out: int) -> None:
+    assert len(split(copies(distinct, distinct), enough=ENOUGH_VALIDATION).validation) == held_out
 
 
 def test_copies_never_straddle_the_border() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from support.trainers.training_data import example, some_examples
 from trainer.data.types import EncodedExample
-from trainer.gate.held_out import HeldOut, judge_held_out, last_answer, measure_held_out, swapped_pairs
+from trainer.gate.held_out import HeldOut, judge_held_out, measure_held_out
+from trainer.gate.prompt_use import last_answer, swapped_pairs
 from trainer.gate.scorer import Losses
 from trainer.gate.thresholds import GateThresholds
 

@@ -1,0 +1,33 @@
+"""Makes a job's own training file one that the trainer reads: as it is, or converted. Knows files; knows no rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from server.jobs.limits import JobRefused
+from trainer.data.formats.convert import convert
+from trainer.data.formats.sources import SourceLimits
+from trainer.data.jsonl import read_jsonl
+from trainer.data.problems import DataRejected
+
+SOURCES = SourceLimits(parquet=False)  # the bytes are a tenant's, and this is the server's process
+
+
+def make_readable(path: Path, param: str) -> str | None:
+    """What was recognised and changed; None if the file was read as it is. Raises JobRefused with the line."""
+    try:
+        read_jsonl(path, what=param)
+        return None
+    except DataRejected as error:
+        native = error
+    converted = path.with_name(f"{path.name}.converted")
+    try:
+        report = convert(path, converted, what=param, sources=SOURCES)
+        read_jsonl(converted, what=param)
+        converted.replace(path)  # the link to the tenant's bytes, not the bytes
+    except DataRejected as error:
+        shown = native if native.line < error.line or error.code == "too_few_examples" else error
+        raise JobRefused(shown.code, shown.message, param=param) from None
+    finally:
+        converted.unlink(missing_ok=True)
+    return report.text

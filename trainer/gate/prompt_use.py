@@ -1,0 +1,129 @@
+"""Are the same answers harder behind a wrong prompt? Knows losses; knows no model.
+
+An adapter trained on shuffled answers learns their style and beats the base; behind a wrong prompt its answers are no
+harder. An answer's cost is what the wrong prompt adds, in nats per learned token; every answer counts alike, so a short
+one with a huge cost rules nothing. Three outcomes: the cost is there; it is surely less than matters, which blocks; or
+the held-out examples cannot tell, which warns. What matters is a quarter of what the base alone shows on the same
+pairs, and at least `least_prompt_use`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.types import EncodedExample
+from trainer.gate.bootstrap import Interval, bound, rank_interval
+from trainer.gate.scorer import BASE_ALONE, Losses, Scorer
+from trainer.gate.thresholds import GateThresholds
+from trainer.gate.verdict import Reason
+
+Pair = tuple[EncodedExample, EncodedExample]
+
+
+@dataclass(frozen=True)
+class PromptUse:
+    """What a wrong prompt costs, with the adapter and on the base alone; None if num_pairs are too few to measure."""
+
+    num_pairs: int
+    adapter: Interval | None = None
+    base: Interval | None = None
+
+    def to_mapping(self) -> dict[str, object]:
+        return {
+            "prompt_use": self.adapter.to_mapping() if self.adapter else None,
+            "base_prompt_use": self.base.to_mapping() if self.base else None,
+            "num_prompt_pairs": self.num_pairs,
+        }
+
+
+def measure_prompt_use(scorer: Scorer, examples: Sequence[EncodedExample], limits: GateThresholds) -> PromptUse:
+    """Score each answer behind its own and a wrong prompt, with the adapter and on the base alone."""
+    pairs = swapped_pairs(examples, max_tokens=limits.max_pair_tokens)
+    if len(pairs) < limits.min_examples:
+        return PromptUse(len(pairs))
+    own, other = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    adapter, base = (
+        cost_of(*(scorer.losses(side, scale=scale) for side in (own, other)), limits) for scale in (1.0, BASE_ALONE)
+    )
+    return PromptUse(len(pairs), adapter, base)
+
+
+def cost_of(own: Losses, other: Losses, limits: GateThresholds) -> Interval:
+    """Nats per learned token that the wrong prompts cost."""
+    return rank_interval((other.nll - own.nll) / own.weight, confidence=limits.prompt_confidence)
+
+
+def judge_prompt_use(found: PromptUse, limits: GateThresholds) -> list[Reason]:
+    """The reasons against the adapter; none if it was not measured, which the report says."""
+    use = found.adapter
+    if use is None or not np.isfinite(use.estimate):
+        return []
+    least = limits.least_prompt_use
+    if found.base is not None and np.isfinite(found.base.estimate):
+        least = max(least, limits.prompt_use_share * found.base.estimate)
+    if use.is_above_zero and use.estimate >= least:
+        return []
+    measured = f"{use.estimate:.3f} nats, from {bound(use.low)} to {bound(use.high)}, {use.num_examples} answers"
+    if use.high < least:
+        message = (
+            f"the adapter answers as well behind a wrong prompt: it costs {measured}; at least {least:.3f} is "
+            "expected. The answers in the data do not belong to their prompts, or nothing was learned from them"
+        )
+        return [Reason("ignores_prompt", "block", message, use.high, least)]
+    message = (
+        "the held-out examples cannot tell whether answers follow from their prompts: a wrong prompt costs "
+        f"{measured}; at least {least:.3f} is expected. "
+        "A persona or a fixed style may look so; so does data with wrong answers"
+    )
+    return [Reason("prompt_use_unclear", "warn", message, use.estimate, least)]
+
+
+def notes_of(found: PromptUse, limits: GateThresholds) -> list[str]:
+    """What was not measured, and why."""
+    if found.adapter is not None:
+        return []
+    return [
+        f"whether answers follow from their prompts was not measured: {found.num_pairs} held-out answers have another "
+        f"prompt to stand behind, at least {limits.min_examples} are needed"
+    ]
+
+
+def swapped_pairs(examples: Sequence[EncodedExample], *, max_tokens: int = 0) -> list[Pair]:
+    """Each example's last answer behind its own prompt, and behind the prompt of the next one that answers otherwise.
+
+    Only the last answer is scored in both, and prompts are swapped within a kind (chat, completion), whose forms
+    differ. Examples without a prompt, and answers that all the others give too, are left out; no swapped pair is
+    longer than the longest example, or than max_tokens if that is more.
+    """
+    longest = max(*map(len, examples), max_tokens, 0)
+    starts = [last_answer(example) for example in examples]
+    pairs = []
+    for kind in sorted({example.kind for example in examples}):
+        having = [n for n, example in enumerate(examples) if example.kind == kind and starts[n] > 1]
+        for place, own in enumerate(having):
+            answer = _answer(examples, starts, own)
+            others = (n for n in (*having[place + 1 :], *having[:place]) if starts[n] + len(answer) <= longest)
+            other = next((n for n in others if not np.array_equal(answer, _answer(examples, starts, n))), None)
+            if other is not None:
+                pairs.append((_joined(examples, starts, own, own), _joined(examples, starts, other, own)))
+    return pairs
+
+
+def _answer(examples: Sequence[EncodedExample], starts: Sequence[int], index: int) -> NDArray[np.int32]:
+    return examples[index].input_ids[starts[index] :]
+
+
+def last_answer(example: EncodedExample) -> int:
+    """The position where the last run of learned tokens begins; what follows that run is not scored."""
+    context = np.flatnonzero(~example.supervised[: int(np.flatnonzero(example.supervised)[-1])])
+    return int(context[-1]) + 1
+
+
+def _joined(examples: Sequence[EncodedExample], starts: Sequence[int], prompt: int, answer: int) -> EncodedExample:
+    head, tail = examples[prompt].input_ids[: starts[prompt]], examples[answer].input_ids[starts[answer] :]
+    weights = np.concatenate([np.zeros(len(head), dtype=np.float32), examples[answer].weights[starts[answer] :]])
+    return EncodedExample(np.concatenate([head, tail]), weights)
