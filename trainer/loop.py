@@ -28,6 +28,8 @@ from trainer.run_folder.folder import CANCEL, PAUSE
 from trainer.run_folder.progress import Progress
 from trainer.spec import TrainSpec
 
+LONG_EPOCH = 32  # optimizer steps
+SHOW_LIFE_S = 5.0
 Outcome = Literal["finished", "paused", "cancelled"]
 
 
@@ -36,6 +38,19 @@ class Diverged(UserError):
 
     def __init__(self, message: str) -> None:
         super().__init__("diverged", message, param="optim.learning_rate")
+
+
+def steps_between_evaluations(epoch_steps: int) -> int:
+    """An epoch; a third of a long one, so that early stopping has evaluations to count."""
+    return epoch_steps if epoch_steps < LONG_EPOCH else -(-epoch_steps // 3)
+
+
+class _Interrupted(Exception):
+    """A pause or a cancel was requested between two forwards of a step: the step is not taken."""
+
+    def __init__(self, request: str) -> None:
+        super().__init__(request)
+        self.request = request
 
 
 @dataclass(eq=False)
@@ -52,6 +67,7 @@ class Loop:
     control: Control
     log: RunLog
     progress: Progress = field(default_factory=Progress)
+    _shown_s: float = field(default=0.0, init=False)
 
     @property
     def num_steps(self) -> int:
@@ -60,7 +76,7 @@ class Loop:
 
     @property
     def eval_every(self) -> int:
-        return self.spec.eval_every or self.batches.num_steps(1)
+        return self.spec.eval_every or steps_between_evaluations(self.batches.num_steps(1))
 
     def run(self) -> Outcome:
         """Train from `progress` to the end, or until a pause or cancel is requested.
@@ -74,7 +90,11 @@ class Loop:
             request = self.ranks.agreed(self.control.requested())
             if request:
                 return self._stop(request)
-            self._step()
+            try:
+                self._step()
+            except _Interrupted as interrupted:
+                self.optimizer.zero_grad()
+                return self._stop(interrupted.request)
             if self.progress.step % self.eval_every == 0 or self.progress.step == self.num_steps:
                 self._evaluate()
         return "finished"
@@ -124,7 +144,11 @@ class Loop:
     def _accumulate(self, batch: StepBatch) -> float:
         """Gradients of the step's mean loss per weighted token, over all forwards and ranks; returns that loss."""
         total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        for micro_batch in batch.micro_batches:
+        for number, micro_batch in enumerate(batch.micro_batches):
+            request = self.ranks.agreed(self.control.requested()) if number else ""
+            if request:
+                raise _Interrupted(request)
+            self._show_life("the first step", number, len(batch.micro_batches))
             loss = self.trainee.loss(micro_batch)
             (loss * (self.ranks.world_size / batch.weight)).backward()  # sharding averages gradients over the ranks
             total += loss.detach()
@@ -145,6 +169,13 @@ class Loop:
             eta_s=left * progress.train_s / progress.step,
         )
 
+    def _show_life(self, what: str, done: int, of: int | None) -> None:
+        """Before the first step has ended, an event at its start and every SHOW_LIFE_S: it may take minutes."""
+        now_s = time.monotonic()
+        if self.progress.step == 0 and (done == 0 or now_s - self._shown_s >= SHOW_LIFE_S):
+            self._shown_s = now_s
+            self.log.event("working", what=what, done=done, of=of, num_steps=self.num_steps)
+
     def _evaluate(self) -> None:
         loss = self._held_out_loss()
         self.progress = self.progress.with_evaluation(loss)
@@ -160,7 +191,8 @@ class Loop:
         """Mean nll per weighted held-out token, in nats."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
         with self.trainee.evaluating():
-            for batch in self.validation:
+            for number, batch in enumerate(self.validation):
+                self._show_life("the held-out loss of the base", number, None)
                 sums[0] += self.trainee.loss(batch)
                 sums[1] += batch.weight
         nll, weight = self.ranks.total(sums).tolist()

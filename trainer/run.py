@@ -18,6 +18,7 @@ from trainer.data.dataset import ENOUGH, PreparedData, batches_of, enough_of, pr
 from trainer.data.examples import Examples
 from trainer.data.packing import InOrder
 from trainer.data.split import ENOUGH_VALIDATION
+from trainer.gate.data_check import check_data
 from trainer.loop import Loop
 from trainer.model.eva import start_from_data
 from trainer.model.memory import peak_bytes
@@ -83,6 +84,8 @@ class Run:
         trainee = self._trainee(data)
         difference = check_packing(trainee, data.train)
         loop = self._loop(trainee, data)
+        if loop.progress.step == 0:
+            self._check_prompts(trainee, data, loop.num_steps)
         self._stage("training", packing_difference=difference, num_steps=loop.num_steps)
         outcome = loop.run()
         if outcome != "finished":
@@ -92,6 +95,14 @@ class Run:
             return code
         self._publish(loop, start_s)
         return Exit.SUCCEEDED
+
+    def _check_prompts(self, trainee: Trainee, data: PreparedData, num_steps: int) -> None:
+        """Warn, before anything is trained, of answers that do not seem to belong to their prompts."""
+        batch, facts = self.spec.batch, data.facts
+        step_tokens = batch.tokens or batch.examples * facts.num_tokens / facts.num_train
+        found = check_data(trainee, data.train, trained_tokens=num_steps * step_tokens)
+        use = found.use.to_mapping() if found.use else None
+        self.log.event("data_check", level=found.level, message=found.message, base_prompt_use=use)
 
     def _stage(self, name: str, **fields: Any) -> None:
         self.log.event("stage", stage=name, **fields)

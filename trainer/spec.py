@@ -36,6 +36,7 @@ from adapters_store.parsing.patterns import PLAIN_KEY
 from adapters_store.parsing.strict_json import shown
 
 Method = Literal["lora", "qlora", "dora", "full"]
+TooLong = Literal["refuse", "truncate", "drop"]
 MAX_RANK = 256  # what the store accepts
 MAX_ENTRIES = 8192  # as the store allows in target_modules and in each pattern
 MAX_FORWARD_TOKENS = 1 << 24
@@ -156,6 +157,7 @@ class BatchSpec(_Spec):
     examples: per optimizer step, over all ranks. tokens: if given, a step takes as many whole examples as fit (at
     least one), instead of `examples`. micro_tokens: the most tokens in one forward of one rank (None:
     max_sequence_length); it sets the memory, not the result. packing False: every example is a forward of its own.
+    too_long: what happens to an example of more than max_sequence_length tokens; truncate keeps its first tokens.
     """
 
     section = "batch"
@@ -163,6 +165,7 @@ class BatchSpec(_Spec):
     tokens: int | None = _whole(1, 1 << 30, None)
     micro_tokens: int | None = _whole(8, MAX_FORWARD_TOKENS, None)
     max_sequence_length: int = _whole(8, 1 << 20, 2048)
+    too_long: TooLong = "refuse"
     packing: bool = True
 
     @model_validator(mode="after")
@@ -182,10 +185,11 @@ class TrainSpec(_Spec):
     """One run. Paths may be relative to the working directory (from_yaml: to the YAML file's folder).
 
     validation None: a part of the data is held out. mix: general data, of which mix_fraction of the examples is added.
-    precision "bfloat16": frozen weights bf16, trained weights fp32, matrix products in bf16. eval_every: in
-    steps; None: once an epoch. keep_best, keep_last: checkpoints kept by validation loss, and the newest.
-    early_stopping_patience: evaluations without a better loss until the run ends; 0: never. tool_dialect: in which
-    the data's tool calls are learned and the adapter is served; None: the base's own.
+    precision "bfloat16": frozen weights bf16, trained weights fp32, matrix products in bf16. eval_every: in steps;
+    None: once an epoch, three times in one of 32 steps or more. keep_best, keep_last: checkpoints kept by validation
+    loss, and the newest. early_stopping_patience: evaluations without a loss below the best, and the base's, until the
+    run ends; 0: never. tool_dialect: in which the data's tool calls are learned and the adapter is served; None: the
+    base's own.
     """
 
     base: FilePath

@@ -97,7 +97,8 @@ class Onboarding:
             spec = build_spec(request, base, self.limits, validation=VALIDATION_FILE in files, mix=MIX_FILE in files)
             for each, (file, param) in files.items():
                 self.files.link(file, run_dir / each)
-                reports[param] = make_readable(run_dir / each, param)
+                with disk_full_is_an_answer():
+                    reports[param] = make_readable(run_dir / each, param)
             body = replace(request, suffix=name).to_mapping()
             new = NewJob(tenant=tenant, name=name, request=body, spec=spec.to_mapping(), base_digest=base.digest)
             job = self.jobs.add(job_id, new)

@@ -25,7 +25,7 @@ from trainer.run_folder.control import Control
 from trainer.run_folder.events import RunLog, read_events
 from trainer.run_folder.folder import RunFolder
 from trainer.run_folder.progress import Progress
-from trainer.spec import OptimSpec
+from trainer.spec import OptimSpec, TrainSpec
 
 CPU = torch.device("cpu")
 
@@ -82,6 +82,16 @@ def test_progress_survives_its_mapping_and_knows_its_best() -> None:
     assert not progress.is_stale(0)
 
 
+def test_a_run_that_never_beats_its_base_is_stale_by_the_default_patience() -> None:
+    progress = Progress(base_loss=1.0)
+    for step in (11, 22, 33):
+        assert not progress.is_stale(TrainSpec.model_fields["early_stopping_patience"].default)
+        progress = replace(progress, step=step).with_evaluation(2 - step / 50)
+    assert progress.best is not None
+    assert progress.best.step == 33, "what is published is still the best there is"
+    assert progress.is_stale(3)
+
+
 def test_control_hears_words_and_signals_and_forgets_what_was_answered(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Control(RunFolder(tmp_path)) as control:
@@ -129,7 +139,7 @@ def test_the_packing_check_passes_as_it_is_and_catches_examples_that_see_each_ot
 
 PLANTED = {
     "leaking mask": {"segment_lengths": lambda position_ids: (position_ids.shape[1],)},
-    "positions of a neighbour": {"pack": lambda examples: _moved(pack(examples), lambda place: place.roll(1))},
+    "wrong positions": {"pack": lambda examples: _moved(pack(examples), lambda place: (-place) % place.shape[1])},
     "another rope": {"pack": lambda examples: _moved(pack(examples), lambda place: place * 2)},
 }
 

@@ -10,6 +10,9 @@ import torch
 
 from server.demo.assets import demo_base_path
 from support.trainers.training import STEPS, demo_spec, trained_weights, trainer_process, wait_for_step
+from trainer.data.types import PackedBatch
+from trainer.loop import steps_between_evaluations
+from trainer.model.model import Trainee
 from trainer.run import train
 from trainer.run_folder.events import read_events
 from trainer.run_folder.folder import Exit, RunDirInUse
@@ -131,6 +134,43 @@ def test_early_stopping_ends_a_run_that_gets_worse(tmp_path: Path) -> None:
     assert train(spec, tmp_path / "run") is Exit.SUCCEEDED
     result = result_of(tmp_path / "run")
     assert result["best_step"] + 2 == result["step"] < 40
+
+
+def test_a_run_shows_life_before_its_first_step_has_ended(finished: Path) -> None:
+    events = [event for event in read_events(finished) if event["type"] in ("working", "step")]
+    assert [event.get("what") for event in events[:3]] == ["the held-out loss of the base", "the first step", None]
+    assert events[1]["num_steps"] == STEPS
+    assert {event["type"] for event in events[2:]} == {"step"}
+
+
+@pytest.mark.parametrize("word", ["pause", "cancel"])
+def test_a_request_is_answered_between_two_forwards_and_a_paused_run_ends_as_one_that_never_was(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """The third forward of step 4 never runs; its step is taken whole after the resume."""
+    spec, forwards = TrainSpec.from_yaml(finished / "spec.yaml"), []
+    body = {**spec.to_mapping(), "batch": {**spec.batch.model_dump(), "packing": False}}
+    spec, whole = TrainSpec.from_mapping(body), Trainee.loss
+
+    def loss(trainee: Trainee, batch: PackedBatch) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            forwards.append(batch.num_tokens)
+            if len(forwards) == 3 * spec.batch.examples + 2:
+                (tmp_path / "run" / "control").write_text(word)
+        return whole(trainee, batch)
+
+    monkeypatch.setattr(Trainee, "loss", loss)
+    assert train(spec, tmp_path / "run") is (Exit.PAUSED if word == "pause" else Exit.CANCELLED)
+    assert len(forwards) == 3 * spec.batch.examples + 2
+    assert result_of(tmp_path / "run")["step"] == 3
+    if word == "pause":
+        assert train(spec, tmp_path / "run", resume=True) is Exit.SUCCEEDED
+        losses = [event["loss"] for event in read_events(tmp_path / "run") if event["type"] == "step"]
+        assert len(losses) == STEPS
+
+
+def test_long_epochs_are_evaluated_often_enough_for_early_stopping() -> None:
+    assert [steps_between_evaluations(epoch) for epoch in (1, 31, 32, 90)] == [1, 31, 11, 30]
 
 
 def test_dropout_is_the_same_after_a_resume(tmp_path: Path) -> None:

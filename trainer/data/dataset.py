@@ -27,7 +27,8 @@ ENOUGH = "enough_validation"  # in a run's provenance
 class DataFacts:
     """Where the examples came from and how many they are; goes into every provenance. Digests: "sha256:..." or None.
 
-    num_tokens, num_supervised: of the training examples. template_digest: "none" for a base without a chat template.
+    num_tokens, num_supervised: of the training examples. num_too_long: examples that were cut or dropped.
+    template_digest: "none" for a base without a chat template.
     """
 
     data_digest: str
@@ -42,9 +43,14 @@ class DataFacts:
     num_general: int
     num_tokens: int
     num_supervised: int
+    num_too_long: int = 0
 
     def to_mapping(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without num_too_long if it is 0: provenances of earlier versions do not name it."""
+        body = asdict(self)
+        if not self.num_too_long:
+            del body["num_too_long"]
+        return body
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,11 @@ def prepare(
     """
     length = min(spec.batch.max_sequence_length, max_model_len or spec.batch.max_sequence_length)
     encoder = Encoder(
-        tokenizer, max_sequence_length=length, num_embeddings=num_embeddings, tool_dialect=spec.tool_dialect
+        tokenizer,
+        max_sequence_length=length,
+        num_embeddings=num_embeddings,
+        tool_dialect=spec.tool_dialect,
+        too_long=spec.batch.too_long,
     )
     data, examples = _load(spec.data, "data", encoder, limits)
     parts, validation = _held_out(spec, encoder, examples, enough)
@@ -94,6 +104,7 @@ def prepare(
         num_general=len(general.validation) if general else 0,
         num_tokens=int(train.lengths.sum()),
         num_supervised=train.num_supervised,
+        num_too_long=encoder.num_too_long,
     )
     return PreparedData(train, parts.validation, general.validation if general else Examples([]), facts)
 

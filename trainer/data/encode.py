@@ -21,6 +21,7 @@ from trainer.data.problems import LineRefused, ProblemList, excerpt_of
 from trainer.data.records import Record
 from trainer.data.template import Render, RenderedText, Span, check_calls, dialect_for, render_chat, template_of
 from trainer.data.types import EncodedExample
+from trainer.spec import TooLong
 
 Tokens = tuple[NDArray[np.int32], NDArray[np.float32]]
 
@@ -30,6 +31,8 @@ class Encoder:
 
     num_embeddings: rows of the model's embedding, if known; a token beyond them is refused with its line.
     tool_dialect: in which calls are written; None: the base's own.
+    too_long: what happens to a longer example: "refuse", "truncate" to its first tokens, or "drop". num_too_long: how
+    many there were.
     """
 
     def __init__(
@@ -39,10 +42,13 @@ class Encoder:
         max_sequence_length: int,
         num_embeddings: int | None = None,
         tool_dialect: str | None = None,
+        too_long: TooLong = "refuse",
     ) -> None:
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} has no fast form (tokenizer.json), which training needs")
         self.max_sequence_length = max_sequence_length
+        self.num_too_long = 0
+        self._too_long = too_long
         self._num_embeddings = num_embeddings
         self._dialect = dialect_for(tokenizer, tool_dialect)
         self._render = template_of(tokenizer, self._dialect)
@@ -56,9 +62,20 @@ class Encoder:
     def encode(self, record: Record, *, line: int = 0, digest: bytes = b"") -> list[EncodedExample]:
         """One example, or one per answer if the template needs a chat unrolled. Raises LineRefused."""
         return [
-            EncodedExample(ids, self._checked(ids, weights), digest, line, record.kind)
+            EncodedExample(fitting[0], self._checked(*fitting), digest, line, record.kind)
             for ids, weights in self._tokens(record)
+            if (fitting := self._fitting(ids, weights)) is not None
         ]
+
+    def _fitting(self, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> Tokens | None:
+        """What of it is learned; None if it is dropped. A cut that leaves no learned token drops the example."""
+        if len(ids) <= self.max_sequence_length or self._too_long == "refuse":
+            return ids, weights
+        self.num_too_long += 1
+        kept = weights[: self.max_sequence_length]
+        if self._too_long == "drop" or not kept[1:].any():
+            return None
+        return ids[: self.max_sequence_length], kept
 
     def _tokens(self, record: Record) -> list[Tokens]:
         if record.kind == "chat":
@@ -74,7 +91,10 @@ class Encoder:
     def _checked(self, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """The weights, the first token's 0. Raises LineRefused for what is too long, unreadable or teaches nothing."""
         if len(ids) > self.max_sequence_length:
-            message = f"the example has {len(ids)} tokens, at most {self.max_sequence_length} fit"
+            message = (
+                f"the example has {len(ids)} tokens, at most {self.max_sequence_length} fit; batch.too_long: truncate "
+                "cuts such examples, drop leaves them out"
+            )
             raise LineRefused("sequence_too_long", message)
         self._check_rows(ids)
         weights[0] = 0.0

@@ -41,11 +41,13 @@ class Progress:
         return [evaluation.step for evaluation in ordered[:count]]
 
     def is_stale(self, patience: int) -> bool:
-        """Whether the last `patience` evaluations brought nothing better; never with patience 0."""
+        """Whether the last `patience` evaluations brought nothing better; never with patience 0. The untrained base
+        counts as the evaluation before the first step."""
         if not patience or self.best is None:
             return False
-        since = sum(evaluation.step > self.best.step for evaluation in self.evaluations)
-        return since >= patience
+        is_below_base = self.base_loss is None or self.best.loss < self.base_loss
+        best_step = self.best.step if is_below_base else 0
+        return sum(evaluation.step > best_step for evaluation in self.evaluations) >= patience
 
     def with_evaluation(self, loss: float) -> Progress:
         return replace(self, evaluations=(*self.evaluations, Evaluation(self.step, loss)))

@@ -37,7 +37,7 @@ def follow(onboarding: Onboarding, job: Job, output: Output) -> Job:
 @contextmanager
 def _a_worker(onboarding: Onboarding) -> Iterator[None]:
     """A running server's worker, or our own; a lock lets only one of them work."""
-    supervisor = WorkerSupervisor(onboarding, SupervisorSettings(look_s=0.1))
+    supervisor = WorkerSupervisor(onboarding, SupervisorSettings(look_s=0.1, serves=False))
     supervisor.start()
     try:
         yield

@@ -56,6 +56,9 @@ def train(
     parsed = read_spec(spec)
     if ranks > 1 and parsed.sharding != "fsdp":
         raise CommandError("bad_spec", f'--ranks {ranks}: the spec needs sharding: "fsdp"', ExitCode.REFUSED)
+    if gate and parsed.method == "dora":
+        message = "method dora: the server serves no DoRA; choose lora, or train with --no-gate and merge with PEFT"
+        raise CommandError("unsupported_method", message, ExitCode.REFUSED)
     folder = run_dir or Path("runs") / spec.stem
     folder.mkdir(parents=True, exist_ok=True)
     code = _trained(_command(spec, folder, resume=resume, ranks=ranks), folder, output)
@@ -136,6 +139,8 @@ class Screen:
                 self._bar.update(self._task, description=str(event["stage"]))
             elif event["type"] == "note":
                 self.output.say(f"note: {event['message']}", style="yellow")
+            elif event["type"] == "data_check":
+                self.output.say(f"data: {event['message']}")
             elif event["type"] == "eval":
                 self._evaluated(event)
             elif event["type"] == "step":

@@ -40,10 +40,7 @@ class RunEvents:
             figures = {"step": step, "train_loss": self.progress.get("loss")}
             figures["valid_loss"] = event.get("loss", self.progress.get("valid_loss"))
             return [{"checkpoint": step, "data": figures}]
-        if kind == "stage":
-            stage = event.get("stage") or event.get("name") or ""
-            return [{"key": f"stage:{stage}", "message": f"Training: {stage}"}]
-        return []
+        return _messages(event)
 
     def _step(self, event: Mapping[str, Any]) -> list[dict[str, Any]]:
         step, count = int(event["step"]), int(event.get("num_steps") or 0)
@@ -54,6 +51,21 @@ class RunEvents:
         figures = {"step": step, "train_loss": event.get("loss"), "learning_rate": event.get("learning_rate")}
         text = f"Step {step}/{count}: training loss={_shown(event.get('loss'))}"
         return [_metrics(f"step:{step}", text, {**figures, "total_steps": count})]
+
+
+def _messages(event: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is said in words; nothing for other kinds of events."""
+    kind = event.get("type")
+    if kind == "data_check":
+        return [{"key": "data_check", "message": str(event.get("message")), "level": str(event.get("level"))}]
+    if kind == "working":
+        of = "" if event.get("of") is None else f" of {event['of']}"
+        text = f"Training: {event.get('what')}, {event.get('done')}{of} forwards done"
+        return [{"key": f"working:{event.get('what')}:{event.get('done')}", "message": text}]
+    if kind == "stage":
+        stage = event.get("stage") or event.get("name") or ""
+        return [{"key": f"stage:{stage}", "message": f"Training: {stage}"}]
+    return []
 
 
 def _metrics(key: str, message: str, data: Mapping[str, Any]) -> dict[str, Any]:

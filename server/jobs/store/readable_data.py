@@ -10,7 +10,7 @@ from trainer.data.formats.sources import SourceLimits
 from trainer.data.jsonl import read_jsonl
 from trainer.data.problems import DataRejected
 
-SOURCES = SourceLimits(parquet=False)  # the bytes are a tenant's, and this is the server's process
+SOURCES = SourceLimits(parquet=False, max_bytes=1 << 30)  # a tenant's bytes, in the server's process
 
 
 def make_readable(path: Path, param: str) -> str | None:
@@ -26,7 +26,8 @@ def make_readable(path: Path, param: str) -> str | None:
         read_jsonl(converted, what=param)
         converted.replace(path)  # the link to the tenant's bytes, not the bytes
     except DataRejected as error:
-        shown = native if native.line < error.line or error.code == "too_few_examples" else error
+        is_native = 1 < native.line >= error.line > 0  # conversion came no further: the file is in our own form
+        shown = native if is_native else error
         raise JobRefused(shown.code, shown.message, param=param) from None
     finally:
         converted.unlink(missing_ok=True)

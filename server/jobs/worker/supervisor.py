@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 class SupervisorSettings:
     """jobs: what runs them. options: further arguments of the worker. look_s: between two checks for work. waits_s:
     before the n-th restart of a worker that died within settled_s; the last one repeats. grace_s: for a worker to end.
+    serves: whether requests are served beside it, which then keep half of the CPU.
     """
 
     options: tuple[str, ...] = ()
@@ -40,6 +41,7 @@ class SupervisorSettings:
     settled_s: float = 60.0
     grace_s: float = 35.0
     environment: Mapping[str, str] = field(default_factory=dict)
+    serves: bool = True
 
 
 class WorkerSupervisor:
@@ -98,7 +100,8 @@ class WorkerSupervisor:
         url = self._onboarding.database_url  # not an argument: it may hold a password
         environment = {**os.environ, **self._settings.environment, DATABASE_URL_VARIABLE: url}
         command = (sys.executable, "-P", "-m", "server.jobs.worker.worker", "--watch-stdin")
-        options = (*_options(self._onboarding.limits), *self._settings.jobs.as_options(), *self._settings.options)
+        limits = _options(self._onboarding.limits, serves=self._settings.serves)
+        options = (*limits, *self._settings.jobs.as_options(), *self._settings.options)
         if self._onboarding.remote is not None:
             environment |= self._onboarding.remote.settings.to_environment()
         return subprocess.Popen(
@@ -109,17 +112,18 @@ class WorkerSupervisor:
         )
 
 
-def _options(limits: JobLimits) -> Iterator[str]:
+def _options(limits: JobLimits, *, serves: bool) -> Iterator[str]:
     """The limits, as the worker's options."""
     yield from ("--max-running", str(limits.max_running))
     if limits.memory_bytes is not None:
         yield from ("--memory-bytes", str(limits.memory_bytes))
-    threads = default_threads(limits.max_running)
+    threads = default_threads(limits.max_running, serves=serves)
     if threads is not None:
         yield from ("--threads", str(threads))
 
 
-def default_threads(max_running: int) -> int | None:
-    """CPU threads of one training beside a server: all trainings together get half of the machine; None if the
+def default_threads(max_running: int, *, serves: bool = True) -> int | None:
+    """CPU threads of one training: all trainings together get the machine, half of it beside a server; None if the
     environment sets the number."""
-    return None if operator_chose_threads() else max(1, usable_cpus() // 2 // max_running)
+    share = usable_cpus() // 2 if serves else usable_cpus()
+    return None if operator_chose_threads() else max(1, share // max_running)

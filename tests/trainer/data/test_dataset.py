@@ -10,7 +10,7 @@ import pytest
 from server.demo.assets import BASE_FOLDER
 from server.demo.recipe.styles import Style
 from support.trainers.training_data import chat, chats, demo_tokenizer, tenant_file, write_jsonl
-from trainer.data.dataset import batches_of, prepare
+from trainer.data.dataset import ENOUGH, batches_of, enough_of, prepare
 from trainer.data.encode import Encoder
 from trainer.data.jsonl import DataLimits, read_jsonl
 from trainer.data.problems import DataRejected
@@ -89,7 +89,29 @@ def test_a_sample_marks_what_is_learned_and_escapes_the_rest(tmp_path: Path) -> 
     assert sum(run.num_tokens for run in runs) == len(example)
 
 
+@pytest.mark.parametrize(("too_long", "lengths"), [("truncate", [100, 100]), ("drop", [])])
+def test_long_examples_are_cut_or_left_out_by_choice_and_counted(
+    tmp_path: Path, too_long: str, lengths: list[int]
+) -> None:
+    """One answer is cut; of another nothing would be left, so it is dropped in both."""
+    long = [chat("Say it.", "word " * 300), chat("word " * 300, "No."), chat("Say it again.", "word " * 300)]
+    path = write_jsonl(tmp_path / "data.jsonl", [*chats(40), *long])
+    with pytest.raises(DataRejected, match=r"at most 100 fit; batch.too_long.*and 2 more problems"):
+        prepare(spec_of(path, batch={"max_sequence_length": 100}), demo_tokenizer())
+    spec = spec_of(path, batch={"max_sequence_length": 100, "too_long": too_long})
+    data = prepare(spec, demo_tokenizer())
+    assert [len(item) for item in [*data.train, *data.validation] if len(item) >= 100] == lengths
+    assert data.facts.to_mapping()["num_too_long"] == 3
+    assert "num_too_long" not in prepare(spec_of(path), demo_tokenizer()).facts.to_mapping()
+
+
+def test_a_run_of_an_earlier_version_holds_out_what_it_held_out(tmp_path: Path) -> None:
+    spec = spec_of(write_jsonl(tmp_path / "data.jsonl", chats(112)))
+    held_out = [len(prepare(spec, demo_tokenizer(), enough=enough_of(made)).validation) for made in ({}, {ENOUGH: 32})]
+    assert held_out == [8, 22]
+
+
 def test_a_sample_is_spread_over_the_file(tmp_path: Path) -> None:
-    data = prepare(spec_of(write_jsonl(tmp_path / "data.jsonl", chats(100))), demo_tokenizer())
+    data = prepare(spec_of(write_jsonl(tmp_path / "data.jsonl", chats(112))), demo_tokenizer())
     assert [item.line for item in pick(data.train, 3)] == [data.train[index].line for index in (0, 30, 60)]
     assert len(pick(data.train, 1000)) == len(data.train)

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from support.trainers.training_data import example
+from adapters_store.base.tokenizer import load_tokenizer
+from server.demo.assets import demo_base_path
+from server.demo.recipe.corpus import tenant_dialogues
+from server.demo.recipe.styles import Style
+from support.trainers.training_data import example, write_jsonl
+from trainer.data.dataset import prepare
 from trainer.gate.bootstrap import Interval, rank_interval
+from trainer.gate.data_check import check_data
 from trainer.gate.prompt_use import PromptUse, judge_prompt_use, notes_of, swapped_pairs
 from trainer.gate.thresholds import GateThresholds
+from trainer.model.model import load
+from trainer.spec import BatchSpec, TrainSpec
 
 LIMITS = GateThresholds()
 ROUNDS = int(os.environ.get("MULTILORA_PROMPT_USE_ROUNDS", "100"))
@@ -79,6 +90,30 @@ def test_shuffled_data_does_not_pass_and_is_blocked_where_there_is_enough_of_it(
     found = {count: shares(SHUFFLED[name], count) for count in SIZES}
     assert np.mean([share["pass"] for share in found.values()]) <= 0.01, found
     assert min(found[count]["block"] for count in SIZES if count >= 128) >= 0.95, found
+
+
+def test_the_untrained_base_tells_shuffled_from_good_data_before_training_and_only_warns(tmp_path: Path) -> None:
+    """The demo's base, and answers that its documents hold; too little to train leaves it unsaid, with a reason."""
+    records: list[Any] = [dialogue.record("messages") for dialogue in tenant_dialogues(Style.LAW, 60, seed=5)]
+    records = [record for record in records if len(record["messages"]) == 2]
+    answers = [record["messages"][1] for record in records]
+    moved = zip(records, [*answers[7:], *answers[:7]], strict=True)
+    shuffled = [{"messages": [record["messages"][0], answer]} for record, answer in moved]
+    found = {}
+    for name, lines in (("good", records), ("shuffled", shuffled)):
+        spec = TrainSpec(
+            base=demo_base_path(),
+            data=write_jsonl(tmp_path / f"{name}.jsonl", lines),
+            batch=BatchSpec(max_sequence_length=256),
+        )
+        trainee = load(spec, torch.device("cpu"))
+        data = prepare(spec, load_tokenizer(spec.base))
+        found[name] = check_data(trainee, data.train, trained_tokens=1e6)
+        few = check_data(trainee, data.train, trained_tokens=1000)
+        assert (few.use, few.level) == (None, "info")
+        assert "not checked" in few.message
+    assert (found["good"].level, found["shuffled"].level) == ("info", "warn"), found
+    assert "wrong one costs" in found["shuffled"].message
 
 
 def interval(estimate: float, low: float, high: float) -> Interval:

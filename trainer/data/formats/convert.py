@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+import numpy as np
+
 from adapters_store.parsing.strict_json import parse_strict_json
+from trainer.data.examples import DIGEST_BYTES
 from trainer.data.formats.shapes import ROLES, as_example
 from trainer.data.formats.sources import SourceLimits, opened
 from trainer.data.jsonl import DataLimits
@@ -127,7 +130,7 @@ class _Checking:
     limits: DataLimits
     what: str
     problems: ProblemList = field(init=False)
-    digests: set[bytes] = field(default_factory=set)
+    digests: bytearray = field(default_factory=bytearray)
 
     def __post_init__(self) -> None:
         self.problems = ProblemList(what=self.what, max_listed=self.limits.max_listed)
@@ -147,9 +150,7 @@ class _Checking:
     def _example(self, raw: bytes) -> dict[str, Any]:
         example = as_example(self._parsed(raw), self.columns)
         record = parse_record(json.dumps(example.body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-        digest = record.digest()
-        self.report.num_duplicates += digest in self.digests
-        self.digests.add(digest)
+        self.digests += record.digest()
         self.report.num_examples += 1
         self.report.shapes[example.shape] += 1
         self.report.notes.update(set(example.notes))
@@ -170,4 +171,6 @@ class _Checking:
 
     def done(self) -> Report:
         self.report.problems, self.report.counts = self.problems.listed, self.problems.counts
+        distinct = np.unique(np.frombuffer(self.digests, dtype=f"S{DIGEST_BYTES}"))
+        self.report.num_duplicates = self.report.num_examples - len(distinct)
         return self.report

@@ -41,6 +41,13 @@ class SourceLimits:
     parquet: bool = True
 
 
+class SourceRefused(DataRejected):
+    """The file cannot be read as a whole, or not beyond a line."""
+
+    def __init__(self, code: str, message: str, what: str, line: int = 0) -> None:
+        super().__init__([Problem(line, code, message)], what=what)
+
+
 @contextmanager
 def opened(path: Path, limits: SourceLimits, *, what: str) -> Iterator[tuple[str, Numbered]]:
     """(container's name, records). The name: "JSON lines", "JSON list", "CSV", "TSV" or "Parquet", maybe " (gzip)".
@@ -64,24 +71,20 @@ def opened(path: Path, limits: SourceLimits, *, what: str) -> Iterator[tuple[str
                 name, records = _text(io.BufferedReader(cast(Any, unpacked)), limits, what)
                 yield f"{name} (gzip)", _unpacked(records, what)
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                _refuse("unsupported_file", f"the gzip file is damaged: {error}", what)
+                raise SourceRefused("unsupported_file", f"the gzip file is damaged: {error}", what) from None
 
 
 def _unpacked(records: Numbered, what: str) -> Numbered:
     try:
         yield from records
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        _refuse("unsupported_file", f"the gzip file is damaged: {error}", what)
-
-
-def _refuse(code: str, message: str, what: str, line: int = 0) -> NoReturn:
-    raise DataRejected([Problem(line, code, message)], what=what) from None
+        raise SourceRefused("unsupported_file", f"the gzip file is damaged: {error}", what) from None
 
 
 def _refuse_by_mark(head: bytes, what: str) -> None:
     for mark, (code, message) in _MARKS.items():
         if head.startswith(mark):
-            _refuse(code, f"this is {message}", what)
+            raise SourceRefused(code, f"this is {message}", what)
 
 
 def _text(stream: BinaryIO, limits: SourceLimits, what: str) -> tuple[str, Numbered]:
@@ -96,7 +99,7 @@ def _text(stream: BinaryIO, limits: SourceLimits, what: str) -> tuple[str, Numbe
         if len(_header(first, delimiter)) > 1:
             return name, _rows(lines, delimiter, limits, what)
     message = "no format is recognised: neither JSON lines, a JSON list, a table with a header, nor Parquet"
-    return _refuse("unsupported_file", f"{message} (it begins {first[:40]!a})", what)
+    raise SourceRefused("unsupported_file", f"{message} (it begins {first[:40]!a})", what)
 
 
 class _Lines:
@@ -105,15 +108,17 @@ class _Lines:
     def __init__(self, stream: BinaryIO, limits: SourceLimits, what: str) -> None:
         self._stream, self._limits, self._what = stream, limits, what
         self._num_bytes = 0
-        self.first = self._read().removeprefix(codecs.BOM_UTF8)
+        self.first, self._number = self._read().removeprefix(codecs.BOM_UTF8), 1
         while self.first in (b"\n", b"\r\n"):
-            self.first = self._read()
+            self.first, self._number = self._read(), self._number + 1
 
     def _read(self) -> bytes:
         line = self._stream.readline(self._limits.max_record_bytes + 1)
         self._num_bytes += len(line)
         if self._num_bytes > self._limits.max_bytes:
-            _refuse("file_too_large", f"more than {self._limits.max_bytes} bytes once it is unpacked", self._what)
+            raise SourceRefused(
+                "file_too_large", f"more than {self._limits.max_bytes} bytes once it is unpacked", self._what
+            )
         return line
 
     def chunks(self) -> Iterator[bytes]:
@@ -125,7 +130,7 @@ class _Lines:
 
     def all(self) -> Numbered:
         """Blank lines are passed over; a line that is too long comes cut, and is refused as such where it is parsed."""
-        number, line = 1, self.first
+        number, line = self._number, self.first
         while line:
             whole = line
             while line and not line.endswith(b"\n") and len(line) > self._limits.max_record_bytes:
@@ -142,7 +147,9 @@ class _Lines:
             try:
                 yield decoder.decode(line)
             except UnicodeDecodeError as error:
-                _refuse("not_utf8", f"byte {error.start + 1} of the line is not UTF-8", self._what, number)
+                raise SourceRefused(
+                    "not_utf8", f"byte {error.start + 1} of the line is not UTF-8", self._what, number
+                ) from None
 
 
 def _elements(lines: _Lines, limits: SourceLimits, what: str) -> Numbered:
@@ -155,14 +162,16 @@ def _elements(lines: _Lines, limits: SourceLimits, what: str) -> Numbered:
         if buffer.startswith("]", at):
             rest = buffer[at + 1 :] + "".join(_some(texts))
             if rest.strip():
-                _refuse("bad_json", f"text follows the end of the list: {rest.strip()[:40]!a}", what)
+                raise SourceRefused("bad_json", f"text follows the end of the list: {rest.strip()[:40]!a}", what)
             return
         try:
             _, end = scan(buffer, at)
         except (json.JSONDecodeError, RecursionError) as error:
             grown = "" if len(buffer) - at > limits.max_record_bytes else "".join(_some(texts))
             if not grown:
-                _refuse("bad_json", f"element {number + 1} of the list is not JSON: {error}", what, number + 1)
+                raise SourceRefused(
+                    "bad_json", f"element {number + 1} of the list is not JSON: {error}", what, number + 1
+                ) from None
             buffer, at = buffer[at:] + grown, 0
             continue
         number += 1
@@ -202,28 +211,30 @@ def _rows(lines: _Lines, delimiter: str, limits: SourceLimits, what: str) -> Num
     try:
         header = [name.strip() for name in next(reader)]
         if len(set(header)) != len(header) or "" in header:
-            _refuse("bad_table", f"the header has an empty or a repeated name: {ascii(header)[:200]}", what, 1)
+            raise SourceRefused(
+                "bad_table", f"the header has an empty or a repeated name: {ascii(header)[:200]}", what, 1
+            )
         for row in reader:
             if not row:
                 continue
             if len(row) != len(header):
                 message = f"the row has {len(row)} cells, the header {len(header)}; quote cells that hold a delimiter"
-                _refuse("bad_table", message, what, reader.line_num)
+                raise SourceRefused("bad_table", message, what, reader.line_num)
             yield reader.line_num, _as_json(dict(zip(header, row, strict=True)), reader.line_num, what)
     except csv.Error as error:
-        _refuse("bad_table", f"not a table: {error}", what, reader.line_num)
+        raise SourceRefused("bad_table", f"not a table: {error}", what, reader.line_num) from None
 
 
 def _parquet(path: Path, limits: SourceLimits, what: str) -> Numbered:
     if not limits.parquet:
         how = "convert it with `multilora data check FILE --write OUT.jsonl`"
-        _refuse("unsupported_file", f"this is Parquet, which the server does not open; {how}", what)
+        raise SourceRefused("unsupported_file", f"this is Parquet, which the server does not open; {how}", what)
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         how = "install pyarrow, or export it as JSON lines (`Dataset.to_json`)"
-        _refuse("unsupported_file", f"this is Parquet, and pyarrow is not installed; {how}", what)
+        raise SourceRefused("unsupported_file", f"this is Parquet, and pyarrow is not installed; {how}", what) from None
     number = 0
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
@@ -231,12 +242,12 @@ def _parquet(path: Path, limits: SourceLimits, what: str) -> Numbered:
                 number += 1
                 yield number, _as_json(row, number, what)
     except (pyarrow.ArrowException, OSError) as error:
-        _refuse("unsupported_file", f"the Parquet file is damaged: {str(error)[:200]}", what)
+        raise SourceRefused("unsupported_file", f"the Parquet file is damaged: {str(error)[:200]}", what) from None
 
 
 def _as_json(row: dict[str, Any], number: int, what: str) -> bytes:
     def refused(value: object) -> NoReturn:
-        _refuse("wrong_type", f"a cell holds {type(value).__name__}, not text", what, number)
+        raise SourceRefused("wrong_type", f"a cell holds {type(value).__name__}, not text", what, number)
 
     default: Callable[[object], NoReturn] = refused
     return json.dumps(row, ensure_ascii=False, default=default).encode("utf-8", "surrogatepass")

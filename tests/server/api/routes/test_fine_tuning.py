@@ -127,6 +127,34 @@ def test_bad_data_is_refused_by_line_before_anything_is_queued(acme: openai.Open
     assert len(list(acme.fine_tuning.jobs.list())) == before
 
 
+def test_a_file_of_another_form_is_checked_over_http_and_converted_for_its_job(acme: openai.OpenAI, url: str) -> None:
+    alpaca = [{"instruction": f"Say {n}.", "input": "", "output": f"{n}.", "id": n} for n in range(12)]
+    file = upload(acme, json.dumps(alpaca).encode())
+    headers = {"Authorization": f"Bearer {acme.api_key}"}
+    report = httpx.get(f"{url}/v1/files/{file}/check", headers=headers).json()
+    assert (report["object"], report["usable"], report["container"]) == ("file.check", True, "JSON list")
+    assert (report["shapes"], report["notes"]) == ({"Alpaca": 12}, {"key 'id' left out": 12})
+    job = acme.fine_tuning.jobs.create(model=MODEL, training_file=file)
+    messages = [event.message for event in acme.fine_tuning.jobs.list_events(job.id).data]
+    assert any("training_file: JSON list, 12 examples: Alpaca (12)" in message for message in messages)
+    acme.fine_tuning.jobs.cancel(job.id)
+    assert acme.files.content(file).content == json.dumps(alpaca).encode(), "the tenant's bytes are as they were"
+
+
+def test_a_check_over_http_names_refused_lines_and_columns_and_opens_no_parquet(acme: openai.OpenAI, url: str) -> None:
+    headers = {"Authorization": f"Bearer {acme.api_key}"}
+    table = upload(acme, b"frage,antwort\n" + b"".join(b"Was ist %d?,%d\n" % (n, n) for n in range(12)))
+    where = f"{url}/v1/files/{table}/check"
+    report = httpx.get(where, headers=headers).json()
+    assert (report["usable"], report["counts"], report["problems"][0]["line"]) == (False, {"unknown_format": 12}, 2)
+    assert httpx.get(where, headers=headers, params={"columns": "user=frage,assistant=antwort"}).json()["usable"]
+    wrong = httpx.get(where, headers=headers, params={"columns": "user=frage"})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "columns")
+    parquet = httpx.get(f"{url}/v1/files/{upload(acme, b'PAR1 and more')}/check", headers=headers).json()
+    assert (parquet["usable"], parquet["problems"][0]["code"]) == (False, "unsupported_file")
+    assert "multilora data check" in parquet["problems"][0]["message"]
+
+
 BAD_FIELDS: list[tuple[dict[str, Any], int, str, str]] = [
     ({"model": "gpt-4o"}, 404, "model_not_found", "model"),
     ({"training_file": "file-none"}, 404, "file_not_found", "training_file"),
