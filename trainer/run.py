@@ -123,7 +123,7 @@ class Run:
 
     @cached_property
     def _enough_validation(self) -> int:
-        """As the run began: a run of an earlier version goes on with what it held out."""
+        """As the run began: a run of an earlier version keeps what it held out."""
         path = self.folder.provenance
         return enough_of(json.loads(path.read_text())) if path.exists() else ENOUGH_VALIDATION
 
