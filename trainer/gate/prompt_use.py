@@ -46,10 +46,11 @@ def measure_prompt_use(scorer: Scorer, examples: Sequence[EncodedExample], limit
     if len(pairs) < limits.min_examples:
         return PromptUse(len(pairs))
     own, other = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    adapter, base = (
-        cost_of(*(scorer.losses(side, scale=scale) for side in (own, other)), limits) for scale in (1.0, BASE_ALONE)
-    )
-    return PromptUse(len(pairs), adapter, base)
+
+    def cost(scale: float) -> Interval:
+        return cost_of(scorer.losses(own, scale=scale), scorer.losses(other, scale=scale), limits)
+
+    return PromptUse(len(pairs), cost(1.0), cost(BASE_ALONE))
 
 
 def cost_of(own: Losses, other: Losses, limits: GateThresholds) -> Interval:
