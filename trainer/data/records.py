@@ -83,7 +83,7 @@ def _content_of(message: Message) -> list[object]:
 
 def parse_record(line: bytes) -> Record:
     """The record of one line. Raises LineRefused with a code, a message and an excerpt."""
-    body = _parse_object(line)
+    body = parse_object(line)
     present = _without_nulls(body)
     if frozenset(present) in _KEYS:
         body = present
@@ -109,7 +109,9 @@ def _without_nulls(body: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in body.items() if value is not None}
 
 
-def _parse_object(line: bytes) -> dict[str, object]:
+def parse_object(line: bytes) -> dict[str, Any]:
+    """The JSON object in a line, whatever it means. Raises LineRefused."""
+
     def refused(code: str, message: str) -> LineRefused:
         return LineRefused(code, message, excerpt=excerpt_of_bytes(line))
 

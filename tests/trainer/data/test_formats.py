@@ -138,6 +138,19 @@ def test_what_would_lose_its_meaning_is_refused_with_its_line(tmp_path: Path, bo
     assert code in (None, refused.value.code)
 
 
+def test_tools_in_openais_form_stay_whole_beside_what_is_left_out(tmp_path: Path) -> None:
+    """Their schemas nest deeper than other lines may."""
+    nested: Body = {"type": "string"}
+    for _ in range(4):
+        nested = {"type": "object", "properties": {"a": nested}}
+    tool = {"type": "function", "function": {"name": "ask", "parameters": nested}}
+    call = {"id": "c1", "type": "function", "function": {"name": "ask", "arguments": "{}"}}
+    messages = [USER, {"role": "assistant", "tool_calls": [call]}]
+    bodies, report = converted(tmp_path, lines([{"messages": messages, "tools": [tool], "id": 1}]))
+    assert bodies == [{"messages": messages, "tools": [tool]}]
+    assert dict(report.notes) == {"key 'id' left out": 1}
+
+
 def alpaca(count: int = 3) -> list[Body]:
     return [{"instruction": f"Say {n}, or ü.", "input": "", "output": f'"{n}",\nyes'} for n in range(count)]
 

@@ -14,13 +14,12 @@ from typing import Any, Self, TextIO
 
 import numpy as np
 
-from adapters_store.parsing.strict_json import parse_strict_json
 from trainer.data.examples import DIGEST_BYTES
 from trainer.data.formats.shapes import ROLES, as_example
 from trainer.data.formats.sources import SourceLimits, opened
 from trainer.data.jsonl import DataLimits
 from trainer.data.problems import DataRejected, LineRefused, Problem, ProblemList, excerpt_of_bytes
-from trainer.data.records import MAX_MESSAGES, parse_record
+from trainer.data.records import parse_object, parse_record
 
 NATIVE = frozenset({"messages", "prompt and completion", "text"})
 
@@ -157,17 +156,10 @@ class _Checking:
         return example.body
 
     def _parsed(self, raw: bytes) -> dict[str, Any]:
-        def refused(code: str, message: str) -> LineRefused:
-            return LineRefused(code, message, excerpt=excerpt_of_bytes(raw))
-
         if len(raw) > self.limits.max_line_bytes:
-            raise refused("line_too_long", f"the record is longer than {self.limits.max_line_bytes} bytes")
-        body = parse_strict_json(
-            raw, what="the record", max_objects=MAX_MESSAGES * 2, refused=refused, too_many="too_many_messages"
-        )
-        if not isinstance(body, dict):
-            raise refused("not_an_object", f"an example must be a JSON object, got {type(body).__name__}")
-        return body
+            message = f"the record is longer than {self.limits.max_line_bytes} bytes"
+            raise LineRefused("line_too_long", message, excerpt=excerpt_of_bytes(raw))
+        return parse_object(raw)
 
     def done(self) -> Report:
         self.report.problems, self.report.counts = self.problems.listed, self.problems.counts
