@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,6 +123,73 @@ def test_the_rehearsal_collects_and_loads_everything(world: dict[str, str]) -> N
         ["bash", str(SCRIPT)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=True
     )
     assert done.stdout.count("rc 0") == 3, done.stdout
+
+
+MACHINE = {
+    "torch",
+    "triton",
+    "numpy",
+    "transformers",
+    "peft",
+    "pytest",
+    "hypothesis",
+    "safetensors",
+    "tokenizers",
+    "rich",
+}
+DISTRIBUTIONS = {"re2": "google-re2"}  # by the name that is imported
+
+
+def imported_by(start: list[Path]) -> set[str]:
+    """Packages that these files, and the project's files behind them, import when they are loaded."""
+    waiting, seen, packages = [*start], set[Path](), set[str]()
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name in _modules_loaded_by(ast.parse(path.read_text()).body):
+            files = _files_of(name)
+            waiting += files
+            if not files and name.partition(".")[0] not in OWN:
+                packages.add(name.partition(".")[0])
+    return packages - set(sys.stdlib_module_names)
+
+
+OWN = {"server", "adapters_store", "trainer", "benchmarks", "lora_kernels", "support"}
+
+
+def _modules_loaded_by(body: list[ast.stmt]) -> Iterator[str]:
+    """Not those that functions, `try` and `if` import: they may be missing."""
+    for node in body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module.split(".")[0] in OWN)
+
+
+def _files_of(module: str) -> list[Path]:
+    """The module's file and the `__init__.py` of every package around it, if they are the project's."""
+    parts = module.split(".")
+    for root in (ROOT, ROOT / "kernels", ROOT / "tests"):
+        whole = root.joinpath(*parts)
+        if parts[0] in OWN and (whole.with_suffix(".py").is_file() or (whole / "__init__.py").is_file()):
+            inits = [root.joinpath(*parts[: end + 1], "__init__.py") for end in range(len(parts))]
+            return [path for path in (whole.with_suffix(".py"), *inits) if path.is_file()]
+    return []
+
+
+def test_what_the_gpu_tests_and_the_parts_import_is_on_the_machine_or_travels(world: dict[str, str]) -> None:
+    """One that is missing there is noticed before the machine is paid for. peft's part is skipped without peft."""
+    _, calls = run(world)
+    named = [ROOT / word for call in calls if is_test_run(call) for word in call.split() if word.endswith(".py")]
+    around = [folder / "conftest.py" for path in named for folder in path.parents if folder.is_relative_to(ROOT)]
+    files = [*named, *(path for path in around if path.is_file()), *(ROOT / "benchmarks" / "gpu").glob("*.py")]
+    assert len(files) > 20
+    packages = {DISTRIBUTIONS.get(name, name) for name in imported_by(files)}
+    assert packages >= {"torch", "sqlalchemy", "numpy"}
+    assert packages - MACHINE <= set(NEEDED)
 
 
 def test_the_wheels_that_travel_are_pinned() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +18,14 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
+import triton
+
 from benchmarks.common.time_model import CODE
 from support.kernels.triton_compile import SPILLS, Compiled
 from support.kernels.triton_launches import Launch, recorded_launches
 from support.models.llama_step import paged_batch, run_layer, table_of
 
+ROOT = Path(__file__).parents[3]
 CAPABILITY = 90
 ISSUES_PER_CYCLE, TENSOR_OPERATIONS_PER_CYCLE = 4, 4096
 KB = 1024
@@ -54,6 +59,12 @@ def in_flight(launch: Launch, compiled: Compiled, bytes_per_stage: int) -> int:
     return (launch.options["num_stages"] - 1) * bytes_per_stage * compiled.programs_per_multiprocessor(CAPABILITY)
 
 
+def near(num_bytes: int) -> Any:
+    """What the time model may say: this with the pinned Triton; another may fit a program fewer or more."""
+    is_pinned = f"\ntriton=={triton.__version__}\n" in (ROOT / "constraints.txt").read_text()
+    return num_bytes if is_pinned else pytest.approx(num_bytes, rel=0.2)
+
+
 def test_nf4_takes_fewer_instructions_a_weight_than_bytes_allow() -> None:
     """bitsandbytes 0.50 has 8.1 to 8.7 of them. At 9, issuing an 8B step takes 1.9 ms; reading its weights 0.84."""
     launch, compiled = built("nf4_kernel")
@@ -65,7 +76,7 @@ def test_nf4_takes_fewer_instructions_a_weight_than_bytes_allow() -> None:
     stage = weights // 2 + launch.constant("BLOCK_M") * launch.constant("BLOCK_K") * 2
     assert in_flight(launch, compiled, stage) >= 64 * KB
     assert CODE["nf4"].per_weight == pytest.approx(compiled.loop_lanes / weights, rel=0.05)
-    assert CODE["nf4"].in_flight == in_flight(launch, compiled, stage)
+    assert CODE["nf4"].in_flight == near(in_flight(launch, compiled, stage))
 
 
 @pytest.mark.parametrize("rank", [16, 64])
@@ -73,7 +84,7 @@ def test_shrink_keeps_enough_bytes_in_flight(rank: int) -> None:
     launch, compiled = built("shrink_kernel", rank)
     stage = launch.constant("BLOCK_K") * (launch.constant("BLOCK_R") + launch.constant("BLOCK_M")) * 2
     assert in_flight(launch, compiled, stage) >= 64 * KB
-    assert CODE[f"shrink r{rank}"].in_flight == in_flight(launch, compiled, stage)
+    assert CODE[f"shrink r{rank}"].in_flight == near(in_flight(launch, compiled, stage))
 
 
 @pytest.mark.parametrize(("rank", "is_prompt", "least_kb"), [(16, False, 32), (64, False, 64), (16, True, 48)], ids=str)
@@ -83,7 +94,7 @@ def test_expand_keeps_enough_bytes_in_flight(rank: int, is_prompt: bool, least_k
     rows = launch.constant("BLOCK_R") + (launch.constant("BLOCK_M") if is_prompt else 0)
     at_once = rows * launch.constant("BLOCK_N") * 2 * compiled.programs_per_multiprocessor(CAPABILITY)
     assert at_once >= least_kb * KB
-    assert is_prompt or CODE[f"expand r{rank}"].in_flight == at_once
+    assert is_prompt or CODE[f"expand r{rank}"].in_flight == near(at_once)
 
 
 def test_attention_of_prompts_is_bound_by_tensor_cores_not_by_issuing() -> None:
