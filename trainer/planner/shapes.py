@@ -31,6 +31,7 @@ _LEFT_OUT: Mapping[str, Mapping[str, Any]] = {  # by model_type, what transforme
 _FOUR_NORMS = ("gemma2", "gemma3_text")
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([bBmM])")
 _SOFT_CAP = "Gemma 2 caps its attention scores, so training keeps them: T x T a head and layer, not counted here"
+_ATTENTION_BIAS = ("llama", "qwen3", "gemma", "gemma2", "gemma3_text", "granite")  # read it: q, k, v and o
 _QK_NORMS = ("qwen3", "gemma3_text")
 
 
@@ -46,6 +47,7 @@ class ModelShape:
     """A decoder of gated MLPs and grouped-query attention.
 
     exact_parameters: if only a count is known, that count; the rest of the shape is then assumed.
+    output_bias: a bias on o_proj.
     norms: norm vectors of `hidden` in a layer. qk_norm: norms of head_dim on queries and keys.
     """
 
@@ -60,6 +62,7 @@ class ModelShape:
     tied: bool = False
     fused: bool = False
     qkv_bias: bool = False
+    output_bias: bool = False
     norms: int = 2
     qk_norm: bool = False
     exact_parameters: int | None = None
@@ -92,6 +95,7 @@ class ModelShape:
         """Norms and biases."""
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         in_layer = self.norms * self.hidden + 2 * self.head_dim * self.qk_norm + (query + 2 * key) * self.qkv_bias
+        in_layer += self.hidden * self.output_bias
         return self.layers * in_layer + self.hidden
 
     @property
@@ -233,6 +237,7 @@ def shape_of_config(folder: Path) -> ModelShape:
 
 def _shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
     kind, heads = config["model_type"], int(config["num_attention_heads"])
+    has_biases = bool(config.get("attention_bias")) and kind in _ATTENTION_BIAS
     return ModelShape(
         name=name,
         hidden=int(config["hidden_size"]),
@@ -244,7 +249,8 @@ def _shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
         vocab=int(config["vocab_size"]),
         tied=bool(config.get("tie_word_embeddings", False)),
         fused=kind == "phi3",
-        qkv_bias=kind == "qwen2",
+        qkv_bias=kind == "qwen2" or has_biases,
+        output_bias=has_biases,
         norms=4 if kind in _FOUR_NORMS else 2,
         qk_norm=kind in _QK_NORMS,
         assumptions=(_SOFT_CAP,) if kind == "gemma2" else (),

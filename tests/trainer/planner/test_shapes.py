@@ -29,6 +29,16 @@ def test_parameters_and_adapters_of_each_family_are_counted_exactly(family: str,
     assert shape.adapter_parameters(5) == adapter
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3"])
+def test_biases_of_the_attention_are_counted_where_a_family_has_them(family: str, tmp_path: Path) -> None:
+    config = config_of(family)
+    config.attention_bias = True
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert shape_of_config(tmp_path).parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(
     "kind", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "phi3"]
 )
