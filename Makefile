@@ -21,14 +21,15 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 # The long forms: 100 million simulated steps, a million tokens of churn, ten million mutated uploads, 1,000 kills of the
-# store, 100,000 hang-ups, 1,000 slow connections, 200,000 requests of the schema, 40 kills under usage, 200 jobs killed.
+# store, 100,000 hang-ups, 1,000 slow connections, 200,000 requests of the schema, 40 kills under usage, 200 jobs killed,
+# 100,000 tool calls read back, 10,000 answers under a schema.
 # About ten core-hours. Eight are the simulation's and, as one file, one process's; each variable alone gives one suite,
 # and ARGS="--dist load tests/server/engine/test_simulation.py" spreads that one. `benchmarks.soak` (8 h) is apart.
 test-long: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 MULTILORA_SIM_STEPS=100000000 MULTILORA_CHURN_REQUESTS=90000 MULTILORA_FUZZ=500 \
 		MULTILORA_KILLS=1000 MULTILORA_STORM=100000 MULTILORA_LORIS=1000 MULTILORA_SCHEMA=40 \
 		MULTILORA_USAGE_KILLS=40 MULTILORA_JOB_KILLS=200 MULTILORA_SHARDED=all MULTILORA_ALL_LORA_FORMS=1 \
-		MULTILORA_SERVICE_STEPS=1500 \
+		MULTILORA_SERVICE_STEPS=1500 MULTILORA_CALL_WALKS=100000 MULTILORA_GRAMMAR_WALKS=62 \
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # The long forms of several servers on one database: forty tries a race, and times under load. Half an hour.

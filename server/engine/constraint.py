@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,9 +31,6 @@ class TokenConstraint(Protocol):
         """One bit for each token id, the lowest id in the lowest bit: 1 if it may be next. At least V bits, rounded up
         to whole bytes. All bits are set after a failure. The array is valid until the next call."""
 
-    def forced(self) -> list[int]:
-        """The tokens that must follow, as far as nothing else may; empty if there is a choice."""
-
     @property
     def is_complete(self) -> bool:
         """Whether nothing may follow: the output read so far is whole."""
@@ -41,3 +38,7 @@ class TokenConstraint(Protocol):
     @property
     def failure(self) -> ConstraintFailure | None:
         """Set once it cannot go on; then it stays."""
+
+
+MaskSource = Callable[[Sequence[TokenConstraint]], "NDArray[np.uint8]"]
+"""`allowed` of several constraints at once, [C, bytes]. Called on one thread at a time, which may be any."""

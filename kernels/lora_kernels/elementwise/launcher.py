@@ -1,10 +1,10 @@
-"""Launchers of RMSNorm, SwiGLU and RoPE: one pass over the row instead of torch's seven, two, or six."""
+"""Launchers of RMSNorm, SwiGLU and RoPE: one pass over the row instead of torch's seven, two, or six; and of masks."""
 
 from __future__ import annotations
 
 import torch
 
-from lora_kernels.elementwise.reference import rms_norm_reference, silu_mul_reference
+from lora_kernels.elementwise.reference import forbid_tokens_reference, rms_norm_reference, silu_mul_reference
 from lora_kernels.native.bindings import native_ops
 from lora_kernels.triton_common.available import on_triton
 
@@ -74,3 +74,18 @@ def rope_in_place(x_1HTD: torch.Tensor, cos_1TR: torch.Tensor, sin_1TR: torch.Te
     pointers = (x_1HTD.data_ptr(), x_1HTD.stride(2), x_1HTD.stride(1), cos.data_ptr(), sin.data_ptr())
     native.rope(*pointers, tokens, heads, cos.shape[-1])
     return True
+
+
+def forbid_tokens(scores_RV: torch.Tensor, rows_C: torch.Tensor, allowed_CB: torch.Tensor) -> None:
+    """scores_RV[rows_C[c], v] = -inf where bit v of allowed_CB[c], the lowest first, is 0; in place. Other rows stay.
+
+    scores_RV: contiguous; rows_C: int64, distinct; allowed_CB: uint8 [C, at least V / 8], contiguous; one device.
+    """
+    native = native_ops(scores_RV.dtype) if scores_RV.device.type == "cpu" else None
+    if native is None:
+        forbid_tokens_reference(scores_RV, rows_C, allowed_CB)
+        return
+    width, num_bytes = scores_RV.shape[1], allowed_CB.shape[1]
+    assert scores_RV.is_contiguous() and allowed_CB.is_contiguous() and 8 * num_bytes >= width  # noqa: PT018
+    pointers = (scores_RV.data_ptr(), width, rows_C.data_ptr(), len(rows_C), allowed_CB.data_ptr())
+    native.forbid(*pointers, num_bytes, width)

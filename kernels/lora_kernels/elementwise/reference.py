@@ -26,3 +26,11 @@ def rope_reference(x_1HTD: torch.Tensor, cos_1TR: torch.Tensor, sin_1TR: torch.T
     low, high = turned.chunk(2, dim=-1)
     cos, sin = cos_1TR[:, None], sin_1TR[:, None]
     return torch.cat([turned * cos + torch.cat([-high, low], dim=-1) * sin, rest], dim=-1)
+
+
+def forbid_tokens_reference(scores_RV: torch.Tensor, rows_C: torch.Tensor, allowed_CB: torch.Tensor) -> None:
+    """scores_RV[rows_C[c], v] = -inf where bit v of allowed_CB[c], the lowest first, is 0; in place."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=allowed_CB.device)
+    bits_CB8 = (allowed_CB[:, :, None] >> shifts) & 1
+    forbidden_CV = bits_CB8.flatten(1)[:, : scores_RV.shape[1]] == 0
+    scores_RV[rows_C] = scores_RV[rows_C].masked_fill_(forbidden_CV, -torch.inf)

@@ -86,6 +86,7 @@ class NativeOps:
     rms_norm: Any
     silu_mul: Any
     rope: Any
+    forbid: Any
     store_kv: Any
     paged_attention: Any
     linear_max_rows: int
@@ -100,6 +101,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "rms_norm": [_P, _I, _P, _I, _P, c_float, _I, _I],
     "silu_mul": [_P, _P, _I, _I],
     "rope": [_P, _I, _I, _P, _P, _I, _I, _I],
+    "forbid": [_P, _I, _P, _I, _P, _I, _I],
     "store_kv": [_P, _P, _P, _P, _P, _I, _I, _I, _I, _P],
     "paged_attention": [_P, _P, _P, _I, _I, _P, _P],
 }

@@ -428,3 +428,23 @@ void NAME(ml_paged_attention)(const attention_args *g, T *out, const T *q, int64
     free(scores);
   }
 }
+
+// scores[rows[i]][v] = -inf where bit v of bits[i], lowest bit first, is 0; in place. Strides: of scores in elements, of bits in bytes.
+void NAME(ml_forbid)(T *scores, int64_t stride, const int64_t *rows, int64_t num_rows, const uint8_t *bits, int64_t bits_stride,
+                     int64_t vocab) {
+  const T lowest = FROM_FLOAT(-INFINITY);
+#pragma omp parallel for if (num_rows * vocab > 1 << 20)
+  for (int64_t i = 0; i < num_rows; i++)
+    for (int64_t first = 0; first < vocab; first += 64) {
+      T *s = scores + rows[i] * stride + first;
+      int64_t width = MIN(64, vocab - first);
+      uint64_t allowed = 0;
+      memcpy(&allowed, bits + i * bits_stride + first / 8, (size_t)(width + 7) / 8);
+      uint64_t forbidden = ~allowed;
+      if (width < 64) forbidden &= ((uint64_t)1 << width) - 1;
+      if (forbidden == ~(uint64_t)0)
+        for (int b = 0; b < 64; b++) s[b] = lowest;
+      else
+        for (; forbidden; forbidden &= forbidden - 1) s[__builtin_ctzll(forbidden)] = lowest;
+    }
+}

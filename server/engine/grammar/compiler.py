@@ -55,13 +55,13 @@ class AskedGrammar(NamedTuple):
 class CompiledGrammar:
     """A grammar at its start. Any thread may start requests from it."""
 
-    def __init__(self, matcher: LLMatcher, ending_ids: Iterable[int]) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: LLMatcher, vocab_size: int, ending_ids: Iterable[int]) -> None:
+        self._matcher, self._vocab_size = matcher, vocab_size
         self._ending_ids = frozenset(ending_ids)
 
     def start(self, ending_ids: Iterable[int]) -> GrammarMatcher:
         """For one request. ending_ids: tokens that may end its answer."""
-        return GrammarMatcher(self._matcher.deep_copy(), self._ending_ids.difference(ending_ids))
+        return GrammarMatcher(self._matcher.deep_copy(), self._vocab_size, self._ending_ids.difference(ending_ids))
 
 
 class GrammarCompiler:
@@ -106,7 +106,7 @@ class GrammarCompiler:
         matcher = LLMatcher(self._ll_tokenizer(), form, log_level=0, limits=LIMITS)
         matcher.compute_bitmask()  # what the lexer learns is shared by all copies
         assert not matcher.is_error(), "compiled in the checker's process and not here"
-        return CompiledGrammar(matcher, self._table().ending_ids)
+        return CompiledGrammar(matcher, len(self._table().tokens), self._table().ending_ids)
 
     def _table(self) -> TokenTable:
         with self._table_lock:

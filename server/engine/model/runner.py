@@ -66,6 +66,7 @@ class ModelRunner:
         """The same in plain launches; waits for the result."""
         output = StepOutput()
         batch = Batch.build(schedule, block_size=self.cache.block_size, table=self.table, device=self.base.device)
+        self.sampler.prepare(batch.sampling)
         logits_RV = self._served(self.forward(batch))
         for span in batch.prompt_spans:
             rows = logits_RV[span.first_row : span.first_row + len(span.targets)]

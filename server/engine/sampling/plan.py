@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 
 from lora_kernels.transfer import to_device
-from server.engine.constraint import TokenConstraint
 from server.engine.request import Request, SamplingParams
 from server.engine.sampling.token_picking import OFF_TOP_P, Filters
 
@@ -99,7 +98,7 @@ class SamplingPlan:
     bias: torch.Tensor | None = None
     penalised: list[tuple[int, TokenHistory]] = field(default_factory=list)
     banned: list[tuple[int, npt.NDArray[np.int64]]] = field(default_factory=list)
-    constrained: list[tuple[int, TokenConstraint]] = field(default_factory=list)
+    constrained: list[int] = field(default_factory=list)
     with_logprobs: list[int] = field(default_factory=list)
 
     @property
@@ -139,7 +138,7 @@ class PlanBuilder:
             if request.params.min_tokens:
                 plan.banned.append((row, row * self._vocab_size + self._ending_ids(request.params, eos_ids)))
             if request.constraint is not None:
-                plan.constrained.append((row, request.constraint))
+                plan.constrained.append(row)
         return plan
 
     def _group(self, kinds: list[str], kind: str) -> PickGroup | None:

@@ -18,9 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lora_kernels.elementwise.launcher import forbid_tokens
 from lora_kernels.transfer import ReadBack, to_device
+from server.engine.constraint import MaskSource
 from server.engine.request import InvalidRequest, Request, SamplingParams, TokenLogprob
 from server.engine.sampling.logprobs import PendingLogprobs, token_logprobs
+from server.engine.sampling.masks import Masks, one_by_one
 from server.engine.sampling.plan import PickGroup, PlanBuilder, SamplingPlan, TokenHistory
 from server.engine.sampling.token_picking import FIRST_CANDIDATES, UNDECIDED, pick_from_all, pick_from_best, row_totals
 
@@ -55,15 +58,17 @@ class Draw:
 
 
 class Sampler:
-    """Owned by one thread. eos_ids: the tokens that min_tokens bans. seed: for requests without one.
+    """Owned by one thread. eos_ids: the tokens that min_tokens bans. seed: for requests without one. masks: computes
+    those of several constraints.
 
     A request with a seed gets the same tokens from the same logits in any batch: the random number of its n-th token
     depends on (seed, n) alone.
     """
 
-    def __init__(self, eos_ids: Iterable[int] = (), *, seed: int | None = None) -> None:
+    def __init__(self, eos_ids: Iterable[int] = (), *, seed: int | None = None, masks: MaskSource = one_by_one) -> None:
         self._eos_ids = sorted(eos_ids)
         self._keys = random.Random(seed)
+        self._masks = Masks(masks)
         self._histories: dict[str, TokenHistory] = {}
         self._plan: SamplingPlan | None = None
         self._plan_of: tuple[object, ...] = ()
@@ -72,6 +77,10 @@ class Sampler:
     def sample(self, logits_RV: torch.Tensor, requests: Sequence[Request]) -> SampledRows:
         """logits_RV: any float dtype, any device, not changed; row r belongs to requests[r]."""
         return self.launch(logits_RV, requests).read()
+
+    def prepare(self, requests: Sequence[Request]) -> None:
+        """These will be sampled together next: begin what their logits are not needed for."""
+        self._masks.begin(requests)
 
     def launch(self, logits_RV: torch.Tensor, requests: Sequence[Request], *, num_unknown: int = 0) -> PendingSampling:
         """The same without waiting for the tokens. Later launches may overwrite the logits.
@@ -139,7 +148,8 @@ class Sampler:
             where = to_device(torch.from_numpy(np.concatenate(banned)), flat.device)
             flat[where] = flat[where].clamp(max=_LOWEST)
         if plan.constrained:
-            _constrain(scores_RV, plan, draw.requests)
+            rows_C = to_device(torch.tensor(plan.constrained), scores_RV.device)
+            forbid_tokens(scores_RV, rows_C, to_device(self._masks.take(draw.requests), scores_RV.device))
         return scores_RV
 
     def _picked(self, scores_RV: torch.Tensor, plan: SamplingPlan, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
@@ -246,18 +256,6 @@ def _penalise(flat: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request
     repeated = torch.where(scores > 0, scores / repetition, scores * repetition)
     penalised = (repeated - presence * (count > 0) - frequency * count).clamp(_LOWEST, _HIGHEST)
     flat[where] = torch.where(scores.isinf(), scores, penalised)
-
-
-def _constrain(scores_RV: torch.Tensor, plan: SamplingPlan, requests: Sequence[Request]) -> None:
-    """Scores of tokens that a row's constraint does not allow become -inf. Other rows are not touched."""
-    for row, constraint in plan.constrained:
-        constraint.advance(requests[row].output_ids)
-    bits = np.stack([constraint.allowed() for _, constraint in plan.constrained])
-    forbidden = np.unpackbits(~bits, axis=1, count=plan.vocab_size, bitorder="little").view(np.bool_)
-    for (row, _), forbidden_V in zip(
-        plan.constrained, to_device(torch.from_numpy(forbidden), scores_RV.device), strict=True
-    ):
-        scores_RV[row].masked_fill_(forbidden_V, -torch.inf)
 
 
 def _uniform_column(group: PickGroup, draw: Draw, device: torch.device) -> torch.Tensor:

@@ -26,6 +26,7 @@ from lora_kernels.lora.batch import LoraTable
 from lora_kernels.process import release_compute_threads
 from server.engine.device_fault import device_error
 from server.engine.engine import Engine
+from server.engine.grammar.matcher import allowed_of
 from server.engine.metrics import Histogram
 from server.engine.model.adapter_copier import ArenaCopier
 from server.engine.model.base_model import BaseModel, load_base, pick_device
@@ -130,7 +131,7 @@ def join_engine(
     scheduler = Scheduler(settings.scheduler, blocks, adapters.tiers, max_model_len=max_model_len)
     cache = KVCache.allocate(base, num_blocks=plan.num_blocks, block_size=plan.block_size)
     vocabulary = _vocabulary(base, tokenizer)
-    runner = ModelRunner(base, cache, adapters.table, Sampler(tokenizer.eos_ids), vocabulary)
+    runner = ModelRunner(base, cache, adapters.table, Sampler(tokenizer.eos_ids, masks=allowed_of), vocabulary)
     report_progress("probing the base with two short prompts")
     probe(runner, vocabulary, settings.base)
     record_graphs(start, runner, max_context=max_model_len, report_progress=report_progress)

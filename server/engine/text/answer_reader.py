@@ -2,14 +2,17 @@
 
 The answer's grammar leaves one way to read it, and the reader goes that way: it passes over fixed parts symbol by
 symbol, a name ends where the next part begins, and arguments end with the bracket that closes them. A symbol is a
-character, or the id of a marker's token; so a marker that ordinary tokens spell is text.
+character, or the id of a marker's token; so a marker that ordinary tokens spell is text. Where only some characters
+can end what is being read, those before the next of them are read at once.
 """
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -21,6 +24,14 @@ from server.engine.text.special_names import Symbol
 Kind = Literal["reasoning", "text", "name", "arguments"]
 _Walk = Generator[None, Symbol | None, None]
 _Test = Generator[None, Symbol | None, bool]
+
+
+class _Run(NamedTuple):
+    """While these come, the way does not turn. plain: characters that are read as this kind, whatever follows."""
+
+    kind: Kind
+    plain: re.Pattern[str]
+    number: int = 0
 
 
 class Piece(NamedTuple):
@@ -70,6 +81,7 @@ class AnswerReader:
         self._num_to_skip = 0  # characters that the last marker's token shows
         self._pieces: list[Piece] = []
         self._symbol: Symbol | None = None  # the next one; None after the last
+        self._run: _Run | None = None  # what plain characters are now
         self._num_begun = self._num_whole = 0
         self._again: deque[Symbol | None] = deque()  # read while something was tried in vain
         self._walk = self._answer()
@@ -82,8 +94,15 @@ class AnswerReader:
 
     def feed(self, text: str, marks: Sequence[Mark] = ()) -> list[Piece]:
         """What this much more of the answer adds. marks: places of markers' tokens in this text, in order."""
-        for symbol in self._symbols(text, marks):
-            self._walk.send(symbol)
+        start = 0
+        for place, id_ in (*marks, (len(text), None)):
+            skipped = min(self._num_to_skip, place - start)
+            self._num_to_skip -= skipped
+            self._read(text, start + skipped, place)
+            start = place
+            if id_ is not None:
+                self._num_to_skip = len(self._form.shown.get(id_, ""))
+                self._walk.send(id_)
         return self._taken()
 
     def finish(self) -> list[Piece]:
@@ -94,27 +113,36 @@ class AnswerReader:
 
     def _taken(self) -> list[Piece]:
         pieces, self._pieces = self._pieces, []
+        if len(pieces) < 2:
+            return pieces
         groups = groupby(pieces, key=lambda piece: (piece.kind, piece.number))
         return [Piece(kind, "".join(piece.text for piece in group), number) for (kind, number), group in groups]
 
-    def _symbols(self, text: str, marks: Sequence[Mark]) -> Iterator[Symbol]:
-        start = 0
-        for place, id_ in (*marks, (len(text), None)):
-            skipped = min(self._num_to_skip, place - start)
-            self._num_to_skip -= skipped
-            yield from text[start + skipped : place]
-            start = place
-            if id_ is not None:
-                self._num_to_skip = len(self._form.shown.get(id_, ""))
-                yield id_
+    def _read(self, text: str, start: int, stop: int) -> None:
+        """Its characters from start to stop."""
+        while start < stop:
+            run = self._run
+            end = start if run is None or (plain := run.plain.match(text, start, stop)) is None else plain.end()
+            if run is None or end == start:
+                self._walk.send(text[start])
+                start += 1
+            else:
+                self._pieces.append(Piece(run.kind, text[start:end], run.number))
+                start = end
 
     def _emit(self, kind: Kind, symbol: Symbol, number: int = 0) -> None:
         text = symbol if isinstance(symbol, str) else self._form.shown.get(symbol, "")
         if text:
             self._pieces.append(Piece(kind, text, number))
 
-    def _advance(self) -> _Walk:
-        self._symbol = self._again.popleft() if self._again else (yield)
+    def _advance(self, run: _Run | None = None) -> _Walk:
+        """To the next symbol. run: characters before it that the walk need not see."""
+        if self._again:
+            self._symbol = self._again.popleft()
+            return
+        self._run = run
+        self._symbol = yield
+        self._run = None
 
     def _answer(self) -> _Walk:
         form = self._form
@@ -124,12 +152,14 @@ class AnswerReader:
             yield from self._reasoning(marks)
         if form.dialect is not None and (yield from self._trigger(form.dialect)):
             yield from self._calls(form.dialect)
+        run = _Run("text", _all_but(""))
         while self._symbol is not None:
             self._emit("text", self._symbol)
-            yield from self._advance()
+            yield from self._advance(run)
 
     def _reasoning(self, marks: ReasoningMarks) -> _Walk:
         """Without the line ends at its edges, and those before the answer."""
+        run = _Run("reasoning", _all_but("\n" + self._first_character(Marker(marks.close))))
         line_ends: int | None = None  # None: nothing but line ends yet
         while self._symbol is not None and not (yield from self._passes(Marker(marks.close))):
             if self._symbol == "\n":
@@ -139,7 +169,7 @@ class AnswerReader:
                     self._emit("reasoning", "\n")
                 line_ends = 0
                 self._emit("reasoning", self._symbol)
-            yield from self._advance()
+            yield from self._advance(run if line_ends == 0 else None)
         while self._symbol == "\n":
             yield from self._advance()
 
@@ -147,11 +177,12 @@ class AnswerReader:
         """Text up to the first call, and the call's first part; false for an answer without a call."""
         if not isinstance(dialect.trigger, Marker):
             return (yield from self._passes(dialect.trigger, after_blanks=True))
+        run = _Run("text", _all_but(self._first_character(dialect.trigger)))
         while self._symbol is not None:
             if (yield from self._passes(dialect.trigger)):
                 return True
             self._emit("text", self._symbol)
-            yield from self._advance()
+            yield from self._advance(run)
         return False
 
     def _calls(self, dialect: Dialect) -> _Walk:
@@ -164,6 +195,11 @@ class AnswerReader:
             yield from self._call(dialect, number)
             number += 1
         yield from self._pass(dialect.end)
+
+    def _first_character(self, part: Part) -> str:
+        """With which this part begins; none if that is a marker's token."""
+        first = self._form.symbols(part)[0]
+        return first if isinstance(first, str) else ""
 
     def _call(self, dialect: Dialect, number: int) -> _Walk:
         """From its name on."""
@@ -181,11 +217,11 @@ class AnswerReader:
 
     def _arguments(self, number: int) -> _Walk:
         """A JSON object, as it is."""
+        inside, outside = (_Run("arguments", _all_but(ends), number) for ends in ('"\\', '"{}[]'))
         depth, in_string, is_escaped = 0, False, False
         while self._symbol is not None:
             symbol = self._symbol
             self._emit("arguments", symbol, number)
-            yield from self._advance()
             if is_escaped:
                 is_escaped = False
             elif in_string:
@@ -196,7 +232,9 @@ class AnswerReader:
                 depth += (symbol in ("{", "[")) - (symbol in ("}", "]"))
                 if depth == 0:
                     self._num_whole += 1
+                    yield from self._advance()
                     return
+            yield from self._advance(None if is_escaped else inside if in_string else outside)
 
     def _pass(self, parts: Sequence[Part]) -> _Walk:
         """Over parts that the grammar forces; the answer may end in them."""
@@ -225,3 +263,8 @@ class AnswerReader:
             read.append(self._symbol)
             yield from self._advance()
         return True
+
+
+@cache
+def _all_but(characters: str) -> re.Pattern[str]:
+    return re.compile(f"[^{re.escape(characters)}]+" if characters else ".+", re.DOTALL)

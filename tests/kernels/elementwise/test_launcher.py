@@ -1,13 +1,14 @@
-"""RMSNorm and SwiGLU round exactly where transformers' do."""
+"""RMSNorm and SwiGLU round exactly where transformers' do; a mask of tokens touches its own rows and bits alone."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from lora_kernels.elementwise.launcher import rms_norm, rope_in_place, silu_mul
-from lora_kernels.elementwise.reference import rms_norm_reference, silu_mul_reference
+from lora_kernels.elementwise.launcher import forbid_tokens, rms_norm, rope_in_place, silu_mul
+from lora_kernels.elementwise.reference import forbid_tokens_reference, rms_norm_reference, silu_mul_reference
 from lora_kernels.native.bindings import native_ops
 
 
@@ -65,3 +66,29 @@ def test_rope_equals_transformers(dtype: torch.dtype, heads: int, tokens: int, h
     tolerance = 1e-6 if dtype is torch.float32 else 0.0  # float32 sums are fused, bfloat16 products rounded as torch's
     torch.testing.assert_close(q, expected_q, rtol=0, atol=tolerance)
     torch.testing.assert_close(k, expected_k, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (3, 63), (4, 64), (5, 500), (33, 8191), (2, 70_000)])
+def test_forbidden_tokens_of_the_listed_rows_and_nothing_else_become_minus_infinity(
+    dtype: torch.dtype, rows: int, vocab: int
+) -> None:
+    rng = np.random.default_rng(rows)
+    num_bytes = -(-(vocab + 1) // 32) * 4  # a tokenizer's table may be one wider, and is padded to whole words
+    allowed_CB = rng.integers(0, 256, (-(-rows // 2), num_bytes), dtype=np.uint8)
+    allowed_CB[:, : num_bytes // 4], allowed_CB[:, num_bytes // 2 :] = 0, 0xFF
+    allowed_CB[0, -num_bytes // 4 :] = 0
+    rows_C = torch.from_numpy(rng.permutation(rows)[: len(allowed_CB)])
+    scores_RV = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(0)).to(dtype)
+    scores_RV[-1, -1] = torch.nan
+    expected, by_reference = scores_RV.clone(), scores_RV.clone()
+    for row, bits_B in zip(rows_C.tolist(), allowed_CB, strict=True):
+        is_allowed_V = np.unpackbits(bits_B, bitorder="little")[:vocab].astype(bool)
+        expected[row, torch.from_numpy(~is_allowed_V)] = -torch.inf
+    forbid_tokens_reference(by_reference, rows_C, torch.from_numpy(allowed_CB))
+    torch.testing.assert_close(by_reference, expected, rtol=0, atol=0, equal_nan=True)
+    around = torch.full((rows + 2, vocab), 7.0).to(dtype)
+    around[1:-1] = scores_RV
+    forbid_tokens(around[1:-1], rows_C, torch.from_numpy(allowed_CB))
+    torch.testing.assert_close(around[1:-1], expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(around[[0, -1]], torch.full((2, vocab), 7.0).to(dtype))

@@ -1,7 +1,9 @@
-"""Adapters come, go and change their names' meaning while requests run: every answer equals its quiet run."""
+"""Adapters come, go and change their names' meaning while requests run: every answer equals its quiet run, and those of
+prompts that ask for a schema, an expression or a tool call follow it."""
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import threading
@@ -13,12 +15,15 @@ import pytest
 from adapters_store.versions.records import AdapterVersion
 from server.engine.schedule import SchedulerSettings
 from server.engine.startup.settings import MemoryBudget
+from support.models.grammars import short_grammars
 from support.models.models import adapter_configs, save_adapter
 from support.servers.service import Answer, Service, publish, running
 
 NUM_REQUESTS = int(os.environ.get("MULTILORA_CHURN_REQUESTS", "2000"))
 NUM_ADAPTERS = 18
 MAX_TOKENS = 12
+NUM_PROMPTS = 6
+GRAMMAR_OF = dict(zip((3, 4, 5), short_grammars(), strict=True))  # the other prompts are answered freely
 POOL_BYTES = 420_000  # two or three of the largest adapters: an adapter is evicted nearly every step
 
 
@@ -48,10 +53,17 @@ def churned(base: Path, folders: list[Path], tmp_path_factory: pytest.TempPathFa
 def quiet(churned: Service, prompts: list[list[int]]) -> dict[tuple[str, int], list[int]]:
     """One request at a time: (digest, prompt) -> tokens."""
     return {
-        (version.digest, index): churned.tokens(prompt, version, max_tokens=MAX_TOKENS)
+        (version.digest, index): asked(churned, prompts, index, version)[1].tokens()
         for version in churned.versions.values()
-        for index, prompt in enumerate(prompts[:6])
+        for index in range(NUM_PROMPTS)
     }
+
+
+def asked(service: Service, prompts: list[list[int]], index: int, version: AdapterVersion) -> tuple[str, Answer]:
+    grammar = GRAMMAR_OF.get(index)
+    if grammar is None:
+        return service.ask(prompts[index], version, max_tokens=MAX_TOKENS)
+    return service.ask(prompts[index], version, max_tokens=grammar.max_tokens, constraint=grammar.start())
 
 
 class Churner(threading.Thread):
@@ -80,6 +92,9 @@ class Churner(threading.Thread):
 def test_every_answer_equals_its_quiet_run(
     churned: Service, folders: list[Path], prompts: list[list[int]], quiet: dict[tuple[str, int], list[int]]
 ) -> None:
+    for (_, index), tokens in quiet.items():
+        if index in GRAMMAR_OF:
+            GRAMMAR_OF[index].check_whole(tokens)
     rng = random.Random(11)
     churner = Churner(churned, folders)
     churner.start()
@@ -108,8 +123,8 @@ def test_every_answer_equals_its_quiet_run(
     try:
         for _ in range(NUM_REQUESTS):
             choices = [*churned.versions.values(), *churner.latest]
-            version, index = rng.choice(choices), rng.randrange(6)
-            request_id, answer = churned.ask(prompts[index], version, max_tokens=MAX_TOKENS)
+            version, index = rng.choice(choices), rng.randrange(NUM_PROMPTS)
+            request_id, answer = asked(churned, prompts, index, version)
             aborts = rng.random() < 0.05
             if aborts:
                 churned.worker.abort(request_id)
@@ -132,3 +147,5 @@ def test_every_answer_equals_its_quiet_run(
     pool = churned.parts.engine.scheduler.pool
     assert pool.num_free == pool.num_blocks
     assert all(resident.ref_count == 0 for resident in churned.parts.engine.tiers.resident())
+    gc.collect()
+    assert not any(grammar.living for grammar in GRAMMAR_OF.values()), "a matcher outlived its request"

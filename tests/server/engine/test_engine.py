@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 
 from adapters_store.base.description import AdapterDigest
+from server.engine.grammar.spec import GrammarSpec
 from server.engine.model.forward import StepOutput
 from server.engine.model.runner import ModelRunner
 from server.engine.request import InvalidRequest, QueueFull
 from server.engine.schedule import Schedule, SchedulerSettings
 from server.engine.startup.settings import MemoryBudget
+from support.models.grammars import ShortGrammar, short_grammars
 from support.models.models import peft_model
 from support.servers.service import (
     NUM_TOKENS,
     TENANT,
+    Answer,
     Service,
     greedy_by_peft,
     make_base,
@@ -25,6 +30,8 @@ from support.servers.service import (
     save_adapters,
 )
 
+GRAMMARS = short_grammars()
+ENDLESS = ShortGrammar(GrammarSpec("regex", "[a-f]{9000}"), 9000, bool)
 KINDS = [None, "plain", "rslora", "patterns", "subset", "one", "rank16"]
 
 
@@ -34,6 +41,26 @@ def expected(service: Service, base: Path, adapters: dict[str, Path], prompts: l
     return [
         greedy_by_peft(base, adapters.get(KINDS[index % len(KINDS)] or ""), prompt, 64)
         for index, prompt in enumerate(prompts)
+    ]
+
+
+@pytest.fixture(scope="module")
+def constrained(service: Service, prompts: list[list[int]]) -> list[list[int]]:
+    """What prompt i answers under grammar i alone, one after the other."""
+    alone = [answer.tokens() for answer in (ask_constrained(service, prompts, [index])[0] for index in range(6))]
+    for index, tokens in enumerate(alone):
+        GRAMMARS[index % len(GRAMMARS)].check_whole(tokens)
+    return alone
+
+
+def ask_constrained(service: Service, prompts: list[list[int]], indices: Iterable[int]) -> list[Answer]:
+    """The prompt and adapter of each index, under a grammar."""
+    return [
+        service.ask(
+            prompts[index], KINDS[index % len(KINDS)], max_tokens=grammar.max_tokens, constraint=grammar.start()
+        )[1]
+        for index in indices
+        for grammar in [GRAMMARS[index % len(GRAMMARS)]]
     ]
 
 
@@ -69,11 +96,14 @@ def test_tokens_do_not_depend_on_the_engines_limits(
     adapters: dict[str, Path],
     prompts: list[list[int]],
     expected: list[list[int]],
+    constrained: list[list[int]],
     tmp_path: Path,
     changes: dict[str, object],
 ) -> None:
     with running(base, adapters, tmp_path, **changes) as service:
+        beside = ask_constrained(service, prompts, range(6))
         assert ask_all(service, prompts) == expected
+        assert [answer.tokens() for answer in beside] == constrained
         counters = service.stats().counters
     if changes.get("memory") == MemoryBudget(kv_cache=350_000, adapter_pool=4 << 20):
         assert counters["preemptions"] > 0
@@ -129,7 +159,10 @@ def test_deleted_adapter_leaves_both_tiers_and_requests_under_way_come_to_their_
 
 
 def test_aborted_requests_end_once_and_give_their_blocks_back(service: Service, prompts: list[list[int]]) -> None:
-    asked = [service.ask(prompt, "plain", max_tokens=500) for prompt in prompts]
+    asked = [
+        service.ask(prompt, "plain", max_tokens=500, constraint=ENDLESS.start() if index % 2 else None)
+        for index, prompt in enumerate(prompts)
+    ]
     for request_id, _ in asked:
         service.worker.abort(request_id)
     for _, answer in asked:
@@ -138,6 +171,8 @@ def test_aborted_requests_end_once_and_give_their_blocks_back(service: Service, 
     pool = service.parts.engine.scheduler.pool
     assert pool.num_free == pool.num_blocks
     assert all(resident.ref_count == 0 for resident in service.parts.engine.tiers.resident())
+    gc.collect()
+    assert not ENDLESS.living, "a matcher outlived its request"
 
 
 def test_unknown_digest_fails_that_request_only(service: Service, prompts: list[list[int]]) -> None:

@@ -18,7 +18,9 @@ from server.engine.request import FinishReason, Request, Status, TokenEvent
 from server.engine.schedule import Schedule, ScheduledRow
 from server.engine.text.output import OutputDelta, OutputState
 from support.worlds.adapter_memory import FakeCopy, FakeDevice
-from support.worlds.engine_world import EMPTY, NAN, World, expected_output, first_state, next_state
+from support.worlds.engine_world import World
+from support.worlds.fake_chain import EMPTY, NAN, expected_output, first_state, next_state
+from support.worlds.world_grammars import NUM_TOKENS, drawn
 
 OUTCOMES = {"adapter_numerics": "numerics", "deadline_exceeded": "late"}
 
@@ -95,6 +97,7 @@ class AheadRunner:
     def launch(self, schedule: Schedule) -> SimulatedForward:
         self._world.check_chosen(schedule)
         is_plain = schedule.num_decodes == len(schedule.rows) and all(row.samples for row in schedule.rows)
+        is_plain &= not any(row.request.constraint for row in schedule.rows)
         return self._enqueue(schedule, None, is_plain and self._happens(0.97))
 
     def launch_after(self, pending: SimulatedForward, schedule: Schedule) -> SimulatedForward | None:
@@ -129,7 +132,7 @@ class AheadRunner:
                 self.num_undecided += 1
                 output.undecided.append(row.request)
             else:
-                output.tokens[row.request.id] = state % 97
+                output.tokens[row.request.id] = drawn(state, row.request.constraint, row.request.output_ids)
         return output
 
     def _enqueue(self, schedule: Schedule, before: SimulatedForward | None, may_be_followed: bool) -> SimulatedForward:
@@ -166,6 +169,8 @@ class ScriptedOutput:
         return OutputDelta("")
 
     def finish(self, reason: FinishReason) -> OutputDelta:
+        if reason == "stop":  # its grammar allows nothing more
+            self._world.check_answer_so_far(self._request)
         return OutputDelta("", reason)
 
 
@@ -204,6 +209,9 @@ class AheadWorld(World):
         for _ in range(self.random.randrange(8)):  # the device is now fast, now slow
             if self._stream:
                 self.run_one()
+        self._engine_step()
+
+    def _engine_step(self) -> None:
         self._count_starving()
         events = self.engine.step()
         assert not self._violations, self._violations
@@ -238,8 +246,8 @@ class AheadWorld(World):
             request = row.request
             if tokens is None:
                 assert pending.before is not None
-                drawn = pending.before.states[request.id]
-                ids = [0 if drawn == NAN else drawn % 97]
+                state = pending.before.states[request.id]
+                ids = [0 if state == NAN else state % NUM_TOKENS]
             else:
                 ids = tokens[index]
             pending.states[request.id] = self._compute(request, row.start, ids, blocks, slot)
@@ -288,6 +296,7 @@ class AheadWorld(World):
         weight = 7 if request.adapter is None else self.tags[request.adapter]
         answer = expected_output(request, weight, self.settings.rope_switches)
         assert request.output_ids == answer[: len(request.output_ids)], f"{request.id} answered wrongly"
+        self.check_grammar(request)
         state = first_state(request, request.num_computed_tokens, self.settings.rope_switches)
         for position in range(request.num_computed_tokens):
             state = next_state(state, request.token_at(position), weight)
@@ -320,3 +329,9 @@ class AheadWorld(World):
             is_whole = len(request.output_ids) == request.params.max_tokens
             assert is_whole or event.finish_reason != "length", f"{request.id} was cut off"
             self._end(request, "abort" if event.finish_reason == "abort" else "finished")
+
+    def check_at_rest(self) -> None:
+        self.engine.step()  # drops what was launched for requests that have ended since
+        while self._stream:
+            self.run_one()
+        super().check_at_rest()

@@ -8,6 +8,7 @@ as attention reads all that comes before a token, a NaN anywhere there makes a N
 
 from __future__ import annotations
 
+import gc
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -24,36 +25,8 @@ from server.engine.schedule import Schedule, ScheduledRow, SchedulerSettings
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from server.engine.scheduling.scheduler import Scheduler
 from support.worlds.adapter_memory import FakeClock, FakeDevice, digest_of, packed
-
-NAN = -1
-EMPTY = 0
-TENANTS = ("law", "med", "code")
-
-
-def next_state(state: int, token: int, weight: int) -> int:
-    """A positive number, or NAN for ever after."""
-    return NAN if NAN in (state, weight) else (state * 1_000_003 + token * 31 + weight) % 2_147_483_629 + 1
-
-
-def first_state(request: Request, num_tokens: int, switches: Sequence[int]) -> int:
-    """Of a sequence of that many tokens: beyond each switch every state is another one, as LongRoPE's keys are."""
-    return 1 + TENANTS.index(request.tenant) + 10 * sum(num_tokens > length for length in switches)
-
-
-def expected_output(request: Request, weight: int, switches: Sequence[int] = ()) -> list[int]:
-    """What the request must answer, computed alone: each token by a forward over all that come before it."""
-    output: list[int] = []
-    state = 0
-    while len(output) < request.params.max_tokens:
-        num_tokens = len(request.prompt_ids) + len(output)
-        if output and num_tokens - 1 not in switches:
-            state = next_state(state, output[-1], weight)
-        else:
-            state = first_state(request, num_tokens, switches)
-            for token in request.prompt_ids + output:
-                state = next_state(state, token, weight)
-        output.append(state % 97)
-    return output
+from support.worlds.fake_chain import EMPTY, NAN, TENANTS, expected_output, first_state, is_whole, next_state
+from support.worlds.world_grammars import WorldConstraints, check_whole, drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +56,7 @@ class WorldSettings:
     has_cycler: bool = False  # the first tenant goes through all adapters in turn, the others keep to one each
     check_every: int = 1  # steps
     rope_switches: tuple[int, ...] = ()
+    constrained: float = 0.0  # share of requests that follow a grammar
     sizes: tuple[int, ...] = ()  # elements of the first adapters; the others are drawn
 
 
@@ -96,6 +70,7 @@ class World:
     def __post_init__(self) -> None:
         sizes = self.settings
         self.random = random.Random(self.seed)
+        self.constraints = WorldConstraints(self.seed, sizes.constrained)
         self.clock = FakeClock()
         names = [f"a{index}" for index in range(sizes.num_adapters)]
         drawn = [self.random.randint(3, 40) for _ in names]
@@ -163,6 +138,9 @@ class World:
     def step(self, *, arrivals: bool = True) -> None:
         """One engine step and everything that happens around it."""
         self._pass_time(arrivals=arrivals)
+        self._step()  # apart: the traceback of a failed load keeps the frames above it, and what these name
+
+    def _step(self) -> None:
         schedule = self.scheduler.schedule()
         self._count_starving()
         for request, error in self.scheduler.take_failed():
@@ -231,7 +209,8 @@ class World:
             max_tokens=self.random.randint(1, 20), prompt_logprobs=0 if self.random.random() < 0.05 else None
         )
         for _ in range(self.random.choice((1, 1, 1, 3))):  # sometimes n choices of one call
-            self.add(Request(f"r{self.num_requests}", tenant, list(prompt), params, adapter))
+            constraint = self.constraints.draw()
+            self.add(Request(f"r{self.num_requests}", tenant, list(prompt), params, adapter, constraint=constraint))
 
     def _tenant(self) -> str:
         if self.settings.traffic == (1.0, 1.0, 1.0):
@@ -271,13 +250,15 @@ class World:
                 self._check_blame(row.request)
                 self._end(row.request, "numerics")
             elif row.samples:
-                tokens[row.request.id] = state % 97
+                tokens[row.request.id] = drawn(state, row.request.constraint, row.request.output_ids)
         if self.random.random() < self.settings.aborts:  # a client hangs up during the forward
             self._abort_one_of(schedule)
         self.scheduler.commit(schedule, tokens)
         for row in schedule.rows:
             request = row.request
-            if request.status is Status.RUNNING and len(request.output_ids) == request.params.max_tokens:
+            if request.status is Status.RUNNING and (
+                is_whole(request.constraint, request.output_ids) or len(request.output_ids) == request.params.max_tokens
+            ):
                 self._check_answer(request)
                 self.scheduler.finish(request)
                 self.scheduler.finish(request)
@@ -320,10 +301,15 @@ class World:
         weight = 7 if request.adapter is None else self.tags[request.adapter]
         answer = expected_output(request, weight, self.settings.rope_switches)
         assert request.output_ids == answer, f"{request.id} answered wrongly"
+        self.check_grammar(request)
         state = first_state(request, request.num_computed_tokens, self.settings.rope_switches)
         for position in range(request.num_computed_tokens):
             state = next_state(state, request.token_at(position), weight)
             assert self._cell(request, position) == state, f"{request.id}: position {position} was overwritten"
+
+    def check_grammar(self, request: Request) -> None:
+        check_whole(request.constraint, request.output_ids)
+        self.constraints.num_whole += request.constraint is not None and request.constraint.is_complete
 
     def _check_blame(self, request: Request) -> None:
         is_own_fault = request.adapter is not None and self.tags[request.adapter] == NAN
@@ -421,3 +407,5 @@ class World:
         assert self.pool.num_free == self.pool.num_blocks
         assert all(entry.ref_count == 0 for entry in self.device_pool.entries())
         assert len(self.ends) == self.num_requests
+        gc.collect()
+        assert not self.constraints.living, "a matcher outlived its request"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import httpx
@@ -12,6 +14,9 @@ import pytest
 from pydantic import BaseModel
 
 from server.api.engine_client import EngineClient
+from server.engine.grammar.check_pool import CheckPool
+from server.engine.grammar.refusals import Refusal
+from server.engine.grammar.spec import GrammarSpec
 
 ASK: dict[str, Any] = {"model": "tiny", "max_tokens": 80, "temperature": 1.0, "seed": 7}
 HELLO = [{"role": "user", "content": "hello"}]
@@ -133,3 +138,30 @@ def test_one_tenants_grammar_changes_no_other_tenants_answers(client: httpx.Clie
     assert completed(other, temperature=0)["text"] == plain
     response = other.post("/v1/completions", json={**ASK, "prompt": "x", "guided_regex": "((("})
     assert "acme" not in response.text
+
+
+def test_a_grammar_that_is_still_compiling_holds_back_no_other_answer(
+    client: httpx.Client, other: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own request waits for it; free and constrained ones of both tenants are answered meanwhile."""
+    slow, check = "[a-d]{4}slow", CheckPool.check
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def check_when_allowed(pool: CheckPool, tenant: str, spec: GrammarSpec) -> str | Refusal:
+        if spec.text == slow:
+            has_begun.set()
+            assert may_end.wait(300)
+        return check(pool, tenant, spec)
+
+    monkeypatch.setattr(CheckPool, "check", check_when_allowed)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(completed, client, guided_regex=slow)
+        try:
+            assert has_begun.wait(300)
+            assert completed(client)["finish_reason"] == "length"
+            assert completed(other)["finish_reason"] == "length"
+            assert re.fullmatch("[e-h]{4}quick", completed(other, guided_regex="[e-h]{4}quick")["text"])
+            assert not waiting.done()
+        finally:
+            may_end.set()
+        assert re.fullmatch(slow, waiting.result(300)["text"])

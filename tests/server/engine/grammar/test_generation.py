@@ -15,7 +15,7 @@ from server.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from server.engine.grammar.matcher import GrammarMatcher
 from server.engine.grammar.spec import GrammarSpec
 from server.engine.request import TokenEvent
-from support.servers.service import Service
+from support.servers.service import NUM_TOKENS, Service
 
 Compile = Callable[..., CompiledGrammar]
 SCHEMA = {
@@ -154,7 +154,9 @@ def test_a_grammar_that_becomes_too_complex_fails_its_request_alone(
     matcher = LLMatcher(compiler._ll_tokenizer(), form, log_level=0, limits=limits)
     quiet = service.tokens(prompts[3])
     with service.held():
-        _, answer = service.ask(prompts[4], constraint=GrammarMatcher(matcher), max_tokens=40, temperature=1.0)
+        _, answer = service.ask(
+            prompts[4], constraint=GrammarMatcher(matcher, NUM_TOKENS), max_tokens=40, temperature=1.0
+        )
         _, beside = service.ask(prompts[3])
     error = answer.collect()[-1].error
     assert error is not None
