@@ -16,7 +16,7 @@ from lora_kernels.cgroups import usable_cpus
 from server.engine.constraint import ConstraintFailure, TokenConstraint
 from server.engine.grammar.refusals import is_too_complex
 
-_MAX_THREADS = 4
+_MAX_THREADS = 4  # a quarter of the cores: the forward works meanwhile, and a small machine gains nothing from more
 
 
 class GrammarMatcher:
@@ -97,4 +97,4 @@ def allowed_of(constraints: Sequence[TokenConstraint]) -> NDArray[np.uint8]:
 
 @cache
 def _executor() -> LLExecutor:
-    return LLExecutor(min(_MAX_THREADS, usable_cpus()))
+    return LLExecutor(max(1, min(_MAX_THREADS, usable_cpus() // 4)))
