@@ -44,7 +44,8 @@ class GrammarMatcher:
                 self._fail()
 
     def allowed(self) -> NDArray[np.uint8]:
-        return allowed_of([self])[0]
+        bits: NDArray[np.uint8] = allowed_of([self])[0]
+        return bits
 
     @property
     def is_complete(self) -> bool:
@@ -90,8 +91,8 @@ def allowed_of(constraints: Sequence[TokenConstraint]) -> NDArray[np.uint8]:
     elif jobs:
         [(matcher, row)] = jobs
         matcher.unsafe_compute_mask_ptr(masks[row].ctypes.data, masks.shape[1])
-    for matcher, bits in zip(matchers, masks, strict=True):
-        matcher._correct(bits)
+    for each, bits in zip(matchers, masks, strict=True):
+        each._correct(bits)
     return masks
 
 
