@@ -179,7 +179,7 @@ class AheadSettings:
     """Shares: of rows launched ahead that get no token; of forwards that fail as they are read."""
 
     undecided: float = 0.01
-    failures: float = 0.001
+    failures: float = 0.004
 
 
 @dataclass
