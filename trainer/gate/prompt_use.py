@@ -2,9 +2,9 @@
 
 An adapter trained on shuffled answers learns their style and beats the base; behind a wrong prompt its answers are no
 harder. An answer's cost is what the wrong prompt adds, in nats per learned token; every answer counts alike, so a short
-one with a huge cost rules nothing. Three outcomes: the cost is there; it is surely less than matters, which blocks; or
-the held-out examples cannot tell, which warns. What matters is a quarter of what the base alone shows on the same
-pairs, and at least `least_prompt_use`.
+one with a huge cost rules nothing. Three outcomes: the cost is there; it is surely less than matters, or no more than
+chance over many answers, which blocks; or the held-out examples cannot tell, which warns. What matters is a quarter of
+what the base alone shows on the same pairs, and at least `least_prompt_use`.
 """
 
 from __future__ import annotations
@@ -75,6 +75,12 @@ def judge_prompt_use(found: PromptUse, limits: GateThresholds) -> list[Reason]:
             "expected. The answers in the data do not belong to their prompts, or nothing was learned from them"
         )
         return [Reason("ignores_prompt", "block", message, use.high, least)]
+    if use.num_examples >= limits.enough_pairs and not use.is_above_zero:
+        message = (
+            f"the adapter answers as well behind a wrong prompt, as far as many answers show: it costs {measured}, "
+            "which may be chance. The answers in the data do not belong to their prompts"
+        )
+        return [Reason("ignores_prompt", "block", message, use.low, 0.0)]
     message = (
         "the held-out examples cannot tell whether answers follow from their prompts: a wrong prompt costs "
         f"{measured}; at least {least:.3f} is expected. "

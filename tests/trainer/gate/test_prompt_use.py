@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,14 @@ def test_a_block_says_less_than_the_limit_and_a_warning_that_it_cannot_tell(
         assert reason.limit is not None
         assert f"at least {reason.limit:.3f} is expected" in reason.message
         assert (reason.level == "block") == (adapter[2] < reason.limit)
+
+
+def test_many_answers_that_show_no_more_than_chance_are_enough_to_block_and_few_are_not() -> None:
+    """As measured: answers shuffled among the demo's law prompts, each style learned."""
+    use, base = Interval(0.092, -0.016, 0.180, 0.99, 32), Interval(0.145, -0.057, 0.370, 0.99, 32)
+    assert [reason.level for reason in judge_prompt_use(PromptUse(32, use, base), LIMITS)] == ["block"]
+    few = replace(use, num_examples=31)
+    assert [reason.level for reason in judge_prompt_use(PromptUse(31, few, base), LIMITS)] == ["warn"]
 
 
 def test_the_rank_interval_holds_the_centre_as_often_as_it_promises_and_few_values_bound_nothing() -> None:
