@@ -20,8 +20,8 @@ class GateThresholds:
     unit of the largest logit (at least 1). tolerance_bfloat16: error against exact logits, in PEFT's own error at that
     precision.
     prompt_confidence: of the interval of what a wrong prompt costs. least_prompt_use: what it must cost; or, if that is
-    more, prompt_use_share of what it costs the base. enough_pairs: answers that must show it. max_pair_tokens: the longest sequence that the scorer takes; 0: no
-    longer than the longest example.
+    more, prompt_use_share of what it costs the base. enough_pairs: answers that must show it. max_pair_tokens: the
+    longest sequence that the scorer takes; 0: no longer than the longest example.
     """
 
     confidence: float = 0.95
