@@ -34,7 +34,7 @@ def publish(store: AdapterStore, weights: Path) -> AdapterDigest:
 def in_a_process_of_its_own(action: Callable[[], None]) -> int:
     process = fork.Process(target=action)
     process.start()
-    process.join(timeout=30)
+    process.join(timeout=300)
     assert process.exitcode is not None
     return process.exitcode
 

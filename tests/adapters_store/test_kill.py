@@ -51,7 +51,7 @@ def live_and_die(data_dir: Path, seed: int, uploads: list[Path], life_s: float) 
     time.sleep(life_s)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
-    process.join(timeout=30)
+    process.join(timeout=300)
     with open(reader) as told:
         return told.read().splitlines()
 

@@ -55,7 +55,7 @@ def demo(tmp_path: Path, port: int, shell: dict[str, str]) -> Iterator[str]:
         assert process.poll() is None, (tmp_path / "demo.log").read_text()
         yield url
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
     finally:
         process.kill()
         process.wait()

@@ -37,7 +37,7 @@ def working(slices: TimeSlices) -> Iterator[Worker]:
     finally:
         worker.is_over = True
         slices.lift()
-        worker.thread.join(5)
+        worker.thread.join(300)
         assert not worker.thread.is_alive()
 
 
@@ -106,7 +106,7 @@ def seconds_of_a_give_with_one_piece() -> float:
     thread.start()
     done.wait()
     taken_s = seconds(slices.grant)
-    thread.join(5)
+    thread.join(300)
     assert not thread.is_alive()
     return taken_s
 

@@ -67,7 +67,7 @@ def upload(url: str, key: str, name: str, folder: Path) -> httpx.Response:
         "weights": (folder / "adapter_model.safetensors").read_bytes(),
     }
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.post(f"{url}/v1/adapters", data={"name": name}, files=files, headers=headers, timeout=30)
+    return httpx.post(f"{url}/v1/adapters", data={"name": name}, files=files, headers=headers, timeout=300)
 
 
 def client_of(url: str, key: str) -> openai.OpenAI:
@@ -184,7 +184,7 @@ def test_client_that_hangs_up_gives_its_blocks_back(url: str, keys: dict[str, st
     }
     headers = {"Authorization": f"Bearer {keys['law']}"}
     pool, counters = service.parts.engine.scheduler.pool, service.stats().counters
-    with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=30) as stream:
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=300) as stream:
         first = next(stream.iter_lines())
         assert stream.status_code == 200, first
     deadline = time.monotonic() + 5

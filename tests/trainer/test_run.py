@@ -82,7 +82,7 @@ def test_a_run_killed_between_checkpoints_resumes_to_the_same_bits(finished: Pat
     process = trainer_process(spec, run_dir)
     wait_for_step(run_dir, 11)  # the checkpoint is of step 9
     process.kill()
-    assert process.wait(10) == -signal.SIGKILL
+    assert process.wait(300) == -signal.SIGKILL
     assert not (run_dir / "result.json").exists()
     assert train(spec, run_dir, resume=True) is Exit.SUCCEEDED
     assert_equal_runs(finished, run_dir, STEPS)
@@ -98,7 +98,7 @@ def test_a_paused_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path, h
         process.terminate()
     else:
         (run_dir / "control").write_text("pause\n")
-    assert process.wait(30) == Exit.PAUSED
+    assert process.wait(300) == Exit.PAUSED
     assert result_of(run_dir)["status"] == "paused"
     assert kinds(run_dir)[-2:] == ["checkpoint", "paused"]
     assert train(spec, run_dir, resume=True) is Exit.SUCCEEDED
@@ -180,7 +180,7 @@ def test_dropout_is_the_same_after_a_resume(tmp_path: Path) -> None:
     process = trainer_process(spec, tmp_path / "cut")
     wait_for_step(tmp_path / "cut", 3)
     process.kill()
-    process.wait(10)
+    process.wait(300)
     train(spec, tmp_path / "cut", resume=True)
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut", 12)
     losses = [event["loss"] for event in read_events(tmp_path / "whole") if event["type"] == "step"]

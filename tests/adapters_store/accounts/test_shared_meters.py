@@ -61,7 +61,7 @@ def ask(own: SharedMeters, tenant: str, quotas: Quotas, amounts: Amounts = ONE) 
         answered.set()
 
     own.take(Take(tenant=tenant, quotas=quotas, needs=amounts, takes=amounts), answer)
-    assert answered.wait(60)
+    assert answered.wait(300)
     return found[0]
 
 

@@ -107,7 +107,7 @@ def test_a_limit_on_file_sizes_is_a_full_disk(data_dir: Path, tmp_path: Path) ->
 
     process = fork.Process(target=limited)
     process.start()
-    process.join(timeout=30)
+    process.join(timeout=300)
     assert process.exitcode == 0
     again = AdapterStore.open(data_dir)
     assert (again.list_versions(), again.check_integrity().quarantined) == ([], [])

@@ -113,7 +113,7 @@ def connect(url: str) -> Iterator[MakeClient]:
 
     def make(key: str | None, **headers: str) -> httpx.Client:
         own = {} if key is None else {"Authorization": f"Bearer {key}"}
-        clients.append(httpx.Client(base_url=url, headers={**own, **headers}, timeout=20))
+        clients.append(httpx.Client(base_url=url, headers={**own, **headers}, timeout=300))
         return clients[-1]
 
     yield make

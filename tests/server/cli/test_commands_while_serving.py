@@ -51,7 +51,7 @@ def acme(server: Any, run_json: Command) -> httpx.Client:
     """A client of a tenant of the test's own."""
     run_json("tenant", "create", "acme")
     key = run_json("tenant", "rotate-key", "acme")["api_key"]
-    return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {key}"}, timeout=20)
+    return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {key}"}, timeout=300)
 
 
 def ask(client: httpx.Client, model: str, **fields: Any) -> httpx.Response:

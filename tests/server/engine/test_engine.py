@@ -147,7 +147,7 @@ def test_deleted_adapter_leaves_both_tiers_and_requests_under_way_come_to_their_
     with running(base, {"plain": adapters["plain"]}, tmp_path) as service:
         expected = greedy_by_peft(base, adapters["plain"], prompts[0], 200)
         _, answer = service.ask(prompts[0], "plain", max_tokens=200)
-        answer.events.get(timeout=30)
+        answer.events.get(timeout=300)
         digests = service.store.delete(TENANT, "plain")
         service.worker.forget_adapters(digests)
         assert len(digests) == 1

@@ -77,7 +77,7 @@ class Chaos:
     def end(self) -> None:
         if self.server is not None:
             self.server.terminate()
-            self.server.wait(60)
+            self.server.wait(300)
 
 
 def kill(pid: int) -> bool:

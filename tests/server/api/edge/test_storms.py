@@ -126,7 +126,7 @@ def test_after_a_storm_of_hang_ups_everything_is_as_it_was(
                 hang_up(connection, hard=dice.random() < 0.5)
     check_idle(app, worker, data_dir)
     wait_until(lambda: num_sockets() <= num_before)
-    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {keys['acme']}"}, timeout=20) as again:
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {keys['acme']}"}, timeout=300) as again:
         assert {model: say(again, model) for model in before} == before
 
 
@@ -170,7 +170,7 @@ def test_a_request_holds_its_blocks_until_its_last_event(worker: EngineWorker) -
         params = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
         worker.submit(Request(id=f"held-{index}", tenant="acme", prompt_ids=[5, 6, index], params=params), look)
     for _ in range(40):
-        assert over.acquire(timeout=30)
+        assert over.acquire(timeout=300)
     assert len(seen) >= 40 * 15
     assert all(seen)
 
@@ -231,7 +231,7 @@ def p99_s(client: httpx.Client) -> float:
 def test_slow_connections_do_not_slow_down_the_good_ones(url: str, keys: dict[str, str]) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {keys['acme']}"}, timeout=20) as client:
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {keys['acme']}"}, timeout=300) as client:
         p99_s(client)
         idle, attacked = [p99_s(client)], [float("inf")]
         for _ in range(6):  # the best of a few rounds: others compute on this machine too

@@ -138,7 +138,7 @@ def test_an_upload_that_waits_for_its_checks_delays_nobody(
     gate, publish = threading.Event(), store.publish
 
     def slow_publish(**arguments: object) -> object:
-        assert gate.wait(10)
+        assert gate.wait(300)
         return publish(**arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(store, "publish", slow_publish)

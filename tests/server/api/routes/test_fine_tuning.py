@@ -58,12 +58,12 @@ def keys(world: JobWorld) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def acme(url: str, keys: dict[str, str]) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=keys["acme"], max_retries=0, timeout=30)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=keys["acme"], max_retries=0, timeout=300)
 
 
 @pytest.fixture(scope="module")
 def globex(url: str, keys: dict[str, str]) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=keys["globex"], max_retries=0, timeout=30)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=keys["globex"], max_retries=0, timeout=300)
 
 
 def upload(client: openai.OpenAI, data: bytes, name: str = "data.jsonl") -> str:

@@ -131,7 +131,7 @@ def stream_until_cut(url: str, tenant: str, seen: dict[str, int]) -> None:
     """Generate until the connection breaks; seen: completion tokens by request, as the chunks told them."""
     options = {"continuous_usage_stats": True}
     body: dict[str, Any] = {"model": "tiny", **ASK, "max_tokens": 40, "stream": True, "stream_options": options}
-    with httpx.Client(base_url=url, headers={"X-Tenant-Id": tenant}, timeout=10) as client:
+    with httpx.Client(base_url=url, headers={"X-Tenant-Id": tenant}, timeout=300) as client:
         for index in range(10_000):
             try:
                 with client.stream("POST", "/v1/completions", json=body) as response:

@@ -34,7 +34,7 @@ def settings(data_dir: Path) -> ApiSettings:
 
 def post(url: str, body: bytes, coding: str = "gzip") -> httpx.Response:
     headers = {"Content-Type": "application/json", "Content-Encoding": coding}
-    return httpx.post(f"{url}/v1/completions", content=body, headers=headers, timeout=20)
+    return httpx.post(f"{url}/v1/completions", content=body, headers=headers, timeout=300)
 
 
 def decoded(pieces: list[bytes], max_bytes: int = MAX_BODY_BYTES) -> list[bytes]:
@@ -57,7 +57,7 @@ def decoded(pieces: list[bytes], max_bytes: int = MAX_BODY_BYTES) -> list[bytes]
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP", "identity, gzip"])
 def test_a_gzip_body_is_answered_as_the_plain_one(url: str, coding: str) -> None:
-    plain = httpx.post(f"{url}/v1/completions", json=ASK, timeout=20).json()["choices"]
+    plain = httpx.post(f"{url}/v1/completions", json=ASK, timeout=300).json()["choices"]
     answer = post(url, gzip.compress(json.dumps(ASK).encode()), coding)
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"] == plain
@@ -67,7 +67,7 @@ def test_an_upload_may_be_gzip(url: str, engine: EngineClient) -> None:
     files = {"config": config_bytes(), "weights": safetensors_bytes(lora_tensors(engine.base, seed=3))}
     plain = httpx.Request("POST", f"{url}/v1/adapters", data={"name": "packed"}, files=files)
     headers = {"Content-Type": plain.headers["content-type"], "Content-Encoding": "gzip"}
-    answer = httpx.post(plain.url, content=gzip.compress(plain.read()), headers=headers, timeout=20)
+    answer = httpx.post(plain.url, content=gzip.compress(plain.read()), headers=headers, timeout=300)
     assert answer.status_code == 201, answer.text
 
 

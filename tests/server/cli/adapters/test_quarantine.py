@@ -45,7 +45,7 @@ def test_a_server_starts_on_a_damaged_store_says_so_and_serves_the_rest(
         checked = next(event for event in server.events if event["event"] == "store_checked")
         assert checked["blobs"] == 3
         assert checked["quarantined"] == {pushed["law"]: "blob_missing", pushed["med"]: "blob_damaged"}
-        client = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {key}"}, timeout=20)
+        client = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {key}"}, timeout=300)
         answers = {name: ask(client, name) for name in (*pushed, "tiny")}
         statuses = {name: answer.status_code for name, answer in answers.items()}
         assert statuses == {"law": 503, "med": 503, "code": 200, "tiny": 200}

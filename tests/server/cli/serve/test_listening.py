@@ -49,7 +49,7 @@ class Stream:
         body = {"model": "tiny", "prompt": "x", "max_tokens": 50, "ignore_eos": True, "stream": True}
         self._stack = ExitStack()
         engine.stalls_at = engine.num_steps + 1
-        response = self._stack.enter_context(httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30))
+        response = self._stack.enter_context(httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=300))
         self._lines = response.iter_lines()
         assert next(self._lines).startswith("data: ")
 

@@ -164,7 +164,7 @@ def test_a_worker_asked_to_end_lets_trainings_checkpoint_and_the_next_goes_on(wo
     worker = world.start_worker()
     world.wait(job, lambda each: each.progress.get("step", 0) >= 6)
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(20) == 0
+    assert worker.wait(300) == 0
     assert not SubprocessExecutor().state(Task("train", job.run_dir, ())).is_running
     assert world.jobs.get(job.id).status is JobStatus.RUNNING
     world.start_worker()
