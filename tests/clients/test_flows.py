@@ -1,4 +1,4 @@
-"""The clients' flows are run by tests/clients/run.py; here the one whose client the tests have anyway."""
+"""The clients' flows are run by tests/clients/run.py; here those whose clients the tests have anyway."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ def environment(runner: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
         yield environment
 
 
-def test_openais_own_client_passes_against_the_demo(runner: ModuleType, environment: dict[str, str]) -> None:
-    [openai] = [client for client in runner.CLIENTS if client.name == "openai"]
-    result = runner._run(openai, Path(sys.executable), environment)
+@pytest.mark.parametrize("name", ["openai", "anthropic"])
+def test_the_stock_client_passes_against_the_demo(name: str, runner: ModuleType, environment: dict[str, str]) -> None:
+    [stock] = [client for client in runner.CLIENTS if client.name == name]
+    result = runner._run(stock, Path(sys.executable), environment)
     assert result.passed, result.output
 
 
