@@ -24,12 +24,14 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows' editors and spreadsheets begin UT
 
 @dataclass(frozen=True, kw_only=True)
 class DataLimits:
-    """Limits of a data file. min_examples: of distinct ones; a line copied ten times is one example."""
+    """Limits of a data file. min_examples: of distinct ones; a line copied ten times is one example.
+    max_problems: reading ends at so many; None reads on, so that all are counted."""
 
     min_examples: int = 10
     max_examples: int = 5_000_000
     max_line_bytes: int = 4 << 20
     max_listed: int = 20
+    max_problems: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +111,7 @@ class _Reader:
 
     def __init__(self, limits: DataLimits, what: str) -> None:
         self._limits = limits
-        self._problems = ProblemList(what=what, max_listed=limits.max_listed)
+        self._problems = ProblemList(what=what, max_listed=limits.max_listed, max_problems=limits.max_problems)
         self._hash = hashlib.sha256()
         self._kinds: Counter[Kind] = Counter()
         self._digests = bytearray()

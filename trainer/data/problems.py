@@ -42,14 +42,18 @@ class DataRejected(InputRefused):
     problems: the first ones found. counts: every problem found, by code. message: all of it in a few lines.
     """
 
-    def __init__(self, problems: list[Problem], counts: dict[str, int] | None = None, *, what: str = "data") -> None:
+    def __init__(
+        self, problems: list[Problem], counts: dict[str, int] | None = None, *, what: str = "data", is_cut: bool = False
+    ) -> None:
+        """is_cut: reading ended at the last of them."""
         assert problems, "nothing to reject for"
         first = problems[0]
         self.problems = problems
         self.counts = counts or dict(Counter(problem.code for problem in problems))
         self.line, self.excerpt = first.line, first.excerpt
         self.num_problems = sum(self.counts.values())
-        more = f" (and {self.num_problems - 1} more problems)" if self.num_problems > 1 else ""
+        at_least = "at least " if is_cut else ""
+        more = f" (and {at_least}{self.num_problems - 1} more problems)" if self.num_problems > 1 else ""
         super().__init__(first.code, f"{what}: {first}{more}", param=what)
 
     def to_mapping(self) -> dict[str, object]:
@@ -79,16 +83,20 @@ class LineRefused(InputRefused):
 class ProblemList:
     """Collects problems of one file; a file that is wrong on every line costs no memory for it."""
 
-    def __init__(self, *, what: str = "data", max_listed: int = MAX_LISTED) -> None:
+    def __init__(self, *, what: str = "data", max_listed: int = MAX_LISTED, max_problems: int | None = None) -> None:
         self._what = what
         self._max_listed = max_listed
+        self._max_problems = max_problems
         self._listed: list[Problem] = []
         self._counts: Counter[str] = Counter()
 
     def add(self, problem: Problem) -> None:
+        """Raises DataRejected at the last of max_problems."""
         self._counts[problem.code] += 1
         if len(self._listed) < self._max_listed:
             self._listed.append(problem)
+        if self._counts.total() == self._max_problems:
+            raise DataRejected(self._listed, dict(self._counts), what=self._what, is_cut=True)
 
     def __bool__(self) -> bool:
         return bool(self._listed)

@@ -6,6 +6,7 @@ Decides whether decode steps are recorded. On a CPU it does nothing.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
@@ -28,7 +29,7 @@ from server.engine.startup.memory_plan import MIB, Reserved, free_device_bytes
 from server.engine.startup.profile_run import profile_run
 
 MAX_RANK = 256
-ATTENTION, ATTENTION_OUTPUT = ".self_attn.", ".o_proj"
+ATTENTION = re.compile(r"\.(self_attn|attention)\.")
 GPU_STEP, LARGE_GPU_STEP = StepSize(2048, 64), StepSize(8192, 256)
 LARGE_GPU_BYTES = 64 << 30
 MAX_STEP_TOKENS = 65_535  # CUDA's limit of a grid's second axis, on which kernels have rows
@@ -105,9 +106,8 @@ def check_step_size(device: torch.device, max_tokens: int) -> None:
 
 def attention_modules(base: BaseDescription) -> tuple[frozenset[int], ...]:
     """Rows of the adapter table: of q/k/v, then of all of attention. Most adapters touch no others, or all."""
-    groups = [paths for paths in base.groups if ATTENTION in paths[0]]
-    inputs = [paths for paths in groups if not paths[0].endswith(ATTENTION_OUTPUT)]
-    return tuple(frozenset(base.module_index[path] for path in chain(*chosen)) for chosen in (inputs, groups))
+    groups = [paths for paths in base.groups if ATTENTION.search(paths[0])]  # q/k/v and the output, layer by layer
+    return tuple(frozenset(base.module_index[path] for path in chain(*chosen)) for chosen in (groups[::2], groups))
 
 
 def record_graphs(start: GpuStart, runner: ModelRunner, *, max_context: int, report_progress: Report) -> None:

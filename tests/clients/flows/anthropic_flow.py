@@ -12,7 +12,7 @@ REPAIR = {
     "name": "repair",
     "input_schema": {
         "type": "object",
-        "properties": {"days": {"type": "integer"}},
+        "properties": {"days": {"enum": [1, 2, 30]}},  # the demo base writes a free integer without end
         "required": ["days"],
         "additionalProperties": False,
     },

@@ -40,7 +40,12 @@ REPAIR = {
     "type": "function",
     "function": {
         "name": "repair",
-        "parameters": {"type": "object", "properties": {"days": {"type": "integer"}}, "required": ["days"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"days": {"enum": [1, 2, 30]}},  # the demo base writes a free integer without end
+            "required": ["days"],
+            "additionalProperties": False,
+        },
     },
 }
 called = litellm.completion(

@@ -19,7 +19,7 @@ from server.cli.main import app
 from server.engine.request import InvalidRequest
 
 Command = Callable[..., Any]
-WITHOUT_DATA_DIR = ("bench", "plan", "train")  # they touch no tenant's state
+WITHOUT_DATA_DIR = ("bench", "data", "plan", "train")  # they touch no tenant's state
 
 
 def _leaves(command: Any, words: tuple[str, ...] = ()) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support.trainers.training_data import chat, chats, write_jsonl
+from trainer.data.formats.convert import convert
 from trainer.data.jsonl import DataLimits, read_jsonl
 from trainer.data.problems import DataRejected, LineRefused
 from trainer.data.records import parse_record
@@ -259,3 +261,12 @@ def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(tmp_path: Path
     assert [record for _, _, record in read_jsonl(marked).records()] == [
         record for _, _, record in read_jsonl(plain).records()
     ]
+
+
+def test_reading_ends_at_the_most_problems_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"{}\n" * 100)
+    for read in (read_jsonl, partial(convert, target=tmp_path / "converted")):
+        with pytest.raises(DataRejected, match="and at least 6 more problems") as refused:
+            read(path, limits=DataLimits(max_problems=7))
+        assert refused.value.num_problems == 7

@@ -132,7 +132,8 @@ class _Checking:
     digests: bytearray = field(default_factory=bytearray)
 
     def __post_init__(self) -> None:
-        self.problems = ProblemList(what=self.what, max_listed=self.limits.max_listed)
+        limits = self.limits
+        self.problems = ProblemList(what=self.what, max_listed=limits.max_listed, max_problems=limits.max_problems)
 
     def examples(self, records: Iterator[tuple[int, bytes]]) -> Iterator[dict[str, Any]]:
         """The bodies of the examples that can be used."""

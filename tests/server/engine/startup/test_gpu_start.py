@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adapters_store.base.description import BaseDescription, LinearShape
-from adapters_store.base.families import FAMILIES, Family, UnsupportedBase
+from adapters_store.base.families import FAMILIES, UnsupportedBase
 from server.engine.model.base_model import BaseModel, load_base
 from server.engine.schedule import SchedulerSettings
 from server.engine.startup.gpu_start import GpuStart, attention_modules, check_step_size, default_step, prepare
@@ -64,7 +64,7 @@ def test_the_reserve_of_recordings_counts_their_logits_once_for_all() -> None:
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_recordings_for_few_modules_are_those_of_q_k_v_and_of_attention(architecture: str) -> None:
-    groups = tuple(Family(architecture, FAMILIES[architecture]).groups(2))
+    groups = tuple(FAMILIES[architecture].groups(2))
     names = [path for group in groups for path in group]
     modules = dict.fromkeys(names, LinearShape(8, 8))
     base = BaseDescription("sha256:0", "b", architecture, "bfloat16", modules, groups)
