@@ -37,7 +37,7 @@ class Verdict(BaseModel):
     tenant_pays: bool
 
 
-caller = chat.bind_tools([repair], tool_choice="required", parallel_tool_calls=False)
+caller = chat.bind_tools([repair], tool_choice="required", parallel_tool_calls=False, strict=True)
 called = caller.invoke("The kitchen is broken.")
 [call] = called.tool_calls
 assert call["name"] == "repair"
