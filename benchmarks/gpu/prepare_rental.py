@@ -21,7 +21,7 @@ from pathlib import Path
 
 RENTAL = Path(".rental")
 CONSTRAINTS = Path("constraints.txt")
-NEEDED = ("sqlalchemy", "greenlet", "alembic", "mako", "google-re2", "bitsandbytes")
+NEEDED = ("sqlalchemy", "greenlet", "alembic", "mako", "google-re2", "llguidance", "bitsandbytes")
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux1")
 LIBRARIES = ("libbitsandbytes_cuda130.so", "libbitsandbytes_cpu.so")  # of bitsandbytes' dozen
 MAX_BYTES = 64 << 20
