@@ -83,7 +83,7 @@ def readable(file: Path, columns: str, output: Output) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="multilora-data-") as folder:
         target = Path(folder) / f"{file.stem}.jsonl"
-        report = convert(file, target, columns=named)
+        report = convert(file, target, columns=named, what="training_file")
         output.say(f"data: {report.text}")
         yield target
 

@@ -26,6 +26,7 @@ from server.engine.text.tokenizer import Tokenizer
 from support.kernels.fake_cuda import CUDA, FakeCuda, fake_cuda, on_fake_cuda
 from support.models.models import FAMILY_NAMES
 from support.servers.service import make_base
+from support.worlds.any_steps import AdaptersOfEveryRank
 
 FAMILIES = [family for family in FAMILY_NAMES if family != "phi3-longrope"]  # not recorded: it waits for the device
 LAUNCHES = {  # of a recorded step of three layers, bare; each layer's attention is not split
@@ -59,7 +60,7 @@ def started(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> Itera
     )
     with fake_cuda() as cuda:
         on_fake_cuda(base.model)
-        parts = join_engine(replace(base, device=CUDA), tokenizer, settings, source=None)  # type: ignore[arg-type]
+        parts = join_engine(replace(base, device=CUDA), tokenizer, settings, AdaptersOfEveryRank())
         try:
             yield parts, cuda
         finally:
