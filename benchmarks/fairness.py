@@ -49,7 +49,7 @@ class Length:
 
 
 FULL_LENGTH = Length(seconds=24.0, rounds=3, prompt=64, new=32)
-QUICK_LENGTH = Length(seconds=1.5, rounds=1, prompt=8, new=4)
+QUICK_LENGTH = Length(seconds=2.5, rounds=1, prompt=8, new=4)
 
 
 @dataclass
@@ -197,7 +197,7 @@ async def measure(url: str, report: Report, length: Length, vocab: int) -> list[
         model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
         clients = Clients(client, model, length, vocab)
         await clients.capacity()  # warm-up
-        most = await clients.capacity()
+        most = max(await clients.capacity(), 1 / length.seconds)  # a busy machine may end no request of the quick form
         report.say(f"{most:.1f} requests a second at most")
         seen: dict[str, list[dict[str, Seen]]] = {case: [] for case in CASES}
         for number_of_round in range(length.rounds):

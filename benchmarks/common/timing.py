@@ -6,6 +6,7 @@ minute of the machine falls on all alike. A ratio is taken within each round; it
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +45,8 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    return float(np.percentile(np.asarray(values), percent))
+    """NaN of no values: on a busy machine the quick form may end before anything is answered."""
+    return float(np.percentile(np.asarray(values), percent)) if len(values) else math.nan
 
 
 def interleaved(
