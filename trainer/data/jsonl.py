@@ -25,7 +25,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows' editors and spreadsheets begin UT
 @dataclass(frozen=True, kw_only=True)
 class DataLimits:
     """Limits of a data file. min_examples: of distinct ones; a line copied ten times is one example.
-    max_problems: reading ends at so many; None reads on, so that all are counted."""
+    max_problems: the problem at which reading ends; None reads on and counts all."""
 
     min_examples: int = 10
     max_examples: int = 5_000_000

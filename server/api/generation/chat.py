@@ -40,12 +40,20 @@ async def create_chat_completion(
     request: Request, before: BeforeBodyDep, context: ContextDep, body: BodyDep
 ) -> Response:
     """Answer a conversation."""
-    check_chat(body)
-    call = await build_call(context, before, body, chat_source(context, body), request.state.request_id)
+    call = await chat_call(request, before, context, body)
     shape = ChatShape(context, call)
     if call.stream is not None:
         return chunk_stream(context, call, shape)
     return await whole_answer(context, call, request.receive, partial(choices_text, shape))
+
+
+async def chat_call(
+    request: Request, before: BeforeBodyDep, context: ApiContext, body: ChatBody, *, id_prefix: str = "chatcmpl"
+) -> Call:
+    """Of every route that is answered as a chat is. Raises InvalidRequest."""
+    check_chat(body)
+    source = chat_source(context, body, id_prefix=id_prefix)
+    return await build_call(context, before, body, source, request.state.request_id)
 
 
 def check_chat(body: ChatBody) -> None:

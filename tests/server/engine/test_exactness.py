@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
-from adapters_store.base.nf4 import keep_nf4_weights_plain
 from benchmarks.common.popularity import POPULARITIES, choose_adapters
 from server.engine.model.base_model import load_base
 from support.models.models import (
@@ -139,14 +136,6 @@ def test_nf4_logits_equal_peft_on_the_same_nf4_base(family: tuple[Path, dict[str
     got = forward.logits(requests)
     quantization = ours.config.quantization_config
     for slot in {slots[0], slots[1], None}:
-        model = AutoModelForCausalLM.from_pretrained(
-            base,
-            dtype=torch.float32,
-            quantization_config=quantization,
-            local_files_only=True,
-            attn_implementation="eager",
-        )
-        keep_nf4_weights_plain(model)
-        oracle_model = model if slot is None else PeftModel.from_pretrained(model, list(adapters.values())[slot])
+        model = peft_model(base, None if slot is None else list(adapters.values())[slot], nf4=quantization)
         for index in (index for index in range(NUM_ROWS) if slots[index] == slot):
-            assert (got[index] - oracle_logits(oracle_model.eval(), rows[index])).abs().max() <= 1e-3
+            assert (got[index] - oracle_logits(model, rows[index])).abs().max() <= 1e-3

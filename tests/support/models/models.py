@@ -27,6 +27,8 @@ from transformers import (
     Starcoder2Config,
 )
 
+from adapters_store.base.nf4 import keep_nf4_weights_plain
+
 VOCAB = 160
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -159,7 +161,13 @@ def save_adapters(base: Path, folder: Path, *, scale: float = 0.1) -> dict[str, 
     }
 
 
-def peft_model(base: Path, adapter: Path | None, *, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """The oracle: transformers, with PEFT's one adapter or none."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True, attn_implementation="eager")
+def peft_model(
+    base: Path, adapter: Path | None, *, dtype: torch.dtype = torch.float32, nf4: Any = None
+) -> torch.nn.Module:
+    """The oracle: transformers, with PEFT's one adapter or none. nf4: a quantization config for the base."""
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype, quantization_config=nf4, local_files_only=True, attn_implementation="eager"
+    )
+    if nf4 is not None:
+        keep_nf4_weights_plain(model)
     return (model if adapter is None else PeftModel.from_pretrained(model, adapter)).eval()

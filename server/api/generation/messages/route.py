@@ -12,9 +12,8 @@ from adapters_store.accounts.keys import Scope
 from server.api.auth import guarded
 from server.api.context import ContextDep
 from server.api.generation.admission import BeforeBodyDep
-from server.api.generation.build_call import build_call
 from server.api.generation.call import inline_or_heavy
-from server.api.generation.chat import chat_source, check_chat
+from server.api.generation.chat import chat_call, chat_source, check_chat
 from server.api.generation.fields.renamed import renamed_fields
 from server.api.generation.messages.answer import MessageEvents, whole_text
 from server.api.generation.messages.schemas import FIELDS, MessagesBody, PromptBody
@@ -35,10 +34,7 @@ router = APIRouter(dependencies=guarded(Scope.INFERENCE))
 async def create_message(request: Request, before: BeforeBodyDep, context: ContextDep, body: MessagesDep) -> Response:
     """Answer a conversation, as Anthropic's API does."""
     with renamed_fields(FIELDS):
-        chat = body.chat()
-        check_chat(chat)
-        source = chat_source(context, chat, id_prefix="msg")
-        call = await build_call(context, before, chat, source, request.state.request_id)
+        call = await chat_call(request, before, context, body.chat(), id_prefix="msg")
     if call.stream is not None:
         progress = CallProgress(call)
         return TokenStream(context, call, MessageEvents(call, progress), progress)

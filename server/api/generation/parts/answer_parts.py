@@ -14,6 +14,7 @@ from server.engine.request import Mark
 from server.engine.text.answer_reader import AnswerForm
 
 Kind = Literal["text", "reasoning", "call"]
+_SPOKEN: tuple[tuple[Kind, str], ...] = (("text", "content"), ("reasoning", "reasoning_content"))
 
 
 @dataclass(slots=True)
@@ -58,9 +59,9 @@ class PartedAnswer:
         return self._answer.finish_reason(reason)
 
     def _delta(self, delta: dict[str, Any]) -> Iterator[PartEvent]:
-        for kind, field_name in (("text", "content"), ("reasoning", "reasoning_content")):
+        for kind, field_name in _SPOKEN:
             if delta.get(field_name):
-                yield from self._grown("text" if kind == "text" else "reasoning", delta[field_name])
+                yield from self._grown(kind, delta[field_name])
         for call in delta.get("tool_calls", ()):
             if "id" in call:
                 yield from self._opened("call", call["id"], call["function"]["name"])

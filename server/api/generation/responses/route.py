@@ -12,8 +12,7 @@ from adapters_store.accounts.keys import Scope
 from server.api.auth import guarded
 from server.api.context import ContextDep
 from server.api.generation.admission import BeforeBodyDep
-from server.api.generation.build_call import build_call
-from server.api.generation.chat import chat_source, check_chat
+from server.api.generation.chat import chat_call
 from server.api.generation.fields.renamed import renamed_fields
 from server.api.generation.parts.progress import CallProgress
 from server.api.generation.responses.answer import ResponseEvents, whole_text
@@ -32,10 +31,7 @@ router = APIRouter(dependencies=guarded(Scope.INFERENCE))
 async def create_response(request: Request, before: BeforeBodyDep, context: ContextDep, body: BodyDep) -> Response:
     """Answer an input."""
     with renamed_fields(FIELDS):
-        chat = body.chat()
-        check_chat(chat)
-        source = chat_source(context, chat, id_prefix="resp")
-        call = await build_call(context, before, chat, source, request.state.request_id)
+        call = await chat_call(request, before, context, body.chat(), id_prefix="resp")
     if call.stream is not None:
         progress = CallProgress(call)
         return TokenStream(context, call, ResponseEvents(call, body, progress), progress)

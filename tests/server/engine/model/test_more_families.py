@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from adapters_store.base.families import FAMILIES, UnsupportedBase
-from adapters_store.base.nf4 import keep_nf4_weights_plain
 from server.engine.model.base_model import load_base
 from support.models.models import (
     FAMILY_NAMES,
@@ -90,18 +88,8 @@ def _error(got: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
 
 def test_nf4_logits_are_pefts_on_the_same_nf4_base(family: tuple[Path, list[Path]]) -> None:
     base, adapters = family
-    quantization = load_base(base, dtype="float32", quantize="nf4").config.quantization_config
-    models: dict[int | None, torch.nn.Module] = {}
-    for slot in set(SLOTS):
-        model = AutoModelForCausalLM.from_pretrained(
-            base,
-            dtype=torch.float32,
-            quantization_config=quantization,
-            local_files_only=True,
-            attn_implementation="eager",
-        )
-        keep_nf4_weights_plain(model)
-        models[slot] = (model if slot is None else PeftModel.from_pretrained(model, adapters[slot])).eval()
+    nf4 = load_base(base, dtype="float32", quantize="nf4").config.quantization_config
+    models = {slot: peft_model(base, None if slot is None else adapters[slot], nf4=nf4) for slot in set(SLOTS)}
     for got, expected in zip(ours(base, adapters, "float32", quantize="nf4"), theirs(models), strict=True):
         assert (got - expected).abs().max() <= 1e-3 * max(1.0, float(expected.abs().max()))
 
