@@ -19,12 +19,14 @@ from support.models.grammars import short_grammars
 from support.models.models import adapter_configs, save_adapter
 from support.servers.service import Answer, Service, publish, running
 
-NUM_REQUESTS = int(os.environ.get("MULTILORA_CHURN_REQUESTS", "2000"))
+NUM_REQUESTS = int(os.environ.get("MULTILORA_CHURN_REQUESTS", "500"))
 NUM_ADAPTERS = 18
 MAX_TOKENS = 12
 NUM_PROMPTS = 6
+BURST = 20  # requests that arrive together, so that a batch is full on any machine
 GRAMMAR_OF = dict(zip((3, 4, 5), short_grammars(), strict=True))  # the other prompts are answered freely
 POOL_BYTES = 420_000  # two or three of the largest adapters: an adapter is evicted nearly every step
+KV_BYTES = 120_000  # 39 blocks: a full batch runs out of them, and requests are preempted
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def churned(base: Path, folders: list[Path], tmp_path_factory: pytest.TempPathFa
     names = {f"a{index}": folder for index, folder in enumerate(folders)}
     limits = {
         "block_size": 4,
-        "memory": MemoryBudget(kv_cache=350_000, adapter_pool=POOL_BYTES, host_cache=1_500_000),
+        "memory": MemoryBudget(kv_cache=KV_BYTES, adapter_pool=POOL_BYTES, host_cache=1_500_000),
         "scheduler": SchedulerSettings(max_batch_tokens=96, max_running=12, starvation_s=0.05),
     }
     with running(base, names, tmp_path_factory.mktemp("data"), **limits) as service:
@@ -121,16 +123,21 @@ def test_every_answer_equals_its_quiet_run(
             num_right += 1
 
     try:
-        for _ in range(NUM_REQUESTS):
-            choices = [*churned.versions.values(), *churner.latest]
-            version, index = rng.choice(choices), rng.randrange(NUM_PROMPTS)
-            request_id, answer = asked(churned, prompts, index, version)
-            aborts = rng.random() < 0.05
-            if aborts:
+        for start in range(0, NUM_REQUESTS, BURST):
+            aborted = []
+            with churned.held():
+                for _ in range(min(BURST, NUM_REQUESTS - start)):
+                    choices = [*churned.versions.values(), *churner.latest]
+                    version, index = rng.choice(choices), rng.randrange(NUM_PROMPTS)
+                    request_id, answer = asked(churned, prompts, index, version)
+                    aborts = rng.random() < 0.05
+                    if aborts:
+                        aborted.append(request_id)
+                    pending.append((version, index, answer, aborts))
+            for request_id in aborted:
                 churned.worker.abort(request_id)
-            pending.append((version, index, answer, aborts))
-            if len(pending) >= 40:
-                settle(*pending.pop(rng.randrange(20)))
+            while len(pending) > BURST:
+                settle(*pending.pop(rng.randrange(BURST)))
         for item in pending:
             settle(*item)
     finally:
