@@ -15,6 +15,7 @@ from adapters_store.base.families import UnsupportedBase, family_of
 from adapters_store.base.folder import CONFIG, read_config, reading, refuse_pointers, weight_files
 from adapters_store.base.nf4 import is_stored_in_nf4
 from adapters_store.base.tensors import checked_skeleton, model_class, own_class
+from adapters_store.base.token_weights import token_weights
 from lora_kernels.native.build import cache_dir
 
 VOLATILE_CONFIG_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
@@ -62,16 +63,19 @@ def describe_base(path: Path, *, dtype: str = "auto", name: str | None = None) -
     config = load_config(path)
     is_stored_in_nf4(config)  # other stored forms are refused
     family = family_of(config.architectures)
-    skeleton = checked_skeleton(path, config, weight_files(path))
+    files = weight_files(path)
+    skeleton = checked_skeleton(path, config, files)
     groups = tuple(family.groups(config.num_hidden_layers))
     modules = {module: _shape_of(skeleton, module) for group in groups for module in group}
+    digest, served = base_digest(path), served_dtype(config, dtype)
     return BaseDescription(
-        digest=base_digest(path),
+        digest=digest,
         name=name or path.resolve().name,
         architecture=family.architecture,
-        dtype=str(served_dtype(config, dtype)).removeprefix("torch."),
+        dtype=str(served).removeprefix("torch."),
         modules=modules,
         groups=groups,
+        token_weights=_token_weights(digest, config, files, served),
     )
 
 
@@ -101,6 +105,19 @@ def base_digest(path: Path) -> str:
     if known != before:
         _remember(known)
     return f"sha256:{total.hexdigest()}"
+
+
+def _token_weights(
+    digest: str, config: PretrainedConfig, files: list[Path], served: torch.dtype
+) -> dict[str, dict[str, str]]:
+    """See `token_weights`; remembered beside the base's digest."""
+    key = f"token-weights:{served}:{digest}"
+    known = _known_digests()
+    if key not in known:
+        known[key] = json.dumps(token_weights(config, files, served))
+        _remember(known)
+    hashes: dict[str, dict[str, str]] = json.loads(known[key])
+    return hashes
 
 
 def _canonical_config(path: Path) -> bytes:

@@ -6,6 +6,7 @@ is an error here; with a memory map it would end the process (SIGBUS).
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,8 @@ import numpy as np
 
 from adapters_store.format.dtypes import TENSOR_TYPES, Bits
 from adapters_store.format.safetensors_header import TensorEntry
+
+_BUFFER_BYTES = 1 << 20
 
 
 class WeightsFile:
@@ -33,6 +36,20 @@ class WeightsFile:
                 raise OSError(f"{entry.name}: file ends {len(view) - done} bytes before the tensor does")
             done += count
         return bits
+
+    def sha256(self, entry: TensorEntry) -> str:
+        """Of the tensor's bytes, hex; its memory is one buffer's. Raises OSError as `read` does."""
+        total = hashlib.sha256()
+        buffer = memoryview(bytearray(min(_BUFFER_BYTES, max(entry.num_bytes, 1))))
+        done = 0
+        while done < entry.num_bytes:
+            part = buffer[: entry.num_bytes - done]
+            count = os.preadv(self._fd, [part], entry.file_offset + done)
+            if count == 0:
+                raise OSError(f"{entry.name}: file ends {entry.num_bytes - done} bytes before the tensor does")
+            total.update(part[:count])
+            done += count
+        return total.hexdigest()
 
     def __enter__(self) -> WeightsFile:
         return self

@@ -6,6 +6,7 @@ only part that sees a tensor's values.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from adapters_store.base.description import BaseDescription, LinearShape
@@ -43,11 +44,23 @@ class PlannedModule:
 
 
 @dataclass(frozen=True, slots=True)
+class BaseCopy:
+    """A weight of the base in the file, that PEFT writes beside an adapter of the head; sha256: the base's own."""
+
+    entry: TensorEntry
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterPlan:
-    """A checked adapter: its modules in the base's order, and how its chats are written."""
+    """A checked adapter: its modules in the base's order, and how its chats are written.
+
+    copies: no part of the adapter; it is served if their bytes are the base's.
+    """
 
     base: BaseDescription
     modules: tuple[PlannedModule, ...]
+    copies: tuple[BaseCopy, ...] = ()
     tool_dialect: str | None = None
     chat_template: str | None = None
 
@@ -72,7 +85,8 @@ def plan_adapter(
             rank_too_large, wrong_shape, pattern_too_large, or the code of an unsupported kind of tensor.
     """
     _check_base_digest(config, header, base)
-    pairs = _pair_tensors(header, base)
+    copies = _copies(header, base)
+    pairs = _pair_tensors(header, base, {copy.entry.name for copy in copies})
     if max(len(config.rank_pattern), len(config.alpha_pattern)) * len(pairs) > _MAX_PATTERN_WORK:
         message = f"rank_pattern and alpha_pattern: keys x modules may be {_MAX_PATTERN_WORK} at most"
         raise AdapterRejected("pattern_too_large", message, param="rank_pattern")
@@ -80,7 +94,7 @@ def plan_adapter(
     order = base.module_index
     names = sorted(pairs, key=lambda name: order[name])
     modules = tuple(_plan_module(name, pairs[name], config, base, limits) for name in names)
-    return AdapterPlan(base, modules, config.tool_dialect, config.chat_template)
+    return AdapterPlan(base, modules, copies, config.tool_dialect, config.chat_template)
 
 
 def _rejected(code: str, message: str) -> AdapterRejected:
@@ -94,10 +108,27 @@ def _check_base_digest(config: LoraConfig, header: SafetensorsHeader, base: Base
             raise AdapterRejected("wrong_base", message, param="multilora_base_digest")
 
 
-def _pair_tensors(header: SafetensorsHeader, base: BaseDescription) -> dict[str, dict[str, TensorEntry]]:
-    """Module path -> {"A": entry, "B": entry}."""
+def _copies(header: SafetensorsHeader, base: BaseDescription) -> tuple[BaseCopy, ...]:
+    """Tensors that may be the base's embedding or head: by name, shape and type."""
+    wanted = {
+        f"{_PREFIX}{module}{layer}.weight": hashes
+        for module, hashes in base.token_weights.items()
+        for layer in ("", ".base_layer")
+    }
+    head = base.modules.get(_HEAD)
+    shape = None if head is None else (head.out_features, head.in_features)
+    found = (entry for entry in header.tensors if entry.name in wanted and entry.shape == shape)
+    return tuple(BaseCopy(entry, wanted[entry.name][entry.dtype]) for entry in found)
+
+
+def _pair_tensors(
+    header: SafetensorsHeader, base: BaseDescription, copies: Container[str]
+) -> dict[str, dict[str, TensorEntry]]:
+    """Module path -> {"A": entry, "B": entry}. copies: names of tensors that belong to no pair."""
     pairs: dict[str, dict[str, TensorEntry]] = {}
     for entry in header.tensors:
+        if entry.name in copies:
+            continue
         module, side = _parse_name(entry, header, base)
         if module not in base.modules:
             raise _rejected("unknown_module", f"{entry.name}: the base {base.name} has no linear layer {module}")
@@ -200,6 +231,14 @@ def _check_shapes(a: TensorEntry, b: TensorEntry, rank: int, shape: LinearShape)
     ):
         if in_file != of_base:
             raise _rejected("wrong_shape", f"{entry.name}: {what} is {in_file}, the base has {of_base}")
+
+
+def check_copy(copy: BaseCopy, sha256: str) -> None:
+    """sha256: of the bytes in the file. Raises AdapterRejected (unsupported_full_weight) if they are not the base's."""
+    if sha256 != copy.sha256:
+        advice = "the adapter trained it whole, or was made on another base; train with LoRA alone, or serve the merged"
+        message = f"{copy.entry.name}: a whole weight that is not the base's; {advice} model as a base"
+        raise _rejected("unsupported_full_weight", message)
 
 
 def check_values(entry: TensorEntry, bits: Bits, base: BaseDescription) -> None:

@@ -17,7 +17,7 @@ from adapters_store.base.description import BaseDescription
 from adapters_store.format.digest import DigestBuilder
 from adapters_store.format.dtypes import TENSOR_TYPES, Bits, TensorType, cast_bits, type_of_base
 from adapters_store.format.tensor_file import WeightsFile
-from adapters_store.format.validate import AdapterPlan, PlannedModule, check_values
+from adapters_store.format.validate import AdapterPlan, PlannedModule, check_copy, check_values
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter, PackedModule
 
@@ -80,7 +80,7 @@ def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: Host
     check: refuse values that cannot be served. buffers: the source of the memory; None: new memory.
 
     Raises:
-        AdapterRejected: non_finite, cast_overflow, with `check`. OSError if the file cannot be read.
+        AdapterRejected: unsupported_full_weight, non_finite, cast_overflow, with `check`. OSError if the file cannot be read.
     """
     layout = plan_layout(plan)
     target = type_of_base(plan.base.dtype)
@@ -89,6 +89,8 @@ def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: Host
     elements.fill(0)  # between the tensors too: what is summed and kept depends on the adapter alone
     builder = DigestBuilder(plan)
     with WeightsFile(weights) as file:
+        for copy in plan.copies if check else ():
+            check_copy(copy, file.sha256(copy.entry))
         for module, place in zip(plan.modules, layout.modules, strict=True):
             a, b = file.read(module.a), file.read(module.b)
             for entry, bits in ((module.a, a), (module.b, b)):

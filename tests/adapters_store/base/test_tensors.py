@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,3 +80,12 @@ def test_a_base_in_nf4_is_looked_at_as_closely(
     rewritten(base, lambda tensors: change(tensors, "model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(UnsupportedBase, match=words):
         describe_base(base)
+
+
+def test_token_weights_are_hashed_in_every_type_that_keeps_what_is_served(base: Path) -> None:
+    head = load_file(base / "model.safetensors")["lm_head.weight"]
+    in_bf16, in_f32 = (describe_base(base, dtype=dtype).token_weights for dtype in ("bfloat16", "float32"))
+    for name, cast in {"BF16": head.bfloat16(), "F32": head}.items():
+        assert in_bf16["lm_head"][name] == hashlib.sha256(cast.view(torch.uint8).numpy().tobytes()).hexdigest()
+    assert set(in_f32["lm_head"]) == {"F32"}
+    assert set(in_bf16) == {"lm_head", "model.embed_tokens"}

@@ -27,8 +27,8 @@ BLOCKS_PER_ROW = 32
 
 
 def pack_folder(folder: Path, base: BaseModel) -> PackedAdapter:
-    """A PEFT folder in device layout."""
-    return pack(plan_folder(folder, base.description), folder / "adapter_model.safetensors")
+    """A PEFT folder in device layout, checked as an upload is."""
+    return pack(plan_folder(folder, base.description), folder / "adapter_model.safetensors", check=True)
 
 
 class PackedForward:

@@ -122,6 +122,13 @@ SHAPES: dict[str, Shape] = {
         }
     ),
     "the head": Shape({"target_modules": ["q_proj", "lm_head"]}, kwargs={"save_embedding_layers": False}),
+    "the head, and the base's weights beside it": Shape(
+        {"target_modules": ["q_proj", "lm_head"]}, kwargs={"save_embedding_layers": True}
+    ),
+    "the same on a tied head": Shape(
+        {"target_modules": ["q_proj", "lm_head"]}, family="gemma", kwargs={"save_embedding_layers": True}
+    ),
+    "no head, and the base's weights": Shape({"target_modules": QV}, kwargs={"save_embedding_layers": True}),
     "gaussian": Shape({"target_modules": [*QV, "W_pack"], "init_lora_weights": "gaussian"}),
     "init false": Shape({"target_modules": [*QV, "W_pack"], "init_lora_weights": False}),
     "orthogonal": Shape({"target_modules": [*QV, "W_pack"], "init_lora_weights": "orthogonal"}),
@@ -222,14 +229,24 @@ def test_another_method_is_called_so(config: PeftConfig, tmp_path: Path) -> None
 
 
 def test_the_advice_on_a_whole_weight_fits_the_case(llama: BaseModel, bases: dict[str, Path], tmp_path: Path) -> None:
-    plain = make(
-        Shape({"target_modules": ["q_proj", "lm_head"]}, kwargs={"save_embedding_layers": True}),
-        bases["llama"],
-        tmp_path / "head",
+    def trained(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        [name] = [name for name in tensors if name.endswith("embed_tokens.weight")]
+        tensors[name][-1, -1] += 1e-3
+        return tensors
+
+    shape = Shape({"target_modules": QV}, weights=trained, kwargs={"save_embedding_layers": True})
+    changed = refusal(llama, make(shape, bases["llama"], tmp_path / "trained"))
+    assert (changed.code, changed.param) == ("unsupported_full_weight", "weights")
+    assert "embed_tokens.weight: a whole weight that is not the base's" in changed.message
+
+    rounded = Shape(  # PEFT would answer with the rounded weights
+        {"target_modules": ["q_proj", "lm_head"]},
+        weights=lambda tensors: {name: tensor.bfloat16() for name, tensor in tensors.items()},
+        kwargs={"save_embedding_layers": True},
     )
-    same = refusal(llama, plain)
-    assert same.code == "unsupported_full_weight"
-    assert "save_embedding_layers=False" in same.message
+    narrower = refusal(llama, make(rounded, bases["llama"], tmp_path / "rounded"))
+    assert narrower.code == "unsupported_full_weight"
+    assert "save_embedding_layers=False" in narrower.message
 
     model = AutoModelForCausalLM.from_pretrained(bases["llama"], local_files_only=True)
     model.resize_token_embeddings(VOCAB + 8)
