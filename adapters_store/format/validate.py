@@ -117,7 +117,7 @@ def _copies(header: SafetensorsHeader, base: BaseDescription) -> tuple[BaseCopy,
     }
     head = base.modules.get(_HEAD)
     shape = None if head is None else (head.out_features, head.in_features)
-    found = (entry for entry in header.tensors if entry.name in wanted and entry.shape == shape)
+    found = (entry for entry in header.tensors if entry.shape == shape and entry.dtype in wanted.get(entry.name, ()))
     return tuple(BaseCopy(entry, wanted[entry.name][entry.dtype]) for entry in found)
 
 

@@ -80,7 +80,8 @@ def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: Host
     check: refuse values that cannot be served. buffers: the source of the memory; None: new memory.
 
     Raises:
-        AdapterRejected: unsupported_full_weight, non_finite, cast_overflow, with `check`. OSError if the file cannot be read.
+        AdapterRejected: unsupported_full_weight, non_finite, cast_overflow, with `check`.
+        OSError: the file cannot be read.
     """
     layout = plan_layout(plan)
     target = type_of_base(plan.base.dtype)

@@ -82,7 +82,8 @@ def test_a_base_in_nf4_is_looked_at_as_closely(
         describe_base(base)
 
 
-def test_token_weights_are_hashed_in_every_type_that_keeps_what_is_served(base: Path) -> None:
+def test_token_weights_are_hashed_in_every_type_that_keeps_what_is_served(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "llama")
     head = load_file(base / "model.safetensors")["lm_head.weight"]
     in_bf16, in_f32 = (describe_base(base, dtype=dtype).token_weights for dtype in ("bfloat16", "float32"))
     for name, cast in {"BF16": head.bfloat16(), "F32": head}.items():
