@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from anyio import CancelScope
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
@@ -17,22 +18,22 @@ class HeadAsGet:
             return
         asked = {**scope, "method": "GET"}
         try:
-            await self._app(asked, receive, _without_body(send))
+            with CancelScope() as rest:
+                await self._app(asked, receive, _without_body(send, rest))
         finally:
             if "route" in asked:
                 scope["route"] = asked["route"]
 
 
-def _without_body(send: Send) -> Send:
-    """The answer is complete once its head is sent; the body is dropped."""
-    is_over = False
+def _without_body(send: Send, rest: CancelScope) -> Send:
+    """The answer is complete once its head is sent. The body is dropped and the app ends, or it would read a whole
+    file for it."""
 
     async def send_head(message: Message) -> None:
-        nonlocal is_over
         if message["type"] == "http.response.start":
             await send(message)
-        elif not is_over:
-            is_over = True
+        elif not rest.cancel_called:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+            rest.cancel()
 
     return send_head

@@ -30,12 +30,13 @@ from server.api.wire.errors import ApiError
 from server.api.wire.json_body import body_schema
 from server.api.wire.multipart import WEIGHTS
 from server.api.wire.paging import DEFAULT_LIMIT, After, Limit, page
+from server.api.wire.thread_route import ThreadRoute
 
 MAX_NAME_BYTES = 512
 _OPTIONAL = {"tool_dialect": 64, "chat_template": MAX_TEMPLATE_BYTES}
 _ADAPTER = f"{UPLOAD_PATH}/{{name:path}}"
 
-router = APIRouter()
+router = APIRouter(route_class=ThreadRoute)
 _change, _look = guarded(Scope.ADAPTERS), guarded(Scope.READ, Scope.ADAPTERS)
 
 

@@ -17,6 +17,7 @@ from server.api.request_body import json_body
 from server.api.wire.body import Body
 from server.api.wire.json_body import body_schema
 from server.api.wire.paging import DEFAULT_LIMIT, After, Limit, page
+from server.api.wire.thread_route import ThreadRoute
 
 MAX_OVERLAP_S = 30 * 86_400
 MAX_KEY_SCOPES = 64
@@ -30,7 +31,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)] | None
 Before = Annotated[int | None, Query(ge=1, le=2**53)]
 OfTenant = Annotated[str | None, Query(max_length=128)]
 
-router = APIRouter(prefix="/admin", dependencies=[Depends(require_admin)])
+router = APIRouter(route_class=ThreadRoute, prefix="/admin", dependencies=[Depends(require_admin)])
 
 
 class NewTenant(Body):

@@ -16,6 +16,7 @@ from server.api.edge.body_limits import FILES_PATH
 from server.api.routes.onboarding import OnboardingDep, owner
 from server.api.routes.uploads import ensure_tenant, receive, spool_path, upload_slot
 from server.api.wire.paging import After, page
+from server.api.wire.thread_route import ThreadRoute
 from server.jobs.limits import JobRefused
 from server.jobs.store.readable_data import SOURCES
 from server.jobs.store.records import DataFile
@@ -31,7 +32,7 @@ Order = Literal["asc", "desc"]
 Columns = Annotated[str, Query(max_length=1024)]
 Purpose = Annotated[str | None, Query(max_length=64)]
 
-router = APIRouter(prefix=FILES_PATH)
+router = APIRouter(route_class=ThreadRoute, prefix=FILES_PATH)
 _change, _look = guarded(Scope.JOBS), guarded(Scope.READ, Scope.JOBS)
 
 

@@ -19,6 +19,7 @@ from server.api.routes.uploads import ensure_tenant
 from server.api.wire.errors import ApiError
 from server.api.wire.json_body import body_schema
 from server.api.wire.paging import After, page
+from server.api.wire.thread_route import ThreadRoute
 from server.jobs.service import Onboarding
 from server.jobs.store.objects import checkpoint_object, event_object, job_object
 from server.jobs.store.records import Job
@@ -31,7 +32,7 @@ OverrideDep = Annotated[Override, Depends(json_body(Override))]
 JobLimit = Annotated[int, Query(ge=1, le=1000)]
 ReportFormat = Literal["html", "json"]
 
-router = APIRouter()
+router = APIRouter(route_class=ThreadRoute)
 _change, _look, _JOB = guarded(Scope.JOBS), guarded(Scope.READ, Scope.JOBS), f"{JOBS_PATH}/{{job_id}}"
 
 

@@ -5,33 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import Response
 
 from adapters_store.accounts.keys import Scope
 from adapters_store.versions.records import AdapterVersion
 from server.api.auth import CallerDep, guarded
 from server.api.context import ApiContext, ContextDep
 from server.api.target import find_version
-from server.api.wire.json_text import json_bytes
+from server.api.wire.thread_route import ThreadRoute
 
-router = APIRouter(prefix="/v1/models", dependencies=guarded(Scope.READ, Scope.INFERENCE))
+router = APIRouter(route_class=ThreadRoute, prefix="/v1/models", dependencies=guarded(Scope.READ, Scope.INFERENCE))
 
 
 @router.get("")
-def list_models(caller: CallerDep, context: ContextDep) -> Response:
+def list_models(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """The base and the adapters of the caller's tenant; of every tenant for a caller that speaks for all."""
     versions = context.store.list_versions(None if caller.speaks_for_all else caller.tenant)
     usable = [version for version in versions if version.base_digest == context.engine.base.digest and version.loaded]
     adapters = [_adapter(context, version, caller.ref_to(version.tenant, version.name)) for version in usable]
-    return _json({"object": "list", "data": [_base(context), *adapters]})
+    return {"object": "list", "data": [_base(context), *adapters]}
 
 
 @router.get("/{model:path}")
-def get_model(model: str, caller: CallerDep, context: ContextDep) -> Response:
+def get_model(model: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """One model, by any reference that `model` of a completion may be."""
     if model == context.engine.served_name:
-        return _json(_base(context))
-    return _json(_adapter(context, find_version(context, caller, model), model))
+        return _base(context)
+    return _adapter(context, find_version(context, caller, model), model)
 
 
 def _base(context: ApiContext) -> dict[str, Any]:
@@ -57,7 +56,3 @@ def _adapter(context: ApiContext, version: AdapterVersion, model_id: str) -> dic
         "parent": context.engine.served_name,
         "max_model_len": context.engine.max_model_len,
     }
-
-
-def _json(body: dict[str, Any]) -> Response:
-    return Response(json_bytes(body), media_type="application/json")

@@ -25,8 +25,9 @@ from server.api.context import ApiContext, ContextDep
 from server.api.edge.body_limits import UPLOAD_PATH
 from server.api.target import find_version, quotas_of
 from server.api.wire.errors import engine_dead
+from server.api.wire.thread_route import ThreadRoute
 
-router = APIRouter(prefix=f"{UPLOAD_PATH}/{{name:path}}", dependencies=guarded(Scope.ADAPTERS))
+router = APIRouter(route_class=ThreadRoute, prefix=f"{UPLOAD_PATH}/{{name:path}}", dependencies=guarded(Scope.ADAPTERS))
 
 
 @router.post("/warm", status_code=202)

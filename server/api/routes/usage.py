@@ -13,10 +13,11 @@ from adapters_store.accounts.usage import counts_to_json, to_json, total_of
 from server.api.auth import CallerDep, guarded
 from server.api.context import ContextDep
 from server.api.wire.paging import DEFAULT_LIMIT, After, Limit, page
+from server.api.wire.thread_route import ThreadRoute
 
 Day = Annotated[date | None, Query(description="YYYY-MM-DD, UTC; this day included")]
 
-router = APIRouter()
+router = APIRouter(route_class=ThreadRoute)
 
 
 @dataclass(frozen=True)

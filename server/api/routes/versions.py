@@ -25,6 +25,7 @@ from server.api.target import model_not_found, tenant_and_ref
 from server.api.wire.body import Body
 from server.api.wire.errors import ApiError
 from server.api.wire.json_body import body_schema
+from server.api.wire.thread_route import ThreadRoute
 
 
 class Canary(Body):
@@ -35,7 +36,7 @@ class Canary(Body):
 
 CanaryDep = Annotated[Canary, Depends(json_body(Canary))]
 
-router = APIRouter(prefix=f"{UPLOAD_PATH}/{{name:path}}", dependencies=guarded(Scope.ADAPTERS))
+router = APIRouter(route_class=ThreadRoute, prefix=f"{UPLOAD_PATH}/{{name:path}}", dependencies=guarded(Scope.ADAPTERS))
 
 
 @router.post("/activate")

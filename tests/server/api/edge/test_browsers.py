@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,9 +10,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.types import Message, Receive, Scope, Send
 
 from adapters_store.store import AdapterStore
 from server.api.app import create_app
+from server.api.edge.head_method import HeadAsGet
 from server.api.engine_client import EngineClient
 from server.api.settings import ApiSettings
 from support.servers.live_server import serving
@@ -97,3 +100,32 @@ def test_without_the_option_no_page_is_let_in(url: str) -> None:
 def test_an_origin_that_no_browser_sends_is_refused_at_the_start(settings: ApiSettings, origin: str) -> None:
     with pytest.raises(ValueError, match="CORS origin"):
         replace(settings, cors_origins=(origin,))
+
+
+def test_head_ends_an_answer_that_would_not_end() -> None:
+    """As FileResponse reads a file: part after part until its end, which is not there."""
+    parts = 0
+
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal parts
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4000000000")]})
+        for _ in range(10_000):
+            parts += 1
+            await asyncio.sleep(0)  # a read on a thread
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    sent: list[Message] = []
+
+    async def ask() -> None:
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await HeadAsGet(endless)({"type": "http", "method": "HEAD"}, receive, send)
+
+    asyncio.run(ask())
+    assert parts <= 2
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[1] == {"type": "http.response.body", "body": b"", "more_body": False}
