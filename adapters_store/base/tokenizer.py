@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,13 @@ from transformers import AutoTokenizer
 
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.folder import read_json, reading, refuse_pointers
+from adapters_store.parsing.template_sandbox import (
+    PLAIN_CHATS,
+    PLAIN_NAMES,
+    TemplateFailed,
+    TemplateSandbox,
+    TemplateTooCostly,
+)
 
 SERIALISED, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 DEFAULT_TEMPLATE = "default"
@@ -18,8 +26,6 @@ _CONVERT = (
     "write a tokenizer.json beside it: `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)`, with sentencepiece "
     "installed"
 )
-_USER, _ASSISTANT = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}
-_CHATS = ([_USER], [{"role": "system", "content": "Be brief."}, _USER], [_USER, _ASSISTANT, _USER])
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -92,8 +98,10 @@ def check_template(tokenizer: Any, source: str) -> None:
 
 def _fault_of(tokenizer: Any, template: str) -> str | None:
     """None if one of the plain chats renders."""
-    first = ""
-    for chat in _CHATS:
+    first = _cost_of(template) if isinstance(template, str) else ""
+    if first:
+        return first
+    for chat in PLAIN_CHATS:
         try:
             tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # noqa: BLE001  a template may trip over anything, and no class unites it
@@ -102,3 +110,19 @@ def _fault_of(tokenizer: Any, template: str) -> str | None:
         else:
             return None
     return first
+
+
+@lru_cache(maxsize=64)
+def _cost_of(template: str) -> str:
+    """What it says of a template that a start must not render here: it may take for ever. "" for all others, also those
+    that fail."""
+    with TemplateSandbox() as sandbox:
+        for chat in PLAIN_CHATS:
+            try:
+                sandbox.render(template, {**PLAIN_NAMES, "messages": chat})
+            except TemplateTooCostly as error:
+                return f"fails on a plain chat: {error}"
+            except TemplateFailed:
+                continue
+            return ""
+    return ""

@@ -12,16 +12,19 @@ from collections.abc import Mapping
 from functools import partial
 
 from adapters_store.dialects.catalog import DIALECTS
-from adapters_store.dialects.template_sandbox import MAX_TEMPLATE_BYTES, TemplateFailed, TemplateSandbox
 from adapters_store.errors import AdapterRejected
 from adapters_store.parsing.adapter_files import CONFIG_FILE
 from adapters_store.parsing.strict_json import parse_strict_json, shown
+from adapters_store.parsing.template_sandbox import (
+    MAX_TEMPLATE_BYTES,
+    PLAIN_CHATS,
+    PLAIN_NAMES,
+    TemplateFailed,
+    TemplateSandbox,
+)
 
 DIALECT_FIELD, TEMPLATE_FIELD = "multilora_tool_dialect", "multilora_chat_template"
 _MAX_OBJECTS = 4096
-_USER, _ANSWER = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}
-_CHATS = ([_USER], [{"role": "system", "content": "Be brief."}, _USER], [_USER, _ANSWER, _USER])
-_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True, "tools": None}
 
 
 def dialect_in(body: Mapping[str, object]) -> str | None:
@@ -60,9 +63,9 @@ def check_template_renders(template: str | None) -> None:
         return
     first = ""
     with TemplateSandbox() as sandbox:
-        for chat in _CHATS:
+        for chat in PLAIN_CHATS:
             try:
-                sandbox.render(template, {**_NAMES, "messages": chat})
+                sandbox.render(template, {**PLAIN_NAMES, "messages": chat})
             except TemplateFailed as error:
                 first = first or shown(str(error), 200)
             else:

@@ -13,9 +13,9 @@ from starlette.concurrency import run_in_threadpool
 
 from adapters_store.accounts.keys import Scope
 from adapters_store.dialects.catalog import DIALECTS
-from adapters_store.dialects.template_sandbox import MAX_TEMPLATE_BYTES
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.parsing.adapter_files import refuse_shard
+from adapters_store.parsing.template_sandbox import MAX_TEMPLATE_BYTES
 from adapters_store.remote.imports import ImportLimits, fetch_import
 from adapters_store.storage.names import check_name, split_ref
 from adapters_store.versions.records import AdapterVersion

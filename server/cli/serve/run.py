@@ -13,12 +13,11 @@ from dataclasses import replace
 from fastapi import FastAPI
 
 from server.cli.common.failures import CommandError, ExitCode
-from server.cli.common.listening import url_of
+from server.cli.common.listening import ConnectionLimits, limits_within, raise_soft_limit, url_of
 from server.cli.common.output import Output
 from server.cli.common.stop_signals import StopSignals
 from server.cli.common.texts import curl_line
 from server.cli.serve.http_server import DRAIN_S, HttpServer
-from server.cli.serve.open_files import ConnectionLimits, limits_within, raise_soft_limit
 from server.cli.serve.service import running_service
 from server.cli.serve.settings import ServeSettings
 from server.engine.startup.build import EngineParts

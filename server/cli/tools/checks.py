@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING
 from packaging.requirements import Requirement
 
 from adapters_store.tiers.host_memory import free_host_bytes
-from lora_kernels.cgroups import CGROUP
+from lora_kernels.cgroups import CGROUP, OWN, affinity, cpu_quota
+from server.api.settings import ApiSettings
 from server.cli.common.admin_key import FILE_NAME
 from server.cli.common.base_path import find_base
 from server.cli.common.database_url import database_url
 from server.cli.common.failures import USER_ERRORS, CommandError, failure_of
-from server.cli.common.listening import bound
+from server.cli.common.listening import ConnectionLimits, allowed_open_files, bound, limits_within
 from server.cli.common.output import Output
 from server.cli.common.store_access import opened
 from server.cli.common.texts import GIB, size
@@ -103,6 +104,31 @@ def _cpu_flags(cpu_info: Path) -> list[str]:
         return []
     lines = cpu_info.read_text().splitlines()
     return next((line for line in lines if line.startswith(("flags", "Features"))), "").split()
+
+
+def check_cpus(cgroup: Path = CGROUP, own: Path = OWN) -> Check:
+    """The CPUs that this process may use: fewer than the machine has in a container or a unit with a quota."""
+    cpus, quota = affinity(), cpu_quota(cgroup, own)
+    if quota is None or quota >= cpus:
+        return Check("CPUs", Level.OK, str(cpus))
+    found = f"{quota:g} of {cpus}: the control group's quota"
+    if quota < 1:
+        return Check("CPUs", Level.WARN, found, "every step waits for its share of each 100 ms; give it a whole CPU")
+    return Check("CPUs", Level.OK, found)
+
+
+def check_open_files(allowed: int | None = None) -> Check:
+    """Whether the system's limit leaves room for the connections that a server takes by default."""
+    files = allowed_open_files() if allowed is None else allowed
+    asked = ConnectionLimits(ApiSettings.max_connections, ApiSettings.max_connections_per_address)
+    advice = "raise the hard limit: ulimit -Hn, LimitNOFILE= of a unit, --ulimit nofile= of docker"
+    try:
+        total = limits_within(asked, files).total
+    except CommandError as error:
+        return Check("open files", Level.FAIL, failure_of(error).line, advice)
+    if total < asked.total:
+        return Check("open files", Level.WARN, f"{files}: {total} connections, not {asked.total}", advice)
+    return Check("open files", Level.OK, str(files))
 
 
 def check_gpu() -> Check:

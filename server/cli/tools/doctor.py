@@ -49,6 +49,8 @@ def _checks(base: str | None, data_dir: Path, host: str, port: int, output: Outp
     yield checks.check_package("transformers")
     yield checks.check_native()
     yield checks.check_bf16()
+    yield checks.check_cpus()
+    yield checks.check_open_files()
     yield checks.check_package("bitsandbytes", without="--quantize nf4 is off without it: ")
     yield checks.check_package("triton", without="only a GPU needs it: ")
     yield checks.check_gpu()

@@ -25,7 +25,7 @@ from adapters_store.base.folder import read_json, reading
 from adapters_store.base.tokenizer import load_tokenizer
 from adapters_store.dialects.catalog import all_markers, tool_template
 from adapters_store.dialects.rendering import with_tools
-from adapters_store.dialects.template_sandbox import TemplateSandbox
+from adapters_store.parsing.template_sandbox import TemplateSandbox
 from server.engine.request import InvalidRequest
 from server.engine.text.chat_options import ChatOptions, TemplateValue
 from server.engine.text.control_tokens import ControlTokens, without_added_tokens

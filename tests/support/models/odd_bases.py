@@ -318,6 +318,11 @@ ODD: dict[str, Odd] = {
     "template-that-refuses-all": Odd(
         _template("{{ raise_exception('not today') }}"), ("the chat template fails", "not today"), place="tokenizer"
     ),
+    "template-without-end": Odd(
+        _template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"),
+        ("the chat template fails on a plain chat", "1 s of processor time"),
+        place="tokenizer",
+    ),
     "named-templates-without-default": Odd(
         _named_templates("rag", "tool_use"), ("(rag, tool_use)", "'default'"), place="tokenizer"
     ),

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from server.cli.common.failures import CommandError
-from server.cli.serve.open_files import RESERVED_FILES, ConnectionLimits, limits_within
+from server.cli.common.listening import RESERVED_FILES, ConnectionLimits, limits_within
 from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base
 from support.servers.raw_http import dial, head, read_response
 
@@ -29,7 +29,7 @@ from pathlib import Path
 from adapters_store.store import AdapterStore
 from server.api.app import create_app
 from server.api.settings import ApiSettings
-from server.cli.serve.open_files import ConnectionLimits, limits_within, raise_soft_limit
+from server.cli.common.listening import ConnectionLimits, limits_within, raise_soft_limit
 from server.engine.text.tokenizer import Tokenizer
 from support.models.adapter_files import tiny_base
 from support.worlds.fake_engine import FakeEngine

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from server.cli.common import listening
 from server.cli.tools import checks
 from server.cli.tools.checks import Level
 
@@ -24,8 +25,19 @@ def test_this_machine_passes(run: Command, run_json: Command, base: Path) -> Non
     assert answer["ok"] is True, answer
     names = [check["name"] for check in answer["checks"]]
     assert names == [
-        *("python", "torch", "transformers", "C kernels", "bf16", "bitsandbytes", "triton", "GPU"),
-        *("data dir", "store", "memory", "base", "port"),
+        *(
+            "python",
+            "torch",
+            "transformers",
+            "C kernels",
+            "bf16",
+            "CPUs",
+            "open files",
+            "bitsandbytes",
+            "triton",
+            "GPU",
+        ),
+        *("GPU", "data dir", "store", "memory", "base", "port"),
     ]
     shown = run("doctor", "--port", "0")
     assert shown.exit_code == 0
@@ -130,3 +142,42 @@ def test_a_containers_limit_counts_as_the_machines_memory(tmp_path: Path, base: 
     assert checks.check_memory(str(base), cgroup=tmp_path).level is Level.FAIL
     (tmp_path / "memory.max").write_text("max\n")
     assert "free" in checks.check_memory(None, cgroup=tmp_path).found
+
+
+@pytest.mark.parametrize(
+    ("quota", "level", "found"),
+    [
+        ("50000 100000", Level.WARN, "0.5 of {cpus}: the control group's quota"),
+        ("100000 100000", Level.OK, "1 of {cpus}: the control group's quota"),
+        ("99999900000 100000", Level.OK, "{cpus}"),
+        ("max 100000", Level.OK, "{cpus}"),
+    ],
+)
+def test_a_containers_cpus_count_not_the_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, level: Level, found: str
+) -> None:
+    monkeypatch.setattr(checks, "affinity", lambda: 64)
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    check = checks.check_cpus(tmp_path, tmp_path / "own")
+    assert (check.level, check.found) == (level, found.format(cpus=64))
+    assert bool(check.advice) == (level is Level.WARN)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "level", "found"),
+    [
+        (1 << 20, Level.OK, "1048576"),
+        (1024, Level.WARN, "1024: 768 connections, not 2048"),
+        (200, Level.FAIL, "too_few_files: the process may open 200 files"),
+    ],
+)
+def test_open_files_are_compared_with_the_connections_of_a_server(allowed: int, level: Level, found: str) -> None:
+    check = checks.check_open_files(allowed)
+    assert check.level is level
+    assert check.found.startswith(found)
+    assert ("ulimit -Hn" in check.advice) == (level is not Level.OK)
+
+
+def test_the_limit_compared_is_the_systems_not_the_shells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening.resource, "getrlimit", lambda _: (64, 4096))
+    assert checks.check_open_files().found == "4096"

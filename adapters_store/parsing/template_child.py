@@ -1,6 +1,6 @@
 """A process that renders chat templates which tenants sent. Each is rendered in a child of its own, and nothing stays.
 
-    python -P -m adapters_store.dialects.template_child FD
+    python -P -m adapters_store.parsing.template_child FD
 
 FD: a socket that brings one more socket for each rendering, on which a JSON request comes and a JSON answer goes.
 Jinja's sandbox keeps a template from Python's inside; limits of the kernel end a child that uses too much. Imports

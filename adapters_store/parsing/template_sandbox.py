@@ -1,4 +1,4 @@
-"""Renders chat templates that tenants sent, in processes of their own (see `template_child`). Any thread may use it."""
+"""Renders chat templates within limits, in processes of their own (see `template_child`). Any thread may use it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from adapters_store.dialects.template_child import MAX_CPU_S, MAX_MORE_BYTES
+from adapters_store.parsing.template_child import MAX_CPU_S, MAX_MORE_BYTES
 
 MAX_TEMPLATE_BYTES = 64 * 1024
 MAX_RENDERED_CHARS = 4 << 20
@@ -19,8 +19,18 @@ _PATIENCE_S = 40.0
 _TOO_MUCH = f"it needs more than {MAX_CPU_S:g} s of processor time or {MAX_MORE_BYTES >> 20} MiB of memory"
 
 
+_USER, _ANSWER = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}
+PLAIN_CHATS = ([_USER], [{"role": "system", "content": "Be brief."}, _USER], [_USER, _ANSWER, _USER])
+"""A template must render one of these."""
+PLAIN_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True, "tools": None}
+
+
 class TemplateFailed(ValueError):
     """The template gives no text. The message may quote what it raised itself."""
+
+
+class TemplateTooCostly(TemplateFailed):
+    """It needs more time or memory than a template may take."""
 
 
 class TemplateSandbox:
@@ -46,7 +56,7 @@ class TemplateSandbox:
                 self._hand_over(theirs)
             answer = _exchanged(mine, json.dumps(request).encode())
         if answer is None:
-            raise TemplateFailed(_TOO_MUCH)
+            raise TemplateTooCostly(_TOO_MUCH)
         if "error" in answer:
             raise TemplateFailed(answer["error"])
         return answer["text"]
@@ -71,7 +81,7 @@ class TemplateSandbox:
         self._control, child_end = socket.socketpair()
         with child_end:
             fd = child_end.fileno()
-            command = [sys.executable, "-P", "-m", "adapters_store.dialects.template_child", str(fd)]
+            command = [sys.executable, "-P", "-m", "adapters_store.parsing.template_child", str(fd)]
             self._process = subprocess.Popen(
                 command, pass_fds=(fd,), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={}
             )
