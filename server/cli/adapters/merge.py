@@ -55,6 +55,7 @@ def merge(
         if description.digest != version.base_digest:
             message = f"{version.ref}: trained for base {version.base_digest}, {base} is {description.digest}"
             raise CommandError("wrong_base", message, ExitCode.REFUSED)
+        store.verify(version.digest, description)
         with output.stage(f"merging {version.tenant}/{version.ref} into {name}, and comparing answers"):
             merged = merge_folders(path, folder, out, description=description, nf4=quantize == "nf4")
     output.emit(**asdict(merged), adapter=version.digest, folder=str(out), lost=merged.parity.lost)

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from uuid import uuid4
 
+from adapters_store.errors import StoreError
 from adapters_store.remote.locks import Locks
 from adapters_store.remote.object_blobs import ObjectData
 from adapters_store.storage.blobs import disk_full_is_an_answer
@@ -56,6 +57,23 @@ class DataBlobs:
             raise FileNotFoundError(path)
         return path
 
+    def whole(self, digest: str) -> Path:
+        """The same, read and compared with the digest. A damaged copy in a cache is fetched again; without an object
+        store it is StoreError (blob_damaged)."""
+        path = self.get(digest)
+        if self.is_damaged(digest):
+            if self._objects is None:
+                raise StoreError("blob_damaged", f"the bytes of {digest} have another digest")
+            path.unlink(missing_ok=True)
+        return self.get(digest)
+
+    def is_damaged(self, digest: str) -> bool:
+        """If the bytes are here and are others."""
+        try:
+            return digest_of(self.path(digest)) != digest
+        except FileNotFoundError:
+            return False
+
     def stage(self, source: Path) -> tuple[Path, str]:
         """A private, synced copy of `source` and its digest; to be `put` or `discard`ed. StoreError: disk_full."""
         staged = self._staging / uuid4().hex
@@ -68,10 +86,10 @@ class DataBlobs:
             raise
         return staged, digest_of(staged)
 
-    def put(self, staged: Path, digest: str) -> None:
-        """Make a staged copy durable under its digest; an existing blob stays as it is."""
+    def put(self, staged: Path, digest: str, *, heals: bool = False) -> None:
+        """Make a staged copy durable under its digest; an existing blob stays as it is, unless the copy heals it."""
         target = self.path(digest)
-        if target.exists():
+        if target.exists() and not heals:
             self.discard(staged)
             return
         with disk_full_is_an_answer():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,7 +11,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, Row, delete, func, insert, select
 
 from adapters_store.accounts.tenant_rows import tenant_id
-from adapters_store.errors import BlobDamaged, NotFound
+from adapters_store.errors import BlobDamaged, NotFound, StoreError
 from adapters_store.parsing.strict_json import shown
 from adapters_store.remote.keys import DATA
 from adapters_store.remote.locks import locks_for
@@ -62,13 +62,13 @@ class FileStore:
         self._check(filename, purpose, source.stat().st_size)
         staged, digest = self._blobs.stage(source)
         try:
-            num_bytes = staged.stat().st_size
+            num_bytes, heals = staged.stat().st_size, self._blobs.is_damaged(digest)
             with self._blobs.changing(), self._kept(tenant, staged, digest) as connection:
                 owner = tenant_id(connection, tenant, lock=True)
                 self._check_limits(connection, owner, num_bytes)
                 row = _insert(connection, owner, (digest, filename, purpose, num_bytes))
                 audit.note(connection, "file.upload", tenant=tenant, target=row.id, digest=digest)
-                self._blobs.put(staged, digest)  # inside the transaction: no row without its bytes
+                self._blobs.put(staged, digest, heals=heals)  # inside the transaction: no row without its bytes
         finally:
             self._blobs.discard(staged)
         return DataFile(row.id, tenant, digest, filename, purpose, num_bytes, row.created_at)
@@ -104,11 +104,22 @@ class FileStore:
         return self._blobs.path(file.digest)
 
     def present_path(self, file: DataFile) -> Path:
-        """The same. Raises BlobDamaged (blob_missing) if they are missing."""
+        """The same, once they are compared with their digest. Raises BlobDamaged: blob_missing, blob_damaged."""
+        with self._intact(file):
+            return self._blobs.whole(file.digest)
+
+    @contextmanager
+    def _intact(self, file: DataFile) -> Iterator[None]:
+        """Faults of the bytes name the file that a client knows."""
         try:
-            return self._blobs.get(file.digest)
+            yield
         except FileNotFoundError:
             raise BlobDamaged("blob_missing", f"{file.id}: the file's bytes are missing", param="file_id") from None
+        except StoreError as error:
+            if error.code != "blob_damaged":
+                raise
+            message = f"{file.id}: {error.message}; upload it again"
+            raise BlobDamaged("blob_damaged", message, param="file_id") from error
 
     def delete(self, tenant: str | None, file_id: str) -> None:
         """Delete a file; running jobs keep their copy. Raises NotFound (file_not_found)."""
@@ -120,12 +131,15 @@ class FileStore:
             self._drop_unreferenced([file.digest])
 
     def link(self, file: DataFile, target: Path) -> None:
-        """Give a job its own link to the bytes. Raises NotFound (file_not_found) if they were deleted meanwhile."""
-        with self._blobs.changing():
-            try:
+        """Give a job its own link to the bytes. Raises NotFound (file_not_found) if they were deleted meanwhile,
+        BlobDamaged (blob_damaged)."""
+        try:
+            with self._intact(file), suppress(FileNotFoundError):
+                self._blobs.whole(file.digest)
+            with self._blobs.changing():
                 self._blobs.link(file.digest, target)
-            except FileNotFoundError:
-                raise NotFound("file_not_found", f"file {file.id} was deleted", param="training_file") from None
+        except FileNotFoundError:
+            raise NotFound("file_not_found", f"file {file.id} was deleted", param="training_file") from None
 
     def sweep(self, grace_s: float = 3600) -> int:
         """Remove blobs without a row, and the remains of killed uploads; returns the number.

@@ -310,3 +310,19 @@ def test_a_report_is_the_tenants_to_read(acme: openai.OpenAI, url: str, keys: di
     assert page.headers["content-type"].startswith("text/html")
     assert "sandbox" in page.headers["content-security-policy"]
     assert httpx.get(path, headers=other).status_code == 404
+
+
+def test_bytes_missing_on_the_disk_are_a_503_that_names_the_file(
+    url: str, keys: dict[str, str], world: JobWorld
+) -> None:
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {keys['acme']}"}) as files:
+        form = {"file": ("a.jsonl", b'{"prompt": "gone", "completion": "b"}\n'), "purpose": (None, "fine-tune")}
+        file = files.post("/v1/files", files=form).json()
+        world.onboarding.files.path(world.onboarding.files.get("acme", file["id"])).unlink()
+        for path in ("content", "check"):
+            answer = files.get(f"/v1/files/{file['id']}/{path}")
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "blob_missing"
+            assert file["id"] in answer.json()["error"]["message"]
+        assert files.get(f"/v1/files/{file['id']}").status_code == 200
+        assert files.delete(f"/v1/files/{file['id']}").status_code == 200

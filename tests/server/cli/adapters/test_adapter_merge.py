@@ -93,3 +93,15 @@ def test_someone_elses_adapter_is_not_found(run: Command, pushed: Any, base: Pat
     result = run("adapter", "merge", "law", "-t", "other", "--base", base, "--out", tmp_path / "out")
     assert result.exit_code == 3
     assert result.stderr.startswith("model_not_found: ")
+
+
+def test_weights_that_changed_on_the_disk_are_not_merged(
+    run: Command, run_json: Command, pushed: Any, base: Path, tmp_path: Path, data_dir: Path
+) -> None:
+    [weights] = (data_dir / "blobs").glob("??/*/adapter_model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    error = run_json("adapter", "merge", "law", "-t", "acme", "--base", base, "--out", tmp_path / "out")["error"]
+    assert error["code"] == "blob_damaged"
+    assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters_store.errors import NotFound, StoreError
+from adapters_store.errors import BlobDamaged, NotFound, StoreError
 from adapters_store.storage.filesystem import Filesystem
 from server.jobs.limits import JobLimit, JobLimits, JobRefused
 from server.jobs.store.data_files import FileStore
@@ -113,3 +113,28 @@ def test_a_job_keeps_its_data_when_the_file_goes(world: JobWorld) -> None:
     data = world.onboarding.files.path(file).read_bytes()
     world.onboarding.files.delete("acme", file.id)
     assert (job.run_dir / "training.jsonl").read_bytes() == data
+
+
+def test_missing_bytes_are_named_and_the_file_is_healed_by_another_upload(world: JobWorld) -> None:
+    file = world.upload(b"some lines\n")
+    world.onboarding.files.path(file).unlink()
+    with pytest.raises(BlobDamaged, match=file.id) as missing:
+        world.onboarding.files.present_path(file)
+    assert (missing.value.code, missing.value.param) == ("blob_missing", "file_id")
+    world.upload(b"some lines\n", "globex")
+    assert world.onboarding.files.present_path(file).read_bytes() == b"some lines\n"
+
+
+def test_bytes_that_changed_on_the_disk_are_never_used(world: JobWorld) -> None:
+    files, file = world.onboarding.files, world.upload(b"some lines\n")
+    files.path(file).write_bytes(b"some LINES\n")
+    with pytest.raises(BlobDamaged, match=file.id) as damaged:
+        files.present_path(file)
+    assert damaged.value.code == "blob_damaged"
+    with pytest.raises(BlobDamaged):
+        files.link(file, world.root / "job.jsonl")
+    assert not (world.root / "job.jsonl").exists()
+    world.upload(b"some lines\n", "globex")  # a copy of the same bytes heals both
+    files.link(file, world.root / "job.jsonl")
+    assert (world.root / "job.jsonl").read_bytes() == b"some lines\n"
+    assert len(blobs(world)) == 1

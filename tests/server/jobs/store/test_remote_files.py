@@ -87,3 +87,13 @@ def test_wrong_bytes_are_refused_and_missing_ones_named(pair: Pair, objects: obj
     objects.delete(url_of(pair), "store.json")
     with pytest.raises(StoreUnavailable):
         pair.b.present_path(file)
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(pair: Pair, tmp_path: Path) -> None:
+    file = pair.a.add(tenant="acme", filename="x.jsonl", purpose="fine-tune", source=pair.source)
+    pair.b.present_path(file)
+    pair.b.path(file).write_bytes(DATA[:-1] + b" ")
+    assert pair.b.present_path(file).read_bytes() == DATA
+    pair.b.path(file).write_bytes(b"")
+    pair.b.link(file, tmp_path / "job.jsonl")
+    assert (tmp_path / "job.jsonl").read_bytes() == DATA
