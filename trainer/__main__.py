@@ -10,6 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from adapters_store.base.gguf.door import folder_of
 from lora_kernels.process import hold_to_quota
 from trainer.failures import failure_of
 from trainer.run_folder.folder import Exit, RunFolder
@@ -37,6 +38,7 @@ def trained(spec_path: Path, run_dir: Path, *, resume: bool) -> Exit:
     spec = None
     try:
         spec = TrainSpec.from_yaml(spec_path)
+        spec = spec.model_copy(update={"base": folder_of(spec.base, print)})
         return train(spec, run_dir, resume=resume)
     except Exception as error:  # noqa: BLE001  (any error must reach the run folder)
         failure = failure_of(error, spec)

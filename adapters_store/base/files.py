@@ -11,12 +11,12 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from adapters_store.base.description import BaseDescription, LinearShape
+from adapters_store.base.digests import file_digests, remembered
 from adapters_store.base.families import UnsupportedBase, family_of
 from adapters_store.base.folder import CONFIG, read_config, reading, refuse_pointers, weight_files
 from adapters_store.base.nf4 import is_stored_in_nf4
 from adapters_store.base.tensors import checked_skeleton, model_class, own_class
 from adapters_store.base.token_weights import token_weights
-from lora_kernels.native.build import cache_dir
 
 VOLATILE_CONFIG_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
 CODE_KEYS = ("auto_map", "custom_pipelines", "fusion_config")
@@ -94,16 +94,8 @@ def base_digest(path: Path) -> str:
     total = hashlib.sha256(_canonical_config(path))
     weight_files(path)  # raises if there are none
     files = sorted(path.glob("*.safetensors"))
-    known = _known_digests()
-    before = dict(known)
-    for file in files:
-        stat = file.stat()
-        key = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-        if key not in known:
-            known[key] = _file_digest(file)
-        total.update(file.name.encode() + b"\0" + known[key].encode())
-    if known != before:
-        _remember(known)
+    for file, digest in zip(files, file_digests(files), strict=True):
+        total.update(file.name.encode() + b"\0" + digest.encode())
     return f"sha256:{total.hexdigest()}"
 
 
@@ -112,11 +104,8 @@ def _token_weights(
 ) -> dict[str, dict[str, str]]:
     """See `token_weights`; remembered beside the base's digest."""
     key = f"token-weights:{served}:{digest}"
-    known = _known_digests()
-    if key not in known:
-        known[key] = json.dumps(token_weights(config, files, served))
-        _remember(known)
-    hashes: dict[str, dict[str, str]] = json.loads(known[key])
+    (found,) = remembered({key: lambda: json.dumps(token_weights(config, files, served))})
+    hashes: dict[str, dict[str, str]] = json.loads(found)
     return hashes
 
 
@@ -124,27 +113,3 @@ def _canonical_config(path: Path) -> bytes:
     config: dict[str, Any] = json.loads((path / "config.json").read_text())
     lasting = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}
     return json.dumps(lasting, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _file_digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _digests_file() -> Path:
-    return cache_dir() / "base-digests.json"
-
-
-def _known_digests() -> dict[str, str]:
-    try:
-        return dict(json.loads(_digests_file().read_text()))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-
-
-def _remember(known: dict[str, str]) -> None:
-    target = _digests_file()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_suffix(f".{hashlib.sha256(str(known).encode()).hexdigest()[:8]}.tmp")
-    scratch.write_text(json.dumps(known))
-    scratch.replace(target)

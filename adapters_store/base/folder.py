@@ -19,7 +19,7 @@ _MAX_REASON = 400  # characters of another library's message
 _READ_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model"})
 _CONVERT = "load it once with transformers and write it with `save_pretrained`, which makes safetensors"
 _OTHER_FORMATS = (  # files, what they hold, the way out; the first that fits is named
-    ("*.gguf", "GGUF weights, a format of llama.cpp", "take the repository that they were converted from"),
+    ("*.gguf", "GGUF weights, a format of llama.cpp", "give that file itself as the base"),
     ("consolidated*", "weights in their maker's own format", "take the repository in the format of transformers"),
     ("pytorch_model*.bin*", "pickled weights, and unpickling can run code", _CONVERT),
     ("*.pt", "pickled weights, and unpickling can run code", _CONVERT),

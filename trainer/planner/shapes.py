@@ -11,6 +11,7 @@ from typing import Any
 
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.folder import read_config
+from adapters_store.base.gguf.door import is_gguf, opened_gguf
 from adapters_store.errors import InputRefused
 
 NF4_BITS = (
@@ -201,7 +202,7 @@ def shape_of_count(parameters: int) -> ModelShape:
 
 
 def shape_named(text: str) -> ModelShape:
-    """A folder with a config.json (or that file), a known model's name, or a count such as 7B, 8.03B or 350M."""
+    """A folder with a config.json (or that file), a GGUF file, a known model, or a count such as 7B or 350M."""
     if text.lower() in KNOWN_SHAPES:
         return KNOWN_SHAPES[text.lower()]
     count = _COUNT.fullmatch(text)
@@ -214,13 +215,13 @@ def shape_named(text: str) -> ModelShape:
 
 
 def shape_of_config(folder: Path) -> ModelShape:
-    """The shape in a folder's config.json (or of that file), what it leaves out being the family's default.
+    """The shape in a folder's config.json (or that file, or a GGUF one), what it leaves out being the family's default.
 
     Raises PlanError for a family that is not counted here. Does not import transformers, which takes seconds.
     """
     folder = folder.parent if folder.name == "config.json" else folder
     try:
-        body = read_config(folder)
+        body = opened_gguf(folder).config if is_gguf(folder) else read_config(folder)
     except UnsupportedBase as error:
         raise PlanError("model", str(error).removeprefix("--base ")) from error
     inner = body.get("text_config")

@@ -50,7 +50,7 @@ def merge(
         _fetched(store, tenant, ref) as (version, folder),
         faults_of_the_base(Path(base)),
     ):
-        path, name = find_base(base)
+        path, name = find_base(base, output)
         description = describe(path, name)
         if description.digest != version.base_digest:
             message = f"{version.ref}: trained for base {version.base_digest}, {base} is {description.digest}"

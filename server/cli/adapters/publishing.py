@@ -29,7 +29,7 @@ def base_for(store: AdapterStore, base: str | None, output: Output) -> BaseDescr
     with output.waiting(f"reading base {base}"):
         from server.cli.common.base_path import describe
 
-        description = describe(*find_base(base))
+        description = describe(*find_base(base, output))
     return next((each for each in known if each.digest == description.digest), description)
 
 

@@ -1,4 +1,4 @@
-"""Finds and describes the base a user names: a folder, or a hub id with a local copy. Never fetches anything."""
+"""Finds and describes the base a user names: a folder, a GGUF file, or a hub id with a local copy. Fetches nothing."""
 
 from __future__ import annotations
 
@@ -11,33 +11,50 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapters_store.base.families import UnsupportedBase
+from adapters_store.base.gguf.door import folder_of, is_gguf
 from server.cli.common.failures import CommandError, ExitCode
+from server.cli.common.output import Output
 
 if TYPE_CHECKING:
     from adapters_store.base.description import BaseDescription
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]*(/[A-Za-z0-9][A-Za-z0-9._\-]*)?")
 
+BASE_FORMS = "a folder, a .gguf file of the llama architecture, or a hub id with a local copy"
+
 BaseOption = Annotated[
     str | None,
-    typer.Option("--base", help="The base: a folder, or a hub id with a local copy.", metavar="PATH_OR_ID"),
+    typer.Option("--base", help=f"The base: {BASE_FORMS}.", metavar="PATH_OR_ID"),
 ]
 
 
-def find_base(path_or_id: str) -> tuple[Path, str]:
-    """The base's folder, and the name it is served under unless another is given.
+def find_base(path_or_id: str, output: Output | None = None) -> tuple[Path, str]:
+    """The base's folder, and the name it is served under unless another is given. A GGUF file is converted to one.
 
-    Raises CommandError (base_not_found) where there is neither such a folder nor a local copy.
+    Raises CommandError (base_not_found) where there is neither such a folder nor a local copy, UnsupportedBase.
     """
-    folder = Path(path_or_id).expanduser()
-    if folder.is_dir():
-        return folder, folder.resolve().name
-    if folder.is_file():
-        message = f"--base {path_or_id}: a file; the folder of a transformers model is needed (GGUF is not served)"
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path, path.resolve().name
+    if is_gguf(path):
+        return _converted(path, output), path.stem
+    if path.is_file():
+        message = f"--base {path_or_id}: a file; the folder of a transformers model, or a .gguf file, is needed"
         raise CommandError("base_not_found", message, ExitCode.NOT_FOUND)
     if _HUB_ID.fullmatch(path_or_id) is None:
         raise CommandError("base_not_found", f"--base {path_or_id}: no such folder", ExitCode.NOT_FOUND)
     return _local_copy(path_or_id), path_or_id.rpartition("/")[2]
+
+
+def _converted(path: Path, output: Output | None) -> Path:
+    """Says what it does: the first time takes a while, and values that were quantised become bfloat16."""
+
+    def say(text: str) -> None:
+        if output is not None:
+            output.event("stage", stage=text)
+            output.say(text)
+
+    return folder_of(path, say)
 
 
 def _local_copy(hub_id: str) -> Path:

@@ -75,7 +75,7 @@ def serve(
     if print_config:
         show(effective(context, SERVE_SETTINGS, values, config), output)
         return
-    settings = settings_from(values)
+    settings = settings_from(values, output)
     set_up_logging(log_format=LogFormat(settings.log_format))
     for message in unknown_variables(SERVE_SETTINGS):
         output.event("warning", code="unknown_variable", message=message)
@@ -88,15 +88,15 @@ def serve(
     output.say("stopped")
 
 
-def settings_from(values: Mapping[str, Any]) -> ServeSettings:
-    """One start of the server, from a value for each setting.
+def settings_from(values: Mapping[str, Any], output: Output | None = None) -> ServeSettings:
+    """One start of the server, from a value for each setting. output: hears of a GGUF base that is converted.
 
-    Raises BadParameter, CommandError (base_not_found, bad_setting).
+    Raises BadParameter, CommandError (base_not_found, bad_setting), UnsupportedBase.
     """
     if values["base"] is None:
         raise typer.BadParameter("is required; or MULTILORA_BASE, or base in the --config file", param_hint="--base")
     _check_batch(values)
-    folder, own_name = find_base(values["base"])
+    folder, own_name = find_base(values["base"], output)
     try:
         return built(ServeSettings, {**values, "base": folder, "served_name": values["served_name"] or own_name})
     except ValueError as error:

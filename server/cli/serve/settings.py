@@ -13,6 +13,7 @@ from typing import Any
 from adapters_store.remote.settings import CACHE_MIB, GRACE_S, RemoteSettings
 from adapters_store.storage.availability import DEFAULT_GRACE_S
 from server.api.settings import ApiSettings
+from server.cli.common.base_path import BASE_FORMS
 from server.cli.common.database_url import DATABASE_URL_HELP
 from server.cli.common.options import DATA_DIR_HELP, DEFAULT_DATA_DIR, HOST_HELP, PORT_HELP
 from server.cli.serve.http_server import DRAIN_S
@@ -34,9 +35,7 @@ _MODEL, _HTTP, _STORE, _LOGS = "Model", "HTTP", "Data", "Logs"
 class ServeSettings:
     """One start of the server. None: from the base or from the machine."""
 
-    base: str | Path | None = setting(
-        None, "The base: a folder, or a hub id with a local copy. Required.", metavar="PATH_OR_ID", group=_MODEL
-    )
+    base: str | Path | None = setting(None, f"The base: {BASE_FORMS}. Required.", metavar="PATH_OR_ID", group=_MODEL)
     served_name: str | None = setting(
         None, "The base's id in the API (default: the last part of --base).", metavar="NAME", group=_MODEL
     )

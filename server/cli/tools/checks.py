@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
+from adapters_store.base.gguf.door import is_gguf
 from adapters_store.tiers.host_memory import free_host_bytes
 from lora_kernels.cgroups import CGROUP, OWN, affinity, cpu_quota
 from server.api.settings import ApiSettings
@@ -219,7 +220,7 @@ def _weight_bytes(base: str | None) -> int:
         return 0
     try:
         return sum(file.stat().st_size for file in find_base(base)[0].glob("*.safetensors"))
-    except CommandError:
+    except USER_ERRORS:
         return 0  # `check_base` says so
 
 
@@ -236,6 +237,8 @@ def check_base(base: str) -> Check:
     except USER_ERRORS as error:
         return Check("base", Level.FAIL, failure_of(error).line, "a local folder of a supported model is needed")
     text = f"{found.architecture}, {found.dtype}, {len(found.modules)} layers that take adapters"
+    if is_gguf(Path(base).expanduser()):
+        text += f"; dequantised from GGUF into {folder}"
     if not chat:
         return Check("base", Level.WARN, text, "no chat template: /v1/chat/completions answers 400")
     return Check("base", Level.OK, text)

@@ -78,7 +78,7 @@ def _base(onboarding: Onboarding, store: AdapterStore, base: str | None, output:
     with output.waiting(f"reading base {base}"):
         from server.cli.common.base_path import describe
 
-        folder, own_name = find_base(base)
+        folder, own_name = find_base(base, output)
         description = describe(folder, own_name)
     if known is not None and known.digest == description.digest:
         return known

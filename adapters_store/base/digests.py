@@ -1,0 +1,57 @@
+"""What large files hold, worked out once: their sha256, by path, size and time of change. Knows no formats."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+from lora_kernels.native.build import cache_dir
+
+
+def remembered(values: Mapping[str, Callable[[], str]]) -> list[str]:
+    """The value of each key; made only if no process of this user made it before."""
+    known = _known()
+    before = dict(known)
+    for key, make in values.items():
+        if key not in known:
+            known[key] = make()
+    if known != before:
+        _remember(known)
+    return [known[key] for key in values]
+
+
+def file_digests(files: Iterable[Path]) -> list[str]:
+    """The hex digest of each file's content. Only files that are new or changed are read."""
+    return remembered({_key(file): partial(_digest, file) for file in files})
+
+
+def _key(file: Path) -> str:
+    stat = file.stat()
+    return f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _file() -> Path:
+    return cache_dir() / "base-digests.json"
+
+
+def _known() -> dict[str, str]:
+    try:
+        return dict(json.loads(_file().read_text()))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _remember(known: dict[str, str]) -> None:
+    target = _file()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_suffix(f".{hashlib.sha256(str(known).encode()).hexdigest()[:8]}.tmp")
+    scratch.write_text(json.dumps(known))
+    scratch.replace(target)

@@ -1,0 +1,152 @@
+"""A GGUF file as a base: converted once into a folder of the user's cache, found there again by the file's digest.
+
+A folder appears under its name only when it is whole, whatever ends the conversion; its weights are compared with their
+digests before it is used again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import math
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters_store.base.digests import file_digests
+from adapters_store.base.families import UnsupportedBase
+from adapters_store.base.gguf.header import Header, read_header
+from adapters_store.base.gguf.llama import config_of, names_of, refuse_other_kinds
+from lora_kernels.native.build import cache_dir
+
+SUFFIX = ".gguf"
+EXTRA = "gguf"
+_FORM = 1  # counts changes of what a conversion writes
+_RECORD = "converted.json"
+_UNFINISHED = ".converting-"
+_SPARE_BYTES = 64 << 20  # for the tokenizer and the shards' headers
+_ODD = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class GgufBase:
+    """A file that can be served. stored: how most of its values are stored, such as Q4_1."""
+
+    header: Header
+    config: dict[str, Any]
+
+    @property
+    def stored(self) -> str:
+        values: Counter[str] = Counter()
+        for tensor in self.header.tensors:
+            values[tensor.stored.name] += math.prod(tensor.shape)
+        return values.most_common(1)[0][0]
+
+    @property
+    def plain_bytes(self) -> int:
+        """Of its weights in bfloat16."""
+        return sum(2 * math.prod(tensor.shape) for tensor in self.header.tensors)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether this names a GGUF file, by its suffix."""
+    return path.suffix.lower() == SUFFIX and path.is_file()
+
+
+def opened_gguf(path: Path) -> GgufBase:
+    """What the file's header says. Raises UnsupportedBase, OSError."""
+    header = read_header(path)
+    refuse_other_kinds(header)
+    config = config_of(header)
+    names_of(header, config)
+    return GgufBase(header, config)
+
+
+def folder_of(path: Path, say: Callable[[str], None] = lambda _: None) -> Path:
+    """The folder with this file's weights in bfloat16, made now if there is none. Another path is returned as it is.
+
+    say: hears what a conversion does. Raises UnsupportedBase, OSError.
+    """
+    if not is_gguf(path):
+        return path
+    target = _bases() / f"{_ODD.sub('-', path.stem)[:80]}-{file_digests([path])[0][:16]}-{_FORM}"
+    if _is_whole(target):
+        return target
+    base = opened_gguf(path)
+    _need_package()
+    with _alone(target.parent):
+        if not _is_whole(target):
+            say(f"{path}: {base.stored} weights, dequantised to bfloat16 in {target}")
+            _convert(base, target)
+    return target
+
+
+def _bases() -> Path:
+    return cache_dir() / "bases"
+
+
+def _convert(base: GgufBase, target: Path) -> None:
+    _need_room(base, target.parent)
+    scratch = target.with_name(f"{_UNFINISHED}{target.name}")
+    scratch.mkdir()
+    try:
+        _write(base, scratch)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)  # one whose weights changed
+    scratch.replace(target)
+
+
+def _write(base: GgufBase, scratch: Path) -> None:
+    from adapters_store.base.files import describe_base
+    from adapters_store.base.gguf.convert import write_folder
+    from adapters_store.base.tokenizer import load_tokenizer
+
+    write_folder(base.header, base.config, scratch)
+    try:
+        describe_base(scratch)
+        load_tokenizer(scratch)
+    except UnsupportedBase as error:
+        raise UnsupportedBase(error.message.replace(str(scratch), str(base.header.path))) from error
+    files = sorted(scratch.glob("*.safetensors"))
+    record = {"source": base.header.path.name, "stored": base.stored}
+    digests = dict(zip((file.name for file in files), file_digests(files), strict=True))
+    (scratch / _RECORD).write_text(json.dumps({**record, "digests": digests}))
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        digests: dict[str, str] = json.loads((folder / _RECORD).read_text())["digests"]
+        return file_digests([folder / name for name in digests]) == list(digests.values())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+@contextmanager
+def _alone(bases: Path) -> Iterator[None]:
+    """One conversion at a time; what a killed one left behind is removed."""
+    bases.mkdir(parents=True, exist_ok=True)
+    with (bases / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in bases.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _need_package() -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise UnsupportedBase(f"a GGUF file needs the package gguf to be read: pip install 'multilora[{EXTRA}]'")
+
+
+def _need_room(base: GgufBase, bases: Path) -> None:
+    needed, free = base.plain_bytes + _SPARE_BYTES, shutil.disk_usage(bases).free
+    if free < needed:
+        reason = f"its weights take {needed >> 20} MiB in bfloat16, {bases} has {free >> 20} MiB left"
+        raise base.header.refuse(f"{reason}; free some, or set XDG_CACHE_HOME to a larger disk")
