@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: demo test test-fake-cuda test-sass lint test-long test-fleet bench clients reference clean
+.PHONY: demo test chromium test-fake-cuda test-sass lint test-long test-fleet bench clients reference clean
 
 demo: $(VENV)/.installed
 	$(BIN)/multilora demo $(ARGS)
 
-test: lint
+test: lint chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
@@ -19,6 +19,16 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The browser that the tests of the console run in: Debian's package, where there is none. Where this cannot install it, those
+# tests fail and name the command.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
+chromium:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	if ! command -v apt-get >/dev/null; then echo "No Chromium and no apt-get: install Chromium for the tests of the console"; exit 0; fi; \
+	echo "Installing Debian's chromium, in which the tests of the console run"; \
+	$(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium \
+		|| echo "Chromium could not be installed: the tests of the console will fail. Run: apt-get install chromium"
 
 # The long forms: 100 million simulated steps, a million tokens of churn, ten million mutated uploads, 1,000 kills of the
 # store, 100,000 hang-ups, 1,000 slow connections, 200,000 requests of the schema, 40 kills under usage, 200 jobs killed,

@@ -12,6 +12,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from adapters_store.accounts.shared_meters import SharedMeters
 from adapters_store.store import AdapterStore
 from server.api.auth import authenticate
+from server.api.console.route import console_router
 from server.api.context import ApiContext
 from server.api.edge.body_limits import RequestLimits
 from server.api.edge.draining import DrainGate
@@ -98,7 +99,7 @@ def create_app(
     app.state.onboarding = Onboarding(
         settings.data_dir, store.database, job_limits, serves=engine.base.digest, remote=store.remote
     )
-    for part in _ROUTERS:
+    for part in (*_ROUTERS, console_router(settings)):
         app.router.routes.extend(part.routes)  # flat: an included router would be one route that hides the others
     errors.install(app)
     app.add_middleware(HeadAsGet)

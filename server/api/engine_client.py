@@ -19,7 +19,8 @@ class EngineStats(Protocol):
 
     running_adapters are the names resident on the device,
     resident_adapters and queued_adapters digests there and wanted, num_adapters_fit how many more there is free device
-    memory for, held_adapters the digests in any memory; counters only ever rise, gauges do not; histograms are in
+    memory for, held_adapters the digests in any memory,
+    pinned_adapters those that stay on the device; counters only ever rise, gauges do not; histograms are in
     seconds."""
 
     @property
@@ -44,6 +45,8 @@ class EngineStats(Protocol):
     def num_adapters_fit(self) -> int: ...
     @property
     def held_adapters(self) -> Sequence[AdapterDigest]: ...
+    @property
+    def pinned_adapters(self) -> Sequence[AdapterDigest]: ...
     @property
     def max_slots(self) -> int: ...
     @property

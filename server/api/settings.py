@@ -58,6 +58,10 @@ class ApiSettings:
         group=_ACCESS,
     )
 
+    console: Literal["on", "off"] = setting(
+        "on", "Serve the console, a page for browsers, at /console.", choices=("on", "off"), group=_ACCESS
+    )
+
     import_prefixes: tuple[str, ...] = setting(
         (),
         "Let operators import adapters from under this s3://, gs:// or az:// prefix or folder; repeatable.",

@@ -326,6 +326,7 @@ class Engine:
             queued_adapters=tuple(queued),
             num_adapters_fit=tiers.num_more(len(residents), self._max_slots),
             held_adapters=self.tiers.held(),
+            pinned_adapters=tuple(resident.digest for resident in residents if resident.pinned),
             max_slots=self._max_slots,
             counters=counters,
             gauges={

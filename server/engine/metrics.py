@@ -40,7 +40,8 @@ class EngineStats:
 
     resident_adapters, queued_adapters: digests on the device, and wanted by waiting requests. num_adapters_fit: how
     many more of the mean size of those on the device there is free memory for. held_adapters: digests in host or device
-    memory. gauges: numbers of now, each a metric `multilora_NAME`. histograms: in seconds, likewise.
+    memory. pinned_adapters: those on the device that are not evicted. gauges: numbers of now, each a metric
+    `multilora_NAME`. histograms: in seconds, likewise.
     """
 
     num_waiting: int = 0
@@ -54,6 +55,7 @@ class EngineStats:
     queued_adapters: tuple[AdapterDigest, ...] = ()
     num_adapters_fit: int = 0
     held_adapters: tuple[AdapterDigest, ...] = ()
+    pinned_adapters: tuple[AdapterDigest, ...] = ()
     max_slots: int = 0
     counters: Mapping[str, float] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)

@@ -55,6 +55,7 @@ def lora_residency(stats: EngineStats, names: ServedNames, base: str) -> Iterato
     adapters, each once. level gpu: the memory that the forward reads, whatever the device is; cpu: host memory."""
     resident = dict.fromkeys(stats.resident_adapters)
     in_host = [digest for digest in dict.fromkeys(stats.held_adapters) if digest not in resident]
+    pinned = set(stats.pinned_adapters)
     levels = {"gpu": list(resident), "cpu": in_host[:MAX_IN_HOST]}
     known = _known(names, {digest for digests in levels.values() for digest in digests})
     loaded = GaugeMetricFamily(
@@ -63,9 +64,10 @@ def lora_residency(stats: EngineStats, names: ServedNames, base: str) -> Iterato
         labels=("model_name", "adapter_name", "level", "pinned", "rank"),
     )
     for level, digests in levels.items():
-        for served in (served for digest in digests for served in known[digest]):
+        for digest, served in ((each, served) for each in digests for served in known[each]):
+            is_pinned = str(digest in pinned).lower()
             for text in model_texts(served, base):
-                loaded.add_metric((base, text, level, "false", str(served.rank)), 1.0)
+                loaded.add_metric((base, text, level, is_pinned, str(served.rank)), 1.0)
     yield loaded
     counts = {"num_gpu": len(resident), "num_cpu": len(in_host), "max_gpu": len(resident) + stats.num_adapters_fit}
     for name, count in counts.items():

@@ -15,6 +15,7 @@ from server.api.auth import Caller, authenticate, require_admin
 
 ASK = {"model": "tiny", "prompt": "hello", "max_tokens": 1, "temperature": 0}
 OPEN = {"/health", "/ready", "/metrics"}
+CONSOLE = {"/console", "/console/{name}"}  # files of the package, the same for everyone
 
 
 def guards(dependant: Dependant) -> Iterator[object]:
@@ -23,11 +24,11 @@ def guards(dependant: Dependant) -> Iterator[object]:
         yield from guards(inner)
 
 
-def test_every_route_but_three_asks_who_is_there(app: FastAPI) -> None:
+def test_every_route_but_three_and_the_consoles_files_asks_who_is_there(app: FastAPI) -> None:
     routes = [route for route in app.routes if isinstance(route, APIRoute)]
     assert len(routes) == len(app.routes), "a route that is no APIRoute has no dependencies to check"
     unguarded = {route.path for route in routes if authenticate not in guards(route.dependant)}
-    assert unguarded == OPEN
+    assert unguarded == OPEN | CONSOLE
     not_admins = [r.path for r in routes if r.path.startswith("/admin") and require_admin not in guards(r.dependant)]
     assert not_admins == []
 
@@ -47,7 +48,9 @@ def test_every_guarded_route_answers_401_without_a_key(app: FastAPI, connect: Ca
         for method in route.methods:
             path = route.path.replace("{name}", "x").replace("{name:path}", "x").replace("{model:path}", "x")
             response = nobody.request(method, path)
-            if route.path in OPEN:
+            if route.path in CONSOLE:
+                assert response.status_code == (404 if path == "/console/x" else 200)
+            elif route.path in OPEN:
                 assert response.status_code == 200
             else:
                 assert response.status_code == 401, (method, path)

@@ -37,6 +37,7 @@ class FakeStats:
     queued_adapters: tuple[AdapterDigest, ...] = ()
     num_adapters_fit: int = 0
     held_adapters: tuple[AdapterDigest, ...] = ()
+    pinned_adapters: tuple[AdapterDigest, ...] = ()
     max_slots: int = 8
     counters: dict[str, float] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)

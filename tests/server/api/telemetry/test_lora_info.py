@@ -119,11 +119,15 @@ def test_each_adapter_in_memory_is_listed_with_its_level_and_rank(
     store: AdapterStore, client: httpx.Client, upload: Upload
 ) -> None:
     digests = [AdapterDigest(upload(client, f"level{seed}", seed=seed).json()["digest"]) for seed in (41, 42)]
-    stats = FakeStats(resident_adapters=tuple(digests[:1]), held_adapters=tuple(digests), num_adapters_fit=3)
+    on_device = tuple(digests[:1])
+    stats = FakeStats(
+        resident_adapters=on_device, held_adapters=tuple(digests), pinned_adapters=on_device, num_adapters_fit=3
+    )
     loaded, *counts = lora_residency(stats, store.served_names, "tiny")
     found = {each.labels["adapter_name"]: each.labels for each in loaded.samples}
     assert {(found[name]["level"], found[name]["rank"]) for name in ("level41", "acme/level41@1")} == {("gpu", "4")}
     assert (found["acme/level42"]["level"], found["acme/level42"]["model_name"]) == ("cpu", "tiny")
+    assert (found["level41"]["pinned"], found["acme/level42"]["pinned"]) == ("true", "false")
     assert [(each.samples[0].name, each.samples[0].value) for each in counts] == [
         ("vllm:num_gpu_loaded_lora_adapters", 1.0),
         ("vllm:num_cpu_loaded_lora_adapters", 1.0),
