@@ -397,4 +397,5 @@ def _draft(tenant: str, name: str, digest: AdapterDigest, plan: AdapterPlan, *, 
         active=activate,
         tool_dialect=plan.tool_dialect,
         chat_template=template_digest(plan.chat_template),
+        invocation_tokens=plan.alora_invocation_tokens,
     )

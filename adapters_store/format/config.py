@@ -19,6 +19,7 @@ from adapters_store.parsing.strict_json import parse_strict_json, shown
 
 MAX_ENTRIES = 8192  # target_modules, exclude_modules, layers_to_transform and each pattern
 MAX_LAYERS_PATTERNS = 16
+MAX_INVOCATION_TOKENS = 256
 _MAX_ALPHA = 1e6
 _MAX_OBJECTS = 4096
 
@@ -31,6 +32,8 @@ class LoraConfig:
         tensors tell which). A regular expression that is not decided targets what has tensors, and excludes nothing.
     zero_by_default: whether a targeted module without tensors has a zero delta in PEFT.
     base_digest: the base the adapter says it was made for, if it says so.
+    alora_invocation_tokens: an activated LoRA changes nothing before the last place of these tokens in the prompt; None:
+        an ordinary one, which changes all.
     tool_dialect, chat_template: how its chats are written, where that differs from the base.
     """
 
@@ -45,6 +48,7 @@ class LoraConfig:
     layers_pattern: tuple[str, ...]
     zero_by_default: bool
     base_digest: str | None
+    alora_invocation_tokens: tuple[int, ...] | None = None
     tool_dialect: str | None = None
     chat_template: str | None = None
 
@@ -138,6 +142,7 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
         layers_pattern=_layers_pattern(body, by_list=by_list),
         zero_by_default=default_delta_is_zero(body),
         base_digest=_optional_text("multilora_base_digest", body.get("multilora_base_digest")),
+        alora_invocation_tokens=_invocation_tokens(body),
         tool_dialect=dialect_in(body),
         chat_template=template_in(body),
     )
@@ -166,6 +171,19 @@ def _optional_text(field: str, value: object) -> str | None:
     if value is not None and not isinstance(value, str):
         raise bad_field(field, value, "text")
     return value
+
+
+def _invocation_tokens(body: Body) -> tuple[int, ...] | None:
+    field = "alora_invocation_tokens"
+    value = body.get(field)
+    if value is None:
+        return None
+    is_list = isinstance(value, list) and 1 <= len(value) <= MAX_INVOCATION_TOKENS
+    if not is_list or any(not isinstance(item, int) or isinstance(item, bool) or item < 0 for item in value):
+        raise bad_field(field, value, f"a list of 1 to {MAX_INVOCATION_TOKENS} token ids")
+    if body.get("task_type") != "CAUSAL_LM":  # PEFT looks for the tokens in this kind of model alone
+        raise bad_field("task_type", body.get("task_type"), f"'CAUSAL_LM' where {field} is given")
+    return tuple(value)
 
 
 def _names(field: str, value: object) -> frozenset[str] | ModulePattern:

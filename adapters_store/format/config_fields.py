@@ -28,6 +28,7 @@ READ_FIELDS = frozenset(
         "layers_to_transform",
         "layers_pattern",
         "init_lora_weights",
+        "alora_invocation_tokens",
         "multilora_base_digest",
         "multilora_chat_template",
         "multilora_tool_dialect",
@@ -58,7 +59,6 @@ _ABSENT: tuple[object, ...] = (None,)
 _NO_LIST: tuple[object, ...] = (None, [])
 _NO_OBJECT: tuple[object, ...] = (None, {})
 UNSUPPORTED_FIELDS: Mapping[str, tuple[str, tuple[object, ...]]] = {
-    "alora_invocation_tokens": ("unsupported_alora", _ABSENT),
     "arrow_config": ("unsupported_arrow", _ABSENT),
     "ensure_weight_tying": ("unsupported_weight_tying", _OFF),
     "fan_in_fan_out": ("unsupported_fan_in_fan_out", _OFF),

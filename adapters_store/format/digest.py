@@ -38,6 +38,8 @@ class DigestBuilder:
         ]
         chat = [plan.tool_dialect, plan.chat_template]
         whole = [plan.base.digest, modules, *([] if chat == [None, None] else [chat])]
+        if plan.alora_invocation_tokens is not None:
+            whole.append({"alora_invocation_tokens": plan.alora_invocation_tokens})
         meaning = json.dumps(whole, separators=(",", ":"))
         self._hash = hashlib.sha256(_DOMAIN + meaning.encode() + b"\n")
 

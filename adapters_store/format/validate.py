@@ -55,12 +55,13 @@ class BaseCopy:
 class AdapterPlan:
     """A checked adapter: its modules in the base's order, and how its chats are written.
 
-    copies: no part of the adapter; it is served if their bytes are the base's.
+    copies: no part of the adapter; it is served if their bytes are the base's. alora_invocation_tokens: see `LoraConfig`.
     """
 
     base: BaseDescription
     modules: tuple[PlannedModule, ...]
     copies: tuple[BaseCopy, ...] = ()
+    alora_invocation_tokens: tuple[int, ...] | None = None
     tool_dialect: str | None = None
     chat_template: str | None = None
 
@@ -82,7 +83,7 @@ def plan_adapter(
     Raises:
         AdapterRejected: wrong_base, unknown_tensor, unsupported_full_weight, unknown_module, untargeted_module,
             regex_targets, duplicate_tensor, missing_a, missing_b, missing_tensors, unmatched_target, rank_mismatch,
-            rank_too_large, wrong_shape, pattern_too_large, or the code of an unsupported kind of tensor.
+            rank_too_large, wrong_shape, pattern_too_large, bad_field, or the code of an unsupported kind of tensor.
     """
     _check_base_digest(config, header, base)
     copies = _copies(header, base)
@@ -94,7 +95,9 @@ def plan_adapter(
     order = base.module_index
     names = sorted(pairs, key=lambda name: order[name])
     modules = tuple(_plan_module(name, pairs[name], config, base, limits) for name in names)
-    return AdapterPlan(base, modules, copies, config.tool_dialect, config.chat_template)
+    invocation = config.alora_invocation_tokens
+    _check_invocation(invocation, base)
+    return AdapterPlan(base, modules, copies, invocation, config.tool_dialect, config.chat_template)
 
 
 def _rejected(code: str, message: str) -> AdapterRejected:
@@ -106,6 +109,13 @@ def _check_base_digest(config: LoraConfig, header: SafetensorsHeader, base: Base
         if digest is not None and digest != base.digest:
             message = f"made for base {shown(digest)}, this base is {base.digest} ({base.name})"
             raise AdapterRejected("wrong_base", message, param="multilora_base_digest")
+
+
+def _check_invocation(token_ids: tuple[int, ...] | None, base: BaseDescription) -> None:
+    head = base.modules.get(_HEAD)
+    if token_ids is not None and head is not None and max(token_ids) >= head.out_features:
+        message = f"alora_invocation_tokens: {max(token_ids)} is no token of the base, which has {head.out_features}"
+        raise AdapterRejected("bad_field", message, param="alora_invocation_tokens")
 
 
 def _copies(header: SafetensorsHeader, base: BaseDescription) -> tuple[BaseCopy, ...]:

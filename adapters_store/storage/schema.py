@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-HEAD_REVISION = "0010"
+HEAD_REVISION = "0011"
 
 metadata = MetaData()
 
@@ -125,6 +125,7 @@ adapter_versions = Table(
     Column("unloaded", Boolean, nullable=False, server_default=false()),
     Column("tool_dialect", String(32)),
     Column("chat_template", String(71)),
+    Column("invocation_tokens", Text),
     UniqueConstraint("adapter_id", "number", name="uq_adapter_versions_number"),
     UniqueConstraint("adapter_id", "digest", name="uq_adapter_versions_digest"),
     Index("ix_adapter_versions_digest", "digest"),

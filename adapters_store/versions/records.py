@@ -17,6 +17,7 @@ class AdapterVersion:
     active: whether the bare name means this version. percent: for how many of the name's users, 0..100.
     loaded: False if it is out of service; requests get adapter_unloaded until it is activated.
     tool_dialect: how its tool calls are written, chat_template: the digest of its own template; None: as the base's.
+    invocation_tokens: those that switch an activated LoRA on; None: an ordinary one.
     quarantined: the code why it is not served, as blob_damaged; None if it is served.
     """
 
@@ -35,6 +36,7 @@ class AdapterVersion:
     quarantined: str | None = None
     tool_dialect: str | None = None
     chat_template: str | None = None
+    invocation_tokens: tuple[int, ...] | None = None
 
     @property
     def ref(self) -> str:
@@ -59,6 +61,7 @@ class AdapterVersion:
             "target_modules": list(self.target_modules),
             "tool_dialect": self.tool_dialect,
             "chat_template": self.chat_template,
+            "invocation_tokens": None if self.invocation_tokens is None else list(self.invocation_tokens),
             "bytes": self.num_bytes,
             "created": self.created_at,
         }

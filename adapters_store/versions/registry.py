@@ -86,6 +86,7 @@ def _to_version(row: Row[Any]) -> AdapterVersion:
         quarantined=row.quarantined,
         tool_dialect=row.tool_dialect,
         chat_template=row.chat_template,
+        invocation_tokens=None if row.invocation_tokens is None else tuple(json.loads(row.invocation_tokens)),
     )
 
 
@@ -157,6 +158,7 @@ def _insert_version(connection: Connection, adapter_id: int, number: int, draft:
             config=config,
             tool_dialect=draft.tool_dialect,
             chat_template=draft.chat_template,
+            invocation_tokens=None if draft.invocation_tokens is None else json.dumps(draft.invocation_tokens),
         )
     )
     connection.execute(update(adapters).where(adapters.c.id == adapter_id).values(last_number=number))

@@ -23,7 +23,8 @@ VERSION_HEADER = "x-multilora-adapter-version"
 class Target:
     """model: as the client wrote it. tenant: the one that pays. adapter None is the base; label names it in metrics.
 
-    quotas: of the tenant. rank: the adapter's largest. tool_dialect, chat_template: the adapter's own.
+    quotas: of the tenant. rank: the adapter's largest. tool_dialect, chat_template: the adapter's own. invocation_tokens:
+    those that switch an activated LoRA on.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Target:
     rank: int = 0
     tool_dialect: str | None = None
     chat_template: str | None = None
+    invocation_tokens: tuple[int, ...] | None = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -62,6 +64,7 @@ async def resolve_target(context: ApiContext, caller: Caller, model: str, sticky
         version.rank,
         tool_dialect=version.tool_dialect,
         chat_template=template,
+        invocation_tokens=version.invocation_tokens,
     )
 
 

@@ -16,6 +16,7 @@ from adapters_store.parsing.numbers import whole_number
 from adapters_store.parsing.strict_json import shown
 from server.api.context import ApiContext
 from server.api.engine_client import EngineClient
+from server.api.generation.activation import active_from_in
 from server.api.generation.admission import BeforeBody
 from server.api.generation.call import Call, StreamUsage, inline_or_heavy
 from server.api.generation.schemas import GenerationBody
@@ -219,9 +220,11 @@ def _requests(
             raise InvalidRequest(budget.prompt_field, f"{budget.prompt_field} must have at least 1 token, got 0")
         max_tokens = budget.max_tokens(len(prompt), context.engine.max_model_len)
         context.engine.vocabulary.check(prompt, budget.prompt_field)  # of a prompt that fits: the look is short
+        active_from = active_from_in(prompt, target, budget.prompt_field)
         for choice in range(num_choices):
             own = own_params(max_tokens, _seed_of(params.seed, choice))
             request = _request(f"{call_id}-{len(requests)}", target, prompt, own)
+            request.active_from = active_from
             request.price = 1.0 + context.settings.rank_surcharge * target.rank
             request.deadline_s = deadline_s
             if grammar is not None:

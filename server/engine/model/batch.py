@@ -59,7 +59,7 @@ class Batch:
         counts = np.fromiter((row.num_tokens for row in rows), dtype=np.int32, count=len(rows))
         query_starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
         paged = _paged_batch(rows, counts, query_starts, block_size=block_size, device=device)
-        slots = np.fromiter((row_slot(row.request) for row in rows), dtype=np.int32, count=len(rows))
+        slots_T = _token_slots(rows, counts, query_starts)
         wanted = _Wanted.of(rows, query_starts)
         lasts_T = np.repeat(_last_positions(rows), counts)
         positions, lasts = to_device(torch.from_numpy(np.stack([paged.positions_T, lasts_T])).long(), device)
@@ -68,8 +68,8 @@ class Batch:
             position_ids_1T=positions[None],
             last_positions_1T=lasts[None],
             paged=paged,
-            layer_adapters=_adapters(table, np.repeat(slots, counts)),
-            head_adapters=_adapters(table, slots[paged.sequences_T[wanted.token_rows]]),
+            layer_adapters=_adapters(table, slots_T),
+            head_adapters=_adapters(table, slots_T[wanted.token_rows]),
             logits_rows_R=to_device(torch.from_numpy(wanted.token_rows), device),
             sampling=wanted.sampling,
             sampling_rows=wanted.sampling_rows,
@@ -80,6 +80,18 @@ class Batch:
 def row_slot(request: Request) -> int:
     """The request's row of the adapter table, or NO_ADAPTER."""
     return NO_ADAPTER if request.slot is None else request.slot
+
+
+def _token_slots(
+    rows: list[ScheduledRow], counts: NDArray[np.int32], query_starts: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """Each token's row of the adapter table. Tokens before a request's `active_from` have none."""
+    slots = np.fromiter((row_slot(row.request) for row in rows), dtype=np.int32, count=len(rows))
+    slots_T = np.repeat(slots, counts)
+    for row, first in zip(rows, query_starts, strict=False):
+        if (num_inactive := min(row.request.active_from - row.start, row.num_tokens)) > 0:
+            slots_T[first : first + num_inactive] = NO_ADAPTER
+    return slots_T
 
 
 def _last_positions(rows: list[ScheduledRow]) -> NDArray[np.int32]:

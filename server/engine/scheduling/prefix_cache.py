@@ -2,7 +2,9 @@
 
 A full block is named by a chain: sha256(parent's name, token ids), where the first block's parent is
 sha256(tenant salt, adapter digest, base digest, rope set). So two requests can only ever meet in a block when all of
-these are equal; another tenant, version, base or set of rotary factors cannot produce the same name.
+these are equal; another tenant, version, base or set of rotary factors cannot produce the same name. Blocks before the
+first token that an activated LoRA changes are the base's own, by their names too; the first that it changes is named by
+the digest and that token's place.
 """
 
 from __future__ import annotations
@@ -86,8 +88,9 @@ class PrefixCache:
         if name in self._block_of or block_id in self._name_of:
             return
         self._block_of[name] = block_id
-        self._name_of[block_id] = (name, request.adapter)
-        self._blocks_of_adapter.setdefault(request.adapter, set()).add(block_id)
+        adapter = None if index < self._first_changed(request) else request.adapter
+        self._name_of[block_id] = (name, adapter)
+        self._blocks_of_adapter.setdefault(adapter, set()).add(block_id)
 
     def remove(self, block_id: int) -> bool:
         """Make this block unreadable; False if it was already."""
@@ -111,14 +114,27 @@ class PrefixCache:
         names, size = request.block_hashes, self._block_size
         while len(names) <= index:
             start = len(names) * size
-            parent = names[-1] if names else self._root(request)
+            parent = self._parent(request, len(names))
             token_ids = array("I", request.tokens(start, start + size))
             names.append(sha256(parent + token_ids.tobytes()).digest())
         return names[index]
 
-    def _root(self, request: Request) -> bytes:
+    def _first_changed(self, request: Request) -> int:
+        """The first block with a token that the request's adapter changes."""
+        return request.active_from // self._block_size
+
+    def _parent(self, request: Request, index: int) -> bytes:
+        if request.active_from == 0:
+            return request.block_hashes[index - 1] if index else self._root(request, request.adapter)
+        before = request.block_hashes[index - 1] if index else self._root(request, None)
+        if index != self._first_changed(request):
+            return before
+        own = f"{request.adapter} {request.active_from}".encode()
+        return sha256(before + own).digest()
+
+    def _root(self, request: Request, adapter: AdapterDigest | None) -> bytes:
         root = sha256()
-        for part in (request.cache_salt, request.adapter or "", self._base_digest, str(request.rope_set)):
+        for part in (request.cache_salt, adapter or "", self._base_digest, str(request.rope_set)):
             encoded = part.encode()
             root.update(len(encoded).to_bytes(8, "big") + encoded)
         return root.digest()

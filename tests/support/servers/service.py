@@ -66,6 +66,7 @@ class Service:
         *,
         tenant: str = TENANT,
         constraint: TokenConstraint | None = None,
+        active_from: int = 0,
         **params: Any,
     ) -> tuple[str, Answer]:
         """Submit; returns (request id, answer to collect)."""
@@ -79,6 +80,7 @@ class Service:
             adapter=None if version is None else version.digest,
             adapter_name=None if version is None else version.ref,
             constraint=constraint,
+            active_from=active_from,
         )
         self.worker.submit(request, answer.events.put)
         return request.id, answer
