@@ -38,7 +38,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class MergeRefused(InputRefused):
-    """Nothing was written. code: base_is_quantized, merge_not_exact, tied_head, weight_not_found, out_exists."""
+    """Nothing was written. code: base_is_quantized, merge_not_exact, tied_head, activated_lora, weight_not_found,
+    out_exists."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,9 @@ def _refuse_what_cannot_be_merged(plan: AdapterPlan, base: Path, out: Path, *, q
     if quantized:
         message = f"--base {base}: its weights are quantised, and a sum would be rounded to them again; merge into the "
         raise MergeRefused("base_is_quantized", f"{message}unquantised base it was made from", param="base")
+    if plan.alora_invocation_tokens is not None:
+        message = "an activated LoRA leaves the base as it is before its invocation tokens; merged, it would change all"
+        raise MergeRefused("activated_lora", message, param="ref")
     targets_head = any(module.name == HEAD for module in plan.modules)
     if targets_head and load_config(base).tie_word_embeddings:
         message = f"the adapter changes {HEAD}, which this base shares with its embeddings: merging would change both"

@@ -32,8 +32,8 @@ class LoraConfig:
         tensors tell which). A regular expression that is not decided targets what has tensors, and excludes nothing.
     zero_by_default: whether a targeted module without tensors has a zero delta in PEFT.
     base_digest: the base the adapter says it was made for, if it says so.
-    alora_invocation_tokens: an activated LoRA changes nothing before the last place of these tokens in the prompt; None:
-        an ordinary one, which changes all.
+    alora_invocation_tokens: an activated LoRA changes nothing before the last place of these tokens in the prompt.
+        None: an ordinary one, which changes all.
     tool_dialect, chat_template: how its chats are written, where that differs from the base.
     """
 

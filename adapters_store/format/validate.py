@@ -55,7 +55,8 @@ class BaseCopy:
 class AdapterPlan:
     """A checked adapter: its modules in the base's order, and how its chats are written.
 
-    copies: no part of the adapter; it is served if their bytes are the base's. alora_invocation_tokens: see `LoraConfig`.
+    copies: no part of the adapter; it is served if their bytes are the base's.
+    alora_invocation_tokens: see `LoraConfig`.
     """
 
     base: BaseDescription

@@ -23,8 +23,8 @@ VERSION_HEADER = "x-multilora-adapter-version"
 class Target:
     """model: as the client wrote it. tenant: the one that pays. adapter None is the base; label names it in metrics.
 
-    quotas: of the tenant. rank: the adapter's largest. tool_dialect, chat_template: the adapter's own. invocation_tokens:
-    those that switch an activated LoRA on.
+    quotas: of the tenant. rank: the adapter's largest. tool_dialect, chat_template: the adapter's own.
+    invocation_tokens: those that switch an activated LoRA on.
     """
 
     model: str

@@ -108,8 +108,8 @@ class Request:
     cache_salt separates the prefix cache of tenants: two requests can share KV blocks only when salt, adapter digest
     and tokens are all equal. weight: the tenant's share of the server, next to the others'. price: what one of its
     tokens costs the tenant in virtual tokens, 1 unless large ranks are charged more. deadline_s: the moment after
-    which no client waits for it, in seconds of the scheduler's clock. active_from: the position of the first prompt token
-    that the adapter changes; before it the base runs alone.
+    which no client waits for it, in seconds of the scheduler's clock. active_from: the position of the first prompt
+    token that the adapter changes; before it the base runs alone.
     """
 
     id: str

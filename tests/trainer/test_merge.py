@@ -102,6 +102,14 @@ def test_an_untied_head_is_merged_too_and_a_tied_one_refused(tmp_path: Path) -> 
     assert error.value.code == "tied_head"
 
 
+def test_an_activated_adapter_is_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "llama")
+    adapter = make_adapter(base, tmp_path / "adapter", alora_invocation_tokens=[5], task_type="CAUSAL_LM")
+    with pytest.raises(MergeRefused, match="invocation tokens") as error:
+        merged(base, adapter, tmp_path / "out")
+    assert error.value.code == "activated_lora"
+
+
 def test_an_nf4_base_is_refused_with_the_measured_error(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", "llama")
     adapter = make_adapter(base, tmp_path / "adapter")

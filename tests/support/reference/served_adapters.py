@@ -26,6 +26,7 @@ SERVED = {
     "layers_to_transform": "a number or a list, with a list of targets",
     "layers_pattern": "plain names; a regular expression is `regex_pattern`",
     "init_lora_weights": "true, false, `gaussian`, `eva`, `orthogonal`, `mica`; else `base_altering_init`",
+    "alora_invocation_tokens": '1 to 256 token ids: an activated LoRA, with `"CAUSAL_LM"`; else `bad_field`',
     "multilora_base_digest": "the base that the adapter is for; another one is `wrong_base`",
     "multilora_chat_template": "its own chat template ([tools.md](tools.md))",
     "multilora_tool_dialect": "its own tool dialect ([tools.md](tools.md))",

@@ -124,10 +124,12 @@ def test_a_call_after_a_base_conversation_computes_its_own_tokens_alone(tmp_path
     base = make_base(tmp_path / "base")
     invocation = [40, 41]
     folder = save_adapter(base, tmp_path / "a", activated(4, ALL, invocation), seed=1)
-    plain = save_adapter(base, tmp_path / "p", replace(activated(4, ALL, invocation), alora_invocation_tokens=None), seed=1)
+    plain = save_adapter(
+        base, tmp_path / "p", replace(activated(4, ALL, invocation), alora_invocation_tokens=None), seed=1
+    )
     oracle = peft_model(base, folder)
     conversation = tokens(61, invocation=invocation, seed=7)
-    prompt = [*conversation, *invocation, 50]
+    prompt = [*conversation, *invocation, 50, 51, 52]
     with running(base, {"judge": folder, "plain": plain}, tmp_path / "data", block_size=BLOCK) as service:
         version = service.versions["judge"]
         assert version.invocation_tokens == (40, 41)
@@ -151,7 +153,9 @@ def test_a_call_after_a_base_conversation_computes_its_own_tokens_alone(tmp_path
         assert again.collect()[-1].num_cached_tokens == len(prompt) // BLOCK * BLOCK
         service.worker.forget_adapters([version.digest])
         _, base_again = service.ask([*conversation, 60], max_tokens=1)
-        assert base_again.collect()[-1].num_cached_tokens == 61 // BLOCK * BLOCK  # the base's blocks outlive the adapter
+        assert (
+            base_again.collect()[-1].num_cached_tokens == 61 // BLOCK * BLOCK
+        )  # the base's blocks outlive the adapter
 
 
 @pytest.mark.parametrize(
