@@ -178,12 +178,12 @@ def _invocation_tokens(body: Body) -> tuple[int, ...] | None:
     value = body.get(field)
     if value is None:
         return None
-    is_list = isinstance(value, list) and 1 <= len(value) <= MAX_INVOCATION_TOKENS
-    if not is_list or any(not isinstance(item, int) or isinstance(item, bool) or item < 0 for item in value):
+    ids = value if isinstance(value, list) and 1 <= len(value) <= MAX_INVOCATION_TOKENS else [None]
+    if any(not isinstance(item, int) or isinstance(item, bool) or item < 0 for item in ids):
         raise bad_field(field, value, f"a list of 1 to {MAX_INVOCATION_TOKENS} token ids")
     if body.get("task_type") != "CAUSAL_LM":  # PEFT looks for the tokens in this kind of model alone
         raise bad_field("task_type", body.get("task_type"), f"'CAUSAL_LM' where {field} is given")
-    return tuple(value)
+    return tuple(ids)
 
 
 def _names(field: str, value: object) -> frozenset[str] | ModulePattern:

@@ -37,7 +37,7 @@ class DigestBuilder:
             for module in plan.modules
         ]
         chat = [plan.tool_dialect, plan.chat_template]
-        whole = [plan.base.digest, modules, *([] if chat == [None, None] else [chat])]
+        whole: list[object] = [plan.base.digest, modules, *([] if chat == [None, None] else [chat])]
         if plan.alora_invocation_tokens is not None:
             whole.append({"alora_invocation_tokens": plan.alora_invocation_tokens})
         meaning = json.dumps(whole, separators=(",", ":"))
