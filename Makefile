@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/multilora demo $(ARGS)
 
 test: lint chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -37,10 +37,10 @@ chromium:
 # and ARGS="--dist load tests/server/engine/test_simulation.py" spreads that one. `benchmarks.soak` (8 h) is apart.
 test-long: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 MULTILORA_SIM_STEPS=100000000 MULTILORA_CHURN_REQUESTS=90000 MULTILORA_FUZZ=500 \
-		MULTILORA_KILLS=1000 MULTILORA_STORM=100000 MULTILORA_LORIS=1000 MULTILORA_SCHEMA=40 \
+		MULTILORA_KILLS=1000 MULTILORA_STORM=100000 MULTILORA_LORIS=1000 MULTILORA_SCHEMA=100 \
 		MULTILORA_USAGE_KILLS=40 MULTILORA_JOB_KILLS=200 MULTILORA_SHARDED=all MULTILORA_ALL_LORA_FORMS=1 \
-		MULTILORA_SERVICE_STEPS=1500 MULTILORA_CALL_WALKS=100000 MULTILORA_GRAMMAR_WALKS=62 \
-		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+		MULTILORA_WORST=3 MULTILORA_SERVICE_STEPS=1500 MULTILORA_CALL_WALKS=100000 MULTILORA_GRAMMAR_WALKS=62 \
+		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The long forms of several servers on one database: forty tries a race, and times under load. Half an hour.
 test-fleet: $(VENV)/.installed-dev

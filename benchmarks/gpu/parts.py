@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import json
 import sys
 import time
@@ -120,6 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--others", type=Path, nargs="*", default=())
     chosen = parser.parse_args(arguments)
+    if chosen.toy and importlib.util.find_spec("triton") is not None:
+        from benchmarks.common.quick_interpreter import quicken_interpreter
+
+        quicken_interpreter()
     for name in chosen.names:
         run_part(name, chosen.out, toy=chosen.toy, seconds=chosen.seconds, others=chosen.others)
 

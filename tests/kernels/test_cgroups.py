@@ -72,9 +72,11 @@ cgroups.affinity = process.affinity = process.physical_cores = lambda: 64
 cgroups.cpu_quota = lambda *_: {quota}
 process.hold_to_quota()
 import torch
-from server.engine.startup.build import _default_threads
+from pathlib import Path
+from server.engine.startup.settings import EngineSettings
 from server.jobs.worker.supervisor import default_threads
-print(os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads() == _default_threads(), default_threads(2))
+engine = EngineSettings(base=Path()).compute_threads
+print(os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads() == engine, default_threads(2))
 """
 
 

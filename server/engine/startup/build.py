@@ -21,7 +21,6 @@ from adapters_store.tiers.host_slab import HostSlab
 from adapters_store.tiers.host_tier import HostTier, HostTierSettings
 from adapters_store.tiers.tiers import AdapterTiers
 from lora_kernels.background import TimeSlices
-from lora_kernels.cgroups import usable_cpus
 from lora_kernels.lora.batch import LoraTable
 from lora_kernels.process import release_compute_threads
 from server.engine.device_fault import device_error
@@ -148,7 +147,7 @@ def join_engine(
     worker = links.worker = EngineWorker(
         engine,
         _served_model(base, tokenizer, vocabulary, max_model_len),
-        num_threads=settings.num_threads or _default_threads(),
+        num_threads=settings.compute_threads,
         slices=links.slices if base.device.type == "cpu" else None,  # on a GPU loading costs a step nothing
     )
     release_compute_threads()  # this thread loaded the base; from now on only the engine's thread computes
@@ -266,11 +265,6 @@ def _blocks(settings: EngineSettings, base: BaseModel, plan: MemoryPlan) -> Bloc
         rope_switches=base.rope_switches,
     )
     return BlockPool(kv_settings, base.description.digest)
-
-
-def _default_threads() -> int:
-    """torch's own choice (OMP_NUM_THREADS, else the physical cores), limited to this process's and container's CPUs."""
-    return min(torch.get_num_threads(), usable_cpus())
 
 
 def _table(base: BaseModel, plan: MemoryPlan, max_adapters: int) -> LoraTable:

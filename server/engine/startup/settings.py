@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_kernels.cgroups import usable_cpus
 from server.engine.schedule import SchedulerSettings
 from server.settings import check_settings, section, setting
 
@@ -71,3 +72,11 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    @property
+    def compute_threads(self) -> int:
+        """num_threads, or torch's own choice (OMP_NUM_THREADS, else the physical cores), limited to this process's and
+        container's CPUs."""
+        import torch
+
+        return self.num_threads or min(torch.get_num_threads(), usable_cpus())

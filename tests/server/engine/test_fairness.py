@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from server.engine.queueing.fair_share import FairShare, jain_index
@@ -17,12 +19,14 @@ MEMORY_BOUND = Cost(0.009, 0.0001, 0.00022)  # the same on four
 NEAR_THE_LIMIT = Cost(0.0075, 0.0, 0.00036)
 
 
+@cache
 def alone_with_fair_share(rate: float) -> float:
     """95th percentile of the time to first token, seconds."""
     own = [Traffic({tenant: rate}, part=1 / 8, seed=seed).run()[tenant] for seed, tenant in enumerate(TENANTS[1:])]
     return Measured([ttft for each in own for ttft in each.ttfts_s]).percentile(0.95)
 
 
+@cache
 def flooded(rate: float, *, is_shared: bool = True, flood: float = 10.0) -> dict[str, Measured]:
     return Traffic(even(TENANTS, rate, **{FLOODER: flood * rate}), is_shared=is_shared).run()
 

@@ -1,4 +1,4 @@
-"""Whole-engine simulation under invariants. MULTILORA_SIM_STEPS sets the number of steps (CI: 150,000).
+"""Whole-engine simulation under invariants. MULTILORA_SIM_STEPS sets the number of steps (CI: 60,000).
 
 `check` in support/worlds/engine_world.py asserts at every step; its fake model answers wrongly as soon as a request
 reads a wrong block, slot or arena range. In some regimes a share of the requests follows a grammar or calls a tool.
@@ -18,7 +18,7 @@ from support.worlds.adapter_memory import digest_of
 from support.worlds.ahead_world import AheadWorld
 from support.worlds.engine_world import World, WorldSettings
 
-NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "150000"))
+NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "60000"))
 CHECK_EVERY = 4  # steps between looks at every block, range and reference; what a request computes is always checked
 LONGEST_WAIT_STEPS = 800  # 20 waiting, 6 running of up to 20 tokens, up to four preemptions; 509 is what was seen
 
@@ -127,7 +127,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
 def test_the_tenant_that_sends_most_waits_longest(regime: str, times: int) -> None:
     waits: Counter[str] = Counter()
     for seed in range(11, 15):  # the longest of a run hangs on chance
-        world = World(seed=seed, settings=replace(REGIMES[regime], max_waiting=200, deadlines=0.0))
+        world = World(seed=seed, settings=replace(REGIMES[regime], max_waiting=200, deadlines=0.0, check_every=50))
         for _ in range(2500):
             world.step()
         waits.update(world.longest_waits)

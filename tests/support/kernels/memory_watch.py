@@ -192,8 +192,9 @@ def poisoned_memory() -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    switch = torch._C._set_deterministic_algorithms  # `torch.use_...` imports the compiler, which takes seconds
+    switch(True, warn_only=True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(was_on, warn_only=was_warning)
+        switch(was_on, warn_only=was_warning)

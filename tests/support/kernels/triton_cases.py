@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from benchmarks.common.popularity import Popularity, choose_adapters
 from lora_kernels.lora.batch import NO_ADAPTER
+
+ALL_FORMS = os.environ.get("MULTILORA_ALL_LORA_FORMS") == "1"  # of interpreted tests; else a selection of their cases
 
 
 def normal(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,20 @@ def gradients(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
 
 def write_chats(path: Path, count: int = 48, *, tenant: Style = "law") -> Path:
     """A tenant's dialogues as a JSONL file of chats."""
-    with path.open("w") as stream:
-        for dialogue in tenant_dialogues(tenant, count):
-            turns = [{"role": "system", "content": dialogue.system}] if dialogue.system else []
-            for turn in dialogue.turns:
-                turns.append({"role": "user", "content": turn.prompt})
-                turns.append({"role": "assistant", "content": turn.answer})
-            stream.write(json.dumps({"messages": turns}) + "\n")
+    path.write_text(chat_lines(tenant, count))
     return path
+
+
+@cache
+def chat_lines(tenant: Style, count: int) -> str:
+    lines = []
+    for dialogue in tenant_dialogues(tenant, count):
+        turns = [{"role": "system", "content": dialogue.system}] if dialogue.system else []
+        for turn in dialogue.turns:
+            turns.append({"role": "user", "content": turn.prompt})
+            turns.append({"role": "assistant", "content": turn.answer})
+        lines.append(json.dumps({"messages": turns}) + "\n")
+    return "".join(lines)
 
 
 def base_with_a_wider_tokenizer(folder: Path) -> Path:

@@ -15,6 +15,11 @@ import pytest
 if TYPE_CHECKING:
     from support.kernels.memory_watch import MemoryWatch
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from benchmarks.common.quick_interpreter import quicken_interpreter
+
+    quicken_interpreter()
+
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +19,17 @@ from lora_kernels.attention.query_tiles import attention_tiles
 from lora_kernels.attention.reference import attention_reference
 from lora_kernels.elementwise.reference import rope_reference
 from support.kernels.memory_watch import MemoryWatch
-from support.kernels.triton_cases import normal, relative_error
+from support.kernels.triton_cases import ALL_FORMS, normal, relative_error
 
 PLAIN, WINDOW, SOFTCAP = AttentionRule(0.3), AttentionRule(0.3, window=10), AttentionRule(0.3, softcap=2.0)
 BOTH = AttentionRule(0.2, window=70, softcap=5.0)
+RULES_APART = [  # the short form: every pair of size, type and rule
+    (head_dim, dtype, rule)
+    for head_dim, dtype, (index, rule) in itertools.product(
+        [16, 64], [torch.float32, torch.bfloat16], enumerate([PLAIN, WINDOW, SOFTCAP, BOTH])
+    )
+    if ALL_FORMS or ((head_dim == 16) == (dtype is torch.float32)) == (index < 2)
+]
 CONTEXTS, FIRST_CHUNKS = (1, 33, 150, 17), (0, 20, 149, 9)
 
 
@@ -113,9 +121,7 @@ class World:
             assert relative_error(out, self.exact(index, first_chunks[index], rule)) <= limit, index
 
 
-@pytest.mark.parametrize("head_dim", [16, 64])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rule", [PLAIN, WINDOW, SOFTCAP, BOTH], ids=str)
+@pytest.mark.parametrize(("head_dim", "dtype", "rule"), RULES_APART, ids=str)
 def test_chunks_and_decodes_of_a_batch_equal_each_sequence_alone(
     head_dim: int, dtype: torch.dtype, rule: AttentionRule
 ) -> None:

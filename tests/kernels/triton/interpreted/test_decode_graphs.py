@@ -38,7 +38,7 @@ def _on_cpu() -> Iterator[None]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> PackedForward:
     """A base whose every second layer has a window, six adapters of ranks 1 to 16, a cache full of NaN."""
     folder = tmp_path_factory.mktemp("world")
-    base = save_base(folder / "base", "llama")
+    base = save_base(folder / "base", "llama", num_hidden_layers=2)
     adapters = save_adapters(base, folder / "adapters")
     return PackedForward(load_base(base, dtype="float32"), list(adapters.values()), num_sequences=8)
 
@@ -109,7 +109,7 @@ def test_padding_rows_write_no_key_and_no_value(world: PackedForward) -> None:
 
 def test_an_engine_with_recordings_gives_the_same_tokens(tmp_path: Path) -> None:
     """Requests join and leave, so that the rows and adapters of a step change under one recording."""
-    base = make_base(tmp_path / "base")
+    base = make_base(tmp_path / "base", num_hidden_layers=2)
     adapters = service_adapters(base, tmp_path / "adapters")
     prompts = [[10, 11, 12, 13], [50, 51], [7] * 9, [99, 3, 5]]
     kinds = [None, *list(adapters)[:3]]

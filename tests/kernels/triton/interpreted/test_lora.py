@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -19,17 +18,22 @@ from lora_kernels.lora.reference import lora_delta_reference
 from lora_kernels.lora.row_tiles import row_tiles
 from lora_kernels.lora.triton_launch import add_lora_delta_triton
 from lora_kernels.triton_common.tiles import DECODE_ROWS, PREFILL_ROWS, SM_80, DeviceTiles
-from support.kernels.triton_cases import normal, relative_error, row_slots, tolerance
+from support.kernels.triton_cases import ALL_FORMS, normal, relative_error, row_slots, tolerance
 from support.models.lora import random_table
 
 GROUP = LoraGroup((0, 1, 2), 300, (80, 33, 270))
 RANKS = (1, 3, 8, 16, 64, 5)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-ALL_FORMS = os.environ.get("MULTILORA_ALL_LORA_FORMS") == "1"
 RANKS_ALONE = [  # the short form: every rank, and every pair of type and rows
     case
     for index, case in enumerate(itertools.product([1, 3, 8, 16, 33, 64, 256], DTYPES, [3, 20]))
     if ALL_FORMS or index % 5 == 0
+]
+ROWS = [(1, torch.bfloat16), (7, torch.float32), (63, torch.bfloat16), (100, torch.bfloat16)]
+POPULAR_ROWS = [  # the short form: every popularity among few rows, and every number of rows
+    (popularity, num_rows, dtype)
+    for popularity, (num_rows, dtype) in itertools.product(POPULARITIES, ROWS)
+    if ALL_FORMS or num_rows == 7 or (popularity, num_rows) in {("identical", 63), ("zipf", 100), ("distinct", 1)}
 ]
 FORMS: dict[str, dict[str, Any]] = {
     "two launches": {},
@@ -58,10 +62,7 @@ def check(x: torch.Tensor, batch: LoraBatch, group: LoraGroup = GROUP) -> None:
     assert relative_error(got, lora_delta_reference(x, batch, group)) <= tolerance(group.in_features, x.dtype)
 
 
-@pytest.mark.parametrize("popularity", POPULARITIES)
-@pytest.mark.parametrize(
-    ("num_rows", "dtype"), [(1, torch.bfloat16), (7, torch.float32), (63, torch.bfloat16), (100, torch.bfloat16)]
-)
+@pytest.mark.parametrize(("popularity", "num_rows", "dtype"), POPULAR_ROWS)
 def test_every_row_gets_its_own_adapters_delta(popularity: Popularity, num_rows: int, dtype: torch.dtype) -> None:
     batch = LoraBatch(random_table([GROUP], RANKS, dtype, missing=2), row_slots(popularity, num_rows, len(RANKS)))
     check(normal(num_rows, 300, dtype=dtype, seed=3), batch)
