@@ -35,17 +35,21 @@ class OneRequestId:
 
 
 class LostReplica:
-    """Around Ray's proxy: where Ray answers in its own words, because a replica died or there is none, clients get our
-    503 with Retry-After. Answers of the app, which are never plain text with such a status, pass."""
+    """Around Ray's proxy: where Ray answers in its own words or not at all, because a replica died or there is none,
+    clients get our 503 with Retry-After. Answers of the app, which are never plain text with such a status, pass.
+
+    Ray begins no answer if the replica dies before the app's; its HTTP server would write a plain 500.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_replaced = False
+        has_begun = is_replaced = False
 
         async def send_on(message: Message) -> None:
-            nonlocal is_replaced
+            nonlocal has_begun, is_replaced
+            has_begun = True
             if message["type"] == "http.response.start" and _is_rays(message):
                 is_replaced = True
                 await _replica_lost(_request_id(message)).response()(scope, receive, send)
@@ -53,6 +57,8 @@ class LostReplica:
                 await send(message)
 
         await self._app(scope, receive, send_on)
+        if scope["type"] == "http" and not has_begun:
+            await _replica_lost({}).response()(scope, receive, send)
 
 
 def _replica_lost(headers: dict[str, str]) -> ApiError:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
+import uvicorn
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.ray_serve.edge import LostReplica, OneRequestId
+from support.servers.waiting import wait_until
 
 
 def asked(app: ASGIApp) -> httpx.Response:
@@ -17,6 +22,19 @@ def asked(app: ASGIApp) -> httpx.Response:
             return await client.get("http://ray/v1/models")
 
     return asyncio.run(ask())
+
+
+@contextmanager
+def running_app(app: ASGIApp) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, lifespan="off", log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def proxied(response: Response) -> httpx.Response:
@@ -29,6 +47,19 @@ def test_a_lost_replicas_answer_is_ours_with_the_same_request_id() -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "replica_lost")
         assert (answer.headers["retry-after"], answer.headers["x-request-id"]) == ("1", "r-1")
         assert answer.headers["x-should-retry"] == "true"
+
+
+def test_a_proxy_that_begins_no_answer_is_a_lost_replica_too() -> None:
+    """As Ray's is if the replica dies in the request: asked through uvicorn, which would write a plain 500."""
+
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        """Returns without a word."""
+
+    with running_app(silent) as plain, running_app(LostReplica(silent)) as wrapped:
+        assert httpx.get(plain).text == "Internal Server Error"
+        answer = httpx.get(wrapped)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "replica_lost")
+    assert answer.headers["retry-after"] == "1"
 
 
 def test_what_the_app_answers_passes_unchanged() -> None:

@@ -111,6 +111,7 @@ def test_a_dead_replica_costs_clients_one_retry_and_answers_as_ours(served: Serv
         first = served.ask(client, serve_multiplexed_model_id=f"m{index}")
         if first.status_code == 200:
             return 200
+        assert first.headers["content-type"] == "application/json", (first.status_code, first.text)
         assert (first.status_code, first.json()["error"]["code"]) == (503, "replica_lost"), first.text
         statuses[503] += 1
         time.sleep(float(first.headers["retry-after"]))
