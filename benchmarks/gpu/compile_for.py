@@ -32,7 +32,6 @@ from server.engine.startup.compile_kernels import launch_covering
 from server.engine.startup.covering_steps import StepLimits
 
 META = torch.device("meta")
-PARTS_ON_META = ("correctness", "attention", "nf4", "lora")
 MAX_ROWS, MAX_RANK, BLOCK_SIZE = 64, 256, 16
 NEXT_TO_NOTHING_S = 1e-4
 
@@ -129,15 +128,21 @@ def _asked_for(launch_all: Callable[[], object]) -> list[Job]:
         return asked_for(launch_all)
 
 
-def jobs_of_the_suite(say: Callable[[str], None] = print) -> list[Job]:
-    """Of the parts that need no engine, and of the self-test. What a part that ends early had not come to is compiled
-    at its first launch."""
-    jobs = []
-    for name in PARTS_ON_META:
-        jobs += _asked_for(partial(_run_part, name, say))
+def jobs_in_order_of_use(say: Callable[[str], None] = print) -> Iterator[Job]:
+    """Of the first run: its tests, the parts that need no engine, servers of the 8B shape. What a part that ends early
+    had not come to is compiled at its first launch."""
+    yield from jobs_of_part("correctness", say)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        jobs += _asked_for(partial(self_test, META, dtype))
-    return jobs
+        yield from _asked_for(partial(self_test, META, dtype))
+    for name in ("attention", "nf4"):
+        yield from jobs_of_part(name, say)
+    for nf4 in (False, True):
+        yield from jobs_of_a_server(nf4=nf4)
+    yield from jobs_of_part("lora", say)
+
+
+def jobs_of_part(name: str, say: Callable[[str], None]) -> list[Job]:
+    return _asked_for(partial(_run_part, name, say))
 
 
 def _run_part(name: str, say: Callable[[str], None]) -> None:

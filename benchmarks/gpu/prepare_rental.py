@@ -1,14 +1,16 @@
 """Makes `.rental`, what travels to a bare GPU machine beside the repository: wheels it lacks, and a Triton cache.
 
 `python -m benchmarks.gpu.prepare_rental` with the machine's own versions of Python, torch and Triton (the cache's keys
-hold Triton's version and each kernel's source). With another Triton the machine compiles for itself.
-`--resume gpu_suite.json`: parts that an earlier run has measured are not measured again.
+hold Triton's version and each kernel's source). With another Triton the machine compiles for itself. Kernels come in
+the order in which the first run launches them: a cache that is cut off (`--seconds`) holds what is needed first, and
+the next call continues. `--resume gpu_suite.json`: parts that an earlier run has measured are not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -16,8 +18,12 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
+
+Kernel = TypeVar("Kernel")
 
 RENTAL = Path(".rental")
 CONSTRAINTS = Path("constraints.txt")
@@ -26,6 +32,7 @@ PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_
 LIBRARIES = ("libbitsandbytes_cuda130.so", "libbitsandbytes_cpu.so")  # of bitsandbytes' dozen
 MAX_BYTES = 64 << 20
 MAX_PROCESSES = 16
+KERNELS_AT_ONCE = 24  # of one process, between two looks at the clock; it takes as long to start as about three
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,13 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-wheels", action="store_true")
     parser.add_argument("--no-cache", action="store_true")
     parser.add_argument("--processes", type=int, default=min(MAX_PROCESSES, os.cpu_count() or 1))
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no more kernels after that time")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="a gpu_suite.json whose parts are not run again")
     chosen = parser.parse_args(arguments)
     RENTAL.mkdir(exist_ok=True)
     if not chosen.no_wheels:
         download_wheels(RENTAL / "wheels", chosen.python)
     if not chosen.no_cache:
-        compile_cache(RENTAL, chosen.processes)
+        compile_cache(RENTAL, chosen.processes, chosen.seconds)
     if chosen.resume is not None:
         resume(chosen.resume, RENTAL / "suite" / "parts")
     size = sum(path.stat().st_size for path in RENTAL.rglob("*") if path.is_file() and "cache" not in path.parts)
@@ -79,25 +87,46 @@ def trim(wheel: Path) -> None:
     scratch.replace(wheel)
 
 
-def compile_cache(folder: Path, processes: int) -> None:
+def compile_cache(folder: Path, processes: int, seconds: float) -> None:
     """folder/triton.tgz: all kernels that the suite and a server of the 8B shape launch on an H200."""
     cache = (folder / "cache").resolve()
     os.environ["TRITON_CACHE_DIR"] = str(cache)
-    from benchmarks.gpu.compile_for import H200, as_on, jobs_of_a_server, jobs_of_the_suite
+    from benchmarks.gpu.compile_for import H200, as_on, jobs_in_order_of_use
     from lora_kernels.triton_common.compile_ahead import compile_jobs
 
-    began_s = time.perf_counter()
+    ends_s = time.perf_counter() + seconds
     with as_on(H200):
-        jobs = [*jobs_of_a_server(nf4=False), *jobs_of_a_server(nf4=True), *jobs_of_the_suite()]
-    unique = list({job.key: job for job in jobs}.values())
-    print(f"{len(unique)} kernels asked for in {time.perf_counter() - began_s:.0f} s", flush=True)
-    failures = compile_jobs(unique, processes)
-    for name, why in failures.items():
-        print(f"{name} does not compile: {why}")
+        jobs = list({job.key: job for job in jobs_in_order_of_use()}.values())
+    print(f"{len(jobs)} kernels are asked for", flush=True)
+    left = in_parts(
+        jobs,
+        partial(compile_jobs, num_processes=processes),
+        size=processes * KERNELS_AT_ONCE,
+        has_time=lambda: time.perf_counter() < ends_s,
+    )
+    cache.mkdir(exist_ok=True)
     with tarfile.open(folder / "triton.tgz", "w:gz") as archive:
         archive.add(cache, arcname=".")
     num_compiled = sum(1 for _ in cache.rglob("*.cubin"))
-    print(f"{num_compiled} kernels in {folder / 'triton.tgz'} after {time.perf_counter() - began_s:.0f} s")
+    print(f"{num_compiled} kernels in {folder / 'triton.tgz'}" + (f", {left} to go: call again" if left else ""))
+
+
+def in_parts(
+    jobs: Sequence[Kernel],
+    compile_all: Callable[[Sequence[Kernel]], Mapping[str, str]],
+    *,
+    size: int,
+    has_time: Callable[[], bool],
+    say: Callable[[str], None] = print,
+) -> int:
+    """Compile in the given order, `size` at once, while there is time; returns how many are left."""
+    done = 0
+    while done < len(jobs) and has_time():
+        for name, why in compile_all(jobs[done : done + size]).items():
+            say(f"{name} does not compile: {why}")
+        done = min(done + size, len(jobs))
+        say(f"{done} of {len(jobs)} kernels")
+    return len(jobs) - done
 
 
 def resume(measured: Path, folder: Path) -> None:

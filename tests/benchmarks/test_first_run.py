@@ -8,14 +8,14 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.gpu.prepare_rental import NEEDED, pinned, resume, trim
+from benchmarks.gpu.prepare_rental import NEEDED, in_parts, pinned, resume, trim
 from benchmarks.gpu.step_profile import StepProfile
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +206,22 @@ def test_parts_of_an_earlier_run_travel_unless_they_were_cut_off(tmp_path: Path)
     earlier.write_text(json.dumps({"lora": {"rows": [1]}, "correctness": {"rows": [], "cut_off": True}}))
     resume(earlier, tmp_path / "parts")
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["lora.json"]
+
+
+@pytest.mark.parametrize("num_parts", [0, 1, 2, 3, 9])
+def test_a_cache_that_is_cut_off_holds_what_is_needed_first(num_parts: int) -> None:
+    """A process that compiled a hundred kernels was ended by its time limit, and what it had left out was unknown."""
+    jobs, compiled, said = [f"kernel {index}" for index in range(25)], list[str](), list[str]()
+
+    def compile_all(part: Sequence[str]) -> dict[str, str]:
+        compiled.extend(part)
+        return {"kernel 3": "why"} if "kernel 3" in part else {}
+
+    left = in_parts(jobs, compile_all, size=10, has_time=lambda: len(compiled) < 10 * num_parts, say=said.append)
+    assert compiled == jobs[: 10 * num_parts]
+    assert left == 25 - len(compiled)
+    assert ("kernel 3 does not compile: why" in said) == (num_parts > 0)
+    assert said[-1:] == ([f"{len(compiled)} of 25 kernels"] if num_parts else [])
 
 
 def test_what_is_compiled_beforehand_is_what_the_gpu_will_look_for() -> None:
