@@ -40,6 +40,7 @@ test-long: $(VENV)/.installed-dev
 		MULTILORA_KILLS=1000 MULTILORA_STORM=100000 MULTILORA_LORIS=1000 MULTILORA_SCHEMA=100 \
 		MULTILORA_USAGE_KILLS=40 MULTILORA_JOB_KILLS=200 MULTILORA_SHARDED=all MULTILORA_ALL_LORA_FORMS=1 \
 		MULTILORA_WORST=3 MULTILORA_SERVICE_STEPS=1500 MULTILORA_CALL_WALKS=100000 MULTILORA_GRAMMAR_WALKS=62 \
+		MULTILORA_ALL_FAMILIES=1 \
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The long forms of several servers on one database: forty tries a race, and times under load. Half an hour.

@@ -31,6 +31,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from adapters_store.dialects.catalog import DIALECTS
+from adapters_store.parsing.template_sandbox import MAX_TEMPLATE_BYTES
 from adapters_store.errors import InputRefused
 from adapters_store.parsing.patterns import PLAIN_KEY
 from adapters_store.parsing.strict_json import shown
@@ -188,8 +189,8 @@ class TrainSpec(_Spec):
     precision "bfloat16": frozen weights bf16, trained weights fp32, matrix products in bf16. eval_every: in steps;
     None: once an epoch, three times in one of 32 steps or more. keep_best, keep_last: checkpoints kept by validation
     loss, and the newest. early_stopping_patience: evaluations without a loss below the best, and the base's, until the
-    run ends; 0: never. tool_dialect: in which the data's tool calls are learned and the adapter is served; None: the
-    base's own.
+    run ends; 0: never. tool_dialect, chat_template: in which the data's chats are learned and the adapter is served;
+    None: the base's own.
     """
 
     base: FilePath
@@ -202,6 +203,7 @@ class TrainSpec(_Spec):
     optim: OptimSpec = OptimSpec()
     batch: BatchSpec = BatchSpec()
     tool_dialect: str | None = Field(None, description=f"one of {', '.join(DIALECTS)}")
+    chat_template: str | None = Field(None, description="the text of a Jinja template")
     seed: int = _whole(0, (1 << 32) - 1, 0)
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False
@@ -216,8 +218,12 @@ class TrainSpec(_Spec):
     def _check_together(self) -> Self:
         if self.tool_dialect is not None and self.tool_dialect not in DIALECTS:
             raise SpecError("tool_dialect", self.tool_dialect, f"one of {', '.join(DIALECTS)}")
-        if self.tool_dialect is not None and self.method == "full":
-            raise SpecError("tool_dialect", self.tool_dialect, 'absent with method "full": the base has its own')
+        size = len((self.chat_template or "").encode(errors="surrogatepass"))
+        if self.chat_template is not None and (not self.chat_template.strip() or size > MAX_TEMPLATE_BYTES):
+            raise SpecError("chat_template", self.chat_template, f"text of at most {MAX_TEMPLATE_BYTES} bytes")
+        for field in ("tool_dialect", "chat_template"):
+            if getattr(self, field) is not None and self.method == "full":
+                raise SpecError(field, getattr(self, field), 'absent with method "full": the base has its own')
         if self.sharding == "fsdp" and self.method == "dora":
             limit = 'lora, qlora or full with sharding "fsdp" (DoRA needs whole weights)'
             raise SpecError("method", self.method, limit)

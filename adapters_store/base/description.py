@@ -47,6 +47,11 @@ class BaseDescription:
         """Module path -> its row in the device table."""
         return {name: index for index, name in enumerate(self.modules)}
 
+    @property
+    def hidden_size(self) -> int:
+        """What the first layer reads of a token."""
+        return next(iter(self.modules.values())).in_features
+
     @cached_property
     def layout_key(self) -> str:
         """16 hex digits over all that the packed form of an adapter depends on."""

@@ -1,8 +1,9 @@
 """A process that renders chat templates which tenants sent. Each is rendered in a child of its own, and nothing stays.
+Only the renderings of one training run share a child.
 
     python -P -m adapters_store.parsing.template_child FD
 
-FD: a socket that brings one more socket for each rendering, on which a JSON request comes and a JSON answer goes.
+FD: a socket that brings one more socket for each child, on which JSON requests come and JSON answers go, one a line.
 Jinja's sandbox keeps a template from Python's inside; limits of the kernel end a child that uses too much. Imports
 nothing large.
 """
@@ -16,9 +17,10 @@ import signal
 import socket
 import sys
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.ext import Extension
 from jinja2.nodes import Node
 from jinja2.parser import Parser
@@ -60,9 +62,14 @@ def _raise_exception(message: object) -> None:
     raise TemplateError(str(message))
 
 
+@lru_cache(maxsize=1)
+def _compiled(made: ImmutableSandboxedEnvironment, template: str) -> Template:
+    return made.from_string(template)
+
+
 def _answer(made: ImmutableSandboxedEnvironment, request: dict[str, Any]) -> dict[str, str]:
     try:
-        text = made.from_string(request["template"]).render(**request["variables"])
+        text = _compiled(made, request["template"]).render(**request["variables"])
     except _FAULTS as error:
         return {"error": str(error)[:_MAX_ERROR_CHARS]}
     if len(text) > request["max_chars"]:
@@ -70,20 +77,27 @@ def _answer(made: ImmutableSandboxedEnvironment, request: dict[str, Any]) -> dic
     return {"text": text}
 
 
-def _limit() -> None:
+def _limit_memory() -> None:
     with open("/proc/self/statm", encoding="ascii") as statm:
         used = int(statm.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MAX_MORE_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)  # their signals end the process
+
+
+def _limit_time() -> None:
+    """Of the next rendering; the signals of the timers end the process."""
+    signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
     signal.setitimer(signal.ITIMER_REAL, _MAX_REAL_S)
 
 
 def _render(made: ImmutableSandboxedEnvironment, fd: int) -> None:
-    _limit()
-    with socket.socket(fileno=fd) as connection, connection.makefile("rb") as request:
-        connection.sendall(json.dumps(_answer(made, json.loads(request.read()))).encode())
+    _limit_memory()
+    with socket.socket(fileno=fd) as connection, connection.makefile("rb") as requests:
+        for request in requests:
+            _limit_time()
+            connection.sendall(json.dumps(_answer(made, json.loads(request))).encode() + b"\n")
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def main() -> None:

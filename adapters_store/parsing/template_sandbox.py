@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
-from types import TracebackType
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from adapters_store.parsing.template_child import MAX_CPU_S, MAX_MORE_BYTES
@@ -49,17 +49,16 @@ class TemplateSandbox:
 
     def render(self, template: str, variables: Mapping[str, Any], *, max_chars: int = MAX_RENDERED_CHARS) -> str:
         """Raises TemplateFailed."""
-        request = {"template": template, "variables": dict(variables), "max_chars": max_chars}
+        with self.child() as connection:
+            return _rendered(connection, template, variables, max_chars)
+
+    def child(self) -> socket.socket:
+        """A connection to one more child, which lives until it is closed or a rendering takes too much."""
         mine, theirs = socket.socketpair()
-        with mine:
-            with theirs:
-                self._hand_over(theirs)
-            answer = _exchanged(mine, json.dumps(request).encode())
-        if answer is None:
-            raise TemplateTooCostly(_TOO_MUCH)
-        if "error" in answer:
-            raise TemplateFailed(answer["error"])
-        return answer["text"]
+        mine.settimeout(_PATIENCE_S)
+        with theirs:
+            self._hand_over(theirs)
+        return mine
 
     def close(self) -> None:
         with self._lock:
@@ -87,15 +86,62 @@ class TemplateSandbox:
             )
 
 
-def _exchanged(mine: socket.socket, request: bytes) -> dict[str, str] | None:
+class OwnersTemplates:
+    """Renders in one child, without a fork each time: for the many chats of one owner. One thread only."""
+
+    def __init__(self) -> None:
+        self._sandbox = TemplateSandbox()
+        self._connection: socket.socket | None = None
+
+    def render(self, template: str, variables: Mapping[str, Any]) -> str:
+        """Raises TemplateFailed."""
+        if self._connection is None:
+            self._connection = self._sandbox.child()
+        try:
+            return _rendered(self._connection, template, variables, MAX_RENDERED_CHARS)
+        except TemplateFailed:
+            self._connection.close()
+            self._connection = None
+            raise
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._sandbox.close()
+
+
+def chat_variables(
+    special_tokens: Mapping[str, Any],
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    *,
+    add_generation_prompt: bool,
+    others: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """What a template reads of a chat, in service and in training. others: variables that the request sets."""
+    names = {name: str(token) for name, token in special_tokens.items()} | dict(others)
+    return names | {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+
+
+def _rendered(connection: socket.socket, template: str, variables: Mapping[str, Any], max_chars: int) -> str:
+    request = {"template": template, "variables": dict(variables), "max_chars": max_chars}
+    answer = _exchanged(connection, json.dumps(request).encode() + b"\n")
+    if answer is None:
+        raise TemplateTooCostly(_TOO_MUCH)
+    if "error" in answer:
+        raise TemplateFailed(answer["error"])
+    return answer["text"]
+
+
+def _exchanged(connection: socket.socket, request: bytes) -> dict[str, str] | None:
     """None for a child that ended before its answer was whole."""
-    mine.settimeout(_PATIENCE_S)
     parts: list[bytes] = []
     try:
-        mine.sendall(request)
-        mine.shutdown(socket.SHUT_WR)
-        while part := mine.recv(1 << 16):
-            parts.append(part)
+        connection.sendall(request)
+        while not parts or not parts[-1].endswith(b"\n"):
+            parts.append(connection.recv(1 << 16))
+            if not parts[-1]:
+                return None
         answer: dict[str, str] = json.loads(b"".join(parts))
     except (OSError, ValueError):
         return None

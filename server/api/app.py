@@ -23,6 +23,7 @@ from server.api.edge.shared_quotas import SharedQuotas
 from server.api.edge.upload_slots import UploadSlots
 from server.api.engine_client import EngineClient
 from server.api.generation import chat, completions
+from server.api.generation.embeddings import route as embeddings
 from server.api.generation.messages import route as messages
 from server.api.generation.responses import route as responses
 from server.api.routes import adapters, admin, files, fine_tuning, health, models, residency, usage, versions
@@ -43,6 +44,7 @@ _ROUTERS = (
     chat.router,
     responses.router,
     messages.router,
+    embeddings.router,
     models.router,
     adapters.router,
     versions.router,

@@ -71,7 +71,9 @@ class ApiSettings:
         group=_ACCESS,
     )
 
-    max_prompts: int = setting(64, "Maximum prompts of one completion call.", at_least=1, group=_REQUESTS)
+    max_prompts: int = setting(
+        64, "Maximum prompts of one completion call, and inputs of one embeddings call.", at_least=1, group=_REQUESTS
+    )
     max_choices: int = setting(16, "Maximum n of one call.", at_least=1, group=_REQUESTS)
     max_sequences: int = setting(128, "Maximum prompts x n of one call.", at_least=1, group=_REQUESTS)
     max_chars_per_token: int = setting(

@@ -211,7 +211,9 @@ class Engine:
         if token is None:
             if request.num_computed_tokens < request.num_tokens:
                 return None  # in mid-prompt
-            return self._finish(request, OutputDelta("", "length"))  # max_tokens 0: the client wants only the prompt
+            event = self._finish(request, OutputDelta("", "length"))  # max_tokens 0: the client wants only the prompt
+            event.embedding = output.embeddings.get(request.id)
+            return event
         self._counters.generated_tokens += 1
         delta = self._outputs[request.id].append(token)
         if request.constraint is not None:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import InputRefused, LimitReached
 from adapters_store.parsing.numbers import is_within
@@ -15,6 +18,7 @@ from adapters_store.parsing.strict_json import shown
 from server.engine.constraint import TokenConstraint
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+Pooling = Literal["last", "mean"]
 Mark = tuple[int, int]  # a marker's token: characters of the text before it, and its id
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -45,7 +49,7 @@ class SamplingParams:
     temperature 0 and top_p 0 mean greedy. top_k 0 means off. logprobs: how many alternatives to report beside the
     chosen token (None: no logprobs at all, 0: the chosen token only). prompt_logprobs: the same for prompt positions.
     end_ids: tokens that end this sequence as the base's own end-of-sequence tokens do. mark_ids: tokens whose places in
-    the text the events report.
+    the text the events report. pooling: of the prompt's hidden states, one vector is made; max_tokens must be 0.
     """
 
     max_tokens: int = 16
@@ -66,8 +70,10 @@ class SamplingParams:
     end_ids: tuple[int, ...] = ()
     mark_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
+        assert self.pooling is None or self.max_tokens == 0, "a pooled prompt has no answer"
         _check_range("max_tokens", self.max_tokens, 0, 2**31 - 1)
         _check_range("min_tokens", self.min_tokens, 0, self.max_tokens)
         _check_float("temperature", self.temperature, 0.0, 2.0)
@@ -89,6 +95,11 @@ class SamplingParams:
                 raise InvalidRequest("stop", f"each stop string must have 1 to {MAX_STOP_BYTES} bytes")
         for _, bias in self.logit_bias:
             _check_float("logit_bias", bias, -100.0, 100.0)
+
+    @property
+    def needs_all_positions(self) -> bool:
+        """Whether every position of the prompt must be computed: cached keys and values do not give what it asks."""
+        return self.prompt_logprobs is not None or self.pooling == "mean"
 
     @property
     def is_greedy(self) -> bool:
@@ -191,6 +202,7 @@ class TokenEvent:
     text: newly released text, after UTF-8 and stop-string hold-back. marks: places of the tokens of
     `SamplingParams.mark_ids` in this text. logprobs: one entry per id in token_ids.
     prompt_logprobs: on the first event, one entry per prompt token; the first token's is None.
+    embedding: on the last event of a pooled prompt, float32 [hidden size].
     stop_reason: the stop string or stop token id that ended it, None for end-of-sequence.
     """
 
@@ -200,6 +212,7 @@ class TokenEvent:
     marks: tuple[Mark, ...] = ()
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    embedding: NDArray[np.float32] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: RequestError | None = None

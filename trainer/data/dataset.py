@@ -83,6 +83,7 @@ def prepare(
         max_sequence_length=length,
         num_embeddings=num_embeddings,
         tool_dialect=spec.tool_dialect,
+        chat_template=spec.chat_template,
         too_long=spec.batch.too_long,
     )
     data, examples = _load(spec.data, "data", encoder, limits)
@@ -95,7 +96,7 @@ def prepare(
         data_digest=data.digest,
         validation_digest=validation.digest if validation else None,
         mix_digest=mix.digest if mix else None,
-        template_digest=template_digest(tokenizer),
+        template_digest=template_digest(tokenizer, spec.chat_template),
         kinds={str(kind): count for kind, count in sorted(data.kinds.items())},
         num_duplicates=data.num_duplicates,
         num_train=len(train),

@@ -30,7 +30,7 @@ class Encoder:
     """One tokenizer's way from a record to tokens. Raises ValueError for a tokenizer that is not fast.
 
     num_embeddings: rows of the model's embedding, if known; a token beyond them is refused with its line.
-    tool_dialect: in which calls are written; None: the base's own.
+    tool_dialect: in which calls are written, chat_template: how chats are; None: the base's own.
     too_long: what happens to a longer example: "refuse", "truncate" to its first tokens, or "drop". num_too_long: how
     many there were.
     """
@@ -42,6 +42,7 @@ class Encoder:
         max_sequence_length: int,
         num_embeddings: int | None = None,
         tool_dialect: str | None = None,
+        chat_template: str | None = None,
         too_long: TooLong = "refuse",
     ) -> None:
         if not tokenizer.is_fast:
@@ -50,8 +51,8 @@ class Encoder:
         self.num_too_long = 0
         self._too_long = too_long
         self._num_embeddings = num_embeddings
-        self._dialect = dialect_for(tokenizer, tool_dialect)
-        self._render = template_of(tokenizer, self._dialect)
+        self._dialect = dialect_for(tokenizer, tool_dialect, chat_template)
+        self._render = template_of(tokenizer, self._dialect, chat_template)
         self._backend: FastTokenizer = FastTokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()

@@ -20,6 +20,7 @@ import jinja2
 from adapters_store.dialects.catalog import DIALECTS, dialect_of, tool_template
 from adapters_store.dialects.dialect import Dialect, Marker, Tool
 from adapters_store.dialects.rendering import with_tools
+from adapters_store.parsing.template_sandbox import OwnersTemplates, chat_variables
 from trainer.data.problems import LineRefused, excerpt_of
 from trainer.data.records import Message
 from trainer.data.thoughts import behind_open_thought
@@ -46,36 +47,50 @@ class RenderedText:
     spans: tuple[Span, ...]
 
 
-def template_digest(tokenizer: Any) -> str:
-    """sha256 over the chat template and the special tokens it may name; "none" if the base has no template."""
-    if not tokenizer.chat_template:
+def template_digest(tokenizer: Any, own: str | None = None) -> str:
+    """sha256 over the chat template (own: in place of the base's) and the special tokens it may name; "none" without
+    one."""
+    template = own or tokenizer.chat_template
+    if not template:
         return "none"
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    body = json.dumps([tokenizer.chat_template, special], sort_keys=True, default=str)
+    body = json.dumps([template, special], sort_keys=True, default=str)
     return f"sha256:{hashlib.sha256(body.encode()).hexdigest()}"
 
 
-def dialect_for(tokenizer: Any, tool_dialect: str | None = None) -> Dialect:
-    """The dialect of that name; None: the one that the server would choose for the tokenizer's chat template."""
-    return DIALECTS[tool_dialect] if tool_dialect else dialect_of(tool_template(tokenizer.chat_template))
+def dialect_for(tokenizer: Any, tool_dialect: str | None = None, own: str | None = None) -> Dialect:
+    """The dialect of that name; None: the one that the server would choose for the chat template (own: in place of the
+    tokenizer's)."""
+    return DIALECTS[tool_dialect] if tool_dialect else dialect_of(own or tool_template(tokenizer.chat_template))
 
 
-def template_of(tokenizer: Any, dialect: Dialect) -> RenderWithTools:
-    """The tokenizer's own chat template. The function raises LineRefused(template_missing or template_refused)."""
+def template_of(tokenizer: Any, dialect: Dialect, own: str | None = None) -> RenderWithTools:
+    """The tokenizer's chat template, or `own`, which is rendered where the server renders adapters' templates. The
+    function raises LineRefused(template_missing or template_refused)."""
+    template, apart = own or tool_template(tokenizer.chat_template), OwnersTemplates()
+
+    def text_of(shown: list[dict[str, Any]], listed: list[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
+        if own is None:
+            return str(
+                tokenizer.apply_chat_template(
+                    shown, tools=listed, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            )
+        special = tokenizer.special_tokens_map
+        names = chat_variables(special, shown, listed, add_generation_prompt=add_generation_prompt)
+        return apart.render(own, names)
 
     def render(messages: Sequence[Message], tools: Sequence[Tool], add_generation_prompt: bool) -> str:
-        if not tokenizer.chat_template:
+        if not template:
             raise LineRefused("template_missing", "the base has no chat template, so it cannot learn from messages")
         chat = [message.rendered_from() for message in messages]
         try:
-            shown, listed = with_tools(tool_template(tokenizer.chat_template), dialect, chat, [dict(t) for t in tools])
-            text = tokenizer.apply_chat_template(
-                shown, tools=listed, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
+            shown, listed = with_tools(template, dialect, chat, [dict(tool) for tool in tools])
+            return text_of(shown, listed, add_generation_prompt)
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            reason = str(error)[:_MAX_ERROR_CHARACTERS]
-            raise LineRefused("template_refused", f"the base's chat template refused the messages: {reason}") from None
-        return str(text)
+            reason, whose = str(error)[:_MAX_ERROR_CHARACTERS], "base's" if own is None else "spec's"
+            message = f"the {whose} chat template refused the messages: {reason}"
+            raise LineRefused("template_refused", message) from None
 
     return render
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adapters_store.format.chat_fields import DIALECT_FIELD
+from adapters_store.format.chat_fields import DIALECT_FIELD, TEMPLATE_FIELD
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.parsing.patterns import SuffixPatterns, suffixes_at_dots
 from trainer.spec import AdapterSpec, SpecError, TrainSpec
@@ -117,8 +117,8 @@ def write_adapter(
     peft: PeftModel, tensors: dict[str, Tensor], folder: Path, *, spec: TrainSpec, base_digest: str
 ) -> None:
     """adapter_config.json and adapter_model.safetensors. The base is named, its path is not. base_digest goes into the
-    weights' metadata: PEFT warns of fields of a config that it does not know. A tool dialect must be such a field: the
-    server reads it there."""
+    weights' metadata: PEFT warns of fields of a config that it does not know. Tool dialect and chat template must be
+    such fields: the server reads them there."""
     metadata = {"format": "pt", "multilora_base_digest": base_digest}
     save_file(tensors, folder / WEIGHTS_FILE, metadata=metadata)
     config = peft.peft_config[NAME]
@@ -126,6 +126,6 @@ def write_adapter(
     path = folder / CONFIG_FILE
     body: dict[str, Any] = json.loads(path.read_text())
     body |= {"base_model_name_or_path": spec.base.resolve().name, "inference_mode": True}
-    if spec.tool_dialect is not None:
-        body[DIALECT_FIELD] = spec.tool_dialect
+    own = {DIALECT_FIELD: spec.tool_dialect, TEMPLATE_FIELD: spec.chat_template}
+    body |= {field: value for field, value in own.items() if value is not None}
     path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")

@@ -19,7 +19,7 @@ from server.api.engine_client import EngineClient
 from server.api.generation.activation import active_from_in
 from server.api.generation.admission import BeforeBody
 from server.api.generation.call import Call, StreamUsage, inline_or_heavy
-from server.api.generation.schemas import GenerationBody
+from server.api.generation.schemas import GenerationBody, Prompt
 from server.api.target import Target, resolve_target
 from server.engine.grammar.compiler import AskedGrammar, CompiledGrammar
 from server.engine.request import InvalidRequest, Request, SamplingParams
@@ -45,6 +45,17 @@ class TokenBudget:
         if self.asked is not None:
             return self.asked
         return num_left if self.default is None else min(self.default, num_left)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the body of each route says. params: everything but max_tokens; may run on any thread."""
+
+    model: str
+    sticky: str | None
+    params: Callable[[], SamplingParams]
+    num_choices: int = 1
+    stream: StreamUsage | None = None
 
 
 @dataclass(frozen=True)
@@ -81,8 +92,20 @@ async def build_call(
     context: ApiContext, before: BeforeBody, body: GenerationBody, source: PromptSource, request_id: str
 ) -> Call:
     """Raises ApiError or InvalidRequest; nothing has been submitted yet."""
-    _check_counts(context, source.num_prompts, body.num_choices)
-    target = await resolve_target(context, before.caller, body.model, body.sticky or request_id)
+    asked = Asked(
+        model=body.model,
+        sticky=body.sticky,
+        params=lambda: _sampling_params(context, body, source),
+        num_choices=body.num_choices,
+        stream=_stream_usage(body),
+    )
+    return await call_of(context, before, asked, source, request_id)
+
+
+async def call_of(context: ApiContext, before: BeforeBody, asked: Asked, source: PromptSource, request_id: str) -> Call:
+    """As build_call, for any body."""
+    _check_counts(context, source, asked.num_choices)
+    target = await resolve_target(context, before.caller, asked.model, asked.sticky or request_id)
 
     weight = source.weight + (_OWN_TEMPLATE_WEIGHT if target.chat_template is not None else 0)
     prepared = await inline_or_heavy(context, target.tenant, weight, lambda: source.prepare(target))
@@ -90,10 +113,10 @@ async def build_call(
     grammar = await _compiled(context, target.tenant, prepared.grammar or source.grammar)
 
     def build() -> Call:
-        params = _sampling_params(context, body, source)
+        params = asked.params()
         if prepared.form is not None:
             params = replace(params, mark_ids=prepared.form.mark_ids)
-        _check_prompt_logprobs(context, params, sum(map(len, prompts)) * body.num_choices)
+        _check_prompt_logprobs(context, params, sum(map(len, prompts)) * asked.num_choices)
         call_id = f"{source.id_prefix}-{uuid4().hex}"
         requests = _requests(
             context,
@@ -101,7 +124,7 @@ async def build_call(
             target=target,
             budget=source.budget,
             params=params,
-            num_choices=body.num_choices,
+            num_choices=asked.num_choices,
             call_id=call_id,
             deadline_s=before.deadline_s,
             grammar=grammar,
@@ -111,10 +134,10 @@ async def build_call(
             created=int(time.time()),
             target=target,
             prompts=prompts,
-            num_choices=body.num_choices,
+            num_choices=asked.num_choices,
             requests=requests,
             admission=before.admission,
-            stream=_stream_usage(body),
+            stream=asked.stream,
             echoes=None if source.echo is None else source.echo(prompts),
             form=prepared.form,
         )
@@ -128,6 +151,26 @@ async def _compiled(context: ApiContext, tenant: str, asked: AskedGrammar | None
         return None
     known = context.grammars.known(tenant, asked)
     return known or await context.heavy.run(tenant, lambda: context.grammars.compiled(tenant, asked))
+
+
+def prompt_ids(
+    context: ApiContext, prompts: Sequence[Prompt], budget: TokenBudget, *, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """Tokens of texts, and token ids as they are. Raises InvalidRequest, at the first prompt that does not fit; cheap
+    checks come first."""
+    max_model_len, encode = context.engine.max_model_len, context.engine.tokenizer.encode
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            check_length(context, budget.prompt_field, len(prompt))
+        else:
+            budget.max_tokens(len(prompt), max_model_len)
+    encoded: list[list[int]] = []
+    for prompt in prompts:
+        ids = encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            budget.max_tokens(len(ids), max_model_len)
+        encoded.append(ids)
+    return encoded
 
 
 def check_length(context: ApiContext, field: str, num_chars: int) -> None:
@@ -179,10 +222,10 @@ def _logit_bias(bias: dict[str, float], engine: EngineClient) -> tuple[tuple[int
     return tuple(pairs)
 
 
-def _check_counts(context: ApiContext, num_prompts: int, num_choices: int) -> None:
-    settings = context.settings
+def _check_counts(context: ApiContext, source: PromptSource, num_choices: int) -> None:
+    settings, num_prompts = context.settings, source.num_prompts
     for field, what, count, limit in (
-        ("prompt", "prompts", num_prompts, settings.max_prompts),
+        (source.budget.prompt_field, "prompts", num_prompts, settings.max_prompts),
         ("n", "choices", num_choices, settings.max_choices),
         ("n", "sequences (prompts x n)", num_prompts * num_choices, settings.max_sequences),
     ):

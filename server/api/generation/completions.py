@@ -14,7 +14,7 @@ from adapters_store.parsing.strict_json import shown
 from server.api.auth import guarded
 from server.api.context import ApiContext, ContextDep
 from server.api.generation.admission import BeforeBodyDep
-from server.api.generation.build_call import Prepared, PromptSource, TokenBudget, build_call, check_length
+from server.api.generation.build_call import Prepared, PromptSource, TokenBudget, build_call, prompt_ids
 from server.api.generation.call import Call
 from server.api.generation.fields.structured_output import asked_grammar
 from server.api.generation.parts.logprobs import CompletionLogprobs, Entries
@@ -54,33 +54,18 @@ def _check(body: CompletionBody) -> None:
 
 def _source(context: ApiContext, body: CompletionBody) -> PromptSource:
     budget = TokenBudget(prompt_field="prompt", asked=body.max_tokens, default=DEFAULT_MAX_TOKENS)
+    has_special = body.add_special_tokens is not False
     return PromptSource(
         id_prefix="cmpl",
         num_prompts=len(body.prompt),
         weight=sum(map(len, body.prompt)) + len(body.logit_bias or ()) * len(body.prompt),
         budget=budget,
-        prepare=lambda _: Prepared(_prompt_ids(context, body, budget)),
+        prepare=lambda _: Prepared(prompt_ids(context, body.prompt, budget, add_special_tokens=has_special)),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
         echo=partial(_echoes, context, body) if body.echo else None,
         grammar=asked_grammar(body),
     )
-
-
-def _prompt_ids(context: ApiContext, body: CompletionBody, budget: TokenBudget) -> list[list[int]]:
-    """Raises InvalidRequest, at the first prompt that does not fit; cheap checks come first."""
-    max_model_len, encode = context.engine.max_model_len, context.engine.tokenizer.encode
-    for prompt in body.prompt:
-        if isinstance(prompt, str):
-            check_length(context, "prompt", len(prompt))
-        else:
-            budget.max_tokens(len(prompt), max_model_len)
-    has_special, prompts = body.add_special_tokens is not False, []
-    for prompt in body.prompt:
-        prompts.append(encode(prompt, add_special_tokens=has_special) if isinstance(prompt, str) else list(prompt))
-        if isinstance(prompt, str):
-            budget.max_tokens(len(prompts[-1]), max_model_len)
-    return prompts
 
 
 def _echoes(context: ApiContext, body: CompletionBody, prompts: Sequence[list[int]]) -> list[str]:

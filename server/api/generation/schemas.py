@@ -106,13 +106,16 @@ def _token_ids(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
+Prompts = Annotated[
+    tuple[Prompt, ...],
+    PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]
+
+
 class CompletionBody(GenerationBody):
     """OpenAI's completions request, and the usual fields beyond. best_of is accepted if it changes nothing."""
 
-    prompt: Annotated[
-        tuple[Prompt, ...],
-        PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
-    ]
+    prompt: Prompts
     best_of: Annotated[int, Field(ge=1)] | None = None
     echo: bool | None = None
     logprobs: int | None = None

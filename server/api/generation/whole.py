@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive
@@ -31,6 +33,7 @@ class Choice:
     prompt_logprobs: Sequence[TokenLogprob | None] = ()
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    embedding: NDArray[np.float32] | None = None
 
     @property
     def text(self) -> str:
@@ -39,7 +42,8 @@ class Choice:
     @property
     def weight(self) -> int:
         """What its JSON takes to make, in characters of a prompt to tokenise."""
-        return LOGPROB_WEIGHT * (len(self.logprobs) + len(self.prompt_logprobs)) + 4 * len(self.texts)
+        num_numbers = 0 if self.embedding is None else len(self.embedding)
+        return LOGPROB_WEIGHT * (len(self.logprobs) + len(self.prompt_logprobs)) + 4 * (len(self.texts) + num_numbers)
 
     def saw(self, event: TokenEvent) -> None:
         self.marks += [(self.num_chars + place, id_) for place, id_ in event.marks]
@@ -47,6 +51,7 @@ class Choice:
         self.texts.append(event.text)
         self.logprobs.extend(event.logprobs or ())
         self.prompt_logprobs = event.prompt_logprobs or self.prompt_logprobs
+        self.embedding = event.embedding
         self.finish_reason, self.stop_reason = event.finish_reason, event.stop_reason
 
 

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from server.engine.request import Request, TokenLogprob
 from server.engine.sampling.sampler import PendingSampling, SampledRows
 from server.engine.schedule import ScheduledRow
@@ -13,7 +16,7 @@ from server.engine.schedule import ScheduledRow
 
 @dataclass(slots=True)
 class StepOutput:
-    """tokens and logprobs by request id; prompt_logprobs: the chunk's entries by request id.
+    """tokens, logprobs and embeddings by request id; prompt_logprobs: the chunk's entries by request id.
 
     non_finite: requests whose logits held NaN or infinity; their token must not be used.
     undecided: requests that got no token. A later forward of schedule() samples the same token again.
@@ -22,6 +25,7 @@ class StepOutput:
     tokens: dict[str, int] = field(default_factory=dict)
     logprobs: dict[str, TokenLogprob] = field(default_factory=dict)
     prompt_logprobs: dict[str, list[TokenLogprob]] = field(default_factory=dict)
+    embeddings: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     non_finite: list[Request] = field(default_factory=list)
     undecided: list[Request] = field(default_factory=list)
 
@@ -29,6 +33,7 @@ class StepOutput:
         self.tokens |= other.tokens
         self.logprobs |= other.logprobs
         self.prompt_logprobs |= other.prompt_logprobs
+        self.embeddings |= other.embeddings
         self.non_finite += other.non_finite
         self.undecided += other.undecided
 

@@ -14,6 +14,7 @@ from server.engine.model.cuda_graphs import DecodeGraphs
 from server.engine.model.decode_buffers import DeviceTokens
 from server.engine.model.forward import Completed, InFlight, PendingForward, StepOutput
 from server.engine.model.kv_tensors import KVCache
+from server.engine.model.pooling import Pooler, hidden_states
 from server.engine.sampling.sampler import Sampler
 from server.engine.schedule import Schedule, ScheduledRow
 from server.engine.text.vocabulary import Vocabulary
@@ -38,6 +39,7 @@ class ModelRunner:
         self.cache = cache
         self.table = table
         self.sampler = sampler
+        self._pooler = Pooler()
         self.graphs: DecodeGraphs | None = None
         self.overlaps = True  # recorded steps may be launched before the last one is read
 
@@ -67,7 +69,7 @@ class ModelRunner:
         output = StepOutput()
         batch = Batch.build(schedule, block_size=self.cache.block_size, table=self.table, device=self.base.device)
         self.sampler.prepare(batch.sampling)
-        logits_RV = self._served(self.forward(batch))
+        logits_RV = self._served(self._forward_pooled(schedule, batch, output))
         for span in batch.prompt_spans:
             rows = logits_RV[span.first_row : span.first_row + len(span.targets)]
             self._add_prompt_logprobs(rows, span, output)
@@ -77,6 +79,14 @@ class ModelRunner:
             for index, request in enumerate(batch.sampling):
                 output.add(request, sampled, index)
         return output
+
+    def _forward_pooled(self, schedule: Schedule, batch: Batch, output: StepOutput) -> torch.Tensor:
+        if all(row.request.params.pooling is None for row in schedule.rows):
+            return self.forward(batch)
+        with hidden_states(self.base.model) as kept:
+            logits_RW = self.forward(batch)
+        self._pooler.add(schedule.rows, kept[0][0], output)
+        return logits_RW
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The model's own logits of the batch's R rows, [R, width of the head], in the model's dtype."""
@@ -106,6 +116,7 @@ class ModelRunner:
     def forget(self, request_id: str) -> None:
         """The request is over."""
         self.sampler.forget(request_id)
+        self._pooler.forget(request_id)
         if self.graphs is not None:
             self.graphs.forget(request_id)
 

@@ -140,8 +140,7 @@ class PrefixCache:
         return root.digest()
 
     def _num_readable(self, request: Request) -> int:
-        # Prompt log-probabilities need the logits of every position, which cached keys and values do not give.
-        if request.params.prompt_logprobs is not None:
+        if request.params.needs_all_positions:
             return 0
         return (request.num_tokens - 1) // self._block_size
 

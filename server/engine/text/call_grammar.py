@@ -10,15 +10,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from adapters_store.dialects.dialect import Dialect, Marker, Maybe, Part, Tool
+from adapters_store.dialects.parameters import arguments_schema
 from adapters_store.dialects.reasoning import ReasoningMarks
 
 Choice = Literal["none", "auto", "required"]
 
 _ARGUMENTS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 _ANY_TEXT = "/(?s:.*)/"
 
 
@@ -51,12 +51,6 @@ def answer_grammar(
     body = "TEXT" if calls is None else writer.answer(calls)
     start = body if reasoning is None else f"{writer.reasoning(reasoning)} ({body})"
     return "\n".join(["%llguidance {}", f"start: {start}", *writer.rules, f"TEXT: {writer.text}", ""])
-
-
-def arguments_schema(tool: Tool) -> dict[str, Any]:
-    """The JSON Schema that a call's arguments follow: always an object."""
-    schema = tool["function"].get("parameters")
-    return dict(NO_ARGUMENTS) if not schema else {**schema, "type": "object"}
 
 
 class _Writer:
@@ -116,7 +110,7 @@ class _Writer:
         opening, middle, closing = map(self._parts, (part.dialect.opening, part.dialect.middle, part.dialect.closing))
         rules = [f"call: {opening} ({' | '.join(f'call_{number}' for number in range(len(part.tools)))}) {closing}"]
         for number, tool in enumerate(part.tools):
-            schema = json.dumps({**arguments_schema(tool), "x-guidance": _ARGUMENTS})
+            schema = json.dumps({**arguments_schema(tool["function"]), "x-guidance": _ARGUMENTS})
             rules.append(f"call_{number}: {_quoted(tool['function']['name'])} {middle} %json {schema}")
         return rules
 

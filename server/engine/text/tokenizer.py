@@ -25,7 +25,7 @@ from adapters_store.base.folder import read_json, reading
 from adapters_store.base.tokenizer import load_tokenizer
 from adapters_store.dialects.catalog import all_markers, tool_template
 from adapters_store.dialects.rendering import with_tools
-from adapters_store.parsing.template_sandbox import TemplateSandbox
+from adapters_store.parsing.template_sandbox import TemplateSandbox, chat_variables
 from server.engine.request import InvalidRequest
 from server.engine.text.chat_options import ChatOptions, TemplateValue
 from server.engine.text.control_tokens import ControlTokens, without_added_tokens
@@ -181,9 +181,13 @@ class Tokenizer:
         """An adapter's template, in a process of its own. Raises TemplateFailed."""
         end = f"END{token_hex(8)}" if options.continue_final_message else ""
         shown = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"].rstrip() + end}]
-        names: dict[str, Any] = {name: str(each) for name, each in self._template_owner.special_tokens_map.items()}
-        names |= variables
-        names |= {"messages": shown, "tools": tools, "add_generation_prompt": options.add_generation_prompt}
+        names = chat_variables(
+            self._template_owner.special_tokens_map,
+            shown,
+            tools,
+            add_generation_prompt=options.add_generation_prompt,
+            others=variables,
+        )
         text = self.sandbox.render(template, names)
         return text[: text.rindex(end)] if end else text
 

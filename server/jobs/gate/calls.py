@@ -42,16 +42,22 @@ class _Case:
 
 
 def measure_calls(
-    scorer: ServingScorer, tokenizer: Tokenizer, path: Path, examples: Sequence[EncodedExample], dialect: str | None
+    scorer: ServingScorer,
+    tokenizer: Tokenizer,
+    path: Path,
+    examples: Sequence[EncodedExample],
+    dialect: str | None,
+    *,
+    template: str | None = None,
 ) -> CallScores | None:
-    """path: the file that the examples come from. None: no example has tools and fits."""
-    own = DIALECTS[dialect] if dialect else dialect_of(tokenizer.chat_template)
+    """path: the file that the examples come from. template: the adapter's own. None: no example has tools and fits."""
+    own = DIALECTS[dialect] if dialect else dialect_of(template or tokenizer.chat_template)
     compiler = compiler_for(tokenizer, tokenizer.vocabulary(scorer.base.num_embeddings))
     cases: list[_Case] = []
     try:
         for record in records_at(path, {example.line for example in examples}):
             if record.tools and len(cases) < MAX_ANSWERS:
-                cases.append(_case(tokenizer, compiler, own, record))
+                cases.append(_case(tokenizer, compiler, own, template, record))
     except InvalidRequest as error:
         return CallScores(0, 0.0, 0.0, 0.0, refused=error.message)
     finally:
@@ -60,12 +66,14 @@ def measure_calls(
     return _scored(scorer, tokenizer, cases) if cases else None
 
 
-def _case(tokenizer: Tokenizer, compiler: GrammarCompiler, dialect: Dialect, record: Record) -> _Case:
+def _case(
+    tokenizer: Tokenizer, compiler: GrammarCompiler, dialect: Dialect, template: str | None, record: Record
+) -> _Case:
     """Of the record's last learned answer. Raises InvalidRequest for tools that the server refuses."""
     last = max(index for index, message in enumerate(record.messages) if message.weight)
     messages = [message.rendered_from() for message in record.messages[:last]]
-    ids = tokenizer.encode_chat(messages, ChatOptions(tools=record.tools, dialect=dialect))
-    form = answer_form(tokenizer, ids, dialect, reasoning_of(tokenizer.chat_template))
+    ids = tokenizer.encode_chat(messages, ChatOptions(tools=record.tools, dialect=dialect, template=template))
+    form = answer_form(tokenizer, ids, dialect, reasoning_of(template or tokenizer.chat_template))
     marks = form.reasoning
     lark = answer_grammar(
         marker_ids(tokenizer, dialect, marks),

@@ -155,7 +155,8 @@ def _judged(
 def _calls(run: _Run, scorer: ServingScorer | TunedBase, tokenizer: Tokenizer) -> CallScores | None:
     path = run.spec.validation or run.spec.data
     served = scorer if isinstance(scorer, ServingScorer) else scorer.after
-    return measure_calls(served, tokenizer, path, pick(run.data.validation, NUM_CALL_LINES), run.spec.tool_dialect)
+    lines = pick(run.data.validation, NUM_CALL_LINES)
+    return measure_calls(served, tokenizer, path, lines, run.spec.tool_dialect, template=run.spec.chat_template)
 
 
 def _ends(tokenizer: Tokenizer, max_tokens: int) -> Ends:

@@ -24,6 +24,7 @@ _WHOLE_RUN = (
     "eval_every",
     "mix_fraction",
     "tool_dialect",
+    "chat_template",
 )
 KNOBS: dict[str, tuple[str, ...]] = {
     **{name: (kind.section, name) for kind in _SECTIONS for name in kind.model_fields},

@@ -93,6 +93,18 @@ def responses() -> None:
         assert stream.until_done().get_final_response().output_text == whole.output_text
 
 
+def embeddings() -> None:
+    """The client asks for base64 and decodes it itself."""
+    client = openai.OpenAI(base_url=URL, api_key=KEY)
+    own, base = (client.embeddings.create(model=model, input=["A lease", "A rent"]) for model in (MODEL, BASE))
+    for answer in (own, base):
+        lengths = [sum(number * number for number in entry.embedding) for entry in answer.data]
+        assert all(abs(length - 1) < 1e-3 for length in lengths), lengths
+    assert own.data[0].embedding != base.data[0].embedding
+    assert own.usage.total_tokens == own.usage.prompt_tokens > 0
+    assert len(client.embeddings.create(model=MODEL, input="A lease", dimensions=8).data[0].embedding) == 8
+
+
 async def many_at_once() -> None:
     async with openai.AsyncOpenAI(base_url=URL, api_key=KEY) as client:
         answers = await asyncio.gather(
@@ -108,5 +120,6 @@ one_client()
 replayed_and_stopped()
 refusals()
 responses()
+embeddings()
 asyncio.run(many_at_once())
-print("models, chat, stream, completions, logprobs, errors, responses, 16 at once")
+print("models, chat, stream, completions, logprobs, errors, responses, embeddings, 16 at once")

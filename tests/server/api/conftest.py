@@ -51,10 +51,15 @@ def fake_engine(tokenizer: Tokenizer) -> Iterator[FakeEngine]:
 
 
 @pytest.fixture(scope="module")
-def real_engine(store: AdapterStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineClient]:
-    base = make_base(tmp_path_factory.mktemp("base") / "tiny")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the real engine's base."""
+    return make_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def real_engine(store: AdapterStore, base_folder: Path) -> Iterator[EngineClient]:
     settings = EngineSettings(
-        base=base,
+        base=base_folder,
         dtype="float32",
         num_threads=1,
         max_model_len=512,

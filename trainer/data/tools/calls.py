@@ -18,11 +18,11 @@ from adapters_store.dialects.dialect import (
     TOOL_NAME,
     is_deeper,
 )
+from adapters_store.dialects.parameters import arguments_schema
 from adapters_store.parsing.strict_json import parse_strict_json
 from trainer.data.problems import LineRefused, excerpt_of
 from trainer.data.tools.arguments import in_schema_order
 
-NO_ARGUMENTS: Mapping[str, object] = {"type": "object", "properties": {}, "additionalProperties": False}
 _NAME = re.compile(TOOL_NAME)
 _FUNCTION_KEYS = frozenset({"name", "description", "parameters", "strict"})
 _MAX_OBJECTS = 8192
@@ -51,7 +51,7 @@ class Tools:
     def schema_of(self, name: str) -> Mapping[str, object] | None:
         """Of a tool's arguments; None if there is no such tool."""
         found = next((each["function"] for each in self.definitions if each["function"]["name"] == name), None)
-        return None if found is None else found.get("parameters", NO_ARGUMENTS)
+        return None if found is None else arguments_schema(found)
 
 
 def tools_of(line: Mapping[str, object]) -> Tools:
@@ -143,7 +143,7 @@ def _call(given: object, where: str, tools: Tools) -> Call:
         message = f"{where}.function.name is none of the line's tools: {excerpt_of(name)}; {known}"
         raise LineRefused("bad_tool_call", message, param=f"{where}.function.name")
     arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
-    ordered = in_schema_order(arguments, {**schema, "type": "object"}, f"{where}.function.arguments")
+    ordered = in_schema_order(arguments, schema, f"{where}.function.arguments")
     return Call(call_id(given.get("id"), f"{where}.id"), str(name), json.dumps(ordered, ensure_ascii=False))
 
 

@@ -17,10 +17,11 @@ import pytest
 
 from adapters_store.dialects.catalog import DIALECTS
 from adapters_store.dialects.dialect import Dialect, Marker, Maybe
+from adapters_store.dialects.parameters import arguments_schema
 from adapters_store.dialects.reasoning import ReasoningMarks
 from server.engine.request import Mark, SamplingParams
 from server.engine.text.answer_reader import AnswerForm, AnswerReader, Piece
-from server.engine.text.call_grammar import CallsPart, ReasoningPart, answer_grammar, arguments_schema
+from server.engine.text.call_grammar import CallsPart, ReasoningPart, answer_grammar
 from server.engine.text.output import OutputState
 from support.models import real_tokenizers as real
 from support.models.call_walks import Walker
@@ -60,7 +61,7 @@ TOOLS = [
     ),
     _tool("any", {"type": "object"}),
 ]
-SCHEMAS = {tool["function"]["name"]: arguments_schema(tool) for tool in TOOLS}
+SCHEMAS = {tool["function"]["name"]: arguments_schema(tool["function"]) for tool in TOOLS}
 
 
 @cache

@@ -23,15 +23,18 @@ from trainer.data.encode import Encoder
 from trainer.data.problems import LineRefused
 from trainer.data.records import Record, parse_record
 from trainer.data.sample import runs_of
+from trainer.data.template import template_digest
 from trainer.data.types import EncodedExample
 
 OSLO = call("forecast", {"units": "metric", "city": "Oslo", "place": {"lon": 10.7, "lat": 59.9}})
 ORDERED = '{"city": "Oslo", "units": "metric", "place": {"lat": 59.9, "lon": 10.7}}'
 ANSWER = {"role": "assistant", "content": "It rains."}
 CHATML = OTHERS_CHATML.replace("<|im_end|>", "<|end_of_turn|>")
-FORMS = {  # how a base shows tools, and the dialect that an adapter has of its own
-    "its own template": (QWEN, None),
-    **{f"{name} over another template": (CHATML, name) for name in DIALECTS},
+FORMS = {  # how a base shows tools, and the dialect and the chat template that an adapter has of its own
+    "its own template": (QWEN, None, None),
+    **{f"{name} over another template": (CHATML, name, None) for name in DIALECTS},
+    "an adapter's template": (CHATML, None, QWEN),
+    "an adapter's template and dialect": (QWEN, "phi", CHATML),
 }
 
 
@@ -51,8 +54,8 @@ def marked(template: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end_of_turn|>", chat_template=template)
 
 
-def encoded(body: dict[str, Any], template: str, dialect: str | None = None) -> EncodedExample:
-    encoder = Encoder(marked(template), max_sequence_length=4096, tool_dialect=dialect)
+def encoded(body: dict[str, Any], template: str, dialect: str | None = None, own: str | None = None) -> EncodedExample:
+    encoder = Encoder(marked(template), max_sequence_length=4096, tool_dialect=dialect, chat_template=own)
     [example] = encoder.encode(record_of(body))
     return example
 
@@ -63,12 +66,12 @@ def learned(example: EncodedExample, template: str) -> list[str]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_an_answer_follows_the_served_prompt_and_the_servers_grammar_accepts_it(form: str) -> None:
-    template, name = FORMS[form]
-    dialect = DIALECTS[name] if name else dialect_of(template)
+    template, name, own = FORMS[form]
+    dialect = DIALECTS[name] if name else dialect_of(own or template)
     body = line(
         {"role": "system", "content": "Be brief."}, "Rain?", calling(OSLO), result("wet"), "Warm?", calling(OSLO)
     )
-    example = encoded(body, template, name)
+    example = encoded(body, template, name, own)
     served = Tokenizer(marked(template))
     starts = [at for at in range(1, len(example)) if example.supervised[at] and not example.supervised[at - 1]]
     assert len(starts) == 2
@@ -77,7 +80,7 @@ def test_an_answer_follows_the_served_prompt_and_the_servers_grammar_accepts_it(
     part = CallsPart(dialect=dialect, tools=record_of(body).tools, choice="auto")
     for start, end in zip(starts, (2, 5), strict=True):
         messages = [message.rendered_from() for message in record_of(body).messages[:end]]
-        prompt = served.encode_chat(messages, ChatOptions(tools=TOOLS, dialect=dialect))
+        prompt = served.encode_chat(messages, ChatOptions(tools=TOOLS, dialect=dialect, template=own))
         assert example.input_ids[:start].tolist() == prompt
         stop = next((at for at in range(start, len(example)) if not example.supervised[at]), len(example))
         answer = example.input_ids[start:stop].tolist()
@@ -86,6 +89,19 @@ def test_an_answer_follows_the_served_prompt_and_the_servers_grammar_accepts_it(
         assert matcher.consume_tokens(answer[:-1]), matcher.get_error()
         assert matcher.is_accepting()
         assert ORDERED in walker.tokenizer.decode(answer, skip_special_tokens=False)
+
+
+def test_an_own_template_is_rendered_within_the_limits_of_service_and_names_the_line() -> None:
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    for own, reason in ((loops, "processor time"), ("{{ messages[0].content.nothing.here }}", "nothing")):
+        with pytest.raises(LineRefused, match=f"the spec's chat template refused the messages: .*{reason}"):
+            encoded(line("Rain?", ANSWER), CHATML, own=own)
+
+
+def test_provenance_names_the_template_that_was_trained_on() -> None:
+    digests = {template_digest(marked(CHATML), own) for own in (None, QWEN, "{{ messages }}")}
+    assert len(digests) == 3
+    assert template_digest(marked(QWEN)) == template_digest(marked(CHATML), QWEN)
 
 
 def test_only_the_assistants_words_and_calls_are_learned() -> None:
