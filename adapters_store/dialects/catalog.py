@@ -10,8 +10,8 @@ from adapters_store.dialects.hermes import HERMES
 from adapters_store.dialects.llama3_json import LLAMA3_JSON
 from adapters_store.dialects.mistral import MISTRAL, MISTRAL_ARGS
 from adapters_store.dialects.phi import PHI
-from adapters_store.dialects.plain_json import JSON
 
+JSON = Dialect(name="json", between=("\n",))  # a JSON object in each line, for bases that were taught no dialect
 _ALL = (HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_ARGS, GEMMA, PHI, JSON)
 DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in sorted(_ALL, key=lambda each: each.name)}
 _FAMILIES = {  # words of templates that show no tools themselves

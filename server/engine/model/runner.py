@@ -12,9 +12,8 @@ from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch, PromptSpan
 from server.engine.model.cuda_graphs import DecodeGraphs
 from server.engine.model.decode_buffers import DeviceTokens
-from server.engine.model.forward import Completed, InFlight, PendingForward, StepOutput
+from server.engine.model.forward import Completed, InFlight, PendingForward, Pooler, StepOutput, hidden_states
 from server.engine.model.kv_tensors import KVCache
-from server.engine.model.pooling import Pooler, hidden_states
 from server.engine.sampling.sampler import Sampler
 from server.engine.schedule import Schedule, ScheduledRow
 from server.engine.text.vocabulary import Vocabulary
