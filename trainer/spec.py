@@ -31,10 +31,10 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from adapters_store.dialects.catalog import DIALECTS
-from adapters_store.parsing.template_sandbox import MAX_TEMPLATE_BYTES
 from adapters_store.errors import InputRefused
 from adapters_store.parsing.patterns import PLAIN_KEY
 from adapters_store.parsing.strict_json import shown
+from adapters_store.parsing.template_sandbox import MAX_TEMPLATE_BYTES
 
 Method = Literal["lora", "qlora", "dora", "full"]
 TooLong = Literal["refuse", "truncate", "drop"]
