@@ -1,4 +1,7 @@
-"""A gate without a model: says what the data told it to say ({"verdict": "block"}), else "pass"."""
+"""A gate without a model: says what the data told it to say ({"verdict": "block"}), else "pass".
+
+With {"samples": [[prompt, expected, base, adapter]]} it leaves a report that holds them.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,14 @@ def main() -> None:
     verdict = told.get("verdict", "pass")
     if verdict == "crash":
         sys.exit("the gate crashed, as the test told it")
+    gate = {"verdict": verdict, "reasons": [] if verdict == "pass" else ["worse than base"]}
+    if "samples" in told:
+        from trainer.report.content import Sample, collect
+
+        report = collect(run_dir, spec={}, gate=gate, samples=[Sample(*texts) for texts in told["samples"]])
+        (run_dir / "report.json").write_text(json.dumps(report.to_mapping()))
     scratch = run_dir / ".gate"
-    scratch.write_text(json.dumps({"verdict": verdict, "reasons": [] if verdict == "pass" else ["worse than base"]}))
+    scratch.write_text(json.dumps(gate))
     scratch.replace(run_dir / "gate.json")
 
 

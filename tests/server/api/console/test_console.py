@@ -93,7 +93,6 @@ def test_the_base_and_three_adapters_answer_side_by_side(tenants: Visit) -> None
         assert figures["first token"].endswith(" s") or figures["first token"].endswith(" ms")
         assert int(figures["tokens"]) > 1
     assert len(set(page.locator(".answer-text").all_inner_texts())) == 4
-    keep_picture(page, "ask")
     ask(page)  # the same again: the prefix cache has the prompt
     expect(answer_of(page, "law").get_by_text("8 of")).to_be_visible()
 
@@ -165,7 +164,6 @@ def test_an_adapter_is_uploaded_tried_as_a_canary_promoted_and_rolled_back(tenan
     second.get_by_role("button", name="Set canary").click()
     expect(second.get_by_text("canary 25 %")).to_be_visible()
     expect(row.locator("summary")).to_contain_text("75 %, canary 25 %")
-    keep_picture(page, "adapters")
     row.get_by_role("button", name="Promote the canary").click()
     expect(second.get_by_text("active", exact=True)).to_be_visible()
     row.get_by_role("button", name="Roll back").click()
@@ -203,7 +201,7 @@ def test_a_refused_upload_is_shown_in_the_servers_words(browser: Browser, url: s
         assert all("400" in complaint for complaint in opened.complaints)
 
 
-def test_an_operator_sees_tenants_and_pins(browser: Browser, url: str, service: Service) -> None:
+def test_an_operator_sees_tenants_and_pins(browser: Browser, url: str) -> None:
     with visit(browser, url, viewport=DESKTOP) as opened:
         page = opened.page
         sign_in(page, ADMIN_KEY)
@@ -213,7 +211,6 @@ def test_an_operator_sees_tenants_and_pins(browser: Browser, url: str, service: 
         row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=TENANT))
         expect(row).to_contain_text("\N{INFINITY}")
         expect(page.get_by_role("img", name="Adapter memory")).to_be_visible()
-        keep_picture(page, "operator")
         view(page, "Adapters")
         law = opened_row(page, f"{TENANT}/law")
         law.get_by_role("button", name="Pin").click()
@@ -250,13 +247,9 @@ def test_the_keyboard_alone_signs_in_chooses_and_asks(browser: Browser, url: str
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_and_a_phone_needs_no_sideways_scroll(
-    browser: Browser, url: str, key: str, scheme: str
-) -> None:
+def test_axe_finds_nothing_and_a_phone_needs_no_sideways_scroll(browser: Browser, url: str) -> None:
     """bypass_csp: axe is put into the page, which its policy forbids."""
-    options = {"viewport": PHONE if scheme == "dark" else DESKTOP, "color_scheme": scheme, "bypass_csp": True}
-    with visit(browser, url, **options) as opened:
+    with visit(browser, url, viewport=DESKTOP, bypass_csp=True) as opened:
         page = opened.page
         page.evaluate(AXE_SCRIPT)
         faults = {"door": axe(page)}
@@ -264,12 +257,16 @@ def test_axe_finds_nothing_and_a_phone_needs_no_sideways_scroll(
         ask(page)
         expect(page.get_by_text("tokens/s together")).to_be_visible()
         for name in ("Ask", "Adapters", "Jobs", "Operator"):
-            view(page, name)
-            if name == "Adapters":
-                opened_row(page, f"{TENANT}/law")
-            keep_picture(page, f"{name.lower()}-{scheme}")
-            faults[name] = axe(page)
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+            for scheme, viewport in (("light", DESKTOP), ("dark", PHONE)):
+                page.set_viewport_size(viewport)
+                page.emulate_media(color_scheme=scheme)
+                if scheme == "light":
+                    view(page, name)
+                if (name, scheme) == ("Adapters", "light"):
+                    opened_row(page, f"{TENANT}/law")
+                keep_picture(page, f"{name.lower()}-{scheme}")
+                faults[f"{name}, {scheme}"] = axe(page)
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
     assert {name: found for name, found in faults.items() if found} == {}
 
 
