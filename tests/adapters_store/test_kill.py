@@ -1,7 +1,7 @@
 """A process that changes a store in every way is killed at a random moment, again and again, on one data directory.
 
 What it was told is done is there afterwards, what it had begun is there whole or not at all, and nothing else is.
-MULTILORA_KILLS: how often (50).
+MULTILORA_KILLS: how often (20).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from adapters_store.store import AdapterStore
 from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, write
 from support.servers.store_life import BASE, NAMES, TENANT, Model, ops_of, state_of
 
-NUM_KILLS = int(os.environ.get("MULTILORA_KILLS", "50"))
+NUM_KILLS = int(os.environ.get("MULTILORA_KILLS", "20"))
 NUM_CONTENTS = 4
 OPS_PER_LIFE = 200
 fork = multiprocessing.get_context("fork")

@@ -65,10 +65,11 @@ def ask_constrained(service: Service, prompts: list[list[int]], indices: Iterabl
 
 
 def ask_all(service: Service, prompts: list[list[int]], **params: object) -> list[list[int]]:
-    answers = [
-        service.ask(prompt, KINDS[index % len(KINDS)], max_tokens=64, **params)[1]
-        for index, prompt in enumerate(prompts)
-    ]
+    with service.held():  # a batch is full on any machine
+        answers = [
+            service.ask(prompt, KINDS[index % len(KINDS)], max_tokens=64, **params)[1]
+            for index, prompt in enumerate(prompts)
+        ]
     return [answer.tokens() for answer in answers]
 
 

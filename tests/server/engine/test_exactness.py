@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,14 +45,15 @@ def oracle_logits(model: torch.nn.Module, tokens: list[int]) -> torch.Tensor:
     return logits.float()
 
 
+oracle_model = cache(lambda base, adapter, dtype: peft_model(base, adapter, dtype=dtype))  # the same for many tests
+
+
 def oracle(
     base: Path, adapters: dict[str, Path], dtype: torch.dtype
 ) -> Callable[[int | None, list[int]], torch.Tensor]:
     """(slot or None, tokens) -> PEFT's logits with that one adapter."""
-    models: dict[int | None, torch.nn.Module] = {None: peft_model(base, None, dtype=dtype)}
-    for slot, path in enumerate(adapters.values()):
-        models[slot] = peft_model(base, path, dtype=dtype)
-    return lambda slot, tokens: oracle_logits(models[slot], tokens)
+    paths = list(adapters.values())
+    return lambda slot, tokens: oracle_logits(oracle_model(base, None if slot is None else paths[slot], dtype), tokens)
 
 
 def slots_for(popularity: str, num_adapters: int) -> list[int | None]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,7 +54,7 @@ class Traffic:
     """
 
     rates: Mapping[str, float]
-    duration_s: float = 120.0
+    duration_s: float = float(os.environ.get("MULTILORA_FLOOD_S", "60"))
     warm_up_s: float = 10.0
     seed: int = 1
     weights: Mapping[str, float] = field(default_factory=dict)

@@ -31,7 +31,7 @@ from support.servers.raw_http import dial, head, json_request
 from support.servers.service import stats_of
 from support.servers.waiting import wait_until
 
-NUM_HANG_UPS = int(os.environ.get("MULTILORA_STORM", "1000"))
+NUM_HANG_UPS = int(os.environ.get("MULTILORA_STORM", "400"))
 NUM_SLOW = int(os.environ.get("MULTILORA_LORIS", "200"))
 WAVE = 25
 ASK: dict[str, Any] = {"prompt": "the tenant's lease", "max_tokens": 24, "temperature": 0, "ignore_eos": True}

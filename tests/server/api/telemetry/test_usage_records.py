@@ -20,7 +20,7 @@ from adapters_store.accounts.usage import total_of
 from adapters_store.store import AdapterStore
 from support.servers.waiting import wait_until
 
-NUM_KILLS = int(os.environ.get("MULTILORA_USAGE_KILLS", "4"))
+NUM_KILLS = int(os.environ.get("MULTILORA_USAGE_KILLS", "2"))
 FLUSH_S = 0.05
 MIN_SEEN_TOKENS = 200  # before a kill, however slow the machine is: several flush intervals
 TESTS = Path(__file__).parents[3]

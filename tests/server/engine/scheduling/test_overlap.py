@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
@@ -23,6 +24,7 @@ from support.servers.service import TENANT, Answer, greedy_by_peft, running
 from support.worlds.driven_engine import MAX_CONTEXT, Driven, driven
 from support.worlds.recorded_steps import record_steps
 
+NUM_TOGETHER = 20
 NUM_CHURNED = int(os.environ.get("MULTILORA_CHURN_REQUESTS", "160"))
 
 
@@ -352,7 +354,7 @@ def test_answers_in_a_churn_of_arrivals_hang_ups_preemptions_and_evictions_are_t
         for index in range(2)
         for manner in range(len(MANNERS))
     ]
-    with running(base, adapters, tmp_path, **limits) as service:
+    with running(base, adapters, tmp_path, **limits) as service, ExitStack() as first_ones:
         expected = {
             case: service.tokens(prompts[case[1]], case[0], max_tokens=24, **MANNERS[case[2]]) for case in cases
         }
@@ -361,14 +363,17 @@ def test_answers_in_a_churn_of_arrivals_hang_ups_preemptions_and_evictions_are_t
         record_steps(runner, max_rows=12, max_context=MAX_CONTEXT)
         pending: list[tuple[tuple[str | None, int, int], bool, Answer]] = []
         num_whole = 0
+        first_ones.enter_context(service.held())  # together, so that blocks are scarce on any machine
         for number in range(NUM_CHURNED):
+            if number == NUM_TOGETHER - 1:
+                first_ones.close()
             case = rng.choice(cases)
             request_id, answer = service.ask(prompts[case[1]], case[0], max_tokens=24, **MANNERS[case[2]])
             hangs_up = rng.random() < 0.1
             if hangs_up:
                 Timer(rng.uniform(0.0, 0.05), service.worker.abort, (request_id,)).start()
             pending.append((case, hangs_up, answer))
-            while len(pending) >= (20 if number < NUM_CHURNED - 1 else 1):
+            while len(pending) >= (NUM_TOGETHER if number < NUM_CHURNED - 1 else 1):
                 case, hangs_up, answer = pending.pop(rng.randrange(min(10, len(pending))))
                 events = answer.collect()
                 tokens = [token for event in events for token in event.token_ids]

@@ -61,12 +61,18 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("gate") / "good")
 
 
+@pytest.fixture(scope="module")
+def judged(good: Path) -> GateResult:
+    """What the gate says of it; its files are in the run's folder."""
+    return gate_run(good, FLOAT32)
+
+
 def codes(result: GateResult) -> set[str]:
     return {reason.code for reason in result.reasons if reason.level == "block"}
 
 
-def test_a_run_that_learned_its_task_passes_significantly(good: Path) -> None:
-    result = gate_run(good, FLOAT32)
+def test_a_run_that_learned_its_task_passes_significantly(judged: GateResult) -> None:
+    result = judged
     assert result.verdict == "pass", result.reasons
     assert result.held_out is not None
     assert result.held_out.gain.low > 0.1
@@ -74,8 +80,8 @@ def test_a_run_that_learned_its_task_passes_significantly(good: Path) -> None:
     assert result.held_out.prompt_use.low > 0.1
 
 
+@pytest.mark.usefixtures("judged")
 def test_the_gate_scores_what_the_trainer_held_out(good: Path) -> None:
-    gate_run(good, FLOAT32)
     gate, result = (json.loads((good / name).read_text()) for name in ("gate.json", "result.json"))
     assert gate["held_out"]["base_loss"] == pytest.approx(result["losses"]["base"], rel=1e-4)
     assert gate["held_out"]["adapter_loss"] == pytest.approx(result["losses"]["best"], rel=1e-4)
@@ -146,8 +152,8 @@ def copy_of(run: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.usefixtures("judged")
 def test_the_report_holds_curves_gate_samples_and_provenance(good: Path) -> None:
-    gate_run(good, FLOAT32)
     report = json.loads((good / "report.json").read_text())
     assert report["gate"] == json.loads((good / "gate.json").read_text())
     assert [step for step, _ in report["curves"]["train"]] == list(range(1, 31))
@@ -166,7 +172,7 @@ def test_data_that_changed_since_training_is_not_judged_on(good: Path, tmp_path:
     spec = TrainSpec.from_yaml(run / "spec.yaml").to_mapping()
     spec["data"] = str(data_file(tmp_path / "other.jsonl", count=120))
     (run / "spec.yaml").write_text(json.dumps(spec))
-    (run / "gate.json").unlink()
+    (run / "gate.json").unlink(missing_ok=True)
     assert main([str(run), "--dtype", "float32"]) == 2
     assert "data_digest" in capsys.readouterr().err.splitlines()[-1]
     assert not (run / "gate.json").exists()
@@ -176,10 +182,11 @@ def test_the_process_exits_with_zero_on_a_verdict_and_with_two_on_a_folder_that_
     good: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "server.jobs.gate.process"]
-    done = subprocess.run([*command, str(good), "--dtype", "bfloat16"], capture_output=True, text=True, check=False)
+    run = copy_of(good, tmp_path / "run")
+    done = subprocess.run([*command, str(run), "--dtype", "bfloat16"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "verdict: pass"
-    assert json.loads((good / "gate.json").read_text())["round_trip"]["precision"] == "bfloat16"
+    assert json.loads((run / "gate.json").read_text())["round_trip"]["precision"] == "bfloat16"
     assert main([str(tmp_path)]) == 2
 
 
