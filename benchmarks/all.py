@@ -25,6 +25,7 @@ NAMES = (
     "server_load",
     "fairness",
     "structured_output",
+    "activated_lora",
 )
 
 
