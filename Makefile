@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: demo test chromium test-fake-cuda test-sass lint test-long test-fleet bench clients reference clean
+.PHONY: demo test chromium screenshots test-fake-cuda test-sass lint test-long test-fleet bench clients reference clean
 
 demo: $(VENV)/.installed
 	$(BIN)/multilora demo $(ARGS)
@@ -71,6 +71,10 @@ test-sass:
 	$(TRITON_VENV)/bin/python -c 'import triton; print("Triton", triton.__version__)'
 	PYTHONPATH=.:kernels OMP_NUM_THREADS=1 $(TRITON_VENV)/bin/python -m pytest -q -n 0 \
 		tests/kernels/triton/test_machine_code.py tests/kernels/triton/test_launches.py $(ARGS)
+
+# docs/images/console-*.png, from the demo with a real training job. Minutes.
+screenshots: $(VENV)/.installed-dev chromium
+	PYTHONPATH=tests:. OMP_NUM_THREADS=1 $(BIN)/python -m support.servers.console_pictures
 
 # docs/reference.md and the tables of docs/adapters.md, from the code.
 reference: $(VENV)/.installed-dev

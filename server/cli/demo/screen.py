@@ -79,6 +79,7 @@ def show_try_it(try_it: TryIt, output: Output) -> None:
     """Lines to paste: one for each voice, and the same in Python."""
     output.say()
     output.say(f"ready on {try_it.url}", style="bold green")
+    output.say(f"for browsers: {try_it.url}/console, with a key from the lines below")
     output.say(
         f"Every tenant calls its adapter {ADAPTER_NAME!r}; the key alone selects the tenant's adapter.", style="dim"
     )
