@@ -34,6 +34,7 @@ PRIMITIVE_CACHES = {  # 0.6 MB an entry; ideep's own cache saves nothing
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "1",
 }
+NO_COMPILER = "TORCHDYNAMO_DISABLE"
 ALLOCATOR = "PYTORCH_ALLOC_CONF"
 ALLOCATOR_BEFORE = "PYTORCH_CUDA_ALLOC_CONF"  # its older name, which torch reads too
 MAX_ARENAS = 4
@@ -74,6 +75,12 @@ def keep_few_primitives() -> None:
     """Call before torch's first product. Each variable is left alone if it is set."""
     for name, capacity in PRIMITIVE_CACHES.items():
         os.environ.setdefault(name, capacity)
+
+
+def compile_nothing() -> None:
+    """Call before bitsandbytes is imported: it asks torch to compile functions that nothing here calls, and the
+    compiler's import alone costs 2.7 s of CPU. TORCHDYNAMO_DISABLE is left alone if it is set."""
+    os.environ.setdefault(NO_COMPILER, "1")
 
 
 def grow_gpu_segments() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lora_kernels.process import grow_gpu_segments, hold_to_quota, keep_few_primitives, spin_briefly
+from lora_kernels.process import compile_nothing, grow_gpu_segments, hold_to_quota, keep_few_primitives, spin_briefly
 from server.cli.adapters import adapter, quarantine
 from server.cli.common.failures import EPILOG, USER_ERRORS, failure_of
 from server.cli.common.options import JSON_KEY
@@ -69,6 +69,7 @@ def _root(
     spin_briefly()  # before any command imports torch
     hold_to_quota()
     keep_few_primitives()
+    compile_nothing()
     grow_gpu_segments()
 
 

@@ -14,11 +14,15 @@ MAX_MODULES = 12
 
 
 def test_kernels_folder_is_no_package() -> None:
-    """transformers and bitsandbytes import a top-level `kernels` if they find one, and then fail."""
+    """transformers and bitsandbytes import a top-level `kernels` if they find one, and then fail. The commands keep
+    bitsandbytes from importing torch's compiler."""
     assert not (ROOT / "kernels" / "__init__.py").exists()
-    code = "import transformers, bitsandbytes; from transformers.utils import import_utils; print('imported')"
+    code = (
+        "from lora_kernels.process import compile_nothing; compile_nothing(); import sys, transformers, bitsandbytes; "
+        "from transformers.utils import import_utils; print('imported', 'torch._inductor.compile_fx' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "imported", done.stderr
+    assert done.stdout.strip() == "imported False", done.stderr
 
 
 def test_imports_go_downward_only() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -53,6 +54,14 @@ print([name for name in {heavy.split()!r} if name in sys.modules])
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     expected = "exit 2" if not arguments else "exit 0"
     assert result.stdout.splitlines()[-2:] == [expected, "[]"]
+
+
+def test_a_command_and_what_it_starts_import_no_compiler(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what bitsandbytes would have imported: `tests/packaging/test_layout.py`."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "to be restored")
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
+    assert run("tenant", "list").exit_code == 0
+    assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -25,6 +25,7 @@ VARIABLES = {
     "MALLOC_ARENA_MAX": ("`4`", "glibc's arenas; more of them keep more freed memory"),
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": ("`64`", "compiled products that oneDNN keeps, about 0.7 MB each"),
     "LRU_CACHE_CAPACITY": ("`1`", "descriptions of products that torch keeps beside them"),
+    "TORCHDYNAMO_DISABLE": ("`1`", "torch's compiler, which nothing here uses, is not imported"),
     "PYTORCH_ALLOC_CONF": ("`expandable_segments:True`", "torch's allocator on a GPU"),
     "PYTORCH_CUDA_ALLOC_CONF": ("unset", "its older name: if it is set, the server sets neither"),
     "RANK": ("unset", "set by torchrun for a sharded training, with `LOCAL_RANK` and `WORLD_SIZE`"),
