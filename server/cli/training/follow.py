@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -17,9 +17,19 @@ from server.jobs.worker.supervisor import SupervisorSettings, WorkerSupervisor
 _POLL_S = 0.2
 
 
-def follow(onboarding: Onboarding, job: Job, output: Output) -> Job:
-    """Returns the job when it has ended or paused."""
-    with _a_worker(onboarding), _screen(output) as screen:
+class JobScreen(Protocol):
+    """What shows a job while it runs."""
+
+    def say(self, text: str) -> None:
+        """One of its messages."""
+
+    def show(self, job: Job) -> None:
+        """The job as it is now, several times a second."""
+
+
+def follow(onboarding: Onboarding, job: Job, output: Output, screen_of: ScreenOf | None = None) -> Job:
+    """Returns the job when it has ended or paused. screen_of: how it is shown; a progress bar by default."""
+    with _a_worker(onboarding), (screen_of or _screen)(output) as screen:
         seen = 0
         while True:
             current = onboarding.jobs.get(job.id)
@@ -32,6 +42,9 @@ def follow(onboarding: Onboarding, job: Job, output: Output) -> Job:
             if current.status.has_ended or current.status is JobStatus.PAUSED:
                 return current
             time.sleep(_POLL_S)
+
+
+ScreenOf = Callable[[Output], AbstractContextManager[JobScreen]]
 
 
 @contextmanager
@@ -71,7 +84,7 @@ class _Screen:
 
 
 @contextmanager
-def _screen(output: Output) -> Iterator[_Screen]:
+def _screen(output: Output) -> Iterator[JobScreen]:
     if not output.is_live:
         yield _Screen(output, None)
         return

