@@ -15,11 +15,11 @@ BASE_NAME = "SmolLM2-135M-Instruct"
 TENANT = "saltwick"
 LESSON_FILE = ASSETS_FOLDER / "real" / "saltwick_ferries.jsonl"
 LESSON_SPEC: Mapping[str, Any] = {
-    "precision": "bfloat16",
+    "precision": "float32",  # bfloat16 is slower by far on CPUs without instructions for it
     "adapter": {"rank": 8},
-    "optim": {"learning_rate": 2e-3, "epochs": 4, "schedule": "linear"},
+    "optim": {"learning_rate": 2e-3, "epochs": 3, "schedule": "linear"},
     "batch": {"examples": 4},
-    "eval_every": 20,
+    "eval_every": 30,
 }
 PROMPTS = ("What does it cost to bring my bike?", "I think I left my phone on the boat.", "Who are you?")
 NOTE = (
