@@ -31,6 +31,7 @@ EXPECTED = {
     "server_load": (4, {"popularity", "tok_per_s", "of_base", "ttft_p95_ms", "tpot_p50_ms"}),
     "fairness": (5, {"case", "ttft_p50_ms", "ttft_p95_ms", "p95_of_share", "jain", "others_answered", "refused"}),
     "structured_output": (2, {"batch", "tok_per_s", "of_free", "decode_of_free", "compile_p50_ms"}),
+    "activated_lora": (3, {"case", "cached", "ttft_ms", "of_base", "ordinary_over_it"}),
     "soak": (5, {"hours", "rss_mb", "anon_mb", "num_files", "kv_usage", "waiting", "quiet_ttft_p95_ms", "num_faults"}),
 }
 
@@ -106,6 +107,10 @@ def every_popularity_was_answered(rows: list[dict[str, str]]) -> None:
     assert all(int(row["requests"]) > 0 for row in rows)
 
 
+def only_ordinary_lora_computes_the_conversation_again(rows: list[dict[str, str]]) -> None:
+    assert {row["case"]: int(row["cached"]) for row in rows} == {"base": 192, "activated": 192, "ordinary": 0}
+
+
 def everything_happened_and_nothing_failed(rows: list[dict[str, str]]) -> None:
     last = rows[-1]
     assert int(last["num_faults"]) == 0
@@ -119,5 +124,6 @@ CHECKS: dict[str, Callable[[list[dict[str, str]]], None]] = {
     "versus_peft": both_sides_answer_alike,
     "paging": adapters_were_paged_and_loaded,
     "server_load": every_popularity_was_answered,
+    "activated_lora": only_ordinary_lora_computes_the_conversation_again,
     "soak": everything_happened_and_nothing_failed,
 }
