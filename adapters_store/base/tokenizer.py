@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +15,13 @@ from adapters_store.base.folder import read_json, reading, refuse_pointers
 from adapters_store.parsing.template_sandbox import (
     PLAIN_CHATS,
     PLAIN_NAMES,
+    SandboxEnded,
     TemplateFailed,
     TemplateSandbox,
     TemplateTooCostly,
 )
 
+_log = logging.getLogger(__name__)
 SERIALISED, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 DEFAULT_TEMPLATE = "default"
 _VOCABULARIES = ((SERIALISED,), ("vocab.json", "merges.txt"))
@@ -122,6 +125,9 @@ def _cost_of(template: str) -> str:
                 sandbox.render(template, {**PLAIN_NAMES, "messages": chat})
             except TemplateTooCostly as error:
                 return f"fails on a plain chat: {error}"
+            except SandboxEnded as error:
+                _log.warning("a chat template is rendered without limits: %s", error)
+                return ""
             except TemplateFailed:
                 continue
             return ""

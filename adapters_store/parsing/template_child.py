@@ -1,7 +1,7 @@
 """A process that renders chat templates which tenants sent. Each is rendered in a child of its own, and nothing stays.
 Only the renderings of one training run share a child.
 
-    python -P -m adapters_store.parsing.template_child FD
+    main(), with argument FD
 
 FD: a socket that brings one more socket for each child, on which JSON requests come and JSON answers go, one a line.
 Jinja's sandbox keeps a template from Python's inside; limits of the kernel end a child that uses too much. Imports
@@ -114,7 +114,3 @@ def main() -> None:
             finally:
                 os._exit(0)
         os.close(fds[0])
-
-
-if __name__ == "__main__":
-    main()

@@ -8,14 +8,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
+
+import jinja2
+import markupsafe
 
 from adapters_store.parsing.template_child import MAX_CPU_S, MAX_MORE_BYTES
 
 MAX_TEMPLATE_BYTES = 64 * 1024
 MAX_RENDERED_CHARS = 4 << 20
 _PATIENCE_S = 40.0
+_END_S = 1.0
+_CHILD = "import sys; sys.path += sys.argv[2:]; from adapters_store.parsing.template_child import main; main()"
 _TOO_MUCH = f"it needs more than {MAX_CPU_S:g} s of processor time or {MAX_MORE_BYTES >> 20} MiB of memory"
 
 
@@ -31,6 +37,10 @@ class TemplateFailed(ValueError):
 
 class TemplateTooCostly(TemplateFailed):
     """It needs more time or memory than a template may take."""
+
+
+class SandboxEnded(TemplateFailed):
+    """The process that renders has ended by itself; nothing is known of the template."""
 
 
 class TemplateSandbox:
@@ -50,15 +60,36 @@ class TemplateSandbox:
     def render(self, template: str, variables: Mapping[str, Any], *, max_chars: int = MAX_RENDERED_CHARS) -> str:
         """Raises TemplateFailed."""
         with self.child() as connection:
-            return _rendered(connection, template, variables, max_chars)
+            return self.render_in(connection, template, variables, max_chars=max_chars)
 
     def child(self) -> socket.socket:
-        """A connection to one more child, which lives until it is closed or a rendering takes too much."""
+        """A connection to one more child, which lives until it is closed or a rendering takes too much.
+
+        Raises SandboxEnded.
+        """
         mine, theirs = socket.socketpair()
         mine.settimeout(_PATIENCE_S)
-        with theirs:
-            self._hand_over(theirs)
+        try:
+            with theirs:
+                self._hand_over(theirs)
+        except OSError as error:
+            mine.close()
+            raise SandboxEnded(f"the process that renders templates does not start: {error}") from error
         return mine
+
+    def render_in(
+        self, connection: socket.socket, template: str, variables: Mapping[str, Any], *, max_chars: int
+    ) -> str:
+        """In the child at the other end of the connection. Raises TemplateFailed."""
+        request = {"template": template, "variables": dict(variables), "max_chars": max_chars}
+        answer = _exchanged(connection, json.dumps(request).encode() + b"\n")
+        if answer is None:
+            if self._has_ended():
+                raise SandboxEnded("the process that renders templates has ended")
+            raise TemplateTooCostly(_TOO_MUCH)
+        if "error" in answer:
+            raise TemplateFailed(answer["error"])
+        return answer["text"]
 
     def close(self) -> None:
         with self._lock:
@@ -66,6 +97,14 @@ class TemplateSandbox:
                 self._control.close()
                 self._process.wait()
             self._control = self._process = None
+
+    def _has_ended(self) -> bool:
+        """A template that is too costly ends a child of the process, never the process."""
+        process = self._process
+        try:
+            return process is None or process.wait(_END_S) is not None
+        except subprocess.TimeoutExpired:
+            return False
 
     def _hand_over(self, theirs: socket.socket) -> None:
         with self._lock:
@@ -80,7 +119,7 @@ class TemplateSandbox:
         self._control, child_end = socket.socketpair()
         with child_end:
             fd = child_end.fileno()
-            command = [sys.executable, "-P", "-m", "adapters_store.parsing.template_child", str(fd)]
+            command = [sys.executable, "-P", "-c", _CHILD, str(fd), *_folders()]
             self._process = subprocess.Popen(
                 command, pass_fds=(fd,), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={}
             )
@@ -98,7 +137,7 @@ class OwnersTemplates:
         if self._connection is None:
             self._connection = self._sandbox.child()
         try:
-            return _rendered(self._connection, template, variables, MAX_RENDERED_CHARS)
+            return self._sandbox.render_in(self._connection, template, variables, max_chars=MAX_RENDERED_CHARS)
         except TemplateFailed:
             self._connection.close()
             self._connection = None
@@ -123,14 +162,10 @@ def chat_variables(
     return names | {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
 
 
-def _rendered(connection: socket.socket, template: str, variables: Mapping[str, Any], max_chars: int) -> str:
-    request = {"template": template, "variables": dict(variables), "max_chars": max_chars}
-    answer = _exchanged(connection, json.dumps(request).encode() + b"\n")
-    if answer is None:
-        raise TemplateTooCostly(_TOO_MUCH)
-    if "error" in answer:
-        raise TemplateFailed(answer["error"])
-    return answer["text"]
+def _folders() -> list[str]:
+    """Where this process found what the child imports: the environment, which may have said so, is not handed on."""
+    files = (Path(__file__).parents[2], *(Path(str(module.__file__)).parents[1] for module in (jinja2, markupsafe)))
+    return list(dict.fromkeys(map(str, files)))
 
 
 def _exchanged(connection: socket.socket, request: bytes) -> dict[str, str] | None:
