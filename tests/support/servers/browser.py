@@ -68,7 +68,7 @@ class Visit:
 @contextmanager
 def visit(browser: Browser, url: str, **options: object) -> Iterator[Visit]:
     """A page of its own, with storage of its own, at `url`. options: of Playwright's new_context."""
-    context = browser.new_context(**options)  # type: ignore[arg-type]
+    context = browser.new_context(reduced_motion="reduce", **options)  # type: ignore[arg-type]
     context.set_default_timeout(TIMEOUT_MS)
     context.add_init_script(_VIOLATIONS)
     visit = Visit(context, context.new_page())

@@ -111,12 +111,8 @@ def take_all(page: Page) -> None:
 
 
 def take(page: Page, name: str) -> None:
-    """With 256 colours, which a page without photographs keeps. Raises ValueError for one that is too large."""
-    picture = (
-        Image.open(BytesIO(page.screenshot()))
-        .convert("RGB")
-        .quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    )
+    """Raises ValueError for a picture that is too large for the repository."""
+    picture = Image.open(BytesIO(page.screenshot())).convert("RGB")
     path = FOLDER / f"console-{name}.png"
     picture.save(path, optimize=True)
     if path.stat().st_size > MAX_BYTES:

@@ -1,6 +1,7 @@
 """A gate without a model: says what the data told it to say ({"verdict": "block"}), else "pass".
 
-With {"samples": [[prompt, expected, base, adapter]]} it leaves a report that holds them.
+With {"samples": [[prompt, expected, base, adapter]]} it leaves a report that holds
+them, and a page beside it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def main() -> None:
 
         report = collect(run_dir, spec={}, gate=gate, samples=[Sample(*texts) for texts in told["samples"]])
         (run_dir / "report.json").write_text(json.dumps(report.to_mapping()))
+        (run_dir / "report.html").write_text("<p>The report of this run.</p>")
     scratch = run_dir / ".gate"
     scratch.write_text(json.dumps(gate))
     scratch.replace(run_dir / "gate.json")

@@ -19,6 +19,7 @@ export function tierOf(version, reading) {
 }
 
 export function memoryMap(adapters, reading) {
+  if (!reading) return [el("p", { class: "fine" }, "Where they are is unknown: this page cannot read /metrics.")];
   const placed = adapters.map((each) => ({ ...each, tier: tierOf(each, reading) }));
   const tracks = TRACKS.map(([tier, name, what]) => ({ tier, name, what, adapters: placed.filter((each) => each.tier === tier) }));
   const fullest = Math.max(1, ...tracks.map(({ adapters: some }) => sizeOf(some))); // as wide as a track

@@ -7,6 +7,14 @@ import { count, percent } from "./format.js";
 
 const ENDS = ".jsonl,.json,.csv,.tsv,.parquet,.gz";
 
+/** A name that the server takes, from a file's. */
+const nameFrom = (filename) =>
+  filename
+    .split(".")[0]
+    .replaceAll(/[^A-Za-z0-9._-]+/g, "-")
+    .replace(/^[^A-Za-z0-9]+/, "")
+    .slice(0, 64);
+
 export function newJob(base, onStart) {
   const status = el("p", { class: "fine", role: "status" });
   const report = el("div", { class: "stack" });
@@ -20,6 +28,7 @@ export function newJob(base, onStart) {
   let file = null;
 
   async function take([dropped]) {
+    if (!dropped) return;
     start.disabled = true;
     report.replaceChildren();
     const form = new FormData();
@@ -31,7 +40,7 @@ export function newJob(base, onStart) {
     try {
       file = await upload("v1/files", form, { onProgress, ...who() });
       showCheck(await get(`v1/files/${inPath(file.id)}/check`, who()));
-      name.value ||= dropped.name.split(".")[0].replaceAll(/[^A-Za-z0-9._-]/g, "-").slice(0, 64);
+      name.value ||= nameFrom(dropped.name);
     } catch (error) {
       status.textContent = "";
       report.replaceChildren(refusal(error));
@@ -43,7 +52,7 @@ export function newJob(base, onStart) {
     start.disabled = !check.usable;
     if (!check.problems.length) return;
     report.replaceChildren(
-      el("p", { class: "fine" }, `${count(check.num_refused)} lines are refused:`),
+      el("p", { class: "fine" }, `Refused lines: ${count(check.num_refused)}`),
       el("ul", { class: "plain" }, ...check.problems.slice(0, 8).map((problem) => el("li", {}, el("code", {}, problem.code), ` line ${problem.line}: ${problem.message}`))),
     );
   }

@@ -227,6 +227,17 @@ def test_a_tenants_key_is_refused_as_an_operators(browser: Browser, url: str, ke
         expect(opened.page.get_by_role("alert")).to_contain_text("admin_key_required")
 
 
+def test_a_gateway_that_hides_the_metrics_leaves_the_rest(browser: Browser, url: str, key: str) -> None:
+    with visit(browser, url, viewport=DESKTOP) as opened:
+        page = opened.page
+        page.route("**/metrics", lambda route: route.fulfill(status=403, body="scrapers only"))
+        sign_in(page, key)
+        expect(page.get_by_role("region", name="Server")).to_contain_text("no metrics")
+        view(page, "Adapters")
+        expect(page.get_by_role("group", name="law", exact=True)).to_contain_text("unknown")
+        assert all("403" in complaint for complaint in opened.complaints)
+
+
 def test_the_keyboard_alone_signs_in_chooses_and_asks(browser: Browser, url: str, key: str) -> None:
     with visit(browser, url, viewport=DESKTOP) as opened:
         page = opened.page

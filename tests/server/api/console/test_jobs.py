@@ -86,6 +86,9 @@ def test_a_job_goes_from_a_dropped_file_to_its_report(tenants: Visit, key: str) 
     expect(sample.get_by_text(HOSTILE, exact=True)).to_be_visible()
     expect(sample.get_by_text(f"{HOSTILE}!", exact=True)).to_be_visible()
     keep_picture(page, "jobs")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save the whole report").click()
+    assert saved.value.path().read_text() == "<p>The report of this run.</p>"
     page.get_by_role("link", name="Ask it").click()
     expect(page.get_by_role("checkbox", name="ft:tiny:acme:style:1")).to_be_checked()
 
@@ -124,7 +127,7 @@ def test_a_file_with_bad_lines_is_shown_by_line_and_not_started(tenants: Visit) 
     file: FilePayload = {"name": "bad.jsonl", "mimeType": "application/jsonl", "buffer": bad}
     page.get_by_label("Choose a file").set_input_files(file)
     card = page.get_by_role("region", name="New job")
-    expect(card.get_by_text("1 lines are refused")).to_be_visible()
+    expect(card.get_by_text("Refused lines: 1")).to_be_visible()
     expect(card.get_by_text("unknown_format")).to_be_visible()
     expect(card).to_contain_text("line 13")
     expect(card.get_by_role("button", name="Start the job")).to_be_disabled()
