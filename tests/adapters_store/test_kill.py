@@ -33,8 +33,9 @@ def uploads(tmp_path: Path) -> list[Path]:
     ]
 
 
-def live_and_die(data_dir: Path, seed: int, uploads: list[Path], life_s: float) -> list[str]:
-    """Run a life's changes in a process of its own and kill it; what it was told of each change that is done."""
+def live_and_die(data_dir: Path, seed: int, uploads: list[Path], num_changes: int, more_s: float) -> list[str]:
+    """Run a life's changes in a process of its own and kill it, more_s after num_changes are done; what it was told of
+    each change that is done."""
     reader, writer = os.pipe()
 
     def live() -> None:
@@ -48,12 +49,15 @@ def live_and_die(data_dir: Path, seed: int, uploads: list[Path], life_s: float) 
     process.start()
     os.close(writer)
     assert os.read(reader, 1) == b"!"
-    time.sleep(life_s)
+    begun = b""
+    while begun.count(b"\n") < num_changes:
+        begun += os.read(reader, 1 << 16)
+    time.sleep(more_s)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join(timeout=300)
-    with open(reader) as told:
-        return told.read().splitlines()
+    with open(reader, "rb") as rest:
+        return (begun + rest.read()).decode().splitlines()
 
 
 def check_whole(store: AdapterStore, data_dir: Path) -> None:
@@ -104,7 +108,7 @@ def test_a_killed_process_loses_nothing_it_was_told_is_done(data_dir: Path, uplo
     store.close()
     dice, num_done, num_torn = random.Random(NUM_KILLS), 0, 0
     for seed in range(NUM_KILLS):
-        told = live_and_die(data_dir, seed, uploads, dice.uniform(0.0, 0.15))
+        told = live_and_die(data_dir, seed, uploads, dice.randrange(6), dice.uniform(0.0, 0.05))
         ops, keys = ops_of(seed, OPS_PER_LIFE, NUM_CONTENTS), [model.key]
         for op, said in zip(ops, told, strict=False):
             model.apply(op, said)
