@@ -32,6 +32,7 @@ PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_
 LIBRARIES = ("libbitsandbytes_cuda130.so", "libbitsandbytes_cpu.so")  # of bitsandbytes' dozen
 MAX_BYTES = 64 << 20
 MAX_PROCESSES = 16
+MOST_S = 3600.0  # of one part; what a process that is ended leaves out is not noticed
 KERNELS_AT_ONCE = 24  # of one process, between two looks at the clock; it takes as long to start as about three
 
 
@@ -100,7 +101,7 @@ def compile_cache(folder: Path, processes: int, seconds: float) -> None:
     print(f"{len(jobs)} kernels are asked for", flush=True)
     left = in_parts(
         jobs,
-        partial(compile_jobs, num_processes=processes),
+        partial(compile_jobs, num_processes=processes, timeout_s=MOST_S),
         size=processes * KERNELS_AT_ONCE,
         has_time=lambda: time.perf_counter() < ends_s,
     )

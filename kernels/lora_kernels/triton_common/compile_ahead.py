@@ -109,16 +109,16 @@ def _job(fn: Any, compile: dict[str, Any]) -> Job:
     )
 
 
-def compile_jobs(jobs: Sequence[Job], num_processes: int) -> dict[str, str]:
-    """Fill Triton's cache. Returns kernel -> failure. A process that ends early fails nothing: what it left out is
-    compiled at its first launch."""
+def compile_jobs(jobs: Sequence[Job], num_processes: int, timeout_s: float = TIMEOUT_S) -> dict[str, str]:
+    """Fill Triton's cache. Returns kernel -> failure. A process that ends early, or at its timeout, fails nothing: what
+    it left out is compiled at its first launch."""
     shares = [jobs[start::num_processes] for start in range(min(num_processes, len(jobs)))]
     with ThreadPoolExecutor(len(shares)) as pool:
-        results = list(pool.map(_in_a_process, shares))
+        results = list(pool.map(lambda share: _in_a_process(share, timeout_s), shares))
     return {name: why for result in results for name, why in result.items()}
 
 
-def _in_a_process(jobs: Sequence[Job]) -> dict[str, str]:
+def _in_a_process(jobs: Sequence[Job], timeout_s: float) -> dict[str, str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment.pop("TRITON_INTERPRET", None)
     try:
@@ -127,7 +127,7 @@ def _in_a_process(jobs: Sequence[Job]) -> dict[str, str]:
             input=base64.b64encode(pickle.dumps(list(jobs))),
             env=environment,
             capture_output=True,
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=True,
         )
         failures: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
