@@ -37,7 +37,7 @@ def main() -> None:
         key = prepare(url, admin, Path(scratch))
         with (
             browsing() as browser,
-            visit(browser, f"{url}/console", viewport=VIEWPORT, device_scale_factor=1.5) as opened,
+            visit(browser, f"{url}/console", viewport=VIEWPORT) as opened,
         ):
             sign_in(opened.page, key)
             take_all(opened.page)
