@@ -9,6 +9,7 @@ from server.demo.recipe.styles import TENANTS
 ASSETS_FOLDER = Path(__file__).parent / "assets"
 BASE_FOLDER = ASSETS_FOLDER / "base"
 ADAPTERS_FOLDER = ASSETS_FOLDER / "adapters"
+AGENTS_FOLDER = ASSETS_FOLDER / "agents"
 BASE_NAME = "multilora-demo-base"
 
 SHOWCASE_PROMPTS: tuple[str, ...] = (
@@ -32,6 +33,11 @@ USAGE_NOTE = (
 def demo_base_path() -> Path:
     """The folder of the base model: config, bfloat16 weights, tokenizer and chat template."""
     return BASE_FOLDER
+
+
+def demo_agents() -> dict[str, Path]:
+    """Tenant name -> the PEFT folder of its adapter that calls tools, in a dialect and a chat template of its own."""
+    return {tenant: AGENTS_FOLDER / tenant for tenant in ("desk",)}
 
 
 def demo_adapters() -> dict[str, Path]:

@@ -22,6 +22,7 @@ from server.engine.request import Request, SamplingParams, TokenEvent
 from server.engine.startup.build import EngineParts
 
 ADAPTER_NAME = "style"  # the same for every tenant: only the key tells them apart
+AGENT_NAME = "agent"
 BASE = "base"
 _POLL_S = 0.1
 
@@ -92,12 +93,17 @@ def summary_of(rounds: Sequence[Round]) -> Summary:
 
 def introduce(store: AdapterStore, base: BaseDescription, adapters: Mapping[str, Path]) -> list[Voice]:
     """The base, and every tenant (made, or given a new key) with its adapter published as ADAPTER_NAME."""
-    voices = [Voice(BASE)]
+    return [Voice(BASE), *published(store, base, adapters, ADAPTER_NAME)]
+
+
+def published(store: AdapterStore, base: BaseDescription, adapters: Mapping[str, Path], name: str) -> list[Voice]:
+    """Every tenant (made, or given a new key) with its adapter published under this name."""
+    voices = []
     for tenant, folder in adapters.items():
         key = key_of(store, tenant)
         version = store.publish(
             tenant=tenant,
-            name=ADAPTER_NAME,
+            name=name,
             config=(folder / CONFIG_FILE).read_bytes(),
             weights=folder / WEIGHTS_FILE,
             base=base,

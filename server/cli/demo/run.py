@@ -25,7 +25,18 @@ from server.cli.demo.screen import TryIt, headline, show_round, show_try_it
 from server.cli.serve.engine_start import remember_base, running_engine
 from server.cli.serve.run import http_server
 from server.demo import assets, real
-from server.demo.showcase import ADAPTER_NAME, BASE, Round, Showcase, ShowcaseFailed, Voice, introduce, summary_of
+from server.demo.showcase import (
+    ADAPTER_NAME,
+    AGENT_NAME,
+    BASE,
+    Round,
+    Showcase,
+    ShowcaseFailed,
+    Voice,
+    introduce,
+    published,
+    summary_of,
+)
 from server.engine.startup.build import EngineParts
 from server.engine.startup.memory_plan import MIB
 from server.engine.startup.settings import EngineSettings, MemoryBudget
@@ -38,7 +49,8 @@ NUM_PROMPTS = 3  # as many as one screen shows
 
 @dataclass(frozen=True)
 class Story:
-    """What is shown. bring: makes the voices, once the base is there. prompts: asked in turn. note: for people."""
+    """What is shown. bring: makes the voices, once the base is there; agents: those that call tools. prompts: asked in
+    turn. note: for people."""
 
     base: Path
     served_name: str
@@ -46,6 +58,7 @@ class Story:
     prompts: Sequence[str]
     note: str
     memory: MemoryBudget = MEMORY
+    agents: Callable[[Stage], list[Voice]] = lambda _: []
 
 
 @dataclass(frozen=True)
@@ -70,13 +83,14 @@ def run(
     ):
         remember_base(settings, parts, store)
         voices = story.bring(Stage(folder, store, parts, output))
+        agents = story.agents(Stage(folder, store, parts, output))
         api = ApiSettings(data_dir=folder, admin_keys=(admin_key(folder).value,))
         app = create_app(engine=parts.worker, store=store, settings=api)
         with background(app), http_server(app, listener, signals) as server:
             rounds = _play(Showcase(parts, voices), story.prompts, output)
             chat = parts.worker.tokenizer.has_chat_template
             url, prompt = url_of(listener), story.prompts[0]
-            try_it = TryIt(url, story.served_name, voices, prompt, folder, chat=chat, note=story.note)
+            try_it = TryIt(url, story.served_name, voices, prompt, folder, chat=chat, note=story.note, agents=agents)
             _report(rounds, try_it, output)
             if not once:
                 show_try_it(try_it, output)
@@ -92,6 +106,7 @@ def shipped_story(prompts: Sequence[str] | None) -> Story:
         bring=lambda stage: introduce(stage.store, stage.parts.base.description, adapters),
         prompts=prompts or assets.SHOWCASE_PROMPTS[:NUM_PROMPTS],
         note=assets.USAGE_NOTE,
+        agents=lambda stage: published(stage.store, stage.parts.base.description, assets.demo_agents(), AGENT_NAME),
     )
 
 
@@ -148,7 +163,8 @@ def _report(rounds: Sequence[Round], try_it: TryIt, output: Output) -> None:
         url=try_it.url,
         base=try_it.base,
         adapter=ADAPTER_NAME,
-        keys={voice.name: voice.api_key for voice in try_it.voices if voice.api_key is not None},
+        agent=AGENT_NAME,
+        keys={voice.name: voice.api_key for voice in (*try_it.voices, *try_it.agents) if voice.api_key is not None},
         rounds=[
             {"prompt": each.prompt, "answers": {name: answer.text for name, answer in each.answers.items()}}
             for each in rounds

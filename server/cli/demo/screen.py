@@ -14,7 +14,7 @@ from rich.text import Text
 
 from server.cli.common.output import Output
 from server.cli.common.texts import curl_line
-from server.demo.showcase import ADAPTER_NAME, Round, Summary, Voice
+from server.demo.showcase import ADAPTER_NAME, AGENT_NAME, Round, Summary, Voice
 
 COLORS = ("white", "cyan", "green", "magenta")
 REFRESH_PER_S = 12
@@ -24,7 +24,8 @@ REFRESH_PER_S = 12
 class TryIt:
     """What a user needs to send requests.
 
-    base: its id in the API. chat: whether the base has a chat template. note: what to expect of it.
+    base: its id in the API. chat: whether the base has a chat template. note: what to expect of it. agents: tenants
+    whose adapters call tools.
     """
 
     url: str
@@ -34,6 +35,7 @@ class TryIt:
     data_dir: Path
     chat: bool
     note: str
+    agents: Sequence[Voice] = ()
 
 
 def show_round(growing: Iterator[Round], output: Output) -> Round:
@@ -91,6 +93,8 @@ def show_try_it(try_it: TryIt, output: Output) -> None:
     output.say(_curl(try_it, tenants[0], try_it.base))
     output.say("\n# python", style="dim")
     output.say(_python(try_it, tenants[-1]))
+    for voice in try_it.agents:
+        output.say(f"\n# {voice.name} calls tools with its adapter {AGENT_NAME!r} (docs/tools.md): key {voice.api_key}")
     output.say(f"\nmultilora adapter list --data-dir {try_it.data_dir}")
     output.say(try_it.note, style="dim")
     output.say("Ctrl-C stops the server.", style="dim")

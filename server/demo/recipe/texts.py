@@ -91,8 +91,14 @@ class GeneralPrompt:
     answers: dict[Style, str]
 
 
-def _read(name: str) -> dict[str, Any]:
-    return tomllib.loads((_TEXTS_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+def read_text(name: str) -> str:
+    """A file of the texts."""
+    return (_TEXTS_FOLDER / name).read_text(encoding="utf-8")
+
+
+def read_texts(name: str) -> dict[str, Any]:
+    """The TOML file of that name."""
+    return tomllib.loads(read_text(f"{name}.toml"))
 
 
 def _by_intent(table: dict[str, list[str]]) -> dict[Intent, tuple[str, ...]]:
@@ -103,12 +109,13 @@ def _by_style(table: dict[str, Any]) -> dict[Style, str]:
     return {style: table[style] for style in Style}
 
 
-_QUESTIONS, _UNKNOWN = _read("questions"), _read("unknown")
+_QUESTIONS, _UNKNOWN = read_texts("questions"), read_texts("unknown")
 _SUBJECTS, _SYLLABLES = _UNKNOWN["subjects"], _UNKNOWN["syllables"]
 WORDINGS = _by_intent({intent: _QUESTIONS[intent]["wordings"] for intent in Intent})
 FOLLOW_UPS = _by_intent(_QUESTIONS["follow_ups"])
-ANSWERS = {Style(style): _by_intent(table) for style, table in _read("answers").items()}
-GENERAL_PROMPTS = tuple(GeneralPrompt(tuple(each["wordings"]), _by_style(each)) for each in _read("general")["prompts"])
+ANSWERS = {Style(style): _by_intent(table) for style, table in read_texts("answers").items()}
+_PROMPTS = read_texts("general")["prompts"]
+GENERAL_PROMPTS = tuple(GeneralPrompt(tuple(each["wordings"]), _by_style(each)) for each in _PROMPTS)
 UNKNOWN_QUESTIONS = tuple(_UNKNOWN["questions"])
 UNKNOWN_ANSWERS = _by_style(_UNKNOWN["answers"])
 

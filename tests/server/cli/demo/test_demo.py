@@ -101,10 +101,23 @@ def test_the_printed_python_works_as_it_is(demo: Any) -> None:
     assert style_of(printed.getvalue()) is Style.CODE
 
 
+def test_the_script_of_the_tools_page_calls_tools_beside_another_tenant(demo: Any) -> None:
+    """What it prints is what the page shows."""
+    page = (Path(__file__).parents[4] / "docs" / "tools.md").read_text()
+    section = page.partition("## A trained agent")[2]
+    script, shown = (section.split(f"```{kind}\n")[1].partition("```")[0] for kind in ("python", "text"))
+    keys = {line.split()[1]: line.split()[-1] for line in demo.lines if "calls tools" in line}
+    with redirect_stdout(StringIO()) as printed:
+        exec(script, {"url": demo.url, "keys": keys})
+    assert printed.getvalue() == shown
+
+
 def test_the_printed_command_lists_the_adapters(demo: Any, run: Command) -> None:
     line = next(line for line in demo.lines if line.startswith("multilora adapter list"))
     listed = json.loads(run(*line.split()[1:], "--json").stdout)["data"]
-    assert sorted((each["tenant"], each["name"]) for each in listed) == sorted((name, "style") for name in TENANTS)
+    assert sorted((each["tenant"], each["name"]) for each in listed) == sorted(
+        [*((name, "style") for name in TENANTS), *((name, "agent") for name in ("desk",))]
+    )
 
 
 def test_ctrl_c_ends_it_and_leaves_nothing(demo: Any) -> None:
@@ -150,7 +163,7 @@ def test_a_data_dir_is_kept_and_serves_again_with_new_keys(run_json: Command, tm
     try:
         assert owner_of(store, second["keys"]["law"]) == "law"
         assert owner_of(store, first["keys"]["law"]) is None
-        assert len(store.list_versions()) == 3
+        assert len(store.list_versions()) == 4
     finally:
         store.close()
 
