@@ -81,8 +81,12 @@ def score_agent(agent: Agent, base: Path, adapter: Path) -> CallScores:
     scorer = ServingScorer(served, pack_folder(adapter, served), settings)
     with TemporaryDirectory() as folder:
         path = write_lines(agent.lines(HELD_OUT, held_out=True), Path(folder) / "held_out.jsonl")
-        own = {"tool_dialect": agent.dialect, "chat_template": agent.template}
-        encoder = Encoder(load_tokenizer(base), max_sequence_length=MAX_TOKENS, **own)
+        encoder = Encoder(
+            load_tokenizer(base),
+            max_sequence_length=MAX_TOKENS,
+            tool_dialect=agent.dialect,
+            chat_template=agent.template,
+        )
         examples = encode_all(read_jsonl(path).records(), encoder, what="validation")
         scores = measure_calls(scorer, tokenizer, path, examples, agent.dialect, template=agent.template)
     assert scores is not None, "every held-out line has tools"
