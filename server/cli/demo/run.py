@@ -59,6 +59,7 @@ class Story:
     note: str
     memory: MemoryBudget = MEMORY
     agents: Callable[[Stage], list[Voice]] = lambda _: []
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def run(
     story: Story, listener: socket.socket, output: Output, signals: StopSignals, *, data_dir: Path | None, once: bool
 ) -> None:
     """Show the story, then serve until a signal. Raises what `failures` knows, CommandError (demo_failed)."""
-    settings = EngineSettings(base=story.base, served_name=story.served_name, memory=story.memory)
+    settings = EngineSettings(base=story.base, served_name=story.served_name, dtype=story.dtype, memory=story.memory)
     with (
         _folder(data_dir) as folder,
         opened(folder, output, is_private=True) as store,
@@ -123,6 +124,7 @@ def real_story(prompts: Sequence[str] | None, output: Output) -> Story:
         prompts=prompts or real.PROMPTS,
         note=real.NOTE,
         memory=REAL_MEMORY,
+        dtype="float32",  # as it is trained: the gate's references are slow in bfloat16 on many CPUs
     )
 
 
