@@ -16,9 +16,9 @@ from adapters_store.parsing.numbers import whole_number
 from adapters_store.parsing.strict_json import shown
 from server.api.context import ApiContext
 from server.api.engine_client import EngineClient
-from server.api.generation.activation import active_from_in
 from server.api.generation.admission import BeforeBody
 from server.api.generation.call import Call, StreamUsage, inline_or_heavy
+from server.api.generation.fields.activation import active_from_in
 from server.api.generation.schemas import GenerationBody, Prompt
 from server.api.target import Target, resolve_target
 from server.engine.grammar.compiler import AskedGrammar, CompiledGrammar
