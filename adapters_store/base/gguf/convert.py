@@ -126,7 +126,11 @@ def _write_tokenizer(header: Header, folder: Path) -> None:
     begins = {"add_bos_token": True} if model == _BYTE_LEVEL and pre in _WHOLE_WORDS_FIRST else {}
     with reading(header.path, "the tokenizer"):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
-            header.path.parent, gguf_file=header.path.name, local_files_only=True, **begins
+            header.path.parent,
+            gguf_file=header.path.name,
+            local_files_only=True,
+            trust_remote_code=False,
+            **begins,
         )
         _cut_as_llama_cpp(tokenizer.backend_tokenizer, header, model, pre)
         tokenizer.save_pretrained(folder)
