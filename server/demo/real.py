@@ -17,7 +17,7 @@ LESSON_FILE = ASSETS_FOLDER / "real" / "saltwick_ferries.jsonl"
 LESSON_SPEC: Mapping[str, Any] = {
     "precision": "float32",  # bfloat16 is slower by far on CPUs without instructions for it
     "adapter": {"rank": 8},
-    "optim": {"learning_rate": 2e-3, "epochs": 3, "schedule": "linear"},
+    "optim": {"learning_rate": 1e-3, "epochs": 3, "schedule": "linear"},
     "batch": {"examples": 4},
     "eval_every": 30,
 }
