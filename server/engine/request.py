@@ -6,16 +6,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import InputRefused, LimitReached
 from adapters_store.parsing.numbers import is_within
 from adapters_store.parsing.strict_json import shown
 from server.engine.constraint import TokenConstraint
+
+if TYPE_CHECKING:  # commands that only print help read this module
+    import numpy as np
+    from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Pooling = Literal["last", "mean"]

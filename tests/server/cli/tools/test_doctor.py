@@ -37,7 +37,7 @@ def test_this_machine_passes(run: Command, run_json: Command, base: Path) -> Non
             "triton",
             "GPU",
         ),
-        *("GPU", "data dir", "store", "memory", "base", "port"),
+        *("data dir", "store", "memory", "base", "port"),
     ]
     shown = run("doctor", "--port", "0")
     assert shown.exit_code == 0
