@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,8 @@ def test_the_script_of_the_tools_page_calls_tools_beside_another_tenant(demo: An
     section = page.partition("## A trained agent")[2]
     script, shown = (section.split(f"```{kind}\n")[1].partition("```")[0] for kind in ("python", "text"))
     keys = {line.split()[1]: line.split()[-1] for line in demo.lines if "calls tools" in line}
+    [after_law] = [after for line, after in pairwise(demo.lines) if line.strip() == "# law"]
+    [keys["law"]] = re.findall(r"Bearer ([\w-]+)", after_law)
     with redirect_stdout(StringIO()) as printed:
         exec(script, {"url": demo.url, "keys": keys})
     assert printed.getvalue() == shown
