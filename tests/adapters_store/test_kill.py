@@ -34,7 +34,7 @@ def uploads(tmp_path: Path) -> list[Path]:
 
 
 def live_and_die(data_dir: Path, seed: int, uploads: list[Path], num_changes: int, more_s: float) -> list[str]:
-    """Run a life's changes in a process of its own and kill it, more_s after num_changes are done; what it was told of
+    """Run a life's changes in a process of its own and kill it, more_s after num_changes are done; what it reported of
     each change that is done."""
     reader, writer = os.pipe()
 

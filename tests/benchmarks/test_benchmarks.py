@@ -65,7 +65,7 @@ def test_quick_form_runs_and_writes_csv_and_plot(name: str, out: Path) -> None:
 
 
 def test_a_soak_that_is_told_to_end_concludes_with_what_it_has_seen(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGTERM comes when it has told of as many rows as it needs."""
+    """SIGTERM comes when it has printed as many rows as it needs."""
     rows, say = list[str](), Report.say
 
     def say_and_end(report: Report, text: str) -> None:

@@ -7,7 +7,6 @@ The tokenizer is transformers' own reading of the file, with the rules of cuttin
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def _write_weights(header: Header, config: dict[str, Any], names: dict[str, str]
         save_file(weights, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         owner = {names[tensor.name]: file for file, shard in zip(files, shards, strict=True) for tensor in shard}
-        total = sum(_plain_bytes(tensor) for tensor in header.tensors)
+        total = sum(tensor.plain_bytes for tensor in header.tensors)
         (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": owner}))
 
 
@@ -65,16 +64,12 @@ def _shards(tensors: tuple[TensorInfo, ...]) -> Iterator[list[TensorInfo]]:
     shard: list[TensorInfo] = []
     filled = 0
     for tensor in tensors:
-        if shard and filled + _plain_bytes(tensor) > SHARD_BYTES:
+        if shard and filled + tensor.plain_bytes > SHARD_BYTES:
             yield shard
             shard, filled = [], 0
         shard.append(tensor)
-        filled += _plain_bytes(tensor)
+        filled += tensor.plain_bytes
     yield shard
-
-
-def _plain_bytes(tensor: TensorInfo) -> int:
-    return 2 * math.prod(tensor.shape)
 
 
 def _weight(header: Header, tensor: TensorInfo, config: dict[str, Any]) -> torch.Tensor:

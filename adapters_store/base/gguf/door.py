@@ -51,7 +51,7 @@ class GgufBase:
     @property
     def plain_bytes(self) -> int:
         """Of its weights in bfloat16."""
-        return sum(2 * math.prod(tensor.shape) for tensor in self.header.tensors)
+        return sum(tensor.plain_bytes for tensor in self.header.tensors)
 
 
 def is_gguf(path: Path) -> bool:

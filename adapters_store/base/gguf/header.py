@@ -74,6 +74,11 @@ class TensorInfo:
     def num_bytes(self) -> int:
         return math.prod(self.shape) // self.stored.block * self.stored.num_bytes
 
+    @property
+    def plain_bytes(self) -> int:
+        """In bfloat16."""
+        return 2 * math.prod(self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Header:

@@ -83,8 +83,8 @@ def run(
         running_engine(settings, store, output) as parts,
     ):
         remember_base(settings, parts, store)
-        voices = story.bring(Stage(folder, store, parts, output))
-        agents = story.agents(Stage(folder, store, parts, output))
+        stage = Stage(folder, store, parts, output)
+        voices, agents = story.bring(stage), story.agents(stage)
         api = ApiSettings(data_dir=folder, admin_keys=(admin_key(folder).value,))
         app = create_app(engine=parts.worker, store=store, settings=api)
         with background(app), http_server(app, listener, signals) as server:

@@ -124,10 +124,9 @@ class PrefixCache:
         return request.active_from // self._block_size
 
     def _parent(self, request: Request, index: int) -> bytes:
-        if request.active_from == 0:
-            return request.block_hashes[index - 1] if index else self._root(request, request.adapter)
-        before = request.block_hashes[index - 1] if index else self._root(request, None)
-        if index != self._first_changed(request):
+        first = None if request.active_from else request.adapter
+        before = request.block_hashes[index - 1] if index else self._root(request, first)
+        if not request.active_from or index != self._first_changed(request):
             return before
         own = f"{request.adapter} {request.active_from}".encode()
         return sha256(before + own).digest()

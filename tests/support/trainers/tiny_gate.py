@@ -1,4 +1,4 @@
-"""A gate without a model: says what the data told it to say ({"verdict": "block"}), else "pass".
+"""A gate without a model: gives the verdict that the data holds ({"verdict": "block"}), else "pass".
 
 With {"samples": [[prompt, expected, base, adapter]]} it leaves a report that holds
 them, and a page beside it.
