@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: demo test test-real chromium screenshots docs test-fake-cuda test-sass lint test-long test-fleet bench clients reference clean
+.PHONY: demo test test-real chromium screenshots chart docs test-fake-cuda test-sass lint test-long test-fleet bench clients reference clean
 
 demo: $(VENV)/.installed $(if $(findstring --real,$(ARGS)),$(VENV)/.installed-real)
 	$(BIN)/multilora demo $(ARGS)
@@ -75,6 +75,10 @@ test-sass:
 # docs/images/console-*.png, from the demo with a real training job. Minutes.
 screenshots: $(VENV)/.installed-dev chromium
 	PYTHONPATH=tests:. OMP_NUM_THREADS=1 $(BIN)/python -m support.servers.console_pictures
+
+# docs/images/speed.svg, README's chart, from the committed results.
+chart: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.chart $(ARGS)
 
 # The pages of docs/ as a site in build/docs, with search. A dead link ends it. ARGS=--serve shows the site at http://127.0.0.1:8080.
 docs: export NO_MKDOCS_2_WARNING = 1
