@@ -5,17 +5,19 @@ from __future__ import annotations
 import ast
 import json
 import os
+import platform
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.gpu.prepare_rental import NEEDED, in_parts, pinned, resume, trim
+from benchmarks.gpu.prepare_rental import NEEDED, PLATFORMS, in_parts, pinned, resume, trim
 from benchmarks.gpu.step_profile import StepProfile
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +188,14 @@ def test_the_wheels_that_travel_are_pinned() -> None:
     assert all("==" in wheel for wheel in pinned(NEEDED, (ROOT / "constraints.txt").read_text()))
     with pytest.raises(ValueError, match="pins no nothing"):
         pinned(["nothing"], "a==1\n")
+
+
+def test_each_wheel_that_travels_is_for_a_platform_that_is_asked_for() -> None:
+    """Pip named no wheel of llguidance (manylinux_2_31), and none of the others was fetched."""
+    for name in NEEDED:
+        tags = (metadata.distribution(name).read_text("WHEEL") or "").splitlines()
+        platforms = {tag.split("-")[-1] for line in tags if line.startswith("Tag:") for tag in line.split(".")}
+        assert platforms & {"any", *(f"{each}_{platform.machine()}" for each in PLATFORMS)}, (name, platforms)
 
 
 def test_a_trimmed_wheel_keeps_the_libraries_of_one_cuda(tmp_path: Path) -> None:
