@@ -72,7 +72,8 @@ class LimitReached(UserError):
 
 
 class StoreError(UserError):
-    """The disk or the database refuses: disk_full, read_only, wrong_store, database_newer, database_damaged."""
+    """The disk or the database refuses: disk_full, read_only, wrong_store, database_newer, database_damaged,
+    pooler_shares_sessions."""
 
     status = 503
 

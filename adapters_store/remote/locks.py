@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
 from adapters_store.storage.database_errors import as_store_errors
 from adapters_store.storage.filesystem import file_lock, tried_file_lock
+from adapters_store.storage.sessions import connect_limits, limit_sessions
 
 _CLASS = 0x6D6C6F72  # PostgreSQL's locks have two numbers; this one is the product's
 _WAIT_S = 60
@@ -87,7 +88,6 @@ def locks_for(engine: Engine, folder: Path, name: str) -> Locks:
 
 
 def _engine(url: str) -> Engine:
-    options = f"-c lock_timeout={_WAIT_S}s -c idle_in_transaction_session_timeout=0"
-    return create_engine(
-        url, poolclass=NullPool, connect_args={"connect_timeout": "5", "tcp_user_timeout": "10000", "options": options}
-    )
+    engine = create_engine(url, poolclass=NullPool, connect_args=connect_limits(url))
+    limit_sessions(engine, lock_timeout=f"{_WAIT_S}s", idle_in_transaction_session_timeout="0")
+    return engine

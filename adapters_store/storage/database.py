@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, make_url, select, text, update
+from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select, text, update
 
 from adapters_store.errors import StoreError, StoreUnavailable
 from adapters_store.storage import store_id
@@ -22,6 +22,7 @@ from adapters_store.storage.availability import DEFAULT_GRACE_S, Availability
 from adapters_store.storage.database_errors import as_store_errors
 from adapters_store.storage.filesystem import file_lock
 from adapters_store.storage.schema import HEAD_REVISION, store_state
+from adapters_store.storage.sessions import connect_limits, limit_sessions, require_own_sessions
 from adapters_store.storage.store_id import BucketMark, Mark, StorePair
 
 POLL_S = 0.5  # how old a remembered answer may be before its reader looks for other processes' changes
@@ -37,8 +38,8 @@ class Database:
 
     grace_s: how long remembered answers count while the database does not answer. poll_s: how long they count before
     other processes' changes are looked for; an announced change counts at once. bucket: where the blobs are, if not in
-    `data_dir`. Raises StoreError (wrong_store, database_newer). Whatever the database refuses later is a StoreError
-    too; see `database_errors`.
+    `data_dir`. Raises StoreError (wrong_store, database_newer, pooler_shares_sessions). Whatever the database
+    refuses later is a StoreError too; see `database_errors`.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class Database:
         self._turn = threading.Lock()
         self._on_change: list[Callable[[], None]] = []
         with file_lock(data_dir / "migrate.lock", exclusive=True), as_store_errors(writes=True):
+            if self.is_shared:
+                require_own_sessions(self.engine)
             self.pair = _joined(self.engine, data_dir, bucket)
 
     @property
@@ -175,14 +178,16 @@ def _joined(engine: Engine, data_dir: Path, bucket: BucketMark | None) -> StoreP
 def make_engine(url: str, *, pool_size: int = POOL_SIZE, max_overflow: int = MAX_OVERFLOW) -> Engine:
     """pool_size and max_overflow: of a server's connections; SQLite's are files, and have a pool of their own size."""
     if not url.startswith("sqlite"):
-        return create_engine(
+        shared = create_engine(
             url,
             pool_size=pool_size,
             max_overflow=max_overflow,
             pool_timeout=_BUSY_TIMEOUT_S,
             pool_pre_ping=True,
-            connect_args=_limits_of_waiting(url),
+            connect_args=connect_limits(url),
         )
+        limit_sessions(shared, lock_timeout=f"{_BUSY_TIMEOUT_S}s")
+        return shared
     engine = create_engine(url, pool_size=16, connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
@@ -197,17 +202,6 @@ def make_engine(url: str, *, pool_size: int = POOL_SIZE, max_overflow: int = MAX
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
-
-
-def _limits_of_waiting(url: str) -> dict[str, str]:
-    """Timeouts to connect, to have a packet acknowledged (ms), to get a lock, and to find a silent connection dead.
-
-    Values in the URL take precedence.
-    """
-    options = f"-c lock_timeout={_BUSY_TIMEOUT_S}s"
-    limits = {"connect_timeout": "5", "tcp_user_timeout": "10000", "options": options}
-    limits |= {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3"}
-    return {name: value for name, value in limits.items() if name not in make_url(url).query}
 
 
 def _opened(engine: Engine, prove: Callable[[Connection], Mark]) -> Mark:

@@ -4,7 +4,7 @@ On PostgreSQL the leader holds an advisory lock of the database, on a connection
 leader asks at every tick, and the database ends a session that has been silent for `LEASE_S`. A leader that lost its
 connection ends at once, since another may lead by then. Beside SQLite, which is a file of one host, a file lock does.
 
-The lock belongs to a session: a pooler that shares sessions between clients (PgBouncer's transaction mode) breaks it.
+The lock belongs to a session: a pooler that shares sessions would break it, so `Database` refuses one.
 """
 
 from __future__ import annotations

@@ -7,12 +7,16 @@ as MULTILORA_FLEET_REQUESTS says.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 import httpx
@@ -29,6 +33,13 @@ from .conftest import ADMIN_KEY
 pytestmark = pytest.mark.skipif(os.environ.get("MULTILORA_FLEET") != "long", reason="long form: MULTILORA_FLEET=long")
 NUM_REQUESTS = int(os.environ.get("MULTILORA_FLEET_REQUESTS", "2000"))
 KEY = {"authorization": f"Bearer {ADMIN_KEY}"}
+SMALL = {"threads": 1, "jobs": "off", "kv_cache_mib": 8, "adapter_pool_mib": 8, "host_cache_mib": 8}
+COST_ROUNDS, COST_REQUESTS = 10, 40
+
+
+def completion(client: httpx.Client, url: str, **headers: str) -> httpx.Response:
+    body = {"model": "tiny", "prompt": "Once", "max_tokens": 2, "temperature": 0}
+    return client.post(f"{url}/v1/completions", json=body, headers={**KEY, **headers})
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,7 @@ class Served:
     config: Path
 
     def ask(self, client: httpx.Client, **headers: str) -> httpx.Response:
-        body = {"model": "tiny", "prompt": "Once", "max_tokens": 2, "temperature": 0}
-        return client.post(f"{self.url}/v1/completions", json=body, headers={**KEY, **headers})
+        return completion(client, self.url, **headers)
 
     def replicas(self) -> list[psutil.Process]:
         return [each for each in psutil.process_iter() if "ServeReplica:default:multilora" in _title(each)]
@@ -57,8 +67,8 @@ def served(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
     base = make_base(folder / "tiny")
     [port] = free_ports(1)
     metrics_port = 20_000 + os.getpid() % 20_000
-    arguments: dict[str, Any] = {"base": str(base), "data_dir": str(folder / "data"), "threads": 1, "jobs": "off"}
-    arguments |= {"kv_cache_mib": 8, "adapter_pool_mib": 8, "host_cache_mib": 8, "metrics_port": metrics_port}
+    arguments: dict[str, Any] = {"base": str(base), "data_dir": str(folder / "data"), **SMALL}
+    arguments["metrics_port"] = metrics_port
     application = {
         "name": "default",
         "route_prefix": "/",
@@ -102,6 +112,39 @@ def test_a_model_header_stays_on_one_replica_and_each_replica_has_its_own_metric
             after = served.answered_by_each()
             shares.append(sorted(int(now - then) for then, now in zip(before, after, strict=True)))
     assert shares == [[0, 4]] * 4
+
+
+def test_what_a_request_costs_through_ray_beside_a_server_of_our_own(served: Served) -> None:
+    """Rounds of one client at each in turn, the same base and settings; printed, and in the log."""
+    took_ms: dict[str, list[float]] = {"ray": [], "plain": []}
+    with plain_server(served) as plain, httpx.Client(timeout=300) as client:
+        for _ in range(COST_ROUNDS):
+            for name, url in (("ray", served.url), ("plain", plain)):
+                for _ in range(COST_REQUESTS):
+                    start_s = time.perf_counter()
+                    assert completion(client, url, serve_multiplexed_model_id="tiny").status_code == 200
+                    took_ms[name].append(1000 * (time.perf_counter() - start_s))
+    for name, times in took_ms.items():
+        print(f"{name}: {len(times)} requests, p50 {median(times):.1f} ms, p95 {quantiles(times, n=20)[18]:.1f} ms")
+    rounds = [slice(COST_REQUESTS * index, COST_REQUESTS * (index + 1)) for index in range(COST_ROUNDS)]
+    more = sorted(median(took_ms["ray"][each]) - median(took_ms["plain"][each]) for each in rounds)
+    print(f"Ray's own cost by rounds: {median(more):.1f} ms ({more[0]:.1f} .. {more[-1]:.1f})")
+
+
+@contextmanager
+def plain_server(served: Served) -> Iterator[str]:
+    """`multilora serve` on the same base, with the application's settings and a data directory of its own; its URL."""
+    [port] = free_ports(1)
+    options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [str(Path(sys.executable).with_name("multilora")), "serve", "--port", str(port), *options]
+    command += ["--base", str(served.config.parent / "tiny"), "--data-dir", str(served.config.parent / "plain")]
+    log = (served.config.parent / "plain.log").open("wb")
+    with log, subprocess.Popen(command, env=served.cluster.environment, stdout=log, stderr=log) as process:
+        try:
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/ready"), timeout_s=900)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
 
 
 def test_a_dead_replica_costs_clients_one_retry_and_answers_as_ours(served: Served) -> None:
