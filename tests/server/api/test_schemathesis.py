@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis.generation import GenerationMode
 
-EXAMPLES = {GenerationMode.POSITIVE: 16, GenerationMode.NEGATIVE: 12}  # the latter cost three times as much
+EXAMPLES = {GenerationMode.POSITIVE: 8, GenerationMode.NEGATIVE: 12}  # the latter cost three times as much
 FACTOR = max(int(os.environ.get("MULTILORA_SCHEMA", "0")), 1)
 
 

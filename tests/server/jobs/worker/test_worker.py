@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +31,13 @@ def trainer_group(job: Job) -> int:
 
 def is_training(job: Job) -> bool:
     return job.progress.get("step", 0) >= 1
+
+
+def test_a_worker_starts_without_torch() -> None:
+    """torch is half of what a start costs, and 180 MB beside the server for as long as that runs."""
+    code = "import sys, server.jobs.worker.worker; print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_a_job_goes_from_data_to_an_active_adapter(working: JobWorld) -> None:
