@@ -24,18 +24,12 @@ from adapters_store.errors import AdapterRejected, NotFound
 from adapters_store.fleet.change_feed import ChangeFeed
 from adapters_store.fleet.serving_base import serving_base
 from adapters_store.format.adapter_folder import plan_files
-from adapters_store.format.chat_fields import (
-    TEMPLATE_FIELD,
-    check_template_renders,
-    template_digest,
-    with_chat_fields,
-)
+from adapters_store.format.chat_fields import TEMPLATE_FIELD, check_template_renders, with_chat_fields
 from adapters_store.format.limits import AdapterLimits
-from adapters_store.format.validate import AdapterPlan
 from adapters_store.loader import AdapterLoader
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
-from adapters_store.packed.packing import pack, packed_bytes
+from adapters_store.packed.packing import pack
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from adapters_store.remote.locks import locks_for
 from adapters_store.remote.object_blobs import ObjectBlobs
@@ -45,7 +39,7 @@ from adapters_store.storage.answer_cache import AnswerCache
 from adapters_store.storage.audit import AuditLog
 from adapters_store.storage.availability import DEFAULT_GRACE_S, Availability
 from adapters_store.storage.blobs import RESERVE_BYTES, Blobs, FolderBlobs
-from adapters_store.storage.database import POLL_S, Database, now_s
+from adapters_store.storage.database import POLL_S, Database
 from adapters_store.storage.filesystem import Filesystem
 from adapters_store.storage.names import check_name, split_ref
 from adapters_store.versions import registry
@@ -189,7 +183,7 @@ class AdapterStore:
             if plan_files(config, staged / WEIGHTS_FILE, base, self._limits) != plan:
                 raise AdapterRejected("changed_while_reading", "weights: the file changed while it was read")
             packed = pack(plan, staged / WEIGHTS_FILE, check=True)
-            draft = _draft(tenant, name, packed.digest, plan, activate=activate)
+            draft = registry.draft_of(tenant, name, packed.digest, plan, activate=activate)
             with self._blobs.changing():
                 self._blobs.put_new(
                     staged,
@@ -381,21 +375,3 @@ class AdapterStore:
             for digest in orphans:
                 self._blobs.remove(digest)
         return orphans
-
-
-def _draft(tenant: str, name: str, digest: AdapterDigest, plan: AdapterPlan, *, activate: bool) -> AdapterVersion:
-    return AdapterVersion(
-        tenant=tenant,
-        name=name,
-        version=0,
-        digest=digest,
-        base_digest=plan.base.digest,
-        rank=plan.max_rank,
-        target_modules=plan.target_modules,
-        num_bytes=packed_bytes(plan),
-        created_at=now_s(),
-        active=activate,
-        tool_dialect=plan.tool_dialect,
-        chat_template=template_digest(plan.chat_template),
-        invocation_tokens=plan.alora_invocation_tokens,
-    )

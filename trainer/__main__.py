@@ -10,7 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from adapters_store.base.gguf.door import folder_of
+from adapters_store.base.converted.door import folder_of
 from lora_kernels.process import hold_to_quota
 from trainer.failures import failure_of
 from trainer.run_folder.folder import Exit, RunFolder

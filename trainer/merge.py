@@ -20,20 +20,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters_store.base.description import BaseDescription
-from adapters_store.base.families import HEAD
-from adapters_store.base.files import base_digest, load_config
+from adapters_store.base.digests import base_digest
+from adapters_store.base.families import HEAD, family_of
+from adapters_store.base.files import load_config
 from adapters_store.base.folder import weight_files
 from adapters_store.errors import InputRefused
 from adapters_store.format.adapter_folder import plan_folder
 from adapters_store.format.dtypes import TENSOR_TYPES
 from adapters_store.format.safetensors_header import TensorEntry
 from adapters_store.format.tensor_file import WeightsFile
+from adapters_store.format.token_layers import TokenLayer
 from adapters_store.format.validate import AdapterPlan, PlannedModule
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from adapters_store.storage.filesystem import Filesystem
 from trainer.merge_parity import Parity, compare_merged, compare_requantised
 
 RECORD = "multilora_merge.json"
+Part = PlannedModule | TokenLayer
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -75,7 +78,7 @@ def merge(base: Path, adapter: Path, out: Path, *, description: BaseDescription,
     files.make_folder(aside)
     try:
         dtype, parity = _merge_aside(base, adapter, aside, plan)
-        merged = Merged(out.name, base_digest(aside), plan.base.digest, len(plan.modules), dtype, parity)
+        merged = Merged(out.name, base_digest(aside), plan.base.digest, len(_parts(plan)), dtype, parity)
         (aside / RECORD).write_text(json.dumps(asdict(merged), indent=2) + "\n")
         _appear(aside, out, files)
     finally:
@@ -92,10 +95,10 @@ def _refuse_what_cannot_be_merged(plan: AdapterPlan, base: Path, out: Path, *, q
     if plan.alora_invocation_tokens is not None:
         message = "an activated LoRA leaves the base as it is before its invocation tokens; merged, it would change all"
         raise MergeRefused("activated_lora", message, param="ref")
-    targets_head = any(module.name == HEAD for module in plan.modules)
-    if targets_head and load_config(base).tie_word_embeddings:
-        message = f"the adapter changes {HEAD}, which this base shares with its embeddings: merging would change both"
-        raise MergeRefused("tied_head", message, param="base")
+    tied = [part.name for part in _parts(plan) if isinstance(part, TokenLayer) or part.name == HEAD]
+    if tied and load_config(base).tie_word_embeddings:
+        message = f"the adapter changes {tied[0]}, and {HEAD} is a weight that this base shares with its embeddings: "
+        raise MergeRefused("tied_head", f"{message}merging would change both", param="base")
 
 
 def _merge_aside(base: Path, adapter: Path, aside: Path, plan: AdapterPlan) -> tuple[str, Parity]:
@@ -116,21 +119,25 @@ def _appear(aside: Path, out: Path, files: Filesystem) -> None:
     files.sync_folder(out.parent)
 
 
+def _parts(plan: AdapterPlan) -> list[Part]:
+    return [*plan.modules, *plan.token_layers]
+
+
 def _write_weights(base: Path, aside: Path, plan: AdapterPlan, weights: Path) -> str:
     """Every weight file again, under its own name. Returns the type of the merged weights."""
-    waiting = {f"{module.name}.weight": module for module in plan.modules}
+    waiting = {f"{part.name}.weight": part for part in _parts(plan)}
     dtypes: set[torch.dtype] = set()
+    transposed = family_of(plan.base.architecture).has_transposed_weights
     with WeightsFile(weights) as adapter:
         for file in weight_files(base):
-            merged = _merged_file(file, aside / file.name, waiting, adapter)
-            dtypes |= merged
+            dtypes |= _merged_file(file, aside / file.name, waiting, adapter, transposed=transposed)
     if waiting:
         raise MergeRefused("weight_not_found", f"{min(waiting)}: in none of the base's weight files", param="base")
     return str(max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)).removeprefix("torch.")
 
 
 def _merged_file(
-    source: Path, target: Path, waiting: dict[str, PlannedModule], adapter: WeightsFile
+    source: Path, target: Path, waiting: dict[str, Part], adapter: WeightsFile, *, transposed: bool
 ) -> set[torch.dtype]:
     """Copies one file with its sums; takes what it found out of `waiting`. Returns the types of the sums."""
     dtypes: set[torch.dtype] = set()
@@ -141,16 +148,24 @@ def _merged_file(
             tensors[name] = stored.get_tensor(name)
             module = waiting.pop(name, None)
             if module is not None:
-                tensors[name] = _sum(tensors[name], module, adapter)
+                is_turned = transposed and module.name != HEAD and isinstance(module, PlannedModule)
+                weight = tensors[name].T if is_turned else tensors[name]
+                merged = _sum(weight, module, adapter)
+                tensors[name] = merged.T.contiguous() if is_turned else merged
                 dtypes.add(tensors[name].dtype)
     save_file(tensors, target, metadata=dict(metadata or {"format": "pt"}))
     return dtypes
 
 
-def _sum(weight: Tensor, module: PlannedModule, adapter: WeightsFile) -> Tensor:
-    """W + scale * B A, in float32, rounded once to W's own type."""
-    a, b = (_tensor(adapter, entry).float() for entry in (module.a, module.b))
-    return torch.addmm(weight.float(), b, a, alpha=module.scale).to(weight.dtype)
+def _sum(weight: Tensor, part: Part, adapter: WeightsFile) -> Tensor:
+    """W + scale * B A, or the rows that take W's place, in float32, rounded once to W's own type."""
+    if isinstance(part, PlannedModule):
+        a, b = (_tensor(adapter, entry).float() for entry in (part.a, part.b))
+        return torch.addmm(weight.float(), b, a, alpha=part.scale).to(weight.dtype)
+    whole_or_a, *rest = (_tensor(adapter, entry).float() for entry in part.entries)
+    if not rest:
+        return whole_or_a.to(weight.dtype)
+    return torch.addmm(weight.float(), whole_or_a.T, rest[0].T, alpha=part.scale).to(weight.dtype)
 
 
 def _tensor(adapter: WeightsFile, entry: TensorEntry) -> Tensor:

@@ -31,7 +31,7 @@ class BaseDescription:
     groups: module paths that read the same input (q/k/v, gate/up), each module in exactly one group, in model order.
     digest: "sha256:<hex>" over the base's config and weights.
     dtype: "bfloat16", "float16" or "float32": the type adapters are kept and computed in.
-    token_weights: embedding and head -> "BF16", "F16" or "F32" -> sha256 of the weight's bytes in that type.
+    folder: where its files were when it was described; None: not on this machine.
     """
 
     digest: str
@@ -40,7 +40,7 @@ class BaseDescription:
     dtype: str
     modules: Mapping[str, LinearShape]
     groups: tuple[tuple[str, ...], ...] = field(default=())
-    token_weights: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    folder: str | None = None
 
     @cached_property
     def module_index(self) -> dict[str, int]:
@@ -69,7 +69,7 @@ class BaseDescription:
             "dtype": self.dtype,
             "modules": shapes,
             "groups": [list(group) for group in self.groups],
-            "token_weights": self.token_weights,
+            "folder": self.folder,
         }
         return json.dumps(body, separators=(",", ":"))
 
@@ -79,5 +79,5 @@ class BaseDescription:
         body: dict[str, Any] = json.loads(text)
         modules = {name: LinearShape(*shape) for name, shape in body["modules"].items()}
         groups = tuple(tuple(group) for group in body["groups"])
-        hashes = body.get("token_weights", {})  # absent in what an older server remembered
-        return cls(body["digest"], body["name"], body["architecture"], body["dtype"], modules, groups, hashes)
+        folder = body.get("folder")  # absent in what an older server remembered
+        return cls(body["digest"], body["name"], body["architecture"], body["dtype"], modules, groups, folder)

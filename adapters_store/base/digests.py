@@ -1,4 +1,5 @@
-"""What large files hold, worked out once: their sha256, by path, size and time of change. Knows no formats."""
+"""The identity of a base: what its config says and its weight files hold. Large files are hashed once, and remembered
+by path, size and time of change."""
 
 from __future__ import annotations
 
@@ -7,8 +8,12 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from adapters_store.base.folder import weight_files
 from lora_kernels.native.build import cache_dir
+
+VOLATILE_CONFIG_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
 
 
 def remembered(values: Mapping[str, Callable[[], str]]) -> list[str]:
@@ -26,6 +31,22 @@ def remembered(values: Mapping[str, Callable[[], str]]) -> list[str]:
 def file_digests(files: Iterable[Path]) -> list[str]:
     """The hex digest of each file's content. Only files that are new or changed are read."""
     return remembered({_key(file): partial(_digest, file) for file in files})
+
+
+def base_digest(path: Path) -> str:
+    """sha256 over the config and every weight file's content; remembered per file by size and time of change."""
+    total = hashlib.sha256(_canonical_config(path))
+    weight_files(path)  # raises if there are none
+    files = sorted(path.glob("*.safetensors"))
+    for file, digest in zip(files, file_digests(files), strict=True):
+        total.update(file.name.encode() + b"\0" + digest.encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def _canonical_config(path: Path) -> bytes:
+    config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    lasting = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}
+    return json.dumps(lasting, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _key(file: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from adapters_store.errors import ExitCode, UserError
@@ -39,12 +39,14 @@ class Family:
     """One architecture. layer_groups: a decoder layer's linear layers by what they read, in the order of their calls.
 
     layers, embedding: where the decoder layers and the token embedding lie in transformers' model.
+    has_transposed_weights: its layers' weights are [in_features, out_features] (GPT-2's Conv1D), but not the head's.
     """
 
     architecture: str
     layer_groups: LayerGroups = SEPARATE
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens"
+    has_transposed_weights: bool = False
 
     def groups(self, num_layers: int) -> Iterator[tuple[str, ...]]:
         """Dotted module paths, group by group in model order, the head last."""
@@ -64,6 +66,7 @@ FAMILIES: dict[str, Family] = {
         Family("GemmaForCausalLM"),
         Family("Gemma2ForCausalLM"),
         Family("Gemma3ForCausalLM"),
+        Family("Qwen3MoeForCausalLM", SEPARATE[:2]),  # its experts are no linear layers, and take no adapters
         Family("Phi3ForCausalLM", FUSED),
         Family("GraniteForCausalLM"),
         Family("Olmo2ForCausalLM"),
@@ -76,8 +79,38 @@ FAMILIES: dict[str, Family] = {
             layers="gpt_neox.layers",
             embedding="gpt_neox.embed_in",
         ),
+        Family(
+            "GPT2LMHeadModel",
+            (("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",)),
+            layers="transformer.h",
+            embedding="transformer.wte",
+            has_transposed_weights=True,
+        ),
     )
 }
+
+
+# Architectures of text and pictures -> the one that their text side is: for text alone both compute the same.
+TEXT_SIDES: Mapping[str, str] = {
+    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
+    "Qwen2VLForConditionalGeneration": "Qwen2ForCausalLM",
+    "Qwen2_5_VLForConditionalGeneration": "Qwen2ForCausalLM",
+    "Qwen3VLForConditionalGeneration": "Qwen3ForCausalLM",
+}
+# Where the text model lies in such a model, and in the names of its adapters -> where it lies by itself
+TEXT_PREFIXES = (
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head", HEAD),
+)
+
+
+def text_side_name(name: str) -> str:
+    """A tensor or module of a model of text and pictures, as its text model by itself calls it."""
+    for outer, own in TEXT_PREFIXES:
+        if name.startswith(outer):
+            return own + name[len(outer) :]
+    return name
 
 
 def family_of(architectures: object, *, own_code: object = None) -> Family:

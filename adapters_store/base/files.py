@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from adapters_store.base.description import BaseDescription, LinearShape
-from adapters_store.base.digests import file_digests, remembered
+from adapters_store.base.digests import base_digest
 from adapters_store.base.families import UnsupportedBase, family_of
 from adapters_store.base.folder import CONFIG, read_config, reading, refuse_pointers, weight_files
 from adapters_store.base.nf4 import is_stored_in_nf4
 from adapters_store.base.tensors import checked_skeleton, model_class, own_class
-from adapters_store.base.token_weights import token_weights
 
-VOLATILE_CONFIG_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
 CODE_KEYS = ("auto_map", "custom_pipelines", "fusion_config")
 OUTPUT_FLAGS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # of a forward
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -67,15 +63,14 @@ def describe_base(path: Path, *, dtype: str = "auto", name: str | None = None) -
     skeleton = checked_skeleton(path, config, files)
     groups = tuple(family.groups(config.num_hidden_layers))
     modules = {module: _shape_of(skeleton, module) for group in groups for module in group}
-    digest, served = base_digest(path), served_dtype(config, dtype)
     return BaseDescription(
-        digest=digest,
+        digest=base_digest(path),
         name=name or path.resolve().name,
         architecture=family.architecture,
-        dtype=str(served).removeprefix("torch."),
+        dtype=str(served_dtype(config, dtype)).removeprefix("torch."),
         modules=modules,
         groups=groups,
-        token_weights=_token_weights(digest, config, files, served),
+        folder=str(path.resolve()),
     )
 
 
@@ -84,32 +79,8 @@ def _shape_of(skeleton: torch.nn.Module, module: str) -> LinearShape:
         layer = skeleton.get_submodule(module)
     except AttributeError as error:
         raise UnsupportedBase(f"the base has no module {module}, which its architecture should have") from error
+    if isinstance(layer, Conv1D):
+        return LinearShape(layer.nx, layer.nf)
     if not isinstance(layer, torch.nn.Linear):
         raise UnsupportedBase(f"{module} is a {type(layer).__name__}, not a linear layer")
     return LinearShape(layer.in_features, layer.out_features)
-
-
-def base_digest(path: Path) -> str:
-    """sha256 over the config and every weight file's content; remembered per file by size and time of change."""
-    total = hashlib.sha256(_canonical_config(path))
-    weight_files(path)  # raises if there are none
-    files = sorted(path.glob("*.safetensors"))
-    for file, digest in zip(files, file_digests(files), strict=True):
-        total.update(file.name.encode() + b"\0" + digest.encode())
-    return f"sha256:{total.hexdigest()}"
-
-
-def _token_weights(
-    digest: str, config: PretrainedConfig, files: list[Path], served: torch.dtype
-) -> dict[str, dict[str, str]]:
-    """See `token_weights`; remembered beside the base's digest."""
-    key = f"token-weights:{served}:{digest}"
-    (found,) = remembered({key: lambda: json.dumps(token_weights(config, files, served))})
-    hashes: dict[str, dict[str, str]] = json.loads(found)
-    return hashes
-
-
-def _canonical_config(path: Path) -> bytes:
-    config: dict[str, Any] = json.loads((path / "config.json").read_text())
-    lasting = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}
-    return json.dumps(lasting, sort_keys=True, separators=(",", ":")).encode()

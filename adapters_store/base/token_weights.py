@@ -1,58 +1,74 @@
 """What the base's embedding and head hold, as hashes: PEFT writes both whole beside an adapter of the head.
 
-An upload that brings them unchanged is recognised without the base's files at hand.
+An upload that brings them unchanged is recognised by them. Few uploads do, so a hash is made for the first that does.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import PretrainedConfig
 
-from adapters_store.base.families import HEAD, family_of
+from adapters_store.base.description import BaseDescription
+from adapters_store.base.digests import base_digest, remembered
+from adapters_store.base.families import HEAD, UnsupportedBase, family_of
+from adapters_store.base.folder import weight_files
 
 _TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _ROWS = 4096  # hashed at a time: 32 MiB of a hidden size of 4,096 in bfloat16
 
 
-def token_weights(config: PretrainedConfig, files: Iterable[Path], served: torch.dtype) -> dict[str, dict[str, str]]:
-    """Module -> type as safetensors calls it -> sha256 of all rows in that type, [vocabulary, hidden].
+def token_weight_sha256(base: BaseDescription, module: str, dtype: str) -> str | None:
+    """sha256 of all rows of the base's embedding or head in `dtype`, as safetensors calls it; remembered.
 
-    A head that is tied to the embedding is the embedding. Left out: a tensor that is not stored plain, and a type that
-    loses what `served`, the base's type in use, keeps (PEFT would answer with the rounded weight).
+    A head that is tied to the embedding is the embedding. None: the base's files are not where they were, its tensor is
+    not stored plain, or `dtype` loses what the base's type in use keeps (PEFT would answer with the rounded weight).
     """
-    embedding = family_of(config.architectures).embedding
-    hashes = {module: found for module in (embedding, HEAD) if (found := _hashes(files, f"{module}.weight", served))}
-    if embedding in hashes and HEAD not in hashes and config.tie_word_embeddings:
-        hashes[HEAD] = hashes[embedding]
-    return hashes
+    if not _is_there(base):
+        return None
+    (found,) = remembered(
+        {f"token-weight:{base.dtype}:{base.digest}:{module}:{dtype}": partial(_sha256, base, module, dtype)}
+    )
+    return found or None
 
 
-def _hashes(files: Iterable[Path], name: str, served: torch.dtype) -> dict[str, str]:
-    sums = {dtype: hashlib.sha256() for dtype in _TYPES}
-    is_there = False
-    for rows in _rows(files, name):
-        is_there = True
-        for dtype in list(sums):
-            cast = rows.to(_TYPES[dtype]).contiguous()
-            if torch.equal(cast.to(served), rows.to(served)):
-                sums[dtype].update(cast.view(torch.uint8).numpy().data)
-            else:
-                del sums[dtype]
-    return {dtype: total.hexdigest() for dtype, total in sums.items()} if is_there else {}
+def _is_there(base: BaseDescription) -> bool:
+    try:
+        return base.folder is not None and base_digest(Path(base.folder)) == base.digest
+    except (UnsupportedBase, OSError):
+        return False
 
 
-def _rows(files: Iterable[Path], name: str) -> Iterator[torch.Tensor]:
-    """The tensor, some rows at a time."""
+def _sha256(base: BaseDescription, module: str, dtype: str) -> str:
+    """Empty: see `token_weight_sha256`."""
+    files, served, stored_as = weight_files(Path(str(base.folder))), getattr(torch, base.dtype), _TYPES[dtype]
+    names = [f"{module}.weight", *([f"{family_of(base.architecture).embedding}.weight"] if module == HEAD else [])]
+    total, has_rows = hashlib.sha256(), False
+    for rows in next((found for name in names if (found := _rows(files, name)) is not None), ()):
+        has_rows = True
+        cast = rows.to(stored_as).contiguous()
+        if not torch.equal(cast.to(served), rows.to(served)):
+            return ""
+        total.update(cast.view(torch.uint8).numpy().data)
+    return total.hexdigest() if has_rows else ""
+
+
+def _rows(files: Iterable[Path], name: str) -> Iterator[torch.Tensor] | None:
+    """The tensor, some rows at a time; None: there is none of this name."""
     for file in files:
         with safe_open(file, framework="pt") as stored:
             if name in stored.keys():  # noqa: SIM118  no mapping
-                tensor = stored.get_slice(name)
-                if tensor.get_dtype() not in (*_TYPES, "F64"):
-                    return
-                for start in range(0, tensor.get_shape()[0], _ROWS):
-                    yield tensor[start : start + _ROWS]
+                return _parts(file, name)
+    return None
+
+
+def _parts(file: Path, name: str) -> Iterator[torch.Tensor]:
+    with safe_open(file, framework="pt") as stored:
+        tensor = stored.get_slice(name)
+        if tensor.get_dtype() in (*_TYPES, "F64"):
+            for start in range(0, tensor.get_shape()[0], _ROWS):
+                yield tensor[start : start + _ROWS]

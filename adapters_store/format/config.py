@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
+from adapters_store.base.families import FAMILIES, HEAD
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.chat_fields import dialect_in, template_in
 from adapters_store.format.config_fields import Body, bad_field, check_fields, default_delta_is_zero, is_empty
@@ -21,6 +22,9 @@ MAX_ENTRIES = 8192  # target_modules, exclude_modules, layers_to_transform and e
 MAX_LAYERS_PATTERNS = 16
 MAX_INVOCATION_TOKENS = 256
 _MAX_ALPHA = 1e6
+SAVED_WHOLE = frozenset(suffix for family in FAMILIES.values() for suffix in suffixes_at_dots(family.embedding)) | {
+    HEAD
+}
 _MAX_OBJECTS = 4096
 
 
@@ -34,6 +38,9 @@ class LoraConfig:
     base_digest: the base the adapter says it was made for, if it says so.
     alora_invocation_tokens: an activated LoRA changes nothing before the last place of these tokens in the prompt.
         None: an ordinary one, which changes all.
+    modules_to_save: names of modules whose weights are in the file whole.
+    text_prefix: where the base's text model lay in the model of text and pictures that the adapter was trained on, and
+        where it lies by itself. The config means the former's paths. None: it was trained on the base as it is.
     tool_dialect, chat_template: how its chats are written, where that differs from the base.
     """
 
@@ -49,21 +56,24 @@ class LoraConfig:
     zero_by_default: bool
     base_digest: str | None
     alora_invocation_tokens: tuple[int, ...] | None = None
+    modules_to_save: frozenset[str] = frozenset()
+    text_prefix: tuple[str, str] | None = None
     tool_dialect: str | None = None
     chat_template: str | None = None
 
     def rank_of(self, module: str) -> int:
         """The rank PEFT gives this module."""
-        return self.rank_pattern.find(module, self.r)
+        return self.rank_pattern.find(self._as_trained(module), self.r)
 
     def scale_of(self, module: str) -> float:
         """PEFT's `scaling`: alpha / rank, or alpha / sqrt(rank) with rsLoRA, in the same float arithmetic."""
         rank = self.rank_of(module)
-        alpha = self.alpha_pattern.find(module, self.lora_alpha)
+        alpha = self.alpha_pattern.find(self._as_trained(module), self.lora_alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def entries_matching(self, module: str) -> list[str]:
         """The entries of a target_modules list that PEFT would match with this module; [] if it is not targeted."""
+        module = self._as_trained(module)
         if not isinstance(self.target_modules, frozenset) or self._excludes(module):
             return []
         if module in self.target_modules:
@@ -75,9 +85,16 @@ class LoraConfig:
     def targets(self, module: str) -> bool:
         """Whether PEFT would put this adapter on the module. For "all-linear" only exclusions speak against it."""
         if not isinstance(self.target_modules, frozenset):
-            is_matched = self.target_modules is None or self.target_modules.matches(module) is not False
-            return is_matched and not self._excludes(module)
+            path = self._as_trained(module)
+            is_matched = self.target_modules is None or self.target_modules.matches(path) is not False
+            return is_matched and not self._excludes(path)
         return bool(self.entries_matching(module))
+
+    def _as_trained(self, module: str) -> str:
+        if self.text_prefix is None or not module.startswith(self.text_prefix[1]):
+            return module
+        outer, own = self.text_prefix
+        return outer + module[len(own) :]
 
     @property
     def excludes_by_what_is_known(self) -> bool:
@@ -143,6 +160,7 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
         zero_by_default=default_delta_is_zero(body),
         base_digest=_optional_text("multilora_base_digest", body.get("multilora_base_digest")),
         alora_invocation_tokens=_invocation_tokens(body),
+        modules_to_save=_modules_to_save(body),
         tool_dialect=dialect_in(body),
         chat_template=template_in(body),
     )
@@ -184,6 +202,19 @@ def _invocation_tokens(body: Body) -> tuple[int, ...] | None:
     if body.get("task_type") != "CAUSAL_LM":  # PEFT looks for the tokens in this kind of model alone
         raise bad_field("task_type", body.get("task_type"), f"'CAUSAL_LM' where {field} is given")
     return tuple(ids)
+
+
+def _modules_to_save(body: Body) -> frozenset[str]:
+    """Only embeddings and heads can be served whole. Which of them a base has, `token_layers` knows."""
+    value = body.get("modules_to_save")
+    if value is None:
+        return frozenset()
+    names = value if isinstance(value, list) and len(value) <= MAX_ENTRIES else [value]
+    for name in names:
+        if not isinstance(name, str) or name not in SAVED_WHOLE:
+            message = f"modules_to_save: only the embedding and the head are served whole, got {shown(name)}"
+            raise AdapterRejected("unsupported_modules_to_save", message, param="modules_to_save")
+    return frozenset(names)
 
 
 def _names(field: str, value: object) -> frozenset[str] | ModulePattern:

@@ -18,7 +18,8 @@ _DOMAIN = b"multilora adapter 1\n"
 
 
 class DigestBuilder:
-    """Feed it the tensors' bits module by module in the base's order, A before B; then ask for the digest.
+    """Feed it the tensors' bits module by module in the base's order, A before B, then those of the token layers; then
+    ask for the digest.
 
     The first bytes hashed fix every tensor's length, so no two adapters feed the same bytes.
     """
@@ -40,6 +41,12 @@ class DigestBuilder:
         whole: list[object] = [plan.base.digest, modules, *([] if chat == [None, None] else [chat])]
         if plan.alora_invocation_tokens is not None:
             whole.append({"alora_invocation_tokens": plan.alora_invocation_tokens})
+        if plan.token_layers:
+            parts = [
+                [part.name, part.rank, part.scale.hex(), [[entry.dtype, entry.shape] for entry in part.entries]]
+                for part in plan.token_layers
+            ]
+            whole.append({"token_layers": parts})
         meaning = json.dumps(whole, separators=(",", ":"))
         self._hash = hashlib.sha256(_DOMAIN + meaning.encode() + b"\n")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +18,7 @@ from adapters_store.format.dtypes import TENSOR_TYPES, Bits
 from adapters_store.format.safetensors_header import TensorEntry
 
 _BUFFER_BYTES = 1 << 20
+_PART_BYTES = 1 << 25  # more than any A or B of a usual base
 
 
 class WeightsFile:
@@ -27,14 +29,23 @@ class WeightsFile:
 
     def read(self, entry: TensorEntry) -> Bits:
         """The tensor's bit patterns, [rows, cols]. Raises OSError if the file is shorter than its header says."""
-        bits = np.empty(entry.shape, dtype=TENSOR_TYPES[entry.dtype].bits)
+        return self._rows(entry, 0, entry.shape[0])
+
+    def parts(self, entry: TensorEntry) -> Iterator[Bits]:
+        """The same, some rows at a time: a whole head can have gigabytes."""
+        rows = max(1, _PART_BYTES * entry.shape[0] // entry.num_bytes)
+        for first in range(0, entry.shape[0], rows):
+            yield self._rows(entry, first, min(rows, entry.shape[0] - first))
+
+    def _rows(self, entry: TensorEntry, first: int, count: int) -> Bits:
+        bits = np.empty((count, entry.shape[1]), dtype=TENSOR_TYPES[entry.dtype].bits)
         view = bits.data.cast("B")
-        done = 0
+        start, done = entry.file_offset + first * (entry.num_bytes // entry.shape[0]), 0
         while done < len(view):
-            count = os.preadv(self._fd, [view[done:]], entry.file_offset + done)
-            if count == 0:
+            size = os.preadv(self._fd, [view[done:]], start + done)
+            if size == 0:
                 raise OSError(f"{entry.name}: file ends {len(view) - done} bytes before the tensor does")
-            done += count
+            done += size
         return bits
 
     def sha256(self, entry: TensorEntry) -> str:

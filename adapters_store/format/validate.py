@@ -6,20 +6,21 @@ only part that sees a tensor's values.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from adapters_store.base.description import BaseDescription, LinearShape
-from adapters_store.base.families import family_of
+from adapters_store.base.families import HEAD, family_of
+from adapters_store.base.token_weights import token_weight_sha256
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.config import LoraConfig
 from adapters_store.format.dtypes import TENSOR_TYPES, Bits, largest_magnitude, overflow_limit, type_of_base
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.safetensors_header import SafetensorsHeader, TensorEntry
+from adapters_store.format.token_layers import PREFIX, TokenLayer, of_text_side, token_layers
 from adapters_store.parsing.patterns import ModulePattern
 from adapters_store.parsing.strict_json import shown
 
-_PREFIX = "base_model.model."
 _ENDINGS = {f".lora_{side}{name}.weight": side for side in "AB" for name in ("", ".default")}
 _UNSUPPORTED_NAMES = {
     "lora_embedding_": "unsupported_embedding_lora",
@@ -28,7 +29,6 @@ _UNSUPPORTED_NAMES = {
     "modules_to_save": "unsupported_modules_to_save",
     ".bias": "unsupported_bias",
 }
-_HEAD = "lm_head"
 _MAX_PATTERN_WORK = 1_000_000  # pattern keys x modules: every layer of a 405B model named in its own key is 778,000
 
 
@@ -55,12 +55,14 @@ class BaseCopy:
 class AdapterPlan:
     """A checked adapter: its modules in the base's order, and how its chats are written.
 
+    token_layers: its own embedding and head, or LoRA on the embedding.
     copies: no part of the adapter; it is served if their bytes are the base's.
     alora_invocation_tokens: see `LoraConfig`.
     """
 
     base: BaseDescription
     modules: tuple[PlannedModule, ...]
+    token_layers: tuple[TokenLayer, ...] = ()
     copies: tuple[BaseCopy, ...] = ()
     alora_invocation_tokens: tuple[int, ...] | None = None
     tool_dialect: str | None = None
@@ -68,12 +70,16 @@ class AdapterPlan:
 
     @property
     def max_rank(self) -> int:
-        return max(module.rank for module in self.modules)
+        return max((part.rank for part in self._parts), default=0)
 
     @property
     def target_modules(self) -> tuple[str, ...]:
-        """The targeted layers' last names, sorted: ("down_proj", "q_proj")."""
-        return tuple(sorted({module.name.rpartition(".")[2] for module in self.modules}))
+        """The last names of the layers that it changes, sorted: ("down_proj", "q_proj")."""
+        return tuple(sorted({part.name.rpartition(".")[2] for part in self._parts}))
+
+    @property
+    def _parts(self) -> list[PlannedModule | TokenLayer]:
+        return [*self.modules, *self.token_layers]
 
 
 def plan_adapter(
@@ -84,21 +90,25 @@ def plan_adapter(
     Raises:
         AdapterRejected: wrong_base, unknown_tensor, unsupported_full_weight, unknown_module, untargeted_module,
             regex_targets, duplicate_tensor, missing_a, missing_b, missing_tensors, unmatched_target, rank_mismatch,
-            rank_too_large, wrong_shape, pattern_too_large, bad_field, or the code of an unsupported kind of tensor.
+            rank_too_large, wrong_shape, pattern_too_large, bad_field, a code of `token_layers`, or the code of an
+            unsupported kind of tensor.
     """
     _check_base_digest(config, header, base)
-    copies = _copies(header, base)
-    pairs = _pair_tensors(header, base, {copy.entry.name for copy in copies})
+    config, header = of_text_side(config, header)
+    layers = token_layers(config, header, base, limits)
+    taken = {entry.name for layer in layers for entry in layer.entries}
+    copies = tuple(_copies(header, base, taken))
+    pairs = _pair_tensors(header, base, taken | {copy.entry.name for copy in copies})
     if max(len(config.rank_pattern), len(config.alpha_pattern)) * len(pairs) > _MAX_PATTERN_WORK:
         message = f"rank_pattern and alpha_pattern: keys x modules may be {_MAX_PATTERN_WORK} at most"
         raise AdapterRejected("pattern_too_large", message, param="rank_pattern")
-    _check_targets(config, pairs, base)
+    _check_targets(config, pairs, base, {layer.name for layer in layers if layer.rank})
     order = base.module_index
     names = sorted(pairs, key=lambda name: order[name])
     modules = tuple(_plan_module(name, pairs[name], config, base, limits) for name in names)
     invocation = config.alora_invocation_tokens
     _check_invocation(invocation, base)
-    return AdapterPlan(base, modules, copies, invocation, config.tool_dialect, config.chat_template)
+    return AdapterPlan(base, modules, layers, copies, invocation, config.tool_dialect, config.chat_template)
 
 
 def _rejected(code: str, message: str) -> AdapterRejected:
@@ -113,32 +123,38 @@ def _check_base_digest(config: LoraConfig, header: SafetensorsHeader, base: Base
 
 
 def _check_invocation(token_ids: tuple[int, ...] | None, base: BaseDescription) -> None:
-    head = base.modules.get(_HEAD)
+    head = base.modules.get(HEAD)
     if token_ids is not None and head is not None and max(token_ids) >= head.out_features:
         message = f"alora_invocation_tokens: {max(token_ids)} is no token of the base, which has {head.out_features}"
         raise AdapterRejected("bad_field", message, param="alora_invocation_tokens")
 
 
-def _copies(header: SafetensorsHeader, base: BaseDescription) -> tuple[BaseCopy, ...]:
-    """Tensors that may be the base's embedding or head: by name, shape and type."""
-    wanted = {
-        f"{_PREFIX}{module}{layer}.weight": hashes
-        for module, hashes in base.token_weights.items()
+def _copies(header: SafetensorsHeader, base: BaseDescription, taken: Container[str]) -> Iterator[BaseCopy]:
+    """Tensors that may be the base's embedding or head: by name, shape and type. taken: the adapter's own names."""
+    whole = [entry for entry in header.tensors if "lora_" not in entry.name and entry.name not in taken]
+    if not whole:
+        return
+    modules = {
+        f"{PREFIX}{module}{layer}.weight": module
+        for module in (family_of(base.architecture).embedding, HEAD)
         for layer in ("", ".base_layer")
     }
-    head = base.modules.get(_HEAD)
+    head = base.modules.get(HEAD)
     shape = None if head is None else (head.out_features, head.in_features)
-    found = (entry for entry in header.tensors if entry.shape == shape and entry.dtype in wanted.get(entry.name, ()))
-    return tuple(BaseCopy(entry, wanted[entry.name][entry.dtype]) for entry in found)
+    for entry in whole:
+        if entry.name in modules and entry.shape == shape:
+            sha256 = token_weight_sha256(base, modules[entry.name], entry.dtype)
+            if sha256 is not None:
+                yield BaseCopy(entry, sha256)
 
 
 def _pair_tensors(
-    header: SafetensorsHeader, base: BaseDescription, copies: Container[str]
+    header: SafetensorsHeader, base: BaseDescription, others: Container[str]
 ) -> dict[str, dict[str, TensorEntry]]:
-    """Module path -> {"A": entry, "B": entry}. copies: names of tensors that belong to no pair."""
+    """Module path -> {"A": entry, "B": entry}. others: names of tensors that belong to no pair."""
     pairs: dict[str, dict[str, TensorEntry]] = {}
     for entry in header.tensors:
-        if entry.name in copies:
+        if entry.name in others:
             continue
         module, side = _parse_name(entry, header, base)
         if module not in base.modules:
@@ -156,25 +172,25 @@ def _pair_tensors(
 
 def _parse_name(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescription) -> tuple[str, str]:
     name = entry.name
-    if name.startswith(_PREFIX):
+    if name.startswith(PREFIX):
         for ending, side in _ENDINGS.items():
             if name.endswith(ending):
-                return name[len(_PREFIX) : -len(ending)], side
+                return name[len(PREFIX) : -len(ending)], side
     for part, code in _UNSUPPORTED_NAMES.items():
         if part in name:
             raise _rejected(code, f"{name}: this kind of tensor is not served")
     if name.endswith(".weight") and "lora_" not in name:
         advice = _advice_on_weight(entry, header, base)
         raise _rejected("unsupported_full_weight", f"{name}: a whole weight of the base, not LoRA; {advice}")
-    wanted = f"{_PREFIX}<module>.lora_A.weight or .lora_B.weight"
+    wanted = f"{PREFIX}<module>.lora_A.weight or .lora_B.weight"
     raise _rejected("unknown_tensor", f"{name}: no part of a LoRA adapter; names are {wanted}")
 
 
 def _advice_on_weight(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescription) -> str:
     """The way out that fits: PEFT writes head and embedding beside the LoRA of either, and if a vocabulary grew."""
     is_embedding = family_of(base.architecture).embedding.rpartition(".")[2] in entry.name
-    head = base.modules.get(_HEAD)
-    if not is_embedding and _HEAD not in entry.name:
+    head = base.modules.get(HEAD)
+    if not is_embedding and HEAD not in entry.name:
         return "train the adapter with LoRA alone, or serve the merged model as a base"
     if head is not None and entry.shape != (head.out_features, head.in_features):
         of_base = f"[{head.out_features}, {head.in_features}]"
@@ -182,13 +198,13 @@ def _advice_on_weight(entry: TensorEntry, header: SafetensorsHeader, base: BaseD
             f"its size is {list(entry.shape)} and the base's is {of_base}: the vocabulary was changed, and "
             "without it the rows trained so would be lost; merge the adapter into its own base and serve that as a base"
         )
-    if is_embedding and any("lora_embedding_" in other.name for other in header.tensors):
-        return "LoRA on embed_tokens is not served either; train without embed_tokens in target_modules"
-    return "if it was not trained, save the adapter with save_embedding_layers=False"
+    return "if it was not trained, save the adapter with save_embedding_layers=False; else train it as modules_to_save"
 
 
-def _check_targets(config: LoraConfig, pairs: dict[str, dict[str, TensorEntry]], base: BaseDescription) -> None:
-    matched: set[str] = set()
+def _check_targets(
+    config: LoraConfig, pairs: dict[str, dict[str, TensorEntry]], base: BaseDescription, token_targets: Iterable[str]
+) -> None:
+    matched = {entry for name in token_targets for entry in config.entries_matching(name)}
     for module in pairs:
         if not config.targets(module):
             if isinstance(config.target_modules, ModulePattern):

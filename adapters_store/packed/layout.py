@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from adapters_store.base.description import AdapterDigest
+from adapters_store.base.families import HEAD
+from lora_kernels.lora.batch import Place
+from lora_kernels.lora.token_rows import TokenRows
 
 ALIGN_BYTES = 64  # every A and B starts on a cache line, so that vector loads never straddle one
 
@@ -17,6 +21,9 @@ class PackedModule:
 
     A is [rank, in_features] row-major; B is stored transposed, [rank, out_features] row-major, so that the expand
     step reads whole cache lines. scale multiplies the delta (lora_alpha / rank, or lora_alpha / sqrt(rank) for rsLoRA).
+
+    The embedding and the head as wholes have two forms of their own. rank 0: the adapter's own weight, [vocabulary,
+    hidden] at a_offset. The embedding's LoRA: A transposed too, [vocabulary, rank].
     """
 
     name: str
@@ -33,6 +40,16 @@ class PackedAdapter:
     digest: AdapterDigest
     buffer: torch.Tensor
     modules: tuple[PackedModule, ...]
+
+    def places(self, module_index: Mapping[str, int]) -> tuple[list[Place], list[TokenRows]]:
+        """The linear layers as `LoraTable.set_slot` takes them, and the embedding's and head's own rows."""
+        linear, own = [], []
+        for part in self.modules:
+            if part.rank and part.name in module_index:
+                linear.append((module_index[part.name], part.a_offset, part.b_offset, part.rank, part.scale))
+            else:
+                own.append(TokenRows(part.name == HEAD, part.rank, part.scale, part.a_offset, part.b_offset))
+        return linear, own
 
     @property
     def num_bytes(self) -> int:

@@ -6,7 +6,7 @@ bit patterns: one thread, and the GIL is released while bytes move. Knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 from adapters_store.base.description import BaseDescription
 from adapters_store.format.digest import DigestBuilder
 from adapters_store.format.dtypes import TENSOR_TYPES, Bits, TensorType, cast_bits, type_of_base
+from adapters_store.format.safetensors_header import TensorEntry
 from adapters_store.format.tensor_file import WeightsFile
 from adapters_store.format.validate import AdapterPlan, PlannedModule, check_copy, check_values
 from adapters_store.packed.host_buffers import HostBuffers
@@ -49,11 +50,17 @@ def plan_layout(plan: AdapterPlan) -> Layout:
         for module in group:
             b_offsets[module.name] = end
             end += _aligned(module.rank * shapes[module.name].out_features, align)
-    modules = tuple(
+    modules = [
         PackedModule(module.name, module.rank, module.scale, a_offsets[module.name], b_offsets[module.name])
         for module in plan.modules
-    )
-    return Layout(modules, end)
+    ]
+    for layer in plan.token_layers:
+        starts = []
+        for entry in layer.entries:
+            starts.append(end)
+            end += _aligned(entry.shape[0] * entry.shape[1], align)
+        modules.append(PackedModule(layer.name, layer.rank, layer.scale, starts[0], starts[-1]))
+    return Layout(tuple(modules), end)
 
 
 def _aligned(count: int, align: int) -> int:
@@ -92,20 +99,28 @@ def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: Host
     with WeightsFile(weights) as file:
         for copy in plan.copies if check else ():
             check_copy(copy, file.sha256(copy.entry))
-        for module, place in zip(plan.modules, layout.modules, strict=True):
-            a, b = file.read(module.a), file.read(module.b)
-            for entry, bits in ((module.a, a), (module.b, b)):
+        for entry, offset, is_transposed in _placed(plan, layout):
+            count = entry.shape[0] * entry.shape[1]
+            room = elements[offset : offset + count].reshape(entry.shape[::-1] if is_transposed else entry.shape)
+            first = 0
+            for bits in file.parts(entry):
                 if check:
                     check_values(entry, bits, plan.base)
                 builder.update(bits)
-            _place(elements, place.a_offset, cast_bits(a, TENSOR_TYPES[module.a.dtype], target))
-            _place(elements, place.b_offset, cast_bits(b, TENSOR_TYPES[module.b.dtype], target).T)
+                rows = cast_bits(bits, TENSOR_TYPES[entry.dtype], target)
+                (room.T if is_transposed else room)[first : first + len(rows)] = rows
+                first += len(rows)
     return PackedAdapter(builder.digest(), buffer, layout.modules)
 
 
-def _place(elements: Bits, offset: int, matrix: Bits) -> None:
-    rows, cols = matrix.shape
-    elements[offset : offset + rows * cols].reshape(rows, cols)[...] = matrix
+def _placed(plan: AdapterPlan, layout: Layout) -> Iterator[tuple[TensorEntry, int, bool]]:
+    """Every tensor in the digest's order, its offset, and whether it is stored transposed."""
+    for module, place in zip(plan.modules, layout.modules, strict=False):
+        yield module.a, place.a_offset, False
+        yield module.b, place.b_offset, True
+    for layer, place in zip(plan.token_layers, layout.modules[len(plan.modules) :], strict=True):
+        for entry, offset in zip(layer.entries, (place.a_offset, place.b_offset), strict=False):
+            yield entry, offset, layer.rank > 0
 
 
 def _as_bits(buffer: torch.Tensor, target: TensorType) -> Bits:

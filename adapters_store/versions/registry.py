@@ -15,6 +15,9 @@ from adapters_store.accounts import quota_rows
 from adapters_store.accounts.tenant_rows import tenant_id
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.errors import Conflict, NotFound
+from adapters_store.format.chat_fields import template_digest
+from adapters_store.format.validate import AdapterPlan
+from adapters_store.packed.packing import packed_bytes
 from adapters_store.parsing.strict_json import shown
 from adapters_store.storage import audit
 from adapters_store.storage.database import now_s
@@ -94,6 +97,25 @@ def _percent_of(row: Row[Any]) -> int:
     if row.unloaded:
         return 0
     return int(100 - row.all_canaries if row.number == row.active_number else row.percent or 0)
+
+
+def draft_of(tenant: str, name: str, digest: AdapterDigest, plan: AdapterPlan, *, activate: bool) -> AdapterVersion:
+    """A checked adapter as a version that has no number yet."""
+    return AdapterVersion(
+        tenant=tenant,
+        name=name,
+        version=0,
+        digest=digest,
+        base_digest=plan.base.digest,
+        rank=plan.max_rank,
+        target_modules=plan.target_modules,
+        num_bytes=packed_bytes(plan),
+        created_at=now_s(),
+        active=activate,
+        tool_dialect=plan.tool_dialect,
+        chat_template=template_digest(plan.chat_template),
+        invocation_tokens=plan.alora_invocation_tokens,
+    )
 
 
 def add_version(

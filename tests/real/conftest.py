@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters_store.base.gguf.door import folder_of
+from adapters_store.base.converted.door import folder_of
 from server.demo.real import packaged_model
 
 collect_ignore_glob = [] if os.environ.get("MULTILORA_REAL") else ["test_*.py"]

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from adapters_store.base.gguf.header import read_header
+from adapters_store.base.converted.header import read_header
 from adapters_store.base.tokenizer import load_tokenizer
 
 TEXTS = (

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from adapters_store.base.description import BaseDescription
-from adapters_store.base.files import base_digest, describe_base
+from adapters_store.base.digests import base_digest
+from adapters_store.base.files import describe_base
 from adapters_store.errors import AdapterRejected
 from adapters_store.store import AdapterStore
 from support.models.models import FAMILY_NAMES, VOCAB, linear_names, peft_model, save_adapter, save_base

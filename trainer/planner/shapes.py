@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from adapters_store.base.converted.door import is_gguf, opened_gguf
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.folder import read_config
-from adapters_store.base.gguf.door import is_gguf, opened_gguf
 from adapters_store.errors import InputRefused
 
 NF4_BITS = (

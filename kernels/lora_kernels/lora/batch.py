@@ -6,6 +6,7 @@ Legend: T token rows, H in_features, O out_features, S segments, M modules, R ro
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from lora_kernels.lora.row_tiles import RowTiles, row_tiles
+from lora_kernels.lora.token_rows import TokenRows
 from lora_kernels.native.bindings import CLoraBatch, CLoraGroup
 from lora_kernels.transfer import to_device
 
+Place = tuple[int, int, int, int, float]  # module row, offset of A, offset of B, rank, scale
 NO_ADAPTER = -1
 MAX_MEMBERS = 3  # q/k/v is the widest group
 
@@ -26,6 +29,7 @@ class LoraTable:
 
     arena: 1-D, the base's dtype. offsets [M, slots, 2] int64: A and B in elements of the arena. ranks [M, slots] int32
     (0: the slot does not touch the module). scales [M, slots] float32. A is [rank, H], B is [rank, O] (transposed).
+    token_rows [slots], on the host: each slot's own embedding and head; few adapters have them.
     """
 
     def __init__(self, arena: torch.Tensor, num_modules: int, num_slots: int) -> None:
@@ -35,17 +39,19 @@ class LoraTable:
         self.offsets = torch.zeros(num_modules, num_slots, 2, dtype=torch.int64, device=device)
         self.ranks = torch.zeros(num_modules, num_slots, dtype=torch.int32, device=device)
         self.scales = torch.zeros(num_modules, num_slots, dtype=torch.float32, device=device)
+        self.token_rows: list[tuple[TokenRows, ...]] = [()] * num_slots
         self.max_ranks = [0] * num_slots  # on the host, to size the scratch
         self.touched = np.zeros(
             (num_modules, num_slots), dtype=np.bool_
         )  # on the host, to skip launches without an adapter
         self._offset_bits = 0  # all offsets so far, or-ed: the lowest set bit is their common alignment
 
-    def set_slot(self, slot: int, offset: int, modules: list[tuple[int, int, int, int, float]]) -> None:
-        """Point a slot at an adapter stored from `offset`: (module row, A offset, B offset, rank, scale) per module.
+    def set_slot(self, slot: int, offset: int, modules: list[Place], token_rows: Sequence[TokenRows] = ()) -> None:
+        """Point a slot at an adapter stored from `offset`. token_rows: its own embedding and head.
 
         One copy to the device; the host does not wait for it."""
         self.clear_slot(slot)
+        self.token_rows[slot] = tuple(rows.moved(offset) for rows in token_rows)
         entries = np.array([module[:4] for module in modules], dtype=np.int64).reshape(-1, 4)
         entries[:, 1:3] += offset
         scales = np.array([module[4] for module in modules], dtype=np.float32).view(np.int32)
@@ -61,6 +67,7 @@ class LoraTable:
     def clear_slot(self, slot: int) -> None:
         self.ranks[:, slot] = 0
         self.max_ranks[slot] = 0
+        self.token_rows[slot] = ()
         self.touched[:, slot] = False
 
     def is_aligned_to(self, num_bytes: int) -> bool:
@@ -117,6 +124,16 @@ class LoraBatch:
     @property
     def max_rank(self) -> int:
         return max((self.table.max_ranks[slot] for slot in self.slots), default=0)
+
+    @cached_property
+    def token_segments(self) -> list[tuple[torch.Tensor, TokenRows]]:
+        """The token rows of each adapter that has its own embedding or head, and where that lies."""
+        device = self.table.arena.device
+        return [
+            (torch.from_numpy(self.rows[self.starts[index] : self.starts[index + 1]]).long().to(device), own)
+            for index, slot in enumerate(self.slots.tolist())
+            for own in self.table.token_rows[slot]
+        ]
 
     @cached_property
     def touched_modules(self) -> NDArray[np.bool_]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adapters_store.base.converted.door import folder_of, is_gguf
 from adapters_store.base.families import UnsupportedBase
-from adapters_store.base.gguf.door import folder_of, is_gguf
 from server.cli.common.failures import CommandError, ExitCode
 from server.cli.common.output import Output
 
@@ -29,13 +29,14 @@ BaseOption = Annotated[
 
 
 def find_base(path_or_id: str, output: Output | None = None) -> tuple[Path, str]:
-    """The base's folder, and the name it is served under unless another is given. A GGUF file is converted to one.
+    """The base's folder, and the name it is served under unless another is given. A GGUF file is converted to one, a
+    folder of 8-bit floats to a plain one.
 
     Raises CommandError (base_not_found) where there is neither such a folder nor a local copy, UnsupportedBase.
     """
     path = Path(path_or_id).expanduser()
     if path.is_dir():
-        return path, path.resolve().name
+        return _converted(path, output), path.resolve().name
     if is_gguf(path):
         return _converted(path, output), path.stem
     if path.is_file():
@@ -43,7 +44,7 @@ def find_base(path_or_id: str, output: Output | None = None) -> tuple[Path, str]
         raise CommandError("base_not_found", message, ExitCode.NOT_FOUND)
     if _HUB_ID.fullmatch(path_or_id) is None:
         raise CommandError("base_not_found", f"--base {path_or_id}: no such folder", ExitCode.NOT_FOUND)
-    return _local_copy(path_or_id), path_or_id.rpartition("/")[2]
+    return _converted(_local_copy(path_or_id), output), path_or_id.rpartition("/")[2]
 
 
 def _converted(path: Path, output: Output | None) -> Path:

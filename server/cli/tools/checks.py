@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
-from adapters_store.base.gguf.door import is_gguf
+from adapters_store.base.converted.door import has_text_side, is_converted, is_gguf
 from adapters_store.tiers.host_memory import free_host_bytes
 from lora_kernels.cgroups import CGROUP, OWN, affinity, cpu_quota
 from server.api.settings import ApiSettings
@@ -237,11 +237,17 @@ def check_base(base: str) -> Check:
     except USER_ERRORS as error:
         return Check("base", Level.FAIL, failure_of(error).line, "a local folder of a supported model is needed")
     text = f"{found.architecture}, {found.dtype}, {len(found.modules)} layers that take adapters"
-    if is_gguf(Path(base).expanduser()):
-        text += f"; dequantised from GGUF into {folder}"
+    if is_converted(Path(base).expanduser()):
+        text += f"; {_how_converted(Path(base).expanduser())} {folder}"
     if not chat:
         return Check("base", Level.WARN, text, "no chat template: /v1/chat/completions answers 400")
     return Check("base", Level.OK, text)
+
+
+def _how_converted(base: Path) -> str:
+    if has_text_side(base):
+        return "only its text side, written in"
+    return f"dequantised from {'GGUF' if is_gguf(base) else 'FP8'} into"
 
 
 def check_port(host: str, port: int) -> Check:

@@ -58,11 +58,7 @@ class ArenaCopier:
 
     def start(self, slot: int, offset: int, adapter: PackedAdapter) -> CopyHandle:
         """Begin the copy to arena[offset:] and point the slot's table row at it."""
-        rows = [
-            (self._module_index[module.name], module.a_offset, module.b_offset, module.rank, module.scale)
-            for module in adapter.modules
-        ]
-        self._table.set_slot(slot, offset, rows)
+        self._table.set_slot(slot, offset, *adapter.places(self._module_index))
         target = self._table.arena[offset : offset + adapter.buffer.numel()]
         if self._stream is not None:
             return self._copy_on_stream(self._stream, target, adapter.buffer)

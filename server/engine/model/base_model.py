@@ -9,11 +9,12 @@ import torch
 from transformers import PretrainedConfig
 
 from adapters_store.base.description import BaseDescription
-from adapters_store.base.families import UnsupportedBase
+from adapters_store.base.families import UnsupportedBase, family_of
 from adapters_store.base.files import DTYPES, describe_base
 from adapters_store.base.row_rope import RowRope, choose_rope_by_row, rope_switches
 from adapters_store.base.weights import load_causal
 from server.engine.model.attention_hook import register_paged_attention
+from server.engine.model.embedding import AdapterEmbedding
 from server.engine.model.lora_layers import LoraState, wrap_model
 
 
@@ -79,5 +80,7 @@ def load_base(
     model.eval().requires_grad_(False)
     quantized = bool(getattr(model, "is_loaded_in_4bit", False))
     lora = wrap_model(model, description)
+    embedding = family_of(description.architecture).embedding
+    model.set_submodule(embedding, AdapterEmbedding(model.get_submodule(embedding), lora))
     rope = choose_rope_by_row(model)
     return BaseModel(model, model.config, description, lora, target, torch_dtype, quantized, rope)

@@ -143,7 +143,7 @@ class DecodeGraphs:
         """Whether a recording is large enough for these rows of one token each."""
         if not self._recordings or len(rows) > self.settings.buckets[-1]:
             return False
-        if self.buffers.max_rank(rows) > self.settings.max_ranks[-1]:
+        if self.buffers.max_rank(rows) > self.settings.max_ranks[-1] or self.buffers.have_token_rows(rows):
             return False
         fits = all(len(row.request.block_ids) <= self.buffers.max_blocks for row in rows)
         return fits and self.buffers.table.is_aligned_to(ALIGN_BYTES)

@@ -119,6 +119,11 @@ class DecodeBuffers:
         slots = {row.request.slot for row in rows}
         return max((self.table.max_ranks[slot] for slot in slots if slot is not None), default=0)
 
+    def have_token_rows(self, rows: Sequence[ScheduledRow]) -> bool:
+        """Whether an adapter of the step has its own embedding or head: no recorded launch reads those."""
+        slots = (row.request.slot for row in rows)
+        return any(self.table.token_rows[slot] for slot in slots if slot is not None)
+
     def touched_modules(self, rows: Sequence[ScheduledRow]) -> NDArray[np.bool_]:
         """For each row of the adapter table, whether an adapter of the step touches that module."""
         slots = {row.request.slot for row in rows}

@@ -17,6 +17,7 @@ from functools import cached_property
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from adapters_store.base.description import BaseDescription
 from adapters_store.base.families import HEAD
@@ -24,6 +25,7 @@ from adapters_store.base.files import DTYPES
 from lora_kernels.elementwise.launcher import silu_mul
 from lora_kernels.lora.batch import LoraBatch, LoraGroup
 from lora_kernels.lora.launcher import add_lora_delta, group_linear
+from lora_kernels.lora.token_rows import own_head_rows
 from lora_kernels.nf4.launcher import nf4_linear, on_nf4_kernel
 from lora_kernels.nf4.weight import Nf4Weight, nf4_weights
 from lora_kernels.self_test import check_before_use
@@ -51,7 +53,7 @@ class LinearGroup:
         self.is_head = is_head
         self.input: torch.Tensor | None = None
         self.outputs: tuple[torch.Tensor, ...] = ()
-        self.quantized = [] if all(type(linear) is nn.Linear for linear in linears) else list(linears)
+        self.quantized = [] if all(type(linear) in (nn.Linear, Conv1D) for linear in linears) else list(linears)
         if not self.quantized:
             self.weight, self.bias = _fused(linears)
 
@@ -79,8 +81,12 @@ class LinearGroup:
     def _compute(self, x_TH: torch.Tensor) -> torch.Tensor:
         batch = self.state.head if self.is_head else self.state.layers
         if not self.quantized:
-            return group_linear(x_TH.contiguous(), self.weight, self.bias, batch, self.group)
-        return add_lora_delta(self._quantized_base(x_TH), x_TH, batch, self.group)
+            y_TO = group_linear(x_TH.contiguous(), self.weight, self.bias, batch, self.group)
+        else:
+            y_TO = add_lora_delta(self._quantized_base(x_TH), x_TH, batch, self.group)
+        if self.is_head and batch is not None and batch.token_segments:
+            own_head_rows(y_TO, x_TH, batch.token_segments, batch.table.arena)
+        return y_TO
 
     @cached_property
     def _nf4_weights(self) -> list[Nf4Weight]:
@@ -96,12 +102,18 @@ class LinearGroup:
 
 def _fused(linears: Sequence[nn.Module]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The members' weights, stacked. A group of one keeps its own tensor (the head may be tied)."""
-    weights = [linear.get_parameter("weight").detach() for linear in linears]
+    weights = [_weight(linear) for linear in linears]
     biases = [bias.detach() for linear in linears if isinstance(bias := linear.bias, torch.Tensor)]
     assert len(biases) in (0, len(linears)), "a group's layers all have a bias or none has"
     if len(linears) == 1:
         return weights[0], biases[0] if biases else None
     return torch.cat(weights), torch.cat(biases) if biases else None
+
+
+def _weight(linear: nn.Module) -> torch.Tensor:
+    """[out_features, in_features]"""
+    weight = linear.get_parameter("weight").detach()
+    return weight.T.contiguous() if isinstance(linear, Conv1D) else weight
 
 
 class GroupMember(nn.Module):
@@ -162,8 +174,8 @@ def _replace_swiglus(model: nn.Module) -> None:
         children = dict(module.named_children())
         if set(children) == {"gate_proj", "up_proj", "down_proj", "act_fn"} and _is_silu(children["act_fn"]):
             gate, down = children["gate_proj"], children["down_proj"]
-            assert isinstance(gate, GroupMember), f"{path}.gate_proj is in no group"
-            assert isinstance(down, GroupMember), f"{path}.down_proj is in no group"
+            if not isinstance(gate, GroupMember) or not isinstance(down, GroupMember):
+                continue  # one of the few dense layers among layers of experts
             model.set_submodule(path, FusedSwiGLU(gate.group, down.group))
 
 

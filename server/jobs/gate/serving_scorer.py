@@ -177,11 +177,9 @@ def _resident(base: BaseModel, adapters: Sequence[PackedAdapter]) -> LoraTable:
     sizes = [-(-adapter.buffer.numel() // _ALIGN_ELEMENTS) * _ALIGN_ELEMENTS for adapter in adapters]
     arena = torch.zeros(sum(sizes), dtype=base.dtype, device=base.device)
     table = LoraTable(arena, len(base.description.modules), max(len(adapters), 1))
-    rows = base.description.module_index
     offset = 0
     for slot, (adapter, size) in enumerate(zip(adapters, sizes, strict=True)):
-        places = [(rows[part.name], part.a_offset, part.b_offset, part.rank, part.scale) for part in adapter.modules]
-        table.set_slot(slot, offset, places)
+        table.set_slot(slot, offset, *adapter.places(base.description.module_index))
         arena[offset : offset + adapter.buffer.numel()] = adapter.buffer.to(base.device)
         offset += size
     return table

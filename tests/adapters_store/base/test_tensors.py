@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from adapters_store.base.description import BaseDescription
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.files import describe_base
+from adapters_store.base.token_weights import token_weight_sha256
 from adapters_store.base.weights import load_causal
 from support.models.models import FAMILY_NAMES, save_base
 
@@ -85,8 +87,24 @@ def test_a_base_in_nf4_is_looked_at_as_closely(
 def test_token_weights_are_hashed_in_every_type_that_keeps_what_is_served(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", "llama")
     head = load_file(base / "model.safetensors")["lm_head.weight"]
-    in_bf16, in_f32 = (describe_base(base, dtype=dtype).token_weights for dtype in ("bfloat16", "float32"))
+    in_bf16, in_f32 = (describe_base(base, dtype=dtype) for dtype in ("bfloat16", "float32"))
     for name, cast in {"BF16": head.bfloat16(), "F32": head}.items():
-        assert in_bf16["lm_head"][name] == hashlib.sha256(cast.view(torch.uint8).numpy().tobytes()).hexdigest()
-    assert set(in_f32["lm_head"]) == {"F32"}
-    assert set(in_bf16) == {"lm_head", "model.embed_tokens"}
+        expected = hashlib.sha256(cast.view(torch.uint8).numpy().tobytes()).hexdigest()
+        assert token_weight_sha256(in_bf16, "lm_head", name) == expected
+    assert token_weight_sha256(in_f32, "lm_head", "F32") == expected
+    assert token_weight_sha256(in_f32, "lm_head", "BF16") is None
+
+
+def test_a_token_weight_is_hashed_for_the_first_that_asks_while_the_base_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    described = BaseDescription.from_json(describe_base(save_base(tmp_path / "base", "qwen2")).to_json())
+    known = tmp_path / "cache" / "multilora" / "base-digests.json"
+    assert "token-weight" not in known.read_text()
+    tied = token_weight_sha256(described, "lm_head", "F32")
+    assert tied is not None
+    assert tied == token_weight_sha256(described, "model.embed_tokens", "F32")
+    assert known.read_text().count("token-weight") == 2
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    assert token_weight_sha256(described, "lm_head", "F32") is None

@@ -14,6 +14,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     Glm4Config,
+    GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
@@ -24,8 +25,10 @@ from transformers import (
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     Starcoder2Config,
 )
+from transformers.pytorch_utils import Conv1D
 
 from adapters_store.base.nf4 import keep_nf4_weights_plain
 
@@ -86,6 +89,20 @@ MORE_FAMILY_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "glm4": lambda: Glm4Config(**TWO_LAYERS, attention_bias=True, rope_parameters=dict(HALF_ROPE)),
     "starcoder2": lambda: Starcoder2Config(**TWO_LAYERS, sliding_window=24),
     "phi": lambda: PhiConfig(**TWO_LAYERS, rope_parameters=dict(HALF_ROPE), qk_layernorm=True),
+    "qwen3-moe": lambda: Qwen3MoeConfig(
+        **TWO_LAYERS, num_experts=8, num_experts_per_tok=4, moe_intermediate_size=32, norm_topk_prob=True
+    ),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCAB,
+        n_positions=1024,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        scale_attn_by_inverse_layer_idx=True,
+    ),
     "gpt-neox": lambda: GPTNeoXConfig(**ALL_HEADS, rope_parameters=dict(HALF_ROPE)),
     "gpt-neox-serial": lambda: GPTNeoXConfig(
         **ALL_HEADS, rope_parameters=dict(HALF_ROPE), use_parallel_residual=False, attention_bias=False
@@ -118,7 +135,7 @@ def linear_names(model: torch.nn.Module) -> list[str]:
     names = {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and "layers." in name
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and ("layers." in name or ".h." in name)
     }
     return sorted(names)
 

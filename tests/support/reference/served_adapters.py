@@ -27,6 +27,7 @@ SERVED = {
     "layers_pattern": "plain names; a regular expression is `regex_pattern`",
     "init_lora_weights": "true, false, `gaussian`, `eva`, `orthogonal`, `mica`; else `base_altering_init`",
     "alora_invocation_tokens": '1 to 256 token ids: an activated LoRA, with `"CAUSAL_LM"`; else `bad_field`',
+    "modules_to_save": "the embedding and the head, of the base's size; else `unsupported_modules_to_save`",
     "multilora_base_digest": "the base that the adapter is for; another one is `wrong_base`",
     "multilora_chat_template": "its own chat template ([tools.md](tools.md))",
     "multilora_tool_dialect": "its own tool dialect ([tools.md](tools.md))",
@@ -37,7 +38,7 @@ def families() -> str:
     """One row for each served architecture."""
     rows = []
     for family in FAMILIES.values():
-        names = [path.rpartition(".")[2] for group in family.layer_groups for path in group]
+        names = dict.fromkeys(path.rpartition(".")[2] for group in family.layer_groups for path in group)
         rows.append((f"`{family.architecture}`", ", ".join(f"`{name}`" for name in (*names, HEAD))))
     return table(("architecture", "layers that an adapter may target"), rows)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from adapters_store.base.files import base_digest, describe_base
+from adapters_store.base.digests import base_digest
+from adapters_store.base.files import describe_base
 
 Command = Callable[..., Any]
 

@@ -79,6 +79,7 @@ SHAPES: dict[str, Shape] = {
         ),
     ),
     "Axolotl": Shape({"target_modules": ALL}, _with(fan_in_fan_out=None)),
+    "fan_in_fan_out, which PEFT turns off on a linear layer": Shape({"target_modules": QV}, _with(fan_in_fan_out=True)),
     "Together": Shape({"target_modules": "all-linear"}, _with(exclude_modules=[])),
     "a name twice": Shape({"target_modules": QV}, _with(target_modules=["q_proj", "v_proj", "q_proj"])),
     "whole paths": Shape({"target_modules": ["model.layers.1.mlp.up_proj", "model.layers.2.self_attn.q_proj"]}),
@@ -127,6 +128,9 @@ SHAPES: dict[str, Shape] = {
     ),
     "the same on a tied head": Shape(
         {"target_modules": ["q_proj", "lm_head"]}, family="gemma", kwargs={"save_embedding_layers": True}
+    ),
+    "LoRA on the embedding, and the base's weights beside it": Shape(
+        {"target_modules": ["q_proj", "embed_tokens"]}, kwargs={"save_embedding_layers": True}
     ),
     "no head, and the base's weights": Shape({"target_modules": QV}, kwargs={"save_embedding_layers": True}),
     "gaussian": Shape({"target_modules": [*QV, "W_pack"], "init_lora_weights": "gaussian"}),
@@ -255,8 +259,3 @@ def test_the_advice_on_a_whole_weight_fits_the_case(llama: BaseModel, bases: dic
     message = refusal(llama, tmp_path / "grown").message
     assert f"[{VOCAB + 8}, 64] and the base's is [{VOCAB}, 64]" in message
     assert "save_embedding_layers" not in message  # which would drop the trained rows
-
-    embedding = Shape({"target_modules": ["q_proj", "embed_tokens"]}, kwargs={"save_embedding_layers": True})
-    both = refusal(llama, make(embedding, bases["llama"], tmp_path / "embedding"))
-    assert both.code in ("unsupported_full_weight", "unsupported_embedding_lora")
-    assert "save_embedding_layers" not in both.message

@@ -1,4 +1,5 @@
-"""A GGUF file as a base: converted once into a folder of the user's cache, found there again by the file's digest.
+"""A GGUF file, a folder of 8-bit floats, or the text side of a model of text and pictures as a base: converted once
+into a folder of the user's cache, found there again by the digest of what was converted.
 
 A folder appears under its name only when it is whole, whatever ends the conversion; its weights are compared with their
 digests before it is used again.
@@ -17,21 +18,38 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from adapters_store.base.digests import file_digests
-from adapters_store.base.families import UnsupportedBase
-from adapters_store.base.gguf.header import Header, read_header
-from adapters_store.base.gguf.llama import config_of, names_of, refuse_other_kinds
+from adapters_store.base.converted.header import Header, read_header
+from adapters_store.base.converted.llama import config_of, names_of, refuse_other_kinds
+from adapters_store.base.digests import base_digest, file_digests
+from adapters_store.base.families import TEXT_SIDES, UnsupportedBase
+from adapters_store.base.folder import CONFIG, read_json
 from lora_kernels.native.build import cache_dir
 
 SUFFIX = ".gguf"
 EXTRA = "gguf"
+_FP8_METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
 _FORM = 1  # counts changes of what a conversion writes
 _RECORD = "converted.json"
 _UNFINISHED = ".converting-"
 _SPARE_BYTES = 64 << 20  # for the tokenizer and the shards' headers
 _ODD = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class Convertible(Protocol):
+    """What a base is converted from. stored: how its values are stored. does: what the conversion does, for a line."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def stored(self) -> str: ...
+    @property
+    def does(self) -> str: ...
+    @property
+    def plain_bytes(self) -> int: ...
+    def refuse(self, reason: str) -> UnsupportedBase: ...
+    def write(self, folder: Path) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +67,27 @@ class GgufBase:
         return values.most_common(1)[0][0]
 
     @property
+    def does(self) -> str:
+        return f"{self.stored} weights, dequantised to bfloat16"
+
+    @property
+    def path(self) -> Path:
+        return self.header.path
+
+    @property
     def plain_bytes(self) -> int:
         """Of its weights in bfloat16."""
         return sum(tensor.plain_bytes for tensor in self.header.tensors)
+
+    def refuse(self, reason: str) -> UnsupportedBase:
+        """The error to raise."""
+        return self.header.refuse(reason)
+
+    def write(self, folder: Path) -> None:
+        """The same base, plain, in `folder`. Raises UnsupportedBase, OSError."""
+        from adapters_store.base.converted.convert import write_folder
+
+        write_folder(self.header, self.config, folder)
 
 
 def is_gguf(path: Path) -> bool:
@@ -68,30 +104,74 @@ def opened_gguf(path: Path) -> GgufBase:
     return GgufBase(header, config)
 
 
+def is_fp8(path: Path) -> bool:
+    """Whether this is a folder whose config says that weights are 8-bit floats."""
+    stored = _config_in(path).get("quantization_config")
+    return isinstance(stored, dict) and stored.get("quant_method") in _FP8_METHODS
+
+
+def has_text_side(path: Path) -> bool:
+    """Whether this is a folder of a model of text and pictures whose text side is served."""
+    architectures = _config_in(path).get("architectures")
+    return isinstance(architectures, list) and len(architectures) == 1 and architectures[0] in TEXT_SIDES
+
+
+def _config_in(folder: Path) -> dict[str, Any]:
+    """Empty where there is none that can be read: `describe_base` says why."""
+    if not (folder / CONFIG).is_file():
+        return {}
+    try:
+        return read_json(folder / CONFIG)
+    except (UnsupportedBase, OSError):
+        return {}
+
+
+def is_converted(path: Path) -> bool:
+    """Whether `folder_of` makes a folder of this."""
+    return is_gguf(path) or is_fp8(path) or has_text_side(path)
+
+
 def folder_of(path: Path, say: Callable[[str], None] = lambda _: None) -> Path:
-    """The folder with this file's weights in bfloat16, made now if there is none. Another path is returned as it is.
+    """The folder of what `is_converted`, as a plain base, made now if there is none. Another path is returned as it is.
 
     say: hears what a conversion does. Raises UnsupportedBase, OSError.
     """
-    if not is_gguf(path):
+    if not is_converted(path):
         return path
-    target = _bases() / f"{_ODD.sub('-', path.stem)[:80]}-{file_digests([path])[0][:16]}-{_FORM}"
+    name, digest = _identity(path)
+    target = _bases() / f"{_ODD.sub('-', name)[:80]}-{digest[:16]}-{_FORM}"
     if _is_whole(target):
         return target
-    base = opened_gguf(path)
-    _need_package()
+    base = _opened(path)
     with _alone(target.parent):
         if not _is_whole(target):
-            say(f"{path}: {base.stored} weights, dequantised to bfloat16 in {target}")
+            say(f"{path}: {base.does} in {target}")
             _convert(base, target)
     return target
+
+
+def _identity(path: Path) -> tuple[str, str]:
+    """A name for the folder, and the digest of what is converted."""
+    if is_gguf(path):
+        return path.stem, file_digests([path])[0]
+    return path.resolve().name, base_digest(path).removeprefix("sha256:")
+
+
+def _opened(path: Path) -> Convertible:
+    if is_gguf(path):
+        _need_package()
+        return opened_gguf(path)
+    from adapters_store.base.converted.fp8 import Fp8Base
+    from adapters_store.base.converted.text_side import TextSide
+
+    return TextSide(path) if has_text_side(path) else Fp8Base(path)
 
 
 def _bases() -> Path:
     return cache_dir() / "bases"
 
 
-def _convert(base: GgufBase, target: Path) -> None:
+def _convert(base: Convertible, target: Path) -> None:
     _need_room(base, target.parent)
     scratch = target.with_name(f"{_UNFINISHED}{target.name}")
     scratch.mkdir()
@@ -104,19 +184,18 @@ def _convert(base: GgufBase, target: Path) -> None:
     scratch.replace(target)
 
 
-def _write(base: GgufBase, scratch: Path) -> None:
+def _write(base: Convertible, scratch: Path) -> None:
     from adapters_store.base.files import describe_base
-    from adapters_store.base.gguf.convert import write_folder
     from adapters_store.base.tokenizer import load_tokenizer
 
-    write_folder(base.header, base.config, scratch)
+    base.write(scratch)
     try:
         describe_base(scratch)
         load_tokenizer(scratch)
     except UnsupportedBase as error:
-        raise UnsupportedBase(error.message.replace(str(scratch), str(base.header.path))) from error
+        raise UnsupportedBase(error.message.replace(str(scratch), str(base.path))) from error
     files = sorted(scratch.glob("*.safetensors"))
-    record = {"source": base.header.path.name, "stored": base.stored}
+    record = {"source": base.path.name, "stored": base.stored}
     digests = dict(zip((file.name for file in files), file_digests(files), strict=True))
     (scratch / _RECORD).write_text(json.dumps({**record, "digests": digests}))
 
@@ -145,8 +224,8 @@ def _need_package() -> None:
         raise UnsupportedBase(f"a GGUF file needs the package gguf to be read: pip install 'multilora[{EXTRA}]'")
 
 
-def _need_room(base: GgufBase, bases: Path) -> None:
+def _need_room(base: Convertible, bases: Path) -> None:
     needed, free = base.plain_bytes + _SPARE_BYTES, shutil.disk_usage(bases).free
     if free < needed:
         reason = f"its weights take {needed >> 20} MiB in bfloat16, {bases} has {free >> 20} MiB left"
-        raise base.header.refuse(f"{reason}; free some, or set XDG_CACHE_HOME to a larger disk")
+        raise base.refuse(f"{reason}; free some, or set XDG_CACHE_HOME to a larger disk")

@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from tokenizers import normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from adapters_store.base.folder import CONFIG, INDEX, WEIGHTS, reading
-from adapters_store.base.gguf.header import Header, TensorInfo
-from adapters_store.base.gguf.llama import names_of
+from adapters_store.base.converted.header import Header, TensorInfo
+from adapters_store.base.converted.llama import names_of
+from adapters_store.base.converted.shards import write_shards
+from adapters_store.base.folder import CONFIG, reading
 from adapters_store.parsing.strict_json import shown
 
-SHARD_BYTES = 2 << 30
 _ROWS_AT_ONCE = 4096
 _SENTENCEPIECE, _BYTE_LEVEL = "llama", "gpt2"  # tokenizer.ggml.model
 _BLANK = "\N{LOWER ONE EIGHTH BLOCK}"  # a space, in a SentencePiece vocabulary
@@ -45,31 +44,9 @@ def write_folder(header: Header, config: dict[str, Any], folder: Path) -> None:
 
 
 def _write_weights(header: Header, config: dict[str, Any], names: dict[str, str], folder: Path) -> None:
-    shards = list(_shards(header.tensors))
-    files = [WEIGHTS] if len(shards) == 1 else [_shard_name(index, len(shards)) for index in range(len(shards))]
-    for file, shard in zip(files, shards, strict=True):
-        weights = {names[tensor.name]: _weight(header, tensor, config) for tensor in shard}
-        save_file(weights, folder / file, metadata={"format": "pt"})
-    if len(shards) > 1:
-        owner = {names[tensor.name]: file for file, shard in zip(files, shards, strict=True) for tensor in shard}
-        total = sum(tensor.plain_bytes for tensor in header.tensors)
-        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": owner}))
-
-
-def _shard_name(index: int, count: int) -> str:
-    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
-
-
-def _shards(tensors: tuple[TensorInfo, ...]) -> Iterator[list[TensorInfo]]:
-    shard: list[TensorInfo] = []
-    filled = 0
-    for tensor in tensors:
-        if shard and filled + tensor.plain_bytes > SHARD_BYTES:
-            yield shard
-            shard, filled = [], 0
-        shard.append(tensor)
-        filled += tensor.plain_bytes
-    yield shard
+    tensors = {names[tensor.name]: tensor for tensor in header.tensors}
+    sizes = {name: tensor.plain_bytes for name, tensor in tensors.items()}
+    write_shards(folder, sizes, lambda name: _weight(header, tensors[name], config))
 
 
 def _weight(header: Header, tensor: TensorInfo, config: dict[str, Any]) -> torch.Tensor:

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from adapters_store.base import digests
+from adapters_store.base.converted import convert, door, shards
+from adapters_store.base.converted.door import folder_of
 from adapters_store.base.files import describe_base
-from adapters_store.base.gguf import convert, door
-from adapters_store.base.gguf.door import folder_of
 from adapters_store.base.tokenizer import load_tokenizer
 from server.demo.assets import BASE_FOLDER
 from support.models.gguf_files import BF16, Q4_1, write_gguf
@@ -67,7 +67,7 @@ def test_quantised_values_are_those_that_transformers_reads(tmp_path: Path) -> N
 
 
 def test_large_files_become_shards_that_transformers_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "SHARD_BYTES", 1 << 20)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1 << 20)
     folder = folder_of(write_gguf(BASE_FOLDER, tmp_path / "demo.gguf"))
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
     original = load_file(BASE_FOLDER / "model.safetensors")

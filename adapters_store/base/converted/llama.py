@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from adapters_store.base.gguf.header import Header
+from adapters_store.base.converted.header import Header
 from adapters_store.parsing.strict_json import shown
 
 ARCHITECTURE = "llama"

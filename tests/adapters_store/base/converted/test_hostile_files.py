@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from adapters_store.base.converted import header as headers
+from adapters_store.base.converted.door import folder_of, opened_gguf
+from adapters_store.base.converted.header import STORED, read_header
 from adapters_store.base.families import UnsupportedBase
-from adapters_store.base.gguf import header as headers
-from adapters_store.base.gguf.door import folder_of, opened_gguf
-from adapters_store.base.gguf.header import STORED, read_header
 from server.demo.assets import BASE_FOLDER
 from support.models.gguf_files import Q8_0, write_gguf
 
