@@ -1,6 +1,6 @@
-"""The kernels' inputs of a decode step whose launches are recorded once: fixed tensors, whose content changes.
+"""The kernels' inputs of a step whose launches are recorded once: fixed tensors, whose content changes.
 
-A recorded step has one tile per row, and each row is a sequence of its own. A tile of count zero returns at once.
+A recorded step has a tile for each token, all of the shape that decode rows have. A tile of count zero returns at once.
 """
 
 from __future__ import annotations
@@ -16,21 +16,35 @@ from lora_kernels.attention.query_tiles import AttentionTiles, QueryTiles
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraTable
 from lora_kernels.lora.row_tiles import RowTiles
 from lora_kernels.triton_common.available import has_triton
-from lora_kernels.triton_common.tiles import DECODE_ROWS
+from lora_kernels.triton_common.tiles import DECODE_ROWS, device_tiles
 
 
 @dataclass(eq=False)
 class CapturedPagedBatch(PagedBatch):
-    """Rows of one token each. Its host arrays have the right sizes; their content is not used."""
+    """Its host arrays have the right sizes; their content is not used."""
 
     tiles: AttentionTiles = field(kw_only=True)
+    tokens_per_tile: int = field(kw_only=True)
 
     def attention_tiles(self, group: int, decode_m: int, prefill_m: int, device: torch.device) -> AttentionTiles:
+        assert self.tokens_per_tile * group <= max(decode_m, group), "a tile has fewer rows than its tokens need"
         return self.tiles
 
 
+def decode_tokens_per_tile(device: torch.device, *, head_dim: int, group: int, num_bytes: int) -> int:
+    """Neighbouring tokens of one sequence that a tile of decode rows has room for. group: query heads per key head."""
+    tile = device_tiles(device).tiles.attention(head_dim=head_dim, group=group, num_bytes=num_bytes, decode=True)
+    return tile.block_m // group
+
+
 def captured_paged_batch(
-    slots: torch.Tensor, records: torch.Tensor, block_tables: torch.Tensor, *, block_size: int, max_context: int
+    slots: torch.Tensor,
+    records: torch.Tensor,
+    block_tables: torch.Tensor,
+    *,
+    block_size: int,
+    max_context: int,
+    tokens_per_tile: int = 1,
 ) -> CapturedPagedBatch:
     """slots [rows], records [rows, 4] and block_tables [any], int32 on the device, are read again at every step."""
     rows = len(slots)
@@ -49,6 +63,7 @@ def captured_paged_batch(
         sequences_T=np.arange(rows, dtype=np.int32),
         block_size=block_size,
         tiles=tiles,
+        tokens_per_tile=tokens_per_tile,
     )
 
 

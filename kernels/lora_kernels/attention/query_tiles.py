@@ -51,8 +51,8 @@ def attention_tiles(
     is_short = np.diff(query_starts) * group <= decode_m
     table_starts = np.arange(len(block_tables)) * block_tables.shape[1]
     assert block_tables.size < 2**31, "a record holds the start of its block table in 32 bits"
-    short = _records(query_starts, context_lens, table_starts, is_short, decode_m // group)
-    long = _records(query_starts, context_lens, table_starts, ~is_short, prefill_m // group)
+    short = query_records(query_starts, context_lens, table_starts, is_short, decode_m // group)
+    long = query_records(query_starts, context_lens, table_starts, ~is_short, prefill_m // group)
     packed = to_device(torch.from_numpy(np.concatenate([short.ravel(), long.ravel(), block_tables.ravel()])), device)
     parts = packed.split([short.size, long.size, block_tables.size])
     longest = [int(context_lens[chosen].max(initial=0)) for chosen in (is_short, ~is_short)]
@@ -63,13 +63,14 @@ def attention_tiles(
     )
 
 
-def _records(
+def query_records(
     query_starts: NDArray[np.int32],
     context_lens: NDArray[np.int32],
     table_starts: NDArray[np.int64],
     chosen: NDArray[np.bool_],
     tokens_per_tile: int,
 ) -> NDArray[np.int32]:
+    """[tiles, 4]: tiles of the chosen sequences, in their order, each of at most tokens_per_tile tokens."""
     counts = np.diff(query_starts)
     tiles = np.where(chosen, -(-counts // tokens_per_tile), 0)
     sequences = np.repeat(np.arange(len(counts)), tiles)

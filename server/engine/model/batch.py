@@ -5,6 +5,7 @@ Legend: T tokens of the step, R rows with logits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,12 +60,12 @@ class Batch:
         counts = np.fromiter((row.num_tokens for row in rows), dtype=np.int32, count=len(rows))
         query_starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
         paged = _paged_batch(rows, counts, query_starts, block_size=block_size, device=device)
-        slots_T = _token_slots(rows, counts, query_starts)
+        slots_T = token_slots(rows, counts, query_starts)
         wanted = _Wanted.of(rows, query_starts)
         lasts_T = np.repeat(_last_positions(rows), counts)
         positions, lasts = to_device(torch.from_numpy(np.stack([paged.positions_T, lasts_T])).long(), device)
         return cls(
-            input_ids_1T=to_device(torch.tensor([_input_ids(rows)]), device),
+            input_ids_1T=to_device(torch.tensor([input_ids(rows)]), device),
             position_ids_1T=positions[None],
             last_positions_1T=lasts[None],
             paged=paged,
@@ -82,8 +83,8 @@ def row_slot(request: Request) -> int:
     return NO_ADAPTER if request.slot is None else request.slot
 
 
-def _token_slots(
-    rows: list[ScheduledRow], counts: NDArray[np.int32], query_starts: NDArray[np.int32]
+def token_slots(
+    rows: Sequence[ScheduledRow], counts: NDArray[np.int32], query_starts: NDArray[np.int32]
 ) -> NDArray[np.int32]:
     """Each token's row of the adapter table. Tokens before a request's `active_from` have none."""
     slots = np.fromiter((row_slot(row.request) for row in rows), dtype=np.int32, count=len(rows))
@@ -100,7 +101,8 @@ def _last_positions(rows: list[ScheduledRow]) -> NDArray[np.int32]:
     return np.fromiter(ends, dtype=np.int32, count=len(rows)) - 1
 
 
-def _input_ids(rows: list[ScheduledRow]) -> list[int]:
+def input_ids(rows: Sequence[ScheduledRow]) -> list[int]:
+    """Of all rows, one after the other. The host must know them."""
     ids: list[int] = []
     for row in rows:
         if row.num_tokens == 1:

@@ -1,8 +1,9 @@
-"""Decode steps as CUDA graphs: recorded once per number of rows and kind of adapters, replayed for any adapters of that
-kind and any sequences.
+"""Steps as CUDA graphs: recorded once per number of tokens and kind of adapters, replayed for any adapters of that kind
+and any sequences.
 
-Decides which steps can be replayed, and by which recording. Knows no kernel: `DecodeBuffers` holds what the
-recorded launches read, `Capture` how launches are recorded.
+A recording has a row for each token: a short prompt is as many rows as it has tokens. Decides which steps can be
+replayed, and by which recording. Knows no kernel: `DecodeBuffers` holds what the recorded launches read, `Capture` how
+launches are recorded.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Replay = Callable[[], torch.Tensor]
 WARM_UPS = 1  # allocates workspaces; kernels were compiled and launched before
 # Numbers of rows: the more there are, the less an idle one weighs beside the others
 BUCKETS = (1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, 1024, 32))
+PROMPT_BUCKETS = (128, 192, 256, 320, 384, 512, 640)  # numbers of tokens, beyond those of rows
 SMALL_RANK = 16
 
 _log = logging.getLogger(__name__)
@@ -50,7 +52,9 @@ class AdapterForm:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSettings:
-    """buckets: numbers of rows that are recorded. max_ranks: the largest rank in a step; 0 is the base alone.
+    """buckets: numbers of tokens that are recorded. max_ranks: the largest rank in a step; 0 is the base alone.
+    max_prompt_keys: that the tiles of a step's prompt chunks may read of each layer; above, and at 0, a step with a
+    chunk is launched plainly.
 
     module_sets: rows of the adapter table, the fewest first. Steps whose adapters touch no others have recordings of
     their own at the smallest rank: a group of layers that no adapter touches is not launched in them.
@@ -59,6 +63,7 @@ class GraphSettings:
     buckets: tuple[int, ...]
     max_ranks: tuple[int, ...]
     module_sets: tuple[frozenset[int], ...] = ()
+    max_prompt_keys: int = 0
 
     def __post_init__(self) -> None:
         for name in ("buckets", "max_ranks"):
@@ -69,11 +74,22 @@ class GraphSettings:
             raise ValueError(f"buckets must be >= 1 and max_ranks >= 0, got {self.buckets} and {self.max_ranks}")
 
     @classmethod
-    def for_rows(cls, max_rows: int, *, max_rank: int, module_sets: tuple[frozenset[int], ...] = ()) -> GraphSettings:
-        """1, 2, 4, 8, 16, 24, ... 64, 80, ... 128, 160, ... max_rows; the base alone, rank 16 and the largest rank."""
+    def for_rows(
+        cls,
+        max_rows: int,
+        *,
+        max_rank: int,
+        module_sets: tuple[frozenset[int], ...] = (),
+        max_tokens: int = 0,
+        max_prompt_keys: int = 0,
+    ) -> GraphSettings:
+        """1, 2, 4, 8, 16, 24, ... 64, 80, ... 128, 160, ... max_rows; the base alone, rank 16 and the largest rank.
+
+        max_tokens: of steps with prompts; larger numbers are recorded up to it."""
         buckets = (*(rows for rows in BUCKETS if rows < max_rows), max_rows)
+        buckets += tuple(tokens for tokens in PROMPT_BUCKETS if max_rows < tokens <= max_tokens)
         max_ranks = tuple(sorted({0, min(SMALL_RANK, max_rank), max_rank}))
-        return cls(buckets=buckets, max_ranks=max_ranks, module_sets=module_sets)
+        return cls(buckets=buckets, max_ranks=max_ranks, module_sets=module_sets, max_prompt_keys=max_prompt_keys)
 
     @cached_property
     def forms(self) -> tuple[AdapterForm, ...]:
@@ -136,12 +152,16 @@ class DecodeGraphs:
                 return
 
     def takes(self, schedule: Schedule) -> bool:
-        """Whether every row decodes one token and samples the next, and a recording is large enough."""
-        return all(map(_is_plain_decode, schedule.rows)) and self.has_room(schedule.rows)
+        """Whether no row needs more than the next token, at least one samples it, and a recording is large enough."""
+        rows = schedule.rows
+        if not all(map(_is_plain, rows)) or not any(row.samples for row in rows):
+            return False
+        chunks = [row for row in rows if row.num_tokens > 1 or not row.samples]
+        return (not chunks or self._prompt_keys(chunks) <= self.settings.max_prompt_keys) and self.has_room(rows)
 
     def has_room(self, rows: Sequence[ScheduledRow]) -> bool:
-        """Whether a recording is large enough for these rows of one token each."""
-        if not self._recordings or len(rows) > self.settings.buckets[-1]:
+        """Whether a recording is large enough for the rows' tokens."""
+        if not self._recordings or sum(row.num_tokens for row in rows) > self.settings.buckets[-1]:
             return False
         if self.buffers.max_rank(rows) > self.settings.max_ranks[-1] or self.buffers.have_token_rows(rows):
             return False
@@ -150,11 +170,12 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def run(self, rows: Sequence[ScheduledRow], tokens: DeviceTokens | None = None) -> torch.Tensor:
-        """Logits [len(rows), vocabulary]; the next run overwrites them. tokens: see `DecodeBuffers.fill`."""
-        bucket = next(size for size in self.settings.buckets if size >= len(rows))
+        """Logits [tokens of the rows, vocabulary]; the next run overwrites them. tokens: see `DecodeBuffers.fill`."""
+        count = sum(row.num_tokens for row in rows)
+        bucket = next(size for size in self.settings.buckets if size >= count)
         form = self._form_of(rows)
         self.buffers.fill(rows, bucket, tokens)
-        return self._recordings[bucket, form].replay()[: len(rows)]
+        return self._recordings[bucket, form].replay()[:count]
 
     def forget(self, request_id: str) -> None:
         """The request is over."""
@@ -167,6 +188,11 @@ class DecodeGraphs:
         if self._logits_RW is None:  # warming up the first, which is the largest
             self._logits_RW = logits_RW.new_empty(self.settings.buckets[-1], logits_RW.shape[1])
         return self._logits_RW[: len(logits_RW)].copy_(logits_RW)
+
+    def _prompt_keys(self, chunks: Sequence[ScheduledRow]) -> int:
+        """Each tile of a chunk's tokens reads the keys of all before them."""
+        size = self.buffers.tokens_per_tile
+        return sum(-(-row.num_tokens // size) * (row.start + row.num_tokens) for row in chunks)
 
     def _form_of(self, rows: Sequence[ScheduledRow]) -> AdapterForm:
         max_rank = self.buffers.max_rank(rows)
@@ -182,10 +208,11 @@ class DecodeGraphs:
                 yield bucket, form
 
 
-def _is_plain_decode(row: ScheduledRow) -> bool:
+def _is_plain(row: ScheduledRow) -> bool:
+    """Whether at most the next token is wanted of the row."""
     params = row.request.params
-    is_prompt = params.prompt_logprobs is not None and row.start < len(row.request.prompt_ids)
-    return row.num_tokens == 1 and row.samples and params.max_tokens > 0 and not is_prompt
+    wants_prompt = params.prompt_logprobs is not None and row.start < len(row.request.prompt_ids)
+    return params.max_tokens > 0 and not wants_prompt
 
 
 class CudaCapture:

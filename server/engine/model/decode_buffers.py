@@ -1,9 +1,11 @@
-"""The inputs of a decode step in memory that never moves, so that recorded launches can read them. Knows rows, blocks
-and slots; records nothing.
+"""The inputs of a step in memory that never moves, so that recorded launches can read them. Knows tokens, blocks and
+slots; records nothing.
 
-One packed int32 array on the host is filled and copied to the device at once. Rows beyond the step's own are padding:
+One packed int32 array on the host is filled and copied to the device at once. Tokens beyond the step's own are padding:
 no key or value is stored, attention and adapters do nothing. The input tokens come from the host. If the step is
 launched before the last step's tokens are known, they come from that step's result on the device.
+
+Legend: T tokens of the step, R rows: requests, each with one token or a prompt chunk.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from lora_kernels.attention.query_tiles import RECORD as ATTENTION_RECORD
+from lora_kernels.attention.query_tiles import query_records
 from lora_kernels.captured import captured_lora_batch, captured_paged_batch, captured_scratch_elements
 from lora_kernels.lora.batch import LoraBatch, LoraTable
 from lora_kernels.lora.row_tiles import RECORD as LORA_RECORD
 from lora_kernels.lora.row_tiles import tile_records
 from lora_kernels.triton_common.tiles import DECODE_ROWS
-from server.engine.model.batch import Batch, row_slot
+from server.engine.model.batch import Batch, input_ids, token_slots
 from server.engine.schedule import ScheduledRow
 
 ALIGN_ELEMENTS = 4  # 16 bytes: kernels are compiled for sections aligned to that
@@ -46,10 +49,16 @@ class DeviceTokens(NamedTuple):
 
 
 class DecodeBuffers:
-    """max_rows rows of at most max_context tokens. Owned by one thread."""
+    """max_rows tokens, of sequences of at most max_context. Owned by one thread.
 
-    def __init__(self, table: LoraTable, *, max_rows: int, max_context: int, block_size: int) -> None:
+    tokens_per_tile: neighbouring tokens of a prompt that share a tile of attention.
+    """
+
+    def __init__(
+        self, table: LoraTable, *, max_rows: int, max_context: int, block_size: int, tokens_per_tile: int = 1
+    ) -> None:
         self.table = table
+        self.tokens_per_tile = tokens_per_tile
         self.max_rows = max_rows
         self.max_context = max_context
         self.block_size = block_size
@@ -85,26 +94,32 @@ class DecodeBuffers:
         self._copy(0)
 
     def fill(self, rows: Sequence[ScheduledRow], bucket: int, tokens: DeviceTokens | None = None) -> None:
-        """Start copying this step's rows, padded to bucket, to the device. tokens None: the host knows them."""
+        """Start copying this step's tokens, padded to bucket, to the device. tokens None: the host knows them.
+        Otherwise each row has one token."""
         self._wait_for_copy()
-        count, parts = len(rows), self._host_parts
-        starts = np.fromiter((row.start for row in rows), dtype=np.int32, count=count)
+        parts = self._host_parts
+        counts_R = np.fromiter((row.num_tokens for row in rows), np.int32, len(rows))
+        starts_R = np.fromiter((row.start for row in rows), np.int32, len(rows))
+        bounds = np.concatenate(([0], np.cumsum(counts_R))).astype(np.int32)
+        count = int(bounds[-1])
         if tokens is None:
-            parts["ids"][:count] = np.fromiter((row.request.token_at(row.start) for row in rows), np.int32, count)
+            parts["ids"][:count] = input_ids(rows)
         else:
             parts["sources"][:count] = tokens.sources
-        parts["positions"][:count] = starts
         tables = [self._table_of(row) for row in rows]
         ends = np.cumsum([len(table) for table in tables])
         table_starts = np.concatenate(([0], ends[:-1]))
         packed = parts["tables"][: int(ends[-1])]
         np.concatenate(tables, out=packed)
-        blocks = packed[table_starts + starts // self.block_size]
-        parts["slots"][:count] = blocks * self.block_size + starts % self.block_size
-        attention = parts["attention"][: count * ATTENTION_RECORD].reshape(count, ATTENTION_RECORD)
-        attention[:, 0], attention[:, 1], attention[:, 2], attention[:, 3] = table_starts, np.arange(count), 1, starts
+        positions_T = np.arange(count, dtype=np.int32) + np.repeat(starts_R - bounds[:-1], counts_R)
+        parts["positions"][:count] = positions_T
+        blocks_T = packed[np.repeat(table_starts, counts_R) + positions_T // self.block_size]
+        parts["slots"][:count] = blocks_T * self.block_size + positions_T % self.block_size
         self._pad(count, bucket)
-        self._fill_adapters(rows, bucket)
+        chosen = np.ones(len(rows), dtype=np.bool_)
+        records = query_records(bounds, starts_R + counts_R, table_starts, chosen, self.tokens_per_tile)
+        _write(parts["attention"][: bucket * ATTENTION_RECORD], records)
+        self._fill_adapters(token_slots(rows, counts_R, bounds), bucket)
         self._copy(len(packed))
         if tokens is not None:
             ids = tokens.tokens_R.index_select(0, self._device_parts["sources"][:count]).clamp_(min=0)
@@ -132,7 +147,7 @@ class DecodeBuffers:
         return touched
 
     def step(self, bucket: int, max_rank: int, modules: frozenset[int] | None = None) -> Batch:
-        """A batch of `bucket` rows over this memory. max_rank: of its adapters; 0: none. modules: the rows of the
+        """A batch of `bucket` tokens over this memory. max_rank: of its adapters; 0: none. modules: the rows of the
         table that they may touch; None: all.
 
         Launches that are recorded with it read no memory but the batch's, so it must live as long as they are replayed.
@@ -145,6 +160,7 @@ class DecodeBuffers:
             parts["tables"],
             block_size=self.block_size,
             max_context=self.max_context,
+            tokens_per_tile=self.tokens_per_tile,
         )
         records, rows = parts["lora"][: bucket * LORA_RECORD].view(bucket, LORA_RECORD), parts["rows"][:bucket]
         adapters = None
@@ -184,12 +200,10 @@ class DecodeBuffers:
             known.array = np.concatenate([known.array, added])
         return known.array
 
-    def _fill_adapters(self, rows: Sequence[ScheduledRow], bucket: int) -> None:
-        slots = np.fromiter((row_slot(row.request) for row in rows), dtype=np.int32, count=len(rows))
-        batch = LoraBatch(self.table, slots)
+    def _fill_adapters(self, slots_T: NDArray[np.int32], bucket: int) -> None:
+        batch = LoraBatch(self.table, slots_T)
         records = tile_records(batch.slots, batch.starts, np.diff(batch.starts), DECODE_ROWS)
-        self._host_parts["lora"][: bucket * LORA_RECORD] = 0
-        self._host_parts["lora"][: records.size] = records.ravel()
+        _write(self._host_parts["lora"][: bucket * LORA_RECORD], records)
         self._host_parts["rows"][: len(batch.rows)] = batch.rows
 
     def _pad(self, first: int, last: int) -> None:
@@ -212,6 +226,12 @@ class DecodeBuffers:
         step before came back. A step that is launched ahead waits for microseconds, if at all."""
         if self._copied is not None:
             self._copied.synchronize()
+
+
+def _write(part: NDArray[np.int32], records: NDArray[np.int32]) -> None:
+    """Tiles at the beginning, empty ones behind them."""
+    part[: records.size] = records.ravel()
+    part[records.size :] = 0
 
 
 def _aligned(count: int) -> int:

@@ -80,7 +80,7 @@ class Completed:
 
 
 class InFlight:
-    """A decode step whose tokens are still on the device. row_of: request id -> row.
+    """A recorded step whose tokens are still on the device. row_of: request id -> row, of those that sample.
 
     resample: called with the id of each request that is left without a token.
     """
@@ -101,7 +101,8 @@ class InFlight:
     def read(self, rows: Sequence[ScheduledRow]) -> StepOutput:
         sampled, output = self.sampling.read(), StepOutput()
         for row in rows:
-            output.add(row.request, sampled, self.row_of[row.request.id])
+            if row.request.id in self.row_of:
+                output.add(row.request, sampled, self.row_of[row.request.id])
         for request in output.undecided:
             self._resample(request.id)
         return output

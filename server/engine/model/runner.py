@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from lora_kernels.lora.batch import LoraTable
+from lora_kernels.transfer import to_device
 from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch, PromptSpan
 from server.engine.model.cuda_graphs import DecodeGraphs
@@ -44,10 +46,15 @@ class ModelRunner:
 
     @torch.inference_mode()
     def launch(self, schedule: Schedule) -> PendingForward:
-        """One packed forward, then one token for every row that samples. Does not wait for a recorded decode step."""
+        """One packed forward, then one token for every row that samples. Does not wait for a recorded step."""
         if self.graphs is None or not self.graphs.takes(schedule):
             return Completed(self.run(schedule))
-        return self._sample(self.graphs.run(schedule.rows), schedule.rows)
+        logits_TW, sampled = self.graphs.run(schedule.rows), [row for row in schedule.rows if row.samples]
+        if len(sampled) == len(logits_TW):
+            return self._sample(logits_TW, sampled)
+        lasts = np.cumsum([row.num_tokens for row in schedule.rows]) - 1
+        wanted_R = torch.from_numpy(lasts[[row.samples for row in schedule.rows]])
+        return self._sample(logits_TW.index_select(0, to_device(wanted_R, logits_TW.device)), sampled)
 
     @torch.inference_mode()
     def launch_after(self, pending: PendingForward, schedule: Schedule) -> PendingForward | None:

@@ -15,6 +15,7 @@ import torch
 
 from adapters_store.base.description import BaseDescription
 from adapters_store.base.families import UnsupportedBase
+from lora_kernels.captured import decode_tokens_per_tile
 from lora_kernels.nf4.launcher import NF4_MAX_ROWS
 from lora_kernels.self_test import check_before_use
 from lora_kernels.triton_common.available import has_triton
@@ -32,6 +33,9 @@ MAX_RANK = 256
 ATTENTION = re.compile(r"\.(self_attn|attention)\.")
 GPU_STEP, LARGE_GPU_STEP = StepSize(2048, 64), StepSize(8192, 256)
 LARGE_GPU_BYTES = 64 << 30
+# Of steps with prompt chunks: the device computes more tokens in no less time than the host launches them in
+RECORDED_TOKENS, LARGE_GPU_RECORDED_TOKENS = 256, 640
+MAX_PROMPT_KEYS = 1 << 17  # an H200 reads them in about 5 ms from L2, by count; a plain step costs the host 18 and more
 MAX_STEP_TOKENS = 65_535  # CUDA's limit of a grid's second axis, on which kernels have rows
 
 _log = logging.getLogger(__name__)
@@ -62,8 +66,16 @@ def prepare(
         return GpuStart()
     report_progress("compiling every kernel that a step can need")
     logged = check_before_use(base.device, base.dtype)
-    limit = min(max_rows, NF4_MAX_ROWS) if base.quantized else max_rows
-    every = GraphSettings.for_rows(limit, max_rank=MAX_RANK, module_sets=attention_modules(base.description))
+    limit, most_tokens = max_rows, min(max_tokens, recorded_tokens(base.device))
+    if base.quantized:
+        limit, most_tokens = min(limit, NF4_MAX_ROWS), min(most_tokens, NF4_MAX_ROWS)
+    every = GraphSettings.for_rows(
+        limit,
+        max_rank=MAX_RANK,
+        module_sets=attention_modules(base.description),
+        max_tokens=most_tokens,
+        max_prompt_keys=MAX_PROMPT_KEYS,
+    )
     could = wants_graphs and why_no_graphs(base.config, base.device) is None
     limits = StepLimits(
         max_tokens=max_tokens, max_rows=max_rows, max_context=max_context, graphs=every if could else None
@@ -82,8 +94,7 @@ def prepare(
         )
     graphs = every if reason is None else None
     report_progress("measuring the largest step")
-    num_graphs = 0 if graphs is None else graphs.num_recordings
-    reserved = profile_run(base, num_tokens=max_tokens, num_rows=max_rows, block_size=block_size, num_graphs=num_graphs)
+    reserved = profile_run(base, num_tokens=max_tokens, num_rows=max_rows, block_size=block_size, graphs=graphs)
     for line in warnings:
         _log.warning("%s", line)
     return GpuStart(reserved=reserved, graphs=graphs, warnings=(*logged, *warnings))
@@ -94,8 +105,16 @@ def default_step(device: torch.device) -> StepSize:
     about 1,000 tokens, so smaller steps leave it idle; a larger step lets running requests wait longer."""
     if device.type != "cuda":
         return CPU_STEP
-    total = torch.cuda.get_device_properties(device).total_memory
-    return LARGE_GPU_STEP if total >= LARGE_GPU_BYTES else GPU_STEP
+    return LARGE_GPU_STEP if _is_large(device) else GPU_STEP
+
+
+def recorded_tokens(device: torch.device) -> int:
+    """Of the largest step with prompt chunks that is worth a recording."""
+    return LARGE_GPU_RECORDED_TOKENS if _is_large(device) else RECORDED_TOKENS
+
+
+def _is_large(device: torch.device) -> bool:
+    return torch.cuda.get_device_properties(device).total_memory >= LARGE_GPU_BYTES
 
 
 def check_step_size(device: torch.device, max_tokens: int) -> None:
@@ -120,6 +139,7 @@ def record_graphs(start: GpuStart, runner: ModelRunner, *, max_context: int, rep
         max_rows=start.graphs.buckets[-1],
         max_context=max_context,
         block_size=runner.cache.block_size,
+        tokens_per_tile=_tokens_per_tile(runner.base),
     )
     graphs = DecodeGraphs(buffers, runner.forward, CudaCapture(runner.base.device), start.graphs)
     before = free_device_bytes(runner.base.device)
@@ -132,3 +152,8 @@ def record_graphs(start: GpuStart, runner: ModelRunner, *, max_context: int, rep
         )
     report_progress(f"{graphs.num_recorded} CUDA graphs take {taken // MIB} MiB")
     runner.graphs = graphs
+
+
+def _tokens_per_tile(base: BaseModel) -> int:
+    group = int(base.config.num_attention_heads) // base.num_kv_heads
+    return decode_tokens_per_tile(base.device, head_dim=base.head_dim, group=group, num_bytes=base.dtype.itemsize)

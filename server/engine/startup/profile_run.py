@@ -9,6 +9,7 @@ import torch
 
 from lora_kernels.lora.batch import LoraTable
 from server.engine.model.base_model import BaseModel
+from server.engine.model.cuda_graphs import GraphSettings
 from server.engine.model.kv_tensors import KVCache
 from server.engine.model.runner import ModelRunner
 from server.engine.sampling.sampler import Sampler
@@ -20,7 +21,9 @@ GRAPH_BYTES = 2 * MIB  # one recording's launches
 GRAPHS_BYTES = 64 * MIB  # once, for the driver
 
 
-def profile_run(base: BaseModel, *, num_tokens: int, num_rows: int, block_size: int, num_graphs: int = 0) -> Reserved:
+def profile_run(
+    base: BaseModel, *, num_tokens: int, num_rows: int, block_size: int, graphs: GraphSettings | None = None
+) -> Reserved:
     """Run steps of num_tokens tokens, num_rows of which get logits: without adapters, and with each compiled rank.
 
     Measuring needs a GPU; on a CPU the steps run too and nothing is reserved.
@@ -39,12 +42,18 @@ def profile_run(base: BaseModel, *, num_tokens: int, num_rows: int, block_size: 
     num_logits = num_rows * int(base.config.vocab_size)
     del runner, cache
     torch.cuda.empty_cache()
-    graphs = graph_bytes(
-        num_graphs=num_graphs,
-        forward_bytes=forward_bytes * num_rows // num_tokens,
-        logits_bytes=num_logits * base.dtype.itemsize,
+    step_bytes = forward_bytes + num_logits * SAMPLING_BYTES_PER_LOGIT
+    if graphs is None:
+        return Reserved(step_bytes)
+    recorded = graphs.buckets[-1]
+    return Reserved(
+        step_bytes,
+        graph_bytes(
+            num_graphs=graphs.num_recordings,
+            forward_bytes=forward_bytes * recorded // num_tokens,
+            logits_bytes=recorded * int(base.config.vocab_size) * base.dtype.itemsize,
+        ),
     )
-    return Reserved(forward_bytes + num_logits * SAMPLING_BYTES_PER_LOGIT, graphs)
 
 
 def graph_bytes(*, num_graphs: int, forward_bytes: int, logits_bytes: int) -> int:

@@ -83,7 +83,13 @@ class Driven:
 
 @contextmanager
 def driven(
-    base: Path, adapters: dict[str, Path], data_dir: Path, *, overlaps: bool = True, **settings: Any
+    base: Path,
+    adapters: dict[str, Path],
+    data_dir: Path,
+    *,
+    overlaps: bool = True,
+    max_tokens: int = 256,
+    **settings: Any,
 ) -> Iterator[Driven]:
     wishes = MemoryBudget(kv_cache=4 << 20, adapter_pool=4 << 20, host_cache=64 << 20)
     settings = {"dtype": "float32", "block_size": 8, "memory": wishes, **settings}
@@ -95,7 +101,7 @@ def driven(
             digests = {kind: publish(store, parts, kind, folder).digest for kind, folder in adapters.items()}
             world = Driven(parts, digests, FakeClock())
             parts.engine.scheduler._clock = world.clock
-            record_steps(world.runner, max_rows=16, max_context=MAX_CONTEXT)
+            record_steps(world.runner, max_rows=16, max_context=MAX_CONTEXT, max_tokens=max_tokens)
             world.runner.overlaps = overlaps
             yield world
         finally:

@@ -16,20 +16,24 @@ from server.engine.model.runner import ModelRunner
 from support.kernels.eager_capture import EagerCapture
 
 
-def record_steps(runner: ModelRunner, *, max_rows: int, max_context: int) -> EagerCapture:
-    """Give the runner recordings, and so the engine forwards that it may launch ahead. Returns what counts replays."""
+def record_steps(runner: ModelRunner, *, max_rows: int, max_context: int, max_tokens: int = 0) -> EagerCapture:
+    """Give the runner recordings, and so the engine forwards that it may launch ahead. Returns what counts replays.
+
+    max_tokens: of steps with prompt chunks that are recorded too."""
+    prompts = {"max_tokens": max_tokens, "max_prompt_keys": max_tokens * max_context}
+    settings = GraphSettings.for_rows(max_rows, max_rank=256, **prompts)
     buffers = DecodeBuffers(
-        runner.table, max_rows=max_rows, max_context=max_context, block_size=runner.cache.block_size
+        runner.table, max_rows=settings.buckets[-1], max_context=max_context, block_size=runner.cache.block_size
     )
     capture = EagerCapture()
-    graphs = DecodeGraphs(buffers, _CpuForward(runner), capture, GraphSettings.for_rows(max_rows, max_rank=256))
+    graphs = DecodeGraphs(buffers, _CpuForward(runner), capture, settings)
     graphs.record_all()
     runner.graphs = graphs
     return capture
 
 
 class _CpuForward:
-    """The model's forward over the live rows of a recorded batch; padding rows get zeros."""
+    """The model's forward over the live tokens of a recorded batch, each a row of its own; padding gets zeros."""
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner

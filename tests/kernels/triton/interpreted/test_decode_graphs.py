@@ -43,21 +43,30 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> PackedForward:
     return PackedForward(load_base(base, dtype="float32"), list(adapters.values()), num_sequences=8)
 
 
-def graphs_over(world: PackedForward, settings: GraphSettings) -> DecodeGraphs:
+def graphs_over(world: PackedForward, settings: GraphSettings, *, tokens_per_tile: int = 1) -> DecodeGraphs:
     runner = ModelRunner(world.base, world.cache, world.table, sampler=None)  # type: ignore[arg-type]
-    buffers = DecodeBuffers(world.table, max_rows=settings.buckets[-1], max_context=MAX_CONTEXT, block_size=BLOCK_SIZE)
+    buffers = DecodeBuffers(
+        world.table,
+        max_rows=settings.buckets[-1],
+        max_context=MAX_CONTEXT,
+        block_size=BLOCK_SIZE,
+        tokens_per_tile=tokens_per_tile,
+    )
     graphs = DecodeGraphs(buffers, runner.forward, EagerCapture(), settings)
     graphs.record_all()
     return graphs
 
 
+def unread(world: PackedForward, index: int, length: int, slot: int | None) -> Request:
+    generator = torch.Generator().manual_seed(index)
+    return world.request(index, torch.randint(3, VOCAB, (length,), generator=generator).tolist(), slot)
+
+
 def prefilled(world: PackedForward, index: int, slot: int | None) -> Request:
     """All but the last token of a random prompt is in the cache."""
-    generator = torch.Generator().manual_seed(index)
-    tokens = torch.randint(3, VOCAB, (CONTEXTS[index],), generator=generator).tolist()
-    request = world.request(index, tokens, slot)
-    if len(tokens) > 1:
-        world.logits([request], [len(tokens) - 1])
+    request = unread(world, index, CONTEXTS[index], slot)
+    if request.num_tokens > 1:
+        world.logits([request], [request.num_tokens - 1])
     return request
 
 
@@ -74,6 +83,24 @@ def test_logits_of_a_recorded_step_equal_those_of_a_plain_one(
             row.request.num_computed_tokens = row.start
             exact = world.logits([row.request])[0][-1]
             assert (logits - exact).abs().max() <= 2e-5
+
+
+def test_logits_of_a_recorded_step_with_prompts_equal_those_of_a_plain_one(world: PackedForward) -> None:
+    """A whole prompt, a part of one, one whose adapter becomes active inside, beside rows that decode."""
+    settings = GraphSettings(buckets=(26,), max_ranks=(16,), max_prompt_keys=10_000)
+    graphs = graphs_over(world, settings, tokens_per_tile=8)
+    decodes = [prefilled(world, index, slot) for index, slot in ((1, 5), (0, None))]
+    prompts = [unread(world, index, length, slot) for index, length, slot in ((2, 13, 4), (3, 9, 5), (4, 6, 1))]
+    prompts[2].active_from = 4
+    world.logits([prompts[1]], [3])
+    requests, counts = [*decodes, *prompts], [1, 1, 13, 4, 6]
+    rows = [
+        ScheduledRow(request, request.num_computed_tokens, count)
+        for request, count in zip(requests, counts, strict=True)
+    ]
+    got = graphs.run(rows).clone()
+    exact = torch.cat(world.logits(requests, counts))
+    assert (got - exact).abs().max() <= 2e-5
 
 
 def test_a_recording_for_few_modules_gives_the_logits_of_a_plain_step(world: PackedForward) -> None:
@@ -107,7 +134,15 @@ def test_padding_rows_write_no_key_and_no_value(world: PackedForward) -> None:
         assert layer.keys[2 * BLOCKS_PER_ROW].isfinite().all()
 
 
-def test_an_engine_with_recordings_gives_the_same_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        GraphSettings(buckets=(4,), max_ranks=(0, 16)),
+        GraphSettings(buckets=(4, 16), max_ranks=(0, 16), max_prompt_keys=1000),
+    ],
+    ids=["decodes", "and prompts"],
+)
+def test_an_engine_with_recordings_gives_the_same_tokens(tmp_path: Path, settings: GraphSettings) -> None:
     """Requests join and leave, so that the rows and adapters of a step change under one recording."""
     base = make_base(tmp_path / "base", num_hidden_layers=2)
     adapters = service_adapters(base, tmp_path / "adapters")
@@ -124,9 +159,11 @@ def test_an_engine_with_recordings_gives_the_same_tokens(tmp_path: Path) -> None
         runner = service.parts.engine._runner
         assert isinstance(runner, ModelRunner)
         block_size = runner.cache.block_size
-        buffers = DecodeBuffers(runner.table, max_rows=4, max_context=64, block_size=block_size)
+        buffers = DecodeBuffers(
+            runner.table, max_rows=settings.buckets[-1], max_context=64, block_size=block_size, tokens_per_tile=8
+        )
         capture = EagerCapture()
-        runner.graphs = DecodeGraphs(buffers, runner.forward, capture, GraphSettings(buckets=(4,), max_ranks=(0, 16)))
+        runner.graphs = DecodeGraphs(buffers, runner.forward, capture, settings)
         runner.graphs.record_all()
         asked = [
             service.ask(prompt, kind, max_tokens=length)[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,12 +47,14 @@ def schedule(*rows: ScheduledRow) -> Schedule:
 class World:
     """Graphs over a forward that writes down what it read."""
 
-    def __init__(self, ranks: list[int], settings: GraphSettings = SETTINGS) -> None:
+    def __init__(self, ranks: list[int], settings: GraphSettings = SETTINGS, *, tokens_per_tile: int = 1) -> None:
         self.seen: list[dict[str, Any]] = []
         self.recorded: list[tuple[int, int]] = []
         self.table = table_with(ranks)
         rows = settings.buckets[-1]
-        self.buffers = DecodeBuffers(self.table, max_rows=rows, max_context=MAX_CONTEXT, block_size=PAGE)
+        self.buffers = DecodeBuffers(
+            self.table, max_rows=rows, max_context=MAX_CONTEXT, block_size=PAGE, tokens_per_tile=tokens_per_tile
+        )
         self.graphs = DecodeGraphs(self.buffers, self.forward, EagerCapture(), settings)
         self.graphs.record_all()
         self.recorded, self.seen = [(each["rows"], each["max_rank"]) for each in self.seen], []
@@ -152,6 +155,54 @@ def test_a_step_launches_no_group_that_its_kind_of_adapters_leaves_out(
     assert graphs.num_recorded == NARROW.num_recordings == 5
     graphs.run([row(str(slot), [1], [slot], slot=slot) for slot in range(len(modules))])
     assert seen[-1] == launched
+
+
+MIXED = GraphSettings(buckets=(2, 8), max_ranks=(0, 16, 256), max_prompt_keys=70)
+
+
+def chunk(name: str, prompt: list[int], first: int, count: int, blocks: list[int], **params: Any) -> ScheduledRow:
+    return ScheduledRow(Request(name, "t", prompt, SamplingParams(**params), block_ids=blocks), first, count)
+
+
+def test_a_prompt_is_as_many_rows_of_a_recording_as_it_has_tokens() -> None:
+    """Two of its tokens share a tile of attention here; those before the adapter is active have none."""
+    world = World([4, 3], MIXED, tokens_per_tile=2)
+    whole = chunk("p", [31, 32, 33, 34, 35], 2, 3, [9, 6])
+    whole.request.slot, whole.request.active_from = 1, 3
+    middle = chunk("m", [1, 2, 3, 4], 1, 2, [3])
+    decode = row("a", [7, 8], [5], slot=0)
+    logits, seen = world.run(decode, whole, middle)
+    assert logits[:, 0].tolist() == [8, 33, 34, 35, 2, 3]
+    assert seen["ids"] == [8, 33, 34, 35, 2, 3, 0, 0]
+    assert seen["positions"] == [1, 2, 3, 4, 1, 2, 0, 0]
+    places = [5 * PAGE + 1, 9 * PAGE + 2, 9 * PAGE + 3, 6 * PAGE, 3 * PAGE + 1, 3 * PAGE + 2]
+    assert seen["slots"] == [*places, -1, -1]
+    assert seen["records"] == [[0, 0, 1, 1], [1, 1, 2, 2], [1, 3, 1, 4], [3, 4, 2, 1], *[[0] * 4] * 4]
+    assert seen["lora"] == [[0, 0, 1], [1, 1, 2], *[[0] * 3] * 6]
+    assert seen["lora_rows"][:3] == [0, 2, 3]
+    _, seen = world.run(decode, chunk("q", [5, 6, 7], 0, 3, [1]))
+    assert seen["records"] == [[0, 0, 1, 1], [1, 1, 2, 0], [1, 3, 1, 2], *[[0] * 4] * 5]
+    assert seen["slots"][4:] == [-1] * 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "takes"),
+    [
+        ([chunk("p", [1] * 7, 0, 7, [0, 1])], True),
+        ([chunk("p", [1] * 9, 0, 3, [0, 1, 2]), row("a", [1], [3])], True),
+        ([chunk("p", [1] * 9, 0, 3, [0, 1, 2])], False),
+        ([chunk("p", [1] * 8, 0, 8, [0, 1]), row("a", [1], [3])], False),
+        ([chunk("p", [1] * 32, 26, 6, list(range(8)))], False),
+        ([chunk("p", [1] * 4, 0, 4, [0], prompt_logprobs=1)], False),
+        ([chunk("p", [1] * 4, 0, 4, [0], max_tokens=0, pooling="mean"), row("a", [1], [3])], False),
+    ],
+    ids=["whole", "part beside a decode", "no token", "too many", "too many keys", "prompt logprobs", "pooled"],
+)
+def test_a_step_with_a_short_prompt_is_replayed_unless_more_is_wanted_of_it(
+    rows: list[ScheduledRow], takes: bool
+) -> None:
+    assert World([4], MIXED).graphs.takes(schedule(*rows)) is takes
+    assert not World([4], replace(MIXED, max_prompt_keys=0)).graphs.takes(schedule(*rows))
 
 
 def test_nothing_of_a_larger_step_is_left_in_a_smaller_one() -> None:
@@ -257,6 +308,8 @@ def test_buckets_are_dense_below_eight_and_end_with_the_most_rows() -> None:
     assert GraphSettings.for_rows(64, max_rank=256).buckets[-3:] == (48, 56, 64)
     assert GraphSettings.for_rows(256, max_rank=256).buckets[10:] == (64, 80, 96, 112, 128, 160, 192, 224, 256)
     assert GraphSettings.for_rows(5000, max_rank=256).buckets[-2:] == (992, 5000)
+    with_prompts = (GraphSettings.for_rows(rows, max_rank=256, max_tokens=400).buckets[-3:] for rows in (64, 256, 512))
+    assert list(with_prompts) == [(256, 320, 384), (256, 320, 384), (448, 480, 512)]
 
 
 @pytest.mark.parametrize("buckets", [(), (2, 1), (1, 1), (0, 1)])

@@ -12,6 +12,7 @@ from adapters_store.packed.layout import PackedAdapter
 from lora_kernels.triton_common.available import triton_switch
 from server.engine.model.adapter_copier import ArenaCopier
 from server.engine.model.base_model import load_base
+from server.engine.model.cuda_graphs import GraphSettings
 from server.engine.model.forward import PendingForward
 from server.engine.model.runner import ModelRunner
 from server.engine.request import Request, SamplingParams
@@ -182,7 +183,8 @@ def test_a_profile_run_measures_what_a_step_takes(base: Path) -> None:
     model = load_base(base, dtype="bfloat16", device="cuda")
     small, large = (profile_run(model, num_tokens=tokens, num_rows=8, block_size=16) for tokens in (64, 2048))
     assert 0 < small.step_bytes < large.step_bytes
-    assert profile_run(model, num_tokens=64, num_rows=8, block_size=16, num_graphs=4).graph_bytes > 0
+    graphs = GraphSettings(buckets=(4,), max_ranks=(0,))
+    assert profile_run(model, num_tokens=64, num_rows=8, block_size=16, graphs=graphs).graph_bytes > 0
 
 
 def test_nf4_serves_through_its_own_kernel(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:

@@ -360,7 +360,7 @@ def test_answers_in_a_churn_of_arrivals_hang_ups_preemptions_and_evictions_are_t
         }
         runner = service.parts.engine._runner
         assert isinstance(runner, ModelRunner)
-        record_steps(runner, max_rows=12, max_context=MAX_CONTEXT)
+        record_steps(runner, max_rows=12, max_context=MAX_CONTEXT, max_tokens=128)
         pending: list[tuple[tuple[str | None, int, int], bool, Answer]] = []
         num_whole = 0
         first_ones.enter_context(service.held())  # together, so that blocks are scarce on any machine
