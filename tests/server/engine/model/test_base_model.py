@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, OPTConfig, OPTForCausalLM
 
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.files import describe_base
@@ -25,8 +25,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_unsupported_architecture_is_refused_by_name(tmp_path: Path) -> None:
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64)).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedBase, match=r"GPT2LMHeadModel is not supported.*LlamaForCausalLM"):
+    sizes = {"hidden_size": 32, "ffn_dim": 32, "num_attention_heads": 2, "vocab_size": 64, "word_embed_proj_dim": 32}
+    OPTForCausalLM(OPTConfig(num_hidden_layers=1, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedBase, match=r"OPTForCausalLM is not supported.*LlamaForCausalLM"):
         load_base(tmp_path)
 
 
