@@ -204,6 +204,9 @@ def test_a_training_started_in_a_models_folder_takes_no_module_of_it(tmp_path: P
     assert all("-P" in command for command in (TRAINER, GATE))
 
 
+CONVERTING = ("converted/convert.py", "converted/text_side.py")
+
+
 def test_bases_are_opened_in_one_place_only() -> None:
     """transformers' loaders ask, and read pickles, if they are not told otherwise: only these modules call them."""
     loaders = re.compile(r"\b(?!PeftModel)\w+\.from_pretrained\(")
@@ -214,9 +217,9 @@ def test_bases_are_opened_in_one_place_only() -> None:
         for path in (ROOT / part).rglob("*.py")
         if loaders.search(path.read_text()) or ").from_pretrained(" in path.read_text()
     }
-    opening = {"files.py", "gguf/convert.py", "tensors.py", "tokenizer.py", "weights.py"}
+    opening = {"files.py", *CONVERTING, "tensors.py", "tokenizer.py", "weights.py"}
     assert found - makers_of_assets == {f"adapters_store/base/{name}" for name in opening}
-    for name in ("files.py", "gguf/convert.py", "tokenizer.py"):
+    for name in ("files.py", *CONVERTING, "tokenizer.py"):
         calls = re.findall(
             r"= (?:Auto\w+|PreTrainedTokenizerFast)\.from_pretrained\([^)]*\)",
             (ROOT / "adapters_store" / "base" / name).read_text(),
