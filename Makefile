@@ -52,7 +52,7 @@ test-fleet: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 MULTILORA_FLEET=long $(BIN)/python -m pytest -n 0 -s tests/adapters_store/fleet tests/adapters_store/remote \
 		tests/adapters_store/accounts/test_shared_meters.py \
 		tests/server/api/test_replicas.py tests/server/api/test_shared_quotas.py \
-		tests/server/cli/serve/test_first_starts.py tests/server/cli/serve/test_fleet_processes.py \
+		tests/server/cli/serve/test_first_starts.py tests/server/cli/serve/test_fleet_processes.py tests/server/cli/serve/test_cold_from_bucket.py \
 		tests/server/ray_serve tests/server/jobs/worker/test_leader.py $(ARGS)
 
 # Seven real clients, each in an environment of its own, against the demo.

@@ -139,6 +139,13 @@ def test_a_second_server_on_the_port_is_refused_before_it_loads_anything(
     assert "--port" in error["message"]
 
 
+def test_a_single_server_loads_nothing_of_a_fleet(server: Any) -> None:
+    """No library of a database server, an object store or a cluster is in its memory."""
+    loaded = Path("/proc", str(server.process.pid), "maps").read_text()
+    assert "/torch/" in loaded
+    assert [name for name in ("psycopg", "obstore", "/ray/", "grpc") if name in loaded] == []
+
+
 def test_sigterm_lets_a_stream_come_to_its_end_and_exits_0(
     serve_process: Command, wait_ready: Command, run_json: Command, base: Path, tmp_path: Path
 ) -> None:
