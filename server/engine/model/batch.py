@@ -89,9 +89,10 @@ def token_slots(
     """Each token's row of the adapter table. Tokens before a request's `active_from` have none."""
     slots = np.fromiter((row_slot(row.request) for row in rows), dtype=np.int32, count=len(rows))
     slots_T = np.repeat(slots, counts)
-    for row, first in zip(rows, query_starts, strict=False):
-        if (num_inactive := min(row.request.active_from - row.start, row.num_tokens)) > 0:
-            slots_T[first : first + num_inactive] = NO_ADAPTER
+    inactive = np.fromiter((row.request.active_from - row.start for row in rows), dtype=np.int64, count=len(rows))
+    for index in np.flatnonzero(inactive > 0):
+        first = query_starts[index]
+        slots_T[first : first + min(inactive[index], counts[index])] = NO_ADAPTER
     return slots_T
 
 

@@ -111,13 +111,17 @@ class DecodeBuffers:
         table_starts = np.concatenate(([0], ends[:-1]))
         packed = parts["tables"][: int(ends[-1])]
         np.concatenate(tables, out=packed)
-        positions_T = np.arange(count, dtype=np.int32) + np.repeat(starts_R - bounds[:-1], counts_R)
+        if count == len(rows):  # the same in fewer steps: the host does this for every decode
+            positions_T, starts_T = starts_R, table_starts
+            records = np.column_stack([table_starts, bounds[:-1], counts_R, starts_R])
+        else:
+            positions_T = np.arange(count, dtype=np.int32) + np.repeat(starts_R - bounds[:-1], counts_R)
+            starts_T, every = np.repeat(table_starts, counts_R), np.ones(len(rows), dtype=np.bool_)
+            records = query_records(bounds, starts_R + counts_R, table_starts, every, self.tokens_per_tile)
         parts["positions"][:count] = positions_T
-        blocks_T = packed[np.repeat(table_starts, counts_R) + positions_T // self.block_size]
+        blocks_T = packed[starts_T + positions_T // self.block_size]
         parts["slots"][:count] = blocks_T * self.block_size + positions_T % self.block_size
         self._pad(count, bucket)
-        chosen = np.ones(len(rows), dtype=np.bool_)
-        records = query_records(bounds, starts_R + counts_R, table_starts, chosen, self.tokens_per_tile)
         _write(parts["attention"][: bucket * ATTENTION_RECORD], records)
         self._fill_adapters(token_slots(rows, counts_R, bounds), bucket)
         self._copy(len(packed))
