@@ -16,6 +16,7 @@ from pathlib import Path
 
 from server.jobs.limits import JobLimits
 from server.jobs.store.records import Job, JobStatus
+from support.processes.fork_server import EXECUTE
 from support.servers.job_world import GATE, TRAINER, JobWorld
 
 NUM_JOBS = int(os.environ.get("MULTILORA_JOB_KILLS", "6"))
@@ -40,7 +41,8 @@ class Chaos:
             options = ["--trainer", json.dumps(TRAINER), "--gate", json.dumps(GATE), "--max-running", "2"]
             options += ["--tick-s", "0.05", "--retry-wait-s", "0.01"]
             script = Path(__file__).parents[2] / "support" / "servers" / "job_server.py"
-            self.server = subprocess.Popen([sys.executable, str(script), str(self.world.data_dir), *options])
+            command = [sys.executable, str(script), str(self.world.data_dir), *options]
+            self.server = subprocess.Popen(command, env={**os.environ, EXECUTE: "1"})  # found by their command lines
         return self.server
 
     def strike(self) -> None:

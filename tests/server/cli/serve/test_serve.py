@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 
+from support.processes.fork_server import EXECUTE
 from support.servers.waiting import wait_until
 
 Command = Callable[..., Any]
@@ -27,7 +28,8 @@ def served_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(serve_process: Command, wait_ready: Command, base: Path, served_dir: Path) -> Iterator[Any]:
-    with serve_process("--base", base, "--json", "--log-format", "json", "--data-dir", served_dir) as server:
+    options = ("--base", base, "--json", "--log-format", "json", "--data-dir", served_dir)
+    with serve_process(*options, env={EXECUTE: "1"}) as server:  # the console script itself
         wait_ready(server)
         yield server
 
@@ -200,7 +202,8 @@ def test_a_stream_that_outlives_the_drain_is_told_and_one_stopped_twice_is_cut(
 
 
 def test_sigint_while_it_loads_exits_0(serve_process: Command, base: Path, tmp_path: Path) -> None:
-    with serve_process("--base", base, "--data-dir", tmp_path) as server:
+    options = ("--base", base, "--data-dir", tmp_path)
+    with serve_process(*options, env={EXECUTE: "1"}) as server:  # a forked one has little left to load
         wait_until(lambda: server.lines)
         assert server.stop(signal.SIGINT) == 0
     assert server.lines[-1] == "stopped"
