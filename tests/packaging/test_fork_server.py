@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.processes import fork_server, probe
-from support.processes.fork_server import EXECUTE, is_program
+from support.processes.fork_server import EXECUTE, FORK, ForkServer, is_program
 
 
 def found(code: str, folder: Path, *, forked: bool, new_session: bool) -> tuple[int, dict[str, Any], str]:
@@ -31,6 +32,17 @@ def found(code: str, folder: Path, *, forked: bool, new_session: bool) -> tuple[
     seen = json.loads(done.stdout)
     seen["environment"].pop(EXECUTE, None)
     return done.returncode, seen, done.stderr.strip().rpartition("\n")[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    """Also where no other test has one."""
+    if FORK in os.environ or sys.platform != "linux":
+        yield
+        return
+    ForkServer().install()
+    yield
+    ForkServer.uninstall()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all processes are executed")

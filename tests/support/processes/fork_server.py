@@ -1,10 +1,11 @@
 """Starts the product's processes by fork from one that has imported torch and transformers: 9 s of CPU less a start.
 
-Before its first test, pytest forks a server: one thread, nothing of a test in it. Then `subprocess.Popen` of one of
-PROGRAMS asks that server. The new process is a child of the asking one, with the arguments, environment, folder, file
-descriptors, session and signals of `Popen`'s call, and it has a server of its own for the processes that it starts.
+Where FORK is in the environment pytest forks a server before its first test: one thread, nothing of a test in it. Then
+`subprocess.Popen` of one of PROGRAMS asks that server. The process is a child of the asking one, with the arguments,
+environment, folder, file descriptors, session and signals of `Popen`'s call, and it has a server of its own for the
+processes that it starts.
 All other commands, and those whose environment differs in what is read at import (AT_IMPORT), are executed.
-With EXECUTE in its environment a process has all its commands executed. Linux only.
+With EXECUTE in its environment a process is executed, and all that it starts. Linux only.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any, NoReturn
 
 from support.processes.forked import Start, become, close_all_but, settle
 
+FORK = "MULTILORA_TESTS_FORK"
 EXECUTE = "MULTILORA_TESTS_EXECUTE"
 COMMANDS = "from server.cli.main import main; main()"
 PROGRAMS = frozenset({"trainer", "server.jobs.worker.worker", "server.jobs.gate.process", "torch.distributed.run"})
@@ -71,7 +73,7 @@ class ForkServer:
         os.close(ready)
 
     def install(self) -> None:
-        """From now on `subprocess` starts the programs by it."""
+        """From now on `subprocess` starts the programs by it, until `uninstall`."""
 
         def execute_child(popen: subprocess.Popen[Any], *arguments: Any) -> None:
             asked = _signature.bind(popen, *arguments).arguments
@@ -81,6 +83,10 @@ class ForkServer:
                 _execute(popen, *arguments)
 
         subprocess.Popen._execute_child = execute_child  # type: ignore[attr-defined]
+
+    @staticmethod
+    def uninstall() -> None:
+        subprocess.Popen._execute_child = _execute  # type: ignore[attr-defined]
 
     def _takes(self, asked: Mapping[str, Any]) -> bool:
         command, environment = asked["args"], os.environ if asked["env"] is None else asked["env"]
