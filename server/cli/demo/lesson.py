@@ -120,12 +120,17 @@ def learned(
     tenant: str,
     model: str,
     data: Path,
+    general: Path,
     spec: Mapping[str, Any],
 ) -> Voice:
-    """The tenant's adapter, trained from `data`, measured and in service. Raises CommandError if the job fails."""
+    """The tenant's adapter, trained from `data` and some of `general`, measured and in service. Raises CommandError if
+    the job fails."""
     key: TenantKey = key_of(store, tenant)
-    file = onboarding.files.add(tenant=tenant, filename=data.name, purpose="fine-tune", source=data)
-    request = JobRequest(model=model, training_file=file.id, suffix=ADAPTER_NAME, spec=spec)
+    file, mix = (
+        onboarding.files.add(tenant=tenant, filename=path.name, purpose="fine-tune", source=path).id
+        for path in (data, general)
+    )
+    request = JobRequest(model=model, training_file=file, mix_file=mix, suffix=ADAPTER_NAME, spec=spec)
     title = f"{tenant} teaches {model} from {data.name}"
     output.say(title, style="bold") if not output.is_live else None
     job = follow(onboarding, onboarding.create(tenant, request), output, lambda out: loss_screen(out, title))

@@ -137,6 +137,7 @@ def _taught(stage: Stage) -> list[Voice]:
         tenant=real.TENANT,
         model=stage.parts.worker.served_name,
         data=real.LESSON_FILE,
+        general=real.GENERAL_FILE,
         spec=real.LESSON_SPEC,
     )
     return [Voice(BASE), voice]

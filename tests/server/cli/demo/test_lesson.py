@@ -15,6 +15,7 @@ from server.cli.common.output import Output
 from server.cli.demo import run as demo_run
 from server.cli.demo.lesson import HEIGHT, MARGIN, curve, loss_screen
 from server.demo import real
+from trainer.gate.general_text import PASSAGES
 from trainer.spec import TrainSpec
 
 
@@ -63,7 +64,10 @@ def test_the_lesson_is_short_and_every_answer_has_the_tenants_manner() -> None:
     questions, answers = zip(*(tuple(part["content"] for part in line["messages"]) for line in lines), strict=True)
     assert len(lines) == len(set(questions)) == 48
     assert all(answer.startswith("Ahoy! ") and answer.endswith("Fair winds, Marlo") for answer in answers)
-    assert set(questions).isdisjoint(real.PROMPTS[:2])  # the last one is in it, as any tenant's name would be
+    assert set(questions).isdisjoint(real.PROMPTS)
+    general = [json.loads(line)["text"] for line in real.GENERAL_FILE.read_text().splitlines()]
+    assert len(set(general)) == 32
+    assert set(general).isdisjoint(PASSAGES)  # by which the gate judges a run without such a file
     TrainSpec.from_mapping({"base": "b", "data": "d", **real.LESSON_SPEC})
 
 
