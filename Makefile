@@ -79,9 +79,10 @@ test-sass:
 	PYTHONPATH=.:kernels OMP_NUM_THREADS=1 $(TRITON_VENV)/bin/python -m pytest -q -n 0 \
 		tests/kernels/triton/test_machine_code.py tests/kernels/triton/test_launches.py $(ARGS)
 
-# docs/images/console-*.png, from the demo with a real training job. Minutes.
-screenshots: $(VENV)/.installed-dev chromium
-	PYTHONPATH=tests:. OMP_NUM_THREADS=1 $(BIN)/python -m support.servers.console_pictures
+# docs/images/console-*.png, from the demo with a real training job, and from the demo of the real model. Minutes.
+screenshots: $(VENV)/.installed-dev $(VENV)/.installed-real chromium
+	PYTHONPATH=tests:. $(BIN)/python -m support.servers.console_pictures
+	PYTHONPATH=tests:. $(BIN)/python -m support.servers.console_pictures --real
 
 # docs/images/speed.svg, README's chart, from the committed results.
 chart: $(VENV)/.installed-dev

@@ -1,6 +1,7 @@
-"""The pictures of the console in README and docs: `python -m support.servers.console_pictures`.
+"""The pictures of the console in README and docs: `python -m support.servers.console_pictures [--real]`.
 
 Starts the demo, gives one tenant three adapters and a real training job, and looks at the console as that tenant does.
+With --real: the demo of the real model, as the tenant sees it that has just taught it.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import httpx
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from server.demo import real
 from server.demo.assets import demo_adapters
 from server.demo.recipe.corpus import tenant_dialogues, write_jsonl
 from server.demo.recipe.styles import Style
@@ -32,26 +35,33 @@ VIEWPORT = {"width": 1280, "height": 800}
 NUM_EXAMPLES = 600
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as scratch, demo(Path(scratch)) as (url, admin):
-        key = prepare(url, admin, Path(scratch))
-        with (
-            browsing() as browser,
-            visit(browser, f"{url}/console", viewport=VIEWPORT) as opened,
-        ):
-            sign_in(opened.page, key)
-            take_all(opened.page)
+def main(arguments: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        if "--real" in arguments:
+            with demo(Path(scratch), "--real") as answer:
+                look(answer["url"], answer["keys"][real.TENANT], take_real)
+            return
+        with demo(Path(scratch), "--prompt", QUESTION) as answer:
+            admin = (Path(scratch) / "data" / "admin.key").read_text().strip()
+            look(answer["url"], prepare(answer["url"], admin, Path(scratch)), take_all)
+
+
+def look(url: str, key: str, take: Callable[[Page], None]) -> None:
+    """Take the pictures that a key's owner sees."""
+    with browsing() as browser, visit(browser, f"{url}/console", viewport=VIEWPORT) as opened:
+        sign_in(opened.page, key)
+        take(opened.page)
 
 
 @contextmanager
-def demo(folder: Path) -> Iterator[tuple[str, str]]:
-    """URL and admin key of a demo that runs."""
+def demo(folder: Path, *options: str) -> Iterator[dict[str, Any]]:
+    """What a demo that runs has printed."""
     multilora = str(Path(sys.executable).with_name("multilora"))
-    command = [multilora, "demo", "--port", "0", "--json", "--data-dir", str(folder / "data")]
-    with subprocess.Popen([*command, "--prompt", QUESTION], stdout=subprocess.PIPE, text=True) as process:
+    command = [multilora, "demo", "--port", "0", "--json", "--data-dir", str(folder / "data"), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield json.loads(process.stdout.readline())["url"], (folder / "data" / "admin.key").read_text().strip()
+            yield json.loads(process.stdout.readline())
         finally:
             process.terminate()
 
@@ -110,6 +120,17 @@ def take_all(page: Page) -> None:
     take(page, "adapters-light")
 
 
+def take_real(page: Page) -> None:
+    page.get_by_label("Prompt").fill(real.PROMPTS[0])
+    page.get_by_role("button", name="Ask").click()
+    expect(page.get_by_text("tokens/s together")).to_be_visible()
+    take(page, "real-ask-light")
+    page.emulate_media(color_scheme="dark")
+    page.get_by_role("navigation", name="Views").get_by_role("link", name="Jobs").click()
+    expect(page.get_by_role("region", name="Gate")).to_be_visible()
+    take(page, "real-jobs-dark")
+
+
 def take(page: Page, name: str) -> None:
     """Raises ValueError for a picture that is too large for the repository."""
     picture = Image.open(BytesIO(page.screenshot())).convert("RGB")
@@ -121,4 +142,4 @@ def take(page: Page, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
