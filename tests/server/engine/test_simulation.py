@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
 @pytest.mark.parametrize(("regime", "times"), [("a flood", 2), ("a thousand adapters", 10)])
 def test_the_tenant_that_sends_most_waits_longest(regime: str, times: int) -> None:
     waits: Counter[str] = Counter()
-    for seed in range(11, 15):  # the longest of a run hangs on chance
+    for seed in range(11, 13):  # the longest of a run hangs on chance
         world = World(seed=seed, settings=replace(REGIMES[regime], max_waiting=200, deadlines=0.0, check_every=50))
         for _ in range(2500):
             world.step()
