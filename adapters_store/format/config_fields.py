@@ -77,6 +77,9 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "velora_config": ("unsupported_velora", _ABSENT),
 }
 
+_MERGE = "; merge the adapter into its base with PEFT (merge_and_unload) and serve the result as a base"
+_WAYS_OUT: Mapping[str, str] = {"use_dora": _MERGE, "lora_bias": _MERGE, "trainable_token_indices": _MERGE}
+
 # Fields with one neutral value that is not empty.
 FIXED_FIELDS: Mapping[str, tuple[tuple[object, ...], str]] = {
     "peft_type": (("LORA",), "unsupported_peft_type"),
@@ -137,7 +140,8 @@ def _check_field(field: str, value: object, *, notes: bool = False) -> None:
     elif field in UNSUPPORTED_FIELDS:
         code, neutral = UNSUPPORTED_FIELDS[field]
         if not any(type(value) is type(one) and value == one for one in neutral):
-            raise AdapterRejected(code, f"{field}: is not supported, got {shown(value)}", param=field)
+            way_out = _WAYS_OUT.get(field, "")
+            raise AdapterRejected(code, f"{field}: is not supported, got {shown(value)}{way_out}", param=field)
     elif not is_empty(value) and not (notes and _is_note(field, value)):
         message = f"{shown(field)}: is unknown and may change the adapter's meaning, got {shown(value)}"
         raise AdapterRejected("unknown_field", message, param=field if field.isidentifier() else None)

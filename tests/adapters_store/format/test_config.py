@@ -137,6 +137,7 @@ def test_other_meanings_are_refused_by_code_and_field(field: str, value: object,
     error = refusal(config_bytes(**{field: value}))
     assert error.code == code
     assert error.param == field
+    assert ("merge_and_unload" in error.message) == (field in ("use_dora", "lora_bias", "trainable_token_indices"))
 
 
 @pytest.mark.parametrize(
