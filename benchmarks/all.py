@@ -26,6 +26,8 @@ NAMES = (
     "fairness",
     "structured_output",
     "activated_lora",
+    "versus_vllm",
+    "versus_llama_server",
 )
 
 

@@ -32,6 +32,8 @@ EXPECTED = {
     "fairness": (5, {"case", "ttft_p50_ms", "ttft_p95_ms", "p95_of_share", "jain", "others_answered", "refused"}),
     "structured_output": (2, {"batch", "tok_per_s", "of_free", "decode_of_free", "compile_p50_ms"}),
     "activated_lora": (3, {"case", "cached", "ttft_ms", "of_base", "ordinary_over_it"}),
+    "versus_vllm": (3, {"load", "busy", "unit", "ours", "theirs", "times_as_fast", "ours_ttft_ms", "theirs_token_ms"}),
+    "versus_llama_server": (3, {"load", "busy", "unit", "ours", "theirs", "times_as_fast", "peer", "peer_setting"}),
     "soak": (5, {"hours", "rss_mb", "anon_mb", "num_files", "kv_usage", "waiting", "quiet_ttft_p95_ms", "num_faults"}),
 }
 
@@ -111,6 +113,11 @@ def only_ordinary_lora_computes_the_conversation_again(rows: list[dict[str, str]
     assert {row["case"]: int(row["cached"]) for row in rows} == {"base": 192, "activated": 192, "ordinary": 0}
 
 
+def one_server_is_both_sides(rows: list[dict[str, str]]) -> None:
+    assert [row["unit"] for row in rows] == ["tok/s", "tok/s", "ms"]
+    assert {row["peer"] for row in rows} == {"multilora"}
+
+
 def everything_happened_and_nothing_failed(rows: list[dict[str, str]]) -> None:
     last = rows[-1]
     assert int(last["num_faults"]) == 0
@@ -125,5 +132,7 @@ CHECKS: dict[str, Callable[[list[dict[str, str]]], None]] = {
     "paging": adapters_were_paged_and_loaded,
     "server_load": every_popularity_was_answered,
     "activated_lora": only_ordinary_lora_computes_the_conversation_again,
+    "versus_vllm": one_server_is_both_sides,
+    "versus_llama_server": one_server_is_both_sides,
     "soak": everything_happened_and_nothing_failed,
 }

@@ -18,8 +18,8 @@ from adapters_store.base.converted import convert, door, shards
 from adapters_store.base.converted.door import folder_of
 from adapters_store.base.files import describe_base
 from adapters_store.base.tokenizer import load_tokenizer
+from benchmarks.peers.gguf_files import BF16, Q4_1, write_gguf
 from server.demo.assets import BASE_FOLDER
-from support.models.gguf_files import BF16, Q4_1, write_gguf
 
 TEXTS = (
     "Hello, world!",

@@ -16,8 +16,8 @@ from adapters_store.base.converted import header as headers
 from adapters_store.base.converted.door import folder_of, opened_gguf
 from adapters_store.base.converted.header import STORED, read_header
 from adapters_store.base.families import UnsupportedBase
+from benchmarks.peers.gguf_files import Q8_0, write_gguf
 from server.demo.assets import BASE_FOLDER
-from support.models.gguf_files import Q8_0, write_gguf
 
 
 def text(value: str) -> bytes:

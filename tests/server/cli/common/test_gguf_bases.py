@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.peers.gguf_files import Q8_0, write_gguf
 from server.cli.common.base_path import find_base
 from server.cli.common.output import Output
 from server.cli.serve.command import settings_from
 from server.cli.serve.settings import SERVE_SETTINGS
 from server.cli.tools.checks import Level, check_base
 from server.demo.assets import BASE_FOLDER
-from support.models.gguf_files import Q8_0, write_gguf
 from trainer.__main__ import main
 
 Command = Callable[..., Any]

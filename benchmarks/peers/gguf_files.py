@@ -1,4 +1,4 @@
-"""GGUF files of Llama models, written with llama.cpp's own package as its converter writes them."""
+"""GGUF files of Llama models and of adapters, written with llama.cpp's own package as its converters write them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType, get_tensor_name_map, quantize
-from gguf.constants import MODEL_ARCH
+from gguf.constants import MODEL_ARCH, GGUFType, Keys
 from safetensors.torch import load_file
 
 BF16, F32, Q8_0 = GGMLQuantizationType.BF16, GGMLQuantizationType.F32, GGMLQuantizationType.Q8_0
@@ -42,11 +42,33 @@ def write_gguf(
         ours = f"{names.get_name(name.removesuffix('.weight'))}.weight"
         if ours != leave_out:
             _write_tensor(writer, ours, _paired(weight.float(), ours, config), kind)
+    _finish(writer)
+    return target
+
+
+def write_adapter_gguf(adapter: Path, base: Path, target: Path) -> Path:
+    """`adapter`, a folder as PEFT saves it for the Llama in `base`, as one GGUF file in float32, as llama.cpp's
+    converter writes it."""
+    config = json.loads((base / "config.json").read_text())
+    writer = GGUFWriter(target, "llama")
+    writer.add_type(GGUFType.ADAPTER)
+    writer.add_string(Keys.Adapter.TYPE, "lora")
+    writer.add_float32(Keys.Adapter.LORA_ALPHA, json.loads((adapter / "adapter_config.json").read_text())["lora_alpha"])
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, weight in load_file(adapter / "adapter_model.safetensors").items():
+        module, _, matrix = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+        ours = f"{names.get_name(module)}.weight"
+        ordered = _paired(weight.float(), ours, config) if matrix == "lora_B" else weight.float()
+        writer.add_tensor(f"{ours}.{matrix.lower()}", np.ascontiguousarray(ordered.numpy()))
+    _finish(writer)
+    return target
+
+
+def _finish(writer: GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return target
 
 
 def _write_keys(writer: GGUFWriter, base: Path, config: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -54,6 +76,7 @@ def _write_keys(writer: GGUFWriter, base: Path, config: dict[str, Any], more: Ma
     model, control = vocabulary["model"], {token["id"] for token in vocabulary["added_tokens"]}
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    ends, template = config["eos_token_id"], base / "chat_template.jinja"
     keys: dict[str, Any] = {
         "llama.context_length": config["max_position_embeddings"],
         "llama.embedding_length": config["hidden_size"],
@@ -68,10 +91,10 @@ def _write_keys(writer: GGUFWriter, base: Path, config: dict[str, Any], more: Ma
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.bos_token_id": config["bos_token_id"],
-        "tokenizer.ggml.eos_token_id": config["eos_token_id"][0],
+        "tokenizer.ggml.eos_token_id": ends[0] if isinstance(ends, list) else ends,
         "tokenizer.ggml.padding_token_id": config["pad_token_id"],
         "tokenizer.ggml.add_bos_token": True,
-        "tokenizer.chat_template": (base / "chat_template.jinja").read_text(),
+        **({"tokenizer.chat_template": template.read_text()} if template.exists() else {}),
         **more,
     }
     for key, value in keys.items():

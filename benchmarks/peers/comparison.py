@@ -1,0 +1,206 @@
+"""Ours beside one peer, through HTTP: tries the peer's settings, keeps the best, then measures both in turn.
+
+Each round runs every load on both servers with the same prompts. Both servers run all the time; the one that is not
+asked is idle. `busy`: other programs that use a core each meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+from benchmarks.common.adapters import bench_store
+from benchmarks.common.machine import hardware
+from benchmarks.common.report import Report, Row, bars, legend_below, number, spread
+from benchmarks.common.shapes import BenchShape, shape_for
+from benchmarks.common.timing import Spread, interleaved, ratio
+from benchmarks.peers.loads import (
+    FULL_LOADS,
+    QUICK_LOADS,
+    TRIAL_LOADS,
+    Load,
+    MakeAsk,
+    Outcome,
+    busy_processes,
+    run_load,
+    warm_up,
+)
+from benchmarks.peers.servers import Ours, OursHere, Side
+from benchmarks.peers.venvs import peers_folder
+
+MakePeer = Callable[[Report, BenchShape, Sequence[Path], Path], Side]  # installs it; adapters' folders, its log
+OURS, THEIRS = "ours", "theirs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to measure. busy: other programs beside, for each part of the run. only: parts of loads' names."""
+
+    loads: Sequence[Load]
+    rounds: int
+    busy: Sequence[int]
+    try_again: bool
+
+    @property
+    def num_adapters(self) -> int:
+        return max(load.adapters for load in self.loads)
+
+
+def compare(name: str, about: str | None, make_peer: MakePeer, arguments: Sequence[str] | None) -> None:
+    """The whole benchmark `name`: one CSV, one plot and one table for each number of busy programs beside."""
+    report, plan = _options(name, about, arguments)
+    shape = shape_for(quick=report.quick)
+    store = bench_store(shape, plan.num_adapters, say=report.say)
+    folders = [store.folder(index) for index in range(plan.num_adapters)]
+    names = [version.name for version in store.versions]
+    store.close()
+    with tempfile.TemporaryDirectory(prefix="multilora-bench-") as scratch:
+        ours = (OursHere if report.quick else Ours)(shape, names, Path(scratch) / "ours.log")
+        peer = ours if report.quick else make_peer(report, shape, folders, Path(scratch) / "peer.log")
+        settings = {busy: _best_setting(report, peer, shape, busy, plan) for busy in plan.busy}
+        for busy in plan.busy:
+            with _both(ours, peer, settings[busy], quick=report.quick) as sides:
+                rows = _measure(report, sides, plan, shape, busy)
+            _show(
+                replace(report, name=name if busy == 0 else f"{name}_busy{busy}"), rows, peer.name, settings[busy], busy
+            )
+
+
+def _options(name: str, about: str | None, arguments: Sequence[str] | None) -> tuple[Report, Plan]:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--busy", type=int, nargs="+")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--only", nargs="+", default=[""])
+    parser.add_argument("--try-again", action="store_true")
+    options, rest = parser.parse_known_args(arguments)
+    own = "Also: --busy N ... (programs beside; default 0 1), --rounds N, --only TEXT ... (loads), --try-again."
+    report = Report.from_arguments(name, f"{about} {own}", rest)
+    loads = [
+        load
+        for load in (QUICK_LOADS if report.quick else FULL_LOADS)
+        if any(text in load.name for text in options.only)
+    ]
+    busy = options.busy or ([0] if report.quick else [0, 1])
+    rounds = options.rounds or (2 if report.quick else 3)
+    return report, Plan(loads=loads, rounds=rounds, busy=busy, try_again=options.try_again)
+
+
+def _best_setting(report: Report, peer: Side, shape: BenchShape, busy: int, plan: Plan) -> str:
+    """The setting with the largest product of tokens/s and prompts/s. Kept beside the peer for this machine."""
+    if len(peer.settings) == 1:
+        return peer.settings[0]
+    file, key = peers_folder() / f"{report.name}.json", f"{hardware()}, {busy} busy"
+    known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+    if plan.try_again or set(known.get(key, {})) != set(peer.settings):
+        known[key] = {setting: _trial(report, peer, setting, shape, busy) for setting in peer.settings}
+        file.write_text(json.dumps(known, indent=1))
+    report.say(f"{peer.name} with {busy} busy beside, speeds of its settings: {known[key]}")
+    return max(known[key], key=known[key].__getitem__)
+
+
+def _trial(report: Report, peer: Side, setting: str, shape: BenchShape, busy: int) -> float:
+    """Geometric mean of tokens/s and prompt tokens/s."""
+    with peer.running(setting, adapters=False) as ask:
+        warm_up(ask, shape.vocab, adapters=0)
+        with busy_processes(busy):
+            decode, prompt = (run_load(load, ask, shape.vocab, seed=9) for load in TRIAL_LOADS)
+    prompt_speed = 1e3 * TRIAL_LOADS[1].prompt / prompt.ttft_ms
+    report.say(f"tried {setting}: {decode.tokens_per_s:.0f} tok/s, prompt of 512 {prompt.ttft_ms:.0f} ms")
+    return math.sqrt(decode.tokens_per_s * prompt_speed)
+
+
+@contextmanager
+def _both(ours: Side, peer: Side, setting: str, *, quick: bool) -> Iterator[Mapping[str, MakeAsk]]:
+    """quick: one server of ours is both sides."""
+    with ExitStack() as stack:
+        mine = stack.enter_context(ours.running(ours.settings[0]))
+        yield {OURS: mine, THEIRS: mine if quick else stack.enter_context(peer.running(setting))}
+
+
+def _measure(report: Report, sides: Mapping[str, MakeAsk], plan: Plan, shape: BenchShape, busy: int) -> list[Row]:
+    report.say("warm-up")
+    for ask in sides.values():
+        warm_up(ask, shape.vocab, adapters=plan.num_adapters)
+
+    def turns(load: Load, side: str) -> Callable[[], Outcome]:
+        """The n-th turn of either side has the same prompts."""
+        seeds = count()
+
+        def run() -> Outcome:
+            with busy_processes(busy):
+                return run_load(load, sides[side], shape.vocab, seed=next(seeds))
+
+        return run
+
+    cases = {f"{load.name}, {side}": turns(load, side) for load in plan.loads for side in sides}
+    outcomes = interleaved(cases, rounds=plan.rounds, warmups=0, say=report.say, show=_short)
+    of = partial(_row, busy=busy)
+    return [of(load, outcomes[f"{load.name}, {OURS}"], outcomes[f"{load.name}, {THEIRS}"]) for load in plan.loads]
+
+
+def _short(outcome: Outcome) -> str:
+    return (
+        f"{outcome.tokens_per_s:.1f} tok/s, first token {outcome.ttft_ms:.0f} ms, then {outcome.token_ms:.1f} ms each"
+    )
+
+
+def _row(load: Load, ours: Sequence[Outcome], theirs: Sequence[Outcome], *, busy: int) -> Row:
+    """times_as_fast: our tokens/s over theirs; of prompts their time over ours."""
+    row: Row = {"load": load.name, "clients": load.clients, "adapters": load.adapters, "prompt": load.prompt}
+    row |= {"new": load.new, "busy": busy, "unit": "ms" if load.is_prompt else "tok/s"}
+    values = [[out.ttft_ms if load.is_prompt else out.tokens_per_s for out in side] for side in (ours, theirs)]
+    for side, own in zip((OURS, THEIRS), values, strict=True):
+        row |= Spread.of(own).columns(side)
+    row |= ratio(*(reversed(values) if load.is_prompt else values)).columns("times_as_fast")
+    for side, own_outcomes in ((OURS, ours), (THEIRS, theirs)):
+        for column in ("ttft_ms", "token_ms", "token_p95_ms"):
+            row |= {f"{side}_{column}": Spread.of([getattr(out, column) for out in own_outcomes]).median}
+    return row
+
+
+def _show(report: Report, rows: Sequence[Row], peer: str, setting: str, busy: int) -> None:
+    report.write_csv([row | {"peer": peer, "peer_setting": setting} for row in rows])
+    _plot(report, rows, peer)
+    headers = ["load", "unit", "multilora", peer, "times as fast", "min..max", "first token, ms", "next token, ms"]
+    title = f"multilora beside {peer} ({setting}), medians of rounds" + (
+        f", {busy} other program(s) busy" if busy else ""
+    )
+    report.print_table(title, headers, [_line(row) for row in rows])
+
+
+def _line(row: Row) -> list[str]:
+    times, digits = spread(row, "times_as_fast"), 0 if number(row[OURS]) >= 20 else 1
+    pairs = [
+        f"{number(row[f'{OURS}_{name}']):.0f} / {number(row[f'{THEIRS}_{name}']):.0f}"
+        for name in ("ttft_ms", "token_ms")
+    ]
+    measured = [f"{number(row[side]):.{digits}f}" for side in (OURS, THEIRS)]
+    return [
+        str(row["load"]),
+        str(row["unit"]),
+        *measured,
+        f"{times.median:.2f}",
+        f"{times.low:.2f}..{times.high:.2f}",
+        *pairs,
+    ]
+
+
+def _plot(report: Report, rows: Sequence[Row], peer: str) -> None:
+    times = [number(row["times_as_fast"]) for row in rows]
+    figure, (axes,) = report.figure(
+        f"multilora {min(times):.1f} to {max(times):.1f} times as fast as {peer}", width_in=9.0
+    )
+    labels = [str(row["load"]).replace(", ", "\n") for row in rows]
+    bars(axes, labels, {"times as fast as the peer (1: equal)": [spread(row, "times_as_fast") for row in rows]})
+    axes.axhline(1.0, color="#444444", linewidth=0.9, linestyle="--")
+    axes.tick_params(axis="x", labelsize=5)
+    legend_below(figure)
+    report.save_plot(figure)
