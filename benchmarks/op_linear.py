@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if native is not None and native.linear_max_rows:
             faster[dtype_name] = native
         else:
-            report.say(f"{dtype_name}: left out; without AVX512 or a C compiler only the library's GEMM is used")
+            report.say(f"{dtype_name}: left out; without AVX2, AVX512 or a C compiler only the library's GEMM is used")
     for (dtype_name, native), (name, size) in product(faster.items(), weight_shapes(shape).items()):
         dtype, (out_features, in_features) = DTYPES[dtype_name], size
         count = max(1, working_set // (dtype.itemsize * out_features * in_features))

@@ -34,8 +34,11 @@ REPOSITORY = Path(__file__).parents[2]
 class Side(Protocol):
     """A server to be measured. settings: those to try, the peer's own default first."""
 
-    name: str
-    settings: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> tuple[str, ...]: ...
 
     def running(self, setting: str, *, adapters: bool = True) -> AbstractContextManager[MakeAsk]:
         """Ready to answer inside the block. adapters: False: only the base will be asked."""

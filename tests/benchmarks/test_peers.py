@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from adapters_store.base.files import describe_base
@@ -21,7 +22,7 @@ from benchmarks.peers.gguf_files import F32, write_adapter_gguf, write_gguf
 from benchmarks.peers.loads import FULL_LOADS, MakeAsk, Outcome
 
 
-def tensors(file: Path) -> dict[str, np.ndarray]:
+def tensors(file: Path) -> dict[str, NDArray[np.float32]]:
     return {tensor.name: np.asarray(tensor.data) for tensor in GGUFReader(file).tensors}
 
 

@@ -23,7 +23,7 @@ def group_linear(
     Returns [T, O] in x's dtype.
     """
     native = _native_for(x_TH)
-    if native is None or len(x_TH) > native.linear_max_rows:
+    if native is None or not native.linear_min_rows <= len(x_TH) <= native.linear_max_rows:
         return add_lora_delta(linear(x_TH, weight_OH, bias_O), x_TH, batch, group)
     y_TO = x_TH.new_empty(len(x_TH), len(weight_OH))
     native.linear(

@@ -78,6 +78,7 @@ class NativeOps:
     """The kernels of one element type. Called with raw addresses: launchers check shapes, types and devices first.
 
     linear_max_rows, nf4_max_rows: up to this many rows they are faster than torch on this machine; 0: never.
+    linear_min_rows: from this many.
     """
 
     linear: Any
@@ -91,6 +92,7 @@ class NativeOps:
     paged_attention: Any
     linear_max_rows: int
     nf4_max_rows: int
+    linear_min_rows: int
 
 
 _P, _I = c_void_p, c_int64
@@ -120,8 +122,9 @@ def native_ops(dtype: torch.dtype) -> NativeOps | None:
         function.argtypes, function.restype = argtypes, None
         functions[name] = function
     limits = {}
-    for name in ("linear_max_rows", "nf4_max_rows"):
-        limit = getattr(library, f"ml_{name}_{suffix}")
+    names = {name: f"ml_{name}_{suffix}" for name in ("linear_max_rows", "nf4_max_rows")}
+    for name, symbol in {**names, "linear_min_rows": "ml_linear_min_rows"}.items():
+        limit = getattr(library, symbol)
         limit.restype = c_int64
         limits[name] = limit()
     return NativeOps(**functions, **limits)

@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -199,6 +199,13 @@ static inline void nf4_values_bf16(bf16 *to, const uint8_t *packed, const float 
 #endif
 }
 
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)  // elsewhere the dot product or the library is faster
+#define TILES
+#define TILE_COLUMNS 96
+#define PANEL_BYTES (320 * 1024)
+#include "tiles.h"
+#endif
+
 #define T float
 #define NAME(x) x##_f32
 #define LOAD16 load_f32
@@ -210,6 +217,9 @@ static inline void nf4_values_bf16(bf16 *to, const uint8_t *packed, const float 
 #define DOT_VEC v16
 #define DOT_LOAD load_f32
 #define DOT(acc, a, b) ((acc) + (a) * (b))
+#if defined(TILES)
+#include "tiled_linear.h"
+#endif
 #include "ops.h"
 #undef T
 #undef NAME
@@ -241,13 +251,19 @@ static inline void nf4_values_bf16(bf16 *to, const uint8_t *packed, const float 
 #define DOT_LOAD load_bf16
 #define DOT(acc, a, b) ((acc) + (a) * (b))
 #endif
+#if defined(TILES)
+#include "tiled_linear.h"
+#endif
 #include "ops.h"
 
-// The number of rows up to which ml_linear is faster than a library's product (0: never; benchmarks/op_linear.py), and ml_nf4_linear
+// From and up to how many rows ml_linear is faster than a library's product (0: never; benchmarks/op_linear.py), and ml_nf4_linear
 // than unpacking the whole weight for one (benchmarks/op_nf4.py).
 #if defined(__AVX512F__)
 int64_t ml_linear_max_rows_f32(void) { return 64; }
 int64_t ml_nf4_max_rows_f32(void) { return 512; }
+#elif defined(TILES)
+int64_t ml_linear_max_rows_f32(void) { return 64; }
+int64_t ml_nf4_max_rows_f32(void) { return 8; }
 #else
 int64_t ml_linear_max_rows_f32(void) { return 0; }
 int64_t ml_nf4_max_rows_f32(void) { return 8; }
@@ -255,9 +271,18 @@ int64_t ml_nf4_max_rows_f32(void) { return 8; }
 #if defined(__AVX512BF16__)
 int64_t ml_linear_max_rows_bf16(void) { return 64; }
 int64_t ml_nf4_max_rows_bf16(void) { return 64; }
+#elif defined(TILES)  // the library multiplies bf16 one value at a time there
+int64_t ml_linear_max_rows_bf16(void) { return INT64_MAX; }
+int64_t ml_nf4_max_rows_bf16(void) { return 8; }
 #else
 int64_t ml_linear_max_rows_bf16(void) { return 0; }
 int64_t ml_nf4_max_rows_bf16(void) { return 8; }
+#endif
+
+#if defined(TILES)
+int64_t ml_linear_min_rows(void) { return 3; }
+#else
+int64_t ml_linear_min_rows(void) { return 1; }
 #endif
 
 // Ends the calling thread's pool of compute threads.

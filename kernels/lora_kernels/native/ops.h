@@ -190,20 +190,39 @@ void NAME(ml_lora_delta)(const lora_batch *b, const lora_group *g, T *y, int64_t
   }
 }
 
-// The base product of a whole group and its adapters' deltas in one parallel region; b is null in a base-only batch.
+// The base product of a whole group and its adapters' deltas in one parallel region; b is null in a base-only batch. With
+// tiles, threads take a few columns at a time as they are free: one that lost its core to another program delays little.
 void NAME(ml_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *x, int64_t x_stride,
                      const T *w, const T *bias, int64_t M, int64_t N) {
+  int64_t K = g->in_features;
+  float *panels = 0;
+#if defined(TILES)
+  panels = (float *)aligned_alloc(64, (size_t)((M + 15) / 16 * 16 * K) * sizeof(float));
+#endif
 #pragma omp parallel
   {
     int tid = omp_get_thread_num(), nt = omp_get_num_threads();
-    int64_t quads = (N + 3) / 4, lo = quads * tid / nt * 4, hi = quads * (tid + 1) / nt * 4;
-    NAME(linear_columns)(y, y_stride, x, x_stride, w, bias, M, g->in_features, lo, MIN(hi, N));
+    if (panels) {
+#if defined(TILES)
+      NAME(pack)(panels, x, x_stride, M, K, K * tid / nt, K * (tid + 1) / nt);
+      float *room = (float *)aligned_alloc(64, (size_t)(12 * 16 * ((K + 15) / 16)) * sizeof(float));
+      if (!room) abort();
+#pragma omp barrier
+#pragma omp for schedule(dynamic)
+      for (int64_t n = 0; n < N; n += TILE_COLUMNS) NAME(tiles)(y, y_stride, panels, w, bias, M, K, n, MIN(N, n + TILE_COLUMNS), room);
+      free(room);
+#endif
+    } else {
+      int64_t quads = (N + 3) / 4, lo = quads * tid / nt * 4, hi = quads * (tid + 1) / nt * 4;
+      NAME(linear_columns)(y, y_stride, x, x_stride, w, bias, M, K, lo, MIN(hi, N));
+    }
     if (b) {
       NAME(shrink_share)(b, g, x, x_stride, tid, nt);
 #pragma omp barrier
       NAME(expand_share)(b, g, y, y_stride, tid, nt);
     }
   }
+  free(panels);
 }
 
 // `count` weight rows from row n on, whole, as T. scales: room for the absmaxes of one row.

@@ -75,6 +75,21 @@ def test_base_product_and_delta_in_one_call_equal_the_two(path: str, num_rows: i
     assert float((got - exact).abs().max() / exact.abs().max()) < 0.01
 
 
+@pytest.mark.parametrize("in_features", [1, 96, 97])
+@pytest.mark.parametrize("num_rows", [1, 7, 8, 9, 16, 17, 24, 33, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_base_product_at_odd_sizes(num_rows: int, in_features: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(num_rows)
+    weight = (torch.randn(113, in_features, generator=generator) * 0.1).to(dtype)
+    bias, x = torch.randn(113, generator=generator).to(dtype), torch.randn(num_rows, in_features).to(dtype)
+    exact = x.double() @ weight.double().T + bias.double()
+
+    got = group_linear(x, weight, bias, None, LoraGroup((0,), in_features, (113,)))
+
+    limit = 1e-6 if dtype is torch.float32 else 2.0**-8
+    assert float((got.double() - exact).abs().max() / exact.abs().max()) < limit
+
+
 def test_rows_without_an_adapter_are_bit_equal_to_the_base(path: str) -> None:
     weight, x = torch.randn(177, 96).bfloat16(), torch.randn(12, 96).bfloat16()
     slots = np.array([NO_ADAPTER, 0, 1] * 4, dtype=np.int32)

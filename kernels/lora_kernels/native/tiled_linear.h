@@ -1,0 +1,38 @@
+// The linear product in tiles, written once for both element types (see ops.h and tiles.h).
+
+// x as panels of floats; tokens beyond M are zero. One thread's share: columns [k0, k1).
+static void NAME(pack)(float *panels, const T *x, int64_t x_stride, int64_t M, int64_t K, int64_t k0, int64_t k1) {
+  for (int64_t m = 0; m < (M + 7) / 8 * 8; m++) {
+    int64_t p = m / 16, W = PANEL_WIDTH(M, p);
+    float *to = panels + 16 * p * K + m % 16;
+    for (int64_t k = k0; k < k1; k++) to[k * W] = m < M ? TO_FLOAT(x[m * x_stride + k]) : 0.0f;
+  }
+}
+
+// `count` whole weight rows as floats: as they lie, or in `room`.
+static const float *NAME(float_rows)(const T *w, int64_t count, int64_t K, float *room) {
+  if (sizeof(T) == sizeof(float)) return (const float *)w;
+  for (int64_t i = 0; i < count * K / 16 * 16; i += 16) store_f32(room + i, LOAD16(w + i));
+  for (int64_t i = count * K / 16 * 16; i < count * K; i++) room[i] = TO_FLOAT(w[i]);
+  return room;
+}
+
+// y[all tokens, lo..hi) = x . w[lo..hi)^T + bias. Panels are taken in groups that the second-level cache holds; twelve weight rows
+// are used for all panels of a group while the cache holds them. room: 12 * K floats.
+static void NAME(tiles)(T *y, int64_t y_stride, const float *panels, const T *w, const T *bias, int64_t M, int64_t K, int64_t lo,
+                        int64_t hi, float *room) {
+  int64_t count = (M + 15) / 16, group = MAX(4, PANEL_BYTES / (64 * K));
+  float out[12 * 16] __attribute__((aligned(32)));
+  for (int64_t first = 0; first < count; first += group)
+    for (int64_t n = lo; n < hi; n += 12) {
+      int64_t rows = MIN(12, hi - n);
+      const float *weights = NAME(float_rows)(w + n * K, rows, K, room);
+      for (int64_t p = first; p < MIN(count, first + group); p++) {
+        int W = PANEL_WIDTH(M, p);
+        tile_rows(weights, rows, W, K, panels + 16 * p * K, out);
+        for (int64_t m = 16 * p; m < MIN(M, 16 * p + 16); m++)
+          for (int64_t j = 0; j < rows; j++)
+            y[m * y_stride + n + j] = FROM_FLOAT(out[j * W + m % 16] + (bias ? TO_FLOAT(bias[n + j]) : 0.0f));
+      }
+    }
+}
