@@ -45,7 +45,7 @@ class Package:
         if self.packages is None:
             say(f"installing {self.distribution}=={self.version} into {self.folder}, once")
             venv.create(self.folder, with_pip=True)
-            pip = [self.folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
+            pip = [str(self.folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
             subprocess.run([*pip, f"{self.distribution}=={self.version}"], env={**os.environ, **self.build}, check=True)
         assert self.packages is not None
         return self.packages
