@@ -89,6 +89,6 @@ def sign_in(page: Page, key: str) -> None:
 
 
 def keep_picture(page: Page, name: str) -> None:
-    """The whole page as a picture, for people, in build/console."""
+    """What the window shows as a picture, for people, in build/console."""
     PICTURES.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+    page.screenshot(path=PICTURES / f"{name}.png")

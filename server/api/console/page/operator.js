@@ -1,12 +1,11 @@
-// For an operator: the last ten minutes of memory and queue, and every tenant's share and quotas.
+// For an operator: the last ten minutes of memory and queue, and below them the tenants.
 
-import { all, get, inPath } from "./api.js";
 import { Chart } from "./chart.js";
-import { el, hueOf, refusal } from "./dom.js";
+import { el } from "./dom.js";
 import { bytes, count, percent } from "./format.js";
+import { Tenants } from "./tenants.js";
 
 const MINUTES = 10;
-const SHOWN = 50;
 const ago = (value) => (value > -0.05 ? "now" : `${Math.round(-value)} min ago`);
 
 export async function open({ monitor }) {
@@ -15,7 +14,6 @@ export async function open({ monitor }) {
 }
 
 class OperatorView {
-  #tenants = [];
   #unwatch = null;
 
   constructor(monitor) {
@@ -23,14 +21,11 @@ class OperatorView {
     this.memory = new Chart({ height: 210 });
     this.queue = new Chart({ height: 210 });
     this.figures = el("dl", { class: "facts facts-small" });
-    this.problem = el("div");
-    this.table = el("tbody");
-    this.note = el("p", { class: "fine" });
+    this.tenants = new Tenants(monitor);
     this.element = el(
       "div",
       { class: "page" },
       el("header", { class: "head" }, el("h1", {}, "Operator"), el("p", {}, "This server, every five seconds, as this tab has seen it.")),
-      this.problem,
       el("section", { class: "card", "aria-label": "Now" }, this.figures),
       el(
         "div",
@@ -38,33 +33,19 @@ class OperatorView {
         el("section", { class: "card stack", "aria-label": "Memory" }, el("h2", {}, "Memory in use"), this.memory.element),
         el("section", { class: "card stack", "aria-label": "Requests" }, el("h2", {}, "Requests"), this.queue.element),
       ),
-      el("section", { class: "card stack", "aria-label": "Tenants" }, el("h2", {}, "Tenants"), this.#head(), this.note),
+      this.tenants.element,
     );
-  }
-
-  #head() {
-    const names = ["Tenant", "Tokens in 10 min", "Weight", "Requests a minute", "Tokens a minute", "At once", "Adapters", "Bytes"];
-    const cells = names.map((name) => el("th", { scope: "col" }, name));
-    return el("div", { class: "table-frame", tabindex: 0, role: "region", "aria-label": "Table of tenants" }, el("table", {}, el("thead", {}, el("tr", {}, ...cells)), this.table));
   }
 
   async show() {
     this.#unwatch ??= this.monitor.watch(() => this.#draw());
-    try {
-      const tenants = await all("admin/tenants", { most: SHOWN });
-      const quotas = await Promise.all(tenants.map((tenant) => get(`admin/tenants/${inPath(tenant.id)}/quotas`)));
-      this.#tenants = tenants.map((tenant, index) => ({ ...tenant, quotas: quotas[index] }));
-      this.problem.replaceChildren();
-      this.note.textContent = tenants.length === SHOWN ? `The first ${SHOWN} tenants.` : "";
-    } catch (error) {
-      this.problem.replaceChildren(refusal(error));
-    }
-    this.#draw();
+    await this.tenants.load();
   }
 
   hide() {
     this.#unwatch?.();
     this.#unwatch = null;
+    this.tenants.hide();
   }
 
   #draw() {
@@ -93,7 +74,7 @@ class OperatorView {
       ],
     });
     this.#drawFigures(last?.values ?? {});
-    this.table.replaceChildren(...this.#tenants.map((tenant) => this.#row(tenant)));
+    this.tenants.drawShares();
   }
 
   #drawFigures(values) {
@@ -108,27 +89,5 @@ class OperatorView {
       ["disk free", bytes(values.data_dir_free_bytes ?? 0)],
     ];
     this.figures.replaceChildren(...figures.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
-  }
-
-  /** Tokens that each tenant was given while this tab looked. */
-  #share(tenant) {
-    const { readings, last } = this.monitor;
-    const given = (name) => (last?.tokens[name] ?? 0) - (readings[0]?.tokens[name] ?? 0);
-    const total = Object.keys(last?.tokens ?? {}).reduce((sum, name) => sum + given(name), 0);
-    return { tokens: given(tenant), part: total ? given(tenant) / total : 0 };
-  }
-
-  #row({ id, disabled, quotas }) {
-    const { tokens, part } = this.#share(id);
-    const limit = (value) => (value === null ? "\u221e" : count(value));
-    const cells = [quotas.weight, limit(quotas.requests_per_minute), limit(quotas.tokens_per_minute), limit(quotas.max_concurrent), limit(quotas.max_adapters)];
-    const most = quotas.max_adapter_bytes === null ? "\u221e" : bytes(quotas.max_adapter_bytes);
-    return el(
-      "tr",
-      { style: { "--hue": hueOf(id) } },
-      el("th", { scope: "row" }, el("span", { class: "swatch", "aria-hidden": "true" }), id, disabled && el("span", { class: "tag tag-warn" }, "disabled")),
-      el("td", {}, el("span", { class: "share" }, el("span", { class: "share-track plain-track", "aria-hidden": "true" }, el("span", { class: "share-fill", style: { "--part": part } })), el("span", {}, `${count(tokens)} \u00b7 ${percent(part)}`))),
-      ...[...cells, most].map((cell) => el("td", { class: "number" }, String(cell))),
-    );
   }
 }

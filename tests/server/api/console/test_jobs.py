@@ -10,19 +10,13 @@ from playwright.sync_api import Browser, FilePayload, Page, expect
 from server.api.app import create_app
 from server.api.settings import ApiSettings
 from server.engine.text.tokenizer import Tokenizer
-from support.servers.browser import DESKTOP, Visit, browsing, keep_picture, sign_in, visit
+from support.servers.browser import DESKTOP, Visit, keep_picture, sign_in, visit
 from support.servers.job_world import JobWorld, data_lines
 from support.servers.live_server import serving
 from support.worlds.fake_engine import FakeEngine
 
 ADMIN_KEY = "an-admin-key-for-the-console"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with browsing() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
