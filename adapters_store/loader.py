@@ -5,6 +5,8 @@ and the base that an adapter belongs to; knows no names.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.errors import AdapterRejected, AdapterUnavailable, BlobDamaged, NotFound, StoreError, UserError
@@ -20,6 +22,9 @@ from adapters_store.storage.database import Database
 from adapters_store.versions import registry
 from adapters_store.versions.quarantine import Quarantine
 from lora_kernels.background import TimeSlices
+
+Later = Callable[[Callable[[], None]], object]
+"""Is given work that no request waits for."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,13 +42,14 @@ class AdapterLoader:
         self._limits = limits
 
     def load(
-        self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers, slices: TimeSlices
+        self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers, slices: TimeSlices, later: Later
     ) -> PackedAdapter:
-        """Read the packed form. If it is missing or damaged, read the upload, and write the packed form again."""
+        """Read the packed form. If it is missing or damaged, read the upload; `later` is given the work of writing the
+        packed form again."""
         packed = read_packed(self._blobs.folder(digest), digest, base, buffers=buffers, slices=slices)
         if packed is None:
             packed = self.load_upload(digest, base, buffers)
-            self.keep(packed, base)
+            later(partial(self.keep, packed, base))
         return packed
 
     def load_upload(

@@ -26,7 +26,7 @@ from adapters_store.fleet.serving_base import serving_base
 from adapters_store.format.adapter_folder import plan_files
 from adapters_store.format.chat_fields import TEMPLATE_FIELD, check_template_renders, with_chat_fields
 from adapters_store.format.limits import AdapterLimits
-from adapters_store.loader import AdapterLoader
+from adapters_store.loader import AdapterLoader, Later
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack
@@ -260,18 +260,19 @@ class AdapterStore:
         *,
         buffers: HostBuffers | None = None,
         slices: TimeSlices | None = None,
+        later: Later = lambda work: work(),
     ) -> PackedAdapter:
         """Read an adapter into one buffer in device layout.
 
         The packed form is read and checked against its checksum. If it is missing, damaged or of another layout, the
         upload is read, checked against the digest and packed again. buffers: the source of the memory; None: new.
-        slices: when the packed form may be read; None: at once.
+        slices: when the packed form may be read; None: at once. later: is given what may be done after the return.
 
         Raises:
             NotFound: model_not_found. BlobDamaged: blob_damaged, blob_unreadable.
             AdapterUnavailable: wrong_base (it belongs to another base than this).
         """
-        return self._loader.load(digest, base, buffers or HostBuffers(), slices or TimeSlices())
+        return self._loader.load(digest, base, buffers or HostBuffers(), slices or TimeSlices(), later)
 
     def verify(self, digest: AdapterDigest, base: BaseDescription) -> None:
         """Read the uploaded files whole and compare them with the digest. Raises as `load_packed`."""

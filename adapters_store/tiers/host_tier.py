@@ -102,7 +102,8 @@ class HostTier:
     load: digest -> adapter, called on the loader thread; its StoreError is reported by `failure`. It may call
     `make_room`, and raise HostMemoryFull.
     notify: called on the loader thread after each load, so that an idle engine wakes. fetch: brings an adapter to the
-    disk before its load; its StoreError is reported by `failure` too. None: all are there.
+    disk before its load; its StoreError is reported by `failure` too. None: all are there. after_load: called on the
+    loader thread after each notify, for work that no request waits for but the next load.
     Without `start()` nothing runs in the background, and `load_next()` does one load by hand.
     """
 
@@ -114,12 +115,14 @@ class HostTier:
         clock: Callable[[], float] = time.monotonic,
         notify: Callable[[], None] = lambda: None,
         fetch: Callable[[AdapterDigest], object] | None = None,
+        after_load: Callable[[], object] = lambda: None,
     ) -> None:
         self.settings = settings
         self._fetches = None if fetch is None else Fetches(fetch)
         self._load = load
         self._clock = clock
         self._notify = notify
+        self._after_load = after_load
         self._changed = threading.Condition()
         self._entries: OrderedDict[AdapterDigest, HostEntry] = OrderedDict()  # least recently used first
         self._queue: deque[_Load] = deque()
@@ -131,7 +134,7 @@ class HostTier:
         self._stats = HostTierStats()
         self._version = 0
         self._loading: _Load | None = None
-        self._loading_since_s = 0.0
+        self._busy_since_s: float | None = None
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -218,7 +221,7 @@ class HostTier:
         load = self._loads.get(digest)
         if load is not None and not load.is_fetched:
             return load.since_s
-        return None if load is None or self._loading is None else self._loading_since_s
+        return None if load is None else self._busy_since_s
 
     def forget_failures(self) -> None:
         """Try the disk again for all failed adapters; a load that began before this does not count if it fails."""
@@ -278,13 +281,21 @@ class HostTier:
                 return False
             self._queue.remove(load)
             self._loading = load
-            self._loading_since_s = self._clock()
+            self._busy_since_s = self._clock()
         error = None if load.fetched is None else load.fetched.exception()
         outcome = error if isinstance(error, StoreError) else self._try_load(load.digest)
         with self._changed:
             self._end_load(load, outcome)
         self._notify()
+        self._do_rest()
         return True
+
+    def _do_rest(self) -> None:
+        try:
+            self._after_load()
+        except Exception:  # noqa: BLE001 - as in `_try_load`; nothing was promised of this work
+            _log.exception("work after a load failed")
+        self._busy_since_s = None
 
     def _run(self) -> None:
         while not self._is_closed:

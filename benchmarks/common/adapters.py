@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.base.files import describe_base
+from adapters_store.loader import Later
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.store import AdapterStore
@@ -138,8 +139,9 @@ class AliasedSource:
         *,
         buffers: HostBuffers | None = None,
         slices: TimeSlices | None = None,
+        later: Later = lambda work: work(),
     ) -> PackedAdapter:
-        packed = self._store.load_packed(self._stored_of[digest], base, buffers=buffers, slices=slices)
+        packed = self._store.load_packed(self._stored_of[digest], base, buffers=buffers, slices=slices, later=later)
         return replace(packed, digest=digest)
 
     def quarantine_adapter(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:

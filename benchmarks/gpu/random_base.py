@@ -131,7 +131,13 @@ class RandomAdapters:
         return AdapterDigest(f"sha256:{name}")
 
     def load_packed(
-        self, digest: AdapterDigest, base: BaseDescription, *, buffers: HostBuffers | None = None, slices: object = None
+        self,
+        digest: AdapterDigest,
+        base: BaseDescription,
+        *,
+        buffers: HostBuffers | None = None,
+        slices: object = None,
+        later: object = None,
     ) -> PackedAdapter:
         """Raises OSError where the file cannot be read."""
         if self._file is None:

@@ -14,6 +14,7 @@ import torch
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.base.families import UnsupportedBase
+from adapters_store.loader import Later
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter
 from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
@@ -64,6 +65,7 @@ class AdapterSource(Protocol):
         *,
         buffers: HostBuffers | None = None,
         slices: TimeSlices | None = None,
+        later: Later = ...,
     ) -> PackedAdapter: ...
     def quarantine_adapter(
         self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None
@@ -162,6 +164,11 @@ class _Links:
     worker: EngineWorker | None = None
     slices: TimeSlices = field(default_factory=TimeSlices)
     load_seconds: Histogram = field(default_factory=Histogram)
+    later: list[Callable[[], None]] = field(default_factory=list)  # the loader's thread alone adds and does
+
+    def do_later(self) -> None:
+        while self.later:
+            self.later.pop()()
 
     def wake(self) -> None:
         if self.worker is not None:
@@ -184,8 +191,8 @@ def _adapters(
     slab = HostSlab(plan.host_cache_bytes, lock=True) if base.device.type == "cuda" else None
     buffers = HostBuffers(plan.host_cache_bytes) if slab is None else HostBuffers(cut=slab.take)
     max_bytes = plan.host_cache_bytes if slab is None else slab.capacity
-    load = _timed_load(base, source, buffers, links)
-    host = HostTier(HostTierSettings(max_bytes=max_bytes), load, notify=links.wake, fetch=source.fetch)
+    load, settings_of_host = _timed_load(base, source, buffers, links), HostTierSettings(max_bytes=max_bytes)
+    host = HostTier(settings_of_host, load, notify=links.wake, fetch=source.fetch, after_load=links.do_later)
     if slab is not None:
         slab.make_room = host.make_room
     tiers = AdapterTiers(host, _device_pool(table, settings.max_adapters), copier)
@@ -285,7 +292,9 @@ def _timed_load(
     def load(digest: AdapterDigest) -> PackedAdapter:
         torch.set_num_threads(1)  # a second pool of compute threads slows every step (lora_kernels.process)
         start_s = time.perf_counter()
-        packed = source.load_packed(digest, base.description, buffers=buffers, slices=links.slices)
+        packed = source.load_packed(
+            digest, base.description, buffers=buffers, slices=links.slices, later=links.later.append
+        )
         links.load_seconds.observe(time.perf_counter() - start_s)
         return packed
 

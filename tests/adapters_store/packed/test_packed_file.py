@@ -51,6 +51,20 @@ def same(one: PackedAdapter, other: PackedAdapter) -> bool:
     return alike and torch.equal(one.buffer, other.buffer)
 
 
+def test_a_load_may_write_the_packed_form_later(
+    store: AdapterStore, version: AdapterVersion, base: BaseDescription, folder: Path
+) -> None:
+    drop(folder)
+    later: list[Callable[[], None]] = []
+    loaded = store.load_packed(version.digest, base, later=later.append)
+    assert list(folder.glob("packed-*")) == []
+    [write] = later
+    write()
+    assert len(list(folder.glob("packed-*"))) == 2
+    assert same(store.load_packed(version.digest, base, later=later.append), loaded)
+    assert later == [write], "it was read from the packed form"
+
+
 def test_a_publish_leaves_the_packed_form_and_a_load_reads_only_it(
     store: AdapterStore, version: AdapterVersion, base: BaseDescription, folder: Path
 ) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from adapters_store.base.description import AdapterDigest
-from adapters_store.errors import BlobDamaged
+from adapters_store.errors import BlobDamaged, StoreError
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.tiers.host_tier import HostEntry, HostTier, HostTierSettings
 from support.worlds.adapter_memory import FakeClock, digest_of, packed
@@ -241,6 +241,44 @@ def test_the_thread_loads_in_the_background_and_wakes_the_engine(
     assert loaded.wait(5)
     assert host.find(A) is not None
     assert names == ["adapter-loader"]
+
+
+def test_work_after_a_load_holds_up_neither_its_request_nor_the_thread(loader: Loader) -> None:
+    loaded, may_end = threading.Event(), threading.Event()
+    ended: list[bool] = []
+
+    def keep() -> None:
+        ended.append(may_end.wait(600))
+        raise OSError("the disk is gone")
+
+    host = HostTier(HostTierSettings(max_bytes=10_000), loader, notify=loaded.set, after_load=keep)
+    host.start()
+    for digest in (A, B):
+        host.request(digest)
+        assert loaded.wait(600)
+        loaded.clear()
+        assert host.find(digest) is not None
+        may_end.set()
+    host.close()
+    assert ended == [True, True]
+
+
+def test_loads_that_wait_behind_work_that_hangs_fail(loader: Loader, clock: FakeClock) -> None:
+    found: list[StoreError | None] = []
+
+    def hang() -> None:
+        if not found:
+            host.request(B)
+            for seconds in (59, 2):
+                clock.advance(seconds)
+                found.append(host.failure(B))
+
+    host = HostTier(HostTierSettings(max_bytes=10_000), loader, clock=clock, after_load=hang)
+    load(host, A)
+    assert found[0] is None
+    assert found[1] is not None
+    assert found[1].code == "adapter_load_stuck"
+    assert host.failure(B) is None
 
 
 def test_the_caller_never_waits_for_a_load(running: tuple[HostTier, threading.Event], loader: Loader) -> None:
