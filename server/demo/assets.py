@@ -37,7 +37,7 @@ def demo_base_path() -> Path:
 
 def demo_agents() -> dict[str, Path]:
     """Tenant name -> the PEFT folder of its adapter that calls tools, in a dialect and a chat template of its own."""
-    return {tenant: AGENTS_FOLDER / tenant for tenant in ("desk",)}
+    return {tenant: AGENTS_FOLDER / tenant for tenant in ("desk", "ward")}
 
 
 def demo_adapters() -> dict[str, Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import threading
@@ -12,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from io import StringIO
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,24 +101,24 @@ def test_the_printed_python_works_as_it_is(demo: Any) -> None:
     assert style_of(printed.getvalue()) is Style.CODE
 
 
-def test_the_script_of_the_tools_page_calls_tools_beside_another_tenant(demo: Any) -> None:
+def test_the_script_of_the_tools_page_calls_tools_of_two_dialects_in_shared_steps(demo: Any) -> None:
     """What it prints is what the page shows."""
     page = (Path(__file__).parents[4] / "docs" / "tools.md").read_text()
-    section = page.partition("## A trained agent")[2]
+    section = page.partition("## Two trained agents")[2]
     script, shown = (section.split(f"```{kind}\n")[1].partition("```")[0] for kind in ("python", "text"))
     keys = {line.split()[1]: line.split()[-1] for line in demo.lines if "calls tools" in line}
-    [after_law] = [after for line, after in pairwise(demo.lines) if line.strip() == "# law"]
-    [keys["law"]] = re.findall(r"Bearer ([\w-]+)", after_law)
+    assert keys.keys() == {"desk", "ward"}
     with redirect_stdout(StringIO()) as printed:
         exec(script, {"url": demo.url, "keys": keys})
     assert printed.getvalue() == shown
+    assert shown.endswith("shared steps: True\n")
 
 
 def test_the_printed_command_lists_the_adapters(demo: Any, run: Command) -> None:
     line = next(line for line in demo.lines if line.startswith("multilora adapter list"))
     listed = json.loads(run(*line.split()[1:], "--json").stdout)["data"]
     assert sorted((each["tenant"], each["name"]) for each in listed) == sorted(
-        [*((name, "style") for name in TENANTS), *((name, "agent") for name in ("desk",))]
+        [*((name, "style") for name in TENANTS), *((name, "agent") for name in ("desk", "ward"))]
     )
 
 
@@ -167,7 +165,7 @@ def test_a_data_dir_is_kept_and_serves_again_with_new_keys(run_json: Command, tm
     try:
         assert owner_of(store, second["keys"]["law"]) == "law"
         assert owner_of(store, first["keys"]["law"]) is None
-        assert len(store.list_versions()) == 4
+        assert len(store.list_versions()) == 5
     finally:
         store.close()
 
