@@ -158,6 +158,27 @@ def test_a_call_after_a_base_conversation_computes_its_own_tokens_alone(tmp_path
         )  # the base's blocks outlive the adapter
 
 
+def test_its_embeddings_are_pefts_hidden_states_also_after_the_bases_cached_conversation(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    invocation = [40, 41]
+    folder = save_adapter(base, tmp_path / "a", activated(4, ALL, invocation), seed=1)
+    conversation = tokens(29, invocation=invocation, seed=8)
+    prompt = [*conversation, *invocation, 50, 51]
+    with torch.inference_mode():
+        states = [
+            peft_model(base, path)(torch.tensor([prompt]), output_hidden_states=True).hidden_states[-1][0]
+            for path in (folder, None)
+        ]
+    with running(base, {"judge": folder}, tmp_path / "data", block_size=BLOCK) as service:
+        service.tokens(conversation, max_tokens=1)
+        for pooling, hidden_TH in (("last", states[0][-1]), ("mean", states[0].mean(0))):
+            [event] = service.ask(prompt, "judge", active_from=29, max_tokens=0, pooling=pooling)[1].collect()
+            assert event.num_cached_tokens == (29 // BLOCK * BLOCK if pooling == "last" else 0)
+            assert event.embedding is not None
+            assert abs(event.embedding - hidden_TH.numpy()).max() <= 1e-4
+    assert (states[0] - states[1])[29:].abs().amax(dim=1).min() > 1e-3, "the adapter changes what it should"
+
+
 @pytest.mark.parametrize(
     ("prompt", "wanted", "place"),
     [
