@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-HEAD_REVISION = "0011"
+HEAD_REVISION = "0012"
 
 metadata = MetaData()
 
@@ -303,4 +303,43 @@ job_checkpoints = Table(
     Column("metrics", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     UniqueConstraint("job_number", "step", name="uq_job_checkpoints_step"),
+)
+
+# Many requests of one file. base_digest: the base that answers them. metadata: JSON. Times are Unix seconds.
+batches = Table(
+    "batches",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant_id", Integer, ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("status", String(16), nullable=False, index=True),
+    Column("base_digest", String(128), nullable=False),
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file_id", String(64), nullable=False, index=True),
+    Column("output_file_id", String(64)),
+    Column("error_file_id", String(64)),
+    Column("metadata", Text),
+    Column("num_lines", Integer, nullable=False),
+    Column("num_completed", Integer, nullable=False),
+    Column("num_failed", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("cancelling_at", BigInteger),
+    Column("finalizing_at", BigInteger),
+    Column("ended_at", BigInteger),
+    Column("error_code", String(64)),
+    Column("error_message", Text),
+)
+
+# A batch's answered lines until it ends. number: the line's place in the file; the key, so no line is kept twice.
+# answer: its line of the output file or of the error file.
+batch_lines = Table(
+    "batch_lines",
+    metadata,
+    Column(
+        "batch_number", Integer, ForeignKey("batches.number", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    ),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("status", Integer, nullable=False),
+    Column("answer", Text, nullable=False),
 )

@@ -12,6 +12,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from adapters_store.accounts.shared_meters import SharedMeters
 from adapters_store.store import AdapterStore
 from server.api.auth import authenticate
+from server.api.batches import route as batches
 from server.api.console.route import console_router
 from server.api.context import ApiContext
 from server.api.edge.body_limits import RequestLimits
@@ -35,7 +36,7 @@ from server.api.telemetry.tracing import Tracing
 from server.api.telemetry.usage_log import UsageLog
 from server.api.wire import errors
 from server.engine.grammar.compiler import compiler_for
-from server.jobs.limits import JobLimits
+from server.jobs.limits import BatchLimits, JobLimits
 from server.jobs.service import Onboarding
 
 _openapi = APIRouter()
@@ -55,6 +56,7 @@ _ROUTERS = (
     metrics.router,
     files.router,
     fine_tuning.router,
+    batches.router,
     _openapi,
 )
 
@@ -67,6 +69,7 @@ def create_app(
     usage: UsageLog | None = None,
     tracing: Tracing | None = None,
     job_limits: JobLimits | None = None,
+    batch_limits: BatchLimits | None = None,
 ) -> FastAPI:
     """The whole API over one engine and one store. The caller starts and closes both.
 
@@ -99,7 +102,12 @@ def create_app(
         grammars=compiler_for(engine.tokenizer, engine.vocabulary),
     )
     app.state.onboarding = Onboarding(
-        settings.data_dir, store.database, job_limits, serves=engine.base.digest, remote=store.remote
+        settings.data_dir,
+        store.database,
+        job_limits,
+        batch_limits=batch_limits,
+        serves=engine.base.digest,
+        remote=store.remote,
     )
     for part in (*_ROUTERS, console_router(settings)):
         app.router.routes.extend(part.routes)  # flat: an included router would be one route that hides the others

@@ -22,6 +22,7 @@ from adapters_store.errors import StoreError
 from adapters_store.storage.database import POLL_S
 from adapters_store.store import AdapterStore
 from lora_kernels.process import c_library_trim
+from server.api.batches.runner import BatchRunner
 from server.api.context import ApiContext
 from server.api.engine_client import EngineClient
 from server.jobs.service import Onboarding
@@ -36,7 +37,8 @@ SWEEP_EVERY_S = 600.0
 
 @contextmanager
 def background(app: FastAPI, jobs: JobSettings | None = None) -> Iterator[None]:
-    """While the block runs: save usage, count quotas, follow the store, run jobs, return freed memory to the system.
+    """While the block runs: save usage, count quotas, follow the store, run jobs and batches, return freed
+    memory to the system.
 
     jobs: how; beside this machine's server by default.
     """
@@ -44,18 +46,21 @@ def background(app: FastAPI, jobs: JobSettings | None = None) -> Iterator[None]:
     assert isinstance(context, ApiContext)
     watch = StoreWatch(context.store, context.engine, context.metrics.quarantined, poll_s=context.store.database.poll_s)
     worker, memory = _job_worker(app, jobs or JobSettings()), MemoryTrim()
+    batches = BatchRunner(context, app.state.onboarding)
     sweep = BlobSweep(context.store, app.state.onboarding)
     memory.start()
     sweep.start()
     watch.start()
     context.usage.start()
     context.meters.start()
+    batches.start()
     if worker is not None:
         worker.start()
     try:
         with context.store.following():
             yield
     finally:
+        batches.stop()
         if worker is not None:
             worker.stop()
         context.meters.stop()

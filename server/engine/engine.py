@@ -300,7 +300,7 @@ class Engine:
             return []
         for tenant, digest in self._faults.record(requests):
             self._counters.quarantined += 1
-            name = next(each.adapter_name for each in requests if (each.tenant, each.adapter) == (tenant, digest))
+            name = next(each.adapter_name for each in requests if (each.owner, each.adapter) == (tenant, digest))
             message = f"adapter {name or digest} is not served: its numbers are not finite"
             self.scheduler.fail_waiting(digest, AdapterUnavailable("adapter_quarantined", message), tenant=tenant)
         return [self._numerics_failed(request) for request in requests]

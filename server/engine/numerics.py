@@ -45,7 +45,7 @@ class NumericFaults:
 
         Their count starts again at 0: after an operator releases one, it is quarantined after as many further faults.
         """
-        owned = [TenantAdapter(request.tenant, request.adapter) for request in failed if request.adapter is not None]
+        owned = [TenantAdapter(request.owner, request.adapter) for request in failed if request.adapter is not None]
         if len(owned) < len(failed):
             return []
         self._counts.update(owned)

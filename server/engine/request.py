@@ -117,6 +117,9 @@ class Status(Enum):
 class Request:
     """One sequence to complete. `n` choices of one HTTP call are `n` requests that share their prompt's KV blocks.
 
+    tenant: in whose queue it waits, and which account it is charged to. owner: the tenant that sent it; only the lines
+    of its batches wait in a queue of their own.
+
     cache_salt separates the prefix cache of tenants: two requests can share KV blocks only when salt, adapter digest
     and tokens are all equal. weight: the tenant's share of the server, next to the others'. price: what one of its
     tokens costs the tenant in virtual tokens, 1 unless large ranks are charged more. deadline_s: the moment after
@@ -151,6 +154,10 @@ class Request:
     num_preemptions: int = 0  # how often its keys were given up, to be computed again
     rope_set: int = 0  # which of the base's rotary factors its blocks' keys were made with
     first_scheduled_s: float | None = None
+    owner: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.owner = self.tenant
 
     @property
     def num_tokens(self) -> int:
@@ -158,7 +165,7 @@ class Request:
 
     @property
     def cache_salt(self) -> str:
-        return self.tenant
+        return self.owner
 
     def token_at(self, position: int) -> int:
         prompt_length = len(self.prompt_ids)

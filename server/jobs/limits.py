@@ -1,4 +1,4 @@
-"""How much a tenant may ask of the job runner, how much the runner takes on at once, and the refusals of both."""
+"""How much a tenant may ask of the job runner and in batches, how much is taken on at once, and the refusals."""
 
 from __future__ import annotations
 
@@ -35,6 +35,20 @@ class JobLimits:
         check_settings(self)
         if self.max_rank <= 0:
             raise ValueError(f"max_rank must be positive, got {self.max_rank}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLimits:
+    """Limits of batches. at_once 0: this server answers none; others on the same database may."""
+
+    max_lines: int = setting(50_000, "Maximum requests in the file of a batch.", at_least=1)
+    max_active: int = setting(4, "Maximum unfinished batches of a tenant. 0 refuses all.", at_least=0)
+    at_once: int = setting(
+        4, "Requests of batches that are answered at once while no other request is. 0: none here.", at_least=0
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class JobRefused(InputRefused):

@@ -15,9 +15,10 @@ from adapters_store.remote.settings import RemoteSettings
 from adapters_store.storage.blobs import disk_full_is_an_answer
 from adapters_store.storage.database import Database
 from adapters_store.storage.names import check_name
-from server.jobs.limits import JobLimits, JobRefused
+from server.jobs.limits import BatchLimits, JobLimits, JobRefused
 from server.jobs.served_base import ServedBase
 from server.jobs.store import job_rows
+from server.jobs.store.batch_store import BatchStore
 from server.jobs.store.data_files import FileStore
 from server.jobs.store.job_request import JobRequest, build_spec
 from server.jobs.store.job_store import JobStore, NewJob
@@ -29,7 +30,8 @@ MAX_SUFFIX_CHARS = 64
 
 
 class Onboarding:
-    """files, jobs: the two stores. serves: the digest of the base that this server serves; None without a server."""
+    """files, jobs, batches: the three stores. serves: the digest of the base that this server serves; None without a
+    server."""
 
     def __init__(
         self,
@@ -37,6 +39,7 @@ class Onboarding:
         database: Database,
         limits: JobLimits | None = None,
         *,
+        batch_limits: BatchLimits | None = None,
         serves: str | None = None,
         remote: Remote | None = None,
     ) -> None:
@@ -46,6 +49,8 @@ class Onboarding:
         self.remote = remote
         self.files = FileStore(database, data_dir, limits, remote=remote)
         self.jobs = JobStore(database, data_dir, limits)
+        self.batch_limits = batch_limits or BatchLimits()
+        self.batches = BatchStore(database, self.batch_limits)
         self.database = database
 
     @classmethod

@@ -18,6 +18,7 @@ from server.api.routes.uploads import ensure_tenant, receive, spool_path, upload
 from server.api.wire.paging import After, page
 from server.api.wire.thread_route import ThreadRoute
 from server.jobs.limits import JobRefused
+from server.jobs.store.data_files import PURPOSES
 from server.jobs.store.readable_data import SOURCES
 from server.jobs.store.records import DataFile
 from trainer.data.formats.convert import Report, check_file, columns_of
@@ -39,7 +40,7 @@ _change, _look = guarded(Scope.JOBS), guarded(Scope.READ, Scope.JOBS)
 def _upload_schema() -> dict[str, Any]:
     properties = {
         FILE_PART: {"type": "string", "format": "binary"},
-        "purpose": {"type": "string", "enum": ["fine-tune"]},
+        "purpose": {"type": "string", "enum": list(PURPOSES)},
     }
     schema = {"type": "object", "required": [FILE_PART, "purpose"], "properties": properties}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
@@ -49,7 +50,8 @@ def _upload_schema() -> dict[str, Any]:
 async def upload_file(
     request: Request, caller: CallerDep, context: ContextDep, onboarding: OnboardingDep
 ) -> dict[str, Any]:
-    """Keep a file: parts `file` and `purpose` ("fine-tune"). Its lines are checked when a job names it."""
+    """Keep a file: parts `file` and `purpose` ("fine-tune" or "batch"). Its lines are checked when a job or a batch
+    names it."""
     limits = {"purpose": MAX_PURPOSE_BYTES, FILE_PART: onboarding.limits.max_file_bytes}
     with upload_slot(context, caller.tenant) as incoming:
         spool = await run_in_threadpool(spool_path, context)

@@ -63,7 +63,14 @@ def running_service(settings: ServeSettings, output: Output, api: ApiSettings | 
             show_memory(parts, output)
             _show_defaults(defaults, output)
             own = replace(api or settings.api, admin_keys=key.values, sampling_defaults=defaults)
-            app = create_app(engine=parts.worker, store=store, settings=own, tracing=tracing, job_limits=settings.jobs)
+            app = create_app(
+                engine=parts.worker,
+                store=store,
+                settings=own,
+                tracing=tracing,
+                job_limits=settings.jobs,
+                batch_limits=settings.batches,
+            )
             with background(app, settings.job_execution):
                 yield Service(app, store, parts)
 

@@ -1,7 +1,7 @@
 """Every setting of `multilora serve`, each defined once. Names, limits and help; knows nothing of how they are given.
 
 The sections are the settings of the parts that read them: EngineSettings (with SchedulerSettings and MemoryBudget),
-ApiSettings and JobLimits. Imports nothing heavy: `--help` and `--print-config` read this module.
+ApiSettings, JobLimits and BatchLimits. Imports nothing heavy: `--help` and `--print-config` read this module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from server.cli.common.database_url import DATABASE_URL_HELP
 from server.cli.common.options import DATA_DIR_HELP, DEFAULT_DATA_DIR, HOST_HELP, PORT_HELP
 from server.cli.serve.http_server import DRAIN_S
 from server.engine.startup.settings import EngineSettings
-from server.jobs.limits import JobLimits
+from server.jobs.limits import BatchLimits, JobLimits
 from server.jobs.settings import RAY, JobSettings
 from server.settings import Setting, check_settings, section, setting, settings_of
 
@@ -74,6 +74,7 @@ class ServeSettings:
     api: ApiSettings = section("API")
     jobs: JobLimits = section("Jobs", prefix="jobs_")
     job_execution: JobSettings = section("Jobs")
+    batches: BatchLimits = section("Batches", prefix="batch_")
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -186,7 +186,7 @@ class Scheduler:
     def fail_waiting(self, digest: AdapterDigest, error: StoreError, *, tenant: str | None = None) -> None:
         """This adapter cannot be loaded: requests that wait for it, the tenant's or all, are in take_failed()."""
         for request in self._waiting.waiting_for(digest):
-            if tenant is None or request.tenant == tenant:
+            if tenant is None or request.owner == tenant:
                 self.finish(request)
                 self._failed.append((request, error))
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, Row, delete, func, insert, select
 
 from adapters_store.accounts.tenant_rows import tenant_id
-from adapters_store.errors import BlobDamaged, NotFound, StoreError
+from adapters_store.errors import BlobDamaged, Conflict, NotFound, StoreError
 from adapters_store.parsing.strict_json import shown
 from adapters_store.remote.keys import DATA
 from adapters_store.remote.locks import locks_for
@@ -23,10 +23,12 @@ from adapters_store.storage.database import Database, now_s
 from adapters_store.storage.filesystem import Filesystem
 from adapters_store.storage.schema import files, tenants
 from server.jobs.limits import JobLimit, JobLimits, JobRefused
+from server.jobs.store.batch_store import is_in_use
 from server.jobs.store.data_blobs import DataBlobs
 from server.jobs.store.records import DataFile
 
-PURPOSES = ("fine-tune",)
+PURPOSES = ("fine-tune", "batch")
+OUTPUT_PURPOSE = "batch_output"  # of files that batches write; no upload has it
 MAX_FILENAME_CHARS = 255
 
 
@@ -72,6 +74,21 @@ class FileStore:
         finally:
             self._blobs.discard(staged)
         return DataFile(row.id, tenant, digest, filename, purpose, num_bytes, row.created_at)
+
+    def add_output(self, *, tenant: str, file_id: str, filename: str, source: Path) -> None:
+        """Keep a file that the server itself wrote for the tenant, once: a second call for the same id does nothing.
+        The tenant's limits refuse its next upload, not this. Raises NotFound (tenant_not_found), StoreError."""
+        staged, digest = self._blobs.stage(source)
+        try:
+            self._blobs.keep(staged, digest)
+            num_bytes, heals = staged.stat().st_size, self._blobs.is_damaged(digest)
+            with self._blobs.changing(), self._database.write() as connection:
+                owner = tenant_id(connection, tenant, lock=True)
+                if connection.execute(select(files.c.id).where(files.c.id == file_id)).first() is None:
+                    _insert(connection, owner, (digest, filename, OUTPUT_PURPOSE, num_bytes), file_id)
+                    self._blobs.put(staged, digest, heals=heals)
+        finally:
+            self._blobs.discard(staged)
 
     @contextmanager
     def _kept(self, tenant: str, staged: Path, digest: str) -> Iterator[Connection]:
@@ -122,10 +139,12 @@ class FileStore:
             raise BlobDamaged("blob_damaged", message, param="file_id") from error
 
     def delete(self, tenant: str | None, file_id: str) -> None:
-        """Delete a file; running jobs keep their copy. Raises NotFound (file_not_found)."""
+        """Delete a file; running jobs keep their copy. Raises NotFound (file_not_found), Conflict (file_in_use)."""
         file = self.get(tenant, file_id)
         with self._blobs.changing():
             with self._database.write() as connection:
+                if is_in_use(connection, file_id):
+                    raise Conflict("file_in_use", f"{file_id} is read by a batch; cancel the batch first")
                 connection.execute(delete(files).where(files.c.id == file_id))
                 audit.note(connection, "file.delete", tenant=file.tenant, target=file_id)
             self._drop_unreferenced([file.digest])
@@ -178,7 +197,7 @@ class FileStore:
     def _check(self, filename: str, purpose: str, num_bytes: int) -> None:
         if purpose not in PURPOSES:
             raise JobRefused(
-                "unsupported_purpose", f"purpose: must be {PURPOSES[0]!r}, got {purpose!r}", param="purpose"
+                "unsupported_purpose", f"purpose: must be one of {PURPOSES}, got {shown(purpose)}", param="purpose"
             )
         if not 0 < len(filename) <= MAX_FILENAME_CHARS or not filename.isprintable():
             message = f"file: the name must have 1 to {MAX_FILENAME_CHARS} printable characters, got {shown(filename)}"
@@ -204,10 +223,12 @@ class FileStore:
             raise JobLimit("too_many_bytes", message, param="file")
 
 
-def _insert(connection: Connection, owner: int, what: tuple[str, str, str, int]) -> Row[tuple[str, int]]:
+def _insert(
+    connection: Connection, owner: int, what: tuple[str, str, str, int], file_id: str | None = None
+) -> Row[tuple[str, int]]:
     digest, filename, purpose, num_bytes = what
     values = {
-        "id": f"file-{uuid4().hex[:24]}",
+        "id": file_id or f"file-{uuid4().hex[:24]}",
         "tenant_id": owner,
         "digest": digest,
         "filename": filename,

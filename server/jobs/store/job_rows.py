@@ -106,13 +106,13 @@ def add_event(
         "message": message,
         "data": json.dumps(data or {}),
     }
-    _insert_once(connection, job_events, values)
+    insert_once(connection, job_events, values)
 
 
 def add_checkpoint(connection: Connection, job: Job, step: int, metrics: Mapping[str, Any]) -> None:
     """Once per step."""
     values = {"job_number": job.number, "step": step, "metrics": json.dumps(metrics), "created_at": now_s()}
-    _insert_once(connection, job_checkpoints, values)
+    insert_once(connection, job_checkpoints, values)
 
 
 def list_events(connection: Connection, job: Job) -> list[JobEvent]:
@@ -131,7 +131,8 @@ def list_checkpoints(connection: Connection, job: Job) -> list[JobCheckpoint]:
     return [JobCheckpoint(row.number, row.step, json.loads(row.metrics), row.created_at) for row in rows]
 
 
-def _insert_once(connection: Connection, table: Any, values: Mapping[str, Any]) -> None:
+def insert_once(connection: Connection, table: Any, values: Mapping[str, Any]) -> None:
+    """Changes nothing if there is a row of the same key."""
     make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     connection.execute(make(table).values(values).on_conflict_do_nothing())
 

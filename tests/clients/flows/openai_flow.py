@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import time
 
 import openai
 
@@ -105,6 +107,33 @@ def embeddings() -> None:
     assert len(client.embeddings.create(model=MODEL, input="A lease", dimensions=8).data[0].embedding) == 8
 
 
+def batches() -> None:
+    """A file of chats, one of them for a model that does not exist; answered in the background, read back by id."""
+    client = openai.OpenAI(base_url=URL, api_key=KEY)
+    bodies = [{"model": model, "messages": QUESTION, "max_tokens": 8, "temperature": 0} for model in (MODEL, "none")]
+    lines = [
+        {"custom_id": body["model"], "method": "POST", "url": "/v1/chat/completions", "body": body} for body in bodies
+    ]
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    file = client.files.create(file=("night.jsonl", data), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"night": "1"}
+    )
+    while batch.status not in ("completed", "failed", "expired", "cancelled"):
+        time.sleep(0.2)
+        batch = client.batches.retrieve(batch.id)
+    assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("completed", 1, 1)
+    [good], [bad] = (
+        [json.loads(line) for line in client.files.content(id_).text.splitlines()]
+        for id_ in (batch.output_file_id, batch.error_file_id)
+    )
+    live = client.chat.completions.create(**bodies[0])
+    assert good["custom_id"] == MODEL
+    assert good["response"]["body"]["choices"][0]["message"]["content"] == live.choices[0].message.content
+    assert (bad["custom_id"], bad["response"]["status_code"]) == ("none", 404)
+    assert batch.id in {each.id for each in client.batches.list()}
+
+
 async def many_at_once() -> None:
     async with openai.AsyncOpenAI(base_url=URL, api_key=KEY) as client:
         answers = await asyncio.gather(
@@ -121,5 +150,6 @@ replayed_and_stopped()
 refusals()
 responses()
 embeddings()
+batches()
 asyncio.run(many_at_once())
-print("models, chat, stream, completions, logprobs, errors, responses, embeddings, 16 at once")
+print("models, chat, stream, completions, logprobs, errors, responses, embeddings, batches, 16 at once")

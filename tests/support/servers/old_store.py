@@ -12,7 +12,7 @@ from adapters_store.storage.database import make_engine
 def make_old(data_dir: Path, url: str | None = None) -> None:
     engine = make_engine(url or f"sqlite:///{data_dir / 'multilora.db'}")
     with engine.connect().execution_options(multilora_write=True) as connection, connection.begin():
-        for table in ("tenant_meters", "servers", "served_bases"):
+        for table in ("tenant_meters", "servers", "served_bases", "batch_lines", "batches"):
             connection.execute(text(f"DROP TABLE {table}"))
         for column in ("tool_dialect", "chat_template", "invocation_tokens"):
             connection.execute(text(f"ALTER TABLE adapter_versions DROP COLUMN {column}"))
