@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from adapters_store.base.converted.door import folder_of
-from lora_kernels.process import hold_to_quota
+from lora_kernels.process import hold_to_quota, map_large_blocks
 from trainer.failures import failure_of
 from trainer.run_folder.folder import Exit, RunFolder
 
@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     hold_to_quota()
+    map_large_blocks()
     return trained(options.spec, options.run_dir, resume=options.resume)
 
 

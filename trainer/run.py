@@ -20,6 +20,7 @@ from trainer.data.packing import InOrder
 from trainer.data.split import ENOUGH_VALIDATION
 from trainer.gate.data_check import check_data
 from trainer.loop import Loop
+from trainer.model.adapter import digest_of
 from trainer.model.eva import start_from_data
 from trainer.model.memory import peak_bytes
 from trainer.model.model import Trainee, load
@@ -33,6 +34,7 @@ from trainer.run_folder.events import RunLog
 from trainer.run_folder.folder import Exit, RunDirInUse, RunFolder, as_json
 from trainer.run_folder.publish import exporter, publish, versions
 from trainer.spec import TrainSpec
+from trainer.starting import filled_in
 
 
 def check_run_dir(spec: TrainSpec, folder: RunFolder, *, resume: bool) -> None:
@@ -50,7 +52,7 @@ def check_run_dir(spec: TrainSpec, folder: RunFolder, *, resume: bool) -> None:
 def _is_same(before: TrainSpec, now: TrainSpec, folder: RunFolder) -> bool:
     if before == now or folder.has_succeeded:
         return before == now
-    paths = {"base", "data", "validation", "mix"}
+    paths = {"base", "data", "validation", "mix", "initial_adapter"}
     return before.model_dump(exclude=paths) == now.model_dump(exclude=paths)
 
 
@@ -84,7 +86,7 @@ class Run:
         trainee = self._trainee(data)
         difference = check_packing(trainee, data.train)
         loop = self._loop(trainee, data)
-        if loop.progress.step == 0:
+        if loop.progress.step == 0 and self.spec.objective == "supervised":
             self._check_prompts(trainee, data, loop.num_steps)
         self._stage("training", packing_difference=difference, num_steps=loop.num_steps)
         outcome = loop.run()
@@ -132,6 +134,8 @@ class Run:
         path = self.folder.provenance
         self._provenance = {"base_digest": self._base_digest, **data.facts.to_mapping(), "seed": self.spec.seed}
         self._provenance[ENOUGH] = self._enough_validation
+        if self.spec.initial_adapter is not None:
+            self._provenance["initial_adapter"] = digest_of(self.spec.initial_adapter, self._base_digest)
         if not path.exists():
             if self.ranks.is_first:
                 self.folder.write(path, as_json(self._provenance))
@@ -218,7 +222,7 @@ class Run:
 
 def train(spec: TrainSpec, run_dir: Path, *, resume: bool = False, files: Filesystem | None = None) -> Exit:
     """Run a spec in this process (and with its peers under torchrun). The folder is described in docs/training.md."""
-    folder = RunFolder(run_dir, files or Filesystem())
+    folder, spec = RunFolder(run_dir, files or Filesystem()), filled_in(spec)
     with joined(sharded=spec.sharding == "fsdp") as ranks:
         check_run_dir(spec, folder, resume=resume)
         ranks.wait()

@@ -37,6 +37,8 @@ from adapters_store.parsing.strict_json import shown
 from adapters_store.parsing.template_sandbox import MAX_TEMPLATE_BYTES
 
 Method = Literal["lora", "qlora", "dora", "full"]
+Objective = Literal["supervised", "dpo"]
+DPO_RATE = 5e-5  # of a learning rate that is not given; supervised training takes four times as much
 TooLong = Literal["refuse", "truncate", "drop"]
 MAX_RANK = 256  # what the store accepts
 MAX_ENTRIES = 8192  # as the store allows in target_modules and in each pattern
@@ -182,6 +184,13 @@ class BatchSpec(_Spec):
         return self.micro_tokens or self.max_sequence_length
 
 
+class DpoSpec(_Spec):
+    """Direct preference optimisation. beta: how much it costs to leave the reference, the base with the adapter off."""
+
+    section = "dpo"
+    beta: Float = _number(0, 100, 0.1, open_low=True)
+
+
 class TrainSpec(_Spec):
     """One run. Paths may be relative to the working directory (from_yaml: to the YAML file's folder).
 
@@ -190,7 +199,8 @@ class TrainSpec(_Spec):
     None: once an epoch, three times in one of 32 steps or more. keep_best, keep_last: checkpoints kept by validation
     loss, and the newest. early_stopping_patience: evaluations without a loss below the best, and the base's, until the
     run ends; 0: never. tool_dialect, chat_template: in which the data's chats are learned and the adapter is served;
-    None: the base's own.
+    None: the base's own. initial_adapter: a folder in PEFT's format; the run goes on from it, in its form. objective
+    "dpo": the data is preference pairs; method "dpo" is short for it with "lora".
     """
 
     base: FilePath
@@ -199,7 +209,10 @@ class TrainSpec(_Spec):
     mix: FilePath | None = None
     mix_fraction: Float = _number(0, 0.5, 0.05)
     method: Method = "lora"
+    objective: Objective = "supervised"
+    dpo: DpoSpec = DpoSpec()
     adapter: AdapterSpec = AdapterSpec()
+    initial_adapter: FilePath | None = None
     optim: OptimSpec = OptimSpec()
     batch: BatchSpec = BatchSpec()
     tool_dialect: str | None = Field(None, description=f"one of {', '.join(DIALECTS)}")
@@ -214,8 +227,24 @@ class TrainSpec(_Spec):
     sharding: Literal["none", "fsdp"] = "none"
     reshard_after_forward: bool = True
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_dpo(cls, body: Any) -> Any:
+        if not isinstance(body, Mapping):
+            return body
+        if body.get("method") == "dpo":
+            body = {**body, "method": "lora", "objective": "dpo"}
+        optim = body.get("optim", {})
+        if body.get("objective") == "dpo" and isinstance(optim, Mapping):
+            body = {**body, "optim": {"learning_rate": DPO_RATE, **optim}}
+        return body
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        if self.objective == "dpo":
+            self._check_dpo()
+        if self.initial_adapter is not None:
+            self._check_start()
         if self.tool_dialect is not None and self.tool_dialect not in DIALECTS:
             raise SpecError("tool_dialect", self.tool_dialect, f"one of {', '.join(DIALECTS)}")
         size = len((self.chat_template or "").encode(errors="surrogatepass"))
@@ -230,6 +259,23 @@ class TrainSpec(_Spec):
         if self.adapter.init == "eva" and (self.sharding == "fsdp" or self.method == "full"):
             raise SpecError("adapter.init", "eva", 'default or orthogonal with sharding "fsdp" or method "full"')
         return self
+
+    def _check_start(self) -> None:
+        for field, value, fit in (
+            ("method", self.method, ("lora", "qlora")),
+            ("adapter.init", self.adapter.init, ("default",)),
+            ("sharding", self.sharding, ("none",)),
+        ):
+            if value not in fit:
+                raise SpecError(field, value, f"{' or '.join(fit)} with an initial_adapter")
+
+    def _check_dpo(self) -> None:
+        if self.method not in ("lora", "qlora"):
+            raise SpecError("method", self.method, 'lora or qlora with objective "dpo" (the base is the reference)')
+        if self.sharding == "fsdp":
+            raise SpecError("sharding", self.sharding, 'none with objective "dpo"')
+        if self.mix is not None:
+            raise SpecError("mix", str(self.mix), 'absent with objective "dpo": it is no preference data')
 
     @classmethod
     def from_mapping(cls, body: Mapping[str, Any], *, folder: Path | None = None) -> Self:

@@ -89,24 +89,33 @@ def train_ours(spec: TrainSpec, examples: list[EncodedExample], scratch: Path) -
     return SideResult(tokens / seconds, _peak_bytes(), [step["loss"] for step in steps])
 
 
-def train_trl(spec: TrainSpec, examples: list[EncodedExample], scratch: Path, *, chunked: bool) -> SideResult:
-    """TRL's SFTTrainer, padded batches; it packs exactly only on FlashAttention, which a CPU does not have."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+def followed_steps() -> tuple[Any, list[float]]:
+    """A callback for transformers' Trainer, and the list of times that it fills: one for each step's end."""
+    from transformers import TrainerCallback
 
-    batches = batches_of(spec, examples)
-    rows = [examples[index] for step in batches.epoch_steps(0) for index in step]
-    data = Dataset.from_list(
-        [{"input_ids": row.input_ids.tolist(), "completion_mask": row.supervised.astype(int).tolist()} for row in rows]
-    )
     times: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *arguments: Any, **options: Any) -> None:
             times.append(time.time())
 
+    return Clock(), times
+
+
+def train_trl(spec: TrainSpec, examples: list[EncodedExample], scratch: Path, *, chunked: bool) -> SideResult:
+    """TRL's SFTTrainer, padded batches; it packs exactly only on FlashAttention, which a CPU does not have."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    assert spec.optim.max_steps is not None
+    batches = batches_of(spec, examples)
+    rows = [examples[index] for step in batches.epoch_steps(0) for index in step]
+    data = Dataset.from_list(
+        [{"input_ids": row.input_ids.tolist(), "completion_mask": row.supervised.astype(int).tolist()} for row in rows]
+    )
+    followed, times = followed_steps()
     config = SFTConfig(
         output_dir=str(scratch),
         per_device_train_batch_size=EXAMPLES_PER_STEP,
@@ -131,10 +140,10 @@ def train_trl(spec: TrainSpec, examples: list[EncodedExample], scratch: Path, *,
         train_dataset=data,
         processing_class=AutoTokenizer.from_pretrained(spec.base),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-        callbacks=[Clock()],
+        callbacks=[followed],
     )
     trainer.train()
-    counted = rows[WARM_UP * EXAMPLES_PER_STEP :]
+    counted = rows[WARM_UP * EXAMPLES_PER_STEP : spec.optim.max_steps * EXAMPLES_PER_STEP]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return SideResult(sum(map(len, counted)) / (times[-1] - times[WARM_UP - 1]), _peak_bytes(), losses)
 

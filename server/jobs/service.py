@@ -8,8 +8,10 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapters_store.errors import Conflict, NotFound
+from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.remote.remote import Remote, open_bucket
 from adapters_store.remote.settings import RemoteSettings
 from adapters_store.storage.blobs import disk_full_is_an_answer
@@ -20,11 +22,15 @@ from server.jobs.served_base import ServedBase
 from server.jobs.store import job_rows
 from server.jobs.store.batch_store import BatchStore
 from server.jobs.store.data_files import FileStore
-from server.jobs.store.job_request import JobRequest, build_spec
+from server.jobs.store.job_request import JobRequest, StartingAdapter, build_spec
 from server.jobs.store.job_store import JobStore, NewJob
 from server.jobs.store.readable_data import make_readable
-from server.jobs.store.records import MIX_FILE, TRAINING_FILE, VALIDATION_FILE, DataFile, Job
+from server.jobs.store.records import INITIAL_ADAPTER, MIX_FILE, TRAINING_FILE, VALIDATION_FILE, DataFile, Job
 from trainer.run_folder.folder import RunFolder
+
+if TYPE_CHECKING:
+    from adapters_store.store import AdapterStore
+    from adapters_store.versions.records import AdapterVersion
 
 MAX_SUFFIX_CHARS = 64
 
@@ -82,15 +88,15 @@ class Onboarding:
         """What jobs are created for: the base that this server serves, or the one served last; None: it is unknown."""
         return self.jobs.bases.last() if self._serves is None else self.jobs.bases.find(self._serves)
 
-    def create(self, tenant: str, request: JobRequest) -> Job:
-        """Check a job and queue it. Nothing of a refused job is kept.
+    def create(self, tenant: str, request: JobRequest, start: StartingAdapter | None = None) -> Job:
+        """Check a job and queue it. Nothing of a refused job is kept. start: the version it goes on from, of this base.
 
         Raises:
             JobRefused: bad data (the line and its code), a bad field, unsupported_method, rank_too_large.
             NotFound: model_not_found, file_not_found. Conflict: name_is_base. JobLimit: too_many_jobs and its kin.
             StoreError: disk_full.
         """
-        base = self._base_named(request.model)
+        base = self._base_named(request.model if start is None else None)
         job_id = self.jobs.new_id()
         name = self._name(request.suffix, job_id, base)
         run_dir = self.jobs.runs / job_id
@@ -99,11 +105,14 @@ class Onboarding:
         try:
             with disk_full_is_an_answer():
                 run_dir.mkdir(mode=0o700, parents=True)
-            spec = build_spec(request, base, self.limits, validation=VALIDATION_FILE in files, mix=MIX_FILE in files)
+                if start is not None:
+                    _copy(start, run_dir / INITIAL_ADAPTER)
+            named = {"validation": VALIDATION_FILE in files, "mix": MIX_FILE in files}
+            spec = build_spec(request, base, self.limits, **named, start=start)
             for each, (file, param) in files.items():
                 self.files.link(file, run_dir / each)
                 with disk_full_is_an_answer():
-                    reports[param] = make_readable(run_dir / each, param)
+                    reports[param] = make_readable(run_dir / each, param, pairs=spec.objective == "dpo")
             body = replace(request, suffix=name).to_mapping()
             new = NewJob(tenant=tenant, name=name, request=body, spec=spec.to_mapping(), base_digest=base.digest)
             job = self.jobs.add(job_id, new)
@@ -128,9 +137,10 @@ class Onboarding:
             elif job is not None and job.status.has_ended:
                 RunFolder(folder).drop_checkpoints()
 
-    def _base_named(self, model: str) -> ServedBase:
+    def _base_named(self, model: str | None) -> ServedBase:
+        """model None: whichever is served."""
         base = self.base
-        if base is None or model != base.name:
+        if base is None or model not in (base.name, None):
             served = "" if base is None else f"; jobs run on {base.name!r}, which is served here"
             message = f"The model {model!r} does not exist or cannot be fine-tuned{served}."
             raise NotFound("model_not_found", message, param="model")
@@ -167,3 +177,25 @@ class Onboarding:
             if name != TRAINING_FILE and file.digest == training.digest:
                 raise JobRefused("duplicate_file", f"{param}: {file.id} has the training file's bytes", param=param)
         return found
+
+
+def starting_adapter(store: AdapterStore, version: AdapterVersion) -> StartingAdapter:
+    """The version as a job goes on from it, its bytes compared with its digest. Raises BlobDamaged, NotFound."""
+    base = next((base for base in store.bases() if base.digest == version.base_digest), None)
+    if base is None:
+        raise NotFound(
+            "unknown_base", f"{version.ref}: its base was not served from this data directory", param="model"
+        )
+    store.verify(version.digest, base)
+    weights = store.weights_of(version.digest)
+    return StartingAdapter(ref=version.ref, config=store.config_of(version), weights=weights)
+
+
+def _copy(start: StartingAdapter, folder: Path) -> None:
+    """Into the run's folder: the version may be deleted while the job waits."""
+    folder.mkdir(mode=0o700)
+    (folder / CONFIG_FILE).write_bytes(start.config)
+    try:
+        (folder / WEIGHTS_FILE).hardlink_to(start.weights)
+    except OSError:  # another file system
+        shutil.copyfile(start.weights, folder / WEIGHTS_FILE)

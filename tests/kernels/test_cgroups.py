@@ -92,3 +92,42 @@ def test_torch_engine_and_trainings_keep_to_the_quota(
     code = CODE.format(quota=quota)
     done = subprocess.run([sys.executable, "-c", code], env={**bare, **own}, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [omp, "True", jobs]
+
+
+HELD = """
+import ctypes, sys
+from lora_kernels.process import map_large_blocks
+if "map" in sys.argv:
+    map_large_blocks()
+c = ctypes.CDLL(None)
+c.malloc.restype = ctypes.c_void_p
+c.free.argtypes = [ctypes.c_void_p]
+c.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+SIZE = 16 << 20
+
+def block(size):
+    address = c.malloc(size)
+    c.memset(address, 1, size)
+    return address
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+c.free(block(SIZE))  # glibc's threshold is now this size
+before = resident()
+blocks = [(block(SIZE), block(64 << 10)) for _ in range(8)]  # each large one lies below a small one
+for large, _ in blocks:
+    c.free(large)
+print((resident() - before) // SIZE)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_large_blocks_that_a_training_frees_go_back_to_the_system() -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    held = [
+        int(subprocess.check_output([sys.executable, "-c", HELD, *how], env=environment, text=True))
+        for how in ([], ["map"])
+    ]
+    assert held[0] >= 6, "glibc alone keeps them"
+    assert held[1] <= 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.data.encode import Encoder, encode_all
 from trainer.data.examples import Examples
-from trainer.data.jsonl import DataLimits, Dataset, read_jsonl
+from trainer.data.jsonl import DataLimits, Dataset, check_pairs, read_jsonl
 from trainer.data.packing import Batches, BatchSettings
 from trainer.data.split import ENOUGH_VALIDATION, MIN_VALIDATION, Split, apart, mixed, split
 from trainer.data.template import template_digest
@@ -81,12 +81,13 @@ def prepare(
     encoder = Encoder(
         tokenizer,
         max_sequence_length=length,
+        max_pair_tokens=spec.batch.max_sequence_length,
         num_embeddings=num_embeddings,
         tool_dialect=spec.tool_dialect,
         chat_template=spec.chat_template,
         too_long=spec.batch.too_long,
     )
-    data, examples = _load(spec.data, "data", encoder, limits)
+    data, examples = _load(spec.data, "data", encoder, limits, pairs=spec.objective == "dpo")
     parts, validation = _held_out(spec, encoder, examples, enough)
     general, mix = _general(spec, encoder)
     train = parts.train
@@ -115,15 +116,19 @@ def enough_of(provenance: Mapping[str, Any]) -> int:
     return int(provenance.get(ENOUGH, MIN_VALIDATION))
 
 
-def _load(path: Path, what: str, encoder: Encoder, limits: DataLimits | None) -> tuple[Dataset, Examples]:
+def _load(
+    path: Path, what: str, encoder: Encoder, limits: DataLimits | None, *, pairs: bool = False
+) -> tuple[Dataset, Examples]:
     dataset = read_jsonl(path, limits, what=what)
+    check_pairs(dataset, wanted=pairs, what=what)
     return dataset, encode_all(dataset.records(), encoder, what=what)
 
 
 def _held_out(spec: TrainSpec, encoder: Encoder, examples: Examples, enough: int) -> tuple[Split, Dataset | None]:
     if spec.validation is None:
         return split(examples, seed=spec.seed, enough=enough), None
-    dataset, validation = _load(spec.validation, "validation", encoder, VALIDATION_LIMITS)
+    pairs = spec.objective == "dpo"
+    dataset, validation = _load(spec.validation, "validation", encoder, VALIDATION_LIMITS, pairs=pairs)
     return apart(examples, validation), dataset
 
 

@@ -23,6 +23,7 @@ from trainer.data.template import Render, RenderedText, Span, check_calls, diale
 from trainer.data.types import EncodedExample
 from trainer.spec import TooLong
 
+_CURE = "batch.too_long: truncate cuts such examples, drop leaves them out"
 Tokens = tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
@@ -32,7 +33,7 @@ class Encoder:
     num_embeddings: rows of the model's embedding, if known; a token beyond them is refused with its line.
     tool_dialect: in which calls are written, chat_template: how chats are; None: the base's own.
     too_long: what happens to a longer example: "refuse", "truncate" to its first tokens, or "drop". num_too_long: how
-    many there were.
+    many there were. The two texts of a preference pair have max_pair_tokens together.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Encoder:
         tokenizer: Any,
         *,
         max_sequence_length: int,
+        max_pair_tokens: int | None = None,
         num_embeddings: int | None = None,
         tool_dialect: str | None = None,
         chat_template: str | None = None,
@@ -48,6 +50,7 @@ class Encoder:
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} has no fast form (tokenizer.json), which training needs")
         self.max_sequence_length = max_sequence_length
+        self._max_pair_tokens = max_pair_tokens or max_sequence_length
         self.num_too_long = 0
         self._too_long = too_long
         self._num_embeddings = num_embeddings
@@ -62,11 +65,40 @@ class Encoder:
 
     def encode(self, record: Record, *, line: int = 0, digest: bytes = b"") -> list[EncodedExample]:
         """One example, or one per answer if the template needs a chat unrolled. Raises LineRefused."""
+        if record.rejected is not None:
+            pair = self._pair(record, record.rejected)
+            return [] if pair is None else [EncodedExample(*pair, digest, line, record.kind)]
         return [
             EncodedExample(fitting[0], self._checked(*fitting), digest, line, record.kind)
             for ids, weights in self._tokens(record)
             if (fitting := self._fitting(ids, weights)) is not None
         ]
+
+    def _pair(self, chosen: Record, rejected: Record) -> Tokens | None:
+        """The chosen text, then the rejected one, its weights negative; None if it is dropped."""
+        sides = [self._one_text(chosen), self._one_text(rejected)]
+        limit, total = self._max_pair_tokens, sum(len(ids) for ids, _ in sides)
+        if total > limit or any(len(ids) > self.max_sequence_length for ids, _ in sides):
+            if self._too_long == "refuse":
+                message = f"the pair has {total} tokens, at most {limit} fit; {_CURE}"
+                raise LineRefused("sequence_too_long", message)
+            self.num_too_long += 1
+            each = min(limit // 2, self.max_sequence_length)
+            sides = [_up_to_last_learned(ids[:each], weights[:each]) for ids, weights in sides]
+            if self._too_long == "drop" or not all(weights[1:].any() for _, weights in sides):
+                return None
+        for ids, weights in sides:
+            self._checked(ids, weights)
+        (better, learned), (worse, unlearned) = sides
+        return np.concatenate([better, worse]), np.concatenate([learned, -unlearned])
+
+    def _one_text(self, record: Record) -> Tokens:
+        """Raises LineRefused for a chat that is unrolled."""
+        (ids, weights), *more = self._tokens(record)
+        if more:
+            message = "the base's chat template shows the answers of a pair apart: pairs of one answer each are needed"
+            raise LineRefused("template_not_prefix", message)
+        return _up_to_last_learned(ids, weights)
 
     def _fitting(self, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> Tokens | None:
         """What of it is learned; None if it is dropped. A cut that leaves no learned token drops the example."""
@@ -92,10 +124,7 @@ class Encoder:
     def _checked(self, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """The weights, the first token's 0. Raises LineRefused for what is too long, unreadable or teaches nothing."""
         if len(ids) > self.max_sequence_length:
-            message = (
-                f"the example has {len(ids)} tokens, at most {self.max_sequence_length} fit; batch.too_long: truncate "
-                "cuts such examples, drop leaves them out"
-            )
+            message = f"the example has {len(ids)} tokens, at most {self.max_sequence_length} fit; {_CURE}"
             raise LineRefused("sequence_too_long", message)
         self._check_rows(ids)
         weights[0] = 0.0
@@ -155,6 +184,13 @@ class Encoder:
 
     def _is_blank(self, token_id: int) -> bool:
         return not self._backend.decode([token_id], skip_special_tokens=False).strip()
+
+
+def _up_to_last_learned(ids: NDArray[np.int32], weights: NDArray[np.float32]) -> Tokens:
+    """What follows changes no loss; and the last learned token marks where a pair's second text begins."""
+    learned = np.flatnonzero(weights)
+    end = int(learned[-1]) + 1 if len(learned) else len(ids)
+    return ids[:end], weights[:end]
 
 
 def _joined(pieces: list[tuple[list[int], float]]) -> Tokens:

@@ -68,7 +68,7 @@ class ExampleStore:
         lengths = np.diff(np.frombuffer(self._run_stops, dtype=np.uint32).astype(np.int64), prepend=0)
         firsts = np.append(0, ends[:-1])
         lengths[firsts] = np.frombuffer(self._run_stops, dtype=np.uint32)[firsts]
-        learned = np.where(np.frombuffer(self._run_weights, dtype=np.float32) > 0, lengths, 0)
+        learned = np.where(np.frombuffer(self._run_weights, dtype=np.float32) != 0, lengths, 0)
         counts: NDArray[np.int64] = np.add.reduceat(learned, firsts)
         return counts
 

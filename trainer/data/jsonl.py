@@ -38,7 +38,8 @@ class DataLimits:
 class Dataset:
     """A file that has passed every check. digest: over the records' contents in order, whatever their spacing.
 
-    num_duplicates: lines that repeat an earlier one. kinds: how many lines of each kind.
+    num_duplicates: lines that repeat an earlier one. kinds: how many lines of each kind. num_pairs: how many of them
+    are preference pairs.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Dataset:
     num_duplicates: int
     num_bytes: int
     kinds: dict[Kind, int]
+    num_pairs: int
     _digests: bytearray = field(repr=False)
 
     def __len__(self) -> int:
@@ -98,6 +100,18 @@ def read_jsonl(path: Path, limits: DataLimits | None = None, *, what: str = "dat
     return reader.dataset(path)
 
 
+def check_pairs(dataset: Dataset, *, wanted: bool, what: str = "data") -> None:
+    """A file of preference pairs, and of nothing else, if they are `wanted`; else of none. Raises DataRejected."""
+    count, whole = dataset.num_pairs, dataset.num_examples
+    if count == (whole if wanted else 0):
+        return
+    message = f"{count} of {whole} lines are preference pairs (chosen and rejected)"
+    if wanted:
+        raise DataRejected([Problem(0, "no_preference_data", f"{message}; dpo trains on nothing else")], what=what)
+    how = "train them with objective: dpo, through the API with method type dpo"
+    raise DataRejected([Problem(0, "preference_data", f"{message}; {how}")], what=what)
+
+
 def records_at(path: Path, lines: Collection[int]) -> Iterator[Record]:
     """The records on these lines of a file that has passed every check, in the file's order."""
     with path.open("rb") as stream:
@@ -114,6 +128,7 @@ class _Reader:
         self._problems = ProblemList(what=what, max_listed=limits.max_listed, max_problems=limits.max_problems)
         self._hash = hashlib.sha256()
         self._kinds: Counter[Kind] = Counter()
+        self._num_pairs = 0
         self._digests = bytearray()
         self._num_bytes = 0
 
@@ -147,6 +162,7 @@ class _Reader:
         self._hash.update(digest)
         self._digests += digest
         self._kinds[record.kind] += 1
+        self._num_pairs += record.is_pair
 
     def dataset(self, path: Path) -> Dataset:
         self._check_count()
@@ -158,6 +174,7 @@ class _Reader:
             num_duplicates=self._num_examples - self._num_distinct,
             num_bytes=self._num_bytes,
             kinds=dict(self._kinds),
+            num_pairs=self._num_pairs,
             _digests=self._digests,
         )
 

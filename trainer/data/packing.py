@@ -175,17 +175,21 @@ def _evenly(order: list[int], lengths: Sequence[int], count: int) -> list[list[i
 
 
 def pack(examples: Sequence[EncodedExample]) -> PackedBatch:
-    """The examples side by side, positions from 0 in each."""
+    """The examples side by side, positions from 0 in each text."""
     ids = np.concatenate([example.input_ids for example in examples]).astype(np.int64)
     weights = np.concatenate([example.weights for example in examples])
-    positions = np.concatenate([np.arange(len(example), dtype=np.int64) for example in examples])
-    labels = np.where(weights > 0, ids, IGNORED)
+    lengths = [length for example in examples for length in example.segments]
+    positions = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
+    labels = np.where(weights != 0, ids, IGNORED)
+    are_pairs = all(example.border for example in examples)
+    owners = np.repeat(np.arange(len(examples)), [len(example) for example in examples])
     return PackedBatch(
         input_ids=torch.from_numpy(ids)[None],
         position_ids=torch.from_numpy(positions)[None],
         labels=torch.from_numpy(labels)[None],
         weights=torch.from_numpy(weights)[None],
         num_examples=len(examples),
+        pairs=torch.from_numpy(owners)[None] if are_pairs else None,
     )
 
 

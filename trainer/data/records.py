@@ -1,7 +1,8 @@
 """One training record, and one line's way to it: strict about keys, roles and contents. Knows no files, no tokens.
 
-Three kinds: {"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...}. A null key counts as absent. Beside
-messages there may be tools, as in OpenAI's files.
+Three kinds: {"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...}; and preference pairs,
+{"prompt": ..., "chosen": ..., "rejected": ...}, all three text or all three lists of messages. A null key counts as
+absent. Beside lists of messages there may be tools, as in OpenAI's files.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from adapters_store.dialects.dialect import MAX_SCHEMA_DEPTH
@@ -19,6 +20,7 @@ from trainer.data.problems import LineRefused, excerpt_of, excerpt_of_bytes
 from trainer.data.tools.calls import Call, Tools, call_id, calls_of, tools_of
 
 Kind = Literal["chat", "completion", "text"]
+PAIR = ("chosen", "rejected")
 MAX_MESSAGES = 4096
 ROLES = ("system", "user", "assistant", "tool")
 _OLD_TOOL_KEYS = {"functions": "tools", "function_call": "tool_calls"}
@@ -60,17 +62,24 @@ class Message:
 @dataclass(frozen=True, slots=True)
 class Record:
     """One example as text. chat: `messages`, and the tools shown to it; completion: `prompt` and `completion`; text:
-    `completion` alone."""
+    `completion` alone. rejected: of a preference pair, the same with the worse answer."""
 
     kind: Kind
     messages: tuple[Message, ...] = ()
     prompt: str = ""
     completion: str = ""
     tools: tuple[dict[str, Any], ...] = ()
+    rejected: Record | None = None
+
+    @property
+    def is_pair(self) -> bool:
+        return self.rejected is not None
 
     def digest(self) -> bytes:
         """16 bytes over the content, the same for two lines that differ in spacing or key order only."""
         content: list[object] = [self.kind, [_content_of(each) for each in self.messages], self.prompt, self.completion]
+        if self.rejected is not None:
+            content.append(self.rejected.digest().hex())
         body = json.dumps([*content, self.tools] if self.tools else content, ensure_ascii=False)
         return hashlib.blake2b(body.encode("utf-8"), digest_size=16).digest()
 
@@ -84,6 +93,50 @@ def _content_of(message: Message) -> list[object]:
 def parse_record(line: bytes) -> Record:
     """The record of one line. Raises LineRefused with a code, a message and an excerpt."""
     body = parse_object(line)
+    return _pair(body) if body.keys() >= {*PAIR} else _single(body)
+
+
+def _pair(body: Mapping[str, object]) -> Record:
+    """Raises LineRefused, also for two answers that are one."""
+    given = _without_nulls(body)
+    texts = [given.get(name) for name in ("prompt", *PAIR)]
+    wanted = str if isinstance(texts[0], str) else list
+    known = {"prompt", *PAIR, *(_BESIDE_MESSAGES if wanted is list else ())}
+    if not given.keys() <= known:
+        unknown = next(key for key in given if key not in known)
+        message = f"unknown key {excerpt_of(unknown)}; known beside chosen and rejected: {', '.join(sorted(known))}"
+        raise LineRefused("unknown_key", message, excerpt=excerpt_of(list(body)))
+    if not all(isinstance(text, wanted) for text in texts):
+        message = "prompt, chosen and rejected must be three texts, or three lists of messages"
+        raise LineRefused("wrong_type", message, excerpt=excerpt_of(texts))
+    chosen, rejected = (_side(given, name) for name in PAIR)
+    if chosen.digest() == rejected.digest():
+        raise LineRefused("nothing_supervised", "chosen and rejected are the same answer")
+    return replace(chosen, rejected=rejected)
+
+
+def _side(body: dict[str, Any], name: str) -> Record:
+    """The prompt with one of its answers, of which nothing in the prompt is learned."""
+    prompt, answer = body["prompt"], body[name]
+    rest = {key: body[key] for key in body.keys() & _BESIDE_MESSAGES}
+    single: dict[str, Any] = {"prompt": prompt, "completion": answer}
+    if isinstance(prompt, list):
+        single = {**rest, "messages": [*map(_unlearned, prompt), *answer]}
+    try:
+        record = _single(single)
+    except LineRefused as error:
+        raise LineRefused(error.code, f"{name}: {error.message}", excerpt=error.excerpt, param=error.param) from None
+    if record.kind == "chat" and not any(message.weight for message in record.messages[len(prompt) :]):
+        raise LineRefused("nothing_supervised", f"{name} holds no answer of the assistant's", param=name)
+    return record
+
+
+def _unlearned(message: object) -> object:
+    is_answer = isinstance(message, dict) and message.get("role") == "assistant"
+    return {**message, "weight": 0} if is_answer else message  # type: ignore[dict-item]
+
+
+def _single(body: Mapping[str, Any]) -> Record:
     present = _without_nulls(body)
     if frozenset(present) in _KEYS:
         body = present

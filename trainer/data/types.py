@@ -6,7 +6,7 @@ Legend: T tokens of one packed batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,9 @@ class EncodedExample:
     1 for a plain answer, a message's own `weight` in between; weights[0] is always 0, since nothing predicts it.
     digest: of the record's content, equal for duplicates. line: where it stood in its file, from 1. kind: the
     record's, "chat", "completion" or "text".
+
+    A preference pair is one example too: the chosen text up to its last learned token, then the rejected text, whose
+    weights are negative.
     """
 
     input_ids: NDArray[np.int32]
@@ -41,8 +44,20 @@ class EncodedExample:
     @property
     def supervised(self) -> NDArray[np.bool_]:
         """[n], true for every token that is learned."""
-        mask: NDArray[np.bool_] = self.weights > 0
+        mask: NDArray[np.bool_] = self.weights != 0
         return mask
+
+    @cached_property
+    def border(self) -> int:
+        """Where the rejected text of a pair begins; 0 for an example that is no pair."""
+        if not (self.weights < 0).any():
+            return 0
+        return int(np.flatnonzero(self.weights > 0)[-1]) + 1
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """Tokens of each text in it."""
+        return (self.border, len(self) - self.border) if self.border else (len(self),)
 
     @cached_property
     def num_supervised(self) -> int:
@@ -50,8 +65,15 @@ class EncodedExample:
 
     @cached_property
     def weight(self) -> float:
-        """Sum of the token weights: the example's share in a loss normalised per token."""
-        return float(self.weights.sum(dtype=np.float64))
+        """Sum of the token weights: the example's share in a loss normalised per token; a pair counts 1."""
+        return 1.0 if self.border else float(self.weights.sum(dtype=np.float64))
+
+    def text(self, *, chosen: bool) -> EncodedExample:
+        """One text of a pair, its weights positive; of another example the example."""
+        if not self.border:
+            return self
+        part = slice(self.border) if chosen else slice(self.border, None)
+        return replace(self, input_ids=self.input_ids[part], weights=abs(self.weights[part]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +84,7 @@ class PackedBatch:
     input_ids (not shifted): the token itself if it is learned, else IGNORED; the first token of every example is
     IGNORED, so a loss that shifts over the whole row never predicts across examples. weights: float32 [1, T], 0 if
     the label is IGNORED. A batch without a supervised token (`weight` 0) is filler that keeps ranks in step.
+    pairs: int64 [1, T], of which preference pair (from 0) a token is; None: the examples are no pairs.
     """
 
     input_ids: torch.Tensor
@@ -69,6 +92,7 @@ class PackedBatch:
     labels: torch.Tensor
     weights: torch.Tensor
     num_examples: int
+    pairs: torch.Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -80,15 +104,16 @@ class PackedBatch:
 
     @cached_property
     def weight(self) -> float:
-        return float(self.weights.double().sum())
+        """What the batch's loss is divided by: learned tokens, each by its weight; or pairs."""
+        return float(self.num_examples if self.pairs is not None else self.weights.double().sum())
 
 
 @dataclass(frozen=True)
 class StepBatch:
     """One optimizer step on this rank.
 
-    micro_batches: this rank's forwards, as many as on every other rank. weight: sum of token weights over ALL ranks and
-    micro batches of the step; the step's loss is sum(weight x nll) over everything, divided by it.
+    micro_batches: this rank's forwards, as many as on every other rank. weight: sum of the examples' weights over ALL
+    ranks and micro batches of the step; the step's loss is sum(weight x nll) over everything, divided by it.
     num_tokens, num_examples: over all ranks.
     """
 

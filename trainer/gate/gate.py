@@ -1,6 +1,7 @@
 """The gate before activation: measures an adapter: pass, warn or block, with reasons. Knows the order of checks.
 
 held-out loss, use of the prompt, scale sweep -> ends of answers -> general text -> weights -> round trip -> verdict
+(of preference pairs the margin, in place of the first three)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from trainer.gate.answers.calls import CallScores, judge_calls
 from trainer.gate.answers.endings import Endings, Ends, judge_endings, measure_endings
 from trainer.gate.general import GeneralText, judge_general, measure_general
 from trainer.gate.held_out import HeldOut, judge_held_out, measure_held_out
+from trainer.gate.preference import Preference, judge_preference, measure_preference
 from trainer.gate.prompt_use import notes_of
 from trainer.gate.round_trip import RoundTrip, judge_round_trip
 from trainer.gate.scorer import Scorer
@@ -29,7 +31,7 @@ class GateInputs:
     """What is judged. general_source: where the general examples come from. round_trip: None if it was not run.
 
     ends: the tokens at which the server ends an answer; None: that answers end is not measured. calls: what was asked
-    again in chats with tools; None: there are none.
+    again in chats with tools; None: there are none. Of preference pairs the margin is judged, not the loss.
     """
 
     validation: Sequence[EncodedExample]
@@ -49,6 +51,7 @@ class GateResult:
     reasons: list[Reason]
     thresholds: GateThresholds
     held_out: HeldOut | None = None
+    preference: Preference | None = None
     general: GeneralText | None = None
     round_trip: RoundTrip | None = None
     endings: Endings | None = None
@@ -64,6 +67,7 @@ class GateResult:
         """What gate.json holds; numbers that are not finite are null."""
         parts = {
             "held_out": self.held_out,
+            "preference": self.preference,
             "general": self.general,
             "round_trip": self.round_trip,
             "endings": self.endings,
@@ -90,20 +94,42 @@ def judge(scorer: Scorer, inputs: GateInputs, thresholds: GateThresholds | None 
     reasons = judge_spectrum(spectrum, limits)
     if any(reason.code == "non_finite_weights" for reason in reasons):
         return GateResult(verdict_of(reasons), reasons, limits, spectrum=spectrum)
-    held_out = measure_held_out(scorer, pick(inputs.validation, limits.max_examples), limits)
+    judged, held_out, preference = _judged_by_data(scorer, pick(inputs.validation, limits.max_examples), limits)
     general = measure_general(scorer, pick(inputs.general, limits.max_examples), inputs.general_source, limits)
-    reasons = [*judge_held_out(held_out, limits), *judge_general(general, limits), *reasons]
+    reasons = [*judged, *judge_general(general, limits), *reasons]
     endings = None
     if inputs.ends is not None:
-        endings = measure_endings(scorer, pick(inputs.validation, limits.ending_examples), inputs.ends)
+        answers = [example.text(chosen=True) for example in pick(inputs.validation, limits.ending_examples)]
+        endings = measure_endings(scorer, answers, inputs.ends)
     if endings is not None:
         reasons += judge_endings(endings, limits)
     if inputs.round_trip is not None:
         reasons += judge_round_trip(inputs.round_trip)
     if inputs.calls is not None:
         reasons += judge_calls(inputs.calls, limits)
-    trip, calls = inputs.round_trip, inputs.calls
-    return GateResult(verdict_of(reasons), reasons, limits, held_out, general, trip, endings, calls, spectrum)
+    return GateResult(
+        verdict_of(reasons),
+        reasons,
+        limits,
+        held_out,
+        preference,
+        general,
+        inputs.round_trip,
+        endings,
+        inputs.calls,
+        spectrum,
+    )
+
+
+def _judged_by_data(
+    scorer: Scorer, examples: Sequence[EncodedExample], limits: GateThresholds
+) -> tuple[list[Reason], HeldOut | None, Preference | None]:
+    """The reasons that the held-out data gives: by its loss, or by the margins of its pairs."""
+    if any(example.border for example in examples):
+        preference = measure_preference(scorer, examples, limits)
+        return judge_preference(preference, limits), None, preference
+    held_out = measure_held_out(scorer, examples, limits)
+    return judge_held_out(held_out, limits), held_out, None
 
 
 def refused(code: str, message: str, thresholds: GateThresholds | None = None) -> GateResult:

@@ -11,6 +11,7 @@ class GateThresholds:
 
     confidence, num_resamples, seed: of every bootstrap. min_examples: held-out examples below which an interval says
     little. small_gain: a gain that is surely below it is none. max_examples: how many are scored at most.
+    chosen_rise: of the loss of chosen answers.
     ending_examples: the same for their ends. ending_probability: of the end of an answer where it is over, the median
     example's. calls_named: of held-out answers in chats with tools, the share that calls the right ones.
     general_warn, general_block: rise on general text. scales: of the sweep. sweep_gain: by how much a
@@ -29,6 +30,7 @@ class GateThresholds:
     seed: int = 0
     min_examples: int = 8
     small_gain: float = 0.05
+    chosen_rise: float = 0.3
     prompt_confidence: float = 0.99
     least_prompt_use: float = 0.05
     prompt_use_share: float = 0.25

@@ -5,6 +5,7 @@ Knows PEFT; knows no data. What it writes names the base it fits (`multilora_bas
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -25,6 +27,7 @@ from trainer.spec import AdapterSpec, SpecError, TrainSpec
 
 NAME = "default"  # PEFT's own name for a model's only adapter
 LINEARS = ("Linear", "Linear4bit")
+_BASE_DIGEST = "multilora_base_digest"  # in the weights' metadata
 
 
 def attach_adapter(causal: PreTrainedModel, spec: TrainSpec, device: torch.device) -> PeftModel:
@@ -47,7 +50,32 @@ def attach_adapter(causal: PreTrainedModel, spec: TrainSpec, device: torch.devic
     )
     peft = get_peft_model(causal, config)
     start_from_seed(peft, adapter, spec.seed, device)
+    if spec.initial_adapter is not None:
+        _start_from_adapter(peft, spec.initial_adapter)
     return peft
+
+
+def _start_from_adapter(peft: PeftModel, folder: Path) -> None:
+    """Raises SpecError unless the adapter has exactly the tensors of this base's layers, all finite."""
+    given = load_file(folder / WEIGHTS_FILE)
+    wanted = adapter_tensors(peft)
+    odd = sorted(given.keys() ^ wanted.keys()) or [key for key in wanted if given[key].shape != wanted[key].shape]
+    odd = odd or [key for key, tensor in given.items() if not bool(torch.isfinite(tensor).all())]
+    if odd:
+        message = "an adapter whose tensors are finite and fit the base's layers, each of them"
+        raise SpecError("initial_adapter", odd[0], message)
+    set_peft_model_state_dict(peft, given, adapter_name=NAME)
+
+
+def digest_of(folder: Path, base_digest: str) -> str:
+    """Of the weights. Raises SpecError if they name another base than base_digest."""
+    path = folder / WEIGHTS_FILE
+    with safe_open(path, framework="pt") as opened:
+        named = (opened.metadata() or {}).get(_BASE_DIGEST, base_digest)
+    if named != base_digest:
+        raise SpecError("initial_adapter", named, f"an adapter of the base {base_digest}")
+    with path.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
 def check_names(adapter: AdapterSpec, linears: Iterable[str]) -> None:
@@ -119,7 +147,7 @@ def write_adapter(
     """adapter_config.json and adapter_model.safetensors. The base is named, its path is not. base_digest goes into the
     weights' metadata: PEFT warns of fields of a config that it does not know. Tool dialect and chat template must be
     such fields: the server reads them there."""
-    metadata = {"format": "pt", "multilora_base_digest": base_digest}
+    metadata = {"format": "pt", _BASE_DIGEST: base_digest}
     save_file(tensors, folder / WEIGHTS_FILE, metadata=metadata)
     config = peft.peft_config[NAME]
     config.save_pretrained(folder)

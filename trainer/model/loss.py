@@ -38,6 +38,16 @@ def summed_cross_entropy(
     return torch.stack(losses).sum() if losses else weights_N.sum()
 
 
+def row_losses(hidden_NH: Tensor, head: Head, labels_N: Tensor) -> Tensor:
+    """The nll of each row in nats, float32 [N], differentiable in hidden_NH; the head must be frozen."""
+    ones_N = torch.ones(len(labels_N), device=hidden_NH.device)
+    if torch.is_grad_enabled():
+        losses: Tensor = _RowLosses.apply(hidden_NH, head, labels_N, ones_N)  # type: ignore[no-untyped-call]
+        return losses
+    parts = [_row_losses(head, hidden, labels) for hidden, labels, _ in _chunks(hidden_NH, head, labels_N, ones_N)]
+    return torch.cat(parts) if parts else ones_N
+
+
 def _chunks(hidden_NH: Tensor, head: Head, labels_N: Tensor, weights_N: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if len(hidden_NH) == 0:
         return
@@ -48,8 +58,11 @@ def _chunks(hidden_NH: Tensor, head: Head, labels_N: Tensor, weights_N: Tensor) 
 
 
 def _loss(head: Head, hidden_CH: Tensor, labels_C: Tensor, weights_C: Tensor) -> Tensor:
-    nll_C = cross_entropy(head(hidden_CH).float(), labels_C, reduction="none")
-    return torch.dot(nll_C, weights_C)
+    return torch.dot(_row_losses(head, hidden_CH, labels_C), weights_C)
+
+
+def _row_losses(head: Head, hidden_CH: Tensor, labels_C: Tensor) -> Tensor:
+    return cross_entropy(head(hidden_CH).float(), labels_C, reduction="none")
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -81,3 +94,26 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_NH, *grads = ctx.saved_tensors
         (scale,) = above
         return (grad_NH * scale.to(grad_NH.dtype), None, None, None, *(grad * scale.to(grad.dtype) for grad in grads))
+
+
+class _RowLosses(torch.autograd.Function):
+    """A row's loss depends on its own hidden row alone, so what comes from above may be a factor for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, head: Head, labels_N: Tensor, ones_N: Tensor) -> Tensor:
+        losses, grads = [ones_N[:0]], [torch.zeros_like(hidden_NH[:0])]
+        for hidden_CH, labels_C, _ in _chunks(hidden_NH, head, labels_N, ones_N):
+            with torch.enable_grad():
+                leaf_CH = hidden_CH.detach().requires_grad_()
+                nll_C = _row_losses(head, leaf_CH, labels_C)
+                total = nll_C.sum()
+            grads += torch.autograd.grad(total, [leaf_CH])
+            losses.append(nll_C.detach())
+        ctx.save_for_backward(torch.cat(grads))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_NH,) = ctx.saved_tensors
+        (above_N,) = above
+        return grad_NH * above_N[:, None].to(grad_NH.dtype), None, None, None

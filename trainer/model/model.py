@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from adapters_store.base.weights import load_causal
 from trainer.data.types import PackedBatch
 from trainer.model.adapter import attach_adapter
 from trainer.model.attention import last_positions, register_packed_attention, segment_lengths
-from trainer.model.loss import summed_cross_entropy, supervised_rows
+from trainer.model.loss import row_losses, summed_cross_entropy, supervised_rows
 from trainer.spec import SpecError, TrainSpec
 
 
@@ -50,8 +50,11 @@ class LossModel(nn.Module):
         segments: tuple[int, ...],
         labels: Tensor | None = None,
         weights: Tensor | None = None,
+        *,
+        pairs: Tensor | None = None,
     ) -> Tensor:
-        """All [1, T]. Returns the sum of weight x nll over supervised tokens; without labels the logits [T, V]."""
+        """All [1, T]. Returns the sum of weight x nll over supervised tokens, with pairs of each pair's [P]; without
+        labels the logits [T, V]."""
         causal: Any = self.causal
         if self.rope is not None:
             self.rope.last_positions_1T = last_positions(segments, position_ids.device)
@@ -61,6 +64,9 @@ class LossModel(nn.Module):
         if labels is None or weights is None:
             return self._head(hidden_TH)
         rows = supervised_rows(labels)
+        if pairs is not None:
+            terms_N = row_losses(hidden_TH[rows], self._head, labels[0, rows + 1]) * weights[0, rows + 1]
+            return terms_N.new_zeros(int(pairs.max()) + 1).index_add(0, pairs[0, rows + 1], terms_N)
         learned = [parameter for parameter in causal.lm_head.parameters() if parameter.requires_grad]
         return summed_cross_entropy(hidden_TH[rows], self._head, labels[0, rows + 1], weights[0, rows + 1], learned)
 
@@ -79,21 +85,57 @@ class Trainee:
     module: LossModel
     device: torch.device
     compute_dtype: torch.dtype
+    beta: float = 0.1  # of preference pairs
+    start: tuple[Tensor, ...] = ()  # the trained weights of the adapter that the run goes on from
 
     def loss(self, batch: PackedBatch) -> Tensor:
-        """Sum of weight x nll over the batch's supervised tokens, in nats; float32 scalar."""
+        """Sum of weight x nll over the batch's supervised tokens, in nats; of preference pairs the sum of their losses;
+        float32 scalar."""
         labels, weights = batch.labels.to(self.device), batch.weights.to(self.device)
+        if batch.pairs is not None:
+            return nn.functional.softplus(-self.beta * self._margins(batch, labels, weights)).sum()
         result: Tensor = self._run(batch.input_ids, batch.position_ids, labels, weights)
         return result
+
+    def _margins(self, batch: PackedBatch, *targets: Tensor) -> Tensor:
+        """By how much more the adapter prefers each chosen answer than what it began as does, in nats [P].
+
+        The loss over them, softplus(-beta x margin), is DPO's (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
+        """
+        assert batch.pairs is not None, "a batch of preference pairs"
+        inputs, pairs = (batch.input_ids, batch.position_ids, *targets), batch.pairs.to(self.device)
+        with torch.no_grad(), self._reference():
+            before_P = self._run(*inputs, pairs=pairs)
+        return before_P - self._run(*inputs, pairs=pairs)
+
+    @contextmanager
+    def _reference(self) -> Iterator[None]:
+        """The model that the run began with: the base alone, or the base with the adapter it goes on from."""
+        assert self.peft is not None, "pairs are learned by an adapter"
+        if not self.start:
+            with self.peft.disable_adapter():
+                yield
+            return
+        trained = self.trained()
+        now = [weight.data for weight in trained]
+        for weight, before in zip(trained, self.start, strict=True):
+            weight.data = before
+        try:
+            yield
+        finally:
+            for weight, own in zip(trained, now, strict=True):
+                weight.data = own
 
     def logits(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         """[1, T] each -> logits [T, V]."""
         return self._run(input_ids, position_ids)
 
-    def _run(self, input_ids: Tensor, position_ids: Tensor, *targets: Tensor) -> Tensor:
+    def _run(self, input_ids: Tensor, position_ids: Tensor, *targets: Tensor, pairs: Tensor | None = None) -> Tensor:
         segments = segment_lengths(position_ids)
         with self.autocast():
-            out: Tensor = self.module(input_ids.to(self.device), position_ids.to(self.device), segments, *targets)
+            out: Tensor = self.module(
+                input_ids.to(self.device), position_ids.to(self.device), segments, *targets, pairs=pairs
+            )
         return out
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -149,7 +191,13 @@ def load(spec: TrainSpec, device: torch.device) -> Trainee:
         nf4=spec.method == "qlora",
         attn_implementation=register_packed_attention(),
     )
-    return Trainee(LossModel(prepare(causal, spec, device)), device, dtype)
+    module = LossModel(prepare(causal, spec, device))
+    trainee = Trainee(module, device, dtype, beta=spec.dpo.beta)
+    if spec.objective == "dpo" and spec.initial_adapter is not None:
+        trainee = replace(trainee, start=tuple(weight.detach().clone() for weight in trainee.trained()))
+    if spec.objective == "dpo" and any(weight.requires_grad for weight in trainee.module.causal.lm_head.parameters()):
+        raise SpecError("adapter.target_modules", "lm_head", 'without lm_head with objective "dpo"')
+    return trainee
 
 
 def refuse_stored_nf4(spec: TrainSpec) -> None:

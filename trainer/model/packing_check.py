@@ -112,4 +112,5 @@ def _alone(trainee: Trainee, example: EncodedExample) -> Tensor:
 
 
 def _shortened(example: EncodedExample) -> EncodedExample:
-    return EncodedExample(example.input_ids[:NUM_TOKENS], example.weights[:NUM_TOKENS])
+    text = example.text(chosen=True)
+    return EncodedExample(text.input_ids[:NUM_TOKENS], text.weights[:NUM_TOKENS])

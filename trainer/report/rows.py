@@ -65,7 +65,7 @@ def tiles_of(result: Body, gate: Body) -> list[Tile]:
 def checks_of(gate: Body) -> list[Check]:
     """Every check that was made."""
     levels = {finding["code"]: finding["level"] for finding in gate.get("findings", ())}
-    rows = [*_held_out_checks(gate), *_general_checks(gate), *_other_checks(gate)]
+    rows = [*_held_out_checks(gate), *_preference_checks(gate), *_general_checks(gate), *_other_checks(gate)]
     return [Check(name, measured, limit, _worst(levels, codes)) for name, measured, limit, codes in rows]
 
 
@@ -90,6 +90,25 @@ def _held_out_checks(gate: Body) -> list[_Row]:
         ),
         _prompt_use_check(found, limits),
         ("no smaller scale is better", losses, f"by at most {limits['sweep_gain']:g} nats", ("overshoots",)),
+    ]
+
+
+def _preference_checks(gate: Body) -> list[_Row]:
+    found = gate.get("preference")
+    if not found:
+        return []
+    margin, gain = found["margin"], found["chosen_gain"]
+    measured = f"{_signed(margin['estimate'])} nats, {interval_text(margin)}; {found['accuracy']:.0%} of pairs above 0"
+    share = f"{found['base_accuracy']:.0%} → {found['adapter_accuracy']:.0%} of chosen answers are the likelier ones"
+    limit = f"warn below -{gate['thresholds']['chosen_rise']:g} nats"
+    return [
+        (
+            f"prefers chosen answers on {margin['num_examples']} held-out pairs",
+            f"{measured}; {share}",
+            "interval above 0",
+            ("prefers_rejected", "preference_unclear", "few_examples", "non_finite_loss"),
+        ),
+        ("keeps the chosen answers likely", f"{_signed(gain['estimate'])} nats", limit, ("chosen_less_likely",)),
     ]
 
 

@@ -11,16 +11,18 @@ from starlette.responses import FileResponse
 
 from adapters_store.accounts.keys import Scope
 from server.api.auth import Caller, CallerDep, guarded, require_admin
-from server.api.context import ContextDep
+from server.api.context import ApiContext, ContextDep
 from server.api.request_body import json_body
 from server.api.routes.fine_tuning_schemas import NewFineTuningJob, Override
 from server.api.routes.onboarding import OnboardingDep, owner
 from server.api.routes.uploads import ensure_tenant
+from server.api.target import find_version
 from server.api.wire.errors import ApiError
 from server.api.wire.json_body import body_schema
 from server.api.wire.paging import After, page
 from server.api.wire.thread_route import ThreadRoute
-from server.jobs.service import Onboarding
+from server.jobs.service import Onboarding, starting_adapter
+from server.jobs.store.job_request import StartingAdapter
 from server.jobs.store.objects import checkpoint_object, event_object, job_object
 from server.jobs.store.records import Job
 
@@ -44,7 +46,7 @@ async def create_job(
 
     def create() -> Job:
         ensure_tenant(context, caller.tenant)
-        return onboarding.create(caller.tenant, body.to_request())
+        return onboarding.create(caller.tenant, body.to_request(), _start(context, caller, body.model))
 
     return job_object(await anyio.to_thread.run_sync(create, limiter=context.check_slots))
 
@@ -125,6 +127,19 @@ def override_gate(job_id: str, body: OverrideDep, caller: CallerDep, onboarding:
     """Put an adapter into service that the gate blocked. The job keeps the admin's name and reason."""
     job = onboarding.jobs.get(job_id)
     return job_object(onboarding.jobs.override(job, by=caller.actor, reason=body.reason))
+
+
+def _start(context: ApiContext, caller: Caller, model: str) -> StartingAdapter | None:
+    """The adapter version that `model` names, as in OpenAI's API; None: it names the base, or nothing."""
+    if model == context.engine.served_name:
+        return None
+    try:
+        version = find_version(context, caller, model)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return None
+    return starting_adapter(context.store, version)
 
 
 def _find(onboarding: Onboarding, caller: Caller, job_id: str) -> Job:

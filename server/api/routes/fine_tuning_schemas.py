@@ -1,10 +1,10 @@
-"""What POST /v1/fine_tuning/jobs accepts: OpenAI's fields for supervised jobs, and `multilora` for the rest."""
+"""What POST /v1/fine_tuning/jobs accepts: OpenAI's fields for supervised and dpo jobs, and `multilora` for the rest."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.wire.body import Absent, Body, Empty, Metadata
@@ -28,11 +28,32 @@ class Supervised(Body):
     hyperparameters: Hyperparameters | None = None
 
 
+class DpoHyperparameters(Hyperparameters):
+    """beta "auto": 0.1; the learning rate's multiplier is of 5e-5."""
+
+    beta: Literal["auto"] | Annotated[float, Field(gt=0, le=2)] | None = None
+
+
+class Dpo(Body):
+    hyperparameters: DpoHyperparameters | None = None
+
+
 class Method(Body):
-    type: Literal["supervised"]
+    type: Literal["supervised", "dpo"]
     supervised: Supervised | None = None
-    dpo: Absent = None
+    dpo: Dpo | None = None
     reinforcement: Absent = None
+
+    @model_validator(mode="after")
+    def _has_one_section(self) -> Self:
+        other = "supervised" if self.type == "dpo" else "dpo"
+        if getattr(self, other) is not None:
+            raise PydanticCustomError("invalid_value", f"{other} must be absent with type {self.type!r}")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        section = self.dpo if self.type == "dpo" else self.supervised
+        return section.hyperparameters.given() if section and section.hyperparameters else {}
 
 
 class NewFineTuningJob(Body):
@@ -62,8 +83,7 @@ class NewFineTuningJob(Body):
     def to_request(self) -> JobRequest:
         """`method`'s hyperparameters go before the older, bare ones."""
         asked = self.hyperparameters.given() if self.hyperparameters else {}
-        if self.method and self.method.supervised and self.method.supervised.hyperparameters:
-            asked |= self.method.supervised.hyperparameters.given()
+        asked |= self.method.given() if self.method else {}
         knobs = dict(self.multilora or {})
         return JobRequest(
             model=self.model,
@@ -75,6 +95,7 @@ class NewFineTuningJob(Body):
             suffix=self.suffix,
             seed=self.seed,
             hyperparameters=asked,
+            objective=self.method.type if self.method else "supervised",
             metadata=self.metadata,
             knobs=knobs,
         )

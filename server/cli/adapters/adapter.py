@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.adapters import export as adapter_export
 from server.cli.adapters import imports as adapter_imports
 from server.cli.adapters import merge as adapter_merge
 from server.cli.adapters import versions as adapter_versions
@@ -32,6 +33,7 @@ app = typer.Typer(
 adapter_versions.register(app)
 app.command("import")(adapter_imports.import_adapter)
 app.command()(adapter_merge.merge)
+app.command()(adapter_export.export)
 
 
 @app.command()

@@ -24,10 +24,15 @@ if TYPE_CHECKING:
     from adapters_store.store import AdapterStore
     from server.jobs.served_base import ServedBase
     from server.jobs.service import Onboarding
+    from server.jobs.store.job_request import StartingAdapter
     from server.jobs.store.records import Job
 
 SpecOption = Annotated[
     Path | None, typer.Option("--spec", help="A training spec without base and data.", metavar="SPEC.yaml")
+]
+StartOption = Annotated[
+    str | None,
+    typer.Option("--from", help="The tenant's adapter to go on from: NAME, NAME@VERSION.", metavar="N[@V]"),
 ]
 ValidationOption = Annotated[Path | None, typer.Option(help="Held-out data (default: a part of DATA).", dir_okay=False)]
 
@@ -40,6 +45,7 @@ def onboard(
     spec: SpecOption = None,
     validation: ValidationOption = None,
     columns: MapOption = "",
+    start: StartOption = None,
     base: BaseOption = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     database_url: DatabaseUrlOption = None,
@@ -60,7 +66,15 @@ def onboard(
         served = _base(onboarding, store, base, output)
         own_spec = _read_spec(spec)
         with readable(data, columns, output) as training:
-            job = _create(onboarding, served, tenant=tenant, name=name, paths=(training, validation), spec=own_spec)
+            job = _create(
+                onboarding,
+                served,
+                tenant=tenant,
+                name=name,
+                paths=(training, validation),
+                spec=own_spec,
+                start=_start(store, served, tenant, start),
+            )
         output.say(f"job {job.id}")
         _show_result(follow(onboarding, job, output), output)
 
@@ -88,6 +102,18 @@ def _base(onboarding: Onboarding, store: AdapterStore, base: str | None, output:
     return served
 
 
+def _start(store: AdapterStore, served: ServedBase, tenant: str, ref: str | None) -> StartingAdapter | None:
+    from server.jobs.service import starting_adapter
+
+    if ref is None:
+        return None
+    version = store.resolve(tenant, ref)
+    if version.base_digest != served.digest:
+        message = f"--from {ref}: was made for another base than {served.name!r}"
+        raise CommandError("base_mismatch", message, ExitCode.CONFLICT)
+    return starting_adapter(store, version)
+
+
 def _create(
     onboarding: Onboarding,
     served: ServedBase,
@@ -96,6 +122,7 @@ def _create(
     name: str,
     paths: tuple[Path, Path | None],
     spec: Mapping[str, Any],
+    start: StartingAdapter | None,
 ) -> Job:
     """The uploaded files are temporary: the job keeps its own copy."""
     from server.jobs.store.job_request import JobRequest
@@ -107,7 +134,7 @@ def _create(
             ids.append(file.id if file else None)
         assert ids[0] is not None
         request = JobRequest(model=served.name, training_file=ids[0], validation_file=ids[1], suffix=name, spec=spec)
-        return onboarding.create(tenant, request)
+        return onboarding.create(tenant, request, start)
     finally:
         for file_id in filter(None, ids):
             onboarding.files.delete(tenant, file_id)

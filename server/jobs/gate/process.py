@@ -149,7 +149,8 @@ def _judged(
     calls = _calls(run, scorer, tokenizer)
     inputs = GateInputs(validation, general or own, MIX if general else OWN_TEXT, weights, trip, ends, calls)
     result = judge(scorer, inputs, replace(limits, max_pair_tokens=scorer.max_tokens))
-    return _Measured(result, side_by_side(scorer, tokenizer, pick(validation, NUM_SAMPLES)))
+    answers = [example.text(chosen=True) for example in pick(validation, NUM_SAMPLES)]
+    return _Measured(result, side_by_side(scorer, tokenizer, answers))
 
 
 def _calls(run: _Run, scorer: ServingScorer | TunedBase, tokenizer: Tokenizer) -> CallScores | None:

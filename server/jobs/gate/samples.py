@@ -12,7 +12,7 @@ from trainer.gate.prompt_use import last_answer
 from trainer.gate.scorer import BASE_ALONE
 from trainer.report.content import Sample
 
-MAX_NEW_TOKENS = 96
+MAX_NEW_TOKENS = 48  # the longest part of a small job's gate were 96
 
 
 def side_by_side(
@@ -24,13 +24,8 @@ def side_by_side(
     chosen = [(example, start) for example, start in zip(examples, starts, strict=True) if 1 < start <= longest]
     prompts = [example.input_ids[:start].tolist() for example, start in chosen]
     ends = tokenizer.chat_end_ids
-    texts = [
-        [
-            tokenizer.decode(ids)
-            for ids in scorer.generate(prompts, scale=scale, max_new_tokens=MAX_NEW_TOKENS, eos_ids=ends)
-        ]
-        for scale in (BASE_ALONE, 1.0)
-    ]
+    answers = scorer.answers(prompts, (BASE_ALONE, 1.0), max_new_tokens=MAX_NEW_TOKENS, eos_ids=ends)
+    texts = [[tokenizer.decode(ids) for ids in each] for each in answers]
     return [
         Sample(
             prompt=tokenizer.decode(prompt, skip_special_tokens=False),

@@ -98,15 +98,17 @@ class ServingScorer:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        scale: float = 1.0,
+        scale: float | Sequence[float] = 1.0,
         max_new_tokens: int = 64,
         eos_ids: frozenset[int] = frozenset(),
         constraints: Sequence[TokenConstraint] = (),
     ) -> list[list[int]]:
-        """Greedy continuations, without the token of eos_ids that ended them, if one did. constraints: one for each
-        prompt, at its start, or none."""
+        """Greedy continuations, without the token of eos_ids that ended them, if one did. scale: of all prompts, or of
+        each. constraints: one for each prompt, at its start, or none."""
         params = SamplingParams(max_tokens=max_new_tokens, temperature=0.0)
-        requests = [self._request(list(prompt), scale, params, new=max_new_tokens) for prompt in prompts]
+        scales = [scale] * len(prompts) if isinstance(scale, float) else scale
+        asked = zip(prompts, scales, strict=True)
+        requests = [self._request(list(prompt), each, params, new=max_new_tokens) for prompt, each in asked]
         for request, constraint in zip(requests, constraints, strict=bool(constraints)):
             request.constraint = constraint
         for group in self._groups(requests):
@@ -118,6 +120,14 @@ class ServingScorer:
             for request in group:
                 self._runner.forget(request.id)
         return [_without_end(request.output_ids, eos_ids) for request in requests]
+
+    def answers(
+        self, prompts: Sequence[Sequence[int]], scales: Sequence[float], *, max_new_tokens: int, eos_ids: frozenset[int]
+    ) -> list[list[list[int]]]:
+        """Greedy continuations of all prompts at each scale, in the same forwards: a step reads the weights once."""
+        rows, each = [*prompts] * len(scales), [scale for scale in scales for _ in prompts]
+        found = self.generate(rows, scale=each, max_new_tokens=max_new_tokens, eos_ids=eos_ids)
+        return [found[index * len(prompts) :][: len(prompts)] for index in range(len(scales))]
 
     def _request(self, ids: list[int], scale: float, params: SamplingParams | None = None, *, new: int = 0) -> Request:
         if len(ids) + new > self.max_tokens:

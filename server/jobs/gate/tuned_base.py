@@ -28,16 +28,14 @@ class TunedBase:
         """As ServingScorer.losses."""
         return self._at(scale).losses(examples, scale=BASE_ALONE)
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        scale: float = 1.0,
-        max_new_tokens: int = 64,
-        eos_ids: frozenset[int] = frozenset(),
-    ) -> list[list[int]]:
-        """As ServingScorer.generate."""
-        return self._at(scale).generate(prompts, scale=BASE_ALONE, max_new_tokens=max_new_tokens, eos_ids=eos_ids)
+    def answers(
+        self, prompts: Sequence[Sequence[int]], scales: Sequence[float], *, max_new_tokens: int, eos_ids: frozenset[int]
+    ) -> list[list[list[int]]]:
+        """As ServingScorer.answers."""
+        return [
+            self._at(scale).generate(prompts, scale=BASE_ALONE, max_new_tokens=max_new_tokens, eos_ids=eos_ids)
+            for scale in scales
+        ]
 
     def _at(self, scale: float) -> ServingScorer:
         if scale not in (BASE_ALONE, 1.0):

@@ -5,14 +5,17 @@ A refusal names the field as the tenant wrote it: `hyperparameters.n_epochs`, no
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from server.jobs.limits import JobLimits, JobRefused
 from server.jobs.served_base import ServedBase
-from server.jobs.store.records import MIX_FILE, TRAINING_FILE, VALIDATION_FILE
-from trainer.spec import AdapterSpec, BatchSpec, OptimSpec, SpecError, TrainSpec
+from server.jobs.store.records import INITIAL_ADAPTER, MIX_FILE, TRAINING_FILE, VALIDATION_FILE
+from trainer.spec import DPO_RATE, AdapterSpec, BatchSpec, Objective, OptimSpec, SpecError, TrainSpec
+from trainer.starting import fields_of
 
 SERVED_METHODS = ("lora", "qlora")  # what the store serves as an adapter
 _SECTIONS = (AdapterSpec, OptimSpec, BatchSpec)
@@ -47,6 +50,7 @@ class JobRequest:
     seed: int | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] | None = None
+    objective: Objective = "supervised"
     nodes: int = 1
     ranks: int = 1
     knobs: Mapping[str, Any] = field(default_factory=dict)
@@ -56,16 +60,43 @@ class JobRequest:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-def build_spec(request: JobRequest, base: ServedBase, limits: JobLimits, *, validation: bool, mix: bool) -> TrainSpec:
+@dataclass(frozen=True, kw_only=True)
+class StartingAdapter:
+    """The version that a job goes on from. config: its adapter_config.json; weights: its file, which is only read."""
+
+    ref: str
+    config: bytes
+    weights: Path
+
+
+def build_spec(
+    request: JobRequest,
+    base: ServedBase,
+    limits: JobLimits,
+    *,
+    validation: bool,
+    mix: bool,
+    start: StartingAdapter | None = None,
+) -> TrainSpec:
     """The whole spec on the base being served; files by their names in the job's folder. validation, mix: whether there
     is such a file. Raises JobRefused with the field, its value and the limit."""
     body: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in _own(request)}
+    if start is not None:
+        body = _going_on(start, body)
     _check_processes(request, limits)
     if request.nodes * request.ranks > 1:
         body["sharding"] = "fsdp"
+    if body.get("method") == "dpo":  # short for the objective, on any base
+        body["objective"] = body.pop("method")
+    if request.objective != "supervised":
+        body["objective"] = request.objective
     body.setdefault("method", "qlora" if base.quantize == "nf4" else "lora")
+    body.setdefault("precision", base.training_precision)
     origins: dict[str, str] = {}
     for param, path, value in _requested(request):
+        if start is not None and path[0] == "adapter" and path[-1] != "dropout":
+            message = f"{param}: must be absent, the adapter keeps the form of {start.ref}; got {value!r:.40}"
+            raise JobRefused("invalid_value", message, param=param)
         section = body if len(path) == 1 else body.setdefault(path[0], {})
         section[path[-1]] = value
         origins[".".join(path)] = param
@@ -81,6 +112,18 @@ def build_spec(request: JobRequest, base: ServedBase, limits: JobLimits, *, vali
     return spec
 
 
+def _going_on(start: StartingAdapter, own: dict[str, Any]) -> dict[str, Any]:
+    """The starting adapter's form, dialect and template beside the request's own part of a spec."""
+    try:
+        fields = fields_of(json.loads(start.config))
+    except SpecError as error:
+        raise JobRefused(
+            "invalid_value", f"model: {start.ref} cannot be trained on: {error.message}", param="model"
+        ) from None
+    adapter = {**fields.pop("adapter"), **own.pop("adapter", {})}
+    return {**fields, **own, "adapter": adapter, "initial_adapter": INITIAL_ADAPTER}
+
+
 def _check_processes(request: JobRequest, limits: JobLimits) -> None:
     for name, value, limit in (
         (NODES_KNOB, request.nodes, limits.max_nodes),
@@ -93,7 +136,7 @@ def _check_processes(request: JobRequest, limits: JobLimits) -> None:
 
 def _own(request: JobRequest) -> list[tuple[str, Any]]:
     for key in request.spec:
-        if key in ("base", "data", "validation", "mix"):
+        if key in ("base", "data", "validation", "mix", "initial_adapter"):
             raise JobRefused("unknown_parameter", f"spec: {key} cannot be set through this API", param=key)
     return list(request.spec.items())
 
@@ -107,17 +150,22 @@ def _requested(request: JobRequest) -> list[tuple[str, tuple[str, ...], Any]]:
             message = f"Unknown parameter: 'multilora.{name}'; known: {known}"
             raise JobRefused("unknown_parameter", message, param=f"multilora.{name}")
         requested.append((f"multilora.{name}", KNOBS[name], value))
-    paths = {"n_epochs": ("optim", "epochs"), "batch_size": ("batch", "examples")}
+    paths = {"n_epochs": ("optim", "epochs"), "batch_size": ("batch", "examples"), "beta": ("dpo", "beta")}
     for name, value in request.hyperparameters.items():
         if name in paths:
             requested.append((f"hyperparameters.{name}", paths[name], value))
     multiplier = request.hyperparameters.get("learning_rate_multiplier")
     if multiplier is not None:
-        rate = OptimSpec().learning_rate * multiplier
+        rate = usual_rate(request.objective) * multiplier
         requested.append(("hyperparameters.learning_rate_multiplier", ("optim", "learning_rate"), rate))
     if request.seed is not None:
         requested.append(("seed", ("seed",), request.seed))
     return requested
+
+
+def usual_rate(objective: str) -> float:
+    """The learning rate that a multiplier multiplies."""
+    return DPO_RATE if objective == "dpo" else OptimSpec().learning_rate
 
 
 def _check_servable(spec: TrainSpec, limits: JobLimits, origins: Mapping[str, str]) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from server.jobs.store.job_request import usual_rate
 from server.jobs.store.records import Job, JobCheckpoint, JobEvent, JobStatus
-from trainer.spec import OptimSpec
 
-_PATHS = ("base", "data", "validation", "mix")  # of this machine: never shown
+_PATHS = ("base", "data", "validation", "mix", "initial_adapter")  # of this machine: never shown
 
 
 def job_object(job: Job) -> dict[str, Any]:
     spec, request = job.spec, job.request
+    objective = spec.get("objective", "supervised")  # specs of earlier versions do not name it
     hyperparameters = {
         "n_epochs": spec["optim"]["epochs"],
         "batch_size": spec["batch"]["examples"],
-        "learning_rate_multiplier": spec["optim"]["learning_rate"] / OptimSpec().learning_rate,
+        "learning_rate_multiplier": spec["optim"]["learning_rate"] / usual_rate(objective),
     }
+    of_method = {**hyperparameters, "beta": spec["dpo"]["beta"]} if objective == "dpo" else hyperparameters
     return {
         "id": job.id,
         "object": "fine_tuning.job",
@@ -32,7 +34,7 @@ def job_object(job: Job) -> dict[str, Any]:
         "validation_file": request["validation_file"],
         "result_files": [],
         "hyperparameters": hyperparameters,
-        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        "method": {"type": objective, objective: {"hyperparameters": of_method}},
         "seed": spec["seed"],
         "trained_tokens": job.progress.get("trained_tokens"),
         "error": None if job.failure is None else asdict(job.failure),

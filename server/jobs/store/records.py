@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 TRAINING_FILE, VALIDATION_FILE, MIX_FILE = "training.jsonl", "validation.jsonl", "mix.jsonl"  # in a job's folder
+INITIAL_ADAPTER = "initial_adapter"  # a folder there
 _DATA = ("data", "validation", "mix")  # the spec's fields that name them
 
 

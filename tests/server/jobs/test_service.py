@@ -155,3 +155,21 @@ def test_a_sweep_takes_orphaned_folders_and_ended_jobs_checkpoints_only(world: J
     assert not (ended.run_dir / "checkpoints").exists()
     assert (ended.run_dir / "training.jsonl").exists()
     assert (active.run_dir / "checkpoints" / "step-000001").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "of_config", "precision"),
+    [
+        ("cpu", "auto", "bfloat16", "float32"),
+        ("cuda", "auto", "bfloat16", "bfloat16"),
+        ("cuda", "auto", "float32", "float32"),
+        ("cuda", "float32", "bfloat16", "float32"),
+        ("cuda", "bfloat16", "float32", "bfloat16"),
+    ],
+)
+def test_a_job_on_a_gpu_trains_as_the_base_is_served(
+    tmp_path: Path, device: str, dtype: str, of_config: str, precision: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": of_config}))
+    base = ServedBase(path=tmp_path, name="b", digest="sha256:0", device=device, dtype=dtype)
+    assert base.training_precision == precision

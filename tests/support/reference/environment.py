@@ -23,6 +23,7 @@ VARIABLES = {
     "OMP_WAIT_POLICY": ("unset", "if it is set, the server leaves `GOMP_SPINCOUNT` alone"),
     "GOMP_SPINCOUNT": ("`2000`", "spins of a waiting compute thread before it sleeps"),
     "MALLOC_ARENA_MAX": ("`4`", "glibc's arenas; more of them keep more freed memory"),
+    "MALLOC_MMAP_THRESHOLD_": ("`1048576` in a training", "larger blocks go back to the system when freed"),
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": ("`64`", "compiled products that oneDNN keeps, about 0.7 MB each"),
     "LRU_CACHE_CAPACITY": ("`1`", "descriptions of products that torch keeps beside them"),
     "TORCHDYNAMO_DISABLE": ("`1`", "torch's compiler, which nothing here uses, is not imported"),

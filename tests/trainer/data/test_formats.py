@@ -112,12 +112,51 @@ def test_our_own_forms_stay_as_they_are_and_what_says_nothing_is_left_out_with_a
     assert sum(report.notes.values()) == len(body.keys() - kept.keys())
 
 
+WORSE = {"role": "assistant", "content": "Nobody."}
+PAIR = {"chosen": [ASSISTANT], "rejected": [WORSE]}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"prompt": QUESTION, "chosen": ANSWER, "rejected": "Nobody."}, None),
+        ({"prompt": [SYSTEM, USER], **PAIR, "score_chosen": 8.0}, {"prompt": [SYSTEM, USER], **PAIR}),
+        ({"chosen": [USER, ASSISTANT], "rejected": [USER, WORSE]}, {"prompt": [USER], **PAIR}),
+        ({"prompt": QUESTION, "chosen": [USER, ASSISTANT], "rejected": [USER, WORSE]}, {"prompt": [USER], **PAIR}),
+        ({"prompt": QUESTION, **PAIR}, {"prompt": [USER], **PAIR}),
+        (
+            {"input": {"messages": [USER]}, "preferred_output": [ASSISTANT], "non_preferred_output": [WORSE]},
+            {"prompt": [USER], **PAIR},
+        ),
+        (
+            {
+                "conversations": TURNS[:1],
+                "system": "Be brief.",
+                "chosen": TURNS[1],
+                "rejected": {"from": "gpt", "value": "Nobody."},
+            },
+            {"prompt": [SYSTEM, USER], **PAIR},
+        ),
+        (
+            {"instruction": QUESTION, "input": "", "chosen": ANSWER, "rejected": "Nobody."},
+            {"prompt": [USER], **PAIR},
+        ),
+    ],
+    ids=["texts", "messages", "whole chats", "both", "prompt as text", "OpenAI", "LLaMA-Factory", "Alpaca"],
+)
+def test_preference_pairs_of_every_form_become_one_form(tmp_path: Path, body: Body, expected: Body | None) -> None:
+    bodies, report = converted(tmp_path, lines([body]))
+    assert bodies == [expected or body]
+    assert all(shape.startswith("preference pairs") for shape in report.shapes)
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        ({"prompt": QUESTION, "chosen": ANSWER, "rejected": "No."}, "preference_data"),
         ({"prompt": QUESTION, "completion": ANSWER, "label": True}, "preference_data"),
-        ({"input": {}, "preferred_output": [], "non_preferred_output": []}, "preference_data"),
+        ({"input": {}, "preferred_output": [], "non_preferred_output": []}, "wrong_type"),
+        ({"chosen": ANSWER, "rejected": "No."}, "missing_key"),
+        ({"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}, "nothing_supervised"),
         ({"question": QUESTION, "answer": ANSWER, "context": "A lease."}, "unknown_key"),
         ({"text": QUESTION, "label": 1}, "unknown_key"),
         ({"instruction": QUESTION, "output": ANSWER, "images": ["a.png"]}, "unknown_key"),
@@ -247,7 +286,9 @@ def test_columns_of_any_name_are_taken_when_they_are_named(tmp_path: Path) -> No
 
 def test_a_check_counts_all_that_is_refused_and_a_converted_file_is_what_the_trainer_reads(tmp_path: Path) -> None:
     path, target = tmp_path / "mixed.jsonl", tmp_path / "out.jsonl"
-    path.write_bytes(lines([*alpaca(12), {"conversations": TURNS}, {"chosen": "a", "rejected": "b"}, {"x": "y"}]))
+    path.write_bytes(
+        lines([*alpaca(12), {"conversations": TURNS}, {"prompt": "a", "completion": "b", "label": 1}, {"x": "y"}])
+    )
     report = check_file(path, target=target)
     assert dict(report.shapes) == {"Alpaca": 12, "ShareGPT": 1}
     assert report.counts == {"preference_data": 1, "unknown_format": 1}

@@ -3,7 +3,7 @@
     as_example(body, columns) -> Example(shape, body, notes)
 
 A key that says nothing about the text (an id, a source) is left out with a note. What would change the meaning is
-refused: preference pairs, images, columns that no shape explains.
+refused: answers with a label, images, columns that no shape explains.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ from typing import Any
 
 from trainer.data.formats.messages import cleaned, from_turns
 from trainer.data.problems import LineRefused, excerpt_of
+from trainer.data.records import PAIR
 
 Body = dict[str, Any]
 ROLES = ("system", "context", "user", "assistant")  # what --map assigns columns to
 _CHAT_KEYS = frozenset({"messages", "tools", "functions", "parallel_tool_calls"})
-_PREFERENCES = (
-    {"chosen", "rejected"},
-    {"preferred_output", "non_preferred_output"},
-    {"prompt", "completion", "label"},
-)
+_VERDICTS = {"prompt", "completion", "label"}  # KTO's
 _MEANINGFUL = frozenset(
     [
         "context",
@@ -78,10 +75,10 @@ def as_example(body: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
     body = {key: value for key, value in body.items() if value is not None}
     if columns:
         return _mapped(body, columns)
-    if any(keys <= body.keys() for keys in _PREFERENCES):
-        message = "preference data (chosen and rejected answers) is not trained here; map the chosen answers as a chat"
+    if body.keys() >= _VERDICTS:
+        message = "answers with a label (KTO) are not trained here; pairs of chosen and rejected answers are"
         raise LineRefused("preference_data", message, excerpt=excerpt_of(list(body)))
-    for recognise in (_chat, _turns, _conversational, _plain, _columns):
+    for recognise in (_openai_pair, _pair, _chat, _turns, _conversational, _plain, _columns):
         example = recognise(body)
         if example is not None:
             return example
@@ -93,6 +90,77 @@ def _unknown(body: Body) -> LineRefused:
         f"no format is recognised in the keys {excerpt_of(list(body))}; name columns: --map user=...,assistant=..."
     )
     return LineRefused("unknown_format", message, excerpt=excerpt_of(list(body)))
+
+
+def _openai_pair(body: Body) -> Example | None:
+    """OpenAI's: the chat under `input`, two answers beside it."""
+    names = ("preferred_output", "non_preferred_output")
+    if not body.keys() >= {*names, "input"}:
+        return None
+    asked = body["input"]
+    if not isinstance(asked, dict) or not asked.keys() >= {"messages"}:
+        raise LineRefused("wrong_type", "input must be an object with messages", excerpt=excerpt_of(asked))
+    example = Example("preference pairs (OpenAI)", {key: asked[key] for key in asked if key in _CHAT_KEYS})
+    example.body["prompt"] = cleaned(example.body.pop("messages"), example.notes, keep_tail=True)
+    for name, key in zip(names, PAIR, strict=True):
+        example.body[key] = cleaned(body[name], example.notes)
+    return _left_out(example, body, {*names, "input"})
+
+
+def _pair(body: Body) -> Example | None:
+    """TRL's: chosen and rejected beside a prompt, or both with the prompt in them; LLaMA-Factory's and Alpaca's too."""
+    if not body.keys() >= set(PAIR):
+        return None
+    example = Example("preference pairs", {})
+    answers = [_answer(body[key], example.notes) for key in PAIR]
+    prompt, known = _prompt_of(body, example.notes)
+    if prompt is None or all(isinstance(each, list) and each and each[0]["role"] != "assistant" for each in answers):
+        prompt, answers = _common_start(answers)
+    if isinstance(prompt, str) and isinstance(answers[0], list):
+        prompt = [{"role": "user", "content": prompt}]
+    elif isinstance(prompt, list) and isinstance(answers[0], str):
+        answers = [[{"role": "assistant", "content": text}] for text in answers]
+    example.body |= {"prompt": prompt, **dict(zip(PAIR, answers, strict=True))}
+    example.body |= {key: body[key] for key in ("tools", "parallel_tool_calls") if key in body}
+    return _left_out(example, body, {*known, *PAIR, "tools", "parallel_tool_calls"})
+
+
+def _answer(value: Any, notes: list[str]) -> Any:
+    """Text, or messages; LLaMA-Factory's answer is one turn."""
+    value = _parsed(value)
+    turns = [value] if isinstance(value, dict) else value
+    return cleaned(from_turns(turns, "answer"), notes) if isinstance(turns, list) else turns
+
+
+def _prompt_of(body: Body, notes: list[str]) -> tuple[Any, set[str]]:
+    """(the prompt or None, the keys that hold it)."""
+    key = next((key for key in ("prompt", "conversations", "messages") if key in body), None)
+    if key is not None:
+        prompt = _parsed(body[key])
+        if not isinstance(prompt, list):
+            return prompt, {key}
+        example = Example("", {"messages": cleaned(from_turns(prompt, key), notes, keep_tail=True)})
+        _prepend_system(example, body.get("system"))
+        return example.body["messages"], {key, "system"}
+    user = next((key for key in ("instruction", "question", "query") if key in body), None)
+    if user is None:
+        return None, set()
+    content = "\n\n".join(filter(None, (_cell(body, user), _cell(body, "input"))))
+    turns = [*_history(body.get("history")), {"role": "user", "content": content}]
+    system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
+    return [*system, *turns], {user, "input", "history", "system"}
+
+
+def _common_start(answers: list[Any]) -> tuple[Any, list[Any]]:
+    """The messages that both answers begin with. Raises LineRefused for texts: where theirs part is no one's prompt."""
+    if not all(isinstance(answer, list) for answer in answers):
+        raise LineRefused("missing_key", "chosen and rejected need a prompt beside them", param="prompt")
+    same = 0
+    for one, other in zip(*answers, strict=False):
+        if one != other:
+            break
+        same += 1
+    return answers[0][:same], [answer[same:] for answer in answers]
 
 
 def _chat(body: Body) -> Example | None:

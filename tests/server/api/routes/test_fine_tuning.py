@@ -19,6 +19,7 @@ from server.api.app import create_app
 from server.api.settings import ApiSettings
 from server.engine.text.tokenizer import Tokenizer
 from server.jobs.store.records import JobStatus
+from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, write
 from support.servers.job_world import MODEL, JobWorld, data_lines
 from support.servers.live_server import serving
 from support.worlds.fake_engine import FakeEngine
@@ -164,7 +165,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], int, str, str]] = [
     ({"suffix": MODEL}, 409, "name_is_base", "suffix"),
     ({"hyperparameters": {"n_epochs": 0}}, 400, "invalid_value", "hyperparameters.n_epochs"),
     ({"hyperparameters": {"epochs": 3}}, 400, "unknown_parameter", "hyperparameters.epochs"),
-    ({"method": {"type": "dpo"}}, 400, "invalid_value", "method.type"),
+    ({"method": {"type": "reinforcement"}}, 400, "invalid_value", "method.type"),
     ({"extra_body": {"multilora": {"rank": 257}}}, 400, "invalid_value", "multilora.rank"),
     ({"extra_body": {"multilora": {"rankz": 8}}}, 400, "unknown_parameter", "multilora.rankz"),
     ({"extra_body": {"multilora": {"method": "dora"}}}, 400, "unsupported_method", "multilora.method"),
@@ -209,6 +210,74 @@ def test_a_job_keeps_what_was_asked_in_the_words_it_was_asked_in(acme: openai.Op
     assert acme.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     told = refusal(acme.fine_tuning.jobs.resume, job.id)
     assert (told["status"], told["code"]) == (409, "job_has_ended")
+
+
+def pair_lines(count: int) -> bytes:
+    """OpenAI's file of preferences."""
+    bodies = [
+        {
+            "input": {"messages": [{"role": "user", "content": f"Who pays for repair {number}?"}]},
+            "preferred_output": [{"role": "assistant", "content": "The tenant."}],
+            "non_preferred_output": [{"role": "assistant", "content": "Ask again."}],
+        }
+        for number in range(count)
+    ]
+    return "".join(json.dumps(body) + "\n" for body in bodies).encode()
+
+
+def test_a_job_of_preferences_takes_openais_file_and_method_and_no_other_file(acme: openai.OpenAI) -> None:
+    def method(beta: float) -> Any:
+        return {"type": "dpo", "dpo": {"hyperparameters": {"beta": beta, "learning_rate_multiplier": 2, "n_epochs": 1}}}
+
+    pairs, chats = upload(acme, pair_lines(12)), upload(acme, data_lines(12, salt="no pairs"))
+    job = acme.fine_tuning.jobs.create(model=MODEL, training_file=pairs, suffix="liked", method=method(0.2))
+    assert job.method is not None
+    assert job.method.dpo is not None
+    assert job.method.dpo.hyperparameters is not None
+    assert (job.method.type, job.method.dpo.hyperparameters.beta) == ("dpo", 0.2)
+    assert (job.hyperparameters.n_epochs, job.hyperparameters.learning_rate_multiplier) == (1, 2.0)
+    assert job.model_extra["multilora"]["spec"]["objective"] == "dpo"
+    events = acme.fine_tuning.jobs.list_events(job.id).data
+    assert any("preference pairs (OpenAI) (12)" in event.message for event in events)
+    assert acme.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    create = acme.fine_tuning.jobs.create
+    told = refusal(create, model=MODEL, training_file=chats, method=method(0.2))
+    assert (told["code"], told["param"]) == ("no_preference_data", "training_file")
+    told = refusal(create, model=MODEL, training_file=pairs)
+    assert (told["code"], told["param"]) == ("preference_data", "training_file")
+    for wrong, param in (
+        (method(9.0), "method.dpo.hyperparameters.beta"),
+        ({"type": "dpo", "supervised": {}}, "method"),
+    ):
+        told = refusal(create, model=MODEL, training_file=pairs, method=wrong)
+        assert told["status"] == 400
+        assert told["param"].startswith(param)
+
+
+def test_a_job_goes_on_from_the_adapter_that_its_model_names_and_keeps_its_form(
+    world: JobWorld, acme: openai.OpenAI, globex: openai.OpenAI
+) -> None:
+    published = world.store.publish(
+        tenant="acme",
+        name="grown",
+        config=config_bytes(r=4, lora_alpha=8),
+        weights=write(world.root / "grown.safetensors", safetensors_bytes(lora_tensors(world.base))),
+        base=world.base,
+    )
+    file = upload(acme, data_lines(12, salt="more"))
+    create = acme.fine_tuning.jobs.create
+    job = create(model=f"grown@{published.version}", training_file=file, suffix="grown")
+    spec = job.model_extra["multilora"]["spec"]
+    assert (spec["adapter"]["rank"], spec["adapter"]["alpha"]) == (4, 8.0)
+    assert sorted(spec["adapter"]["target_modules"]) == ["q_proj", "v_proj"]
+    started = world.jobs.get(job.id).run_dir / "initial_adapter"
+    assert sorted(path.name for path in started.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert acme.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    told = refusal(create, model="grown", training_file=file, extra_body={"multilora": {"rank": 8}})
+    assert (told["code"], told["param"]) == ("invalid_value", "multilora.rank")
+    theirs = upload(globex, data_lines(12, salt="theirs"))
+    told = refusal(globex.fine_tuning.jobs.create, model="acme/grown", training_file=theirs)
+    assert (told["status"], told["code"], told["param"]) == (404, "model_not_found", "model")
 
 
 def test_nothing_of_another_tenants_is_seen_or_touched(acme: openai.OpenAI, globex: openai.OpenAI) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.adapter_folder import plan_folder
 from server.engine.model.base_model import load_base
+from server.engine.schedule import Schedule
 from server.jobs.gate.adapter_weights import module_weights, weight_norms
 from server.jobs.gate.peft_reference import round_trip
 from server.jobs.gate.serving_scorer import ScorerSettings, ServingScorer, pack_folder
@@ -105,6 +107,22 @@ def test_generation_is_greedy_and_ends_at_the_end_token(folders: tuple[Path, Pat
         first = found[0][2]
         ended = scorer.generate(prompts[:1], scale=scale, max_new_tokens=6, eos_ids=frozenset([first]))
         assert ended[0] == found[0][: found[0].index(first)]
+
+
+def test_base_and_adapter_answer_in_the_same_forwards(folders: tuple[Path, Path]) -> None:
+    scorer = scorer_of(folders)
+    prompts = [item.input_ids.tolist() for item in examples()[:4]]
+    apart = [scorer.generate(prompts, scale=scale, max_new_tokens=6) for scale in (0.0, 1.0)]
+    run, num_rows = scorer._runner.run, list[int]()
+
+    def counted(schedule: Schedule, **options: Any) -> Any:
+        num_rows.append(len(schedule.rows))
+        return run(schedule, **options)
+
+    scorer._runner.run = counted  # type: ignore[method-assign]
+    assert scorer.answers(prompts, (0.0, 1.0), max_new_tokens=6, eos_ids=frozenset()) == apart
+    assert num_rows == [8] * 6
+    assert scorer.answers([], (0.0, 1.0), max_new_tokens=6, eos_ids=frozenset()) == [[], []]
 
 
 def test_losses_and_continuations_are_pefts_on_both_sides_of_longropes_switch(tmp_path: Path) -> None:

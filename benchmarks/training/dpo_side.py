@@ -1,0 +1,132 @@
+"""One side of `dpo_vs_trl`, in a process of its own: trains some steps on preference pairs and prints one JSON object.
+
+Both sides get the same pairs in the same steps, the same first adapter (rank 16 on every linear layer, drawn from the
+spec's seed), rate, schedule, beta and clipping, and no gradient checkpointing; the reference is the base without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adapters_store.base.tokenizer import load_tokenizer
+from benchmarks.common.shapes import base_folder, shape_for
+from benchmarks.training.side import WARM_UP, SideResult, _peak_bytes, followed_steps, train_ours
+from trainer.data.dataset import batches_of
+from trainer.data.encode import Encoder, encode_all
+from trainer.data.jsonl import read_jsonl
+from trainer.data.types import EncodedExample
+from trainer.model.model import load
+from trainer.spec import TrainSpec
+
+SIDES = ("ours", "trl")
+PAIRS_PER_STEP = 8
+BETA = 0.1
+Pairs = list[dict[str, str]]
+
+
+def random_pairs(count: int, tokenizer: Any) -> Pairs:
+    """Prompts and answers of random words, log-normal lengths, median 25 and at most 128 words each."""
+    rng = np.random.default_rng(0)
+    words = [word for word in tokenizer.get_vocab() if word.isascii() and word.isalnum()]
+
+    def text() -> str:
+        length = int(np.clip(rng.lognormal(3.2, 0.6), 4, 128))
+        return " ".join(rng.choice(words, length))
+
+    return [{"prompt": text(), "chosen": f" {text()}", "rejected": f" {text()}"} for _ in range(count)]
+
+
+def spec_of(base: Path, precision: str, steps: int) -> TrainSpec:
+    return TrainSpec.from_mapping(
+        {
+            "base": base,
+            "data": "none",
+            "method": "dpo",
+            "dpo": {"beta": BETA},
+            "precision": precision,
+            "optim": {"max_steps": steps, "warmup_fraction": 0, "schedule": "linear", "learning_rate": 1e-4},
+            "batch": {"examples": PAIRS_PER_STEP, "max_sequence_length": 2048},
+            "eval_every": steps,
+        }
+    )
+
+
+def encoded(spec: TrainSpec, pairs: Pairs, scratch: Path) -> list[EncodedExample]:
+    """As the trainer reads them from a file."""
+    path = scratch / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    encoder = Encoder(load_tokenizer(spec.base), max_sequence_length=spec.batch.max_sequence_length)
+    return list(encode_all(read_jsonl(path).records(), encoder))
+
+
+def train_trl(spec: TrainSpec, pairs: Pairs, examples: list[EncodedExample], scratch: Path) -> SideResult:
+    """TRL's DPOTrainer on padded batches, from the same first adapter."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    batches = batches_of(spec, examples)
+    order = [index for step in batches.epoch_steps(0) for index in step]
+    followed, times = followed_steps()
+    peft: Any = load(spec, torch.device("cpu")).peft
+    peft.get_base_model().set_attn_implementation("sdpa")
+    config = DPOConfig(
+        output_dir=str(scratch),
+        per_device_train_batch_size=PAIRS_PER_STEP,
+        train_sampling_strategy="sequential",
+        max_steps=spec.optim.max_steps,
+        learning_rate=spec.optim.learning_rate,
+        lr_scheduler_type="linear",
+        beta=BETA,
+        gradient_checkpointing=False,
+        bf16=spec.precision == "bfloat16",
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        max_length=None,
+    )
+    data = Dataset.from_list([pairs[index] for index in order])
+    trainer = DPOTrainer(
+        model=peft,
+        args=config,
+        train_dataset=data,
+        processing_class=load_tokenizer(spec.base),
+        callbacks=[followed],
+    )
+    trainer.train()
+    counted = [examples[index] for index in order[WARM_UP * PAIRS_PER_STEP :]]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return SideResult(sum(map(len, counted)) / (times[-1] - times[WARM_UP - 1]), _peak_bytes(), losses)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("side", choices=SIDES)
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--base", type=Path, default=None, help="a base's folder, in place of random weights")
+    given = parser.parse_args()
+    spec = spec_of(given.base or base_folder(shape_for(quick=given.quick)), given.precision, given.steps)
+    pairs = random_pairs(given.steps * PAIRS_PER_STEP, load_tokenizer(spec.base))
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        examples = encoded(spec, pairs, scratch)
+        if given.side == "ours":
+            result = train_ours(spec, examples, scratch)
+        else:
+            result = train_trl(spec, pairs, examples, scratch)
+    print(json.dumps(asdict(result)))
+
+
+if __name__ == "__main__":
+    main()
