@@ -29,7 +29,7 @@ from trainer.data.packing import pack
 from trainer.data.problems import DataRejected, LineRefused
 from trainer.data.records import parse_record
 from trainer.data.types import EncodedExample
-from trainer.gate.preference import judge_preference, measure_preference
+from trainer.gate.answers.preference import judge_preference, measure_preference
 from trainer.gate.scorer import BASE_ALONE, Losses
 from trainer.gate.thresholds import GateThresholds
 from trainer.model.model import Trainee, load
@@ -211,7 +211,7 @@ class KnownMargins:
     [
         ([1.0, 0.5, 2.0, 0.1, 0.7, 3.0, 0.2, 0.9], 0.0, set()),
         ([1.0, -0.9, 0.8, -1.1, 0.3, -0.2, 0.6, -0.7], 0.0, {"preference_unclear"}),
-        ([-1.0, -0.5, -2.0, -0.1, -0.7, -3.0, -0.2, -0.9], 0.0, {"prefers_rejected"}),
+        ([-1.0, -0.5, -2.0, -0.1, -0.7, -3.0, -0.2, -0.9], 0.0, {"prefers_rejected", "chosen_less_likely"}),
         ([1.0, 2.0, 3.0], 0.0, {"few_examples"}),
         ([1.0, 0.5, 2.0, 0.1, 0.7, 3.0, 0.2, 0.9], 2.0, {"chosen_less_likely"}),
         ([math.nan] * 8, 0.0, {"non_finite_loss"}),

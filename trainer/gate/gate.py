@@ -15,9 +15,9 @@ from trainer.data.sample import pick
 from trainer.data.types import EncodedExample
 from trainer.gate.answers.calls import CallScores, judge_calls
 from trainer.gate.answers.endings import Endings, Ends, judge_endings, measure_endings
+from trainer.gate.answers.preference import Preference, judge_preference, measure_preference
 from trainer.gate.general import GeneralText, judge_general, measure_general
 from trainer.gate.held_out import HeldOut, judge_held_out, measure_held_out
-from trainer.gate.preference import Preference, judge_preference, measure_preference
 from trainer.gate.prompt_use import notes_of
 from trainer.gate.round_trip import RoundTrip, judge_round_trip
 from trainer.gate.scorer import Scorer

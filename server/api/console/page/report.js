@@ -29,9 +29,10 @@ function list(name, texts) {
   return texts?.length ? [el("h3", {}, name), el("ul", { class: "plain" }, ...texts.map((text) => el("li", {}, text)))] : [];
 }
 
-function figuresOf({ held_out: heldOut, general, round_trip: trip, endings }) {
+function figuresOf({ held_out: heldOut, preference, general, round_trip: trip, endings }) {
   const figures = [];
   if (heldOut) figures.push(["held-out, base", loss(heldOut.base_loss)], ["held-out, adapter", loss(heldOut.adapter_loss)]);
+  if (preference) figures.push(["pairs preferred", `${Math.round(preference.accuracy * 100)} %`]);
   if (general) figures.push(["general, base", loss(general.base_loss)], ["general, adapter", loss(general.adapter_loss)]);
   if (trip) figures.push([`served against PEFT (${trip.unit})`, Number.isFinite(trip.difference) ? trip.difference.toPrecision(2) : "\u2013"]);
   if (endings) figures.push(["answers end", `${Math.round(endings.probability * 100)} %`]);
