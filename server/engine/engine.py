@@ -141,8 +141,10 @@ class Engine:
             schedule.drop(request)
         self.scheduler.commit(schedule, output.tokens)
         self._counters.steps += 1
-        answered = [self._answer(row, output) for row in schedule.rows if row.request.status is Status.RUNNING]
-        return events + [event for event in answered if event is not None]
+        for row in schedule.rows:
+            if row.request.status is Status.RUNNING:
+                events += self._answers(row, output)
+        return events
 
     def _next(self) -> tuple[Schedule | None, PendingForward | None]:
         """The forward under way, if a request in it continues; else the one the scheduler chooses now."""
@@ -202,7 +204,7 @@ class Engine:
         if reason is not None:
             raise DeviceLost(reason) from error
 
-    def _answer(self, row: ScheduledRow, output: StepOutput) -> TokenEvent | None:
+    def _answers(self, row: ScheduledRow, output: StepOutput) -> list[TokenEvent]:
         """What the step did for a request that still runs; finishes it when its output ends."""
         request = row.request
         self._keep_prompt_logprobs(row, output)
@@ -210,10 +212,22 @@ class Engine:
         token = output.tokens.get(request.id)
         if token is None:
             if request.num_computed_tokens < request.num_tokens:
-                return None  # in mid-prompt
+                return []  # in mid-prompt
             event = self._finish(request, OutputDelta("", "length"))  # max_tokens 0: the client wants only the prompt
             event.embedding = output.embeddings.get(request.id)
-            return event
+            return [event]
+        self._counters.draft_tokens += len(row.draft)
+        events = [self._answer(request, token, output.logprobs.get(request.id))]
+        for follower, logprob in output.followers.get(request.id, ()):
+            if request.status is not Status.RUNNING:
+                break
+            self._counters.accepted_draft_tokens += 1
+            self.scheduler.accept(request, follower)
+            events.append(self._answer(request, follower, logprob))
+        return events
+
+    def _answer(self, request: Request, token: int, logprob: TokenLogprob | None) -> TokenEvent:
+        """The request's newest token, which is the last of its output already."""
         self._counters.generated_tokens += 1
         delta = self._outputs[request.id].append(token)
         if request.constraint is not None:
@@ -224,8 +238,8 @@ class Engine:
                 delta = self._completed(request, delta)
         event = self._event(request, delta) if delta.finish_reason is None else self._finish(request, delta)
         event.token_ids = [token]
-        if request.id in output.logprobs:
-            event.logprobs = [output.logprobs[request.id]]
+        if logprob is not None:
+            event.logprobs = [logprob]
         return event
 
     def _completed(self, request: Request, delta: OutputDelta) -> OutputDelta:

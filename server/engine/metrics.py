@@ -70,6 +70,8 @@ class EngineCounters:
     steps_ahead: int = 0  # forwards launched before the tokens of the one before were read
     computed_prompt_tokens: int = 0
     generated_tokens: int = 0
+    draft_tokens: int = 0  # guessed by prompt lookup
+    accepted_draft_tokens: int = 0  # of those, right ones
     finished: int = 0
     aborted: int = 0
     failed: int = 0

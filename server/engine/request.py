@@ -103,6 +103,11 @@ class SamplingParams:
         return self.prompt_logprobs is not None or self.pooling == "mean"
 
     @property
+    def has_penalties(self) -> bool:
+        """Whether the tokens said before change what is drawn."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0 or self.top_p == 0.0
 

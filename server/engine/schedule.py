@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -29,13 +29,14 @@ class AdapterMemory(Protocol):
 
 
 class StepSize(NamedTuple):
-    """The largest step: tokens of one forward, requests in one batch."""
+    """The largest step: tokens of one forward, requests in one batch, tokens that prompt lookup adds."""
 
     tokens: int
     rows: int
+    drafts: int = 0
 
 
-CPU_STEP = StepSize(512, 64)
+CPU_STEP = StepSize(512, 64, 7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,14 @@ class SchedulerSettings:
     starvation_s: float = setting(
         2.0, "After this long without room for its adapter, a request holds back later ones that need one.", at_least=0
     )
+    prompt_lookup: int | None = setting(
+        None,
+        "Maximum tokens that prompt lookup adds to a forward of few requests: guesses of what they say next, from "
+        "what they have said; 0: none (default: 7; on a GPU 0).",
+        at_least=0,
+        at_most=63,
+        unit="tokens",
+    )
     lookahead: int = setting(
         32, "Maximum queued adapters that are loaded ahead of time.", at_least=1, name="adapter_lookahead"
     )
@@ -95,24 +104,39 @@ class SchedulerSettings:
         """max_running, or what suits a CPU."""
         return self.max_running or min(CPU_STEP.rows, self.tokens_per_step)
 
+    @property
+    def draft_tokens(self) -> int:
+        """prompt_lookup, or none."""
+        return self.prompt_lookup or 0
+
     def with_defaults(self, step: StepSize) -> SchedulerSettings:
         """The same, with the step's numbers where none is given; a given one bounds the other."""
         tokens = self.max_batch_tokens or max(step.tokens, self.max_running or 0)
-        return replace(self, max_batch_tokens=tokens, max_running=self.max_running or min(step.rows, tokens))
+        drafts = step.drafts if self.prompt_lookup is None else self.prompt_lookup
+        return replace(
+            self,
+            max_batch_tokens=tokens,
+            max_running=self.max_running or min(step.rows, tokens),
+            prompt_lookup=drafts,
+        )
 
 
 @dataclass(slots=True)
 class ScheduledRow:
-    """Tokens start..start+num_tokens-1 of one request. `samples` holds between schedule() and commit()."""
+    """Tokens start..start+num_tokens-1 of one request. `samples` holds between schedule() and commit().
+
+    draft: guesses of the tokens behind the request's last one, which the row computes too; num_tokens counts them.
+    """
 
     request: Request
     start: int
     num_tokens: int
+    draft: Sequence[int] = ()
 
     @property
     def samples(self) -> bool:
         """Whether the row reaches the request's last token, so that its logits choose the next one."""
-        return self.start + self.num_tokens == self.request.num_tokens
+        return self.start + self.num_tokens - len(self.draft) == self.request.num_tokens
 
     @property
     def is_current(self) -> bool:
@@ -123,7 +147,8 @@ class ScheduledRow:
 
 @dataclass(slots=True)
 class Schedule:
-    """One forward: `num_decodes` rows of one token each, then prefill chunks. Every request at most once."""
+    """One forward: `num_decodes` rows of one token each, then prefill chunks or rows with a draft. Every request at
+    most once."""
 
     rows: list[ScheduledRow]
     num_tokens: int

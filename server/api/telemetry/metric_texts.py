@@ -8,6 +8,8 @@ ENGINE_TEXTS = {
     "step_seconds": "Time of one forward pass, tokens read back",
     "computed_prompt_tokens": "Prompt tokens computed, those computed again after a preemption included",
     "generated_tokens": "Tokens drawn, those of aborted requests included",
+    "draft_tokens": "Tokens that prompt lookup guessed and a forward pass computed",
+    "accepted_draft_tokens": "Tokens that prompt lookup guessed rightly: each saved its request a forward pass",
     "finished": "Requests that ended by themselves",
     "aborted": "Requests that ended because their client hung up or the server stopped",
     "failed": "Requests that ended with an error",

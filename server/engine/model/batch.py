@@ -37,7 +37,8 @@ class PromptSpan:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One packed forward. sampling[i] takes its token from row sampling_rows[i] of the logits.
+    """One packed forward. sampling[i] takes its token from row sampling_rows[i] of the logits. A request with a draft
+    is there once more for each token of it; offsets[i] tokens of it come before row i.
 
     logits_rows_R: the tokens that get logits; None: every token, as they are.
     last_positions_1T: for each token the last position of its whole sequence, even if the chunk ends before it.
@@ -52,6 +53,7 @@ class Batch:
     logits_rows_R: torch.Tensor | None
     sampling: list[Request]
     sampling_rows: list[int]
+    offsets: list[int]
     prompt_spans: list[PromptSpan]
 
     @classmethod
@@ -74,6 +76,7 @@ class Batch:
             logits_rows_R=to_device(torch.from_numpy(wanted.token_rows), device),
             sampling=wanted.sampling,
             sampling_rows=wanted.sampling_rows,
+            offsets=wanted.offsets,
             prompt_spans=wanted.prompt_spans,
         )
 
@@ -109,7 +112,8 @@ def input_ids(rows: Sequence[ScheduledRow]) -> list[int]:
         if row.num_tokens == 1:
             ids.append(row.request.token_at(row.start))
         else:
-            ids += row.request.tokens(row.start, row.start + row.num_tokens)
+            ids += row.request.tokens(row.start, row.start + row.num_tokens - len(row.draft))
+            ids += row.draft
     return ids
 
 
@@ -151,6 +155,7 @@ class _Wanted:
     token_rows: NDArray[np.int64]
     sampling: list[Request]
     sampling_rows: list[int]
+    offsets: list[int]
     prompt_spans: list[PromptSpan]
 
     @classmethod
@@ -158,6 +163,7 @@ class _Wanted:
         token_rows: list[int] = []
         sampling: list[Request] = []
         sampling_rows: list[int] = []
+        offsets: list[int] = []
         spans: list[PromptSpan] = []
         for row, first, last in zip(rows, query_starts[:-1].tolist(), query_starts[1:].tolist(), strict=True):
             request = row.request
@@ -165,8 +171,10 @@ class _Wanted:
                 spans.append(PromptSpan(request, len(token_rows), row.start, row.num_tokens))
                 token_rows += range(first, last)
             elif row.samples:
-                token_rows.append(last - 1)
+                token_rows += range(last - 1 - len(row.draft), last)
             if row.samples and request.params.max_tokens > 0:
-                sampling.append(request)
-                sampling_rows.append(len(token_rows) - 1)
-        return cls(np.array(token_rows, dtype=np.int64), sampling, sampling_rows, spans)
+                num_sampled = 1 + len(row.draft)
+                sampling += [request] * num_sampled
+                sampling_rows += range(len(token_rows) - num_sampled, len(token_rows))
+                offsets += range(num_sampled)
+        return cls(np.array(token_rows, dtype=np.int64), sampling, sampling_rows, offsets, spans)

@@ -210,6 +210,8 @@ class DecodeGraphs:
 
 def _is_plain(row: ScheduledRow) -> bool:
     """Whether at most the next token is wanted of the row."""
+    if row.draft:
+        return False
     params = row.request.params
     wants_prompt = params.prompt_logprobs is not None and row.start < len(row.request.prompt_ids)
     return params.max_tokens > 0 and not wants_prompt

@@ -183,6 +183,7 @@ class DecodeBuffers:
             logits_rows_R=None,
             sampling=[],
             sampling_rows=[],
+            offsets=[],
             prompt_spans=[],
         )
 

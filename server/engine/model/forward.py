@@ -22,13 +22,15 @@ from server.engine.schedule import ScheduledRow
 
 @dataclass(slots=True)
 class StepOutput:
-    """tokens, logprobs and embeddings by request id; prompt_logprobs: the chunk's entries by request id.
+    """tokens, logprobs and embeddings by request id; prompt_logprobs: the chunk's entries by request id. followers: the
+    tokens behind the first one, where a draft foresaw those before them.
 
     non_finite: requests whose logits held NaN or infinity; their token must not be used.
     undecided: requests that got no token. A later forward of schedule() samples the same token again.
     """
 
     tokens: dict[str, int] = field(default_factory=dict)
+    followers: dict[str, list[tuple[int, TokenLogprob | None]]] = field(default_factory=dict)
     logprobs: dict[str, TokenLogprob] = field(default_factory=dict)
     prompt_logprobs: dict[str, list[TokenLogprob]] = field(default_factory=dict)
     embeddings: dict[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -37,15 +39,17 @@ class StepOutput:
 
     def merge(self, other: StepOutput) -> None:
         self.tokens |= other.tokens
+        self.followers |= other.followers
         self.logprobs |= other.logprobs
         self.prompt_logprobs |= other.prompt_logprobs
         self.embeddings |= other.embeddings
         self.non_finite += other.non_finite
         self.undecided += other.undecided
 
-    def add(self, request: Request, sampled: SampledRows, index: int) -> None:
-        """The request's token in row `index`."""
-        if index in sampled.undecided:
+    def add(self, request: Request, sampled: SampledRows, index: int, draft: Sequence[int] = ()) -> None:
+        """The request's token in row `index`, and those that its draft foresaw in the rows behind it. A draft may be
+        what made the row's numbers infinite, so with one the row is undecided, and sampled again without."""
+        if index in sampled.undecided or (draft and sampled.non_finite[index]):
             self.undecided.append(request)
         elif sampled.non_finite[index]:
             if request not in self.non_finite:
@@ -55,6 +59,17 @@ class StepOutput:
             logprob = sampled.logprobs[index]
             if logprob is not None:
                 self.logprobs[request.id] = logprob
+            if draft:
+                self.followers[request.id] = [*_followers(sampled, index, draft)]
+
+
+def _followers(sampled: SampledRows, index: int, draft: Sequence[int]) -> Iterator[tuple[int, TokenLogprob | None]]:
+    """What was drawn behind each token of the draft, as long as that token is the one that was drawn."""
+    for row, guess in enumerate(draft, start=index):
+        token = sampled.token_ids[row + 1]
+        if sampled.token_ids[row] != guess or token < 0:
+            return
+        yield token, sampled.logprobs[row + 1]
 
 
 class PendingForward(Protocol):

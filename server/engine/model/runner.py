@@ -81,9 +81,11 @@ class ModelRunner:
             self._add_prompt_logprobs(rows, span, output)
         if batch.sampling:
             wanted_RV = logits_RV if len(batch.sampling) == len(logits_RV) else logits_RV[batch.sampling_rows]
-            sampled = self.sampler.sample(wanted_RV, batch.sampling)
-            for index, request in enumerate(batch.sampling):
-                output.add(request, sampled, index)
+            sampled = self.sampler.sample(wanted_RV, batch.sampling, batch.offsets)
+            drafts = {row.request.id: row.draft for row in schedule.rows if row.draft}
+            for index, (request, offset) in enumerate(zip(batch.sampling, batch.offsets, strict=True)):
+                if offset == 0:
+                    output.add(request, sampled, index, drafts.get(request.id, ()))
         return output
 
     def _forward_pooled(self, schedule: Schedule, batch: Batch, output: StepOutput) -> torch.Tensor:

@@ -131,7 +131,7 @@ class PlanBuilder:
         plan.with_logprobs = [row for row, request in enumerate(self._requests) if request.params.logprobs is not None]
         plan.bias_index, plan.bias = self._biases()
         for row, request in enumerate(self._requests):
-            if _has_penalties(request.params):
+            if request.params.has_penalties:
                 if request.id not in histories:
                     histories[request.id] = TokenHistory(request, self._vocab_size)
                 plan.penalised.append((row, histories[request.id]))
@@ -193,7 +193,3 @@ def _kind(params: SamplingParams, vocab_size: int) -> str:
 
 def _effective_top_k(params: SamplingParams, vocab_size: int) -> int:
     return min(params.top_k or vocab_size, vocab_size)
-
-
-def _has_penalties(params: SamplingParams) -> bool:
-    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0

@@ -47,14 +47,17 @@ class SampledRows:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One token for each request. num_unknown: tokens of each request that are sampled but not known to the host."""
+    """One token for each request. num_unknown: tokens of each request that are sampled but not known to the host.
+    offsets: tokens of a row's draft before this draw; none: no row has a draft."""
 
     requests: Sequence[Request]
     num_unknown: int = 0
+    offsets: Sequence[int] = ()
 
     def num_output_tokens(self, row: int) -> int:
         """Tokens of the request's output before this draw."""
-        return len(self.requests[row].output_ids) + self.num_unknown
+        num_drafted = self.offsets[row] if self.offsets else 0
+        return len(self.requests[row].output_ids) + self.num_unknown + num_drafted
 
 
 class Sampler:
@@ -74,21 +77,32 @@ class Sampler:
         self._plan_of: tuple[object, ...] = ()
         self._resample: set[str] = set()  # requests that were undecided once
 
-    def sample(self, logits_RV: torch.Tensor, requests: Sequence[Request]) -> SampledRows:
-        """logits_RV: any float dtype, any device, not changed; row r belongs to requests[r]."""
-        return self.launch(logits_RV, requests).read()
+    def sample(self, logits_RV: torch.Tensor, requests: Sequence[Request], offsets: Sequence[int] = ()) -> SampledRows:
+        """logits_RV: any float dtype, any device, not changed; row r belongs to requests[r].
+
+        offsets: for each row how many tokens of the request's draft come before it. A request is drafted only if its
+        draws do not depend on its last token.
+        """
+        return self.launch(logits_RV, requests, offsets=offsets).read()
 
     def prepare(self, requests: Sequence[Request]) -> None:
         """These will be sampled together next: begin what their logits are not needed for."""
         self._masks.begin(requests)
 
-    def launch(self, logits_RV: torch.Tensor, requests: Sequence[Request], *, num_unknown: int = 0) -> PendingSampling:
+    def launch(
+        self,
+        logits_RV: torch.Tensor,
+        requests: Sequence[Request],
+        *,
+        num_unknown: int = 0,
+        offsets: Sequence[int] = (),
+    ) -> PendingSampling:
         """The same without waiting for the tokens. Later launches may overwrite the logits.
 
         num_unknown: tokens of each request that are sampled but not known to the host; allowed if their draws
         `may_be_followed`. Then a row may stay `undecided`, because nothing waits in between.
         """
-        plan, draw = self._plan_for(logits_RV, requests), Draw(requests, num_unknown)
+        plan, draw = self._plan_for(logits_RV, requests), Draw(requests, num_unknown, offsets)
         assert not (num_unknown and plan.needs_last_token), "sampling depends on a token that is not known yet"
         if plan.is_plain_greedy:
             peak_R, tokens_R = logits_RV.max(-1)

@@ -22,6 +22,7 @@ from server.engine.scheduling.flood_control import FloodControl
 from server.engine.scheduling.limits import Deadlines, RequestLimits
 from server.engine.scheduling.overlap import Overlap
 from server.engine.scheduling.preemption import RunningSlots
+from server.engine.scheduling.prompt_lookup import PromptLookup
 
 __all__ = ["AdapterMemory", "Schedule", "ScheduledRow", "Scheduler", "SchedulerSettings"]
 
@@ -65,6 +66,7 @@ class Scheduler:
         self._memory = AdapterSnapshot()
         self._starving: Starving | None = None
         self._overlap = Overlap(pool)
+        self.lookup = PromptLookup(settings.draft_tokens, pool)
 
     @property
     def num_waiting(self) -> int:
@@ -118,6 +120,7 @@ class Scheduler:
             if request.status is Status.RUNNING:
                 self._prefill.add(schedule, request)
         self._flood.trim(schedule)
+        self.lookup.add_drafts(schedule)
         self._overlap.note_schedule(self._state())
         return _launched(schedule)
 
@@ -148,16 +151,28 @@ class Scheduler:
             request = row.request
             if request.status is not Status.RUNNING:
                 continue
-            num_before = request.num_computed_tokens
-            request.num_computed_tokens = num_before + row.num_tokens
-            if request.num_computed_tokens // self.pool.block_size > num_before // self.pool.block_size:
-                self.pool.register(request, num_before)
+            self._computed(request, row.num_tokens - len(row.draft))
             token = tokens.get(request.id)
             if token is not None:
-                assert request.num_computed_tokens == request.num_tokens, f"{request.id} sampled in mid-prompt"
-                request.num_verified_tokens = request.num_computed_tokens
-                request.output_ids.append(token)
-                self.shares.account(request.tenant).charge(OUTPUT_COST * request.price)
+                self._append(request, token)
+
+    def accept(self, request: Request, token: int) -> None:
+        """The token behind a draft's that was right: the request's last one, whose keys the forward has computed too.
+        After commit(), in order, while the request runs."""
+        self._computed(request, 1)
+        self._append(request, token)
+
+    def _computed(self, request: Request, num_tokens: int) -> None:
+        num_before = request.num_computed_tokens
+        request.num_computed_tokens = num_before + num_tokens
+        if request.num_computed_tokens // self.pool.block_size > num_before // self.pool.block_size:
+            self.pool.register(request, num_before)
+
+    def _append(self, request: Request, token: int) -> None:
+        assert request.num_computed_tokens == request.num_tokens, f"{request.id} sampled in mid-prompt"
+        request.num_verified_tokens = request.num_computed_tokens
+        request.output_ids.append(token)
+        self.shares.account(request.tenant).charge(OUTPUT_COST * request.price)
 
     def finish(self, request: Request) -> None:
         """The request is over, however it ended: free its blocks and adapter reference. A second call does nothing."""
@@ -168,6 +183,7 @@ class Scheduler:
         else:
             self._waiting.remove(request)
         request.status = Status.FINISHED
+        self.lookup.forget(request.id)
         del self._requests[request.id]
 
     def discard(self, request: Request) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from server.engine.request import Request, SamplingParams
 from support.worlds.adapter_memory import digest_of
-from support.worlds.ahead_world import AheadWorld
+from support.worlds.ahead_world import AheadSettings, AheadWorld
 from support.worlds.engine_world import World, WorldSettings
 
 NUM_STEPS = int(os.environ.get("MULTILORA_SIM_STEPS", "60000"))
@@ -24,19 +24,19 @@ LONGEST_WAIT_STEPS = 800  # 20 waiting, 6 running of up to 20 tokens, up to four
 
 
 REGIMES = {
-    "everyday": WorldSettings(constrained=0.15),
+    "everyday": WorldSettings(constrained=0.15, drafts=7),
     "overload": WorldSettings(arrivals=0.6, numeric_failures=0.0001),
-    "too few blocks": WorldSettings(arrivals=0.35, num_blocks=17, numeric_failures=0.0, constrained=0.15),
+    "too few blocks": WorldSettings(arrivals=0.35, num_blocks=17, numeric_failures=0.0, constrained=0.15, drafts=7),
     "large batches": WorldSettings(arrivals=0.6, num_blocks=80, max_running=12, max_batch_tokens=48),
     "many adapters": WorldSettings(arrivals=0.6, num_adapters=40, num_blocks=60, max_running=10, deletions=0.03),
     "host tier for two": WorldSettings(arrivals=0.4, host_elements=45, load_failures=0.0),
     "small chunks": WorldSettings(arrivals=0.4, prefill_chunk=3, constrained=0.3),
-    "many aborts": WorldSettings(arrivals=0.5, aborts=0.15, load_failures=0.2, constrained=0.15),
+    "many aborts": WorldSettings(arrivals=0.5, aborts=0.15, load_failures=0.2, constrained=0.15, drafts=4),
     "deadlines": WorldSettings(arrivals=0.6, deadlines=0.5, num_blocks=20),
     "weights": WorldSettings(arrivals=0.6, weights=(4.0, 1.0, 0.25), num_blocks=60, max_running=8),
     "a flood": WorldSettings(arrivals=0.9, traffic=(20.0, 1.0, 1.0), deadlines=0.1),
     "keys outgrown": WorldSettings(
-        arrivals=0.4, num_blocks=20, rope_switches=(9, 18), numeric_failures=0.0005, constrained=0.15
+        arrivals=0.4, num_blocks=20, rope_switches=(9, 18), numeric_failures=0.0005, constrained=0.15, drafts=12
     ),
     "a thousand adapters": WorldSettings(arrivals=0.6, has_cycler=True, traffic=(8.0, 1.0, 1.0), num_adapters=1000),
 }
@@ -54,6 +54,7 @@ def test_every_request_ends_once_with_its_own_answer_and_nothing_is_leaked(regim
     assert world.pool.stats.hits > 0
     assert world.device_pool.stats.evictions > 0
     assert world.constraints.num_whole >= world.constraints.num_given / 10
+    assert world.drafts.num_right > 0 or not world.settings.drafts
 
 
 @pytest.mark.parametrize("regime", ["everyday", "too few blocks", "many aborts", "deadlines", "keys outgrown"])
@@ -61,8 +62,11 @@ def test_the_same_holds_with_forwards_launched_ahead_on_a_device_that_is_behind(
     regime: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL, "server.engine.engine")  # a kept record holds its traceback's requests
-    settings = replace(REGIMES[regime], check_every=CHECK_EVERY, numeric_failures=0.01)
-    world = AheadWorld(seed=sum(regime.encode()), settings=settings)
+    drafts = REGIMES[regime].drafts if regime in ("everyday", "many aborts") else 0  # fewer steps go ahead
+    settings = replace(REGIMES[regime], check_every=CHECK_EVERY, numeric_failures=0.01, drafts=drafts)
+    world = AheadWorld(
+        seed=sum(regime.encode()), settings=settings, ahead=AheadSettings(undecided=0.03 if drafts else 0.01)
+    )
     for _ in range(NUM_STEPS // 60):
         world.step()
     world.drain()
@@ -74,6 +78,7 @@ def test_the_same_holds_with_forwards_launched_ahead_on_a_device_that_is_behind(
     assert min(world.runner.num_undecided, world.runner.num_failed, world.num_preemptions) > 0
     assert world.device_pool.stats.evictions > 0
     assert world.constraints.num_whole >= world.constraints.num_given / 10
+    assert world.drafts.num_right > 0 or not world.settings.drafts
 
 
 def test_the_simulation_reaches_preemption_starvation_and_a_full_queue() -> None:

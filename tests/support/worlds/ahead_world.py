@@ -20,6 +20,7 @@ from server.engine.text.output import OutputDelta, OutputState
 from support.worlds.adapter_memory import FakeCopy, FakeDevice
 from support.worlds.engine_world import World
 from support.worlds.fake_chain import EMPTY, NAN, expected_output, first_state, next_state
+from support.worlds.world_drafts import right_ones
 from support.worlds.world_grammars import NUM_TOKENS, drawn
 
 OUTCOMES = {"adapter_numerics": "numerics", "deadline_exceeded": "late"}
@@ -80,7 +81,7 @@ class SimulatedForward:
     rows: list[tuple[ScheduledRow, list[int], int | None, int]]
     before: SimulatedForward | None
     may_be_followed: bool
-    states: dict[str, int] = field(default_factory=dict)
+    states: dict[str, list[int]] = field(default_factory=dict)  # behind the request's last token, and its draft's
     has_run: bool = False
 
     def read(self, rows: Sequence[ScheduledRow]) -> StepOutput:
@@ -122,10 +123,17 @@ class AheadRunner:
             self.num_failed += 1
             raise RuntimeError("the device lost this step")
         for row in rows:
-            state = pending.states[row.request.id]
+            state = pending.states[row.request.id][0]
             if not row.samples:
                 continue
-            if state == NAN:
+            if row.draft and state == NAN:
+                output.undecided.append(row.request)
+            elif row.draft:
+                token, *others = right_ones(row.draft, pending.states[row.request.id])
+                output.tokens[row.request.id] = token
+                output.followers[row.request.id] = [(other, None) for other in others]
+                world.drafts.num_right += len(others)
+            elif state == NAN:
                 world.check_blame(row.request)
                 output.non_finite.append(row.request)
             elif pending.before is not None and self._happens(world.ahead.undecided):
@@ -142,7 +150,12 @@ class AheadRunner:
         ]
         pending = SimulatedForward(self, rows, before, may_be_followed)
         tokens = (
-            None if before else [row.request.tokens(row.start, row.start + row.num_tokens) for row in schedule.rows]
+            None
+            if before
+            else [
+                [*row.request.tokens(row.start, row.start + row.num_tokens - len(row.draft)), *row.draft]
+                for row in schedule.rows
+            ]
         )
         self._world.enqueue(lambda: self._world.forward(pending, tokens))
         return pending
@@ -246,23 +259,26 @@ class AheadWorld(World):
             request = row.request
             if tokens is None:
                 assert pending.before is not None
-                state = pending.before.states[request.id]
+                [state] = pending.before.states[request.id]
                 ids = [0 if state == NAN else state % NUM_TOKENS]
             else:
                 ids = tokens[index]
-            pending.states[request.id] = self._compute(request, row.start, ids, blocks, slot)
+            states = self._compute(request, row.start, ids, blocks, slot)
+            pending.states[request.id] = states[len(ids) - len(row.draft) - 1 :]
             self._check_rest(request, blocks, max(num_written, row.start + len(ids)))
 
-    def _compute(self, request: Request, start: int, ids: list[int], blocks: list[int], slot: int | None) -> int:
+    def _compute(self, request: Request, start: int, ids: list[int], blocks: list[int], slot: int | None) -> list[int]:
         weight = 7 if slot is None else self.device.read(slot)
         state = self.state_before(request, start, blocks)
         if self.random.random() < self.settings.numeric_failures:
             self.injected.add((request.tenant, request.adapter))
             weight = NAN
+        states = []
         for position, token in enumerate(ids, start=start):
             state = next_state(state, token, weight)
             self.kv[blocks[position // 4]][position % 4] = state
-        return state
+            states.append(state)
+        return states
 
     def _check_rest(self, request: Request, blocks: list[int], end: int) -> None:
         """Beyond what it has written itself, in rows that were thrown away too, there is no other request's poison.

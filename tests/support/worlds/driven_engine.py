@@ -89,11 +89,12 @@ def driven(
     *,
     overlaps: bool = True,
     max_tokens: int = 256,
+    is_recorded: bool = True,
     **settings: Any,
 ) -> Iterator[Driven]:
     wishes = MemoryBudget(kv_cache=4 << 20, adapter_pool=4 << 20, host_cache=64 << 20)
     settings = {"dtype": "float32", "block_size": 8, "memory": wishes, **settings}
-    settings.setdefault("scheduler", SchedulerSettings(max_batch_tokens=256, max_running=16))
+    settings.setdefault("scheduler", SchedulerSettings(max_batch_tokens=256, max_running=16, prompt_lookup=0))
     with closing(AdapterStore.open(data_dir)) as store:
         parts = build_engine(EngineSettings(base=base, num_threads=1, **settings), store)
         try:
@@ -101,7 +102,8 @@ def driven(
             digests = {kind: publish(store, parts, kind, folder).digest for kind, folder in adapters.items()}
             world = Driven(parts, digests, FakeClock())
             parts.engine.scheduler._clock = world.clock
-            record_steps(world.runner, max_rows=16, max_context=MAX_CONTEXT, max_tokens=max_tokens)
+            if is_recorded:
+                record_steps(world.runner, max_rows=16, max_context=MAX_CONTEXT, max_tokens=max_tokens)
             world.runner.overlaps = overlaps
             yield world
         finally:

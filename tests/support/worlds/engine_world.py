@@ -26,6 +26,7 @@ from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from server.engine.scheduling.scheduler import Scheduler
 from support.worlds.adapter_memory import FakeClock, FakeDevice, digest_of, packed
 from support.worlds.fake_chain import EMPTY, NAN, TENANTS, expected_output, first_state, is_whole, next_state
+from support.worlds.world_drafts import WorldDrafts, right_ones
 from support.worlds.world_grammars import WorldConstraints, check_whole, drawn
 
 
@@ -57,6 +58,7 @@ class WorldSettings:
     check_every: int = 1  # steps
     rope_switches: tuple[int, ...] = ()
     constrained: float = 0.0  # share of requests that follow a grammar
+    drafts: int = 0  # most tokens that are guessed in a forward
     sizes: tuple[int, ...] = ()  # elements of the first adapters; the others are drawn
 
 
@@ -100,6 +102,8 @@ class World:
         self.scheduler = Scheduler(
             self._scheduler_settings(), self.pool, self.tiers, max_model_len=64, clock=self.clock
         )
+        self.drafts = WorldDrafts(sizes.drafts, self.pool, self.tags, self.seed, sizes.rope_switches)
+        self.scheduler.lookup = self.drafts
         self.kv = [[EMPTY] * 4 for _ in range(sizes.num_blocks)]
         self.injected: set[tuple[str, AdapterDigest | None]] = set()  # whose numbers have been spoilt once
         self.ends: dict[str, str] = {}
@@ -243,9 +247,15 @@ class World:
 
     def _run(self, schedule: Schedule) -> None:
         tokens: dict[str, int] = {}
-        for row in schedule.rows:
-            state = self._forward(row)
-            if row.samples and state == NAN:
+        followers: dict[str, list[int]] = {}
+        for row in schedule.rows.copy():
+            states = self._forward(row)
+            state = states[0]
+            if row.draft and state == NAN:
+                schedule.drop(row.request)
+            elif row.draft:
+                tokens[row.request.id], *followers[row.request.id] = right_ones(row.draft, states)
+            elif row.samples and state == NAN:
                 self.scheduler.discard(row.request)
                 self._check_blame(row.request)
                 self._end(row.request, "numerics")
@@ -256,6 +266,10 @@ class World:
         self.scheduler.commit(schedule, tokens)
         for row in schedule.rows:
             request = row.request
+            for token in followers.get(request.id, ()):
+                if request.status is Status.RUNNING:
+                    self.scheduler.accept(request, token)
+                    self.drafts.num_right += 1
             if request.status is Status.RUNNING and (
                 is_whole(request.constraint, request.output_ids) or len(request.output_ids) == request.params.max_tokens
             ):
@@ -269,21 +283,24 @@ class World:
         if request.id in self.alive:
             self._abort(request.id)
 
-    def _forward(self, row: ScheduledRow) -> int:
-        request = row.request
+    def _forward(self, row: ScheduledRow) -> list[int]:
+        """The states behind the row's last token of the request, and behind each token of its draft."""
+        request, states = row.request, []
         weight = 7 if request.slot is None else self.device.read(request.slot)
         state = self.state_before(request, row.start, request.block_ids)
         if self.random.random() < self.settings.numeric_failures:
             self.injected.add((request.tenant, request.adapter))
             weight = NAN
-        for position in range(row.start, row.start + row.num_tokens):
-            state = next_state(state, request.token_at(position), weight)
+        tokens = [*request.tokens(row.start, row.start + row.num_tokens - len(row.draft)), *row.draft]
+        for position, token in enumerate(tokens, start=row.start):
+            state = next_state(state, token, weight)
             self.kv[request.block_ids[position // 4]][position % 4] = state
-        end = row.start + row.num_tokens
+            states.append(state)
+        end = max(request.num_written_tokens, row.start + row.num_tokens)
         if end % 4:
             rest = self.kv[request.block_ids[end // 4]][end % 4 :]
             assert NAN not in rest, f"{request.id} was given a block with poison in it"
-        return state
+        return states[len(tokens) - len(row.draft) - 1 :]
 
     def state_before(self, request: Request, start: int, blocks: list[int]) -> int:
         """What a row at position `start` goes on from, having read all positions before it."""
