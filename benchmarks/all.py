@@ -28,6 +28,7 @@ NAMES = (
     "activated_lora",
     "versus_vllm",
     "versus_llama_server",
+    "prompt_lookup",
 )
 
 

@@ -34,6 +34,7 @@ EXPECTED = {
     "activated_lora": (3, {"case", "cached", "ttft_ms", "of_base", "ordinary_over_it"}),
     "versus_vllm": (3, {"load", "busy", "unit", "ours", "theirs", "times_as_fast", "ours_ttft_ms", "theirs_token_ms"}),
     "versus_llama_server": (3, {"load", "busy", "unit", "ours", "theirs", "times_as_fast", "peer", "peer_setting"}),
+    "prompt_lookup": (5, {"case", "ratio", "same_tokens", "steps", "steps_without", "guessed", "right"}),
     "soak": (5, {"hours", "rss_mb", "anon_mb", "num_files", "kv_usage", "waiting", "quiet_ttft_p95_ms", "num_faults"}),
 }
 
@@ -116,6 +117,11 @@ def only_ordinary_lora_computes_the_conversation_again(rows: list[dict[str, str]
 def one_server_is_both_sides(rows: list[dict[str, str]]) -> None:
     assert [row["unit"] for row in rows] == ["tok/s", "tok/s", "ms"]
     assert {row["peer"] for row in rows} == {"multilora"}
+def guesses_saved_forwards_and_changed_no_token(rows: list[dict[str, str]]) -> None:
+    assert all(row["same_tokens"] == "True" for row in rows)
+    by_case = {row["case"]: row for row in rows}
+    assert float(by_case["repeats"]["steps"]) < float(by_case["repeats"]["steps_without"]) / 2
+    assert float(by_case["32 requests repeat"]["guessed"]) == 0
 
 
 def everything_happened_and_nothing_failed(rows: list[dict[str, str]]) -> None:
@@ -131,6 +137,7 @@ CHECKS: dict[str, Callable[[list[dict[str, str]]], None]] = {
     "versus_peft": both_sides_answer_alike,
     "paging": adapters_were_paged_and_loaded,
     "server_load": every_popularity_was_answered,
+    "prompt_lookup": guesses_saved_forwards_and_changed_no_token,
     "activated_lora": only_ordinary_lora_computes_the_conversation_again,
     "versus_vllm": one_server_is_both_sides,
     "versus_llama_server": one_server_is_both_sides,

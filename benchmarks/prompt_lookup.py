@@ -1,0 +1,148 @@
+"""What guessing tokens from a request's own text gains and costs: the same engine with prompt lookup and without.
+
+A bias makes the answers: one token again and again (every guess is right), four tokens in random order (three guesses
+of four are wrong), or no bias (nothing repeats). The work of the model is the same in all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from benchmarks.common.adapters import bench_store
+from benchmarks.common.report import Report, Row, number
+from benchmarks.common.shapes import shape_for
+from benchmarks.common.timing import Spread, interleaved, ratio
+from benchmarks.common.workload import bench_engine, make_request, random_prompts
+from server.engine.engine import Engine
+from server.engine.schedule import CPU_STEP
+from server.engine.scheduling.prompt_lookup import PromptLookup
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """num_tokens: how many tokens the answers are made of; 0: of any."""
+
+    name: str
+    num_requests: int
+    num_tokens: int
+    target: float  # tokens per second with prompt lookup / without
+
+
+CASES = [
+    Case("repeats", 1, 1, 1.8),
+    Case("wrong guesses", 1, 4, 0.98),
+    Case("nothing repeats", 1, 0, 0.98),
+    Case("4 requests repeat", 4, 1, 1.0),
+    Case("32 requests repeat", 32, 1, 0.98),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    tokens_per_s: float
+    tokens: list[list[int]]
+    num_steps: float
+    num_drafted: float
+    num_right: float
+
+
+def runner(engine: Engine, case: Case, vocab: int, num_new: int, *, most: int) -> Callable[[], Run]:
+    """Prompts and seeds are the same with and without guesses, and new in each round."""
+    seeds = iter(range(1 << 30))
+
+    def run() -> Run:
+        seed = next(seeds)
+        engine.scheduler.lookup = PromptLookup(most, engine.scheduler.pool)
+        bias = tuple((token, 100.0) for token in range(10, 10 + case.num_tokens))
+        requests = [
+            make_request(prompt, None, num_new) for prompt in random_prompts(case.num_requests, 32, vocab, seed=seed)
+        ]
+        for index, request in enumerate(requests):
+            request.params = replace(request.params, logit_bias=bias, temperature=1.5, seed=seed + index)
+        before, began_s = engine.stats().counters, time.perf_counter()
+        for request in requests:
+            engine.add(request)
+        while engine.scheduler.num_running + engine.scheduler.num_waiting:
+            assert all(event.error is None for event in engine.step())
+        took_s, after = time.perf_counter() - began_s, engine.stats().counters
+        steps, drafted, right = (
+            after[name] - before[name] for name in ("steps", "draft_tokens", "accepted_draft_tokens")
+        )
+        tokens = [request.output_ids for request in requests]
+        return Run(case.num_requests * num_new / took_s, tokens, steps, drafted, right)
+
+    return run
+
+
+def row_of(case: Case, plain: Sequence[Run], guessed: Sequence[Run]) -> Row:
+    speeds, before = [run.tokens_per_s for run in guessed], [run.tokens_per_s for run in plain]
+    return {
+        "case": case.name,
+        "target": case.target,
+        "same_tokens": all(one.tokens == other.tokens for one, other in zip(plain, guessed, strict=True)),
+        "steps": guessed[-1].num_steps,
+        "steps_without": plain[-1].num_steps,
+        "guessed": guessed[-1].num_drafted,
+        "right": guessed[-1].num_right,
+        **Spread.of(speeds).columns("tok_per_s"),
+        **Spread.of(before).columns("tok_per_s_without"),
+        **ratio(speeds, before).columns("ratio"),
+    }
+
+
+def print_summary(report: Report, rows: Sequence[Row]) -> None:
+    lines = [
+        [
+            str(row["case"]),
+            f"{number(row['tok_per_s']):.1f}",
+            f"{number(row['tok_per_s_without']):.1f}",
+            f"{number(row['ratio']):.2f} ({number(row['ratio_min']):.2f}..{number(row['ratio_max']):.2f})",
+            f"{number(row['target']):.2f}",
+            f"{number(row['steps']):.0f} / {number(row['steps_without']):.0f}",
+            f"{number(row['right']):.0f} of {number(row['guessed']):.0f}",
+        ]
+        for row in rows
+    ]
+    headers = ["case", "tok/s", "without", "ratio (min..max)", "goal", "forwards / without", "right guesses"]
+    report.print_table("Prompt lookup, medians over rounds", headers, lines)
+
+
+def plot(report: Report, rows: Sequence[Row]) -> None:
+    by_case = {str(row["case"]): number(row["ratio"]) for row in rows}
+    gain = by_case["repeats"]
+    figure, [axes] = report.figure(f"An answer that repeats its own text comes {gain:.1f} times as fast", panels=1)
+    axes.barh(list(by_case), list(by_case.values()))
+    axes.set_xlabel("tokens per second with prompt lookup / without")
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    report.save_plot(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    report = Report.from_arguments("prompt_lookup", __doc__, arguments)
+    shape, num_new = shape_for(quick=report.quick), 24 if report.quick else 96
+    adapters = bench_store(shape, 1, say=report.say)
+    with bench_engine(shape, adapters.store, pool_adapters=1, host_adapters=1) as parts:
+        most = CPU_STEP.drafts
+        runs = interleaved(
+            {
+                f"{case.name}, {'guesses' if guesses else 'none'}": runner(
+                    parts.engine, case, shape.vocab, num_new if case.num_requests < 32 else 24, most=guesses
+                )
+                for case in CASES
+                for guesses in (0, most)
+            },
+            rounds=2 if report.quick else 5,
+            say=report.say,
+            show=lambda run: f"{run.tokens_per_s:.1f} tok/s",
+        )
+    adapters.close()
+    rows = [row_of(case, runs[f"{case.name}, none"], runs[f"{case.name}, guesses"]) for case in CASES]
+    report.write_csv(rows)
+    plot(report, rows)
+    print_summary(report, rows)
+
+
+if __name__ == "__main__":
+    main()
