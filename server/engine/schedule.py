@@ -136,7 +136,8 @@ class ScheduledRow:
     @property
     def samples(self) -> bool:
         """Whether the row reaches the request's last token, so that its logits choose the next one."""
-        return self.start + self.num_tokens - len(self.draft) == self.request.num_tokens
+        end = self.start + self.num_tokens
+        return end == self.request.num_tokens or (bool(self.draft) and end - len(self.draft) == self.request.num_tokens)
 
     @property
     def is_current(self) -> bool:

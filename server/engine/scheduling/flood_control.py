@@ -93,7 +93,7 @@ class FloodControl:
     def end_step(self, schedule: Schedule, now_s: float) -> None:
         """The step is over. If it was launched before the previous one was over, it began when that one ended."""
         num_decodes = schedule.num_decodes
-        if not any(row.draft for row in schedule.rows[num_decodes:]):  # neither decode rows nor prompts
+        if not schedule.rows or not schedule.rows[-1].draft:  # drafts are neither decode rows nor prompts
             self._cost.observe(num_decodes, schedule.num_tokens - num_decodes, now_s - self._begun_s)
         self._begun_s = now_s
         if not self.noisy:

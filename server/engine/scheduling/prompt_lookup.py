@@ -77,14 +77,14 @@ class PromptLookup:
     """One per scheduler. most: tokens that it adds to a forward of one row; each further row leaves one less."""
 
     def __init__(self, most: int, pool: BlockPool) -> None:
-        self._most = most
+        self.most = most
         self._pool = pool
         self._guessers: dict[str, _Guesser] = {}
 
     def add_drafts(self, schedule: Schedule) -> None:
         """Give decode rows a draft, the first admitted first, if the forward has no prompt and few rows. Allocates the
         blocks for it, and takes none that running requests need soon."""
-        room = self._most + 1 - schedule.num_tokens
+        room = self.most + 1 - schedule.num_tokens
         if room <= 0 or schedule.num_decodes < len(schedule.rows):
             return
         for row in schedule.rows:
@@ -93,7 +93,7 @@ class PromptLookup:
                 row.draft = draft
                 row.num_tokens += len(draft)
                 room -= len(draft)
-        if room < self._most + 1 - schedule.num_tokens:
+        if room < self.most + 1 - schedule.num_tokens:
             schedule.rows.sort(key=_has_draft)
             schedule.num_decodes = sum(not row.draft for row in schedule.rows)
             schedule.num_tokens = sum(row.num_tokens for row in schedule.rows)

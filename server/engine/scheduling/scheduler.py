@@ -120,7 +120,8 @@ class Scheduler:
             if request.status is Status.RUNNING:
                 self._prefill.add(schedule, request)
         self._flood.trim(schedule)
-        self.lookup.add_drafts(schedule)
+        if schedule.num_tokens <= self.lookup.most:
+            self.lookup.add_drafts(schedule)
         self._overlap.note_schedule(self._state())
         return _launched(schedule)
 
@@ -151,26 +152,26 @@ class Scheduler:
             request = row.request
             if request.status is not Status.RUNNING:
                 continue
-            self._computed(request, row.num_tokens - len(row.draft))
+            num_before = request.num_computed_tokens
+            request.num_computed_tokens = num_before + row.num_tokens
+            if row.draft:
+                request.num_computed_tokens -= len(row.draft)
+            if request.num_computed_tokens // self.pool.block_size > num_before // self.pool.block_size:
+                self.pool.register(request, num_before)
             token = tokens.get(request.id)
             if token is not None:
-                self._append(request, token)
+                assert request.num_computed_tokens == request.num_tokens, f"{request.id} sampled in mid-prompt"
+                request.num_verified_tokens = request.num_computed_tokens
+                request.output_ids.append(token)
+                self.shares.account(request.tenant).charge(OUTPUT_COST * request.price)
 
     def accept(self, request: Request, token: int) -> None:
         """The token behind a draft's that was right: the request's last one, whose keys the forward has computed too.
         After commit(), in order, while the request runs."""
-        self._computed(request, 1)
-        self._append(request, token)
-
-    def _computed(self, request: Request, num_tokens: int) -> None:
-        num_before = request.num_computed_tokens
-        request.num_computed_tokens = num_before + num_tokens
-        if request.num_computed_tokens // self.pool.block_size > num_before // self.pool.block_size:
-            self.pool.register(request, num_before)
-
-    def _append(self, request: Request, token: int) -> None:
-        assert request.num_computed_tokens == request.num_tokens, f"{request.id} sampled in mid-prompt"
+        request.num_computed_tokens += 1
         request.num_verified_tokens = request.num_computed_tokens
+        if request.num_computed_tokens % self.pool.block_size == 0:
+            self.pool.register(request, request.num_computed_tokens - 1)
         request.output_ids.append(token)
         self.shares.account(request.tenant).charge(OUTPUT_COST * request.price)
 

@@ -75,6 +75,7 @@ class _CpuForward:
             logits_rows_R=torch.arange(live),
             sampling=[],
             sampling_rows=[],
+            offsets=[],
             prompt_spans=[],
         )
 
