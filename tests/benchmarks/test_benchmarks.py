@@ -117,6 +117,8 @@ def only_ordinary_lora_computes_the_conversation_again(rows: list[dict[str, str]
 def one_server_is_both_sides(rows: list[dict[str, str]]) -> None:
     assert [row["unit"] for row in rows] == ["tok/s", "tok/s", "ms"]
     assert {row["peer"] for row in rows} == {"multilora"}
+
+
 def guesses_saved_forwards_and_changed_no_token(rows: list[dict[str, str]]) -> None:
     assert all(row["same_tokens"] == "True" for row in rows)
     by_case = {row["case"]: row for row in rows}
