@@ -5,7 +5,6 @@ and the base that an adapter belongs to; knows no names.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
@@ -21,10 +20,7 @@ from adapters_store.storage.blobs import Blobs
 from adapters_store.storage.database import Database
 from adapters_store.versions import registry
 from adapters_store.versions.quarantine import Quarantine
-from lora_kernels.background import TimeSlices
-
-Later = Callable[[Callable[[], None]], object]
-"""Is given work that no request waits for."""
+from lora_kernels.background import Later, TimeSlices
 
 _log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from adapters_store.fleet.serving_base import serving_base
 from adapters_store.format.adapter_folder import plan_files
 from adapters_store.format.chat_fields import TEMPLATE_FIELD, check_template_renders, with_chat_fields
 from adapters_store.format.limits import AdapterLimits
-from adapters_store.loader import AdapterLoader, Later
+from adapters_store.loader import AdapterLoader
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack
@@ -48,7 +48,7 @@ from adapters_store.versions.integrity import IntegrityReport, check_integrity, 
 from adapters_store.versions.quarantine import Quarantine, heal
 from adapters_store.versions.records import AdapterVersion
 from adapters_store.versions.served_names import ServedNames
-from lora_kernels.background import TimeSlices
+from lora_kernels.background import Later, TimeSlices
 
 _MAX_TEMPLATES = 256
 

@@ -17,14 +17,13 @@ from safetensors.torch import save_file
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.base.files import describe_base
-from adapters_store.loader import Later
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
 from benchmarks.common.shapes import BenchShape, base_folder, bench_cache
 from benchmarks.common.timing import Say
-from lora_kernels.background import TimeSlices
+from lora_kernels.background import Later, TimeSlices
 
 RANK = 16
 STD = 0.02

@@ -25,6 +25,8 @@ import numpy as np
 from lora_kernels.native.build import native_build
 
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
+Later = Callable[[Callable[[], None]], object]
+"""Is given work that no request waits for."""
 
 SHARE = 0.05  # of a step's time, while background work is waiting
 _MIN_SLICE_S = 0.0005  # a few pieces of work

@@ -14,14 +14,13 @@ import torch
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.base.families import UnsupportedBase
-from adapters_store.loader import Later
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter
 from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
 from adapters_store.tiers.host_slab import HostSlab
 from adapters_store.tiers.host_tier import HostTier, HostTierSettings
 from adapters_store.tiers.tiers import AdapterTiers
-from lora_kernels.background import TimeSlices
+from lora_kernels.background import Later, TimeSlices
 from lora_kernels.lora.batch import LoraTable
 from lora_kernels.process import release_compute_threads
 from server.engine.device_fault import device_error
