@@ -1,4 +1,5 @@
-"""llm-comply's own checks of the chat format. Tools, images and reasoning are not served and are refused by name."""
+"""llm-comply's own checks of the chat format, without those of tools and reasoning, which need a tenant that learned
+them, and of images, which are refused by name."""
 
 from __future__ import annotations
 
