@@ -1,9 +1,9 @@
 """Guesses the tokens that a request says next, from what stands in its prompt and answer already (prompt lookup, as
 n-gram speculation is also called). Knows tokens and free blocks; knows no queue, no clock and no tensors.
 
-A guessed token costs a part of a forward, a third of one on a CPU that has no bf16, and a right one saves one. Each is
-kept if it is what would have been drawn without it, by the same random number. So a guess may save a forward, and never
-changes a token. A request looks at its own tokens alone: nothing of another's can come up in its guesses.
+A guessed token costs a part of a forward, on a CPU up to a third of one, and a right one saves one. Each is kept if it
+is what would have been drawn without it, by the same random number. So a guess may save a forward, and never changes a
+token. A request looks at its own tokens alone: nothing of another's can come up in its guesses.
 """
 
 from __future__ import annotations
