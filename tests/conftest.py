@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -85,6 +86,13 @@ def _migrations_are_quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         quicken_migrations(patch)
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_event_loop_is_left() -> Iterator[None]:
+    """One that a file leaves running, as an open browser does, fails every later test that runs one of its own."""
+    yield
+    assert asyncio._get_running_loop() is None, "this file leaves an event loop running in the tests' thread"
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,7 @@ from adapters_store.base.files import DTYPES, describe_base
 from adapters_store.base.row_rope import RowRope, choose_rope_by_row, rope_switches
 from adapters_store.base.weights import load_causal
 from server.engine.model.attention_hook import register_paged_attention
-from server.engine.model.embedding import AdapterEmbedding
-from server.engine.model.lora_layers import LoraState, wrap_model
+from server.engine.model.lora_layers import AdapterEmbedding, LoraState, wrap_model
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from adapters_store.base.files import DTYPES
 from lora_kernels.elementwise.launcher import silu_mul
 from lora_kernels.lora.batch import LoraBatch, LoraGroup
 from lora_kernels.lora.launcher import add_lora_delta, group_linear
-from lora_kernels.lora.token_rows import own_head_rows
+from lora_kernels.lora.token_rows import embed_own_rows, own_head_rows
 from lora_kernels.nf4.launcher import nf4_linear, on_nf4_kernel
 from lora_kernels.nf4.weight import Nf4Weight, nf4_weights
 from lora_kernels.self_test import check_before_use
@@ -148,6 +148,36 @@ class FusedSwiGLU(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._down(silu_mul(self._gate_up(x)))
+
+
+class AdapterEmbedding(nn.Module):
+    """Replaces the base's token embedding: adapters may have rows of their own in it, or LoRA."""
+
+    def __init__(self, base: nn.Module, state: LoraState) -> None:
+        super().__init__()
+        self.base = base
+        self._state = state
+        scale = getattr(base, "embed_scale", None)  # Gemma's embedding multiplies its rows
+        self._scale = 1.0 if scale is None else float(scale.to(base.get_parameter("weight").dtype))
+
+    @property
+    def num_embeddings(self) -> int:
+        return int(self.base.num_embeddings)  # type: ignore[arg-type]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The base's own rows."""
+        return self.base.get_parameter("weight")
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids: [..., T]. Returns [..., T, H]."""
+        embedded: torch.Tensor = self.base(ids)
+        batch = self._state.layers
+        if batch is not None and batch.token_segments:
+            rows_TH = embedded.view(-1, embedded.shape[-1])
+            ids_T, segments, arena = ids.reshape(-1), batch.token_segments, batch.table.arena
+            embed_own_rows(rows_TH, ids_T, segments, arena, vocabulary=self.num_embeddings, scale=self._scale)
+        return embedded
 
 
 def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:

@@ -119,12 +119,12 @@ def _exit_code(start: Start, run: Run) -> int:
     except Exception:  # noqa: BLE001  what the interpreter does with one that nothing caught
         traceback.print_exc()
         code = 1
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr, flush=True)  # before the exit handlers, which may close it
+        code = 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    if code is None or isinstance(code, int):
-        return (code or 0) & 0xFF
-    print(code, file=sys.stderr)
-    return 1
+    return (code or 0) & 0xFF
 
 
 def _program(start: Start, run: Run) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Self, TextIO
 import numpy as np
 
 from trainer.data.examples import DIGEST_BYTES
-from trainer.data.formats.shapes import ROLES, as_example
+from trainer.data.formats.shapes import PAIRS, ROLES, as_example
 from trainer.data.formats.sources import SourceLimits, opened
 from trainer.data.jsonl import DataLimits
 from trainer.data.problems import DataRejected, LineRefused, Problem, ProblemList, excerpt_of_bytes
@@ -163,6 +163,10 @@ class _Checking:
         return parse_object(raw)
 
     def done(self) -> Report:
+        num_pairs = sum(count for shape, count in self.report.shapes.items() if shape.startswith(PAIRS))
+        if 0 < num_pairs < self.report.num_examples:
+            message = f"{num_pairs} of {self.report.num_examples} lines are preference pairs (chosen and rejected)"
+            self.problems.add(Problem(0, "preference_data", f"{message}; a run trains on pairs alone or on none"))
         self.report.problems, self.report.counts = self.problems.listed, self.problems.counts
         distinct = np.unique(np.frombuffer(self.digests, dtype=f"S{DIGEST_BYTES}"))
         self.report.num_duplicates = self.report.num_examples - len(distinct)

@@ -61,6 +61,9 @@ _COLUMNS = (
 )
 
 
+PAIRS = "preference pairs"  # how the name of each of their shapes begins
+
+
 @dataclass
 class Example:
     """shape: the name of what it was. body: what the trainer reads. notes: what was changed or left out."""
@@ -100,7 +103,7 @@ def _openai_pair(body: Body) -> Example | None:
     asked = body["input"]
     if not isinstance(asked, dict) or not asked.keys() >= {"messages"}:
         raise LineRefused("wrong_type", "input must be an object with messages", excerpt=excerpt_of(asked))
-    example = Example("preference pairs (OpenAI)", {key: asked[key] for key in asked if key in _CHAT_KEYS})
+    example = Example(f"{PAIRS} (OpenAI)", {key: asked[key] for key in asked if key in _CHAT_KEYS})
     example.body["prompt"] = cleaned(example.body.pop("messages"), example.notes, keep_tail=True)
     for name, key in zip(names, PAIR, strict=True):
         example.body[key] = cleaned(body[name], example.notes)
@@ -111,7 +114,7 @@ def _pair(body: Body) -> Example | None:
     """TRL's: chosen and rejected beside a prompt, or both with the prompt in them; LLaMA-Factory's and Alpaca's too."""
     if not body.keys() >= set(PAIR):
         return None
-    example = Example("preference pairs", {})
+    example = Example(PAIRS, {})
     answers = [_answer(body[key], example.notes) for key in PAIR]
     prompt, known = _prompt_of(body, example.notes)
     if prompt is None or all(isinstance(each, list) and each and each[0]["role"] != "assistant" for each in answers):

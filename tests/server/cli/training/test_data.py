@@ -37,7 +37,7 @@ def test_refused_lines_are_shown_and_end_the_check(run: Command, tmp_path: Path)
     file.write_text('{"text": "a"}\n{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     done = run("data", "check", file)
     assert done.exit_code == 4
-    assert "line 2: preference data" in done.output
+    assert "1 of 2 lines are preference pairs" in done.output
     assert "data_refused" in done.output
 
 
