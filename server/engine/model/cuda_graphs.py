@@ -54,7 +54,8 @@ class AdapterForm:
 class GraphSettings:
     """buckets: numbers of tokens that are recorded. max_ranks: the largest rank in a step; 0 is the base alone.
     max_prompt_keys: that the tiles of a step's prompt chunks may read of each layer; above, and at 0, a step with a
-    chunk is launched plainly.
+    chunk is launched plainly. It must be 0 for a base whose rotary factors depend on a sequence's length: recorded
+    tokens know their own position alone.
 
     module_sets: rows of the adapter table, the fewest first. Steps whose adapters touch no others have recordings of
     their own at the smallest rank: a group of layers that no adapter touches is not launched in them.

@@ -176,7 +176,7 @@ class DecodeBuffers:
         return Batch(
             input_ids_1T=parts["ids"][None, :bucket],
             position_ids_1T=parts["positions"][None, :bucket],
-            last_positions_1T=parts["positions"][None, :bucket],  # the one token is its sequence's last
+            last_positions_1T=parts["positions"][None, :bucket],  # right for one token a row: see max_prompt_keys
             paged=paged,
             layer_adapters=adapters,
             head_adapters=adapters,

@@ -19,7 +19,8 @@ from support.kernels.eager_capture import EagerCapture
 def record_steps(runner: ModelRunner, *, max_rows: int, max_context: int, max_tokens: int = 0) -> EagerCapture:
     """Give the runner recordings, and so the engine forwards that it may launch ahead. Returns what counts replays.
 
-    max_tokens: of steps with prompt chunks that are recorded too."""
+    max_tokens: of steps with prompt chunks that are recorded too; none of a base whose keys are outgrown."""
+    max_tokens = 0 if runner.base.rope_switches else max_tokens
     prompts = {"max_tokens": max_tokens, "max_prompt_keys": max_tokens * max_context}
     settings = GraphSettings.for_rows(max_rows, max_rank=256, **prompts)
     buffers = DecodeBuffers(
