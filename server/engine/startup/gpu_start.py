@@ -30,7 +30,7 @@ from server.engine.startup.memory_plan import MIB, Reserved, free_device_bytes
 from server.engine.startup.profile_run import profile_run
 
 MAX_RANK = 256
-ATTENTION = re.compile(r"\.(self_attn|attention)\.")
+ATTENTION = re.compile(r"\.(self_attn|attn|attention)\.")
 GPU_STEP, LARGE_GPU_STEP = StepSize(2048, 64), StepSize(8192, 256)
 LARGE_GPU_BYTES = 64 << 30
 # Of steps with prompt chunks: the device computes more tokens in no less time than the host launches them in
