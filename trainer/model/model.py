@@ -211,7 +211,10 @@ def refuse_stored_nf4(spec: TrainSpec) -> None:
 
 
 def prepare(causal: PreTrainedModel, spec: TrainSpec, device: torch.device) -> PeftModel | PreTrainedModel:
-    """What every way of loading ends with: the adapter, checkpointing, train mode."""
+    """What every way of loading ends with: no dropout of the base's own, the adapter, checkpointing, train mode."""
+    for module in causal.modules():
+        if isinstance(module, nn.Dropout):  # GPT-2's was for its pretraining; adapter.dropout is the spec's
+            module.p = 0.0
     causal.requires_grad_(spec.method == "full")
     net = causal if spec.method == "full" else attach_adapter(causal, spec, device)
     if spec.checkpointing:
