@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapters_store.base.description import AdapterDigest
@@ -270,8 +270,7 @@ class HostTier:
     def stats(self) -> HostTierStats:
         """A snapshot."""
         with self._changed:
-            stats = self._stats
-            return HostTierStats(*(getattr(stats, name) for name in stats.__slots__))
+            return replace(self._stats)
 
     def load_next(self) -> bool:
         """Do the oldest queued load whose adapter is on the disk, on this thread; False if there is none."""

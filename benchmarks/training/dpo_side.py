@@ -18,7 +18,7 @@ import torch
 
 from adapters_store.base.tokenizer import load_tokenizer
 from benchmarks.common.shapes import base_folder, shape_for
-from benchmarks.training.side import WARM_UP, SideResult, _peak_bytes, followed_steps, train_ours
+from benchmarks.training.side import WARM_UP, SideResult, followed_steps, train_ours, trl_arguments, trl_result
 from trainer.data.dataset import batches_of
 from trainer.data.encode import Encoder, encode_all
 from trainer.data.jsonl import read_jsonl
@@ -77,23 +77,7 @@ def train_trl(spec: TrainSpec, pairs: Pairs, examples: list[EncodedExample], scr
     followed, times = followed_steps()
     peft: Any = load(spec, torch.device("cpu")).peft
     peft.get_base_model().set_attn_implementation("sdpa")
-    config = DPOConfig(
-        output_dir=str(scratch),
-        per_device_train_batch_size=PAIRS_PER_STEP,
-        train_sampling_strategy="sequential",
-        max_steps=spec.optim.max_steps,
-        learning_rate=spec.optim.learning_rate,
-        lr_scheduler_type="linear",
-        beta=BETA,
-        gradient_checkpointing=False,
-        bf16=spec.precision == "bfloat16",
-        use_cpu=True,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        max_length=None,
-    )
+    config = DPOConfig(**trl_arguments(spec, scratch, PAIRS_PER_STEP), beta=BETA)
     data = Dataset.from_list([pairs[index] for index in order])
     trainer = DPOTrainer(
         model=peft,
@@ -103,9 +87,7 @@ def train_trl(spec: TrainSpec, pairs: Pairs, examples: list[EncodedExample], scr
         callbacks=[followed],
     )
     trainer.train()
-    counted = [examples[index] for index in order[WARM_UP * PAIRS_PER_STEP :]]
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return SideResult(sum(map(len, counted)) / (times[-1] - times[WARM_UP - 1]), _peak_bytes(), losses)
+    return trl_result(trainer, [examples[index] for index in order[WARM_UP * PAIRS_PER_STEP :]], times)
 
 
 def main() -> None:

@@ -117,22 +117,9 @@ def train_trl(spec: TrainSpec, examples: list[EncodedExample], scratch: Path, *,
     )
     followed, times = followed_steps()
     config = SFTConfig(
-        output_dir=str(scratch),
-        per_device_train_batch_size=EXAMPLES_PER_STEP,
-        train_sampling_strategy="sequential",
-        max_steps=spec.optim.max_steps,
-        learning_rate=spec.optim.learning_rate,
-        lr_scheduler_type="linear",
+        **trl_arguments(spec, scratch, EXAMPLES_PER_STEP),
         completion_only_loss=True,
-        gradient_checkpointing=False,
-        bf16=spec.precision == "bfloat16",
         loss_type="chunked_nll" if chunked else "nll",
-        use_cpu=True,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        max_length=None,
     )
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(spec.base, dtype=getattr(torch, spec.precision)),
@@ -143,7 +130,31 @@ def train_trl(spec: TrainSpec, examples: list[EncodedExample], scratch: Path, *,
         callbacks=[followed],
     )
     trainer.train()
-    counted = rows[WARM_UP * EXAMPLES_PER_STEP : spec.optim.max_steps * EXAMPLES_PER_STEP]
+    return trl_result(trainer, rows[WARM_UP * EXAMPLES_PER_STEP : spec.optim.max_steps * EXAMPLES_PER_STEP], times)
+
+
+def trl_arguments(spec: TrainSpec, scratch: Path, rows_per_step: int) -> dict[str, Any]:
+    """What every trainer of TRL is given, so that it takes our steps in our order and nothing else."""
+    return {
+        "output_dir": str(scratch),
+        "per_device_train_batch_size": rows_per_step,
+        "train_sampling_strategy": "sequential",
+        "max_steps": spec.optim.max_steps,
+        "learning_rate": spec.optim.learning_rate,
+        "lr_scheduler_type": "linear",
+        "gradient_checkpointing": False,
+        "bf16": spec.precision == "bfloat16",
+        "use_cpu": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "max_length": None,
+    }
+
+
+def trl_result(trainer: Any, counted: list[EncodedExample], times: list[float]) -> SideResult:
+    """Of a trainer that has trained. counted: its rows after the warm-up. times: when its steps ended, in seconds."""
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return SideResult(sum(map(len, counted)) / (times[-1] - times[WARM_UP - 1]), _peak_bytes(), losses)
 

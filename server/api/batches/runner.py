@@ -148,11 +148,10 @@ class BatchRunner:
         elif now_s() >= batch.expires_at:
             status = BatchStatus.EXPIRED
         if status is not None:
-            for task in opened.running.values():
-                task.cancel()
+            opened.stop()
             self._keep()
             await asyncio.to_thread(end_batch, self._onboarding, batch, opened.file, status)
-            self._open.pop(batch.id).stop()
+            del self._open[batch.id]
             _log.info("batch %s of %s is %s", batch.id, batch.tenant, status.value)
 
     def _opened(self, batch: Batch) -> OpenBatch | None:

@@ -18,7 +18,7 @@ MATCH = 3  # tokens that must stand there already: what followed them is the gue
 MOST_INDEXED = 8192  # tokens of a prompt's end: indexing 8,192 takes some 3 ms
 FIRST = 2  # tokens of the first draft: few are lost if it is wrong
 _MOST_REST = 64  # tokens
-_LEFT_FREE = 8  # one block of so many stays free of drafts
+_LEFT_FREE = 8  # one block of eight stays free of drafts
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class _Guesser:
         self.num_indexed += max(0, len(tokens) - MATCH + 1)
 
     def guess(self, request: Request, most: int) -> list[int]:
-        """What followed the request's last tokens when they stood there before; goes on with the guess itself."""
+        """What followed the request's last tokens when they stood there before; continues with the guess itself."""
         num_tokens = request.num_tokens
         place = self.ends.get(tuple(request.tokens(num_tokens - MATCH, num_tokens)))
         if place is None:
@@ -93,17 +93,16 @@ class PromptLookup:
                 row.draft = draft
                 row.num_tokens += len(draft)
                 room -= len(draft)
-        if room < self.most + 1 - schedule.num_tokens:
-            schedule.rows.sort(key=_has_draft)
-            schedule.num_decodes = sum(not row.draft for row in schedule.rows)
-            schedule.num_tokens = sum(row.num_tokens for row in schedule.rows)
+                schedule.num_tokens += len(draft)
+                schedule.num_decodes -= 1
+        schedule.rows.sort(key=_has_draft)
 
     def forget(self, request_id: str) -> None:
         """The request is over."""
         self._guessers.pop(request_id, None)
 
     def guess(self, request: Request, most: int) -> list[int]:
-        """At most so many tokens that may follow the request's last one; empty: it has no idea."""
+        """At most `most` tokens that may follow the request's last one; empty: it has no idea."""
         guesser = self._guessers.get(request.id)
         if guesser is None:
             guesser = _Guesser(max(0, len(request.prompt_ids) - MOST_INDEXED), limit=FIRST)
