@@ -12,7 +12,7 @@ const SHOWN = 50;
 export async function open({ monitor }) {
   const view = new AdaptersView(monitor);
   await view.load();
-  return { element: view.element, show: () => view.load(), hide: () => view.hide() };
+  return { element: view.element, show: () => view.show(), hide: () => view.hide() };
 }
 
 class AdaptersView {
@@ -40,8 +40,12 @@ class AdaptersView {
     );
   }
 
-  async load() {
+  async show() {
     this.#unwatch ??= this.monitor.watch(() => this.#drawTiers());
+    await this.load();
+  }
+
+  async load() {
     try {
       this.#adapters = await all("v1/adapters");
       this.problem.replaceChildren();

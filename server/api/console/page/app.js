@@ -19,6 +19,7 @@ const main = document.getElementById("view");
 const monitor = new Monitor();
 let opened = new Map();
 let shown = null;
+let asked = 0; // how often the address or the key has changed
 
 async function start() {
   door.hidden = true;
@@ -29,6 +30,7 @@ async function start() {
 
 function stop() {
   monitor.stop();
+  asked += 1;
   shown?.hide?.();
   [opened, shown] = [new Map(), null];
   main.replaceChildren();
@@ -39,6 +41,7 @@ function stop() {
 
 /** The view that the address names; one that was open before is as it was. */
 async function show() {
+  const turn = ++asked;
   const [name, ...rest] = location.hash.slice(1).split("/").map(decodeURIComponent);
   const view = name in VIEWS ? name : "ask";
   for (const link of shell.querySelectorAll("[data-view]")) {
@@ -47,8 +50,11 @@ async function show() {
   }
   if (!opened.has(view)) {
     try {
-      opened.set(view, await (await VIEWS[view]()).open({ monitor }));
+      const made = await (await VIEWS[view]()).open({ monitor });
+      if (turn !== asked) return; // the address has changed meanwhile
+      opened.set(view, made);
     } catch (error) {
+      if (turn !== asked) return;
       main.replaceChildren(el("div", { class: "page" }, refusal(error)));
       return;
     }

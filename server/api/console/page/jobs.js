@@ -34,8 +34,9 @@ class JobsView {
     );
   }
 
+  /** Unless the reader has gone to another view meanwhile. */
   #chose(id) {
-    location.hash = `#jobs/${id}`;
+    if (/^#jobs\b/.test(location.hash)) location.hash = `#jobs/${id}`;
   }
 
   async show(id) {
@@ -63,7 +64,7 @@ class JobsView {
       this.problem.replaceChildren(refusal(error));
     }
     this.#draw();
-    if (this.#jobs.some((job) => !ENDED.has(job.status))) this.#timer = setTimeout(() => this.element.isConnected && this.#load(), EVERY_MS);
+    if (this.element.isConnected && this.#jobs.some((job) => !ENDED.has(job.status))) this.#timer = setTimeout(() => this.#load(), EVERY_MS);
   }
 
   #draw() {

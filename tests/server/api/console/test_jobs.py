@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, FilePayload, Page, expect
+from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
 from server.api.app import create_app
 from server.api.settings import ApiSettings
@@ -13,6 +13,7 @@ from server.engine.text.tokenizer import Tokenizer
 from support.servers.browser import DESKTOP, Visit, keep_picture, sign_in, visit
 from support.servers.job_world import JobWorld, data_lines
 from support.servers.live_server import serving
+from support.servers.waiting import wait_until
 from support.worlds.fake_engine import FakeEngine
 
 ADMIN_KEY = "an-admin-key-for-the-console"
@@ -125,6 +126,29 @@ def test_a_file_with_bad_lines_is_shown_by_line_and_not_started(tenants: Visit) 
     expect(card.get_by_text("unknown_format")).to_be_visible()
     expect(card).to_contain_text("line 13")
     expect(card.get_by_role("button", name="Start the job")).to_be_disabled()
+
+
+def test_a_slow_list_of_jobs_does_not_take_the_reader_back(tenants: Visit) -> None:
+    page = tenants.page
+    start(page, "slow", data_lines(salt="slow"))
+    links = page.get_by_role("navigation", name="Views")
+    links.get_by_role("link", name="Ask").click()
+    expect(page.get_by_label("Prompt")).to_be_visible()
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/fine_tuning/jobs?*", hold)
+    page.reload()
+    links.get_by_role("link", name="Jobs").click()
+    wait_until(lambda: page.wait_for_timeout(10) or held)
+    links.get_by_role("link", name="Ask").click()
+    with page.expect_response("**/v1/fine_tuning/jobs?*"):
+        held[0].continue_()
+    page.wait_for_timeout(500)
+    assert page.url.endswith("#ask")
+    expect(page.get_by_label("Prompt")).to_be_visible()
 
 
 def test_a_models_answer_that_tries_to_be_html_stays_text(tenants: Visit) -> None:

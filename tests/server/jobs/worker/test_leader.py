@@ -110,6 +110,9 @@ def test_a_worker_that_lost_its_connection_ends_and_the_next_one_follows_its_tra
 def test_a_second_worker_waits_and_a_signal_ends_its_wait(world: JobWorld) -> None:
     holders = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
     asked = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT pg_try_advisory_lock%'"
+    # the server's other databases may have a leader too, which ends
+    holders += " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    asked += " AND datname = current_database()"
     with world.store.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         first = world.start_worker()
         wait_until(lambda: connection.execute(text(holders)).first())
