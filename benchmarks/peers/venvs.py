@@ -44,7 +44,7 @@ class Package:
         """Its site-packages. Installs it if it is missing; CalledProcessError if that fails."""
         if self.packages is None:
             say(f"installing {self.distribution}=={self.version} into {self.folder}, once")
-            venv.create(self.folder, with_pip=True)
+            venv.create(self.folder, with_pip=True, clear=True)  # an install that was cut off leaves half of one
             pip = [str(self.folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
             subprocess.run([*pip, f"{self.distribution}=={self.version}"], env={**os.environ, **self.build}, check=True)
         assert self.packages is not None
