@@ -71,6 +71,9 @@ class AnswerForm:
             return tuple(part.name) if id_ is None else (id_,)
         return tuple(part.text if isinstance(part, Maybe) else part)
 
+    def all_symbols(self, parts: Sequence[Part]) -> list[Symbol]:
+        return [symbol for part in parts for symbol in self.symbols(part)]
+
 
 class AnswerReader:
     """Feed it the answer's text and marks, then `finish` once. The pieces, joined by kind and call, do not depend on
@@ -194,7 +197,16 @@ class AnswerReader:
             yield from self._pass(dialect.opening)
             yield from self._call(dialect, number)
             number += 1
-        yield from self._pass(dialect.end)
+        yield from self._rest(dialect)
+
+    def _rest(self, dialect: Dialect) -> _Walk:
+        """Over the end of the calls. An answer that is cut may end within it, or within what precedes another call."""
+        rest: list[Symbol] = []
+        while self._symbol is not None:
+            rest.append(self._symbol)
+            yield from self._advance()
+        ends = [self._form.all_symbols(parts) for parts in (dialect.end, dialect.between or ())]
+        assert any(end[: len(rest)] == rest for end in ends), f"{dialect}: read {rest!r} after its calls"
 
     def _first_character(self, part: Part) -> str:
         """With which this part begins; none if that is a marker's token."""
@@ -254,7 +266,7 @@ class AnswerReader:
         while after_blanks and isinstance(self._symbol, str) and self._symbol.isspace():
             read.append(self._symbol)
             yield from self._advance()
-        for expected in (symbol for part in parts for symbol in self._form.symbols(part)):
+        for expected in self._form.all_symbols(parts):
             if self._symbol != expected:
                 if read:
                     self._again.extendleft([self._symbol, *reversed(read)])

@@ -37,8 +37,12 @@ class Walker:
 
     def allowed(self, matcher: llguidance.LLMatcher) -> np.ndarray:
         """Ids that may come next."""
+        return np.flatnonzero(self._flags(matcher))
+
+    def _flags(self, matcher: llguidance.LLMatcher) -> np.ndarray:
+        """For each id, 1 if it may come next."""
         masks.fill_next_token_bitmask(matcher, self._bits, 0)
-        return np.flatnonzero(np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._compiled.vocab_size])
+        return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._compiled.vocab_size]
 
     def walk(
         self,
@@ -57,11 +61,11 @@ class Walker:
         assert matcher.consume_tokens(list(start)), matcher.get_error()
         likely = [self.end_id, *preferred, *self._ends]
         while len(ids) < max_tokens:
-            allowed = self.allowed(matcher)
-            assert allowed.size, f"no token may follow {self.tokenizer.decode(ids)!r}: {matcher.get_error()}"
-            wanted = [id_ for id_ in likely if id_ in allowed]
+            flags = self._flags(matcher)
+            assert flags.any(), f"no token may follow {self.tokenizer.decode(ids)!r}: {matcher.get_error()}"
+            wanted = [id_ for id_ in likely if flags[id_]]
             goes_on = not wanted or (random.random() < 0.5 and len(ids) < max_tokens // 2)
-            token = int(random.choice(allowed if goes_on else wanted))
+            token = int(random.choice(np.flatnonzero(flags) if goes_on else wanted))
             if token == self.end_id:
                 return ids
             ids.append(token)

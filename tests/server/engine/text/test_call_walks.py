@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 
 from adapters_store.dialects.catalog import DIALECTS
-from adapters_store.dialects.dialect import Dialect, Marker, Maybe
+from adapters_store.dialects.dialect import Dialect, Marker, Maybe, text_of
 from adapters_store.dialects.parameters import arguments_schema
 from adapters_store.dialects.reasoning import ReasoningMarks
 from server.engine.request import Mark, SamplingParams
@@ -179,6 +179,41 @@ def test_every_answer_that_the_grammar_accepts_is_read_back_whole_and_streamed(
         assert _raw(walker, ids).strip() in {(text + calls).strip() for calls in _spellings(dialect, calls)}, ids
     assert num_calls > 0
     assert 2 * num_finished >= num_walks
+
+
+KINDS = ("name", "arguments")
+TWO_CALLS = [("get_weather", '{"city": "Oslo, [\\"N\\"]"}'), ("get", "{}")]
+
+
+@pytest.mark.parametrize("vocabulary", ["demo", "demo, Qwen's markers"])
+@pytest.mark.parametrize("dialect_name", DIALECTS)
+def test_an_answer_that_is_cut_anywhere_shows_its_calls_so_far_and_no_part_of_their_frame(
+    vocabulary: str, dialect_name: str
+) -> None:
+    """As `max_tokens` or a stop string cuts it: also after the comma between two calls of a list."""
+    walker, dialect = _walker(vocabulary), DIALECTS[dialect_name]
+    form = _form(walker, dialect, starts_in_reasoning=None)
+    calls = TWO_CALLS if dialect.between is not None else TWO_CALLS[:1]
+    ids = walker.tokenizer.encode(dialect.written(calls), add_special_tokens=False)
+    events = [
+        (part[at : at + 1], tuple(mark for mark in marks if mark[0] == at))
+        for part, marks in _events(walker, form, ids)
+        for at in range(len(part) + 1)
+    ]
+    whole = [(kind, number, text) for number, call in enumerate(calls) for kind, text in zip(KINDS, call, strict=True)]
+    for length in range(len(events) + 1):
+        read = _whole(form, events[:length])
+        assert read == _streamed(form, events[:length])
+        if read and read[0][0] == "text":  # cut in the marker with which calls begin
+            assert len(read) == 1
+            assert isinstance(dialect.trigger, str) or read[0][2] != dialect.trigger.name
+            assert text_of([dialect.trigger]).startswith(read[0][2])
+            continue
+        *before, last = read or [whole[0]]
+        assert before == whole[: len(before)]
+        assert last[:2] == whole[len(before)][:2]
+        assert whole[len(before)][2].startswith(last[2])
+    assert read == whole
 
 
 @pytest.mark.parametrize("vocabulary", ["demo", "demo, Qwen's markers"])
