@@ -1,21 +1,28 @@
-"""The JSON Schema that a call's arguments follow: the tool's own, with its objects closed. Knows no grammar.
+"""The JSON Schema that a call's arguments follow: the tool's own, as its author means it. Knows no grammar.
 
-Clients leave `additionalProperties` out and mean that there are none, as OpenAI's strict calls do. Taken by the letter,
-a weak model would add fields until its answer is cut.
+Tools come from many programs, and their schemas are loose where OpenAI's strict calls are not. Clients leave
+`additionalProperties` out and mean that there are none: taken by the letter, a weak model would add fields until its
+answer is cut. They write null for a keyword that they do not use, formats of their own (`password`, `byte`), which are
+notes in JSON Schema, and require arguments that they do not describe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from adapters_store.parsing.json_schema import Schema, mapped, schemas_in, without_idle_keywords
+
 NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
-_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_IN_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
-_ALONE = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
 _SAYS_MORE = ("additionalProperties", "patternProperties", "unevaluatedProperties")
 _COMBINES = ("allOf", "anyOf", "oneOf", "$ref", "if")
-Schema = dict[str, Any]
+_MAY_BE_NULL = ("default", "const")
+# Source: JSON Schema 2020-12, validation, section 7.3.
+_FORMATS = {
+    "date", "date-time", "duration", "email", "hostname", "idn-email", "idn-hostname", "ipv4", "ipv6", "iri",
+    "iri-reference", "json-pointer", "regex", "relative-json-pointer", "time", "uri", "uri-reference", "uri-template",
+    "uuid",
+}  # fmt: skip
 
 
 def arguments_schema(function: Mapping[str, Any]) -> Schema:
@@ -24,8 +31,19 @@ def arguments_schema(function: Mapping[str, Any]) -> Schema:
     schema = function.get("parameters")
     if not schema:
         return dict(NO_ARGUMENTS)
-    whole = {**schema, "type": "object"}
-    return whole if any(_is_combined(each) for each in _schemas_in(whole)) else _closed(whole)
+    whole = {**without_idle_keywords(mapped(schema, _as_meant)), "type": "object"}
+    if any(_is_combined(each) for each in schemas_in(whole)):
+        return whole
+    closed: Schema = mapped(whole, _closed)
+    return closed
+
+
+def _as_meant(schema: Schema) -> Schema:
+    """Without keywords that are null, and without formats that JSON Schema does not define."""
+    given = {word: value for word, value in schema.items() if value is not None or word in _MAY_BE_NULL}
+    if isinstance(given.get("format"), str) and given["format"] not in _FORMATS:
+        del given["format"]
+    return given
 
 
 def _is_combined(schema: Schema) -> bool:
@@ -34,34 +52,10 @@ def _is_combined(schema: Schema) -> bool:
     return is_beside or (isinstance(parts, list) and len(parts) > 1)
 
 
-def _schemas_in(schema: Any) -> Iterator[Schema]:
-    """The schema and all that it holds."""
-    if not isinstance(schema, dict):
-        return
-    yield schema
-    for word in _BY_NAME:
-        if isinstance(schema.get(word), dict):
-            for member in schema[word].values():
-                yield from _schemas_in(member)
-    for word in _IN_LISTS:
-        if isinstance(schema.get(word), list):
-            for member in schema[word]:
-                yield from _schemas_in(member)
-    for word in _ALONE:
-        yield from _schemas_in(schema.get(word))
-
-
-def _closed(schema: Any) -> Any:
-    if not isinstance(schema, dict):
+def _closed(schema: Schema) -> Schema:
+    properties, required = schema.get("properties"), schema.get("required")
+    if not isinstance(properties, dict) or any(word in schema for word in _SAYS_MORE):
         return schema
-    made: Schema = dict(schema)
-    for word, value in schema.items():
-        if word in _BY_NAME and isinstance(value, dict):
-            made[word] = {name: _closed(member) for name, member in value.items()}
-        elif word in _IN_LISTS and isinstance(value, list):
-            made[word] = [_closed(member) for member in value]
-        elif word in _ALONE:
-            made[word] = _closed(value)
-    if isinstance(schema.get("properties"), dict) and not any(word in schema for word in _SAYS_MORE):
-        made["additionalProperties"] = False
-    return made
+    asked = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+    listed = properties | {name: {} for name in asked if name not in properties}
+    return {**schema, "properties": listed, "additionalProperties": False}

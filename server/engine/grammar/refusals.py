@@ -93,6 +93,7 @@ _REASONS = (
     ("look-around|backreference", _LOOKS_AROUND),
     ("nest limit|recursion limit|too deeply nested|number of nested", _TOO_DEEP),
     ("too (big|large|complex|many)|limit|fuel|expensive", TOO_MUCH),
+    (r"for (integer|float) range", Refusal("unsupported_grammar", "has a minimum or maximum of too many digits")),
     ("regex|pattern", _NO_REGEX),
     ("unsatisfiable|empty", NO_TEXT),
 )

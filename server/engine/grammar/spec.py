@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
+from adapters_store.parsing.json_schema import without_idle_keywords
+
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
@@ -63,8 +65,11 @@ class GrammarSpec:
         else:
             overrides["whitespace_pattern"] = _BLANKS
         try:
-            _check_multiples(json.loads(self.text))
-            return str(LLMatcher.grammar_from_json_schema(self.text, overrides=overrides))
+            schema = json.loads(self.text)
+            _check_multiples(schema)
+            served = without_idle_keywords(schema)
+            text = self.text if served == schema else json.dumps(served)
+            return str(LLMatcher.grammar_from_json_schema(text, overrides=overrides))
         except TooComplex:
             raise
         except RecursionError as error:

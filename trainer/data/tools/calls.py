@@ -148,9 +148,11 @@ def _call(given: object, where: str, tools: Tools) -> Call:
 
 
 def _arguments(given: object, where: str) -> object:
-    """OpenAI sends them as JSON text; files of other tools hold the object itself."""
+    """OpenAI sends them as JSON text; files of other tools hold the object itself, or no text for no arguments."""
     if isinstance(given, dict):
         return given
+    if isinstance(given, str) and not given.strip():
+        return {}
     if not isinstance(given, str):
         _wrong_type(where, "a JSON object as text", given)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from adapters_store.dialects.dialect import (
@@ -74,9 +74,14 @@ class NamedTool(Body):
     function: _NamedFunction
 
 
+def _spelled(arguments: str) -> str:
+    """Of a call without arguments, clients replay no text at all."""
+    return arguments if arguments.strip() else "{}"
+
+
 class FunctionCall(Body):
     name: ToolName
-    arguments: str
+    arguments: Annotated[str, AfterValidator(_spelled)]
 
 
 class ToolCall(Body):

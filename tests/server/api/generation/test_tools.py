@@ -107,6 +107,19 @@ def test_a_call_and_its_result_go_back_as_history(ai: openai.OpenAI) -> None:
     assert answer.usage.prompt_tokens > alone.usage.prompt_tokens
 
 
+def test_a_call_that_is_replayed_without_arguments_is_one_without_arguments(ai: openai.OpenAI) -> None:
+    """As clients keep a stream's call whose arguments brought no piece."""
+    counts = []
+    for arguments in ("", "{}"):
+        call = {"id": "a", "type": "function", "function": {"name": "now", "arguments": arguments}}
+        result = {"role": "tool", "tool_call_id": "a", "content": "noon"}
+        history: Any = [*ASK["messages"], {"role": "assistant", "tool_calls": [call]}, result]
+        answer = ai.chat.completions.create(**{**ASK, "messages": history, "max_tokens": 1}, tools=TOOLS)
+        assert answer.usage is not None
+        counts.append(answer.usage.prompt_tokens)
+    assert counts[0] == counts[1]
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [

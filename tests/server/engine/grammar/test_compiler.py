@@ -28,6 +28,16 @@ def nested(depth: int) -> str:
     return '{"properties":{"secret":' * depth + "{}" + "}}" * depth
 
 
+IDLE = {  # they forbid nothing
+    "uniqueItems": False,
+    "propertyNames": {"type": "string"},
+    "unevaluatedProperties": True,
+    "unevaluatedItems": {},
+    "dependentRequired": {},
+    "dependentSchemas": {},
+    "dependencies": {},
+    "not": False,
+}
 REFUSED = {
     "keyword": ("json_schema", '{"type":"array","uniqueItems":true}', "unsupported_grammar", "uniqueItems"),
     "two keywords": ("json_schema", '{"not":{},"propertyNames":{}}', "unsupported_grammar", "not, propertyNames"),
@@ -49,11 +59,13 @@ REFUSED = {
     "lark depth": ("grammar", "start: " + "(" * 5000 + '"x"' + ")" * 5000, "grammar_too_complex", "nests too deeply"),
     "64 KiB": ("json_schema", '{"secret":"' + "x" * MAX_GRAMMAR_BYTES + '"}', "grammar_too_complex", "bytes"),
     "multiple": ("json_schema", '{"type":"integer","multipleOf":62615533}', "grammar_too_complex", "multipleOf"),
+    "int64": ("json_schema", f'{{"type":"integer","minimum":{-(2**63)}}}', "unsupported_grammar", "minimum"),
     "overflow of the stack": ("grammar", LONG_CHAIN, "grammar_too_complex", ""),
 }  # fmt: skip
 SERVED = {
     "nested quantifiers": ("regex", "((((a{1,100}){1,100}){1,100}){1,100})"),
     "exponential automaton": ("regex", "[ab]*a[ab]{20}"),
+    "idle keywords": ("json_schema", json.dumps({"type": ["array", "object"], **IDLE, "items": IDLE})),
     "alternatives": ("regex", "(a|a)*(b|b)*" * 200),
     "wide": ("json_schema", json.dumps({"properties": {f"p{i}": {"type": "string"} for i in range(200)}})),
     "long enum": ("json_schema", json.dumps({"enum": ["x" * 30 + str(i) for i in range(500)]})),

@@ -85,3 +85,39 @@ def test_a_tool_without_parameters_takes_no_arguments(walker: Walker) -> None:
     assert arguments_schema({"name": "t"}) == arguments_schema({"name": "t", "parameters": {}})
     assert accepts(walker, {}, {})
     assert not accepts(walker, {}, {"x": 1})
+
+
+LOOSE: dict[str, dict[str, Any]] = {  # as tools are described by programs that no strict reader has checked
+    "formats of their own": {"a": {"type": "string", "format": "password"}, "b": {"type": "number", "format": "float"}},
+    "null for what is not used": {"a": {"type": "string", "enum": None, "format": None, "items": None}},
+    "names that may be any": {"a": {"type": "object", "propertyNames": {"type": "string"}}},
+    "items that may repeat": {"a": {"type": "array", "items": {"type": "string"}, "uniqueItems": False}},
+    "notes": {"a": {"type": "string", "optional": True, "example": "x", "nullable": False, "required": True}},
+}
+VALUES: dict[str, dict[str, Any]] = {
+    "formats of their own": {"a": "x", "b": 1.5},
+    "names that may be any": {"a": {"x": 1}},
+    "items that may repeat": {"a": ["x", "x"]},
+}
+
+
+@pytest.mark.parametrize("name", LOOSE)
+def test_what_tools_say_without_effect_refuses_no_tool(walker: Walker, name: str) -> None:
+    parameters = {"type": "object", "properties": LOOSE[name], "required": None if "null" in name else ["a"]}
+    fine = VALUES.get(name, {"a": "x"})
+    assert accepts(walker, parameters, fine)
+    assert not accepts(walker, parameters, {**fine, "more": 1})
+
+
+def test_a_default_or_constant_null_is_a_value_and_formats_of_the_standard_hold(walker: Walker) -> None:
+    parameters = {"type": "object", "properties": {"a": {"const": None}, "b": {"type": "string", "format": "date"}}}
+    assert accepts(walker, parameters, {"a": None, "b": "2026-11-30"})
+    assert not accepts(walker, parameters, {"a": 1})
+    assert not accepts(walker, parameters, {"b": "x"})
+
+
+def test_an_argument_that_is_required_and_not_described_may_be_anything(walker: Walker) -> None:
+    parameters = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["b"]}
+    assert accepts(walker, parameters, {"a": "x", "b": [1]})
+    assert not accepts(walker, parameters, {"a": "x"})
+    assert not accepts(walker, parameters, {"b": 1, "c": 1})

@@ -129,6 +129,8 @@ def test_what_the_file_spells_otherwise_is_the_same_line() -> None:
     ):
         assert record_of(other) == plain
         assert record_of(other).digest() == plain.digest()
+    bare = {**OSLO, "function": {"name": "now", "arguments": ""}}
+    assert record_of(line("Now?", calling(bare))).messages[1].calls[0].arguments == "{}"
     another = record_of(line("Rain?", calling(OSLO), tools=[FORECAST]))
     assert another.digest() != plain.digest()
     assert (
