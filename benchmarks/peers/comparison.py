@@ -42,12 +42,13 @@ OURS, THEIRS = "ours", "theirs"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to measure. busy: other programs beside, for each part of the run. only: parts of loads' names."""
+    """What to measure. busy: other programs beside, for each part of the run. setting: the peer's, None: try them."""
 
     loads: Sequence[Load]
     rounds: int
     busy: Sequence[int]
     try_again: bool
+    setting: str | None
 
     @property
     def num_adapters(self) -> int:
@@ -80,8 +81,10 @@ def _options(name: str, about: str | None, arguments: Sequence[str] | None) -> t
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--only", nargs="+", default=[""])
     parser.add_argument("--try-again", action="store_true")
+    parser.add_argument("--setting")
     options, rest = parser.parse_known_args(arguments)
-    own = "Also: --busy N ... (programs beside; default 0 1), --rounds N, --only TEXT ... (loads), --try-again."
+    own = "Also: --busy N ... (programs beside; default 0 1), --rounds N, --only TEXT ... (parts of loads' names), "
+    own += "--setting TEXT (the peer's; else all are tried once), --try-again."
     report = Report.from_arguments(name, f"{about} {own}", rest)
     loads = [
         load
@@ -90,13 +93,13 @@ def _options(name: str, about: str | None, arguments: Sequence[str] | None) -> t
     ]
     busy = options.busy or ([0] if report.quick else [0, 1])
     rounds = options.rounds or (2 if report.quick else 3)
-    return report, Plan(loads=loads, rounds=rounds, busy=busy, try_again=options.try_again)
+    return report, Plan(loads=loads, rounds=rounds, busy=busy, try_again=options.try_again, setting=options.setting)
 
 
 def _best_setting(report: Report, peer: Side, shape: BenchShape, busy: int, plan: Plan) -> str:
     """The setting with the largest product of tokens/s and prompts/s. Kept beside the peer for this machine."""
-    if len(peer.settings) == 1:
-        return peer.settings[0]
+    if plan.setting is not None or len(peer.settings) == 1:
+        return plan.setting or peer.settings[0]
     file, key = peers_folder() / f"{report.name}.json", f"{hardware()}, {busy} busy"
     known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
     if plan.try_again or set(known.get(key, {})) != set(peer.settings):

@@ -218,6 +218,7 @@ static inline void nf4_values_bf16(bf16 *to, const uint8_t *packed, const float 
 #define DOT_LOAD load_f32
 #define DOT(acc, a, b) ((acc) + (a) * (b))
 #if defined(TILES)
+static inline void floats8_f32(float *to, const float *from) { memcpy(to, from, 32); }  // never called
 #include "tiled_linear.h"
 #endif
 #include "ops.h"
@@ -252,6 +253,9 @@ static inline void nf4_values_bf16(bf16 *to, const uint8_t *packed, const float 
 #define DOT(acc, a, b) ((acc) + (a) * (b))
 #endif
 #if defined(TILES)
+static inline void floats8_bf16(float *to, const bf16 *from) {
+  _mm256_storeu_si256((__m256i *)to, _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16));
+}
 #include "tiled_linear.h"
 #endif
 #include "ops.h"
@@ -262,7 +266,7 @@ static inline void nf4_values_bf16(bf16 *to, const uint8_t *packed, const float 
 int64_t ml_linear_max_rows_f32(void) { return 64; }
 int64_t ml_nf4_max_rows_f32(void) { return 512; }
 #elif defined(TILES)
-int64_t ml_linear_max_rows_f32(void) { return 64; }
+int64_t ml_linear_max_rows_f32(void) { return INT64_MAX; }
 int64_t ml_nf4_max_rows_f32(void) { return 8; }
 #else
 int64_t ml_linear_max_rows_f32(void) { return 0; }
@@ -280,7 +284,7 @@ int64_t ml_nf4_max_rows_bf16(void) { return 8; }
 #endif
 
 #if defined(TILES)
-int64_t ml_linear_min_rows(void) { return 3; }
+int64_t ml_linear_min_rows(void) { return 2; }
 #else
 int64_t ml_linear_min_rows(void) { return 1; }
 #endif

@@ -205,7 +205,7 @@ void NAME(ml_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_s
     if (panels) {
 #if defined(TILES)
       NAME(pack)(panels, x, x_stride, M, K, K * tid / nt, K * (tid + 1) / nt);
-      float *room = (float *)aligned_alloc(64, (size_t)(12 * 16 * ((K + 15) / 16)) * sizeof(float));
+      float *room = (float *)aligned_alloc(64, (size_t)(12 * ROOM_STRIDE(K)) * sizeof(float));
       if (!room) abort();
 #pragma omp barrier
 #pragma omp for schedule(dynamic)

@@ -10,15 +10,19 @@ static void NAME(pack)(float *panels, const T *x, int64_t x_stride, int64_t M, i
 }
 
 // `count` whole weight rows as floats: as they lie, or in `room`.
-static const float *NAME(float_rows)(const T *w, int64_t count, int64_t K, float *room) {
-  if (sizeof(T) == sizeof(float)) return (const float *)w;
-  for (int64_t i = 0; i < count * K / 16 * 16; i += 16) store_f32(room + i, LOAD16(w + i));
-  for (int64_t i = count * K / 16 * 16; i < count * K; i++) room[i] = TO_FLOAT(w[i]);
-  return room;
+static tile_weights NAME(float_rows)(const T *w, int64_t count, int64_t K, float *room) {
+  if (sizeof(T) == sizeof(float)) return (tile_weights){(const float *)w, K, 0};
+  tile_weights weights = {room, ROOM_STRIDE(K), 0};
+  for (int64_t n = 0; n < count; n++, w += K, room += ROOM_STRIDE(K)) {
+    int64_t k = 0;
+    for (; k + 8 <= K; k += 8) NAME(floats8)(room + k, w + k);
+    for (; k < K; k++) room[k] = TO_FLOAT(w[k]);
+  }
+  return weights;
 }
 
 // y[all tokens, lo..hi) = x . w[lo..hi)^T + bias. Panels are taken in groups that the second-level cache holds; twelve weight rows
-// are used for all panels of a group while the cache holds them. room: 12 * K floats.
+// are used for all panels of a group while the cache holds them. room: 12 * ROOM_STRIDE(K) floats.
 static void NAME(tiles)(T *y, int64_t y_stride, const float *panels, const T *w, const T *bias, int64_t M, int64_t K, int64_t lo,
                         int64_t hi, float *room) {
   int64_t count = (M + 15) / 16, group = MAX(4, PANEL_BYTES / (64 * K));
@@ -26,10 +30,12 @@ static void NAME(tiles)(T *y, int64_t y_stride, const float *panels, const T *w,
   for (int64_t first = 0; first < count; first += group)
     for (int64_t n = lo; n < hi; n += 12) {
       int64_t rows = MIN(12, hi - n);
-      const float *weights = NAME(float_rows)(w + n * K, rows, K, room);
+      tile_weights weights = NAME(float_rows)(w + n * K, rows, K, room);
+      if (sizeof(T) == sizeof(bf16) && n + 24 <= hi) weights.next = (const bf16 *)(w + (n + 12) * K);
       for (int64_t p = first; p < MIN(count, first + group); p++) {
         int W = PANEL_WIDTH(M, p);
-        tile_rows(weights, rows, W, K, panels + 16 * p * K, out);
+        tile_rows(&weights, rows, W, K, panels + 16 * p * K, out);
+        weights.next = 0;
         for (int64_t m = 16 * p; m < MIN(M, 16 * p + 16); m++)
           for (int64_t j = 0; j < rows; j++)
             y[m * y_stride + n + j] = FROM_FLOAT(out[j * W + m % 16] + (bias ? TO_FLOAT(bias[n + j]) : 0.0f));

@@ -1,47 +1,78 @@
 // Products of small tiles in float, for processors without a bf16 dot product. Lanes are tokens: x lies in panels, [K][lanes], and
 // each weight is multiplied with a panel's column. So sums run over k in one order, whatever else is in the batch.
 
-// out[n][lane] = sum over k of w[n][k] * panel[k][lane], for NB weight rows and NV vectors of eight lanes.
-static inline __attribute__((always_inline)) void tile(const int NB, const int NV, const float *w, int64_t K, const float *panel,
-                                                       float *out) {
-  v8 acc[12][2];
-#pragma GCC unroll 12
-  for (int n = 0; n < NB; n++)
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; v++) acc[n][v] = (v8){0};
-  for (int64_t k = 0; k < K; k++, panel += 8 * NV) {
+// Rows of converted weights lie one cache line off a multiple of their length: twelve rows of 1,024 floats would share one set of
+// the first-level cache, which has eight places.
+#define ROOM_STRIDE(K) (((K) + 15) / 16 * 16 + 16)
+
+// Weight rows of one product. next: as many bf16 rows of K that come after them, fetched while these are used; or null.
+typedef struct {
+  const float *rows;
+  int64_t stride;
+  const bf16 *next;
+} tile_weights;
+
+// Adds w[n][k] * panel[k][lane] for the k of [k0, k1).
+static inline __attribute__((always_inline)) void tile_steps(const int NB, const int NV, v8 acc[12][2], const float *w,
+                                                             int64_t stride, const float *panel, int64_t k0, int64_t k1) {
+  panel += 8 * NV * k0;
+  for (int64_t k = k0; k < k1; k++, panel += 8 * NV) {
     v8 x[2];
 #pragma GCC unroll 2
     for (int v = 0; v < NV; v++) memcpy(&x[v], panel + 8 * v, sizeof x[v]);
 #pragma GCC unroll 12
     for (int n = 0; n < NB; n++) {
-      v8 weight = (v8)_mm256_broadcast_ss(w + n * K + k);
+      v8 weight = (v8)_mm256_broadcast_ss(w + n * stride + k);
 #pragma GCC unroll 2
       for (int v = 0; v < NV; v++) acc[n][v] += weight * x[v];
     }
   }
+}
+
+// out[n][lane] = sum over k of w[n][k] * panel[k][lane], for NB weight rows from `first` on and NV vectors of eight lanes.
+static inline __attribute__((always_inline)) void tile(const int NB, const int NV, const int AHEAD, const tile_weights *weights,
+                                                       int64_t first, int64_t K, const float *panel, float *out) {
+  const float *w = weights->rows + first * weights->stride;
+  v8 acc[12][2];
 #pragma GCC unroll 12
   for (int n = 0; n < NB; n++)
 #pragma GCC unroll 2
-    for (int v = 0; v < NV; v++) memcpy(out + (n * NV + v) * 8, &acc[n][v], sizeof acc[n][v]);
+    for (int v = 0; v < NV; v++) acc[n][v] = (v8){0};
+  if (AHEAD) {
+    for (int64_t k = 0; k < K; k += 32) {  // 32: a cache line of bf16
+#pragma GCC unroll 12
+      for (int n = 0; n < NB; n++) __builtin_prefetch(weights->next + (first + n) * K + k, 0, 3);
+      tile_steps(NB, NV, acc, w, weights->stride, panel, k, MIN(K, k + 32));
+    }
+  } else {
+    tile_steps(NB, NV, acc, w, weights->stride, panel, 0, K);
+  }
+#pragma GCC unroll 12
+  for (int n = 0; n < NB; n++)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) memcpy(out + ((first + n) * NV + v) * 8, &acc[n][v], sizeof acc[n][v]);
 }
 
-#define TILE(NB, NV)                                                                                                      \
-  static __attribute__((noinline)) void tile_##NB##_##NV(const float *w, int64_t K, const float *panel, float *out) {    \
-    tile(NB, NV, w, K, panel, out);                                                                                       \
+#define TILE(NB, NV, AHEAD)                                                                                              \
+  static __attribute__((noinline)) void tile_##NB##_##NV##_##AHEAD(const tile_weights *w, int64_t first, int64_t K,     \
+                                                                   const float *panel, float *out) {                     \
+    tile(NB, NV, AHEAD, w, first, K, panel, out);                                                                        \
   }
-TILE(12, 1) TILE(4, 1) TILE(1, 1) TILE(6, 2) TILE(2, 2) TILE(1, 2)
+TILE(12, 1, 0) TILE(6, 1, 0) TILE(4, 1, 0) TILE(1, 1, 0) TILE(6, 2, 0) TILE(2, 2, 0) TILE(1, 2, 0) TILE(12, 1, 1) TILE(6, 2, 1)
 #undef TILE
 
 // out[n][lane] for `count` (at most 12) weight rows and a panel of W (8 or 16) lanes.
-static void tile_rows(const float *w, int64_t count, int W, int64_t K, const float *panel, float *out) {
-#define TILES_OF(NB, NV) \
-  for (; n + NB <= count; n += NB) tile_##NB##_##NV(w + n * K, K, panel, out + n * W);
+static void tile_rows(const tile_weights *w, int64_t count, int W, int64_t K, const float *panel, float *out) {
+#define TILES_OF(NB, NV, AHEAD) \
+  for (; n + NB <= count; n += NB) tile_##NB##_##NV##_##AHEAD(w, n, K, panel, out);
   int64_t n = 0;
   if (W == 8) {
-    TILES_OF(12, 1) TILES_OF(4, 1) TILES_OF(1, 1)
+    if (w->next) TILES_OF(12, 1, 1)
+    if (w->stride % 1024 == 0) TILES_OF(6, 1, 0)  // as they lie in a float32 base: twelve would share one set, see above
+    TILES_OF(12, 1, 0) TILES_OF(4, 1, 0) TILES_OF(1, 1, 0)
   } else {
-    TILES_OF(6, 2) TILES_OF(2, 2) TILES_OF(1, 2)
+    if (w->next) TILES_OF(6, 2, 1)
+    TILES_OF(6, 2, 0) TILES_OF(2, 2, 0) TILES_OF(1, 2, 0)
   }
 #undef TILES_OF
 }

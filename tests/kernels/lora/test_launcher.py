@@ -75,8 +75,8 @@ def test_base_product_and_delta_in_one_call_equal_the_two(path: str, num_rows: i
     assert float((got - exact).abs().max() / exact.abs().max()) < 0.01
 
 
-@pytest.mark.parametrize("in_features", [1, 96, 97])
-@pytest.mark.parametrize("num_rows", [1, 7, 8, 9, 16, 17, 24, 33, 200])
+@pytest.mark.parametrize("in_features", [1, 96, 97, 1024])
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 8, 9, 16, 17, 24, 33, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_base_product_at_odd_sizes(num_rows: int, in_features: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(num_rows)
@@ -86,7 +86,7 @@ def test_base_product_at_odd_sizes(num_rows: int, in_features: int, dtype: torch
 
     got = group_linear(x, weight, bias, None, LoraGroup((0,), in_features, (113,)))
 
-    limit = 1e-6 if dtype is torch.float32 else 2.0**-8
+    limit = max(1e-6, 4e-9 * in_features) if dtype is torch.float32 else 2.0**-8  # sums run in one order
     assert float((got.double() - exact).abs().max() / exact.abs().max()) < limit
 
 
@@ -115,7 +115,7 @@ def test_result_of_a_row_does_not_depend_on_the_order_of_rows(path: str) -> None
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
     straight = add_lora_delta(torch.zeros(50, 177), x, LoraBatch(table, slots), GROUP)
     shuffled = add_lora_delta(torch.zeros(50, 177), x[order], LoraBatch(table, slots[order.numpy()]), GROUP)
-    tolerance = 0.0 if path == "native" else 1e-6
+    tolerance = 0.0 if path == "native" else 1e-5
     torch.testing.assert_close(straight[order], shuffled, atol=tolerance, rtol=0)
 
 
