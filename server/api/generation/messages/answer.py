@@ -15,14 +15,17 @@ from server.api.wire.json_text import json_text
 from server.engine.request import TokenEvent
 
 _STOP_REASONS = {"tool_calls": "tool_use", "length": "max_tokens"}
+# Fields that Anthropic's description requires: clients made from it read no message without them.
+_NO_STOP = {"stop_details": None, "container": None}
+_NO_USAGE = {"cache_creation": None, "inference_geo": None, "output_tokens_details": None, "server_tool_use": None}
 
 
 def _stop(finish_reason: str | None, stop_reason: str | int | None) -> dict[str, Any]:
     """Why it ended. stop_reason: the stop sequence that ended it, if one did."""
     if finish_reason == "stop" and isinstance(stop_reason, str):
-        return {"stop_reason": "stop_sequence", "stop_sequence": stop_reason}
+        return {**_NO_STOP, "stop_reason": "stop_sequence", "stop_sequence": stop_reason}
     reason = None if finish_reason is None else _STOP_REASONS.get(finish_reason, "end_turn")
-    return {"stop_reason": reason, "stop_sequence": None}
+    return {**_NO_STOP, "stop_reason": reason, "stop_sequence": None}
 
 
 def _message(call: Call, content: list[dict[str, Any]], stop: dict[str, Any], usage: dict[str, Any]) -> dict[str, Any]:
@@ -35,6 +38,8 @@ def _usage(progress: CallProgress) -> dict[str, Any]:
     usage = progress.usage()
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     return {
+        **_NO_USAGE,
+        "service_tier": "standard",
         "input_tokens": usage["prompt_tokens"] - cached,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
@@ -46,7 +51,8 @@ def _block(part: Part, *, is_begun: bool = False) -> dict[str, Any]:
     """A content block, empty where it begins."""
     text = "" if is_begun else part.text
     if part.kind == "call":
-        return {"type": "tool_use", "id": part.call_id, "name": part.name, "input": _arguments(text)}
+        named = {"id": part.call_id, "name": part.name, "caller": {"type": "direct"}}
+        return {"type": "tool_use", **named, "input": _arguments(text)}
     if part.kind == "reasoning":
         return {"type": "thinking", "thinking": text, "signature": ""}
     return {"type": "text", "text": text, "citations": None}

@@ -1,7 +1,12 @@
-"""Answers of POST /v1/responses, whole and as OpenAI's events. Knows parts of an answer; knows no request."""
+"""Answers of POST /v1/responses, whole and as OpenAI's events. Knows parts of an answer; knows no request.
+
+A response has every field that OpenAI's and Open Responses' descriptions require, since clients made from these read
+no other.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,30 +36,39 @@ class ResponseShape:
         """The object so far; its usage and items once it has ended."""
         body, has_ended = self._body, status != "in_progress"
         is_cut = finish_reason == "length"
+        is_completed = has_ended and not is_cut
         return {
             "id": self._call.id,
             "object": "response",
             "created_at": self._call.created,
+            "completed_at": int(time.time()) if is_completed else None,
             "status": "incomplete" if is_cut else status,
             "background": False,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
+            "max_tool_calls": None,
             "model": self._call.target.model,
             "output": [self.item(part, is_done=True, is_cut=is_cut) for part in self.answer.parts] if has_ended else [],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
+            "service_tier": "default",
             "store": False,
-            "temperature": body.temperature,
+            "temperature": 1.0 if body.temperature is None else body.temperature,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
             "text": {"format": body.format},
             "tool_choice": self._tool_choice(),
             "tools": [tool.model_dump() for tool in body.tools or ()],
-            "top_p": body.top_p,
+            "top_logprobs": 0,
+            "top_p": 1.0 if body.top_p is None else body.top_p,
             "truncation": "disabled",
             "usage": self._usage() if has_ended else None,
             "user": body.user,
+            "safety_identifier": body.safety_identifier,
+            "prompt_cache_key": body.prompt_cache_key,
             "metadata": dict(body.metadata or {}),
         }
 

@@ -25,6 +25,15 @@ ASK: dict[str, Any] = {"model": "tiny", "max_tokens": 80, "messages": [{"role": 
 GREEDY: dict[str, Any] = {"extra_body": {"temperature": 0.0}}  # a field that newer clients do not name
 CHOICE = {"type": "any", "disable_parallel_tool_use": True}
 
+# Required by Anthropic's OpenAPI description, which llm-comply brings.
+REQUIRED = {
+    "message": "id type role content model stop_reason stop_sequence stop_details usage container",
+    "usage": """cache_creation cache_creation_input_tokens cache_read_input_tokens inference_geo input_tokens
+    output_tokens output_tokens_details server_tool_use service_tier""",
+    "tool_use": "caller id input name type",
+    "delta": "container stop_details stop_reason stop_sequence",
+}
+
 
 @pytest.fixture(scope="module")
 def engine(real_engine: EngineClient) -> EngineClient:
@@ -84,6 +93,23 @@ def test_a_tool_is_called_and_its_result_goes_back(claude: anthropic.Anthropic) 
     assert after.input_tokens > before.input_tokens
     last = claude.messages.create(**{**ASK, "messages": history, "max_tokens": 3}, tools=[TOOL])
     assert last.usage.input_tokens + (last.usage.cache_read_input_tokens or 0) == after.input_tokens
+
+
+def test_a_message_has_every_field_that_its_description_requires(client: httpx.Client) -> None:
+    fields = {**ASK, "tools": [TOOL], "tool_choice": CHOICE}
+    whole = client.post("/v1/messages", json=fields).json()
+    stream = client.post("/v1/messages", json={**fields, "stream": True}).text
+    sent = [json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line.startswith("data: ")]
+    begun = sent[0]["message"]
+    [block] = [event["content_block"] for event in sent if event["type"] == "content_block_start"]
+    [end] = [event for event in sent if event["type"] == "message_delta"]
+    for kind, each in (
+        *(("message", message) for message in (whole, begun)),
+        *(("usage", usage) for usage in (whole["usage"], begun["usage"], end["usage"])),
+        *(("tool_use", block) for block in (block, *whole["content"])),
+        ("delta", end["delta"]),
+    ):
+        assert set(REQUIRED[kind].split()) - set(each) == set(), kind
 
 
 def test_an_output_format_is_followed(claude: anthropic.Anthropic) -> None:

@@ -24,6 +24,14 @@ ASK: dict[str, Any] = {"model": "tiny", "input": "Rain?", "max_output_tokens": 8
 FORCED: dict[str, Any] = {**ASK, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
 
 
+# Required by the ResponseResource of Open Responses' OpenAPI description, which llm-comply brings.
+REQUIRED = """id object created_at completed_at status incomplete_details model previous_response_id instructions output
+error tools tool_choice truncation parallel_tool_calls text top_p presence_penalty frequency_penalty top_logprobs
+temperature reasoning usage max_output_tokens max_tool_calls store background service_tier metadata safety_identifier
+prompt_cache_key"""
+NUMBERS = ("top_p", "presence_penalty", "frequency_penalty", "top_logprobs", "temperature")
+
+
 class Weather(BaseModel):
     city: Literal["Oslo", "Rome"]
     sure: bool
@@ -64,6 +72,17 @@ def test_a_text_is_answered_and_streamed_in_the_official_order(ai: openai.OpenAI
     assert last.response.output_text == whole.output_text
     assert last.response.usage is not None
     assert last.response.usage.total_tokens == whole.usage.total_tokens
+
+
+def test_a_response_has_every_field_that_its_description_requires(client: httpx.Client) -> None:
+    fields = {"model": "tiny", "input": "Rain?", "max_output_tokens": 2}
+    whole = client.post("/v1/responses", json=fields).json()
+    stream = client.post("/v1/responses", json={**fields, "stream": True}).text
+    sent = [json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line.startswith("data: ")]
+    for response in (whole, sent[0]["response"], sent[-1]["response"]):
+        assert set(REQUIRED.split()) - set(response) == set()
+        assert all(isinstance(response[name], int | float) for name in NUMBERS)
+        assert (response["completed_at"] is not None) == (response["status"] == "completed")
 
 
 def test_a_required_tool_is_called_and_its_result_goes_back(ai: openai.OpenAI) -> None:
