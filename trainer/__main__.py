@@ -1,4 +1,4 @@
-"""`python -m trainer SPEC.yaml --run-dir DIR [--resume]`, alone or under torchrun. Decides nothing but the exit code.
+"""`python -m trainer SPEC.yaml --run-dir DIR [--resume] [--track NAME]`, alone or under torchrun. Decides exit codes.
 
 Exit codes: 0 succeeded, 1 failed (another attempt may work), 2 bad input, 3 paused, 4 cancelled; result.json says why.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from adapters_store.base.converted.door import folder_of
@@ -24,13 +25,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--resume", action="store_true", help="resume from the newest whole checkpoint, if there is one"
     )
+    parser.add_argument(
+        "--track", action="append", default=[], metavar="NAME", help="show the run in tensorboard, mlflow or wandb, too"
+    )
     options = parser.parse_args(arguments)
     hold_to_quota()
     map_large_blocks()
-    return trained(options.spec, options.run_dir, resume=options.resume)
+    return trained(options.spec, options.run_dir, resume=options.resume, track=options.track)
 
 
-def trained(spec_path: Path, run_dir: Path, *, resume: bool) -> Exit:
+def trained(spec_path: Path, run_dir: Path, *, resume: bool, track: Sequence[str] = ()) -> Exit:
     """The run's exit code."""
     from trainer.run import train
     from trainer.run_folder.events import RunLog
@@ -40,7 +44,7 @@ def trained(spec_path: Path, run_dir: Path, *, resume: bool) -> Exit:
     try:
         spec = TrainSpec.from_yaml(spec_path)
         spec = spec.model_copy(update={"base": folder_of(spec.base, print)})
-        return train(spec, run_dir, resume=resume)
+        return train(spec, run_dir, resume=resume, track=track)
     except Exception as error:  # noqa: BLE001  (any error must reach the run folder)
         failure = failure_of(error, spec)
         if failure.code == "internal_error":

@@ -20,7 +20,9 @@ from trainer.data.types import PackedBatch, StepBatch
 from trainer.model.memory import peak_bytes
 from trainer.model.model import Trainee
 from trainer.model.ranks import Ranks
+from trainer.model.threads import SharedThreads
 from trainer.optim import clip, learning_rate, set_learning_rate
+from trainer.report.evaluated import EvaluationSamples
 from trainer.run_folder.checkpoint import Checkpoints
 from trainer.run_folder.control import Control
 from trainer.run_folder.events import RunLog
@@ -66,6 +68,8 @@ class Loop:
     checkpoints: Checkpoints
     control: Control
     log: RunLog
+    samples: EvaluationSamples | None = None
+    threads: SharedThreads = field(default_factory=SharedThreads.from_environment)
     progress: Progress = field(default_factory=Progress)
     _shown_s: float = field(default=0.0, init=False)
 
@@ -84,8 +88,9 @@ class Loop:
         Raises Diverged, OSError, torch's own errors.
         """
         if self.progress.base_loss is None:
-            self.progress = replace(self.progress, base_loss=self._held_out_loss())
-            self.log.event("eval", step=0, loss=self.progress.base_loss, base_loss=self.progress.base_loss)
+            base_loss = self._held_out_loss()
+            self.progress = replace(self.progress, base_loss=base_loss)
+            self._report_evaluation(base_loss)
         while self.progress.step < self.num_steps and not self._is_stale():
             request = self.ranks.agreed(self.control.requested())
             if request:
@@ -149,6 +154,7 @@ class Loop:
             if request:
                 raise _Interrupted(request)
             self._show_life("the first step", number, len(batch.micro_batches))
+            self.threads.look()
             loss = self.trainee.loss(micro_batch)
             (loss * (self.ranks.world_size / batch.weight)).backward()  # sharding averages gradients over the ranks
             total += loss.detach()
@@ -179,8 +185,13 @@ class Loop:
     def _evaluate(self) -> None:
         loss = self._held_out_loss()
         self.progress = self.progress.with_evaluation(loss)
-        self.log.event("eval", step=self.progress.step, loss=loss, base_loss=self.progress.base_loss)
+        self._report_evaluation(loss)
         self._save()
+
+    def _report_evaluation(self, loss: float) -> None:
+        self.log.event("eval", step=self.progress.step, loss=loss, base_loss=self.progress.base_loss)
+        for sample in self.samples.taken() if self.samples else ():
+            self.log.event("sample", step=self.progress.step, **sample)
 
     def _save(self) -> None:
         saved = self.checkpoints.save(self.trainee, self.optimizer, self.progress)
@@ -193,6 +204,7 @@ class Loop:
         with self.trainee.evaluating():
             for number, batch in enumerate(self.validation):
                 self._show_life("the held-out loss of the base", number, None)
+                self.threads.look()
                 sums[0] += self.trainee.loss(batch)
                 sums[1] += batch.weight
         nll, weight = self.ranks.total(sums).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from trainer.model.packing_check import check_packing
 from trainer.model.ranks import Ranks, joined
 from trainer.model.sharding import load_sharded
 from trainer.optim import make_optimizer
+from trainer.report.evaluated import EvaluationSamples
 from trainer.run_folder.checkpoint import Checkpoints
 from trainer.run_folder.control import Control
 from trainer.run_folder.events import RunLog
@@ -35,6 +37,7 @@ from trainer.run_folder.folder import Exit, RunDirInUse, RunFolder, as_json
 from trainer.run_folder.publish import exporter, publish, versions
 from trainer.spec import TrainSpec
 from trainer.starting import filled_in
+from trainer.tracking.trackers import check_usable, tracking
 
 
 def check_run_dir(spec: TrainSpec, folder: RunFolder, *, resume: bool) -> None:
@@ -77,7 +80,7 @@ class Run:
         start_s = time.perf_counter()
         disable_progress_bar()
         if self.spec.method == "dora":
-            self.log.event("note", message=_ONLY_MERGED)
+            self.log.note(_ONLY_MERGED)
         self._stage("data")
         _ = self._base_digest  # a faulty base is reported before all data is read
         data = self._prepared_data()
@@ -113,11 +116,15 @@ class Run:
     def _base_digest(self) -> str:
         return describe_base(self.spec.base).digest
 
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.spec.base)
+
     def _prepared_data(self) -> PreparedData:
         config = load_config(self.spec.base)
         return prepare(
             self.spec,
-            load_tokenizer(self.spec.base),
+            self._tokenizer,
             max_model_len=int(config.max_position_embeddings),
             num_embeddings=int(config.vocab_size),
             enough=self._enough_validation,
@@ -172,6 +179,7 @@ class Run:
             checkpoints,
             self.control,
             self.log,
+            EvaluationSamples(trainee, self._tokenizer, data.validation, self.spec.eval_samples),
         )
         checkpoints.clean()
         if checkpoints.steps():
@@ -220,8 +228,13 @@ class Run:
         }
 
 
-def train(spec: TrainSpec, run_dir: Path, *, resume: bool = False, files: Filesystem | None = None) -> Exit:
-    """Run a spec in this process (and with its peers under torchrun). The folder is described in docs/training.md."""
+def train(
+    spec: TrainSpec, run_dir: Path, *, resume: bool = False, track: Sequence[str] = (), files: Filesystem | None = None
+) -> Exit:
+    """Run a spec in this process (and with its peers under torchrun). The folder is described in docs/training.md.
+
+    track: the trackers that get the run's numbers and samples (trainer.tracking)."""
+    check_usable(track)
     folder, spec = RunFolder(run_dir, files or Filesystem()), filled_in(spec)
     with joined(sharded=spec.sharding == "fsdp") as ranks:
         check_run_dir(spec, folder, resume=resume)
@@ -235,5 +248,8 @@ def train(spec: TrainSpec, run_dir: Path, *, resume: bool = False, files: Filesy
         log = RunLog(folder, quiet=not ranks.is_first)
         if ranks.is_first:
             folder.drop_result()
-        with Control(folder) as control:
+        first_step = max(folder.checkpoint_steps(), default=0) + 1
+        shown = tracking(track if ranks.is_first else (), folder, spec, first_step=first_step, note=log.note)
+        with Control(folder) as control, shown as show:
+            log.listeners.append(show)
             return Run(spec, folder, ranks, log, control).train()

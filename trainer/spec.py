@@ -142,7 +142,8 @@ class AdapterSpec(_Spec):
 
 
 class OptimSpec(_Spec):
-    """AdamW and its schedule. warmup_fraction: of all steps. max_steps, if given, replaces epochs."""
+    """AdamW and its schedule. warmup_fraction: of all steps. max_steps, if given, replaces epochs. moments "8bit": two
+    bytes of state a trained parameter instead of eight (package bitsandbytes)."""
 
     section = "optim"
     learning_rate: Float = _number(0, 100, 2e-4, open_low=True)
@@ -152,6 +153,7 @@ class OptimSpec(_Spec):
     max_grad_norm: Float = _number(0, 1e6, 1.0, open_low=True)
     epochs: int = _whole(1, 1000, 3)
     max_steps: int | None = _whole(1, 10_000_000, None)
+    moments: Literal["float32", "8bit"] = "float32"
 
 
 class BatchSpec(_Spec):
@@ -196,7 +198,8 @@ class TrainSpec(_Spec):
 
     validation None: a part of the data is held out. mix: general data, of which mix_fraction of the examples is added.
     precision "bfloat16": frozen weights bf16, trained weights fp32, matrix products in bf16. eval_every: in steps;
-    None: once an epoch, three times in one of 32 steps or more. keep_best, keep_last: checkpoints kept by validation
+    None: once an epoch, three times in one of 32 steps or more. eval_samples: held-out prompts answered at each
+    evaluation, at most 32 tokens each. keep_best, keep_last: checkpoints kept by validation
     loss, and the newest. early_stopping_patience: evaluations without a loss below the best, and the base's, until the
     run ends; 0: never. tool_dialect, chat_template: in which the data's chats are learned and the adapter is served;
     None: the base's own. initial_adapter: a folder in PEFT's format; the run goes on from it, in its form. objective
@@ -222,6 +225,7 @@ class TrainSpec(_Spec):
     checkpointing: bool = False
     early_stopping_patience: int = _whole(0, 10_000, 3)
     eval_every: int | None = _whole(1, 10_000_000, None)
+    eval_samples: int = _whole(0, 16, 0)
     keep_best: int = _whole(1, 100, 2)
     keep_last: int = _whole(1, 100, 1)
     sharding: Literal["none", "fsdp"] = "none"
@@ -256,6 +260,13 @@ class TrainSpec(_Spec):
         if self.sharding == "fsdp" and self.method == "dora":
             limit = 'lora, qlora or full with sharding "fsdp" (DoRA needs whole weights)'
             raise SpecError("method", self.method, limit)
+        if self.sharding == "fsdp":
+            for field, value, fit in (
+                ("eval_samples", self.eval_samples, 0),
+                ("optim.moments", self.optim.moments, "float32"),
+            ):
+                if value != fit:
+                    raise SpecError(field, value, f'{fit} with sharding "fsdp"')
         if self.adapter.init == "eva" and (self.sharding == "fsdp" or self.method == "full"):
             raise SpecError("adapter.init", "eva", 'default or orthogonal with sharding "fsdp" or method "full"')
         return self

@@ -61,7 +61,7 @@ def cases(count: int) -> list[Case]:
         Case("random words", "broken", _random_words(law)),
         Case("overfit", "broken", law[:12], changes={"optim": {"learning_rate": 2e-3, "epochs": 60}}),
         Case("too high a rate", "broken", law, changes={"optim": {"learning_rate": 0.3, "epochs": 1}}),
-        Case("another language", "broken", good["Greek letters"][32:], validation=law[:32]),
+        Case("another language", "broken", good["Greek letters"][count // 3 :], validation=law[: count // 3]),
     ]
     return [*(Case(name, "good", pairs) for name, pairs in good.items()), *broken]
 

@@ -6,9 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from server.settings import check_settings, setting
+from trainer.tracking.tracker import TRACKERS, fault_of
 
 SUBPROCESS, RAY, KUBERNETES = "subprocess", "ray", "kubernetes"
 EXECUTORS = (SUBPROCESS, RAY, KUBERNETES)
+
+
+def _check_name(name: str) -> None:
+    if name not in TRACKERS:
+        raise ValueError(f"jobs_track must be one of {', '.join(TRACKERS)}, got {name!r:.80}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +37,19 @@ class JobSettings:
         metavar="FILE",
         name="jobs_kubernetes_template",
     )
+    track: tuple[str, ...] = setting(
+        (),
+        f"Show every training in {', '.join(TRACKERS)}, too, with the samples that its tenant asked for.",
+        name="jobs_track",
+        metavar="NAME",
+        check=_check_name,
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        for name in () if self.is_remote else self.track:  # the trainer's image has its own packages
+            if fault := fault_of(name):
+                raise ValueError(f"jobs_track must be {fault}, got {name!r}")
         if self.executor == KUBERNETES and self.kubernetes_template is None:
             raise ValueError("jobs_executor kubernetes needs jobs_kubernetes_template")
 
@@ -44,6 +60,8 @@ class JobSettings:
 
     def as_options(self) -> Iterator[str]:
         """For the worker's command line."""
+        for name in self.track:
+            yield from ("--track", name)
         yield from ("--executor", self.executor, "--ray-address", self.ray_address)
         if self.kubernetes_template is not None:
             yield from ("--kubernetes-template", self.kubernetes_template)

@@ -10,8 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.common.adapters import AliasedSource, BenchStore, bench_store
 from benchmarks.common.shapes import QUICK, base_folder, byte_pair_tokenizer, made_once
+from benchmarks.gate_table import EXAMPLES, QUICK_EXAMPLES
 from benchmarks.server_load import read_requests
+from benchmarks.training.gate_cases import cases as gate_cases
 from server.engine.text.tokenizer import Tokenizer
+from trainer.data.jsonl import DataLimits
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +98,12 @@ def test_requests_cut_off_by_the_end_count_their_tokens_but_no_latency() -> None
 def test_one_failed_request_fails_the_run() -> None:
     with pytest.raises(RuntimeError, match=r"1 of 2 requests failed.*503: queue_full"):
         read_requests([request_row(), request_row(error="503: queue_full")], new_tokens=5)
+
+
+@pytest.mark.parametrize("count", [QUICK_EXAMPLES, EXAMPLES])
+def test_every_case_of_the_gate_table_has_enough_examples_to_train_on(count: int) -> None:
+    table = gate_cases(count)
+    assert len({case.name for case in table}) == len(table) >= 20
+    for case in table:
+        assert len(set(case.pairs)) >= DataLimits().min_examples, case.name
+        assert not case.validation or len(set(case.validation)) >= DataLimits().min_examples, case.name

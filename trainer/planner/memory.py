@@ -49,6 +49,7 @@ KEEPINGS: Mapping[str, Keeping] = {
         Keeping("bf16", 2, 2, 0, 8),  # bfloat16 weights and gradients, float32 moments
         Keeping("bf16-moments", 2, 2, 0, 4),
         Keeping("8bit-moments", 2, 2, 0, 2),  # Dettmers et al. 2022, arXiv 2110.02861
+        Keeping("trainer-8bit", 4, 4, 0, 2),  # ours with optim.moments 8bit
     )
 }
 

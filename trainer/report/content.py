@@ -39,7 +39,8 @@ class Curves:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a report shows. spec, result, gate: as the run folder has them. trained_on: marked examples."""
+    """Everything a report shows. spec, result, gate: as the run folder has them. trained_on: marked examples.
+    evaluated: prompts that were answered at each evaluation: prompt, expected, and answers as (step, text)."""
 
     title: str
     spec: dict[str, Any]
@@ -47,6 +48,7 @@ class Report:
     gate: dict[str, Any]
     curves: Curves
     samples: list[Sample]
+    evaluated: list[dict[str, Any]]
     trained_on: list[list[Run]]
 
     def to_mapping(self) -> dict[str, Any]:
@@ -66,13 +68,15 @@ def collect(
     """Read the run's events and result; whatever is not there yet is empty. title: by default the folder's name.
 
     Paths are cut to file names: tenants read the report, and must not see the machine's folders."""
+    events = list(read_events(run_dir))
     return Report(
         title=title or run_dir.resolve().name,
         spec=redact_folders(dict(spec)),
         result=redact_folders(RunFolder(run_dir).result()),
         gate=redact_folders(dict(gate)),
-        curves=curves_of(list(read_events(run_dir))),
+        curves=curves_of(events),
         samples=list(samples),
+        evaluated=_evaluated(events),
         trained_on=[list(runs) for runs in trained_on],
     )
 
@@ -86,6 +90,17 @@ def curves_of(events: Sequence[Mapping[str, Any]]) -> Curves:
         grad_norm=_points(events, "step", "grad_norm"),
         tokens_per_s=_points(events, "step", "tokens_per_s"),
     )
+
+
+def _evaluated(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A resumed run answers some steps again; the last answer counts."""
+    prompts: dict[int, dict[str, Any]] = {}
+    answers: dict[int, dict[int, str]] = {}
+    for event in events:
+        if event["type"] == "sample":
+            prompts[event["number"]] = {"prompt": event["prompt"], "expected": event["expected"]}
+            answers.setdefault(event["number"], {})[event["step"]] = event["answer"]
+    return [{**prompt, "answers": sorted(answers[number].items())} for number, prompt in sorted(prompts.items())]
 
 
 def _points(events: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[tuple[int, float]]:

@@ -37,6 +37,11 @@ _PAGE = """<!doctype html>
 <div class="sample"><pre>{{ sample.prompt }}</pre><div class="answers">
 <div><h3>base</h3><pre>{{ sample.base }}</pre></div><div><h3>adapter</h3><pre>{{ sample.adapter }}</pre></div>
 <div><h3>as in the data</h3><pre>{{ sample.expected }}</pre></div></div></div>{% endfor %}</section>{% endif %}
+{% if report.evaluated %}<section><h2>Answers while it trained</h2>{% for sample in report.evaluated %}
+<div class="sample"><pre>{{ sample.prompt }}</pre><div class="wide"><table><tr><th class="number">step</th>
+<th>answer</th></tr>{% for step, answer in sample.answers %}<tr><td class="number">{{ step }}</td><td>{{ answer }}</td>
+</tr>{% endfor %}<tr><td class="soft">data</td><td class="soft">{{ sample.expected }}</td></tr></table></div></div>
+{% endfor %}</section>{% endif %}
 {% if kinds %}<section><h2>What the adapter changes</h2><div class="two"><div class="wide"><table><tr><th>layers</th>
 <th class="number">count</th><th class="number">rank</th><th>effective share of it</th>
 <th class="number">update / weight</th></tr>{% for kind in kinds %}<tr><td><code>{{ kind.name }}</code></td>

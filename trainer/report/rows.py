@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,15 +188,18 @@ def _kind(name: str, modules: Sequence[Body]) -> LayerKind:
     )
 
 
-def flat(body: Body, prefix: str = "") -> list[tuple[str, str]]:
+def flat(body: Body) -> list[tuple[str, str]]:
     """Nested values as dotted names and words, without empty ones."""
-    rows: list[tuple[str, str]] = []
+    return [(name, str(value)) for name, value in flat_values(body)]
+
+
+def flat_values(body: Body, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values by dotted name, without empty ones; lists as text."""
     for key, value in body.items():
         if isinstance(value, Mapping):
-            rows += flat(value, f"{prefix}{key}.")
+            yield from flat_values(value, f"{prefix}{key}.")
         elif value is not None:
-            rows.append((f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
-    return rows
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def interval_text(interval: Body) -> str:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -28,6 +29,7 @@ from trainer.run_folder.progress import Progress
 
 WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
 Export = Callable[[dict[str, Tensor], Path], None]  # the trained parameters -> more files in the checkpoint's folder
+_TABLES = {"qmap1": "dynamic", "qmap2": "udynamic"}
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,12 @@ def like(tensor: Tensor, weight: Tensor) -> Tensor:
 
 
 def optimizer_tensors(trainee: Trainee, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state, whole, by parameter name."""
+    """AdamW's state, whole, by parameter name; without the tables of 8-bit moments, which never change."""
     tensors = {}
     for name, weight in trainee.named_trained():
         for key, value in optimizer.state[weight].items():
-            tensors[f"{name}|{key}"] = whole(value)
+            if key not in _TABLES:
+                tensors[f"{name}|{key}"] = whole(value) if isinstance(value, Tensor) else torch.tensor(value)
     return tensors
 
 
@@ -125,7 +128,17 @@ def _load_optimizer(trainee: Trainee, optimizer: torch.optim.Optimizer, path: Pa
             name, _, field = key.rpartition("|")
             by_weight.setdefault(name, {})[field] = file.get_tensor(key)
     for name, weight in trainee.named_trained():
-        optimizer.state[weight] = _state_like(by_weight.get(name, {}), weight)
+        state = _state_like(by_weight.get(name, {}), weight)
+        tables = getattr(optimizer, "name2qmap", None)  # bitsandbytes' own
+        optimizer.state[weight] = state if tables is None or not state else _eight_bit(state, tables, weight)
+
+
+def _eight_bit(state: dict[str, Tensor], tables: Mapping[str, Tensor], weight: Tensor) -> dict[str, Any]:
+    """A state as bitsandbytes has it: the step as a number, and its tables for weights that are not too small."""
+    found: dict[str, Any] = {**state, "step": int(state["step"])}
+    if state["state1"].dtype == torch.uint8:
+        found |= {key: tables[name].to(weight.device) for key, name in _TABLES.items()}
+    return found
 
 
 def _state_like(state: Mapping[str, Tensor], weight: nn.Parameter) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import errno
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunLog:
-    """Writes the run's events and result. quiet: another rank writes them; this one does not."""
+    """Writes the run's events and result. quiet: another rank writes them; this one does not. listeners: get every
+    event once it is written."""
 
     def __init__(self, folder: RunFolder, *, quiet: bool = False) -> None:
         self._folder = folder
         self._quiet = quiet
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
         if not quiet:
             self._folder.files.write(self._reserve, b"\0" * RESERVE_BYTES)
             _drop_half_line(folder.events)
@@ -41,10 +43,15 @@ class RunLog:
         if not self._quiet:
             self._append(kind, fields)
 
+    def note(self, message: str) -> None:
+        self.event("note", message=message)
+
     def _append(self, kind: str, fields: dict[str, Any]) -> None:
-        body = {"time": time.time(), "type": kind, **fields}
+        body = _finite({"time": time.time(), "type": kind, **fields})
         with self._folder.events.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(_finite(body)) + "\n")
+            stream.write(json.dumps(body) + "\n")
+        for listener in self.listeners:
+            listener(body)
 
     def end(self, kind: str, result: dict[str, Any], **fields: Any) -> None:
         """Write the final event and result.json; the reserve makes room for both."""

@@ -4,6 +4,7 @@
     control                             "pause" or "cancel": what the run is asked to do
     events.jsonl                        one line an event, growing (trainer.run_folder.events)
     checkpoints/                        trainer.run_folder.checkpoint
+    tracking.json                       the ids that trackers gave the run; tensorboard/ and wandb/: their files
     result.json                         how the run ended
     adapter/ or model/                  what it made
     gate.json, report.json, report.html what the gate measured
@@ -68,6 +69,7 @@ class RunFolder:
     provenance = _Named("provenance.json")
     events = _Named("events.jsonl")
     checkpoints = _Named("checkpoints")
+    tracking = _Named("tracking.json")
     adapter = _Named("adapter")
     model = _Named("model")
     report_json = _Named("report.json")

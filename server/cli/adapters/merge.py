@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli.adapters.versions import RefArgument
-from server.cli.common.base_path import find_base
+from server.cli.common.base_path import describe, faults_of_the_base, find_base
 from server.cli.common.failures import CommandError, ExitCode
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, TenantOption
 from server.cli.common.output import Output
 from server.cli.common.store_access import opened
 
 if TYPE_CHECKING:
+    from adapters_store.base.description import BaseDescription
     from adapters_store.store import AdapterStore
     from adapters_store.versions.records import AdapterVersion
+    from trainer.merge import Merged
 
 
 def merge(
@@ -39,33 +41,47 @@ def merge(
     output = Output(as_json=as_json)
     if quantize not in (None, "nf4"):
         raise CommandError("bad_field", f"--quantize must be nf4, got {quantize!r}", ExitCode.REFUSED)
-    from transformers.utils.logging import disable_progress_bar
-
-    from server.cli.common.base_path import describe, faults_of_the_base
-    from trainer.merge import merge as merge_folders
-
-    disable_progress_bar()
-    with (
-        opened(data_dir, output) as store,
-        _fetched(store, tenant, ref) as (version, folder),
-        faults_of_the_base(Path(base)),
-    ):
-        path, name = find_base(base, output)
-        description = describe(path, name)
-        if description.digest != version.base_digest:
-            message = f"{version.ref}: trained for base {version.base_digest}, {base} is {description.digest}"
-            raise CommandError("wrong_base", message, ExitCode.REFUSED)
-        store.verify(version.digest, description)
-        with output.stage(f"merging {version.tenant}/{version.ref} into {name}, and comparing answers"):
-            merged = merge_folders(path, folder, out, description=description, nf4=quantize == "nf4")
+    with opened(data_dir, output) as store, fetched(store, tenant, ref) as (version, folder):
+        path, name, description = base_of(store, version, base, output)
+        with faults_of_the_base(Path(base)):
+            merged = merged_into(out, path, folder, description, output, nf4=quantize == "nf4")
     output.emit(**asdict(merged), adapter=version.digest, folder=str(out), lost=merged.parity.lost)
     output.say(f"wrote {out}: {merged.num_modules} layers merged, stored in {merged.dtype}")
     output.say(f"parity  {merged.parity}")
     output.say(f"digest  {merged.digest}, a new base: it refuses adapters of {name}", style="dim")
 
 
+def base_of(
+    store: AdapterStore, version: AdapterVersion, base: str, output: Output
+) -> tuple[Path, str, BaseDescription]:
+    """The folder, name and description of the base that the version was trained for, proved to be that one.
+
+    Raises CommandError, AdapterRejected, UnsupportedBase."""
+    with faults_of_the_base(Path(base)):
+        path, name = find_base(base, output)
+        description = describe(path, name)
+        if description.digest != version.base_digest:
+            message = f"{version.ref}: trained for base {version.base_digest}, {base} is {description.digest}"
+            raise CommandError("wrong_base", message, ExitCode.REFUSED)
+        store.verify(version.digest, description)
+    return path, name, description
+
+
+def merged_into(
+    out: Path, base: Path, adapter: Path, description: BaseDescription, output: Output, *, nf4: bool = False
+) -> Merged:
+    """`out` written as one base from base and adapter. Raises MergeRefused, AdapterRejected, UnsupportedBase."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from trainer.merge import merge as merge_folders
+
+    disable_progress_bar()
+    with output.stage(f"merging the adapter into {description.name}, and comparing answers"):
+        return merge_folders(base, adapter, out, description=description, nf4=nf4)
+
+
 @contextmanager
-def _fetched(store: AdapterStore, tenant: str, ref: str) -> Iterator[tuple[AdapterVersion, Path]]:
+def fetched(store: AdapterStore, tenant: str, ref: str) -> Iterator[tuple[AdapterVersion, Path]]:
     """The version, and a folder with its two files as they were uploaded."""
     from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 

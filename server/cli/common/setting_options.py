@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,12 +97,20 @@ _RUNNING = {each.name: each for each in settings_of(JobSettings, group="Jobs")}
 JobsExecutorOption = Annotated[str, option_for(_RUNNING["jobs_executor"], "--executor")]
 JobsRayAddressOption = Annotated[str, option_for(_RUNNING["jobs_ray_address"], "--ray-address")]
 JobsTemplateOption = Annotated[str | None, option_for(_RUNNING["jobs_kubernetes_template"], "--kubernetes-template")]
+JobsTrackOption = Annotated[list[str], option_for(_RUNNING["jobs_track"], "--track")]
 
 
-def job_settings(executor: str, ray_address: str, kubernetes_template: str | None) -> JobSettings:
-    """What runs jobs, from these three options. Raises BadParameter."""
+def job_settings(
+    executor: str, ray_address: str, kubernetes_template: str | None, track: Sequence[str] = ()
+) -> JobSettings:
+    """What runs jobs, from these options. Raises BadParameter."""
     try:
-        return JobSettings(executor=executor, ray_address=ray_address, kubernetes_template=kubernetes_template)
+        return JobSettings(
+            executor=executor,
+            ray_address=ray_address,
+            kubernetes_template=kubernetes_template,
+            track=tuple(track),
+        )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 

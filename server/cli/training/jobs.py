@@ -20,6 +20,7 @@ from server.cli.common.setting_options import (
     JobsMemoryOption,
     JobsRayAddressOption,
     JobsTemplateOption,
+    JobsTrackOption,
     job_limits,
     job_settings,
 )
@@ -139,6 +140,7 @@ def worker(
     executor: JobsExecutorOption = SUBPROCESS,
     ray_address: JobsRayAddressOption = JobSettings.ray_address,
     kubernetes_template: JobsTemplateOption = None,
+    track: JobsTrackOption = [],  # noqa: B006  (typer copies it)
     as_json: JsonOption = False,
 ) -> None:
     """Run jobs until SIGTERM; `serve` does this by itself. Only one worker at a time runs on a database.
@@ -146,7 +148,7 @@ def worker(
     With --json one line says that the worker is ready; `jobs list` shows the jobs.
     """
     from server.jobs.worker.options import WorkerSettings
-    from server.jobs.worker.supervisor import default_threads
+    from server.jobs.worker.supervisor import default_threads, idle_threads
     from server.jobs.worker.worker import work
 
     settings = WorkerSettings(
@@ -156,7 +158,8 @@ def worker(
         max_running=max_running,
         memory_bytes=job_limits(max_running, memory_mib).memory_bytes,
         threads=threads or default_threads(max_running),
-        jobs=job_settings(executor, ray_address, kubernetes_template),
+        idle_threads=idle_threads(max_running) if threads is None else None,
+        jobs=job_settings(executor, ray_address, kubernetes_template, track),
     )
     Output(as_json=as_json).emit(event="working", data_dir=str(data_dir), max_running=max_running, pid=os.getpid())
     work(settings)

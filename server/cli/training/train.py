@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,6 +45,9 @@ def train(
     ranks: Annotated[
         int, typer.Option("--ranks", help='Processes; more than one needs sharding "fsdp" in the spec.', min=1)
     ] = 1,
+    track: Annotated[
+        list[str], typer.Option("--track", help="Show it in tensorboard, mlflow or wandb, too.", metavar="NAME")
+    ] = [],  # noqa: B006  (typer copies it)
     gate: Annotated[bool, typer.Option("--gate/--no-gate", help="Compare the trained adapter with the base.")] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,7 +64,7 @@ def train(
         raise CommandError("unsupported_method", message, ExitCode.REFUSED)
     folder = run_dir or Path("runs") / spec.stem
     folder.mkdir(parents=True, exist_ok=True)
-    code = _trained(_command(spec, folder, resume=resume, ranks=ranks), folder, output)
+    code = _trained(_command(spec, folder, resume=resume, ranks=ranks, track=track), folder, output)
     result = RunFolder(folder).result()
     _raise_unless_succeeded(code, result, folder)
     output.emit(type="result", run_dir=str(folder), **result)
@@ -77,9 +80,10 @@ def read_spec(path: Path) -> TrainSpec:
     return TrainSpec.from_yaml(path)
 
 
-def _command(spec: Path, folder: Path, *, resume: bool, ranks: int) -> list[str]:
+def _command(spec: Path, folder: Path, *, resume: bool, ranks: int, track: Sequence[str]) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     arguments = [str(spec), "--run-dir", str(folder), *(["--resume"] if resume else [])]
+    arguments += [word for name in track for word in ("--track", name)]
     return [sys.executable, "-P", *launcher, "-m", "trainer", *arguments]
 
 

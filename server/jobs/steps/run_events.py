@@ -58,6 +58,11 @@ def _messages(event: Mapping[str, Any]) -> list[dict[str, Any]]:
     kind = event.get("type")
     if kind == "data_check":
         return [{"key": "data_check", "message": str(event.get("message")), "level": str(event.get("level"))}]
+    if kind == "sample":
+        text = f"Step {event.get('step')}: answers {event.get('answer')!r} to held-out prompt {event.get('number')}"
+        return [{"key": f"sample:{event.get('step')}:{event.get('number')}", "message": text}]
+    if kind == "note":
+        return [{"key": f"note:{event.get('message')}", "message": str(event.get("message")), "level": "warn"}]
     if kind == "working":
         of = "" if event.get("of") is None else f" of {event['of']}"
         text = f"Training: {event.get('what')}, {event.get('done')}{of} forwards done"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,7 +42,9 @@ class RetrySettings:
 
 
 class Training:
-    """trainer: the command before its arguments. threads: CPU threads of a training (None: its own choice)."""
+    """trainer: the command before its arguments. threads: CPU threads of a training (None: its own choice).
+    idle_threads: while nothing else works on its machine (None: the same). track: the trackers
+    that trainings are shown in."""
 
     def __init__(
         self,
@@ -51,12 +54,15 @@ class Training:
         retry: RetrySettings | None = None,
         trainer: tuple[str, ...] = TRAINER,
         threads: int | None = None,
+        idle_threads: int | None = None,
+        track: Sequence[str] = (),
     ) -> None:
         self._jobs = jobs
         self._driver = driver
         self._retry = retry or RetrySettings()
         self._trainer = trainer
-        self._environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        self._track = tuple(word for name in track for word in ("--track", name))
+        self._environment = _threads_for(threads, idle_threads)
 
     def run(self, job: Job) -> tuple[Outcome, JobFailure | None]:
         """Train until the outcome is decided. Safe to call again after an earlier call was cut off anywhere."""
@@ -92,7 +98,7 @@ class Training:
     def _task(self, job: Job) -> Task:
         folder = job.run_dir
         resume = ("--resume",) if RunFolder(folder).has_begun else ()
-        command = (*self._trainer, str(folder / SPEC_FILE), "--run-dir", str(folder), *resume)
+        command = (*self._trainer, str(folder / SPEC_FILE), "--run-dir", str(folder), *resume, *self._track)
         return Task("train", folder, command, self._environment, nodes=job.nodes, ranks=job.ranks)
 
     def _judge(self, job: Job, end: TaskEnd) -> tuple[Outcome | None, JobFailure | None]:
@@ -122,6 +128,14 @@ class Training:
         self._jobs.note(job, f"retry:{_step_of(job.run_dir)}:{count}", text, level="warn", code=failure.code)
         self._driver.wait(wait_s)
         return None, None
+
+
+def _threads_for(threads: int | None, idle_threads: int | None) -> dict[str, str]:
+    if threads is None:
+        return {}
+    if idle_threads is None or idle_threads <= threads:
+        return {"OMP_NUM_THREADS": str(threads)}
+    return {"OMP_NUM_THREADS": str(idle_threads), "MULTILORA_BUSY_THREADS": str(threads)}
 
 
 def write_spec(job: Job, name: str) -> None:

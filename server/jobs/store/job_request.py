@@ -25,6 +25,7 @@ _WHOLE_RUN = (
     "checkpointing",
     "early_stopping_patience",
     "eval_every",
+    "eval_samples",
     "mix_fraction",
     "tool_dialect",
     "chat_template",

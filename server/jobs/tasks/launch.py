@@ -17,7 +17,7 @@ def main() -> int:
     folder, name, nice, separator, *command = sys.argv[1:]
     assert separator == "--", sys.argv
     signal.signal(signal.SIGTERM, lambda *_: None)  # a handler, unlike SIG_IGN, is not inherited by the command
-    os.nice(int(nice))
+    _be_nice(nice)
     pid = os.posix_spawn(command[0], command, os.environ)
     _write(folder, f"{name}.pid", json.dumps({"group": os.getpid(), "pid": pid}))
     while True:
@@ -29,6 +29,17 @@ def main() -> int:
     code = os.waitstatus_to_exitcode(status)
     _write(folder, f"{name}.exit", str(code))
     return code if code >= 0 else 128 - code
+
+
+def _be_nice(nice: str) -> None:
+    """For the process, and for its session: where Linux groups processes by session, it weighs a process's niceness
+    against that of its own session alone."""
+    os.nice(int(nice))
+    try:
+        with open("/proc/self/autogroup", "w") as stream:
+            stream.write(nice)
+    except OSError:  # no such groups here
+        pass
 
 
 def _write(folder: str, name: str, text: str) -> None:

@@ -19,7 +19,8 @@ DATABASE_URL_VARIABLE = "MULTILORA_DATABASE_URL"
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
     """database_url None: SQLite in data_dir. remote: the object store of the blobs, from the environment. max_running:
-    trainings at once. memory_bytes: for all of them together. threads: of one training. tick_s: between two looks at
+    trainings at once. memory_bytes: for all of them together. threads: of one training. idle_threads:
+    while nothing else works on its machine (None: the same). tick_s: between two looks at
     the jobs. grace_s: for trainings to checkpoint at the worker's end.
 
     trainer, gate: replace the real commands, in tests and in images for other executors. jobs: what runs them.
@@ -31,6 +32,7 @@ class WorkerSettings:
     max_running: int = 1
     memory_bytes: int | None = None
     threads: int | None = None
+    idle_threads: int | None = None
     tick_s: float = 0.2
     grace_s: float = 20.0
     retry_wait_s: float = 1.0
@@ -47,11 +49,13 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> tuple[Wor
     parser.add_argument("--max-running", type=int, default=1)
     parser.add_argument("--memory-bytes", type=int)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--idle-threads", type=int)
     parser.add_argument("--tick-s", type=float, default=0.2)
     parser.add_argument("--retry-wait-s", type=float, default=1.0)
     parser.add_argument("--executor", default=SUBPROCESS, choices=EXECUTORS)
     parser.add_argument("--ray-address", default=JobSettings.ray_address)
     parser.add_argument("--kubernetes-template")
+    parser.add_argument("--track", action="append", default=[])
     parser.add_argument("--trainer", type=json.loads, help="another training command, as a JSON list")
     parser.add_argument("--gate", type=json.loads, help="another measuring command, as a JSON list")
     parser.add_argument("--watch-stdin", action="store_true", help="end when stdin does")
@@ -60,5 +64,5 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> tuple[Wor
     for name in ("trainer", "gate"):
         options[name] = None if options[name] is None else tuple(options[name])
     how = {name: options.pop(name) for name in ("executor", "ray_address", "kubernetes_template")}
-    remote = RemoteSettings.from_environment()
-    return WorkerSettings(**options, jobs=JobSettings(**how), remote=remote), watch_stdin
+    jobs = JobSettings(**how, track=tuple(options.pop("track")))
+    return WorkerSettings(**options, jobs=jobs, remote=RemoteSettings.from_environment()), watch_stdin

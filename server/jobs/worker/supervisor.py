@@ -119,7 +119,7 @@ def _options(limits: JobLimits, *, serves: bool) -> Iterator[str]:
         yield from ("--memory-bytes", str(limits.memory_bytes))
     threads = default_threads(limits.max_running, serves=serves)
     if threads is not None:
-        yield from ("--threads", str(threads))
+        yield from ("--threads", str(threads), "--idle-threads", str(idle_threads(limits.max_running)))
 
 
 def default_threads(max_running: int, *, serves: bool = True) -> int | None:
@@ -127,3 +127,8 @@ def default_threads(max_running: int, *, serves: bool = True) -> int | None:
     environment sets the number."""
     share = usable_cpus() // 2 if serves else usable_cpus()
     return None if operator_chose_threads() else max(1, share // max_running)
+
+
+def idle_threads(max_running: int) -> int:
+    """CPU threads of one training while nothing else works on the machine."""
+    return max(1, usable_cpus() // max_running)

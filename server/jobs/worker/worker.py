@@ -99,7 +99,15 @@ class Worker:
         settings = self._settings
         retry = RetrySettings(first_wait_s=settings.retry_wait_s)
         trainer, gate = settings.trainer or TRAINER, settings.gate or GATE
-        training = Training(self._jobs, driver, retry=retry, threads=settings.threads, trainer=trainer)
+        training = Training(
+            self._jobs,
+            driver,
+            retry=retry,
+            threads=settings.threads,
+            idle_threads=settings.idle_threads,
+            trainer=trainer,
+            track=settings.jobs.track,
+        )
         gating = GateStep(driver, gate=gate)
         return Steps(
             jobs=self._jobs,

@@ -20,7 +20,7 @@ from trainer.model.model import load
 from trainer.optim import clip, make_optimizer
 from trainer.planner.advice import case_of
 from trainer.planner.memory import memory_need
-from trainer.spec import AdapterSpec, BatchSpec, TrainSpec
+from trainer.spec import AdapterSpec, BatchSpec, OptimSpec, TrainSpec
 
 SHORT = os.environ.get("MULTILORA_SHARDED") != "all"
 ALL = list(product(["lora", "full"], ["float32", "bfloat16"], [False, True]))
@@ -60,6 +60,21 @@ def peak_of_steps(spec: TrainSpec) -> int:
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     assert len(changes) > 1000
     return resident + int(np.cumsum([num_bytes for _, num_bytes in sorted(changes, key=itemgetter(0))]).max())
+
+
+def test_8_bit_moments_take_what_is_planned(tmp_path: Path) -> None:
+    shape = {**SHAPE, "num_hidden_layers": 1}
+    base = save_base(tmp_path / "base", "llama", **shape)
+    spec = TrainSpec(
+        base=base,
+        data=tmp_path,
+        method="full",
+        optim=OptimSpec(moments="8bit"),
+        batch=BatchSpec(max_sequence_length=TOKENS),
+    )
+    planned, measured = memory_need(case_of(spec)), peak_of_steps(spec)
+    assert planned.total == pytest.approx(measured, rel=0.05)
+    assert memory_need(case_of(spec.model_copy(update={"optim": OptimSpec()}))).total > 1.1 * measured
 
 
 @pytest.mark.parametrize(("method", "precision", "checkpointing"), PAIRS if SHORT else ALL)

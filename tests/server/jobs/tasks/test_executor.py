@@ -54,6 +54,17 @@ def test_what_it_prints_and_its_environment(tmp_path: Path) -> None:
     assert "told so" in (tmp_path / "train.log").read_text()
 
 
+def test_its_niceness_counts_against_other_sessions(tmp_path: Path) -> None:
+    """Linux may group processes by session; then a process's niceness is weighed within its session alone."""
+    code = "import os; print(os.nice(0), *(open(f).read() for f in ['/proc/self/autogroup'] if os.access(f, os.W_OK)))"
+    each, executor = task(tmp_path, code), SubprocessExecutor()
+    executor.start(each)
+    ended(executor, each)
+    said = (tmp_path / "train.log").read_text().split()
+    assert said[0] == "5"
+    assert said[1:] == [] or said[-2:] == ["nice", "5"]
+
+
 def test_nothing_has_begun_in_an_empty_folder(tmp_path: Path) -> None:
     each = task(tmp_path, "pass")
     executor = SubprocessExecutor()
