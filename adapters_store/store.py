@@ -171,6 +171,7 @@ class AdapterStore:
         Raises:
             AdapterRejected: the upload is not one we serve exactly; see header, config_fields, config and validate.
             NotFound: tenant_not_found. Conflict: too_many_adapters. StoreError: disk_full, read_only.
+            AdapterUnavailable: base_weights_missing (DoRA).
         """
         check_name("name", name)
         config = with_chat_fields(config, tool_dialect, chat_template)

@@ -1,7 +1,8 @@
 """One decoder layer's linear groups, base and adapters together: what adapters cost where they are added.
 
 Twelve layers take turns. All groups together are 280 MB of weights and come from memory; one group alone may stay in a
-large last-level cache (o: 25 MB), so read its row as a share of the whole, not as a figure of its own.
+large last-level cache (o: 25 MB), so read its row as a share of the whole, not as a figure of its own. half_dora: the
+adapters of `distinct`, every second one with DoRA's factors; times_lora is against `distinct`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lora_kernels.lora.batch import LoraBatch, LoraGroup
 from lora_kernels.lora.launcher import group_linear
 
 ROWS = (8, 32)
-CASES = ("bare", "one", "distinct", "library_bare")
+CASES = ("bare", "one", "distinct", "half_dora", "library_bare")
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,19 @@ class Layers:
 def build(shape: BenchShape, num_rows: int) -> Layers:
     shapes = list(shape.groups.values())
     ranks = [RANK] * num_rows
-    arena = random_numbers(shape.layers * elements_per_layer(shapes, ranks))
-    adapters = layered_adapters(shapes, ranks, arena, num_layers=shape.layers)
+    num_elements = shape.layers * elements_per_layer(shapes, ranks)
+    num_factors = shape.layers * -(-num_rows // 2) * sum(sum(s.out_features) for s in shapes)
+    factors = torch.rand(num_factors, generator=torch.Generator().manual_seed(1)) + 0.5
+    arena = torch.cat([random_numbers(num_elements), factors.view(torch.bfloat16)])
+    adapters, dora = (layered_adapters(shapes, ranks, arena, num_layers=shape.layers) for _ in range(2))
+    place = num_elements
+    for slot in range(0, num_rows, 2):
+        places = []
+        for group in (each for layer in dora.groups for each in layer):
+            for row, out in zip(group.module_rows, group.out_features, strict=True):
+                places.append((row, place))
+                place += 2 * out
+        dora.table.set_factors(slot, 0, places)
     slots = np.arange(num_rows, dtype=np.int32)
     weights = [
         [random_numbers(sum(s.out_features) * s.in_features).view(-1, s.in_features) for s in shapes]
@@ -63,6 +75,7 @@ def build(shape: BenchShape, num_rows: int) -> Layers:
             "bare": None,
             "one": LoraBatch(adapters.table, np.zeros_like(slots)),
             "distinct": LoraBatch(adapters.table, slots),
+            "half_dora": LoraBatch(dora.table, slots),
         },
     )
 
@@ -81,9 +94,10 @@ def measure(layers: Layers, names: Sequence[str], num_rows: int, *, rounds: int)
                 "group": part,
                 "rows": num_rows,
                 "case": case,
-                "adapters": {"one": 1, "distinct": num_rows}.get(case, 0),
+                "adapters": {"one": 1, "distinct": num_rows, "half_dora": num_rows}.get(case, 0),
                 **Spread.of([1e6 * value for value in seconds[case]]).columns("us"),
                 **ratio(seconds[case], seconds["bare"]).columns("times_bare"),
+                **ratio(seconds[case], seconds["distinct"]).columns("times_lora"),
             }
             for case in CASES
         ]

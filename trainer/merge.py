@@ -158,10 +158,14 @@ def _merged_file(
 
 
 def _sum(weight: Tensor, part: Part, adapter: WeightsFile) -> Tensor:
-    """W + scale * B A, or the rows that take W's place, in float32, rounded once to W's own type."""
+    """W + scale * B A, its rows as long as DoRA's magnitudes, or the rows that take W's place; in float32, rounded
+    once to W's own type."""
     if isinstance(part, PlannedModule):
         a, b = (_tensor(adapter, entry).float() for entry in (part.a, part.b))
-        return torch.addmm(weight.float(), b, a, alpha=part.scale).to(weight.dtype)
+        total = torch.addmm(weight.float(), b, a, alpha=part.scale)
+        if part.magnitude is not None:
+            total *= _tensor(adapter, part.magnitude).float().T / total.norm(dim=1, keepdim=True)
+        return total.to(weight.dtype)
     whole_or_a, *rest = (_tensor(adapter, entry).float() for entry in part.entries)
     if not rest:
         return whole_or_a.to(weight.dtype)

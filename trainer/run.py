@@ -59,12 +59,6 @@ def _is_same(before: TrainSpec, now: TrainSpec, folder: RunFolder) -> bool:
     return before.model_dump(exclude=paths) == now.model_dump(exclude=paths)
 
 
-_ONLY_MERGED = (
-    "a DoRA adapter is not served beside others: merge it into its base (PEFT's merge_and_unload) and serve that as a "
-    "base, or train with method lora"
-)
-
-
 @dataclass(eq=False)
 class Run:
     """One process's part in a run. `train` returns how it ended; errors are the caller's (see trainer.failures)."""
@@ -79,8 +73,6 @@ class Run:
         """Raises SpecError, DataRejected, UnsupportedBase, Diverged, PackingBroken, OSError, torch's own errors."""
         start_s = time.perf_counter()
         disable_progress_bar()
-        if self.spec.method == "dora":
-            self.log.note(_ONLY_MERGED)
         self._stage("data")
         _ = self._base_digest  # a faulty base is reported before all data is read
         data = self._prepared_data()

@@ -32,6 +32,7 @@ class BaseDescription:
     digest: "sha256:<hex>" over the base's config and weights.
     dtype: "bfloat16", "float16" or "float32": the type adapters are kept and computed in.
     folder: where its files were when it was described; None: not on this machine.
+    nf4: whether its linear layers are quantised to NF4 when it is loaded; those of a base stored so are already.
     """
 
     digest: str
@@ -41,6 +42,7 @@ class BaseDescription:
     modules: Mapping[str, LinearShape]
     groups: tuple[tuple[str, ...], ...] = field(default=())
     folder: str | None = None
+    nf4: bool = False
 
     @cached_property
     def module_index(self) -> dict[str, int]:
@@ -56,7 +58,7 @@ class BaseDescription:
     def layout_key(self) -> str:
         """16 hex digits over all that the packed form of an adapter depends on."""
         shapes = {name: (shape.in_features, shape.out_features) for name, shape in self.modules.items()}
-        text = json.dumps([PACKED_FORMAT, self.digest, self.dtype, shapes, self.groups])
+        text = json.dumps([PACKED_FORMAT, self.digest, self.dtype, shapes, self.groups, *(["nf4"] if self.nf4 else [])])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
@@ -70,6 +72,7 @@ class BaseDescription:
             "modules": shapes,
             "groups": [list(group) for group in self.groups],
             "folder": self.folder,
+            **({"nf4": True} if self.nf4 else {}),
         }
         return json.dumps(body, separators=(",", ":"))
 
@@ -79,5 +82,5 @@ class BaseDescription:
         body: dict[str, Any] = json.loads(text)
         modules = {name: LinearShape(*shape) for name, shape in body["modules"].items()}
         groups = tuple(tuple(group) for group in body["groups"])
-        folder = body.get("folder")  # absent in what an older server remembered
-        return cls(body["digest"], body["name"], body["architecture"], body["dtype"], modules, groups, folder)
+        folder, nf4 = body.get("folder"), body.get("nf4", False)  # absent in what an older server remembered
+        return cls(body["digest"], body["name"], body["architecture"], body["dtype"], modules, groups, folder, nf4)

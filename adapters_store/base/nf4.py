@@ -64,6 +64,15 @@ def dequantized(packed: torch.Tensor, about: Mapping[str, torch.Tensor]) -> torc
     return weight
 
 
+def nf4_rounded(weight: torch.Tensor) -> torch.Tensor:
+    """The weight as `nf4_config` leaves it, dequantised."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+    rounded: torch.Tensor = dequantize_4bit(packed, state)
+    return rounded
+
+
 def keep_nf4_weights_plain(model: torch.nn.Module) -> None:
     """Stop bitsandbytes from repacking NF4 weights in place on CPUs with AVX512-BF16.
 

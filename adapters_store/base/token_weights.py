@@ -28,7 +28,7 @@ def token_weight_sha256(base: BaseDescription, module: str, dtype: str) -> str |
     A head that is tied to the embedding is the embedding. None: the base's files are not where they were, its tensor is
     not stored plain, or `dtype` loses what the base's type in use keeps (PEFT would answer with the rounded weight).
     """
-    if not _is_there(base):
+    if not weights_are_there(base):
         return None
     (found,) = remembered(
         {f"token-weight:{base.dtype}:{base.digest}:{module}:{dtype}": partial(_sha256, base, module, dtype)}
@@ -36,7 +36,8 @@ def token_weight_sha256(base: BaseDescription, module: str, dtype: str) -> str |
     return found or None
 
 
-def _is_there(base: BaseDescription) -> bool:
+def weights_are_there(base: BaseDescription) -> bool:
+    """Whether the base's files are where they were when it was described, and the same."""
     try:
         return base.folder is not None and base_digest(Path(base.folder)) == base.digest
     except (UnsupportedBase, OSError):

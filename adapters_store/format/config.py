@@ -42,6 +42,7 @@ class LoraConfig:
     text_prefix: where the base's text model lay in the model of text and pictures that the adapter was trained on, and
         where it lies by itself. The config means the former's paths. None: it was trained on the base as it is.
     tool_dialect, chat_template: how its chats are written, where that differs from the base.
+    use_dora: every targeted layer has a magnitude for each of its outputs.
     """
 
     r: int
@@ -60,6 +61,7 @@ class LoraConfig:
     text_prefix: tuple[str, str] | None = None
     tool_dialect: str | None = None
     chat_template: str | None = None
+    use_dora: bool = False
 
     def rank_of(self, module: str) -> int:
         """The rank PEFT gives this module."""
@@ -163,6 +165,7 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
         modules_to_save=_modules_to_save(body),
         tool_dialect=dialect_in(body),
         chat_template=template_in(body),
+        use_dora=_use_dora(body),
     )
 
 
@@ -183,6 +186,18 @@ def _boolean(field: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise bad_field(field, value, "true or false")
     return value
+
+
+def _use_dora(body: Body) -> bool:
+    value = body.get("use_dora")
+    if value is not None and not isinstance(value, bool):
+        raise AdapterRejected(
+            "unsupported_dora", f"use_dora: must be true or false, got {shown(value)}", param="use_dora"
+        )
+    if value and body.get("alora_invocation_tokens") is not None:
+        message = "use_dora: an activated LoRA with magnitudes is not served; train it without one of the two"
+        raise AdapterRejected("unsupported_dora", message, param="use_dora")
+    return bool(value)
 
 
 def _optional_text(field: str, value: object) -> str | None:

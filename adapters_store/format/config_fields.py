@@ -21,6 +21,7 @@ READ_FIELDS = frozenset(
         "r",
         "lora_alpha",
         "use_rslora",
+        "use_dora",
         "rank_pattern",
         "alpha_pattern",
         "target_modules",
@@ -72,13 +73,12 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "target_parameters": ("unsupported_target_parameters", _NO_LIST),
     "trainable_token_indices": ("unsupported_trainable_tokens", _ABSENT),
     "use_bdlora": ("unsupported_bdlora", _ABSENT),
-    "use_dora": ("unsupported_dora", _OFF),
     "use_qalora": ("unsupported_qalora", _OFF),
     "velora_config": ("unsupported_velora", _ABSENT),
 }
 
 _MERGE = "; merge the adapter into its base with PEFT (merge_and_unload) and serve the result as a base"
-_WAYS_OUT: Mapping[str, str] = {"use_dora": _MERGE, "lora_bias": _MERGE, "trainable_token_indices": _MERGE}
+_WAYS_OUT: Mapping[str, str] = {"lora_bias": _MERGE, "trainable_token_indices": _MERGE}
 
 # Fields with one neutral value that is not empty.
 FIXED_FIELDS: Mapping[str, tuple[tuple[object, ...], str]] = {

@@ -18,8 +18,8 @@ _DOMAIN = b"multilora adapter 1\n"
 
 
 class DigestBuilder:
-    """Feed it the tensors' bits module by module in the base's order, A before B, then those of the token layers; then
-    ask for the digest.
+    """Feed it the tensors' bits module by module in the base's order, A before B before magnitudes, then those of the
+    token layers; then ask for the digest.
 
     The first bytes hashed fix every tensor's length, so no two adapters feed the same bytes.
     """
@@ -47,6 +47,10 @@ class DigestBuilder:
                 for part in plan.token_layers
             ]
             whole.append({"token_layers": parts})
+        if plan.has_magnitudes:
+            whole.append(
+                {"magnitudes": [None if part.magnitude is None else part.magnitude.dtype for part in plan.modules]}
+            )
         meaning = json.dumps(whole, separators=(",", ":"))
         self._hash = hashlib.sha256(_DOMAIN + meaning.encode() + b"\n")
 

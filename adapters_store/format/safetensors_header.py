@@ -21,12 +21,15 @@ from adapters_store.parsing.strict_json import parse_strict_json, shown
 
 _LENGTH_BYTES = 8
 _MAX_DIM = 1 << 31
+MAGNITUDE = "lora_magnitude_vector"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*(?:\.[A-Za-z0-9_\-]+)*")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor of the file: safetensors dtype, [rows, cols], and the offset of its bytes in the file."""
+    """One tensor of the file: safetensors dtype, [rows, cols], and the offset of its bytes in the file.
+
+    DoRA's magnitudes, [n] in the file, are [1, n] here."""
 
     name: str
     dtype: str
@@ -137,6 +140,8 @@ def _entry(name: str, value: object, data_start: int, limits: AdapterLimits) -> 
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in TENSOR_TYPES:
         raise _rejected("wrong_dtype", f"{name}: dtype must be one of {', '.join(TENSOR_TYPES)}, got {shown(dtype)}")
+    if MAGNITUDE in name and isinstance(shape, list) and len(shape) == 1:
+        shape = [1, *shape]
     if not _are_sizes(shape, 1) or not _are_sizes(offsets, 0):
         wanted = f"shape must be two sizes from 1 to {_MAX_DIM} and data_offsets two positions"
         raise _rejected("bad_shape", f"{name}: {wanted}, got {shown(shape)} and {shown(offsets)}")

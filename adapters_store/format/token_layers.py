@@ -37,7 +37,8 @@ def token_layers(
 
     Raises:
         AdapterRejected: unsupported_modules_to_save, unsupported_full_weight, unsupported_embedding_lora,
-            missing_tensors, untargeted_module, missing_a, missing_b, rank_mismatch, rank_too_large, wrong_shape.
+            unsupported_dora, missing_tensors, untargeted_module, missing_a, missing_b, rank_mismatch, rank_too_large,
+            wrong_shape.
     """
     entries = {entry.name.removeprefix(PREFIX): entry for entry in header.tensors if entry.name.startswith(PREFIX)}
     found = [*_whole(config, entries, base), *_lora(config, entries, base, limits)]
@@ -112,6 +113,9 @@ def _lora(
     if not any("lora_embedding_" in path for path in entries):
         return
     name, head = family_of(base.architecture).embedding, base.modules.get(HEAD)
+    if config.use_dora:
+        message = f"{name}: DoRA on the embedding is not served; train it with exclude_modules=[{name!r}]"
+        raise _rejected("unsupported_dora", message)
     found = {side: _side(entries, name, side) for side in "AB"}
     a, b = found["A"], found["B"]
     if head is None or (a is None and b is None):

@@ -16,15 +16,16 @@ from adapters_store.errors import AdapterRejected
 from adapters_store.format.config import LoraConfig
 from adapters_store.format.dtypes import TENSOR_TYPES, Bits, largest_magnitude, overflow_limit, type_of_base
 from adapters_store.format.limits import AdapterLimits
-from adapters_store.format.safetensors_header import SafetensorsHeader, TensorEntry
+from adapters_store.format.safetensors_header import MAGNITUDE, SafetensorsHeader, TensorEntry
 from adapters_store.format.token_layers import PREFIX, TokenLayer, of_text_side, token_layers
 from adapters_store.parsing.patterns import ModulePattern
 from adapters_store.parsing.strict_json import shown
 
 _ENDINGS = {f".lora_{side}{name}.weight": side for side in "AB" for name in ("", ".default")}
+_MAGNITUDE_ENDINGS = tuple(f".{MAGNITUDE}{name}{ending}" for name in ("", ".default") for ending in ("", ".weight"))
 _UNSUPPORTED_NAMES = {
     "lora_embedding_": "unsupported_embedding_lora",
-    "lora_magnitude_vector": "unsupported_dora",
+    MAGNITUDE: "unsupported_dora",
     "lora_diag": "unsupported_kasa",
     "modules_to_save": "unsupported_modules_to_save",
     ".bias": "unsupported_bias",
@@ -34,13 +35,15 @@ _MAX_PATTERN_WORK = 1_000_000  # pattern keys x modules: every layer of a 405B m
 
 @dataclass(frozen=True, slots=True)
 class PlannedModule:
-    """One targeted linear layer: `a` is [rank, in_features], `b` is [out_features, rank]."""
+    """One targeted linear layer: `a` is [rank, in_features], `b` is [out_features, rank], and DoRA's `magnitude`
+    [1, out_features]."""
 
     name: str
     rank: int
     scale: float
     a: TensorEntry
     b: TensorEntry
+    magnitude: TensorEntry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,11 @@ class AdapterPlan:
         return max((part.rank for part in self._parts), default=0)
 
     @property
+    def has_magnitudes(self) -> bool:
+        """Whether it is DoRA."""
+        return any(module.magnitude is not None for module in self.modules)
+
+    @property
     def target_modules(self) -> tuple[str, ...]:
         """The last names of the layers that it changes, sorted: ("down_proj", "q_proj")."""
         return tuple(sorted({part.name.rpartition(".")[2] for part in self._parts}))
@@ -89,7 +97,8 @@ def plan_adapter(
 
     Raises:
         AdapterRejected: wrong_base, unknown_tensor, unsupported_full_weight, unknown_module, untargeted_module,
-            regex_targets, duplicate_tensor, missing_a, missing_b, missing_tensors, unmatched_target, rank_mismatch,
+            regex_targets, duplicate_tensor, missing_a, missing_b, missing_magnitude, missing_tensors, unmatched_target,
+            rank_mismatch,
             rank_too_large, wrong_shape, pattern_too_large, bad_field, a code of `token_layers`, or the code of an
             unsupported kind of tensor.
     """
@@ -98,7 +107,7 @@ def plan_adapter(
     layers = token_layers(config, header, base, limits)
     taken = {entry.name for layer in layers for entry in layer.entries}
     copies = tuple(_copies(header, base, taken))
-    pairs = _pair_tensors(header, base, taken | {copy.entry.name for copy in copies})
+    pairs = _pair_tensors(header, base, taken | {copy.entry.name for copy in copies}, use_dora=config.use_dora)
     if max(len(config.rank_pattern), len(config.alpha_pattern)) * len(pairs) > _MAX_PATTERN_WORK:
         message = f"rank_pattern and alpha_pattern: keys x modules may be {_MAX_PATTERN_WORK} at most"
         raise AdapterRejected("pattern_too_large", message, param="rank_pattern")
@@ -149,14 +158,16 @@ def _copies(header: SafetensorsHeader, base: BaseDescription, taken: Container[s
 
 
 def _pair_tensors(
-    header: SafetensorsHeader, base: BaseDescription, others: Container[str]
+    header: SafetensorsHeader, base: BaseDescription, others: Container[str], *, use_dora: bool
 ) -> dict[str, dict[str, TensorEntry]]:
-    """Module path -> {"A": entry, "B": entry}. others: names of tensors that belong to no pair."""
+    """Module path -> {"A": entry, "B": entry}, and with DoRA its "magnitude". others: names of tensors that belong to
+    no pair."""
     pairs: dict[str, dict[str, TensorEntry]] = {}
     for entry in header.tensors:
         if entry.name in others:
             continue
-        module, side = _parse_name(entry, header, base)
+        magnitude = _magnitude_of(entry.name) if use_dora else None
+        module, side = magnitude or _parse_name(entry, header, base)
         if module not in base.modules:
             raise _rejected("unknown_module", f"{entry.name}: the base {base.name} has no linear layer {module}")
         pair = pairs.setdefault(module, {})
@@ -167,7 +178,15 @@ def _pair_tensors(
         for side, code in (("A", "missing_a"), ("B", "missing_b")):
             if side not in pair:
                 raise _rejected(code, f"{module}: lora_{side}.weight is missing")
+        if use_dora and MAGNITUDE not in pair:
+            raise _rejected("missing_magnitude", f"{module}: {MAGNITUDE} is missing, and the config says use_dora")
     return pairs
+
+
+def _magnitude_of(name: str) -> tuple[str, str] | None:
+    """The module whose magnitudes the tensor `name` holds, as `_parse_name` returns it."""
+    ending = next((ending for ending in _MAGNITUDE_ENDINGS if name.endswith(ending)), None)
+    return (name[len(PREFIX) : -len(ending)], MAGNITUDE) if ending and name.startswith(PREFIX) else None
 
 
 def _parse_name(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescription) -> tuple[str, str]:
@@ -178,7 +197,8 @@ def _parse_name(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescrip
                 return name[len(PREFIX) : -len(ending)], side
     for part, code in _UNSUPPORTED_NAMES.items():
         if part in name:
-            raise _rejected(code, f"{name}: this kind of tensor is not served")
+            why = "; the config does not say use_dora" if part == MAGNITUDE else ""
+            raise _rejected(code, f"{name}: this kind of tensor is not served{why}")
     if name.endswith(".weight") and "lora_" not in name:
         advice = _advice_on_weight(entry, header, base)
         raise _rejected("unsupported_full_weight", f"{name}: a whole weight of the base, not LoRA; {advice}")
@@ -245,7 +265,13 @@ def _plan_module(
     if rank > limits.max_rank:
         raise _rejected("rank_too_large", f"{name}: rank {rank} exceeds max_rank {limits.max_rank}")
     _check_shapes(pair["A"], pair["B"], rank, base.modules[name])
-    return PlannedModule(name, rank, config.scale_of(name), pair["A"], pair["B"])
+    magnitude, outputs = pair.get(MAGNITUDE), base.modules[name].out_features
+    if magnitude is not None and magnitude.shape != (1, outputs):
+        message = (
+            f"{magnitude.name}: {magnitude.shape[0] * magnitude.shape[1]} magnitudes, the base has {outputs} outputs"
+        )
+        raise _rejected("wrong_shape", message)
+    return PlannedModule(name, rank, config.scale_of(name), pair["A"], pair["B"], magnitude)
 
 
 def _check_shapes(a: TensorEntry, b: TensorEntry, rank: int, shape: LinearShape) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.base.families import HEAD
-from lora_kernels.lora.batch import Place
+from lora_kernels.lora.batch import FactorPlace, Place
 from lora_kernels.lora.token_rows import TokenRows
 
 ALIGN_BYTES = 64  # every A and B starts on a cache line, so that vector loads never straddle one
@@ -21,6 +21,7 @@ class PackedModule:
 
     A is [rank, in_features] row-major; B is stored transposed, [rank, out_features] row-major, so that the expand
     step reads whole cache lines. scale multiplies the delta (lora_alpha / rank, or lora_alpha / sqrt(rank) for rsLoRA).
+    factor_offset: of DoRA's factors, float32 [out_features]; 0: none, because an A always comes before them.
 
     The embedding and the head as wholes have two forms of their own. rank 0: the adapter's own weight, [vocabulary,
     hidden] at a_offset. The embedding's LoRA: A transposed too, [vocabulary, rank].
@@ -31,6 +32,7 @@ class PackedModule:
     scale: float
     a_offset: int
     b_offset: int
+    factor_offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +43,18 @@ class PackedAdapter:
     buffer: torch.Tensor
     modules: tuple[PackedModule, ...]
 
-    def places(self, module_index: Mapping[str, int]) -> tuple[list[Place], list[TokenRows]]:
-        """The linear layers as `LoraTable.set_slot` takes them, and the embedding's and head's own rows."""
-        linear, own = [], []
+    def places(self, module_index: Mapping[str, int]) -> tuple[list[Place], list[TokenRows], list[FactorPlace]]:
+        """The linear layers as `LoraTable.set_slot` takes them, the embedding's and head's own rows, and the layers'
+        factors."""
+        linear, own, factors = [], [], []
         for part in self.modules:
             if part.rank and part.name in module_index:
                 linear.append((module_index[part.name], part.a_offset, part.b_offset, part.rank, part.scale))
+                if part.factor_offset:
+                    factors.append((module_index[part.name], part.factor_offset))
             else:
                 own.append(TokenRows(part.name == HEAD, part.rank, part.scale, part.a_offset, part.b_offset))
-        return linear, own
+        return linear, own, factors
 
     @property
     def num_bytes(self) -> int:

@@ -63,7 +63,7 @@ def keep_packed(folder: Path, adapter: PackedAdapter, base: BaseDescription) -> 
         "digest": adapter.digest,
         "num_elements": adapter.buffer.numel(),
         "xxh64": background.checksum(data, TimeSlices()),
-        "modules": [astuple(module) for module in adapter.modules],
+        "modules": [_stored(module) for module in adapter.modules],
     }
     body = json.dumps(index, separators=(",", ":")).encode()
     files, stem = Filesystem(), _stem(folder, base)
@@ -80,6 +80,11 @@ def as_bytes(buffer: torch.Tensor) -> background.Bytes:
     """The tensor's own memory (contiguous, on the host)."""
     view: background.Bytes = buffer.view(torch.uint8).numpy()
     return view
+
+
+def _stored(module: PackedModule) -> tuple[Any, ...]:
+    """Without factors as it was before there were any: an older server may read it."""
+    return astuple(module) if module.factor_offset else astuple(module)[:-1]
 
 
 def _stem(folder: Path, base: BaseDescription) -> Path:

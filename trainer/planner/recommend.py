@@ -156,7 +156,7 @@ def _further(question: Question, case: TrainingCase) -> Iterator[str]:
     if case.method != "full":
         yield "alpha 2r: the scale is 2 at every rank, so rsLoRA (arXiv 2312.03732) has nothing left to correct"
         yield "learning rate 2e-4: about ten times that of a full fine-tune, whatever the rank (LoRA Without Regret)"
-        yield "not dora: the server refuses its magnitudes; it is for adapters that are merged"
+        yield "not dora: it learns little more than lora of the same rank, and trains at two thirds of its speed"
     if question.examples < FEW_EXAMPLES:
         yield f"only {question.examples} examples: put them into the prompt first; training pays from {FEW_EXAMPLES}"
     if question.devices > 1:

@@ -20,6 +20,7 @@ from lora_kernels.native.bindings import CLoraBatch, CLoraGroup
 from lora_kernels.transfer import to_device
 
 Place = tuple[int, int, int, int, float]  # module row, offset of A, offset of B, rank, scale
+FactorPlace = tuple[int, int]  # module row, offset of its factors
 NO_ADAPTER = -1
 MAX_MEMBERS = 3  # q/k/v is the widest group
 
@@ -29,6 +30,8 @@ class LoraTable:
 
     arena: 1-D, the base's dtype. offsets [M, slots, 2] int64: A and B in elements of the arena. ranks [M, slots] int32
     (0: the slot does not touch the module). scales [M, slots] float32. A is [rank, H], B is [rank, O] (transposed).
+    factors [M, slots] int64: where DoRA's factors lie, float32 [O], in elements of the arena; 0: there are none. They
+    multiply the layer's product with its delta, before the bias.
     token_rows [slots], on the host: each slot's own embedding and head; few adapters have them.
     """
 
@@ -39,17 +42,24 @@ class LoraTable:
         self.offsets = torch.zeros(num_modules, num_slots, 2, dtype=torch.int64, device=device)
         self.ranks = torch.zeros(num_modules, num_slots, dtype=torch.int32, device=device)
         self.scales = torch.zeros(num_modules, num_slots, dtype=torch.float32, device=device)
+        self.factors = torch.zeros(num_modules, num_slots, dtype=torch.int64, device=device)
         self.token_rows: list[tuple[TokenRows, ...]] = [()] * num_slots
         self.max_ranks = [0] * num_slots  # on the host, to size the scratch
-        self.touched = np.zeros(
-            (num_modules, num_slots), dtype=np.bool_
-        )  # on the host, to skip launches without an adapter
+        # On the host, to skip launches without an adapter, and without factors
+        self.touched, self.scaled = (np.zeros((num_modules, num_slots), dtype=np.bool_) for _ in range(2))
         self._offset_bits = 0  # all offsets so far, or-ed: the lowest set bit is their common alignment
 
-    def set_slot(self, slot: int, offset: int, modules: list[Place], token_rows: Sequence[TokenRows] = ()) -> None:
+    def set_slot(
+        self,
+        slot: int,
+        offset: int,
+        modules: list[Place],
+        token_rows: Sequence[TokenRows] = (),
+        factors: Sequence[FactorPlace] = (),
+    ) -> None:
         """Point a slot at an adapter stored from `offset`. token_rows: its own embedding and head.
 
-        One copy to the device; the host does not wait for it."""
+        One copy to the device, and one more of factors; the host does not wait for it."""
         self.clear_slot(slot)
         self.token_rows[slot] = tuple(rows.moved(offset) for rows in token_rows)
         entries = np.array([module[:4] for module in modules], dtype=np.int64).reshape(-1, 4)
@@ -63,15 +73,36 @@ class LoraTable:
         self.max_ranks[slot] = max((module[3] for module in modules), default=0)
         self.touched[entries[:, 0], slot] = True
         self._offset_bits |= int(np.bitwise_or.reduce(entries[:, 1:3], axis=None))
+        if factors:
+            self.set_factors(slot, offset, factors)
+
+    def set_factors(self, slot: int, offset: int, factors: Sequence[FactorPlace]) -> None:
+        """Of the adapter that the slot points at. One copy to the device."""
+        places = np.array(factors, dtype=np.int64) + np.array([0, offset])
+        assert not (places[:, 1] * self.arena.element_size() % 4).any(), "factors are float32"
+        on_device = to_device(torch.from_numpy(places), self.arena.device)
+        self.factors[on_device[:, 0], slot] = on_device[:, 1]
+        self.scaled[places[:, 0], slot] = True
+        self._offset_bits |= int(np.bitwise_or.reduce(places[:, 1]))
 
     def clear_slot(self, slot: int) -> None:
         self.ranks[:, slot] = 0
         self.max_ranks[slot] = 0
         self.token_rows[slot] = ()
         self.touched[:, slot] = False
+        if self.scaled[:, slot].any():
+            self.factors[:, slot] = 0
+            self.scaled[:, slot] = False
+
+    def factors_of(self, module: int, slot: int, out_features: int) -> torch.Tensor | None:
+        """float32 [out_features]; None: the slot has none for the module."""
+        if not self.scaled[module, slot]:
+            return None
+        start = int(self.factors[module, slot])
+        return self.arena[start : start + out_features * 4 // self.arena.element_size()].view(torch.float32)
 
     def is_aligned_to(self, num_bytes: int) -> bool:
-        """Whether every A and B so far starts on a multiple of num_bytes (a power of two) of the arena."""
+        """Whether every A, B and factor row so far starts on a multiple of num_bytes (a power of two) of the arena."""
         return self._offset_bits * self.arena.element_size() % num_bytes == 0
 
 
@@ -142,6 +173,16 @@ class LoraBatch:
         return touched
 
     @cached_property
+    def scaled_modules(self) -> NDArray[np.bool_]:
+        """[M]: whether any adapter of the step has factors for the module's outputs."""
+        scaled: NDArray[np.bool_] = np.logical_or.reduce(self.table.scaled[:, self.slots], axis=1)
+        return scaled
+
+    def scales(self, group: LoraGroup) -> bool:
+        """Whether any row's adapter has factors for an output of the group."""
+        return any(self.scaled_modules[row] for row in group.module_rows)
+
+    @cached_property
     def row_tiles(self) -> RowTiles:
         """The device's view of the segments, made and copied once for all layers."""
         device = self.table.arena.device
@@ -154,6 +195,7 @@ class LoraBatch:
         scratch = np.empty(len(self.rows) * MAX_MEMBERS * h_rank, dtype=np.float32)
         arrays = (self.slots, self.starts, self.rows)
         tensors = (table.offsets, table.ranks, table.scales, table.arena)
+        factors = table.factors.data_ptr() if self.scaled_modules.any() else None
         struct = CLoraBatch(
             self.num_segments,
             table.num_slots,
@@ -161,6 +203,7 @@ class LoraBatch:
             *(array.ctypes.data for array in arrays),
             *(tensor.data_ptr() for tensor in tensors),
             scratch.ctypes.data,
+            factors,
         )
         return struct, scratch
 

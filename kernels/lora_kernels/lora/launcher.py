@@ -17,14 +17,14 @@ def group_linear(
     batch: LoraBatch | None,
     group: LoraGroup,
 ) -> torch.Tensor:
-    """x W^T + bias + each row's own adapter's delta.
+    """x W^T + bias + each row's own adapter's delta; with DoRA's factors, factor * (x W^T + delta) + bias.
 
     x_TH: [T, H] contiguous; weight_OH: [O, H], the members' weights, stacked. batch None: base only.
     Returns [T, O] in x's dtype.
     """
     native = _native_for(x_TH)
     if native is None or not native.linear_min_rows <= len(x_TH) <= native.linear_max_rows:
-        return add_lora_delta(linear(x_TH, weight_OH, bias_O), x_TH, batch, group)
+        return add_lora_delta(linear(x_TH, weight_OH, bias_O), x_TH, batch, group, bias_O)
     y_TO = x_TH.new_empty(len(x_TH), len(weight_OH))
     native.linear(
         None if batch is None else batch.native_address,
@@ -41,18 +41,26 @@ def group_linear(
     return y_TO
 
 
-def add_lora_delta(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch | None, group: LoraGroup) -> torch.Tensor:
-    """y += scale * (x A^T) B for each row's own adapter, in place. y_TO: [T, sum(out_features)]. Returns y."""
+def add_lora_delta(
+    y_TO: torch.Tensor,
+    x_TH: torch.Tensor,
+    batch: LoraBatch | None,
+    group: LoraGroup,
+    bias_O: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """y += scale * (x A^T) B for each row's own adapter, in place. y_TO: [T, sum(out_features)]. Returns y.
+
+    bias_O: what y holds of it already; DoRA's factors multiply all but it."""
     if batch is None:
         return y_TO
     assert y_TO.dtype == x_TH.dtype == batch.table.arena.dtype, "input, output and adapters share one dtype"
     if on_triton(x_TH, "lora"):
         from lora_kernels.lora.triton_launch import add_lora_delta_triton
 
-        return add_lora_delta_triton(y_TO, x_TH, batch, group)
+        return add_lora_delta_triton(y_TO, x_TH, batch, group, bias_O)
     native = _native_for(x_TH)
     if native is None:
-        return _add_by_segment(y_TO, x_TH, batch, group)
+        return _add_by_segment(y_TO, x_TH, batch, group, bias_O)
     native.lora_delta(
         batch.native_address,
         group.native_address,
@@ -60,6 +68,7 @@ def add_lora_delta(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch | No
         y_TO.stride(0),
         x_TH.data_ptr(),
         x_TH.stride(0),
+        None if bias_O is None else bias_O.data_ptr(),
     )
     return y_TO
 
@@ -69,7 +78,9 @@ def _native_for(x_TH: torch.Tensor) -> NativeOps | None:
     return native_ops(x_TH.dtype) if is_ours else None
 
 
-def _add_by_segment(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup) -> torch.Tensor:
+def _add_by_segment(
+    y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup, bias_O: torch.Tensor | None = None
+) -> torch.Tensor:
     """The fallback in plain torch: two small products per adapter and member, on views of the arena."""
     table = batch.table
     rows_R = torch.from_numpy(batch.rows).long().to(x_TH.device)
@@ -84,5 +95,10 @@ def _add_by_segment(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, gr
             a_KH = table.arena[a_offset : a_offset + rank * group.in_features].view(rank, group.in_features)
             b_KO = table.arena[b_offset : b_offset + rank * out].view(rank, out)
             delta_RO = (x_RH @ a_KH.T) @ b_KO * table.scales[module, slot].to(x_TH.dtype)
-            y_TO[:, start : start + out].index_add_(0, rows, delta_RO)
+            part_TO = y_TO[:, start : start + out]
+            part_TO.index_add_(0, rows, delta_RO)
+            factors_O = table.factors_of(module, slot, out)
+            if factors_O is not None:
+                own = 0.0 if bias_O is None else bias_O[start : start + out].float()
+                part_TO[rows] = (factors_O * (part_TO[rows].float() - own) + own).to(y_TO.dtype)
     return y_TO

@@ -23,3 +23,22 @@ def lora_delta_reference(x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup)
             b_RO = table.arena[b_offset : b_offset + rank * out].view(rank, out).float()
             y_TO[rows, start : start + out] = x_TH[rows].float() @ a_RH.T @ b_RO * table.scales[module, slot]
     return y_TO
+
+
+def dora_reference(
+    y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup, bias_O: torch.Tensor | None = None
+) -> torch.Tensor:
+    """y with each row's delta, and with its adapter's factors where it has any: factor * (y - bias + delta) + bias.
+
+    y_TO: the base's product with its bias. Returns float32. Source: DoRA (arXiv 2402.09353), the factor being
+    m / ||W + scale B A||.
+    """
+    total_TO = y_TO.float() + lora_delta_reference(x_TH, batch, group)
+    own_O = torch.zeros(total_TO.shape[1], device=y_TO.device) if bias_O is None else bias_O.float()
+    for segment, slot in enumerate(batch.slots.tolist()):
+        rows = torch.from_numpy(batch.rows[batch.starts[segment] : batch.starts[segment + 1]]).long().to(y_TO.device)
+        for module, start, out in zip(group.module_rows, group.starts, group.out_features, strict=True):
+            factors_O, own = batch.table.factors_of(module, slot, out), own_O[start : start + out]
+            if factors_O is not None:
+                total_TO[rows, start : start + out] = factors_O * (total_TO[rows, start : start + out] - own) + own
+    return total_TO

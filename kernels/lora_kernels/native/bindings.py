@@ -36,6 +36,7 @@ class CLoraBatch(ctypes.Structure):
         ("scales", c_void_p),
         ("arena", c_void_p),
         ("h", c_void_p),
+        ("factors", c_void_p),
     )
 
 
@@ -99,7 +100,7 @@ _P, _I = c_void_p, c_int64
 _SIGNATURES: dict[str, list[Any]] = {
     "linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I],
     "nf4_linear": [_P, _I, _P, _I, _P, _P, _I, _I],
-    "lora_delta": [_P, _P, _P, _I, _P, _I],
+    "lora_delta": [_P, _P, _P, _I, _P, _I, _P],
     "rms_norm": [_P, _I, _P, _I, _P, c_float, _I, _I],
     "silu_mul": [_P, _P, _I, _I],
     "rope": [_P, _I, _I, _P, _P, _I, _I, _I],

@@ -37,6 +37,8 @@ typedef struct {
   const float *scales;     // [modules, slots]
   const void *arena;
   float *h;  // scratch, [listed rows, members * h_rank] of any group
+  const int64_t *factors;  // [modules, slots] DoRA's factors, float [outputs], in elements of the arena; 0: the slot has
+                           // none. Null: no adapter of the step has any
 } lora_batch;
 
 // The step's tokens and where their sequences' keys and values lie.
@@ -71,6 +73,8 @@ typedef struct {
 #define SCALE(b, g, s, j) ((b)->scales[CELL(b, g, s, j)])
 #define A_AT(b, g, s, j) ((const T *)(b)->arena + (b)->offsets[2 * CELL(b, g, s, j)])
 #define B_AT(b, g, s, j) ((const T *)(b)->arena + (b)->offsets[2 * CELL(b, g, s, j) + 1])
+#define F_OFFSET(b, g, s, j) ((b)->factors ? (b)->factors[CELL(b, g, s, j)] : 0)
+#define F_AT(b, g, s, j) (F_OFFSET(b, g, s, j) ? (const float *)((const T *)(b)->arena + F_OFFSET(b, g, s, j)) : 0)
 #define H_STRIDE(b, g) ((g)->num_members * (b)->h_rank)
 #define H_AT(b, g, s, j) ((b)->h + (b)->start[s] * H_STRIDE(b, g) + (j) * (b)->h_rank)
 #define ROWS(b, s) ((b)->rows + (b)->start[s]), ((b)->start[(s) + 1] - (b)->start[s])

@@ -84,9 +84,11 @@ static void NAME(shrink)(float *h, int64_t h_stride, const T *x, int64_t x_strid
   }
 }
 
-// acc[m][v] = sum over r of h[m][r] * B[r, column + 16 v]; then y += scale * acc.
+// acc[m][v] = sum over r of h[m][r] * B[r, column + 16 v]; then y += scale * acc. With factors (else null), y holds the
+// bias already: y = factor * (y - bias + scale * acc) + bias.
 static inline __attribute__((always_inline)) void NAME(expand_block)(
-    const int MB, const int NV, T *const *y, const float *h, int64_t h_stride, const T *b, int64_t O, int64_t rank, float scale) {
+    const int MB, const int NV, T *const *y, const float *h, int64_t h_stride, const T *b, int64_t O, int64_t rank, float scale,
+    const float *factors, const T *bias) {
   v16 acc[4][8];
 #pragma GCC unroll 4
   for (int m = 0; m < MB; m++)
@@ -106,12 +108,21 @@ static inline __attribute__((always_inline)) void NAME(expand_block)(
 #pragma GCC unroll 4
   for (int m = 0; m < MB; m++)
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; v++) STORE16(y[m] + 16 * v, LOAD16(y[m] + 16 * v) + scale * acc[m][v]);
+    for (int v = 0; v < NV; v++) {
+      v16 sum = LOAD16(y[m] + 16 * v) + scale * acc[m][v];
+      if (factors) {
+        v16 own = bias ? LOAD16(bias + 16 * v) : splat(0.0f);
+        sum = load_f32(factors + 16 * v) * (sum - own) + own;
+      }
+      STORE16(y[m] + 16 * v, sum);
+    }
 }
 
-// y[rows, lo..hi) += scale * (h . B) for one adapter; B is [rank, O].
+// y[rows, lo..hi) += scale * (h . B) for one adapter; B is [rank, O]. factors, bias: null, or [O] (see expand_block).
 static void NAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t count, const float *h, int64_t h_stride,
-                         const T *b, int64_t O, int64_t rank, float scale, int64_t lo, int64_t hi) {
+                         const T *b, int64_t O, int64_t rank, float scale, const float *factors, const T *bias, int64_t lo,
+                         int64_t hi) {
+#define AT(p) ((p) ? (p) + c : 0)
   T *out[4];
   for (int64_t m0 = 0; m0 < count; m0 += 4) {
     int mb = (int)MIN(count - m0, 4);
@@ -121,16 +132,16 @@ static void NAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t co
       T *row = y + (int64_t)rows[m0] * y_stride;
       for (; c + 128 <= hi; c += 128) {
         out[0] = row + c;
-        NAME(expand_block)(1, 8, out, hm, h_stride, b + c, O, rank, scale);
+        NAME(expand_block)(1, 8, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias));
       }
     }
     for (; c + 64 <= hi; c += 64) {
       for (int m = 0; m < mb; m++) out[m] = y + (int64_t)rows[m0 + m] * y_stride + c;
       switch (mb) {
-        case 1: NAME(expand_block)(1, 4, out, hm, h_stride, b + c, O, rank, scale); break;
-        case 2: NAME(expand_block)(2, 4, out, hm, h_stride, b + c, O, rank, scale); break;
-        case 3: NAME(expand_block)(3, 4, out, hm, h_stride, b + c, O, rank, scale); break;
-        default: NAME(expand_block)(4, 4, out, hm, h_stride, b + c, O, rank, scale); break;
+        case 1: NAME(expand_block)(1, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
+        case 2: NAME(expand_block)(2, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
+        case 3: NAME(expand_block)(3, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
+        default: NAME(expand_block)(4, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
       }
     }
     for (; c < hi; c++)
@@ -138,9 +149,15 @@ static void NAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t co
         float sum = 0.0f;
         for (int64_t r = 0; r < rank; r++) sum += hm[m * h_stride + r] * TO_FLOAT(b[r * O + c]);
         T *p = y + (int64_t)rows[m0 + m] * y_stride + c;
-        *p = FROM_FLOAT(TO_FLOAT(*p) + scale * sum);
+        sum = TO_FLOAT(*p) + scale * sum;
+        if (factors) {
+          float own = bias ? TO_FLOAT(bias[c]) : 0.0f;
+          sum = factors[c] * (sum - own) + own;
+        }
+        *p = FROM_FLOAT(sum);
       }
   }
+#undef AT
 }
 
 // One thread's share of the shrink of a whole group: tasks are (segment, member, four ranks).
@@ -161,7 +178,7 @@ static void NAME(shrink_share)(const lora_batch *b, const lora_group *g, const T
 }
 
 // One thread's share of the expand: tasks are (segment, member, 64 output columns).
-static void NAME(expand_share)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, int tid, int nt) {
+static void NAME(expand_share)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *bias, int tid, int nt) {
   int64_t total = 0, task = 0;
   for (int64_t s = 0; s < b->num_segments; s++)
     for (int64_t j = 0; j < g->num_members; j++)
@@ -174,19 +191,20 @@ static void NAME(expand_share)(const lora_batch *b, const lora_group *g, T *y, i
       int64_t from = MAX(first - task, 0), to = MIN(last - task, tiles);
       if (from < to)
         NAME(expand)(y + g->start[j], y_stride, ROWS(b, s), H_AT(b, g, s, j), H_STRIDE(b, g), B_AT(b, g, s, j), O,
-                     RANK(b, g, s, j), SCALE(b, g, s, j), from * 64, MIN(to * 64, O));
+                     RANK(b, g, s, j), SCALE(b, g, s, j), F_AT(b, g, s, j), bias ? bias + g->start[j] : 0, from * 64, MIN(to * 64, O));
       task += tiles;
     }
 }
 
-// y += the adapters' deltas on their rows.
-void NAME(ml_lora_delta)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *x, int64_t x_stride) {
+// y += the adapters' deltas on their rows. bias: what y holds of it, or null; factors multiply all but it.
+void NAME(ml_lora_delta)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *x, int64_t x_stride,
+                         const T *bias) {
 #pragma omp parallel
   {
     int tid = omp_get_thread_num(), nt = omp_get_num_threads();
     NAME(shrink_share)(b, g, x, x_stride, tid, nt);
 #pragma omp barrier
-    NAME(expand_share)(b, g, y, y_stride, tid, nt);
+    NAME(expand_share)(b, g, y, y_stride, bias, tid, nt);
   }
 }
 
@@ -219,7 +237,7 @@ void NAME(ml_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_s
     if (b) {
       NAME(shrink_share)(b, g, x, x_stride, tid, nt);
 #pragma omp barrier
-      NAME(expand_share)(b, g, y, y_stride, tid, nt);
+      NAME(expand_share)(b, g, y, y_stride, bias, tid, nt);
     }
   }
   free(panels);

@@ -59,9 +59,6 @@ def train(
     parsed = read_spec(spec)
     if ranks > 1 and parsed.sharding != "fsdp":
         raise CommandError("bad_spec", f'--ranks {ranks}: the spec needs sharding: "fsdp"', ExitCode.REFUSED)
-    if gate and parsed.method == "dora":
-        message = "method dora: the server serves no DoRA; choose lora, or train with --no-gate and merge with PEFT"
-        raise CommandError("unsupported_method", message, ExitCode.REFUSED)
     folder = run_dir or Path("runs") / spec.stem
     folder.mkdir(parents=True, exist_ok=True)
     code = _trained(_command(spec, folder, resume=resume, ranks=ranks, track=track), folder, output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,7 +10,8 @@ from transformers import PretrainedConfig
 
 from adapters_store.base.description import BaseDescription
 from adapters_store.base.families import UnsupportedBase, family_of
-from adapters_store.base.files import DTYPES, describe_base
+from adapters_store.base.files import DTYPES, describe_base, load_config
+from adapters_store.base.nf4 import is_stored_in_nf4
 from adapters_store.base.row_rope import RowRope, choose_rope_by_row, rope_switches
 from adapters_store.base.weights import load_causal
 from server.engine.model.attention_hook import register_paged_attention
@@ -78,6 +79,7 @@ def load_base(
     model = load_causal(path, torch_dtype, target, nf4=quantize == "nf4", attn_implementation=attention)
     model.eval().requires_grad_(False)
     quantized = bool(getattr(model, "is_loaded_in_4bit", False))
+    description = replace(description, nf4=quantize == "nf4" and not is_stored_in_nf4(load_config(path)))
     lora = wrap_model(model, description)
     embedding = family_of(description.architecture).embedding
     model.set_submodule(embedding, AdapterEmbedding(model.get_submodule(embedding), lora))

@@ -83,10 +83,15 @@ class LinearGroup:
         if not self.quantized:
             y_TO = group_linear(x_TH.contiguous(), self.weight, self.bias, batch, self.group)
         else:
-            y_TO = add_lora_delta(self._quantized_base(x_TH), x_TH, batch, self.group)
+            y_TO = add_lora_delta(self._quantized_base(x_TH), x_TH, batch, self.group, self._quantized_bias)
         if self.is_head and batch is not None and batch.token_segments:
             own_head_rows(y_TO, x_TH, batch.token_segments, batch.table.arena)
         return y_TO
+
+    @cached_property
+    def _quantized_bias(self) -> torch.Tensor | None:
+        biases = [bias for linear in self.quantized if isinstance(bias := linear.bias, torch.Tensor)]
+        return torch.cat([bias.detach() for bias in biases]) if biases else None
 
     @cached_property
     def _nf4_weights(self) -> list[Nf4Weight]:

@@ -117,8 +117,11 @@ def _measured(run: _Run, precision: Precision, limits: GateThresholds) -> _Measu
 
 
 def _measure(run: _Run, limits: GateThresholds) -> _Measured:
+    plan = plan_folder(run.output, run.base.description)
+    if plan.has_magnitudes:  # its norms belong to the scale it was trained with
+        limits = replace(limits, scales=(1.0,))
     scorer = ServingScorer(run.base, pack_folder(run.output, run.base), _settings(run, limits))
-    weights = module_weights(plan_folder(run.output, run.base.description), run.output, run.spec.base)
+    weights = module_weights(plan, run.output, run.spec.base)
     trip = round_trip(scorer, run.spec.base, run.output, _round_trip_prompts(run), limits)
     return _judged(run, scorer, limits, weights, trip)
 

@@ -17,7 +17,7 @@ from server.jobs.store.records import INITIAL_ADAPTER, MIX_FILE, TRAINING_FILE, 
 from trainer.spec import DPO_RATE, AdapterSpec, BatchSpec, Objective, OptimSpec, SpecError, TrainSpec
 from trainer.starting import fields_of
 
-SERVED_METHODS = ("lora", "qlora")  # what the store serves as an adapter
+SERVED_METHODS = ("lora", "qlora", "dora")  # what the store serves as an adapter
 _SECTIONS = (AdapterSpec, OptimSpec, BatchSpec)
 _WHOLE_RUN = (
     "method",

@@ -74,7 +74,6 @@ def test_fields_that_change_no_meaning_are_accepted(field: str, value: object) -
 @pytest.mark.parametrize(
     ("field", "value", "code"),
     [
-        ("use_dora", True, "unsupported_dora"),
         ("bias", "all", "unsupported_bias"),
         ("bias", None, "unsupported_bias"),
         ("lora_bias", True, "unsupported_bias"),
@@ -137,7 +136,7 @@ def test_other_meanings_are_refused_by_code_and_field(field: str, value: object,
     error = refusal(config_bytes(**{field: value}))
     assert error.code == code
     assert error.param == field
-    assert ("merge_and_unload" in error.message) == (field in ("use_dora", "lora_bias", "trainable_token_indices"))
+    assert ("merge_and_unload" in error.message) == (field in ("lora_bias", "trainable_token_indices"))
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ BAD_WEIGHTS: dict[str, tuple[bytes, str]] = {
 }
 
 BAD_CONFIGS: dict[str, tuple[dict[str, object], str]] = {
-    "DoRA": ({"use_dora": True}, "unsupported_dora"),
+    "DoRA": ({"use_dora": True}, "missing_magnitude"),
     "bias": ({"bias": "lora_only"}, "unsupported_bias"),
     "modules_to_save": ({"modules_to_save": ["lm_head"]}, "unsupported_modules_to_save"),
     "regex targets": ({"target_modules": "(a+)+$"}, "regex_targets"),

@@ -150,7 +150,6 @@ def test_a_raw_state_dict_name_means_the_same_adapter(saved: Any, store: Adapter
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
-        ({"use_dora": True}, "unsupported_dora"),
         ({"modules_to_save": ["lm_head"]}, "unsupported_modules_to_save"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "unsupported_full_weight"),
         ({"target_modules": ["q_proj", "lm_head"]}, "unsupported_full_weight"),

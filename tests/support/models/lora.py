@@ -12,16 +12,25 @@ SENTINEL_GAP = 96  # NaN elements between adapters: reading one past an adapter 
 
 
 def random_table(
-    groups: Sequence[LoraGroup], ranks: Sequence[int], dtype: torch.dtype, *, seed: int = 0, missing: int = -1
+    groups: Sequence[LoraGroup],
+    ranks: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    seed: int = 0,
+    missing: int = -1,
+    factored: Sequence[int] = (),
 ) -> LoraTable:
-    """One adapter per slot with the given rank on every module of the groups; slot `missing` skips the odd modules."""
+    """One adapter per slot with the given rank on every module of the groups; slot `missing` skips the odd modules.
+    factored: slots with DoRA's factors, from 0.5 to 1.5, on every module."""
     generator = torch.Generator().manual_seed(seed)
     num_modules = sum(len(group.module_rows) for group in groups)
+    num_outputs = sum(sum(group.out_features) for group in groups)
     size = sum(_adapter_elements(groups, rank) + SENTINEL_GAP for rank in ranks) + SENTINEL_GAP
+    size += len(factored) * (num_outputs * 2 + num_modules)
     table = LoraTable(torch.full((size,), torch.nan, dtype=dtype), num_modules, len(ranks))
     cursor = SENTINEL_GAP
     for slot, rank in enumerate(ranks):
-        modules, used = [], 0
+        modules, factors, used = [], [], 0
         for group in groups:
             for row, out in zip(group.module_rows, group.out_features, strict=True):
                 if slot == missing and row % 2:
@@ -33,7 +42,15 @@ def random_table(
                 )
                 table.arena[cursor + b_offset : cursor + used] = _normal(used - b_offset, 0.05, generator, dtype)
                 modules.append((row, a_offset, b_offset, rank, 0.5 + slot))
-        table.set_slot(slot, cursor, modules)
+                if slot in factored:
+                    used += (cursor + used) % 2  # float32 in an arena of two bytes an element
+                    factors.append((row, used))
+                    end = used + out * 4 // table.arena.element_size()
+                    table.arena[cursor + used : cursor + end].view(torch.float32).copy_(
+                        torch.rand(out, generator=generator) + 0.5
+                    )
+                    used = end
+        table.set_slot(slot, cursor, modules, factors=factors)
         cursor += used + SENTINEL_GAP
     return table
 

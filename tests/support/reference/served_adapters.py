@@ -19,6 +19,7 @@ SERVED = {
     "r": "1 to 256",
     "lora_alpha": "any number up to a million, also negative or a fraction",
     "use_rslora": "true and false",
+    "use_dora": "true and false; on the embedding and with `alora_invocation_tokens` `unsupported_dora`",
     "rank_pattern": "plain names; a regular expression is `regex_pattern`",
     "alpha_pattern": "as `rank_pattern`",
     "target_modules": "names, ends of paths, whole paths, `all-linear`, or a regular expression",

@@ -17,12 +17,12 @@ from adapters_store.errors import AdapterRejected
 from adapters_store.store import AdapterStore
 from server.demo.assets import demo_base_path
 from server.engine.model.base_model import load_base
+from server.jobs.gate.process import Precision, gate_run
 from support.models.packed_forward import PackedForward
 from support.trainers.training import STEPS, demo_spec
 from trainer.model.model import load
 from trainer.run import train
 from trainer.run_folder.checkpoint import load_weights
-from trainer.run_folder.events import EventReader
 from trainer.run_folder.folder import Exit
 
 TOKENS = [5, 300, 17, 42, 9, 1200, 33]
@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "alpha_pattern": {"down_proj": 3},
         }
     },
+    "dora": {"method": "dora", "adapter": {"rank": 4}},
     "eva": {"adapter": {"rank": 4, "init": "eva"}},
     "orthogonal": {"adapter": {"rank": 4, "init": "orthogonal"}},
 }
@@ -93,16 +94,14 @@ def test_the_store_takes_what_was_trained(tmp_path: Path, variant: str) -> None:
     store.close()
 
 
-def test_dora_trains_and_is_refused_for_serving_by_name(tmp_path: Path) -> None:
-    train(demo_spec(tmp_path, method="dora"), tmp_path / "run")
-    first = next(EventReader(tmp_path / "run").new_events())
-    assert (first["type"], "is not served" in first["message"]) == ("note", True)  # said before anything is trained
-    store = AdapterStore.open(tmp_path / "data")
-    store.tenants.create("acme")
-    with pytest.raises(AdapterRejected) as caught:
-        publish(store, tmp_path / "run" / "adapter", demo_base_path())
-    assert caught.value.code == "unsupported_dora"
-    store.close()
+def test_the_gate_judges_dora_as_it_is_served_and_at_its_own_scale_alone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(demo_spec(tmp_path, method="dora", optim={"max_steps": 2}, eval_every=2), run) is Exit.SUCCEEDED
+    result = gate_run(run, Precision(dtype="float32"))
+    assert result.round_trip is not None, result.reasons
+    assert result.round_trip.difference <= 1e-4
+    assert result.held_out is not None
+    assert list(result.held_out.sweep) == [1.0]
 
 
 def test_a_full_fine_tune_is_a_new_base_on_which_adapters_of_the_old_one_are_refused(tmp_path: Path) -> None:

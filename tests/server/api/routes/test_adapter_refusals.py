@@ -53,10 +53,10 @@ def test_the_bases_name_is_taken(client: httpx.Client, upload: Upload) -> None:
 
 
 def test_what_the_store_refuses_is_a_400_with_its_code(client: httpx.Client, upload: Upload) -> None:
-    response = upload(client, "dora", use_dora=True)
+    response = upload(client, "dora", use_dora=True)  # its weights hold no magnitudes
     assert response.status_code == 400
     error = response.json()["error"]
-    assert "dora" in error["code"]
+    assert error["code"] == "missing_magnitude"
     assert client.get("/v1/adapters/dora").status_code == 404
 
 

@@ -168,7 +168,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], int, str, str]] = [
     ({"method": {"type": "reinforcement"}}, 400, "invalid_value", "method.type"),
     ({"extra_body": {"multilora": {"rank": 257}}}, 400, "invalid_value", "multilora.rank"),
     ({"extra_body": {"multilora": {"rankz": 8}}}, 400, "unknown_parameter", "multilora.rankz"),
-    ({"extra_body": {"multilora": {"method": "dora"}}}, 400, "unsupported_method", "multilora.method"),
+    ({"extra_body": {"multilora": {"method": "full"}}}, 400, "unsupported_method", "multilora.method"),
     ({"extra_body": {"multilora": {"mix_file": "file-none"}}}, 404, "file_not_found", "multilora.mix_file"),
     ({"extra_body": {"optimizer": "sgd"}}, 400, "unknown_parameter", "optimizer"),
     ({"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]}, 400, "unsupported_parameter", "integrations"),

@@ -101,7 +101,7 @@ def _set_dora(folder: Path) -> None:
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "missing_weights"),
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"\x80\x02}q\x00." * 9), "pickle"),
         (lambda folder: (folder / "adapter_config.json").write_text("{"), "bad_json"),
-        (_set_dora, "unsupported_dora"),
+        (_set_dora, "missing_magnitude"),
     ],
 )
 def test_push_refuses_an_unsound_adapter_by_a_code(

@@ -42,16 +42,6 @@ def test_a_bad_spec_is_refused_before_anything_starts(run: Command, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_dora_is_refused_before_it_trains_unless_nothing_is_to_be_served(run: Command, tmp_path: Path) -> None:
-    spec = tmp_path / "dora.yaml"
-    spec.write_text(demo_spec(tmp_path, method="dora").to_yaml())
-    done = run("train", spec, "--run-dir", tmp_path / "run", "--json")
-    assert done.exit_code == 4
-    assert json.loads(done.stdout)["error"]["code"] == "unsupported_method"
-    assert "--no-gate" in done.stdout
-    assert not (tmp_path / "run").exists()
-
-
 def test_several_ranks_need_a_sharded_spec(run: Command, spec_file: Path) -> None:
     done = run("train", spec_file, "--ranks", "2")
     assert done.exit_code == 4

@@ -138,7 +138,7 @@ def test_weights_that_are_not_finite_and_adapters_of_another_form_are_blocked(go
     assert codes(gate_run(run, FLOAT32)) == {"non_finite"}
     config = run / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
-    assert codes(gate_run(run, FLOAT32)) == {"unsupported_dora"}
+    assert codes(gate_run(run, FLOAT32)) == {"missing_magnitude"}
     assert json.loads((run / "gate.json").read_text())["verdict"] == "block"
     assert "the server refuses the adapter" in (run / "report.html").read_text()
 

@@ -188,8 +188,8 @@ def test_the_norms_of_a_base_that_is_stored_in_nf4_are_those_of_what_it_stands_f
 
 def test_an_adapter_the_server_would_not_take_is_not_scored(folders: tuple[Path, Path], tmp_path: Path) -> None:
     config = adapter_configs(NAMES)["plain"]
-    config.use_dora = True
+    config.target_modules, config.use_dora = {"q_proj", "embed_tokens"}, True
     dora = save_adapter(folders[0], tmp_path / "dora", config, seed=3)
     with pytest.raises(AdapterRejected) as refused:
         pack_folder(dora, load_base(folders[0], dtype="float32"))
-    assert "dora" in refused.value.code
+    assert refused.value.code == "unsupported_dora"
