@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from adapters_store.base.description import BaseDescription
 from adapters_store.base.families import HEAD, family_of
+from adapters_store.base.files import load_config
 from adapters_store.base.folder import weight_files
 from adapters_store.base.nf4 import dequantized, nf4_rounded
 from adapters_store.base.token_weights import weights_are_there
@@ -46,10 +47,15 @@ class BaseWeights:
         assert weight.shape == (shape.out_features, shape.in_features), f"{name}: {list(weight.shape)}"
         return weight
 
+    @property
+    def _is_tied(self) -> bool:
+        return bool(load_config(Path(str(self._base.folder))).tie_word_embeddings)
+
     def _name_of(self, module: str) -> str:
         """Files of some bases lack the name of the whole model ("h.0.attn.c_attn")."""
-        modules = (module, self._family.embedding) if module == HEAD else (module,)
-        names = [f"{path}.weight" for path in modules] + [f"{path.partition('.')[2]}.weight" for path in modules]
+        if module == HEAD and f"{HEAD}.weight" not in self._lies_in and self._is_tied:
+            module = self._family.embedding
+        names = (f"{module}.weight", f"{module.partition('.')[2]}.weight")
         found = next((name for name in names if name in self._lies_in), None)
         if found is None:
             raise _missing(self._base, f"hold no weight of {module}")

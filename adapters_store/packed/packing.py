@@ -21,7 +21,6 @@ from adapters_store.format.tensor_file import WeightsFile
 from adapters_store.format.validate import AdapterPlan, PlannedModule, check_copy, check_values
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter, PackedModule
-from adapters_store.packed.magnitudes import divide_by_norms
 
 _FACTOR_BYTES = 4  # float32, whatever the base's type: rounded to bfloat16, a factor would change every output by 0.2 %
 
@@ -128,6 +127,8 @@ def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: Host
                 (room.T if is_transposed else room)[first : first + len(rows)] = rows
                 first += len(rows)
     if factored := [module for module in layout.modules if module.factor_offset]:
+        from adapters_store.packed.magnitudes import divide_by_norms  # it imports transformers, to read the base
+
         divide_by_norms(buffer, factored, plan.base)
     return PackedAdapter(builder.digest(), buffer, layout.modules)
 

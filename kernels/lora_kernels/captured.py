@@ -98,5 +98,5 @@ def captured_lora_batch(
         touched[:] = False
         touched[list(modules)] = True
     batch.touched_modules = touched
-    batch.scaled_modules = touched & scaled
+    batch.scaled_modules = touched if scaled else None
     return batch

@@ -108,7 +108,7 @@ def lora_case(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Outcome:
-    """The delta of rows on `row_slots`, added to zeros. factored: the worse of this and of DoRA beside it, with bias."""
+    """The delta of rows on `row_slots`, added to zeros. factored: the worse of this and of DoRA with a bias."""
     batch = LoraBatch(random_table(group, ranks, dtype, device), row_slots)
     x = normal(len(row_slots), group.in_features, dtype=dtype, device=device, seed=1)
     y = torch.zeros(len(x), sum(group.out_features), dtype=dtype, device=device)

@@ -45,8 +45,9 @@ class LoraTable:
         self.factors = torch.zeros(num_modules, num_slots, dtype=torch.int64, device=device)
         self.token_rows: list[tuple[TokenRows, ...]] = [()] * num_slots
         self.max_ranks = [0] * num_slots  # on the host, to size the scratch
-        # On the host, to skip launches without an adapter, and without factors
+        # On the host, to skip launches without an adapter, and factors where there are none
         self.touched, self.scaled = (np.zeros((num_modules, num_slots), dtype=np.bool_) for _ in range(2))
+        self.has_factors = [False] * num_slots
         self._offset_bits = 0  # all offsets so far, or-ed: the lowest set bit is their common alignment
 
     def set_slot(
@@ -83,6 +84,7 @@ class LoraTable:
         on_device = to_device(torch.from_numpy(places), self.arena.device)
         self.factors[on_device[:, 0], slot] = on_device[:, 1]
         self.scaled[places[:, 0], slot] = True
+        self.has_factors[slot] = True
         self._offset_bits |= int(np.bitwise_or.reduce(places[:, 1]))
 
     def clear_slot(self, slot: int) -> None:
@@ -90,9 +92,10 @@ class LoraTable:
         self.max_ranks[slot] = 0
         self.token_rows[slot] = ()
         self.touched[:, slot] = False
-        if self.scaled[:, slot].any():
+        if self.has_factors[slot]:
             self.factors[:, slot] = 0
             self.scaled[:, slot] = False
+            self.has_factors[slot] = False
 
     def factors_of(self, module: int, slot: int, out_features: int) -> torch.Tensor | None:
         """float32 [out_features]; None: the slot has none for the module."""
@@ -173,14 +176,17 @@ class LoraBatch:
         return touched
 
     @cached_property
-    def scaled_modules(self) -> NDArray[np.bool_]:
-        """[M]: whether any adapter of the step has factors for the module's outputs."""
+    def scaled_modules(self) -> NDArray[np.bool_] | None:
+        """[M]: whether any adapter of the step has factors for the module's outputs; None: for no module."""
+        if not any(self.table.has_factors[slot] for slot in self.slots):
+            return None
         scaled: NDArray[np.bool_] = np.logical_or.reduce(self.table.scaled[:, self.slots], axis=1)
         return scaled
 
     def scales(self, group: LoraGroup) -> bool:
         """Whether any row's adapter has factors for an output of the group."""
-        return any(self.scaled_modules[row] for row in group.module_rows)
+        scaled = self.scaled_modules
+        return scaled is not None and any(scaled[row] for row in group.module_rows)
 
     @cached_property
     def row_tiles(self) -> RowTiles:
@@ -195,7 +201,7 @@ class LoraBatch:
         scratch = np.empty(len(self.rows) * MAX_MEMBERS * h_rank, dtype=np.float32)
         arrays = (self.slots, self.starts, self.rows)
         tensors = (table.offsets, table.ranks, table.scales, table.arena)
-        factors = table.factors.data_ptr() if self.scaled_modules.any() else None
+        factors = None if self.scaled_modules is None else table.factors.data_ptr()
         struct = CLoraBatch(
             self.num_segments,
             table.num_slots,

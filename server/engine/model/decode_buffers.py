@@ -145,8 +145,8 @@ class DecodeBuffers:
 
     def have_factors(self, rows: Sequence[ScheduledRow]) -> bool:
         """Whether an adapter of the step has DoRA's factors."""
-        slots = [row.request.slot for row in rows if row.request.slot is not None]
-        return bool(self.table.scaled[:, slots].any())
+        slots = (row.request.slot for row in rows)
+        return any(self.table.has_factors[slot] for slot in slots if slot is not None)
 
     def touched_modules(self, rows: Sequence[ScheduledRow]) -> NDArray[np.bool_]:
         """For each row of the adapter table, whether an adapter of the step touches that module."""

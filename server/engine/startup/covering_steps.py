@@ -152,5 +152,5 @@ def _claiming(runner: ModelRunner, num_rows: int, claimed: _Adapters, *, distinc
     segments = (adapters.slots, adapters.starts, adapters.rows)
     adapters.row_tiles = row_tiles(*segments, max_rank=claimed.rank, device=runner.table.arena.device)
     adapters.touched_modules = np.ones(len(runner.table.ranks), dtype=np.bool_)
-    adapters.scaled_modules = np.full(len(runner.table.ranks), claimed.scaled)
+    adapters.scaled_modules = adapters.touched_modules if claimed.scaled else None
     return adapters

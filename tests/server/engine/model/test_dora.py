@@ -19,8 +19,11 @@ from adapters_store.packed import magnitudes
 from adapters_store.packed.packing import pack, packed_bytes
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from server.engine.model.base_model import load_base
+from server.engine.schedule import SchedulerSettings
+from server.engine.startup.settings import MemoryBudget
 from support.models.models import VOCAB, linear_names, peft_model, save_base
 from support.models.packed_forward import PackedForward
+from support.servers.service import greedy_by_peft, make_base, running
 from trainer.merge import merge
 
 FAMILIES = ("qwen2", "gpt2", "phi")  # biases and a tied head; weights stored transposed; biases on every layer
@@ -176,3 +179,26 @@ def test_what_cannot_be_served_of_dora_is_refused_by_name(tmp_path: Path) -> Non
     with pytest.raises(AdapterUnavailable, match="have changed") as gone:
         pack_of(good, description)
     assert gone.value.code == "base_weights_missing"
+
+
+def test_published_adapters_that_take_turns_in_the_pool_answer_as_peft_in_one_batch_with_others(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    made = dict(zip("abcd", save_mixed(base, tmp_path), strict=True))
+    made["e"] = save(base, tmp_path / "4", 5, r=4, target_modules=["q_proj", "down_proj"])
+    description = describe_base(base)
+    sizes = [packed_bytes(plan_folder(folder, description)) for folder in made.values()]
+    memory = MemoryBudget(kv_cache=4 << 20, adapter_pool=max(sizes) + 8192, host_cache=2 * max(sizes))
+    prompts = {name: [(7 * ord(name) + 3 * step) % 400 + 3 for step in range(27)] for name in made}
+    wanted = {name: greedy_by_peft(base, folder, prompts[name], 6) for name, folder in made.items()}
+    bare = greedy_by_peft(base, None, prompts["a"], 6)
+    scheduler = SchedulerSettings(max_batch_tokens=16, max_running=8)  # prompts of 27 tokens come in pieces
+    with running(base, made, tmp_path / "data", memory=memory, scheduler=scheduler) as service:
+        assert service.versions["a"].num_bytes == sizes[0]
+        for _ in range(2):
+            with service.held():
+                answers = {name: service.ask(prompts[name], name, max_tokens=6)[1] for name in made}
+                alone = service.ask(prompts["a"], max_tokens=6)[1]
+            events = {name: answer.collect() for name, answer in answers.items()}
+            assert alone.tokens() == bare
+            assert {name: [token for one in each for token in one.token_ids] for name, each in events.items()} == wanted
+        assert all(each[-1].num_cached_tokens == 24 for each in events.values())
