@@ -26,7 +26,7 @@ from support.models.packed_forward import PackedForward
 from support.servers.service import greedy_by_peft, make_base, running
 from trainer.merge import merge
 
-FAMILIES = ("qwen2", "gpt2", "phi")  # biases and a tied head; weights stored transposed; biases on every layer
+FAMILIES = ("gpt2", "phi")  # a tied head, and weights stored transposed; a bias on every layer and the head
 LENGTHS = (21, 5, 9, 14, 8, 11)
 SLOTS = (0, None, 1, 2, 0, 3)
 ENDS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
@@ -52,11 +52,12 @@ def save(base: Path, folder: Path, seed: int, *, dora: bool = True, **options: A
 def save_mixed(base: Path, folder: Path) -> list[Path]:
     names = linear_names(AutoModelForCausalLM.from_pretrained(base, local_files_only=True))
     first, last = names[0], names[-1]
+    saved = None if "fc1" in names else ["lm_head"]  # a head of its own has no bias of its own
     return [
         save(base, folder / "0", 0, r=4, lora_alpha=8, target_modules=[*names, "lm_head"]),
         save(base, folder / "1", 1, dora=False, r=4, lora_alpha=8, target_modules=names),
         save(base, folder / "2", 2, r=8, use_rslora=True, target_modules=names, rank_pattern={first: 2, last: 7}),
-        save(base, folder / "3", 3, r=3, lora_alpha=3, target_modules=[last], modules_to_save=["lm_head"]),
+        save(base, folder / "3", 3, r=3, lora_alpha=3, target_modules=[last], modules_to_save=saved),
     ]
 
 
