@@ -78,20 +78,13 @@ def test_shrink_streams_whole_vectors_to_tensor_cores(
 
 
 def expand(
-    capability: int,
-    key: tuple[int, int],
-    dtype: str,
-    members: int,
-    *,
-    overlaps: bool = False,
-    factors: dict[str, str] | None = None,
-    folder: Path,
+    capability: int, key: tuple[int, int], dtype: str, members: int, *, overlaps: bool = False, folder: Path
 ) -> Compiled:
     tile = TILES[capability].lora[key].for_element(BYTES[dtype])
     return compile_for(
         capability,
         expand_kernel,
-        POINTERS | {"y_ptr": f"*{dtype}", "arena_ptr": f"*{dtype}", "scales_ptr": "*fp32"} | (factors or {}),
+        POINTERS | {"y_ptr": f"*{dtype}", "arena_ptr": f"*{dtype}", "scales_ptr": "*fp32"},
         {
             "MEMBERS": members,
             "BLOCK_M": key[0],
@@ -121,20 +114,6 @@ def test_expand_reads_and_writes_whole_vectors(
     compiled = expand(capability, key, dtype, members, folder=tmp_path)
     check(compiled, dtype)
     check_vectors(compiled)
-
-
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("bias", [{}, {"bias_ptr": "*bf16"}], ids=["no bias", "bias"])
-@pytest.mark.parametrize("key", [(16, 16), (64, 64)], ids=str)
-def test_factors_cost_loads_and_multiplications_and_no_spill(
-    capability: int, bias: dict[str, str], key: tuple[int, int], tmp_path: Path
-) -> None:
-    plain = expand(capability, key, "bf16", 3, folder=tmp_path)
-    compiled = expand(capability, key, "bf16", 3, factors={"factors_ptr": "*i64", **bias}, folder=tmp_path)
-    check(compiled, "bf16")
-    check_vectors(compiled)
-    assert compiled.count("LDG.E.128") > plain.count("LDG.E.128")
-    assert compiled.count("STG") == plain.count("STG")
 
 
 @pytest.mark.parametrize("key", [(16, 16), (16, 64)], ids=str)
