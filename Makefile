@@ -58,7 +58,7 @@ test-fleet: $(VENV)/.installed-dev
 		tests/server/cli/serve/test_first_starts.py tests/server/cli/serve/test_fleet_processes.py tests/server/cli/serve/test_cold_from_bucket.py \
 		tests/server/ray_serve tests/server/jobs/worker/test_leader.py $(ARGS)
 
-# Seven real clients, each in an environment of its own, against the demo.
+# Eight real clients, each in an environment of its own, against the demo.
 clients: $(VENV)/.installed-dev
 	$(BIN)/python tests/clients/run.py $(ARGS)
 

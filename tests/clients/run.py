@@ -22,8 +22,18 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-TENANT, TIMEOUT_S = "law", 300
+TENANT, AGENTS, TIMEOUT_S = "law", ("desk", "ward"), 300
 TORCH = "torch==2.13.0"  # the build pip's index gives is taken; where that has CUDA in it, point pip at one without
+
+# What its checker imports; with all its models, bfcl-eval asks for 31 packages, torch and faiss among them.
+BFCL_NEEDS = (
+    "openai",
+    "tree_sitter==0.21.3",
+    "tree-sitter-java==0.21.0",
+    "tree-sitter-javascript==0.21.4",
+    "filelock",
+    "tenacity",
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ CLIENTS = (
     Client("lm-eval", ((TORCH,), ("lm-eval[api]", "transformers")), ("lm_eval", "transformers", "torch")),
     Client("guidellm", ((TORCH,), ("guidellm",)), ("guidellm", "transformers", "torch")),
     Client("llm-comply", (("llm-comply",),), ("llm-comply",)),
+    Client("bfcl", (BFCL_NEEDS, ("--no-deps", "bfcl-eval")), ("bfcl-eval", "openai")),
 )
 
 
@@ -117,6 +128,7 @@ def _for_flows(demo: dict[str, Any]) -> dict[str, str]:
         **own,
         "CLIENT_URL": f"{demo['url']}/v1",
         "CLIENT_KEY": demo["keys"][TENANT],
+        "CLIENT_AGENT_KEYS": json.dumps({tenant: demo["keys"][tenant] for tenant in AGENTS}),
         "CLIENT_MODEL": demo["adapter"],
         "CLIENT_BASE": demo["base"],
         "CLIENT_TOKENIZER": str(ROOT / "server" / "demo" / "assets" / "base"),
