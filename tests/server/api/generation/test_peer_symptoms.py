@@ -104,7 +104,7 @@ def test_choices_have_their_own_calls_with_ids_that_the_template_takes(caller: t
     assert streamed(client, max_tokens=200, seed=4, n=3) == {choice["index"]: read(choice) for choice in choices}
 
 
-@pytest.mark.parametrize("stop", ['"arguments"', "}", "[", "\n", '"n"'])
+@pytest.mark.parametrize("stop", ['"arguments"', "}"])
 def test_a_stop_string_within_a_call_cuts_it_and_fails_nothing(caller: tuple[str, httpx.Client], stop: str) -> None:
     _, client = caller
     [choice] = whole(client, max_tokens=60, seed=5, stop=stop)
