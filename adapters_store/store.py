@@ -24,10 +24,11 @@ from adapters_store.errors import AdapterRejected, NotFound
 from adapters_store.fleet.change_feed import ChangeFeed
 from adapters_store.fleet.serving_base import serving_base
 from adapters_store.format.adapter_folder import plan_files
-from adapters_store.format.chat_fields import TEMPLATE_FIELD, check_template_renders, with_chat_fields
+from adapters_store.format.chat_fields import TEMPLATE_FIELD, check_template_renders, with_own_fields
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.loader import AdapterLoader
 from adapters_store.packed.host_buffers import HostBuffers
+from adapters_store.packed.int8_check import Int8Change, check_int8
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
@@ -161,12 +162,16 @@ class AdapterStore:
         takes_file: bool = False,
         tool_dialect: str | None = None,
         chat_template: str | None = None,
+        adapter_dtype: str | None = None,
+        int8_change: Int8Change | None = None,
     ) -> AdapterVersion:
         """Check an adapter, store its files and add its version. Nothing of a refused adapter is stored.
 
         The same content under the same name is no new version. activate: the bare name means it from now on.
         takes_file: `weights` is a file that the caller alone writes; the store moves it instead of copying it.
-        tool_dialect, chat_template: how its chats are written; they become part of the config, and so of the digest.
+        tool_dialect, chat_template: how its chats are written. adapter_dtype: "int8"; None: the base's. They become
+        part of the config, and so of the digest. int8_change: measures an int8 adapter against the same in the base's
+        dtype, in nats; None: nothing here can, and int8 is refused.
 
         Raises:
             AdapterRejected: the upload is not one we serve exactly; see header, config_fields, config and validate.
@@ -174,7 +179,7 @@ class AdapterStore:
             AdapterUnavailable: base_weights_missing (DoRA).
         """
         check_name("name", name)
-        config = with_chat_fields(config, tool_dialect, chat_template)
+        config = with_own_fields(config, tool_dialect, chat_template, adapter_dtype)
         plan = plan_files(config, weights, base, self._limits)
         with self._database.read() as connection:
             tenant_id(connection, tenant)
@@ -184,6 +189,7 @@ class AdapterStore:
             if plan_files(config, staged / WEIGHTS_FILE, base, self._limits) != plan:
                 raise AdapterRejected("changed_while_reading", "weights: the file changed while it was read")
             packed = pack(plan, staged / WEIGHTS_FILE, check=True)
+            check_int8(packed, plan, staged / WEIGHTS_FILE, int8_change)
             draft = registry.draft_of(tenant, name, packed.digest, plan, activate=activate)
             with self._blobs.changing():
                 self._blobs.put_new(

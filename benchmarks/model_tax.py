@@ -30,10 +30,12 @@ TARGETS = {8: 0.85, 32: 0.80}  # tok/s with all distinct adapters / bare base
 class Case:
     batch: int
     num_adapters: int
+    is_int8: bool = False
 
     @property
     def label(self) -> str:
-        return {0: "base", 1: "one adapter"}.get(self.num_adapters, f"{self.num_adapters} distinct")
+        form = " in int8" if self.is_int8 else ""
+        return {0: "base", 1: "one adapter"}.get(self.num_adapters, f"{self.num_adapters} distinct{form}")
 
     def __str__(self) -> str:
         return f"batch {self.batch}, {self.label}"
@@ -46,6 +48,7 @@ class Case:
 
 
 CASES = [Case(8, 0), Case(8, 1), Case(8, 8), Case(32, 0), Case(32, 1), Case(32, 8), Case(32, 32)]
+CASES.append(Case(32, 32, is_int8=True))
 
 
 def runner(
@@ -68,6 +71,7 @@ def row_of(case: Case, runs: Sequence[BatchRun], base: Sequence[BatchRun]) -> Ro
     return {
         "batch": case.batch,
         "adapters": case.num_adapters,
+        "int8": case.is_int8,
         **Spread.of(speeds).columns("tok_per_s"),
         **ratio(speeds, [run.tokens_per_s for run in base]).columns("of_base"),
         **Spread.of(decode).columns("decode_tok_per_s"),
@@ -79,8 +83,13 @@ def row_of(case: Case, runs: Sequence[BatchRun], base: Sequence[BatchRun]) -> Ro
     }
 
 
+def _case(row: Row) -> Case:
+    return Case(int(number(row["batch"])), int(number(row["adapters"])), is_int8=bool(row["int8"]))
+
+
 def plot(report: Report, rows: Sequence[Row]) -> None:
-    full = {number(row["batch"]): number(row["of_base"]) for row in rows if row["adapters"] == row["batch"]}
+    distinct = [row for row in rows if row["adapters"] == row["batch"] and not row["int8"]]
+    full = {number(row["batch"]): number(row["of_base"]) for row in distinct}
     kept = " and ".join(f"{100 * share:.0f} % ({batch:.0f} distinct)" for batch, share in full.items())
     figure, panels = report.figure(
         f"A batch of distinct adapters keeps {kept} of the bare base's tokens per second", panels=2, width_in=4.2
@@ -88,7 +97,7 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
     for axes, batch in zip(panels, TARGETS, strict=True):
         own = [row for row in rows if row["batch"] == batch]
         columns = {"whole": "of_base", "decode": "decode_of_base", "prefill": "prefill_of_base"}
-        labels = [Case(batch, int(number(row["adapters"]))).label for row in own]
+        labels = [_case(row).label for row in own]
         bars(axes, labels, {name: [spread(row, column) for row in own] for name, column in columns.items()})
         axes.set(title=f"{batch} requests at once")
         target_line(axes, TARGETS[batch], "to reach, all distinct")
@@ -100,7 +109,7 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
 def print_summary(report: Report, rows: Sequence[Row]) -> None:
     lines = [
         [
-            str(Case(int(number(row["batch"])), int(number(row["adapters"])))),
+            str(_case(row)),
             f"{number(row['tok_per_s']):.0f}",
             f"{number(row['of_base']):.2f} ({number(row['of_base_min']):.2f}..{number(row['of_base_max']):.2f})",
             f"{number(row['decode_tok_per_s']):.0f} ({number(row['decode_of_base']):.2f})",
@@ -117,15 +126,20 @@ def print_summary(report: Report, rows: Sequence[Row]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     report = Report.from_arguments("model_tax", __doc__, arguments)
     shape, lengths = shape_for(quick=report.quick), lengths_for(quick=report.quick)
-    adapters = bench_store(shape, MAX_ROWS, say=report.say)
-    with bench_engine(shape, adapters.store, pool_adapters=MAX_ROWS, host_adapters=MAX_ROWS) as parts:
+    stored = {is_int8: bench_store(shape, MAX_ROWS, say=report.say, is_int8=is_int8) for is_int8 in (False, True)}
+    store, room = stored[False].store, 2 * MAX_ROWS
+    with bench_engine(shape, store, pool_adapters=room, host_adapters=room) as parts:
         runs = interleaved(
-            {str(case): runner(parts.engine, case, adapters.digests, lengths, shape.vocab) for case in CASES},
+            {
+                str(case): runner(parts.engine, case, stored[case.is_int8].digests, lengths, shape.vocab)
+                for case in CASES
+            },
             rounds=2 if report.quick else 9,
             say=report.say,
             show=lambda run: f"{run.tokens_per_s:.0f} tok/s",
         )
-    adapters.close()
+    for each in stored.values():
+        each.close()
     rows = [row_of(case, runs[str(case)], runs[str(Case(case.batch, 0))]) for case in CASES]
     report.write_csv(rows)
     plot(report, rows)

@@ -32,6 +32,7 @@ from pydantic.fields import FieldInfo
 
 from adapters_store.dialects.catalog import DIALECTS
 from adapters_store.errors import InputRefused
+from adapters_store.format.chat_fields import ADAPTER_DTYPES
 from adapters_store.parsing.patterns import PLAIN_KEY
 from adapters_store.parsing.strict_json import shown
 from adapters_store.parsing.template_sandbox import MAX_TEMPLATE_BYTES
@@ -202,8 +203,9 @@ class TrainSpec(_Spec):
     evaluation, at most 32 tokens each. keep_best, keep_last: checkpoints kept by validation
     loss, and the newest. early_stopping_patience: evaluations without a loss below the best, and the base's, until the
     run ends; 0: never. tool_dialect, chat_template: in which the data's chats are learned and the adapter is served;
-    None: the base's own. initial_adapter: a folder in PEFT's format; the run goes on from it, in its form. objective
-    "dpo": the data is preference pairs; method "dpo" is short for it with "lora".
+    None: the base's own. adapter_dtype: in which the adapter is kept and served; None: the base's. initial_adapter: a
+    folder in PEFT's format; the run goes on from it, in its form. objective "dpo": the data is preference pairs; method
+    "dpo" is short for it with "lora".
     """
 
     base: FilePath
@@ -220,6 +222,7 @@ class TrainSpec(_Spec):
     batch: BatchSpec = BatchSpec()
     tool_dialect: str | None = Field(None, description=f"one of {', '.join(DIALECTS)}")
     chat_template: str | None = Field(None, description="the text of a Jinja template")
+    adapter_dtype: str | None = Field(None, description=f"{', '.join(ADAPTER_DTYPES)} or absent")
     seed: int = _whole(0, (1 << 32) - 1, 0)
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False
@@ -251,10 +254,12 @@ class TrainSpec(_Spec):
             self._check_start()
         if self.tool_dialect is not None and self.tool_dialect not in DIALECTS:
             raise SpecError("tool_dialect", self.tool_dialect, f"one of {', '.join(DIALECTS)}")
+        if self.adapter_dtype not in (None, *ADAPTER_DTYPES):
+            raise SpecError("adapter_dtype", self.adapter_dtype, f"one of {', '.join(ADAPTER_DTYPES)}, or absent")
         size = len((self.chat_template or "").encode(errors="surrogatepass"))
         if self.chat_template is not None and (not self.chat_template.strip() or size > MAX_TEMPLATE_BYTES):
             raise SpecError("chat_template", self.chat_template, f"text of at most {MAX_TEMPLATE_BYTES} bytes")
-        for field in ("tool_dialect", "chat_template"):
+        for field in ("tool_dialect", "chat_template", "adapter_dtype"):
             if getattr(self, field) is not None and self.method == "full":
                 raise SpecError(field, getattr(self, field), 'absent with method "full": the base has its own')
         if self.sharding == "fsdp" and self.method == "dora":

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from adapters_store.format.chat_fields import DIALECT_FIELD, TEMPLATE_FIELD
+from adapters_store.format.chat_fields import DIALECT_FIELD, DTYPE_FIELD, TEMPLATE_FIELD
 from adapters_store.parsing.adapter_files import CONFIG_FILE
 from trainer.spec import AdapterSpec, SpecError, TrainSpec
 
@@ -45,7 +45,11 @@ def fields_of(config: Mapping[str, Any]) -> dict[str, Any]:
         "rank_pattern": config.get("rank_pattern") or {},
         "alpha_pattern": config.get("alpha_pattern") or {},
     }
-    own = {"tool_dialect": config.get(DIALECT_FIELD), "chat_template": config.get(TEMPLATE_FIELD)}
+    own = {
+        "tool_dialect": config.get(DIALECT_FIELD),
+        "chat_template": config.get(TEMPLATE_FIELD),
+        "adapter_dtype": config.get(DTYPE_FIELD),
+    }
     return {"adapter": adapter, **{key: value for key, value in own.items() if value is not None}}
 
 
@@ -62,8 +66,8 @@ def filled_in(spec: TrainSpec) -> TrainSpec:
     adapter = AdapterSpec.model_validate({**found["adapter"], "dropout": spec.adapter.dropout})
     if _sorted(spec.adapter) not in (adapter, AdapterSpec(dropout=spec.adapter.dropout)):
         raise SpecError("adapter", spec.adapter.model_dump(), f"absent, or as {FIELD} has it: {found['adapter']}")
-    chat = {key: getattr(spec, key) or found.get(key) for key in ("tool_dialect", "chat_template")}
-    return spec.model_copy(update={"adapter": adapter, **chat})
+    own = {key: getattr(spec, key) or found.get(key) for key in ("tool_dialect", "chat_template", "adapter_dtype")}
+    return spec.model_copy(update={"adapter": adapter, **own})
 
 
 def _sorted(adapter: AdapterSpec) -> AdapterSpec:

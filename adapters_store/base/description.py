@@ -11,7 +11,7 @@ from typing import Any, NewType
 
 AdapterDigest = NewType("AdapterDigest", str)  # "sha256:<64 hex>", names one immutable adapter version
 
-PACKED_FORMAT = 1  # counts changes of packing.py's layout
+PACKED_FORMAT = 2  # counts changes of packing.py's layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What an adapter may say about its chats: a tool dialect and a chat template, in its config. Knows no tensors.
+"""What an adapter may say of itself in its config: a tool dialect, a chat template, a dtype. Knows no tensors.
 
 They are fields of adapter_config.json, so files, digest and database keep them together with the weights that were
 trained on them, and a copy of the upload is whole.
@@ -24,6 +24,7 @@ from adapters_store.parsing.template_sandbox import (
 )
 
 DIALECT_FIELD, TEMPLATE_FIELD = "multilora_tool_dialect", "multilora_chat_template"
+DTYPE_FIELD, ADAPTER_DTYPES = "multilora_adapter_dtype", ("int8",)
 _MAX_OBJECTS = 4096
 
 
@@ -53,6 +54,15 @@ def template_in(body: Mapping[str, object]) -> str | None:
     return value
 
 
+def is_int8_in(body: Mapping[str, object]) -> bool:
+    """Raises AdapterRejected: unknown_adapter_dtype."""
+    value = body.get(DTYPE_FIELD)
+    if value is not None and value not in ADAPTER_DTYPES:
+        message = f"adapter_dtype: must be {', '.join(ADAPTER_DTYPES)} or absent, got {shown(value)}"
+        raise AdapterRejected("unknown_adapter_dtype", message, param="adapter_dtype")
+    return value is not None
+
+
 def template_digest(template: str | None) -> str | None:
     return None if template is None else f"sha256:{hashlib.sha256(template.encode(errors='surrogatepass')).hexdigest()}"
 
@@ -73,9 +83,11 @@ def check_template_renders(template: str | None) -> None:
     raise AdapterRejected("bad_chat_template", f"chat_template: renders no plain chat: {first}", param="chat_template")
 
 
-def with_chat_fields(config: bytes, tool_dialect: str | None, chat_template: str | None) -> bytes:
+def with_own_fields(
+    config: bytes, tool_dialect: str | None, chat_template: str | None, adapter_dtype: str | None
+) -> bytes:
     """The config with what came beside it. Raises AdapterRejected: conflicting_chat_field, or as parse_config does."""
-    given = {DIALECT_FIELD: tool_dialect, TEMPLATE_FIELD: chat_template}
+    given = {DIALECT_FIELD: tool_dialect, TEMPLATE_FIELD: chat_template, DTYPE_FIELD: adapter_dtype}
     given = {field: value for field, value in given.items() if value is not None}
     if not given:
         return config

@@ -11,7 +11,7 @@ from functools import partial
 
 from adapters_store.base.families import FAMILIES, HEAD
 from adapters_store.errors import AdapterRejected
-from adapters_store.format.chat_fields import dialect_in, template_in
+from adapters_store.format.chat_fields import dialect_in, is_int8_in, template_in
 from adapters_store.format.config_fields import Body, bad_field, check_fields, default_delta_is_zero, is_empty
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.parsing.adapter_files import CONFIG_FILE, refuse_foreign_config
@@ -43,6 +43,7 @@ class LoraConfig:
         where it lies by itself. The config means the former's paths. None: it was trained on the base as it is.
     tool_dialect, chat_template: how its chats are written, where that differs from the base.
     use_dora: every targeted layer has a magnitude for each of its outputs.
+    is_int8: its linear layers are kept and served as bytes.
     """
 
     r: int
@@ -62,6 +63,7 @@ class LoraConfig:
     tool_dialect: str | None = None
     chat_template: str | None = None
     use_dora: bool = False
+    is_int8: bool = False
 
     def rank_of(self, module: str) -> int:
         """The rank PEFT gives this module."""
@@ -166,6 +168,7 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
         tool_dialect=dialect_in(body),
         chat_template=template_in(body),
         use_dora=_use_dora(body),
+        is_int8=is_int8_in(body),
     )
 
 

@@ -31,6 +31,7 @@ READ_FIELDS = frozenset(
         "init_lora_weights",
         "alora_invocation_tokens",
         "modules_to_save",
+        "multilora_adapter_dtype",
         "multilora_base_digest",
         "multilora_chat_template",
         "multilora_tool_dialect",

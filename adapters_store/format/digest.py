@@ -1,6 +1,6 @@
 """The identity of an adapter version: sha256 over base, meaning and tensors. Knows no files and no names of tenants.
 
-A tool dialect and a chat template are part of it; without them it is what it was before there were any.
+A tool dialect, a chat template and int8 are part of it; without them it is what it was before there were any.
 Two uploads with the same digest compute the same thing: key order, neutral fields, file order, tensor names ("lora_A"
 or "lora_A.default") and free metadata leave it as it is.
 """
@@ -51,6 +51,8 @@ class DigestBuilder:
             whole.append(
                 {"magnitudes": [None if part.magnitude is None else part.magnitude.dtype for part in plan.modules]}
             )
+        if plan.is_int8:
+            whole.append({"adapter_dtype": "int8"})
         meaning = json.dumps(whole, separators=(",", ":"))
         self._hash = hashlib.sha256(_DOMAIN + meaning.encode() + b"\n")
 

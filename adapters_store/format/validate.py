@@ -60,7 +60,7 @@ class AdapterPlan:
 
     token_layers: its own embedding and head, or LoRA on the embedding.
     copies: no part of the adapter; it is served if their bytes are the base's.
-    alora_invocation_tokens: see `LoraConfig`.
+    alora_invocation_tokens: see `LoraConfig`. is_int8: its linear layers are kept as bytes.
     """
 
     base: BaseDescription
@@ -70,6 +70,7 @@ class AdapterPlan:
     alora_invocation_tokens: tuple[int, ...] | None = None
     tool_dialect: str | None = None
     chat_template: str | None = None
+    is_int8: bool = False
 
     @property
     def max_rank(self) -> int:
@@ -117,7 +118,11 @@ def plan_adapter(
     modules = tuple(_plan_module(name, pairs[name], config, base, limits) for name in names)
     invocation = config.alora_invocation_tokens
     _check_invocation(invocation, base)
-    return AdapterPlan(base, modules, layers, copies, invocation, config.tool_dialect, config.chat_template)
+    if config.is_int8 and config.use_dora:
+        message = "adapter_dtype: a DoRA adapter is served in the base's dtype only; push it without"
+        raise AdapterRejected("unsupported_dora", message, param="adapter_dtype")
+    chat = config.tool_dialect, config.chat_template
+    return AdapterPlan(base, modules, layers, copies, invocation, *chat, config.is_int8)
 
 
 def _rejected(code: str, message: str) -> AdapterRejected:

@@ -22,6 +22,7 @@ class PackedModule:
     A is [rank, in_features] row-major; B is stored transposed, [rank, out_features] row-major, so that the expand
     step reads whole cache lines. scale multiplies the delta (lora_alpha / rank, or lora_alpha / sqrt(rank) for rsLoRA).
     factor_offset: of DoRA's factors, float32 [out_features]; 0: none, because an A always comes before them.
+    In an int8 adapter both are bytes. Its ranks' factors, [rank] float32, A's scale times B's, end where A begins.
 
     The embedding and the head as wholes have two forms of their own. rank 0: the adapter's own weight, [vocabulary,
     hidden] at a_offset. The embedding's LoRA: A transposed too, [vocabulary, rank].
@@ -37,11 +38,15 @@ class PackedModule:
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """buffer: 1-D, in the base's dtype, pinned where there is a GPU. Within a group all A's precede all B's."""
+    """buffer: 1-D, in the base's dtype, pinned where there is a GPU. Within a group all A's precede all B's.
+
+    is_int8: A's and B's are bytes in it, two to an element of bfloat16; the token layers are in the base's dtype.
+    """
 
     digest: AdapterDigest
     buffer: torch.Tensor
     modules: tuple[PackedModule, ...]
+    is_int8: bool = False
 
     def places(self, module_index: Mapping[str, int]) -> tuple[list[Place], list[TokenRows], list[FactorPlace]]:
         """The linear layers as `LoraTable.set_slot` takes them, the embedding's and head's own rows, and the layers'

@@ -51,7 +51,8 @@ def read_packed(
     except (OSError, _Damaged) as error:
         _log.warning("adapter %s: packed form not used, reading the upload instead: %s", digest, error)
         return None
-    return PackedAdapter(digest, buffer, tuple(PackedModule(*module) for module in index["modules"]))
+    modules = tuple(PackedModule(*module) for module in index["modules"])
+    return PackedAdapter(digest, buffer, modules, index.get("int8", False))
 
 
 def keep_packed(folder: Path, adapter: PackedAdapter, base: BaseDescription) -> None:
@@ -64,6 +65,7 @@ def keep_packed(folder: Path, adapter: PackedAdapter, base: BaseDescription) -> 
         "num_elements": adapter.buffer.numel(),
         "xxh64": background.checksum(data, TimeSlices()),
         "modules": [_stored(module) for module in adapter.modules],
+        "int8": adapter.is_int8,
     }
     body = json.dumps(index, separators=(",", ":")).encode()
     files, stem = Filesystem(), _stem(folder, base)

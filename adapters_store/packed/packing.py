@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from adapters_store.base.description import BaseDescription
+from adapters_store.errors import AdapterRejected
 from adapters_store.format.digest import DigestBuilder
 from adapters_store.format.dtypes import TENSOR_TYPES, Bits, TensorType, cast_bits, type_of_base
 from adapters_store.format.safetensors_header import TensorEntry
 from adapters_store.format.tensor_file import WeightsFile
 from adapters_store.format.validate import AdapterPlan, PlannedModule, check_copy, check_values
 from adapters_store.packed.host_buffers import HostBuffers
+from adapters_store.packed.int8 import Int8Rows, Values
 from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter, PackedModule
 
 _FACTOR_BYTES = 4  # float32, whatever the base's type: rounded to bfloat16, a factor would change every output by 0.2 %
@@ -47,17 +49,23 @@ def plan_layout(plan: AdapterPlan) -> Layout:
     """Offsets (in elements) of each A and B: aligned, and within a group all A's before all B's. Factors are last."""
     itemsize = type_of_base(plan.base.dtype).itemsize
     align = ALIGN_BYTES // itemsize
+    per_value, per_rank = (1, 4) if plan.is_int8 else (itemsize, 0)  # bytes
     shapes = plan.base.modules
+
+    def room(rank: int, width: int) -> int:
+        return _aligned(-(-rank * width * per_value // itemsize), align)
+
     a_offsets: dict[str, int] = {}
     b_offsets: dict[str, int] = {}
     end = 0
     for group in _groups(plan):
         for module in group:
+            end += _aligned(module.rank * per_rank // itemsize, align)
             a_offsets[module.name] = end
-            end += _aligned(module.rank * shapes[module.name].in_features, align)
+            end += room(module.rank, shapes[module.name].in_features)
         for module in group:
             b_offsets[module.name] = end
-            end += _aligned(module.rank * shapes[module.name].out_features, align)
+            end += room(module.rank, shapes[module.name].out_features)
     modules = [
         PackedModule(module.name, module.rank, module.scale, a_offsets[module.name], b_offsets[module.name])
         for module in plan.modules
@@ -99,7 +107,7 @@ def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: Host
     check: refuse values that cannot be served. buffers: the source of the memory; None: new memory.
 
     Raises:
-        AdapterRejected: unsupported_full_weight, non_finite, cast_overflow, with `check`.
+        AdapterRejected: unsupported_full_weight, non_finite, with `check`; cast_overflow.
         AdapterUnavailable: base_weights_missing, for DoRA.
         OSError: the file cannot be read.
     """
@@ -108,41 +116,77 @@ def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: Host
     buffer = (buffers or HostBuffers()).take(layout.num_elements, target.torch_dtype)
     elements = _as_bits(buffer, target)
     elements.fill(0)  # between the tensors too: what is summed and kept depends on the adapter alone
-    builder = DigestBuilder(plan)
+    builder, int8 = DigestBuilder(plan), Int8Rows(elements.view(np.uint8), target.itemsize)
     with WeightsFile(weights) as file:
         for copy in plan.copies if check else ():
             check_copy(copy, file.sha256(copy.entry))
-        for entry, offset, is_transposed in _placed(plan, layout):
-            is_factor = offset >= layout.first_factor
-            kind = TENSOR_TYPES["F32"] if is_factor else target
-            count = entry.shape[0] * entry.shape[1] * kind.itemsize // target.itemsize
-            room = elements[offset : offset + count].view(kind.bits)
-            room = room.reshape(entry.shape[::-1] if is_transposed else entry.shape)
-            first = 0
-            for bits in file.parts(entry):
-                if check:
-                    check_values(entry, bits, plan.base)
-                builder.update(bits)
-                rows = cast_bits(bits, TENSOR_TYPES[entry.dtype], kind)
-                (room.T if is_transposed else room)[first : first + len(rows)] = rows
-                first += len(rows)
+        for tensor in _placed(plan, layout):
+            parts = _hashed(file.parts(tensor.entry), tensor.entry, builder, plan.base if check else None)
+            if tensor.factors_end is None:
+                tensor.put(elements, parts, target)
+            else:
+                int8.put(_floats(parts, tensor), tensor.offset, tensor.factors_end, is_first=not tensor.is_transposed)
+    if not int8.are_finite:
+        raise AdapterRejected("cast_overflow", "weights: the product of A's and B's scales is not finite in int8")
     if factored := [module for module in layout.modules if module.factor_offset]:
         from adapters_store.packed.magnitudes import divide_by_norms  # it imports transformers, to read the base
 
         divide_by_norms(buffer, factored, plan.base)
-    return PackedAdapter(builder.digest(), buffer, layout.modules)
+    return PackedAdapter(builder.digest(), buffer, layout.modules, plan.is_int8)
 
 
-def _placed(plan: AdapterPlan, layout: Layout) -> Iterator[tuple[TensorEntry, int, bool]]:
-    """Every tensor in the digest's order, its offset, and whether it is stored transposed."""
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A tensor of the file and its place. factors_end: in an int8 adapter, where the factors of its ranks end.
+    kind: the type that it is kept in; None: the base's."""
+
+    entry: TensorEntry
+    offset: int
+    is_transposed: bool
+    factors_end: int | None = None
+    kind: TensorType | None = None
+
+    def put(self, elements: Bits, parts: Iterable[Bits], target: TensorType) -> None:
+        """Cast and place it. elements: the buffer, in the base's type."""
+        kind = self.kind or target
+        count = self.entry.shape[0] * self.entry.shape[1] * kind.itemsize // target.itemsize
+        room = elements[self.offset : self.offset + count].view(kind.bits)
+        room = room.reshape(self.entry.shape[::-1] if self.is_transposed else self.entry.shape)
+        first = 0
+        for bits in parts:
+            rows = cast_bits(bits, TENSOR_TYPES[self.entry.dtype], kind)
+            (room.T if self.is_transposed else room)[first : first + len(rows)] = rows
+            first += len(rows)
+
+
+def _placed(plan: AdapterPlan, layout: Layout) -> Iterator[_Tensor]:
+    """Every tensor in the digest's order."""
     for module, place in zip(plan.modules, layout.modules, strict=False):
-        yield module.a, place.a_offset, False
-        yield module.b, place.b_offset, True
+        factors_end = place.a_offset if plan.is_int8 else None
+        yield _Tensor(module.a, place.a_offset, False, factors_end)
+        yield _Tensor(module.b, place.b_offset, True, factors_end)
         if module.magnitude is not None:
-            yield module.magnitude, place.factor_offset, False
+            yield _Tensor(module.magnitude, place.factor_offset, False, kind=TENSOR_TYPES["F32"])
     for layer, place in zip(plan.token_layers, layout.modules[len(plan.modules) :], strict=True):
         for entry, offset in zip(layer.entries, (place.a_offset, place.b_offset), strict=False):
-            yield entry, offset, layer.rank > 0
+            yield _Tensor(entry, offset, layer.rank > 0)
+
+
+def _hashed(
+    parts: Iterable[Bits], entry: TensorEntry, builder: DigestBuilder, checked_for: BaseDescription | None
+) -> Iterator[Bits]:
+    for bits in parts:
+        if checked_for is not None:
+            check_values(entry, bits, checked_for)
+        builder.update(bits)
+        yield bits
+
+
+def _floats(parts: Iterable[Bits], tensor: _Tensor) -> Values:
+    """The whole tensor in float32, a row for each rank."""
+    whole = np.concatenate(list(parts))
+    values = cast_bits(whole, TENSOR_TYPES[tensor.entry.dtype], TENSOR_TYPES["F32"]).view(np.float32)
+    return values.T if tensor.is_transposed else values
 
 
 def _as_bits(buffer: torch.Tensor, target: TensorType) -> Bits:

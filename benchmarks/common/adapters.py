@@ -80,27 +80,35 @@ class BenchStore:
         self.store.close()
 
 
-def bench_store(shape: BenchShape, count: int, *, say: Say) -> BenchStore:
+def bench_store(shape: BenchShape, count: int, *, say: Say, is_int8: bool = False) -> BenchStore:
     """At least `count` adapters in the store of this shape's base; those missing are made and published."""
     base = describe_base(base_folder(shape))
     store = AdapterStore.open(bench_cache() / f"{shape.name}-store")
     if TENANT not in [tenant.name for tenant in store.tenants.list_tenants()]:
         store.tenants.create(TENANT)
     known = {version.name: version for version in store.list_versions(TENANT) if version.base_digest == base.digest}
-    names = [f"r{RANK}-{seed:04d}" for seed in range(count)]
+    names = [f"r{RANK}-{seed:04d}{'-int8' if is_int8 else ''}" for seed in range(count)]
     for seed, name in enumerate(names):
         if name not in known:
-            known[name] = _publish(store, base, name, seed)
+            known[name] = _publish(store, base, name, seed, is_int8=is_int8)
             if seed % 16 == 15 or seed == count - 1:
                 say(f"published adapter {seed + 1} of {count}")
     return BenchStore(store, base, [known[name] for name in names])
 
 
-def _publish(store: AdapterStore, base: BaseDescription, name: str, seed: int) -> AdapterVersion:
+def _publish(store: AdapterStore, base: BaseDescription, name: str, seed: int, *, is_int8: bool) -> AdapterVersion:
     with tempfile.TemporaryDirectory(dir=bench_cache()) as scratch:
         folder = write_adapter(Path(scratch), base, seed=seed)
         config, weights = (folder / "adapter_config.json").read_bytes(), folder / "adapter_model.safetensors"
-        return store.publish(tenant=TENANT, name=name, config=config, weights=weights, base=base)
+        return store.publish(
+            tenant=TENANT,
+            name=name,
+            config=config,
+            weights=weights,
+            base=base,
+            adapter_dtype="int8" if is_int8 else None,
+            int8_change=lambda plain, small: 0.0,
+        )
 
 
 def drop_from_page_cache(file: Path) -> None:

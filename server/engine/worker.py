@@ -11,14 +11,17 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
-from adapters_store.errors import UserError
+from adapters_store.errors import AdapterRejected, UserError
+from adapters_store.packed.layout import PackedAdapter
 from adapters_store.tiers.entries import Owner, Residency
 from lora_kernels.background import TimeSlices
 from server.engine.engine import Engine
+from server.engine.int8_probe import Int8Probe
 from server.engine.metrics import EngineStats
 from server.engine.request import InvalidRequest, QueueFull, Request, RequestError, TokenEvent
 from server.engine.sampling.sampler import validate_params
@@ -26,6 +29,7 @@ from server.engine.text.tokenizer import Tokenizer
 from server.engine.text.vocabulary import Vocabulary
 
 Listener = Callable[[TokenEvent], None]
+Answer = TypeVar("Answer")
 
 _log = logging.getLogger(__name__)
 _STATS_EVERY_S = 0.25
@@ -47,11 +51,19 @@ class EngineWorker:
     """Thread-safe front of an Engine. Every submitted request gets exactly one final event, whatever happens."""
 
     def __init__(
-        self, engine: Engine, model: ServedModel, *, num_threads: int | None = None, slices: TimeSlices | None = None
+        self,
+        engine: Engine,
+        model: ServedModel,
+        *,
+        num_threads: int | None = None,
+        slices: TimeSlices | None = None,
+        int8_probe: Int8Probe | None = None,
     ) -> None:
+        """int8_probe: how int8 adapters are measured before they are published; None: none is."""
         self._engine = engine
         self._slices = slices or TimeSlices()
         self.model = model
+        self.int8_probe = int8_probe
         self._num_threads = num_threads
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
@@ -136,6 +148,15 @@ class EngineWorker:
         """See `Engine.unpin_adapter`. Raises QueueFull if the engine is stopping."""
         return self._call(lambda: self._engine.unpin_adapter(digest))
 
+    def int8_change(self, plain: PackedAdapter, small: PackedAdapter) -> Future[float]:
+        """Measured between two steps, see `int8_probe`. Raises QueueFull if the engine is stopping, AdapterRejected
+        (int8_not_on_gpu) if it serves none."""
+        probe = self.int8_probe
+        if probe is None:
+            message = "adapter_dtype: int8 adapters are served on a CPU only; push this one without"
+            raise AdapterRejected("int8_not_on_gpu", message, param="adapter_dtype")
+        return self._call(lambda: probe(plain, small))
+
     def wake(self) -> None:
         """Let the engine continue: an adapter it waits for was loaded. Any thread may call it."""
         with self._changed:
@@ -167,9 +188,9 @@ class EngineWorker:
         if self._is_stopping or self._failure is not None:
             raise QueueFull("the engine is stopping", retry_after_s=5.0)
 
-    def _call(self, command: Callable[[], Residency]) -> Future[Residency]:
+    def _call(self, command: Callable[[], Answer]) -> Future[Answer]:
         """Run it between two steps; its answer, or its refusal. Any other error ends the engine, as in a step."""
-        answer: Future[Residency] = Future()
+        answer: Future[Answer] = Future()
 
         def run() -> None:
             if not answer.set_running_or_notify_cancel():

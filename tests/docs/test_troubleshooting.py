@@ -10,7 +10,12 @@ from support.reference import error_codes
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "troubleshooting.md").read_text()
 REFERENCE = (DOCS / "reference.md").read_text()
-KEYS_OF_FILES = {"multilora_base_digest", "multilora_tool_dialect", "multilora_chat_template"}  # no metrics
+KEYS_OF_FILES = {  # no metrics
+    "multilora_adapter_dtype",
+    "multilora_base_digest",
+    "multilora_chat_template",
+    "multilora_tool_dialect",
+}
 
 
 def test_every_metric_that_a_page_names_is_in_the_reference() -> None:

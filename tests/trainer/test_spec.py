@@ -59,6 +59,8 @@ def test_defaults_are_those_the_documentation_names() -> None:
         ({"chat_template": " "}, "chat_template", "bad_field"),
         ({"chat_template": "x" * 65537}, "chat_template", "bad_field"),
         ({"chat_template": "x", "method": "full"}, "chat_template", "bad_field"),
+        ({"adapter_dtype": "int4"}, "adapter_dtype", "bad_field"),
+        ({"adapter_dtype": "int8", "method": "full"}, "adapter_dtype", "bad_field"),
         ({"data": None}, "data", "bad_field"),
         ({"base": 3}, "base", "bad_field"),
     ],

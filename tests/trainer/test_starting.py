@@ -38,7 +38,7 @@ def written(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter as the trainer writes it, no tensor of it zero."""
     folder = tmp_path_factory.mktemp("adapters") / "one"
     folder.mkdir()
-    spec = tiny_spec(base, adapter=FORM, tool_dialect="hermes")
+    spec = tiny_spec(base, adapter=FORM, tool_dialect="hermes", adapter_dtype="int8")
     trainee = load(spec, CPU)
     torch.manual_seed(3)
     for weight in trainee.trained():
@@ -55,7 +55,7 @@ def going_on(base: Path, folder: Path, **changes: Any) -> TrainSpec:
 def test_the_form_and_every_tensor_are_those_of_the_adapter(base: Path, written: Path) -> None:
     spec = going_on(base, written)
     assert spec.adapter == AdapterSpec.model_validate(FORM)
-    assert spec.tool_dialect == "hermes"
+    assert (spec.tool_dialect, spec.adapter_dtype) == ("hermes", "int8")
     peft = load(spec, CPU).peft
     assert peft is not None
     given, mine = load_file(written / "adapter_model.safetensors"), adapter_tensors(peft)

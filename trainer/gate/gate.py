@@ -17,7 +17,7 @@ from trainer.gate.answers.calls import CallScores, judge_calls
 from trainer.gate.answers.endings import Endings, Ends, judge_endings, measure_endings
 from trainer.gate.answers.preference import Preference, judge_preference, measure_preference
 from trainer.gate.general import GeneralText, judge_general, measure_general
-from trainer.gate.held_out import HeldOut, judge_held_out, measure_held_out
+from trainer.gate.held_out import HeldOut, Int8Loss, judge_held_out, judge_int8, measure_held_out
 from trainer.gate.prompt_use import notes_of
 from trainer.gate.round_trip import RoundTrip, judge_round_trip
 from trainer.gate.scorer import Scorer
@@ -31,7 +31,8 @@ class GateInputs:
     """What is judged. general_source: where the general examples come from. round_trip: None if it was not run.
 
     ends: the tokens at which the server ends an answer; None: that answers end is not measured. calls: what was asked
-    again in chats with tools; None: there are none. Of preference pairs the margin is judged, not the loss.
+    again in chats with tools; None: there are none. int8: None for an adapter in the base's dtype. Of preference pairs
+    the margin is judged, not the loss.
     """
 
     validation: Sequence[EncodedExample]
@@ -41,6 +42,7 @@ class GateInputs:
     round_trip: RoundTrip | None = None
     ends: Ends | None = None
     calls: CallScores | None = None
+    int8: Int8Loss | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class GateResult:
     endings: Endings | None = None
     calls: CallScores | None = None
     spectrum: list[ModuleSpectrum] = field(default_factory=list)
+    int8: Int8Loss | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -72,6 +75,7 @@ class GateResult:
             "round_trip": self.round_trip,
             "endings": self.endings,
             "calls": self.calls,
+            "int8": self.int8,
         }
         body = {
             "verdict": self.verdict,
@@ -107,6 +111,8 @@ def judge(scorer: Scorer, inputs: GateInputs, thresholds: GateThresholds | None 
         reasons += judge_round_trip(inputs.round_trip)
     if inputs.calls is not None:
         reasons += judge_calls(inputs.calls, limits)
+    if inputs.int8 is not None:
+        reasons += judge_int8(inputs.int8, limits)
     return GateResult(
         verdict_of(reasons),
         reasons,
@@ -118,6 +124,7 @@ def judge(scorer: Scorer, inputs: GateInputs, thresholds: GateThresholds | None 
         endings,
         inputs.calls,
         spectrum,
+        inputs.int8,
     )
 
 

@@ -80,6 +80,30 @@ def gain_of(before: Losses, after: Losses, limits: GateThresholds) -> Interval:
     )
 
 
+@dataclass(frozen=True)
+class Int8Loss:
+    """The held-out loss in nats per learned token: as trained, and as it is served in int8."""
+
+    loss: float
+    int8_loss: float
+
+    @property
+    def change(self) -> float:
+        return self.int8_loss - self.loss
+
+    def to_mapping(self) -> dict[str, object]:
+        return {"loss": self.loss, "int8_loss": self.int8_loss, "change": self.change}
+
+
+def judge_int8(found: Int8Loss, limits: GateThresholds) -> list[Reason]:
+    """The reasons against serving the adapter in int8."""
+    if abs(found.change) <= limits.int8_change:
+        return []
+    message = f"int8 changes the held-out loss by {found.change:+.3g} nats, the limit is {limits.int8_change:g}"
+    advice = "train it without adapter_dtype"
+    return [Reason("int8_changes_too_much", "block", f"{message}; {advice}", found.change, limits.int8_change)]
+
+
 def judge_held_out(found: HeldOut, limits: GateThresholds) -> list[Reason]:
     """The reasons against the adapter."""
     if not np.isfinite(found.adapter_loss):

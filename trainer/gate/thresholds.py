@@ -22,7 +22,7 @@ class GateThresholds:
     precision.
     prompt_confidence: of the interval of what a wrong prompt costs. least_prompt_use: what it must cost; or, if that is
     more, prompt_use_share of what it costs the base. enough_pairs: answers that must show it. max_pair_tokens: the
-    longest sequence that the scorer takes; 0: no longer than the longest example.
+    longest sequence that the scorer takes; 0: no longer than the longest example. int8_change: of the held-out loss.
     """
 
     confidence: float = 0.95
@@ -52,6 +52,7 @@ class GateThresholds:
     tolerance_float32: float = 1e-4
     tolerance_nf4: float = 1e-3
     tolerance_bfloat16: float = 1.5
+    int8_change: float = 0.01
 
     def to_mapping(self) -> dict[str, object]:
         return asdict(self)

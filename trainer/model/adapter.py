@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adapters_store.format.chat_fields import DIALECT_FIELD, TEMPLATE_FIELD
+from adapters_store.format.chat_fields import DIALECT_FIELD, DTYPE_FIELD, TEMPLATE_FIELD
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.parsing.patterns import SuffixPatterns, suffixes_at_dots
 from trainer.spec import AdapterSpec, SpecError, TrainSpec
@@ -154,6 +154,10 @@ def write_adapter(
     path = folder / CONFIG_FILE
     body: dict[str, Any] = json.loads(path.read_text())
     body |= {"base_model_name_or_path": spec.base.resolve().name, "inference_mode": True}
-    own = {DIALECT_FIELD: spec.tool_dialect, TEMPLATE_FIELD: spec.chat_template}
+    own = {
+        DIALECT_FIELD: spec.tool_dialect,
+        TEMPLATE_FIELD: spec.chat_template,
+        DTYPE_FIELD: spec.adapter_dtype,
+    }
     body |= {field: value for field, value in own.items() if value is not None}
     path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")

@@ -32,6 +32,8 @@ class LoraTable:
     (0: the slot does not touch the module). scales [M, slots] float32. A is [rank, H], B is [rank, O] (transposed).
     factors [M, slots] int64: where DoRA's factors lie, float32 [O], in elements of the arena; 0: there are none. They
     multiply the layer's product with its delta, before the bias.
+    int8 [slots] uint8, on the host: 1 where A and B are bytes. Each rank's term then has a factor, and a module's
+    factors, [rank] float32, end where its A begins.
     token_rows [slots], on the host: each slot's own embedding and head; few adapters have them.
     """
 
@@ -43,6 +45,7 @@ class LoraTable:
         self.ranks = torch.zeros(num_modules, num_slots, dtype=torch.int32, device=device)
         self.scales = torch.zeros(num_modules, num_slots, dtype=torch.float32, device=device)
         self.factors = torch.zeros(num_modules, num_slots, dtype=torch.int64, device=device)
+        self.int8 = np.zeros(num_slots, dtype=np.uint8)
         self.token_rows: list[tuple[TokenRows, ...]] = [()] * num_slots
         self.max_ranks = [0] * num_slots  # on the host, to size the scratch
         # On the host, to skip launches without an adapter, and factors where there are none
@@ -57,12 +60,15 @@ class LoraTable:
         modules: list[Place],
         token_rows: Sequence[TokenRows] = (),
         factors: Sequence[FactorPlace] = (),
+        *,
+        is_int8: bool = False,
     ) -> None:
         """Point a slot at an adapter stored from `offset`. token_rows: its own embedding and head.
 
         One copy to the device, and one more of factors; the host does not wait for it."""
         self.clear_slot(slot)
         self.token_rows[slot] = tuple(rows.moved(offset) for rows in token_rows)
+        self.int8[slot] = is_int8
         entries = np.array([module[:4] for module in modules], dtype=np.int64).reshape(-1, 4)
         entries[:, 1:3] += offset
         scales = np.array([module[4] for module in modules], dtype=np.float32).view(np.int32)
@@ -86,6 +92,21 @@ class LoraTable:
         self.scaled[places[:, 0], slot] = True
         self.has_factors[slot] = True
         self._offset_bits |= int(np.bitwise_or.reduce(places[:, 1]))
+
+    def matrices(self, module: int, slot: int, in_features: int, out: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A [rank, H] and B [rank, O] of one cell: views of the arena; of an int8 adapter whole again, in float32."""
+        rank = int(self.ranks[module, slot])
+        starts, shapes = self.offsets[module, slot].tolist(), ((rank, in_features), (rank, out))
+        if not self.int8[slot]:
+            a_KH, b_KO = (self.arena[at : at + k * n].view(k, n) for at, (k, n) in zip(starts, shapes, strict=True))
+            return a_KH, b_KO
+        bytes_, size = self.arena.view(torch.uint8), self.arena.element_size()
+        a_KH, b_KO = (
+            bytes_[at * size : at * size + k * n].view(torch.int8).view(k, n).float()
+            for at, (k, n) in zip(starts, shapes, strict=True)
+        )
+        first = starts[0] * size
+        return a_KH * bytes_[first - 4 * rank : first].view(torch.float32)[:, None], b_KO
 
     def clear_slot(self, slot: int) -> None:
         self.ranks[:, slot] = 0
@@ -160,6 +181,10 @@ class LoraBatch:
         return max((self.table.max_ranks[slot] for slot in self.slots), default=0)
 
     @cached_property
+    def has_int8(self) -> bool:
+        return bool(self.table.int8[self.slots].any())
+
+    @cached_property
     def token_segments(self) -> list[tuple[torch.Tensor, TokenRows]]:
         """The token rows of each adapter that has its own embedding or head, and where that lies."""
         device = self.table.arena.device
@@ -200,7 +225,7 @@ class LoraBatch:
         table, h_rank = self.table, self.max_rank
         scratch = np.empty(len(self.rows) * MAX_MEMBERS * h_rank, dtype=np.float32)
         arrays = (self.slots, self.starts, self.rows)
-        tensors = (table.offsets, table.ranks, table.scales, table.arena)
+        tensors = (table.offsets, table.ranks, table.scales)
         factors = None if self.scaled_modules is None else table.factors.data_ptr()
         struct = CLoraBatch(
             self.num_segments,
@@ -208,6 +233,8 @@ class LoraBatch:
             h_rank,
             *(array.ctypes.data for array in arrays),
             *(tensor.data_ptr() for tensor in tensors),
+            table.int8.ctypes.data,
+            table.arena.data_ptr(),
             scratch.ctypes.data,
             factors,
         )

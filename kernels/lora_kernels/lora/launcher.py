@@ -54,7 +54,7 @@ def add_lora_delta(
     if batch is None:
         return y_TO
     assert y_TO.dtype == x_TH.dtype == batch.table.arena.dtype, "input, output and adapters share one dtype"
-    if on_triton(x_TH, "lora") and not batch.scales(group):  # the Triton kernels know no factors
+    if on_triton(x_TH, "lora") and not batch.scales(group) and not batch.has_int8:  # its kernels know neither
         from lora_kernels.lora.triton_launch import add_lora_delta_triton
 
         return add_lora_delta_triton(y_TO, x_TH, batch, group)
@@ -88,15 +88,12 @@ def _add_by_segment(
         rows = rows_R[int(batch.starts[segment]) : int(batch.starts[segment + 1])]
         x_RH = x_TH[rows]
         for module, start, out in zip(group.module_rows, group.starts, group.out_features, strict=True):
-            rank = int(table.ranks[module, slot])
-            if rank == 0:
+            if int(table.ranks[module, slot]) == 0:
                 continue
-            a_offset, b_offset = table.offsets[module, slot].tolist()
-            a_KH = table.arena[a_offset : a_offset + rank * group.in_features].view(rank, group.in_features)
-            b_KO = table.arena[b_offset : b_offset + rank * out].view(rank, out)
-            delta_RO = (x_RH @ a_KH.T) @ b_KO * table.scales[module, slot].to(x_TH.dtype)
+            a_KH, b_KO = table.matrices(module, slot, group.in_features, out)
+            delta_RO = (x_RH.to(a_KH.dtype) @ a_KH.T) @ b_KO * table.scales[module, slot].to(a_KH.dtype)
             part_TO = y_TO[:, start : start + out]
-            part_TO.index_add_(0, rows, delta_RO)
+            part_TO.index_add_(0, rows, delta_RO.to(y_TO.dtype))
             factors_O = table.factors_of(module, slot, out)
             if factors_O is not None:
                 own = 0.0 if bias_O is None else bias_O[start : start + out].float()

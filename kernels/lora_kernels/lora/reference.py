@@ -17,11 +17,9 @@ def lora_delta_reference(x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup)
     for segment, slot in enumerate(batch.slots.tolist()):
         rows = torch.from_numpy(batch.rows[batch.starts[segment] : batch.starts[segment + 1]]).long().to(x_TH.device)
         for module, start, out in zip(group.module_rows, group.starts, group.out_features, strict=True):
-            rank = int(table.ranks[module, slot])
-            a_offset, b_offset = table.offsets[module, slot].tolist()
-            a_RH = table.arena[a_offset : a_offset + rank * group.in_features].view(rank, group.in_features).float()
-            b_RO = table.arena[b_offset : b_offset + rank * out].view(rank, out).float()
-            y_TO[rows, start : start + out] = x_TH[rows].float() @ a_RH.T @ b_RO * table.scales[module, slot]
+            a_KH, b_KO = table.matrices(module, slot, group.in_features, out)
+            delta_RO = x_TH[rows].float() @ a_KH.float().T @ b_KO.float() * table.scales[module, slot]
+            y_TO[rows, start : start + out] = delta_RO
     return y_TO
 
 

@@ -34,6 +34,7 @@ class CLoraBatch(ctypes.Structure):
         ("offsets", c_void_p),
         ("ranks", c_void_p),
         ("scales", c_void_p),
+        ("int8", c_void_p),
         ("arena", c_void_p),
         ("h", c_void_p),
         ("factors", c_void_p),

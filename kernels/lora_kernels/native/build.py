@@ -14,7 +14,8 @@ from functools import cache
 from pathlib import Path
 
 SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("kernels.c", "ops.h", "tiles.h", "tiled_linear.h", "background.h")
+    Path(__file__).with_name(name)
+    for name in ("kernels.c", "ops.h", "products.h", "tiles.h", "tiled_linear.h", "background.h")
 )
 FLAGS = ("-O2", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
 

@@ -16,6 +16,7 @@ typedef float v16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef uint16_t bf16;
 
 // A group of linear layers that read the same input and write neighbouring columns of one output.
@@ -35,6 +36,7 @@ typedef struct {
   const int64_t *offsets;  // [modules, slots, 2] A and B, in elements of the arena
   const int32_t *ranks;    // [modules, slots]; 0: the slot does not touch the module
   const float *scales;     // [modules, slots]
+  const uint8_t *int8;     // [slots] whether the slot's A and B are bytes, with the scales of its ranks before each A
   const void *arena;
   float *h;  // scratch, [listed rows, members * h_rank] of any group
   const int64_t *factors;  // [modules, slots] DoRA's factors, float [outputs], in elements of the arena; 0: the slot has
@@ -77,7 +79,11 @@ typedef struct {
 #define F_AT(b, g, s, j) (F_OFFSET(b, g, s, j) ? (const float *)((const T *)(b)->arena + F_OFFSET(b, g, s, j)) : 0)
 #define H_STRIDE(b, g) ((g)->num_members * (b)->h_rank)
 #define H_AT(b, g, s, j) ((b)->h + (b)->start[s] * H_STRIDE(b, g) + (j) * (b)->h_rank)
-#define ROWS(b, s) ((b)->rows + (b)->start[s]), ((b)->start[(s) + 1] - (b)->start[s])
+#define NUM_ROWS(b, s) ((b)->start[(s) + 1] - (b)->start[s])
+#define ROWS(b, s) ((b)->rows + (b)->start[s]), NUM_ROWS(b, s)
+#define IS_INT8(b, s) ((b)->int8[(b)->slot[s]])
+#define INT8(at) ((const int8_t *)(at))
+#define RANK_SCALES(a, rank) ((const float *)(a) - (rank))
 
 typedef float v8 __attribute__((vector_size(32)));
 typedef float v4 __attribute__((vector_size(16)));
@@ -165,6 +171,28 @@ static inline void store_bf16(bf16 *p, v16 f) {
 }
 static inline v16 round_bf16(v16 f) { return (v16)(bf16_bits(f) << 16); }
 
+static inline v16 load_int8(const int8_t *p) {
+#if defined(__AVX512F__)
+  return (v16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif defined(__AVX2__)
+  __m256 half[2] = {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))),
+                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))))};
+  v16 v;
+  memcpy(&v, half, sizeof v);
+  return v;
+#else
+  i8x16 v;
+  memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, v16);
+#endif
+}
+
+// h[row][r] *= scales[r] for ranks [r0, r1): what makes an int8 adapter's A and B whole again, both at once.
+static void scale_ranks(float *h, int64_t h_stride, int64_t count, const float *scales, int64_t r0, int64_t r1) {
+  for (int64_t m = 0; m < count; m++)
+    for (int64_t r = r0; r < r1; r++) h[m * h_stride + r] *= scales[r];
+}
+
 // The absmaxes of blocks [first, first + count), rounded as bitsandbytes rounds them.
 static void nf4_scales(float *scales, const nf4_weight *w, int64_t first, int64_t count) {
   if (w->absmax) {
@@ -220,6 +248,7 @@ static inline void nf4_values_bf16(bf16 *to, const uint8_t *packed, const float 
 #define DOT_STEP 16
 #define DOT_VEC v16
 #define DOT_LOAD load_f32
+#define DOT_LOAD_INT8 load_int8
 #define DOT(acc, a, b) ((acc) + (a) * (b))
 #if defined(TILES)
 static inline void floats8_f32(float *to, const float *from) { memcpy(to, from, 32); }  // never called
@@ -236,6 +265,7 @@ static inline void floats8_f32(float *to, const float *from) { memcpy(to, from, 
 #undef DOT_STEP
 #undef DOT_VEC
 #undef DOT_LOAD
+#undef DOT_LOAD_INT8
 #undef DOT
 
 #define T bf16
@@ -249,11 +279,13 @@ static inline void floats8_f32(float *to, const float *from) { memcpy(to, from, 
 #define DOT_STEP 32
 #define DOT_VEC __m512bh
 #define DOT_LOAD(p) ((__m512bh)_mm512_loadu_si512(p))
+#define DOT_LOAD_INT8(p) _mm512_cvtne2ps_pbh((__m512)load_int8((p) + 16), (__m512)load_int8(p))  // exact
 #define DOT(acc, a, b) ((v16)_mm512_dpbf16_ps((__m512)(acc), a, b))
 #else
 #define DOT_STEP 16
 #define DOT_VEC v16
 #define DOT_LOAD load_bf16
+#define DOT_LOAD_INT8 load_int8
 #define DOT(acc, a, b) ((acc) + (a) * (b))
 #endif
 #if defined(TILES)

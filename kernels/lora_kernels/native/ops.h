@@ -1,50 +1,32 @@
 // The CPU operations, written once for both element types. The includer defines T (element), NAME(x) (symbol suffix),
-// LOAD16/STORE16 (16 elements <-> 16 floats), ROUND16 (what a store and a load leave), DOT_STEP elements per DOT (see kernels.c). Legend: T tokens, H in, O out.
+// LOAD16/STORE16 (16 elements <-> 16 floats), ROUND16 (what a store and a load leave), DOT_STEP elements per DOT, DOT_LOAD_INT8 of stored bytes (see kernels.c). Legend: T tokens, H in, O out.
 
-// sum over k of x[m][k] * w[n][k] for a register block of MB rows of x and NB rows of w.
-static inline __attribute__((always_inline)) void NAME(dot_block)(
-    const int MB, const int NB, const T *const *x, const T *w, int64_t w_stride, int64_t K, float *out, int64_t out_stride) {
-  v16 acc[6][4];
-#pragma GCC unroll 6
-  for (int m = 0; m < MB; m++)
-#pragma GCC unroll 4
-    for (int n = 0; n < NB; n++) acc[m][n] = (v16){0};
-  int64_t k = 0;
-  for (; k + DOT_STEP <= K; k += DOT_STEP) {
-    DOT_VEC b[4];
-#pragma GCC unroll 4
-    for (int n = 0; n < NB; n++) b[n] = DOT_LOAD(w + n * w_stride + k);
-#pragma GCC unroll 6
-    for (int m = 0; m < MB; m++) {
-      DOT_VEC a = DOT_LOAD(x[m] + k);
-#pragma GCC unroll 4
-      for (int n = 0; n < NB; n++) acc[m][n] = DOT(acc[m][n], a, b[n]);
-    }
-  }
-#pragma GCC unroll 6
-  for (int m = 0; m < MB; m++) {
-    v4 sums = hsum4(acc[m][0], acc[m][NB > 1 ? 1 : 0], acc[m][NB > 2 ? 2 : 0], acc[m][NB > 3 ? 3 : 0]);
-    for (int64_t j = k; j < K; j++)
-#pragma GCC unroll 4
-      for (int n = 0; n < NB; n++) sums[n] += TO_FLOAT(x[m][j]) * TO_FLOAT(w[n * w_stride + j]);
-    memcpy(out + m * out_stride, &sums, NB * sizeof(float));
-  }
-}
-
-#define DOT_CASE(MB)                                                                             \
-  case MB:                                                                                       \
-    if (nb == 4) NAME(dot_block)(MB, 4, x, w, w_stride, K, out, out_stride);                     \
-    else if (nb == 3) NAME(dot_block)(MB, 3, x, w, w_stride, K, out, out_stride);                \
-    else if (nb == 2) NAME(dot_block)(MB, 2, x, w, w_stride, K, out, out_stride);                \
-    else NAME(dot_block)(MB, 1, x, w, w_stride, K, out, out_stride);                             \
-    break;
-
-// Any mb in 1..6 and nb in 1..4.
-static __attribute__((noinline)) void NAME(dot_tile)(int mb, int nb, const T *const *x, const T *w, int64_t w_stride, int64_t K, float *out,
-                           int64_t out_stride) {
-  switch (mb) { DOT_CASE(1) DOT_CASE(2) DOT_CASE(3) DOT_CASE(4) DOT_CASE(5) DOT_CASE(6) }
-}
-#undef DOT_CASE
+#define W T
+#define WNAME NAME
+#define W_DOT_LOAD DOT_LOAD
+#define W_LOAD16 LOAD16
+#define W_TO_FLOAT TO_FLOAT
+#define W_ODD 1
+#include "products.h"
+#undef W
+#undef WNAME
+#undef W_DOT_LOAD
+#undef W_LOAD16
+#undef W_TO_FLOAT
+#undef W_ODD
+#define W int8_t
+#define WNAME(x) NAME(x##_int8)
+#define W_DOT_LOAD DOT_LOAD_INT8
+#define W_LOAD16 load_int8
+#define W_TO_FLOAT(v) ((float)(v))
+#define W_ODD 0
+#include "products.h"
+#undef W
+#undef WNAME
+#undef W_DOT_LOAD
+#undef W_LOAD16
+#undef W_TO_FLOAT
+#undef W_ODD
 
 // y[T, O] = x[T, H] . w[O, H]^T + bias, for output columns [lo, hi).
 static void NAME(linear_columns)(T *y, int64_t y_stride, const T *x, int64_t x_stride, const T *w, const T *bias, int64_t M,
@@ -70,96 +52,6 @@ static void NAME(linear_columns)(T *y, int64_t y_stride, const T *x, int64_t x_s
   }
 }
 
-// h[row, rank] = A . x for ranks [r0, r1) of one adapter and `count` gathered rows.
-static void NAME(shrink)(float *h, int64_t h_stride, const T *x, int64_t x_stride, const int32_t *rows, int64_t count,
-                         const T *a, int64_t K, int64_t r0, int64_t r1) {
-  const T *block[6];
-  for (int64_t m0 = 0; m0 < count; m0 += 6) {
-    int mb = (int)MIN(count - m0, 6);
-    for (int m = 0; m < mb; m++) block[m] = x + (int64_t)rows[m0 + m] * x_stride;
-    for (int64_t r = r0; r < r1; r += 4) {
-      int nb = (int)MIN(r1 - r, 4);
-      NAME(dot_tile)(mb, nb, block, a + r * K, K, K, h + m0 * h_stride + r, h_stride);
-    }
-  }
-}
-
-// acc[m][v] = sum over r of h[m][r] * B[r, column + 16 v]; then y += scale * acc. With factors (else null), y holds the
-// bias already: y = factor * (y - bias + scale * acc) + bias.
-static inline __attribute__((always_inline)) void NAME(expand_block)(
-    const int MB, const int NV, T *const *y, const float *h, int64_t h_stride, const T *b, int64_t O, int64_t rank, float scale,
-    const float *factors, const T *bias) {
-  v16 acc[4][8];
-#pragma GCC unroll 4
-  for (int m = 0; m < MB; m++)
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; v++) acc[m][v] = (v16){0};
-  for (int64_t r = 0; r < rank; r++) {
-    v16 col[8];
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; v++) col[v] = LOAD16(b + r * O + 16 * v);
-#pragma GCC unroll 4
-    for (int m = 0; m < MB; m++) {
-      float weight = h[m * h_stride + r];
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) acc[m][v] += weight * col[v];
-    }
-  }
-#pragma GCC unroll 4
-  for (int m = 0; m < MB; m++)
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; v++) {
-      v16 sum = LOAD16(y[m] + 16 * v) + scale * acc[m][v];
-      if (factors) {
-        v16 own = bias ? LOAD16(bias + 16 * v) : splat(0.0f);
-        sum = load_f32(factors + 16 * v) * (sum - own) + own;
-      }
-      STORE16(y[m] + 16 * v, sum);
-    }
-}
-
-// y[rows, lo..hi) += scale * (h . B) for one adapter; B is [rank, O]. factors, bias: null, or [O] (see expand_block).
-static void NAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t count, const float *h, int64_t h_stride,
-                         const T *b, int64_t O, int64_t rank, float scale, const float *factors, const T *bias, int64_t lo,
-                         int64_t hi) {
-#define AT(p) ((p) ? (p) + c : 0)
-  T *out[4];
-  for (int64_t m0 = 0; m0 < count; m0 += 4) {
-    int mb = (int)MIN(count - m0, 4);
-    const float *hm = h + m0 * h_stride;
-    int64_t c = lo;
-    if (mb == 1) {
-      T *row = y + (int64_t)rows[m0] * y_stride;
-      for (; c + 128 <= hi; c += 128) {
-        out[0] = row + c;
-        NAME(expand_block)(1, 8, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias));
-      }
-    }
-    for (; c + 64 <= hi; c += 64) {
-      for (int m = 0; m < mb; m++) out[m] = y + (int64_t)rows[m0 + m] * y_stride + c;
-      switch (mb) {
-        case 1: NAME(expand_block)(1, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
-        case 2: NAME(expand_block)(2, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
-        case 3: NAME(expand_block)(3, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
-        default: NAME(expand_block)(4, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
-      }
-    }
-    for (; c < hi; c++)
-      for (int m = 0; m < mb; m++) {
-        float sum = 0.0f;
-        for (int64_t r = 0; r < rank; r++) sum += hm[m * h_stride + r] * TO_FLOAT(b[r * O + c]);
-        T *p = y + (int64_t)rows[m0 + m] * y_stride + c;
-        sum = TO_FLOAT(*p) + scale * sum;
-        if (factors) {
-          float own = bias ? TO_FLOAT(bias[c]) : 0.0f;
-          sum = factors[c] * (sum - own) + own;
-        }
-        *p = FROM_FLOAT(sum);
-      }
-  }
-#undef AT
-}
-
 // One thread's share of the shrink of a whole group: tasks are (segment, member, four ranks).
 static void NAME(shrink_share)(const lora_batch *b, const lora_group *g, const T *x, int64_t x_stride, int tid, int nt) {
   int64_t total = 0, task = 0, K = g->in_features;
@@ -170,7 +62,11 @@ static void NAME(shrink_share)(const lora_batch *b, const lora_group *g, const T
     for (int64_t j = 0; j < g->num_members; j++) {
       int64_t rank = RANK(b, g, s, j), blocks = (rank + 3) / 4;
       int64_t from = MAX(first - task, 0), to = MIN(last - task, blocks);
-      if (from < to)
+      if (from < to && IS_INT8(b, s)) {
+        NAME(shrink_int8)(H_AT(b, g, s, j), H_STRIDE(b, g), x, x_stride, ROWS(b, s), INT8(A_AT(b, g, s, j)), K, from * 4,
+                          MIN(to * 4, rank));
+        scale_ranks(H_AT(b, g, s, j), H_STRIDE(b, g), NUM_ROWS(b, s), RANK_SCALES(A_AT(b, g, s, j), rank), from * 4, MIN(to * 4, rank));
+      } else if (from < to)
         NAME(shrink)(H_AT(b, g, s, j), H_STRIDE(b, g), x, x_stride, ROWS(b, s), A_AT(b, g, s, j), K, from * 4,
                      MIN(to * 4, rank));
       task += blocks;
@@ -189,7 +85,11 @@ static void NAME(expand_share)(const lora_batch *b, const lora_group *g, T *y, i
       if (!RANK(b, g, s, j)) continue;
       int64_t O = g->out[j], tiles = (O + 63) / 64;
       int64_t from = MAX(first - task, 0), to = MIN(last - task, tiles);
-      if (from < to)
+      if (from < to && IS_INT8(b, s))
+        NAME(expand_int8)(y + g->start[j], y_stride, ROWS(b, s), H_AT(b, g, s, j), H_STRIDE(b, g), INT8(B_AT(b, g, s, j)), O,
+                          RANK(b, g, s, j), SCALE(b, g, s, j), F_AT(b, g, s, j), bias ? bias + g->start[j] : 0, from * 64,
+                          MIN(to * 64, O));
+      else if (from < to)
         NAME(expand)(y + g->start[j], y_stride, ROWS(b, s), H_AT(b, g, s, j), H_STRIDE(b, g), B_AT(b, g, s, j), O,
                      RANK(b, g, s, j), SCALE(b, g, s, j), F_AT(b, g, s, j), bias ? bias + g->start[j] : 0, from * 64, MIN(to * 64, O));
       task += tiles;

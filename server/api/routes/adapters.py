@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from adapters_store.accounts.keys import Scope
 from adapters_store.dialects.catalog import DIALECTS
 from adapters_store.errors import Conflict, NotFound
+from adapters_store.format.chat_fields import ADAPTER_DTYPES
 from adapters_store.parsing.adapter_files import refuse_shard
 from adapters_store.parsing.template_sandbox import MAX_TEMPLATE_BYTES
 from adapters_store.remote.imports import ImportLimits, fetch_import
@@ -33,7 +34,7 @@ from server.api.wire.paging import DEFAULT_LIMIT, After, Limit, page
 from server.api.wire.thread_route import ThreadRoute
 
 MAX_NAME_BYTES = 512
-_OPTIONAL = {"tool_dialect": 64, "chat_template": MAX_TEMPLATE_BYTES}
+_OPTIONAL = {"tool_dialect": 64, "chat_template": MAX_TEMPLATE_BYTES, "adapter_dtype": 64}
 _ADAPTER = f"{UPLOAD_PATH}/{{name:path}}"
 
 router = APIRouter(route_class=ThreadRoute)
@@ -58,6 +59,7 @@ def _upload_schema() -> dict[str, Any]:
             WEIGHTS: file,
             "tool_dialect": {"type": "string", "enum": list(DIALECTS)},
             "chat_template": {"type": "string", "maxLength": MAX_TEMPLATE_BYTES},
+            "adapter_dtype": {"type": "string", "enum": list(ADAPTER_DTYPES)},
         },
     }
     imported = body_schema(NewImport)["requestBody"]["content"]
@@ -69,7 +71,8 @@ async def upload_adapter(
     request: Request, caller: CallerDep, context: ContextDep, activate: bool = True
 ) -> dict[str, Any]:
     """Publish a PEFT LoRA: parts `name`, `config` (adapter_config.json), `weights` (adapter_model.safetensors), and how
-    its chats are written, where that differs from the base: `tool_dialect`, `chat_template`.
+    its chats are written, where that differs from the base: `tool_dialect`, `chat_template`. `adapter_dtype`
+    int8 serves it in half the memory, and is refused if that changes its log-probabilities by more than 0.01 nats.
 
     activate false: the bare name keeps its meaning, and the new version answers to `name@version`, or as a canary.
     With an admin key, a JSON body of `name` and `source` imports it from a place that --import-prefix allows.
@@ -182,6 +185,8 @@ async def _publish(
             takes_file=True,
             tool_dialect=_text(fields, "tool_dialect"),
             chat_template=_text(fields, "chat_template"),
+            adapter_dtype=_text(fields, "adapter_dtype"),
+            int8_change=lambda plain, small: context.engine.int8_change(plain, small).result(),
         )
 
     return await anyio.to_thread.run_sync(publish, limiter=context.check_slots)

@@ -14,7 +14,7 @@ from server.cli.adapters import export as adapter_export
 from server.cli.adapters import imports as adapter_imports
 from server.cli.adapters import merge as adapter_merge
 from server.cli.adapters import versions as adapter_versions
-from server.cli.adapters.publishing import base_for, check_free, show_published
+from server.cli.adapters.publishing import base_for, check_free, int8_change_on, show_published
 from server.cli.adapters.versions import RefArgument
 from server.cli.common.base_path import BaseOption
 from server.cli.common.failures import CommandError, ExitCode
@@ -52,6 +52,10 @@ def push(
     chat_template: Annotated[
         Path | None, typer.Option(help="Its own chat template, a Jinja file of 64 KiB at most.", metavar="FILE")
     ] = None,
+    adapter_dtype: Annotated[
+        str | None,
+        typer.Option(help="int8: half the memory; the base is loaded to measure the change.", metavar="DTYPE"),
+    ] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,6 +80,8 @@ def push(
                 activate=activate,
                 tool_dialect=tool_dialect,
                 chat_template=_template_text(chat_template),
+                adapter_dtype=adapter_dtype,
+                int8_change=int8_change_on(description),
             )
     show_published(output, version, found.notes)
 

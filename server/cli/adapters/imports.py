@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli.adapters.publishing import base_for, check_free, show_published
+from server.cli.adapters.publishing import base_for, check_free, int8_change_on, show_published
 from server.cli.common.base_path import BaseOption
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, TenantOption
 from server.cli.common.output import Output
@@ -61,6 +61,7 @@ def import_adapter(
                 base=description,
                 activate=activate,
                 takes_file=True,
+                int8_change=int8_change_on(description),
             )
     show_published(output, version)
 

@@ -5,6 +5,7 @@ Decides which base that is; the store decides which adapter is valid.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.cli.common.base_path import find_base
@@ -14,6 +15,8 @@ from server.cli.common.texts import size
 
 if TYPE_CHECKING:
     from adapters_store.base.description import BaseDescription
+    from adapters_store.packed.int8_check import Int8Change
+    from adapters_store.packed.layout import PackedAdapter
     from adapters_store.store import AdapterStore
     from adapters_store.versions.records import AdapterVersion
 
@@ -31,6 +34,23 @@ def base_for(store: AdapterStore, base: str | None, output: Output) -> BaseDescr
 
         description = describe(*find_base(base, output))
     return next((each for each in known if each.digest == description.digest), description)
+
+
+def int8_change_on(base: BaseDescription) -> Int8Change:
+    """Loads the base when there is an int8 adapter to measure. Raises CommandError (base_not_found)."""
+
+    def change(plain: PackedAdapter, small: PackedAdapter) -> float:
+        from server.engine.int8_probe import int8_probe
+        from server.engine.model.base_model import load_base
+        from server.engine.text.tokenizer import Tokenizer
+
+        if base.folder is None or not Path(base.folder).is_dir():
+            message = f"{base.name}: an int8 adapter is measured on its base; name its folder with --base PATH"
+            raise CommandError("base_not_found", message, ExitCode.NOT_FOUND)
+        loaded, tokenizer = load_base(Path(base.folder), dtype=base.dtype), Tokenizer.load(Path(base.folder))
+        return int8_probe(loaded, tokenizer, tokenizer.vocabulary(loaded.num_embeddings))(plain, small)
+
+    return change
 
 
 def check_free(name: str, base: BaseDescription) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,12 +10,13 @@ import numpy as np
 import torch
 
 from adapters_store.base.description import BaseDescription
-from adapters_store.packed.layout import PackedAdapter
+from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter
 from adapters_store.packed.packed_file import as_bytes
 from adapters_store.tiers.entries import CopyHandle
 from lora_kernels import background
 from lora_kernels.background import TimeSlices
 from lora_kernels.lora.batch import LoraTable
+from server.engine.model.base_model import BaseModel
 
 INLINE_COPY_BYTES = 256 * 1024  # handing a smaller copy to another thread costs more than the copy
 
@@ -58,7 +60,7 @@ class ArenaCopier:
 
     def start(self, slot: int, offset: int, adapter: PackedAdapter) -> CopyHandle:
         """Begin the copy to arena[offset:] and point the slot's table row at it."""
-        self._table.set_slot(slot, offset, *adapter.places(self._module_index))
+        self._table.set_slot(slot, offset, *adapter.places(self._module_index), is_int8=adapter.is_int8)
         target = self._table.arena[offset : offset + adapter.buffer.numel()]
         if self._stream is not None:
             return self._copy_on_stream(self._stream, target, adapter.buffer)
@@ -81,6 +83,19 @@ class ArenaCopier:
             event = torch.cuda.Event()
             event.record(stream)
         return _Event(event)
+
+
+def table_of(base: BaseModel, adapters: Sequence[PackedAdapter]) -> LoraTable:
+    """A table of its own, whose slot n holds adapters[n]."""
+    sizes = [-(-adapter.buffer.numel() // ALIGN_BYTES) * ALIGN_BYTES for adapter in adapters]
+    arena = torch.zeros(sum(sizes), dtype=base.dtype, device=base.device)
+    table = LoraTable(arena, len(base.description.modules), max(len(adapters), 1))
+    offset = 0
+    for slot, (adapter, size) in enumerate(zip(adapters, sizes, strict=True)):
+        table.set_slot(slot, offset, *adapter.places(base.description.module_index), is_int8=adapter.is_int8)
+        arena[offset : offset + adapter.buffer.numel()] = adapter.buffer.to(base.device)
+        offset += size
+    return table
 
 
 def _copy(target: torch.Tensor, buffer: torch.Tensor) -> None:

@@ -26,6 +26,7 @@ from lora_kernels.process import release_compute_threads
 from server.engine.device_fault import device_error
 from server.engine.engine import Engine
 from server.engine.grammar.matcher import allowed_of
+from server.engine.int8_probe import int8_probe
 from server.engine.metrics import Histogram
 from server.engine.model.adapter_copier import ArenaCopier
 from server.engine.model.base_model import BaseModel, load_base, pick_device
@@ -150,6 +151,7 @@ def join_engine(
         _served_model(base, tokenizer, vocabulary, max_model_len),
         num_threads=settings.compute_threads,
         slices=links.slices if base.device.type == "cpu" else None,  # on a GPU loading costs a step nothing
+        int8_probe=int8_probe(base, tokenizer, vocabulary) if base.device.type == "cpu" else None,
     )
     release_compute_threads()  # this thread loaded the base; from now on only the engine's thread computes
     adapters.host.start()
@@ -279,9 +281,13 @@ def _table(base: BaseModel, plan: MemoryPlan, max_adapters: int) -> LoraTable:
 
 
 def _device_pool(table: LoraTable, max_adapters: int) -> DevicePool:
-    align = ALIGN_BYTES // table.arena.element_size()
     return DevicePool(
-        DevicePoolSettings(capacity_elements=table.arena.numel(), max_slots=max_adapters, alignment_elements=align)
+        DevicePoolSettings(
+            capacity_elements=table.arena.numel(),
+            max_slots=max_adapters,
+            alignment_elements=ALIGN_BYTES // table.arena.element_size(),
+            takes_int8=table.arena.device.type == "cpu",
+        )
     )
 
 

@@ -22,6 +22,8 @@ from adapters_store.base.files import load_config
 from adapters_store.base.tokenizer import load_tokenizer
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.adapter_folder import plan_folder
+from adapters_store.packed.packing import pack
+from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from server.engine.model.base_model import BaseModel, load_base
 from server.engine.text.tokenizer import Tokenizer
 from server.jobs.gate.adapter_weights import module_weights
@@ -37,6 +39,7 @@ from trainer.gate.answers.calls import CallScores
 from trainer.gate.answers.endings import Ends
 from trainer.gate.gate import GateInputs, GateResult, judge, refused
 from trainer.gate.general import MIX, OWN_TEXT, own_examples
+from trainer.gate.held_out import Int8Loss
 from trainer.gate.round_trip import RoundTrip
 from trainer.gate.spectrum import ModuleWeights
 from trainer.gate.thresholds import GateThresholds
@@ -122,8 +125,16 @@ def _measure(run: _Run, limits: GateThresholds) -> _Measured:
         limits = replace(limits, scales=(1.0,))
     scorer = ServingScorer(run.base, pack_folder(run.output, run.base), _settings(run, limits))
     weights = module_weights(plan, run.output, run.spec.base)
-    trip = round_trip(scorer, run.spec.base, run.output, _round_trip_prompts(run), limits)
-    return _judged(run, scorer, limits, weights, trip)
+    exact, int8 = scorer, None
+    if plan.is_int8 and run.base.device.type != "cpu":
+        raise AdapterRejected("int8_not_on_gpu", "adapter_dtype: int8 adapters are served on a CPU only")
+    if plan.is_int8:  # PEFT serves the adapter as it was trained
+        plain = pack(replace(plan, is_int8=False), run.output / WEIGHTS_FILE)
+        exact = ServingScorer(run.base, plain, replace(_settings(run, limits), scales=()))
+        held_out = pick(run.data.validation, limits.max_examples)
+        int8 = Int8Loss(exact.losses(held_out).mean, scorer.losses(held_out).mean)
+    trip = round_trip(exact, run.spec.base, run.output, _round_trip_prompts(run), limits)
+    return _judged(run, scorer, limits, weights, trip, int8=int8)
 
 
 def _measure_tuned(run: _Run, precision: Precision, limits: GateThresholds) -> _Measured:
@@ -140,6 +151,8 @@ def _judged(
     limits: GateThresholds,
     weights: Sequence[ModuleWeights],
     trip: RoundTrip,
+    *,
+    int8: Int8Loss | None = None,
 ) -> _Measured:
     validation, general = run.data.validation, run.data.general
     own = (
@@ -150,7 +163,7 @@ def _judged(
     tokenizer = Tokenizer.load(run.spec.base)
     ends = _ends(tokenizer, scorer.max_tokens)
     calls = _calls(run, scorer, tokenizer)
-    inputs = GateInputs(validation, general or own, MIX if general else OWN_TEXT, weights, trip, ends, calls)
+    inputs = GateInputs(validation, general or own, MIX if general else OWN_TEXT, weights, trip, ends, calls, int8)
     result = judge(scorer, inputs, replace(limits, max_pair_tokens=scorer.max_tokens))
     answers = [example.text(chosen=True) for example in pick(validation, NUM_SAMPLES)]
     return _Measured(result, side_by_side(scorer, tokenizer, answers))

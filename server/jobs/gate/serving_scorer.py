@@ -19,8 +19,8 @@ from adapters_store.format.adapter_folder import plan_folder
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
-from lora_kernels.lora.batch import LoraTable
 from server.engine.constraint import TokenConstraint
+from server.engine.model.adapter_copier import table_of
 from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch
 from server.engine.model.kv_tensors import KVCache
@@ -33,7 +33,6 @@ from trainer.data.types import EncodedExample
 from trainer.gate.scorer import BASE_ALONE, Losses
 
 _BLOCK_SIZE = 16
-_ALIGN_ELEMENTS = 64
 _LOSS_ROWS = 256  # logits turned to float32 at once
 
 
@@ -64,7 +63,7 @@ class ServingScorer:
         self.max_tokens = min(self._settings.max_tokens, base.max_model_len)
         scales = dict.fromkeys((1.0, *self._settings.scales)) if adapter else ()
         self._slots = {scale: slot for slot, scale in enumerate(scales)}
-        self._table = _resident(base, [_scaled(adapter, scale) for scale in self._slots] if adapter else [])
+        self._table = table_of(base, [_scaled(adapter, scale) for scale in self._slots] if adapter else [])
         self._num_blocks = _blocks(self.max_tokens) + 2 * _blocks(self._settings.forward_tokens)
         cache = KVCache.allocate(base, num_blocks=self._num_blocks, block_size=_BLOCK_SIZE)
         self._runner = ModelRunner(base, cache, self._table, Sampler(), self._settings.vocabulary)
@@ -180,19 +179,6 @@ def _blocks(num_tokens: int) -> int:
 
 def _scaled(adapter: PackedAdapter, scale: float) -> PackedAdapter:
     return replace(adapter, modules=tuple(replace(module, scale=module.scale * scale) for module in adapter.modules))
-
-
-def _resident(base: BaseModel, adapters: Sequence[PackedAdapter]) -> LoraTable:
-    """A table whose slot n holds adapters[n]."""
-    sizes = [-(-adapter.buffer.numel() // _ALIGN_ELEMENTS) * _ALIGN_ELEMENTS for adapter in adapters]
-    arena = torch.zeros(sum(sizes), dtype=base.dtype, device=base.device)
-    table = LoraTable(arena, len(base.description.modules), max(len(adapters), 1))
-    offset = 0
-    for slot, (adapter, size) in enumerate(zip(adapters, sizes, strict=True)):
-        table.set_slot(slot, offset, *adapter.places(base.description.module_index))
-        arena[offset : offset + adapter.buffer.numel()] = adapter.buffer.to(base.device)
-        offset += size
-    return table
 
 
 def _schedule(requests: Sequence[Request], forward_tokens: int) -> Schedule:

@@ -29,6 +29,7 @@ _WHOLE_RUN = (
     "mix_fraction",
     "tool_dialect",
     "chat_template",
+    "adapter_dtype",
 )
 KNOBS: dict[str, tuple[str, ...]] = {
     **{name: (kind.section, name) for kind in _SECTIONS for name in kind.model_fields},
@@ -110,6 +111,9 @@ def build_spec(
         code = {"unknown_field": "unknown_parameter", "bad_field": "invalid_value"}.get(error.code, error.code)
         raise JobRefused(code, error.message.replace(error.param, param, 1), param=param) from None
     _check_servable(spec, limits, origins)
+    if spec.adapter_dtype is not None and base.device == "cuda":
+        param = origins.get("adapter_dtype", "adapter_dtype")
+        raise JobRefused("int8_not_on_gpu", f"{param}: int8 adapters are served on a CPU only", param=param)
     return spec
 
 

@@ -59,6 +59,27 @@ def test_every_row_gets_its_own_adapters_delta(
     assert error <= limit
 
 
+@pytest.mark.parametrize("num_rows", [1, 7, 63, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_adapters_answer_beside_others_of_the_batch(path: str, num_rows: int, dtype: torch.dtype) -> None:
+    table = random_table([GROUP], RANKS, dtype, int8={0, 1, 3, 4})
+    slots = row_slots("uniform", num_rows)
+    batch = LoraBatch(table, slots)
+    x = torch.randn(num_rows, 96, generator=torch.Generator().manual_seed(3)).to(dtype)
+    exact = lora_delta_reference(x, batch, GROUP)
+
+    got = add_lora_delta(torch.zeros(num_rows, 177, dtype=dtype), x, batch, GROUP)
+
+    error = float((got.float() - exact).abs().max() / exact.abs().max().clamp_min(1e-6))
+    limit = 1e-6 if dtype is torch.float32 else 2 * torch_bf16_error(x, GROUP) + (0.01 if path == "torch" else 0.0)
+    assert error <= limit
+    table.int8[:] = 0
+    others = np.isin(slots, (NO_ADAPTER, 2, 5))
+    alone = LoraBatch(table, np.where(others, slots, NO_ADAPTER).astype(np.int32))
+    beside = add_lora_delta(torch.zeros(num_rows, 177, dtype=dtype), x, alone, GROUP)
+    assert torch.equal(got[others], beside[others]), "the other rows keep their bits"
+
+
 @pytest.mark.parametrize("num_rows", [1, 6, 8, 31, 40])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_base_product_and_delta_in_one_call_equal_the_two(path: str, num_rows: int, with_bias: bool) -> None:

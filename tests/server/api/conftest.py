@@ -8,8 +8,9 @@ names of their own, and override `settings` for limits of their own.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -152,13 +153,20 @@ def admin(connect: MakeClient) -> httpx.Client:
 
 @pytest.fixture(scope="module")
 def upload(engine: EngineClient) -> Upload:
-    """upload(client, name, seed=..., activate=..., **config changes): a small adapter whose tensors follow seed."""
+    """upload(client, name, seed=..., activate=..., fields=..., **config changes): a small adapter whose tensors follow
+    seed; fields: further parts of the form."""
 
     def post(
-        client: httpx.Client, name: str = "law", *, seed: int = 0, activate: bool = True, **changes: Any
+        client: httpx.Client,
+        name: str = "law",
+        *,
+        seed: int = 0,
+        activate: bool = True,
+        fields: Mapping[str, str] = MappingProxyType({}),
+        **changes: Any,
     ) -> httpx.Response:
         weights = safetensors_bytes(lora_tensors(engine.base, seed=seed))
         files = {"config": config_bytes(**changes), "weights": weights}
-        return client.post("/v1/adapters", params={"activate": activate}, data={"name": name}, files=files)
+        return client.post("/v1/adapters", params={"activate": activate}, data={"name": name, **fields}, files=files)
 
     return post

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from adapters_store.storage.schema import jobs, served_bases
 from server.jobs.limits import JobLimit, JobLimits, JobRefused
 from server.jobs.served_base import ServedBase
 from server.jobs.service import Onboarding
-from server.jobs.store.job_request import JobRequest
+from server.jobs.store.job_request import JobRequest, build_spec
 from server.jobs.store.records import JobStatus
 from server.jobs.store.served_bases import ServedBases
 from support.servers.job_world import MODEL, JobWorld, data_lines, make_base_folder
@@ -56,6 +57,15 @@ def test_a_refused_job_leaves_no_row_and_no_folder(
     assert (refused.value.code, refused.value.param) == (code, param)
     assert world.jobs.list() == []
     assert not world.jobs.runs.exists() or list(world.jobs.runs.iterdir()) == []
+
+
+def test_int8_is_taken_where_its_adapter_can_be_served(tmp_path: Path) -> None:
+    request = JobRequest(model=MODEL, training_file="file-1", knobs={"adapter_dtype": "int8"})
+    served = ServedBase(path=tmp_path, name=MODEL, digest="sha256:b", dtype="float32", device="cpu")
+    limits = JobLimits()
+    assert build_spec(request, served, limits, validation=False, mix=False).adapter_dtype == "int8"
+    with pytest.raises(JobRefused, match=r"multilora\.adapter_dtype: int8 adapters are served on a CPU only"):
+        build_spec(request, replace(served, device="cuda"), limits, validation=False, mix=False)
 
 
 def test_rank_above_the_servers_limit_is_refused_by_name(tmp_path: Path) -> None:

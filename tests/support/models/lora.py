@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import numpy as np
 import torch
 
-from lora_kernels.lora.batch import LoraGroup, LoraTable
+from lora_kernels.lora.batch import LoraGroup, LoraTable, Place
 
 SENTINEL_GAP = 96  # NaN elements between adapters: reading one past an adapter shows
 
@@ -18,20 +19,21 @@ def random_table(
     *,
     seed: int = 0,
     missing: int = -1,
+    int8: Collection[int] = (),
     factored: Sequence[int] = (),
 ) -> LoraTable:
-    """One adapter per slot with the given rank on every module of the groups; slot `missing` skips the odd modules.
-    factored: slots with DoRA's factors, from 0.5 to 1.5, on every module."""
+    """One adapter per slot with the given rank on every module of the groups; slot `missing` skips the odd modules, and
+    slots of `int8` hold bytes. factored: slots with DoRA's factors, from 0.5 to 1.5, on every module."""
     generator = torch.Generator().manual_seed(seed)
     num_modules = sum(len(group.module_rows) for group in groups)
     num_outputs = sum(sum(group.out_features) for group in groups)
     size = sum(_adapter_elements(groups, rank) + SENTINEL_GAP for rank in ranks) + SENTINEL_GAP
     size += len(factored) * (num_outputs * 2 + num_modules)
     table = LoraTable(torch.full((size,), torch.nan, dtype=dtype), num_modules, len(ranks))
-    cursor = SENTINEL_GAP
+    cursor = SENTINEL_GAP  # with every adapter, a multiple of 32 elements: factors are whole floats
     for slot, rank in enumerate(ranks):
         modules, factors, used = [], [], 0
-        for group in groups:
+        for group in groups if slot not in int8 else ():
             for row, out in zip(group.module_rows, group.out_features, strict=True):
                 if slot == missing and row % 2:
                     continue
@@ -50,9 +52,31 @@ def random_table(
                         torch.rand(out, generator=generator) + 0.5
                     )
                     used = end
-        table.set_slot(slot, cursor, modules, factors=factors)
+        if slot in int8:
+            modules, used = _int8_modules(table, groups, rank, cursor, slot)
+        table.set_slot(slot, cursor, modules, factors=factors, is_int8=slot in int8)
         cursor += used + SENTINEL_GAP
     return table
+
+
+def _int8_modules(
+    table: LoraTable, groups: Sequence[LoraGroup], rank: int, cursor: int, slot: int
+) -> tuple[list[Place], int]:
+    """Random bytes, each A behind random factors; starts are aligned as in a packed adapter."""
+    generator, size = np.random.default_rng(slot), table.arena.element_size()
+    memory, modules, used = table.arena.view(torch.uint8).numpy(), list[Place](), 0
+    for group in groups:
+        for row, out in zip(group.module_rows, group.out_features, strict=True):
+            starts = []
+            for factors, width in ((rank, group.in_features), (0, out)):
+                used += -(-factors * 4 // 64) * 64 // size
+                at = (cursor + used) * size
+                memory[at - 4 * factors : at].view(np.float32)[:] = generator.uniform(1e-5, 6e-5, factors)
+                memory[at : at + rank * width] = generator.integers(0, 256, rank * width)
+                starts.append(used)
+                used += -(-rank * width // 64) * 64 // size
+            modules.append((row, starts[0], starts[1], rank, 0.5 + slot))
+    return modules, used
 
 
 def _adapter_elements(groups: Sequence[LoraGroup], rank: int) -> int:

@@ -29,6 +29,7 @@ SERVED = {
     "init_lora_weights": "true, false, `gaussian`, `eva`, `orthogonal`, `mica`; else `base_altering_init`",
     "alora_invocation_tokens": '1 to 256 token ids: an activated LoRA, with `"CAUSAL_LM"`; else `bad_field`',
     "modules_to_save": "the embedding and the head, of the base's size; else `unsupported_modules_to_save`",
+    "multilora_adapter_dtype": "`int8`: kept and served as bytes; else `unknown_adapter_dtype`",
     "multilora_base_digest": "the base that the adapter is for; another one is `wrong_base`",
     "multilora_chat_template": "its own chat template ([tools.md](tools.md))",
     "multilora_tool_dialect": "its own tool dialect ([tools.md](tools.md))",

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
+from adapters_store.packed.layout import PackedAdapter
 from adapters_store.tiers.entries import Owner, Residency
 from server.engine.metrics import Histogram
 from server.engine.request import QueueFull, Request, RequestError, TokenEvent, TokenLogprob
@@ -83,6 +84,8 @@ class FakeEngine:
         self.warmed: list[tuple[AdapterDigest, str, Owner]] = []
         self.pinned: set[AdapterDigest] = set()
         self.num_retries = 0
+        self.measured: list[tuple[PackedAdapter, PackedAdapter]] = []
+        self.nats = 0.0  # of every int8 adapter
         self.may_step = threading.Event()
         self.may_step.set()
         self.stalls_at: int | None = None  # after that many steps it waits for `may_step` to be set
@@ -132,6 +135,12 @@ class FakeEngine:
 
     def retry_adapters(self) -> None:
         self.num_retries += 1
+
+    def int8_change(self, plain: PackedAdapter, small: PackedAdapter) -> Future[float]:
+        answer: Future[float] = Future()
+        self.measured.append((plain, small))
+        answer.set_result(self.nats)
+        return answer
 
     def warm_adapter(self, digest: AdapterDigest, name: str, owner: Owner) -> Future[Residency]:
         self.warmed.append((digest, name, owner))

@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from adapters_store.store import AdapterStore
+from support.worlds.fake_engine import FakeEngine
 
 Upload = Callable[..., httpx.Response]
 
@@ -48,6 +50,40 @@ def test_an_uploaded_adapter_answers_at_once(client: httpx.Client, upload: Uploa
     assert response.status_code == 200
     base = client.post("/v1/completions", json={**ask, "model": "tiny"})
     assert response.json()["choices"][0]["text"] != base.json()["choices"][0]["text"]
+
+
+def test_an_int8_adapter_takes_less_room_is_measured_and_answers(client: httpx.Client, upload: Upload) -> None:
+    int8 = {"adapter_dtype": "int8"}
+    plain, small = upload(client, "plain", seed=3), upload(client, "small", seed=3, fields=int8)
+    assert small.status_code == 201, small.text
+    assert small.json()["digest"] != plain.json()["digest"]
+    assert small.json()["bytes"] < plain.json()["bytes"]
+    ask = {"model": "small", "prompt": "hello", "max_tokens": 2, "temperature": 0}
+    assert client.post("/v1/completions", json=ask).status_code == 200
+    again = upload(client, "small", seed=3, multilora_adapter_dtype="int8")
+    assert again.json() == small.json(), "the config says the same"
+
+
+def test_int8_that_changes_too_much_is_refused_and_not_stored(
+    client: httpx.Client, upload: Upload, fake_engine: FakeEngine
+) -> None:
+    fake_engine.nats = 0.02
+    as_part: dict[str, Any] = {"fields": {"adapter_dtype": "int8"}}
+    try:
+        for how in (as_part, {"multilora_adapter_dtype": "int8"}):
+            error = upload(client, "coarse", seed=4, **how).json()["error"]
+            assert (error["code"], error["param"]) == ("int8_changes_too_much", "adapter_dtype")
+            assert "0.02 nats, the limit is 0.01" in error["message"]
+    finally:
+        fake_engine.nats = 0.0
+    plain, small = fake_engine.measured[-1]
+    assert (plain.is_int8, small.is_int8) == (False, True)
+    assert client.get("/v1/adapters/coarse").status_code == 404
+    refused = upload(client, "coarse", fields={"adapter_dtype": "int4"}).json()["error"]
+    assert (refused["code"], refused["message"]) == (
+        "unknown_adapter_dtype",
+        "adapter_dtype: must be int8 or absent, got 'int4'",
+    )
 
 
 def test_the_same_name_again_is_the_next_version(client: httpx.Client, upload: Upload) -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from adapters_store.base.description import BaseDescription
 from adapters_store.base.files import describe_base
+from adapters_store.packed.layout import PackedAdapter
 from adapters_store.store import AdapterStore
+from server.cli.adapters.publishing import int8_change_on
+from server.cli.common.failures import CommandError
 
 Command = Callable[..., Any]
+INT8 = ("--adapter-dtype", "int8")
 
 
 @pytest.fixture
@@ -53,6 +59,23 @@ def test_push_takes_the_base_it_is_given(run: Command, run_json: Command, base: 
 def test_a_base_named_again_keeps_the_type_it_is_served_in(push: Command, base: Path) -> None:
     """Served in bfloat16, an adapter takes half of what it takes in the base's own float32."""
     assert push("law", "--base", base)["bytes"] == push("law")["bytes"]
+
+
+def test_push_in_int8_measures_on_the_base_and_halves_the_bytes(
+    push: Command, run: Command, base: Path, adapter: Path, known_base: BaseDescription, tmp_path: Path
+) -> None:
+    refused = push("law", "--base", base, *INT8)
+    assert refused["error"]["code"] == "int8_changes_too_much", "noise, ten times what a trained adapter has"
+    (tmp_path / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: values * 0.1 for name, values in tensors.items()}, tmp_path / "adapter_model.safetensors")
+    plain, small = (push("law", "--base", base, *options, folder=tmp_path) for options in ((), INT8))
+    assert (small["id"], small["digest"] == plain["digest"]) == ("law@2", False)
+    assert plain["bytes"] > small["bytes"]
+    refused = run("adapter", "push", adapter, "--tenant", "acme", "--name", "law", "--adapter-dtype", "int4")
+    assert "adapter_dtype: must be int8 or absent, got 'int4'" in refused.output
+    with pytest.raises(CommandError, match="name its folder with --base"):
+        int8_change_on(replace(known_base, folder=None))(*[cast(PackedAdapter, None)] * 2)
 
 
 def test_push_without_any_base_says_what_to_do(run: Command, adapter: Path) -> None:

@@ -20,6 +20,8 @@ from server.jobs.gate.process import Precision, gate_run, main
 from support.trainers.training import base_with_a_wider_tokenizer
 from support.trainers.training_data import chat, chats, write_jsonl
 from trainer.gate.gate import GateResult
+from trainer.gate.held_out import judge_int8
+from trainer.gate.thresholds import GateThresholds
 from trainer.run import train
 from trainer.run_folder.folder import Exit
 from trainer.spec import TrainSpec
@@ -141,6 +143,25 @@ def test_weights_that_are_not_finite_and_adapters_of_another_form_are_blocked(go
     assert codes(gate_run(run, FLOAT32)) == {"missing_magnitude"}
     assert json.loads((run / "gate.json").read_text())["verdict"] == "block"
     assert "the server refuses the adapter" in (run / "report.html").read_text()
+
+
+def test_a_trained_adapter_in_int8_changes_the_held_out_loss_by_two_thousandths_at_most(
+    good: Path, judged: GateResult, tmp_path: Path
+) -> None:
+    run = copy_of(good, tmp_path / "int8")
+    config = run / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"multilora_adapter_dtype": "int8"}))
+    result = gate_run(run, FLOAT32)
+    assert (result.verdict, judged.int8) == ("pass", None), result.reasons
+    assert result.int8 is not None
+    assert judged.held_out is not None
+    assert result.int8.loss == pytest.approx(judged.held_out.adapter_loss, rel=1e-6)
+    assert 0.0 < abs(result.int8.change) <= 0.002
+    assert json.loads((run / "gate.json").read_text())["int8"]["change"] == result.int8.change
+    assert result.round_trip is not None
+    assert result.round_trip.difference <= 1e-5, "the adapter as it was trained against PEFT"
+    [reason] = judge_int8(result.int8, GateThresholds(int8_change=1e-9))
+    assert (reason.code, reason.level) == ("int8_changes_too_much", "block")
 
 
 def copy_of(run: Path, target: Path) -> Path:
