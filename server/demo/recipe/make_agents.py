@@ -52,6 +52,7 @@ def make_agent(agent: Agent, base: Path, out: Path, *, num_lines: int | None = N
             optim=OptimSpec(learning_rate=6e-3, epochs=EPOCHS),
             batch=BatchSpec(examples=16, max_sequence_length=MAX_TOKENS, micro_tokens=1024),
             tool_dialect=agent.dialect,
+            adapter_dtype=None,
             chat_template=agent.template,
         )
         if train(spec, run) != Exit.SUCCEEDED:
