@@ -135,7 +135,7 @@ $(VENV)/llama.cpp: $(VENV)/.installed-dev
 # Runs in MLflow and W&B by their real clients, in an environment of its own over this one's packages. Nothing is sent anywhere.
 test-trackers: $(VENV)/.installed-dev
 	$(BIN)/python -m venv $(VENV)-trackers
-	$(VENV)-trackers/bin/python -m pip --disable-pip-version-check install 'mlflow-skinny>=3' 'wandb>=0.20'
+	$(VENV)-trackers/bin/python -m pip --disable-pip-version-check install 'mlflow-skinny>=3' 'wandb>=0.31'
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$($(VENV)-trackers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz_tests.pth
 	PYTHONPATH=.:kernels:tests OMP_NUM_THREADS=1 MULTILORA_TRACKERS=1 $(VENV)-trackers/bin/python -m pytest -q -n 0 tests/trainer/tracking $(ARGS)
 

@@ -12,6 +12,10 @@ from trainer.tracking.tracker import Tracked
 PROJECT = "multilora"
 
 
+class NoKey(Exception):
+    """Neither WANDB_API_KEY nor a login is there, and the run would be sent."""
+
+
 class WandbTracker:
     """One W&B run, which a resumed training goes on with. What the trainer prints, its code and git stay here."""
 
@@ -19,6 +23,9 @@ class WandbTracker:
         import wandb
 
         self._html = wandb.Html
+        is_sent = wandb.setup().settings.mode not in ("offline", "disabled", "dryrun")
+        if is_sent and not wandb.login(prompt=False, verify=False):
+            raise NoKey  # the client would open a run that no account owns
         quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, disable_code=True)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),

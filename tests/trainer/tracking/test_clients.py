@@ -11,6 +11,7 @@ from trainer.run import train
 from trainer.run_folder.checkpoint import Checkpoints
 from trainer.run_folder.events import read_events
 from trainer.run_folder.folder import PAUSE, Exit, RunFolder
+from trainer.spec import SpecError
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -65,3 +66,16 @@ def test_wandb_writes_its_files_into_the_run_folder(
     assert KEY.encode() not in written
     assert KEY not in "".join(capfd.readouterr()) + (run_dir / "events.jsonl").read_text()
     assert len({file.stem for file in files}) == 1  # one run
+
+
+def test_wandb_without_a_key_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    wandb.teardown()  # or it remembers the key of the run before
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no login of the tester's
+    with pytest.raises(SpecError, match="NoKey"):
+        paused_and_resumed(tmp_path, "wandb", monkeypatch)
