@@ -157,14 +157,14 @@ def built(cls: type[T], values: Mapping[str, Any], *, prefix: str = "") -> T:
 def _held(hint: Any, about: About | None, value: Any) -> Any:
     """As the field holds it: variables, files and Ray's arguments have no paths, no tuples and the operator's unit."""
     kind, is_list = _kind_of(hint)
+    if is_list and about is not None:
+        return tuple(value or ())  # an option that was not given is None
     if value is None:
         return None
     if kind is Path and not is_list:
         return Path(value)
     if about is None:
         return value
-    if is_list:
-        return tuple(value)
     return value * about.factor if about.factor > 1 else value
 
 

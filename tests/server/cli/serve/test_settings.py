@@ -72,7 +72,8 @@ def another(setting: Setting) -> Any:
     if setting.kind is bool:
         return not setting.default
     if setting.kind is str:
-        return "s3://bucket/adapters" if setting.option == "--import-prefix" else "https://app.example.com"
+        own = {"--import-prefix": "s3://bucket/adapters", "--jobs-track": "tensorboard"}
+        return own.get(setting.option, "https://app.example.com")
     if setting.kind is int:
         return 2 * (setting.default or 4)
     return setting.default / 2 if setting.kind is float and setting.default else 1.5
@@ -126,6 +127,13 @@ def test_each_part_of_the_server_gets_its_settings_in_its_own_unit(
     assert settings.api.cors_origins == ("https://a.example",)
     assert settings.api.auth == "off"
     assert settings.jobs.memory_bytes == 2 << 20
+
+
+def test_what_is_not_given_is_as_the_class_has_it(run: Command, base: Path, started: list[ServeSettings]) -> None:
+    assert run("serve", "--base", base, "--auth", "off").exit_code == 0
+    settings = started[0]
+    assert settings.jobs == type(settings.jobs)()
+    assert settings.api.cors_origins == settings.api.import_prefixes == ()
 
 
 def test_what_print_config_prints_is_a_config_file_of_the_same_settings(
