@@ -12,12 +12,9 @@ demo: $(VENV)/.installed $(if $(findstring --real,$(ARGS)),$(VENV)/.installed-re
 	$(BIN)/multilora demo $(ARGS)
 
 # The checks of `make lint` run beside the tests, on a core that waits; what they found is shown at the end.
-# FORK=1: the product's processes are forked from one that has imported torch and transformers, not executed
-# (tests/support/processes). Some thirty starts cost 9 s of CPU less each; not yet the default.
-FORK ?=
 test: $(VENV)/.installed-dev chromium
 	@$(MAKE) --no-print-directory lint > $(VENV)/lint.log 2>&1 & checks=$$!; \
-	OMP_NUM_THREADS=1 $(if $(FORK),MULTILORA_TESTS_FORK=1) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS); tests=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS); tests=$$?; \
 	wait $$checks; checks=$$?; cat $(VENV)/lint.log; \
 	[ $$checks = 0 ] || echo "make lint failed: see above"; [ $$tests = 0 ] && [ $$checks = 0 ]
 

@@ -64,17 +64,6 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> None:
-    """Here, where everything is imported, no test has run and this process has one thread of its own."""
-    from support.processes.fork_server import FORK, ForkServer
-
-    runs_tests = hasattr(session.config, "workerinput") or not session.config.getoption("numprocesses", None)
-    has_gpu = Path("/dev/nvidiactl").exists()  # CUDA does not survive a fork
-    if FORK in os.environ and runs_tests and not has_gpu:
-        ForkServer().install()
-
-
 def pytest_unconfigure() -> None:
     unfreeze()
 

@@ -89,8 +89,8 @@ def test_the_peers_best_setting_is_kept_for_the_machine(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(comparison, "_trial", trial)
     report = Report("versus_peer", quick=False, out=tmp_path)
-    once = comparison.Plan(loads=FULL_LOADS, rounds=1, busy=[0], try_again=False)
-    again = comparison.Plan(loads=FULL_LOADS, rounds=1, busy=[0], try_again=True)
+    once = comparison.Plan(loads=FULL_LOADS, rounds=1, busy=[0], try_again=False, setting=None)
+    again = comparison.Plan(loads=FULL_LOADS, rounds=1, busy=[0], try_again=True, setting=None)
     assert [comparison._best_setting(report, Peer(), QUICK, 0, plan) for plan in (once, once, again)] == ["2"] * 3
     assert tried == 2 * list(speeds)
     assert json.loads((tmp_path / "versus_peer.json").read_text()).keys() == {f"{comparison.hardware()}, 0 busy"}

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from server.jobs.limits import JobLimits
 from server.jobs.store.records import Job, JobStatus
-from support.processes.fork_server import EXECUTE
 from support.servers.job_world import GATE, TRAINER, JobWorld
 
 NUM_JOBS = int(os.environ.get("MULTILORA_JOB_KILLS", "6"))
@@ -42,7 +41,7 @@ class Chaos:
             options += ["--tick-s", "0.05", "--retry-wait-s", "0.01"]
             script = Path(__file__).parents[2] / "support" / "servers" / "job_server.py"
             command = [sys.executable, str(script), str(self.world.data_dir), *options]
-            self.server = subprocess.Popen(command, env={**os.environ, EXECUTE: "1"})  # found by their command lines
+            self.server = subprocess.Popen(command)
         return self.server
 
     def strike(self) -> None:

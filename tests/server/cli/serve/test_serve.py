@@ -14,7 +14,6 @@ import httpx
 import openai
 import pytest
 
-from support.processes.fork_server import EXECUTE
 from support.servers.waiting import wait_until
 
 Command = Callable[..., Any]
@@ -29,7 +28,7 @@ def served_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(serve_process: Command, wait_ready: Command, base: Path, served_dir: Path) -> Iterator[Any]:
     options = ("--base", base, "--json", "--log-format", "json", "--data-dir", served_dir)
-    with serve_process(*options, env={EXECUTE: "1"}) as server:  # the console script itself
+    with serve_process(*options) as server:
         wait_ready(server)
         yield server
 
@@ -203,7 +202,7 @@ def test_a_stream_that_outlives_the_drain_is_told_and_one_stopped_twice_is_cut(
 
 def test_sigint_while_it_loads_exits_0(serve_process: Command, base: Path, tmp_path: Path) -> None:
     options = ("--base", base, "--data-dir", tmp_path)
-    with serve_process(*options, env={EXECUTE: "1"}) as server:  # a forked one has little left to load
+    with serve_process(*options) as server:
         wait_until(lambda: server.lines)
         assert server.stop(signal.SIGINT) == 0
     assert server.lines[-1] == "stopped"
