@@ -40,6 +40,8 @@ def int8_change_on(base: BaseDescription) -> Int8Change:
     """Loads the base when there is an int8 adapter to measure. Raises CommandError (base_not_found)."""
 
     def change(plain: PackedAdapter, small: PackedAdapter) -> float:
+        from transformers.utils.logging import disable_progress_bar
+
         from server.engine.int8_probe import int8_probe
         from server.engine.model.base_model import load_base
         from server.engine.text.tokenizer import Tokenizer
@@ -47,6 +49,7 @@ def int8_change_on(base: BaseDescription) -> Int8Change:
         if base.folder is None or not Path(base.folder).is_dir():
             message = f"{base.name}: an int8 adapter is measured on its base; name its folder with --base PATH"
             raise CommandError("base_not_found", message, ExitCode.NOT_FOUND)
+        disable_progress_bar()  # transformers' own, beside our lines
         loaded, tokenizer = load_base(Path(base.folder), dtype=base.dtype), Tokenizer.load(Path(base.folder))
         return int8_probe(loaded, tokenizer, tokenizer.vocabulary(loaded.num_embeddings))(plain, small)
 
