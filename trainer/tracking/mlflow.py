@@ -15,7 +15,7 @@ _STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "
 
 
 class MlflowTracker:
-    """One MLflow run, which a resumed training goes on with."""
+    """One MLflow run, which a resumed training continues."""
 
     def __init__(self, run: Tracked) -> None:
         from mlflow import MlflowClient

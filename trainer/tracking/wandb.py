@@ -17,7 +17,7 @@ class NoKey(Exception):
 
 
 class WandbTracker:
-    """One W&B run, which a resumed training goes on with. What the trainer prints, its code and git stay here."""
+    """One W&B run, which a resumed training continues. What the trainer prints, its code and git stay here."""
 
     def __init__(self, run: Tracked) -> None:
         import wandb

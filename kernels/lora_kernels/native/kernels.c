@@ -251,7 +251,7 @@ static inline void nf4_values_bf16(bf16 *to, const uint8_t *packed, const float 
 #define DOT_LOAD_INT8 load_int8
 #define DOT(acc, a, b) ((acc) + (a) * (b))
 #if defined(TILES)
-static inline void floats8_f32(float *to, const float *from) { memcpy(to, from, 32); }  // never called
+static inline void floats8_f32(float *to, const float *from) { memcpy(to, from, 32); }  // float rows are used as they lie
 #include "tiled_linear.h"
 #endif
 #include "ops.h"

@@ -8,12 +8,6 @@
 #define W_TO_FLOAT TO_FLOAT
 #define W_ODD 1
 #include "products.h"
-#undef W
-#undef WNAME
-#undef W_DOT_LOAD
-#undef W_LOAD16
-#undef W_TO_FLOAT
-#undef W_ODD
 #define W int8_t
 #define WNAME(x) NAME(x##_int8)
 #define W_DOT_LOAD DOT_LOAD_INT8
@@ -21,12 +15,6 @@
 #define W_TO_FLOAT(v) ((float)(v))
 #define W_ODD 0
 #include "products.h"
-#undef W
-#undef WNAME
-#undef W_DOT_LOAD
-#undef W_LOAD16
-#undef W_TO_FLOAT
-#undef W_ODD
 
 // y[T, O] = x[T, H] . w[O, H]^T + bias, for output columns [lo, hi).
 static void NAME(linear_columns)(T *y, int64_t y_stride, const T *x, int64_t x_stride, const T *w, const T *bias, int64_t M,

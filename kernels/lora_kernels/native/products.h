@@ -1,6 +1,6 @@
 // Products with an adapter's matrices, written once for each type that they are stored in. The includer defines W (the stored type),
 // WNAME(x) (symbol suffix), what a load of W gives: W_DOT_LOAD as DOT takes it, W_LOAD16 as 16 floats, W_TO_FLOAT as one; and W_ODD,
-// whether two and three rows of W have code of their own (it takes the compiler seconds).
+// whether two and three rows of W have code of their own (it takes the compiler seconds). All are undefined at the end.
 
 // sum over k of x[m][k] * w[n][k] for a register block of MB rows of x and NB rows of w.
 static inline __attribute__((always_inline)) void WNAME(dot_block)(
@@ -136,3 +136,10 @@ static void WNAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t c
   }
 #undef AT
 }
+
+#undef W
+#undef WNAME
+#undef W_DOT_LOAD
+#undef W_LOAD16
+#undef W_TO_FLOAT
+#undef W_ODD

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 
 
 def main() -> int:
@@ -35,11 +36,8 @@ def _be_nice(nice: str) -> None:
     """For the process, and for its session: where Linux groups processes by session, it weighs a process's niceness
     against that of its own session alone."""
     os.nice(int(nice))
-    try:
-        with open("/proc/self/autogroup", "w") as stream:
-            stream.write(nice)
-    except OSError:  # no such groups here
-        pass
+    with suppress(OSError), open("/proc/self/autogroup", "w") as stream:  # there may be no such groups
+        stream.write(nice)
 
 
 def _write(folder: str, name: str, text: str) -> None:
