@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -23,6 +23,7 @@ from server.engine.schedule import SchedulerSettings
 from server.engine.startup.settings import MemoryBudget
 from support.models.models import VOCAB, linear_names, peft_model, save_base
 from support.models.packed_forward import PackedForward
+from support.models.random_peft import save as save_random
 from support.servers.service import greedy_by_peft, make_base, running
 from trainer.merge import merge
 
@@ -33,20 +34,7 @@ ENDS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
 
 
 def save(base: Path, folder: Path, seed: int, *, dora: bool = True, **options: Any) -> Path:
-    """PEFT's adapter with random A and B, and magnitudes a quarter off the norms at most."""
-    config = LoraConfig(use_dora=dora, task_type="CAUSAL_LM", **options)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, local_files_only=True), config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_magnitude_vector" in name:
-                parameter.mul_(0.75 + 0.5 * torch.rand(parameter.shape, generator=generator))
-            elif "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-            elif "modules_to_save" in name:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    model.save_pretrained(folder, save_embedding_layers=False)
-    return folder
+    return save_random(base, folder, LoraConfig(use_dora=dora, task_type="CAUSAL_LM", **options), seed)
 
 
 def save_mixed(base: Path, folder: Path) -> list[Path]:

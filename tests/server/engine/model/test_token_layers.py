@@ -24,27 +24,13 @@ from server.engine.request import Request, SamplingParams
 from server.engine.schedule import ScheduledRow
 from support.models.models import VOCAB, peft_model, save_base
 from support.models.packed_forward import PackedForward
+from support.models.random_peft import save
 from trainer.merge import MergeRefused, merge
 
 QV = ["q_proj", "v_proj"]
 LENGTHS = (21, 5, 9, 14, 8, 11)
 SLOTS = (0, None, 1, 2, 0, 3)
 FAMILIES = ("llama", "gemma2")  # gemma2: one weight is head and embedding, and the embedding multiplies its rows
-
-
-def save(base: Path, folder: Path, config: LoraConfig, seed: int) -> Path:
-    """PEFT's adapter with random A, B and rows of its own; the whole base weights beside LoRA on the embedding are not
-    written."""
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, local_files_only=True), config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-            elif "modules_to_save" in name:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    model.save_pretrained(folder, save_embedding_layers=False)
-    return folder
 
 
 def configs(embedding: str, targets: list[str]) -> list[LoraConfig]:
