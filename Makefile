@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-JOBS ?= 2
+# For two cores: a fifth of the time a test waits for a process, a disk or a clock.
+JOBS ?= 3
 
 .PHONY: demo test test-real test-trackers chromium screenshots chart docs test-fake-cuda test-sass lint test-long test-fleet bench clients reference clean
 
