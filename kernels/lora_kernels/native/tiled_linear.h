@@ -22,11 +22,18 @@ static tile_weights NAME(float_rows)(const T *w, int64_t count, int64_t K, float
 }
 
 // y[all tokens, lo..hi) = x . w[lo..hi)^T + bias. Panels are taken in groups that the second-level cache holds; twelve weight rows
-// are used for all panels of a group while the cache holds them. room: 12 * ROOM_STRIDE(K) floats.
+// are used for all panels of a group while the cache holds them. hi - lo: at most TILE_COLUMNS. room: 12 * ROOM_STRIDE(K) floats.
 static void NAME(tiles)(T *y, int64_t y_stride, const float *panels, const T *w, const T *bias, int64_t M, int64_t K, int64_t lo,
                         int64_t hi, float *room) {
   int64_t count = (M + 15) / 16, group = MAX(4, PANEL_BYTES / (64 * K));
-  float out[12 * 16] __attribute__((aligned(32)));
+  float out[TILE_COLUMNS * 8] __attribute__((aligned(32)));
+  if (sizeof(T) == sizeof(bf16) && M <= 8 && K % 2 == 0) {
+    pairs_of_rows((const bf16 *)(w + lo * K), hi - lo, K, panels, out);
+    for (int64_t m = 0; m < M; m++)
+      for (int64_t n = lo; n < hi; n++)
+        y[m * y_stride + n] = FROM_FLOAT(out[(n - lo) * 8 + m] + (bias ? TO_FLOAT(bias[n]) : 0.0f));
+    return;
+  }
   for (int64_t first = 0; first < count; first += group)
     for (int64_t n = lo; n < hi; n += 12) {
       int64_t rows = MIN(12, hi - n);

@@ -61,6 +61,49 @@ static inline __attribute__((always_inline)) void tile(const int NB, const int N
 TILE(12, 1, 0) TILE(6, 1, 0) TILE(4, 1, 0) TILE(1, 1, 0) TILE(6, 2, 0) TILE(2, 2, 0) TILE(1, 2, 0) TILE(12, 1, 1) TILE(6, 2, 1)
 #undef TILE
 
+// The same sums for one panel of 8 lanes, from bf16 rows as they lie, two k at a time: writing floats out pays from two panels on.
+static inline __attribute__((always_inline)) void tile_of_pairs(const int NB, const bf16 *w, const bf16 *next, int64_t K,
+                                                                const float *panel, float *out) {
+  const __m256i upper = _mm256_set1_epi32((int32_t)0xffff0000);
+  v8 acc[8];
+#pragma GCC unroll 8
+  for (int n = 0; n < NB; n++) acc[n] = (v8){0};
+  for (int64_t line = 0; line < K; line += 32) {  // 32: a cache line of bf16
+    if (next)
+#pragma GCC unroll 8
+      for (int n = 0; n < NB; n++) __builtin_prefetch(next + n * K + line, 0, 3);
+    for (int64_t k = line; k < MIN(K, line + 32); k += 2, panel += 16) {
+      v8 x[2];
+      memcpy(&x[0], panel, sizeof x[0]), memcpy(&x[1], panel + 8, sizeof x[1]);
+#pragma GCC unroll 8
+      for (int n = 0; n < NB; n++) {
+        __m256i pair = _mm256_castps_si256(_mm256_broadcast_ss((const float *)(w + n * K + k)));
+        acc[n] += (v8)_mm256_slli_epi32(pair, 16) * x[0];
+        acc[n] += (v8)_mm256_and_si256(pair, upper) * x[1];
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int n = 0; n < NB; n++) memcpy(out + 8 * n, &acc[n], sizeof acc[n]);
+}
+
+#define PAIRS(NB)                                                                                                             \
+  static __attribute__((noinline)) void pairs_##NB(const bf16 *w, const bf16 *next, int64_t K, const float *panel, float *out) { \
+    tile_of_pairs(NB, w, next, K, panel, out);                                                                                \
+  }
+PAIRS(8) PAIRS(4) PAIRS(1)
+#undef PAIRS
+
+// out[n][lane] for `count` bf16 weight rows; K even. Rows behind those of a tile are fetched while it is computed.
+static void pairs_of_rows(const bf16 *w, int64_t count, int64_t K, const float *panel, float *out) {
+#define PAIRS_OF(NB)                       \
+  for (; n + NB <= count; n += NB) pairs_##NB(w + n * K, n + 2 * NB <= count ? w + (n + NB) * K : 0, K, panel, out + 8 * n);
+  int64_t n = 0;
+  if (K % 2048) PAIRS_OF(8)  // else eight rows would share one set of the first-level cache
+  PAIRS_OF(4) PAIRS_OF(1)
+#undef PAIRS_OF
+}
+
 // out[n][lane] for `count` (at most 12) weight rows and a panel of W (8 or 16) lanes.
 static void tile_rows(const tile_weights *w, int64_t count, int W, int64_t K, const float *panel, float *out) {
 #define TILES_OF(NB, NV, AHEAD) \
