@@ -17,9 +17,12 @@ from benchmarks.peers.llama_server import PACKAGE, LlamaServer
 
 
 def peer(report: Report, shape: BenchShape, adapters: Sequence[Path], log: Path) -> LlamaServer:
-    """Its settings: all cores or all but one, the base's matrices in bfloat16 as ours, or in float16."""
-    counts = dict.fromkeys((num_cores(), max(1, num_cores() - 1)))
-    settings = tuple(f"{threads} {kind}" for threads in counts for kind in ("BF16", "F16"))
+    """Its settings: the base's matrices in bfloat16 as ours, in float16, or in float32, which is faster on some cores;
+    and all cores but one."""
+    cores = num_cores()
+    settings = tuple(
+        dict.fromkeys((*(f"{cores} {kind}" for kind in ("BF16", "F16", "F32")), f"{max(1, cores - 1)} BF16"))
+    )
     return LlamaServer(shape, adapters, log, settings, PACKAGE.installed(report.say))
 
 

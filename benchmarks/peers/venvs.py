@@ -23,13 +23,15 @@ def peers_folder() -> Path:
 @dataclass(frozen=True, slots=True)
 class Package:
     """name: of the peer and its folder. distribution, version: installed by name. build: variables for a package that
-    is compiled here. without: what it brings and does not need, where that is made for another machine."""
+    is compiled here. without: what it brings and does not need, where that is made for another machine. finish: a
+    module whose first import ends the installation."""
 
     name: str
     distribution: str
     version: str
     build: Mapping[str, str]
     without: tuple[str, ...] = ()
+    finish: str = "sys"
 
     @property
     def folder(self) -> Path:
@@ -54,5 +56,6 @@ class Package:
             )
             if self.without:
                 subprocess.run([*pip, "uninstall", "--quiet", "--yes", *self.without], check=True)
+        subprocess.run([str(self.folder / "bin" / "python"), "-c", f"import {self.finish}"], check=True)
         assert self.packages is not None
         return self.packages
