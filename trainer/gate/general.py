@@ -18,7 +18,7 @@ from trainer.data.types import EncodedExample
 from trainer.gate.bootstrap import Interval
 from trainer.gate.general_text import PASSAGES
 from trainer.gate.held_out import gain_of
-from trainer.gate.scorer import BASE_ALONE, Scorer
+from trainer.gate.scorer import BASE_ALONE, Losses, Scorer
 from trainer.gate.thresholds import GateThresholds
 from trainer.gate.verdict import Reason
 
@@ -67,10 +67,15 @@ def own_examples(tokenizer: Any, *, max_tokens: int, num_embeddings: int | None 
 
 
 def measure_general(
-    scorer: Scorer, examples: Sequence[EncodedExample], source: str, limits: GateThresholds
+    scorer: Scorer,
+    examples: Sequence[EncodedExample],
+    source: str,
+    limits: GateThresholds,
+    *,
+    base: Losses | None = None,
 ) -> GeneralText:
-    """Score the text with and without the adapter."""
-    base, adapter = scorer.losses(examples, scale=BASE_ALONE), scorer.losses(examples)
+    """Score the text with and without the adapter. base: the base's losses, if they are known."""
+    base, adapter = base or scorer.losses(examples, scale=BASE_ALONE), scorer.losses(examples)
     rise = gain_of(adapter, base, limits)
     return GeneralText(source, math.log(scorer.vocab_size), base.mean, adapter.mean, rise)
 

@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 from adapters_store.base.files import DTYPES, load_config
 from adapters_store.base.nf4 import is_stored_in_nf4
 from adapters_store.base.row_rope import RowRope, choose_rope_by_row
-from adapters_store.base.weights import load_causal
 from trainer.data.types import PackedBatch
 from trainer.model.adapter import attach_adapter
 from trainer.model.attention import last_positions, register_packed_attention, segment_lengths
+from trainer.model.held import HeldBase, causal_of
 from trainer.model.loss import row_losses, summed_cross_entropy, supervised_rows
 from trainer.spec import SpecError, TrainSpec
 
@@ -180,16 +180,19 @@ class Trainee:
         return [weight for _, weight in self.named_trained()]
 
 
-def load(spec: TrainSpec, device: torch.device) -> Trainee:
-    """Base and adapter on one device. Raises UnsupportedBase, SpecError (targets that the base does not have)."""
+def load(spec: TrainSpec, device: torch.device, held: HeldBase | None = None) -> Trainee:
+    """Base and adapter on one device. held: a base that need not be read again.
+
+    Raises UnsupportedBase, SpecError (targets that the base does not have)."""
     dtype = DTYPES[spec.precision]
     refuse_stored_nf4(spec)
-    causal = load_causal(
+    causal = causal_of(
         spec.base,
         torch.float32 if spec.method == "full" else dtype,
         device,
+        held if spec.method != "full" else None,
         nf4=spec.method == "qlora",
-        attn_implementation=register_packed_attention(),
+        attention=register_packed_attention(),
     )
     module = LossModel(prepare(causal, spec, device))
     trainee = Trainee(module, device, dtype, beta=spec.dpo.beta)

@@ -97,11 +97,12 @@ _RUNNING = {each.name: each for each in settings_of(JobSettings, group="Jobs")}
 JobsExecutorOption = Annotated[str, option_for(_RUNNING["jobs_executor"], "--executor")]
 JobsRayAddressOption = Annotated[str, option_for(_RUNNING["jobs_ray_address"], "--ray-address")]
 JobsTemplateOption = Annotated[str | None, option_for(_RUNNING["jobs_kubernetes_template"], "--kubernetes-template")]
+JobsResidentOption = Annotated[float, option_for(_RUNNING["jobs_resident_s"], "--resident-s")]
 JobsTrackOption = Annotated[list[str], option_for(_RUNNING["jobs_track"], "--track")]
 
 
 def job_settings(
-    executor: str, ray_address: str, kubernetes_template: str | None, track: Sequence[str] = ()
+    executor: str, ray_address: str, kubernetes_template: str | None, track: Sequence[str], resident_s: float
 ) -> JobSettings:
     """What runs jobs, from these options. Raises BadParameter."""
     try:
@@ -110,6 +111,7 @@ def job_settings(
             ray_address=ray_address,
             kubernetes_template=kubernetes_template,
             track=tuple(track),
+            resident_s=resident_s,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None

@@ -19,6 +19,7 @@ from server.cli.common.setting_options import (
     JobsMaxRunningOption,
     JobsMemoryOption,
     JobsRayAddressOption,
+    JobsResidentOption,
     JobsTemplateOption,
     JobsTrackOption,
     job_limits,
@@ -141,6 +142,7 @@ def worker(
     ray_address: JobsRayAddressOption = JobSettings.ray_address,
     kubernetes_template: JobsTemplateOption = None,
     track: JobsTrackOption = [],  # noqa: B006  (typer copies it)
+    resident_s: JobsResidentOption = JobSettings.resident_s,
     as_json: JsonOption = False,
 ) -> None:
     """Run jobs until SIGTERM; `serve` does this by itself. Only one worker at a time runs on a database.
@@ -159,7 +161,7 @@ def worker(
         memory_bytes=job_limits(max_running, memory_mib).memory_bytes,
         threads=threads or default_threads(max_running),
         idle_threads=idle_threads(max_running) if threads is None else None,
-        jobs=job_settings(executor, ray_address, kubernetes_template, track),
+        jobs=job_settings(executor, ray_address, kubernetes_template, track, resident_s),
     )
     Output(as_json=as_json).emit(event="working", data_dir=str(data_dir), max_running=max_running, pid=os.getpid())
     work(settings)

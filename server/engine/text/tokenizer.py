@@ -63,9 +63,10 @@ class Tokenizer:
         self.chat_end_ids = self.eos_ids if end_of_turn is None else self.eos_ids | {end_of_turn}
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """Read tokenizer, chat template and end-of-sequence ids from a model's folder. Raises UnsupportedBase."""
-        tokenizer, eos_ids = load_tokenizer(folder), _configured_eos_ids(folder)
+    def load(cls, folder: Path, loaded: PreTrainedTokenizerBase | None = None) -> Tokenizer:
+        """Read tokenizer, chat template and end-of-sequence ids from a model's folder. loaded: its tokenizer, if it was
+        read before. Raises UnsupportedBase."""
+        tokenizer, eos_ids = load_tokenizer(folder) if loaded is None else loaded, _configured_eos_ids(folder)
         with reading(folder, "the tokenizer"):
             return cls(tokenizer, eos_ids)
 

@@ -13,25 +13,26 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from adapters_store.base.weights import load_causal
 from server.jobs.gate.serving_scorer import ServingScorer
 from trainer.gate.round_trip import RoundTrip, compare
 from trainer.gate.scorer import BASE_ALONE
 from trainer.gate.thresholds import GateThresholds
+from trainer.model.held import HeldBase, causal_of
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What is loaded. adapter None: the base alone. nf4: in 4 bits."""
+    """What is loaded. adapter None: the base alone. nf4: in 4 bits. held: a base that need not be read again."""
 
     base: Path
     adapter: Path | None
     device: torch.device
     nf4: bool = False
+    held: HeldBase | None = None
 
     def load(self, dtype: torch.dtype) -> Any:
         """The model in `dtype`, in evaluation mode."""
-        model = load_causal(self.base, dtype, self.device, nf4=self.nf4)
+        model = causal_of(self.base, dtype, self.device, self.held, nf4=self.nf4)
         return (model if self.adapter is None else PeftModel.from_pretrained(model, str(self.adapter))).eval()
 
 
@@ -50,11 +51,17 @@ def round_base(model: Any, dtype: torch.dtype) -> None:
 
 
 def round_trip(
-    scorer: ServingScorer, base: Path, adapter: Path | None, prompts: Sequence[Sequence[int]], limits: GateThresholds
+    scorer: ServingScorer,
+    base: Path,
+    adapter: Path | None,
+    prompts: Sequence[Sequence[int]],
+    limits: GateThresholds,
+    *,
+    held: HeldBase | None = None,
 ) -> RoundTrip:
     """The server's logits of the prompts against PEFT's, in the scorer's precision; without an adapter the base's."""
     served = scorer.base
-    reference = Reference(base, adapter, served.device, served.quantized)
+    reference = Reference(base, adapter, served.device, served.quantized, held)
     model = reference.load(torch.float32)
     exact, rounded = logits_of(model, prompts), None
     rounds = served.dtype is not torch.float32

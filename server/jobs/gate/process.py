@@ -19,7 +19,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.files import load_config
-from adapters_store.base.tokenizer import load_tokenizer
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.adapter_folder import plan_folder
 from adapters_store.packed.packing import pack
@@ -27,6 +26,7 @@ from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from server.engine.model.base_model import BaseModel, load_base
 from server.engine.text.tokenizer import Tokenizer
 from server.jobs.gate.adapter_weights import module_weights
+from server.jobs.gate.base_losses import base_losses
 from server.jobs.gate.calls import measure_calls
 from server.jobs.gate.peft_reference import round_trip
 from server.jobs.gate.samples import MAX_NEW_TOKENS, side_by_side
@@ -43,6 +43,7 @@ from trainer.gate.held_out import Int8Loss
 from trainer.gate.round_trip import RoundTrip
 from trainer.gate.spectrum import ModuleWeights
 from trainer.gate.thresholds import GateThresholds
+from trainer.model.held import HeldBase, tokenizer_of
 from trainer.report.content import Sample, collect
 from trainer.report.page import render
 from trainer.run_folder.folder import RunFolder, as_json
@@ -70,6 +71,7 @@ class _Run:
     base: BaseModel
     data: PreparedData
     tokenizer: Any
+    held: HeldBase | None
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,10 @@ class _Measured:
     samples: list[Sample]
 
 
-def gate_run(run_dir: Path, precision: Precision, thresholds: GateThresholds | None = None) -> GateResult:
-    """Judge the adapter of a finished run and write the three files, gate.json last.
+def gate_run(
+    run_dir: Path, precision: Precision, thresholds: GateThresholds | None = None, held: HeldBase | None = None
+) -> GateResult:
+    """Judge the adapter of a finished run and write the three files, gate.json last. held: of a resident process.
 
     Raises SpecError, DataRejected, UnsupportedBase; OSError if a file of the run cannot be read.
     """
@@ -87,7 +91,7 @@ def gate_run(run_dir: Path, precision: Precision, thresholds: GateThresholds | N
     spec = TrainSpec.from_yaml(folder.spec)
     limits = thresholds or GateThresholds()
     load_config(spec.base)  # a folder that holds no base is refused before its tokenizer is read
-    tokenizer = load_tokenizer(spec.base)
+    tokenizer = tokenizer_of(spec.base, held)
     base = load_base(spec.base, **asdict(precision))
     data = prepare(
         spec,
@@ -97,7 +101,7 @@ def gate_run(run_dir: Path, precision: Precision, thresholds: GateThresholds | N
         enough=enough_of(folder.result().get("provenance", {})),
     )
     _check_same_data(folder, data)
-    measured = _measured(_Run(spec, folder.output(spec.method), base, data, tokenizer), precision, limits)
+    measured = _measured(_Run(spec, folder.output(spec.method), base, data, tokenizer, held), precision, limits)
     body = {
         **measured.result.to_mapping(),
         "served_as": {"dtype": base.description.dtype, "quantize": precision.quantize, "device": str(base.device)},
@@ -133,7 +137,7 @@ def _measure(run: _Run, limits: GateThresholds) -> _Measured:
         exact = ServingScorer(run.base, plain, replace(_settings(run, limits), scales=()))
         held_out = pick(run.data.validation, limits.max_examples)
         int8 = Int8Loss(exact.losses(held_out).mean, scorer.losses(held_out).mean)
-    trip = round_trip(exact, run.spec.base, run.output, _round_trip_prompts(run), limits)
+    trip = round_trip(exact, run.spec.base, run.output, _round_trip_prompts(run), limits, held=run.held)
     return _judged(run, scorer, limits, weights, trip, int8=int8)
 
 
@@ -160,10 +164,13 @@ def _judged(
         if general
         else own_examples(run.tokenizer, max_tokens=scorer.max_tokens, num_embeddings=run.base.num_embeddings)
     )
-    tokenizer = Tokenizer.load(run.spec.base)
+    tokenizer = Tokenizer.load(run.spec.base, run.tokenizer)
     ends = _ends(tokenizer, scorer.max_tokens)
     calls = _calls(run, scorer, tokenizer)
-    inputs = GateInputs(validation, general or own, MIX if general else OWN_TEXT, weights, trip, ends, calls, int8)
+    known = base_losses(scorer, pick(own, limits.max_examples)) if own and isinstance(scorer, ServingScorer) else None
+    inputs = GateInputs(
+        validation, general or own, MIX if general else OWN_TEXT, weights, trip, ends, calls, int8, known
+    )
     result = judge(scorer, inputs, replace(limits, max_pair_tokens=scorer.max_tokens))
     answers = [example.text(chosen=True) for example in pick(validation, NUM_SAMPLES)]
     return _Measured(result, side_by_side(scorer, tokenizer, answers))
@@ -204,8 +211,8 @@ def _check_same_data(folder: RunFolder, data: PreparedData) -> None:
         raise DataRejected([Problem(0, "file_changed", message)])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The process. Returns its exit code."""
+def main(arguments: Sequence[str] | None = None, held: HeldBase | None = None) -> int:
+    """The process. Returns its exit code. held: of a resident process."""
     parser = argparse.ArgumentParser(prog="python -m server.jobs.gate.process", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
@@ -214,7 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     disable_progress_bar()
     try:
-        result = gate_run(given.run_dir, Precision(dtype=given.dtype, quantize=given.quantize, device=given.device))
+        precision = Precision(dtype=given.dtype, quantize=given.quantize, device=given.device)
+        result = gate_run(given.run_dir, precision, held=held)
     except (SpecError, DataRejected, UnsupportedBase, FileNotFoundError) as error:
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

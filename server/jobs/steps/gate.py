@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,11 @@ from server.jobs.steps.training import Outcome, write_spec
 from server.jobs.store.records import Job, JobFailure
 from server.jobs.tasks.driver import Driver
 from server.jobs.tasks.executor import Task
+from server.jobs.tasks.resident import PYTHON
 from trainer.run_folder.folder import RunFolder
 
 ATTEMPTS = 2
-GATE = (sys.executable, "-P", "-m", "server.jobs.gate.process")
+GATE = (*PYTHON, "server.jobs.gate.process")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ failures.json (how often in a row the training failed without progress).
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from server.jobs.store.job_store import JobStore
 from server.jobs.store.records import Job, JobFailure
 from server.jobs.tasks.driver import DesiredState, Driver, TaskEnd, Update
 from server.jobs.tasks.executor import Task
+from server.jobs.tasks.resident import PYTHON
 from trainer.run_folder.events import EventReader, read_events
 from trainer.run_folder.folder import Exit, RunFolder, as_json
 from trainer.spec import TrainSpec
@@ -25,7 +25,7 @@ from trainer.spec import TrainSpec
 NOT_CURED_BY_TIME = frozenset({"out_of_memory", "disk_full"})
 TRAINER_KILLED = "trainer_killed"
 SPEC_FILE = "request.yaml"
-TRAINER = (sys.executable, "-P", "-m", "trainer")  # -P: no module of the current folder is taken
+TRAINER = (*PYTHON, "trainer")
 Outcome = Literal["done", "failed", "paused", "cancelled", "gone"]
 
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Protocol
 from adapters_store.storage.blobs import disk_full_is_an_answer
 from server.jobs.settings import SUBPROCESS
 from server.jobs.tasks import launch
+from server.jobs.tasks.resident import PYTHON, Order, Resident
 
 
 @dataclass(frozen=True)
@@ -83,31 +84,52 @@ class Executor(Protocol):
 
 
 class SubprocessExecutor:
-    """Runs tasks on this machine, each in a session of its own. nice: their niceness, above the server's."""
+    """Runs tasks on this machine, each in a session of its own. nice: their niceness, above the server's. resident:
+    starts those tasks that it can; None: each is a process of its own."""
 
     kind, is_remote = SUBPROCESS, False
 
-    def __init__(self, nice: int = 5) -> None:
+    def __init__(self, nice: int = 5, resident: Resident | None = None) -> None:
         self._nice = nice
+        self._resident = resident
         self._children: dict[tuple[Path, str], subprocess.Popen[bytes]] = {}
 
     def start(self, task: Task) -> None:
         """Raises StoreError (disk_full), OSError."""
         assert task.nodes == 1, "a job for several machines was accepted for this one"
         with disk_full_is_an_answer():
-            lock = os.open(task.file("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                if _lock(lock, fcntl.LOCK_EX):
-                    for leftover in ("pid", "exit"):
-                        task.file(leftover).unlink(missing_ok=True)
-                    self._children[task.folder, task.name] = self._spawn(task, lock)
-            finally:
-                os.close(lock)
+            if not self._begin(task, self._fork):
+                self._begin(task, self._spawn)
 
-    def _spawn(self, task: Task, lock: int) -> subprocess.Popen[bytes]:
+    def _begin(self, task: Task, start: Callable[[Task, int], bool]) -> bool:
+        """Whether the task runs, by `start` or already. The lock is taken again each time: a start that failed may have
+        left a process that holds it."""
+        lock = os.open(task.file("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not _lock(lock, fcntl.LOCK_EX):
+                return True
+            for leftover in ("pid", "exit"):
+                task.file(leftover).unlink(missing_ok=True)
+            return start(task, lock)
+        finally:
+            os.close(lock)
+
+    def _fork(self, task: Task, lock: int) -> bool:
+        resident = self._resident
+        if resident is None:
+            return False
+        if task.ranks > 1 or not resident.runs(task.command):
+            resident.close()  # its memory is for this task
+            return False
+        module, *arguments = task.command[len(PYTHON) :]
+        order = Order(str(task.folder), task.name, module, arguments, task.environment)
+        with task.file("log").open("ab") as log:
+            return resident.begin(order, lock, log.fileno())
+
+    def _spawn(self, task: Task, lock: int) -> bool:
         head = [sys.executable, "-I", "-S", launch.__file__, str(task.folder), task.name, str(self._nice), "--"]
         with task.file("log").open("ab") as log:
-            return subprocess.Popen(
+            self._children[task.folder, task.name] = subprocess.Popen(
                 [*head, *task.on_one_node],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -116,6 +138,11 @@ class SubprocessExecutor:
                 pass_fds=(lock,),
                 start_new_session=True,
             )
+        return True
+
+    def shared_bytes(self) -> int:
+        """Memory of the resident process, which a task that it starts need not take again."""
+        return 0 if self._resident is None else self._resident.shared_bytes()
 
     def state(self, task: Task) -> TaskState:
         child = self._children.get((task.folder, task.name))

@@ -12,15 +12,39 @@ import signal
 import sys
 from contextlib import suppress
 
+BEGUN = b"1"  # a launcher writes it when its task has begun
+
 
 def main() -> int:
     """Exits as the command did; its signals reach the command through the process group."""
     folder, name, nice, separator, *command = sys.argv[1:]
     assert separator == "--", sys.argv
-    signal.signal(signal.SIGTERM, lambda *_: None)  # a handler, unlike SIG_IGN, is not inherited by the command
-    _be_nice(nice)
+    outlive_stop()  # a handler, unlike SIG_IGN, is not inherited by the command
+    os.nice(int(nice))
+    weigh_session(nice)
     pid = os.posix_spawn(command[0], command, os.environ)
+    record(folder, name, pid)
+    return wait(folder, name, pid)
+
+
+def outlive_stop() -> None:
+    """SIGTERM is for the command: this process stays until the command has ended."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+
+
+def weigh_session(nice: str) -> None:
+    """Where Linux groups processes by session, it weighs a process's niceness against that of its own session alone."""
+    with suppress(OSError), open("/proc/self/autogroup", "w") as stream:  # there may be no such groups
+        stream.write(nice)
+
+
+def record(folder: str, name: str, pid: int) -> None:
+    """The command's process id, and this process's, which is the group's."""
     _write(folder, f"{name}.pid", json.dumps({"group": os.getpid(), "pid": pid}))
+
+
+def wait(folder: str, name: str, pid: int) -> int:
+    """Until the command ends; records its exit code. Returns it as a shell would."""
     while True:
         try:
             _, status = os.waitpid(pid, 0)
@@ -30,14 +54,6 @@ def main() -> int:
     code = os.waitstatus_to_exitcode(status)
     _write(folder, f"{name}.exit", str(code))
     return code if code >= 0 else 128 - code
-
-
-def _be_nice(nice: str) -> None:
-    """For the process, and for its session: where Linux groups processes by session, it weighs a process's niceness
-    against that of its own session alone."""
-    os.nice(int(nice))
-    with suppress(OSError), open("/proc/self/autogroup", "w") as stream:  # there may be no such groups
-        stream.write(nice)
 
 
 def _write(folder: str, name: str, text: str) -> None:

@@ -55,6 +55,7 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> tuple[Wor
     parser.add_argument("--executor", default=SUBPROCESS, choices=EXECUTORS)
     parser.add_argument("--ray-address", default=JobSettings.ray_address)
     parser.add_argument("--kubernetes-template")
+    parser.add_argument("--resident-s", type=float, default=JobSettings.resident_s)
     parser.add_argument("--track", action="append", default=[])
     parser.add_argument("--trainer", type=json.loads, help="another training command, as a JSON list")
     parser.add_argument("--gate", type=json.loads, help="another measuring command, as a JSON list")
@@ -63,6 +64,6 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> tuple[Wor
     watch_stdin = options.pop("watch_stdin")
     for name in ("trainer", "gate"):
         options[name] = None if options[name] is None else tuple(options[name])
-    how = {name: options.pop(name) for name in ("executor", "ray_address", "kubernetes_template")}
+    how = {name: options.pop(name) for name in ("executor", "ray_address", "kubernetes_template", "resident_s")}
     jobs = JobSettings(**how, track=tuple(options.pop("track")))
     return WorkerSettings(**options, jobs=jobs, remote=RemoteSettings.from_environment()), watch_stdin

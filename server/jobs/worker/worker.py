@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from sqlalchemy.exc import DBAPIError
@@ -26,7 +25,7 @@ from server.jobs.steps.onboarding import Steps
 from server.jobs.steps.training import TRAINER, RetrySettings, Training
 from server.jobs.store.records import JobStatus
 from server.jobs.tasks.driver import Driver, DriverSettings
-from server.jobs.tasks.executor import Task, wait_until_ended
+from server.jobs.tasks.executor import SubprocessExecutor, Task, wait_until_ended
 from server.jobs.tasks.executors import executor_for
 from server.jobs.worker.dispatcher import CHECK, ONBOARD, Capacity, Dispatcher
 from server.jobs.worker.durable import DurableSequences, database_url
@@ -52,9 +51,11 @@ class Worker:
         self._store: AdapterStore | None = None
         self._onboarding = Onboarding.open(data_dir, database_url=settings.database_url, remote=settings.remote)
         self._jobs = self._onboarding.jobs
-        self._executor = executor_for(settings.jobs, num_gpus=1 if self._device == "cuda" else 0)
+        trainer, gate = settings.trainer or TRAINER, settings.gate or GATE
+        num_gpus = 1 if self._device == "cuda" else 0
+        self._executor = executor_for(settings.jobs, num_gpus=num_gpus, commands=(trainer, gate))
         driver = Driver(self._jobs, self._executor, self._stopping, DriverSettings(tick_s=settings.tick_s / 2))
-        steps = self._steps(driver)
+        steps = self._steps(driver, trainer, gate)
         sequences = {
             CHECK: [("validate", driver.retry_without_store(steps.validate))],
             ONBOARD: [
@@ -95,10 +96,9 @@ class Worker:
             if not wait_until_ended(self._executor, task, max(0.0, deadline_s - time.monotonic())):
                 self._executor.kill(task)
 
-    def _steps(self, driver: Driver) -> Steps:
+    def _steps(self, driver: Driver, trainer: tuple[str, ...], gate: tuple[str, ...]) -> Steps:
         settings = self._settings
         retry = RetrySettings(first_wait_s=settings.retry_wait_s)
-        trainer, gate = settings.trainer or TRAINER, settings.gate or GATE
         training = Training(
             self._jobs,
             driver,
@@ -132,12 +132,17 @@ class Worker:
         served = self._jobs.bases.last()
         return "cpu" if served is None else served.device
 
+    def _free_bytes(self) -> int | None:
+        """What a training may take, what the resident process holds for it included."""
+        free = free_bytes(self._device)
+        shared = self._executor.shared_bytes() if isinstance(self._executor, SubprocessExecutor) else 0
+        return None if free is None else free + shared
+
     def _capacity(self) -> Capacity:
-        free = no_limit if self._executor.is_remote else partial(free_bytes, self._device)
         return Capacity(
             max_running=self._settings.max_running,
             estimate=estimated_bytes,
-            free=free,
+            free=no_limit if self._executor.is_remote else self._free_bytes,
             memory_bytes=self._settings.memory_bytes,
             advise=advice,
         )
