@@ -25,7 +25,7 @@ from lora_kernels.elementwise.launcher import add_rms_norm, rms_norm, rope_in_pl
 from lora_kernels.elementwise.reference import rms_norm_reference, rope_reference, silu_mul_reference
 from lora_kernels.lora.batch import LoraBatch, LoraGroup, LoraTable
 from lora_kernels.lora.launcher import add_lora_delta
-from lora_kernels.lora.reference import lora_delta_reference
+from lora_kernels.lora.reference import dora_reference, lora_delta_reference
 from lora_kernels.nf4.launcher import nf4_linear
 from lora_kernels.nf4.reference import nf4_dequantize_reference
 from lora_kernels.nf4.weight import NESTED_BLOCK, NF4_BLOCK, Nf4Weight
@@ -70,10 +70,14 @@ def matmul_limit(in_features: int, dtype: torch.dtype, device: torch.device) -> 
     return 2 * max(errors)
 
 
-def random_table(group: LoraGroup, ranks: Sequence[int], dtype: torch.dtype, device: torch.device) -> LoraTable:
-    """One adapter per slot in an arena of NaN; numbers as large as after training."""
+def random_table(
+    group: LoraGroup, ranks: Sequence[int], dtype: torch.dtype, device: torch.device, *, factored: bool = False
+) -> LoraTable:
+    """One adapter per slot in an arena of NaN; numbers as large as after training. factored: every second slot has
+    DoRA's factors."""
     outs, inputs = group.out_features, group.in_features
-    sizes = [rank * (len(outs) * inputs + sum(outs)) for rank in ranks]
+    of_factors = sum(outs) * 4 // dtype.itemsize if factored else 0
+    sizes = [-(-rank * (len(outs) * inputs + sum(outs)) // GAP) * GAP + of_factors for rank in ranks]
     starts = np.cumsum([GAP, *(-(-size // GAP) * GAP + GAP for size in sizes)])
     table = LoraTable(torch.full((int(starts[-1]),), torch.nan, dtype=dtype, device=device), len(outs), len(ranks))
     for slot, (rank, size, start) in enumerate(zip(ranks, sizes, starts[:-1].tolist(), strict=True)):
@@ -81,20 +85,41 @@ def random_table(group: LoraGroup, ranks: Sequence[int], dtype: torch.dtype, dev
         ends = np.cumsum([0, *(rank * (inputs + out) for out in outs)]).tolist()
         modules = [(row, end, end + rank * inputs, rank, 0.5 + slot) for row, end in enumerate(ends[:-1])]
         table.set_slot(slot, start, modules)
+        if factored and slot % 2 == 0:
+            _set_factors(table, slot, start + size - of_factors, outs)
     return table
 
 
+def _set_factors(table: LoraTable, slot: int, start: int, outs: Sequence[int]) -> None:
+    """Numbers from 0.5 to 1.5 from `start` of the arena."""
+    width = 4 // table.arena.element_size()
+    ends = np.cumsum([start, *(out * width for out in outs)]).tolist()
+    numbers = torch.rand(sum(outs), generator=torch.Generator().manual_seed(slot)) + 0.5
+    table.arena[start : ends[-1]].view(torch.float32).copy_(numbers)
+    table.set_factors(slot, 0, list(enumerate(ends[:-1])))
+
+
 def lora_case(
-    group: LoraGroup, ranks: Sequence[int], row_slots: NDArray[np.int32], *, dtype: torch.dtype, device: torch.device
+    group: LoraGroup,
+    ranks: Sequence[int],
+    row_slots: NDArray[np.int32],
+    *,
+    factored: bool = False,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Outcome:
-    """The delta of rows on `row_slots`, added to zeros."""
+    """The delta of rows on `row_slots`, added to zeros. factored: the worse of this and of DoRA with a bias."""
     batch = LoraBatch(random_table(group, ranks, dtype, device), row_slots)
     x = normal(len(row_slots), group.in_features, dtype=dtype, device=device, seed=1)
     y = torch.zeros(len(x), sum(group.out_features), dtype=dtype, device=device)
-    got = add_lora_delta(y, x, batch, group)
-    return Outcome(
-        relative_error(got, lora_delta_reference(x, batch, group)), matmul_limit(group.in_features, dtype, device)
-    )
+    errors = [relative_error(add_lora_delta(y, x, batch, group), lora_delta_reference(x, batch, group))]
+    if factored:
+        scaled = LoraBatch(random_table(group, ranks, dtype, device, factored=True), row_slots)
+        base, bias = (normal(*shape, y.shape[1], dtype=dtype, device=device, seed=2) for shape in ((len(x),), ()))
+        exact = dora_reference(base, x, scaled, group, bias)
+        errors.append(relative_error(add_lora_delta(base, x, scaled, group, bias), exact))
+    worst = max(errors, key=lambda error: (math.isnan(error), error))
+    return Outcome(worst, matmul_limit(group.in_features, dtype, device))
 
 
 def attention_case(

@@ -64,6 +64,33 @@ def expanded(h: tl.tensor, b: tl.tensor, acc: tl.tensor) -> tl.tensor:
 
 
 @device_function
+def scaled(
+    total: tl.tensor,
+    arena_ptr: tl.tensor,
+    factors_ptr: tl.tensor,
+    bias_ptr: tl.tensor | None,
+    cell: tl.tensor,
+    n: tl.tensor,
+    y_first: tl.tensor,
+    has_column: tl.tensor,
+    ALIGNED: tl.constexpr,
+) -> tl.tensor:
+    """factor * (total - bias) + bias where the slot has DoRA's factors for the module, else total [M, N] as it is."""
+    factor_offset = tl.load(factors_ptr + cell)
+    if ALIGNED:
+        factor_offset = tl.multiple_of(factor_offset, 8)
+    if factor_offset != 0:
+        factors = (arena_ptr + factor_offset).to(tl.pointer_type(tl.float32), bitcast=True)
+        factor = tl.load(factors + n, mask=has_column, other=0.0)[None, :]
+        if bias_ptr is None:
+            total = factor * total
+        else:
+            own = tl.load(bias_ptr + y_first + n, mask=has_column, other=0.0).to(tl.float32)[None, :]
+            total = factor * (total - own) + own
+    return total
+
+
+@device_function
 def _sum_of_splits(
     cells: tl.tensor, mask: tl.tensor, num_splits: tl.tensor, split_stride: tl.tensor, AT_ONCE: tl.constexpr
 ) -> tl.tensor:
@@ -150,6 +177,8 @@ def expand_kernel(
     offsets_ptr: tl.tensor,
     ranks_ptr: tl.tensor,
     scales_ptr: tl.tensor,
+    factors_ptr: tl.tensor | None,
+    bias_ptr: tl.tensor | None,
     records_ptr: tl.tensor,
     rows_ptr: tl.tensor,
     num_slots: tl.tensor,
@@ -171,7 +200,9 @@ def expand_kernel(
     ALIGNED: tl.constexpr,
     OVERLAPPED: tl.constexpr,
 ) -> None:
-    """Grid (column blocks of all members, tiles). Adds the splits of h in one fixed order: no atomics."""
+    """Grid (column blocks of all members, tiles). Adds the splits of h in one fixed order: no atomics.
+
+    factors_ptr, bias_ptr: see `scaled`; None, and compiled without them, where no adapter of the step has factors."""
     tile = tl.program_id(1)
     count = tl.load(records_ptr + tile * 3 + 2)
     if count == 0:
@@ -212,4 +243,7 @@ def expand_kernel(
         h = _sum_of_splits(h_rows[:, None] + r[None, :], h_mask, num_splits, h_split_stride, SPLITS_AT_ONCE)
         acc = expanded(h, b, acc)
     scale = tl.load(scales_ptr + cell)
-    tl.store(y_cells, rounded(y.to(tl.float32) + scale * acc, y.dtype), mask=wanted)
+    total = y.to(tl.float32) + scale * acc
+    if factors_ptr is not None:
+        total = scaled(total, arena_ptr, factors_ptr, bias_ptr, cell, n, y_first, has_column, ALIGNED)
+    tl.store(y_cells, rounded(total, y.dtype), mask=wanted)

@@ -13,29 +13,38 @@ from lora_kernels.lora.row_tiles import MIN_RANK_BLOCK
 from lora_kernels.lora.shrink_expand import expand_kernel, shrink_kernel
 from lora_kernels.triton_common.tiles import ALIGN_BYTES, DECODE_ROWS, LoraTile, OneLaunchTile, device_tiles
 
+Factors = tuple[torch.Tensor | None, torch.Tensor | None]  # of the table, and the group's bias; None: none
 MAX_SPLITS = 16
 MIN_BLOCKS_PER_SPLIT = 2
 H_RANKS = 16  # h's rows are padded to a multiple of it
 
 
-def add_lora_delta_triton(y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup) -> torch.Tensor:
+def add_lora_delta_triton(
+    y_TO: torch.Tensor,
+    x_TH: torch.Tensor,
+    batch: LoraBatch,
+    group: LoraGroup,
+    bias_O: torch.Tensor | None = None,
+) -> torch.Tensor:
     """y += scale * (x A^T) B for each row's own adapter, in place. y_TO: [T, sum(out_features)], x_TH: [T, H], last
-    axes contiguous. Launches nothing if no row's adapter touches the group."""
+    axes contiguous. bias_O: what y holds of it, which DoRA's factors leave alone. Launches nothing if no row's adapter
+    touches the group, and kernels without factors if none has any for it."""
     if not any(batch.touched_modules[row] for row in group.module_rows):
         return y_TO
     assert x_TH.stride(1) == 1, "x's features are contiguous"
     assert y_TO.stride(1) == 1, "y's features are contiguous"
     tiles = batch.row_tiles
     chosen = device_tiles(x_TH.device)
+    factors: Factors = (batch.table.factors, bias_O) if batch.scales(group) else (None, None)
     if _takes_one_launch(batch, group, chosen.tiles.one_launch):
-        _one_launch(y_TO, x_TH, batch, group, chosen.tiles.one_launch)
+        _one_launch((y_TO, x_TH), batch, group, chosen.tiles.one_launch, factors)
         return y_TO
     tile = chosen.tiles.lora[tiles.block_m, tiles.rank_block].for_element(x_TH.element_size())
     members = len(group.module_rows)
     splits = num_splits(tiles.num_tiles * members, group.in_features, tile.shrink_k, chosen.target_programs)
     h_rank_blocks = -(-tiles.max_rank // H_RANKS)
     h = tiles.scratch(splits * len(tiles.rows) * members * h_rank_blocks * H_RANKS)
-    shared = _Shared(batch, group, h, h_rank_blocks, splits, chosen.tiles.overlaps)
+    shared = _Shared(batch, group, h, h_rank_blocks, splits, chosen.tiles.overlaps, factors)
     _shrink(x_TH, shared, tile)
     _expand(y_TO, shared, tile)
     return y_TO
@@ -65,6 +74,7 @@ class _Shared:
     h_rank_blocks: int
     splits: int
     overlaps: bool
+    factors: Factors
 
     @property
     def pointers(self) -> tuple[torch.Tensor, ...]:
@@ -129,6 +139,7 @@ def _expand(y_TO: torch.Tensor, shared: _Shared, tile: LoraTile) -> None:
         shared.h,
         *shared.pointers,
         shared.batch.table.scales,
+        *shared.factors,
         *shared.rows,
         *padded(outs),
         y_TO.stride(0),
@@ -156,8 +167,13 @@ def one_launch_bytes(batch: LoraBatch, group: LoraGroup, tile: OneLaunchTile) ->
 
 
 def _one_launch(
-    y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup, tile: OneLaunchTile
+    y_and_x: tuple[torch.Tensor, torch.Tensor],
+    batch: LoraBatch,
+    group: LoraGroup,
+    tile: OneLaunchTile,
+    factors: Factors,
 ) -> None:
+    y_TO, x_TH = y_and_x
     table, outs = batch.table, group.out_features
     grid = (sum(-(-out // tile.block_n) for out in outs), batch.row_tiles.num_tiles)
     one_launch_kernel[grid](
@@ -167,6 +183,7 @@ def _one_launch(
         table.offsets,
         table.ranks,
         table.scales,
+        *factors,
         *_rows(batch, group),
         *padded(outs),
         group.in_features,

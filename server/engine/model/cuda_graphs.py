@@ -44,10 +44,12 @@ class Capture(Protocol):
 
 @dataclass(frozen=True)
 class AdapterForm:
-    """A step's adapters: of at most this rank (0: none), on these rows of the adapter table (None: on any)."""
+    """A step's adapters: of at most this rank (0: none), on these rows of the adapter table (None: on any), some with
+    DoRA's factors or none."""
 
     max_rank: int
     modules: frozenset[int] | None = None
+    scaled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ class GraphSettings:
     chunk is launched plainly. It must be 0 for a base whose rotary factors depend on a sequence's length: recorded
     tokens know their own position alone.
 
+    with_factors: record steps with DoRA too, at the largest rank; else they are launched plainly.
+
     module_sets: rows of the adapter table, the fewest first. Steps whose adapters touch no others have recordings of
     their own at the smallest rank: a group of layers that no adapter touches is not launched in them.
     """
@@ -65,6 +69,7 @@ class GraphSettings:
     max_ranks: tuple[int, ...]
     module_sets: tuple[frozenset[int], ...] = ()
     max_prompt_keys: int = 0
+    with_factors: bool = False
 
     def __post_init__(self) -> None:
         for name in ("buckets", "max_ranks"):
@@ -83,6 +88,7 @@ class GraphSettings:
         module_sets: tuple[frozenset[int], ...] = (),
         max_tokens: int = 0,
         max_prompt_keys: int = 0,
+        with_factors: bool = False,
     ) -> GraphSettings:
         """1, 2, 4, 8, 16, 24, ... 64, 80, ... 128, 160, ... max_rows; the base alone, rank 16 and the largest rank.
 
@@ -90,7 +96,13 @@ class GraphSettings:
         buckets = (*(rows for rows in BUCKETS if rows < max_rows), max_rows)
         buckets += tuple(tokens for tokens in PROMPT_BUCKETS if max_rows < tokens <= max_tokens)
         max_ranks = tuple(sorted({0, min(SMALL_RANK, max_rank), max_rank}))
-        return cls(buckets=buckets, max_ranks=max_ranks, module_sets=module_sets, max_prompt_keys=max_prompt_keys)
+        return cls(
+            buckets=buckets,
+            max_ranks=max_ranks,
+            module_sets=module_sets,
+            max_prompt_keys=max_prompt_keys,
+            with_factors=with_factors,
+        )
 
     @cached_property
     def forms(self) -> tuple[AdapterForm, ...]:
@@ -100,6 +112,8 @@ class GraphSettings:
         for rank in self.max_ranks:
             forms += [AdapterForm(rank, modules) for modules in self.module_sets if rank == small]
             forms.append(AdapterForm(rank))
+        if self.with_factors and small is not None:
+            forms.append(AdapterForm(self.max_ranks[-1], scaled=True))
         return tuple(forms)
 
     @property
@@ -141,7 +155,7 @@ class DecodeGraphs:
         launched plainly."""
         self.buffers.clear()
         for bucket, form in self._in_order():
-            step = self.buffers.step(bucket, form.max_rank, form.modules)
+            step = self.buffers.step(bucket, form.max_rank, form.modules, scaled=form.scaled)
             try:
                 replay = self.capture.record(partial(self._write_logits, step))
                 self._recordings[bucket, form] = _Recording(step, replay)
@@ -166,7 +180,7 @@ class DecodeGraphs:
             return False
         if self.buffers.max_rank(rows) > self.settings.max_ranks[-1] or self.buffers.have_token_rows(rows):
             return False
-        if self.buffers.have_factors(rows):
+        if self.buffers.have_factors(rows) and not self.settings.with_factors:
             return False
         fits = all(len(row.request.block_ids) <= self.buffers.max_blocks for row in rows)
         return fits and self.buffers.table.is_aligned_to(ALIGN_BYTES)
@@ -198,8 +212,8 @@ class DecodeGraphs:
         return sum(-(-row.num_tokens // size) * (row.start + row.num_tokens) for row in chunks)
 
     def _form_of(self, rows: Sequence[ScheduledRow]) -> AdapterForm:
-        max_rank = self.buffers.max_rank(rows)
-        forms = [form for form in self.settings.forms if form.max_rank >= max_rank]
+        max_rank, scaled = self.buffers.max_rank(rows), self.buffers.have_factors(rows)
+        forms = [form for form in self.settings.forms if form.max_rank >= max_rank and form.scaled == scaled]
         if not max_rank or forms[0].modules is None:
             return forms[0]
         touched = set(np.flatnonzero(self.buffers.touched_modules(rows)).tolist())

@@ -35,6 +35,17 @@ class StepLimits:
     graphs: GraphSettings | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Adapters:
+    """rank: the largest. scaled: some have DoRA's factors."""
+
+    rank: int
+    scaled: bool = False
+
+
+NONE = _Adapters(0)
+
+
 def covering_batches(runner: ModelRunner, limits: StepLimits) -> Iterator[Batch]:
     """Over the runner's cache and table; the table needs a slot for each of max_rows rows, none of which touches a
     module. The first is the largest step."""
@@ -45,26 +56,26 @@ def covering_batches(runner: ModelRunner, limits: StepLimits) -> Iterator[Batch]
 
 def largest_batches(runner: ModelRunner, max_tokens: int) -> Iterator[Batch]:
     """Steps of max_tokens tokens, one row of them a decode: without adapters, and with each compiled rank."""
-    for rank in (0, *_rank_blocks()):
-        yield _one_and_a_prompt(runner, max_tokens, rank)
+    for adapters in _adapters():
+        yield _one_and_a_prompt(runner, max_tokens, adapters)
 
 
 def _plain(runner: ModelRunner, limits: StepLimits) -> Iterator[Batch]:
     largest, edge = limits.max_tokens, min(DECODE_ROWS + 1, limits.max_tokens)
     rows = min(limits.max_rows, limits.max_tokens)
     yield from largest_batches(runner, largest)
-    for rank in (0, *_rank_blocks()):
-        yield _prompt(runner, edge, edge, rank)  # all its rows get logits: the head's adapters meet large tiles
+    for adapters in _adapters():
+        yield _prompt(runner, edge, edge, adapters)  # all its rows get logits: the head's adapters meet large tiles
         for count in dict.fromkeys((1, min(edge, rows), rows)):
-            yield _decodes(runner, count, 1, rank)
-            yield _decodes(runner, count, 1, rank, distinct=True)
+            yield _decodes(runner, count, 1, adapters)
+            yield _decodes(runner, count, 1, adapters, distinct=True)
     context = min(limits.max_context, LONG_CONTEXT)
     for tokens in dict.fromkeys((edge, min(largest, context))):
-        yield _prompt(runner, tokens, max(tokens, context), 0)
+        yield _prompt(runner, tokens, max(tokens, context), NONE)
     for count in dict.fromkeys((1, rows)):
-        yield _decodes(runner, count, context, 0)
+        yield _decodes(runner, count, context, NONE)
     for tokens in _edges(runner, largest):
-        yield _prompt(runner, tokens, tokens, 0)
+        yield _prompt(runner, tokens, tokens, NONE)
 
 
 def _recorded(runner: ModelRunner, limits: StepLimits, graphs: GraphSettings) -> Iterator[Batch]:
@@ -76,6 +87,8 @@ def _recorded(runner: ModelRunner, limits: StepLimits, graphs: GraphSettings) ->
     for bucket in sorted(counts):
         for rank in graphs.max_ranks:
             yield buffers.step(bucket, rank)
+        if graphs.with_factors:
+            yield buffers.step(bucket, graphs.max_ranks[-1], scaled=True)
 
 
 def _edges(runner: ModelRunner, most: int) -> list[int]:
@@ -84,27 +97,28 @@ def _edges(runner: ModelRunner, most: int) -> list[int]:
     return sorted({rows for limit in limits for rows in (limit, limit + 1) if rows <= most})
 
 
-def _rank_blocks() -> list[int]:
-    return [rank for rank in (MIN_RANK_BLOCK, 32, MAX_RANK_BLOCK) if rank <= MAX_RANK_BLOCK]
+def _adapters() -> list[_Adapters]:
+    ranks = [rank for rank in (MIN_RANK_BLOCK, 32, MAX_RANK_BLOCK) if rank <= MAX_RANK_BLOCK]
+    return [NONE, *(_Adapters(rank, scaled=scaled) for scaled in (False, True) for rank in ranks)]
 
 
-def _one_and_a_prompt(runner: ModelRunner, num_tokens: int, rank: int) -> Batch:
+def _one_and_a_prompt(runner: ModelRunner, num_tokens: int, adapters: _Adapters) -> Batch:
     """One request decodes one token, another's prompt takes all others."""
     rows = [_row(runner, 1, 1)]
     if num_tokens > 1:
         rows.append(_row(runner, num_tokens - 1, num_tokens, first_block=1))
-    return _batch(runner, rows, rank)
+    return _batch(runner, rows, adapters)
 
 
-def _prompt(runner: ModelRunner, num_tokens: int, context: int, rank: int) -> Batch:
+def _prompt(runner: ModelRunner, num_tokens: int, context: int, adapters: _Adapters) -> Batch:
     """The last tokens of a prompt, with logits for each unless they are many."""
     wants_all = num_tokens == DECODE_ROWS + 1
-    return _batch(runner, [_row(runner, num_tokens, context, logprobs=wants_all)], rank)
+    return _batch(runner, [_row(runner, num_tokens, context, logprobs=wants_all)], adapters)
 
 
-def _decodes(runner: ModelRunner, count: int, context: int, rank: int, *, distinct: bool = False) -> Batch:
+def _decodes(runner: ModelRunner, count: int, context: int, adapters: _Adapters, *, distinct: bool = False) -> Batch:
     """Rows of one token, on one adapter or each on its own."""
-    return _batch(runner, [_row(runner, 1, context) for _ in range(count)], rank, distinct=distinct)
+    return _batch(runner, [_row(runner, 1, context) for _ in range(count)], adapters, distinct=distinct)
 
 
 def _row(
@@ -119,23 +133,24 @@ def _row(
     return ScheduledRow(request, context - num_tokens, num_tokens)
 
 
-def _batch(runner: ModelRunner, rows: Sequence[ScheduledRow], rank: int, *, distinct: bool = False) -> Batch:
+def _batch(runner: ModelRunner, rows: Sequence[ScheduledRow], adapters: _Adapters, *, distinct: bool = False) -> Batch:
     schedule = Schedule(list(rows), sum(row.num_tokens for row in rows), 0)
     size, device = runner.cache.block_size, runner.base.device
     batch = Batch.build(schedule, block_size=size, table=runner.table, device=device)
-    if not rank:
+    if adapters is NONE:
         return batch
     assert batch.logits_rows_R is not None, "a plain step names them"
     counts = (batch.input_ids_1T.shape[1], len(batch.logits_rows_R))
-    layers, head = (_claiming(runner, count, rank, distinct=distinct) for count in counts)
+    layers, head = (_claiming(runner, count, adapters, distinct=distinct) for count in counts)
     return replace(batch, layer_adapters=layers, head_adapters=head)
 
 
-def _claiming(runner: ModelRunner, num_rows: int, rank: int, *, distinct: bool) -> LoraBatch:
-    """Rows on slots that claim this rank, but touch no module in the table: kernels are compiled and return."""
+def _claiming(runner: ModelRunner, num_rows: int, claimed: _Adapters, *, distinct: bool) -> LoraBatch:
+    """Rows on slots that claim to be so, but touch no module in the table: kernels are compiled and return."""
     slots = np.arange(num_rows, dtype=np.int32) if distinct else np.zeros(num_rows, dtype=np.int32)
     adapters = LoraBatch(runner.table, slots)
     segments = (adapters.slots, adapters.starts, adapters.rows)
-    adapters.row_tiles = row_tiles(*segments, max_rank=rank, device=runner.table.arena.device)
+    adapters.row_tiles = row_tiles(*segments, max_rank=claimed.rank, device=runner.table.arena.device)
     adapters.touched_modules = np.ones(len(runner.table.ranks), dtype=np.bool_)
+    adapters.scaled_modules = adapters.touched_modules if claimed.scaled else None
     return adapters

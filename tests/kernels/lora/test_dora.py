@@ -70,12 +70,3 @@ def test_a_step_without_dora_hands_no_factors_to_the_kernels() -> None:
     cleared = LoraBatch(table, rows(8))
     assert not cleared.scales(GROUP)
     assert not table.factors.any()
-
-
-def test_where_triton_serves_others_a_group_with_factors_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Triton kernels know no factors."""
-    monkeypatch.setattr(launcher, "on_triton", lambda *_: True)
-    table, x = random_table([GROUP], RANKS, torch.float32, factored=FACTORED), torch.randn(8, 96)
-    batch, y = LoraBatch(table, rows(8)), torch.randn(8, OUT)
-    exact = dora_reference(y, x, batch, GROUP)
-    torch.testing.assert_close(add_lora_delta(y.clone(), x, batch, GROUP), exact, atol=1e-4, rtol=1e-5)

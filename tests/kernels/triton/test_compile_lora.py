@@ -78,13 +78,20 @@ def test_shrink_streams_whole_vectors_to_tensor_cores(
 
 
 def expand(
-    capability: int, key: tuple[int, int], dtype: str, members: int, *, overlaps: bool = False, folder: Path
+    capability: int,
+    key: tuple[int, int],
+    dtype: str,
+    members: int,
+    *,
+    overlaps: bool = False,
+    factors: dict[str, str] | None = None,
+    folder: Path,
 ) -> Compiled:
     tile = TILES[capability].lora[key].for_element(BYTES[dtype])
     return compile_for(
         capability,
         expand_kernel,
-        POINTERS | {"y_ptr": f"*{dtype}", "arena_ptr": f"*{dtype}", "scales_ptr": "*fp32"},
+        POINTERS | {"y_ptr": f"*{dtype}", "arena_ptr": f"*{dtype}", "scales_ptr": "*fp32"} | (factors or {}),
         {
             "MEMBERS": members,
             "BLOCK_M": key[0],
@@ -114,6 +121,23 @@ def test_expand_reads_and_writes_whole_vectors(
     compiled = expand(capability, key, dtype, members, folder=tmp_path)
     check(compiled, dtype)
     check_vectors(compiled)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("key", "bias"), [((16, 16), {}), ((64, 64), {"bias_ptr": "*bf16"})], ids=str)
+def test_factors_cost_one_multiplication_an_output_and_no_program(
+    capability: int, bias: dict[str, str], key: tuple[int, int], tmp_path: Path
+) -> None:
+    """B, h and y are read and written as without; with a bias the multiplication adds it back."""
+    plain = expand(capability, key, "bf16", 3, folder=tmp_path)
+    compiled = expand(capability, key, "bf16", 3, factors={"factors_ptr": "*i64", **bias}, folder=tmp_path)
+    check(compiled, "bf16")
+    check_vectors(compiled)
+    for whole in ("LDG.E.128", "STG"):
+        assert compiled.count(whole) == plain.count(whole)
+    outputs = key[0] * TILES[capability].lora[key].expand_n // (32 * compiled.num_warps)  # of a thread
+    assert compiled.count("FMUL", "FFMA") == plain.count("FMUL", "FFMA") + outputs
+    assert compiled.programs_per_multiprocessor(capability) >= plain.programs_per_multiprocessor(capability)
 
 
 @pytest.mark.parametrize("key", [(16, 16), (16, 64)], ids=str)

@@ -67,7 +67,9 @@ def compile_for(
     folder: Path,
 ) -> Compiled:
     """pointers: the types of those arguments that are not int32. divisible: integers that are multiples of 16 (as
-    Triton finds them when it launches; pointers always are)."""
+    Triton finds them when it launches; pointers always are). Other arguments that end in `_ptr` are None."""
+    absent = [name for name in kernel.arg_names if name.endswith("_ptr") and name not in pointers]
+    constants = {**constants, **dict.fromkeys(absent)}
     signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in kernel.arg_names}
     missing = set(pointers) - set(kernel.arg_names)
     assert not missing, f"no such arguments: {missing}"

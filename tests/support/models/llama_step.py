@@ -29,12 +29,14 @@ GROUPS = tuple(
 
 
 @cache
-def table_of(ranks: tuple[int, ...]) -> LoraTable:
-    """One adapter per rank on all groups; they share the arena's beginning, which nothing here reads."""
+def table_of(ranks: tuple[int, ...], factored: tuple[int, ...] = ()) -> LoraTable:
+    """One adapter per rank on all groups; they share the arena's beginning, which nothing here reads. factored: slots
+    with DoRA's factors."""
     widest = max(group.in_features + max(group.out_features) for group in GROUPS)
     table = LoraTable(torch.zeros(max(ranks) * widest, dtype=DTYPE), 7, len(ranks))
     for slot, rank in enumerate(ranks):
-        table.set_slot(slot, 0, [(row, 0, rank * GROUPS[0].in_features, rank, 1.0) for row in range(7)])
+        places = [(row, 0, rank * GROUPS[0].in_features, rank, 1.0) for row in range(7)]
+        table.set_slot(slot, 0, places, factors=[(row, 64) for row in range(7)] if slot in factored else [])
     return table
 
 

@@ -9,7 +9,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,16 @@ class _AllZero:
 
 
 class AdaptersOfEveryRank:
-    """An adapter source: the digest's name ends with the rank."""
+    """An adapter source: the digest's name ends with the rank; that of copy 1 has DoRA's factors."""
 
     fetch = None
 
     def load_packed(self, digest: AdapterDigest, base: BaseDescription, **_: Any) -> PackedAdapter:
-        modules, size = packed_layout(base, int(str(digest).rpartition("r")[2]))
+        name, _, rank = str(digest).rpartition("r")
+        modules, size = packed_layout(base, int(rank))
+        if name.endswith("1"):
+            modules = tuple(replace(module, factor_offset=size) for module in modules)
+            size += 2 * max(shape.out_features for shape in base.modules.values())
         return PackedAdapter(digest, torch.zeros(size, dtype=torch.bfloat16), modules)
 
     def quarantine_adapter(self, *_: Any, **__: Any) -> None:

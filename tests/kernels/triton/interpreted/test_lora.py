@@ -14,7 +14,7 @@ from benchmarks.common.popularity import POPULARITIES, Popularity
 from lora_kernels.lora import launcher as linear
 from lora_kernels.lora import triton_launch as lora
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraGroup
-from lora_kernels.lora.reference import lora_delta_reference
+from lora_kernels.lora.reference import dora_reference, lora_delta_reference
 from lora_kernels.lora.row_tiles import row_tiles
 from lora_kernels.lora.triton_launch import add_lora_delta_triton
 from lora_kernels.triton_common.tiles import DECODE_ROWS, PREFILL_ROWS, SM_80, DeviceTiles
@@ -141,6 +141,26 @@ def test_delta_is_added_to_what_the_base_computed_in_strided_tensors() -> None:
     torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-5)
     assert torch.equal(wide_y[:, :60], before[:, :60])
     assert torch.equal(wide_y[:, 443:], before[:, 443:])
+
+
+@pytest.mark.parametrize(("dtype", "num_rows"), [(torch.float32, 9), (torch.bfloat16, 20)])
+def test_factors_multiply_all_but_the_bias_of_their_rows_and_leave_others_their_bits(
+    dtype: torch.dtype, num_rows: int
+) -> None:
+    table = random_table([GROUP], RANKS, dtype, factored=(1, 3))
+    slots = np.resize(np.array([1, 0, NO_ADAPTER, 3, 3, 5], dtype=np.int32), num_rows)
+    x, y = normal(num_rows, 300, dtype=dtype), normal(num_rows, 383, dtype=dtype, seed=1)
+    bias = normal(383, dtype=dtype, seed=2)
+    factored, tables = np.isin(slots, (1, 3)), (table, random_table([GROUP], RANKS, dtype, factored=(1, 3)))
+    tables[1].has_factors[1] = tables[1].has_factors[3] = False
+    batch, plain = (LoraBatch(each, slots) for each in tables)
+    for own in (None, bias):
+        exact = dora_reference(y, x, batch, GROUP, own)
+        got = add_lora_delta_triton(y.clone(), x, batch, GROUP, own)
+        assert relative_error(got, exact) <= 2 * tolerance(300, dtype)
+        without = add_lora_delta_triton(y.clone(), x, plain, GROUP, own)
+        assert torch.equal(got[~factored], without[~factored])
+        assert not torch.equal(got[factored], without[factored])
 
 
 @in_each_form

@@ -157,6 +157,35 @@ def test_a_step_launches_no_group_that_its_kind_of_adapters_leaves_out(
     assert seen[-1] == launched
 
 
+@pytest.mark.parametrize("with_factors", [False, True])
+def test_a_step_with_dora_is_replayed_by_a_recording_with_factors_or_launched_plainly(with_factors: bool) -> None:
+    table = LoraTable(torch.zeros(4096), 2, 2)
+    for slot in range(2):
+        table.set_slot(slot, 0, [(0, 0, 64, 4, 1.0)], factors=[(0, 640)] if slot else [])
+    seen: list[tuple[bool, int]] = []
+
+    def forward(batch: Batch) -> torch.Tensor:
+        adapters = batch.layer_adapters
+        if adapters is not None:
+            seen.append((adapters.scaled_modules is not None, adapters.row_tiles.max_rank))
+        return torch.zeros(batch.input_ids_1T.shape[1], 3)
+
+    settings = replace(SETTINGS, with_factors=with_factors)
+    graphs = DecodeGraphs(
+        DecodeBuffers(table, max_rows=4, max_context=9, block_size=4), forward, EagerCapture(), settings
+    )
+    graphs.record_all()
+    assert graphs.num_recorded == settings.num_recordings == 3 * (4 if with_factors else 3)
+    plain, dora = ([row(str(slot), [1], [slot], slot=slot) for slot in slots] for slots in ([0], [0, 1]))
+    graphs.run(plain)
+    assert seen[-1] == (False, 16)
+    assert graphs.has_room(plain)
+    assert graphs.has_room(dora) is with_factors
+    if with_factors:
+        graphs.run(dora)
+        assert seen[-1] == (True, 256)
+
+
 MIXED = GraphSettings(buckets=(2, 8), max_ranks=(0, 16, 256), max_prompt_keys=70)
 
 
