@@ -3,7 +3,8 @@
 Tools come from many programs, and their schemas are loose where OpenAI's strict calls are not. Clients leave
 `additionalProperties` out and mean that there are none: taken by the letter, a weak model would add fields until its
 answer is cut. They write null for a keyword that they do not use, formats of their own (`password`, `byte`), which are
-notes in JSON Schema, and require arguments that they do not describe.
+notes in JSON Schema, and require arguments that they do not describe. `uniqueItems: true`, which pydantic writes for a
+set, is a note too, because no grammar can hold to it, unless the tool is `strict`: then the compiler refuses it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def arguments_schema(function: Mapping[str, Any]) -> Schema:
     schema = function.get("parameters")
     if not schema:
         return dict(NO_ARGUMENTS)
-    whole = {**without_idle_keywords(mapped(schema, _as_meant)), "type": "object"}
+    meant = mapped(schema, _as_meant)
+    if not function.get("strict"):
+        meant = mapped(meant, _without_notes)
+    whole = {**without_idle_keywords(meant), "type": "object"}
     if any(_is_combined(each) for each in schemas_in(whole)):
         return whole
     closed: Schema = mapped(whole, _closed)
@@ -44,6 +48,10 @@ def _as_meant(schema: Schema) -> Schema:
     if isinstance(given.get("format"), str) and given["format"] not in _FORMATS:
         del given["format"]
     return given
+
+
+def _without_notes(schema: Schema) -> Schema:
+    return {word: value for word, value in schema.items() if word != "uniqueItems" or value is not True}
 
 
 def _is_combined(schema: Schema) -> bool:

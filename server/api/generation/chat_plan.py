@@ -78,9 +78,9 @@ def _calls_part(body: ChatBody, dialect: Dialect) -> CallsPart:
     choice: Choice = "required" if isinstance(body.tool_choice, NamedTool) else body.tool_choice or "auto"
     if isinstance(body.tool_choice, NamedTool):
         tools = [tool for tool in tools if tool.function.name == body.tool_choice.function.name]
-    shown = [tool.for_template() for tool in tools]
+    defined = [tool.for_grammar() for tool in tools]
     is_parallel = body.parallel_tool_calls is not False
-    return CallsPart(dialect=dialect, tools=shown, choice=choice, is_parallel=is_parallel)
+    return CallsPart(dialect=dialect, tools=defined, choice=choice, is_parallel=is_parallel)
 
 
 def _reasoning_part(tokenizer: Tokenizer, form: AnswerForm, budget: int | None) -> ReasoningPart | None:

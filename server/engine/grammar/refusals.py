@@ -80,6 +80,8 @@ CRASHED = Refusal("grammar_too_complex", "nests too deeply or needs too much mem
 NO_TEXT = Refusal("invalid_grammar", "allows no text: every way through it is endless or contradicts itself")
 TOO_MUCH = Refusal("grammar_too_complex", "is too large or too complex")
 _TOO_DEEP = Refusal("grammar_too_complex", "nests too deeply")
+_REGEX_TOO_DEEP = Refusal("grammar_too_complex", "has a pattern that nests too deeply: at most 250 levels are served")
+_LARK_TOO_DEEP = Refusal("grammar_too_complex", "nests too deeply: at most 28 levels of parentheses are served")
 _NO_REGEX = Refusal("invalid_grammar", "has a pattern that is not a regular expression")
 _NO_REFERENCE = Refusal("invalid_grammar", "has a $ref that leads nowhere in the schema")
 _LOOKS_AROUND = Refusal("unsupported_grammar", "has a pattern with look-around or a back-reference")
@@ -91,7 +93,9 @@ _REASONS = (
     ("Invalid type", Refusal("invalid_grammar", "has a type that JSON Schema does not know")),
     (r"not present in a registry|pointer|unresolvable|\$ref|anchor", _NO_REFERENCE),
     ("look-around|backreference", _LOOKS_AROUND),
-    ("nest limit|recursion limit|too deeply nested|number of nested", _TOO_DEEP),
+    ("nest limit|number of nested", _REGEX_TOO_DEEP),
+    ("grammar too deeply nested", _LARK_TOO_DEEP),
+    ("recursion limit|too deeply nested", _TOO_DEEP),
     ("too (big|large|complex|many)|limit|fuel|expensive", TOO_MUCH),
     (r"for (integer|float) range", Refusal("unsupported_grammar", "has a minimum or maximum of too many digits")),
     ("regex|pattern", _NO_REGEX),

@@ -6,6 +6,7 @@ Runs in the checker's process too, so it imports nothing large.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,8 @@ GrammarKind = Literal["json_schema", "regex", "choice", "grammar", "lark"]
 MAX_GRAMMAR_BYTES = 64 * 1024
 MAX_CHOICES = 1024
 _BLANKS = r"[ \t]{1,8}|\r?\n[ \t]{0,64}"  # between two JSON tokens: no model fills its answer with blanks
+MAX_SCHEMA_LEVELS = 124  # llguidance's reader of JSON takes 127, three of them around the schema
+_STRINGS_AND_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{}\]]')
 _LARGEST_MULTIPLE = 1000  # its automaton has a state for each remainder
 
 
@@ -64,6 +67,7 @@ class GrammarSpec:
             overrides["whitespace_flexible"] = False
         else:
             overrides["whitespace_pattern"] = _BLANKS
+        _check_levels(self.text)
         try:
             schema = json.loads(self.text)
             _check_multiples(schema)
@@ -72,10 +76,18 @@ class GrammarSpec:
             return str(LLMatcher.grammar_from_json_schema(text, overrides=overrides))
         except TooComplex:
             raise
-        except RecursionError as error:
-            raise TooComplex("nests too deeply") from error
         except ValueError as error:
             raise UnreadableGrammar("not a JSON schema") from error
+
+
+def _check_levels(text: str) -> None:
+    """Of JSON, whole or not."""
+    level = deepest = 0
+    for found in _STRINGS_AND_BRACKETS.finditer(text):
+        level += (found[0] in "[{") - (found[0] in "}]")
+        deepest = max(deepest, level)
+    if deepest > MAX_SCHEMA_LEVELS:
+        raise TooComplex(f"nests too deeply: {deepest} levels, at most {MAX_SCHEMA_LEVELS} are served")
 
 
 def _check_multiples(schema: Any) -> None:

@@ -38,7 +38,7 @@ Schema = Annotated[dict[str, Any] | None, PlainValidator(_schema, json_schema_in
 
 
 class Function(Body):
-    """strict is accepted either way: arguments always follow the schema."""
+    """strict: arguments always follow the schema; if true, `uniqueItems` is refused and else it is a note."""
 
     name: ToolName
     description: Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARS)] | None = None
@@ -55,8 +55,12 @@ class Tool(Body):
         """What it takes to render and tokenise, in characters."""
         return len(json.dumps(self.for_template()))
 
+    def for_grammar(self) -> dict[str, Any]:
+        """As grammars read it: with `strict`, of which no template hears."""
+        tool = self.for_template()
+        return {**tool, "function": {**tool["function"], "strict": bool(self.function.strict)}}
+
     def for_template(self) -> dict[str, Any]:
-        """As templates and grammars read it."""
         function: dict[str, Any] = {"name": self.function.name}
         if self.function.description is not None:
             function["description"] = self.function.description

@@ -196,7 +196,8 @@ def _text(content: str | list[_TextBlock] | None) -> str:
 
 
 def _chat_tool(tool: ToolParam) -> dict[str, Any]:
-    function = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
+    function: dict[str, Any] = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
+    function["strict"] = tool.strict
     return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
 
 

@@ -56,7 +56,7 @@ class Item(Body):
 
 
 class FunctionTool(Body):
-    """strict is accepted either way: arguments always follow the schema."""
+    """strict: as in a chat's tools."""
 
     type: Literal["function"]
     name: ToolName

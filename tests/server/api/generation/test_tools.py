@@ -15,6 +15,7 @@ import httpx
 import jsonschema
 import openai
 import pytest
+from pydantic import BaseModel
 
 from server.api.engine_client import EngineClient
 from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes
@@ -160,6 +161,31 @@ def test_what_is_wrong_about_tools_is_refused_by_name(
     error = response.json()["error"]
     assert error["param"].startswith(param), error
     assert words in error["message"], error
+
+
+class Order(BaseModel):
+    tags: set[str]  # for pydantic an array of unique items, which no grammar can hold to
+
+
+def test_unique_items_are_a_note_of_a_tool_and_refused_if_it_is_strict(client: httpx.Client) -> None:
+    tool: dict[str, Any] = {**openai.pydantic_function_tool(Order)}
+    name, schema = tool["function"]["name"], tool["function"]["parameters"]
+    assert schema["properties"]["tags"]["uniqueItems"] is True
+    assert tool["function"]["strict"] is True
+    hello = {"role": "user", "content": "x"}
+    strict: dict[str, dict[str, Any]] = {
+        "chat/completions": {"messages": [hello], "tools": [tool]},
+        "responses": {"input": "x", "tools": [{"type": "function", **tool["function"]}]},
+        "messages": {"messages": [hello], "tools": [{"name": name, "input_schema": schema, "strict": True}]},
+    }
+    for route, fields in strict.items():
+        limit = "max_output_tokens" if route == "responses" else "max_tokens"
+        response = client.post(f"/v1/{route}", json={"model": "tiny", limit: 4, **fields})
+        assert response.status_code == 400, (route, response.text)
+        assert "keywords that are not served: uniqueItems" in response.text
+    loose = {"type": "function", "function": {**tool["function"], "strict": False}}
+    answer = asked(client, tools=[loose], tool_choice="required", max_tokens=4, messages=[hello])
+    assert answer["message"]["role"] == "assistant"
 
 
 @pytest.fixture(scope="module")

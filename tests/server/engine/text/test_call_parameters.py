@@ -92,12 +92,14 @@ LOOSE: dict[str, dict[str, Any]] = {  # as tools are described by programs that 
     "null for what is not used": {"a": {"type": "string", "enum": None, "format": None, "items": None}},
     "names that may be any": {"a": {"type": "object", "propertyNames": {"type": "string"}}},
     "items that may repeat": {"a": {"type": "array", "items": {"type": "string"}, "uniqueItems": False}},
+    "sets": {"a": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}},
     "notes": {"a": {"type": "string", "optional": True, "example": "x", "nullable": False, "required": True}},
 }
 VALUES: dict[str, dict[str, Any]] = {
     "formats of their own": {"a": "x", "b": 1.5},
     "names that may be any": {"a": {"x": 1}},
     "items that may repeat": {"a": ["x", "x"]},
+    "sets": {"a": ["x", "x"]},
 }
 
 
