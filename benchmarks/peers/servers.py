@@ -45,6 +45,17 @@ class Side(Protocol):
 
 
 @dataclass(frozen=True)
+class InstalledPeer:
+    """Another project's server. adapters: their folders. packages: where its environment's packages are."""
+
+    shape: BenchShape
+    adapters: Sequence[Path]
+    log: Path
+    settings: tuple[str, ...]
+    packages: Path
+
+
+@dataclass(frozen=True)
 class Ours:
     """`multilora serve` as an operator starts it, on the store of the benchmarks' adapters."""
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.common.adapters import RANK
-from benchmarks.common.shapes import BenchShape, base_folder
+from benchmarks.common.shapes import base_folder
 from benchmarks.peers.client import Ask
 from benchmarks.peers.loads import MakeAsk
-from benchmarks.peers.servers import served
+from benchmarks.peers.servers import InstalledPeer, served
 from benchmarks.peers.venvs import Package
 
 PACKAGE = Package(
@@ -20,15 +19,10 @@ PACKAGE = Package(
 
 
 @dataclass(frozen=True)
-class Vllm:
+class Vllm(InstalledPeer):
     """settings: the cores that its threads are bound to (VLLM_CPU_OMP_THREADS_BIND), and the type it computes
     in, as in "0-1 bfloat16"."""
 
-    shape: BenchShape
-    adapters: Sequence[Path]
-    log: Path
-    settings: tuple[str, ...]
-    packages: Path
     name: str = "vLLM (CPU build)"
 
     @contextmanager

@@ -82,12 +82,12 @@ def _export_file(
     kind: Kind, script: Path, base: tuple[Path, str, BaseDescription], folder: Path, out: Path, *, output: Output
 ) -> None:
     path, _, description = base
+    out.parent.mkdir(parents=True, exist_ok=True)
     if kind == "gguf-lora":
         config = folder / CONFIG_FILE
         config.write_text(json.dumps(lora_config(json.loads(config.read_bytes()))))
         convert(script, folder, out, "--base", str(path), "--outtype", "f32")
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         merged = Path(scratch) / "merged"
         dtype = merged_into(merged, path, folder, description, output).dtype

@@ -48,13 +48,13 @@ def lora_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert(script: Path, source: Path, out: Path, *arguments: str) -> None:
-    """Run the converter on the folder `source`. `out` is written whole or not at all; nothing is fetched.
+    """Run the converter on the folder `source`. `out`, in a folder that exists, is written whole or not at all; nothing
+    is fetched.
 
     Raises CommandError with the converter's last line if it fails."""
     aside = out.with_name(f".{out.name}.part")
     command = [sys.executable, "-P", str(script), str(source), "--outfile", str(aside), *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(script.resolve().parent)}
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode != 0 or not _is_gguf(aside):

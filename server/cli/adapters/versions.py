@@ -5,6 +5,8 @@ A running server follows within a second. The store decides what each command do
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +18,7 @@ from server.cli.common.store_access import opened
 
 if TYPE_CHECKING:
     from adapters_store.store import AdapterStore
+    from adapters_store.versions.aliases import AliasStore
     from adapters_store.versions.records import AdapterVersion
 
 VersionArgument = Annotated[str, typer.Argument(help="NAME@VERSION.", metavar="NAME@VERSION")]
@@ -27,11 +30,8 @@ def activate(
     ref: VersionArgument, tenant: TenantOption, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
 ) -> None:
     """Make this version the only active one. An unloaded version returns to service."""
-    output = Output(as_json=as_json)
     name, number = _version_of(ref)
-    with opened(data_dir, output) as store:
-        version = store.aliases.activate(tenant, name, number)
-        _show_shares(store, version, output)
+    _change(lambda aliases: aliases.activate(tenant, name, number), data_dir, as_json=as_json)
 
 
 def canary(
@@ -44,11 +44,8 @@ def canary(
     as_json: JsonOption = False,
 ) -> None:
     """Let this version answer a share of the users, always the same users."""
-    output = Output(as_json=as_json)
     name, number = _version_of(ref)
-    with opened(data_dir, output) as store:
-        version = store.aliases.set_canary(tenant, name, number, percent)
-        _show_shares(store, version, output)
+    _change(lambda aliases: aliases.set_canary(tenant, name, number, percent), data_dir, as_json=as_json)
 
 
 def promote(
@@ -57,20 +54,14 @@ def promote(
     """Make the canary the active version. If there are several, give NAME@VERSION."""
     from adapters_store.storage.names import split_ref
 
-    output = Output(as_json=as_json)
-    with opened(data_dir, output) as store:
-        version = store.aliases.promote(tenant, *split_ref(ref))
-        _show_shares(store, version, output)
+    _change(lambda aliases: aliases.promote(tenant, *split_ref(ref)), data_dir, as_json=as_json)
 
 
 def rollback(
     name: NameArgument, tenant: TenantOption, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
 ) -> None:
     """End the canaries. If there are none, activate the previous version."""
-    output = Output(as_json=as_json)
-    with opened(data_dir, output) as store:
-        version = store.aliases.roll_back(tenant, name)
-        _show_shares(store, version, output)
+    _change(lambda aliases: aliases.roll_back(tenant, name), data_dir, as_json=as_json)
 
 
 def unload(
@@ -101,8 +92,14 @@ def _version_of(ref: str) -> tuple[str, int]:
     return name, number
 
 
+def _change(change: Callable[[AliasStore], AdapterVersion], data_dir: Path, *, as_json: bool) -> None:
+    """Then show the versions that the name stands for now."""
+    output = Output(as_json=as_json)
+    with opened(data_dir, output) as store:
+        _show_shares(store, change(store.aliases), output)
+
+
 def _show_shares(store: AdapterStore, version: AdapterVersion, output: Output) -> None:
-    """Show the versions that the name stands for now."""
     versions = store.versions(version.tenant, version.name)
     output.emit(**version.to_json(), versions=[each.to_json() for each in versions])
     shares = ", ".join(f"{each.ref} {each.percent} %" for each in versions if each.percent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +31,7 @@ from server.jobs.settings import SUBPROCESS, JobSettings
 
 if TYPE_CHECKING:
     from server.jobs.service import Onboarding
+    from server.jobs.store.job_store import JobStore
     from server.jobs.store.records import Job
 
 app = typer.Typer(help="List, show, cancel, pause and resume onboarding jobs; override the gate.", no_args_is_help=True)
@@ -84,9 +85,7 @@ def cancel(
     as_json: JsonOption = False,
 ) -> None:
     """Cancel a job and drop what it trained."""
-    output = Output(as_json=as_json)
-    with _onboarding(data_dir, database_url, output) as onboarding:
-        _show_state(onboarding.jobs.cancel(onboarding.jobs.get(job_id)), output)
+    _change(job_id, lambda jobs, job: jobs.cancel(job), data_dir, database_url, as_json=as_json)
 
 
 @app.command()
@@ -97,9 +96,7 @@ def pause(
     as_json: JsonOption = False,
 ) -> None:
     """Pause a job at a checkpoint."""
-    output = Output(as_json=as_json)
-    with _onboarding(data_dir, database_url, output) as onboarding:
-        _show_state(onboarding.jobs.pause(onboarding.jobs.get(job_id)), output)
+    _change(job_id, lambda jobs, job: jobs.pause(job), data_dir, database_url, as_json=as_json)
 
 
 @app.command()
@@ -110,9 +107,7 @@ def resume(
     as_json: JsonOption = False,
 ) -> None:
     """Queue a paused job again; it resumes from its checkpoint."""
-    output = Output(as_json=as_json)
-    with _onboarding(data_dir, database_url, output) as onboarding:
-        _show_state(onboarding.jobs.resume(onboarding.jobs.get(job_id)), output)
+    _change(job_id, lambda jobs, job: jobs.resume(job), data_dir, database_url, as_json=as_json)
 
 
 @app.command()
@@ -124,10 +119,8 @@ def override(
     as_json: JsonOption = False,
 ) -> None:
     """Put an adapter into service that the gate blocked. A worker resumes the job."""
-    output = Output(as_json=as_json)
-    with _onboarding(data_dir, database_url, output) as onboarding:
-        job = onboarding.jobs.get(job_id)
-        _show_state(onboarding.jobs.override(job, by=f"cli:uid{os.getuid()}", reason=reason), output)
+    by = f"cli:uid{os.getuid()}"
+    _change(job_id, lambda jobs, job: jobs.override(job, by=by, reason=reason), data_dir, database_url, as_json=as_json)
 
 
 @app.command()
@@ -173,6 +166,14 @@ def _onboarding(data_dir: Path, url: str | None, output: Output) -> Iterator[Onb
         from server.jobs.service import Onboarding
 
         yield Onboarding(data_dir, store.database, remote=store.remote)
+
+
+def _change(
+    job_id: str, change: Callable[[JobStore, Job], Job], data_dir: Path, url: str | None, *, as_json: bool
+) -> None:
+    output = Output(as_json=as_json)
+    with _onboarding(data_dir, url, output) as onboarding:
+        _show_state(change(onboarding.jobs, onboarding.jobs.get(job_id)), output)
 
 
 def _show_state(job: Job, output: Output) -> None:
