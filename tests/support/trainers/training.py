@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,9 +20,10 @@ from server.demo.assets import demo_base_path
 from server.demo.recipe.corpus import tenant_dialogues
 from server.demo.recipe.styles import Style
 from support.models.models import VOCAB
+from support.servers.waiting import wait_until
 from trainer.data.packing import pack
 from trainer.data.types import EncodedExample, PackedBatch
-from trainer.run_folder.events import read_events
+from trainer.run_folder.events import EventReader
 from trainer.spec import TrainSpec
 
 STEPS = 24
@@ -113,9 +113,8 @@ def trainer_process(spec: TrainSpec, run_dir: Path, *options: str) -> subprocess
 
 def wait_for_step(run_dir: Path, step: int, *, timeout_s: float = 600) -> None:
     """Until the run has written this step's event."""
-    end_s = time.monotonic() + timeout_s
-    while time.monotonic() < end_s:
-        if any(event["type"] == "step" and event["step"] >= step for event in read_events(run_dir)):
-            return
-        time.sleep(0.002)
-    raise TimeoutError(f"no step {step} in {run_dir} after {timeout_s} s")
+    reader = EventReader(run_dir)
+    wait_until(
+        lambda: any(event["type"] == "step" and event["step"] >= step for event in reader.new_events()),
+        timeout_s=timeout_s,
+    )
