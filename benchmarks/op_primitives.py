@@ -80,7 +80,7 @@ def rows_of(costs: dict[str, list[Cost]]) -> list[Row]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     report = Report.from_arguments("op_primitives", __doc__, arguments)
-    num_steps, rounds = (20, 1) if report.quick else (400, 3)
+    num_steps, rounds = (4, 1) if report.quick else (400, 3)
     cases = {setting: partial(measure, setting, num_steps, quick=report.quick) for setting in SETTINGS}
     show = "{0.ms:.2f} ms a step, {0.mb:.0f} MB".format
     rows = rows_of(interleaved(cases, rounds=rounds, warmups=0, say=report.say, show=show))

@@ -70,7 +70,7 @@ def is_ready(url: str) -> bool:
 
 
 class Neighbour:
-    """A tenant who is served without a pause meanwhile."""
+    """A tenant who is served all the while."""
 
     def __init__(self, url: str, key: str) -> None:
         self.client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=600)
@@ -85,7 +85,7 @@ class Neighbour:
         while not self.stopping.is_set():
             answer = self.client.chat.completions.create(model=self.model, messages=said, temperature=0)  # type: ignore[call-overload]
             self.answers.append(answer.choices[0].message.content)
-            time.sleep(0.2)
+            time.sleep(1.0)  # more would take the cores that the training needs
 
 
 def test_the_pages_script_takes_a_tenant_from_a_file_to_a_chat(

@@ -52,7 +52,7 @@ def make_adapter(style: Style, base: Path, out: Path, console: Console, *, num_d
     )
     save_adapter(model, out)
     prompt = held_out_questions(1)[0].prompt
-    return greedy_answers(model.eval(), tokenizer, [prompt])[0]
+    return greedy_answers(model.float().eval(), tokenizer, [prompt])[0]  # in bfloat16 a CPU may take ten times as long
 
 
 def save_adapter(model: Any, out: Path) -> None:

@@ -89,7 +89,7 @@ def make_base(out: Path, console: Console, *, num_documents: int = DOCUMENTS, se
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     console.print(f"loss {losses[0]:.2f} -> {sum(losses[-20:]) / len(losses[-20:]):.2f}, saved in {out}")
-    show_samples(model.eval(), tokenizer, console)
+    show_samples(model.float().eval(), tokenizer, console)  # many CPUs have no instructions for bfloat16
     return losses
 
 
