@@ -9,6 +9,7 @@
         NotFound               404  3
         Conflict               409  5
         BlobDamaged, AdapterUnavailable
+        NotCombinable          400
         StoreUnavailable                the same call may succeed soon
       LimitReached             429  1   (JobLimit, QueueFull)
       (ApiError, CommandError: each is raised with its own status)
@@ -98,6 +99,13 @@ class BlobDamaged(StoreError):
 
 class AdapterUnavailable(StoreError):
     """The adapter cannot be brought to the device: it is too large for the pool, or its blob is damaged."""
+
+
+class NotCombinable(StoreError):
+    """The adapters that a request names together cannot be added exactly."""
+
+    status = 400
+    exit_code = ExitCode.REFUSED
 
 
 class StoreUnavailable(StoreError):

@@ -13,6 +13,8 @@ from adapters_store.format.adapter_folder import plan_folder
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
+from adapters_store.packed.mix import parts_of
+from adapters_store.packed.mixing import mixed
 from adapters_store.packed.packed_file import keep_packed, read_packed
 from adapters_store.packed.packing import pack
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
@@ -41,7 +43,10 @@ class AdapterLoader:
         self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers, slices: TimeSlices, later: Later
     ) -> PackedAdapter:
         """Read the packed form. If it is missing or damaged, read the upload; `later` is given the work of writing the
-        packed form again."""
+        packed form again. A mix is read part by part, and added in memory."""
+        if parts := parts_of(digest):
+            loaded = [(self.load(each, base, HostBuffers(), slices, later), weight) for each, weight in parts]
+            return mixed(digest, loaded, base, buffers, slices)
         packed = read_packed(self._blobs.folder(digest), digest, base, buffers=buffers, slices=slices)
         if packed is None:
             packed = self.load_upload(digest, base, buffers)

@@ -30,6 +30,7 @@ from adapters_store.loader import AdapterLoader
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.int8_check import Int8Change, check_int8
 from adapters_store.packed.layout import PackedAdapter
+from adapters_store.packed.mix import needs
 from adapters_store.packed.packing import pack
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from adapters_store.remote.locks import locks_for
@@ -87,7 +88,7 @@ class AdapterStore:
         self._kept_limits = replace(limits, max_rank=1 << 20, max_bytes=1 << 62)
         self._loader = AdapterLoader(database, blobs, self.quarantine, self._kept_limits)
         # Brings an adapter's files from the object store to this disk; None: they are nowhere else.
-        self.fetch: Callable[[AdapterDigest], object] | None = blobs.get if blobs.is_remote else None
+        self.fetch: Callable[[AdapterDigest], object] | None = self._fetch if blobs.is_remote else None
 
     @classmethod
     def open(
@@ -213,6 +214,10 @@ class AdapterStore:
         """
         return choose(self._resolved.get((tenant, ref), self._find), sticky)
 
+    def _fetch(self, digest: AdapterDigest) -> None:
+        for needed in needs(digest):
+            self._blobs.get(needed)
+
     def _find(self, key: tuple[str, str]) -> tuple[AdapterVersion, ...]:
         with self._database.read() as connection:
             return meaning_of(connection, *key)
@@ -231,9 +236,10 @@ class AdapterStore:
         return self._database.availability
 
     def not_in_service(self, digests: list[AdapterDigest]) -> list[AdapterDigest]:
-        """Those of `digests` that were deleted, or that all their owners unloaded."""
+        """Those of `digests` that were deleted, or that all their owners unloaded; mixes with such a part."""
         with self._database.read() as connection:
-            return registry.not_in_service(connection, digests)
+            gone = {*registry.not_in_service(connection, [part for digest in digests for part in needs(digest)])}
+        return [digest for digest in dict.fromkeys(digests) if not gone.isdisjoint(needs(digest))]
 
     def list_versions(self, tenant: str | None = None) -> list[AdapterVersion]:
         """The active versions of one tenant, or of all."""
@@ -277,6 +283,7 @@ class AdapterStore:
 
         Raises:
             NotFound: model_not_found. BlobDamaged: blob_damaged, blob_unreadable.
+            NotCombinable: adapters_not_combinable, for a mix.
             AdapterUnavailable: wrong_base (it belongs to another base than this).
         """
         return self._loader.load(digest, base, buffers or HostBuffers(), slices or TimeSlices(), later)

@@ -6,9 +6,10 @@ bit patterns: one thread, and the GIL is released while bytes move. Knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from adapters_store.format.digest import DigestBuilder
 from adapters_store.format.dtypes import TENSOR_TYPES, Bits, TensorType, cast_bits, type_of_base
 from adapters_store.format.safetensors_header import TensorEntry
 from adapters_store.format.tensor_file import WeightsFile
-from adapters_store.format.validate import AdapterPlan, PlannedModule, check_copy, check_values
+from adapters_store.format.validate import AdapterPlan, check_copy, check_values
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.int8 import Int8Rows, Values
 from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter, PackedModule
@@ -46,30 +47,12 @@ def packed_bytes(plan: AdapterPlan) -> int:
 
 
 def plan_layout(plan: AdapterPlan) -> Layout:
-    """Offsets (in elements) of each A and B: aligned, and within a group all A's before all B's. Factors are last."""
+    """Offsets (in elements) of each A and B, see `place_linear`. Factors are last."""
     itemsize = type_of_base(plan.base.dtype).itemsize
     align = ALIGN_BYTES // itemsize
-    per_value, per_rank = (1, 4) if plan.is_int8 else (itemsize, 0)  # bytes
     shapes = plan.base.modules
-
-    def room(rank: int, width: int) -> int:
-        return _aligned(-(-rank * width * per_value // itemsize), align)
-
-    a_offsets: dict[str, int] = {}
-    b_offsets: dict[str, int] = {}
-    end = 0
-    for group in _groups(plan):
-        for module in group:
-            end += _aligned(module.rank * per_rank // itemsize, align)
-            a_offsets[module.name] = end
-            end += room(module.rank, shapes[module.name].in_features)
-        for module in group:
-            b_offsets[module.name] = end
-            end += room(module.rank, shapes[module.name].out_features)
-    modules = [
-        PackedModule(module.name, module.rank, module.scale, a_offsets[module.name], b_offsets[module.name])
-        for module in plan.modules
-    ]
+    places, end = place_linear(plan.base, plan.modules, is_int8=plan.is_int8)
+    modules = [PackedModule(module.name, module.rank, module.scale, *places[module.name]) for module in plan.modules]
     for layer in plan.token_layers:
         starts = []
         for entry in layer.entries:
@@ -83,16 +66,51 @@ def plan_layout(plan: AdapterPlan) -> Layout:
     return Layout(tuple(modules), end)
 
 
+class Ranked(Protocol):
+    """A linear layer that an adapter changes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def rank(self) -> int: ...
+
+
+def place_linear(
+    base: BaseDescription, modules: Sequence[Ranked], *, is_int8: bool
+) -> tuple[dict[str, tuple[int, int]], int]:
+    """The offsets of each module's A and B, and where they end: aligned, and within a group all A's before all B's."""
+    itemsize = type_of_base(base.dtype).itemsize
+    align = ALIGN_BYTES // itemsize
+    per_value, per_rank = (1, 4) if is_int8 else (itemsize, 0)  # bytes
+    shapes = base.modules
+
+    def room(rank: int, width: int) -> int:
+        return _aligned(-(-rank * width * per_value // itemsize), align)
+
+    places: dict[str, tuple[int, int]] = {}
+    end = 0
+    for group in _groups(base, modules):
+        starts = []
+        for module in group:
+            end += _aligned(module.rank * per_rank // itemsize, align)
+            starts.append(end)
+            end += room(module.rank, shapes[module.name].in_features)
+        for module, start in zip(group, starts, strict=True):
+            places[module.name] = start, end
+            end += room(module.rank, shapes[module.name].out_features)
+    return places, end
+
+
 def _aligned(count: int, align: int) -> int:
     return -(-count // align) * align
 
 
-def _groups(plan: AdapterPlan) -> Iterable[list[PlannedModule]]:
-    """The planned modules by the base's groups, in the order of each group's first module; a module without a group is
-    its own."""
-    group_of = _group_of(plan.base)
-    groups: dict[str, list[PlannedModule]] = {}
-    for module in plan.modules:
+def _groups(base: BaseDescription, modules: Sequence[Ranked]) -> Iterable[list[Ranked]]:
+    """The modules by the base's groups, in the order of each group's first module; a module without a group is its
+    own."""
+    group_of = _group_of(base)
+    groups: dict[str, list[Ranked]] = {}
+    for module in modules:
         groups.setdefault(group_of.get(module.name, module.name), []).append(module)
     return groups.values()
 

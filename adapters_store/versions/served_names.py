@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from adapters_store.base.description import AdapterDigest
+from adapters_store.packed.mix import parts_of
 from adapters_store.storage.database import Database
 from adapters_store.storage.schema import adapter_versions, adapters, few_at_a_time, tenants
 
@@ -35,15 +36,18 @@ class ServedNames:
         self._known: dict[AdapterDigest, tuple[ServedName, ...]] = {}
 
     def of(self, digests: Collection[AdapterDigest]) -> dict[AdapterDigest, tuple[ServedName, ...]]:
-        """Every version in service of each digest. Raises StoreUnavailable if the database does not answer."""
+        """Every version in service of each digest; a mix has none. Raises StoreUnavailable if the database does not
+        answer."""
         with self._lock:
             generation = self._database.generation()
             if generation != self._generation:
                 self._generation, self._known = generation, {}
-            missing = [digest for digest in dict.fromkeys(digests) if digest not in self._known]
+            missing = [
+                digest for digest in dict.fromkeys(digests) if digest not in self._known and not parts_of(digest)
+            ]
             for few in few_at_a_time(missing):
                 self._known |= self._read(few)
-            return {digest: self._known[digest] for digest in digests}
+            return {digest: self._known.get(digest, ()) for digest in digests}
 
     def last_known(self, digests: Collection[AdapterDigest]) -> dict[AdapterDigest, tuple[ServedName, ...]]:
         """The same without the database: what was read last."""

@@ -1,7 +1,9 @@
-"""What the `model` of a request means: the base, or one adapter version of a tenant the caller may speak for."""
+"""What the `model` of a request means: the base, or adapter versions of one tenant that the caller may speak for."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
@@ -9,19 +11,23 @@ from starlette.concurrency import run_in_threadpool
 from adapters_store.accounts.records import UNLIMITED, Quotas
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import NotFound
+from adapters_store.packed.mix import MAX_MIX_RANK, Part, mix_of, not_combinable
 from adapters_store.parsing.numbers import whole_number
 from adapters_store.storage.names import FINE_TUNED
 from adapters_store.versions.records import AdapterVersion
 from server.api.auth import Caller
 from server.api.context import ApiContext
 from server.api.wire.errors import ApiError
+from server.api.wire.model_field import WeightedName, model_text
 
 VERSION_HEADER = "x-multilora-adapter-version"
+MAX_LABEL_CHARS = 160  # what usage rows hold
 
 
 @dataclass(frozen=True)
 class Target:
-    """model: as the client wrote it. tenant: the one that pays. adapter None is the base; label names it in metrics.
+    """model: as the client wrote it. tenant: the one that pays. adapter None is the base; label names it in metrics and
+    usage, versions in the answer's header: of several adapters both name all, the header with their weights.
 
     quotas: of the tenant. rank: the adapter's largest. tool_dialect, chat_template: the adapter's own.
     invocation_tokens: those that switch an activated LoRA on.
@@ -36,18 +42,26 @@ class Target:
     tool_dialect: str | None = None
     chat_template: str | None = None
     invocation_tokens: tuple[int, ...] | None = None
+    versions: str = ""
 
     @property
     def headers(self) -> dict[str, str]:
         """The version that answers; the name alone does not show it."""
-        return {} if self.adapter is None else {VERSION_HEADER: self.label}
+        return {} if self.adapter is None else {VERSION_HEADER: self.versions or self.label}
 
 
-async def resolve_target(context: ApiContext, caller: Caller, model: str, sticky: str) -> Target:
+async def resolve_target(
+    context: ApiContext, caller: Caller, model: str | Sequence[WeightedName], sticky: str
+) -> Target:
     """sticky: requests with the same text get the same version of a name that has canaries.
 
-    Raises ApiError 404 `model_not_found` for an unknown model and, in the same words, for another tenant's.
+    Raises ApiError 404 `model_not_found` for an unknown model and, in the same words, for another tenant's, alone or
+    among several; NotCombinable for several that cannot be added.
     """
+    if not isinstance(model, str):
+        if len(model) > 1 or model[0].weight != 1:
+            return await _resolve_several(context, caller, model, sticky)
+        model = model[0].name
     if model == context.engine.served_name:
         return Target(model, caller.tenant, quotas=await quotas_of(context, caller.tenant))
     version = await run_in_threadpool(find_version, context, caller, model, sticky)
@@ -66,6 +80,44 @@ async def resolve_target(context: ApiContext, caller: Caller, model: str, sticky
         chat_template=template,
         invocation_tokens=version.invocation_tokens,
     )
+
+
+async def _resolve_several(context: ApiContext, caller: Caller, model: Sequence[WeightedName], sticky: str) -> Target:
+    """As resolve_target. Each name is resolved as it is alone, so each may be a canary of its own."""
+    if any(part.name == context.engine.served_name for part in model):
+        raise not_combinable("the base is in every answer; leave it out")
+    found = [await run_in_threadpool(find_version, context, caller, part.name, sticky) for part in model]
+    _check_together(found)
+    first, weights = found[0], [part.weight for part in model]
+    label = "+".join(sorted(version.ref for version in found))
+    if len(label) > MAX_LABEL_CHARS:
+        label = f"{label[: MAX_LABEL_CHARS - 17]}~{hashlib.sha256(label.encode()).hexdigest()[:16]}"
+    return Target(
+        model_text(model),
+        first.tenant,
+        mix_of(Part(version.digest, weight) for version, weight in zip(found, weights, strict=True)),
+        label,
+        await quotas_of(context, first.tenant),
+        sum(version.rank for version in found),
+        versions=" + ".join(f"{weight:g}*{version.ref}" for version, weight in zip(found, weights, strict=True)),
+        tool_dialect=first.tool_dialect,
+        chat_template=await run_in_threadpool(context.store.chat_template_of, first),
+    )
+
+
+def _check_together(found: Sequence[AdapterVersion]) -> None:
+    """What rows show; what the tensors show is refused where they are added."""
+    if len({version.tenant for version in found}) > 1:
+        raise not_combinable("they belong to different tenants")
+    if len({version.ref for version in found}) < len(found):
+        raise not_combinable("two of the names mean the same version; add their weights")
+    if any(version.invocation_tokens is not None for version in found):
+        raise not_combinable("one is an activated LoRA (alora_invocation_tokens), which changes a part of the prompt")
+    if len({(version.tool_dialect, version.chat_template) for version in found}) > 1:
+        raise not_combinable("they have different chat templates or tool dialects")
+    rank = sum(version.rank for version in found)
+    if rank > MAX_MIX_RANK:
+        raise not_combinable(f"their ranks are {rank} together, at most {MAX_MIX_RANK} are served")
 
 
 async def quotas_of(context: ApiContext, tenant: str) -> Quotas:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, StoreError
+from adapters_store.packed.mix import needs
 from adapters_store.tiers.entries import Owner, Residency
 from adapters_store.tiers.tiers import AdapterTiers
 from server.engine import numerics
@@ -24,6 +25,8 @@ from server.engine.scheduling.scheduler import Scheduler
 from server.engine.text.output import OutputDelta, OutputState
 
 _log = logging.getLogger(__name__)
+
+MAX_NAMES = 10_000  # of adapters asked for, the latest ones
 
 
 class Runner(Protocol):
@@ -75,7 +78,10 @@ class Engine:
         self.scheduler.add(request)
         self._outputs[request.id] = self._make_output(request)
         if request.adapter is not None:
+            self._names.pop(request.adapter, None)
             self._names[request.adapter] = request.adapter_name or request.adapter
+            while len(self._names) > MAX_NAMES:  # mixes are as many as the weights that requests bring
+                del self._names[next(iter(self._names))]
 
     def abort(self, request_id: str) -> TokenEvent | None:
         """End a request whose client is gone; returns its final event, or None if it is over already."""
@@ -86,8 +92,10 @@ class Engine:
         return self._final(request, OutputDelta("", "abort"))
 
     def forget_adapter(self, digest: AdapterDigest) -> None:
-        """Remove an adapter that left service from both tiers and the prefix cache, once requests that use it have
-        ended."""
+        """Remove an adapter that left service, and mixes with it, from both tiers and the prefix cache, once requests
+        that use it have ended."""
+        for mix in [each for each in self._names if each != digest and digest in needs(each)]:
+            self.forget_adapter(mix)
         if digest in self.scheduler.running_adapters() or digest in self.scheduler.waiting_adapters():
             self._leaving.add(digest)
             if digest in self.tiers.ready():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from adapters_store.base.description import AdapterDigest
+from adapters_store.packed.mix import parts_of
 from server.engine.request import Request
 
 FAULTS_UNTIL_QUARANTINE = 3
@@ -30,6 +31,7 @@ class NumericFaults:
     """Counts each tenant's failed requests by adapter. A single failure may be caused by the prompt; repeated ones are
     the adapter's, for this tenant. Another tenant's adapter with the same bytes is served until its own requests fail.
 
+    A mix of adapters is not counted: its weights may be the reason, and each request brings its own.
     A step in which a request of the base model failed too is not counted: then the base or the machine is at fault.
     """
 
@@ -48,6 +50,7 @@ class NumericFaults:
         owned = [TenantAdapter(request.owner, request.adapter) for request in failed if request.adapter is not None]
         if len(owned) < len(failed):
             return []
+        owned = [each for each in owned if not parts_of(each.digest)]
         self._counts.update(owned)
         over = [each for each in dict.fromkeys(owned) if self._counts[each] >= self._limit]
         for each in over:

@@ -21,6 +21,7 @@ from server.api.generation.call import Call, StreamUsage, inline_or_heavy
 from server.api.generation.fields.activation import active_from_in
 from server.api.generation.schemas import GenerationBody, Prompt
 from server.api.target import Target, resolve_target
+from server.api.wire.model_field import WeightedName
 from server.engine.grammar.compiler import AskedGrammar, CompiledGrammar
 from server.engine.request import InvalidRequest, Request, SamplingParams
 from server.engine.text.answer_reader import AnswerForm
@@ -51,7 +52,7 @@ class TokenBudget:
 class Asked:
     """What the body of each route says. params: everything but max_tokens; may run on any thread."""
 
-    model: str
+    model: str | Sequence[WeightedName]
     sticky: str | None
     params: Callable[[], SamplingParams]
     num_choices: int = 1

@@ -18,6 +18,7 @@ from server.api.generation.fields.tools import (
     checked_tools,
 )
 from server.api.wire.body import Absent, Body, Empty, Metadata, Text, at_most, neutral
+from server.api.wire.model_field import Model
 from server.engine.request import MAX_LOGIT_BIAS, MAX_LOGPROBS
 from server.engine.text.chat_options import MAX_TEMPLATE_VARIABLES, TemplateValue
 
@@ -55,7 +56,7 @@ class StreamOptions(Body):
 class GenerationBody(StructuredFields):
     """Fields that completions and chat share. None is the default; ranges are SamplingParams' business."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: Model
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=MAX_LOGIT_BIAS), at_most(MAX_LOGIT_BIAS)] | None = None

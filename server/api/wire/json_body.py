@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 
 from server.api.wire.errors import ApiError
 from server.api.wire.json_text import MalformedJson, parse_json
+from server.api.wire.model_field import FORMS
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -45,7 +46,7 @@ def body_schema(model: type[BaseModel]) -> dict[str, Any]:
 def _refusal(error: ValidationError) -> ApiError:
     problems = error.errors(include_url=False)
     first = problems[0]
-    param = ".".join(str(part)[:_MAX_SHOWN] for part in first["loc"]) or None
+    param = ".".join(str(part)[:_MAX_SHOWN] for part in first["loc"] if part not in FORMS) or None
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return ApiError(400, _code(first["type"]), f"{_sentence(first, param)}{more}", param=param)
 

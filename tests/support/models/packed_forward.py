@@ -34,9 +34,9 @@ def pack_folder(folder: Path, base: BaseModel) -> PackedAdapter:
 class PackedForward:
     """A wrapped base with adapters resident in slots 0.. and a KV cache; one block range per sequence."""
 
-    def __init__(self, base: BaseModel, adapters: Sequence[Path], *, num_sequences: int = 16) -> None:
+    def __init__(self, base: BaseModel, adapters: Sequence[Path | PackedAdapter], *, num_sequences: int = 16) -> None:
         self.base = base
-        packed = [pack_folder(folder, base) for folder in adapters]
+        packed = [each if isinstance(each, PackedAdapter) else pack_folder(each, base) for each in adapters]
         size = sum(adapter.buffer.numel() + 64 for adapter in packed) + 64
         arena = torch.full((size,), torch.nan, dtype=base.dtype)
         self.table = LoraTable(arena, len(base.description.modules), max(len(packed), 1))

@@ -8,13 +8,14 @@ from pydantic import Field
 
 from server.api.generation.schemas import Prompts
 from server.api.wire.body import Body, Text
+from server.api.wire.model_field import Model
 from server.engine.request import Pooling
 
 
 class EmbeddingsBody(Body):
     """normalize: to length 1, as OpenAI's are. dimensions: the first ones, before that."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: Model
     input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None

@@ -12,6 +12,7 @@ from server.api.generation.schemas import MAX_MESSAGES, ChatBody
 from server.api.wire.body import Absent, Body, Empty, Text, neutral
 from server.api.wire.errors import ApiError
 from server.api.wire.json_body import checked
+from server.api.wire.model_field import Model
 
 MAX_BLOCKS = 4096
 FIELDS = {  # of chats: as they are called here
@@ -103,7 +104,7 @@ class _OutputConfig(Body):
 class PromptBody(Body):
     """What makes a prompt: all of a request to count its tokens."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: Model
     messages: Annotated[list[MessageParam], Field(min_length=1, max_length=MAX_MESSAGES)]
     system: str | Texts | None = None
     tools: list[ToolParam] | None = None

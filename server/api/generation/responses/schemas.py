@@ -12,6 +12,7 @@ from server.api.generation.schemas import MAX_MESSAGES, ChatBody
 from server.api.wire.body import Absent, Body, Empty, Metadata, Text, neutral
 from server.api.wire.errors import ApiError
 from server.api.wire.json_body import checked
+from server.api.wire.model_field import Model
 
 MAX_TEXT_PARTS = 4096
 FIELDS = {  # of chats: as they are called here
@@ -94,7 +95,7 @@ class _StreamOptions(Body):
 class ResponsesBody(Body):
     """store: may be false or absent, which is the same here."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: Model
     input: str | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
