@@ -118,9 +118,6 @@ def plan_adapter(
     modules = tuple(_plan_module(name, pairs[name], config, base, limits) for name in names)
     invocation = config.alora_invocation_tokens
     _check_invocation(invocation, base)
-    if config.is_int8 and config.use_dora:
-        message = "adapter_dtype: a DoRA adapter is served in the base's dtype only; push it without"
-        raise AdapterRejected("unsupported_dora", message, param="adapter_dtype")
     chat = config.tool_dialect, config.chat_template
     return AdapterPlan(base, modules, layers, copies, invocation, *chat, config.is_int8)
 

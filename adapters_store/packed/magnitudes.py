@@ -14,20 +14,26 @@ from adapters_store.base.description import BaseDescription
 from adapters_store.errors import AdapterRejected
 from adapters_store.packed.base_weights import base_weights
 from adapters_store.packed.layout import PackedModule
+from lora_kernels.lora.batch import matrices_at
 
 _PART_ELEMENTS = 1 << 22  # of a weight, in float32 at once: 16 MiB
 
 
 @torch.inference_mode()
-def divide_by_norms(buffer: torch.Tensor, modules: Iterable[PackedModule], base: BaseDescription) -> None:
-    """Turn the magnitudes in the packed buffer into factors, in place. modules: those that have magnitudes.
+def divide_by_norms(
+    buffer: torch.Tensor, modules: Iterable[PackedModule], base: BaseDescription, *, is_int8: bool
+) -> None:
+    """Turn the magnitudes in the packed buffer into factors, in place. modules: those that have magnitudes. is_int8: of
+    the buffer's A and B.
 
     Raises AdapterRejected (non_finite): a row of a layer's weights is zero. AdapterUnavailable (base_weights_missing).
     """
     with base_weights(base) as weights:
         for module in modules:
             factors_O = factors_in(buffer, module, base)
-            norms_O = _norms(weights.of(module.name), *_matrices(buffer, module, base), module.scale)
+            shape, place = base.modules[module.name], (0, module.a_offset, module.b_offset, module.rank, module.scale)
+            a_RH, b_RO = matrices_at(buffer, place, shape.in_features, shape.out_features, is_int8=is_int8)
+            norms_O = _norms(weights.of(module.name), a_RH.float(), b_RO.T.float(), module.scale)
             factors_O /= norms_O
             if not bool(factors_O.isfinite().all()):
                 row = int((~factors_O.isfinite()).nonzero()[0])
@@ -41,14 +47,6 @@ def factors_in(buffer: torch.Tensor, module: PackedModule, base: BaseDescription
     """The module's factors: float32 [out_features], whatever the buffer's type. A view."""
     count = base.modules[module.name].out_features * (4 // buffer.element_size())
     return buffer[module.factor_offset : module.factor_offset + count].view(torch.float32)
-
-
-def _matrices(buffer: torch.Tensor, module: PackedModule, base: BaseDescription) -> tuple[torch.Tensor, torch.Tensor]:
-    """A [rank, in_features] and B [out_features, rank], float32."""
-    shape, rank = base.modules[module.name], module.rank
-    a = buffer[module.a_offset : module.a_offset + rank * shape.in_features].view(rank, shape.in_features)
-    b = buffer[module.b_offset : module.b_offset + rank * shape.out_features].view(rank, shape.out_features)
-    return a.float(), b.T.float()
 
 
 def _norms(weight_OH: torch.Tensor, a_RH: torch.Tensor, b_OR: torch.Tensor, scale: float) -> torch.Tensor:

@@ -149,7 +149,7 @@ def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: Host
     if factored := [module for module in layout.modules if module.factor_offset]:
         from adapters_store.packed.magnitudes import divide_by_norms  # it imports transformers, to read the base
 
-        divide_by_norms(buffer, factored, plan.base)
+        divide_by_norms(buffer, factored, plan.base, is_int8=plan.is_int8)
     return PackedAdapter(builder.digest(), buffer, layout.modules, plan.is_int8)
 
 

@@ -24,14 +24,12 @@ class DevicePoolSettings:
 
     alignment_elements: every adapter starts on a multiple of this (64 bytes; 32 elements of bfloat16).
     hold_s: how long a tenant within its share keeps an unused adapter while others want room.
-    takes_int8: whether the device's kernels read int8 adapters.
     """
 
     capacity_elements: int
     max_slots: int
     alignment_elements: int = 32
     hold_s: float = 10.0
-    takes_int8: bool = True
 
     def __post_init__(self) -> None:
         if self.max_slots < 1:

@@ -72,13 +72,6 @@ class Placement:
             self._note_denied(digest, owner)
         return reservation
 
-    def unreadable(self, adapter: PackedAdapter) -> StoreError | None:
-        """Why the device's kernels could not read it; None: they can."""
-        if adapter.is_int8 and not self._pool.settings.takes_int8:
-            message = "int8 adapters are served on a CPU only; push this one again without adapter_dtype"
-            return AdapterUnavailable("int8_not_on_gpu", message)
-        return None
-
     def refusal(self, adapter: PackedAdapter, *, has_pins: bool) -> StoreError | None:
         """Why it could not have room even if all others were evicted; None: it must wait."""
         num_elements = adapter.buffer.numel()

@@ -299,9 +299,6 @@ class AdapterTiers:
         if not self._transfers.may_start:
             self._must_advance = True
             return True
-        unreadable = self._placement.unreadable(adapter)
-        if unreadable is not None:
-            return self._fail(digest, unreadable)
         owner = self._warming.get(digest, NO_OWNER)
         reservation = self._placement.reserve(digest, adapter.buffer.numel(), more_urgent, owner)
         if reservation is None:

@@ -72,6 +72,8 @@ def _lora(bench: Bench, dtype: torch.dtype) -> Iterator[Case]:
     for popularity in POPULARITIES:
         for rows in (7,) if bench.toy else (1, 7, 63, 256):
             yield f"lora {popularity} {rows} rows", partial(case, wide, RANKS, _slots(popularity, rows))
+    for rows in (7,) if bench.toy else (7, 63):
+        yield f"lora int8 and dora {rows} rows", partial(case, wide, RANKS, _slots("uniform", rows), special=True)
     yield "lora odd sizes", partial(case, odd, RANKS, _slots("uniform", 31))
     for rank in RANKS:
         yield f"lora rank {rank}", partial(case, odd, (rank,), np.zeros(3, dtype=np.int32))

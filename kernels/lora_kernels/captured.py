@@ -84,12 +84,12 @@ def captured_lora_batch(
     max_rank: int,
     scratch: torch.Tensor,
     modules: frozenset[int] | None = None,
-    scaled: bool = False,
+    special: bool = False,
 ) -> LoraBatch:
     """records [rows, 3] and rows [rows], int32 on the device, are read again at every step; scratch is written.
 
     modules: rows of the table that an adapter of these steps may touch; other groups are not launched. None: all.
-    scaled: whether they may have factors for their outputs.
+    special: whether they may be int8 or have factors for their outputs.
     """
     batch = LoraBatch(table, np.full(len(rows), NO_ADAPTER, dtype=np.int32))
     batch.row_tiles = RowTiles(records, rows, DECODE_ROWS, max_rank, scratch)
@@ -98,5 +98,6 @@ def captured_lora_batch(
         touched[:] = False
         touched[list(modules)] = True
     batch.touched_modules = touched
-    batch.scaled_modules = touched if scaled else None
+    batch.has_int8 = special
+    batch.scaled_modules = touched if special else None
     return batch

@@ -23,7 +23,7 @@ from lora_kernels.attention.launcher import paged_attention, rotates_while_stori
 from lora_kernels.attention.reference import attention_reference
 from lora_kernels.elementwise.launcher import add_rms_norm, rms_norm, rope_in_place, silu_mul
 from lora_kernels.elementwise.reference import rms_norm_reference, rope_reference, silu_mul_reference
-from lora_kernels.lora.batch import LoraBatch, LoraGroup, LoraTable
+from lora_kernels.lora.batch import LoraBatch, LoraGroup, LoraTable, Place
 from lora_kernels.lora.launcher import add_lora_delta
 from lora_kernels.lora.reference import dora_reference, lora_delta_reference
 from lora_kernels.nf4.launcher import nf4_linear
@@ -32,6 +32,8 @@ from lora_kernels.nf4.weight import NESTED_BLOCK, NF4_BLOCK, Nf4Weight
 
 PAGE = 16
 GAP = 64  # NaN elements between adapters: reading beyond one becomes visible
+ALIGN = 8  # elements of 16 bits in the widest load
+BYTES_TO_TRAINED = 5e-7  # random bytes of A times those of B, as large as numbers after training
 FLOAT32_LIMIT = 5e-6
 ROUNDINGS = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}  # two roundings of a single number
 MAX_CHECKED_ROWS = 512  # of an attention case: the reference keeps rows x context x heads numbers
@@ -71,12 +73,12 @@ def matmul_limit(in_features: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def random_table(
-    group: LoraGroup, ranks: Sequence[int], dtype: torch.dtype, device: torch.device, *, factored: bool = False
+    group: LoraGroup, ranks: Sequence[int], dtype: torch.dtype, device: torch.device, *, special: bool = False
 ) -> LoraTable:
-    """One adapter per slot in an arena of NaN; numbers as large as after training. factored: every second slot has
-    DoRA's factors."""
+    """One adapter per slot in an arena of NaN; numbers as large as after training. special: every second slot has
+    DoRA's factors, and every third is int8."""
     outs, inputs = group.out_features, group.in_features
-    of_factors = sum(outs) * 4 // dtype.itemsize if factored else 0
+    of_factors = sum(outs) * 4 // dtype.itemsize if special else 0
     sizes = [-(-rank * (len(outs) * inputs + sum(outs)) // GAP) * GAP + of_factors for rank in ranks]
     starts = np.cumsum([GAP, *(-(-size // GAP) * GAP + GAP for size in sizes)])
     table = LoraTable(torch.full((int(starts[-1]),), torch.nan, dtype=dtype, device=device), len(outs), len(ranks))
@@ -84,10 +86,28 @@ def random_table(
         table.arena[start : start + size] = normal(size, dtype=dtype, device=device, seed=slot) * 0.05
         ends = np.cumsum([0, *(rank * (inputs + out) for out in outs)]).tolist()
         modules = [(row, end, end + rank * inputs, rank, 0.5 + slot) for row, end in enumerate(ends[:-1])]
-        table.set_slot(slot, start, modules)
-        if factored and slot % 2 == 0:
+        is_int8 = special and slot % 3 == 0
+        if is_int8:
+            modules = [_as_int8(table, group, start, place) for place in modules]
+        table.set_slot(slot, start, modules, is_int8=is_int8)
+        if special and slot % 2 == 0:
             _set_factors(table, slot, start + size - of_factors, outs)
     return table
+
+
+def _as_int8(table: LoraTable, group: LoraGroup, start: int, place: Place) -> Place:
+    """Random bytes in the memory of one layer's A and B, its ranks' factors before A. Returns their place."""
+    row, a_offset, b_offset, rank, scale = place
+    size, generator = table.arena.element_size(), torch.Generator().manual_seed(a_offset + row)
+    first = -(-(a_offset + rank * 4 // size) // ALIGN) * ALIGN
+    for offset, width in ((first, group.in_features), (b_offset, group.out_features[row])):
+        at = (start + offset) * size
+        numbers = torch.randint(-127, 128, (rank * width,), generator=generator, dtype=torch.int8)
+        table.arena.view(torch.int8)[at : at + rank * width].copy_(numbers)
+    factors = (torch.rand(rank, generator=generator) + 0.5) * BYTES_TO_TRAINED
+    at = (start + first) * size
+    table.arena.view(torch.uint8)[at - 4 * rank : at].view(torch.float32).copy_(factors)
+    return row, first, b_offset, rank, scale
 
 
 def _set_factors(table: LoraTable, slot: int, start: int, outs: Sequence[int]) -> None:
@@ -104,20 +124,20 @@ def lora_case(
     ranks: Sequence[int],
     row_slots: NDArray[np.int32],
     *,
-    factored: bool = False,
+    special: bool = False,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Outcome:
-    """The delta of rows on `row_slots`, added to zeros. factored: the worse of this and of DoRA with a bias."""
+    """The delta of rows on `row_slots`, added to zeros. special: the worse of this and of int8 and DoRA with a bias."""
     batch = LoraBatch(random_table(group, ranks, dtype, device), row_slots)
     x = normal(len(row_slots), group.in_features, dtype=dtype, device=device, seed=1)
     y = torch.zeros(len(x), sum(group.out_features), dtype=dtype, device=device)
     errors = [relative_error(add_lora_delta(y, x, batch, group), lora_delta_reference(x, batch, group))]
-    if factored:
-        scaled = LoraBatch(random_table(group, ranks, dtype, device, factored=True), row_slots)
+    if special:
+        mixed = LoraBatch(random_table(group, ranks, dtype, device, special=True), row_slots)
         base, bias = (normal(*shape, y.shape[1], dtype=dtype, device=device, seed=2) for shape in ((len(x),), ()))
-        exact = dora_reference(base, x, scaled, group, bias)
-        errors.append(relative_error(add_lora_delta(base, x, scaled, group, bias), exact))
+        exact = dora_reference(base, x, mixed, group, bias)
+        errors.append(relative_error(add_lora_delta(base, x, mixed, group, bias), exact))
     worst = max(errors, key=lambda error: (math.isnan(error), error))
     return Outcome(worst, matmul_limit(group.in_features, dtype, device))
 

@@ -146,10 +146,10 @@ def _cases(op: Op, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[s
     options: dict[str, Any] = {"dtype": dtype, "device": device}
     if op == "lora":
         mixed = np.array([0, 1, 2, 3, 4, 5, NO_ADAPTER, 0, 5], dtype=np.int32)
-        yield "decode, ranks 1 to 256", lambda: lora_case(GROUP, RANKS, mixed, factored=True, **options)
+        yield "decode, ranks 1 to 256", lambda: lora_case(GROUP, RANKS, mixed, special=True, **options)
         yield "decode, rank 16", lambda: lora_case(GROUP, (16, 8), mixed[:1].repeat(5), **options)
         long = np.repeat([1, NO_ADAPTER, 0], [70, 3, 60]).astype(np.int32)
-        yield "prefill, ranks 8 and 16", lambda: lora_case(GROUP, (16, 8), long, factored=True, **options)
+        yield "prefill, ranks 8 and 16", lambda: lora_case(GROUP, (16, 8), long, special=True, **options)
         yield "prefill, rank 256", lambda: lora_case(GROUP, (256, 8), long, **options)
     elif op == "attention":
         chunks = [(1, 1), (1, 700), (90, 90), (40, 300)]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from adapters_store.base.description import AdapterDigest
+from adapters_store.errors import AdapterRejected
 from adapters_store.packed.layout import PackedAdapter
 from server.engine.model.adapter_copier import table_of
 from server.engine.model.base_model import BaseModel
@@ -33,10 +34,21 @@ Int8Probe = Callable[[PackedAdapter, PackedAdapter], float]
 
 
 def int8_probe(base: BaseModel, tokenizer: Tokenizer, vocabulary: Vocabulary) -> Int8Probe:
-    """(the adapter in the base's dtype, in int8) -> nats, see `int8_change`. For the engine's thread."""
+    """(the adapter in the base's dtype, in int8) -> nats, see `int8_change`. For the engine's thread.
+
+    It raises AdapterRejected (int8_not_measured) if the device has no memory for both beside what it serves."""
     ids = [id_ for id_ in tokenizer.encode(TEXT) if id_ not in vocabulary.unread]
     ids = ids[: min(PROBE_TOKENS, base.max_model_len)]
-    return lambda plain, small: int8_change(base, plain, small, ids)
+
+    def probe(plain: PackedAdapter, small: PackedAdapter) -> float:
+        try:
+            return int8_change(base, plain, small, ids)
+        except torch.OutOfMemoryError:
+            needed = (plain.num_bytes + small.num_bytes) >> 20
+            message = f"adapter_dtype: int8 is measured in some {needed} MiB of the device's memory, which are not free"
+            raise AdapterRejected("int8_not_measured", f"{message}; push it without", param="adapter_dtype") from None
+
+    return probe
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
-from adapters_store.errors import AdapterRejected, UserError
+from adapters_store.errors import UserError
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.tiers.entries import Owner, Residency
 from lora_kernels.background import TimeSlices
@@ -57,9 +57,9 @@ class EngineWorker:
         *,
         num_threads: int | None = None,
         slices: TimeSlices | None = None,
-        int8_probe: Int8Probe | None = None,
+        int8_probe: Int8Probe,
     ) -> None:
-        """int8_probe: how int8 adapters are measured before they are published; None: none is."""
+        """int8_probe: how int8 adapters are measured before they are published."""
         self._engine = engine
         self._slices = slices or TimeSlices()
         self.model = model
@@ -149,13 +149,8 @@ class EngineWorker:
         return self._call(lambda: self._engine.unpin_adapter(digest))
 
     def int8_change(self, plain: PackedAdapter, small: PackedAdapter) -> Future[float]:
-        """Measured between two steps, see `int8_probe`. Raises QueueFull if the engine is stopping, AdapterRejected
-        (int8_not_on_gpu) if it serves none."""
-        probe = self.int8_probe
-        if probe is None:
-            message = "adapter_dtype: int8 adapters are served on a CPU only; push this one without"
-            raise AdapterRejected("int8_not_on_gpu", message, param="adapter_dtype")
-        return self._call(lambda: probe(plain, small))
+        """Measured between two steps, see `int8_probe`. Raises QueueFull if the engine is stopping."""
+        return self._call(lambda: self.int8_probe(plain, small))
 
     def wake(self) -> None:
         """Let the engine continue: an adapter it waits for was loaded. Any thread may call it."""

@@ -32,8 +32,8 @@ class LoraTable:
     (0: the slot does not touch the module). scales [M, slots] float32. A is [rank, H], B is [rank, O] (transposed).
     factors [M, slots] int64: where DoRA's factors lie, float32 [O], in elements of the arena; 0: there are none. They
     multiply the layer's product with its delta, before the bias.
-    int8 [slots] uint8, on the host: 1 where A and B are bytes. Each rank's term then has a factor, and a module's
-    factors, [rank] float32, end where its A begins.
+    int8 [slots] uint8, on the host, and device_int8: 1 where A and B are bytes. Each rank's term then has a factor, and
+    a module's factors, [rank] float32, end where its A begins.
     token_rows [slots], on the host: each slot's own embedding and head; few adapters have them.
     """
 
@@ -46,6 +46,7 @@ class LoraTable:
         self.scales = torch.zeros(num_modules, num_slots, dtype=torch.float32, device=device)
         self.factors = torch.zeros(num_modules, num_slots, dtype=torch.int64, device=device)
         self.int8 = np.zeros(num_slots, dtype=np.uint8)
+        self.device_int8 = torch.from_numpy(self.int8).to(device)  # the same memory on a CPU
         self.token_rows: list[tuple[TokenRows, ...]] = [()] * num_slots
         self.max_ranks = [0] * num_slots  # on the host, to size the scratch
         # On the host, to skip launches without an adapter, and factors where there are none
@@ -68,7 +69,9 @@ class LoraTable:
         One copy to the device, and one more of factors; the host does not wait for it."""
         self.clear_slot(slot)
         self.token_rows[slot] = tuple(rows.moved(offset) for rows in token_rows)
-        self.int8[slot] = is_int8
+        if self.int8[slot] != is_int8:
+            self.int8[slot] = is_int8
+            self.device_int8[slot] = is_int8
         entries = np.array([module[:4] for module in modules], dtype=np.int64).reshape(-1, 4)
         entries[:, 1:3] += offset
         scales = np.array([module[4] for module in modules], dtype=np.float32).view(np.int32)
@@ -95,18 +98,9 @@ class LoraTable:
 
     def matrices(self, module: int, slot: int, in_features: int, out: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A [rank, H] and B [rank, O] of one cell: views of the arena; of an int8 adapter whole again, in float32."""
-        rank = int(self.ranks[module, slot])
-        starts, shapes = self.offsets[module, slot].tolist(), ((rank, in_features), (rank, out))
-        if not self.int8[slot]:
-            a_KH, b_KO = (self.arena[at : at + k * n].view(k, n) for at, (k, n) in zip(starts, shapes, strict=True))
-            return a_KH, b_KO
-        bytes_, size = self.arena.view(torch.uint8), self.arena.element_size()
-        a_KH, b_KO = (
-            bytes_[at * size : at * size + k * n].view(torch.int8).view(k, n).float()
-            for at, (k, n) in zip(starts, shapes, strict=True)
-        )
-        first = starts[0] * size
-        return a_KH * bytes_[first - 4 * rank : first].view(torch.float32)[:, None], b_KO
+        a_offset, b_offset = self.offsets[module, slot].tolist()
+        place = (module, a_offset, b_offset, int(self.ranks[module, slot]), 1.0)
+        return matrices_at(self.arena, place, in_features, out, is_int8=bool(self.int8[slot]))
 
     def clear_slot(self, slot: int) -> None:
         self.ranks[:, slot] = 0
@@ -128,6 +122,24 @@ class LoraTable:
     def is_aligned_to(self, num_bytes: int) -> bool:
         """Whether every A, B and factor row so far starts on a multiple of num_bytes (a power of two) of the arena."""
         return self._offset_bits * self.arena.element_size() % num_bytes == 0
+
+
+def matrices_at(
+    memory: torch.Tensor, place: Place, in_features: int, out: int, *, is_int8: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [rank, in_features] and B [rank, out] of one layer: views of memory; of int8 whole again, in float32."""
+    _, a_offset, b_offset, rank, _ = place
+    starts, shapes = (a_offset, b_offset), ((rank, in_features), (rank, out))
+    if not is_int8:
+        a_KH, b_KO = (memory[at : at + k * n].view(k, n) for at, (k, n) in zip(starts, shapes, strict=True))
+        return a_KH, b_KO
+    bytes_, size = memory.view(torch.uint8), memory.element_size()
+    a_KH, b_KO = (
+        bytes_[at * size : at * size + k * n].view(torch.int8).view(k, n).float()
+        for at, (k, n) in zip(starts, shapes, strict=True)
+    )
+    first = a_offset * size
+    return a_KH * bytes_[first - 4 * rank : first].view(torch.float32)[:, None], b_KO
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +224,10 @@ class LoraBatch:
         """Whether any row's adapter has factors for an output of the group."""
         scaled = self.scaled_modules
         return scaled is not None and any(scaled[row] for row in group.module_rows)
+
+    def is_special(self, group: LoraGroup) -> bool:
+        """Whether any row's adapter is int8, or has factors for an output of the group."""
+        return self.has_int8 or self.scales(group)
 
     @cached_property
     def row_tiles(self) -> RowTiles:

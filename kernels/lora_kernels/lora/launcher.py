@@ -54,7 +54,7 @@ def add_lora_delta(
     if batch is None:
         return y_TO
     assert y_TO.dtype == x_TH.dtype == batch.table.arena.dtype, "input, output and adapters share one dtype"
-    if on_triton(x_TH, "lora") and not batch.has_int8:  # its kernels know none
+    if on_triton(x_TH, "lora"):
         from lora_kernels.lora.triton_launch import add_lora_delta_triton
 
         return add_lora_delta_triton(y_TO, x_TH, batch, group, bias_O)

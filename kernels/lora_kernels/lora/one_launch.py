@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from lora_kernels.lora.shrink_expand import expanded, product_over_k, scaled
+from lora_kernels.lora.shrink_expand import expanded, product_over_k
 from lora_kernels.triton_common.jit import column_block_of, kernel, rounded
 
 
@@ -29,8 +29,6 @@ def one_launch_kernel(
     offsets_ptr: tl.tensor,
     ranks_ptr: tl.tensor,
     scales_ptr: tl.tensor,
-    factors_ptr: tl.tensor | None,
-    bias_ptr: tl.tensor | None,
     records_ptr: tl.tensor,
     rows_ptr: tl.tensor,
     num_slots: tl.tensor,
@@ -50,7 +48,7 @@ def one_launch_kernel(
     EVEN_K: tl.constexpr,
     ALIGNED: tl.constexpr,
 ) -> None:
-    """Grid (column blocks of all members, tiles). factors_ptr, bias_ptr: as `expand_kernel` takes them."""
+    """Grid (column blocks of all members, tiles)."""
     tile = tl.program_id(1)
     count = tl.load(records_ptr + tile * 3 + 2)
     if count == 0:
@@ -88,7 +86,4 @@ def one_launch_kernel(
         h = product_over_k(x_rows, a_columns, has_row, has_rank, 0, in_features, BLOCK_M, BLOCK_R, BLOCK_K, EVEN_K)
         acc = expanded(h, b, acc)
     scale = tl.load(scales_ptr + cell)
-    total = y.to(tl.float32) + scale * acc
-    if factors_ptr is not None:
-        total = scaled(total, arena_ptr, factors_ptr, bias_ptr, cell, n, y_first, has_column, ALIGNED)
-    tl.store(y_cells, rounded(total, y.dtype), mask=wanted)
+    tl.store(y_cells, rounded(y.to(tl.float32) + scale * acc, y.dtype), mask=wanted)

@@ -4,6 +4,10 @@ Legend: M rows of a tile, R ranks, K in_features, N out_features. Layouts: A is 
 [splits, rows, members, h_rank], h_rank = 16 h_rank_blocks. Two launches: see `one_launch.py` for a single one.
 OVERLAPPED (sm_90): expand starts while shrink runs, finds its adapter, loads B, then waits. Source: S-LoRA
 (arXiv 2311.03285), Punica (arXiv 2310.18547).
+
+int8_ptr, factors_ptr and bias_ptr are None, and kernels are compiled without them, where no adapter of the step is int8
+or has DoRA's factors. An int8 adapter's A and B are bytes. They are widened where they are loaded, which is exact, and
+its ranks' factors, float32 [rank] before A, multiply h.
 """
 
 # ruff: noqa: PLR0917  (a kernel is launched without keywords)
@@ -20,6 +24,7 @@ from lora_kernels.triton_common.jit import (
     let_next_start,
     rounded,
     wait_for_previous,
+    widened,
 )
 
 _PER_STEP = ("num_slots", "module0", "module1", "module2", "num_rows", "h_rank_blocks", "num_splits")
@@ -49,7 +54,7 @@ def product_over_k(
             has_k = k < k_last
             x = tl.load(x_rows + k[None, :], mask=has_row[:, None] & has_k[None, :], other=0.0)
             a = tl.load(a_columns + k[:, None], mask=has_rank[None, :] & has_k[:, None], other=0.0)
-        acc = dot(x, a, acc)
+        acc = dot(x, widened(a, x.dtype), acc)
     return acc
 
 
@@ -64,7 +69,7 @@ def expanded(h: tl.tensor, b: tl.tensor, acc: tl.tensor) -> tl.tensor:
 
 
 @device_function
-def scaled(
+def _scaled(
     total: tl.tensor,
     arena_ptr: tl.tensor,
     factors_ptr: tl.tensor,
@@ -113,6 +118,7 @@ def shrink_kernel(
     arena_ptr: tl.tensor,
     offsets_ptr: tl.tensor,
     ranks_ptr: tl.tensor,
+    int8_ptr: tl.tensor | None,
     records_ptr: tl.tensor,
     rows_ptr: tl.tensor,
     num_slots: tl.tensor,
@@ -162,10 +168,23 @@ def shrink_kernel(
     h_rank = h_rank_blocks.to(tl.int64) * 16
     h_rows = h_ptr + ((split * num_rows + first_row + m) * MEMBERS + member) * h_rank
     rank_16 = tl.cdiv(rank, 16) * 16  # whole vectors of h: zeros fill the last one
+    is_int8 = False
+    if int8_ptr is not None:
+        is_int8 = tl.load(int8_ptr + slot) != 0
     for r0 in range(0, rank, BLOCK_R):
         r = r0 + tl.arange(0, BLOCK_R)
-        a_columns = arena_ptr + a_offset + r[None, :].to(tl.int64) * in_features
-        acc = product_over_k(x_rows, a_columns, has_row, r < rank, k_first, k_last, BLOCK_M, BLOCK_R, BLOCK_K, EVEN_K)
+        has_rank = r < rank
+        if is_int8:
+            bytes_ptr = (arena_ptr + a_offset).to(tl.pointer_type(tl.int8), bitcast=True)
+            a_bytes = bytes_ptr + r[None, :].to(tl.int64) * in_features
+            acc = product_over_k(x_rows, a_bytes, has_row, has_rank, k_first, k_last, BLOCK_M, BLOCK_R, BLOCK_K, EVEN_K)
+            of_ranks = (arena_ptr + a_offset).to(tl.pointer_type(tl.float32), bitcast=True) - rank
+            acc *= tl.load(of_ranks + r, mask=has_rank, other=0.0)[None, :]
+        else:
+            a_columns = arena_ptr + a_offset + r[None, :].to(tl.int64) * in_features
+            acc = product_over_k(
+                x_rows, a_columns, has_row, has_rank, k_first, k_last, BLOCK_M, BLOCK_R, BLOCK_K, EVEN_K
+            )
         tl.store(h_rows[:, None] + r[None, :], acc, mask=has_row[:, None] & (r < rank_16)[None, :])
 
 
@@ -177,6 +196,7 @@ def expand_kernel(
     offsets_ptr: tl.tensor,
     ranks_ptr: tl.tensor,
     scales_ptr: tl.tensor,
+    int8_ptr: tl.tensor | None,
     factors_ptr: tl.tensor | None,
     bias_ptr: tl.tensor | None,
     records_ptr: tl.tensor,
@@ -200,9 +220,8 @@ def expand_kernel(
     ALIGNED: tl.constexpr,
     OVERLAPPED: tl.constexpr,
 ) -> None:
-    """Grid (column blocks of all members, tiles). Adds the splits of h in one fixed order: no atomics.
-
-    factors_ptr, bias_ptr: see `scaled`; None, and compiled without them, where no adapter of the step has factors."""
+    """Grid (column blocks of all members, tiles). Adds the splits of h in one fixed order: no atomics. factors_ptr,
+    bias_ptr: see `_scaled`."""
     tile = tl.program_id(1)
     count = tl.load(records_ptr + tile * 3 + 2)
     if count == 0:
@@ -231,12 +250,20 @@ def expand_kernel(
     h_split_stride = num_rows * MEMBERS * h_rank
     h_rows = h_ptr + ((first_row + m) * MEMBERS + member) * h_rank
     rank_16 = tl.cdiv(rank, 16) * 16
+    is_int8 = False
+    if int8_ptr is not None:
+        is_int8 = tl.load(int8_ptr + slot) != 0
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for r0 in range(0, rank, BLOCK_R):
         r = r0 + tl.arange(0, BLOCK_R)
-        has_rank = r < rank
-        b_rows = arena_ptr + b_offset + r[:, None].to(tl.int64) * width
-        b = tl.load(b_rows + n[None, :], mask=has_rank[:, None] & has_column[None, :], other=0.0)
+        b_mask = (r < rank)[:, None] & has_column[None, :]
+        if is_int8:
+            bytes_ptr = (arena_ptr + b_offset).to(tl.pointer_type(tl.int8), bitcast=True)
+            b_bytes = bytes_ptr + r[:, None].to(tl.int64) * width
+            b = widened(tl.load(b_bytes + n[None, :], mask=b_mask, other=0), y.dtype)
+        else:
+            b_rows = arena_ptr + b_offset + r[:, None].to(tl.int64) * width
+            b = tl.load(b_rows + n[None, :], mask=b_mask, other=0.0)
         if OVERLAPPED:
             wait_for_previous()
         h_mask = has_row[:, None] & (r < rank_16)[None, :]
@@ -245,5 +272,5 @@ def expand_kernel(
     scale = tl.load(scales_ptr + cell)
     total = y.to(tl.float32) + scale * acc
     if factors_ptr is not None:
-        total = scaled(total, arena_ptr, factors_ptr, bias_ptr, cell, n, y_first, has_column, ALIGNED)
+        total = _scaled(total, arena_ptr, factors_ptr, bias_ptr, cell, n, y_first, has_column, ALIGNED)
     tl.store(y_cells, rounded(total, y.dtype), mask=wanted)

@@ -13,7 +13,7 @@ from lora_kernels.lora.row_tiles import MIN_RANK_BLOCK
 from lora_kernels.lora.shrink_expand import expand_kernel, shrink_kernel
 from lora_kernels.triton_common.tiles import ALIGN_BYTES, DECODE_ROWS, LoraTile, OneLaunchTile, device_tiles
 
-Factors = tuple[torch.Tensor | None, torch.Tensor | None]  # of the table, and the group's bias; None: none
+Special = tuple[torch.Tensor | None, ...]  # which slots are int8, where factors are, the group's bias; None: none
 MAX_SPLITS = 16
 MIN_BLOCKS_PER_SPLIT = 2
 H_RANKS = 16  # h's rows are padded to a multiple of it
@@ -28,23 +28,24 @@ def add_lora_delta_triton(
 ) -> torch.Tensor:
     """y += scale * (x A^T) B for each row's own adapter, in place. y_TO: [T, sum(out_features)], x_TH: [T, H], last
     axes contiguous. bias_O: what y holds of it, which DoRA's factors leave alone. Launches nothing if no row's adapter
-    touches the group, and kernels without factors if none has any for it."""
+    touches the group. Where one is int8 or has factors, the kernels for such are launched, in the same two launches."""
     if not any(batch.touched_modules[row] for row in group.module_rows):
         return y_TO
     assert x_TH.stride(1) == 1, "x's features are contiguous"
     assert y_TO.stride(1) == 1, "y's features are contiguous"
     tiles = batch.row_tiles
     chosen = device_tiles(x_TH.device)
-    factors: Factors = (batch.table.factors, bias_O) if batch.scales(group) else (None, None)
-    if _takes_one_launch(batch, group, chosen.tiles.one_launch):
-        _one_launch((y_TO, x_TH), batch, group, chosen.tiles.one_launch, factors)
+    is_special = batch.is_special(group)
+    if not is_special and _takes_one_launch(batch, group, chosen.tiles.one_launch):
+        _one_launch(y_TO, x_TH, batch, group, chosen.tiles.one_launch)
         return y_TO
     tile = chosen.tiles.lora[tiles.block_m, tiles.rank_block].for_element(x_TH.element_size())
     members = len(group.module_rows)
     splits = num_splits(tiles.num_tiles * members, group.in_features, tile.shrink_k, chosen.target_programs)
     h_rank_blocks = -(-tiles.max_rank // H_RANKS)
     h = tiles.scratch(splits * len(tiles.rows) * members * h_rank_blocks * H_RANKS)
-    shared = _Shared(batch, group, h, h_rank_blocks, splits, chosen.tiles.overlaps, factors)
+    special: Special = (batch.table.device_int8, batch.table.factors, bias_O) if is_special else (None, None, None)
+    shared = _Shared(batch, group, h, h_rank_blocks, splits, chosen.tiles.overlaps, special)
     _shrink(x_TH, shared, tile)
     _expand(y_TO, shared, tile)
     return y_TO
@@ -74,7 +75,7 @@ class _Shared:
     h_rank_blocks: int
     splits: int
     overlaps: bool
-    factors: Factors
+    special: Special
 
     @property
     def pointers(self) -> tuple[torch.Tensor, ...]:
@@ -118,6 +119,7 @@ def _shrink(x_TH: torch.Tensor, shared: _Shared, tile: LoraTile) -> None:
         shared.h,
         x_TH,
         *shared.pointers,
+        shared.special[0],
         *shared.rows,
         in_features,
         x_TH.stride(0),
@@ -139,7 +141,7 @@ def _expand(y_TO: torch.Tensor, shared: _Shared, tile: LoraTile) -> None:
         shared.h,
         *shared.pointers,
         shared.batch.table.scales,
-        *shared.factors,
+        *shared.special,
         *shared.rows,
         *padded(outs),
         y_TO.stride(0),
@@ -167,13 +169,8 @@ def one_launch_bytes(batch: LoraBatch, group: LoraGroup, tile: OneLaunchTile) ->
 
 
 def _one_launch(
-    y_and_x: tuple[torch.Tensor, torch.Tensor],
-    batch: LoraBatch,
-    group: LoraGroup,
-    tile: OneLaunchTile,
-    factors: Factors,
+    y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup, tile: OneLaunchTile
 ) -> None:
-    y_TO, x_TH = y_and_x
     table, outs = batch.table, group.out_features
     grid = (sum(-(-out // tile.block_n) for out in outs), batch.row_tiles.num_tiles)
     one_launch_kernel[grid](
@@ -183,7 +180,6 @@ def _one_launch(
         table.offsets,
         table.ranks,
         table.scales,
-        *factors,
         *_rows(batch, group),
         *padded(outs),
         group.in_features,

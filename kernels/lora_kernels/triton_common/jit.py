@@ -51,6 +51,14 @@ def rounded(x: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
 
 
 @device_function
+def widened(x: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
+    """Bytes in a floating type, which holds each of them exactly; x of that type already as it is."""
+    if x.dtype == tl.int8:
+        x = rounded(x.to(tl.float32), DTYPE)
+    return x
+
+
+@device_function
 def column_block_of(  # noqa: PLR0917  (kernels call it without keywords)
     block: tl.tensor,
     module0: tl.tensor,

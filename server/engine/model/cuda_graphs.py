@@ -44,12 +44,12 @@ class Capture(Protocol):
 
 @dataclass(frozen=True)
 class AdapterForm:
-    """A step's adapters: of at most this rank (0: none), on these rows of the adapter table (None: on any), some with
-    DoRA's factors or none."""
+    """A step's adapters: of at most this rank (0: none), on these rows of the adapter table (None: on any). special:
+    some are int8 or have DoRA's factors."""
 
     max_rank: int
     modules: frozenset[int] | None = None
-    scaled: bool = False
+    special: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class GraphSettings:
     chunk is launched plainly. It must be 0 for a base whose rotary factors depend on a sequence's length: recorded
     tokens know their own position alone.
 
-    with_factors: record steps with DoRA too, at the largest rank; else they are launched plainly.
+    with_special: record steps with int8 adapters or DoRA too; else they are launched plainly.
 
     module_sets: rows of the adapter table, the fewest first. Steps whose adapters touch no others have recordings of
     their own at the smallest rank: a group of layers that no adapter touches is not launched in them.
@@ -69,7 +69,7 @@ class GraphSettings:
     max_ranks: tuple[int, ...]
     module_sets: tuple[frozenset[int], ...] = ()
     max_prompt_keys: int = 0
-    with_factors: bool = False
+    with_special: bool = False
 
     def __post_init__(self) -> None:
         for name in ("buckets", "max_ranks"):
@@ -88,7 +88,7 @@ class GraphSettings:
         module_sets: tuple[frozenset[int], ...] = (),
         max_tokens: int = 0,
         max_prompt_keys: int = 0,
-        with_factors: bool = False,
+        with_special: bool = False,
     ) -> GraphSettings:
         """1, 2, 4, 8, 16, 24, ... 64, 80, ... 128, 160, ... max_rows; the base alone, rank 16 and the largest rank.
 
@@ -101,7 +101,7 @@ class GraphSettings:
             max_ranks=max_ranks,
             module_sets=module_sets,
             max_prompt_keys=max_prompt_keys,
-            with_factors=with_factors,
+            with_special=with_special,
         )
 
     @cached_property
@@ -112,8 +112,8 @@ class GraphSettings:
         for rank in self.max_ranks:
             forms += [AdapterForm(rank, modules) for modules in self.module_sets if rank == small]
             forms.append(AdapterForm(rank))
-        if self.with_factors and small is not None:
-            forms.append(AdapterForm(self.max_ranks[-1], scaled=True))
+        if self.with_special:
+            forms += [AdapterForm(rank, special=True) for rank in self.max_ranks if rank]
         return tuple(forms)
 
     @property
@@ -155,7 +155,7 @@ class DecodeGraphs:
         launched plainly."""
         self.buffers.clear()
         for bucket, form in self._in_order():
-            step = self.buffers.step(bucket, form.max_rank, form.modules, scaled=form.scaled)
+            step = self.buffers.step(bucket, form.max_rank, form.modules, special=form.special)
             try:
                 replay = self.capture.record(partial(self._write_logits, step))
                 self._recordings[bucket, form] = _Recording(step, replay)
@@ -180,7 +180,7 @@ class DecodeGraphs:
             return False
         if self.buffers.max_rank(rows) > self.settings.max_ranks[-1] or self.buffers.have_token_rows(rows):
             return False
-        if self.buffers.have_factors(rows) and not self.settings.with_factors:
+        if self.buffers.are_special(rows) and not self.settings.with_special:
             return False
         fits = all(len(row.request.block_ids) <= self.buffers.max_blocks for row in rows)
         return fits and self.buffers.table.is_aligned_to(ALIGN_BYTES)
@@ -212,8 +212,8 @@ class DecodeGraphs:
         return sum(-(-row.num_tokens // size) * (row.start + row.num_tokens) for row in chunks)
 
     def _form_of(self, rows: Sequence[ScheduledRow]) -> AdapterForm:
-        max_rank, scaled = self.buffers.max_rank(rows), self.buffers.have_factors(rows)
-        forms = [form for form in self.settings.forms if form.max_rank >= max_rank and form.scaled == scaled]
+        max_rank, special = self.buffers.max_rank(rows), self.buffers.are_special(rows)
+        forms = [form for form in self.settings.forms if form.max_rank >= max_rank and form.special == special]
         if not max_rank or forms[0].modules is None:
             return forms[0]
         touched = set(np.flatnonzero(self.buffers.touched_modules(rows)).tolist())

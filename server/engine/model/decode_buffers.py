@@ -143,10 +143,10 @@ class DecodeBuffers:
         slots = (row.request.slot for row in rows)
         return any(self.table.token_rows[slot] for slot in slots if slot is not None)
 
-    def have_factors(self, rows: Sequence[ScheduledRow]) -> bool:
-        """Whether an adapter of the step has DoRA's factors."""
+    def are_special(self, rows: Sequence[ScheduledRow]) -> bool:
+        """Whether an adapter of the step is int8 or has DoRA's factors."""
         slots = (row.request.slot for row in rows)
-        return any(self.table.has_factors[slot] for slot in slots if slot is not None)
+        return any(self.table.int8[slot] or self.table.has_factors[slot] for slot in slots if slot is not None)
 
     def touched_modules(self, rows: Sequence[ScheduledRow]) -> NDArray[np.bool_]:
         """For each row of the adapter table, whether an adapter of the step touches that module."""
@@ -155,9 +155,11 @@ class DecodeBuffers:
         touched: NDArray[np.bool_] = np.logical_or.reduce(self.table.touched[:, used], axis=1)
         return touched
 
-    def step(self, bucket: int, max_rank: int, modules: frozenset[int] | None = None, *, scaled: bool = False) -> Batch:
+    def step(
+        self, bucket: int, max_rank: int, modules: frozenset[int] | None = None, *, special: bool = False
+    ) -> Batch:
         """A batch of `bucket` tokens over this memory. max_rank: of its adapters; 0: none. modules: the rows of the
-        table that they may touch; None: all. scaled: they may have DoRA's factors.
+        table that they may touch; None: all. special: they may be int8 or have DoRA's factors.
 
         Launches that are recorded with it read no memory but the batch's, so it must live as long as they are replayed.
         """
@@ -176,7 +178,7 @@ class DecodeBuffers:
         if max_rank:
             scratch = self._scratch_for(max_rank)
             adapters = captured_lora_batch(
-                self.table, records, rows, max_rank=max_rank, scratch=scratch, modules=modules, scaled=scaled
+                self.table, records, rows, max_rank=max_rank, scratch=scratch, modules=modules, special=special
             )
         return Batch(
             input_ids_1T=parts["ids"][None, :bucket],

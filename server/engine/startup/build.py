@@ -151,7 +151,7 @@ def join_engine(
         _served_model(base, tokenizer, vocabulary, max_model_len),
         num_threads=settings.compute_threads,
         slices=links.slices if base.device.type == "cpu" else None,  # on a GPU loading costs a step nothing
-        int8_probe=int8_probe(base, tokenizer, vocabulary) if base.device.type == "cpu" else None,
+        int8_probe=int8_probe(base, tokenizer, vocabulary),
     )
     release_compute_threads()  # this thread loaded the base; from now on only the engine's thread computes
     adapters.host.start()
@@ -286,7 +286,6 @@ def _device_pool(table: LoraTable, max_adapters: int) -> DevicePool:
             capacity_elements=table.arena.numel(),
             max_slots=max_adapters,
             alignment_elements=ALIGN_BYTES // table.arena.element_size(),
-            takes_int8=table.arena.device.type == "cpu",
         )
     )
 

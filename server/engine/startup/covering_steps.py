@@ -37,10 +37,10 @@ class StepLimits:
 
 @dataclass(frozen=True, slots=True)
 class _Adapters:
-    """rank: the largest. scaled: some have DoRA's factors."""
+    """rank: the largest. special: some are int8 or have DoRA's factors."""
 
     rank: int
-    scaled: bool = False
+    special: bool = False
 
 
 NONE = _Adapters(0)
@@ -87,8 +87,8 @@ def _recorded(runner: ModelRunner, limits: StepLimits, graphs: GraphSettings) ->
     for bucket in sorted(counts):
         for rank in graphs.max_ranks:
             yield buffers.step(bucket, rank)
-        if graphs.with_factors:
-            yield buffers.step(bucket, graphs.max_ranks[-1], scaled=True)
+            if graphs.with_special and rank:
+                yield buffers.step(bucket, rank, special=True)
 
 
 def _edges(runner: ModelRunner, most: int) -> list[int]:
@@ -99,7 +99,7 @@ def _edges(runner: ModelRunner, most: int) -> list[int]:
 
 def _adapters() -> list[_Adapters]:
     ranks = [rank for rank in (MIN_RANK_BLOCK, 32, MAX_RANK_BLOCK) if rank <= MAX_RANK_BLOCK]
-    return [NONE, *(_Adapters(rank, scaled=scaled) for scaled in (False, True) for rank in ranks)]
+    return [NONE, *(_Adapters(rank, special) for special in (False, True) for rank in ranks)]
 
 
 def _one_and_a_prompt(runner: ModelRunner, num_tokens: int, adapters: _Adapters) -> Batch:
@@ -152,5 +152,5 @@ def _claiming(runner: ModelRunner, num_rows: int, claimed: _Adapters, *, distinc
     segments = (adapters.slots, adapters.starts, adapters.rows)
     adapters.row_tiles = row_tiles(*segments, max_rank=claimed.rank, device=runner.table.arena.device)
     adapters.touched_modules = np.ones(len(runner.table.ranks), dtype=np.bool_)
-    adapters.scaled_modules = adapters.touched_modules if claimed.scaled else None
+    adapters.has_int8, adapters.scaled_modules = claimed.special, None
     return adapters

@@ -75,7 +75,7 @@ def prepare(
         module_sets=attention_modules(base.description),
         max_tokens=most_tokens,
         max_prompt_keys=MAX_PROMPT_KEYS,
-        with_factors=True,
+        with_special=True,
     )
     could = wants_graphs and why_no_graphs(base.config, base.device) is None
     limits = StepLimits(

@@ -130,8 +130,6 @@ def _measure(run: _Run, limits: GateThresholds) -> _Measured:
     scorer = ServingScorer(run.base, pack_folder(run.output, run.base), _settings(run, limits))
     weights = module_weights(plan, run.output, run.spec.base)
     exact, int8 = scorer, None
-    if plan.is_int8 and run.base.device.type != "cpu":
-        raise AdapterRejected("int8_not_on_gpu", "adapter_dtype: int8 adapters are served on a CPU only")
     if plan.is_int8:  # PEFT serves the adapter as it was trained
         plain = pack(replace(plan, is_int8=False), run.output / WEIGHTS_FILE)
         exact = ServingScorer(run.base, plain, replace(_settings(run, limits), scales=()))

@@ -111,9 +111,6 @@ def build_spec(
         code = {"unknown_field": "unknown_parameter", "bad_field": "invalid_value"}.get(error.code, error.code)
         raise JobRefused(code, error.message.replace(error.param, param, 1), param=param) from None
     _check_servable(spec, limits, origins)
-    if spec.adapter_dtype is not None and base.device == "cuda":
-        param = origins.get("adapter_dtype", "adapter_dtype")
-        raise JobRefused("int8_not_on_gpu", f"{param}: int8 adapters are served on a CPU only", param=param)
     return spec
 
 

@@ -3,17 +3,12 @@ test says."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from adapters_store.errors import BlobDamaged, StoreError
-from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
 from adapters_store.tiers.entries import EntryState, Owner
-from adapters_store.tiers.host_tier import HostTier, HostTierSettings
 from adapters_store.tiers.stats import AdapterTiersSettings
-from adapters_store.tiers.tiers import AdapterTiers
-from support.worlds.adapter_memory import digest_of, packed
+from support.worlds.adapter_memory import digest_of
 from support.worlds.tiers_bench import Bench, make_bench
 
 A, B, C, D, E = (digest_of(name) for name in "abcde")
@@ -196,19 +191,6 @@ def test_copies_done_at_once_are_bounded_per_poll() -> None:
     assert len(bench.tiers.ready()) == 2
     bench.tiers.poll()
     assert len(bench.tiers.ready()) == 4
-
-
-def test_an_int8_adapter_is_refused_by_a_device_whose_kernels_do_not_read_it(bench: Bench) -> None:
-    no_int8 = DevicePoolSettings(capacity_elements=40, max_slots=8, alignment_elements=1, takes_int8=False)
-    for settings, code in ((no_int8, "int8_not_on_gpu"), (replace(no_int8, takes_int8=True), None)):
-        host = HostTier(HostTierSettings(max_bytes=4000), lambda digest: replace(packed("a", 10), is_int8=True))
-        tiers = AdapterTiers(host, DevicePool(settings), bench.device)
-        for _ in range(3):
-            failures = tiers.update([A]).failures
-            host.load_next()
-            tiers.poll()
-        assert [error.code for error in failures.values()] == ([] if code is None else [code])
-        assert (A in tiers.ready()) == (code is None)
 
 
 def test_an_adapter_too_large_for_the_device_names_bytes_and_limit(bench: Bench) -> None:

@@ -20,6 +20,8 @@ from support.kernels.triton_compile import SMALLEST_SHARED_LIMIT, SPILLS, TENSOR
 POINTERS = {"h_ptr": "*fp32", "offsets_ptr": "*i64", "ranks_ptr": "*i32", "records_ptr": "*i32", "rows_ptr": "*i32"}
 CASES = [(tile, "bf16", 3) for tile in SM_80.lora]
 CASES += [((16, 16), "fp16", 1), ((64, 64), "fp32", 2)]
+SPECIAL = {"int8_ptr": "*u8", "factors_ptr": "*i64", "bias_ptr": "*bf16"}
+WHOLE = {"LDGSTS.E.BYPASS.128", "LDGSTS.E.BYPASS.LTC128B.128"}
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -38,6 +40,7 @@ def shrink(
     *,
     even: bool = True,
     overlaps: bool = False,
+    special: dict[str, str] | None = None,
     folder: Path,
 ) -> Compiled:
     tile = TILES[capability].lora[key].for_element(BYTES[dtype])
@@ -45,7 +48,7 @@ def shrink(
     return compile_for(
         capability,
         shrink_kernel,
-        POINTERS | {"x_ptr": f"*{dtype}", "arena_ptr": f"*{dtype}"},
+        POINTERS | {"x_ptr": f"*{dtype}", "arena_ptr": f"*{dtype}"} | (special or {}),
         {
             "MEMBERS": members,
             "BLOCK_M": block_m,
@@ -70,10 +73,7 @@ def test_shrink_streams_whole_vectors_to_tensor_cores(
     for even in (True, False) if key[1] == 16 else (True,):
         compiled = shrink(capability, key, dtype, members, even=even, folder=tmp_path)
         check(compiled, dtype)
-        assert {op for op in compiled.instructions if op.startswith("LDGSTS")} <= {
-            "LDGSTS.E.BYPASS.128",
-            "LDGSTS.E.BYPASS.LTC128B.128",
-        }
+        assert {op for op in compiled.instructions if op.startswith("LDGSTS")} <= WHOLE
         assert compiled.count("LDGSTS") > 0
 
 
@@ -84,14 +84,14 @@ def expand(
     members: int,
     *,
     overlaps: bool = False,
-    factors: dict[str, str] | None = None,
+    special: dict[str, str] | None = None,
     folder: Path,
 ) -> Compiled:
     tile = TILES[capability].lora[key].for_element(BYTES[dtype])
     return compile_for(
         capability,
         expand_kernel,
-        POINTERS | {"y_ptr": f"*{dtype}", "arena_ptr": f"*{dtype}", "scales_ptr": "*fp32"} | (factors or {}),
+        POINTERS | {"y_ptr": f"*{dtype}", "arena_ptr": f"*{dtype}", "scales_ptr": "*fp32"} | (special or {}),
         {
             "MEMBERS": members,
             "BLOCK_M": key[0],
@@ -123,21 +123,23 @@ def test_expand_reads_and_writes_whole_vectors(
     check_vectors(compiled)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(("key", "bias"), [((16, 16), {}), ((64, 64), {"bias_ptr": "*bf16"})], ids=str)
-def test_factors_cost_one_multiplication_an_output_and_no_program(
-    capability: int, bias: dict[str, str], key: tuple[int, int], tmp_path: Path
+@pytest.mark.parametrize(("capability", "key"), [(80, (16, 16)), (90, (16, 16)), (90, (64, 64))], ids=str)
+def test_kernels_for_int8_and_dora_read_whole_vectors_and_keep_enough_bytes_in_flight(
+    capability: int, key: tuple[int, int], tmp_path: Path
 ) -> None:
-    """B, h and y are read and written as without; with a bias the multiplication adds it back."""
-    plain = expand(capability, key, "bf16", 3, folder=tmp_path)
-    compiled = expand(capability, key, "bf16", 3, factors={"factors_ptr": "*i64", **bias}, folder=tmp_path)
-    check(compiled, "bf16")
-    check_vectors(compiled)
-    for whole in ("LDG.E.128", "STG"):
-        assert compiled.count(whole) == plain.count(whole)
-    outputs = key[0] * TILES[capability].lora[key].expand_n // (32 * compiled.num_warps)  # of a thread
-    assert compiled.count("FMUL", "FFMA") == plain.count("FMUL", "FFMA") + outputs
-    assert compiled.programs_per_multiprocessor(capability) >= plain.programs_per_multiprocessor(capability)
+    """Bytes come as wide as the others' elements, and each output is written once."""
+    plain, tile = expand(capability, key, "bf16", 3, folder=tmp_path), TILES[capability].lora[key]
+    shrunk = shrink(capability, key, "bf16", 3, special={"int8_ptr": "*u8"}, folder=tmp_path)
+    expanded = expand(capability, key, "bf16", 3, special=SPECIAL, folder=tmp_path)
+    for compiled in (shrunk, expanded):
+        check(compiled, "bf16")
+    assert {op for op in shrunk.instructions if op.startswith("LDGSTS")} <= WHOLE
+    stage = tile.shrink_k * (key[1] + 2 * key[0])  # of A's bytes, and of x
+    at_once = (tile.shrink_stages - 1) * stage * shrunk.programs_per_multiprocessor(capability)
+    assert at_once >= 64 * 1024, "a multiprocessor needs some 40"
+    check_vectors(expanded)
+    assert expanded.count("STG") == plain.count("STG")
+    assert expanded.programs_per_multiprocessor(capability) >= plain.programs_per_multiprocessor(capability)
 
 
 @pytest.mark.parametrize("key", [(16, 16), (16, 64)], ids=str)

@@ -44,17 +44,18 @@ def test_a_group_of_layers_is_one_shrink_and_one_expand_whatever_the_adapters() 
         assert [launch.name for launch in launches if launch.name in LORA] == [*LORA] * 4
 
 
-def test_dora_adds_no_launch_and_others_launch_what_they_did_before() -> None:
-    """The factors are loaded in the expand itself, by a kernel of its own that no step without DoRA meets."""
+def test_dora_and_int8_add_no_launch_and_others_launch_what_they_did_before() -> None:
+    """Their kernels are compiled for them, two in all, and no other step meets those."""
     found = []
-    for factored in ((), (6,), (2,)):  # six of the slots are in the step
+    for factored, int8 in (((), ()), ((6,), (6,)), ((2,), ()), ((), (2,))):  # six of the slots are in the step
         with recorded_launches() as launches:
-            run_layer(paged_batch([1] * 8, [100] * 8), table_of(RANKS, factored), slots(8, 6))
+            run_layer(paged_batch([1] * 8, [100] * 8), table_of(RANKS, factored, int8), slots(8, 6))
         found.append([(launch.name, launch.key) for launch in launches if launch.name in LORA])
-    plain, beside, dora = found
+    plain, beside, dora, int8_step = found
     assert beside == plain
+    assert dora == int8_step
     assert [name for name, _ in dora] == [*LORA] * 4
-    assert {name for name, key in dora if (name, key) not in plain} == {"expand_kernel"}
+    assert not set(dora) & set(plain)
 
 
 def test_a_group_of_nf4_layers_is_one_launch_and_one_sum() -> None:

@@ -29,14 +29,15 @@ GROUPS = tuple(
 
 
 @cache
-def table_of(ranks: tuple[int, ...], factored: tuple[int, ...] = ()) -> LoraTable:
+def table_of(ranks: tuple[int, ...], factored: tuple[int, ...] = (), int8: tuple[int, ...] = ()) -> LoraTable:
     """One adapter per rank on all groups; they share the arena's beginning, which nothing here reads. factored: slots
-    with DoRA's factors."""
+    with DoRA's factors. int8: slots of bytes."""
     widest = max(group.in_features + max(group.out_features) for group in GROUPS)
     table = LoraTable(torch.zeros(max(ranks) * widest, dtype=DTYPE), 7, len(ranks))
     for slot, rank in enumerate(ranks):
         places = [(row, 0, rank * GROUPS[0].in_features, rank, 1.0) for row in range(7)]
-        table.set_slot(slot, 0, places, factors=[(row, 64) for row in range(7)] if slot in factored else [])
+        factors = [(row, 64) for row in range(7)] if slot in factored else []
+        table.set_slot(slot, 0, places, factors=factors, is_int8=slot in int8)
     return table
 
 

@@ -28,10 +28,11 @@ def random_table(
     num_modules = sum(len(group.module_rows) for group in groups)
     num_outputs = sum(sum(group.out_features) for group in groups)
     size = sum(_adapter_elements(groups, rank) + SENTINEL_GAP for rank in ranks) + SENTINEL_GAP
-    size += len(factored) * (num_outputs * 2 + num_modules)
+    size += len(factored) * (num_outputs * 2 + num_modules) + len(int8) * 64
     table = LoraTable(torch.full((size,), torch.nan, dtype=dtype), num_modules, len(ranks))
-    cursor = SENTINEL_GAP  # with every adapter, a multiple of 32 elements: factors are whole floats
+    cursor = SENTINEL_GAP
     for slot, rank in enumerate(ranks):
+        cursor += -cursor % 32 if int8 else 0
         modules, factors, used = [], [], 0
         for group in groups if slot not in int8 else ():
             for row, out in zip(group.module_rows, group.out_features, strict=True):
@@ -54,6 +55,13 @@ def random_table(
                     used = end
         if slot in int8:
             modules, used = _int8_modules(table, groups, rank, cursor, slot)
+            for row, out in _members(groups) if slot in factored else ():
+                factors.append((row, used))
+                end = used + out * 4 // table.arena.element_size()
+                table.arena[cursor + used : cursor + end].view(torch.float32).copy_(
+                    torch.rand(out, generator=generator) + 0.5
+                )
+                used = end
         table.set_slot(slot, cursor, modules, factors=factors, is_int8=slot in int8)
         cursor += used + SENTINEL_GAP
     return table
@@ -66,7 +74,7 @@ def _int8_modules(
     generator, size = np.random.default_rng(slot), table.arena.element_size()
     memory, modules, used = table.arena.view(torch.uint8).numpy(), list[Place](), 0
     for group in groups:
-        for row, out in zip(group.module_rows, group.out_features, strict=True):
+        for row, out in _members([group]):
             starts = []
             for factors, width in ((rank, group.in_features), (0, out)):
                 used += -(-factors * 4 // 64) * 64 // size
@@ -77,6 +85,11 @@ def _int8_modules(
                 used += -(-rank * width // 64) * 64 // size
             modules.append((row, starts[0], starts[1], rank, 0.5 + slot))
     return modules, used
+
+
+def _members(groups: Sequence[LoraGroup]) -> list[tuple[int, int]]:
+    """Each layer's row of the table and its outputs."""
+    return [pair for group in groups for pair in zip(group.module_rows, group.out_features, strict=True)]
 
 
 def _adapter_elements(groups: Sequence[LoraGroup], rank: int) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+
+from adapters_store.format.chat_fields import DTYPE_FIELD
+from adapters_store.parsing.adapter_files import CONFIG_FILE
 
 
 def save(base: Path, folder: Path, config: LoraConfig, seed: int) -> Path:
@@ -23,4 +27,11 @@ def save(base: Path, folder: Path, config: LoraConfig, seed: int) -> Path:
             elif "modules_to_save" in name:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def as_int8(folder: Path) -> Path:
+    """The same adapter, opted in."""
+    config = folder / CONFIG_FILE
+    config.write_text(json.dumps(json.loads(config.read_text()) | {DTYPE_FIELD: "int8"}))
     return folder

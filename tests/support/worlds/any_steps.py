@@ -44,7 +44,7 @@ class _AllZero:
 
 
 class AdaptersOfEveryRank:
-    """An adapter source: the digest's name ends with the rank; that of copy 1 has DoRA's factors."""
+    """An adapter source: the digest's name ends with the rank; copy 1 has DoRA's factors, copy 2 is int8."""
 
     fetch = None
 
@@ -54,7 +54,7 @@ class AdaptersOfEveryRank:
         if name.endswith("1"):
             modules = tuple(replace(module, factor_offset=size) for module in modules)
             size += 2 * max(shape.out_features for shape in base.modules.values())
-        return PackedAdapter(digest, torch.zeros(size, dtype=torch.bfloat16), modules)
+        return PackedAdapter(digest, torch.zeros(size, dtype=torch.bfloat16), modules, is_int8=name.endswith("2"))
 
     def quarantine_adapter(self, *_: Any, **__: Any) -> None:
         raise AssertionError("no number of this service is looked at")

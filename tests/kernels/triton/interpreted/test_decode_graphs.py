@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 
 from lora_kernels.triton_common.available import triton_switch
 from server.engine.model.base_model import load_base
@@ -19,12 +20,15 @@ from server.engine.schedule import ScheduledRow
 from support.kernels.eager_capture import EagerCapture
 from support.models.models import VOCAB, save_adapters, save_base
 from support.models.packed_forward import BLOCK_SIZE, BLOCKS_PER_ROW, PackedForward
+from support.models.random_peft import as_int8
+from support.models.random_peft import save as save_random
 from support.servers.service import make_base, running
 from support.servers.service import save_adapters as service_adapters
 
 MAX_CONTEXT = BLOCK_SIZE * BLOCKS_PER_ROW
 CONTEXTS = (1, 9, 30, 17)
 SUBSET = 3  # the slot of the adapter that touches one module
+INT8, DORA = 6, 7
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +40,16 @@ def _on_cpu() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> PackedForward:
-    """A base whose every second layer has a window, six adapters of ranks 1 to 16, a cache full of NaN."""
+    """A base whose every second layer has a window, six adapters of ranks 1 to 16, one in int8, one with DoRA, a cache
+    full of NaN."""
     folder = tmp_path_factory.mktemp("world")
     base = save_base(folder / "base", "llama", num_hidden_layers=2)
-    adapters = save_adapters(base, folder / "adapters")
-    return PackedForward(load_base(base, dtype="float32"), list(adapters.values()), num_sequences=8)
+    adapters = list(save_adapters(base, folder / "adapters").values())
+    for name in ("int8", "dora"):
+        config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], use_dora=name == "dora")
+        adapters.append(save_random(base, folder / name, config, 1))
+    as_int8(folder / "int8")
+    return PackedForward(load_base(base, dtype="float32"), adapters, num_sequences=8)
 
 
 def graphs_over(world: PackedForward, settings: GraphSettings, *, tokens_per_tile: int = 1) -> DecodeGraphs:
@@ -101,6 +110,23 @@ def test_logits_of_a_recorded_step_with_prompts_equal_those_of_a_plain_one(world
     got = graphs.run(rows).clone()
     exact = torch.cat(world.logits(requests, counts))
     assert (got - exact).abs().max() <= 2e-5
+
+
+def test_a_recorded_step_with_int8_and_dora_has_the_logits_of_the_cpu(world: PackedForward) -> None:
+    graphs = graphs_over(world, GraphSettings(buckets=(4,), max_ranks=(16,), with_special=True))
+    triton_switch().on_cpu = False
+    rows = [
+        ScheduledRow(request, request.num_computed_tokens, 1)
+        for request in (prefilled(world, index, slot) for index, slot in enumerate((INT8, None, 5, DORA)))
+    ]
+    triton_switch().on_cpu = True
+    got = graphs.run(rows).clone()
+    triton_switch().on_cpu = False
+    for row in rows:
+        row.request.num_computed_tokens = row.start
+    exact = torch.cat(world.logits([row.request for row in rows]))
+    assert (got - exact).abs().max() <= 5e-5
+    assert [graphs._form_of(chosen).special for chosen in (rows, rows[1:3])] == [True, False]
 
 
 def test_a_recording_for_few_modules_gives_the_logits_of_a_plain_step(world: PackedForward) -> None:

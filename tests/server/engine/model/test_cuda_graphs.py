@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adapters_store.base.description import AdapterDigest
-from lora_kernels.lora.batch import LoraTable
+from lora_kernels.lora.batch import LoraGroup, LoraTable
 from server.engine.model.batch import Batch
 from server.engine.model.cuda_graphs import DecodeGraphs, GraphSettings, why_no_graphs
 from server.engine.model.decode_buffers import DecodeBuffers, DeviceTokens
@@ -157,33 +157,37 @@ def test_a_step_launches_no_group_that_its_kind_of_adapters_leaves_out(
     assert seen[-1] == launched
 
 
-@pytest.mark.parametrize("with_factors", [False, True])
-def test_a_step_with_dora_is_replayed_by_a_recording_with_factors_or_launched_plainly(with_factors: bool) -> None:
-    table = LoraTable(torch.zeros(4096), 2, 2)
-    for slot in range(2):
-        table.set_slot(slot, 0, [(0, 0, 64, 4, 1.0)], factors=[(0, 640)] if slot else [])
+@pytest.mark.parametrize("with_special", [False, True])
+def test_a_step_with_dora_or_int8_is_replayed_by_a_recording_for_them_or_launched_plainly(with_special: bool) -> None:
+    table, large = LoraTable(torch.zeros(4096), 2, 4), 3
+    for slot in range(4):
+        factors = [(0, 640)] if slot == 1 else []
+        table.set_slot(slot, 0, [(0, 0, 64, 20 if slot == large else 4, 1.0)], factors=factors, is_int8=slot == 2)
     seen: list[tuple[bool, int]] = []
 
     def forward(batch: Batch) -> torch.Tensor:
         adapters = batch.layer_adapters
         if adapters is not None:
-            seen.append((adapters.scaled_modules is not None, adapters.row_tiles.max_rank))
+            seen.append((adapters.is_special(LoraGroup((0,), 16, (16,))), adapters.row_tiles.max_rank))
         return torch.zeros(batch.input_ids_1T.shape[1], 3)
 
-    settings = replace(SETTINGS, with_factors=with_factors)
+    settings = replace(SETTINGS, with_special=with_special)
     graphs = DecodeGraphs(
         DecodeBuffers(table, max_rows=4, max_context=9, block_size=4), forward, EagerCapture(), settings
     )
     graphs.record_all()
-    assert graphs.num_recorded == settings.num_recordings == 3 * (4 if with_factors else 3)
-    plain, dora = ([row(str(slot), [1], [slot], slot=slot) for slot in slots] for slots in ([0], [0, 1]))
+    assert graphs.num_recorded == settings.num_recordings == 3 * (5 if with_special else 3)
+    plain, *special = (
+        [row(str(slot), [1], [slot], slot=slot) for slot in slots] for slots in ([0], [0, 1], [2], [2, large])
+    )
     graphs.run(plain)
     assert seen[-1] == (False, 16)
     assert graphs.has_room(plain)
-    assert graphs.has_room(dora) is with_factors
-    if with_factors:
-        graphs.run(dora)
-        assert seen[-1] == (True, 256)
+    for rows, rank in zip(special, (16, 16, 256), strict=True):
+        assert graphs.has_room(rows) is with_special
+        if with_special:
+            graphs.run(rows)
+            assert seen[-1] == (True, rank)
 
 
 MIXED = GraphSettings(buckets=(2, 8), max_ranks=(0, 16, 256), max_prompt_keys=70)

@@ -18,22 +18,20 @@ from adapters_store.format.chat_fields import DTYPE_FIELD
 from adapters_store.packed.packing import pack, packed_bytes
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from lora_kernels.lora import launcher
-from server.engine.int8_probe import int8_change
+from server.engine.int8_probe import int8_change, int8_probe
 from server.engine.model.base_model import load_base
+from server.engine.model.kv_tensors import KVCache
+from server.engine.text.tokenizer import Tokenizer
 from support.models.models import VOCAB, peft_model, save_adapter, save_base
 from support.models.packed_forward import PackedForward
+from support.models.random_peft import as_int8
+from support.models.random_peft import save as save_random
+from support.servers.service import make_base
 
 LENGTHS = (21, 5, 9, 14, 8, 11)
 SLOTS = (0, None, 1, 2, 0, 3)
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 INT8 = (0, 2)  # of the adapters
-
-
-def as_int8(folder: Path) -> Path:
-    """The same adapter, opted in."""
-    config = folder / CONFIG_FILE
-    config.write_text(json.dumps(json.loads(config.read_text()) | {DTYPE_FIELD: "int8"}))
-    return folder
 
 
 def dequantised(folder: Path, to: Path) -> Path:
@@ -43,7 +41,8 @@ def dequantised(folder: Path, to: Path) -> Path:
     whole = {}
     for name, values in load_file(folder / WEIGHTS_FILE).items():
         scales = values.abs().amax(dim=1 if "lora_A" in name else 0, keepdim=True) / 127
-        whole[name] = torch.round(values / scales.clamp_min(1e-30)) * scales
+        is_magnitude = "lora_magnitude_vector" in name
+        whole[name] = values if is_magnitude else torch.round(values / scales.clamp_min(1e-30)) * scales
     save_file(whole, to / WEIGHTS_FILE)
     return to
 
@@ -108,6 +107,25 @@ def error(got: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
     return sum(float((one.float() - other).pow(2).mean()) for one, other in zip(got, exact, strict=True)) ** 0.5
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_an_int8_adapter_with_dora_has_pefts_logits_of_the_dequantised_matrices(
+    native: bool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The norms are those of the matrices that are served. The second adapter is the same without int8."""
+    if not native:
+        monkeypatch.setattr(launcher, "native_ops", lambda dtype: None)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=ALL, use_dora=True)
+    small, whole = (save_random(base, tmp_path / name, config, 5) for name in ("small", "whole"))
+    theirs = [dequantised(as_int8(small), tmp_path / "theirs"), whole]
+    forward, ids = PackedForward(load_base(base, dtype="float32"), [small, whole], num_sequences=2), prompts()[0]
+    got = forward.logits([forward.request(slot, ids, slot) for slot in range(2)])
+    with torch.inference_mode():
+        expected = [peft_model(base, adapter)(torch.tensor([ids])).logits[0] for adapter in theirs]
+    for one, other in zip(got, expected, strict=True):
+        assert (one - other).abs().max() <= 1e-4 * max(1.0, float(other.abs().max()))
+    assert not torch.equal(got[0], got[1])
+
+
 def test_rows_without_an_int8_adapter_keep_their_bits(base: Path, adapters: list[Path], tmp_path: Path) -> None:
     plain = [as_plain(adapters[index], tmp_path / str(index)) for index in INT8]
     without = [plain[INT8.index(index)] if index in INT8 else each for index, each in enumerate(adapters)]
@@ -170,3 +188,21 @@ def test_the_probe_is_the_divergence_of_both_forms(base: Path, adapters: list[Pa
             values[:, 0] = 30.0  # one number of each row leaves no levels for the others
     save_file(tensors, coarse / WEIGHTS_FILE)
     assert change(coarse) > 0.01
+
+
+def test_an_adapter_that_the_device_has_no_memory_to_measure_is_refused_and_the_engine_goes_on(
+    base: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error other than a refusal would end the engine's thread."""
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    loaded, tokenizer = load_base(base, dtype="float32"), Tokenizer.load(make_base(base.parent / "with tokenizer"))
+    plan = plan_folder(adapters[0], loaded.description)
+    packed = pack(plan, adapters[0] / WEIGHTS_FILE)
+    probe = int8_probe(loaded, tokenizer, tokenizer.vocabulary(loaded.num_embeddings))
+    monkeypatch.setattr(KVCache, "allocate", full)
+    with pytest.raises(AdapterRejected, match="MiB of the device's memory") as refused:
+        probe(packed, packed)
+    assert refused.value.code == "int8_not_measured"

@@ -32,7 +32,7 @@ from support.worlds.any_steps import SHAPE, any_steps
 
 CPU = torch.device("cpu")
 STEPS = int(os.environ.get("MULTILORA_SERVICE_STEPS", "150"))
-GRAPHS = GraphSettings(buckets=(1, 4, 20, 40), max_ranks=(0, 16, 256), max_prompt_keys=2000, with_factors=True)
+GRAPHS = GraphSettings(buckets=(1, 4, 20, 40), max_ranks=(0, 16, 256), max_prompt_keys=2000, with_special=True)
 LIMITS = StepLimits(max_tokens=96, max_rows=40, max_context=600, graphs=GRAPHS)
 
 
