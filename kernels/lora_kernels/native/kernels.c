@@ -236,6 +236,27 @@ static inline void nf4_values_bf16(bf16 *to, const uint8_t *packed, const float 
 #define TILE_COLUMNS 96
 #define PANEL_BYTES (320 * 1024)
 #include "tiles.h"
+
+// Eight elements <-> eight floats, with the same rounding as sixteen.
+static inline v8 load8_f32(const float *p) {
+  v8 v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline v8 load8_bf16(const bf16 *p) {
+  return (v8)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+}
+static inline v8 load8_int8(const int8_t *p) {
+  return (v8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+static inline void store8_f32(float *p, v8 v) { memcpy(p, &v, sizeof v); }
+static inline void store8_bf16(bf16 *p, v8 f) {
+  __m256i bits = (__m256i)f, odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd), 16);
+  __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps((__m256)f, (__m256)f, _CMP_UNORD_Q));
+  __m256i kept = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), is_nan);
+  _mm_storeu_si128((__m128i *)p, _mm_packus_epi32(_mm256_castsi256_si128(kept), _mm256_extracti128_si256(kept, 1)));
+}
 #endif
 
 #define T float
@@ -289,9 +310,7 @@ static inline void floats8_f32(float *to, const float *from) { memcpy(to, from, 
 #define DOT(acc, a, b) ((acc) + (a) * (b))
 #endif
 #if defined(TILES)
-static inline void floats8_bf16(float *to, const bf16 *from) {
-  _mm256_storeu_si256((__m256i *)to, _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16));
-}
+static inline void floats8_bf16(float *to, const bf16 *from) { store8_f32(to, load8_bf16(from)); }
 #include "tiled_linear.h"
 #endif
 #include "ops.h"

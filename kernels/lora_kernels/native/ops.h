@@ -5,6 +5,7 @@
 #define WNAME NAME
 #define W_DOT_LOAD DOT_LOAD
 #define W_LOAD16 LOAD16
+#define W_LOAD8 NAME(load8)
 #define W_TO_FLOAT TO_FLOAT
 #define W_ODD 1
 #include "products.h"
@@ -12,6 +13,7 @@
 #define WNAME(x) NAME(x##_int8)
 #define W_DOT_LOAD DOT_LOAD_INT8
 #define W_LOAD16 load_int8
+#define W_LOAD8 load8_int8
 #define W_TO_FLOAT(v) ((float)(v))
 #define W_ODD 0
 #include "products.h"

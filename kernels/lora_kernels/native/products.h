@@ -1,5 +1,5 @@
 // Products with an adapter's matrices, written once for each type that they are stored in. The includer defines W (the stored type),
-// WNAME(x) (symbol suffix), what a load of W gives: W_DOT_LOAD as DOT takes it, W_LOAD16 as 16 floats, W_TO_FLOAT as one; and W_ODD,
+// WNAME(x) (symbol suffix), what a load of W gives: W_DOT_LOAD as DOT takes it, W_LOAD16 and W_LOAD8 as 16 and 8 floats, W_TO_FLOAT as one; and W_ODD,
 // whether two and three rows of W have code of their own (it takes the compiler seconds). All are undefined at the end.
 
 // sum over k of x[m][k] * w[n][k] for a register block of MB rows of x and NB rows of w.
@@ -32,6 +32,65 @@ static inline __attribute__((always_inline)) void WNAME(dot_block)(
   }
 }
 
+#if defined(TILES)
+// The same sums in two halves of eight lanes each: the compiler keeps blocks of sixteen lanes in memory where registers have eight.
+static inline __attribute__((always_inline)) void WNAME(dot_halves)(const int MB, const int NB, const T *const *x, const W *w,
+                                                                    int64_t w_stride, int64_t K, float *out, int64_t out_stride) {
+  v8 acc[2][4][2];
+#pragma GCC unroll 2
+  for (int m = 0; m < MB; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < NB; n++) acc[m][n][0] = acc[m][n][1] = (v8){0};
+  int64_t k = 0;
+  for (; k + 16 <= K; k += 16)
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+      v8 a[2];
+#pragma GCC unroll 2
+      for (int m = 0; m < MB; m++) a[m] = NAME(load8)(x[m] + k + 8 * half);
+#pragma GCC unroll 4
+      for (int n = 0; n < NB; n++) {
+        v8 b = W_LOAD8(w + n * w_stride + k + 8 * half);
+#pragma GCC unroll 2
+        for (int m = 0; m < MB; m++) acc[m][n][half] += a[m] * b;
+      }
+    }
+#pragma GCC unroll 2
+  for (int m = 0; m < MB; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < NB; n++) {
+      v4 quarter[2];
+      v8 half = acc[m][n][0] + acc[m][n][1];
+      memcpy(quarter, &half, sizeof quarter);
+      v4 q = quarter[0] + quarter[1];
+      float sum = (q[0] + q[1]) + (q[2] + q[3]);
+      for (int64_t j = k; j < K; j++) sum += TO_FLOAT(x[m][j]) * W_TO_FLOAT(w[n * w_stride + j]);
+      out[m * out_stride + n] = sum;
+    }
+}
+
+#define HALVES(MB, NB)                                                                                                           \
+  static __attribute__((noinline)) void WNAME(dot_##MB##_##NB)(const T *const *x, const W *w, int64_t w_stride, int64_t K,         \
+                                                               float *out, int64_t out_stride) {                                  \
+    WNAME(dot_halves)(MB, NB, x, w, w_stride, K, out, out_stride);                                                                \
+  }
+HALVES(1, 4) HALVES(1, 1) HALVES(2, 2) HALVES(2, 1)
+#undef HALVES
+
+static void WNAME(dot_tile)(int mb, int nb, const T *const *x, const W *w, int64_t w_stride, int64_t K, float *out, int64_t out_stride) {
+#define DOTS(MB, NB) \
+  for (; n + NB <= nb; n += NB) WNAME(dot_##MB##_##NB)(x + m, w + n * w_stride, w_stride, K, out + m * out_stride + n, out_stride);
+  for (int m = 0; m < mb; m += 2) {
+    int n = 0;
+    if (mb - m > 1) {
+      DOTS(2, 2) DOTS(2, 1)
+    } else {
+      DOTS(1, 4) DOTS(1, 1)
+    }
+  }
+#undef DOTS
+}
+#else
 #define DOT_CASE(MB)                                                                             \
   case MB:                                                                                       \
     if (nb == 4) WNAME(dot_block)(MB, 4, x, w, w_stride, K, out, out_stride);                    \
@@ -46,6 +105,7 @@ static __attribute__((noinline)) void WNAME(dot_tile)(int mb, int nb, const T *c
   switch (mb) { DOT_CASE(1) DOT_CASE(2) DOT_CASE(3) DOT_CASE(4) DOT_CASE(5) DOT_CASE(6) }
 }
 #undef DOT_CASE
+#endif
 
 // h[row, rank] = A . x for ranks [r0, r1) of one adapter and `count` gathered rows.
 static void WNAME(shrink)(float *h, int64_t h_stride, const T *x, int64_t x_stride, const int32_t *rows, int64_t count,
@@ -61,6 +121,116 @@ static void WNAME(shrink)(float *h, int64_t h_stride, const T *x, int64_t x_stri
   }
 }
 
+// As expand, one column at a time: those that fill no block.
+static void WNAME(expand_rest)(T *y, int64_t y_stride, const int32_t *rows, int64_t count, const float *h, int64_t h_stride, const W *b,
+                               int64_t O, int64_t rank, float scale, const float *factors, const T *bias, int64_t lo, int64_t hi) {
+  for (int64_t m = 0; m < count; m++)
+    for (int64_t c = lo; c < hi; c++) {
+      float sum = 0.0f;
+      for (int64_t r = 0; r < rank; r++) sum += h[m * h_stride + r] * W_TO_FLOAT(b[r * O + c]);
+      T *p = y + (int64_t)rows[m] * y_stride + c;
+      sum = TO_FLOAT(*p) + scale * sum;
+      if (factors) {
+        float own = bias ? TO_FLOAT(bias[c]) : 0.0f;
+        sum = factors[c] * (sum - own) + own;
+      }
+      *p = FROM_FLOAT(sum);
+    }
+}
+
+// y += scale * (h . B) for MB rows and 8 * NV columns of one adapter; B: as it lies, or `ready`, [rank][64] floats. With factors (else
+// null), y holds the bias already: y = factor * (y - bias + scale * (h . B)) + bias.
+#if defined(TILES)
+static inline __attribute__((always_inline)) void WNAME(expand_lanes)(
+    const int MB, const int NV, const int READY, T *const *y, const float *h, int64_t h_stride, const W *b, const float *ready, int64_t O,
+    int64_t rank, float scale, const float *factors, const T *bias) {
+  v8 acc[4][8];
+#pragma GCC unroll 4
+  for (int m = 0; m < MB; m++)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; v++) acc[m][v] = (v8){0};
+  for (int64_t r = 0; r < rank; r++) {
+    v8 weight[4];
+#pragma GCC unroll 4
+    for (int m = 0; m < MB; m++) weight[m] = (v8)_mm256_broadcast_ss(h + m * h_stride + r);
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; v++) {
+      v8 col;
+      if (READY) memcpy(&col, ready + 64 * r + 8 * v, sizeof col);
+      else col = W_LOAD8(b + r * O + 8 * v);
+#pragma GCC unroll 4
+      for (int m = 0; m < MB; m++) acc[m][v] += weight[m] * col;
+    }
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < MB; m++)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; v++) {
+      v8 sum = NAME(load8)(y[m] + 8 * v) + scale * acc[m][v];
+      if (factors) {
+        v8 own = bias ? NAME(load8)(bias + 8 * v) : (v8){0}, factor;
+        memcpy(&factor, factors + 8 * v, sizeof factor);
+        sum = factor * (sum - own) + own;
+      }
+      NAME(store8)(y[m] + 8 * v, sum);
+    }
+}
+
+#define LANES(MB, NV, READY)                                                                                                    \
+  static __attribute__((noinline)) void WNAME(expand_##MB##_##NV##_##READY)(                                                    \
+      T *const *y, const float *h, int64_t h_stride, const W *b, const float *ready, int64_t O, int64_t rank, float scale,      \
+      const float *factors, const T *bias) {                                                                                    \
+    WNAME(expand_lanes)(MB, NV, READY, y, h, h_stride, b, ready, O, rank, scale, factors, bias);                                \
+  }
+LANES(1, 8, 0) LANES(1, 2, 0) LANES(2, 2, 0) LANES(4, 2, 1) LANES(1, 2, 1)
+#undef LANES
+
+// y[rows, lo..hi) += scale * (h . B) for one adapter; B is [rank, O]. factors, bias: null, or [O]. From eight rows on, B's columns
+// are turned to floats once for all of them.
+static void WNAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t count, const float *h, int64_t h_stride,
+                         const W *b, int64_t O, int64_t rank, float scale, const float *factors, const T *bias, int64_t lo,
+                         int64_t hi) {
+#define AT(p) ((p) ? (p) + c : 0)
+#define EXPAND(MB, NV, READY)                                                                                       \
+  do {                                                                                                              \
+    for (int m = 0; m < MB; m++) out[m] = y + (int64_t)rows[m0 + m] * y_stride + c;                                 \
+    WNAME(expand_##MB##_##NV##_##READY)(out, h + m0 * h_stride, h_stride, b + c, columns + (c - first), O, rank,    \
+                                        scale, AT(factors), AT(bias));                                              \
+  } while (0)
+  float columns[64 * 256] __attribute__((aligned(32)));
+  T *out[4];
+  int64_t end = lo + (hi - lo) / 16 * 16;
+  int is_ready = count >= 8 && rank <= 256;
+  for (int64_t first = lo; first < end; first += 64) {
+    int64_t last = MIN(end, first + 64), m0 = 0, c;
+    if (is_ready)
+      for (int64_t r = 0; r < rank; r++)
+        for (c = first; c < last; c += 8) {
+          v8 col = W_LOAD8(b + r * O + c);
+          memcpy(columns + 64 * r + (c - first), &col, sizeof col);
+        }
+    if (is_ready)
+      for (; m0 + 4 <= count; m0 += 4)
+        for (c = first; c < last; c += 16) EXPAND(4, 2, 1);
+    else
+      for (; m0 + 2 <= count; m0 += 2)
+        for (c = first; c < last; c += 16) EXPAND(2, 2, 0);
+    for (; m0 < count; m0++) {
+      c = first;
+      if (last - first == 64 && !is_ready) {
+        EXPAND(1, 8, 0);
+        continue;
+      }
+      for (; c < last; c += 16)
+        if (is_ready) EXPAND(1, 2, 1);
+        else EXPAND(1, 2, 0);
+    }
+  }
+#undef EXPAND
+#undef AT
+  WNAME(expand_rest)(y, y_stride, rows, count, h, h_stride, b, O, rank, scale, factors, bias, end, hi);
+}
+#else
 // acc[m][v] = sum over r of h[m][r] * B[r, column + 16 v]; then y += scale * acc. With factors (else null), y holds the
 // bias already: y = factor * (y - bias + scale * acc) + bias.
 static inline __attribute__((always_inline)) void WNAME(expand_block)(
@@ -101,6 +271,7 @@ static void WNAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t c
                          int64_t hi) {
 #define AT(p) ((p) ? (p) + c : 0)
   T *out[4];
+  int64_t end = lo + (hi - lo) / 64 * 64;
   for (int64_t m0 = 0; m0 < count; m0 += 4) {
     int mb = (int)MIN(count - m0, 4);
     const float *hm = h + m0 * h_stride;
@@ -121,25 +292,16 @@ static void WNAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t c
         default: WNAME(expand_block)(4, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
       }
     }
-    for (; c < hi; c++)
-      for (int m = 0; m < mb; m++) {
-        float sum = 0.0f;
-        for (int64_t r = 0; r < rank; r++) sum += hm[m * h_stride + r] * W_TO_FLOAT(b[r * O + c]);
-        T *p = y + (int64_t)rows[m0 + m] * y_stride + c;
-        sum = TO_FLOAT(*p) + scale * sum;
-        if (factors) {
-          float own = bias ? TO_FLOAT(bias[c]) : 0.0f;
-          sum = factors[c] * (sum - own) + own;
-        }
-        *p = FROM_FLOAT(sum);
-      }
   }
 #undef AT
+  WNAME(expand_rest)(y, y_stride, rows, count, h, h_stride, b, O, rank, scale, factors, bias, end, hi);
 }
+#endif
 
 #undef W
 #undef WNAME
 #undef W_DOT_LOAD
 #undef W_LOAD16
+#undef W_LOAD8
 #undef W_TO_FLOAT
 #undef W_ODD
