@@ -127,7 +127,7 @@ def test_own_embeddings_and_heads_are_merged_and_refused_where_both_are_one_weig
     assert error.value.code == "tied_head"
 
 
-def test_a_recorded_decode_step_takes_no_adapter_with_rows_of_its_own_or_factors() -> None:
+def test_a_decode_step_knows_adapters_with_rows_of_their_own_and_with_factors() -> None:
     table = LoraTable(torch.zeros(256), 1, 2)
     buffers = DecodeBuffers(table, max_rows=4, max_context=16, block_size=4)
     rows = [
@@ -140,6 +140,6 @@ def test_a_recorded_decode_step_takes_no_adapter_with_rows_of_its_own_or_factors
     assert table.token_rows[0][0].a_offset == 64
     table.set_slot(0, 64, [(0, 0, 16, 1, 1.0)], factors=[(0, 32)])
     assert not buffers.have_token_rows(rows)
-    assert buffers.have_factors(rows)
+    assert buffers.are_special(rows)
     table.clear_slot(0)
-    assert not buffers.have_factors(rows)
+    assert not buffers.are_special(rows)
