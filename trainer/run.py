@@ -35,7 +35,7 @@ from trainer.run_folder.control import Control
 from trainer.run_folder.events import RunLog
 from trainer.run_folder.folder import Exit, RunDirInUse, RunFolder, as_json
 from trainer.run_folder.publish import exporter, publish, versions
-from trainer.spec import TrainSpec
+from trainer.spec import AdapterSpec, TrainSpec
 from trainer.starting import filled_in
 from trainer.tracking.trackers import check_usable, tracking
 
@@ -227,6 +227,16 @@ class Run:
         }
 
 
+def _with_tokens(spec: TrainSpec, held: HeldBase | None) -> TrainSpec:
+    """The spec with the tokens of an invocation that it gives as text. Raises SpecError for a text of too many."""
+    text = spec.adapter.alora_invocation_tokens
+    if not isinstance(text, str):
+        return spec
+    ids = tokenizer_of(spec.base, held).encode(text, add_special_tokens=False)
+    adapter = AdapterSpec.model_validate({**spec.adapter.model_dump(), "alora_invocation_tokens": ids})
+    return spec.model_copy(update={"adapter": adapter})
+
+
 def train(
     spec: TrainSpec,
     run_dir: Path,
@@ -240,7 +250,7 @@ def train(
 
     track: the trackers that get the run's numbers and samples (trainer.tracking). held: of a resident process."""
     check_usable(track)
-    folder, spec = RunFolder(run_dir, files or Filesystem()), filled_in(spec)
+    folder, spec = RunFolder(run_dir, files or Filesystem()), _with_tokens(filled_in(spec), held)
     with joined(sharded=spec.sharding == "fsdp") as ranks:
         check_run_dir(spec, folder, resume=resume)
         ranks.wait()

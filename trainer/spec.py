@@ -33,6 +33,7 @@ from pydantic.fields import FieldInfo
 from adapters_store.dialects.catalog import DIALECTS
 from adapters_store.errors import InputRefused
 from adapters_store.format.chat_fields import ADAPTER_DTYPES
+from adapters_store.format.config import MAX_INVOCATION_TOKENS
 from adapters_store.parsing.patterns import PLAIN_KEY
 from adapters_store.parsing.strict_json import shown
 from adapters_store.parsing.template_sandbox import MAX_TEMPLATE_BYTES
@@ -44,6 +45,7 @@ TooLong = Literal["refuse", "truncate", "drop"]
 MAX_RANK = 256  # what the store accepts
 MAX_ENTRIES = 8192  # as the store allows in target_modules and in each pattern
 MAX_FORWARD_TOKENS = 1 << 24
+MAX_INVOCATION_CHARS = 1024
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -93,10 +95,25 @@ def _modules(value: object, info: ValidationInfo) -> str | tuple[str, ...]:
     return tuple(value)
 
 
+def _invocation(value: object) -> str | tuple[int, ...]:
+    """Token ids, or a text that a run replaces by its tokens on its base."""
+    if isinstance(value, str) and 1 <= len(value) <= MAX_INVOCATION_CHARS:
+        return value
+    if isinstance(value, list | tuple) and 1 <= len(value) <= MAX_INVOCATION_TOKENS and all(map(_is_token_id, value)):
+        return tuple(value)
+    limit = f"1 to {MAX_INVOCATION_TOKENS} token ids, or a text of at most {MAX_INVOCATION_CHARS} characters"
+    raise SpecError("adapter.alora_invocation_tokens", value, limit)
+
+
+def _is_token_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
+
+
 Float = Annotated[float, BeforeValidator(_float)]
 FilePath = Annotated[Path, PlainValidator(_path)]
 _AS_LIST = PlainSerializer(lambda names: names if isinstance(names, str) else list(names))
 Modules = Annotated[str | tuple[str, ...], PlainValidator(_modules), _AS_LIST]
+InvocationTokens = Annotated[str | tuple[int, ...], PlainValidator(_invocation), _AS_LIST]
 # Module name (or its dotted end) -> number. Regular expressions are refused, as the store refuses them.
 _Name = Annotated[str, StringConstraints(pattern=rf"\A(?:{PLAIN_KEY.pattern})\z")]
 _PATTERN: Any = Field({}, max_length=MAX_ENTRIES, description=f"an object of at most {MAX_ENTRIES} module names")
@@ -118,7 +135,10 @@ class _Spec(BaseModel):
 
 
 class AdapterSpec(_Spec):
-    """The adapter's form, as peft.LoraConfig means it. alpha None: twice the rank. Ignored by method "full"."""
+    """The adapter's form, as peft.LoraConfig means it. alpha None: twice the rank. Ignored by method "full".
+
+    alora_invocation_tokens: makes it an activated LoRA; a text stands for its tokens.
+    """
 
     section = "adapter"
     rank: int = _whole(1, MAX_RANK, 16)
@@ -129,12 +149,19 @@ class AdapterSpec(_Spec):
     alpha_pattern: dict[_Name, Annotated[Float, _number(1e-6, 1e6)]] = _PATTERN
     init: Literal["default", "eva", "orthogonal"] = "default"
     dropout: Float = _number(0, 0.95, 0.0)
+    alora_invocation_tokens: InvocationTokens | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.init == "orthogonal" and any(rank % 2 for rank in (self.rank, *self.rank_pattern.values())):
             raise SpecError("adapter.rank", self.rank, 'even with init "orthogonal" (in rank_pattern, too)')
         return self
+
+    @property
+    def invocation(self) -> tuple[int, ...]:
+        """The tokens that switch it on; none for an ordinary adapter. `trainer.starting` has replaced a text."""
+        assert not isinstance(self.alora_invocation_tokens, str), "a text is replaced by its tokens first"
+        return self.alora_invocation_tokens or ()
 
     @property
     def scaled_alpha(self) -> float:
@@ -250,6 +277,7 @@ class TrainSpec(_Spec):
     def _check_together(self) -> Self:
         if self.objective == "dpo":
             self._check_dpo()
+        self._check_activated()
         if self.initial_adapter is not None:
             self._check_start()
         if self.tool_dialect is not None and self.tool_dialect not in DIALECTS:
@@ -284,6 +312,20 @@ class TrainSpec(_Spec):
         ):
             if value not in fit:
                 raise SpecError(field, value, f"{' or '.join(fit)} with an initial_adapter")
+
+    def _check_activated(self) -> None:
+        if self.adapter.alora_invocation_tokens is None:
+            return
+        for field, value, fit in (
+            ("method", self.method, ("lora", "qlora")),
+            ("objective", self.objective, ("supervised",)),
+            ("mix", self.mix, (None,)),
+            ("sharding", self.sharding, ("none",)),
+            ("adapter.init", self.adapter.init, ("default", "orthogonal")),
+        ):
+            if value not in fit:
+                wanted = " or ".join("absent" if each is None else each for each in fit)
+                raise SpecError(field, str(value), f"{wanted} with adapter.alora_invocation_tokens")
 
     def _check_dpo(self) -> None:
         if self.method not in ("lora", "qlora"):

@@ -86,6 +86,7 @@ def prepare(
         tool_dialect=spec.tool_dialect,
         chat_template=spec.chat_template,
         too_long=spec.batch.too_long,
+        invocation=spec.adapter.invocation,
     )
     data, examples = _load(spec.data, "data", encoder, limits, pairs=spec.objective == "dpo")
     parts, validation = _held_out(spec, encoder, examples, enough)

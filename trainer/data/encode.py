@@ -16,6 +16,8 @@ from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
 from adapters_store.dialects.dialect import Tool
+from adapters_store.format.invocation import last_place
+from adapters_store.parsing.strict_json import shown
 from trainer.data.examples import Examples
 from trainer.data.problems import LineRefused, ProblemList, excerpt_of
 from trainer.data.records import Record
@@ -34,6 +36,8 @@ class Encoder:
     tool_dialect: in which calls are written, chat_template: how chats are; None: the base's own.
     too_long: what happens to a longer example: "refuse", "truncate" to its first tokens, or "drop". num_too_long: how
     many there were. The two texts of a preference pair have max_pair_tokens together.
+    invocation: the tokens that switch an activated LoRA on. Only each example's last answer is learned then, which must
+    follow them; the prompt of a served request is what stands before it.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class Encoder:
         tool_dialect: str | None = None,
         chat_template: str | None = None,
         too_long: TooLong = "refuse",
+        invocation: tuple[int, ...] = (),
     ) -> None:
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} has no fast form (tokenizer.json), which training needs")
@@ -53,6 +58,7 @@ class Encoder:
         self._max_pair_tokens = max_pair_tokens or max_sequence_length
         self.num_too_long = 0
         self._too_long = too_long
+        self._invocation = invocation
         self._num_embeddings = num_embeddings
         self._dialect = dialect_for(tokenizer, tool_dialect, chat_template)
         self._render = template_of(tokenizer, self._dialect, chat_template)
@@ -69,10 +75,23 @@ class Encoder:
             pair = self._pair(record, record.rejected)
             return [] if pair is None else [EncodedExample(*pair, digest, line, record.kind)]
         return [
-            EncodedExample(fitting[0], self._checked(*fitting), digest, line, record.kind)
+            EncodedExample(*self._activated(fitting[0], self._checked(*fitting)), digest, line, record.kind)
             for ids, weights in self._tokens(record)
             if (fitting := self._fitting(ids, weights)) is not None
         ]
+
+    def _activated(self, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> Tokens:
+        """Raises LineRefused if the last place of the invocation's tokens is not in the prompt of the last answer."""
+        if not self._invocation:
+            return ids, weights
+        ids, weights = _up_to_last_learned(ids, weights)
+        start = int(np.flatnonzero(weights == 0)[-1]) + 1
+        place = last_place(ids.tolist(), self._invocation)
+        if place is None or place + len(self._invocation) > start:
+            what = "no prompt before the last answer" if place is None else "the last answer"
+            message = f"{what} holds adapter.alora_invocation_tokens {shown(list(self._invocation))}"
+            raise LineRefused("invocation_missing" if place is None else "invocation_in_answer", message)
+        return ids, np.where(np.arange(len(ids)) < start, np.float32(0), weights)
 
     def _pair(self, chosen: Record, rejected: Record) -> Tokens | None:
         """The chosen text, then the rejected one, its weights negative; None if it is dropped."""

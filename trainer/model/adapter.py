@@ -47,6 +47,7 @@ def attach_adapter(causal: PreTrainedModel, spec: TrainSpec, device: torch.devic
         init_lora_weights="eva" if adapter.init == "eva" else True,
         eva_config=EvaConfig() if adapter.init == "eva" else None,
         task_type="CAUSAL_LM",
+        alora_invocation_tokens=list(adapter.invocation) or None,
     )
     peft = get_peft_model(causal, config)
     start_from_seed(peft, adapter, spec.seed, device)

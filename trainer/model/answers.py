@@ -18,6 +18,9 @@ def greedy_answer(
     """
     answer: list[int] = []
     ids, cache = torch.tensor([list(prompt_ids)], device=trainee.device), None
+    invocation = trainee.module.invocation
+    if invocation is not None:
+        invocation.mark(ids, (len(prompt_ids),))
     with trainee.evaluating(), trainee.own_attention(), trainee.autocast():
         while len(answer) < max_new_tokens:
             out = trainee.module.causal(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -26,4 +29,6 @@ def greedy_answer(
                 break
             answer.append(token)
             ids, cache = torch.tensor([[token]], device=trainee.device), out.past_key_values
+            if invocation is not None:
+                invocation.mark_all(ids)
     return answer

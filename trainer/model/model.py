@@ -26,6 +26,7 @@ from trainer.data.types import PackedBatch
 from trainer.model.adapter import attach_adapter
 from trainer.model.attention import last_positions, register_packed_attention, segment_lengths
 from trainer.model.held import HeldBase, causal_of
+from trainer.model.invocation import Invocation, activate
 from trainer.model.loss import row_losses, summed_cross_entropy, supervised_rows
 from trainer.spec import SpecError, TrainSpec
 
@@ -33,9 +34,11 @@ from trainer.spec import SpecError, TrainSpec
 class LossModel(nn.Module):
     """A causal model whose forward is its summed loss: the one module that is called, so that sharding can wrap it."""
 
-    def __init__(self, net: PeftModel | PreTrainedModel) -> None:
+    def __init__(self, net: PeftModel | PreTrainedModel, invocation: Invocation | None = None) -> None:
+        """invocation: of the net's activated LoRA, if it is one."""
         super().__init__()
         self.net = net
+        self.invocation = invocation
         self.rope: RowRope | None = choose_rope_by_row(self.causal)
 
     @property
@@ -56,6 +59,8 @@ class LossModel(nn.Module):
         """All [1, T]. Returns the sum of weight x nll over supervised tokens, with pairs of each pair's [P]; without
         labels the logits [T, V]."""
         causal: Any = self.causal
+        if self.invocation is not None:
+            self.invocation.mark(input_ids, segments)
         if self.rope is not None:
             self.rope.last_positions_1T = last_positions(segments, position_ids.device)
         hidden_TH = causal.base_model(
@@ -194,7 +199,8 @@ def load(spec: TrainSpec, device: torch.device, held: HeldBase | None = None) ->
         nf4=spec.method == "qlora",
         attention=register_packed_attention(),
     )
-    module = LossModel(prepare(causal, spec, device))
+    net = prepare(causal, spec, device)
+    module = LossModel(net, activate(net, spec.adapter.invocation) if isinstance(net, PeftModel) else None)
     trainee = Trainee(module, device, dtype, beta=spec.dpo.beta)
     if spec.objective == "dpo" and spec.initial_adapter is not None:
         trainee = replace(trainee, start=tuple(weight.detach().clone() for weight in trainee.trained()))

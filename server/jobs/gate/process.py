@@ -196,7 +196,8 @@ def _settings(run: _Run, limits: GateThresholds) -> ScorerSettings:
     longest = max(map(len, (*run.data.validation, *run.data.general)), default=0)
     vocabulary = Tokenizer(run.tokenizer).vocabulary(run.base.num_embeddings)
     max_tokens = max(longest + MAX_NEW_TOKENS, 1024)
-    return ScorerSettings(scales=limits.scales, max_tokens=max_tokens, vocabulary=vocabulary)
+    invocation = run.spec.adapter.invocation or None
+    return ScorerSettings(scales=limits.scales, max_tokens=max_tokens, vocabulary=vocabulary, invocation=invocation)
 
 
 def _check_same_data(folder: RunFolder, data: PreparedData) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.format.adapter_folder import plan_folder
+from adapters_store.format.invocation import last_place
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
@@ -46,12 +47,14 @@ class ScorerSettings:
     """scales: those that can be scored. forward_tokens: in one forward. max_tokens: the longest sequence.
 
     vocabulary: the tokens that `generate` may produce, as in the server; losses use the whole head, as in training.
+    invocation: the tokens that switch the adapter on, if it is an activated LoRA; without them a text runs as the base.
     """
 
     scales: tuple[float, ...] = (1.0, 0.85, 0.7)
     forward_tokens: int = 1024
     max_tokens: int = 4096
     vocabulary: Vocabulary | None = None
+    invocation: tuple[int, ...] | None = None
 
 
 class ServingScorer:
@@ -142,7 +145,13 @@ class ServingScorer:
             adapter=None if slot is None else AdapterDigest(f"scale {scale:g}"),
             slot=slot,
             block_ids=list(range(_blocks(len(ids) + new))),
+            active_from=self._active_from(ids),
         )
+
+    def _active_from(self, ids: list[int]) -> int:
+        invocation = self._settings.invocation
+        place = 0 if invocation is None else last_place(ids, invocation)
+        return self.max_tokens if place is None else place
 
     def _groups(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
         """Groups of requests whose blocks fit at the same time; assigns the blocks."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 
+from adapters_store.format.invocation import last_place
 from adapters_store.parsing.strict_json import shown
 from server.api.target import Target
 from server.engine.request import InvalidRequest
-
-_ITEM_BYTES = array("I").itemsize
 
 
 def active_from_in(prompt: Sequence[int], target: Target, field: str) -> int:
@@ -31,14 +29,3 @@ def active_from_in(prompt: Sequence[int], target: Target, field: str) -> int:
         )
         raise InvalidRequest(field, message, code="invocation_missing")
     return found
-
-
-def last_place(token_ids: Sequence[int], wanted: Sequence[int]) -> int | None:
-    """Where `wanted` begins for the last time in `token_ids`; None if it is not there."""
-    whole, part = array("I", token_ids).tobytes(), array("I", wanted).tobytes()
-    end = len(whole)
-    while (found := whole.rfind(part, 0, end)) >= 0:
-        if found % _ITEM_BYTES == 0:
-            return found // _ITEM_BYTES
-        end = found + len(part) - 1
-    return None

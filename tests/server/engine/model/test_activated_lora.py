@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig
 
 from adapters_store.base.description import AdapterDigest
-from server.api.generation.fields.activation import last_place
+from adapters_store.format.invocation import last_place
 from server.engine.model.base_model import load_base
 from server.engine.request import Request, SamplingParams
 from server.engine.scheduling.prefix_cache import PrefixCache
