@@ -134,8 +134,8 @@ def _measure(report: Report, sides: Mapping[str, MakeAsk], plan: Plan, shape: Be
         warm_up(ask, shape.vocab, adapters=plan.num_adapters)
 
     def turns(load: Load, side: str) -> Callable[[], Outcome]:
-        """The n-th turn of either side has the same prompts."""
-        seeds = count()
+        """The n-th turn of either side has the same prompts. No other load has them: prefix caches would know them."""
+        seeds = count(1000 * plan.loads.index(load))
 
         def run() -> Outcome:
             with busy_processes(busy):
