@@ -46,6 +46,7 @@ MAX_RANK = 256  # what the store accepts
 MAX_ENTRIES = 8192  # as the store allows in target_modules and in each pattern
 MAX_FORWARD_TOKENS = 1 << 24
 MAX_INVOCATION_CHARS = 1024
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # no tokenizer takes one
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -97,7 +98,7 @@ def _modules(value: object, info: ValidationInfo) -> str | tuple[str, ...]:
 
 def _invocation(value: object) -> str | tuple[int, ...]:
     """Token ids, or a text that a run replaces by its tokens on its base."""
-    if isinstance(value, str) and 1 <= len(value) <= MAX_INVOCATION_CHARS:
+    if isinstance(value, str) and 1 <= len(value) <= MAX_INVOCATION_CHARS and not _LONE_SURROGATE.search(value):
         return value
     if isinstance(value, list | tuple) and 1 <= len(value) <= MAX_INVOCATION_TOKENS and all(map(_is_token_id, value)):
         return tuple(value)
@@ -159,7 +160,7 @@ class AdapterSpec(_Spec):
 
     @property
     def invocation(self) -> tuple[int, ...]:
-        """The tokens that switch it on; none for an ordinary adapter. `trainer.starting` has replaced a text."""
+        """The tokens that switch it on; none for an ordinary adapter. `trainer.run` has replaced a text."""
         assert not isinstance(self.alora_invocation_tokens, str), "a text is replaced by its tokens first"
         return self.alora_invocation_tokens or ()
 
@@ -320,6 +321,7 @@ class TrainSpec(_Spec):
             ("method", self.method, ("lora", "qlora")),
             ("objective", self.objective, ("supervised",)),
             ("mix", self.mix, (None,)),
+            ("initial_adapter", self.initial_adapter, (None,)),
             ("sharding", self.sharding, ("none",)),
             ("adapter.init", self.adapter.init, ("default", "orthogonal")),
         ):

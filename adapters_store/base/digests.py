@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from adapters_store.base.folder import weight_files
 from lora_kernels.native.build import cache_dir
+
+_log = logging.getLogger(__name__)
 
 VOLATILE_CONFIG_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
 
@@ -19,13 +23,10 @@ VOLATILE_CONFIG_KEYS = frozenset({"_name_or_path", "transformers_version", "torc
 def remembered(values: Mapping[str, Callable[[], str]]) -> list[str]:
     """The value of each key; made only if no process of this user made it before."""
     known = _known()
-    before = dict(known)
-    for key, make in values.items():
-        if key not in known:
-            known[key] = make()
-    if known != before:
-        _remember(known)
-    return [known[key] for key in values]
+    made = {key: make() for key, make in values.items() if key not in known}
+    if made:
+        _remember(made)
+    return [made[key] if key in made else known[key] for key in values]
 
 
 def file_digests(files: Iterable[Path]) -> list[str]:
@@ -64,15 +65,25 @@ def _file() -> Path:
 
 
 def _known() -> dict[str, str]:
+    """Nothing if the file is missing, unreadable or damaged: all is made again then."""
     try:
-        return dict(json.loads(_file().read_text()))
-    except (FileNotFoundError, json.JSONDecodeError):
+        known = json.loads(_file().read_text())
+    except (OSError, ValueError):
         return {}
+    return known if isinstance(known, dict) else {}
 
 
-def _remember(known: dict[str, str]) -> None:
+def _remember(made: Mapping[str, str]) -> None:
+    """Beside what others have remembered meanwhile: making a value may take minutes. A folder that cannot be written
+    costs the time to make it again, no more."""
     target = _file()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_suffix(f".{hashlib.sha256(str(known).encode()).hexdigest()[:8]}.tmp")
-    scratch.write_text(json.dumps(known))
-    scratch.replace(target)
+    scratch = target.with_suffix(f".{uuid4().hex}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            scratch.write_text(json.dumps({**_known(), **made}))
+            scratch.replace(target)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("what was read of a base is not remembered, and is read again next time: %s", error)

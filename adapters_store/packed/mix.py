@@ -31,9 +31,18 @@ def mix_of(parts: Iterable[Part]) -> AdapterDigest:
     return AdapterDigest(_PREFIX + ",".join(sorted(f"{part.digest}*{part.weight.hex()}" for part in parts)))
 
 
+def is_mix(digest: AdapterDigest) -> bool:
+    return digest.startswith(_PREFIX)
+
+
+def has_part(mix: AdapterDigest, digest: AdapterDigest) -> bool:
+    """Whether this adapter is one of the mix's parts. A mix without its text is not parsed: there may be thousands."""
+    return digest in mix and is_mix(mix) and digest in needs(mix)
+
+
 def parts_of(digest: AdapterDigest) -> tuple[Part, ...]:
     """The parts of a mix, in the order in which they are added; none if it is one adapter."""
-    if not digest.startswith(_PREFIX):
+    if not is_mix(digest):
         return ()
     pairs = (text.rsplit("*", 1) for text in digest.removeprefix(_PREFIX).split(","))
     return tuple(Part(AdapterDigest(part), float.fromhex(weight)) for part, weight in pairs)

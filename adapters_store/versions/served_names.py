@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from adapters_store.base.description import AdapterDigest
-from adapters_store.packed.mix import parts_of
+from adapters_store.packed.mix import is_mix
 from adapters_store.storage.database import Database
 from adapters_store.storage.schema import adapter_versions, adapters, few_at_a_time, tenants
 
@@ -42,9 +42,7 @@ class ServedNames:
             generation = self._database.generation()
             if generation != self._generation:
                 self._generation, self._known = generation, {}
-            missing = [
-                digest for digest in dict.fromkeys(digests) if digest not in self._known and not parts_of(digest)
-            ]
+            missing = [digest for digest in dict.fromkeys(digests) if digest not in self._known and not is_mix(digest)]
             for few in few_at_a_time(missing):
                 self._known |= self._read(few)
             return {digest: self._known.get(digest, ()) for digest in digests}

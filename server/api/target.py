@@ -87,7 +87,7 @@ async def _resolve_several(context: ApiContext, caller: Caller, model: Sequence[
     if any(part.name == context.engine.served_name for part in model):
         raise not_combinable("the base is in every answer; leave it out")
     found = [await run_in_threadpool(find_version, context, caller, part.name, sticky) for part in model]
-    _check_together(found)
+    _check_together(found, context.settings.max_adapter_bytes)
     first, weights = found[0], [part.weight for part in model]
     label = "+".join(sorted(version.ref for version in found))
     if len(label) > MAX_LABEL_CHARS:
@@ -105,8 +105,9 @@ async def _resolve_several(context: ApiContext, caller: Caller, model: Sequence[
     )
 
 
-def _check_together(found: Sequence[AdapterVersion]) -> None:
-    """What rows show; what the tensors show is refused where they are added."""
+def _check_together(found: Sequence[AdapterVersion], max_bytes: int) -> None:
+    """What rows show; what the tensors show is refused where they are added. max_bytes: they are read and added on the
+    thread that loads for every tenant, and are in memory twice meanwhile."""
     if len({version.tenant for version in found}) > 1:
         raise not_combinable("they belong to different tenants")
     if len({version.ref for version in found}) < len(found):
@@ -118,6 +119,9 @@ def _check_together(found: Sequence[AdapterVersion]) -> None:
     rank = sum(version.rank for version in found)
     if rank > MAX_MIX_RANK:
         raise not_combinable(f"their ranks are {rank} together, at most {MAX_MIX_RANK} are served")
+    num_bytes = sum(version.num_bytes for version in found)
+    if num_bytes > max_bytes:
+        raise not_combinable(f"they take {num_bytes} bytes together, at most {max_bytes} are served")
 
 
 async def quotas_of(context: ApiContext, tenant: str) -> Quotas:

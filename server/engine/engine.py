@@ -10,7 +10,7 @@ from typing import Protocol
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, StoreError
-from adapters_store.packed.mix import needs
+from adapters_store.packed.mix import has_part
 from adapters_store.tiers.entries import Owner, Residency
 from adapters_store.tiers.tiers import AdapterTiers
 from server.engine import numerics
@@ -94,9 +94,12 @@ class Engine:
     def forget_adapter(self, digest: AdapterDigest) -> None:
         """Remove an adapter that left service, and mixes with it, from both tiers and the prefix cache, once requests
         that use it have ended."""
-        for mix in [each for each in self._names if each != digest and digest in needs(each)]:
-            self.forget_adapter(mix)
-        if digest in self.scheduler.running_adapters() or digest in self.scheduler.waiting_adapters():
+        in_use = {*self.scheduler.running_adapters(), *self.scheduler.waiting_adapters()}
+        for each in [*(name for name in self._names if has_part(name, digest)), digest]:
+            self._forget(each, is_used=each in in_use)
+
+    def _forget(self, digest: AdapterDigest, *, is_used: bool) -> None:
+        if is_used:
             self._leaving.add(digest)
             if digest in self.tiers.ready():
                 self.tiers.pin(digest)  # its files may be gone: a preempted request could not load it again

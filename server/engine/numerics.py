@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from adapters_store.base.description import AdapterDigest
-from adapters_store.packed.mix import parts_of
+from adapters_store.packed.mix import is_mix
 from server.engine.request import Request
 
 FAULTS_UNTIL_QUARANTINE = 3
@@ -50,7 +50,7 @@ class NumericFaults:
         owned = [TenantAdapter(request.owner, request.adapter) for request in failed if request.adapter is not None]
         if len(owned) < len(failed):
             return []
-        owned = [each for each in owned if not parts_of(each.digest)]
+        owned = [each for each in owned if not is_mix(each.digest)]
         self._counts.update(owned)
         over = [each for each in dict.fromkeys(owned) if self._counts[each] >= self._limit]
         for each in over:

@@ -129,6 +129,8 @@ def test_a_line_that_could_not_be_served_so_is_refused_with_its_number(
         ({"objective": "dpo"}, "objective"),
         ({"sharding": "fsdp"}, "sharding"),
         ({"mix": "mix.jsonl"}, "mix"),
+        ({"initial_adapter": "before"}, "initial_adapter"),
+        ({"adapter": {"alora_invocation_tokens": "\ud800"}}, "adapter.alora_invocation_tokens"),
         ({"adapter": {"init": "eva", "alora_invocation_tokens": [5]}}, "adapter.init"),
     ],
 )

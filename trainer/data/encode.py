@@ -75,17 +75,21 @@ class Encoder:
             pair = self._pair(record, record.rejected)
             return [] if pair is None else [EncodedExample(*pair, digest, line, record.kind)]
         return [
-            EncodedExample(*self._activated(fitting[0], self._checked(*fitting)), digest, line, record.kind)
-            for ids, weights in self._tokens(record)
+            EncodedExample(fitting[0], self._checked(*fitting), digest, line, record.kind)
+            for ids, weights in self._learned(record)
             if (fitting := self._fitting(ids, weights)) is not None
         ]
 
+    def _learned(self, record: Record) -> list[Tokens]:
+        """Its texts; for an activated LoRA its last answer alone, of a chat that is unrolled, too."""
+        texts = self._tokens(record)
+        return [self._activated(*texts[-1])] if self._invocation else texts
+
     def _activated(self, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> Tokens:
         """Raises LineRefused if the last place of the invocation's tokens is not in the prompt of the last answer."""
-        if not self._invocation:
-            return ids, weights
         ids, weights = _up_to_last_learned(ids, weights)
-        start = int(np.flatnonzero(weights == 0)[-1]) + 1
+        context = np.flatnonzero(np.append(0.0, weights[1:]) == 0)  # nothing predicts the first token
+        start = int(context[-1]) + 1
         place = last_place(ids.tolist(), self._invocation)
         if place is None or place + len(self._invocation) > start:
             what = "no prompt before the last answer" if place is None else "the last answer"

@@ -28,7 +28,7 @@ class Invocation:
 
     def __init__(self, token_ids: Sequence[int]) -> None:
         self._token_ids = tuple(token_ids)
-        self.active_T: Tensor | None = None
+        self.active_N: Tensor | None = None  # which tokens: found once a forward, since a GPU waits for such a search
 
     def mark(self, input_ids: Tensor, segments: Sequence[int]) -> None:
         """input_ids: [1, T]. segments: tokens of each text in it; in each, the adapter is on from the first token of
@@ -40,11 +40,11 @@ class Invocation:
             if place is not None:
                 active[start + place : start + length] = True
             start += length
-        self.active_T = active.to(input_ids.device)
+        self.active_N = active.nonzero()[:, 0].to(input_ids.device)
 
     def mark_all(self, input_ids: Tensor) -> None:
         """Tokens that follow an invocation."""
-        self.active_T = torch.ones(input_ids.shape[1], dtype=torch.bool, device=input_ids.device)
+        self.active_N = torch.arange(input_ids.shape[1], device=input_ids.device)
 
 
 def activate(peft: PeftModel, token_ids: Sequence[int]) -> Invocation | None:
@@ -69,10 +69,9 @@ class _ByToken(ALoraLinearVariant):  # type: ignore[misc]  # PEFT has no types
         self._invocation = invocation
 
     def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: object) -> Tensor:
-        active_T = self._invocation.active_T
-        assert active_T is not None, "a forward marks its active tokens first"
+        rows_N = self._invocation.active_N
+        assert rows_N is not None, "a forward marks its active tokens first"
         lora_a, lora_b = module.lora_A[active_adapter], module.lora_B[active_adapter]
-        rows = active_T.nonzero()[:, 0]
-        chosen = module.lora_dropout[active_adapter](x[0, rows].to(lora_a.weight.dtype))
+        chosen = module.lora_dropout[active_adapter](x[0, rows_N].to(lora_a.weight.dtype))
         delta = lora_b(lora_a(chosen)) * module.scaling[active_adapter]
-        return result.index_add(1, rows, delta[None].to(result.dtype))
+        return result.index_add(1, rows_N, delta[None].to(result.dtype))

@@ -1,5 +1,6 @@
 // The CPU operations, written once for both element types. The includer defines T (element), NAME(x) (symbol suffix),
-// LOAD16/STORE16 (16 elements <-> 16 floats), ROUND16 (what a store and a load leave), DOT_STEP elements per DOT, DOT_LOAD_INT8 of stored bytes (see kernels.c). Legend: T tokens, H in, O out.
+// LOAD16/STORE16 (16 elements <-> 16 floats), ROUND16 (what a store and a load leave), DOT_STEP elements per DOT, DOT_LOAD_INT8 of stored bytes
+// (see kernels.c), and with TILES NAME(load8) and NAME(store8), as LOAD16 and STORE16 for eight. Legend: T tokens, H in, O out.
 
 #define W T
 #define WNAME NAME

@@ -185,8 +185,8 @@ static inline __attribute__((always_inline)) void WNAME(expand_lanes)(
 LANES(1, 8, 0) LANES(1, 2, 0) LANES(2, 2, 0) LANES(4, 2, 1) LANES(1, 2, 1)
 #undef LANES
 
-// y[rows, lo..hi) += scale * (h . B) for one adapter; B is [rank, O]. factors, bias: null, or [O]. From eight rows on, B's columns
-// are turned to floats once for all of them.
+// y[rows, lo..hi) += scale * (h . B) for one adapter; B is [rank, O]. factors, bias: null, or [O]. From eight rows on, up to
+// rank 256, B's columns are turned to floats once for all of them.
 static void WNAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t count, const float *h, int64_t h_stride,
                          const W *b, int64_t O, int64_t rank, float scale, const float *factors, const T *bias, int64_t lo,
                          int64_t hi) {

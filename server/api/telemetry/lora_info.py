@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
+from adapters_store.packed.mix import is_mix
 from adapters_store.storage.names import FINE_TUNED
 from adapters_store.versions.served_names import ServedName, ServedNames
 from server.api.engine_client import EngineStats
@@ -56,7 +57,8 @@ def lora_residency(stats: EngineStats, names: ServedNames, base: str) -> Iterato
     resident = dict.fromkeys(stats.resident_adapters)
     in_host = [digest for digest in dict.fromkeys(stats.held_adapters) if digest not in resident]
     pinned = set(stats.pinned_adapters)
-    levels = {"gpu": list(resident), "cpu": in_host[:MAX_IN_HOST]}
+    named = [digest for digest in in_host if not is_mix(digest)]  # a mix has no text
+    levels = {"gpu": list(resident), "cpu": named[:MAX_IN_HOST]}
     known = _known(names, {digest for digests in levels.values() for digest in digests})
     loaded = GaugeMetricFamily(
         LOADED,

@@ -21,6 +21,7 @@ from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.files import load_config
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.adapter_folder import plan_folder
+from adapters_store.format.invocation import last_place
 from adapters_store.packed.packing import pack
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from server.engine.model.base_model import BaseModel, load_base
@@ -189,7 +190,14 @@ def _ends(tokenizer: Tokenizer, max_tokens: int) -> Ends:
 
 def _round_trip_prompts(run: _Run) -> list[list[int]]:
     chosen = pick(run.data.validation, ROUND_TRIP_PROMPTS)
-    return [example.input_ids[:ROUND_TRIP_TOKENS].tolist() for example in chosen]
+    return [_cut(example.input_ids.tolist(), run.spec.adapter.invocation) for example in chosen]
+
+
+def _cut(ids: list[int], invocation: tuple[int, ...]) -> list[int]:
+    """The first tokens; for an activated LoRA those around its invocation, before which there is only the base."""
+    place = last_place(ids, invocation) if invocation else None
+    start = 0 if place is None else max(0, place - (ROUND_TRIP_TOKENS - len(invocation)) // 2)
+    return ids[start : start + ROUND_TRIP_TOKENS]
 
 
 def _settings(run: _Run, limits: GateThresholds) -> ScorerSettings:

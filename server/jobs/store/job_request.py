@@ -94,7 +94,7 @@ def build_spec(
         body["objective"] = request.objective
     body.setdefault("method", "qlora" if base.quantize == "nf4" else "lora")
     body.setdefault("precision", base.training_precision)
-    origins: dict[str, str] = {}
+    origins = {"mix": f"multilora.{MIX_KNOB}"}
     for param, path, value in _requested(request):
         if start is not None and path[0] == "adapter" and path[-1] != "dropout":
             message = f"{param}: must be absent, the adapter keeps the form of {start.ref}; got {value!r:.40}"

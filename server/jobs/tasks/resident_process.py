@@ -23,6 +23,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -35,6 +36,7 @@ from server.jobs.tasks.resident import Order
 
 _log = logging.getLogger(__name__)
 _MESSAGE_BYTES = 1 << 17
+_LOOK_S = 1.0  # at least, between two looks for tasks
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 Held = object  # what programs hold for their tasks; None: nothing
@@ -88,6 +90,13 @@ class _Files:
     log: int
     begun: int
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the worker still waits for the word. A task that began all the same could not be stopped by it."""
+        poll = select.poll()
+        poll.register(self.begun, 0)  # tells of errors alone: of a pipe that nothing reads any more
+        return not poll.poll(0)
+
     def close(self) -> None:
         """This process's copies."""
         for each in (self.lock, self.log, self.begun):
@@ -103,15 +112,16 @@ class ResidentProcess:
         self._held: Held = None
 
     def serve(self, orders: socket.socket, idle_s: float) -> None:
-        """Until the worker's end of the socket is closed, or no order has come for idle_s."""
+        """Until the worker's end of the socket is closed, or for idle_s no order has come and no task has run."""
         self._share()
-        while select.select([orders], [], [], idle_s)[0]:
+        while _is_asked(orders, idle_s):
             content, descriptors, *_ = socket.recv_fds(orders, _MESSAGE_BYTES, 3)
             if not content:
                 return
             order, files = Order.from_bytes(content), _Files(*descriptors)
-            self._prepare(order)
-            if os.fork() == 0:
+            if files.is_awaited:
+                self._prepare(order)
+            if files.is_awaited and os.fork() == 0:
                 orders.close()
                 self._launch(order, files)
             files.close()
@@ -151,7 +161,7 @@ class ResidentProcess:
                 os.close(files.begun)
                 self._run(order)
             launch.outlive_stop()
-            launch.record(order.folder, order.name, pid)
+            self._record(order, pid)
             with suppress(OSError):  # the worker has ended meanwhile; the next one finds the task by its lock
                 os.write(files.begun, launch.BEGUN)
             os.close(files.begun)
@@ -160,6 +170,15 @@ class ResidentProcess:
             traceback.print_exc()
         finally:
             os._exit(code)
+
+    def _record(self, order: Order, pid: int) -> None:
+        """As launch.record. If it fails, the worker starts the task again: so this one must not go on beside it."""
+        try:
+            launch.record(order.folder, order.name, pid)
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
 
     def _run(self, order: Order) -> NoReturn:
         """The task: its program to the end, in this process, which then ends as an interpreter does."""
@@ -176,6 +195,25 @@ class ResidentProcess:
             traceback.print_exc()
         finally:
             _end(code)
+
+
+def _is_asked(orders: socket.socket, idle_s: float) -> bool:
+    """Whether there is something to read, waiting while tasks run, and for idle_s while none does."""
+    wait_s = min(idle_s, threading.TIMEOUT_MAX)  # select takes no more
+    while not select.select([orders], [], [], wait_s)[0]:
+        if not _has_children():
+            return False
+        wait_s = max(wait_s, _LOOK_S)
+    return True
+
+
+def _has_children() -> bool:
+    """Whether a launcher lives. The system reaps them, so none is ever returned here."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _end(code: object) -> NoReturn:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
+from adapters_store.store import AdapterStore
 from server.api.engine_client import EngineClient
 from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes
 from support.servers.waiting import wait_until
@@ -139,6 +142,19 @@ def test_ranks_add_up_to_256_at_most(client: httpx.Client, engine: EngineClient)
     status, code, _, message = error_of(client, [{"name": "wide"}, {"name": "widest"}])
     assert (status, code) == (400, "adapters_not_combinable")
     assert "257 together, at most 256" in message
+
+
+def test_parts_have_the_bytes_of_one_upload_at_most(client: httpx.Client, app: FastAPI, store: AdapterStore) -> None:
+    """They are in memory twice while they are added."""
+    num_bytes = sum(store.resolve("acme", str(part["name"])).num_bytes for part in MIX)
+    context = app.state.context
+    app.state.context = replace(context, settings=replace(context.settings, max_adapter_bytes=num_bytes - 1))
+    try:
+        status, code, _, message = error_of(client, MIX)
+    finally:
+        app.state.context = context
+    assert (status, code) == (400, "adapters_not_combinable")
+    assert f"{num_bytes} bytes together, at most {num_bytes - 1}" in message
 
 
 def test_usage_and_metrics_name_the_versions_without_weights(client: httpx.Client, admin: httpx.Client) -> None:

@@ -10,9 +10,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.exc import OperationalError
 
 from adapters_store.base.description import AdapterDigest
+from adapters_store.packed.mix import Part, mix_of
 from adapters_store.store import AdapterStore
 from server.api.engine_client import EngineClient
-from server.api.telemetry.lora_info import LOADED, NAME, lora_info, lora_residency
+from server.api.telemetry.lora_info import LOADED, MAX_IN_HOST, NAME, lora_info, lora_residency
 from support.servers.waiting import wait_until
 from support.worlds.adapter_memory import digest_of
 from support.worlds.fake_engine import FakeStats
@@ -133,6 +134,15 @@ def test_each_adapter_in_memory_is_listed_with_its_level_and_rank(
         ("vllm:num_cpu_loaded_lora_adapters", 1.0),
         ("vllm:max_gpu_lora_adapters", 4.0),
     ]
+
+
+def test_mixes_in_host_memory_leave_the_list_to_adapters_with_a_name(
+    store: AdapterStore, client: httpx.Client, upload: Upload
+) -> None:
+    digest = AdapterDigest(upload(client, "level43", seed=43).json()["digest"])
+    mixes = [mix_of([Part(digest, 1 + index / 8192)]) for index in range(MAX_IN_HOST)]
+    loaded, *_ = lora_residency(FakeStats(held_adapters=(*mixes, digest)), store.served_names, "tiny")
+    assert "acme/level43@1" in {each.labels["adapter_name"] for each in loaded.samples}
 
 
 def test_the_engines_numbers_are_shown_while_the_database_is_away(

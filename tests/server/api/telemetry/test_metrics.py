@@ -114,6 +114,14 @@ def test_tenants_beyond_the_limit_are_counted_as_other(connect: Callable[..., ht
     assert value(client, "multilora_sequences_total", tenant="other") >= 6
 
 
+def test_several_adapters_in_a_request_leave_half_of_the_labels(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    metrics = ApiMetrics(fake_engine, 6, tmp_path)
+    sets = [metrics.owner_labels("many", f"a@1+b@{version}") for version in range(1, 10)]
+    assert sets.count(("other", "other")) == 6
+    others = [("one", "style@1"), ("two", "style@1")]
+    assert [metrics.owner_labels(*pair) for pair in others] == others
+
+
 def test_first_token_and_gaps_are_timed(anyone: httpx.Client) -> None:
     names = ("multilora_time_to_first_token_seconds_count", "multilora_inter_token_seconds_count")
     before = [value(anyone, name) for name in names]

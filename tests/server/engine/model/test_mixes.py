@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import NotCombinable
 from adapters_store.format.chat_fields import DTYPE_FIELD
+from adapters_store.packed import mix as mix_module
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
-from adapters_store.packed.mix import Part, mix_of, parts_of
+from adapters_store.packed.mix import Part, has_part, mix_of, parts_of
 from adapters_store.packed.mixing import mixed
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.versions.records import AdapterVersion
@@ -170,6 +171,10 @@ def test_the_digest_spells_the_parts_whatever_their_order() -> None:
     assert mix_of([one, one]) != mix_of([one])
     assert mix_of([one, other]) != mix_of([one, Part(other.digest, one.weight)])
     assert parts_of(one.digest) == ()
+    assert has_part(mix_of([one, other]), one.digest)
+    assert not has_part(mix_of([one, other]), AdapterDigest("sha256:a"))
+    assert not has_part(one.digest, one.digest)
+    assert not has_part(mix_of([one]), mix_of([one]))
 
 
 class World:
@@ -240,3 +245,25 @@ def test_a_part_that_leaves_service_takes_its_mixes_along_when_their_requests_ha
         assert failed.error is not None
         assert (failed.error.code, failed.error.status) == ("model_not_found", 404)
         assert service.tokens(prompt, "0") == greedy_by_peft(base, folders[0], prompt, 16)
+
+
+def test_a_part_of_many_mixes_is_forgotten_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the engine's thread, where every stream waits for it: a pass for each of them took minutes."""
+    base = make_base(tmp_path / "base")
+    folder = save_adapter(base, tmp_path / "0", CONFIGS[0], seed=0)
+    with running(base, {"0": folder}, tmp_path / "data") as service:
+        digest, prompt = service.versions["0"].digest, list(range(40, 61))
+        assert service.tokens(prompt, "0")
+        mixes = {mix_of([Part(digest, 1 + index / 8192)]): "acme/0@1" for index in range(500)}
+        service.parts.engine._names |= mixes
+        parsed: list[AdapterDigest] = []
+
+        def counted(each: AdapterDigest) -> tuple[Part, ...]:
+            parsed.append(each)
+            return parts_of(each)
+
+        monkeypatch.setattr(mix_module, "parts_of", counted)
+        service.worker.forget_adapters([digest])
+        wait_until(lambda: digest not in stats_of(service.worker).held_adapters)
+        assert len(parsed) <= 2 * len(mixes)
+        assert not mixes.keys() & service.parts.engine._names.keys()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,9 @@ import pytest
 from server.jobs.settings import JobSettings
 from server.jobs.steps.gate import GATE
 from server.jobs.steps.training import TRAINER
-from server.jobs.tasks.executor import SubprocessExecutor, Task, TaskState, wait_until_ended
+from server.jobs.tasks.executor import SubprocessExecutor, Task, TaskState, is_locked, wait_until_ended
 from server.jobs.tasks.executors import executor_for
-from server.jobs.tasks.resident import PYTHON, Resident, can_be_resident
+from server.jobs.tasks.resident import PYTHON, Order, Resident, can_be_resident
 from support.servers.waiting import wait_until
 from support.trainers.resident_task import WITH_TORCH
 
@@ -194,6 +196,45 @@ def test_one_that_left_is_replaced_and_one_that_cannot_start_is_not_asked_again(
     assert ended(plain, own).exit_code == 1
     assert "No module named" in log_of(own), "as a process of its own it says itself what is wrong"
     assert not broken.runs(own.command)
+
+
+@contextmanager
+def lock_and_log(folder: Path) -> Iterator[tuple[int, int]]:
+    """Open files of a task, its lock taken."""
+    with (folder / "train.lock").open("wb") as lock, (folder / "train.log").open("ab") as log:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno(), log.fileno()
+
+
+def test_an_order_whose_worker_has_ended_starts_nothing(resident: Resident, tmp_path: Path) -> None:
+    order = Order(str(tmp_path), "train", PROGRAM, ["append", str(tmp_path / "runs")], {})
+    reader, writer = os.pipe()
+    os.close(reader)
+    with lock_and_log(tmp_path) as files:
+        resident._send(order, (*files, writer))
+    os.close(writer)
+    wait_until(lambda: not is_locked(tmp_path / "train.lock"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_task_whose_number_cannot_be_recorded_does_not_go_on(tmp_path: Path) -> None:
+    """Else each attempt would leave one more task in the same folder."""
+    own = Resident((PROGRAM,), idle_s=600, nice=NICE)
+    order = Order(str(tmp_path / "missing"), "train", PROGRAM, ["sleep", str(tmp_path / "began")], {})
+    with lock_and_log(tmp_path) as files:
+        assert not own.begin(order, *files)
+    wait_until(lambda: not is_locked(tmp_path / "train.lock"), timeout_s=60)
+
+
+def test_it_stays_while_a_task_runs_and_leaves_after_it(tmp_path: Path) -> None:
+    own = Resident((PROGRAM,), idle_s=0.5, nice=NICE)
+    executor, each = SubprocessExecutor(NICE, own), task(tmp_path / "each", "sleep", str(tmp_path / "began"))
+    executor.start(each)
+    assert own._process is not None
+    with pytest.raises(subprocess.TimeoutExpired):
+        own._process.wait(2)
+    executor.kill(each)
+    assert own._process.wait(600) == 0
 
 
 def test_without_a_task_it_leaves() -> None:
