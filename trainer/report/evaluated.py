@@ -8,8 +8,8 @@ from typing import Any
 from trainer.data.sample import pick
 from trainer.data.types import EncodedExample
 from trainer.gate.prompt_use import last_answer
-from trainer.model.answers import greedy_answer
 from trainer.model.model import Trainee
+from trainer.report.answers import greedy_answer
 
 MAX_NEW_TOKENS = 32
 

@@ -30,7 +30,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
-from lora_kernels.process import OMP_THREADS, hold_to_quota, map_large_blocks
+from lora_kernels.process import hold_to_quota, map_large_blocks
 from server.jobs.tasks import launch
 from server.jobs.tasks.resident import Order
 
@@ -74,7 +74,7 @@ def _compute_alone() -> int:
 def _set_up(threads: int) -> None:
     """In a task: threads as its environment says, or as many; random numbers of its own."""
     torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
-    wanted = os.environ.get(OMP_THREADS, "")
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
     if torch:
         torch.set_num_threads(int(wanted) if wanted.isascii() and wanted.isdigit() else threads)
         torch.seed()

@@ -59,13 +59,12 @@ def test_a_refused_job_leaves_no_row_and_no_folder(
     assert not world.jobs.runs.exists() or list(world.jobs.runs.iterdir()) == []
 
 
-def test_int8_is_taken_where_its_adapter_can_be_served(tmp_path: Path) -> None:
+def test_int8_is_taken_on_every_device(tmp_path: Path) -> None:
     request = JobRequest(model=MODEL, training_file="file-1", knobs={"adapter_dtype": "int8"})
     served = ServedBase(path=tmp_path, name=MODEL, digest="sha256:b", dtype="float32", device="cpu")
-    limits = JobLimits()
-    assert build_spec(request, served, limits, validation=False, mix=False).adapter_dtype == "int8"
-    with pytest.raises(JobRefused, match=r"multilora\.adapter_dtype: int8 adapters are served on a CPU only"):
-        build_spec(request, replace(served, device="cuda"), limits, validation=False, mix=False)
+    for device in ("cpu", "cuda"):
+        spec = build_spec(request, replace(served, device=device), JobLimits(), validation=False, mix=False)
+        assert spec.adapter_dtype == "int8"
 
 
 def test_rank_above_the_servers_limit_is_refused_by_name(tmp_path: Path) -> None:

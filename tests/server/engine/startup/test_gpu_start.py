@@ -50,7 +50,8 @@ def test_a_profile_run_runs_steps_of_the_size_it_is_given(
 
     monkeypatch.setattr(type(model.model), "forward", counted)
     assert profile_run(model, num_tokens=num_tokens, num_rows=4, block_size=16) == Reserved()
-    assert seen == [(num_tokens, False), *[(num_tokens, True)] * 3]
+    ranks, forms = 3, 2  # LoRA alone, and with int8 or DoRA
+    assert seen == [(num_tokens, False), *[(num_tokens, True)] * ranks * forms]
 
 
 def test_the_reserve_of_recordings_counts_their_logits_once_for_all() -> None:
