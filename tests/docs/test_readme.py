@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 
+from benchmarks.table import PEERS, table_of
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-RESULTS = ROOT / "benchmarks" / "results" / "versus_peft.csv"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
-def test_the_table_is_the_last_committed_result() -> None:
-    with RESULTS.open() as file:
-        measured = {(int(row["batch"]), int(row["adapters"])): row for row in csv.DictReader(file)}
-    rows = re.findall(
-        r"^\| (\d+) requests(?:, base alone| on (\d+) adapters) \| (\d+) \| (\d+) \| ([\d.]+) \|$", README, re.M
-    )
-    assert len(rows) == 4
-    for batch, adapters, ours, theirs, ratio in rows:
-        row = measured[int(batch), int(adapters or 0)]
-        assert int(ours) == round(float(row["ours_tok_per_s"]))
-        assert int(theirs) == round(float(row["theirs_tok_per_s"]))
-        assert float(ratio) == round(float(row["ours_over_theirs"]), 1)
-        assert row["date"].startswith(re.findall(r"Measured on (\d{4}-\d\d-\d\d)", README)[0])
-        assert "4 cores" in row["hardware"]
+def test_the_table_is_the_last_committed_results() -> None:
+    assert "\n".join(table_of(RESULTS)) in README, "`python -m benchmarks.table` prints the table"
+    files = [RESULTS / f"{name}.csv" for name in PEERS]
+    assert all("2 cores, avx2" in file.read_text() for file in files)
 
 
 def test_every_folder_of_the_map_exists() -> None:
