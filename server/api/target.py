@@ -17,6 +17,7 @@ from adapters_store.storage.names import FINE_TUNED
 from adapters_store.versions.records import AdapterVersion
 from server.api.auth import Caller
 from server.api.context import ApiContext
+from server.api.telemetry.metrics import SEVERAL
 from server.api.wire.errors import ApiError
 from server.api.wire.model_field import WeightedName, model_text
 
@@ -89,7 +90,7 @@ async def _resolve_several(context: ApiContext, caller: Caller, model: Sequence[
     found = [await run_in_threadpool(find_version, context, caller, part.name, sticky) for part in model]
     _check_together(found, context.settings.max_adapter_bytes)
     first, weights = found[0], [part.weight for part in model]
-    label = "+".join(sorted(version.ref for version in found))
+    label = SEVERAL.join(sorted(version.ref for version in found))
     if len(label) > MAX_LABEL_CHARS:
         label = f"{label[: MAX_LABEL_CHARS - 17]}~{hashlib.sha256(label.encode()).hexdigest()[:16]}"
     return Target(

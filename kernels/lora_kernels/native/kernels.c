@@ -272,7 +272,6 @@ static inline void store8_bf16(bf16 *p, v8 f) {
 #define DOT_LOAD_INT8 load_int8
 #define DOT(acc, a, b) ((acc) + (a) * (b))
 #if defined(TILES)
-static inline void floats8_f32(float *to, const float *from) { memcpy(to, from, 32); }  // float rows are used as they lie
 #include "tiled_linear.h"
 #endif
 #include "ops.h"
@@ -310,7 +309,6 @@ static inline void floats8_f32(float *to, const float *from) { memcpy(to, from, 
 #define DOT(acc, a, b) ((acc) + (a) * (b))
 #endif
 #if defined(TILES)
-static inline void floats8_bf16(float *to, const bf16 *from) { store8_f32(to, load8_bf16(from)); }
 #include "tiled_linear.h"
 #endif
 #include "ops.h"

@@ -2,38 +2,9 @@
 // WNAME(x) (symbol suffix), what a load of W gives: W_DOT_LOAD as DOT takes it, W_LOAD16 and W_LOAD8 as 16 and 8 floats, W_TO_FLOAT as one; and W_ODD,
 // whether two and three rows of W have code of their own (it takes the compiler seconds). All are undefined at the end.
 
-// sum over k of x[m][k] * w[n][k] for a register block of MB rows of x and NB rows of w.
-static inline __attribute__((always_inline)) void WNAME(dot_block)(
-    const int MB, const int NB, const T *const *x, const W *w, int64_t w_stride, int64_t K, float *out, int64_t out_stride) {
-  v16 acc[6][4];
-#pragma GCC unroll 6
-  for (int m = 0; m < MB; m++)
-#pragma GCC unroll 4
-    for (int n = 0; n < NB; n++) acc[m][n] = (v16){0};
-  int64_t k = 0;
-  for (; k + DOT_STEP <= K; k += DOT_STEP) {
-    DOT_VEC b[4];
-#pragma GCC unroll 4
-    for (int n = 0; n < NB; n++) b[n] = W_DOT_LOAD(w + n * w_stride + k);
-#pragma GCC unroll 6
-    for (int m = 0; m < MB; m++) {
-      DOT_VEC a = DOT_LOAD(x[m] + k);
-#pragma GCC unroll 4
-      for (int n = 0; n < NB; n++) acc[m][n] = DOT(acc[m][n], a, b[n]);
-    }
-  }
-#pragma GCC unroll 6
-  for (int m = 0; m < MB; m++) {
-    v4 sums = hsum4(acc[m][0], acc[m][NB > 1 ? 1 : 0], acc[m][NB > 2 ? 2 : 0], acc[m][NB > 3 ? 3 : 0]);
-    for (int64_t j = k; j < K; j++)
-#pragma GCC unroll 4
-      for (int n = 0; n < NB; n++) sums[n] += TO_FLOAT(x[m][j]) * W_TO_FLOAT(w[n * w_stride + j]);
-    memcpy(out + m * out_stride, &sums, NB * sizeof(float));
-  }
-}
-
 #if defined(TILES)
-// The same sums in two halves of eight lanes each: the compiler keeps blocks of sixteen lanes in memory where registers have eight.
+// sum over k of x[m][k] * w[n][k] for a register block of MB rows of x and NB rows of w, in two halves of eight lanes each: the compiler
+// keeps blocks of sixteen lanes in memory where registers have eight.
 static inline __attribute__((always_inline)) void WNAME(dot_halves)(const int MB, const int NB, const T *const *x, const W *w,
                                                                     int64_t w_stride, int64_t K, float *out, int64_t out_stride) {
   v8 acc[2][4][2];
@@ -91,6 +62,36 @@ static void WNAME(dot_tile)(int mb, int nb, const T *const *x, const W *w, int64
 #undef DOTS
 }
 #else
+// sum over k of x[m][k] * w[n][k] for a register block of MB rows of x and NB rows of w.
+static inline __attribute__((always_inline)) void WNAME(dot_block)(
+    const int MB, const int NB, const T *const *x, const W *w, int64_t w_stride, int64_t K, float *out, int64_t out_stride) {
+  v16 acc[6][4];
+#pragma GCC unroll 6
+  for (int m = 0; m < MB; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < NB; n++) acc[m][n] = (v16){0};
+  int64_t k = 0;
+  for (; k + DOT_STEP <= K; k += DOT_STEP) {
+    DOT_VEC b[4];
+#pragma GCC unroll 4
+    for (int n = 0; n < NB; n++) b[n] = W_DOT_LOAD(w + n * w_stride + k);
+#pragma GCC unroll 6
+    for (int m = 0; m < MB; m++) {
+      DOT_VEC a = DOT_LOAD(x[m] + k);
+#pragma GCC unroll 4
+      for (int n = 0; n < NB; n++) acc[m][n] = DOT(acc[m][n], a, b[n]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < MB; m++) {
+    v4 sums = hsum4(acc[m][0], acc[m][NB > 1 ? 1 : 0], acc[m][NB > 2 ? 2 : 0], acc[m][NB > 3 ? 3 : 0]);
+    for (int64_t j = k; j < K; j++)
+#pragma GCC unroll 4
+      for (int n = 0; n < NB; n++) sums[n] += TO_FLOAT(x[m][j]) * W_TO_FLOAT(w[n * w_stride + j]);
+    memcpy(out + m * out_stride, &sums, NB * sizeof(float));
+  }
+}
+
 #define DOT_CASE(MB)                                                                             \
   case MB:                                                                                       \
     if (nb == 4) WNAME(dot_block)(MB, 4, x, w, w_stride, K, out, out_stride);                    \

@@ -15,7 +15,7 @@ static tile_weights NAME(float_rows)(const T *w, int64_t count, int64_t K, float
   tile_weights weights = {room, ROOM_STRIDE(K), 0};
   for (int64_t n = 0; n < count; n++, w += K, room += ROOM_STRIDE(K)) {
     int64_t k = 0;
-    for (; k + 8 <= K; k += 8) NAME(floats8)(room + k, w + k);
+    for (; k + 8 <= K; k += 8) store8_f32(room + k, NAME(load8)(w + k));
     for (; k < K; k++) room[k] = TO_FLOAT(w[k]);
   }
   return weights;
