@@ -21,6 +21,7 @@ from adapters_store.accounts.tenants import TenantStore
 from adapters_store.accounts.usage import UsageStore
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.errors import AdapterRejected, NotFound
+from adapters_store.filesystem import Filesystem
 from adapters_store.fleet.change_feed import ChangeFeed
 from adapters_store.fleet.serving_base import serving_base
 from adapters_store.format.adapter_folder import plan_files
@@ -42,7 +43,6 @@ from adapters_store.storage.audit import AuditLog
 from adapters_store.storage.availability import DEFAULT_GRACE_S, Availability
 from adapters_store.storage.blobs import RESERVE_BYTES, Blobs, FolderBlobs
 from adapters_store.storage.database import POLL_S, Database
-from adapters_store.storage.filesystem import Filesystem
 from adapters_store.storage.names import check_name, split_ref
 from adapters_store.versions import registry
 from adapters_store.versions.aliases import AliasStore, choose, meaning_of

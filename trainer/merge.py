@@ -25,6 +25,7 @@ from adapters_store.base.families import HEAD, family_of
 from adapters_store.base.files import load_config
 from adapters_store.base.folder import weight_files
 from adapters_store.errors import InputRefused
+from adapters_store.filesystem import Filesystem
 from adapters_store.format.adapter_folder import plan_folder
 from adapters_store.format.dtypes import TENSOR_TYPES
 from adapters_store.format.safetensors_header import TensorEntry
@@ -32,7 +33,6 @@ from adapters_store.format.tensor_file import WeightsFile
 from adapters_store.format.token_layers import TokenLayer
 from adapters_store.format.validate import AdapterPlan, PlannedModule
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
-from adapters_store.storage.filesystem import Filesystem
 from trainer.merge_parity import Parity, compare_merged, compare_requantised
 
 RECORD = "multilora_merge.json"

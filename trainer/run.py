@@ -13,7 +13,7 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from adapters_store.base.files import describe_base, load_config
-from adapters_store.storage.filesystem import Filesystem
+from adapters_store.filesystem import Filesystem
 from trainer.data.dataset import ENOUGH, PreparedData, batches_of, enough_of, prepare
 from trainer.data.examples import Examples
 from trainer.data.packing import InOrder

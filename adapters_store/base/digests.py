@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from adapters_store.base.folder import weight_files
+from adapters_store.filesystem import Filesystem
 from lora_kernels.native.build import cache_dir
 
 _log = logging.getLogger(__name__)
@@ -77,13 +77,8 @@ def _remember(made: Mapping[str, str]) -> None:
     """Beside what others have remembered meanwhile: making a value may take minutes. A folder that cannot be written
     costs the time to make it again, no more."""
     target = _file()
-    scratch = target.with_suffix(f".{uuid4().hex}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            scratch.write_text(json.dumps({**_known(), **made}))
-            scratch.replace(target)
-        finally:
-            scratch.unlink(missing_ok=True)
+        Filesystem().write_atomic(target, json.dumps({**_known(), **made}).encode(), durable=False)
     except OSError as error:
         _log.warning("what was read of a base is not remembered, and is read again next time: %s", error)

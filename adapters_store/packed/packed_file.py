@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
+from adapters_store.filesystem import Filesystem
 from adapters_store.format.dtypes import type_of_base
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter, PackedModule
-from adapters_store.storage.filesystem import Filesystem
 from lora_kernels import background
 from lora_kernels.background import TimeSlices
 

@@ -10,8 +10,8 @@ from zlib import crc32
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
+from adapters_store.filesystem import file_lock, tried_file_lock
 from adapters_store.storage.database_errors import as_store_errors
-from adapters_store.storage.filesystem import file_lock, tried_file_lock
 from adapters_store.storage.sessions import connect_limits, limit_sessions
 
 _CLASS = 0x6D6C6F72  # PostgreSQL's locks have two numbers; this one is the product's

@@ -14,11 +14,11 @@ from uuid import uuid4
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
+from adapters_store.filesystem import Filesystem
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.remote.keys import ADAPTERS, DATA
 from adapters_store.remote.remote import Remote
 from adapters_store.storage.blobs import FolderBlobs, disk_full_is_an_answer
-from adapters_store.storage.filesystem import Filesystem
 
 
 class ObjectBlobs:

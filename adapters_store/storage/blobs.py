@@ -16,8 +16,8 @@ from uuid import uuid4
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
+from adapters_store.filesystem import Filesystem
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
-from adapters_store.storage.filesystem import Filesystem
 
 RESERVE_BYTES = 64 * 1024 * 1024
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -17,10 +17,10 @@ from uuid import uuid4
 from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select, text, update
 
 from adapters_store.errors import StoreError, StoreUnavailable
+from adapters_store.filesystem import file_lock
 from adapters_store.storage import store_id
 from adapters_store.storage.availability import DEFAULT_GRACE_S, Availability
 from adapters_store.storage.database_errors import as_store_errors
-from adapters_store.storage.filesystem import file_lock
 from adapters_store.storage.schema import HEAD_REVISION, store_state
 from adapters_store.storage.sessions import connect_limits, limit_sessions, require_own_sessions
 from adapters_store.storage.store_id import BucketMark, Mark, StorePair

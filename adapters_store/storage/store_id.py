@@ -16,7 +16,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, select, update
 
 from adapters_store.errors import StoreError, StoreUnavailable
-from adapters_store.storage.filesystem import Filesystem
+from adapters_store.filesystem import Filesystem
 from adapters_store.storage.ownership import has_blob_rows, holds_blobs, require_ownership
 from adapters_store.storage.schema import store_state
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from adapters_store.storage.filesystem import Filesystem
+from adapters_store.filesystem import Filesystem
 from server.demo.assets import demo_base_path
 from support.trainers.training import base_with_a_wider_tokenizer, demo_spec, write_chats
 from trainer.__main__ import trained

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters_store.errors import UserError
-from adapters_store.storage.filesystem import Filesystem
+from adapters_store.filesystem import Filesystem
 
 PAUSE, CANCEL = "pause", "cancel"
 _CHECKPOINT = re.compile(r"step-(\d{6,})")

@@ -13,8 +13,8 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from adapters_store.filesystem import tried_file_lock
 from adapters_store.storage.database import Database, make_engine
-from adapters_store.storage.filesystem import tried_file_lock
 
 _TAKE = text("SELECT pg_try_advisory_lock(:key)")
 _STILL = text("SELECT 1")

@@ -15,10 +15,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from adapters_store.errors import StoreError
+from adapters_store.filesystem import Filesystem
 from adapters_store.remote.locks import Locks
 from adapters_store.remote.object_blobs import ObjectData
 from adapters_store.storage.blobs import disk_full_is_an_answer
-from adapters_store.storage.filesystem import Filesystem
 
 
 class DataBlobs:

@@ -20,7 +20,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from adapters_store.storage.filesystem import Filesystem
+from adapters_store.filesystem import Filesystem
 from server.jobs.settings import KUBERNETES
 from server.jobs.tasks.executor import ExecutorUnavailable, Task, TaskState
 

@@ -17,7 +17,7 @@ from uuid import uuid4
 from ray.dashboard.modules.job.common import JobStatus
 from ray.job_submission import JobSubmissionClient
 
-from adapters_store.storage.filesystem import Filesystem
+from adapters_store.filesystem import Filesystem
 from server.jobs.settings import RAY
 from server.jobs.tasks.executor import ExecutorUnavailable, Task, TaskState
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from adapters_store.filesystem import file_lock
 from adapters_store.storage.database import Database, make_engine
-from adapters_store.storage.filesystem import file_lock
 from server.jobs.tasks.executor import is_locked
 from server.jobs.worker.options import LOCK_FILE
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
+from adapters_store import filesystem
 from adapters_store.errors import StoreError
-from adapters_store.storage import filesystem
-from adapters_store.storage.filesystem import Filesystem
+from adapters_store.filesystem import Filesystem
 from adapters_store.store import AdapterStore
 from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base, write
 from support.stores.disks import fill_up, small_disk
@@ -172,7 +172,7 @@ def test_a_read_only_lock_file_still_locks(tmp_path: Path, monkeypatch: pytest.M
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
         return really_open(path, flags, *mode, **options)
 
-    monkeypatch.setattr("adapters_store.storage.filesystem.os.open", read_only)
+    monkeypatch.setattr("adapters_store.filesystem.os.open", read_only)
     with (
         filesystem.file_lock(lock, exclusive=True),
         lock.open("rb") as other,

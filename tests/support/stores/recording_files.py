@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from adapters_store.storage.filesystem import Filesystem
+from adapters_store.filesystem import Filesystem
 
 
 class RecordingFiles(Filesystem):

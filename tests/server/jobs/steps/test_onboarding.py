@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from adapters_store.storage.filesystem import Filesystem
+from adapters_store.filesystem import Filesystem
 from adapters_store.store import AdapterStore
 from server.jobs.steps.onboarding import Steps
 from server.jobs.store.records import Job, JobStatus

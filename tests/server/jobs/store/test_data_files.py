@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapters_store.errors import BlobDamaged, NotFound, StoreError
-from adapters_store.storage.filesystem import Filesystem
+from adapters_store.filesystem import Filesystem
 from server.jobs.limits import JobLimit, JobLimits, JobRefused
 from server.jobs.store.data_files import FileStore
 from support.servers.job_world import JobWorld
