@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select, text, update
@@ -24,6 +24,9 @@ from adapters_store.storage.database_errors import as_store_errors
 from adapters_store.storage.schema import HEAD_REVISION, store_state
 from adapters_store.storage.sessions import connect_limits, limit_sessions, require_own_sessions
 from adapters_store.storage.store_id import BucketMark, Mark, StorePair
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 POLL_S = 0.5  # how old a remembered answer may be before its reader looks for other processes' changes
 POOL_SIZE, MAX_OVERFLOW = 4, 4  # PostgreSQL's default limit is 100, for all servers and workers together
@@ -221,12 +224,20 @@ def _migrate(connection: Connection) -> None:
         message = f"the database is at revision {found}, this program knows up to {HEAD_REVISION}"
         raise StoreError("database_newer", message)
     from alembic import command  # costs 100 ms, and only the first process to open a new store pays it
+
+    config = migrations()
+    config.attributes["connection"] = connection
+    command.upgrade(config, HEAD_REVISION)
+
+
+def migrations() -> Config:
+    """Where alembic finds them."""
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
-    config.attributes["connection"] = connection
-    command.upgrade(config, HEAD_REVISION)
+    config.set_main_option("recursive_version_locations", "true")
+    return config
 
 
 def _revision(connection: Connection) -> str | None:

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-HEAD_REVISION = "0012"
+HEAD_REVISION = "0013"
 
 metadata = MetaData()
 
@@ -126,6 +126,7 @@ adapter_versions = Table(
     Column("tool_dialect", String(32)),
     Column("chat_template", String(71)),
     Column("invocation_tokens", Text),
+    Column("adapter_dtype", String(32)),
     UniqueConstraint("adapter_id", "number", name="uq_adapter_versions_number"),
     UniqueConstraint("adapter_id", "digest", name="uq_adapter_versions_digest"),
     Index("ix_adapter_versions_digest", "digest"),

@@ -18,6 +18,7 @@ class AdapterVersion:
     loaded: False if it is out of service; requests get adapter_unloaded until it is activated.
     tool_dialect: how its tool calls are written, chat_template: the digest of its own template; None: as the base's.
     invocation_tokens: those that switch an activated LoRA on; None: an ordinary one.
+    adapter_dtype: "int8", in which it is kept and served; None: the base's type.
     quarantined: the code why it is not served, as blob_damaged; None if it is served.
     """
 
@@ -37,6 +38,7 @@ class AdapterVersion:
     tool_dialect: str | None = None
     chat_template: str | None = None
     invocation_tokens: tuple[int, ...] | None = None
+    adapter_dtype: str | None = None
 
     @property
     def ref(self) -> str:
@@ -62,6 +64,7 @@ class AdapterVersion:
             "tool_dialect": self.tool_dialect,
             "chat_template": self.chat_template,
             "invocation_tokens": None if self.invocation_tokens is None else list(self.invocation_tokens),
+            "adapter_dtype": self.adapter_dtype,
             "bytes": self.num_bytes,
             "created": self.created_at,
         }

@@ -90,6 +90,7 @@ def _to_version(row: Row[Any]) -> AdapterVersion:
         tool_dialect=row.tool_dialect,
         chat_template=row.chat_template,
         invocation_tokens=None if row.invocation_tokens is None else tuple(json.loads(row.invocation_tokens)),
+        adapter_dtype=row.adapter_dtype,
     )
 
 
@@ -115,6 +116,7 @@ def draft_of(tenant: str, name: str, digest: AdapterDigest, plan: AdapterPlan, *
         tool_dialect=plan.tool_dialect,
         chat_template=template_digest(plan.chat_template),
         invocation_tokens=plan.alora_invocation_tokens,
+        adapter_dtype="int8" if plan.is_int8 else None,
     )
 
 
@@ -181,6 +183,7 @@ def _insert_version(connection: Connection, adapter_id: int, number: int, draft:
             tool_dialect=draft.tool_dialect,
             chat_template=draft.chat_template,
             invocation_tokens=None if draft.invocation_tokens is None else json.dumps(draft.invocation_tokens),
+            adapter_dtype=draft.adapter_dtype,
         )
     )
     connection.execute(update(adapters).where(adapters.c.id == adapter_id).values(last_number=number))

@@ -126,12 +126,14 @@ def show(
         version = store.resolve(tenant, ref)
         versions = store.versions(tenant, version.name)
     output.emit(**version.to_json(), versions=[each.to_json() for each in versions])
+    of_base = "the base's"
     output.say(f"adapter  {version.tenant}/{version.ref}")
     output.say(f"digest   {version.digest}")
     output.say(f"base     {version.base_digest}")
     output.say(f"rank     {version.rank}, on {', '.join(version.target_modules)}")
+    output.say(f"dtype    {version.adapter_dtype or of_base}")
     if version.tool_dialect is not None or version.chat_template is not None:
-        template = version.chat_template or "the base's"
+        template = version.chat_template or of_base
         output.say(f"chats    tool dialect {version.tool_dialect or 'by the template'}, chat template {template}")
     _show_versions(output, versions)
 
@@ -166,7 +168,7 @@ def _show_versions(output: Output, versions: list[AdapterVersion]) -> None:
             v.ref,
             _state(v),
             str(v.rank),
-            size(v.num_bytes),
+            size(v.num_bytes) if v.adapter_dtype is None else f"{size(v.num_bytes)}, {v.adapter_dtype}",
             when(v.created_at),
             v.digest[:19],
         )

@@ -14,7 +14,7 @@ def make_old(data_dir: Path, url: str | None = None) -> None:
     with engine.connect().execution_options(multilora_write=True) as connection, connection.begin():
         for table in ("tenant_meters", "servers", "served_bases", "batch_lines", "batches"):
             connection.execute(text(f"DROP TABLE {table}"))
-        for column in ("tool_dialect", "chat_template", "invocation_tokens"):
+        for column in ("tool_dialect", "chat_template", "invocation_tokens", "adapter_dtype"):
             connection.execute(text(f"ALTER TABLE adapter_versions DROP COLUMN {column}"))
         connection.execute(text("ALTER TABLE jobs DROP COLUMN executor"))
         connection.execute(text("ALTER TABLE store_state DROP COLUMN store_id"))

@@ -113,7 +113,7 @@ export class AdapterRow {
         version.active && el("span", { class: "tag" }, "active"),
         !version.active && version.percent > 0 && el("span", { class: "tag tag-warn" }, `canary ${version.percent} %`),
         tierTag(tier, pinned),
-        el("span", { class: "fine", title: version.target_modules.join(", ") }, `${bytes(version.bytes)} \u00b7 rank ${version.rank} \u00b7 ${plural(version.target_modules.length, "module")} \u00b7 ${day(version.created)}`),
+        el("span", { class: "fine", title: version.target_modules.join(", ") }, `${bytes(version.bytes)}${version.adapter_dtype ? ` in ${version.adapter_dtype}` : ""} \u00b7 rank ${version.rank} \u00b7 ${plural(version.target_modules.length, "module")} \u00b7 ${day(version.created)}`),
       ),
       version.quarantined && el("p", { class: "fine" }, `Not served: ${version.quarantined}`),
       el(

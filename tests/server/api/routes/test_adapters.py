@@ -58,6 +58,9 @@ def test_an_int8_adapter_takes_less_room_is_measured_and_answers(client: httpx.C
     assert small.status_code == 201, small.text
     assert small.json()["digest"] != plain.json()["digest"]
     assert small.json()["bytes"] < plain.json()["bytes"]
+    listed = {each["name"]: each["adapter_dtype"] for each in client.get("/v1/adapters?limit=100").json()["data"]}
+    assert (listed["plain"], listed["small"]) == (None, "int8")
+    assert client.get("/v1/adapters/small").json()["versions"][-1]["adapter_dtype"] == "int8"
     ask = {"model": "small", "prompt": "hello", "max_tokens": 2, "temperature": 0}
     assert client.post("/v1/completions", json=ask).status_code == 200
     again = upload(client, "small", seed=3, multilora_adapter_dtype="int8")

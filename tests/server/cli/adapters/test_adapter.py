@@ -72,6 +72,10 @@ def test_push_in_int8_measures_on_the_base_and_halves_the_bytes(
     plain, small = (push("law", "--base", base, *options, folder=tmp_path) for options in ((), INT8))
     assert (small["id"], small["digest"] == plain["digest"]) == ("law@2", False)
     assert plain["bytes"] > small["bytes"]
+    assert [each["adapter_dtype"] for each in (plain, small)] == [None, "int8"]
+    for ref, dtype in (("law@1", "the base's"), ("law@2", "int8")):
+        assert f"dtype    {dtype}\n" in run("adapter", "show", ref, "--tenant", "acme").output
+    assert run("adapter", "list").output.count("int8") == 1
     refused = run("adapter", "push", adapter, "--tenant", "acme", "--name", "law", "--adapter-dtype", "int4")
     assert "adapter_dtype: must be int8 or absent, got 'int4'" in refused.output
     with pytest.raises(CommandError, match="name its folder with --base"):
