@@ -18,7 +18,8 @@ from adapters_store.storage.schema import usage_days
 
 
 class UsageKey(NamedTuple):
-    """day: YYYY-MM-DD, UTC. adapter: "name@3", or "base"."""
+    """day: YYYY-MM-DD, UTC. adapter: "name@3", "base", those that one request named together as "a@1+b@2", or "other":
+    a tenant's further sets of these."""
 
     day: str
     tenant: str

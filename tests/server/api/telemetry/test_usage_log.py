@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-from adapters_store.accounts.usage import UsageCounts, UsageKey
+from adapters_store.accounts.usage import UsageCounts, UsageKey, total_of
 from adapters_store.errors import StoreError
 from adapters_store.store import AdapterStore
-from server.api.telemetry.usage_log import UsageLog
+from server.api.telemetry.usage_log import MAX_SETS, UsageLog
 from support.servers.waiting import wait_until
 from support.stopwatch import quiet_s
 
@@ -53,6 +54,28 @@ def test_what_cannot_be_written_is_written_later_and_once(
     log.flush()
     [(_, counts)] = own_store.usage.rows()
     assert counts == UsageCounts(2, 2, 3, 5)
+
+
+def test_sets_of_adapters_have_as_many_rows_as_are_allowed_and_every_token_is_in_one(own_store: AdapterStore) -> None:
+    now_s = [20_000 * DAY_S - 1.0]
+    log = UsageLog(own_store.usage, clock=lambda: now_s[0])
+    names = [f"a{index}@1" for index in range(50)]
+    sets = ["+".join(pair) for pair in combinations(names, 2)]
+    for _ in range(2):
+        for part in (sets[:600], sets[600:], names):
+            for adapter in part:
+                log.add("acme", adapter, UsageCounts(1, 2, 0, 3))
+            log.add("globex", "a@1+b@1", UsageCounts(1))
+            log.flush()
+        now_s[0] += 2.0
+    rows = own_store.usage.rows(tenant="acme")
+    for day in ("2024-10-03", "2024-10-04"):
+        found = {key.adapter: counts for key, counts in rows if key.day == day}
+        assert found.keys() == {*sets[:MAX_SETS], "other", *names}
+        assert found["other"].requests == len(sets) - MAX_SETS
+    assert {key.adapter for key, _ in own_store.usage.rows(tenant="globex")} == {"a@1+b@1"}
+    num_requests = 2 * (len(sets) + len(names))
+    assert total_of(rows) == UsageCounts(num_requests, 2 * num_requests, 0, 3 * num_requests)
 
 
 def test_the_thread_writes_within_its_interval_and_at_the_end(own_store: AdapterStore) -> None:
