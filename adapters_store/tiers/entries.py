@@ -1,4 +1,6 @@
-"""The nouns of adapter memory: an adapter's owner, its range on the device, and the copy to it. No decisions."""
+"""The nouns of adapter memory: an adapter's owner, its place in host memory, its range on the device, and the copy to
+it. No decisions.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +51,15 @@ class PoolEntry:
     @property
     def is_evictable(self) -> bool:
         return self.ref_count == 0 and self.state is EntryState.READY and not self.pinned
+
+
+@dataclass(slots=True, eq=False)
+class HostEntry:
+    """One adapter in host memory. While `pins` > 0 a copy reads its buffer and it is not evicted."""
+
+    adapter: PackedAdapter
+    pins: int = 0
+    was_used: bool = False
 
 
 class Reservation(NamedTuple):

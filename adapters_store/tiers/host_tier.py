@@ -1,6 +1,6 @@
 """Decides which adapters are kept in host memory. Knows bytes, digests and a queue of loads; knows neither disk format
 nor device. Loading runs on one background thread, so no other thread waits for a disk; what is in an object store is
-fetched before that, on threads of its own.
+fetched before that, on threads of its own. Tenants' loads alternate, however many one of them has queued.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, StoreError
 from adapters_store.remote.fetches import Fetches
+from adapters_store.tiers.entries import HostEntry
 from adapters_store.tiers.host_slab import HostMemoryFull
+from adapters_store.tiers.stats import HostTierStats
 
 if TYPE_CHECKING:
     from adapters_store.packed.layout import PackedAdapter
@@ -47,37 +49,18 @@ class HostTierSettings:
 
 
 @dataclass(slots=True, eq=False)
-class HostEntry:
-    """One adapter in host memory. While `pins` > 0 a copy reads its buffer and it is not evicted."""
-
-    adapter: PackedAdapter
-    pins: int = 0
-    was_used: bool = False
-
-
-@dataclass(slots=True)
-class HostTierStats:
-    """hits: copies to the device that needed no load. misses: loads queued. unstored: loads that found no room."""
-
-    loads: int = 0
-    failures: int = 0
-    hits: int = 0
-    misses: int = 0
-    evictions: int = 0
-    unstored: int = 0
-    num_bytes: int = 0
-
-
-@dataclass(slots=True, eq=False)
 class _Load:
     """One load, queued or running. If its digest is dropped, its result is discarded.
 
+    turn: the lowest is next; a tenant's loads have one each, so that tenants alternate.
     fetched: done when the disk has it; None: it is there. is_outdated: the store has changed since it began, so its
     failure is ignored.
     """
 
     digest: AdapterDigest
     since_s: float
+    tenant: str
+    turn: int
     fetched: Future[None] | None = None
     is_outdated: bool = False
 
@@ -125,7 +108,8 @@ class HostTier:
         self._after_load = after_load
         self._changed = threading.Condition()
         self._entries: OrderedDict[AdapterDigest, HostEntry] = OrderedDict()  # least recently used first
-        self._queue: deque[_Load] = deque()
+        self._queue: list[_Load] = []
+        self._turn = 0  # the highest that was begun
         self._loads: dict[AdapterDigest, _Load] = {}
         self._failures: OrderedDict[AdapterDigest, tuple[StoreError, float]] = OrderedDict()  # with expiry, in order
         self._unstored: dict[AdapterDigest, _Unstored] = {}
@@ -159,8 +143,9 @@ class HostTier:
         if self._thread is not None:
             self._thread.join()
 
-    def request(self, digest: AdapterDigest) -> bool:
-        """Queue a load, unless the adapter is here or under way, failed lately, or is known to find no room now.
+    def request(self, digest: AdapterDigest, tenant: str = "") -> bool:
+        """Queue a load for a tenant, unless the adapter is here or under way, failed lately, or is known to find no
+        room now.
 
         False if the queue is full.
         """
@@ -169,7 +154,8 @@ class HostTier:
                 return True
             if len(self._queue) >= self.settings.max_queue:
                 return False
-            load = self._loads[digest] = _Load(digest, self._clock())
+            turns = [load.turn + 1 for load in self._loads.values() if load.tenant == tenant]
+            load = self._loads[digest] = _Load(digest, self._clock(), tenant, max((self._turn, *turns)))
             self._queue.append(load)
             self._stats.misses += 1
             if self._fetches is not None:
@@ -231,22 +217,24 @@ class HostTier:
                 load.is_outdated = load is self._loading or load.fetched is not None
 
     def prioritise(self, digests: Sequence[AdapterDigest]) -> None:
-        """Set the wanted adapters, the most urgent first: no less urgent one takes their room."""
+        """Set the wanted adapters, the most urgent first: no less urgent one takes their room. A queued load of another
+        one is dropped."""
         with self._changed:
             urgency = {digest: rank for rank, digest in enumerate(digests)}
             self._room_version += urgency != self._urgency
             self._urgency = urgency
             for digest in self._unstored.keys() - urgency.keys():
                 del self._unstored[digest]
+            for load in [each for each in self._queue if each.digest not in urgency]:
+                self._unqueue(load)
 
     def drop(self, digest: AdapterDigest) -> None:
         """Forget the adapter: from memory, from the queue, its failure, and the result of a load under way."""
         with self._changed:
-            load = self._loads.pop(digest, None)
+            load = self._loads.get(digest)
             if load is not None and load in self._queue:
-                self._queue.remove(load)
-                if load.fetched is not None:
-                    load.fetched.cancel()
+                self._unqueue(load)
+            self._loads.pop(digest, None)
             self._failures.pop(digest, None)
             self._unstored.pop(digest, None)
             if digest in self._entries:
@@ -273,12 +261,13 @@ class HostTier:
             return replace(self._stats)
 
     def load_next(self) -> bool:
-        """Do the oldest queued load whose adapter is on the disk, on this thread; False if there is none."""
+        """Do the next queued load whose adapter is on the disk, on this thread; False if there is none."""
         with self._changed:
-            load = next((each for each in self._queue if each.is_fetched), None)
+            load = min((each for each in self._queue if each.is_fetched), key=lambda each: each.turn, default=None)
             if load is None:
                 return False
             self._queue.remove(load)
+            self._turn = max(self._turn, load.turn)
             self._loading = load
             self._busy_since_s = self._clock()
         error = None if load.fetched is None else load.fetched.exception()
@@ -316,6 +305,12 @@ class HostTier:
             return AdapterUnavailable(
                 "adapter_load_failed", f"adapter {digest} could not be loaded; see the server's log"
             )
+
+    def _unqueue(self, load: _Load) -> None:
+        self._queue.remove(load)
+        del self._loads[load.digest]
+        if load.fetched is not None:
+            load.fetched.cancel()
 
     def _end_load(self, load: _Load, outcome: PackedAdapter | StoreError | HostMemoryFull) -> None:
         self._version += 1

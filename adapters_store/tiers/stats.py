@@ -8,7 +8,6 @@ from typing import NamedTuple
 from adapters_store.base.description import AdapterDigest
 from adapters_store.tiers.device_pool import DevicePool
 from adapters_store.tiers.entries import EntryState
-from adapters_store.tiers.host_tier import HostTierStats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +26,19 @@ class AdapterTiersSettings:
         for name in ("max_copies", "max_loads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(slots=True)
+class HostTierStats:
+    """hits: copies to the device that needed no load. misses: loads queued. unstored: loads that found no room."""
+
+    loads: int = 0
+    failures: int = 0
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    unstored: int = 0
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -283,7 +283,11 @@ class AdapterTiers:
         self._is_incomplete |= self._limit < len(self._wanted)
         self._placement.end(len(self._no_room_since))
         # Adapters on the device need no room in host memory.
-        self._host.prioritise([digest for digest in in_order if self._pool.get(digest) is None])
+        urgent = dict.fromkeys((*in_order, *self._wanted))
+        self._host.prioritise([digest for digest in urgent if self._pool.get(digest) is None])
+
+    def _owner_of(self, digest: AdapterDigest) -> Owner:
+        return self._placement.owners.get(digest) or self._warming.get(digest, NO_OWNER)
 
     def _advance_one(self, digest: AdapterDigest, more_urgent: Collection[AdapterDigest]) -> bool:
         """One step for an adapter that is not on the device; returns whether more remains to be done."""
@@ -294,7 +298,7 @@ class AdapterTiers:
                 return self._fail(digest, error)
             if self._loads_left:
                 self._loads_left -= 1
-                self._host.request(digest)
+                self._host.request(digest, self._owner_of(digest).tenant)
             return True
         if not self._transfers.may_start:
             self._must_advance = True

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.tiers.device_pool import DevicePool
-from adapters_store.tiers.entries import CopyHandle, DeviceCopier, Owner, PoolEntry
-from adapters_store.tiers.host_tier import HostEntry, HostTier
+from adapters_store.tiers.entries import CopyHandle, DeviceCopier, HostEntry, Owner, PoolEntry
+from adapters_store.tiers.host_tier import HostTier
 
 if TYPE_CHECKING:
     from adapters_store.packed.layout import PackedAdapter

@@ -11,7 +11,8 @@ import pytest
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import BlobDamaged, StoreError
 from adapters_store.packed.layout import PackedAdapter
-from adapters_store.tiers.host_tier import HostEntry, HostTier, HostTierSettings
+from adapters_store.tiers.entries import HostEntry
+from adapters_store.tiers.host_tier import HostTier, HostTierSettings
 from support.worlds.adapter_memory import FakeClock, digest_of, packed
 
 A, B, C, D = (digest_of(name) for name in "abcd")
@@ -70,6 +71,44 @@ def test_loads_are_done_once_each_in_the_order_asked(host: HostTier, loader: Loa
     assert loader.asked == [B, A]
     assert host.find(A) is not None
     assert (host.stats().loads, host.stats().misses, host.stats().num_bytes) == (2, 2, 80)
+
+
+def test_tenants_loads_alternate_however_many_one_has_queued(loader: Loader, clock: FakeClock) -> None:
+    host = HostTier(HostTierSettings(max_bytes=10_000), loader, clock=clock)
+    acme, globex = ([digest_of(f"{tenant}{index}") for index in range(6)] for tenant in ("acme", "globex"))
+
+    def arrive() -> None:
+        loader.meanwhile = lambda: None
+        for digest in globex[:3]:
+            host.request(digest, "globex")
+        host.request(acme[5], "acme")
+
+    loader.meanwhile = arrive  # the first of acme's is under way
+    for digest in acme[:5]:
+        host.request(digest, "acme")
+    while host.load_next():
+        continue
+    assert loader.asked == [acme[0], globex[0], acme[1], globex[1], acme[2], globex[2], *acme[3:]]
+    for digest in globex[3:5]:
+        host.request(digest, "globex")
+    for digest in (A, B):
+        host.request(digest, "acme")  # what it loaded alone is not held against it
+    while host.load_next():
+        continue
+    assert loader.asked[9:] == [globex[3], A, globex[4], B]
+
+
+def test_a_queued_load_that_is_not_wanted_any_more_is_dropped(host: HostTier, loader: Loader) -> None:
+    for digest in (A, B, C):
+        host.request(digest)
+    host.prioritise([B])
+    assert host.request(D)
+    while host.load_next():
+        continue
+    assert loader.asked == [B, D]
+    assert host.request(A)
+    assert host.load_next()
+    assert host.find(A) is not None
 
 
 def test_a_full_queue_takes_no_more(host: HostTier) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import pytest
 
+from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import BlobDamaged, StoreError
+from adapters_store.packed.layout import PackedAdapter
 from adapters_store.tiers.entries import EntryState, Owner
 from adapters_store.tiers.stats import AdapterTiersSettings
-from support.worlds.adapter_memory import digest_of
+from support.worlds.adapter_memory import digest_of, packed
 from support.worlds.tiers_bench import Bench, make_bench
 
 A, B, C, D, E = (digest_of(name) for name in "abcde")
@@ -65,6 +67,31 @@ def test_what_is_first_gets_on_and_is_not_pushed_out_by_what_comes_after(bench: 
     bench.tiers.update([A, B])  # later in the queue, but a preempted request goes to the front
     bench.settle()
     assert bench.resident() == {A}
+
+
+def test_a_tenant_that_wants_new_ones_all_the_time_delays_another_tenants_by_one_load(bench: Bench) -> None:
+    """As with several adapters in a request and new weights in each, whose client hangs up before it is charged."""
+    asked: list[AdapterDigest] = []
+    flood, num_begun = Owner("acme"), 0
+
+    def begin() -> None:
+        nonlocal num_begun
+        num_begun += 4
+        first, *others = (digest_of(f"m{number}") for number in range(num_begun, num_begun + 20))
+        cold = {A: Owner("globex")} if num_begun >= 40 else {}
+        bench.tiers.update({first: flood, **cold, **dict.fromkeys(others, flood)})
+
+    def load(digest: AdapterDigest) -> PackedAdapter:
+        asked.append(digest)
+        begin()
+        return packed(digest.removeprefix("sha256:"), 10)
+
+    bench.host._load = load
+    begin()
+    while A not in asked:
+        assert bench.host.load_next()
+    assert asked.index(A) == 9
+    assert len(bench.host._queue) <= 21, "what is not wanted any more is not loaded"
 
 
 def test_a_small_one_may_pass_a_large_one_that_finds_no_room(bench: Bench) -> None:

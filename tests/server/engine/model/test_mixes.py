@@ -4,9 +4,11 @@ that keeps adapters."""
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -224,6 +226,39 @@ def test_tokens_are_pefts_in_a_pool_for_few_and_caches_know_the_weights(tmp_path
             for weights in (sums[-1], [1.0, -1.0, 1.5])
         )
         assert (again, other) == (16, 0)
+
+
+def test_new_weights_in_each_request_delay_another_tenants_cold_adapter_by_one_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_base(tmp_path / "base")
+    folders = [save_adapter(base, tmp_path / str(seed), config, seed=seed) for seed, config in enumerate(CONFIGS)]
+    published = {str(index): folder for index, folder in enumerate(folders)}
+    with running(base, published, tmp_path / "data") as service:
+        world, prompt = World(service, base, folders, tmp_path / "peft"), list(range(40, 61))
+        store, host = service.store, service.parts.host
+        load_packed, go_on = store.load_packed, threading.Event()
+        loads: list[AdapterDigest] = []
+
+        def load(digest: AdapterDigest, *args: Any, **named: Any) -> PackedAdapter:
+            loads.append(digest)
+            assert go_on.wait(60)
+            return load_packed(digest, *args, **named)
+
+        monkeypatch.setattr(store, "load_packed", load)
+        with service.held():
+            flood = [service.ask(prompt, world.version([0.5, index / 64]), max_tokens=2) for index in range(24)]
+        wait_until(lambda: loads and host.stats().misses >= 8)
+        for request_id, _ in flood[:12]:
+            service.worker.abort(request_id)
+        cold = service.versions["2"].digest
+        answer = service.ask(prompt, "2", tenant="globex", max_tokens=2)[1]
+        wait_until(lambda: cold in host._loads)
+        go_on.set()
+        assert answer.tokens() == greedy_by_peft(base, folders[2], prompt, 2)
+        assert all(each.tokens() for _, each in flood[12:])
+        assert loads.index(cold) == 1
+        assert len(loads) <= 1 + 1 + 12, "a load is dropped with its last request"
 
 
 def test_a_part_that_leaves_service_takes_its_mixes_along_when_their_requests_have_ended(tmp_path: Path) -> None:
