@@ -15,6 +15,7 @@ from lora_kernels.attention.query_tiles import AttentionTiles, attention_tiles
 from lora_kernels.native.bindings import CAttention
 
 NATIVE_MAX_CONTEXT_TO_PREFILL = 192  # a longer prefill goes to the library's flash attention
+MIN_PROMPT_TOKENS = 16  # fewer tokens of a sequence fill no lanes of the C kernel for prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,16 @@ class LayerCache:
     values: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class PromptSplit:
+    """Which sequences of a step are prompts, each computed at once. bounds [prompts, 2]: first token and number of
+    tokens. listed: the other sequences' tokens, one by one."""
+
+    sequences: list[int]
+    bounds: NDArray[np.int32]
+    listed: NDArray[np.int32]
+
+
 @dataclass(eq=False)
 class PagedBatch:
     """Where the step's tokens are in the cache. Host arrays; `slot_mapping_T` on the model's device.
@@ -58,38 +69,45 @@ class PagedBatch:
     positions_T: NDArray[np.int32]
     sequences_T: NDArray[np.int32]
     block_size: int
-    _listed: NDArray[np.int32] = field(init=False)
-    long_prefills: list[int] = field(init=False)
-    _structs: dict[tuple[int, int, int, AttentionRule], CAttention] = field(init=False, default_factory=dict)
+    _splits: dict[bool, PromptSplit] = field(init=False, default_factory=dict)
+    _structs: dict[tuple[int, int, int, AttentionRule, bool], CAttention] = field(init=False, default_factory=dict)
     _tiles: dict[tuple[int, int, int], AttentionTiles] = field(init=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        lengths = np.diff(self.query_starts)
-        long = (lengths > 1) & (self.context_lens > NATIVE_MAX_CONTEXT_TO_PREFILL)
-        self.long_prefills = np.flatnonzero(long).tolist()
-        self._listed = np.flatnonzero(~np.repeat(long, lengths)).astype(np.int32)
 
     @property
     def num_sequences(self) -> int:
         return len(self.context_lens)
 
-    @property
-    def num_listed(self) -> int:
-        """Tokens for the C kernel; the others belong to `long_prefills`."""
-        return len(self._listed)
+    def prompt_split(self, *, takes_prompts: bool) -> PromptSplit:
+        """takes_prompts: whether the C kernels have code of their own for prompts. Else long ones are the library's."""
+        if takes_prompts not in self._splits:
+            lengths = np.diff(self.query_starts)
+            long = lengths >= MIN_PROMPT_TOKENS
+            if not takes_prompts:
+                long = (lengths > 1) & (self.context_lens > NATIVE_MAX_CONTEXT_TO_PREFILL)
+            sequences = np.flatnonzero(long)
+            self._splits[takes_prompts] = PromptSplit(
+                sequences=sequences.tolist(),
+                bounds=np.stack((self.query_starts[:-1], lengths), axis=1)[sequences].astype(np.int32),
+                listed=np.flatnonzero(~np.repeat(long, lengths)).astype(np.int32),
+            )
+        return self._splits[takes_prompts]
 
-    def native_args(self, q_heads: int, kv_heads: int, head_dim: int, rule: AttentionRule) -> CAttention:
+    def native_args(
+        self, q_heads: int, kv_heads: int, head_dim: int, rule: AttentionRule, *, takes_prompts: bool
+    ) -> CAttention:
         """The C kernels' view of this batch, made once per shape and rule."""
-        key = (q_heads, kv_heads, head_dim, rule)
+        key = (q_heads, kv_heads, head_dim, rule, takes_prompts)
         if key not in self._structs:
-            shape = (len(self.positions_T), len(self._listed), q_heads, kv_heads, head_dim, self.block_size)
-            arrays = (self.block_tables, self.sequences_T, self.positions_T, self._listed)
+            split = self.prompt_split(takes_prompts=takes_prompts)
+            shape = (len(self.positions_T), len(split.listed), q_heads, kv_heads, head_dim, self.block_size)
+            arrays = (self.block_tables, self.sequences_T, self.positions_T, split.listed, split.bounds)
             self._structs[key] = CAttention(
                 *shape,
                 self.block_tables.shape[1],
                 rule.window,
                 int(self.context_lens.max()),
                 *(array.ctypes.data for array in arrays),
+                len(split.bounds),
                 rule.scale,
                 rule.softcap,
             )

@@ -46,7 +46,7 @@ def paged_attention(
         to_library = list(range(batch.num_sequences))
     else:
         _run_native(native, out_THD, (q_HTD, k_HTD, v_HTD), cache, batch=batch, rule=rule)
-        to_library = batch.long_prefills
+        to_library = [] if native.takes_prompts else batch.prompt_split(takes_prompts=False).sequences
     for sequence in to_library:
         first, last = (int(bound) for bound in batch.query_starts[sequence : sequence + 2])
         out_THD[first:last] = _attend_one(q_HTD[:, first:last], cache, batch=batch, sequence=sequence, rule=rule)
@@ -76,11 +76,13 @@ def _run_native(
     rule: AttentionRule,
 ) -> None:
     q, k, v = qkv
-    args = ctypes.addressof(batch.native_args(q.shape[0], k.shape[0], q.shape[2], rule))
+    has_prompts = bool(native.takes_prompts)
+    args_of_batch = batch.native_args(q.shape[0], k.shape[0], q.shape[2], rule, takes_prompts=has_prompts)
+    args = ctypes.addressof(args_of_batch)
     caches = (cache.keys.data_ptr(), cache.values.data_ptr())
     strides = (k.stride(1), k.stride(0), v.stride(1), v.stride(0))
     native.store_kv(args, *caches, k.data_ptr(), v.data_ptr(), *strides, batch.slot_mapping_T.data_ptr())
-    if batch.num_listed:
+    if args_of_batch.num_listed or has_prompts:
         native.paged_attention(args, out_THD.data_ptr(), q.data_ptr(), q.stride(1), q.stride(0), *caches)
 
 

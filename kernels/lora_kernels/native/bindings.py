@@ -70,6 +70,8 @@ class CAttention(ctypes.Structure):
         ("sequence", c_void_p),
         ("position", c_void_p),
         ("listed", c_void_p),
+        ("prompts", c_void_p),
+        ("num_prompts", c_int64),
         ("scale", c_float),
         ("softcap", c_float),
     )
@@ -81,6 +83,7 @@ class NativeOps:
 
     linear_max_rows, nf4_max_rows: up to this many rows they are faster than torch on this machine; 0: never.
     linear_min_rows: from this many.
+    takes_prompts: whether paged_attention has code of its own for many tokens of one sequence.
     """
 
     linear: Any
@@ -95,6 +98,7 @@ class NativeOps:
     linear_max_rows: int
     nf4_max_rows: int
     linear_min_rows: int
+    takes_prompts: int
 
 
 _P, _I = c_void_p, c_int64
@@ -124,7 +128,7 @@ def native_ops(dtype: torch.dtype) -> NativeOps | None:
         function.argtypes, function.restype = argtypes, None
         functions[name] = function
     limits = {}
-    names = {name: f"ml_{name}_{suffix}" for name in ("linear_max_rows", "nf4_max_rows")}
+    names = {name: f"ml_{name}_{suffix}" for name in ("linear_max_rows", "nf4_max_rows", "takes_prompts")}
     for name, symbol in {**names, "linear_min_rows": "ml_linear_min_rows"}.items():
         limit = getattr(library, symbol)
         limit.restype = c_int64

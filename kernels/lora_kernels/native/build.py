@@ -15,7 +15,7 @@ from pathlib import Path
 
 SOURCES = tuple(
     Path(__file__).with_name(name)
-    for name in ("kernels.c", "ops.h", "products.h", "tiles.h", "tiled_linear.h", "background.h")
+    for name in ("kernels.c", "ops.h", "products.h", "tiles.h", "tiled_linear.h", "pair_tiles.h", "prompt_attention.h", "background.h")
 )
 FLAGS = ("-O2", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
 

@@ -50,6 +50,8 @@ typedef struct {
   const int32_t *sequence;      // [tokens] row of block_tables
   const int32_t *position;      // [tokens]
   const int32_t *listed;        // [listed] which tokens to attend from
+  const int32_t *prompts;       // [prompts, 2] first token and number of tokens of each prompt: not listed
+  int64_t num_prompts;
   float scale, softcap;
 } attention_args;
 
@@ -231,10 +233,11 @@ static inline void nf4_values_bf16(bf16 *to, const uint8_t *packed, const float 
 #endif
 }
 
+#define TILE_COLUMNS 96
 #if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)  // elsewhere the dot product or the library is faster
 #define TILES
-#define TILE_COLUMNS 96
-#define PANEL_BYTES (320 * 1024)
+#define PANEL_BYTES(M, K) (((M) + 15) / 16 * 16 * (K) * (int64_t)sizeof(float))
+#define GROUP_BYTES (320 * 1024)
 #include "tiles.h"
 
 // Eight elements <-> eight floats, with the same rounding as sixteen.
@@ -296,6 +299,10 @@ static inline void store8_bf16(bf16 *p, v8 f) {
 #define TO_FLOAT bf16_to_float
 #define FROM_FLOAT float_to_bf16
 #if defined(__AVX512BF16__)
+#include "pair_tiles.h"
+#include "prompt_attention.h"
+#define PROMPT_ATTENTION prompt_attention
+#define PANEL_BYTES(M, K) ((M) > 4 && (K) % 2 == 0 ? ((M) + 31) / 32 * 32 * (K) * (int64_t)sizeof(bf16) : 0)
 #define DOT_STEP 32
 #define DOT_VEC __m512bh
 #define DOT_LOAD(p) ((__m512bh)_mm512_loadu_si512(p))
@@ -326,7 +333,7 @@ int64_t ml_linear_max_rows_f32(void) { return 0; }
 int64_t ml_nf4_max_rows_f32(void) { return 8; }
 #endif
 #if defined(__AVX512BF16__)
-int64_t ml_linear_max_rows_bf16(void) { return 64; }
+int64_t ml_linear_max_rows_bf16(void) { return INT64_MAX; }
 int64_t ml_nf4_max_rows_bf16(void) { return 64; }
 #elif defined(TILES)  // the library multiplies bf16 one value at a time there
 int64_t ml_linear_max_rows_bf16(void) { return INT64_MAX; }
@@ -335,6 +342,14 @@ int64_t ml_nf4_max_rows_bf16(void) { return 8; }
 int64_t ml_linear_max_rows_bf16(void) { return 0; }
 int64_t ml_nf4_max_rows_bf16(void) { return 8; }
 #endif
+
+// Whether ml_paged_attention takes prompts; else all their tokens are listed, or the library's.
+#if defined(__AVX512BF16__)
+int64_t ml_takes_prompts_bf16(void) { return 1; }
+#else
+int64_t ml_takes_prompts_bf16(void) { return 0; }
+#endif
+int64_t ml_takes_prompts_f32(void) { return 0; }
 
 #if defined(TILES)
 int64_t ml_linear_min_rows(void) { return 2; }

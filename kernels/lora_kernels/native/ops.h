@@ -104,18 +104,17 @@ void NAME(ml_lora_delta)(const lora_batch *b, const lora_group *g, T *y, int64_t
 void NAME(ml_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *x, int64_t x_stride,
                      const T *w, const T *bias, int64_t M, int64_t N) {
   int64_t K = g->in_features;
-  float *panels = 0;
-#if defined(TILES)
-  panels = (float *)aligned_alloc(64, (size_t)((M + 15) / 16 * 16 * K) * sizeof(float));
+  void *panels = 0;
+#if defined(PANEL_BYTES)
+  if (PANEL_BYTES(M, K)) panels = aligned_alloc(64, (size_t)PANEL_BYTES(M, K));
 #endif
 #pragma omp parallel
   {
     int tid = omp_get_thread_num(), nt = omp_get_num_threads();
     if (panels) {
-#if defined(TILES)
-      NAME(pack)(panels, x, x_stride, M, K, K * tid / nt, K * (tid + 1) / nt);
-      float *room = (float *)aligned_alloc(64, (size_t)(12 * ROOM_STRIDE(K)) * sizeof(float));
-      if (!room) abort();
+#if defined(PANEL_BYTES)
+      NAME(pack)(panels, x, x_stride, M, K, tid, nt);
+      void *room = NAME(room)(K);
 #pragma omp barrier
 #pragma omp for schedule(dynamic)
       for (int64_t n = 0; n < N; n += TILE_COLUMNS) NAME(tiles)(y, y_stride, panels, w, bias, M, K, n, MIN(N, n + TILE_COLUMNS), room);
@@ -336,6 +335,10 @@ void NAME(ml_store_kv)(const attention_args *g, T *k_cache, T *v_cache, const T 
 void NAME(ml_paged_attention)(const attention_args *g, T *out, const T *q, int64_t q_token_stride, int64_t q_head_stride,
                               const T *k_cache, const T *v_cache) {
   int64_t group = g->q_heads / g->kv_heads;
+#if defined(PROMPT_ATTENTION)
+  if (g->num_prompts) PROMPT_ATTENTION(g, out, q, q_token_stride, q_head_stride, k_cache, v_cache);
+  if (!g->num_listed) return;
+#endif
 #pragma omp parallel
   {
     float *scores = (float *)malloc(sizeof(float) * 6 * (size_t)(g->max_context + 16));

@@ -1,7 +1,9 @@
 // The linear product in tiles, written once for both element types (see ops.h and tiles.h).
 
-// x as panels of floats; tokens beyond M are zero. One thread's share: columns [k0, k1).
-static void NAME(pack)(float *panels, const T *x, int64_t x_stride, int64_t M, int64_t K, int64_t k0, int64_t k1) {
+// x as panels of floats; tokens beyond M are zero. One thread's share of the columns.
+static void NAME(pack)(void *to_panels, const T *x, int64_t x_stride, int64_t M, int64_t K, int tid, int nt) {
+  float *panels = (float *)to_panels;
+  int64_t k0 = K * tid / nt, k1 = K * (tid + 1) / nt;
   for (int64_t m = 0; m < (M + 7) / 8 * 8; m++) {
     int64_t p = m / 16, W = PANEL_WIDTH(M, p);
     float *to = panels + 16 * p * K + m % 16;
@@ -21,11 +23,20 @@ static tile_weights NAME(float_rows)(const T *w, int64_t count, int64_t K, float
   return weights;
 }
 
+// What a thread needs for `tiles`.
+static void *NAME(room)(int64_t K) {
+  void *room = aligned_alloc(64, (size_t)(12 * ROOM_STRIDE(K)) * sizeof(float));
+  if (!room) abort();
+  return room;
+}
+
 // y[all tokens, lo..hi) = x . w[lo..hi)^T + bias. Panels are taken in groups that the second-level cache holds; twelve weight rows
-// are used for all panels of a group while the cache holds them. hi - lo: at most TILE_COLUMNS. room: 12 * ROOM_STRIDE(K) floats.
-static void NAME(tiles)(T *y, int64_t y_stride, const float *panels, const T *w, const T *bias, int64_t M, int64_t K, int64_t lo,
-                        int64_t hi, float *room) {
-  int64_t count = (M + 15) / 16, group = MAX(4, PANEL_BYTES / (64 * K));
+// are used for all panels of a group while the cache holds them. hi - lo: at most TILE_COLUMNS.
+static void NAME(tiles)(T *y, int64_t y_stride, const void *of_panels, const T *w, const T *bias, int64_t M, int64_t K, int64_t lo,
+                        int64_t hi, void *in_room) {
+  const float *panels = (const float *)of_panels;
+  float *room = (float *)in_room;
+  int64_t count = (M + 15) / 16, group = MAX(4, GROUP_BYTES / (64 * K));
   float out[TILE_COLUMNS * 8] __attribute__((aligned(32)));
   if (sizeof(T) == sizeof(bf16) && M <= 8 && K % 2 == 0) {
     pairs_of_rows((const bf16 *)(w + lo * K), hi - lo, K, panels, out);

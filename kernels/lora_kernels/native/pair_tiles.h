@@ -1,0 +1,148 @@
+// Products of small tiles by AVX512-BF16's dot product of pairs. Lanes are tokens: x lies in panels, [K/2][lanes] pairs, and each pair of
+// a weight row is multiplied with a panel's vector. So sums run over k in one order, whatever else is in the batch.
+
+typedef const uint32_t __attribute__((may_alias)) pairs;  // two bf16 each
+
+// to[n][lane] = from[n][lane] + sum over k of the pairs w[n * row + k * step] and panel[k][lane], for NB rows and NV vectors of 16
+// lanes; from: null for zeros. next: null, or where NB rows lie that are needed soon.
+static inline __attribute__((always_inline)) void pair_tile(const int NB, const int NV, pairs *w, int64_t row, int64_t step,
+                                                            pairs *panel, int64_t K2, const float *from, float *to, pairs *next) {
+  __m512 acc[16][2];
+#pragma GCC unroll 16
+  for (int n = 0; n < NB; n++)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) acc[n][v] = from ? _mm512_loadu_ps(from + 16 * (NV * n + v)) : _mm512_setzero_ps();
+  for (int64_t k0 = 0; k0 < K2; k0 += 16) {  // 16 pairs: a cache line
+    if (next)
+#pragma GCC unroll 16
+      for (int n = 0; n < NB; n++) __builtin_prefetch(next + n * row + k0, 0, 2);
+    for (int64_t k = k0; k < MIN(K2, k0 + 16); k++) {
+      __m512bh x[2];
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; v++) x[v] = (__m512bh)_mm512_loadu_si512(panel + 16 * (NV * k + v));
+#pragma GCC unroll 16
+      for (int n = 0; n < NB; n++) {
+        __m512bh weight = (__m512bh)_mm512_set1_epi32((int32_t)w[n * row + k * step]);
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; v++) acc[n][v] = _mm512_dpbf16_ps(acc[n][v], x[v], weight);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int n = 0; n < NB; n++)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) _mm512_storeu_ps(to + 16 * (NV * n + v), acc[n][v]);
+}
+
+static inline void transpose16(__m512i r[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; j++) {
+      r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+      r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; j++) {
+      t[i + 8 * j] = _mm512_shuffle_i32x4(r[i + 8 * j], r[i + 4 + 8 * j], 0x88);
+      t[i + 4 + 8 * j] = _mm512_shuffle_i32x4(r[i + 8 * j], r[i + 4 + 8 * j], 0xdd);
+    }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+
+// to[k][lane] = pair k of rows[lane], for pairs [k0, k1); a row is null (zeros) or has that many. width: lanes of a row of `to`.
+static void pack_pairs(uint32_t *to, int64_t width, const bf16 *const rows[16], int64_t k0, int64_t k1) {
+  for (int64_t k = k0; k < k1; k += 16) {
+    __mmask16 kept = k1 - k < 16 ? (__mmask16)((1 << (k1 - k)) - 1) : 0xffff;
+    __m512i r[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++)
+      r[i] = rows[i] ? _mm512_maskz_loadu_epi32(kept, (const uint32_t *)rows[i] + k) : _mm512_setzero_si512();
+    transpose16(r);
+    for (int i = 0; i < MIN(16, k1 - k); i++) _mm512_storeu_si512(to + (k + i) * width, r[i]);
+  }
+}
+
+// y[lane][n] for `count` rows of [n][width] floats, at most 16, and `lanes` of the 16 that start there: transposed, times factor[lane].
+static void unpack_rows(bf16 *const *y, const float *from, int64_t width, int count, int lanes, const v16 factor, const bf16 *bias) {
+  __mmask16 kept = count < 16 ? (__mmask16)((1 << count) - 1) : 0xffff;
+  __m512i r[16];
+  for (int n = 0; n < 16; n++)
+    r[n] = n < count ? (__m512i)((v16)_mm512_loadu_ps(from + n * width) * factor) : _mm512_setzero_si512();
+  transpose16(r);
+  v16 own = bias ? (v16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, bias)), 16) : splat(0.0f);
+  for (int m = 0; m < lanes; m++)
+    _mm256_mask_storeu_epi16(y[m], kept, (__m256i)__builtin_convertvector(bf16_bits((v16)r[m] + own), u16x16));
+}
+
+// Linear layers. Panels have 32 tokens, the last 16 if that is enough. Weight rows are multiplied as they lie.
+#define PAIR_LANES(M, p) ((M) - 32 * (p) > 16 ? 32 : 16)
+#define PAIR_PANEL_BYTES (512 * 1024)  // half of a second-level cache
+
+// One thread's share of the panels: pairs [k0, k1) of all tokens; tokens beyond M are zero.
+static void pack_panels(uint32_t *panels, const bf16 *x, int64_t x_stride, int64_t M, int64_t K2, int64_t k0, int64_t k1) {
+  for (int64_t m = 0; m < M; m += 16) {
+    const bf16 *rows[16];
+    for (int i = 0; i < 16; i++) rows[i] = m + i < M ? x + (m + i) * x_stride : 0;
+    pack_pairs(panels + m / 32 * 32 * K2 + m % 32, PAIR_LANES(M, m / 32), rows, k0, k1);
+  }
+}
+
+#define PAIR_TILE(NB, NV, AHEAD)                                                                                            \
+  static __attribute__((noinline)) void pair_tile_##NB##_##NV##_##AHEAD(pairs *w, pairs *panel, int64_t K2, float *to) {     \
+    pair_tile(NB, NV, w, K2, 1, panel, K2, 0, to, AHEAD ? w + NB * K2 : 0);                                                 \
+  }
+PAIR_TILE(12, 2, 1) PAIR_TILE(12, 2, 0) PAIR_TILE(4, 2, 0) PAIR_TILE(1, 2, 0) PAIR_TILE(12, 1, 1) PAIR_TILE(12, 1, 0) PAIR_TILE(4, 1, 0) PAIR_TILE(1, 1, 0)
+#undef PAIR_TILE
+
+// y[all tokens, lo..hi) = x . w[lo..hi)^T + bias. Panels are taken in groups that the second-level cache holds.
+static void pair_tiles(bf16 *y, int64_t y_stride, const uint32_t *panels, const bf16 *w, const bf16 *bias, int64_t M, int64_t K2,
+                       int64_t lo, int64_t hi) {
+#define TILES_OF(NB, NV, AHEAD) \
+  for (; j + NB <= rows; j += NB) pair_tile_##NB##_##NV##_##AHEAD(from + j * K2, panel, K2, out + j * 16 * NV);
+  int64_t count = (M + 31) / 32, group = MAX(2, PAIR_PANEL_BYTES / (128 * K2));
+  float out[12 * 32] __attribute__((aligned(64)));
+  for (int64_t first = 0; first < count; first += group)
+    for (int64_t n = lo; n < hi; n += 12) {
+      int64_t rows = MIN(12, hi - n);
+      for (int64_t p = first; p < MIN(count, first + group); p++) {
+        pairs *from = (pairs *)(w + n * 2 * K2), *panel = panels + 32 * p * K2;
+        int64_t lanes = PAIR_LANES(M, p), j = 0;
+        int is_first = p == first && n + 24 <= hi;
+        if (lanes == 32) {
+          if (is_first) TILES_OF(12, 2, 1)
+          TILES_OF(12, 2, 0) TILES_OF(4, 2, 0) TILES_OF(1, 2, 0)
+        } else {
+          if (is_first) TILES_OF(12, 1, 1)
+          TILES_OF(12, 1, 0) TILES_OF(4, 1, 0) TILES_OF(1, 1, 0)
+        }
+        for (int64_t v = 0; v < lanes && 32 * p + v < M; v += 16) {
+          bf16 *to[16];
+          int here = (int)MIN(16, M - 32 * p - v);
+          for (int m = 0; m < here; m++) to[m] = y + (32 * p + v + m) * y_stride + n;
+          unpack_rows(to, out + v, lanes, (int)rows, here, splat(1.0f), bias ? bias + n : 0);
+        }
+      }
+    }
+#undef TILES_OF
+}
+
+// As in tiled_linear.h, for ml_linear.
+static void pack_bf16(void *panels, const bf16 *x, int64_t x_stride, int64_t M, int64_t K, int tid, int nt) {
+  int64_t K2 = K / 2, lines = (K2 + 15) / 16;
+  pack_panels((uint32_t *)panels, x, x_stride, M, K2, lines * tid / nt * 16, MIN(K2, lines * (tid + 1) / nt * 16));
+}
+static void *room_bf16(int64_t K) { return 0; }
+static void tiles_bf16(bf16 *y, int64_t y_stride, const void *panels, const bf16 *w, const bf16 *bias, int64_t M, int64_t K, int64_t lo,
+                       int64_t hi, void *room) {
+  pair_tiles(y, y_stride, (const uint32_t *)panels, w, bias, M, K / 2, lo, hi);
+}

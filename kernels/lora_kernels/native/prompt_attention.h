@@ -1,0 +1,153 @@
+// Attention of prompts by AVX512-BF16's dot product of pairs: 32 queries at a time, one in each lane, over their sequence's cached keys in
+// blocks of KEYS. A lane's numbers depend on its own sequence alone, however a prompt is cut into steps: blocks begin at multiples of KEYS.
+
+#define KEYS 64
+
+// One thread's room for it. D: head size.
+typedef struct {
+  uint32_t *queries;  // [D / 2][32] pairs
+  uint32_t *values;   // [KEYS / 2][D] pairs of two tokens
+  uint32_t *shares;   // [KEYS / 2][32] pairs of two tokens
+  float *scores;      // [KEYS][32]
+  float *out;         // [D][32]
+} prompt_room;
+
+// A unit is 16 tokens of one head; two units that share a key head are computed at once, in lanes 0 to 15 and 16 to 31.
+typedef struct {
+  int64_t token, position, count, head;  // the step's row and the position of the first; tokens (0: an empty unit)
+} prompt_unit;
+
+static inline v16 lane_positions(const prompt_unit *unit) {
+  v16 p;
+  for (int i = 0; i < 16; i++) p[i] = (float)(unit->position + MIN(i, unit->count - 1));
+  return p;
+}
+
+static inline v16 soft_capped(v16 scores, float scale, float cap) {  // cap * tanh(scores * scale / cap) / scale
+  v16 x = scores * (scale / cap);
+  i32x16 sign = (i32x16)x & (i32x16)((u32x16){0} + 0x80000000u);
+  v16 e = vexp(-2.0f * (v16)((i32x16)x & 0x7fffffff));
+  return (v16)((i32x16)((1.0f - e) / (1.0f + e)) | sign) * (cap / scale);
+}
+
+// The pairs of the values at keys [first, first + KEYS), zero behind `last`: values[j][d] = (v[2j][d], v[2j + 1][d]).
+static void pair_values(uint32_t *to, const attention_args *g, const bf16 *v_head, const int32_t *table, int64_t first, int64_t last) {
+  int64_t D = g->head_dim, block_stride = g->kv_heads * g->block_size * D;
+  for (int64_t j = 0; j < KEYS; j += 2, to += D) {
+    const bf16 *row[2];
+    for (int i = 0; i < 2; i++) {
+      int64_t key = first + j + i;
+      row[i] = key < last ? v_head + table[key / g->block_size] * block_stride + key % g->block_size * D : 0;
+    }
+    for (int64_t d = 0; d < D; d += 16) {
+      __m512i half[2];
+      for (int i = 0; i < 2; i++)
+        half[i] = row[i] ? _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(row[i] + d))) : _mm512_setzero_si512();
+      _mm512_storeu_si512(to + d, _mm512_or_si512(half[0], _mm512_slli_epi32(half[1], 16)));
+    }
+  }
+}
+
+// scores[key][lane] of the keys [first, first + KEYS) that are below `last`.
+static void prompt_scores(const prompt_room *room, const attention_args *g, const bf16 *k_head, const int32_t *table, int64_t first,
+                          int64_t last) {
+  int64_t D2 = g->head_dim / 2, block_stride = g->kv_heads * g->block_size * g->head_dim;
+  for (int64_t j = 0; j < MIN(KEYS, last - first);) {
+    int64_t key = first + j, in_block = key % g->block_size, run = MIN(g->block_size - in_block, MIN(KEYS, last - first) - j);
+    pairs *k = (pairs *)(k_head + table[key / g->block_size] * block_stride + in_block * g->head_dim);
+    for (; run >= 8; run -= 8, j += 8, k += 8 * D2) pair_tile(8, 2, k, D2, 1, room->queries, D2, 0, room->scores + 32 * j, 0);
+    for (; run > 0; run--, j++, k += D2) pair_tile(1, 2, k, D2, 1, room->queries, D2, 0, room->scores + 32 * j, 0);
+  }
+}
+
+// Attention of two units. Running maximum and sum of each lane, as flash attention does.
+static void prompt_attend(const prompt_room *room, const attention_args *g, const prompt_unit unit[2], bf16 *out, const bf16 *q,
+                          int64_t q_token_stride, int64_t q_head_stride, const bf16 *k_head, const bf16 *v_head, const int32_t *table) {
+  int64_t D = g->head_dim, last = 0, first = INT64_MAX;
+  v16 position[2], peak[2], sum[2], window = splat(g->window > 0 ? (float)g->window : INFINITY);
+  for (int v = 0; v < 2; v++) {
+    const bf16 *rows[16];
+    for (int i = 0; i < 16; i++)
+      rows[i] = i < unit[v].count ? q + (unit[v].token + i) * q_token_stride + unit[v].head * q_head_stride : 0;
+    pack_pairs(room->queries + 16 * v, 32, rows, 0, D / 2);
+    position[v] = lane_positions(&unit[v]);
+    peak[v] = splat(-1e30f), sum[v] = splat(0.0f);
+    if (!unit[v].count) continue;
+    last = MAX(last, unit[v].position + unit[v].count);
+    first = MIN(first, g->window > 0 ? MAX(0, unit[v].position + 1 - g->window) : 0);
+  }
+  memset(room->out, 0, (size_t)D * 32 * sizeof(float));
+  for (int64_t block = first / KEYS * KEYS; block < last; block += KEYS) {
+    int64_t count = MIN(KEYS, last - block);
+    prompt_scores(room, g, k_head, table, block, last);
+    pair_values(room->values, g, v_head, table, block, last);
+    for (int v = 0; v < 2; v++) {
+      float *scores = room->scores + 16 * v;
+      v16 before = peak[v];
+      int is_whole = block + count <= unit[v].position + 1 && (g->window <= 0 || block > unit[v].position + 15 - g->window);
+      for (int64_t j = 0; j < count; j++) {
+        v16 s = load_f32(scores + 32 * j);
+        if (g->softcap > 0.0f) s = soft_capped(s, g->scale, g->softcap);
+        if (!is_whole) {
+          v16 key = splat((float)(block + j));
+          i32x16 seen = (key <= position[v]) & (key > position[v] - window);
+          s = (v16)((seen & (i32x16)s) | (~seen & (i32x16)splat(-INFINITY)));
+        }
+        if (!is_whole || g->softcap > 0.0f) store_f32(scores + 32 * j, s);
+        peak[v] = vmax(s, peak[v]);
+      }
+      v16 faded = vexp((before - peak[v]) * g->scale);
+      sum[v] *= faded;
+      for (int64_t j = 0; j < KEYS; j += 2) {
+        v16 p[2];
+        for (int i = 0; i < 2; i++) {
+          v16 s = j + i < count ? load_f32(scores + 32 * (j + i)) : splat(-INFINITY);
+          v16 e = vexp((s - peak[v]) * g->scale);
+          p[i] = (v16)((i32x16)e & (s > splat(-INFINITY)));
+          sum[v] += p[i];
+        }
+        u32x16 pair = (bf16_bits(p[0]) & 0xffff) | (bf16_bits(p[1]) << 16);
+        memcpy(room->shares + 16 * (j + v), &pair, sizeof pair);
+      }
+      for (int64_t d = 0; d < D; d++) store_f32(room->out + 32 * d + 16 * v, load_f32(room->out + 32 * d + 16 * v) * faded);
+    }
+    for (int64_t d = 0; d < D; d += 8)
+      pair_tile(8, 2, room->values + d, 1, D, room->shares, (count + 1) / 2, room->out + 32 * d, room->out + 32 * d, 0);
+  }
+  for (int v = 0; v < 2; v++)
+    for (int64_t d = 0; d < D && unit[v].count; d += 16) {
+      bf16 *to[16];
+      for (int64_t i = 0; i < unit[v].count; i++) to[i] = out + ((unit[v].token + i) * g->q_heads + unit[v].head) * D + d;
+      unpack_rows(to, room->out + 32 * d + 16 * v, 32, 16, (int)unit[v].count, 1.0f / sum[v], 0);
+    }
+}
+
+// The attention of g's prompts, each a row of [first token, tokens] (see ml_paged_attention).
+static void prompt_attention(const attention_args *g, bf16 *out, const bf16 *q, int64_t q_token_stride, int64_t q_head_stride,
+                             const bf16 *k_cache, const bf16 *v_cache) {
+  int64_t D = g->head_dim, group = g->q_heads / g->kv_heads;
+#pragma omp parallel
+  {
+    int64_t words[5] = {D / 2 * 32, KEYS / 2 * D, KEYS / 2 * 32, KEYS * 32, D * 32}, total = 0;
+    for (int i = 0; i < 5; i++) total += words[i];
+    uint32_t *at = (uint32_t *)aligned_alloc(64, (size_t)(total + 15) / 16 * 64);
+    if (!at) abort();
+    prompt_room room = {at, at + words[0], at + words[0] + words[1], 0, 0};
+    room.scores = (float *)(room.shares + words[2]), room.out = room.scores + words[3];
+    for (int64_t p = 0; p < g->num_prompts; p++) {
+      int64_t token = g->prompts[2 * p], count = g->prompts[2 * p + 1], units = (count + 15) / 16 * group, twos = (units + 1) / 2;
+      const int32_t *table = g->block_tables + g->sequence[token] * g->table_stride;
+#pragma omp for schedule(dynamic) nowait
+      for (int64_t task = twos * g->kv_heads - 1; task >= 0; task--) {  // the last tokens, which see most, first
+        int64_t kv = task % g->kv_heads, head = kv * g->block_size * D;
+        prompt_unit unit[2];
+        for (int64_t i = 0; i < 2; i++) {
+          int64_t u = task / g->kv_heads * 2 + i, t = u / group * 16;
+          unit[i] = (prompt_unit){token + t, g->position[token] + t, u < units ? MIN(16, count - t) : 0, kv * group + u % group};
+        }
+        prompt_attend(&room, g, unit, out, q, q_token_stride, q_head_stride, k_cache + head, v_cache + head, table);
+      }
+    }
+    free(at);
+  }
+}
