@@ -300,9 +300,10 @@ static inline void store8_bf16(bf16 *p, v8 f) {
 #define FROM_FLOAT float_to_bf16
 #if defined(__AVX512BF16__)
 #include "pair_tiles.h"
+#define FEW_ROWS(M, K) ((M) <= 8 && (K) % 2 == 0)
 #include "prompt_attention.h"
 #define PROMPT_ATTENTION prompt_attention
-#define PANEL_BYTES(M, K) ((M) > 4 && (K) % 2 == 0 ? ((M) + 31) / 32 * 32 * (K) * (int64_t)sizeof(bf16) : 0)
+#define PANEL_BYTES(M, K) ((M) > 8 && (K) % 2 == 0 ? ((M) + 31) / 32 * 32 * (K) * (int64_t)sizeof(bf16) : 0)
 #define DOT_STEP 32
 #define DOT_VEC __m512bh
 #define DOT_LOAD(p) ((__m512bh)_mm512_loadu_si512(p))
@@ -334,7 +335,7 @@ int64_t ml_nf4_max_rows_f32(void) { return 8; }
 #endif
 #if defined(__AVX512BF16__)
 int64_t ml_linear_max_rows_bf16(void) { return INT64_MAX; }
-int64_t ml_nf4_max_rows_bf16(void) { return 64; }
+int64_t ml_nf4_max_rows_bf16(void) { return INT64_MAX; }
 #elif defined(TILES)  // the library multiplies bf16 one value at a time there
 int64_t ml_linear_max_rows_bf16(void) { return INT64_MAX; }
 int64_t ml_nf4_max_rows_bf16(void) { return 8; }

@@ -22,6 +22,9 @@
 // y[T, O] = x[T, H] . w[O, H]^T + bias, for output columns [lo, hi).
 static void NAME(linear_columns)(T *y, int64_t y_stride, const T *x, int64_t x_stride, const T *w, const T *bias, int64_t M,
                                  int64_t K, int64_t lo, int64_t hi) {
+#if defined(FEW_ROWS)
+  if (FEW_ROWS(M, K)) return few_rows(y, y_stride, x, x_stride, w, bias, M, K / 2, lo, hi);
+#endif
   const T *rows[6];
   float out[6 * 4];
   int64_t blocks = (M + 5) / 6;
@@ -121,8 +124,8 @@ void NAME(ml_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_s
       free(room);
 #endif
     } else {
-      int64_t quads = (N + 3) / 4, lo = quads * tid / nt * 4, hi = quads * (tid + 1) / nt * 4;
-      NAME(linear_columns)(y, y_stride, x, x_stride, w, bias, M, K, lo, MIN(hi, N));
+      int64_t few = (N + 15) / 16, lo = few * tid / nt * 16, hi = MIN(N, few * (tid + 1) / nt * 16);
+      NAME(linear_columns)(y, y_stride, x, x_stride, w, bias, M, K, lo, hi);
     }
     if (b) {
       NAME(shrink_share)(b, g, x, x_stride, tid, nt);
@@ -143,33 +146,51 @@ static void NAME(nf4_rows)(T *to, float *scales, const nf4_weight *w, int64_t n,
   }
 }
 
-// y[T, sum of O] = x[T, H] . w[O, H]^T + bias of weights that read the same x, side by side. Four rows of a weight are
+// y[T, sum of O] = x[T, H] . w[O, H]^T + bias of weights that read the same x, side by side. A few rows of a weight are
 // unpacked at a time, where the cache holds them.
 void NAME(ml_nf4_linear)(T *y, int64_t y_stride, const T *x, int64_t x_stride, const nf4_weight *const *weights,
                          const T *const *biases, int64_t num_weights, int64_t M) {
-  int64_t K = weights[0]->in_features, total = 0;
-  for (int64_t j = 0; j < num_weights; j++) total += (weights[j]->out_features + 3) / 4;
+  int64_t K = weights[0]->in_features, total = 0, step = 4;
+  void *panels = 0;
+#if defined(FEW_ROWS)
+  step = FEW_ROWS(M, K) ? 16 : 24;
+  if (PANEL_BYTES(M, K)) panels = aligned_alloc(64, (size_t)PANEL_BYTES(M, K));
+#endif
+  for (int64_t j = 0; j < num_weights; j++) total += (weights[j]->out_features + step - 1) / step;
 #pragma omp parallel
   {
-    T *rows = (T *)malloc((size_t)(4 * K) * sizeof(T));
+    int tid = omp_get_thread_num(), nt = omp_get_num_threads();
+    T *rows = (T *)aligned_alloc(64, (size_t)(step * K) * sizeof(T));
     float *scales = (float *)malloc((size_t)(K / 64) * sizeof(float));
-    int64_t first = total * omp_get_thread_num() / omp_get_num_threads();
-    int64_t last = total * (omp_get_thread_num() + 1) / omp_get_num_threads(), task = 0;
+    if (!rows || !scales) abort();
+#if defined(FEW_ROWS)
+    if (panels) NAME(pack)(panels, x, x_stride, M, K, tid, nt);
+#pragma omp barrier
+#endif
+    int64_t first = total * tid / nt, last = total * (tid + 1) / nt, task = 0;
     T *column = y;
     for (int64_t j = 0; j < num_weights && task < last; j++) {
       const nf4_weight *w = weights[j];
-      int64_t O = w->out_features, quads = (O + 3) / 4;
-      for (int64_t quad = MAX(first - task, 0); quad < MIN(last - task, quads); quad++) {
-        int64_t n = 4 * quad;
-        NAME(nf4_rows)(rows, scales, w, n, (int)MIN(O - n, 4));
-        NAME(linear_columns)(column + n, y_stride, x, x_stride, rows, biases[j] ? biases[j] + n : 0, M, K, 0, MIN(O - n, 4));
+      int64_t O = w->out_features, parts = (O + step - 1) / step;
+      for (int64_t part = MAX(first - task, 0); part < MIN(last - task, parts); part++) {
+        int64_t n = step * part, count = MIN(O - n, step);
+        const T *bias = biases[j] ? biases[j] + n : 0;
+        NAME(nf4_rows)(rows, scales, w, n, (int)count);
+#if defined(FEW_ROWS)
+        if (panels) {
+          NAME(tiles)(column + n, y_stride, panels, rows, bias, M, K, 0, count, 0);
+          continue;
+        }
+#endif
+        NAME(linear_columns)(column + n, y_stride, x, x_stride, rows, bias, M, K, 0, count);
       }
-      task += quads;
+      task += parts;
       column += O;
     }
     free(scales);
     free(rows);
   }
+  free(panels);
 }
 
 // y = weight * round(x / rms(x)), one row at a time, as transformers' Llama-type RMSNorm rounds.

@@ -136,6 +136,60 @@ static void pair_tiles(bf16 *y, int64_t y_stride, const uint32_t *panels, const 
 #undef TILES_OF
 }
 
+// Up to 8 tokens: lanes are weight rows, 16 at a time, turned in registers; a sum has the order that it has in a tile. y[token][n].
+static inline __attribute__((always_inline)) void pair_columns(const int MB, bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride,
+                                                               pairs *w, int64_t K2, int64_t count, const bf16 *bias, int has_next) {
+  __mmask16 kept = count < 16 ? (__mmask16)((1 << count) - 1) : 0xffff;
+  __m512 acc[8];
+#pragma GCC unroll 8
+  for (int m = 0; m < MB; m++) acc[m] = _mm512_setzero_ps();
+  for (int64_t k = 0; k < K2; k += 16) {
+    __mmask16 here = K2 - k < 16 ? (__mmask16)((1 << (K2 - k)) - 1) : 0xffff;
+    __m512i r[16];
+#pragma GCC unroll 16
+    for (int n = 0; n < 16; n++) {
+      r[n] = _mm512_maskz_loadu_epi32(n < count ? here : 0, w + n * K2 + k);
+      if (has_next) __builtin_prefetch(w + (n + 16) * K2 + k, 0, 2);
+    }
+    transpose16(r);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++)
+#pragma GCC unroll 8
+      for (int m = 0; m < MB; m++) {
+        uint32_t pair = 0;
+        if (k + i < K2) memcpy(&pair, x + m * x_stride + 2 * (k + i), sizeof pair);
+        acc[m] = _mm512_dpbf16_ps(acc[m], (__m512bh)_mm512_set1_epi32((int32_t)pair), (__m512bh)r[i]);
+      }
+  }
+  v16 own = bias ? (v16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, bias)), 16) : splat(0.0f);
+#pragma GCC unroll 8
+  for (int m = 0; m < MB; m++)
+    _mm256_mask_storeu_epi16(y + m * y_stride, kept, (__m256i)__builtin_convertvector(bf16_bits((v16)acc[m] + own), u16x16));
+}
+
+#define PAIR_COLUMNS(MB)                                                                                                         \
+  static __attribute__((noinline)) void pair_columns_##MB(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride, pairs *w,    \
+                                                          int64_t K2, int64_t count, const bf16 *bias, int has_next) {            \
+    pair_columns(MB, y, y_stride, x, x_stride, w, K2, count, bias, has_next);                                                     \
+  }
+PAIR_COLUMNS(1) PAIR_COLUMNS(2) PAIR_COLUMNS(4) PAIR_COLUMNS(8)
+#undef PAIR_COLUMNS
+
+// As pair_tiles, for up to 8 tokens as they lie.
+static void few_rows(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, int64_t M, int64_t K2,
+                     int64_t lo, int64_t hi) {
+  for (int64_t n = lo; n < hi; n += 16) {
+    int64_t count = MIN(16, hi - n), m = 0;
+    int has_next = n + 32 <= hi;
+#define COLUMNS_OF(MB)                                                                                                              \
+  for (; m + MB <= M; m += MB)                                                                                                      \
+    pair_columns_##MB(y + m * y_stride + n, y_stride, x + m * x_stride, x_stride, (pairs *)(w + n * 2 * K2), K2, count,             \
+                      bias ? bias + n : 0, has_next && m == 0);
+    COLUMNS_OF(8) COLUMNS_OF(4) COLUMNS_OF(2) COLUMNS_OF(1)
+#undef COLUMNS_OF
+  }
+}
+
 // As in tiled_linear.h, for ml_linear.
 static void pack_bf16(void *panels, const bf16 *x, int64_t x_stride, int64_t M, int64_t K, int tid, int nt) {
   int64_t K2 = K / 2, lines = (K2 + 15) / 16;

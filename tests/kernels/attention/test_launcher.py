@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -80,3 +82,36 @@ def test_chunks_and_decodes_of_a_batch_equal_each_sequence_alone(
         )
         assert torch.isfinite(out).all()
         torch.testing.assert_close(out.float(), exact, atol=1e-5 if dtype is torch.float32 else 2e-2, rtol=0)
+
+
+@pytest.mark.parametrize(("head_dim", "heads"), [(16, (2, 2)), (64, (5, 1)), (80, (6, 2)), (256, (4, 1))], ids=str)
+@pytest.mark.parametrize(
+    "rule", [AttentionRule(0.1), AttentionRule(0.1, window=70), AttentionRule(0.1, softcap=5.0)], ids=str
+)
+def test_a_prompt_is_the_same_however_it_is_cut(rule: AttentionRule, head_dim: int, heads: tuple[int, int]) -> None:
+    length, (q_heads, kv_heads) = 333, heads
+    generator = torch.Generator().manual_seed(head_dim)
+    q, k, v = (
+        torch.randn(length, count, head_dim, generator=generator).bfloat16() for count in (q_heads, *2 * [kv_heads])
+    )
+    table = torch.randperm(48, generator=generator).numpy().astype(np.int32)[None, :]
+    native = native_ops(torch.bfloat16)
+    assert native is not None
+
+    def run(cuts: list[int]) -> torch.Tensor:
+        shape = (48, kv_heads, BLOCK, head_dim)
+        cache = LayerCache(*(torch.full(shape, torch.nan, dtype=torch.bfloat16) for _ in range(2)))
+        parts = []
+        for start, stop in pairwise(cuts):
+            batch = make_batch([stop], [stop - start], table)
+            own = (tensor[start:stop].transpose(0, 1) for tensor in (q, k, v))
+            parts.append(paged_attention(*own, cache, batch=batch, rule=rule))
+        return torch.cat(parts)
+
+    whole = run([0, length])
+    exact = attention_reference(q, k, v, scale=rule.scale, window=rule.window, softcap=rule.softcap)
+    torch.testing.assert_close(whole.float(), exact, atol=2e-2, rtol=0)
+    for cuts in ([0, 64, length], [0, 17, 133, 200, length], [0, 300, length]):
+        parts = run(cuts)
+        torch.testing.assert_close(parts.float(), whole.float(), atol=2e-2, rtol=0)
+        assert not native.takes_prompts or torch.equal(parts, whole), cuts
