@@ -138,6 +138,9 @@ static inline v16 silu(v16 x) {  // x / (1 + exp(-x)), without overflow
   return x * top / (1.0f + e);
 }
 
+static inline void fetch_lines(const void *p, int64_t num_bytes) {
+  for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
+}
 static inline v16 load_f32(const float *p) {
   v16 v;
   memcpy(&v, p, sizeof v);

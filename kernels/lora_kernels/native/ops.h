@@ -331,6 +331,9 @@ static void NAME(attend)(const attention_args *g, int mb, T *out, const T *const
   for (int64_t j = first; j < last;) {
     int64_t in_block = j % g->block_size, run = MIN(g->block_size - in_block, last - j);
     const T *k = k_cache + table[j / g->block_size] * block_stride + head + in_block * D;
+    int64_t ahead = MIN(g->block_size, last - j - run) * D * (int64_t)sizeof(T);
+    fetch_lines(v_cache + (k - k_cache), run * D * (int64_t)sizeof(T));  // blocks lie anywhere: no processor foresees the next
+    if (ahead > 0) fetch_lines(k_cache + table[(j + run) / g->block_size] * block_stride + head, ahead);
     for (int64_t i = 0; i < run; i += 4)
       NAME(dot_tile)(mb, (int)MIN(run - i, 4), queries, k + i * D, D, D, scores + (j - first) + i, padded);
     j += run;
