@@ -1,7 +1,7 @@
 """Ours beside one peer, through HTTP: tries the peer's settings, keeps the best, then measures both in turn.
 
 Each round runs every load on both servers with the same prompts. Both servers run all the time; the one that is not
-asked is idle. `busy`: other programs that use a core each meanwhile.
+asked is idle, after a moment. `busy`: other programs that use a core each meanwhile.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from benchmarks.peers.venvs import peers_folder
 
 MakePeer = Callable[[Report, BenchShape, Sequence[Path], Path], Side]  # installs it; adapters' folders, its log
 OURS, THEIRS = "ours", "theirs"
+SETTLE_S = 2.0  # before each turn: vLLM's workers spin on a core for a second after its last answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ def compare(name: str, about: str | None, make_peer: MakePeer, arguments: Sequen
         settings = {busy: _best_setting(report, peer, shape, busy, plan) for busy in plan.busy}
         for busy in plan.busy:
             with _both(ours, peer, settings[busy], quick=report.quick) as sides:
-                rows = _measure(report, sides, plan, shape, busy)
+                rows = _measure(report, sides, plan, shape, busy, settle_s=0.0 if report.quick else SETTLE_S)
             _show(
                 replace(report, name=name if busy == 0 else f"{name}_busy{busy}"), rows, peer.name, settings[busy], busy
             )
@@ -128,7 +130,9 @@ def _both(ours: Side, peer: Side, setting: str, *, quick: bool) -> Iterator[Mapp
         yield {OURS: mine, THEIRS: mine if quick else stack.enter_context(peer.running(setting))}
 
 
-def _measure(report: Report, sides: Mapping[str, MakeAsk], plan: Plan, shape: BenchShape, busy: int) -> list[Row]:
+def _measure(
+    report: Report, sides: Mapping[str, MakeAsk], plan: Plan, shape: BenchShape, busy: int, *, settle_s: float
+) -> list[Row]:
     report.say("warm-up")
     for ask in sides.values():
         warm_up(ask, shape.vocab, adapters=plan.num_adapters)
@@ -138,6 +142,7 @@ def _measure(report: Report, sides: Mapping[str, MakeAsk], plan: Plan, shape: Be
         seeds = count(1000 * plan.loads.index(load))
 
         def run() -> Outcome:
+            time.sleep(settle_s)
             with busy_processes(busy):
                 return run_load(load, sides[side], shape.vocab, seed=next(seeds))
 
