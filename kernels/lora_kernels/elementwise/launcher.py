@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lora_kernels.elementwise.reference import forbid_tokens_reference, rms_norm_reference, silu_mul_reference
-from lora_kernels.native.bindings import native_ops
+from lora_kernels.native.bindings import NativeOps, native_ops
 from lora_kernels.triton_common.available import on_triton
 
 
@@ -20,11 +20,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, one_plus: boo
     native = native_ops(x.dtype) if x.device.type == "cpu" and not one_plus else None
     if native is None:
         return rms_norm_reference(x, weight, eps, one_plus=one_plus)
-    x = x if x.is_contiguous() else x.contiguous()
-    y = torch.empty_like(x)
-    width = x.shape[-1]
-    native.rms_norm(y.data_ptr(), width, x.data_ptr(), width, weight.data_ptr(), eps, x.numel() // width, width)
-    return y
+    return _native_norm(native, x.contiguous(), weight, eps)
 
 
 def add_rms_norm(
@@ -35,8 +31,28 @@ def add_rms_norm(
         from lora_kernels.elementwise.triton_elementwise import add_rms_norm_triton
 
         return add_rms_norm_triton(x, residual, weight, eps, one_plus=one_plus)
-    total = residual + x
-    return total, rms_norm(total, weight, eps, one_plus=one_plus)
+    is_same = x.dtype is residual.dtype is weight.dtype
+    native = native_ops(x.dtype) if x.device.type == "cpu" and not one_plus and is_same else None
+    if native is None:
+        total = residual + x
+        return total, rms_norm(total, weight, eps, one_plus=one_plus)
+    x, residual = x.contiguous(), residual.contiguous()
+    total = torch.empty_like(x)
+    return total, _native_norm(native, x, weight, eps, (residual.data_ptr(), total.data_ptr()))
+
+
+def _native_norm(
+    native: NativeOps,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    added: tuple[int | None, int | None] = (None, None),
+) -> torch.Tensor:
+    """x: contiguous. added: addresses of the residual and of its sum with x, each as long as x."""
+    y, width = torch.empty_like(x), x.shape[-1]
+    sizes = (x.numel() // width, width)
+    native.rms_norm(y.data_ptr(), width, x.data_ptr(), width, weight.data_ptr(), eps, *sizes, *added)
+    return y
 
 
 def silu_mul(gate_up_T2I: torch.Tensor) -> torch.Tensor:

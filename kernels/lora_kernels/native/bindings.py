@@ -106,7 +106,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I],
     "nf4_linear": [_P, _I, _P, _I, _P, _P, _I, _I],
     "lora_delta": [_P, _P, _P, _I, _P, _I, _P],
-    "rms_norm": [_P, _I, _P, _I, _P, c_float, _I, _I],
+    "rms_norm": [_P, _I, _P, _I, _P, c_float, _I, _I, _P, _P],
     "silu_mul": [_P, _P, _I, _I],
     "rope": [_P, _I, _I, _P, _P, _I, _I, _I],
     "forbid": [_P, _I, _P, _I, _P, _I, _I],

@@ -102,8 +102,9 @@ void NAME(ml_lora_delta)(const lora_batch *b, const lora_group *g, T *y, int64_t
   }
 }
 
-// The base product of a whole group and its adapters' deltas in one parallel region; b is null in a base-only batch. With
-// tiles, threads take a few columns at a time as they are free: one that lost its core to another program delays little.
+// The base product of a whole group and its adapters' deltas in one parallel region; b is null in a base-only batch. Threads
+// take a few columns at a time as they are free: one that lost its core to another program delays little. The barrier between shrink and
+// expand is the product's as well.
 void NAME(ml_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *x, int64_t x_stride,
                      const T *w, const T *bias, int64_t M, int64_t N) {
   int64_t K = g->in_features;
@@ -119,13 +120,14 @@ void NAME(ml_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_s
       NAME(pack)(panels, x, x_stride, M, K, tid, nt);
       void *room = NAME(room)(K);
 #pragma omp barrier
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
       for (int64_t n = 0; n < N; n += TILE_COLUMNS) NAME(tiles)(y, y_stride, panels, w, bias, M, K, n, MIN(N, n + TILE_COLUMNS), room);
       free(room);
 #endif
     } else {
-      int64_t few = (N + 15) / 16, lo = few * tid / nt * 16, hi = MIN(N, few * (tid + 1) / nt * 16);
-      NAME(linear_columns)(y, y_stride, x, x_stride, w, bias, M, K, lo, hi);
+      int64_t part = (N + 64 * nt - 1) / (64 * nt) * 16;  // four a thread: the first rows of a part were not fetched ahead
+#pragma omp for schedule(dynamic) nowait
+      for (int64_t n = 0; n < N; n += part) NAME(linear_columns)(y, y_stride, x, x_stride, w, bias, M, K, n, MIN(N, n + part));
     }
     if (b) {
       NAME(shrink_share)(b, g, x, x_stride, tid, nt);
@@ -193,26 +195,32 @@ void NAME(ml_nf4_linear)(T *y, int64_t y_stride, const T *x, int64_t x_stride, c
   free(panels);
 }
 
-// y = weight * round(x / rms(x)), one row at a time, as transformers' Llama-type RMSNorm rounds.
-void NAME(ml_rms_norm)(T *y, int64_t y_stride, const T *x, int64_t x_stride, const T *weight, float eps, int64_t rows,
-                       int64_t H) {
+// y = weight * round(x / rms(x)), one row at a time, as transformers' Llama-type RMSNorm rounds. With a residual (else null), x is the
+// rounded x + residual, which total receives; both as long as y.
+void NAME(ml_rms_norm)(T *y, int64_t y_stride, const T *x, int64_t x_stride, const T *weight, float eps, int64_t rows, int64_t H,
+                       const T *residual, T *total) {
 #pragma omp parallel for if (rows > 16)
   for (int64_t i = 0; i < rows; i++) {
     const T *xi = x + i * x_stride;
     T *yi = y + i * y_stride;
     v16 squares = {0};
     int64_t k = 0;
-    for (; k + 16 <= H; k += 16) {
+    if (residual) {
+      const T *added = residual + i * H;
+      T *to = total + i * H;
+      for (; k + 16 <= H; k += 16) STORE16(to + k, LOAD16(xi + k) + LOAD16(added + k));
+      for (; k < H; k++) to[k] = FROM_FLOAT(TO_FLOAT(xi[k]) + TO_FLOAT(added[k]));
+      xi = to;
+    }
+    for (k = 0; k + 16 <= H; k += 16) {
       v16 v = LOAD16(xi + k);
       squares += v * v;
     }
     float sum = hsum(squares);
     for (; k < H; k++) sum += TO_FLOAT(xi[k]) * TO_FLOAT(xi[k]);
     float inverse = 1.0f / sqrtf(sum / (float)H + eps);
-    for (k = 0; k + 16 <= H; k += 16) {
-      STORE16(yi + k, LOAD16(xi + k) * inverse);  // transformers rounds here, before the weight
-      STORE16(yi + k, LOAD16(yi + k) * LOAD16(weight + k));
-    }
+    for (k = 0; k + 16 <= H; k += 16)  // transformers rounds before the weight
+      STORE16(yi + k, ROUND16(LOAD16(xi + k) * inverse) * LOAD16(weight + k));
     for (; k < H; k++) yi[k] = FROM_FLOAT(TO_FLOAT(FROM_FLOAT(TO_FLOAT(xi[k]) * inverse)) * TO_FLOAT(weight[k]));
   }
 }
@@ -224,10 +232,7 @@ void NAME(ml_silu_mul)(T *y, const T *gate_up, int64_t rows, int64_t I) {
     const T *gate = gate_up + 2 * i * I, *up = gate + I;
     T *yi = y + i * I;
     int64_t k = 0;
-    for (; k + 16 <= I; k += 16) {
-      STORE16(yi + k, silu(LOAD16(gate + k)));
-      STORE16(yi + k, LOAD16(yi + k) * LOAD16(up + k));
-    }
+    for (; k + 16 <= I; k += 16) STORE16(yi + k, ROUND16(silu(LOAD16(gate + k))) * LOAD16(up + k));
     for (; k < I; k++) {
       T rounded = FROM_FLOAT(silu(splat(TO_FLOAT(gate[k])))[0]);
       yi[k] = FROM_FLOAT(TO_FLOAT(rounded) * TO_FLOAT(up[k]));
