@@ -85,7 +85,9 @@ class AdapterStore:
         self.audit = AuditLog(database)
         self.quarantine = Quarantine(database)
         # Lowered limits hold for new uploads only.
-        self._kept_limits = replace(limits, max_rank=1 << 20, max_bytes=1 << 62)
+        self._kept_limits = replace(
+            limits, max_rank=1 << 20, max_bytes=1 << 62, max_tensors=1 << 20, max_header_bytes=1 << 28
+        )
         self._loader = AdapterLoader(database, blobs, self.quarantine, self._kept_limits)
         # Brings an adapter's files from the object store to this disk; None: they are nowhere else.
         self.fetch: Callable[[AdapterDigest], object] | None = self._fetch if blobs.is_remote else None

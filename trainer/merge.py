@@ -41,8 +41,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class MergeRefused(InputRefused):
-    """Nothing was written. code: base_is_quantized, merge_not_exact, tied_head, activated_lora, weight_not_found,
-    out_exists."""
+    """Nothing was written. code: base_is_quantized, merge_not_exact, tied_head, activated_lora, adapter_on_experts,
+    weight_not_found, out_exists."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,11 @@ def _refuse_what_cannot_be_merged(plan: AdapterPlan, base: Path, out: Path, *, q
     if plan.alora_invocation_tokens is not None:
         message = "an activated LoRA leaves the base as it is before its invocation tokens; merged, it would change all"
         raise MergeRefused("activated_lora", message, param="ref")
+    if plan.experts:
+        message = (
+            f"the adapter changes {plan.experts[0].name}: experts are not merged; serve it beside its base, or merge "
+        )
+        raise MergeRefused("adapter_on_experts", f"{message}it with PEFT (merge_and_unload)", param="ref")
     tied = [part.name for part in _parts(plan) if isinstance(part, TokenLayer) or part.name == HEAD]
     if tied and load_config(base).tie_word_embeddings:
         message = f"the adapter changes {tied[0]}, and {HEAD} is a weight that this base shares with its embeddings: "

@@ -22,6 +22,8 @@ FUSED: LayerGroups = (
     ("mlp.down_proj",),
 )
 QKV = SEPARATE[0]
+EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+ROUTER = "mlp.gate"
 HEAD = "lm_head"
 
 
@@ -40,6 +42,9 @@ class Family:
 
     layers, embedding: where the decoder layers and the token embedding lie in transformers' model.
     has_transposed_weights: its layers' weights are [in_features, out_features] (GPT-2's Conv1D), but not the head's.
+    experts: parameters [experts, out_features, in_features] of its decoder layers, or of some of them: first the one
+        that reads the layer's input (gate and up in one), then the one that writes its output.
+    router: what scores the experts for each token, in the layers that have any; its weight is a linear layer's.
     """
 
     architecture: str
@@ -47,13 +52,24 @@ class Family:
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens"
     has_transposed_weights: bool = False
+    experts: tuple[str, ...] = ()
+    router: str | None = None
 
     def groups(self, num_layers: int) -> Iterator[tuple[str, ...]]:
-        """Dotted module paths, group by group in model order, the head last."""
+        """Dotted module paths, group by group in model order, the head last. Routers also in layers that have none."""
         for layer in range(num_layers):
-            for group in self.layer_groups:
+            for group in (*self.layer_groups, *([(self.router,)] if self.router else [])):
                 yield tuple(f"{self.layers}.{layer}.{suffix}" for suffix in group)
         yield (HEAD,)
+
+    def is_router(self, module: str) -> bool:
+        return self.router is not None and module.endswith(f".{self.router}")
+
+    def expert_stacks(self, num_layers: int) -> Iterator[str]:
+        """Dotted paths of the experts' parameters, also in layers that have none, in model order."""
+        for layer in range(num_layers):
+            for suffix in self.experts:
+                yield f"{self.layers}.{layer}.{suffix}"
 
 
 FAMILIES: dict[str, Family] = {
@@ -66,7 +82,7 @@ FAMILIES: dict[str, Family] = {
         Family("GemmaForCausalLM"),
         Family("Gemma2ForCausalLM"),
         Family("Gemma3ForCausalLM"),
-        Family("Qwen3MoeForCausalLM", SEPARATE[:2]),  # its experts are no linear layers, and take no adapters
+        Family("Qwen3MoeForCausalLM", SEPARATE[:2], experts=EXPERTS, router=ROUTER),
         Family("Phi3ForCausalLM", FUSED),
         Family("GraniteForCausalLM"),
         Family("Olmo2ForCausalLM"),

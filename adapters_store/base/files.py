@@ -8,9 +8,9 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from adapters_store.base.description import BaseDescription, LinearShape
+from adapters_store.base.description import BaseDescription, ExpertsShape, LinearShape
 from adapters_store.base.digests import base_digest
-from adapters_store.base.families import UnsupportedBase, family_of
+from adapters_store.base.families import Family, UnsupportedBase, family_of
 from adapters_store.base.folder import CONFIG, read_config, reading, refuse_pointers, weight_files
 from adapters_store.base.nf4 import is_stored_in_nf4
 from adapters_store.base.tensors import checked_skeleton, model_class, own_class
@@ -61,8 +61,14 @@ def describe_base(path: Path, *, dtype: str = "auto", name: str | None = None) -
     family = family_of(config.architectures)
     files = weight_files(path)
     skeleton = checked_skeleton(path, config, files)
-    groups = tuple(family.groups(config.num_hidden_layers))
-    modules = {module: _shape_of(skeleton, module) for group in groups for module in group}
+    parameters = dict(skeleton.named_parameters())
+    groups = tuple(
+        group
+        for group in family.groups(config.num_hidden_layers)
+        if not family.is_router(group[0]) or f"{group[0]}.weight" in parameters
+    )
+    modules = {module: _shape_of(skeleton, module, family) for group in groups for module in group}
+    stacks = (name for name in family.expert_stacks(config.num_hidden_layers) if name in parameters)
     return BaseDescription(
         digest=base_digest(path),
         name=name or path.resolve().name,
@@ -71,14 +77,25 @@ def describe_base(path: Path, *, dtype: str = "auto", name: str | None = None) -
         modules=modules,
         groups=groups,
         folder=str(path.resolve()),
+        experts={name: _experts_of(name, parameters[name]) for name in stacks},
     )
 
 
-def _shape_of(skeleton: torch.nn.Module, module: str) -> LinearShape:
+def _experts_of(name: str, parameter: torch.nn.Parameter) -> ExpertsShape:
+    if parameter.dim() != 3:
+        raise UnsupportedBase(f"{name} has {parameter.dim()} dimensions, not experts x outputs x inputs")
+    num_experts, out_features, in_features = parameter.shape
+    return ExpertsShape(num_experts, in_features, out_features)
+
+
+def _shape_of(skeleton: torch.nn.Module, module: str, family: Family) -> LinearShape:
     try:
         layer = skeleton.get_submodule(module)
     except AttributeError as error:
         raise UnsupportedBase(f"the base has no module {module}, which its architecture should have") from error
+    if family.is_router(module):
+        out_features, in_features = layer.get_parameter("weight").shape
+        return LinearShape(in_features, out_features)
     if isinstance(layer, Conv1D):
         return LinearShape(layer.nx, layer.nf)
     if not isinstance(layer, torch.nn.Linear):

@@ -32,6 +32,7 @@ _OF_RANKS = ("pytorch_model_fsdp*", "global_step*", "*.distcp")  # FSDP, DeepSpe
 
 def plan_files(config: bytes, weights: Path, base: BaseDescription, limits: AdapterLimits) -> AdapterPlan:
     """What an adapter's two files say. Raises AdapterRejected: see config, safetensors_header and validate. OSError."""
+    limits = limits.with_experts(sum(shape.num_experts for shape in base.experts.values()))
     return plan_adapter(parse_config(config, limits), read_header(weights, limits), base, limits)
 
 

@@ -15,7 +15,7 @@ from adapters_store.format.chat_fields import dialect_in, is_int8_in, template_i
 from adapters_store.format.config_fields import Body, bad_field, check_fields, default_delta_is_zero, is_empty
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.parsing.adapter_files import CONFIG_FILE, refuse_foreign_config
-from adapters_store.parsing.patterns import PLAIN_KEY, ModulePattern, SuffixPatterns, suffixes_at_dots
+from adapters_store.parsing.patterns import PATTERN_KEY, ModulePattern, SuffixPatterns, suffixes_at_dots
 from adapters_store.parsing.strict_json import parse_strict_json, shown
 
 MAX_ENTRIES = 8192  # target_modules, exclude_modules, layers_to_transform and each pattern
@@ -39,6 +39,7 @@ class LoraConfig:
     alora_invocation_tokens: an activated LoRA changes nothing before the last place of these tokens in the prompt.
         None: an ordinary one, which changes all.
     modules_to_save: names of modules whose weights are in the file whole.
+    target_parameters: ends of paths of parameters, see `experts.targets`.
     text_prefix: where the base's text model lay in the model of text and pictures that the adapter was trained on, and
         where it lies by itself. The config means the former's paths. None: it was trained on the base as it is.
     tool_dialect, chat_template: how its chats are written, where that differs from the base.
@@ -59,20 +60,21 @@ class LoraConfig:
     base_digest: str | None
     alora_invocation_tokens: tuple[int, ...] | None = None
     modules_to_save: frozenset[str] = frozenset()
+    target_parameters: frozenset[str] = frozenset()
     text_prefix: tuple[str, str] | None = None
     tool_dialect: str | None = None
     chat_template: str | None = None
     use_dora: bool = False
     is_int8: bool = False
 
-    def rank_of(self, module: str) -> int:
-        """The rank PEFT gives this module."""
-        return self.rank_pattern.find(self._as_trained(module), self.r)
+    def rank_of(self, module: str, *, times: int = 1) -> int:
+        """The rank PEFT gives this module. times: layers that it joins there, which multiply what no pattern says."""
+        return self.rank_pattern.find(self._as_trained(module), self.r * times)
 
-    def scale_of(self, module: str) -> float:
+    def scale_of(self, module: str, *, times: int = 1) -> float:
         """PEFT's `scaling`: alpha / rank, or alpha / sqrt(rank) with rsLoRA, in the same float arithmetic."""
-        rank = self.rank_of(module)
-        alpha = self.alpha_pattern.find(self._as_trained(module), self.lora_alpha)
+        rank = self.rank_of(module, times=times)
+        alpha = self.alpha_pattern.find(self._as_trained(module), self.lora_alpha * times)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def entries_matching(self, module: str) -> list[str]:
@@ -148,7 +150,8 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
     if not isinstance(body, dict):
         raise AdapterRejected("bad_json", f"adapter_config.json: must be an object, got {shown(body)}", param="config")
     check_fields(body)
-    targets = _targets(body)
+    parameters = _target_parameters(body)
+    targets = _targets(body, may_be_none=bool(parameters))
     by_list = isinstance(targets, frozenset)
     layers = _layers(body, by_list=by_list)
     return LoraConfig(
@@ -165,6 +168,7 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
         base_digest=_optional_text("multilora_base_digest", body.get("multilora_base_digest")),
         alora_invocation_tokens=_invocation_tokens(body),
         modules_to_save=_modules_to_save(body),
+        target_parameters=parameters,
         tool_dialect=dialect_in(body),
         chat_template=template_in(body),
         use_dora=_use_dora(body),
@@ -248,12 +252,20 @@ def _names(field: str, value: object) -> frozenset[str] | ModulePattern:
     return frozenset(value)
 
 
-def _targets(body: Body) -> frozenset[str] | ModulePattern | None:
+def _target_parameters(body: Body) -> frozenset[str]:
+    """Names alone: PEFT takes no regular expression here."""
+    names = _names("target_parameters", value := body.get("target_parameters"))
+    if not isinstance(names, frozenset):
+        raise bad_field("target_parameters", value, "a list of parameter names")
+    return names
+
+
+def _targets(body: Body, *, may_be_none: bool) -> frozenset[str] | ModulePattern | None:
     value = body["target_modules"]
     if isinstance(value, str) and value.lower() == "all-linear":
         return None
     names = _names("target_modules", value)
-    if not names:
+    if not names and not may_be_none:
         raise bad_field("target_modules", value, "a list of module names or 'all-linear'")
     return names
 
@@ -265,7 +277,7 @@ def _pattern(field: str, body: Body) -> list[tuple[str, object]]:
     if not isinstance(value, dict) or len(value) > MAX_ENTRIES:
         raise bad_field(field, value, f"an object of at most {MAX_ENTRIES} entries")
     for key in value:
-        if PLAIN_KEY.fullmatch(key) is None:
+        if PATTERN_KEY.fullmatch(key) is None:
             message = f"{field}: key {shown(key)} is a regular expression and is not run; give a module name or its end"
             raise AdapterRejected("regex_pattern", message, param=field)
     return list(value.items())

@@ -12,6 +12,7 @@ import json
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.format.dtypes import Bits
+from adapters_store.format.experts.plan import PlannedExperts
 from adapters_store.format.validate import AdapterPlan
 
 _DOMAIN = b"multilora adapter 1\n"
@@ -19,7 +20,7 @@ _DOMAIN = b"multilora adapter 1\n"
 
 class DigestBuilder:
     """Feed it the tensors' bits module by module in the base's order, A before B before magnitudes, then those of the
-    token layers; then ask for the digest.
+    token layers, then those of experts part by part; then ask for the digest.
 
     The first bytes hashed fix every tensor's length, so no two adapters feed the same bytes.
     """
@@ -51,6 +52,9 @@ class DigestBuilder:
             whole.append(
                 {"magnitudes": [None if part.magnitude is None else part.magnitude.dtype for part in plan.modules]}
             )
+        if plan.experts:
+            parts = [[stack.name, stack.rank, stack.scale.hex(), _parts_of(stack)] for stack in plan.experts]
+            whole.append({"experts": parts})
         if plan.is_int8:
             whole.append({"adapter_dtype": "int8"})
         meaning = json.dumps(whole, separators=(",", ":"))
@@ -62,3 +66,10 @@ class DigestBuilder:
 
     def digest(self) -> AdapterDigest:
         return AdapterDigest(f"sha256:{self._hash.hexdigest()}")
+
+
+def _parts_of(stack: PlannedExperts) -> list[list[object]]:
+    """Whose each pair of tensors is, and their types and shapes."""
+    return [
+        [part.expert, part.first_rank, part.a.dtype, part.a.shape, part.b.dtype, part.b.shape] for part in stack.parts
+    ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+
+TENSORS_OF_EXPERT = 4  # A and B of gate and up, which are one parameter
+HEADER_BYTES_OF_TENSOR = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,14 @@ class AdapterLimits:
     max_config_bytes: int = 1 << 20
     max_tensor_name_chars: int = 512
     max_versions_per_tenant: int = 100_000
+
+    def with_experts(self, count: int) -> AdapterLimits:
+        """For a base whose layers' parameters have `count` experts in all: each may have four tensors of its own."""
+        return replace(
+            self,
+            max_tensors=self.max_tensors + TENSORS_OF_EXPERT * count,
+            max_header_bytes=self.max_header_bytes + TENSORS_OF_EXPERT * HEADER_BYTES_OF_TENSOR * count,
+        )
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -15,13 +15,14 @@ from adapters_store.base.token_weights import token_weight_sha256
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.config import LoraConfig
 from adapters_store.format.dtypes import TENSOR_TYPES, Bits, largest_magnitude, overflow_limit, type_of_base
+from adapters_store.format.experts.plan import ENDINGS, PlannedExperts, planned_experts
+from adapters_store.format.experts.targets import is_router, router_rank, targets_weight
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.safetensors_header import MAGNITUDE, SafetensorsHeader, TensorEntry
 from adapters_store.format.token_layers import PREFIX, TokenLayer, of_text_side, token_layers
 from adapters_store.parsing.patterns import ModulePattern
 from adapters_store.parsing.strict_json import shown
 
-_ENDINGS = {f".lora_{side}{name}.weight": side for side in "AB" for name in ("", ".default")}
 _MAGNITUDE_ENDINGS = tuple(f".{MAGNITUDE}{name}{ending}" for name in ("", ".default") for ending in ("", ".weight"))
 _UNSUPPORTED_NAMES = {
     "lora_embedding_": "unsupported_embedding_lora",
@@ -30,7 +31,7 @@ _UNSUPPORTED_NAMES = {
     "modules_to_save": "unsupported_modules_to_save",
     ".bias": "unsupported_bias",
 }
-_MAX_PATTERN_WORK = 1_000_000  # pattern keys x modules: every layer of a 405B model named in its own key is 778,000
+_MAX_PATTERN_WORK = 1_200_000  # keys x pairs of tensors: every layer of a 405B model in its own key, with DoRA's
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class AdapterPlan:
     token_layers: its own embedding and head, or LoRA on the embedding.
     copies: no part of the adapter; it is served if their bytes are the base's.
     alora_invocation_tokens: see `LoraConfig`. is_int8: its linear layers are kept as bytes.
+    experts: parameters of the base's experts, in its order.
     """
 
     base: BaseDescription
@@ -71,6 +73,7 @@ class AdapterPlan:
     tool_dialect: str | None = None
     chat_template: str | None = None
     is_int8: bool = False
+    experts: tuple[PlannedExperts, ...] = ()
 
     @property
     def max_rank(self) -> int:
@@ -87,8 +90,8 @@ class AdapterPlan:
         return tuple(sorted({part.name.rpartition(".")[2] for part in self._parts}))
 
     @property
-    def _parts(self) -> list[PlannedModule | TokenLayer]:
-        return [*self.modules, *self.token_layers]
+    def _parts(self) -> list[PlannedModule | TokenLayer | PlannedExperts]:
+        return [*self.modules, *self.token_layers, *self.experts]
 
 
 def plan_adapter(
@@ -100,18 +103,20 @@ def plan_adapter(
         AdapterRejected: wrong_base, unknown_tensor, unsupported_full_weight, unknown_module, untargeted_module,
             regex_targets, duplicate_tensor, missing_a, missing_b, missing_magnitude, missing_tensors, unmatched_target,
             rank_mismatch,
-            rank_too_large, wrong_shape, pattern_too_large, bad_field, a code of `token_layers`, or the code of an
-            unsupported kind of tensor.
+            rank_too_large, wrong_shape, pattern_too_large, bad_field, a code of `token_layers` or `planned_experts`,
+            or the code of an unsupported kind of tensor.
     """
     _check_base_digest(config, header, base)
+    if max(len(config.rank_pattern), len(config.alpha_pattern)) * (len(header.tensors) // 2) > _MAX_PATTERN_WORK:
+        message = f"rank_pattern and alpha_pattern: keys x modules may be {_MAX_PATTERN_WORK} at most"
+        raise AdapterRejected("pattern_too_large", message, param="rank_pattern")
     config, header = of_text_side(config, header)
     layers = token_layers(config, header, base, limits)
     taken = {entry.name for layer in layers for entry in layer.entries}
+    experts = planned_experts(config, header, base, limits)
+    taken |= {entry.name for stack in experts for part in stack.parts for entry in (part.a, part.b)}
     copies = tuple(_copies(header, base, taken))
     pairs = _pair_tensors(header, base, taken | {copy.entry.name for copy in copies}, use_dora=config.use_dora)
-    if max(len(config.rank_pattern), len(config.alpha_pattern)) * len(pairs) > _MAX_PATTERN_WORK:
-        message = f"rank_pattern and alpha_pattern: keys x modules may be {_MAX_PATTERN_WORK} at most"
-        raise AdapterRejected("pattern_too_large", message, param="rank_pattern")
     _check_targets(config, pairs, base, {layer.name for layer in layers if layer.rank})
     order = base.module_index
     names = sorted(pairs, key=lambda name: order[name])
@@ -119,7 +124,7 @@ def plan_adapter(
     invocation = config.alora_invocation_tokens
     _check_invocation(invocation, base)
     chat = config.tool_dialect, config.chat_template
-    return AdapterPlan(base, modules, layers, copies, invocation, *chat, config.is_int8)
+    return AdapterPlan(base, modules, layers, copies, invocation, *chat, config.is_int8, experts)
 
 
 def _rejected(code: str, message: str) -> AdapterRejected:
@@ -194,7 +199,7 @@ def _magnitude_of(name: str) -> tuple[str, str] | None:
 def _parse_name(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescription) -> tuple[str, str]:
     name = entry.name
     if name.startswith(PREFIX):
-        for ending, side in _ENDINGS.items():
+        for ending, side in ENDINGS.items():
             if name.endswith(ending):
                 return name[len(PREFIX) : -len(ending)], side
     for part, code in _UNSUPPORTED_NAMES.items():
@@ -228,7 +233,7 @@ def _check_targets(
 ) -> None:
     matched = {entry for name in token_targets for entry in config.entries_matching(name)}
     for module in pairs:
-        if not config.targets(module):
+        if not _is_targeted(config, module, base):
             if isinstance(config.target_modules, ModulePattern):
                 message = f"target_modules: the regular expression does not match {module}, which has tensors"
                 raise AdapterRejected("regex_targets", message, param="target_modules")
@@ -240,9 +245,13 @@ def _check_targets(
     if config.zero_by_default:
         return  # PEFT leaves a targeted module without tensors at a zero delta, and so do we
     for module in base.modules:
-        if module not in pairs and config.targets(module):
+        if module not in pairs and _is_targeted(config, module, base):
             message = f"{module}: targeted, without tensors, and init_lora_weights does not make it a zero delta"
             raise _rejected("missing_tensors", message)
+
+
+def _is_targeted(config: LoraConfig, module: str, base: BaseDescription) -> bool:
+    return config.targets(module) or (is_router(module, base) and targets_weight(config, module))
 
 
 def _targets_without_tensors(config: LoraConfig, matched: set[str], base: BaseDescription) -> set[str]:
@@ -263,7 +272,8 @@ def _targets_without_tensors(config: LoraConfig, matched: set[str], base: BaseDe
 def _plan_module(
     name: str, pair: dict[str, TensorEntry], config: LoraConfig, base: BaseDescription, limits: AdapterLimits
 ) -> PlannedModule:
-    rank = config.rank_of(name)
+    is_layer = not is_router(name, base)
+    rank, scale = (config.rank_of(name), config.scale_of(name)) if is_layer else router_rank(config, name)
     if rank > limits.max_rank:
         raise _rejected("rank_too_large", f"{name}: rank {rank} exceeds max_rank {limits.max_rank}")
     _check_shapes(pair["A"], pair["B"], rank, base.modules[name])
@@ -273,7 +283,7 @@ def _plan_module(
             f"{magnitude.name}: {magnitude.shape[0] * magnitude.shape[1]} magnitudes, the base has {outputs} outputs"
         )
         raise _rejected("wrong_shape", message)
-    return PlannedModule(name, rank, config.scale_of(name), pair["A"], pair["B"], magnitude)
+    return PlannedModule(name, rank, scale, pair["A"], pair["B"], magnitude)
 
 
 def _check_shapes(a: TensorEntry, b: TensorEntry, rank: int, shape: LinearShape) -> None:

@@ -17,7 +17,7 @@ ALIGN_BYTES = 64  # every A and B starts on a cache line, so that vector loads n
 
 @dataclass(frozen=True, slots=True)
 class PackedModule:
-    """One targeted linear layer inside the buffer. Offsets count elements from the buffer's start.
+    """One targeted linear layer, or one expert, inside the buffer. Offsets count elements from the buffer's start.
 
     A is [rank, in_features] row-major; B is stored transposed, [rank, out_features] row-major, so that the expand
     step reads whole cache lines. scale multiplies the delta (lora_alpha / rank, or lora_alpha / sqrt(rank) for rsLoRA).

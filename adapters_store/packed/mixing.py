@@ -44,7 +44,7 @@ def mixed(
     with slices.work():
         writer.clear()
         for module, each in zip(modules, sums, strict=True):
-            writer.put(module, each.terms, base.modules[module.name])
+            writer.put(module, each.terms, base.table_rows[module.name])
     return PackedAdapter(digest, buffer, modules, is_int8)
 
 
@@ -84,7 +84,7 @@ def _sums(parts: Sequence[Weighted], base: BaseDescription) -> Iterator[_Sum]:
     for adapter, weight in parts:
         for module in adapter.modules:
             by_name.setdefault(module.name, []).append((adapter, module, weight * module.scale))
-    for name in base.modules:
+    for name in base.table_rows:
         if found := by_name.get(name):
             scale = max((product for _, _, product in found), key=abs)
             ratios = [product / scale if scale else 0.0 for _, _, product in found]

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from adapters_store.base.description import BaseDescription
+from adapters_store.base.description import BaseDescription, expert_name
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.digest import DigestBuilder
 from adapters_store.format.dtypes import TENSOR_TYPES, Bits, TensorType, cast_bits, type_of_base
 from adapters_store.format.safetensors_header import TensorEntry
 from adapters_store.format.tensor_file import WeightsFile
 from adapters_store.format.validate import AdapterPlan, check_copy, check_values
+from adapters_store.packed.experts import joined
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.int8 import Int8Rows, Values
 from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter, PackedModule
@@ -30,7 +32,7 @@ _FACTOR_BYTES = 4  # float32, whatever the base's type: rounded to bfloat16, a f
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where everything goes: modules in the base's order, and the buffer's length in elements."""
+    """Where everything goes: linear layers, token layers, then each expert, and the buffer's length in elements."""
 
     modules: tuple[PackedModule, ...]
     num_elements: int
@@ -51,7 +53,12 @@ def plan_layout(plan: AdapterPlan) -> Layout:
     itemsize = type_of_base(plan.base.dtype).itemsize
     align = ALIGN_BYTES // itemsize
     shapes = plan.base.modules
-    places, end = place_linear(plan.base, plan.modules, is_int8=plan.is_int8)
+    experts = [
+        Layer(expert_name(stack.name, expert), stack.rank, stack.scale)
+        for stack in plan.experts
+        for expert in range(plan.base.experts[stack.name].num_experts)
+    ]
+    places, end = place_linear(plan.base, [*plan.modules, *experts], is_int8=plan.is_int8)
     modules = [PackedModule(module.name, module.rank, module.scale, *places[module.name]) for module in plan.modules]
     for layer in plan.token_layers:
         starts = []
@@ -63,7 +70,16 @@ def plan_layout(plan: AdapterPlan) -> Layout:
         if module.magnitude is not None:
             modules[index] = replace(modules[index], factor_offset=end)
             end += _aligned(shapes[module.name].out_features * _FACTOR_BYTES // itemsize, align)
+    modules += [PackedModule(each.name, each.rank, each.scale, *places[each.name]) for each in experts]
     return Layout(tuple(modules), end)
+
+
+class Layer(NamedTuple):
+    """One expert's part of a parameter that an adapter changes."""
+
+    name: str
+    rank: int
+    scale: float
 
 
 class Ranked(Protocol):
@@ -82,7 +98,7 @@ def place_linear(
     itemsize = type_of_base(base.dtype).itemsize
     align = ALIGN_BYTES // itemsize
     per_value, per_rank = (1, 4) if is_int8 else (itemsize, 0)  # bytes
-    shapes = base.modules
+    shapes = base.table_rows
 
     def room(rank: int, width: int) -> int:
         return _aligned(-(-rank * width * per_value // itemsize), align)
@@ -144,6 +160,13 @@ def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: Host
                 tensor.put(elements, parts, target)
             else:
                 int8.put(_floats(parts, tensor), tensor.offset, tensor.factors_end, is_first=not tensor.is_transposed)
+        places = {place.name: place for place in layout.modules} if plan.experts else {}
+        for stack in plan.experts:
+            kind = TENSOR_TYPES["F32"] if plan.is_int8 else target
+            read = partial(_whole, file=file, builder=builder, kind=kind, checked_for=plan.base if check else None)
+            each = zip(*joined(stack, plan.base.experts[stack.name], read), strict=True)
+            for expert, matrices in enumerate(each):
+                _put_expert(matrices, places[expert_name(stack.name, expert)], elements, int8 if plan.is_int8 else None)
     if not int8.are_finite:
         raise AdapterRejected("cast_overflow", "weights: the product of A's and B's scales is not finite in int8")
     if factored := [module for module in layout.modules if module.factor_offset]:
@@ -178,14 +201,14 @@ class _Tensor:
 
 
 def _placed(plan: AdapterPlan, layout: Layout) -> Iterator[_Tensor]:
-    """Every tensor in the digest's order."""
+    """Every tensor in the digest's order, but those of experts."""
     for module, place in zip(plan.modules, layout.modules, strict=False):
         factors_end = place.a_offset if plan.is_int8 else None
         yield _Tensor(module.a, place.a_offset, False, factors_end)
         yield _Tensor(module.b, place.b_offset, True, factors_end)
         if module.magnitude is not None:
             yield _Tensor(module.magnitude, place.factor_offset, False, kind=TENSOR_TYPES["F32"])
-    for layer, place in zip(plan.token_layers, layout.modules[len(plan.modules) :], strict=True):
+    for layer, place in zip(plan.token_layers, layout.modules[len(plan.modules) :], strict=False):  # then experts
         for entry, offset in zip(layer.entries, (place.a_offset, place.b_offset), strict=False):
             yield _Tensor(entry, offset, layer.rank > 0)
 
@@ -198,6 +221,29 @@ def _hashed(
             check_values(entry, bits, checked_for)
         builder.update(bits)
         yield bits
+
+
+def _whole(
+    entry: TensorEntry,
+    *,
+    file: WeightsFile,
+    builder: DigestBuilder,
+    kind: TensorType,
+    checked_for: BaseDescription | None,
+) -> Bits:
+    """The whole tensor, hashed and cast."""
+    parts = list(_hashed(file.parts(entry), entry, builder, checked_for))
+    return cast_bits(np.concatenate(parts), TENSOR_TYPES[entry.dtype], kind)
+
+
+def _put_expert(matrices: tuple[Bits, Bits], place: PackedModule, elements: Bits, int8: Int8Rows | None) -> None:
+    """A and B, one row for each rank. int8: writes them as bytes."""
+    for bits, offset in zip(matrices, (place.a_offset, place.b_offset), strict=True):
+        if int8 is not None:
+            values = np.ascontiguousarray(bits).view(np.float32)
+            int8.put(values, offset, place.a_offset, is_first=offset == place.a_offset)
+        else:
+            elements[offset : offset + bits.size].reshape(bits.shape)[:] = bits
 
 
 def _floats(parts: Iterable[Bits], tensor: _Tensor) -> Values:

@@ -16,6 +16,8 @@ Value = TypeVar("Value")
 # What a rank_pattern or alpha_pattern key may hold. PEFT runs the key as a regex; of these characters only "." and
 # a leading "^" (both in PEFT's own documentation) mean more than themselves.
 PLAIN_KEY = re.compile(r"\^?[A-Za-z0-9_.\-]+")
+_INSIDE = r".*\."  # PEFT itself writes ".*\.gate_up_proj"
+PATTERN_KEY = re.compile(rf"({re.escape(_INSIDE)})?[A-Za-z0-9_.\-]+|{PLAIN_KEY.pattern}")
 
 MAX_PATTERN_CHARS = 4096
 _MAX_PROGRAM_SIZE = 5000  # RE2's instructions: a match takes at most this times the name's length
@@ -65,18 +67,18 @@ def suffixes_at_dots(name: str) -> Iterator[str]:
 
 
 class SuffixPatterns(Generic[Value]):
-    r"""An ordered mapping of PLAIN_KEY keys; equals `re.match(rf"(.*\.)?({key})$", name)`, first key wins.
+    r"""An ordered mapping of PATTERN_KEY keys; equals `re.match(rf"(.*\.)?({key})$", name)`, first key wins.
 
     Source: peft.utils.other.get_pattern_key. A "." in a key matches any one character, as it does there.
     """
 
     def __init__(self, items: Iterable[tuple[str, Value]]) -> None:
-        self._by_length: dict[int, list[tuple[int, str, bool, Value]]] = {}
+        self._by_length: dict[int, list[tuple[int, str, bool | None, Value]]] = {}
         self._num_keys = 0
         for order, (key, value) in enumerate(items):
-            anchored = key.startswith("^")
-            text = key[1:] if anchored else key
-            self._by_length.setdefault(len(text), []).append((order, text, anchored, value))
+            text = key.removeprefix(_INSIDE).removeprefix("^")
+            is_whole = None if text == key else key.startswith("^")
+            self._by_length.setdefault(len(text), []).append((order, text, is_whole, value))
             self._num_keys += 1
 
     def __len__(self) -> int:
@@ -88,10 +90,10 @@ class SuffixPatterns(Generic[Value]):
             return default
         best_order, best = self._num_keys, default
         for suffix in suffixes_at_dots(name):
-            for order, text, anchored, value in self._by_length.get(len(suffix), ()):
+            for order, text, is_whole, value in self._by_length.get(len(suffix), ()):
                 if order >= best_order:
                     break
-                if not (anchored and len(suffix) != len(name)) and _matches(text, suffix):
+                if is_whole in (None, len(suffix) == len(name)) and _matches(text, suffix):
                     best_order, best = order, value
                     break
         return best

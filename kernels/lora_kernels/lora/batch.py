@@ -1,12 +1,14 @@
 """Which adapter applies to which row: the table of resident adapters, a group of layers, and one step's segments.
 
-Legend: T token rows, H in_features, O out_features, S segments, M modules, R rows that have an adapter.
+Legend: T token rows, H in_features, O out_features, S segments, M modules, R rows that have an adapter,
+E rows of experts: one for each token and each of its experts.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,12 +37,16 @@ class LoraTable:
     int8 [slots] uint8, on the host, and device_int8: 1 where A and B are bytes. Each rank's term then has a factor, and
     a module's factors, [rank] float32, end where its A begins.
     token_rows [slots], on the host: each slot's own embedding and head; few adapters have them.
+    Modules from first_expert on are experts, see `experts`; None: there are none.
     """
 
-    def __init__(self, arena: torch.Tensor, num_modules: int, num_slots: int) -> None:
+    def __init__(
+        self, arena: torch.Tensor, num_modules: int, num_slots: int, *, first_expert: int | None = None
+    ) -> None:
         device = arena.device
         self.arena = arena
         self.num_slots = num_slots
+        self.first_expert = num_modules if first_expert is None else first_expert
         self.offsets = torch.zeros(num_modules, num_slots, 2, dtype=torch.int64, device=device)
         self.ranks = torch.zeros(num_modules, num_slots, dtype=torch.int32, device=device)
         self.scales = torch.zeros(num_modules, num_slots, dtype=torch.float32, device=device)
@@ -52,6 +58,7 @@ class LoraTable:
         # On the host, to skip launches without an adapter, and factors where there are none
         self.touched, self.scaled = (np.zeros((num_modules, num_slots), dtype=np.bool_) for _ in range(2))
         self.has_factors = [False] * num_slots
+        self.has_experts = [False] * num_slots
         self._offset_bits = 0  # all offsets so far, or-ed: the lowest set bit is their common alignment
 
     def set_slot(
@@ -82,6 +89,7 @@ class LoraTable:
         self.scales[rows, slot] = packed[:, 4].int().view(torch.float32)
         self.max_ranks[slot] = max((module[3] for module in modules), default=0)
         self.touched[entries[:, 0], slot] = True
+        self.has_experts[slot] = bool((entries[:, 0] >= self.first_expert).any())
         self._offset_bits |= int(np.bitwise_or.reduce(entries[:, 1:3], axis=None))
         if factors:
             self.set_factors(slot, offset, factors)
@@ -102,9 +110,26 @@ class LoraTable:
         place = (module, a_offset, b_offset, int(self.ranks[module, slot]), 1.0)
         return matrices_at(self.arena, place, in_features, out, is_int8=bool(self.int8[slot]))
 
+    def experts(self, first: int, count: int) -> LoraTable:
+        """The modules first..first+count as one: its slot e * num_slots + s is slot s of module first + e. So rows of
+        many experts and adapters are one batch. The same memory; for reading, until the next set_slot."""
+        view, part = copy(self), slice(first, first + count)
+        view.num_slots = count * self.num_slots
+        view.offsets = self.offsets[part].view(1, view.num_slots, 2)
+        view.ranks, view.scales, view.factors = (
+            each[part].view(1, view.num_slots) for each in (self.ranks, self.scales, self.factors)
+        )
+        view.touched, view.scaled = (each[part].reshape(1, view.num_slots) for each in (self.touched, self.scaled))
+        view.int8 = np.tile(self.int8, count)
+        view.device_int8 = self.device_int8.repeat(count)
+        view.max_ranks, view.has_factors = self.max_ranks * count, self.has_factors * count
+        view.token_rows = []
+        return view
+
     def clear_slot(self, slot: int) -> None:
         self.ranks[:, slot] = 0
         self.max_ranks[slot] = 0
+        self.has_experts[slot] = False
         self.token_rows[slot] = ()
         self.touched[:, slot] = False
         if self.has_factors[slot]:
@@ -170,11 +195,14 @@ class LoraGroup:
 
 
 class LoraBatch:
-    """One step's rows grouped by slot. Rows without an adapter belong to no segment and cost nothing."""
+    """One step's rows grouped by slot. Rows without an adapter belong to no segment and cost nothing.
+
+    row_slots [T]: as given."""
 
     def __init__(self, table: LoraTable, row_slots: NDArray[np.int32]) -> None:
         """row_slots [T]: the slot of each token row, or NO_ADAPTER."""
         self.table = table
+        self.row_slots = row_slots
         order = np.argsort(row_slots, kind="stable").astype(np.int32)
         sorted_slots = row_slots[order]
         first = int(np.searchsorted(sorted_slots, 0))
@@ -205,6 +233,18 @@ class LoraBatch:
             for index, slot in enumerate(self.slots.tolist())
             for own in self.table.token_rows[slot]
         ]
+
+    @cached_property
+    def has_experts(self) -> bool:
+        """Whether any row's adapter changes experts."""
+        return any(self.table.has_experts[slot] for slot in self.slots)
+
+    def of_experts(self, first: int, count: int, expert_E: NDArray[np.int64], token_E: NDArray[np.int64]) -> LoraBatch:
+        """The batch of rows that experts compute: row i is token token_E[i] at expert expert_E[i] of the `count`
+        experts whose modules begin at `first`. For a group whose module row is 0."""
+        slot_E = self.row_slots[token_E].astype(np.int64)
+        own_E = np.where(slot_E == NO_ADAPTER, NO_ADAPTER, expert_E * self.table.num_slots + slot_E)
+        return LoraBatch(self.table.experts(first, count), own_E.astype(np.int32))
 
     @cached_property
     def touched_modules(self) -> NDArray[np.bool_]:

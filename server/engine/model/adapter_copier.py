@@ -85,11 +85,15 @@ class ArenaCopier:
         return _Event(event)
 
 
+def empty_table(base: BaseDescription, arena: torch.Tensor, num_slots: int) -> LoraTable:
+    return LoraTable(arena, len(base.table_rows), num_slots, first_expert=len(base.modules))
+
+
 def table_of(base: BaseModel, adapters: Sequence[PackedAdapter]) -> LoraTable:
     """A table of its own, whose slot n holds adapters[n]."""
     sizes = [-(-adapter.buffer.numel() // ALIGN_BYTES) * ALIGN_BYTES for adapter in adapters]
     arena = torch.zeros(sum(sizes), dtype=base.dtype, device=base.device)
-    table = LoraTable(arena, len(base.description.modules), max(len(adapters), 1))
+    table = empty_table(base.description, arena, max(len(adapters), 1))
     offset = 0
     for slot, (adapter, size) in enumerate(zip(adapters, sizes, strict=True)):
         table.set_slot(slot, offset, *adapter.places(base.description.module_index), is_int8=adapter.is_int8)

@@ -178,7 +178,7 @@ class DecodeGraphs:
         """Whether a recording is large enough for the rows' tokens."""
         if not self._recordings or sum(row.num_tokens for row in rows) > self.settings.buckets[-1]:
             return False
-        if self.buffers.max_rank(rows) > self.settings.max_ranks[-1] or self.buffers.have_token_rows(rows):
+        if self.buffers.max_rank(rows) > self.settings.max_ranks[-1] or self.buffers.need_plain_launches(rows):
             return False
         if self.buffers.are_special(rows) and not self.settings.with_special:
             return False

@@ -138,10 +138,11 @@ class DecodeBuffers:
         slots = {row.request.slot for row in rows}
         return max((self.table.max_ranks[slot] for slot in slots if slot is not None), default=0)
 
-    def have_token_rows(self, rows: Sequence[ScheduledRow]) -> bool:
-        """Whether an adapter of the step has its own embedding or head: no recorded launch reads those."""
-        slots = (row.request.slot for row in rows)
-        return any(self.table.token_rows[slot] for slot in slots if slot is not None)
+    def need_plain_launches(self, rows: Sequence[ScheduledRow]) -> bool:
+        """Whether an adapter of the step has its own embedding or head, or changes experts: no recorded launch reads
+        those. Which rows an expert gets is known while the step runs."""
+        slots, table = {row.request.slot for row in rows}, self.table
+        return any(table.token_rows[slot] or table.has_experts[slot] for slot in slots if slot is not None)
 
     def are_special(self, rows: Sequence[ScheduledRow]) -> bool:
         """Whether an adapter of the step is int8 or has DoRA's factors."""

@@ -12,15 +12,18 @@ member would compute the whole group again, with the same result.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adapters_store.base.description import BaseDescription
-from adapters_store.base.families import HEAD
+from adapters_store.base.families import HEAD, family_of
 from adapters_store.base.files import DTYPES
 from lora_kernels.elementwise.launcher import silu_mul
 from lora_kernels.lora.batch import LoraBatch, LoraGroup
@@ -185,19 +188,111 @@ class AdapterEmbedding(nn.Module):
         return embedded
 
 
+class AdapterRouter(nn.Module):
+    """Replaces what scores a layer's experts. transformers' own code ranks the scores: a copy whose weight is the
+    identity, which leaves each score as it is, bit by bit."""
+
+    def __init__(self, base: nn.Module, group: LoraGroup, state: LoraState) -> None:
+        super().__init__()
+        self.base = base
+        self._group = group
+        self._state = state
+        weight = base.get_parameter("weight")
+        self._ranks = deepcopy(base)
+        self._ranks.weight = nn.Parameter(torch.eye(len(weight), dtype=weight.dtype, device=weight.device), False)
+        setattr(self._ranks, "hidden_dim", len(weight))  # noqa: B010  (no attribute that torch declares)
+
+    def forward(self, x_TH: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        batch, group = self._state.layers, self._group
+        if batch is None or not batch.touched_modules[group.module_rows[0]]:
+            own: tuple[torch.Tensor, ...] = self.base(x_TH)
+            return own
+        scores_TE = torch.nn.functional.linear(x_TH, self.base.get_parameter("weight"))
+        ranked: tuple[torch.Tensor, ...] = self._ranks(add_lora_delta(scores_TE, x_TH, batch, group))
+        return ranked
+
+
+class AdapterExperts(nn.Module):
+    """Replaces a layer's experts. A step whose adapters change none runs transformers' own forward; another computes
+    the same products in the same order, and adds each row's delta to each.
+
+    first_rows: of the table, of gate_up_proj's experts and of down_proj's.
+    Legend: T tokens, E rows: one for each token and each of its experts, sorted by expert. H hidden, I intermediate.
+    """
+
+    def __init__(self, base: nn.Module, first_rows: tuple[int, int], state: LoraState) -> None:
+        super().__init__()
+        self.base = base
+        self._state = state
+        self._first_rows = first_rows
+        self._weights = tuple(base.get_parameter(name).detach() for name in ("gate_up_proj", "down_proj"))
+        self._activation = base.get_submodule("act_fn")
+
+    def forward(self, x_TH: torch.Tensor, experts_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+        """experts_TK: which K experts each token has; weights_TK: of their outputs. Returns [T, H]."""
+        batch = self._state.layers
+        if batch is None or not batch.has_experts:
+            own: torch.Tensor = self.base(x_TH, experts_TK, weights_TK)
+            return own
+        expert_E = experts_TK.reshape(-1).cpu().numpy()
+        order = np.argsort(expert_E, kind="stable")
+        routed = _Routed(batch, expert_E[order], order // experts_TK.shape[1])
+        order_E = torch.from_numpy(order).to(x_TH.device)
+        gate_EI, up_EI = self._product(0, x_TH[order_E // experts_TK.shape[1]], routed).chunk(2, dim=-1)
+        y_EH = self._product(1, self._activation(gate_EI) * up_EI, routed) * weights_TK.reshape(-1)[order_E, None]
+        by_token_EH = torch.empty_like(y_EH)
+        by_token_EH[order_E] = y_EH
+        return by_token_EH.view(*experts_TK.shape, -1).sum(dim=1).to(x_TH.dtype)
+
+    def _product(self, index: int, x_E: torch.Tensor, routed: _Routed) -> torch.Tensor:
+        """Of the layer's first or second parameter, with each row's own adapter's delta."""
+        weight, first = self._weights[index], self._first_rows[index]
+        num_experts, out_features, in_features = weight.shape
+        y_E = _expert_products(x_E, weight, routed.expert_E)
+        batch = routed.batch.of_experts(first, num_experts, routed.expert_E, routed.token_E)
+        return add_lora_delta(y_E, x_E, batch, LoraGroup((0,), in_features, (out_features,)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Routed:
+    """A step's adapters, and which expert and token each row of experts has, on the host."""
+
+    batch: LoraBatch
+    expert_E: NDArray[np.int64]
+    token_E: NDArray[np.int64]
+
+
+def _expert_products(x_E: torch.Tensor, weight: torch.Tensor, expert_E: NDArray[np.int64]) -> torch.Tensor:
+    """Each row times its expert's weight, as transformers computes it. weight: [experts, out, in]. expert_E rises."""
+    ends = np.cumsum(np.bincount(expert_E, minlength=len(weight)))
+    grouped_mm = getattr(torch.nn.functional, "grouped_mm", None)  # from torch 2.10 on
+    if grouped_mm is not None and (x_E.data_ptr() | weight.data_ptr()) % 16 == 0:
+        y_E: torch.Tensor = grouped_mm(x_E, weight.transpose(-2, -1), offs=torch.from_numpy(ends).int().to(x_E.device))
+        return y_E
+    parts = zip(x_E.tensor_split(torch.from_numpy(ends[:-1])), weight, strict=True)
+    return torch.cat([part @ own.T for part, own in parts])
+
+
 def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
     """Replace the linear layers by groups that add each row's own adapter, and norms, SwiGLU, RoPE by fused forms.
     On a GPU, every kernel is tested there before the model can use it."""
     check_before_use(next(model.parameters()).device, DTYPES[base.dtype])
-    state = LoraState()
+    state, family = LoraState(), family_of(base.architecture)
     for paths in base.groups:
         linears = [model.get_submodule(path) for path in paths]
         shapes = [base.modules[path] for path in paths]
         rows = tuple(base.module_index[path] for path in paths)
         group = LoraGroup(rows, shapes[0].in_features, tuple(shape.out_features for shape in shapes))
+        if family.is_router(paths[0]):
+            model.set_submodule(paths[0], AdapterRouter(linears[0], group, state))
+            continue
         joined = LinearGroup(linears, group, state, is_head=paths == (HEAD,))
         for index, path in enumerate(paths):
             model.set_submodule(path, GroupMember(joined, index))
+    stacks = list(base.experts)
+    for first, second in zip(stacks[::2], stacks[1::2], strict=True):
+        path, rows = first.rpartition(".")[0], (base.first_row_of(first), base.first_row_of(second))
+        model.set_submodule(path, AdapterExperts(model.get_submodule(path), rows, state))
     fuse_norms(model)
     _replace_swiglus(model)
     fuse_rope(model)

@@ -28,7 +28,7 @@ from server.engine.engine import Engine
 from server.engine.grammar.matcher import allowed_of
 from server.engine.int8_probe import int8_probe
 from server.engine.metrics import Histogram
-from server.engine.model.adapter_copier import ArenaCopier
+from server.engine.model.adapter_copier import ArenaCopier, empty_table
 from server.engine.model.base_model import BaseModel, load_base, pick_device
 from server.engine.model.kv_tensors import KVCache
 from server.engine.model.runner import ModelRunner
@@ -277,7 +277,7 @@ def _blocks(settings: EngineSettings, base: BaseModel, plan: MemoryPlan) -> Bloc
 
 def _table(base: BaseModel, plan: MemoryPlan, max_adapters: int) -> LoraTable:
     arena = torch.zeros(plan.adapter_pool_bytes // base.dtype.itemsize, dtype=base.dtype, device=base.device)
-    return LoraTable(arena, len(base.description.modules), max_adapters)
+    return empty_table(base.description, arena, max_adapters)
 
 
 def _device_pool(table: LoraTable, max_adapters: int) -> DevicePool:

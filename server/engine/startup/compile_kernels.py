@@ -12,9 +12,9 @@ from functools import partial
 
 import torch
 
-from lora_kernels.lora.batch import LoraTable
 from lora_kernels.self_test import turn_off_uncompiled, with_failing_ops_off
 from lora_kernels.triton_common.available import has_triton
+from server.engine.model.adapter_copier import empty_table
 from server.engine.model.base_model import BaseModel
 from server.engine.model.kv_tensors import KVCache
 from server.engine.model.runner import ModelRunner
@@ -53,7 +53,7 @@ def launch_covering(base: BaseModel, limits: StepLimits, *, block_size: int) -> 
     """Run every covering step once, over a small cache and adapters that touch nothing."""
     cache = KVCache.allocate(base, num_blocks=NUM_BLOCKS, block_size=block_size)
     arena = torch.zeros(64, dtype=base.dtype, device=base.device)
-    table = LoraTable(arena, len(base.description.modules), max(1, limits.max_rows))
+    table = empty_table(base.description, arena, max(1, limits.max_rows))
     runner = ModelRunner(base, cache, table, Sampler())
     for batch in covering_batches(runner, limits):
         runner.forward(batch)

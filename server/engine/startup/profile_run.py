@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from lora_kernels.lora.batch import LoraTable
+from server.engine.model.adapter_copier import empty_table
 from server.engine.model.base_model import BaseModel
 from server.engine.model.cuda_graphs import GraphSettings
 from server.engine.model.kv_tensors import KVCache
@@ -30,7 +30,7 @@ def profile_run(
     """
     num_blocks = -(-num_tokens // block_size) + 1
     cache = KVCache.allocate(base, num_blocks=num_blocks, block_size=block_size)
-    table = LoraTable(torch.zeros(64, dtype=base.dtype, device=base.device), len(base.description.modules), 1)
+    table = empty_table(base.description, torch.zeros(64, dtype=base.dtype, device=base.device), 1)
     runner = ModelRunner(base, cache, table, Sampler())
     before = _start_measuring(base.device)
     with torch.inference_mode():

@@ -80,7 +80,8 @@ def test_fields_that_change_no_meaning_are_accepted(field: str, value: object) -
         ("modules_to_save", ["score"], "unsupported_modules_to_save"),
         ("layer_replication", [[0, 4], [2, 5]], "unsupported_layer_replication"),
         ("trainable_token_indices", [1], "unsupported_trainable_tokens"),
-        ("target_parameters", ["experts.up"], "unsupported_target_parameters"),
+        ("target_parameters", "experts.up_proj", "bad_field"),
+        ("target_parameters", [3], "bad_field"),
         ("use_qalora", True, "unsupported_qalora"),
         ("use_qalora", 1, "unsupported_qalora"),
         ("arrow_config", {"top_k": 1}, "unsupported_arrow"),
@@ -203,7 +204,9 @@ def test_error_messages_hold_no_strange_characters() -> None:
 
 LETTERS = st.sampled_from(["q", "v", "ab", "q_proj", "0", "1", "12", "layers", "mlp"])
 PATHS = st.lists(LETTERS, min_size=1, max_size=5).map(".".join)
-KEYS = st.tuples(st.sampled_from(["", "", "", "^"]), PATHS | st.text("qv.a1", min_size=1, max_size=6)).map("".join)
+KEYS = st.tuples(st.sampled_from(["", "", "", "^", ".*\\."]), PATHS | st.text("qv.a1", min_size=1, max_size=6)).map(
+    "".join
+)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

@@ -59,6 +59,26 @@ def test_every_row_gets_its_own_adapters_delta(
     assert error <= limit
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_row_of_an_expert_gets_its_adapters_delta_of_that_expert(path: str, dtype: torch.dtype) -> None:
+    groups = [LoraGroup((row,), 96, (80,)) for row in range(6)]
+    table = random_table(groups, RANKS, dtype, missing=2, int8={4})
+    batch, tokens = LoraBatch(table, row_slots("uniform", 50)), np.repeat(np.arange(50), 3)
+    experts = np.random.default_rng(0).integers(0, 5, 150)
+    x = torch.randn(150, 96, generator=torch.Generator().manual_seed(3)).to(dtype)
+    exact = torch.zeros(150, 80)
+    for expert in range(5):
+        own = np.where(experts == expert, batch.row_slots[tokens], NO_ADAPTER).astype(np.int32)
+        exact += lora_delta_reference(x, LoraBatch(table, own), groups[1 + expert])
+
+    of_experts = batch.of_experts(1, 5, experts, tokens)
+    got = add_lora_delta(torch.zeros(150, 80, dtype=dtype), x, of_experts, groups[0])
+
+    error = float((got.float() - exact).abs().max() / exact.abs().max())
+    limit = 1e-6 if dtype is torch.float32 else 2 * torch_bf16_error(x, groups[0]) + (0.01 if path == "torch" else 0.0)
+    assert error <= limit
+
+
 @pytest.mark.parametrize("num_rows", [1, 7, 63, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int8_adapters_answer_beside_others_of_the_batch(path: str, num_rows: int, dtype: torch.dtype) -> None:

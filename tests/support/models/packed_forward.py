@@ -12,8 +12,7 @@ from adapters_store.format.adapter_folder import plan_folder
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack
 from lora_kernels.background import TimeSlices
-from lora_kernels.lora.batch import LoraTable
-from server.engine.model.adapter_copier import ArenaCopier
+from server.engine.model.adapter_copier import ArenaCopier, empty_table
 from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch
 from server.engine.model.kv_tensors import KVCache
@@ -39,7 +38,7 @@ class PackedForward:
         packed = [each if isinstance(each, PackedAdapter) else pack_folder(each, base) for each in adapters]
         size = sum(adapter.buffer.numel() + 64 for adapter in packed) + 64
         arena = torch.full((size,), torch.nan, dtype=base.dtype)
-        self.table = LoraTable(arena, len(base.description.modules), max(len(packed), 1))
+        self.table = empty_table(base.description, arena, max(len(packed), 1))
         copier = ArenaCopier(self.table, base.description, TimeSlices())
         cursor = 32
         for slot, adapter in enumerate(packed):

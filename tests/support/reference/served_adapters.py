@@ -20,15 +20,17 @@ SERVED = {
     "lora_alpha": "any number up to a million, also negative or a fraction",
     "use_rslora": "true and false",
     "use_dora": "true and false; on the embedding and with `alora_invocation_tokens` `unsupported_dora`",
-    "rank_pattern": "plain names; a regular expression is `regex_pattern`",
+    "rank_pattern": "plain names, also behind `.*\\.`; another regular expression is `regex_pattern`",
     "alpha_pattern": "as `rank_pattern`",
-    "target_modules": "names, ends of paths, whole paths, `all-linear`, or a regular expression",
+    "target_modules": "names, ends of paths, whole paths, `all-linear`, or a regular expression; empty only "
+    "beside `target_parameters`",
     "exclude_modules": "names, ends of paths, whole paths, or a regular expression",
     "layers_to_transform": "a number or a list, with a list of targets",
     "layers_pattern": "plain names; a regular expression is `regex_pattern`",
     "init_lora_weights": "true, false, `gaussian`, `eva`, `orthogonal`, `mica`; else `base_altering_init`",
     "alora_invocation_tokens": '1 to 256 token ids: an activated LoRA, with `"CAUSAL_LM"`; else `bad_field`',
     "modules_to_save": "the embedding and the head, of the base's size; else `unsupported_modules_to_save`",
+    "target_parameters": "of a base with experts: theirs, the router's weight; else `unsupported_target_parameters`",
     "multilora_adapter_dtype": "`int8`: kept and served as bytes; else `unknown_adapter_dtype`",
     "multilora_base_digest": "the base that the adapter is for; another one is `wrong_base`",
     "multilora_chat_template": "its own chat template ([tools.md](tools.md))",
@@ -41,7 +43,9 @@ def families() -> str:
     rows = []
     for family in FAMILIES.values():
         names = dict.fromkeys(path.rpartition(".")[2] for group in family.layer_groups for path in group)
-        rows.append((f"`{family.architecture}`", ", ".join(f"`{name}`" for name in (*names, HEAD))))
+        served = ", ".join(f"`{name}`" for name in (*names, HEAD))
+        experts = ", ".join(f"`{path.partition('.')[2]}`" for path in (*family.experts, f"{family.router}.weight"))
+        rows.append((f"`{family.architecture}`", f"{served}; {experts}" if family.experts else served))
     return table(("architecture", "layers that an adapter may target"), rows)
 
 

@@ -75,6 +75,24 @@ def test_every_rank_alone(rank: int, dtype: torch.dtype, num_rows: int) -> None:
 
 
 @in_each_form
+@pytest.mark.parametrize("num_tokens", [5, 60])
+def test_rows_of_many_experts_and_adapters_share_one_launch(num_tokens: int) -> None:
+    groups = [LoraGroup((row,), 300, (80,)) for row in range(6)]
+    table = random_table(groups, RANKS, torch.bfloat16, missing=2, int8={4})
+    experts = np.random.default_rng(num_tokens).integers(0, 5, 2 * num_tokens)
+    batch = LoraBatch(table, row_slots("uniform", num_tokens, len(RANKS)))
+    tokens = np.repeat(np.arange(num_tokens), 2)
+    x = normal(num_tokens, 300, dtype=torch.bfloat16, seed=5)[torch.from_numpy(tokens)]
+    of_experts = batch.of_experts(1, 5, experts, tokens)
+    check(x, of_experts, groups[0])
+    exact = torch.zeros(len(x), 80)
+    for expert in range(5):
+        own = np.where(experts == expert, batch.row_slots[tokens], NO_ADAPTER).astype(np.int32)
+        exact += lora_delta_reference(x, LoraBatch(table, own), groups[1 + expert])
+    assert torch.equal(lora_delta_reference(x, of_experts, groups[0]), exact)
+
+
+@in_each_form
 def test_ranks_from_1_to_256_share_one_launch() -> None:
     ranks = (256, 1, 3, 8, 16, 64)
     slots = np.array([0, 1, 2, 3, 4, 5, NO_ADAPTER, 5, 0], dtype=np.int32)
