@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters_store.base.folder import weight_files
-from adapters_store.filesystem import Filesystem
+from adapters_store.filesystem import Filesystem, file_sha256
 from lora_kernels.native.build import cache_dir
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def remembered(values: Mapping[str, Callable[[], str]]) -> list[str]:
 
 def file_digests(files: Iterable[Path]) -> list[str]:
     """The hex digest of each file's content. Only files that are new or changed are read."""
-    return remembered({_key(file): partial(_digest, file) for file in files})
+    return remembered({_key(file): partial(file_sha256, file) for file in files})
 
 
 def base_digest(path: Path) -> str:
@@ -53,11 +53,6 @@ def _canonical_config(path: Path) -> bytes:
 def _key(file: Path) -> str:
     stat = file.stat()
     return f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _file() -> Path:

@@ -5,7 +5,6 @@ Knows PEFT; knows no data. What it writes names the base it fits (`multilora_bas
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from adapters_store.filesystem import file_sha256
 from adapters_store.format.chat_fields import DIALECT_FIELD, DTYPE_FIELD, TEMPLATE_FIELD
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.parsing.patterns import SuffixPatterns, suffixes_at_dots
@@ -75,8 +75,7 @@ def digest_of(folder: Path, base_digest: str) -> str:
         named = (opened.metadata() or {}).get(_BASE_DIGEST, base_digest)
     if named != base_digest:
         raise SpecError("initial_adapter", named, f"an adapter of the base {base_digest}")
-    with path.open("rb") as stream:
-        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+    return f"sha256:{file_sha256(path)}"
 
 
 def check_names(adapter: AdapterSpec, linears: Iterable[str]) -> None:

@@ -7,7 +7,6 @@ place, and its parent synced: a blob is whole or absent. The file operations are
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -15,7 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from adapters_store.errors import StoreError
-from adapters_store.filesystem import Filesystem
+from adapters_store.filesystem import Filesystem, file_sha256
 from adapters_store.remote.locks import Locks
 from adapters_store.remote.object_blobs import ObjectData
 from adapters_store.storage.blobs import disk_full_is_an_answer
@@ -142,5 +141,4 @@ class DataBlobs:
 
 def digest_of(path: Path) -> str:
     """Of a file's bytes."""
-    with path.open("rb") as stream:
-        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+    return f"sha256:{file_sha256(path)}"
