@@ -27,7 +27,7 @@ def peer(report: Report, shape: BenchShape, adapters: Sequence[Path], log: Path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    compare("versus_llama_server", __doc__, peer, arguments)
+    compare("versus_llama_server", __doc__, peer, arguments, has_schemas=False)
 
 
 if __name__ == "__main__":

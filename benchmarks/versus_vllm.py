@@ -25,7 +25,7 @@ def peer(report: Report, shape: BenchShape, adapters: Sequence[Path], log: Path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    compare("versus_vllm", __doc__, peer, arguments)
+    compare("versus_vllm", __doc__, peer, arguments, has_schemas=True)
 
 
 if __name__ == "__main__":

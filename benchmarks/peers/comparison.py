@@ -57,9 +57,13 @@ class Plan:
         return max(load.adapters for load in self.loads)
 
 
-def compare(name: str, about: str | None, make_peer: MakePeer, arguments: Sequence[str] | None) -> None:
-    """The whole benchmark `name`: one CSV, one plot and one table for each number of busy programs beside."""
+def compare(
+    name: str, about: str | None, make_peer: MakePeer, arguments: Sequence[str] | None, *, has_schemas: bool
+) -> None:
+    """The whole benchmark `name`: one CSV, one plot and one table for each number of busy programs beside. has_schemas:
+    whether the peer's completions take `response_format`."""
     report, plan = _options(name, about, arguments)
+    plan = replace(plan, loads=[load for load in plan.loads if has_schemas or load.schema is None])
     shape = shape_for(quick=report.quick)
     store = bench_store(shape, plan.num_adapters, say=report.say)
     folders = [store.folder(index) for index in range(plan.num_adapters)]

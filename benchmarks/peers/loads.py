@@ -7,10 +7,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.common.timing import percentile
 from benchmarks.common.workload import random_prompts
@@ -22,7 +22,7 @@ MakeAsk = Callable[[list[int], int, int | None], Ask]  # prompt, new tokens, num
 @dataclass(frozen=True, slots=True)
 class Load:
     """`requests` by `clients` that each send the next when theirs is answered; the n-th uses adapter n % adapters.
-    new 1: a load that measures the prompt alone."""
+    new 1: a load that measures the prompt alone. schema: what all answers must fit."""
 
     name: str
     clients: int
@@ -30,6 +30,7 @@ class Load:
     prompt: int
     new: int
     requests: int
+    schema: Mapping[str, object] | None = None
 
     @property
     def is_prompt(self) -> bool:
@@ -46,12 +47,15 @@ class Outcome:
     token_p95_ms: float
 
 
+STRINGS = {"type": "array", "items": {"type": "string"}, "minItems": 10_000}  # no answer ends by itself
 FULL_LOADS = (
     Load("base, 8 clients", 8, 0, 64, 48, 16),
     Load("base, 32 clients", 32, 0, 64, 48, 32),
     Load("one adapter, 8 clients", 8, 1, 64, 48, 16),
     Load("8 adapters, 8 clients", 8, 8, 64, 48, 16),
     Load("32 adapters, 32 clients", 32, 32, 64, 48, 32),
+    Load("a JSON schema, 8 clients", 8, 0, 64, 48, 16, STRINGS),
+    Load("a JSON schema, 32 clients", 32, 0, 64, 48, 32, STRINGS),
     Load("base, prompt of 16", 1, 0, 16, 1, 8),
     Load("base, prompt of 128", 1, 0, 128, 1, 6),
     Load("base, prompt of 512", 1, 0, 512, 1, 3),
@@ -73,6 +77,9 @@ def run_load(load: Load, make_ask: MakeAsk, vocab: int, *, seed: int) -> Outcome
         make_ask(prompt, load.new, index % load.adapters if load.adapters else None)
         for index, prompt in enumerate(prompts)
     ]
+    if load.schema is not None:
+        form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": load.schema}}
+        asks = [replace(ask, fields=ask.fields | {"response_format": form}) for ask in asks]
     began_s = time.perf_counter()
     with ThreadPoolExecutor(load.clients) as clients:
         answers = list(clients.map(complete, asks))

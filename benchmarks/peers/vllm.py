@@ -32,6 +32,7 @@ class Vllm(InstalledPeer):
         program = [str(PACKAGE.folder / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server"]
         command = [*program, "--model", base, "--served-model-name", "base", "--host", "127.0.0.1", "--dtype", dtype]
         command += ["--max-model-len", "4096", "--max-num-seqs", "64", "--disable-log-stats"]
+        command += ["--structured-outputs-config.backend", "guidance"]  # as ours: llguidance
         names = [f"a{index}" for index in range(len(self.adapters))]
         modules = [f"{name}={folder}" for name, folder in zip(names, self.adapters, strict=True)]
         count = str(len(names))

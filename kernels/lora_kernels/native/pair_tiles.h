@@ -72,16 +72,19 @@ static void pack_pairs(uint32_t *to, int64_t width, const bf16 *const rows[16], 
   }
 }
 
-// y[lane][n] for `count` rows of [n][width] floats, at most 16, and `lanes` of the 16 that start there: transposed, times factor[lane].
-static void unpack_rows(bf16 *const *y, const float *from, int64_t width, int count, int lanes, const v16 factor, const bf16 *bias) {
-  __mmask16 kept = count < 16 ? (__mmask16)((1 << count) - 1) : 0xffff;
+// y[lane][n] for COUNT rows of [n][width] floats, at most 16, and `lanes` of the 16 that start there: transposed, times factor[lane].
+static inline __attribute__((always_inline)) void unpack_rows(const int COUNT, bf16 *const *y, const float *from, int64_t width,
+                                                              int lanes, const v16 factor, const bf16 *bias) {
+  const __mmask16 kept = (__mmask16)((1 << COUNT) - 1);
   __m512i r[16];
+#pragma GCC unroll 16
   for (int n = 0; n < 16; n++)
-    r[n] = n < count ? (__m512i)((v16)_mm512_loadu_ps(from + n * width) * factor) : _mm512_setzero_si512();
+    r[n] = n < COUNT ? (__m512i)((v16)_mm512_loadu_ps(from + n * width) * factor) : _mm512_setzero_si512();
   transpose16(r);
   v16 own = bias ? (v16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, bias)), 16) : splat(0.0f);
-  for (int m = 0; m < lanes; m++)
-    _mm256_mask_storeu_epi16(y[m], kept, (__m256i)__builtin_convertvector(bf16_bits((v16)r[m] + own), u16x16));
+#pragma GCC unroll 16
+  for (int m = 0; m < 16; m++)
+    if (m < lanes) _mm256_mask_storeu_epi16(y[m], kept, (__m256i)__builtin_convertvector(bf16_bits((v16)r[m] + own), u16x16));
 }
 
 // Linear layers. Panels have 32 tokens, the last 16 if that is enough. Weight rows are multiplied as they lie.
@@ -129,7 +132,14 @@ static void pair_tiles(bf16 *y, int64_t y_stride, const uint32_t *panels, const 
           bf16 *to[16];
           int here = (int)MIN(16, M - 32 * p - v);
           for (int m = 0; m < here; m++) to[m] = y + (32 * p + v + m) * y_stride + n;
-          unpack_rows(to, out + v, lanes, (int)rows, here, splat(1.0f), bias ? bias + n : 0);
+          const bf16 *added = bias ? bias + n : 0;
+          if (rows == 12) unpack_rows(12, to, out + v, lanes, here, splat(1.0f), added);
+          else
+            for (int64_t i = 0; i < rows; i++) {
+              bf16 *one[16];
+              for (int m = 0; m < here; m++) one[m] = to[m] + i;
+              unpack_rows(1, one, out + i * lanes + v, lanes, here, splat(1.0f), added ? added + i : 0);
+            }
         }
       }
     }
