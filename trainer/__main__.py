@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters_store.base.converted.door import folder_of
-from lora_kernels.process import hold_to_quota, map_large_blocks
+from lora_kernels.process import compile_nothing, hold_to_quota, map_large_blocks, unscanned_imports
 from trainer.failures import failure_of
 from trainer.run_folder.folder import Exit, RunFolder
 
@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None, held: HeldBase | None = None) -> in
     """Run to the end. An error is written into the run folder before it is printed. held: of a resident process."""
     options = _options(arguments)
     hold_to_quota()
+    compile_nothing()
     map_large_blocks()
     return trained(options.spec, options.run_dir, resume=options.resume, track=options.track, held=held)
 
@@ -68,9 +69,10 @@ def trained(
     spec_path: Path, run_dir: Path, *, resume: bool, track: Sequence[str] = (), held: HeldBase | None = None
 ) -> Exit:
     """The run's exit code."""
-    from trainer.run import train
-    from trainer.run_folder.events import RunLog
-    from trainer.spec import TrainSpec
+    with unscanned_imports():
+        from trainer.run import train
+        from trainer.run_folder.events import RunLog
+        from trainer.spec import TrainSpec
 
     spec = None
     try:

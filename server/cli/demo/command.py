@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from lora_kernels.process import unscanned_imports
 from server.cli.common.failures import CommandError
 from server.cli.common.listening import bound
 from server.cli.common.logging_setup import set_up_logging
@@ -45,7 +46,7 @@ def demo(
     output = Output(as_json=as_json)
     set_up_logging(ours=logging.WARNING)
     with StopSignals() as signals, _listener(port) as listener:
-        with output.waiting("importing torch and transformers"):
+        with output.waiting("importing torch and transformers"), unscanned_imports():
             from server.cli.demo import run as demo_run
         story = demo_run.real_story(prompt, output) if real else demo_run.shipped_story(prompt)
         demo_run.run(story, listener, output, signals, data_dir=data_dir and data_dir.expanduser(), once=once)

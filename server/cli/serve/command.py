@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lora_kernels.process import unscanned_imports
 from server.cli.common.base_path import find_base
 from server.cli.common.failures import CommandError, ExitCode
 from server.cli.common.listening import bound
@@ -81,7 +82,7 @@ def serve(
         output.event("warning", code="unknown_variable", message=message)
         output.say(message, style="yellow")
     with StopSignals() as signals, bound(settings.host, settings.port) as listener:
-        with output.stage("importing torch and transformers"):
+        with output.stage("importing torch and transformers"), unscanned_imports():
             from server.cli.serve import run as serving
         serving.run(settings, listener, output, signals)
     output.event("stopped")

@@ -1,6 +1,6 @@
 """The gate as a process: reads a run folder, writes gate.json and both reports into it. Decides nothing itself.
 
-    python -m server.jobs.gate.process RUN_DIR [--dtype D] [--quantize nf4] [--device D]
+    python -m server.jobs.gate RUN_DIR [--dtype D] [--quantize nf4] [--device D]
 
 The precision should be the one that serves. Exit codes: 0 there is a verdict, whichever; 2 bad input, named in
 the last line of stderr; 1 anything else.
@@ -220,7 +220,7 @@ def _check_same_data(folder: RunFolder, data: PreparedData) -> None:
 
 def main(arguments: Sequence[str] | None = None, held: HeldBase | None = None) -> int:
     """The process. Returns its exit code. held: of a resident process."""
-    parser = argparse.ArgumentParser(prog="python -m server.jobs.gate.process", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m server.jobs.gate", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--quantize", default=None, choices=("nf4",))
@@ -239,7 +239,3 @@ def main(arguments: Sequence[str] | None = None, held: HeldBase | None = None) -
     for note in result.notes:
         print(f"note: {note}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,7 +14,7 @@ from server.jobs.tasks.resident import PYTHON
 from trainer.run_folder.folder import RunFolder
 
 ATTEMPTS = 2
-GATE = (*PYTHON, "server.jobs.gate.process")
+GATE = (*PYTHON, "server.jobs.gate")
 
 
 @dataclass(frozen=True, slots=True)

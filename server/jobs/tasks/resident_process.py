@@ -30,7 +30,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
-from lora_kernels.process import hold_to_quota, map_large_blocks
+from lora_kernels.process import hold_to_quota, map_large_blocks, unscanned_imports
 from server.jobs.tasks import launch
 from server.jobs.tasks.resident import Order
 
@@ -54,11 +54,12 @@ class Program:
     def of(cls, module: str) -> Program:
         """Of a module, or of a package's `__main__`: `main` and, if they are there, `keeps` and `hold`. `preload`, if
         it is there, imports what `main` would import late."""
-        found = importlib.import_module(module)
-        if hasattr(found, "__path__"):
-            found = importlib.import_module(f"{module}.__main__")
-        if hasattr(found, "preload"):
-            found.preload()
+        with unscanned_imports():
+            found = importlib.import_module(module)
+            if hasattr(found, "__path__"):
+                found = importlib.import_module(f"{module}.__main__")
+            if hasattr(found, "preload"):
+                found.preload()
         return cls(found.main, getattr(found, "keeps", cls.keeps), getattr(found, "hold", cls.hold))
 
 

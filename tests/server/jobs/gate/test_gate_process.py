@@ -202,7 +202,7 @@ def test_data_that_changed_since_training_is_not_judged_on(good: Path, tmp_path:
 def test_the_process_exits_with_zero_on_a_verdict_and_with_two_on_a_folder_that_holds_no_run(
     good: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "server.jobs.gate.process"]
+    command = [sys.executable, "-m", "server.jobs.gate"]
     run = copy_of(good, tmp_path / "run")
     done = subprocess.run([*command, str(run), "--dtype", "bfloat16"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

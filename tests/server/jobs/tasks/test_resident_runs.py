@@ -22,7 +22,7 @@ from trainer.run_folder.folder import Exit
 from trainer.spec import TrainSpec
 
 TESTS = Path(__file__).parents[3]
-TRAINER, GATE, ALONE = "trainer", "server.jobs.gate.process", "support.trainers.trainer_alone"
+TRAINER, GATE, ALONE = "trainer", "server.jobs.gate", "support.trainers.trainer_alone"
 STEPS = 6
 SERVED = ("--device", "cpu")
 
