@@ -49,7 +49,7 @@ class Length:
 
 
 FULL_LENGTH = Length(seconds=24.0, rounds=3, prompt=64, new=32)
-QUICK_LENGTH = Length(seconds=2.5, rounds=1, prompt=8, new=4)
+QUICK_LENGTH = Length(seconds=1.0, rounds=1, prompt=8, new=4)
 
 
 @dataclass

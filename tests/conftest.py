@@ -17,6 +17,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as the commands do: bitsandbytes then imports no compiler
 
 HERE = Path(__file__).parent
 for folder in (HERE, HERE.parent):

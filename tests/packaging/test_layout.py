@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+from lora_kernels.process import NO_COMPILER
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = ("server", "adapters_store", "kernels", "trainer")
@@ -21,7 +24,8 @@ def test_kernels_folder_is_no_package() -> None:
         "from lora_kernels.process import compile_nothing; compile_nothing(); import sys, transformers, bitsandbytes; "
         "from transformers.utils import import_utils; print('imported', 'torch._inductor.compile_fx' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    bare = {name: value for name, value in os.environ.items() if name != NO_COMPILER}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=bare, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "imported False", done.stderr
 
 

@@ -34,6 +34,21 @@ def assert_equal_runs(first: Path, second: Path, step: int) -> None:
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+def ask_in_forward(monkeypatch: pytest.MonkeyPatch, run_dir: Path, word: str, number: int) -> list[int]:
+    """Write the control file while forward `number` runs. Returns the tokens of each forward of the training."""
+    forwards, whole = list[int](), Trainee.loss
+
+    def loss(trainee: Trainee, batch: PackedBatch) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            forwards.append(batch.num_tokens)
+            if len(forwards) == number:
+                (run_dir / "control").write_text(word)
+        return whole(trainee, batch)
+
+    monkeypatch.setattr(Trainee, "loss", loss)
+    return forwards
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One uninterrupted run of 24 steps; its folder is read only."""
@@ -90,15 +105,18 @@ def test_a_run_killed_between_checkpoints_resumes_to_the_same_bits(finished: Pat
 
 
 @pytest.mark.parametrize("how", ["control file", "SIGTERM"])
-def test_a_paused_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path, how: str) -> None:
+def test_a_paused_run_resumes_to_the_same_bits(
+    finished: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec, run_dir = demo_spec(tmp_path), tmp_path / "run"
-    process = trainer_process(spec, run_dir)
-    wait_for_step(run_dir, 1)
     if how == "SIGTERM":
+        process = trainer_process(spec, run_dir)
+        wait_for_step(run_dir, 1)
         process.terminate()
+        assert process.wait(300) == Exit.PAUSED
     else:
-        (run_dir / "control").write_text("pause\n")
-    assert process.wait(300) == Exit.PAUSED
+        ask_in_forward(monkeypatch, run_dir, "pause\n", 5)
+        assert train(spec, run_dir) is Exit.PAUSED
     assert result_of(run_dir)["status"] == "paused"
     assert kinds(run_dir)[-2:] == ["checkpoint", "paused"]
     assert train(spec, run_dir, resume=True) is Exit.SUCCEEDED
@@ -148,18 +166,9 @@ def test_a_request_is_answered_between_two_forwards_and_a_paused_run_ends_as_one
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     """The third forward of step 4 never runs; its step is taken whole after the resume."""
-    spec, forwards = TrainSpec.from_yaml(finished / "spec.yaml"), []
-    body = {**spec.to_mapping(), "batch": {**spec.batch.model_dump(), "packing": False}}
-    spec, whole = TrainSpec.from_mapping(body), Trainee.loss
-
-    def loss(trainee: Trainee, batch: PackedBatch) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            forwards.append(batch.num_tokens)
-            if len(forwards) == 3 * spec.batch.examples + 2:
-                (tmp_path / "run" / "control").write_text(word)
-        return whole(trainee, batch)
-
-    monkeypatch.setattr(Trainee, "loss", loss)
+    spec = TrainSpec.from_yaml(finished / "spec.yaml")
+    spec = TrainSpec.from_mapping({**spec.to_mapping(), "batch": {**spec.batch.model_dump(), "packing": False}})
+    forwards = ask_in_forward(monkeypatch, tmp_path / "run", word, 3 * spec.batch.examples + 2)
     assert train(spec, tmp_path / "run") is (Exit.PAUSED if word == "pause" else Exit.CANCELLED)
     assert len(forwards) == 3 * spec.batch.examples + 2
     assert result_of(tmp_path / "run")["step"] == 3
@@ -173,14 +182,13 @@ def test_long_epochs_are_evaluated_often_enough_for_early_stopping() -> None:
     assert [steps_between_evaluations(epoch) for epoch in (1, 31, 32, 90)] == [1, 31, 11, 30]
 
 
-def test_dropout_is_the_same_after_a_resume(tmp_path: Path) -> None:
+def test_dropout_is_the_same_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"adapter": {"rank": 4, "dropout": 0.2}, "eval_every": 2, "optim": {"max_steps": 12}, "keep_best": 9}
     spec = demo_spec(tmp_path, **changes)
     train(spec, tmp_path / "whole")
-    process = trainer_process(spec, tmp_path / "cut")
-    wait_for_step(tmp_path / "cut", 3)
-    process.kill()
-    process.wait(300)
+    ask_in_forward(monkeypatch, tmp_path / "cut", "pause", 4)
+    assert train(spec, tmp_path / "cut") is Exit.PAUSED
+    torch.manual_seed(99)  # what is drawn from now on comes from the checkpoint
     train(spec, tmp_path / "cut", resume=True)
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut", 12)
     losses = [event["loss"] for event in read_events(tmp_path / "whole") if event["type"] == "step"]

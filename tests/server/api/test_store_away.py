@@ -72,10 +72,22 @@ def world(data_dir: Path, tokenizer: Tokenizer, *, grace_s: float, url: str | No
         yield own
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[postgres.PostgresServer]:
+    with postgres.server() as cluster:
+        yield cluster
+
+
 @pytest.fixture
-def server() -> Iterator[postgres.PostgresServer]:
-    with postgres.server() as server:
-        yield server
+def server(cluster: postgres.PostgresServer) -> postgres.PostgresServer:
+    """It runs, whatever the test before has done."""
+    if not cluster.is_running():
+        cluster.start()
+    return cluster
+
+
+def own_database(server: postgres.PostgresServer, tmp_path: Path) -> str:
+    return server.database(f"of_{tmp_path.name.lower()}"[:60])
 
 
 def assert_comes_back(answer: httpx.Response, code: str = "store_unavailable") -> None:
@@ -90,7 +102,7 @@ def assert_comes_back(answer: httpx.Response, code: str = "store_unavailable") -
 def test_what_is_known_is_served_while_postgresql_is_away_and_nothing_else(
     tmp_path: Path, tokenizer: Tokenizer, server: postgres.PostgresServer
 ) -> None:
-    with world(tmp_path / "data", tokenizer, grace_s=NEVER_OVER_S, url=server.url) as own:
+    with world(tmp_path / "data", tokenizer, grace_s=NEVER_OVER_S, url=own_database(server, tmp_path)) as own:
         base = own.client.get("/v1/models").json()["data"][0]["id"]
         time.sleep(3)  # the server has followed the uploads, and forgotten what it knew before them
         assert own.ask().status_code == own.ask(base).status_code == 200
@@ -116,7 +128,7 @@ def used(own: World) -> int:
 def test_after_the_grace_all_is_503_and_ready_is_red_until_postgresql_is_back(
     tmp_path: Path, tokenizer: Tokenizer, server: postgres.PostgresServer
 ) -> None:
-    with world(tmp_path / "data", tokenizer, grace_s=OVER_AT_ONCE_S, url=server.url) as own:
+    with world(tmp_path / "data", tokenizer, grace_s=OVER_AT_ONCE_S, url=own_database(server, tmp_path)) as own:
         server.stop()
         wait_until(lambda: own.status_of("/ready") == 503)
         assert_comes_back(own.client.get("/ready"))
@@ -133,7 +145,7 @@ def test_after_the_grace_all_is_503_and_ready_is_red_until_postgresql_is_back(
 def test_under_load_a_stop_and_a_start_give_no_other_answer_than_200_and_503(
     tmp_path: Path, tokenizer: Tokenizer, server: postgres.PostgresServer
 ) -> None:
-    with world(tmp_path / "data", tokenizer, grace_s=OVER_AT_ONCE_S, url=server.url) as own:
+    with world(tmp_path / "data", tokenizer, grace_s=OVER_AT_ONCE_S, url=own_database(server, tmp_path)) as own:
         seen: list[int] = []
 
         def saw(wanted: int) -> bool:
@@ -177,7 +189,7 @@ def test_a_data_directory_that_is_deleted_under_the_server_takes_nothing(
 ) -> None:
     """It answered 201, and what it had confirmed was gone."""
     data_dir = tmp_path / "data"
-    url = server.url if on_postgres else None
+    url = own_database(server, tmp_path) if on_postgres else None
     with world(data_dir, tokenizer, grace_s=OVER_AT_ONCE_S, url=url) as own:
         shutil.rmtree(data_dir)
         if leaves_empty_folder:

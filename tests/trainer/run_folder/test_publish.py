@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +67,24 @@ def trained_logits(spec_folder: Path, run_dir: Path, **changes: Any) -> torch.Te
         return trainee.logits(ids, torch.arange(len(TOKENS))[None])
 
 
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """run_of(variant): the folder of a run that has ended."""
+
+    def trained(variant: str) -> Path:
+        folder = tmp_path_factory.mktemp(variant)
+        assert train(demo_spec(folder, **VARIANTS[variant]), folder / "run") is Exit.SUCCEEDED
+        return folder / "run"
+
+    return cache(trained)
+
+
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "eva"])
-def test_a_trained_adapter_gives_peft_and_our_engine_the_trainers_logits(tmp_path: Path, variant: str) -> None:
-    run_dir, changes = tmp_path / "run", VARIANTS[variant]
-    assert train(demo_spec(tmp_path, **changes), run_dir) is Exit.SUCCEEDED
-    expected = trained_logits(tmp_path, run_dir, **changes)
+def test_a_trained_adapter_gives_peft_and_our_engine_the_trainers_logits(
+    run_of: Callable[[str], Path], variant: str
+) -> None:
+    run_dir = run_of(variant)
+    expected = trained_logits(run_dir.parent, run_dir, **VARIANTS[variant])
     plain = AutoModelForCausalLM.from_pretrained(demo_base_path(), dtype=torch.float32)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Unexpected keyword arguments")  # of a config that is not PEFT's own
@@ -85,26 +100,24 @@ def test_a_trained_adapter_gives_peft_and_our_engine_the_trainers_logits(tmp_pat
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
-def test_the_store_takes_what_was_trained(tmp_path: Path, variant: str) -> None:
-    changes = {**VARIANTS[variant], "optim": {"max_steps": 2}, "eval_every": 2}
-    train(demo_spec(tmp_path, **changes), tmp_path / "run")
+def test_the_store_takes_what_was_trained(run_of: Callable[[str], Path], tmp_path: Path, variant: str) -> None:
     store = AdapterStore.open(tmp_path / "data")
     store.tenants.create("acme")
-    assert publish(store, tmp_path / "run" / "adapter", demo_base_path()).startswith("sha256:")
+    assert publish(store, run_of(variant) / "adapter", demo_base_path()).startswith("sha256:")
     store.close()
 
 
-def test_the_gate_judges_dora_as_it_is_served_and_at_its_own_scale_alone(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert train(demo_spec(tmp_path, method="dora", optim={"max_steps": 2}, eval_every=2), run) is Exit.SUCCEEDED
-    result = gate_run(run, Precision(dtype="float32"))
+def test_the_gate_judges_dora_as_it_is_served_and_at_its_own_scale_alone(run_of: Callable[[str], Path]) -> None:
+    result = gate_run(run_of("dora"), Precision(dtype="float32"))
     assert result.round_trip is not None, result.reasons
     assert result.round_trip.difference <= 1e-4
     assert result.held_out is not None
     assert list(result.held_out.sweep) == [1.0]
 
 
-def test_a_full_fine_tune_is_a_new_base_on_which_adapters_of_the_old_one_are_refused(tmp_path: Path) -> None:
+def test_a_full_fine_tune_is_a_new_base_on_which_adapters_of_the_old_one_are_refused(
+    run_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     optim = {"learning_rate": 1e-4, "max_steps": STEPS}
     assert train(demo_spec(tmp_path, method="full", optim=optim), tmp_path / "full") is Exit.SUCCEEDED
     model = tmp_path / "full" / "model"
@@ -113,12 +126,11 @@ def test_a_full_fine_tune_is_a_new_base_on_which_adapters_of_the_old_one_are_ref
     logits = served.logits([served.request(0, TOKENS, None)])[0]
     expected = trained_logits(tmp_path, tmp_path / "full", method="full", optim=optim)
     torch.testing.assert_close(logits.float(), expected, rtol=0.05, atol=0.1)  # the base's own type is bfloat16
-    train(demo_spec(tmp_path), tmp_path / "on-old")
-    train(demo_spec(tmp_path, base=model), tmp_path / "on-new")
+    train(demo_spec(tmp_path, base=model, optim={"max_steps": 2}, eval_every=2), tmp_path / "on-new")
     store = AdapterStore.open(tmp_path / "data")
     store.tenants.create("acme")
     with pytest.raises(AdapterRejected) as caught:
-        publish(store, tmp_path / "on-old" / "adapter", model)
+        publish(store, run_of("lora") / "adapter", model)
     assert caught.value.code == "wrong_base"
     assert publish(store, tmp_path / "on-new" / "adapter", model)
     store.close()
