@@ -29,6 +29,7 @@ MAX_CONTEXT = BLOCK_SIZE * BLOCKS_PER_ROW
 CONTEXTS = (1, 9, 30, 17)
 SUBSET = 3  # the slot of the adapter that touches one module
 INT8, DORA = 6, 7
+EXPERTS = "experts.down_proj"
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +111,25 @@ def test_logits_of_a_recorded_step_with_prompts_equal_those_of_a_plain_one(world
     got = graphs.run(rows).clone()
     exact = torch.cat(world.logits(requests, counts))
     assert (got - exact).abs().max() <= 2e-5
+
+
+def test_a_base_with_experts_replays_adapters_on_routers_and_launches_those_on_experts(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "qwen3-moe")
+    configs = [
+        LoraConfig(r=4, target_modules=["q_proj"], target_parameters=[name]) for name in ("gate.weight", EXPERTS)
+    ]
+    folders = [save_random(base, tmp_path / str(seed), config, seed) for seed, config in enumerate(configs)]
+    world = PackedForward(load_base(base, dtype="float32"), folders, num_sequences=8)
+    graphs = graphs_over(world, GraphSettings(buckets=(4,), max_ranks=(0, 16)))
+    requests = [prefilled(world, index, slot) for index, slot in enumerate((0, None, 1, 0))]
+    rows = [ScheduledRow(request, request.num_computed_tokens, 1) for request in requests]
+    assert not graphs.has_room(rows)
+    recorded = [rows[0], rows[1], rows[3]]
+    assert graphs.has_room(recorded)
+    got = graphs.run(recorded).clone()
+    for row, logits in zip(recorded, got, strict=True):
+        row.request.num_computed_tokens = row.start
+        assert (logits - world.logits([row.request])[0][-1]).abs().max() <= 2e-5
 
 
 def test_a_recorded_step_with_int8_and_dora_has_the_logits_of_the_cpu(world: PackedForward) -> None:
