@@ -52,14 +52,13 @@ class HostTierSettings:
 class _Load:
     """One load, queued or running. If its digest is dropped, its result is discarded.
 
-    turn: the lowest is next; a tenant's loads have one each, so that tenants alternate.
+    turn: the lowest is next; a tenant's loads have one each, also those that have ended, so that tenants alternate.
     fetched: done when the disk has it; None: it is there. is_outdated: the store has changed since it began, so its
     failure is ignored.
     """
 
     digest: AdapterDigest
     since_s: float
-    tenant: str
     turn: int
     fetched: Future[None] | None = None
     is_outdated: bool = False
@@ -67,6 +66,10 @@ class _Load:
     @property
     def is_fetched(self) -> bool:
         return self.fetched is None or self.fetched.done()
+
+    @property
+    def is_being_fetched(self) -> bool:
+        return self.fetched is not None and self.fetched.running()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class HostTier:
         self._entries: OrderedDict[AdapterDigest, HostEntry] = OrderedDict()  # least recently used first
         self._queue: list[_Load] = []
         self._turn = 0  # the highest that was begun
+        self._next_turn: dict[str, int] = {}  # of each tenant, since the queue was last empty
         self._loads: dict[AdapterDigest, _Load] = {}
         self._failures: OrderedDict[AdapterDigest, tuple[StoreError, float]] = OrderedDict()  # with expiry, in order
         self._unstored: dict[AdapterDigest, _Unstored] = {}
@@ -154,8 +158,11 @@ class HostTier:
                 return True
             if len(self._queue) >= self.settings.max_queue:
                 return False
-            turns = [load.turn + 1 for load in self._loads.values() if load.tenant == tenant]
-            load = self._loads[digest] = _Load(digest, self._clock(), tenant, max((self._turn, *turns)))
+            if not self._queue:
+                self._next_turn.clear()  # what was loaded while no other waited is held against none
+            turn = max(self._turn, self._next_turn.get(tenant, 0))
+            self._next_turn[tenant] = turn + 1
+            load = self._loads[digest] = _Load(digest, self._clock(), turn)
             self._queue.append(load)
             self._stats.misses += 1
             if self._fetches is not None:
@@ -226,7 +233,8 @@ class HostTier:
             for digest in self._unstored.keys() - urgency.keys():
                 del self._unstored[digest]
             for load in [each for each in self._queue if each.digest not in urgency]:
-                self._unqueue(load)
+                if not load.is_being_fetched:  # asked for again, it would take a second thread for the same bytes
+                    self._unqueue(load)
 
     def drop(self, digest: AdapterDigest) -> None:
         """Forget the adapter: from memory, from the queue, its failure, and the result of a load under way."""

@@ -98,6 +98,46 @@ def test_tenants_loads_alternate_however_many_one_has_queued(loader: Loader, clo
     assert loader.asked[9:] == [globex[3], A, globex[4], B]
 
 
+def test_tenants_that_ask_for_one_at_a_time_do_not_starve_one_that_asked_for_several(
+    loader: Loader, clock: FakeClock
+) -> None:
+    host = HostTier(HostTierSettings(max_bytes=10_000), loader, clock=clock)
+    for index in range(3):
+        host.request(digest_of(f"acme{index}"), "acme")
+    for index in range(8):
+        host.request(digest_of(f"globex{index}"), "globex")
+        host.request(digest_of(f"initech{index}"), "initech")
+        assert host.load_next()
+        assert host.load_next()
+    asked = [loader.asked.index(digest_of(f"acme{index}")) for index in range(3)]
+    assert asked == [0, 3, 6], loader.asked
+
+
+def test_a_fetch_under_way_is_kept_for_who_asks_again(loader: Loader, clock: FakeClock) -> None:
+    started, go_on, fetched = threading.Semaphore(0), threading.Event(), []
+
+    def fetch(digest: AdapterDigest) -> None:
+        fetched.append(digest)
+        started.release()
+        assert go_on.wait(60)
+
+    host = HostTier(HostTierSettings(max_bytes=100, stuck_s=5.0), loader, clock=clock, fetch=fetch)
+    try:
+        assert host.request(A)
+        assert started.acquire(timeout=60)
+        for _ in range(9):
+            host.prioritise([])
+            assert host.request(A)
+        clock.advance(6.0)
+        assert "object store" in str(host.failure(A)), "it waits since the first asked"
+        assert host.request(B)
+        assert started.acquire(timeout=60), "another adapter still finds a thread"
+        assert fetched == [A, B]
+    finally:
+        go_on.set()
+        host.close()
+
+
 def test_a_queued_load_that_is_not_wanted_any_more_is_dropped(host: HostTier, loader: Loader) -> None:
     for digest in (A, B, C):
         host.request(digest)
