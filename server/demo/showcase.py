@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,7 +136,7 @@ class Showcase:
         events: queue.SimpleQueue[VoiceEvent] = queue.SimpleQueue()
         asked = {voice.name: self._request(voice, prompt) for voice in self._voices}
         this = Round(prompt, {name: Answer() for name in asked})
-        rows: Counter[int] = Counter()
+        rows: defaultdict[int, set[str]] = defaultdict(set)
         start_s = time.perf_counter()
         try:
             for name, request in asked.items():
@@ -144,7 +144,7 @@ class Showcase:
             while not all(answer.is_finished for answer in this.answers.values()):
                 _apply(events, this, rows)
                 this.duration_s = time.perf_counter() - start_s
-                this.rows_per_step = [rows[step] for step in sorted(rows)]
+                this.rows_per_step = [len(rows[step]) for step in sorted(rows)]
                 yield this
         finally:
             for request in asked.values():
@@ -169,7 +169,8 @@ class Showcase:
         return lambda event: events.put((name, int(engine.stats().counters["steps"]), event))
 
 
-def _apply(events: queue.SimpleQueue[VoiceEvent], this: Round, rows: Counter[int]) -> None:
+def _apply(events: queue.SimpleQueue[VoiceEvent], this: Round, rows: defaultdict[int, set[str]]) -> None:
+    """rows: who got something from each step; one that drafts may get several tokens."""
     for name, step, event in _pending(events):
         if event.error is not None or event.finish_reason == "abort":
             reason = event.error.message if event.error else "the engine stopped"
@@ -178,7 +179,7 @@ def _apply(events: queue.SimpleQueue[VoiceEvent], this: Round, rows: Counter[int
         answer.text += event.text
         answer.num_tokens += len(event.token_ids)
         answer.is_finished = event.finish_reason is not None
-        rows[step] += 1
+        rows[step].add(name)
 
 
 def _pending(events: queue.SimpleQueue[VoiceEvent]) -> Iterator[VoiceEvent]:

@@ -66,6 +66,12 @@ def test_the_four_share_batches_and_the_count_is_measured(parts: EngineParts, vo
     assert max(play(parts, voices[:1]).rows_per_step) == 1
 
 
+def test_tokens_that_a_draft_gave_at_once_are_one_row(parts: EngineParts, voices: list[Voice]) -> None:
+    this = play(parts, voices[:1], "again and " * 30, max_tokens=120)
+    assert len(this.rows_per_step) < this.num_tokens, "prompt lookup gave several tokens in a step"
+    assert max(this.rows_per_step) == 1
+
+
 def test_a_round_grows_before_it_is_complete(parts: EngineParts, voices: list[Voice]) -> None:
     counts = [this.num_tokens for this in Showcase(parts, voices, max_tokens=200).ask("Tell me about cats.")]
     assert counts == sorted(counts)
