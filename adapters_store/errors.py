@@ -98,7 +98,7 @@ class BlobDamaged(StoreError):
 
 
 class AdapterUnavailable(StoreError):
-    """The adapter cannot be brought to the device: it is too large for the pool, or its blob is damaged."""
+    """The adapter cannot be brought to the device: it is too large for the pool, or this version refuses it."""
 
 
 class NotCombinable(StoreError):

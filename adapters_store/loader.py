@@ -24,6 +24,28 @@ from adapters_store.versions import registry
 from adapters_store.versions.quarantine import Quarantine
 from lora_kernels.background import Later, TimeSlices
 
+# What accepted bytes never give. Any other refusal is of this version, and another may serve the adapter.
+_DAMAGE = frozenset(
+    {
+        "digest_mismatch",
+        "non_finite",
+        "cast_overflow",
+        "missing_weights",
+        "truncated",
+        "trailing_bytes",
+        "overlapping_offsets",
+        "offsets_gap",
+        "header_too_large",
+        "bad_header",
+        "bad_tensor_name",
+        "bad_shape",
+        "no_tensors",
+        "not_utf8",
+        "bad_json",
+        "duplicate_key",
+        "nan_literal",
+    }
+)
 _log = logging.getLogger(__name__)
 
 
@@ -94,6 +116,8 @@ class AdapterLoader:
             try:
                 return self._read(digest, base, buffers)
             except AdapterRejected as error:
+                if error.code not in _DAMAGE:
+                    raise AdapterUnavailable(error.code, f"{digest}: {error.message}", param="model") from error
                 self.quarantine_adapter(digest, "blob_damaged", error.message)
                 raise BlobDamaged("blob_damaged", f"{digest}: {error.message}", param="model") from error
             except OSError as error:

@@ -286,7 +286,8 @@ class AdapterStore:
         Raises:
             NotFound: model_not_found. BlobDamaged: blob_damaged, blob_unreadable.
             NotCombinable: adapters_not_combinable, for a mix.
-            AdapterUnavailable: wrong_base (it belongs to another base than this).
+            AdapterUnavailable: wrong_base (it belongs to another base than this), or the code by which `publish` would
+                refuse it now: another version took it. It is not quarantined.
         """
         return self._loader.load(digest, base, buffers or HostBuffers(), slices or TimeSlices(), later)
 

@@ -7,7 +7,7 @@ only part that sees a tensor's values.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapters_store.base.description import BaseDescription, LinearShape
 from adapters_store.base.families import HEAD, family_of
@@ -15,7 +15,7 @@ from adapters_store.base.token_weights import token_weight_sha256
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.config import LoraConfig
 from adapters_store.format.dtypes import TENSOR_TYPES, Bits, largest_magnitude, overflow_limit, type_of_base
-from adapters_store.format.experts.plan import ENDINGS, PlannedExperts, planned_experts
+from adapters_store.format.experts.plan import ENDINGS, PlannedExperts, planned_experts, trains_experts
 from adapters_store.format.experts.targets import is_router, router_rank, targets_weight
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.safetensors_header import MAGNITUDE, SafetensorsHeader, TensorEntry
@@ -113,11 +113,12 @@ def plan_adapter(
     config, header = of_text_side(config, header)
     layers = token_layers(config, header, base, limits)
     taken = {entry.name for layer in layers for entry in layer.entries}
-    experts = planned_experts(config, header, base, limits)
+    targeted = base if trains_experts(config, header, base) else _without_experts(base)
+    experts = planned_experts(config, header, targeted, limits)
     taken |= {entry.name for stack in experts for part in stack.parts for entry in (part.a, part.b)}
     copies = tuple(_copies(header, base, taken))
     pairs = _pair_tensors(header, base, taken | {copy.entry.name for copy in copies}, use_dora=config.use_dora)
-    _check_targets(config, pairs, base, {layer.name for layer in layers if layer.rank})
+    _check_targets(config, pairs, targeted, {layer.name for layer in layers if layer.rank})
     order = base.module_index
     names = sorted(pairs, key=lambda name: order[name])
     modules = tuple(_plan_module(name, pairs[name], config, base, limits) for name in names)
@@ -136,6 +137,11 @@ def _check_base_digest(config: LoraConfig, header: SafetensorsHeader, base: Base
         if digest is not None and digest != base.digest:
             message = f"made for base {shown(digest)}, this base is {base.digest} ({base.name})"
             raise AdapterRejected("wrong_base", message, param="multilora_base_digest")
+
+
+def _without_experts(base: BaseDescription) -> BaseDescription:
+    modules = {name: shape for name, shape in base.modules.items() if not is_router(name, base)}
+    return replace(base, modules=modules, experts={})
 
 
 def _check_invocation(token_ids: tuple[int, ...] | None, base: BaseDescription) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from adapters_store.base.description import BaseDescription, ExpertsShape
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.config import LoraConfig
-from adapters_store.format.experts.targets import LAYERS_OF, ExpertTargets, refuse_kinds
+from adapters_store.format.experts.targets import LAYERS_OF, ExpertTargets, is_router, refuse_kinds
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.format.safetensors_header import SafetensorsHeader, TensorEntry
 from adapters_store.format.token_layers import PREFIX
@@ -48,6 +48,16 @@ class PlannedExperts:
     rank: int
     scale: float
     parts: tuple[ExpertPart, ...]
+
+
+def trains_experts(config: LoraConfig, header: SafetensorsHeader, base: BaseDescription) -> bool:
+    """Whether the adapter was trained on experts or routers. Else the names of its targets mean other layers: it was
+    saved by a PEFT that saw neither, and leaves them as they are."""
+    if config.target_parameters:
+        return True
+    containers = {stack.rpartition(".")[0] for stack in base.experts}
+    paths = (entry.name.removeprefix(PREFIX).partition(".lora_")[0] for entry in header.tensors if containers)
+    return any(path in containers or _container_of(path) in containers or is_router(path, base) for path in paths)
 
 
 def planned_experts(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from adapters_store.base.description import BaseDescription, expert_name
 from adapters_store.base.files import describe_base
-from adapters_store.errors import AdapterRejected
+from adapters_store.errors import AdapterRejected, AdapterUnavailable
 from adapters_store.format.adapter_folder import plan_folder
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.packed.host_buffers import HostBuffers
@@ -24,6 +24,7 @@ from adapters_store.packed.mix import Part, mix_of
 from adapters_store.packed.mixing import mixed
 from adapters_store.packed.packing import pack, packed_bytes
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from adapters_store.store import AdapterStore
 from lora_kernels.background import TimeSlices
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, matrices_at
 from server.engine.model.base_model import load_base
@@ -459,6 +460,49 @@ def test_a_base_without_experts_takes_no_target_parameters(adapters: dict[str, P
     with pytest.raises(AdapterRejected, match="base has no experts") as refused:
         plan_folder(adapters["both"], description)
     assert refused.value.code == "unsupported_target_parameters"
+
+
+SAVED_BEFORE: dict[str, dict[str, Any]] = {
+    "a router's name": {"target_modules": [*ATTENTION, "gate"]},
+    "all-linear, orthogonal": {
+        "target_modules": "all-linear",
+        "exclude_modules": ["lm_head"],
+        "init_lora_weights": "orthogonal",
+    },
+    "seven names, random": {"target_modules": [*ATTENTION, *OF_EXPERTS], "init_lora_weights": False},
+}
+
+
+@pytest.mark.parametrize("case", SAVED_BEFORE)
+def test_names_of_experts_mean_none_where_the_file_has_only_other_layers(base: Path, tmp_path: Path, case: str) -> None:
+    """As such adapters were taken before experts were served; PEFT 0.21 would draw random deltas for them."""
+    folder = save_adapter(base, tmp_path / "saved", LoraConfig(r=2, target_modules=ATTENTION), seed=9)
+    plain = plan_folder(folder, describe_base(base))
+    body = json.loads((folder / CONFIG_FILE).read_text()) | SAVED_BEFORE[case]
+    (folder / CONFIG_FILE).write_text(json.dumps(body))
+    assert plan_folder(folder, describe_base(base)) == plain
+    (folder / CONFIG_FILE).write_text(json.dumps(body | {"init_lora_weights": False, "target_parameters": EXPERTS}))
+    with pytest.raises(AdapterRejected, match="gate_up_proj: targeted, without tensors") as refused:
+        plan_folder(folder, describe_base(base))
+    assert refused.value.code == "missing_tensors"
+
+
+def test_a_version_that_takes_no_experts_refuses_what_another_stored_and_quarantines_nothing(
+    base: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    store, description = AdapterStore.open(tmp_path / "data"), describe_base(base)
+    store.tenants.create("acme")
+    folder, earlier = adapters["both"], replace(description, experts={})
+    config, weights = (folder / CONFIG_FILE).read_bytes(), folder / WEIGHTS_FILE
+    version = store.publish(tenant="acme", name="moe", config=config, weights=weights, base=description)
+    for ask in (store.load_packed, store.verify):
+        with pytest.raises(AdapterUnavailable, match="base has no experts") as refused:
+            ask(version.digest, earlier)
+        assert refused.value.code == "unsupported_target_parameters"
+    assert store.quarantine.entries() == []
+    assert store.load_packed(version.digest, description).digest == version.digest
+    store.verify(version.digest, description)
+    store.close()
 
 
 def test_an_adapter_on_experts_is_not_merged(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
