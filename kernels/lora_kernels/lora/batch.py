@@ -137,6 +137,11 @@ class LoraTable:
             self.scaled[:, slot] = False
             self.has_factors[slot] = False
 
+    def touched_by(self, slots: Sequence[int] | NDArray[np.int32]) -> NDArray[np.bool_]:
+        """For each module before experts, which are many: whether an adapter in `slots` touches it."""
+        touched: NDArray[np.bool_] = np.logical_or.reduce(self.touched[: self.first_expert, slots], axis=1)
+        return touched
+
     def factors_of(self, module: int, slot: int, out_features: int) -> torch.Tensor | None:
         """float32 [out_features]; None: the slot has none for the module."""
         if not self.scaled[module, slot]:
@@ -248,16 +253,18 @@ class LoraBatch:
 
     @cached_property
     def touched_modules(self) -> NDArray[np.bool_]:
-        """[M]: whether any adapter of the step touches the module."""
-        touched: NDArray[np.bool_] = np.logical_or.reduce(self.table.touched[:, self.slots], axis=1)
-        return touched
+        """Whether any adapter of the step touches the module, for those before experts."""
+        return self.table.touched_by(self.slots)
 
     @cached_property
     def scaled_modules(self) -> NDArray[np.bool_] | None:
-        """[M]: whether any adapter of the step has factors for the module's outputs; None: for no module."""
+        """Whether any adapter of the step has factors for the module's outputs, for modules before experts; None: for
+        no module."""
         if not any(self.table.has_factors[slot] for slot in self.slots):
             return None
-        scaled: NDArray[np.bool_] = np.logical_or.reduce(self.table.scaled[:, self.slots], axis=1)
+        scaled: NDArray[np.bool_] = np.logical_or.reduce(
+            self.table.scaled[: self.table.first_expert, self.slots], axis=1
+        )
         return scaled
 
     def scales(self, group: LoraGroup) -> bool:

@@ -150,11 +150,9 @@ class DecodeBuffers:
         return any(self.table.int8[slot] or self.table.has_factors[slot] for slot in slots if slot is not None)
 
     def touched_modules(self, rows: Sequence[ScheduledRow]) -> NDArray[np.bool_]:
-        """For each row of the adapter table, whether an adapter of the step touches that module."""
+        """For each module of the adapter table before experts, whether an adapter of the step touches it."""
         slots = {row.request.slot for row in rows}
-        used = [slot for slot in slots if slot is not None]
-        touched: NDArray[np.bool_] = np.logical_or.reduce(self.table.touched[:, used], axis=1)
-        return touched
+        return self.table.touched_by([slot for slot in slots if slot is not None])
 
     def step(
         self, bucket: int, max_rank: int, modules: frozenset[int] | None = None, *, special: bool = False

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.common.popularity import POPULARITIES, Popularity, choose_adapters
 from lora_kernels.lora import launcher
-from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraGroup
+from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraGroup, LoraTable
 from lora_kernels.lora.launcher import add_lora_delta, group_linear
 from lora_kernels.lora.reference import lora_delta_reference
 from lora_kernels.native.bindings import native_ops
@@ -77,6 +77,20 @@ def test_each_row_of_an_expert_gets_its_adapters_delta_of_that_expert(path: str,
     error = float((got.float() - exact).abs().max() / exact.abs().max())
     limit = 1e-6 if dtype is torch.float32 else 2 * torch_bf16_error(x, groups[0]) + (0.01 if path == "torch" else 0.0)
     assert error <= limit
+
+
+def test_what_a_step_touches_is_looked_up_for_modules_before_experts_alone() -> None:
+    """A base may have 12,288 rows of experts, and every step asks."""
+    table = LoraTable(torch.zeros(64), 7, 3, first_expert=2)
+    table.set_slot(0, 0, [(1, 0, 8, 1, 1.0), (4, 16, 24, 1, 1.0)], factors=[(1, 32)])
+    table.set_slot(2, 0, [(0, 0, 8, 1, 1.0)])
+    batch = LoraBatch(table, np.array([2, 0, NO_ADAPTER], dtype=np.int32))
+    assert batch.touched_modules.tolist() == [True, True]
+    assert batch.scaled_modules is not None
+    assert batch.scaled_modules.tolist() == [False, True]
+    assert table.touched_by([2]).tolist() == [True, False]
+    assert table.touched_by([]).tolist() == [False, False]
+    assert batch.has_experts
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 63, 200])
