@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers.integrations.moe import _grouped_mm
 from transformers.pytorch_utils import Conv1D
 
 from adapters_store.base.description import BaseDescription
@@ -263,14 +264,11 @@ class _Routed:
 
 
 def _expert_products(x_E: torch.Tensor, weight: torch.Tensor, expert_E: NDArray[np.int64]) -> torch.Tensor:
-    """Each row times its expert's weight, as transformers computes it. weight: [experts, out, in]. expert_E rises."""
+    """Each row times its expert's weight, as transformers computes it on this device. weight: [experts, out, in].
+    expert_E rises."""
     ends = np.cumsum(np.bincount(expert_E, minlength=len(weight)))
-    grouped_mm = getattr(torch.nn.functional, "grouped_mm", None)  # from torch 2.10 on
-    if grouped_mm is not None and (x_E.data_ptr() | weight.data_ptr()) % 16 == 0:
-        y_E: torch.Tensor = grouped_mm(x_E, weight.transpose(-2, -1), offs=torch.from_numpy(ends).int().to(x_E.device))
-        return y_E
-    parts = zip(x_E.tensor_split(torch.from_numpy(ends[:-1])), weight, strict=True)
-    return torch.cat([part @ own.T for part, own in parts])
+    y_E: torch.Tensor = _grouped_mm(x_E, weight.transpose(-2, -1), offs=torch.from_numpy(ends).int().to(x_E.device))
+    return y_E
 
 
 def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:

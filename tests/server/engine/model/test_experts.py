@@ -204,6 +204,20 @@ def test_rows_without_an_adapter_have_the_bits_of_transformers_own_experts_and_r
             assert not same.all()
 
 
+def test_where_transformers_has_no_grouped_product_experts_do_without_it(
+    base: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU before compute capability 8.0, where torch's own refuses."""
+
+    def refuses(*_: object, **__: object) -> None:
+        raise RuntimeError("grouped_mm is only supported on CUDA devices with compute capability >= 8.0")
+
+    monkeypatch.setattr("transformers.integrations.moe._can_use_grouped_mm", lambda *_: False)
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", refuses)
+    folders = [adapters["both"], adapters["old"]]
+    assert_close(ours(base, folders, "float32"), pefts(base, folders, torch.float32))
+
+
 def test_a_sum_of_adapters_on_experts_is_the_sum_of_their_deltas(base: Path, adapters: dict[str, Path]) -> None:
     """PEFT's `add_weighted_adapter` takes none; its own deltas, added to the base's weights, are the oracle."""
     loaded, folders, weights = load_base(base, dtype="float32"), [adapters["both"], adapters["old"]], (0.7, -1.6)
