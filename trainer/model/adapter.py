@@ -27,11 +27,13 @@ from trainer.spec import AdapterSpec, SpecError, TrainSpec
 
 NAME = "default"  # PEFT's own name for a model's only adapter
 LINEARS = ("Linear", "Linear4bit")
+_PREFIX = "base_model.model."
 _BASE_DIGEST = "multilora_base_digest"  # in the weights' metadata
 
 
 def attach_adapter(causal: PreTrainedModel, spec: TrainSpec, device: torch.device) -> PeftModel:
-    """Wrap the target layers. Raises SpecError for a target or pattern that fits no layer of the base."""
+    """Wrap the target layers. Raises SpecError for a target or pattern that fits no layer of the base, and for an
+    orthogonal start of experts."""
     adapter = spec.adapter
     linears = [name for name, module in causal.named_modules() if type(module).__name__ in LINEARS]
     check_names(adapter, linears)
@@ -50,10 +52,20 @@ def attach_adapter(causal: PreTrainedModel, spec: TrainSpec, device: torch.devic
         alora_invocation_tokens=list(adapter.invocation) or None,
     )
     peft = get_peft_model(causal, config)
+    if adapter.init == "orthogonal":
+        _refuse_experts(peft)
     start_from_seed(peft, adapter, spec.seed, device)
     if spec.initial_adapter is not None:
         _start_from_adapter(peft, spec.initial_adapter)
     return peft
+
+
+def _refuse_experts(peft: PeftModel) -> None:
+    """A and B hold the ranks of all experts: their product is zero, each expert's own is not."""
+    for name, module in peft.named_modules():
+        if isinstance(module, LoraLayer) and getattr(module, "num_experts", 1) > 1:
+            wanted = f"default where experts are trained, and target_modules match {name.removeprefix(_PREFIX)}"
+            raise SpecError("adapter.init", "orthogonal", wanted)
 
 
 def _start_from_adapter(peft: PeftModel, folder: Path) -> None:

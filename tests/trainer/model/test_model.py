@@ -113,6 +113,17 @@ def test_orthogonal_start_leaves_the_base_as_it_is_and_both_factors_alive(tmp_pa
     assert product.abs().max() < 1e-6
 
 
+def test_experts_do_not_start_orthogonal(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "qwen3-moe")
+    with pytest.raises(
+        SpecError, match=r"default where experts are trained.* model\.layers\.0\.mlp\.experts"
+    ) as refused:
+        load(tiny_spec(base, adapter={"rank": 4, "init": "orthogonal"}), CPU)
+    assert refused.value.param == "adapter.init"
+    spec = tiny_spec(base, adapter={"rank": 4, "init": "orthogonal", "target_modules": ["q_proj", "o_proj"]})
+    assert all(weight.abs().max() > 0 for weight in load(spec, CPU).trained())
+
+
 def test_a_gradient_after_an_evaluation_is_the_gradient_before_it_on_nf4(tmp_path: Path) -> None:
     """bitsandbytes repacks NF4 weights at an eval forward on AVX512-BF16 CPUs; later gradients are wrong."""
     base = save_base(tmp_path / "base", "llama", hidden_size=128, intermediate_size=128)
