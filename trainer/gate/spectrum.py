@@ -115,7 +115,8 @@ def _judge_size(modules: Sequence[ModuleSpectrum], limits: GateThresholds) -> li
 
 
 def _judge_rank(modules: Sequence[ModuleSpectrum], limits: GateThresholds) -> list[Reason]:
-    shares = [module.effective_rank / module.rank for module in modules if module.rank >= _SMALL_RANK]
+    moved = [module for module in modules if module.norm]  # no text may reach some experts
+    shares = [module.effective_rank / module.rank for module in moved if module.rank >= _SMALL_RANK]
     share = float(np.median(shares)) if shares else 1.0
     floor = max(limits.collapse_share, 1.05 / max(module.rank for module in modules))
     if share >= floor:

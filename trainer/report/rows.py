@@ -160,6 +160,7 @@ def _other_checks(gate: Body) -> list[_Row]:
         limit = f"warn above {limits['relative_norm_warn']:g}, block above {limits['relative_norm_block']:g}"
         rows.append(("largest update over its weight", _number(max(sizes)), limit, ("exploding_norm", "large_update")))
     shares = [module["effective_rank"] / module["rank"] for module in spectrum if module["effective_rank"] is not None]
+    shares = [share for share in shares if share] or shares[:1]
     if shares:
         codes = ("rank_collapse", "no_effect", "non_finite_weights")
         floor = f"at least {limits['collapse_share']:.0%}"

@@ -67,5 +67,12 @@ def test_values_that_are_not_finite_block_and_name_the_layer(value: float) -> No
     assert spectrum_of(broken).to_mapping()["singular_values"] is None
 
 
+def test_experts_that_no_text_reached_are_no_collapse() -> None:
+    idle = weights()
+    idle.b.zero_()
+    assert codes(weights(), idle, idle, idle) == []
+    assert codes(idle, idle) == [("no_effect", "block")]
+
+
 def test_rank_one_and_two_adapters_are_not_called_collapsed() -> None:
     assert codes(weights(rank=1), weights(rank=2)) == []

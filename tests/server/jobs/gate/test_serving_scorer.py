@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from adapters_store.errors import AdapterRejected
@@ -17,12 +18,13 @@ from server.engine.schedule import Schedule
 from server.jobs.gate.adapter_weights import module_weights, weight_norms
 from server.jobs.gate.peft_reference import round_trip
 from server.jobs.gate.serving_scorer import ScorerSettings, ServingScorer, pack_folder
+from support.models.expert_files import OF_EXPERTS, save_old_experts
 from support.models.models import SWITCH, VOCAB, adapter_configs, peft_model, save_adapter, save_base
 from support.models.stored_nf4 import save_in_nf4
 from support.trainers.training_data import example
 from trainer.data.types import EncodedExample
 from trainer.gate.round_trip import judge_round_trip
-from trainer.gate.spectrum import spectrum_of
+from trainer.gate.spectrum import judge_spectrum, spectrum_of
 from trainer.gate.thresholds import GateThresholds
 
 NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -168,6 +170,57 @@ def test_the_weights_are_the_updates_peft_merges(folders: tuple[Path, Path]) -> 
             assert torch.allclose(found.scale * found.b @ found.a, update, atol=1e-6)
             assert found.base_norm == pytest.approx(float(layer.base_layer.weight.norm()), rel=1e-5)
             assert spectrum_of(found).norm == pytest.approx(float(update.norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["parameters", "old"])
+def test_each_experts_update_is_measured_beside_its_own_weight(tmp_path: Path, kind: str) -> None:
+    """The base's files hold layers of each expert; then one parameter for all, as transformers has them in memory."""
+    base = save_base(tmp_path / "base", "qwen3-moe")
+    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], target_parameters=targets)
+    old = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", *OF_EXPERTS]}
+    adapter = tmp_path / "adapter"
+    if kind == "old":
+        save_old_experts(base, adapter, seed=1, **old)
+    else:
+        save_adapter(base, adapter, config, seed=1)
+    plan = plan_folder(adapter, load_base(base).description)
+    modules = {item.name: item for item in module_weights(plan, adapter, base)}
+    model = peft_model(base, adapter)
+    wrapped = {
+        f"{path.removeprefix('base_model.model.').replace('.base_layer', '')}.{layer.parameter_name}": layer
+        for path, layer in model.named_modules()
+        if hasattr(layer, "parameter_name")
+    }
+    assert wrapped.keys() == {stack.name for stack in plan.experts}
+    assert len(modules) == 2 + 8 * len(wrapped)
+    for stack, layer in wrapped.items():
+        container, _, name = stack.rpartition(".")
+        each = zip(layer.get_delta_weight("default"), layer.get_param(), strict=True)
+        for expert, (update, weight) in enumerate(each):
+            found = modules[f"{container}.{expert}.{name}"]
+            assert torch.allclose(found.scale * found.b @ found.a, update, atol=1e-6)
+            assert found.base_norm == pytest.approx(float(weight.norm()), rel=1e-5)
+    whole = {name: weight.detach().clone() for name, weight in peft_model(base, None).named_parameters()}
+    (base / "model.safetensors").unlink()
+    save_file(whole, base / "model.safetensors")
+    again = {item.name: item.base_norm for item in module_weights(plan, adapter, base)}
+    assert again == pytest.approx({name: item.base_norm for name, item in modules.items()})
+
+
+def test_an_update_of_experts_alone_that_is_nothing_or_explodes_is_blocked(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "qwen3-moe")
+    config = LoraConfig(r=4, target_modules=[], target_parameters=["mlp.experts.down_proj"])
+    adapter = save_adapter(base, tmp_path / "adapter", config, seed=1)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    found = {}
+    for factor in (0.0, 0.01, 1e4):
+        grown = {name: values * (factor if "lora_B" in name else 1.0) for name, values in tensors.items()}
+        save_file(grown, adapter / "adapter_model.safetensors")
+        weights = module_weights(plan_folder(adapter, load_base(base).description), adapter, base)
+        reasons = judge_spectrum([spectrum_of(item) for item in weights], GateThresholds())
+        found[factor] = [reason.code for reason in reasons]
+    assert found == {0.0: ["no_effect"], 0.01: [], 1e4: ["exploding_norm"]}
 
 
 def test_the_norms_of_a_base_that_is_stored_in_nf4_are_those_of_what_it_stands_for(
