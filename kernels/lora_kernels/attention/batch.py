@@ -15,7 +15,6 @@ from lora_kernels.attention.query_tiles import AttentionTiles, attention_tiles
 from lora_kernels.native.bindings import CAttention
 
 NATIVE_MAX_CONTEXT_TO_PREFILL = 192  # a longer prefill goes to the library's flash attention
-MIN_PROMPT_TOKENS = 16  # fewer tokens of a sequence fill no lanes of the C kernel for prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +57,8 @@ class PromptSplit:
 class PagedBatch:
     """Where the step's tokens are in the cache. Host arrays; `slot_mapping_T` on the model's device.
 
+    are_prompts [sequences]: whose tokens are a prompt's, so that they are computed alike however it is cut or cached;
+    None: those of several tokens.
     query_starts [sequences + 1]: first token of each sequence. context_lens [sequences]: tokens in the cache after this
     step. block_tables [sequences, blocks]. slot_mapping_T: block * block_size + offset for each token.
     """
@@ -69,6 +70,7 @@ class PagedBatch:
     positions_T: NDArray[np.int32]
     sequences_T: NDArray[np.int32]
     block_size: int
+    are_prompts: NDArray[np.bool_] | None = None
     _splits: dict[bool, PromptSplit] = field(init=False, default_factory=dict)
     _structs: dict[tuple[int, int, int, AttentionRule, bool], CAttention] = field(init=False, default_factory=dict)
     _tiles: dict[tuple[int, int, int], AttentionTiles] = field(init=False, default_factory=dict)
@@ -81,14 +83,15 @@ class PagedBatch:
         """takes_prompts: whether the C kernels have code of their own for prompts. Else long ones are the library's."""
         if takes_prompts not in self._splits:
             lengths = np.diff(self.query_starts)
-            long = lengths >= MIN_PROMPT_TOKENS
-            if not takes_prompts:
-                long = (lengths > 1) & (self.context_lens > NATIVE_MAX_CONTEXT_TO_PREFILL)
-            sequences = np.flatnonzero(long)
+            if takes_prompts:
+                apart = lengths > 1 if self.are_prompts is None else self.are_prompts
+            else:
+                apart = (lengths > 1) & (self.context_lens > NATIVE_MAX_CONTEXT_TO_PREFILL)
+            sequences = np.flatnonzero(apart)
             self._splits[takes_prompts] = PromptSplit(
                 sequences=sequences.tolist(),
                 bounds=np.stack((self.query_starts[:-1], lengths), axis=1)[sequences].astype(np.int32),
-                listed=np.flatnonzero(~np.repeat(long, lengths)).astype(np.int32),
+                listed=np.flatnonzero(~np.repeat(apart, lengths)).astype(np.int32),
             )
         return self._splits[takes_prompts]
 

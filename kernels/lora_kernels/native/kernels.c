@@ -326,9 +326,9 @@ static inline void store8_bf16(bf16 *p, v8 f) {
 
 // From and up to how many rows ml_linear is faster than a library's product (0: never; benchmarks/op_linear.py), and ml_nf4_linear
 // than unpacking the whole weight for one (benchmarks/op_nf4.py).
-#if defined(__AVX512F__)
-int64_t ml_linear_max_rows_f32(void) { return 64; }
-int64_t ml_nf4_max_rows_f32(void) { return 512; }
+#if defined(__AVX512F__)  // any number: then a row's bits do not depend on how many are beside it
+int64_t ml_linear_max_rows_f32(void) { return INT64_MAX; }
+int64_t ml_nf4_max_rows_f32(void) { return INT64_MAX; }
 #elif defined(TILES)
 int64_t ml_linear_max_rows_f32(void) { return INT64_MAX; }
 int64_t ml_nf4_max_rows_f32(void) { return 8; }

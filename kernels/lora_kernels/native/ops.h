@@ -1,6 +1,8 @@
-// The CPU operations, written once for both element types. The includer defines T (element), NAME(x) (symbol suffix),
-// LOAD16/STORE16 (16 elements <-> 16 floats), ROUND16 (what a store and a load leave), DOT_STEP elements per DOT, DOT_LOAD_INT8 of stored bytes
-// (see kernels.c), and with TILES NAME(load8) and NAME(store8), as LOAD16 and STORE16 for eight. Legend: T tokens, H in, O out.
+// The CPU operations, written once for both element types. The includer defines T (element), NAME(x) (symbol suffix), LOAD16/STORE16 (16
+// elements <-> 16 floats), ROUND16 (what a store and a load leave), DOT_STEP elements per DOT, DOT_LOAD_INT8 of stored bytes (see kernels.c),
+// and with TILES NAME(load8) and NAME(store8), as LOAD16 and STORE16 for eight. Where there are tiles for T: PANEL_BYTES(M, K), what x as
+// panels takes, 0 where it is multiplied as it lies, and NAME(pack), NAME(room) and NAME(tiles). FEW_ROWS(M, K): whether few_rows multiplies
+// it. PROMPT_ATTENTION: the attention of prompts. Legend: T tokens, H in, O out.
 
 #define W T
 #define WNAME NAME

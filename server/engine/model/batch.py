@@ -132,6 +132,7 @@ def _paged_batch(
     starts = np.fromiter((row.start for row in rows), dtype=np.int32, count=len(rows))
     sequences_T = np.repeat(np.arange(len(rows), dtype=np.int32), counts)
     positions_T = np.arange(query_starts[-1], dtype=np.int32) + np.repeat(starts - query_starts[:-1], counts)
+    prompts = np.fromiter((row.start < len(row.request.prompt_ids) for row in rows), dtype=np.bool_, count=len(rows))
     width = max(len(row.request.block_ids) for row in rows)
     block_tables = np.zeros((len(rows), width), dtype=np.int32)
     for index, row in enumerate(rows):
@@ -145,6 +146,7 @@ def _paged_batch(
         positions_T=positions_T.astype(np.int32),
         sequences_T=sequences_T,
         block_size=block_size,
+        are_prompts=prompts,
     )
 
 

@@ -145,12 +145,15 @@ def test_base_product_at_odd_sizes(num_rows: int, in_features: int, dtype: torch
     assert float((got.double() - exact).abs().max() / exact.abs().max()) < limit
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("in_features", [64, 90, 1024])
-def test_where_the_kernel_takes_any_number_of_rows_a_row_has_the_same_bits_in_each(in_features: int) -> None:
-    native = native_ops(torch.bfloat16)
+def test_where_the_kernel_takes_any_number_of_rows_a_row_has_the_same_bits_in_each(
+    in_features: int, dtype: torch.dtype
+) -> None:
+    native = native_ops(dtype)
     assert native is not None
     takes_all = native.linear_min_rows == 1 and native.linear_max_rows > 1 << 32
-    weight, x = torch.randn(113, in_features).bfloat16(), torch.randn(300, in_features).bfloat16()
+    weight, x = torch.randn(113, in_features).to(dtype), torch.randn(300, in_features).to(dtype)
     group = LoraGroup((0,), in_features, (113,))
     whole = group_linear(x, weight, None, None, group)
     for num_rows in (1, 2, 3, 5, 8, 9, 16, 17, 31, 32, 33, 48, 64, 65, 130):
