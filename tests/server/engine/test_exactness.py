@@ -64,7 +64,7 @@ def slots_for(popularity: str, num_adapters: int) -> list[int | None]:
 
 def test_fp32_logits_of_a_mixed_batch_equal_peft_alone(family: tuple[Path, dict[str, Path]]) -> None:
     base, adapters = family
-    expected = oracle(base, adapters, torch.float32)
+    expected = oracle(base, adapters, torch.float64)  # in float32 PEFT's own logits are off by 0.8e-4 with LongRoPE
     forward = PackedForward(load_base(base, dtype="float32"), list(adapters.values()), num_sequences=NUM_ROWS)
     for popularity in POPULARITIES:
         slots, rows = slots_for(popularity, len(adapters)), prompts()
