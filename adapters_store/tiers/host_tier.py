@@ -67,10 +67,6 @@ class _Load:
     def is_fetched(self) -> bool:
         return self.fetched is None or self.fetched.done()
 
-    @property
-    def is_being_fetched(self) -> bool:
-        return self.fetched is not None and self.fetched.running()
-
 
 @dataclass(frozen=True, slots=True)
 class _Unstored:
@@ -233,7 +229,7 @@ class HostTier:
             for digest in self._unstored.keys() - urgency.keys():
                 del self._unstored[digest]
             for load in [each for each in self._queue if each.digest not in urgency]:
-                if not load.is_being_fetched:  # asked for again, it would take a second thread for the same bytes
+                if load.fetched is None or not load.fetched.running():  # else asking again would take a second thread
                     self._unqueue(load)
 
     def drop(self, digest: AdapterDigest) -> None:

@@ -76,13 +76,13 @@ def _run_native(
     rule: AttentionRule,
 ) -> None:
     q, k, v = qkv
-    has_prompts = bool(native.takes_prompts)
-    args_of_batch = batch.native_args(q.shape[0], k.shape[0], q.shape[2], rule, takes_prompts=has_prompts)
+    takes_prompts = bool(native.takes_prompts)
+    args_of_batch = batch.native_args(q.shape[0], k.shape[0], q.shape[2], rule, takes_prompts=takes_prompts)
     args = ctypes.addressof(args_of_batch)
     caches = (cache.keys.data_ptr(), cache.values.data_ptr())
     strides = (k.stride(1), k.stride(0), v.stride(1), v.stride(0))
     native.store_kv(args, *caches, k.data_ptr(), v.data_ptr(), *strides, batch.slot_mapping_T.data_ptr())
-    if args_of_batch.num_listed or has_prompts:
+    if args_of_batch.num_listed or takes_prompts:
         native.paged_attention(args, out_THD.data_ptr(), q.data_ptr(), q.stride(1), q.stride(0), *caches)
 
 

@@ -17,7 +17,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, one_plus: boo
         from lora_kernels.elementwise.triton_elementwise import rms_norm_triton
 
         return rms_norm_triton(x, weight, eps, one_plus=one_plus)
-    native = native_ops(x.dtype) if x.device.type == "cpu" and not one_plus else None
+    native = None if one_plus else _native_for(x)
     if native is None:
         return rms_norm_reference(x, weight, eps, one_plus=one_plus)
     return _native_norm(native, x.contiguous(), weight, eps)
@@ -31,8 +31,7 @@ def add_rms_norm(
         from lora_kernels.elementwise.triton_elementwise import add_rms_norm_triton
 
         return add_rms_norm_triton(x, residual, weight, eps, one_plus=one_plus)
-    is_same = x.dtype is residual.dtype is weight.dtype
-    native = native_ops(x.dtype) if x.device.type == "cpu" and not one_plus and is_same else None
+    native = None if one_plus or not x.dtype is residual.dtype is weight.dtype else _native_for(x)
     if native is None:
         total = residual + x
         return total, rms_norm(total, weight, eps, one_plus=one_plus)
@@ -61,7 +60,7 @@ def silu_mul(gate_up_T2I: torch.Tensor) -> torch.Tensor:
         from lora_kernels.elementwise.triton_elementwise import silu_mul_triton
 
         return silu_mul_triton(gate_up_T2I)
-    native = native_ops(gate_up_T2I.dtype) if gate_up_T2I.device.type == "cpu" else None
+    native = _native_for(gate_up_T2I)
     if native is None:
         return silu_mul_reference(gate_up_T2I)
     width = gate_up_T2I.shape[-1] // 2
@@ -82,7 +81,7 @@ def rope_in_place(x_1HTD: torch.Tensor, cos_1TR: torch.Tensor, sin_1TR: torch.Te
 
         rope_triton(x_1HTD, cos_1TR, sin_1TR)
         return True
-    native = native_ops(x_1HTD.dtype) if x_1HTD.device.type == "cpu" else None
+    native = _native_for(x_1HTD)
     if native is None:
         return False
     cos, sin = cos_1TR.contiguous(), sin_1TR.contiguous()
@@ -97,7 +96,7 @@ def forbid_tokens(scores_RV: torch.Tensor, rows_C: torch.Tensor, allowed_CB: tor
 
     scores_RV: contiguous; rows_C: int64, distinct; allowed_CB: uint8 [C, at least V / 8], contiguous; one device.
     """
-    native = native_ops(scores_RV.dtype) if scores_RV.device.type == "cpu" else None
+    native = _native_for(scores_RV)
     if native is None:
         forbid_tokens_reference(scores_RV, rows_C, allowed_CB)
         return
@@ -105,3 +104,7 @@ def forbid_tokens(scores_RV: torch.Tensor, rows_C: torch.Tensor, allowed_CB: tor
     assert scores_RV.is_contiguous() and allowed_CB.is_contiguous() and 8 * num_bytes >= width  # noqa: PT018
     pointers = (scores_RV.data_ptr(), width, rows_C.data_ptr(), len(rows_C), allowed_CB.data_ptr())
     native.forbid(*pointers, num_bytes, width)
+
+
+def _native_for(x: torch.Tensor) -> NativeOps | None:
+    return native_ops(x.dtype) if x.device.type == "cpu" else None

@@ -168,8 +168,10 @@ void NAME(ml_nf4_linear)(T *y, int64_t y_stride, const T *x, int64_t x_stride, c
     float *scales = (float *)malloc((size_t)(K / 64) * sizeof(float));
     if (!rows || !scales) abort();
 #if defined(FEW_ROWS)
-    if (panels) NAME(pack)(panels, x, x_stride, M, K, tid, nt);
+    if (panels) {
+      NAME(pack)(panels, x, x_stride, M, K, tid, nt);
 #pragma omp barrier
+    }
 #endif
     int64_t first = total * tid / nt, last = total * (tid + 1) / nt, task = 0;
     T *column = y;

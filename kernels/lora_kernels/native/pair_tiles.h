@@ -34,6 +34,14 @@ static inline __attribute__((always_inline)) void pair_tile(const int NB, const 
     for (int v = 0; v < NV; v++) _mm512_storeu_ps(to + 16 * (NV * n + v), acc[n][v]);
 }
 
+// Up to 16 elements, those of `kept`.
+static inline v16 load_kept(const bf16 *p, __mmask16 kept) {
+  return (v16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, p)), 16);
+}
+static inline void store_kept(bf16 *p, v16 f, __mmask16 kept) {
+  _mm256_mask_storeu_epi16(p, kept, (__m256i)__builtin_convertvector(bf16_bits(f), u16x16));
+}
+
 static inline void transpose16(__m512i r[16]) {
   __m512i t[16];
 #pragma GCC unroll 8
@@ -81,24 +89,26 @@ static inline __attribute__((always_inline)) void unpack_rows(const int COUNT, b
   for (int n = 0; n < 16; n++)
     r[n] = n < COUNT ? (__m512i)((v16)_mm512_loadu_ps(from + n * width) * factor) : _mm512_setzero_si512();
   transpose16(r);
-  v16 own = bias ? (v16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, bias)), 16) : splat(0.0f);
+  v16 own = bias ? load_kept(bias, kept) : splat(0.0f);
 #pragma GCC unroll 16
   for (int m = 0; m < 16; m++)
-    if (m < lanes) _mm256_mask_storeu_epi16(y[m], kept, (__m256i)__builtin_convertvector(bf16_bits((v16)r[m] + own), u16x16));
+    if (m < lanes) store_kept(y[m], (v16)r[m] + own, kept);
 }
 
 // Linear layers. Panels have 32 tokens, the last 16 if that is enough. Weight rows are multiplied as they lie.
 #define PAIR_LANES(M, p) ((M) - 32 * (p) > 16 ? 32 : 16)
 #define PAIR_PANEL_BYTES (512 * 1024)  // half of a second-level cache
 
-// One thread's share of the panels: pairs [k0, k1) of all tokens; tokens beyond M are zero.
-static void pack_panels(uint32_t *panels, const bf16 *x, int64_t x_stride, int64_t M, int64_t K2, int64_t k0, int64_t k1) {
+// One thread's share of the panels, by pairs; tokens beyond M are zero.
+static void pack_bf16(void *panels, const bf16 *x, int64_t x_stride, int64_t M, int64_t K, int tid, int nt) {
+  int64_t K2 = K / 2, lines = (K2 + 15) / 16, k0 = lines * tid / nt * 16, k1 = MIN(K2, lines * (tid + 1) / nt * 16);
   for (int64_t m = 0; m < M; m += 16) {
     const bf16 *rows[16];
     for (int i = 0; i < 16; i++) rows[i] = m + i < M ? x + (m + i) * x_stride : 0;
-    pack_pairs(panels + m / 32 * 32 * K2 + m % 32, PAIR_LANES(M, m / 32), rows, k0, k1);
+    pack_pairs((uint32_t *)panels + m / 32 * 32 * K2 + m % 32, PAIR_LANES(M, m / 32), rows, k0, k1);
   }
 }
+static void *room_bf16(int64_t K) { return 0; }  // its tiles need none
 
 #define PAIR_TILE(NB, NV, AHEAD)                                                                                            \
   static __attribute__((noinline)) void pair_tile_##NB##_##NV##_##AHEAD(pairs *w, pairs *panel, int64_t K2, float *to) {     \
@@ -108,17 +118,17 @@ PAIR_TILE(12, 2, 1) PAIR_TILE(12, 2, 0) PAIR_TILE(4, 2, 0) PAIR_TILE(1, 2, 0) PA
 #undef PAIR_TILE
 
 // y[all tokens, lo..hi) = x . w[lo..hi)^T + bias. Panels are taken in groups that the second-level cache holds.
-static void pair_tiles(bf16 *y, int64_t y_stride, const uint32_t *panels, const bf16 *w, const bf16 *bias, int64_t M, int64_t K2,
-                       int64_t lo, int64_t hi) {
+static void tiles_bf16(bf16 *y, int64_t y_stride, const void *panels, const bf16 *w, const bf16 *bias, int64_t M, int64_t K, int64_t lo,
+                       int64_t hi, void *room) {
 #define TILES_OF(NB, NV, AHEAD) \
   for (; j + NB <= rows; j += NB) pair_tile_##NB##_##NV##_##AHEAD(from + j * K2, panel, K2, out + j * 16 * NV);
-  int64_t count = (M + 31) / 32, group = MAX(2, PAIR_PANEL_BYTES / (128 * K2));
+  int64_t K2 = K / 2, count = (M + 31) / 32, group = MAX(2, PAIR_PANEL_BYTES / (128 * K2));
   float out[12 * 32] __attribute__((aligned(64)));
   for (int64_t first = 0; first < count; first += group)
     for (int64_t n = lo; n < hi; n += 12) {
       int64_t rows = MIN(12, hi - n);
       for (int64_t p = first; p < MIN(count, first + group); p++) {
-        pairs *from = (pairs *)(w + n * 2 * K2), *panel = panels + 32 * p * K2;
+        pairs *from = (pairs *)(w + n * 2 * K2), *panel = (pairs *)panels + 32 * p * K2;
         int64_t lanes = PAIR_LANES(M, p), j = 0;
         int is_first = p == first && n + 24 <= hi;
         if (lanes == 32) {
@@ -132,14 +142,13 @@ static void pair_tiles(bf16 *y, int64_t y_stride, const uint32_t *panels, const 
           bf16 *to[16];
           int here = (int)MIN(16, M - 32 * p - v);
           for (int m = 0; m < here; m++) to[m] = y + (32 * p + v + m) * y_stride + n;
-          const bf16 *added = bias ? bias + n : 0;
-          if (rows == 12) unpack_rows(12, to, out + v, lanes, here, splat(1.0f), added);
-          else
-            for (int64_t i = 0; i < rows; i++) {
-              bf16 *one[16];
-              for (int m = 0; m < here; m++) one[m] = to[m] + i;
-              unpack_rows(1, one, out + i * lanes + v, lanes, here, splat(1.0f), added ? added + i : 0);
-            }
+          if (rows == 12) {
+            unpack_rows(12, to, out + v, lanes, here, splat(1.0f), bias ? bias + n : 0);
+            continue;
+          }
+          for (int m = 0; m < here; m++)
+            for (int64_t i = 0; i < rows; i++)
+              to[m][i] = float_to_bf16(out[i * lanes + v + m] + (bias ? bf16_to_float(bias[n + i]) : 0.0f));
         }
       }
     }
@@ -171,10 +180,10 @@ static inline __attribute__((always_inline)) void pair_columns(const int MB, bf1
         acc[m] = _mm512_dpbf16_ps(acc[m], (__m512bh)_mm512_set1_epi32((int32_t)pair), (__m512bh)r[i]);
       }
   }
-  v16 own = bias ? (v16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, bias)), 16) : splat(0.0f);
+  v16 own = bias ? load_kept(bias, kept) : splat(0.0f);
 #pragma GCC unroll 8
   for (int m = 0; m < MB; m++)
-    _mm256_mask_storeu_epi16(y + m * y_stride, kept, (__m256i)__builtin_convertvector(bf16_bits((v16)acc[m] + own), u16x16));
+    store_kept(y + m * y_stride, (v16)acc[m] + own, kept);
 }
 
 #define PAIR_COLUMNS(MB)                                                                                                         \
@@ -185,7 +194,7 @@ static inline __attribute__((always_inline)) void pair_columns(const int MB, bf1
 PAIR_COLUMNS(1) PAIR_COLUMNS(2) PAIR_COLUMNS(4) PAIR_COLUMNS(8)
 #undef PAIR_COLUMNS
 
-// As pair_tiles, for up to 8 tokens as they lie.
+// As tiles_bf16, for up to 8 tokens as they lie.
 static void few_rows(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, int64_t M, int64_t K2,
                      int64_t lo, int64_t hi) {
   for (int64_t n = lo; n < hi; n += 16) {
@@ -198,15 +207,4 @@ static void few_rows(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride,
     COLUMNS_OF(8) COLUMNS_OF(4) COLUMNS_OF(2) COLUMNS_OF(1)
 #undef COLUMNS_OF
   }
-}
-
-// As in tiled_linear.h, for ml_linear.
-static void pack_bf16(void *panels, const bf16 *x, int64_t x_stride, int64_t M, int64_t K, int tid, int nt) {
-  int64_t K2 = K / 2, lines = (K2 + 15) / 16;
-  pack_panels((uint32_t *)panels, x, x_stride, M, K2, lines * tid / nt * 16, MIN(K2, lines * (tid + 1) / nt * 16));
-}
-static void *room_bf16(int64_t K) { return 0; }
-static void tiles_bf16(bf16 *y, int64_t y_stride, const void *panels, const bf16 *w, const bf16 *bias, int64_t M, int64_t K, int64_t lo,
-                       int64_t hi, void *room) {
-  pair_tiles(y, y_stride, (const uint32_t *)panels, w, bias, M, K / 2, lo, hi);
 }
