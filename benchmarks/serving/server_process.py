@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parts.worker.start()
         app = create_app(engine=parts.worker, store=store, settings=ApiSettings(data_dir=options.data_dir, auth="off"))
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # connections wait from here on, also before the server takes them
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         build_server(app, app.state.context.settings, ListenSettings(grace_s=2)).run(sockets=[listener])
     store.close()
