@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from adapters_store.base.converted.door import folder_of
 from benchmarks.common.report import DEFAULT_OUT, Report, Row
+from benchmarks.train_vs_trl import PRECISIONS
 from benchmarks.training.gate_cases import Case, Pair, cases, chat_of
 from server.demo.assets import demo_base_path
 from server.demo.real import INSTALL, packaged_model
@@ -35,9 +36,10 @@ EXAMPLES, QUICK_EXAMPLES = 96, 40
 ANSWER_TOKENS = 40
 
 
-def spec_of(case: Case, base: Path, folder: Path, *, quick: bool) -> TrainSpec:
+def spec_of(case: Case, base: Path, folder: Path, precision: str, *, quick: bool) -> TrainSpec:
     body: dict[str, Any] = {
         "base": base,
+        "precision": precision,
         "data": folder / "data.jsonl",
         "validation": folder / "validation.jsonl" if case.validation else None,
         "adapter": {"rank": 8},
@@ -57,7 +59,7 @@ def own_outputs(base: Path, pairs: Sequence[Pair]) -> list[Pair]:
     return [(prompt, text) for (prompt, _), text in zip(pairs, texts, strict=True)]
 
 
-def judged(case: Case, base: Path, *, quick: bool) -> Row:
+def judged(case: Case, base: Path, precision: str, *, quick: bool) -> Row:
     """Train and judge one case."""
     began_s = time.process_time()
     with tempfile.TemporaryDirectory(prefix="multilora-gate-table-") as name:
@@ -66,7 +68,7 @@ def judged(case: Case, base: Path, *, quick: bool) -> Row:
         for file, lines in (("data.jsonl", pairs), ("validation.jsonl", case.validation)):
             (folder / file).write_text("".join(json.dumps(chat_of(pair)) + "\n" for pair in lines))
         try:
-            train(spec_of(case, base, folder, quick=quick), folder / "run")
+            train(spec_of(case, base, folder, precision, quick=quick), folder / "run")
             found = gate_run(folder / "run", Precision(dtype="float32"))
             verdict, codes = str(found.verdict), ", ".join(reason.code for reason in found.reasons)
             gain = found.held_out.gain.estimate if found.held_out else None
@@ -88,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate_table", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the demo's base and few examples: a check that it runs")
     parser.add_argument("--only", default="", metavar="NAME", help="the cases whose names begin so")
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of the trainings")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -100,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[Row] = []
     for case in cases(QUICK_EXAMPLES if given.quick else EXAMPLES):
         if case.name.startswith(given.only):
-            rows.append(judged(case, base, quick=given.quick))
+            rows.append(judged(case, base, given.precision, quick=given.quick))
             report.say(" | ".join(str(value) for value in rows[-1].values()))
             report.write_csv(rows)
     wrong = [row for row in rows if not row["is_right"]]

@@ -26,11 +26,13 @@ Pair = tuple[EncodedExample, EncodedExample]
 
 @dataclass(frozen=True)
 class PromptUse:
-    """What a wrong prompt costs, with the adapter and on the base alone; None if num_pairs are too few to measure."""
+    """What a wrong prompt costs, with the adapter and on the base alone; None if num_pairs are too few to measure.
+    num_alike: the answers, if all are the same; else 0."""
 
     num_pairs: int
     adapter: Interval | None = None
     base: Interval | None = None
+    num_alike: int = 0
 
     def to_mapping(self) -> dict[str, object]:
         return {
@@ -44,7 +46,7 @@ def measure_prompt_use(scorer: Scorer, examples: Sequence[EncodedExample], limit
     """Score each answer behind its own and a wrong prompt, with the adapter and on the base alone."""
     pairs = swapped_pairs(examples, max_tokens=limits.max_pair_tokens)
     if len(pairs) < limits.min_examples:
-        return PromptUse(len(pairs))
+        return PromptUse(len(pairs), num_alike=_num_alike(examples))
     own, other = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
     def cost(scale: float) -> Interval:
@@ -59,7 +61,12 @@ def cost_of(own: Losses, other: Losses, limits: GateThresholds) -> Interval:
 
 
 def judge_prompt_use(found: PromptUse, limits: GateThresholds) -> list[Reason]:
-    """The reasons against the adapter; none if it was not measured, which the report says."""
+    """The reasons against the adapter; none if too few prompts could be swapped, which the report says."""
+    if found.num_alike:
+        message = (
+            f"all {found.num_alike} held-out answers are the same: nothing shows that an answer follows from a prompt"
+        )
+        return [Reason("one_answer", "warn", message, found.num_alike)]
     use = found.adapter
     if use is None or not np.isfinite(use.estimate):
         return []
@@ -91,7 +98,7 @@ def judge_prompt_use(found: PromptUse, limits: GateThresholds) -> list[Reason]:
 
 def notes_of(found: PromptUse, limits: GateThresholds) -> list[str]:
     """What was not measured, and why."""
-    if found.adapter is not None:
+    if found.adapter is not None or found.num_alike:
         return []
     return [
         f"whether answers follow from their prompts was not measured: {found.num_pairs} held-out answers have another "
@@ -118,6 +125,13 @@ def swapped_pairs(examples: Sequence[EncodedExample], *, max_tokens: int = 0) ->
             if other is not None:
                 pairs.append((_joined(examples, starts, own, own), _joined(examples, starts, other, own)))
     return pairs
+
+
+def _num_alike(examples: Sequence[EncodedExample]) -> int:
+    """The answers behind a prompt, if they are two or more and all the same; else 0."""
+    starts = [last_answer(example) for example in examples]
+    found = [_answer(examples, starts, n).tobytes() for n, start in enumerate(starts) if start > 1]
+    return len(found) if len(found) > 1 and len({*found}) == 1 else 0
 
 
 def _answer(examples: Sequence[EncodedExample], starts: Sequence[int], index: int) -> NDArray[np.int32]:

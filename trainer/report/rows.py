@@ -119,7 +119,7 @@ def _prompt_use_check(found: Body, limits: Body) -> _Row:
     if not use:
         pairs = found.get("num_prompt_pairs")
         count = "" if pairs is None else f", {pairs} of {limits['min_examples']}"
-        return name, f"not measured: too few prompts{count}", f"at least {least:g} nats", ()
+        return name, f"not measured: too few prompts{count}", f"at least {least:g} nats", ("one_answer",)
     measured = f"{_signed(use['estimate'])} nats, {interval_text(use)}, {use['num_examples']} answers"
     if base:
         measured += f"; the base alone {_signed(base['estimate'])}"

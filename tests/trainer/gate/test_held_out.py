@@ -11,7 +11,7 @@ import pytest
 from support.trainers.training_data import example, some_examples
 from trainer.data.types import EncodedExample
 from trainer.gate.held_out import HeldOut, judge_held_out, measure_held_out
-from trainer.gate.prompt_use import last_answer, swapped_pairs
+from trainer.gate.prompt_use import last_answer, notes_of, swapped_pairs
 from trainer.gate.scorer import Losses
 from trainer.gate.thresholds import GateThresholds
 
@@ -72,6 +72,20 @@ def test_an_adapter_worse_than_its_base_is_blocked_and_one_no_better_is_warned_o
     assert codes(worse)[0] == ("worse_than_base", "block")
     same = measured(lambda item, scale: 2.0 + (0.0 if belongs(item) else 0.8))
     assert codes(same) == [("no_better_than_base", "warn")]
+
+
+def test_one_answer_to_all_prompts_is_warned_of_and_one_more_makes_it_a_measure() -> None:
+    same = [
+        replace(item, input_ids=np.append(item.input_ids[:2], [60, 61]).astype(np.int32), weights=item.weights[:4])
+        for item in pairs_of(9)
+    ]
+    found = measured(reads_prompts, same)
+    assert found.prompt_use is None
+    assert codes(found) == [("one_answer", "warn")]
+    assert "all 9 held-out answers are the same" in judge_held_out(found, LIMITS)[0].message
+    assert notes_of(found.use, LIMITS) == []
+    other = measured(reads_prompts, [*same, pairs_of(9)[8]])
+    assert other.prompt_use is not None
 
 
 def test_an_adapter_that_learned_the_manner_but_not_whose_answer_is_whose_is_blocked() -> None:
