@@ -27,7 +27,7 @@ from lora_kernels.self_test import self_test
 from lora_kernels.triton_common.available import triton_switch
 from lora_kernels.triton_common.compile_ahead import Job, asked_for
 from lora_kernels.triton_common.tiles import TILES, DeviceTiles, device_tiles
-from server.engine.model.cuda_graphs import GraphSettings
+from server.engine.model.recorded.cuda_graphs import GraphSettings
 from server.engine.startup.compile_kernels import launch_covering
 from server.engine.startup.covering_steps import StepLimits
 

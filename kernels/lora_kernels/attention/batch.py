@@ -5,6 +5,7 @@ Legend: T tokens of the step, D head size, cache [blocks, kv_heads, block_size, 
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -115,6 +116,12 @@ class PagedBatch:
                 rule.softcap,
             )
         return self._structs[key]
+
+    def read_like(self, other: PagedBatch) -> None:
+        """Let C kernels that were given this batch read the other, for as long as that lives."""
+        for (q_heads, kv_heads, head_dim, rule, takes_prompts), struct in self._structs.items():
+            source = other.native_args(q_heads, kv_heads, head_dim, rule, takes_prompts=takes_prompts)
+            ctypes.memmove(ctypes.addressof(struct), ctypes.addressof(source), ctypes.sizeof(struct))
 
     def attention_tiles(self, group: int, decode_m: int, prefill_m: int, device: torch.device) -> AttentionTiles:
         """The Triton kernels' view of this batch, made and copied once for all layers of one shape."""

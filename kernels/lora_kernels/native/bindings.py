@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from ctypes import c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -77,6 +78,38 @@ class CAttention(ctypes.Structure):
     )
 
 
+class CKernelCall(ctypes.Structure):
+    _fields_ = (("kernel", c_int64), ("arguments", c_int64 * 10), ("number", c_float))
+
+
+class Recorder(Protocol):
+    """Is told of each kernel that its thread calls."""
+
+    def called(self, kernel: NativeKernel, arguments: tuple[Any, ...]) -> None: ...
+
+
+class _Recording(threading.local):
+    recorder: Recorder | None = None
+
+
+recording = _Recording()
+
+
+@dataclass(frozen=True, slots=True)
+class NativeKernel:
+    """One kernel, with raw addresses for arguments. number: of its calls in `replay`, of the same element type; None:
+    they are not recorded. replay: of addresses of a CKernelCall and their count."""
+
+    function: Any
+    number: int | None
+    replay: Any
+
+    def __call__(self, *arguments: Any) -> None:
+        self.function(*arguments)
+        if recording.recorder is not None:
+            recording.recorder.called(self, arguments)
+
+
 @dataclass(frozen=True, slots=True)
 class NativeOps:
     """The kernels of one element type. Called with raw addresses: launchers check shapes, types and devices first.
@@ -86,15 +119,15 @@ class NativeOps:
     takes_prompts: whether paged_attention has code of its own for many tokens of one sequence.
     """
 
-    linear: Any
-    nf4_linear: Any
-    lora_delta: Any
-    rms_norm: Any
-    silu_mul: Any
-    rope: Any
-    forbid: Any
-    store_kv: Any
-    paged_attention: Any
+    linear: NativeKernel
+    nf4_linear: NativeKernel
+    lora_delta: NativeKernel
+    rms_norm: NativeKernel
+    silu_mul: NativeKernel
+    rope: NativeKernel
+    forbid: NativeKernel
+    store_kv: NativeKernel
+    paged_attention: NativeKernel
     linear_max_rows: int
     nf4_max_rows: int
     linear_min_rows: int
@@ -102,17 +135,18 @@ class NativeOps:
 
 
 _P, _I = c_void_p, c_int64
-_SIGNATURES: dict[str, list[Any]] = {
+_SIGNATURES: dict[str, list[Any]] = {  # the first eight in the order of ml_replay
     "linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I],
     "nf4_linear": [_P, _I, _P, _I, _P, _P, _I, _I],
     "lora_delta": [_P, _P, _P, _I, _P, _I, _P],
     "rms_norm": [_P, _I, _P, _I, _P, c_float, _I, _I, _P, _P],
     "silu_mul": [_P, _P, _I, _I],
     "rope": [_P, _I, _I, _P, _P, _I, _I, _I],
-    "forbid": [_P, _I, _P, _I, _P, _I, _I],
     "store_kv": [_P, _P, _P, _P, _P, _I, _I, _I, _I, _P],
     "paged_attention": [_P, _P, _P, _I, _I, _P, _P],
+    "forbid": [_P, _I, _P, _I, _P, _I, _I],
 }
+_NUM_RECORDED = 8
 
 
 @cache
@@ -122,15 +156,21 @@ def native_ops(dtype: torch.dtype) -> NativeOps | None:
     library = native_build().library
     if suffix is None or library is None:
         return None
-    functions = {}
-    for name, argtypes in _SIGNATURES.items():
-        function = getattr(library, f"ml_{name}_{suffix}")
-        function.argtypes, function.restype = argtypes, None
-        functions[name] = function
+    replay = _function(library, f"ml_replay_{suffix}", [_P, _I])
+    kernels = {}
+    for number, (name, argtypes) in enumerate(_SIGNATURES.items()):
+        function = _function(library, f"ml_{name}_{suffix}", argtypes)
+        kernels[name] = NativeKernel(function, number if number < _NUM_RECORDED else None, replay)
     limits = {}
     names = {name: f"ml_{name}_{suffix}" for name in ("linear_max_rows", "nf4_max_rows", "takes_prompts")}
     for name, symbol in {**names, "linear_min_rows": "ml_linear_min_rows"}.items():
         limit = getattr(library, symbol)
         limit.restype = c_int64
         limits[name] = limit()
-    return NativeOps(**functions, **limits)
+    return NativeOps(**kernels, **limits)  # type: ignore[arg-type]  # mypy takes both for one type
+
+
+def _function(library: ctypes.CDLL, name: str, argtypes: list[Any]) -> Any:
+    function = getattr(library, name)
+    function.argtypes, function.restype = argtypes, None
+    return function

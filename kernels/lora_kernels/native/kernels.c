@@ -66,6 +66,12 @@ typedef struct {
   float nested_offset;
 } nf4_weight;
 
+// A call of a kernel: which one (as in ml_replay), its arguments in their order, and apart from them the one that is a float.
+typedef struct {
+  int64_t kernel, arguments[10];
+  float number;
+} kernel_call;
+
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 

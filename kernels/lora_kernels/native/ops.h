@@ -412,3 +412,22 @@ void NAME(ml_forbid)(T *scores, int64_t stride, const int64_t *rows, int64_t num
         for (; forbidden; forbidden &= forbidden - 1) s[__builtin_ctzll(forbidden)] = lowest;
     }
 }
+
+// Calls that were recorded, one after the other. Kernels have the numbers of bindings.py's signatures.
+void NAME(ml_replay)(const kernel_call *calls, int64_t count) {
+#define P(i) ((void *)c->arguments[i])
+#define I(i) (c->arguments[i])
+  for (const kernel_call *c = calls; c < calls + count; c++) switch (c->kernel) {
+      case 0: NAME(ml_linear)(P(0), P(1), P(2), I(3), P(4), I(5), P(6), P(7), I(8), I(9)); break;
+      case 1: NAME(ml_nf4_linear)(P(0), I(1), P(2), I(3), P(4), P(5), I(6), I(7)); break;
+      case 2: NAME(ml_lora_delta)(P(0), P(1), P(2), I(3), P(4), I(5), P(6)); break;
+      case 3: NAME(ml_rms_norm)(P(0), I(1), P(2), I(3), P(4), c->number, I(5), I(6), P(7), P(8)); break;
+      case 4: NAME(ml_silu_mul)(P(0), P(1), I(2), I(3)); break;
+      case 5: NAME(ml_rope)(P(0), I(1), I(2), P(3), P(4), I(5), I(6), I(7)); break;
+      case 6: NAME(ml_store_kv)(P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8), P(9)); break;
+      case 7: NAME(ml_paged_attention)(P(0), P(1), P(2), I(3), I(4), P(5), P(6)); break;
+      default: abort();
+    }
+#undef P
+#undef I
+}

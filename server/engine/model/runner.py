@@ -12,10 +12,11 @@ from lora_kernels.lora.batch import LoraTable
 from lora_kernels.transfer import to_device
 from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch, PromptSpan
-from server.engine.model.cuda_graphs import DecodeGraphs
-from server.engine.model.decode_buffers import DeviceTokens
 from server.engine.model.forward import Completed, InFlight, PendingForward, Pooler, StepOutput, hidden_states
 from server.engine.model.kv_tensors import KVCache
+from server.engine.model.recorded.cpu_forwards import CpuForwards
+from server.engine.model.recorded.cuda_graphs import DecodeGraphs
+from server.engine.model.recorded.decode_buffers import DeviceTokens
 from server.engine.sampling.sampler import Sampler
 from server.engine.schedule import Schedule, ScheduledRow
 from server.engine.text.vocabulary import Vocabulary
@@ -42,7 +43,14 @@ class ModelRunner:
         self.sampler = sampler
         self._pooler = Pooler()
         self.graphs: DecodeGraphs | None = None
+        self.cpu_forwards: CpuForwards | None = None
         self.overlaps = True  # recorded steps may be launched before the last one is read
+
+    def replay_on_cpu(self) -> None:
+        """Record small forwards when they come again; on a GPU nothing."""
+        if self.base.device.type == "cpu":
+            caches = [tensor for layer in self.cache.layers for tensor in (layer.keys, layer.values)]
+            self.cpu_forwards = CpuForwards(self.forward, self.base, caches)
 
     @torch.inference_mode()
     def launch(self, schedule: Schedule) -> PendingForward:
@@ -90,7 +98,7 @@ class ModelRunner:
 
     def _forward_pooled(self, schedule: Schedule, batch: Batch, output: StepOutput) -> torch.Tensor:
         if all(row.request.params.pooling is None for row in schedule.rows):
-            return self.forward(batch)
+            return self.forward(batch) if self.cpu_forwards is None else self.cpu_forwards(batch)
         with hidden_states(self.base.model) as kept:
             logits_RW = self.forward(batch)
         self._pooler.add(schedule.rows, kept[0][0], output)

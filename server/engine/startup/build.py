@@ -136,6 +136,8 @@ def join_engine(
     report_progress("probing the base with two short prompts")
     probe(runner, vocabulary, settings.base)
     record_graphs(start, runner, max_context=max_model_len, report_progress=report_progress)
+    if settings.cpu_replays:
+        runner.replay_on_cpu()
     engine = Engine(
         scheduler,
         adapters.tiers,

@@ -16,8 +16,8 @@ from lora_kernels.lora.batch import LoraBatch
 from lora_kernels.lora.row_tiles import MAX_RANK_BLOCK, MIN_RANK_BLOCK, row_tiles
 from lora_kernels.triton_common.tiles import DECODE_ROWS, device_tiles
 from server.engine.model.batch import Batch
-from server.engine.model.cuda_graphs import GraphSettings
-from server.engine.model.decode_buffers import DecodeBuffers
+from server.engine.model.recorded.cuda_graphs import GraphSettings
+from server.engine.model.recorded.decode_buffers import DecodeBuffers
 from server.engine.model.runner import ModelRunner
 from server.engine.request import Request, SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow

@@ -20,8 +20,8 @@ from lora_kernels.nf4.launcher import NF4_MAX_ROWS
 from lora_kernels.self_test import check_before_use
 from lora_kernels.triton_common.available import has_triton
 from server.engine.model.base_model import BaseModel
-from server.engine.model.cuda_graphs import CudaCapture, DecodeGraphs, GraphSettings, why_no_graphs
-from server.engine.model.decode_buffers import DecodeBuffers
+from server.engine.model.recorded.cuda_graphs import CudaCapture, DecodeGraphs, GraphSettings, why_no_graphs
+from server.engine.model.recorded.decode_buffers import DecodeBuffers
 from server.engine.model.runner import ModelRunner
 from server.engine.schedule import CPU_STEP, StepSize
 from server.engine.startup.compile_kernels import compile_kernels

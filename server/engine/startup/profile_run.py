@@ -9,8 +9,8 @@ import torch
 
 from server.engine.model.adapter_copier import empty_table
 from server.engine.model.base_model import BaseModel
-from server.engine.model.cuda_graphs import GraphSettings
 from server.engine.model.kv_tensors import KVCache
+from server.engine.model.recorded.cuda_graphs import GraphSettings
 from server.engine.model.runner import ModelRunner
 from server.engine.sampling.sampler import Sampler
 from server.engine.startup.covering_steps import largest_batches

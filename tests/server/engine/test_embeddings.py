@@ -86,7 +86,7 @@ def in_chunks(forward: PackedForward, requests: list[Request], count: int) -> di
             for each in alive
         ]
         schedule = Schedule(rows, sum(row.num_tokens for row in rows), 0)
-        first, again = forward._runner.run(schedule), forward._runner.run(schedule)
+        first, again = forward.runner.run(schedule), forward.runner.run(schedule)
         assert all(np.array_equal(first.embeddings[id_], again.embeddings[id_]) for id_ in first.embeddings)
         found |= first.embeddings
         for row in rows:

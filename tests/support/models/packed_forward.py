@@ -49,7 +49,7 @@ class PackedForward:
         for layer in self.cache.layers:  # a recycled block may hold anything
             layer.keys.fill_(torch.nan)
             layer.values.fill_(torch.nan)
-        self._runner = ModelRunner(base, self.cache, self.table, Sampler())
+        self.runner = ModelRunner(base, self.cache, self.table, Sampler())
 
     def request(self, index: int, tokens: list[int], slot: int | None) -> Request:
         first = index * BLOCKS_PER_ROW
@@ -71,9 +71,11 @@ class PackedForward:
             remaining = request.num_tokens - request.num_computed_tokens
             rows.append(ScheduledRow(request, request.num_computed_tokens, counts[index] if counts else remaining))
         rows = [row for row in rows if row.num_tokens]
-        schedule = Schedule(rows, sum(row.num_tokens for row in rows), 0)
-        batch = Batch.build(schedule, block_size=BLOCK_SIZE, table=self.table, device=self.base.device)
-        out = self._runner.forward(batch)
+        out = self.runner.forward(self.batch(rows))
         for row in rows:
             row.request.num_computed_tokens += row.num_tokens
         return list(out.split([row.num_tokens for row in rows]))
+
+    def batch(self, rows: list[ScheduledRow]) -> Batch:
+        schedule = Schedule(rows, sum(row.num_tokens for row in rows), 0)
+        return Batch.build(schedule, block_size=BLOCK_SIZE, table=self.table, device=self.base.device)

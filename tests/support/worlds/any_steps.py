@@ -21,8 +21,8 @@ from benchmarks.common.shapes import BenchShape
 from benchmarks.gpu.random_base import packed_layout, random_tokenizer
 from server.engine.engine import Engine
 from server.engine.model.base_model import BaseModel
-from server.engine.model.cuda_graphs import DecodeGraphs
-from server.engine.model.decode_buffers import DecodeBuffers
+from server.engine.model.recorded.cuda_graphs import DecodeGraphs
+from server.engine.model.recorded.decode_buffers import DecodeBuffers
 from server.engine.model.runner import ModelRunner
 from server.engine.request import Request, SamplingParams
 from server.engine.schedule import SchedulerSettings

@@ -10,8 +10,8 @@ from lora_kernels.attention.batch import PagedBatch
 from lora_kernels.captured import CapturedPagedBatch
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraTable
 from server.engine.model.batch import Batch
-from server.engine.model.cuda_graphs import DecodeGraphs, GraphSettings
-from server.engine.model.decode_buffers import DecodeBuffers
+from server.engine.model.recorded.cuda_graphs import DecodeGraphs, GraphSettings
+from server.engine.model.recorded.decode_buffers import DecodeBuffers
 from server.engine.model.runner import ModelRunner
 from support.kernels.eager_capture import EagerCapture
 

@@ -12,8 +12,8 @@ from peft import LoraConfig
 
 from lora_kernels.triton_common.available import triton_switch
 from server.engine.model.base_model import load_base
-from server.engine.model.cuda_graphs import DecodeGraphs, GraphSettings
-from server.engine.model.decode_buffers import DecodeBuffers
+from server.engine.model.recorded.cuda_graphs import DecodeGraphs, GraphSettings
+from server.engine.model.recorded.decode_buffers import DecodeBuffers
 from server.engine.model.runner import ModelRunner
 from server.engine.request import Request
 from server.engine.schedule import ScheduledRow

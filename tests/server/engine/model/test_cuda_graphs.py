@@ -14,8 +14,8 @@ import torch
 from adapters_store.base.description import AdapterDigest
 from lora_kernels.lora.batch import LoraGroup, LoraTable
 from server.engine.model.batch import Batch
-from server.engine.model.cuda_graphs import DecodeGraphs, GraphSettings, why_no_graphs
-from server.engine.model.decode_buffers import DecodeBuffers, DeviceTokens
+from server.engine.model.recorded.cuda_graphs import DecodeGraphs, GraphSettings, why_no_graphs
+from server.engine.model.recorded.decode_buffers import DecodeBuffers, DeviceTokens
 from server.engine.request import Request, SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow
 from support.kernels.eager_capture import EagerCapture

@@ -16,8 +16,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from lora_kernels.lora.batch import LoraTable
 from server.engine.model.base_model import load_base
-from server.engine.model.decode_buffers import DecodeBuffers
 from server.engine.model.kv_tensors import KVCache
+from server.engine.model.recorded.decode_buffers import DecodeBuffers
 from server.engine.model.runner import ModelRunner
 from support.kernels.triton_launches import recorded_launches
 from support.models.models import FAMILY_NAMES, save_base

@@ -28,8 +28,8 @@ from adapters_store.store import AdapterStore
 from lora_kernels.background import TimeSlices
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, matrices_at
 from server.engine.model.base_model import load_base
-from server.engine.model.decode_buffers import DecodeBuffers
 from server.engine.model.lora_layers import AdapterExperts, AdapterRouter
+from server.engine.model.recorded.decode_buffers import DecodeBuffers
 from server.engine.request import Request, SamplingParams
 from server.engine.schedule import ScheduledRow
 from server.engine.startup.settings import MemoryBudget

@@ -12,8 +12,8 @@ from adapters_store.packed.layout import PackedAdapter
 from lora_kernels.triton_common.available import triton_switch
 from server.engine.model.adapter_copier import ArenaCopier
 from server.engine.model.base_model import load_base
-from server.engine.model.cuda_graphs import GraphSettings
 from server.engine.model.forward import PendingForward
+from server.engine.model.recorded.cuda_graphs import GraphSettings
 from server.engine.model.runner import ModelRunner
 from server.engine.request import Request, SamplingParams
 from server.engine.sampling.sampler import Sampler

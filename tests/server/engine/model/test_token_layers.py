@@ -19,7 +19,7 @@ from adapters_store.packed.packing import packed_bytes
 from lora_kernels.lora.batch import LoraTable
 from lora_kernels.lora.token_rows import TokenRows
 from server.engine.model.base_model import load_base
-from server.engine.model.decode_buffers import DecodeBuffers
+from server.engine.model.recorded.decode_buffers import DecodeBuffers
 from server.engine.request import Request, SamplingParams
 from server.engine.schedule import ScheduledRow
 from support.models.models import VOCAB, peft_model, save_base

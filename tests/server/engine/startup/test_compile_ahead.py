@@ -23,7 +23,7 @@ from lora_kernels.triton_common.available import triton_switch
 from lora_kernels.triton_common.compile_ahead import asked_for, compile_ahead, compile_jobs
 from server.engine.model import lora_layers
 from server.engine.model.base_model import load_base
-from server.engine.model.cuda_graphs import GraphSettings
+from server.engine.model.recorded.cuda_graphs import GraphSettings
 from server.engine.startup.compile_kernels import launch_covering
 from server.engine.startup.covering_steps import StepLimits
 from support.kernels.triton_launches import recorded_launches

@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 from lora_kernels.triton_common.available import has_triton, triton_switch
 from lora_kernels.triton_common.tiles import ALIGN_BYTES
 from server.engine.model.batch import Batch
-from server.engine.model.decode_buffers import DecodeBuffers, DeviceTokens
+from server.engine.model.recorded.decode_buffers import DecodeBuffers, DeviceTokens
 from server.engine.model.rope import ROPES_THAT_SYNCHRONIZE, rope_types
 from server.engine.schedule import Schedule, ScheduledRow
 
