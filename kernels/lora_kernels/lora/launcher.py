@@ -19,24 +19,25 @@ def group_linear(
 ) -> torch.Tensor:
     """x W^T + bias + each row's own adapter's delta; with DoRA's factors, factor * (x W^T + delta) + bias.
 
-    x_TH: [T, H] contiguous; weight_OH: [O, H], the members' weights, stacked. batch None: base only.
+    x_TH: [T, H] contiguous; weight_OH: [O, H], the members' weights, stacked, or turned. batch None: base only.
     Returns [T, O] in x's dtype.
     """
-    native = _native_for(x_TH)
-    if native is None or not native.linear_min_rows <= len(x_TH) <= native.linear_max_rows:
+    native, is_turned = _native_for(x_TH), weight_OH.dim() == 1
+    if native is None or not (is_turned or native.linear_min_rows <= len(x_TH) <= native.linear_max_rows):
         return add_lora_delta(linear(x_TH, weight_OH, bias_O), x_TH, batch, group, bias_O)
-    y_TO = x_TH.new_empty(len(x_TH), len(weight_OH))
-    native.linear(
+    width = sum(group.out_features)
+    y_TO = x_TH.new_empty(len(x_TH), width)
+    (native.turned_linear if is_turned else native.linear)(
         None if batch is None else batch.native_address,
         group.native_address,
         y_TO.data_ptr(),
-        len(weight_OH),
+        width,
         x_TH.data_ptr(),
         group.in_features,
         weight_OH.data_ptr(),
         None if bias_O is None else bias_O.data_ptr(),
         len(x_TH),
-        len(weight_OH),
+        width,
     )
     return y_TO
 

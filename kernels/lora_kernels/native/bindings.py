@@ -117,6 +117,7 @@ class NativeOps:
     linear_max_rows, nf4_max_rows: up to this many rows they are faster than torch on this machine; 0: never.
     linear_min_rows: from this many.
     takes_prompts: whether paged_attention has code of its own for many tokens of one sequence.
+    turns: whether turned_linear reads weights faster than linear, see `lora.turned`.
     """
 
     linear: NativeKernel
@@ -128,14 +129,16 @@ class NativeOps:
     forbid: NativeKernel
     store_kv: NativeKernel
     paged_attention: NativeKernel
+    turned_linear: NativeKernel
     linear_max_rows: int
     nf4_max_rows: int
     linear_min_rows: int
     takes_prompts: int
+    turns: int
 
 
 _P, _I = c_void_p, c_int64
-_SIGNATURES: dict[str, list[Any]] = {  # the first eight in the order of ml_replay
+_SIGNATURES: dict[str, list[Any]] = {  # the first nine in the order of ml_replay
     "linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I],
     "nf4_linear": [_P, _I, _P, _I, _P, _P, _I, _I],
     "lora_delta": [_P, _P, _P, _I, _P, _I, _P],
@@ -144,9 +147,10 @@ _SIGNATURES: dict[str, list[Any]] = {  # the first eight in the order of ml_repl
     "rope": [_P, _I, _I, _P, _P, _I, _I, _I],
     "store_kv": [_P, _P, _P, _P, _P, _I, _I, _I, _I, _P],
     "paged_attention": [_P, _P, _P, _I, _I, _P, _P],
+    "turned_linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I],
     "forbid": [_P, _I, _P, _I, _P, _I, _I],
 }
-_NUM_RECORDED = 8
+_NUM_RECORDED = 9
 
 
 @cache
@@ -162,7 +166,7 @@ def native_ops(dtype: torch.dtype) -> NativeOps | None:
         function = _function(library, f"ml_{name}_{suffix}", argtypes)
         kernels[name] = NativeKernel(function, number if number < _NUM_RECORDED else None, replay)
     limits = {}
-    names = {name: f"ml_{name}_{suffix}" for name in ("linear_max_rows", "nf4_max_rows", "takes_prompts")}
+    names = {name: f"ml_{name}_{suffix}" for name in ("linear_max_rows", "nf4_max_rows", "takes_prompts", "turns")}
     for name, symbol in {**names, "linear_min_rows": "ml_linear_min_rows"}.items():
         limit = getattr(library, symbol)
         limit.restype = c_int64

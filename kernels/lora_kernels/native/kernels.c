@@ -310,6 +310,7 @@ static inline void store8_bf16(bf16 *p, v8 f) {
 #if defined(__AVX512BF16__)
 #include "pair_tiles.h"
 #define FEW_ROWS(M, K) ((M) <= 8 && (K) % 2 == 0)
+#define TURNED
 #include "prompt_attention.h"
 #define PROMPT_ATTENTION prompt_attention
 #define PANEL_BYTES(M, K) ((M) > 8 && (K) % 2 == 0 ? ((M) + 31) / 32 * 32 * (K) * (int64_t)sizeof(bf16) : 0)
@@ -360,6 +361,14 @@ int64_t ml_takes_prompts_bf16(void) { return 1; }
 int64_t ml_takes_prompts_bf16(void) { return 0; }
 #endif
 int64_t ml_takes_prompts_f32(void) { return 0; }
+
+// Whether weights are read faster turned, see ml_turned_linear.
+#if defined(__AVX512BF16__)
+int64_t ml_turns_bf16(void) { return 1; }
+#else
+int64_t ml_turns_bf16(void) { return 0; }
+#endif
+int64_t ml_turns_f32(void) { return 0; }
 
 #if defined(TILES)
 int64_t ml_linear_min_rows(void) { return 2; }

@@ -140,6 +140,28 @@ void NAME(ml_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_s
   free(panels);
 }
 
+#if defined(TURNED)
+// The same for turned weights; N: a multiple of 16.
+void NAME(ml_turned_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *x, int64_t x_stride,
+                            const T *w, const T *bias, int64_t M, int64_t N) {
+#pragma omp parallel
+  {
+    int tid = omp_get_thread_num(), nt = omp_get_num_threads();
+    int64_t part = (N + 128 * nt - 1) / (128 * nt) * 32;  // four a thread
+#pragma omp for schedule(dynamic) nowait
+    for (int64_t n = 0; n < N; n += part) turned_part(y, y_stride, x, x_stride, w, bias, M, g->in_features / 2, n, MIN(N, n + part));
+    if (b) {
+      NAME(shrink_share)(b, g, x, x_stride, tid, nt);
+#pragma omp barrier
+      NAME(expand_share)(b, g, y, y_stride, bias, tid, nt);
+    }
+  }
+}
+#else
+void NAME(ml_turned_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *x, int64_t x_stride,
+                            const T *w, const T *bias, int64_t M, int64_t N) { abort(); }
+#endif
+
 // `count` weight rows from row n on, whole, as T. scales: room for the absmaxes of one row.
 static void NAME(nf4_rows)(T *to, float *scales, const nf4_weight *w, int64_t n, int count) {
   int64_t K = w->in_features, blocks = K / 64;
@@ -426,6 +448,7 @@ void NAME(ml_replay)(const kernel_call *calls, int64_t count) {
       case 5: NAME(ml_rope)(P(0), I(1), I(2), P(3), P(4), I(5), I(6), I(7)); break;
       case 6: NAME(ml_store_kv)(P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8), P(9)); break;
       case 7: NAME(ml_paged_attention)(P(0), P(1), P(2), I(3), I(4), P(5), P(6)); break;
+      case 8: NAME(ml_turned_linear)(P(0), P(1), P(2), I(3), P(4), I(5), P(6), P(7), I(8), I(9)); break;
       default: abort();
     }
 #undef P

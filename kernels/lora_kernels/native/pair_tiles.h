@@ -208,3 +208,74 @@ static void few_rows(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride,
 #undef COLUMNS_OF
   }
 }
+
+// Turned weights: 32 rows are a block, [K/2][32] pairs, and 16 that are left over another. So memory is read in the order of its
+// addresses, which is up to twice as fast as 16 rows at once, and a vector has 16 rows in its lanes. Sums have the order that they have
+// for weights as they lie.
+#define TURNED_AHEAD 64  // lines of 64 bytes that are fetched ahead
+
+#define TURNED_TOKENS 12  // of one kernel
+#define TURNED_PARAMETERS                                                                                                          \
+  bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride, pairs *w, int64_t K2, const bf16 *bias, pairs *next, int64_t lines
+
+// MB tokens as they lie, for one block of VECTORS * 16 rows. lines: how many to fetch from `next`; 0: what comes soon.
+static inline __attribute__((always_inline)) void turned_columns(const int MB, const int VECTORS, TURNED_PARAMETERS) {
+  __m512 acc[TURNED_TOKENS][2];
+#pragma GCC unroll 12
+  for (int m = 0; m < MB; m++)
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; v++) acc[m][v] = _mm512_setzero_ps();
+  for (int64_t k = 0; k < K2; k++) {
+    __m512bh rows[2];
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; v++) {
+      rows[v] = (__m512bh)_mm512_loadu_si512(w + 16 * (VECTORS * k + v));
+      if (!lines) __builtin_prefetch(w + 16 * (VECTORS * k + v + TURNED_AHEAD), 0, 0);
+    }
+    if (k < lines) __builtin_prefetch(next + 16 * k, 0, 2);
+#pragma GCC unroll 12
+    for (int m = 0; m < MB; m++) {
+      uint32_t pair;
+      memcpy(&pair, x + m * x_stride + 2 * k, sizeof pair);
+#pragma GCC unroll 2
+      for (int v = 0; v < VECTORS; v++) acc[m][v] = _mm512_dpbf16_ps(acc[m][v], (__m512bh)_mm512_set1_epi32((int32_t)pair), rows[v]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int m = 0; m < MB; m++)
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; v++)
+      store_bf16(y + m * y_stride + 16 * v, (v16)acc[m][v] + (bias ? load_bf16(bias + 16 * v) : splat(0.0f)));
+}
+
+#define TURNED_COLUMNS(MB, VECTORS)                                                                        \
+  static __attribute__((noinline)) void turned_columns_##MB##_##VECTORS(TURNED_PARAMETERS) {               \
+    turned_columns(MB, VECTORS, y, y_stride, x, x_stride, w, K2, bias, next, lines);                        \
+  }
+#define TURNED_COLUMNS_OF(MB) TURNED_COLUMNS(MB, 1) TURNED_COLUMNS(MB, 2)
+TURNED_COLUMNS_OF(1) TURNED_COLUMNS_OF(2) TURNED_COLUMNS_OF(3) TURNED_COLUMNS_OF(4) TURNED_COLUMNS_OF(5) TURNED_COLUMNS_OF(6)
+TURNED_COLUMNS_OF(7) TURNED_COLUMNS_OF(8) TURNED_COLUMNS_OF(9) TURNED_COLUMNS_OF(10) TURNED_COLUMNS_OF(11) TURNED_COLUMNS_OF(12)
+#define BY_VECTORS(MB) {turned_columns_##MB##_1, turned_columns_##MB##_2}
+static void (*const TURNED_KERNELS[TURNED_TOKENS][2])(TURNED_PARAMETERS) = {
+    BY_VECTORS(1), BY_VECTORS(2), BY_VECTORS(3), BY_VECTORS(4),  BY_VECTORS(5),  BY_VECTORS(6),
+    BY_VECTORS(7), BY_VECTORS(8), BY_VECTORS(9), BY_VECTORS(10), BY_VECTORS(11), BY_VECTORS(12)};
+#undef TURNED_COLUMNS
+#undef TURNED_COLUMNS_OF
+#undef BY_VECTORS
+
+// y[all tokens, lo..hi) = x . w[lo..hi)^T + bias, for turned weights. lo: a multiple of 32, hi: another, or all rows. If there are more
+// tokens than one kernel takes, each fetches its share of the next block.
+static void turned_part(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, int64_t M, int64_t K2,
+                        int64_t lo, int64_t hi) {
+  int64_t groups = (M + TURNED_TOKENS - 1) / TURNED_TOKENS;
+  for (int64_t n = lo, vectors; n < hi; n += 16 * vectors) {
+    vectors = hi - n >= 32 ? 2 : 1;
+    pairs *block = (pairs *)(w + n * 2 * K2);
+    int64_t lines = groups == 1 || n + 64 > hi ? 0 : 2 * K2 / groups;
+    for (int64_t g = 0; g < groups; g++) {
+      int64_t m = M * g / groups, tokens = M * (g + 1) / groups - m;
+      TURNED_KERNELS[tokens - 1][vectors - 1](y + m * y_stride + n, y_stride, x + m * x_stride, x_stride, block, K2, bias ? bias + n : 0,
+                                             block + 16 * (2 * K2 + g * lines), lines);
+    }
+  }
+}

@@ -30,6 +30,7 @@ from lora_kernels.elementwise.launcher import silu_mul
 from lora_kernels.lora.batch import LoraBatch, LoraGroup
 from lora_kernels.lora.launcher import add_lora_delta, group_linear
 from lora_kernels.lora.token_rows import embed_own_rows, own_head_rows
+from lora_kernels.lora.turned import is_turned_here, turned
 from lora_kernels.nf4.launcher import nf4_linear, on_nf4_kernel
 from lora_kernels.nf4.weight import Nf4Weight, nf4_weights
 from lora_kernels.self_test import check_before_use
@@ -60,6 +61,8 @@ class LinearGroup:
         self.quantized = [] if all(type(linear) in (nn.Linear, Conv1D) for linear in linears) else list(linears)
         if not self.quantized:
             self.weight, self.bias = _fused(linears)
+            if not is_head and is_turned_here(self.weight):
+                self.weight = turned(self.weight)
 
     def output_of(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """Member `index`'s output for x [..., H]. Members are called in order with the same tensor (see above)."""

@@ -11,6 +11,7 @@ from lora_kernels.lora import launcher
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraGroup, LoraTable
 from lora_kernels.lora.launcher import add_lora_delta, group_linear
 from lora_kernels.lora.reference import lora_delta_reference
+from lora_kernels.lora.turned import is_turned_here, turned
 from lora_kernels.native.bindings import native_ops
 from support.models.lora import random_table
 
@@ -161,6 +162,38 @@ def test_where_the_kernel_takes_any_number_of_rows_a_row_has_the_same_bits_in_ea
         if takes_all:
             assert torch.equal(part, whole[:num_rows]), num_rows
         torch.testing.assert_close(part.float(), whole[:num_rows].float(), atol=0.5, rtol=2.0**-7)
+
+
+@pytest.mark.parametrize("in_features", [2, 30, 96, 1024])
+@pytest.mark.parametrize("out_features", [(16,), (32, 16, 64), (224, 32)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_turned_weights_give_the_bits_of_weights_as_they_lie(
+    out_features: tuple[int, ...], in_features: int, with_bias: bool
+) -> None:
+    native, total = native_ops(torch.bfloat16), sum(out_features)
+    weight = torch.randn(total, in_features).bfloat16()
+    assert native is not None
+    assert is_turned_here(weight) is bool(native.turns)
+    assert not is_turned_here(weight[:-1])
+    assert not is_turned_here(weight[:, :-1])
+    if not native.turns:
+        return
+    bias = torch.randn(total).bfloat16() if with_bias else None
+    group = LoraGroup(tuple(range(len(out_features))), in_features, out_features)
+    table, x = random_table([group], RANKS, torch.bfloat16), torch.randn(130, in_features).bfloat16()
+    for num_rows in (*range(1, 27), 64, 130):
+        batch = LoraBatch(table, row_slots("distinct", num_rows))
+        for adapters in (None, batch):
+            got = group_linear(x[:num_rows], turned(weight), bias, adapters, group)
+            assert torch.equal(got, group_linear(x[:num_rows], weight, bias, adapters, group)), num_rows
+
+
+def test_a_turned_weight_has_its_rows_side_by_side() -> None:
+    weight = torch.arange(48 * 4).view(48, 4)
+    first, second, last = turned(weight).split([64, 64, 64])
+    assert first.tolist() == weight[:32, :2].flatten().tolist()
+    assert second.tolist() == weight[:32, 2:].flatten().tolist()
+    assert last.view(2, 16, 2)[1].tolist() == weight[32:, 2:].tolist()
 
 
 def test_rows_without_an_adapter_are_bit_equal_to_the_base(path: str) -> None:
