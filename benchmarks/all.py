@@ -20,6 +20,7 @@ NAMES = (
     "op_primitives",
     "layer",
     "model_tax",
+    "experts",
     "versus_peft",
     "paging",
     "server_load",

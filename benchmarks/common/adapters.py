@@ -31,8 +31,10 @@ TENANT = "bench"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def write_adapter(folder: Path, base: BaseDescription, *, rank: int = RANK, seed: int) -> Path:
-    """A PEFT adapter of this rank on every linear layer of the decoder, as PEFT would save it."""
+def write_adapter(
+    folder: Path, base: BaseDescription, *, rank: int = RANK, seed: int, has_experts: bool = False
+) -> Path:
+    """A PEFT adapter of this rank on every linear layer of the decoder, and on its experts, as PEFT would save it."""
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in base.modules.items():
@@ -40,6 +42,11 @@ def write_adapter(folder: Path, base: BaseDescription, *, rank: int = RANK, seed
             prefix = f"base_model.model.{name}"
             tensors[f"{prefix}.lora_A.weight"] = _normal(rank, shape.in_features, generator)
             tensors[f"{prefix}.lora_B.weight"] = _normal(shape.out_features, rank, generator)
+    for name, stack in base.experts.items() if has_experts else ():
+        container, _, parameter = name.rpartition(".")
+        prefix = f"base_model.model.{container}{'.base_layer' if parameter == 'gate_up_proj' else ''}"
+        tensors[f"{prefix}.lora_A.weight"] = _normal(stack.num_experts * rank, stack.in_features, generator)
+        tensors[f"{prefix}.lora_B.weight"] = _normal(stack.out_features, rank * stack.num_experts, generator)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -47,7 +54,8 @@ def write_adapter(folder: Path, base: BaseDescription, *, rank: int = RANK, seed
         "lora_alpha": 2 * rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": list(TARGETS),
+        "target_modules": list(TARGETS[:4] if base.experts else TARGETS),
+        **({"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]} if has_experts else {}),
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,35 +88,37 @@ class BenchStore:
         self.store.close()
 
 
-def bench_store(shape: BenchShape, count: int, *, say: Say, is_int8: bool = False) -> BenchStore:
+def bench_store(
+    shape: BenchShape, count: int, *, say: Say, is_int8: bool = False, has_experts: bool = False, rank: int = RANK
+) -> BenchStore:
     """At least `count` adapters in the store of this shape's base; those missing are made and published."""
     base = describe_base(base_folder(shape))
     store = AdapterStore.open(bench_cache() / f"{shape.name}-store")
     if TENANT not in [tenant.name for tenant in store.tenants.list_tenants()]:
         store.tenants.create(TENANT)
     known = {version.name: version for version in store.list_versions(TENANT) if version.base_digest == base.digest}
-    names = [f"r{RANK}-{seed:04d}{'-int8' if is_int8 else ''}" for seed in range(count)]
+    form = ("-int8" if is_int8 else "") + ("-experts" if has_experts else "")
+    names = [f"r{rank}-{seed:04d}{form}" for seed in range(count)]
     for seed, name in enumerate(names):
         if name not in known:
-            known[name] = _publish(store, base, name, seed, is_int8=is_int8)
+            with tempfile.TemporaryDirectory(dir=bench_cache()) as scratch:
+                folder = write_adapter(Path(scratch), base, rank=rank, seed=seed, has_experts=has_experts)
+                known[name] = _publish(store, base, name, folder, is_int8=is_int8)
             if seed % 16 == 15 or seed == count - 1:
                 say(f"published adapter {seed + 1} of {count}")
     return BenchStore(store, base, [known[name] for name in names])
 
 
-def _publish(store: AdapterStore, base: BaseDescription, name: str, seed: int, *, is_int8: bool) -> AdapterVersion:
-    with tempfile.TemporaryDirectory(dir=bench_cache()) as scratch:
-        folder = write_adapter(Path(scratch), base, seed=seed)
-        config, weights = (folder / "adapter_config.json").read_bytes(), folder / "adapter_model.safetensors"
-        return store.publish(
-            tenant=TENANT,
-            name=name,
-            config=config,
-            weights=weights,
-            base=base,
-            adapter_dtype="int8" if is_int8 else None,
-            int8_change=lambda plain, small: 0.0,
-        )
+def _publish(store: AdapterStore, base: BaseDescription, name: str, folder: Path, *, is_int8: bool) -> AdapterVersion:
+    return store.publish(
+        tenant=TENANT,
+        name=name,
+        config=(folder / "adapter_config.json").read_bytes(),
+        weights=folder / "adapter_model.safetensors",
+        base=base,
+        adapter_dtype="int8" if is_int8 else None,
+        int8_change=lambda plain, small: 0.0,
+    )
 
 
 def drop_from_page_cache(file: Path) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, islice, product
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen3MoeConfig
 from transformers.utils.logging import disable_progress_bar
 
 from lora_kernels.native.build import cache_dir
@@ -60,6 +61,53 @@ class BenchShape:
         per_layer = sum(len(g.out_features) * g.in_features + sum(g.out_features) for g in self.groups.values())
         return 2 * rank * self.layers * per_layer
 
+    def config(self) -> PretrainedConfig:
+        return LlamaConfig(intermediate_size=self.intermediate, **self._sizes)
+
+    @property
+    def _sizes(self) -> dict[str, Any]:
+        """Of any architecture."""
+        return {
+            "vocab_size": self.vocab,
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": True,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsShape(BenchShape):
+    """A Qwen3-MoE: `num_experts` of `intermediate` in each layer, of which a token has `top`."""
+
+    num_experts: int
+    top: int
+
+    @property
+    def name(self) -> str:
+        return f"qwen3moe-h{self.hidden}-l{self.layers}-e{self.num_experts}x{self.intermediate}-v{self.vocab}"
+
+    def adapter_bytes(self, rank: int) -> int:
+        """A bfloat16 adapter on attention and every expert."""
+        width = self.hidden // self.heads * (self.heads + self.kv_heads)
+        of_experts = self.num_experts * (2 * self.hidden + 3 * self.intermediate)
+        return 2 * rank * self.layers * (4 * self.hidden + 2 * width + of_experts)
+
+    def config(self) -> PretrainedConfig:
+        return Qwen3MoeConfig(
+            head_dim=self.hidden // self.heads,
+            moe_intermediate_size=self.intermediate,
+            num_experts=self.num_experts,
+            num_experts_per_tok=self.top,
+            norm_topk_prob=True,
+            **self._sizes,
+        )
+
 
 FULL = BenchShape(hidden=1024, layers=12, intermediate=2816, heads=16, kv_heads=8, vocab=8192)
 QUICK = BenchShape(hidden=64, layers=2, intermediate=96, heads=4, kv_heads=2, vocab=512)
@@ -97,20 +145,7 @@ def made_once(target: Path, make: Callable[[Path], None]) -> Path:
 
 def _save_base(shape: BenchShape, folder: Path) -> None:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(shape.config(), dtype=torch.bfloat16).save_pretrained(folder)
     core = byte_pair_tokenizer(shape.vocab)
     PreTrainedTokenizerFast(tokenizer_object=core, bos_token=SPECIAL[0], eos_token=SPECIAL[1]).save_pretrained(folder)
 

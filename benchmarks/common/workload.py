@@ -52,10 +52,11 @@ def bench_engine(
     max_rows: int = MAX_ROWS,
     max_batch_tokens: int = CPU_STEP.tokens,
     prefix_cache: bool = False,
+    rank: int = RANK,
 ) -> Iterator[EngineParts]:
-    """The real engine with room for so many rank-16 adapters on the device and in host memory; without a prefix cache
+    """The real engine with room for so many adapters of a rank on the device and in host memory; without a prefix cache
     every prompt is computed. Its worker is not started."""
-    adapter_bytes = shape.adapter_bytes(RANK) * 101 // 100 + 64 * 1024  # alignment
+    adapter_bytes = shape.adapter_bytes(rank) * 101 // 100 + 64 * 1024  # alignment
     memory = MemoryBudget(
         kv_cache=512 * MIB, adapter_pool=pool_adapters * adapter_bytes, host_cache=host_adapters * adapter_bytes
     )

@@ -26,6 +26,7 @@ EXPECTED = {
     "op_primitives": (3, {"setting", "mb", "ms", "times_own"}),
     "layer": (50, {"group", "rows", "case", "us", "times_bare", "times_lora"}),
     "model_tax": (8, {"batch", "adapters", "int8", "tok_per_s", "of_base", "decode_of_base", "ttft_ms", "itl_ms"}),
+    "experts": (6, {"rows", "case", "step_ms", "times_base", "prompts_ms"}),
     "versus_peft": (5, {"ours_tok_per_s", "theirs_tok_per_s", "ours_over_theirs", "same_first_token"}),
     "paging": (6, {"measure", "case", "of_resident", "of_quiet", "copies_per_request", "itl_p95_ms"}),
     "server_load": (4, {"popularity", "tok_per_s", "of_base", "ttft_p95_ms", "tpot_p50_ms"}),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,7 +36,7 @@ class LoraTable:
     int8 [slots] uint8, on the host, and device_int8: 1 where A and B are bytes. Each rank's term then has a factor, and
     a module's factors, [rank] float32, end where its A begins.
     token_rows [slots], on the host: each slot's own embedding and head; few adapters have them.
-    Modules from first_expert on are experts, see `experts`; None: there are none.
+    Modules from first_expert on are experts, see `ExpertsBatch`; None: there are none.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class LoraTable:
         self.int8 = np.zeros(num_slots, dtype=np.uint8)
         self.device_int8 = torch.from_numpy(self.int8).to(device)  # the same memory on a CPU
         self.token_rows: list[tuple[TokenRows, ...]] = [()] * num_slots
-        self.max_ranks = [0] * num_slots  # on the host, to size the scratch
+        self.max_ranks = np.zeros(num_slots, dtype=np.int64)  # on the host, to size the scratch
         # On the host, to skip launches without an adapter, and factors where there are none
         self.touched, self.scaled = (np.zeros((num_modules, num_slots), dtype=np.bool_) for _ in range(2))
         self.has_factors = [False] * num_slots
@@ -109,22 +108,6 @@ class LoraTable:
         a_offset, b_offset = self.offsets[module, slot].tolist()
         place = (module, a_offset, b_offset, int(self.ranks[module, slot]), 1.0)
         return matrices_at(self.arena, place, in_features, out, is_int8=bool(self.int8[slot]))
-
-    def experts(self, first: int, count: int) -> LoraTable:
-        """The modules first..first+count as one: its slot e * num_slots + s is slot s of module first + e. So rows of
-        many experts and adapters are one batch. The same memory; for reading, until the next set_slot."""
-        view, part = copy(self), slice(first, first + count)
-        view.num_slots = count * self.num_slots
-        view.offsets = self.offsets[part].view(1, view.num_slots, 2)
-        view.ranks, view.scales, view.factors = (
-            each[part].view(1, view.num_slots) for each in (self.ranks, self.scales, self.factors)
-        )
-        view.touched, view.scaled = (each[part].reshape(1, view.num_slots) for each in (self.touched, self.scaled))
-        view.int8 = np.tile(self.int8, count)
-        view.device_int8 = self.device_int8.repeat(count)
-        view.max_ranks, view.has_factors = self.max_ranks * count, self.has_factors * count
-        view.token_rows = []
-        return view
 
     def clear_slot(self, slot: int) -> None:
         self.ranks[:, slot] = 0
@@ -222,12 +205,27 @@ class LoraBatch:
         return len(self.slots)
 
     @property
+    def table_slots(self) -> NDArray[np.int32]:
+        """Each segment's column of the table."""
+        return self.slots
+
+    @property
     def max_rank(self) -> int:
-        return max((self.table.max_ranks[slot] for slot in self.slots), default=0)
+        return int(self.table.max_ranks[self.table_slots].max(initial=0))
+
+    @property
+    def int8_segments(self) -> NDArray[np.uint8]:
+        """1 where a segment's A and B are bytes."""
+        return self.table.int8[self.table_slots]
+
+    @property
+    def device_int8(self) -> torch.Tensor:
+        """By slot."""
+        return self.table.device_int8
 
     @cached_property
     def has_int8(self) -> bool:
-        return bool(self.table.int8[self.slots].any())
+        return bool(self.int8_segments.any())
 
     @cached_property
     def token_segments(self) -> list[tuple[torch.Tensor, TokenRows]]:
@@ -244,17 +242,20 @@ class LoraBatch:
         """Whether any row's adapter changes experts."""
         return any(self.table.has_experts[slot] for slot in self.slots)
 
-    def of_experts(self, first: int, count: int, expert_E: NDArray[np.int64], token_E: NDArray[np.int64]) -> LoraBatch:
-        """The batch of rows that experts compute: row i is token token_E[i] at expert expert_E[i] of the `count`
-        experts whose modules begin at `first`. For a group whose module row is 0."""
+    def of_experts(self, expert_E: NDArray[np.int64], token_E: NDArray[np.int64], count: int) -> ExpertsBatch:
+        """The batch of rows that a layer's `count` experts compute: row i is token token_E[i] at expert expert_E[i]."""
         slot_E = self.row_slots[token_E].astype(np.int64)
         own_E = np.where(slot_E == NO_ADAPTER, NO_ADAPTER, expert_E * self.table.num_slots + slot_E)
-        return LoraBatch(self.table.experts(first, count), own_E.astype(np.int32))
+        return ExpertsBatch(self.table, own_E.astype(np.int32), count)
 
     @cached_property
     def touched_modules(self) -> NDArray[np.bool_]:
         """Whether any adapter of the step touches the module, for those before experts."""
         return self.table.touched_by(self.slots)
+
+    def touches(self, group: LoraGroup) -> bool:
+        """Whether any row's adapter touches the group."""
+        return any(self.touched_modules[row] for row in group.module_rows)
 
     @cached_property
     def scaled_modules(self) -> NDArray[np.bool_] | None:
@@ -283,11 +284,11 @@ class LoraBatch:
         return row_tiles(self.slots, self.starts, self.rows, max_rank=self.max_rank, device=device)
 
     @cached_property
-    def _native(self) -> tuple[CLoraBatch, NDArray[np.float32]]:
-        """The struct, and its scratch memory (kept alive with it)."""
+    def _native(self) -> tuple[CLoraBatch, NDArray[np.float32], NDArray[np.uint8]]:
+        """The struct, and what it points to and only it has (kept alive with it)."""
         table, h_rank = self.table, self.max_rank
         scratch = np.empty(len(self.rows) * MAX_MEMBERS * h_rank, dtype=np.float32)
-        arrays = (self.slots, self.starts, self.rows)
+        arrays, int8 = (self.slots, self.starts, self.rows), self.int8_segments
         tensors = (table.offsets, table.ranks, table.scales)
         factors = None if self.scaled_modules is None else table.factors.data_ptr()
         struct = CLoraBatch(
@@ -296,12 +297,12 @@ class LoraBatch:
             h_rank,
             *(array.ctypes.data for array in arrays),
             *(tensor.data_ptr() for tensor in tensors),
-            table.int8.ctypes.data,
+            int8.ctypes.data,
             table.arena.data_ptr(),
             scratch.ctypes.data,
             factors,
         )
-        return struct, scratch
+        return struct, scratch, int8
 
     @cached_property
     def native_address(self) -> int:
@@ -310,3 +311,30 @@ class LoraBatch:
     def read_like(self, other: LoraBatch) -> None:
         """Let C kernels that were given this batch read the other, for as long as that lives."""
         ctypes.memmove(self.native_address, other.native_address, ctypes.sizeof(CLoraBatch))
+
+
+class ExpertsBatch(LoraBatch):
+    """A layer's rows of experts, grouped by expert and slot. For groups of one module: that of the first expert, whose
+    neighbours the others are. Expert e's slot s is slot e * num_slots + s, so its cell of the table is where a plain
+    batch would look for slot e * num_slots + s of the first expert."""
+
+    def __init__(self, table: LoraTable, row_slots: NDArray[np.int32], count: int) -> None:
+        super().__init__(table, row_slots)
+        self._count = count
+
+    @property
+    def table_slots(self) -> NDArray[np.int32]:
+        return self.slots % self.table.num_slots
+
+    @property
+    def device_int8(self) -> torch.Tensor:
+        return self.table.device_int8.repeat(self._count)
+
+    def touches(self, group: LoraGroup) -> bool:
+        [first] = group.module_rows
+        return bool(self.table.touched[first : first + self._count].reshape(-1)[self.slots].any())
+
+    @cached_property
+    def scaled_modules(self) -> None:
+        """No adapter has factors for experts."""
+        return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import linear
 
-from lora_kernels.lora.batch import LoraBatch, LoraGroup
+from lora_kernels.lora.batch import ExpertsBatch, LoraBatch, LoraGroup
 from lora_kernels.native.bindings import NativeOps, native_ops
 from lora_kernels.triton_common.available import on_triton
 
@@ -40,6 +42,41 @@ def group_linear(
         width,
     )
     return y_TO
+
+
+def has_expert_kernel(x_EH: torch.Tensor) -> bool:
+    """Whether `expert_linear` takes such rows."""
+    native = _native_for(x_EH)
+    return native is not None and native.linear_max_rows > 0
+
+
+def expert_linear(
+    x_EH: torch.Tensor,
+    weight_XOH: torch.Tensor,
+    starts: NDArray[np.int64],
+    batch: ExpertsBatch | None,
+    group: LoraGroup,
+) -> torch.Tensor:
+    """Each row times its expert's weight, plus its own adapter's delta. A row has the same bits beside any others.
+
+    x_EH: [E, H] contiguous, sorted by expert; expert X has the rows starts[X]..starts[X + 1]. weight_XOH: [X, O, H].
+    Returns [E, O]."""
+    native = native_ops(x_EH.dtype)
+    assert native is not None, "asked has_expert_kernel first"
+    assert x_EH.dtype == weight_XOH.dtype, "rows and experts share one dtype"
+    num_experts, out, _ = weight_XOH.shape
+    y_EO = x_EH.new_empty(len(x_EH), out)
+    native.experts(
+        None if batch is None else batch.native_address,
+        group.native_address,
+        y_EO.data_ptr(),
+        x_EH.data_ptr(),
+        weight_XOH.data_ptr(),
+        starts.ctypes.data,
+        num_experts,
+        out,
+    )
+    return y_EO
 
 
 def add_lora_delta(
@@ -85,17 +122,18 @@ def _add_by_segment(
     """The fallback in plain torch: two small products per adapter and member, on views of the arena."""
     table = batch.table
     rows_R = torch.from_numpy(batch.rows).long().to(x_TH.device)
-    for segment, slot in enumerate(batch.slots.tolist()):
+    for segment, cell in enumerate(batch.slots.tolist()):
+        expert, slot = divmod(cell, table.num_slots)  # expert: 0 in a plain batch
         rows = rows_R[int(batch.starts[segment]) : int(batch.starts[segment + 1])]
         x_RH = x_TH[rows]
         for module, start, out in zip(group.module_rows, group.starts, group.out_features, strict=True):
-            if int(table.ranks[module, slot]) == 0:
+            if int(table.ranks[module + expert, slot]) == 0:
                 continue
-            a_KH, b_KO = table.matrices(module, slot, group.in_features, out)
-            delta_RO = (x_RH.to(a_KH.dtype) @ a_KH.T) @ b_KO * table.scales[module, slot].to(a_KH.dtype)
+            a_KH, b_KO = table.matrices(module + expert, slot, group.in_features, out)
+            delta_RO = (x_RH.to(a_KH.dtype) @ a_KH.T) @ b_KO * table.scales[module + expert, slot].to(a_KH.dtype)
             part_TO = y_TO[:, start : start + out]
             part_TO.index_add_(0, rows, delta_RO.to(y_TO.dtype))
-            factors_O = table.factors_of(module, slot, out)
+            factors_O = table.factors_of(module + expert, slot, out)
             if factors_O is not None:
                 own = 0.0 if bias_O is None else bias_O[start : start + out].float()
                 part_TO[rows] = (factors_O * (part_TO[rows].float() - own) + own).to(y_TO.dtype)

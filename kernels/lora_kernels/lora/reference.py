@@ -14,11 +14,12 @@ def lora_delta_reference(x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup)
     """
     table = batch.table
     y_TO = torch.zeros(len(x_TH), sum(group.out_features), dtype=torch.float32, device=x_TH.device)
-    for segment, slot in enumerate(batch.slots.tolist()):
+    for segment, cell in enumerate(batch.slots.tolist()):
+        expert, slot = divmod(cell, table.num_slots)  # expert: 0 in a plain batch
         rows = torch.from_numpy(batch.rows[batch.starts[segment] : batch.starts[segment + 1]]).long().to(x_TH.device)
         for module, start, out in zip(group.module_rows, group.starts, group.out_features, strict=True):
-            a_KH, b_KO = table.matrices(module, slot, group.in_features, out)
-            delta_RO = x_TH[rows].float() @ a_KH.float().T @ b_KO.float() * table.scales[module, slot]
+            a_KH, b_KO = table.matrices(module + expert, slot, group.in_features, out)
+            delta_RO = x_TH[rows].float() @ a_KH.float().T @ b_KO.float() * table.scales[module + expert, slot]
             y_TO[rows, start : start + out] = delta_RO
     return y_TO
 

@@ -29,7 +29,7 @@ def add_lora_delta_triton(
     """y += scale * (x A^T) B for each row's own adapter, in place. y_TO: [T, sum(out_features)], x_TH: [T, H], last
     axes contiguous. bias_O: what y holds of it, which DoRA's factors leave alone. Launches nothing if no row's adapter
     touches the group. Where one is int8 or has factors, the kernels for such are launched, in the same two launches."""
-    if not any(batch.touched_modules[row] for row in group.module_rows):
+    if not batch.touches(group):
         return y_TO
     assert x_TH.stride(1) == 1, "x's features are contiguous"
     assert y_TO.stride(1) == 1, "y's features are contiguous"
@@ -44,7 +44,7 @@ def add_lora_delta_triton(
     splits = num_splits(tiles.num_tiles * members, group.in_features, tile.shrink_k, chosen.target_programs)
     h_rank_blocks = -(-tiles.max_rank // H_RANKS)
     h = tiles.scratch(splits * len(tiles.rows) * members * h_rank_blocks * H_RANKS)
-    special: Special = (batch.table.device_int8, batch.table.factors, bias_O) if is_special else (None, None, None)
+    special: Special = (batch.device_int8, batch.table.factors, bias_O) if is_special else (None, None, None)
     shared = _Shared(batch, group, h, h_rank_blocks, splits, chosen.tiles.overlaps, special)
     _shrink(x_TH, shared, tile)
     _expand(y_TO, shared, tile)

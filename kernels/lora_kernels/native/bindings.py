@@ -130,6 +130,7 @@ class NativeOps:
     store_kv: NativeKernel
     paged_attention: NativeKernel
     turned_linear: NativeKernel
+    experts: NativeKernel
     linear_max_rows: int
     nf4_max_rows: int
     linear_min_rows: int
@@ -148,6 +149,7 @@ _SIGNATURES: dict[str, list[Any]] = {  # the first nine in the order of ml_repla
     "store_kv": [_P, _P, _P, _P, _P, _I, _I, _I, _I, _P],
     "paged_attention": [_P, _P, _P, _I, _I, _P, _P],
     "turned_linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I],
+    "experts": [_P, _P, _P, _P, _P, _P, _I, _I],
     "forbid": [_P, _I, _P, _I, _P, _I, _I],
 }
 _NUM_RECORDED = 9

@@ -36,7 +36,7 @@ typedef struct {
   const int64_t *offsets;  // [modules, slots, 2] A and B, in elements of the arena
   const int32_t *ranks;    // [modules, slots]; 0: the slot does not touch the module
   const float *scales;     // [modules, slots]
-  const uint8_t *int8;     // [slots] whether the slot's A and B are bytes, with the scales of its ranks before each A
+  const uint8_t *int8;     // [segments] whether A and B are bytes, with the scales of the ranks before each A
   const void *arena;
   float *h;  // scratch, [listed rows, members * h_rank] of any group
   const int64_t *factors;  // [modules, slots] DoRA's factors, float [outputs], in elements of the arena; 0: the slot has
@@ -89,7 +89,7 @@ typedef struct {
 #define H_AT(b, g, s, j) ((b)->h + (b)->start[s] * H_STRIDE(b, g) + (j) * (b)->h_rank)
 #define NUM_ROWS(b, s) ((b)->start[(s) + 1] - (b)->start[s])
 #define ROWS(b, s) ((b)->rows + (b)->start[s]), NUM_ROWS(b, s)
-#define IS_INT8(b, s) ((b)->int8[(b)->slot[s]])
+#define IS_INT8(b, s) ((b)->int8[s])
 #define INT8(at) ((const int8_t *)(at))
 #define RANK_SCALES(a, rank) ((const float *)(a) - (rank))
 
@@ -147,6 +147,27 @@ static inline v16 silu(v16 x) {  // x / (1 + exp(-x)), without overflow
 static inline void fetch_lines(const void *p, int64_t num_bytes) {
   for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
 }
+
+// Which of a group's A's, or B's, are fetched: all before `next`, in the order of segments and members, and `at` of that one.
+typedef struct {
+  const lora_batch *b;
+  const lora_group *g;
+  int64_t element, side, next, at;  // element: bytes of the arena's. side: 0: A, 1: B
+} fetched;
+
+// Fetches that many bytes more: while an adapter's product computes, the next one's come. They lie anywhere, and are too few for the
+// processor to foresee where they end.
+static inline void fetch_more(fetched *f, int64_t num_bytes) {
+  while (num_bytes > 0 && f->next < f->b->num_segments * f->g->num_members) {
+    int64_t s = f->next / f->g->num_members, j = f->next % f->g->num_members, cell = CELL(f->b, f->g, s, j);
+    int64_t size = f->b->ranks[cell] * (f->side ? f->g->out[j] : f->g->in_features) * (IS_INT8(f->b, s) ? 1 : f->element);
+    int64_t count = MIN(num_bytes, size - f->at);
+    if (count > 0) fetch_lines((const char *)f->b->arena + f->element * f->b->offsets[2 * cell + f->side] + f->at, count);
+    f->at += count, num_bytes -= count;
+    if (f->at >= size) f->next++, f->at = 0;
+  }
+}
+
 static inline v16 load_f32(const float *p) {
   v16 v;
   memcpy(&v, p, sizeof v);

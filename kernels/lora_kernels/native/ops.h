@@ -54,17 +54,19 @@ static void NAME(shrink_share)(const lora_batch *b, const lora_group *g, const T
   for (int64_t s = 0; s < b->num_segments; s++)
     for (int64_t j = 0; j < g->num_members; j++) total += (RANK(b, g, s, j) + 3) / 4;
   int64_t first = total * tid / nt, last = total * (tid + 1) / nt;
+  fetched ahead = {b, g, sizeof(T), 0, 0, 0};
   for (int64_t s = 0; s < b->num_segments && task < last; s++)
     for (int64_t j = 0; j < g->num_members; j++) {
       int64_t rank = RANK(b, g, s, j), blocks = (rank + 3) / 4;
       int64_t from = MAX(first - task, 0), to = MIN(last - task, blocks);
+      if (ahead.next <= s * g->num_members + j) ahead.next = s * g->num_members + j + 1, ahead.at = 0;
       if (from < to && IS_INT8(b, s)) {
         NAME(shrink_int8)(H_AT(b, g, s, j), H_STRIDE(b, g), x, x_stride, ROWS(b, s), INT8(A_AT(b, g, s, j)), K, from * 4,
-                          MIN(to * 4, rank));
+                          MIN(to * 4, rank), &ahead);
         scale_ranks(H_AT(b, g, s, j), H_STRIDE(b, g), NUM_ROWS(b, s), RANK_SCALES(A_AT(b, g, s, j), rank), from * 4, MIN(to * 4, rank));
       } else if (from < to)
         NAME(shrink)(H_AT(b, g, s, j), H_STRIDE(b, g), x, x_stride, ROWS(b, s), A_AT(b, g, s, j), K, from * 4,
-                     MIN(to * 4, rank));
+                     MIN(to * 4, rank), &ahead);
       task += blocks;
     }
 }
@@ -76,18 +78,20 @@ static void NAME(expand_share)(const lora_batch *b, const lora_group *g, T *y, i
     for (int64_t j = 0; j < g->num_members; j++)
       if (RANK(b, g, s, j)) total += (g->out[j] + 63) / 64;
   int64_t first = total * tid / nt, last = total * (tid + 1) / nt;
+  fetched ahead = {b, g, sizeof(T), 1, 0, 0};
   for (int64_t s = 0; s < b->num_segments && task < last; s++)
     for (int64_t j = 0; j < g->num_members; j++) {
       if (!RANK(b, g, s, j)) continue;
       int64_t O = g->out[j], tiles = (O + 63) / 64;
       int64_t from = MAX(first - task, 0), to = MIN(last - task, tiles);
+      if (ahead.next <= s * g->num_members + j) ahead.next = s * g->num_members + j + 1, ahead.at = 0;
       if (from < to && IS_INT8(b, s))
         NAME(expand_int8)(y + g->start[j], y_stride, ROWS(b, s), H_AT(b, g, s, j), H_STRIDE(b, g), INT8(B_AT(b, g, s, j)), O,
                           RANK(b, g, s, j), SCALE(b, g, s, j), F_AT(b, g, s, j), bias ? bias + g->start[j] : 0, from * 64,
-                          MIN(to * 64, O));
+                          MIN(to * 64, O), &ahead);
       else if (from < to)
         NAME(expand)(y + g->start[j], y_stride, ROWS(b, s), H_AT(b, g, s, j), H_STRIDE(b, g), B_AT(b, g, s, j), O,
-                     RANK(b, g, s, j), SCALE(b, g, s, j), F_AT(b, g, s, j), bias ? bias + g->start[j] : 0, from * 64, MIN(to * 64, O));
+                     RANK(b, g, s, j), SCALE(b, g, s, j), F_AT(b, g, s, j), bias ? bias + g->start[j] : 0, from * 64, MIN(to * 64, O), &ahead);
       task += tiles;
     }
 }
@@ -161,6 +165,53 @@ void NAME(ml_turned_linear)(const lora_batch *b, const lora_group *g, T *y, int6
 void NAME(ml_turned_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *x, int64_t x_stride,
                             const T *w, const T *bias, int64_t M, int64_t N) { abort(); }
 #endif
+
+// y[row] = x[row] . w[e]^T and the adapters' deltas, for the rows starts[e]..starts[e + 1] of each expert e, in the order of ml_linear. w:
+// [experts, N, K]; b: null, or of a group of one module. A thread takes half of an expert's columns at a time.
+void NAME(ml_experts)(const lora_batch *b, const lora_group *g, T *y, const T *x, const T *w, const int64_t *starts, int64_t experts,
+                      int64_t N) {
+  int64_t K = g->in_features, part = (N + 2 * TILE_COLUMNS - 1) / (2 * TILE_COLUMNS) * TILE_COLUMNS, parts = (N + part - 1) / part;
+  char *panels = 0;
+#if defined(PANEL_BYTES)
+  int64_t panel_at[experts + 1];
+  panel_at[0] = 0;
+  for (int64_t e = 0; e < experts; e++) panel_at[e + 1] = panel_at[e] + PANEL_BYTES(starts[e + 1] - starts[e], K);
+  if (panel_at[experts]) panels = (char *)aligned_alloc(64, (size_t)panel_at[experts]);
+#endif
+#pragma omp parallel
+  {
+    int tid = omp_get_thread_num(), nt = omp_get_num_threads();
+#if defined(PANEL_BYTES)
+    void *room = panels ? NAME(room)(K) : 0;
+    for (int64_t e = 0; e < experts; e++)
+      if (panel_at[e + 1] > panel_at[e]) NAME(pack)(panels + panel_at[e], x + starts[e] * K, K, starts[e + 1] - starts[e], K, tid, nt);
+#pragma omp barrier
+#endif
+#pragma omp for schedule(dynamic) nowait
+    for (int64_t task = 0; task < experts * parts; task++) {
+      int64_t e = task / parts, lo = task % parts * part, hi = MIN(N, lo + part), M = starts[e + 1] - starts[e];
+      const T *rows = x + starts[e] * K, *own = w + e * N * K;
+      T *to = y + starts[e] * N;
+#if defined(PANEL_BYTES)
+      if (panel_at[e + 1] > panel_at[e]) {
+        for (int64_t n = lo; n < hi; n += TILE_COLUMNS)
+          NAME(tiles)(to, N, panels + panel_at[e], own, 0, M, K, n, MIN(hi, n + TILE_COLUMNS), room);
+        continue;
+      }
+#endif
+      if (M) NAME(linear_columns)(to, N, rows, K, own, 0, M, K, lo, hi);
+    }
+#if defined(PANEL_BYTES)
+    free(room);
+#endif
+    if (b) {
+      NAME(shrink_share)(b, g, x, K, tid, nt);
+#pragma omp barrier
+      NAME(expand_share)(b, g, y, N, 0, tid, nt);
+    }
+  }
+  free(panels);
+}
 
 // `count` weight rows from row n on, whole, as T. scales: room for the absmaxes of one row.
 static void NAME(nf4_rows)(T *to, float *scales, const nf4_weight *w, int64_t n, int count) {

@@ -191,20 +191,22 @@ static inline __attribute__((always_inline)) void pair_columns(const int MB, bf1
                                                           int64_t K2, int64_t count, const bf16 *bias, int has_next) {            \
     pair_columns(MB, y, y_stride, x, x_stride, w, K2, count, bias, has_next);                                                     \
   }
-PAIR_COLUMNS(1) PAIR_COLUMNS(2) PAIR_COLUMNS(4) PAIR_COLUMNS(8)
+PAIR_COLUMNS(1) PAIR_COLUMNS(2) PAIR_COLUMNS(3) PAIR_COLUMNS(4) PAIR_COLUMNS(5) PAIR_COLUMNS(6) PAIR_COLUMNS(7) PAIR_COLUMNS(8)
 #undef PAIR_COLUMNS
 
 // As tiles_bf16, for up to 8 tokens as they lie.
 static void few_rows(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, int64_t M, int64_t K2,
                      int64_t lo, int64_t hi) {
   for (int64_t n = lo; n < hi; n += 16) {
-    int64_t count = MIN(16, hi - n), m = 0;
+    int64_t count = MIN(16, hi - n);
     int has_next = n + 32 <= hi;
-#define COLUMNS_OF(MB)                                                                                                              \
-  for (; m + MB <= M; m += MB)                                                                                                      \
-    pair_columns_##MB(y + m * y_stride + n, y_stride, x + m * x_stride, x_stride, (pairs *)(w + n * 2 * K2), K2, count,             \
-                      bias ? bias + n : 0, has_next && m == 0);
-    COLUMNS_OF(8) COLUMNS_OF(4) COLUMNS_OF(2) COLUMNS_OF(1)
+#define COLUMNS_OF(MB)                                                                                                      \
+  case MB:                                                                                                                  \
+    pair_columns_##MB(y + n, y_stride, x, x_stride, (pairs *)(w + n * 2 * K2), K2, count, bias ? bias + n : 0, has_next);   \
+    break;
+    switch (M) {
+      COLUMNS_OF(1) COLUMNS_OF(2) COLUMNS_OF(3) COLUMNS_OF(4) COLUMNS_OF(5) COLUMNS_OF(6) COLUMNS_OF(7) COLUMNS_OF(8)
+    }
 #undef COLUMNS_OF
   }
 }

@@ -110,13 +110,14 @@ static __attribute__((noinline)) void WNAME(dot_tile)(int mb, int nb, const T *c
 
 // h[row, rank] = A . x for ranks [r0, r1) of one adapter and `count` gathered rows.
 static void WNAME(shrink)(float *h, int64_t h_stride, const T *x, int64_t x_stride, const int32_t *rows, int64_t count,
-                         const W *a, int64_t K, int64_t r0, int64_t r1) {
+                         const W *a, int64_t K, int64_t r0, int64_t r1, fetched *ahead) {
   const T *block[6];
   for (int64_t m0 = 0; m0 < count; m0 += 6) {
     int mb = (int)MIN(count - m0, 6);
     for (int m = 0; m < mb; m++) block[m] = x + (int64_t)rows[m0 + m] * x_stride;
     for (int64_t r = r0, nb; r < r1; r += nb) {
       nb = r1 - r >= 4 ? 4 : W_ODD ? r1 - r : 1;
+      if (m0 == 0) fetch_more(ahead, nb * K * (int64_t)sizeof(W));
       WNAME(dot_tile)(mb, (int)nb, block, a + r * K, K, K, h + m0 * h_stride + r, h_stride);
     }
   }
@@ -190,7 +191,7 @@ LANES(1, 8, 0) LANES(1, 2, 0) LANES(2, 2, 0) LANES(4, 2, 1) LANES(1, 2, 1)
 // rank 256, B's columns are turned to floats once for all of them.
 static void WNAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t count, const float *h, int64_t h_stride,
                          const W *b, int64_t O, int64_t rank, float scale, const float *factors, const T *bias, int64_t lo,
-                         int64_t hi) {
+                         int64_t hi, fetched *ahead) {
 #define AT(p) ((p) ? (p) + c : 0)
 #define EXPAND(MB, NV, READY)                                                                                       \
   do {                                                                                                              \
@@ -204,6 +205,7 @@ static void WNAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t c
   int is_ready = count >= 8 && rank <= 256;
   for (int64_t first = lo; first < end; first += 64) {
     int64_t last = MIN(end, first + 64), m0 = 0, c;
+    fetch_more(ahead, rank * 64 * (int64_t)sizeof(W));
     if (is_ready)
       for (int64_t r = 0; r < rank; r++)
         for (c = first; c < last; c += 8) {
@@ -269,7 +271,7 @@ static inline __attribute__((always_inline)) void WNAME(expand_block)(
 // y[rows, lo..hi) += scale * (h . B) for one adapter; B is [rank, O]. factors, bias: null, or [O] (see expand_block).
 static void WNAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t count, const float *h, int64_t h_stride,
                          const W *b, int64_t O, int64_t rank, float scale, const float *factors, const T *bias, int64_t lo,
-                         int64_t hi) {
+                         int64_t hi, fetched *ahead) {
 #define AT(p) ((p) ? (p) + c : 0)
   T *out[4];
   int64_t end = lo + (hi - lo) / 64 * 64;
@@ -281,11 +283,13 @@ static void WNAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t c
       T *row = y + (int64_t)rows[m0] * y_stride;
       for (; c + 128 <= hi; c += 128) {
         out[0] = row + c;
+        if (m0 == 0) fetch_more(ahead, rank * 128 * (int64_t)sizeof(W));
         WNAME(expand_block)(1, 8, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias));
       }
     }
     for (; c + 64 <= hi; c += 64) {
       for (int m = 0; m < mb; m++) out[m] = y + (int64_t)rows[m0 + m] * y_stride + c;
+      if (m0 == 0) fetch_more(ahead, rank * 64 * (int64_t)sizeof(W));
       switch (mb) {
         case 1: WNAME(expand_block)(1, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
         case 2: WNAME(expand_block)(2, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;

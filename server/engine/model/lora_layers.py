@@ -27,8 +27,8 @@ from adapters_store.base.description import BaseDescription
 from adapters_store.base.families import HEAD, family_of
 from adapters_store.base.files import DTYPES
 from lora_kernels.elementwise.launcher import silu_mul
-from lora_kernels.lora.batch import LoraBatch, LoraGroup
-from lora_kernels.lora.launcher import add_lora_delta, group_linear
+from lora_kernels.lora.batch import ExpertsBatch, LoraBatch, LoraGroup
+from lora_kernels.lora.launcher import add_lora_delta, expert_linear, group_linear, has_expert_kernel
 from lora_kernels.lora.token_rows import embed_own_rows, own_head_rows
 from lora_kernels.lora.turned import is_turned_here, turned
 from lora_kernels.nf4.launcher import nf4_linear, on_nf4_kernel
@@ -208,17 +208,17 @@ class AdapterRouter(nn.Module):
 
     def forward(self, x_TH: torch.Tensor) -> tuple[torch.Tensor, ...]:
         batch, group = self._state.layers, self._group
-        if batch is None or not batch.touched_modules[group.module_rows[0]]:
+        if not has_expert_kernel(x_TH) and (batch is None or not batch.touches(group)):
             own: tuple[torch.Tensor, ...] = self.base(x_TH)
             return own
-        scores_TE = torch.nn.functional.linear(x_TH, self.base.get_parameter("weight"))
-        ranked: tuple[torch.Tensor, ...] = self._ranks(add_lora_delta(scores_TE, x_TH, batch, group))
+        scores_TE = group_linear(x_TH, self.base.get_parameter("weight"), None, batch, group)
+        ranked: tuple[torch.Tensor, ...] = self._ranks(scores_TE)
         return ranked
 
 
 class AdapterExperts(nn.Module):
-    """Replaces a layer's experts. A step whose adapters change none runs transformers' own forward; another computes
-    the same products in the same order, and adds each row's delta to each.
+    """Replaces a layer's experts: each row's products and its own adapter's deltas, summed as transformers sums them.
+    Where there is no kernel of ours for the products, a step whose adapters change none runs transformers' own forward.
 
     first_rows: of the table, of gate_up_proj's experts and of down_proj's.
     Legend: T tokens, E rows: one for each token and each of its experts, sorted by expert. H hidden, I intermediate.
@@ -228,50 +228,61 @@ class AdapterExperts(nn.Module):
         super().__init__()
         self.base = base
         self._state = state
-        self._first_rows = first_rows
         self._weights = tuple(base.get_parameter(name).detach() for name in ("gate_up_proj", "down_proj"))
+        self._groups = tuple(
+            LoraGroup((row,), weight.shape[2], (weight.shape[1],))
+            for row, weight in zip(first_rows, self._weights, strict=True)
+        )
         self._activation = base.get_submodule("act_fn")
+        self._is_silu = _is_silu(self._activation)
 
     def forward(self, x_TH: torch.Tensor, experts_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """experts_TK: which K experts each token has; weights_TK: of their outputs. Returns [T, H]."""
-        batch = self._state.layers
-        if batch is None or not batch.has_experts:
+        batch, on_kernel = self._state.layers, has_expert_kernel(x_TH)
+        if batch is not None and not batch.has_experts:
+            batch = None
+        if batch is None and not on_kernel:
             own: torch.Tensor = self.base(x_TH, experts_TK, weights_TK)
             return own
-        expert_E = experts_TK.reshape(-1).cpu().numpy()
-        order = np.argsort(expert_E, kind="stable")
-        routed = _Routed(batch, expert_E[order], order // experts_TK.shape[1])
+        routed, order = _routed(batch, experts_TK, len(self._weights[0]))
         order_E = torch.from_numpy(order).to(x_TH.device)
-        gate_EI, up_EI = self._product(0, x_TH[order_E // experts_TK.shape[1]], routed).chunk(2, dim=-1)
-        y_EH = self._product(1, self._activation(gate_EI) * up_EI, routed) * weights_TK.reshape(-1)[order_E, None]
+        gate_up_E2I = self._product(0, x_TH[order_E // experts_TK.shape[1]], routed)
+        if on_kernel and self._is_silu:
+            inner_EI = silu_mul(gate_up_E2I)
+        else:
+            gate_EI, up_EI = gate_up_E2I.chunk(2, dim=-1)
+            inner_EI = self._activation(gate_EI) * up_EI
+        y_EH = self._product(1, inner_EI, routed)
         by_token_EH = torch.empty_like(y_EH)
         by_token_EH[order_E] = y_EH
-        return by_token_EH.view(*experts_TK.shape, -1).sum(dim=1).to(x_TH.dtype)
+        weighed_TKH = by_token_EH.view(*experts_TK.shape, -1) * weights_TK[:, :, None]
+        return weighed_TKH.sum(dim=1).to(x_TH.dtype)
 
     def _product(self, index: int, x_E: torch.Tensor, routed: _Routed) -> torch.Tensor:
         """Of the layer's first or second parameter, with each row's own adapter's delta."""
-        weight, first = self._weights[index], self._first_rows[index]
-        num_experts, out_features, in_features = weight.shape
-        y_E = _expert_products(x_E, weight, routed.expert_E)
-        batch = routed.batch.of_experts(first, num_experts, routed.expert_E, routed.token_E)
-        return add_lora_delta(y_E, x_E, batch, LoraGroup((0,), in_features, (out_features,)))
+        weight, group = self._weights[index], self._groups[index]
+        if has_expert_kernel(x_E):
+            return expert_linear(x_E, weight, routed.starts, routed.batch, group)
+        ends = torch.from_numpy(routed.starts[1:]).int().to(x_E.device)
+        return add_lora_delta(_grouped_mm(x_E, weight.transpose(-2, -1), offs=ends), x_E, routed.batch, group)
 
 
 @dataclass(frozen=True, slots=True)
 class _Routed:
-    """A step's adapters, and which expert and token each row of experts has, on the host."""
+    """A layer's rows of experts, on the host. starts [X + 1]: of each expert's rows. batch: None: no adapter changes
+    experts."""
 
-    batch: LoraBatch
-    expert_E: NDArray[np.int64]
-    token_E: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    batch: ExpertsBatch | None
 
 
-def _expert_products(x_E: torch.Tensor, weight: torch.Tensor, expert_E: NDArray[np.int64]) -> torch.Tensor:
-    """Each row times its expert's weight, as transformers computes it on this device. weight: [experts, out, in].
-    expert_E rises."""
-    ends = np.cumsum(np.bincount(expert_E, minlength=len(weight)))
-    y_E: torch.Tensor = _grouped_mm(x_E, weight.transpose(-2, -1), offs=torch.from_numpy(ends).int().to(x_E.device))
-    return y_E
+def _routed(batch: LoraBatch | None, experts_TK: torch.Tensor, count: int) -> tuple[_Routed, NDArray[np.int64]]:
+    """And which row of experts_TK, as one axis, each of them is."""
+    expert_E = experts_TK.reshape(-1).cpu().numpy()
+    order = np.argsort(expert_E, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(expert_E, minlength=count))])
+    tokens_E = order // experts_TK.shape[1]
+    return _Routed(starts, None if batch is None else batch.of_experts(expert_E[order], tokens_E, count)), order
 
 
 def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:

@@ -9,7 +9,7 @@ import torch
 from benchmarks.common.popularity import POPULARITIES, Popularity, choose_adapters
 from lora_kernels.lora import launcher
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraGroup, LoraTable
-from lora_kernels.lora.launcher import add_lora_delta, group_linear
+from lora_kernels.lora.launcher import add_lora_delta, expert_linear, group_linear
 from lora_kernels.lora.reference import lora_delta_reference
 from lora_kernels.lora.turned import is_turned_here, turned
 from lora_kernels.native.bindings import native_ops
@@ -72,12 +72,42 @@ def test_each_row_of_an_expert_gets_its_adapters_delta_of_that_expert(path: str,
         own = np.where(experts == expert, batch.row_slots[tokens], NO_ADAPTER).astype(np.int32)
         exact += lora_delta_reference(x, LoraBatch(table, own), groups[1 + expert])
 
-    of_experts = batch.of_experts(1, 5, experts, tokens)
-    got = add_lora_delta(torch.zeros(150, 80, dtype=dtype), x, of_experts, groups[0])
+    of_experts = batch.of_experts(experts, tokens, 5)
+    got = add_lora_delta(torch.zeros(150, 80, dtype=dtype), x, of_experts, groups[1])
 
     error = float((got.float() - exact).abs().max() / exact.abs().max())
     limit = 1e-6 if dtype is torch.float32 else 2 * torch_bf16_error(x, groups[0]) + (0.01 if path == "torch" else 0.0)
     assert error <= limit
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("in_features", "out"), [(64, 80), (97, 33), (256, 250)])
+def test_rows_of_experts_have_the_bits_of_linear_layers_beside_any_others(
+    in_features: int, out: int, dtype: torch.dtype
+) -> None:
+    native = native_ops(dtype)
+    assert native is not None
+    if not native.linear_max_rows:
+        pytest.skip("this machine has no product of ours")
+    counts = [0, 1, 3, 40, 0, 8, 9, 0]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    generator = torch.Generator().manual_seed(out)
+    weight = torch.randn(len(counts), out, in_features, generator=generator).to(dtype)
+    x = torch.randn(sum(counts), in_features, generator=generator).to(dtype)
+    group = LoraGroup((0,), in_features, (out,))
+    got = expert_linear(x, weight, starts, None, group)
+    exact = torch.cat(
+        [x[starts[expert] : starts[expert + 1]].double() @ weight[expert].double().T for expert in range(len(counts))]
+    )
+    limit = 1e-6 if dtype is torch.float32 else 2.0**-8
+    assert float((got.double() - exact).abs().max() / exact.abs().max()) < limit
+    for expert in range(len(counts)):
+        rows = slice(starts[expert], starts[expert + 1])
+        if native.linear_min_rows == 1 or counts[expert] > 1:
+            assert torch.equal(got[rows], group_linear(x[rows], weight[expert], None, None, group))
+        for row in range(rows.start, rows.stop):
+            alone = np.where(np.arange(len(starts)) > expert, 1, 0)
+            assert torch.equal(expert_linear(x[row : row + 1], weight, alone, None, group)[0], got[row])
 
 
 def test_what_a_step_touches_is_looked_up_for_modules_before_experts_alone() -> None:

@@ -136,7 +136,7 @@ class DecodeBuffers:
     def max_rank(self, rows: Sequence[ScheduledRow]) -> int:
         """The largest rank of the step's adapters; 0: no row has one."""
         slots = {row.request.slot for row in rows}
-        return max((self.table.max_ranks[slot] for slot in slots if slot is not None), default=0)
+        return max((int(self.table.max_ranks[slot]) for slot in slots if slot is not None), default=0)
 
     def need_plain_launches(self, rows: Sequence[ScheduledRow]) -> bool:
         """Whether an adapter of the step has its own embedding or head, or changes experts: no recorded launch reads

@@ -27,6 +27,7 @@ from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.store import AdapterStore
 from lora_kernels.background import TimeSlices
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, matrices_at
+from lora_kernels.native.bindings import native_ops
 from server.engine.model.base_model import load_base
 from server.engine.model.lora_layers import AdapterExperts, AdapterRouter
 from server.engine.model.recorded.decode_buffers import DecodeBuffers
@@ -181,7 +182,7 @@ def deltas_of(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     ]
 
 
-def test_rows_without_an_adapter_have_the_bits_of_transformers_own_experts_and_router(
+def test_rows_without_an_adapter_have_the_bits_that_they_have_alone_and_nearly_transformers(
     base: Path, adapters: dict[str, Path]
 ) -> None:
     for dtype in ("float32", "bfloat16"):
@@ -192,16 +193,23 @@ def test_rows_without_an_adapter_have_the_bits_of_transformers_own_experts_and_r
         assert isinstance(router, AdapterRouter)
         x = torch.randn(60, 64, generator=torch.Generator().manual_seed(1)).to(loaded.dtype)
         chosen = torch.rand(60, 8, generator=torch.Generator().manual_seed(2)).topk(4)
+        weights = chosen.values.to(loaded.dtype)
         slots = np.resize(np.array([0, NO_ADAPTER, 1, NO_ADAPTER, 1], dtype=np.int32), 60)
-        loaded.lora.layers = LoraBatch(forward.table, slots)
         with torch.inference_mode():
-            got = experts(x, chosen.indices, chosen.values.to(loaded.dtype))
-            own = experts.base(x, chosen.indices, chosen.values.to(loaded.dtype))
-            ranked = zip(router(x), router.base(x), strict=True)
-        for one, other in [(got, own), *ranked]:
+            theirs = experts.base(x, chosen.indices, weights)
+            bare, bare_scores = experts(x, chosen.indices, weights), router(x)[0]
+            torch.testing.assert_close(bare, theirs, rtol=1e-4 if dtype == "float32" else 0.02, atol=0.02)
+            loaded.lora.layers = LoraBatch(forward.table, slots)
+            got, scores = experts(x, chosen.indices, weights), router(x)[0]
+            loaded.lora.layers = None
+            few = [experts(x[:count], chosen.indices[:count], weights[:count]) for count in (1, 2, 9, 40)]
+        for one, other in ((got, bare), (scores, bare_scores)):
             same = (one == other).all(dim=1).numpy()
             assert same[slots == NO_ADAPTER].all()
             assert not same.all()
+        native = native_ops(loaded.dtype)
+        if native is not None and native.linear_max_rows:  # else transformers' own products, which differ by their rows
+            assert all(torch.equal(part, bare[: len(part)]) for part in few)
 
 
 def test_where_transformers_has_no_grouped_product_experts_do_without_it(
@@ -212,6 +220,7 @@ def test_where_transformers_has_no_grouped_product_experts_do_without_it(
     def refuses(*_: object, **__: object) -> None:
         raise RuntimeError("grouped_mm is only supported on CUDA devices with compute capability >= 8.0")
 
+    monkeypatch.setattr("server.engine.model.lora_layers.has_expert_kernel", lambda _: False)
     monkeypatch.setattr("transformers.integrations.moe._can_use_grouped_mm", lambda *_: False)
     monkeypatch.setattr(torch.nn.functional, "grouped_mm", refuses)
     folders = [adapters["both"], adapters["old"]]
