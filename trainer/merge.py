@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,16 +34,17 @@ from adapters_store.format.tensor_file import WeightsFile
 from adapters_store.format.token_layers import TokenLayer
 from adapters_store.format.validate import AdapterPlan, PlannedModule
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
+from trainer.merge_experts import ExpertSums, ExpertWeight, expert_weights
 from trainer.merge_parity import Parity, compare_merged, compare_requantised
 
 RECORD = "multilora_merge.json"
-Part = PlannedModule | TokenLayer
+Part = PlannedModule | TokenLayer | ExpertWeight
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class MergeRefused(InputRefused):
-    """Nothing was written. code: base_is_quantized, merge_not_exact, tied_head, activated_lora, adapter_on_experts,
-    weight_not_found, out_exists."""
+    """Nothing was written. code: base_is_quantized, merge_not_exact, tied_head, activated_lora, weight_not_found,
+    out_exists."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def merge(base: Path, adapter: Path, out: Path, *, description: BaseDescription,
     files.make_folder(aside)
     try:
         dtype, parity = _merge_aside(base, adapter, aside, plan)
-        merged = Merged(out.name, base_digest(aside), plan.base.digest, len(_parts(plan)), dtype, parity)
+        merged = Merged(
+            out.name, base_digest(aside), plan.base.digest, len(_parts(plan)) + len(plan.experts), dtype, parity
+        )
         (aside / RECORD).write_text(json.dumps(asdict(merged), indent=2) + "\n")
         _appear(aside, out, files)
     finally:
@@ -95,11 +99,6 @@ def _refuse_what_cannot_be_merged(plan: AdapterPlan, base: Path, out: Path, *, q
     if plan.alora_invocation_tokens is not None:
         message = "an activated LoRA leaves the base as it is before its invocation tokens; merged, it would change all"
         raise MergeRefused("activated_lora", message, param="ref")
-    if plan.experts:
-        message = (
-            f"the adapter changes {plan.experts[0].name}: experts are not merged; serve it beside its base, or merge "
-        )
-        raise MergeRefused("adapter_on_experts", f"{message}it with PEFT (merge_and_unload)", param="ref")
     tied = [part.name for part in _parts(plan) if isinstance(part, TokenLayer) or part.name == HEAD]
     if tied and load_config(base).tie_word_embeddings:
         message = f"the adapter changes {tied[0]}, and {HEAD} is a weight that this base shares with its embeddings: "
@@ -124,25 +123,39 @@ def _appear(aside: Path, out: Path, files: Filesystem) -> None:
     files.sync_folder(out.parent)
 
 
-def _parts(plan: AdapterPlan) -> list[Part]:
+def _parts(plan: AdapterPlan) -> list[PlannedModule | TokenLayer]:
     return [*plan.modules, *plan.token_layers]
 
 
 def _write_weights(base: Path, aside: Path, plan: AdapterPlan, weights: Path) -> str:
     """Every weight file again, under its own name. Returns the type of the merged weights."""
-    waiting = {f"{part.name}.weight": part for part in _parts(plan)}
+    stored = {name for file in weight_files(base) for name in _names_in(file)}
+    waiting: dict[str, Part] = {f"{part.name}.weight": part for part in _parts(plan)}
+    waiting |= {part.name: part for part in expert_weights(plan, stored)}
     dtypes: set[torch.dtype] = set()
     transposed = family_of(plan.base.architecture).has_transposed_weights
     with WeightsFile(weights) as adapter:
+        sums = ExpertSums(partial(_tensor, adapter))
         for file in weight_files(base):
-            dtypes |= _merged_file(file, aside / file.name, waiting, adapter, transposed=transposed)
+            dtypes |= _merged_file(file, aside / file.name, waiting, adapter, sums, transposed=transposed)
     if waiting:
         raise MergeRefused("weight_not_found", f"{min(waiting)}: in none of the base's weight files", param="base")
     return str(max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)).removeprefix("torch.")
 
 
+def _names_in(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as stored:
+        return list(stored.keys())
+
+
 def _merged_file(
-    source: Path, target: Path, waiting: dict[str, Part], adapter: WeightsFile, *, transposed: bool
+    source: Path,
+    target: Path,
+    waiting: dict[str, Part],
+    adapter: WeightsFile,
+    sums: ExpertSums,
+    *,
+    transposed: bool,
 ) -> set[torch.dtype]:
     """Copies one file with its sums; takes what it found out of `waiting`. Returns the types of the sums."""
     dtypes: set[torch.dtype] = set()
@@ -151,18 +164,21 @@ def _merged_file(
         metadata: Mapping[str, str] | None = stored.metadata()
         for name in stored.keys():  # noqa: SIM118  (no mapping)
             tensors[name] = stored.get_tensor(name)
-            module = waiting.pop(name, None)
-            if module is not None:
-                is_turned = transposed and module.name != HEAD and isinstance(module, PlannedModule)
+            part = waiting.pop(name, None)
+            if isinstance(part, ExpertWeight):
+                tensors[name] = sums(tensors[name], part)
+                dtypes.add(tensors[name].dtype)
+            elif part is not None:
+                is_turned = transposed and part.name != HEAD and isinstance(part, PlannedModule)
                 weight = tensors[name].T if is_turned else tensors[name]
-                merged = _sum(weight, module, adapter)
+                merged = _sum(weight, part, adapter)
                 tensors[name] = merged.T.contiguous() if is_turned else merged
                 dtypes.add(tensors[name].dtype)
     save_file(tensors, target, metadata=dict(metadata or {"format": "pt"}))
     return dtypes
 
 
-def _sum(weight: Tensor, part: Part, adapter: WeightsFile) -> Tensor:
+def _sum(weight: Tensor, part: PlannedModule | TokenLayer, adapter: WeightsFile) -> Tensor:
     """W + scale * B A, its rows as long as DoRA's magnitudes, or the rows that take W's place; in float32, rounded
     once to W's own type."""
     if isinstance(part, PlannedModule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from adapters_store.base.description import BaseDescription, expert_name
 from adapters_store.base.files import describe_base
@@ -39,7 +41,7 @@ from support.models.models import VOCAB, peft_model, save_adapter, save_base
 from support.models.packed_forward import PackedForward, pack_folder
 from support.models.random_peft import as_int8
 from support.servers.service import greedy_by_peft, make_base, running, stats_of
-from trainer.merge import MergeRefused, merge
+from trainer.merge import merge
 
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 ALL = [*ATTENTION, *OF_EXPERTS]
@@ -528,10 +530,27 @@ def test_a_version_that_takes_no_experts_refuses_what_another_stored_and_quarant
     store.close()
 
 
-def test_an_adapter_on_experts_is_not_merged(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(MergeRefused, match="experts are not merged") as refused:
-        merge(base, adapters["both"], tmp_path / "merged", description=describe_base(base))
-    assert refused.value.code == "adapter_on_experts"
+@pytest.mark.parametrize("form", ["layers of each expert", "parameters"])
+@pytest.mark.parametrize("kind", ["both", "down", "all-linear", "old"])
+def test_a_merged_base_has_pefts_merged_weights(
+    base: Path, adapters: dict[str, Path], tmp_path: Path, kind: str, form: str
+) -> None:
+    """As hubs store experts, and as models have them."""
+    stored = tmp_path / "base"
+    shutil.copytree(base, stored)
+    if form == "parameters":
+        model = AutoModelForCausalLM.from_pretrained(base)
+        save_file(dict(model.named_parameters()), stored / "model.safetensors", metadata={"format": "pt"})
+    assert any(".experts.0." in name for name in load_file(stored / "model.safetensors")) == (form != "parameters")
+    merged = merge(stored, adapters[kind], tmp_path / "merged", description=describe_base(stored))
+    assert merged.parity.holds
+    assert merged.parity.effect > 0.01
+    apart = peft_model(stored, adapters[kind])
+    assert isinstance(apart, PeftModel)
+    wanted = dict(apart.merge_and_unload().named_parameters())
+    for name, got in AutoModelForCausalLM.from_pretrained(tmp_path / "merged").named_parameters():
+        torch.testing.assert_close(got, wanted[name], rtol=1e-5, atol=1e-6)
+    assert {path.name for path in (tmp_path / "merged").iterdir()} >= {"config.json", "multilora_merge.json"}
 
 
 def test_a_mixed_batch_keeps_the_bits_of_bare_rows(base: Path, adapters: dict[str, Path]) -> None:
