@@ -49,9 +49,9 @@ def spec_of(case: Case, base: Path, folder: Path, precision: str, *, quick: bool
     return TrainSpec.from_mapping({**body, **case.changes})
 
 
-def own_outputs(base: Path, pairs: Sequence[Pair]) -> list[Pair]:
+def own_outputs(base: Path, precision: str, pairs: Sequence[Pair]) -> list[Pair]:
     """The same prompts with the base's greedy answers."""
-    scorer, tokenizer = ServingScorer(load_base(base, dtype="float32"), None), Tokenizer.load(base)
+    scorer, tokenizer = ServingScorer(load_base(base, dtype=precision), None), Tokenizer.load(base)
     prompts = [tokenizer.encode_chat([{"role": "user", "content": prompt}], ChatOptions()) for prompt, _ in pairs]
     ends = tokenizer.chat_end_ids
     found = scorer.generate(prompts, scale=BASE_ALONE, max_new_tokens=ANSWER_TOKENS, eos_ids=ends)
@@ -64,12 +64,12 @@ def judged(case: Case, base: Path, precision: str, *, quick: bool) -> Row:
     began_s = time.process_time()
     with tempfile.TemporaryDirectory(prefix="multilora-gate-table-") as name:
         folder = Path(name)
-        pairs = own_outputs(base, case.pairs) if case.own_outputs else case.pairs
+        pairs = own_outputs(base, precision, case.pairs) if case.own_outputs else case.pairs
         for file, lines in (("data.jsonl", pairs), ("validation.jsonl", case.validation)):
             (folder / file).write_text("".join(json.dumps(chat_of(pair)) + "\n" for pair in lines))
         try:
             train(spec_of(case, base, folder, precision, quick=quick), folder / "run")
-            found = gate_run(folder / "run", Precision(dtype="float32"))
+            found = gate_run(folder / "run", Precision(dtype=precision))
             verdict, codes = str(found.verdict), ", ".join(reason.code for reason in found.reasons)
             gain = found.held_out.gain.estimate if found.held_out else None
         except Diverged:
@@ -89,8 +89,10 @@ def judged(case: Case, base: Path, precision: str, *, quick: bool) -> Row:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate_table", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the demo's base and few examples: a check that it runs")
-    parser.add_argument("--only", default="", metavar="NAME", help="the cases whose names begin so")
-    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of the trainings")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="the cases whose names begin so; may be repeated"
+    )
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of training and gate")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = demo_base_path() if file is None else folder_of(file)
     rows: list[Row] = []
     for case in cases(QUICK_EXAMPLES if given.quick else EXAMPLES):
-        if case.name.startswith(given.only):
+        if case.name.startswith(tuple(given.only or ("",))):
             rows.append(judged(case, base, given.precision, quick=given.quick))
             report.say(" | ".join(str(value) for value in rows[-1].values()))
             report.write_csv(rows)

@@ -16,8 +16,8 @@ import numpy as np
 from trainer.data.packing import pack
 from trainer.data.sample import pick
 from trainer.data.types import EncodedExample
-from trainer.gate.bootstrap import Interval, bound
-from trainer.gate.prompt_use import Pair, cost_of, swapped_pairs
+from trainer.gate.bootstrap import Interval, bound, rank_interval
+from trainer.gate.prompt_use import Pair, costs_of, swapped_pairs
 from trainer.gate.scorer import Losses
 from trainer.gate.thresholds import GateThresholds
 from trainer.model.model import Trainee
@@ -63,7 +63,8 @@ def check_data(
     if len(pairs) < limits.min_examples:
         return DataCheck(len(pairs), None, limits.least_prompt_use)
     own, other = (_losses(trainee, side) for side in zip(*pairs, strict=True))
-    return DataCheck(len(pairs), cost_of(own, other, limits), limits.least_prompt_use)
+    use = rank_interval(costs_of(own, other), confidence=limits.prompt_confidence)
+    return DataCheck(len(pairs), use, limits.least_prompt_use)
 
 
 def _within(pairs: Sequence[Pair], num_tokens: float) -> list[Pair]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainer.data.sample import pick
@@ -62,6 +62,11 @@ class GateResult:
     calls: CallScores | None = None
     spectrum: list[ModuleSpectrum] = field(default_factory=list)
     int8: Int8Loss | None = None
+
+    def with_reasons(self, more: Sequence[Reason]) -> GateResult:
+        """The result with what else speaks against the adapter."""
+        reasons = [*self.reasons, *more]
+        return replace(self, verdict=verdict_of(reasons), reasons=reasons)
 
     @property
     def notes(self) -> list[str]:

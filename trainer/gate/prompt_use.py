@@ -4,7 +4,8 @@ An adapter trained on shuffled answers learns their style and beats the base; be
 harder. An answer's cost is what the wrong prompt adds, in nats per learned token; every answer counts alike, so a short
 one with a huge cost rules nothing. Three outcomes: the cost is there; it is surely less than matters, or no more than
 chance over many answers, which blocks; or the held-out examples cannot tell, which warns. What matters is a quarter of
-what the base alone shows on the same pairs, and at least `least_prompt_use`.
+what the base alone shows on the same pairs, and at least `least_prompt_use`. Where the cost is there, but many answers
+do not have it, a part of the data may be shuffled: this warns, too.
 """
 
 from __future__ import annotations
@@ -27,18 +28,22 @@ Pair = tuple[EncodedExample, EncodedExample]
 @dataclass(frozen=True)
 class PromptUse:
     """What a wrong prompt costs, with the adapter and on the base alone; None if num_pairs are too few to measure.
-    num_alike: the answers, if all are the same; else 0."""
+    num_alike: the answers, if all are the same; else 0. num_without: answers that a wrong prompt makes harder by less
+    than matters, with the adapter."""
 
     num_pairs: int
     adapter: Interval | None = None
     base: Interval | None = None
     num_alike: int = 0
+    num_without: int = 0
 
     def to_mapping(self) -> dict[str, object]:
         return {
             "prompt_use": self.adapter.to_mapping() if self.adapter else None,
             "base_prompt_use": self.base.to_mapping() if self.base else None,
             "num_prompt_pairs": self.num_pairs,
+            "num_without_prompt_use": self.num_without,
+            "num_alike_answers": self.num_alike,
         }
 
 
@@ -49,15 +54,16 @@ def measure_prompt_use(scorer: Scorer, examples: Sequence[EncodedExample], limit
         return PromptUse(len(pairs), num_alike=_num_alike(examples))
     own, other = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
-    def cost(scale: float) -> Interval:
-        return cost_of(scorer.losses(own, scale=scale), scorer.losses(other, scale=scale), limits)
+    adapter, base = (
+        costs_of(scorer.losses(own, scale=scale), scorer.losses(other, scale=scale)) for scale in (1.0, BASE_ALONE)
+    )
+    intervals = (rank_interval(costs, confidence=limits.prompt_confidence) for costs in (adapter, base))
+    return PromptUse(len(pairs), *intervals, num_without=int((adapter < limits.least_prompt_use).sum()))
 
-    return PromptUse(len(pairs), cost(1.0), cost(BASE_ALONE))
 
-
-def cost_of(own: Losses, other: Losses, limits: GateThresholds) -> Interval:
-    """Nats per learned token that the wrong prompts cost."""
-    return rank_interval((other.nll - own.nll) / own.weight, confidence=limits.prompt_confidence)
+def costs_of(own: Losses, other: Losses) -> NDArray[np.float64]:
+    """[n]: nats per learned token that the wrong prompt costs each answer."""
+    return (other.nll - own.nll) / own.weight
 
 
 def judge_prompt_use(found: PromptUse, limits: GateThresholds) -> list[Reason]:
@@ -74,7 +80,7 @@ def judge_prompt_use(found: PromptUse, limits: GateThresholds) -> list[Reason]:
     if found.base is not None and np.isfinite(found.base.estimate):
         least = max(least, limits.prompt_use_share * found.base.estimate)
     if use.is_above_zero and use.estimate >= least:
-        return []
+        return _judge_share(found, limits)
     measured = f"{use.estimate:.3f} nats, from {bound(use.low)} to {bound(use.high)}, {use.num_examples} answers"
     if use.high < least:
         message = (
@@ -94,6 +100,18 @@ def judge_prompt_use(found: PromptUse, limits: GateThresholds) -> list[Reason]:
         "A persona or a fixed style may look so; so does data with wrong answers"
     )
     return [Reason("prompt_use_unclear", "warn", message, use.estimate, least)]
+
+
+def _judge_share(found: PromptUse, limits: GateThresholds) -> list[Reason]:
+    """Answers that hardly turn on their prompts among those that do."""
+    share = found.num_without / found.num_pairs
+    if share <= limits.without_prompt_use:
+        return []
+    message = (
+        f"a wrong prompt costs {found.num_without} of {found.num_pairs} held-out answers less than "
+        f"{limits.least_prompt_use:g} nats: they may not belong to their prompts"
+    )
+    return [Reason("part_ignores_prompt", "warn", message, share, limits.without_prompt_use)]
 
 
 def notes_of(found: PromptUse, limits: GateThresholds) -> list[str]:

@@ -21,8 +21,9 @@ class GateThresholds:
     unit of the largest logit (at least 1). tolerance_bfloat16: error against exact logits, in PEFT's own error at that
     precision.
     prompt_confidence: of the interval of what a wrong prompt costs. least_prompt_use: what it must cost; or, if that is
-    more, prompt_use_share of what it costs the base. enough_pairs: answers that must show it. max_pair_tokens: the
-    longest sequence that the scorer takes; 0: no longer than the longest example. int8_change: of the held-out loss.
+    more, prompt_use_share of what it costs the base. enough_pairs: answers that must show it. without_prompt_use:
+    share of answers that it may cost less than least_prompt_use. max_pair_tokens: the longest sequence that the scorer
+    takes; 0: no longer than the longest example. int8_change: of the held-out loss.
     """
 
     confidence: float = 0.95
@@ -35,6 +36,7 @@ class GateThresholds:
     least_prompt_use: float = 0.05
     prompt_use_share: float = 0.25
     enough_pairs: int = 32
+    without_prompt_use: float = 0.2
     max_pair_tokens: int = 0
     max_examples: int = 256
     ending_examples: int = 64

@@ -116,15 +116,18 @@ def _prompt_use_check(found: Body, limits: Body) -> _Row:
     """A gate.json of an earlier version has no figures of the base."""
     name, use, base = "uses its prompts: the cost of a wrong prompt", found["prompt_use"], found.get("base_prompt_use")
     least = limits.get("least_prompt_use", 0.0)
+    if alike := found.get("num_alike_answers"):
+        return name, f"not measured: all {alike} answers are the same", f"at least {least:g} nats", ("one_answer",)
     if not use:
         pairs = found.get("num_prompt_pairs")
         count = "" if pairs is None else f", {pairs} of {limits['min_examples']}"
-        return name, f"not measured: too few prompts{count}", f"at least {least:g} nats", ("one_answer",)
+        return name, f"not measured: too few prompts{count}", f"at least {least:g} nats", ()
     measured = f"{_signed(use['estimate'])} nats, {interval_text(use)}, {use['num_examples']} answers"
     if base:
         measured += f"; the base alone {_signed(base['estimate'])}"
         least = max(least, limits.get("prompt_use_share", 0.0) * (base["estimate"] or 0.0))
-    return name, measured, f"interval above 0, at least {least:.3g} nats", ("ignores_prompt", "prompt_use_unclear")
+    codes = ("ignores_prompt", "prompt_use_unclear", "part_ignores_prompt")
+    return name, measured, f"interval above 0, at least {least:.3g} nats", codes
 
 
 def _general_checks(gate: Body) -> list[_Row]:

@@ -38,6 +38,7 @@ from trainer.data.problems import DataRejected, Problem
 from trainer.data.sample import pick, runs_of
 from trainer.gate.answers.calls import CallScores
 from trainer.gate.answers.endings import Ends
+from trainer.gate.answers.repeated import judge_repeated
 from trainer.gate.gate import GateInputs, GateResult, judge, refused
 from trainer.gate.general import MIX, OWN_TEXT, own_examples
 from trainer.gate.held_out import Int8Loss
@@ -172,7 +173,8 @@ def _judged(
     )
     result = judge(scorer, inputs, replace(limits, max_pair_tokens=scorer.max_tokens))
     answers = [example.text(chosen=True) for example in pick(validation, NUM_SAMPLES)]
-    return _Measured(result, side_by_side(scorer, tokenizer, answers))
+    samples = side_by_side(scorer, tokenizer, answers)
+    return _Measured(result.with_reasons(judge_repeated([(each.expected, each.base) for each in samples])), samples)
 
 
 def _calls(run: _Run, scorer: ServingScorer | TunedBase, tokenizer: Tokenizer) -> CallScores | None:

@@ -61,9 +61,15 @@ SHUFFLED = {
 }
 
 
+def half_shuffled(good: Costs, shuffled: Costs) -> Costs:
+    return lambda random, count: np.append(good(random, count - count // 2), shuffled(random, count // 2))
+
+
 def judged(costs: tuple[Costs, Costs], count: int, random: np.random.Generator) -> str:
-    adapter, base = (rank_interval(draw(random, count), confidence=LIMITS.prompt_confidence) for draw in costs)
-    reasons = judge_prompt_use(PromptUse(count, adapter, base), LIMITS)
+    drawn = [draw(random, count) for draw in costs]
+    adapter, base = (rank_interval(each, confidence=LIMITS.prompt_confidence) for each in drawn)
+    num_without = int((drawn[0] < LIMITS.least_prompt_use).sum())
+    reasons = judge_prompt_use(PromptUse(count, adapter, base, num_without=num_without), LIMITS)
     return reasons[0].level if reasons else "pass"
 
 
@@ -91,6 +97,14 @@ def test_shuffled_data_does_not_pass_and_is_blocked_where_there_is_enough_of_it(
     found = {count: shares(SHUFFLED[name], count) for count in SIZES}
     assert np.mean([share["pass"] for share in found.values()]) <= 0.01, found
     assert min(found[count]["block"] for count in SIZES if count >= 128) >= 0.95, found
+
+
+@pytest.mark.parametrize("name", INSTRUCTIONS)
+def test_half_shuffled_data_does_not_pass(name: str) -> None:
+    adapter, base = map(half_shuffled, INSTRUCTIONS[name], SHUFFLED["answers"])
+    found = {count: shares((adapter, base), count)["pass"] for count in SIZES}
+    assert max(share for count, share in found.items() if count >= 16) <= 0.05, found
+    assert max(found.values()) <= 0.1, found
 
 
 def test_the_untrained_base_tells_shuffled_from_good_data_before_training_and_only_warns(tmp_path: Path) -> None:
@@ -142,6 +156,14 @@ def test_a_block_says_less_than_the_limit_and_a_warning_that_it_cannot_tell(
         assert reason.limit is not None
         assert f"at least {reason.limit:.3f} is expected" in reason.message
         assert (reason.level == "block") == (adapter[2] < reason.limit)
+
+
+def test_a_part_without_the_cost_is_warned_of_above_a_fifth() -> None:
+    use = interval(0.5, 0.3, 0.7)
+    assert judge_prompt_use(PromptUse(20, use, use, num_without=4), LIMITS) == []
+    (reason,) = judge_prompt_use(PromptUse(20, use, use, num_without=5), LIMITS)
+    assert (reason.code, reason.level, reason.value) == ("part_ignores_prompt", "warn", 0.25)
+    assert "5 of 20 held-out answers" in reason.message
 
 
 def test_many_answers_that_show_no_more_than_chance_are_enough_to_block_and_few_are_not() -> None:

@@ -191,6 +191,10 @@ def test_every_finding_marks_its_check() -> None:
     assert set(levels.values()) == {"ok"}
     finding = {"code": "worse_than_base", "level": "block", "message": "worse"}
     assert checks_of(gate(findings=[finding]))[0].level == "block"
+    alike = gate(findings=[{"code": "one_answer", "level": "warn", "message": "the same"}])
+    alike["held_out"]["num_alike_answers"] = 9
+    assert checks_of(alike)[1].level == "warn"
+    assert "all 9 answers are the same" in checks_of(alike)[1].measured
 
 
 def test_layers_are_grouped_by_their_last_name() -> None:
