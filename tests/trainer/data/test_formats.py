@@ -24,6 +24,14 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 TURNS = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]
 CHAT = {"messages": [USER, ASSISTANT]}
 
+ASK = {"name": "ask", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+CALLED = [
+    TURNS[0],
+    {"from": "function_call", "value": '{"name": "ask", "arguments": {"city": "Oslo"}}'},
+    {"from": "observation", "value": "The tenant pays."},
+    TURNS[1],
+]
+
 
 def lines(bodies: list[Body]) -> bytes:
     return "".join(json.dumps(body, ensure_ascii=False) + "\n" for body in bodies).encode()
@@ -165,7 +173,10 @@ def test_preference_pairs_of_every_form_become_one_form(tmp_path: Path, body: Bo
         ({"messages": [USER, {**ASSISTANT, "wieght": 0}]}, "unknown_key"),
         ({"messages": [ASSISTANT, USER, ASSISTANT]}, "wrong_role"),
         ({"messages": [{**SYSTEM, "role": "tool"}, USER, ASSISTANT]}, None),
-        ({"conversations": [*TURNS, {"from": "function_call", "value": "{}"}]}, "unsupported_tools"),
+        ({"conversations": [*TURNS, {"from": "function_call", "value": "{}"}]}, "bad_tool_call"),
+        ({"conversations": [*CALLED[:2], CALLED[2], CALLED[2], CALLED[3]], "tools": [ASK]}, "unsupported_tools"),
+        ({"conversations": CALLED}, "bad_tool_call"),
+        ({"conversations": CALLED, "tools": "[{"}, "wrong_type"),
         ({"conversations": [SYSTEM, USER, ASSISTANT], "system": "Be long."}, "wrong_type"),
         ({"question": QUESTION, "answer": " "}, "empty_content"),
     ],
@@ -175,6 +186,31 @@ def test_what_would_lose_its_meaning_is_refused_with_its_line(tmp_path: Path, bo
         converted(tmp_path, lines([CHAT, body]))
     assert refused.value.line == 2
     assert code in (None, refused.value.code)
+
+
+@pytest.mark.parametrize("tools", [[ASK], json.dumps([ASK]), [{"type": "function", "function": ASK}]])
+@pytest.mark.parametrize("arguments", ['{"city": "Oslo"}', {"city": "Oslo"}])
+def test_function_calls_of_sharegpt_become_tool_calls(tmp_path: Path, tools: Any, arguments: Any) -> None:
+    """As LLaMA-Factory writes them: calls and tools as JSON texts."""
+    turns = [*CALLED[:1], {"from": "function_call", "value": json.dumps({"name": "ask", "arguments": arguments})}]
+    bodies, report = converted(tmp_path, lines([{"conversations": [*turns, *CALLED[2:]], "tools": tools}]))
+    call = {"id": "call-1-0", "type": "function", "function": {"name": "ask", "arguments": '{"city": "Oslo"}'}}
+    messages = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call-1-0", "content": "The tenant pays."},
+        ASSISTANT,
+    ]
+    assert bodies == [{"tools": [{"type": "function", "function": ASK}], "messages": messages}]
+    assert dict(report.shapes) == {"ShareGPT": 1}
+
+
+def test_two_calls_at_once_are_one_message_and_their_one_result_is_refused(tmp_path: Path) -> None:
+    two = {"from": "function_call", "value": json.dumps([{"name": "ask", "arguments": {}}] * 2)}
+    bodies, _ = converted(tmp_path, lines([{"conversations": [CALLED[0], two], "tools": [ASK]}]))
+    assert [call["id"] for call in bodies[0]["messages"][1]["tool_calls"]] == ["call-1-0", "call-1-1"]
+    with pytest.raises(DataRejected, match="one result for 2 calls"):
+        converted(tmp_path, lines([{"conversations": [CALLED[0], two, *CALLED[2:]], "tools": [ASK]}]))
 
 
 def test_tools_in_openais_form_stay_whole_beside_what_is_left_out(tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ are parsed.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from adapters_store.dialects.dialect import MAX_SCHEMA_DEPTH
+from adapters_store.parsing.strict_json import MAX_DEPTH, parse_strict_json
 from trainer.data.problems import LineRefused, excerpt_of
 
 Message = dict[str, Any]
@@ -20,26 +23,85 @@ _ROLES = {
     "model": "assistant",
     "bot": "assistant",
 }
+_RESULTS = ("observation", "tool")
 _WEIGHTS = ("loss_weight", "train", "training")  # LLaMA-Factory's and Axolotl's names of `weight`
+_MAX_OBJECTS = 8192
 _LEFT_OUT = ("name", "id", "timestamp", "date")
 
 
 def from_turns(turns: Any, key: str) -> Any:
-    """ShareGPT's turns (`from`, `value`) as messages. Raises LineRefused."""
+    """ShareGPT's turns (`from`, `value`) as messages, function calls as tool calls. Raises LineRefused."""
     if not isinstance(turns, list):
         return turns
-    return [_from_turn(turn, f"{key}[{index}]") for index, turn in enumerate(turns)]
+    messages: list[Any] = []
+    waiting: list[str] = []  # the calls whose results have not come
+    for index, turn in enumerate(turns):
+        where = f"{key}[{index}]"
+        if isinstance(turn, dict) and turn.get("from") == "function_call":
+            calls = _calls(turn.get("value"), where, index)
+            waiting = [call["id"] for call in calls]
+            messages.append({"role": "assistant", "content": None, "tool_calls": calls})
+        elif isinstance(turn, dict) and turn.get("from") in _RESULTS:
+            if len(waiting) != 1:
+                message = f"{where}: one result for {len(waiting)} calls; write them as `messages` with `tools`"
+                raise LineRefused("unsupported_tools", message, param=where)
+            messages.append({"role": "tool", "tool_call_id": waiting.pop(), "content": turn.get("value")})
+        else:
+            messages.append(_from_turn(turn))
+    return messages
 
 
-def _from_turn(turn: Any, where: str) -> Any:
+def _from_turn(turn: Any) -> Any:
     if not isinstance(turn, dict) or "from" not in turn:
         return turn
-    role = turn["from"]
-    if role in ("function_call", "observation", "tool", "function"):
-        message = f"{where}: {role} is not converted; write tool calls as `messages` with `tools`"
-        raise LineRefused("unsupported_tools", message, param=where)
     rest = {name: value for name, value in turn.items() if name not in ("from", "value")}
-    return {"role": role, "content": turn.get("value"), **rest}
+    return {"role": turn["from"], "content": turn.get("value"), **rest}
+
+
+def _calls(value: Any, where: str, index: int) -> list[Message]:
+    """One call or a list of calls, each a name and its arguments, as an object or as its JSON text."""
+    found = from_json(value)
+    calls = found if isinstance(found, list) else [found]
+    if not calls or not all(isinstance(call, dict) and call.keys() == {"name", "arguments"} for call in calls):
+        message = f"{where}: a function_call must be JSON with name and arguments"
+        raise LineRefused("bad_tool_call", message, excerpt=excerpt_of(value), param=where)
+    return [
+        {
+            "id": f"call-{index}-{number}",
+            "type": "function",
+            "function": {**call, "arguments": _text(call["arguments"])},
+        }
+        for number, call in enumerate(calls)
+    ]
+
+
+def tools_from(value: Any) -> Any:
+    """A list of tools, or its JSON text; a bare function becomes a tool. What else it is stays as it is."""
+    found = from_json(value)
+    if not isinstance(found, list):
+        return found
+    return [{"type": "function", "function": each} if _is_function(each) else each for each in found]
+
+
+def _is_function(value: Any) -> bool:
+    return isinstance(value, dict) and "name" in value and "function" not in value
+
+
+def from_json(value: Any) -> Any:
+    """What a JSON text of a list or an object holds; anything else as it is."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    data = value.encode(errors="surrogatepass")
+    try:
+        return parse_strict_json(
+            data, what="text", max_objects=_MAX_OBJECTS, refused=LineRefused, max_depth=MAX_SCHEMA_DEPTH + MAX_DEPTH
+        )
+    except LineRefused:
+        return value
+
+
+def _text(arguments: Any) -> Any:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def cleaned(messages: Any, notes: list[str], *, keep_tail: bool = False) -> Any:

@@ -8,12 +8,11 @@ refused: answers with a label, images, columns that no shape explains.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.data.formats.messages import cleaned, from_turns
+from trainer.data.formats.messages import cleaned, from_json, from_turns, tools_from
 from trainer.data.problems import LineRefused, excerpt_of
 from trainer.data.records import PAIR
 
@@ -124,7 +123,7 @@ def _pair(body: Body) -> Example | None:
     elif isinstance(prompt, list) and isinstance(answers[0], str):
         answers = [[{"role": "assistant", "content": text}] for text in answers]
     example.body |= {"prompt": prompt, **dict(zip(PAIR, answers, strict=True))}
-    example.body |= {key: body[key] for key in ("tools", "parallel_tool_calls") if key in body}
+    example.body |= {key: body[key] for key in ("parallel_tool_calls",) if key in body} | _tools_of(body)
     return _left_out(example, body, {*known, *PAIR, "tools", "parallel_tool_calls"})
 
 
@@ -169,10 +168,16 @@ def _common_start(answers: list[Any]) -> tuple[Any, list[Any]]:
 def _chat(body: Body) -> Example | None:
     if "messages" not in body:
         return None
-    example = Example("messages", {key: body[key] for key in body if key in _CHAT_KEYS})
+    kept = {key: body[key] for key in body if key in _CHAT_KEYS - {"tools"}}
+    example = Example("messages", kept | _tools_of(body))
     example.body["messages"] = cleaned(_parsed(body["messages"]), example.notes)
     _prepend_system(example, body.get("system"))
     return _left_out(example, body, {*_CHAT_KEYS, "system"})
+
+
+def _tools_of(body: Body) -> Body:
+    tools = tools_from(body.get("tools"))
+    return {"tools": tools} if tools else {}
 
 
 def _turns(body: Body) -> Example | None:
@@ -180,14 +185,10 @@ def _turns(body: Body) -> Example | None:
     key = next((key for key in ("conversations", "conversation") if key in body), None)
     if key is None:
         return None
-    if "tools" in body:
-        raise LineRefused(
-            "unsupported_tools", "tools beside `conversations` are not converted; write them as `messages`"
-        )
-    example = Example("ShareGPT", {})
+    example = Example("ShareGPT", _tools_of(body))
     example.body["messages"] = cleaned(from_turns(_parsed(body[key]), key), example.notes)
     _prepend_system(example, body.get("system"))
-    return _left_out(example, body, {key, "system"})
+    return _left_out(example, body, {key, "tools", "system"})
 
 
 def _conversational(body: Body) -> Example | None:
@@ -264,12 +265,8 @@ def _history(value: Any) -> list[Body]:
 
 def _parsed(value: Any) -> Any:
     """Tables hold a list as its JSON text."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
+    found = from_json(value)
+    return found if isinstance(found, list) else value
 
 
 def _prepend_system(example: Example, system: Any) -> None:
