@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from adapters_store.base.files import load_config
 from benchmarks.common.shapes import base_folder, shape_for
 from trainer.data.dataset import batches_of
 from trainer.data.packing import pack
@@ -169,10 +170,10 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--base", type=Path, default=None, help="a base's folder, in place of random weights")
     given = parser.parse_args()
-    shape = shape_for(quick=given.quick)
-    spec = spec_of(base_folder(shape), given.precision, given.steps)
-    examples = short_examples(given.steps * EXAMPLES_PER_STEP, shape.vocab)
+    spec = spec_of(given.base or base_folder(shape_for(quick=given.quick)), given.precision, given.steps)
+    examples = short_examples(given.steps * EXAMPLES_PER_STEP, load_config(spec.base).vocab_size)
     with tempfile.TemporaryDirectory() as scratch:
         if given.side == "ours":
             result = train_ours(spec, examples, Path(scratch))

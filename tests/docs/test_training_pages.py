@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from support.trainers.training import demo_spec
 from trainer.data.formats.convert import columns_of, convert
+from trainer.run import train
+from trainer.run_folder.folder import Exit
 from trainer.spec import TrainSpec
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -24,6 +27,7 @@ FILLED = {  # what stands for the dots
     '"non_preferred_output": [...]': f'"non_preferred_output": [{USER.replace("user", "assistant")}]',
     ": ...": ': "one"',
 }
+METHODS = re.findall(r"^\| `(\w+)` \| [^|]+ \| `(\{.*?\})` \|$", TRAINING, re.M)
 
 
 def read(text: str, tmp_path: Path, columns: str | None = None) -> int:
@@ -62,3 +66,16 @@ def test_the_spec_that_is_shown_is_one_and_names_what_it_may_hold(tmp_path: Path
         assert method in text
         plain = {"base": spec.base, "data": spec.data, "method": method}
         assert TrainSpec.from_mapping(plain).objective == ("dpo" if method == "dpo" else "supervised")
+
+
+@pytest.mark.parametrize(("method", "line"), METHODS)
+def test_every_method_trains_from_such_a_file_as_its_row_shows(method: str, line: str, tmp_path: Path) -> None:
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    lines = [line.replace("repairs", f"repairs of house {number}") for number in range(12)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    assert train(demo_spec(tmp_path, method=method, optim={"max_steps": 1}), tmp_path / "run") is Exit.SUCCEEDED
+
+
+def test_the_page_shows_a_file_of_each_method() -> None:
+    assert [method for method, _ in METHODS] == ["lora", "qlora", "dora", "full", "dpo"]
