@@ -57,8 +57,8 @@ def measure_prompt_use(scorer: Scorer, examples: Sequence[EncodedExample], limit
     adapter, base = (
         costs_of(scorer.losses(own, scale=scale), scorer.losses(other, scale=scale)) for scale in (1.0, BASE_ALONE)
     )
-    intervals = (rank_interval(costs, confidence=limits.prompt_confidence) for costs in (adapter, base))
-    return PromptUse(len(pairs), *intervals, num_without=int((adapter < limits.least_prompt_use).sum()))
+    use, base_use = (rank_interval(costs, confidence=limits.prompt_confidence) for costs in (adapter, base))
+    return PromptUse(len(pairs), use, base_use, num_without=int((adapter < limits.least_prompt_use).sum()))
 
 
 def costs_of(own: Losses, other: Losses) -> NDArray[np.float64]:
