@@ -64,7 +64,7 @@ class EngineSettings:
     )
     prefix_cache: bool = setting(True, "Reuse the KV blocks of prompts that begin alike.")
     cuda_graphs: bool = setting(True, "Replay recorded decode steps on a GPU.")
-    cpu_replays: bool = setting(True, "Replay recorded forwards of up to 128 tokens on a CPU.")
+    cpu_replays: bool = setting(True, "Replay recorded forwards of up to 512 tokens on a CPU.")
     num_threads: int | None = setting(
         None, "CPU threads of the engine (default: physical cores).", at_least=1, name="threads"
     )

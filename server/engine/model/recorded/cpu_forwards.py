@@ -1,10 +1,12 @@
-"""Small forwards on a CPU, recorded once and replayed for any sequences and adapters. Knows batches; knows no kernel.
+"""Forwards on a CPU, recorded once and replayed for any sequences and adapters. Knows batches; knows no kernel.
 
 A forward of 8 rows of a small base is 13 ms through transformers and 10 ms in one replay, which also needs no
 interpreter's lock. Batches of one kind run the same kernels; what differs lies in memory that the kernels read. So a
 kind that comes again is recorded on its own batch, and each later batch is written over that one.
 
 Trust, but compare: the first replay of a kind runs beside the plain forward, and its logits must have the same bits.
+Of kinds with many tokens, whose forwards take long, one is compared for all: a number that a forward takes from
+elsewhere than its batch would be wrong in each of them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch
 from server.engine.model.lora_layers import AdapterExperts, AdapterRouter
 
-MAX_TOKENS = 128  # of a larger forward Python takes little
+MAX_TOKENS = 512  # a step's on a CPU by default
+FEW_TOKENS = 128
 MAX_KINDS = 512  # known at once; a recording takes about 20 KiB beside the shared memory
 
 _log = logging.getLogger(__name__)
@@ -38,6 +41,11 @@ class _Kind(NamedTuple):
     has_layer_adapters: bool
     has_head_adapters: bool
 
+    @property
+    def proof(self) -> _Kind:
+        """The kind that is compared for this one."""
+        return self if self.num_tokens <= FEW_TOKENS else self._replace(num_tokens=MAX_TOKENS, num_logits=0)
+
 
 @dataclass(slots=True)
 class _Recording:
@@ -45,7 +53,6 @@ class _Recording:
 
     tape: Tape | None = None
     batch: Batch | None = None
-    is_proved: bool = False
 
 
 class CpuForwards:
@@ -63,6 +70,7 @@ class CpuForwards:
         self._asks_adapters = any(isinstance(part, AdapterRouter | AdapterExperts) for part in base.model.modules())
         self._memory = TapeMemory()
         self._recordings: OrderedDict[_Kind, _Recording] = OrderedDict()
+        self._proved: set[_Kind] = set()
         native = native_ops(base.dtype)
         self._takes_prompts = bool(native and native.takes_prompts)
         self.failure = None if native else "there are no C kernels"
@@ -79,7 +87,7 @@ class CpuForwards:
             return self._forward(batch)
         self._recordings.move_to_end(kind)
         try:
-            return self._recorded(recording, batch)
+            return self._recorded(kind, recording, batch)
         except NotRecordable as error:
             self._fail(str(error))
             return self._forward(batch)
@@ -89,7 +97,7 @@ class CpuForwards:
         return len(self._recordings)
 
     def _takes(self, batch: Batch) -> bool:
-        if len(batch.paged.positions_T) > MAX_TOKENS or batch.logits_rows_R is None or not len(batch.logits_rows_R):
+        if len(batch.paged.positions_T) > MAX_TOKENS or batch.logits_rows_R is None:
             return False
         if not self._takes_prompts and batch.paged.prompt_split(takes_prompts=False).sequences:
             return False  # the library attends from long prompts, each in a call of its own
@@ -101,7 +109,7 @@ class CpuForwards:
         if len(self._recordings) > MAX_KINDS:
             self._recordings.popitem(last=False)
 
-    def _recorded(self, recording: _Recording, batch: Batch) -> torch.Tensor:
+    def _recorded(self, kind: _Kind, recording: _Recording, batch: Batch) -> torch.Tensor:
         if recording.tape is None or recording.batch is None:
             kept = replace(batch, sampling=[], sampling_rows=[], offsets=[], prompt_spans=[])
             lasting = (*self._lasting, *_tensors_of(kept))
@@ -109,13 +117,14 @@ class CpuForwards:
             recording.batch = kept
             return recording.tape.result
         _write_over(recording.batch, batch)
-        if recording.is_proved:
+        if kind.proof in self._proved:
             self.num_replays += 1
             return recording.tape.replay()
         logits_RW = self._forward(batch)
         if not _same_bits(recording.tape.replay(), logits_RW):
             self._fail("a replay gave other logits than the forward that it stands for")
-        recording.is_proved = True
+            return logits_RW
+        self._proved.add(kind.proof)
         return logits_RW
 
     def _fail(self, reason: str) -> None:

@@ -114,6 +114,32 @@ def test_long_prompts_are_replayed_where_the_kernels_take_them(tmp_path: Path, m
     assert world.forwards.failure is None
 
 
+def test_of_kinds_with_many_tokens_one_is_compared_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_forwards, "FEW_TOKENS", 10)
+    world = World(tmp_path, "llama", "bfloat16")
+    for count, num_replays in ((2, 2), (3, 3), (1, 2)):
+        before = world.forwards.num_replays
+        for _ in range(5):
+            world.step([count] * NUM_SEQUENCES, [0] * NUM_SEQUENCES)
+        assert world.forwards.num_replays - before == num_replays
+
+
+@torch.inference_mode()
+def test_a_chunk_without_logits_is_replayed_and_leaves_the_same_keys_and_values(tmp_path: Path) -> None:
+    world = World(tmp_path, "llama", "bfloat16", adapters=False)
+    request = world.requests[0]
+    request.prompt_ids = [world.draw.randrange(3, VOCAB) for _ in range(100)]
+    batches = [world.packed.batch([ScheduledRow(request, start, 10)]) for start in range(0, 60, 10)]
+    assert all(world.forwards(batch).shape == (0, VOCAB) for batch in batches)
+    assert world.forwards.num_replays == 3
+    left = [cache.clone() for cache in world.caches]
+    for cache in world.caches:
+        cache.fill_(torch.nan)
+    for batch in batches:
+        world.runner.forward(batch)
+    assert all(map(same_bits, left, world.caches))
+
+
 def test_a_replay_that_would_differ_is_found_before_it_is_used(tmp_path: Path) -> None:
     """What a forward takes from elsewhere than its batch would be frozen in a tape."""
     world = World(tmp_path, "llama", "bfloat16", adapters=False)
