@@ -77,7 +77,8 @@ class CpuForwards:
         self.num_replays = 0
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """Logits [R, width of the head]; those of a replay are valid until the next call."""
+        """Logits [R, width of the head]; those of a replay are valid until the next call. The batch is used up: another
+        may be written over it."""
         if self.failure is not None or not self._takes(batch):
             return self._forward(batch)
         kind = _kind_of(batch)

@@ -129,14 +129,14 @@ def test_a_chunk_without_logits_is_replayed_and_leaves_the_same_keys_and_values(
     world = World(tmp_path, "llama", "bfloat16", adapters=False)
     request = world.requests[0]
     request.prompt_ids = [world.draw.randrange(3, VOCAB) for _ in range(100)]
-    batches = [world.packed.batch([ScheduledRow(request, start, 10)]) for start in range(0, 60, 10)]
-    assert all(world.forwards(batch).shape == (0, VOCAB) for batch in batches)
+    chunks = [ScheduledRow(request, start, 10) for start in range(0, 60, 10)]
+    assert all(world.forwards(world.packed.batch([chunk])).shape == (0, VOCAB) for chunk in chunks)
     assert world.forwards.num_replays == 3
     left = [cache.clone() for cache in world.caches]
     for cache in world.caches:
         cache.fill_(torch.nan)
-    for batch in batches:
-        world.runner.forward(batch)
+    for chunk in chunks:
+        world.runner.forward(world.packed.batch([chunk]))
     assert all(map(same_bits, left, world.caches))
 
 
