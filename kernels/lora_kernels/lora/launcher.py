@@ -59,12 +59,11 @@ def expert_linear(
 ) -> torch.Tensor:
     """Each row times its expert's weight, plus its own adapter's delta. A row has the same bits beside any others.
 
-    x_EH: [E, H] contiguous, sorted by expert; expert X has the rows starts[X]..starts[X + 1]. weight_XOH: [X, O, H].
-    Returns [E, O]."""
-    native = native_ops(x_EH.dtype)
+    x_EH: [E, H] contiguous, sorted by expert; expert X has the rows starts[X]..starts[X + 1]. weight_XOH: [X, O, H], or
+    turned. Returns [E, O]."""
+    native, [out] = native_ops(x_EH.dtype), group.out_features
     assert native is not None, "asked has_expert_kernel first"
     assert x_EH.dtype == weight_XOH.dtype, "rows and experts share one dtype"
-    num_experts, out, _ = weight_XOH.shape
     y_EO = x_EH.new_empty(len(x_EH), out)
     native.experts(
         None if batch is None else batch.native_address,
@@ -73,8 +72,9 @@ def expert_linear(
         x_EH.data_ptr(),
         weight_XOH.data_ptr(),
         starts.ctypes.data,
-        num_experts,
+        len(starts) - 1,
         out,
+        weight_XOH.dim() == 1,
     )
     return y_EO
 

@@ -27,3 +27,13 @@ def turned(weight_OH: torch.Tensor) -> torch.Tensor:
         weight_OH[whole:].reshape(1, -1, in_features // 2, 2),
     )
     return torch.cat([part.transpose(1, 2).reshape(-1) for part in parts])
+
+
+def turned_experts(weight_XOH: torch.Tensor) -> torch.Tensor | None:
+    """Each expert's weight turned, one after the other: [X * O * H]. None: the CPU has no kernel for it."""
+    if not is_turned_here(weight_XOH[0]) or weight_XOH.shape[1] % BLOCK_ROWS:
+        return None
+    memory = torch.empty(weight_XOH.numel(), dtype=weight_XOH.dtype)
+    for place, weight_OH in zip(memory.view(len(weight_XOH), -1), weight_XOH, strict=True):
+        place.copy_(turned(weight_OH))
+    return memory

@@ -149,7 +149,7 @@ _SIGNATURES: dict[str, list[Any]] = {  # the first nine in the order of ml_repla
     "store_kv": [_P, _P, _P, _P, _P, _I, _I, _I, _I, _P],
     "paged_attention": [_P, _P, _P, _I, _I, _P, _P],
     "turned_linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I],
-    "experts": [_P, _P, _P, _P, _P, _P, _I, _I],
+    "experts": [_P, _P, _P, _P, _P, _P, _I, _I, _I],
     "forbid": [_P, _I, _P, _I, _P, _I, _I],
 }
 _NUM_RECORDED = 9

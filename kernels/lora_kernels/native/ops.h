@@ -167,15 +167,16 @@ void NAME(ml_turned_linear)(const lora_batch *b, const lora_group *g, T *y, int6
 #endif
 
 // y[row] = x[row] . w[e]^T and the adapters' deltas, for the rows starts[e]..starts[e + 1] of each expert e, in the order of ml_linear. w:
-// [experts, N, K]; b: null, or of a group of one module. A thread takes half of an expert's columns at a time.
+// [experts, N, K], or turned, N then a multiple of 32; b: null, or of a group of one module. A thread takes half of an expert's columns
+// at a time.
 void NAME(ml_experts)(const lora_batch *b, const lora_group *g, T *y, const T *x, const T *w, const int64_t *starts, int64_t experts,
-                      int64_t N) {
+                      int64_t N, int64_t is_turned) {
   int64_t K = g->in_features, part = (N + 2 * TILE_COLUMNS - 1) / (2 * TILE_COLUMNS) * TILE_COLUMNS, parts = (N + part - 1) / part;
   char *panels = 0;
 #if defined(PANEL_BYTES)
   int64_t panel_at[experts + 1];
   panel_at[0] = 0;
-  for (int64_t e = 0; e < experts; e++) panel_at[e + 1] = panel_at[e] + PANEL_BYTES(starts[e + 1] - starts[e], K);
+  for (int64_t e = 0; e < experts; e++) panel_at[e + 1] = panel_at[e] + (is_turned ? 0 : PANEL_BYTES(starts[e + 1] - starts[e], K));
   if (panel_at[experts]) panels = (char *)aligned_alloc(64, (size_t)panel_at[experts]);
 #endif
 #pragma omp parallel
@@ -192,6 +193,12 @@ void NAME(ml_experts)(const lora_batch *b, const lora_group *g, T *y, const T *x
       int64_t e = task / parts, lo = task % parts * part, hi = MIN(N, lo + part), M = starts[e + 1] - starts[e];
       const T *rows = x + starts[e] * K, *own = w + e * N * K;
       T *to = y + starts[e] * N;
+#if defined(TURNED)
+      if (is_turned) {
+        turned_part(to, N, rows, K, own, 0, M, K / 2, lo, M ? hi : lo);
+        continue;
+      }
+#endif
 #if defined(PANEL_BYTES)
       if (panel_at[e + 1] > panel_at[e]) {
         for (int64_t n = lo; n < hi; n += TILE_COLUMNS)

@@ -30,7 +30,7 @@ from lora_kernels.elementwise.launcher import silu_mul
 from lora_kernels.lora.batch import ExpertsBatch, LoraBatch, LoraGroup
 from lora_kernels.lora.launcher import add_lora_delta, expert_linear, group_linear, has_expert_kernel
 from lora_kernels.lora.token_rows import embed_own_rows, own_head_rows
-from lora_kernels.lora.turned import is_turned_here, turned
+from lora_kernels.lora.turned import is_turned_here, turned, turned_experts
 from lora_kernels.nf4.launcher import nf4_linear, on_nf4_kernel
 from lora_kernels.nf4.weight import Nf4Weight, nf4_weights
 from lora_kernels.self_test import check_before_use
@@ -228,11 +228,13 @@ class AdapterExperts(nn.Module):
         super().__init__()
         self.base = base
         self._state = state
-        self._weights = tuple(base.get_parameter(name).detach() for name in ("gate_up_proj", "down_proj"))
+        weights = {name: base.get_parameter(name).detach() for name in ("gate_up_proj", "down_proj")}
+        self._num_experts = len(weights["down_proj"])
         self._groups = tuple(
             LoraGroup((row,), weight.shape[2], (weight.shape[1],))
-            for row, weight in zip(first_rows, self._weights, strict=True)
+            for row, weight in zip(first_rows, weights.values(), strict=True)
         )
+        self._weights = tuple(_in_order(base, name, weight) for name, weight in weights.items())
         self._activation = base.get_submodule("act_fn")
         self._is_silu = _is_silu(self._activation)
 
@@ -244,7 +246,7 @@ class AdapterExperts(nn.Module):
         if batch is None and not on_kernel:
             own: torch.Tensor = self.base(x_TH, experts_TK, weights_TK)
             return own
-        routed, order = _routed(batch, experts_TK, len(self._weights[0]))
+        routed, order = _routed(batch, experts_TK, self._num_experts)
         order_E = torch.from_numpy(order).to(x_TH.device)
         gate_up_E2I = self._product(0, x_TH[order_E // experts_TK.shape[1]], routed)
         if on_kernel and self._is_silu:
@@ -265,6 +267,15 @@ class AdapterExperts(nn.Module):
             return expert_linear(x_E, weight, routed.starts, routed.batch, group)
         ends = torch.from_numpy(routed.starts[1:]).int().to(x_E.device)
         return add_lora_delta(_grouped_mm(x_E, weight.transpose(-2, -1), offs=ends), x_E, routed.batch, group)
+
+
+def _in_order(base: nn.Module, name: str, weight_XOH: torch.Tensor) -> torch.Tensor:
+    """Turned, where the CPU reads it so. It takes the parameter's place, so that the other is freed."""
+    in_order = turned_experts(weight_XOH)
+    if in_order is None:
+        return weight_XOH
+    base.register_parameter(name, nn.Parameter(in_order, requires_grad=False))
+    return in_order
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from lora_kernels.lora import launcher
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraGroup, LoraTable
 from lora_kernels.lora.launcher import add_lora_delta, expert_linear, group_linear
 from lora_kernels.lora.reference import lora_delta_reference
-from lora_kernels.lora.turned import is_turned_here, turned
+from lora_kernels.lora.turned import is_turned_here, turned, turned_experts
 from lora_kernels.native.bindings import native_ops
 from support.models.lora import random_table
 
@@ -81,7 +81,7 @@ def test_each_row_of_an_expert_gets_its_adapters_delta_of_that_expert(path: str,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("in_features", "out"), [(64, 80), (97, 33), (256, 250)])
+@pytest.mark.parametrize(("in_features", "out"), [(64, 96), (97, 33), (256, 250), (258, 352)])
 def test_rows_of_experts_have_the_bits_of_linear_layers_beside_any_others(
     in_features: int, out: int, dtype: torch.dtype
 ) -> None:
@@ -101,6 +101,9 @@ def test_rows_of_experts_have_the_bits_of_linear_layers_beside_any_others(
     )
     limit = 1e-6 if dtype is torch.float32 else 2.0**-8
     assert float((got.double() - exact).abs().max() / exact.abs().max()) < limit
+    in_order = turned_experts(weight)
+    if in_order is not None:
+        assert torch.equal(expert_linear(x, in_order, starts, None, group), got)
     for expert in range(len(counts)):
         rows = slice(starts[expert], starts[expert + 1])
         if native.linear_min_rows == 1 or counts[expert] > 1:
