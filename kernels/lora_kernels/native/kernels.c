@@ -120,7 +120,13 @@ static inline v4 hsum4(v16 a, v16 b, v16 c, v16 d) {  // the four sums
 }
 
 static inline v16 splat(float f) { return (v16){0} + f; }
-static inline v16 vmax(v16 a, v16 b) { return (v16)(((i32x16)(a > b) & (i32x16)a) | (~(i32x16)(a > b) & (i32x16)b)); }
+static inline v16 vmax(v16 a, v16 b) {  // b if one is not a number
+#if defined(__AVX512F__)
+  return (v16)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return (v16)(((i32x16)(a > b) & (i32x16)a) | (~(i32x16)(a > b) & (i32x16)b));
+#endif
+}
 
 // exp to 2 ulp for x <= 0 (below -87: 1e-38). Cephes' polynomial on [-ln2/2, ln2/2].
 static inline v16 vexp(v16 x) {

@@ -60,6 +60,25 @@ static void prompt_scores(const prompt_room *room, const attention_args *g, cons
   }
 }
 
+// to[pair of keys][lane] = exp((score - peak) * scale), of all KEYS; returns their sum. has_unseen: some scores are -infinity.
+static inline __attribute__((always_inline)) v16 share_keys(uint32_t *to, const float *scores, v16 peak, float scale, const int has_unseen) {
+  static const uint16_t IN_TURN[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  __m512i in_turn = _mm512_loadu_si512(IN_TURN);
+  v16 sum = splat(0.0f);
+  for (int64_t j = 0; j < KEYS; j += 2) {
+    v16 p[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+      v16 s = load_f32(scores + 32 * (j + i));
+      p[i] = vexp((s - peak) * scale);
+      if (has_unseen) p[i] = (v16)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)s, (__m512)splat(-INFINITY), _CMP_GT_OQ), (__m512)p[i]);
+    }
+    sum += p[0] + p[1];
+    _mm512_storeu_si512(to + 16 * j, _mm512_permutexvar_epi16(in_turn, (__m512i)_mm512_cvtne2ps_pbh((__m512)p[1], (__m512)p[0])));
+  }
+  return sum;
+}
+
 // Attention of two units. Running maximum and sum of each lane, as flash attention does.
 static void prompt_attend(const prompt_room *room, const attention_args *g, const prompt_unit unit[2], bf16 *out, const bf16 *q,
                           int64_t q_token_stride, int64_t q_head_stride, const bf16 *k_head, const bf16 *v_head, const int32_t *table) {
@@ -81,35 +100,30 @@ static void prompt_attend(const prompt_room *room, const attention_args *g, cons
     int64_t count = MIN(KEYS, last - block);
     prompt_scores(room, g, k_head, table, block, last);
     pair_values(room->values, g, v_head, table, block, last);
+    for (int64_t j = count; j < KEYS; j++)
+      for (int v = 0; v < 2; v++) store_f32(room->scores + 32 * j + 16 * v, splat(-INFINITY));
     for (int v = 0; v < 2; v++) {
       float *scores = room->scores + 16 * v;
-      v16 before = peak[v];
-      int is_whole = block + count <= unit[v].position + 1 && (g->window <= 0 || block > unit[v].position + 15 - g->window);
-      for (int64_t j = 0; j < count; j++) {
-        v16 s = load_f32(scores + 32 * j);
-        if (g->softcap > 0.0f) s = soft_capped(s, g->scale, g->softcap);
-        if (!is_whole) {
-          v16 key = splat((float)(block + j));
+      int is_whole = block + KEYS <= unit[v].position + 1 && (g->window <= 0 || block > unit[v].position + 15 - g->window);
+      if (!is_whole || g->softcap > 0.0f)
+        for (int64_t j = 0; j < count; j++) {
+          v16 s = load_f32(scores + 32 * j), key = splat((float)(block + j));
+          if (g->softcap > 0.0f) s = soft_capped(s, g->scale, g->softcap);
           i32x16 seen = (key <= position[v]) & (key > position[v] - window);
-          s = (v16)((seen & (i32x16)s) | (~seen & (i32x16)splat(-INFINITY)));
+          store_f32(scores + 32 * j, (v16)((seen & (i32x16)s) | (~seen & (i32x16)splat(-INFINITY))));
         }
-        if (!is_whole || g->softcap > 0.0f) store_f32(scores + 32 * j, s);
-        peak[v] = vmax(s, peak[v]);
+      v16 before = peak[v], top[4] = {before, before, before, before};
+      for (int64_t j = 0; j < KEYS; j += 4)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) top[i] = vmax(load_f32(scores + 32 * (j + i)), top[i]);
+      peak[v] = vmax(vmax(top[0], top[1]), vmax(top[2], top[3]));
+      if (_mm512_cmp_ps_mask((__m512)before, (__m512)peak[v], _CMP_NEQ_UQ)) {
+        v16 faded = vexp((before - peak[v]) * g->scale);
+        sum[v] *= faded;
+        for (int64_t d = 0; d < D; d++) store_f32(room->out + 32 * d + 16 * v, load_f32(room->out + 32 * d + 16 * v) * faded);
       }
-      v16 faded = vexp((before - peak[v]) * g->scale);
-      sum[v] *= faded;
-      for (int64_t j = 0; j < KEYS; j += 2) {
-        v16 p[2];
-        for (int i = 0; i < 2; i++) {
-          v16 s = j + i < count ? load_f32(scores + 32 * (j + i)) : splat(-INFINITY);
-          v16 e = vexp((s - peak[v]) * g->scale);
-          p[i] = (v16)((i32x16)e & (s > splat(-INFINITY)));
-          sum[v] += p[i];
-        }
-        u32x16 pair = (bf16_bits(p[0]) & 0xffff) | (bf16_bits(p[1]) << 16);
-        memcpy(room->shares + 16 * (j + v), &pair, sizeof pair);
-      }
-      for (int64_t d = 0; d < D; d++) store_f32(room->out + 32 * d + 16 * v, load_f32(room->out + 32 * d + 16 * v) * faded);
+      sum[v] += is_whole ? share_keys(room->shares + 16 * v, scores, peak[v], g->scale, 0)
+                         : share_keys(room->shares + 16 * v, scores, peak[v], g->scale, 1);
     }
     for (int64_t d = 0; d < D; d += 8)
       pair_tile(8, 2, room->values + d, 1, D, room->shares, (count + 1) / 2, room->out + 32 * d, room->out + 32 * d, 0);
