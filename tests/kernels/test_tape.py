@@ -64,9 +64,19 @@ def test_memory_of_a_tensor_that_died_is_used_again_within_a_function() -> None:
     memory = TapeMemory()
     x = torch.randn(64, 32)
     tape = recorded(deep, x, memory)
-    assert memory.num_bytes <= 3 * x.nbytes
+    assert memory.num_bytes <= 2 * x.nbytes
     x.mul_(2.0).add_(1.0)
     assert torch.equal(tape.replay(), deep(x))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("numbers", [range(2, 130), range(129, 1, -1)])
+def test_tapes_of_all_numbers_of_rows_hold_little_more_than_the_largest(numbers: range) -> None:
+    alone, memory = TapeMemory(), TapeMemory()
+    recorded(layer, torch.randn(max(numbers), 32), alone)
+    for rows in numbers:
+        recorded(layer, torch.randn(rows, 32), memory)
+    assert memory.num_bytes <= 4 * alone.num_bytes
 
 
 KEPT: list[torch.Tensor] = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections import defaultdict
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -32,6 +32,7 @@ _VARYING = {
     torch.Tag.nondeterministic_seeded,
 }
 _ALIGN_BYTES = 64
+_MOST_OVERSIZE = 4  # a free piece this many times as large is taken, and no larger one
 
 
 class NotRecordable(Exception):
@@ -39,10 +40,11 @@ class NotRecordable(Exception):
 
 
 class TapeMemory:
-    """Memory for all tensors of tapes that share it, in pieces of few sizes. For one thread at a time."""
+    """Memory for all tensors of tapes that share it, in pieces whose sizes are powers of two. Whatever the tapes' numbers
+    of rows, it is at most about four times what the largest needs. For one thread at a time."""
 
     def __init__(self) -> None:
-        self._free: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
+        self._free: list[NDArray[np.uint8]] = []  # the smallest first
         self._pieces: dict[int, NDArray[np.uint8]] = {}  # by address
         self.num_live = 0
 
@@ -54,7 +56,7 @@ class TapeMemory:
         """An uninitialised tensor of the same shape, strides and dtype. Its memory is free when its storage dies."""
         spans = [(size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
         num_bytes = (1 + sum(spans)) * tensor.element_size() if tensor.numel() else 1
-        piece = self._take(_size_class(num_bytes))
+        piece = self._take(num_bytes)
         held = piece[:]  # what the tensor keeps; another array than `piece`, so that it dies with the tensor
         weakref.finalize(held, self._give_back, piece).atexit = False
         return _tensor_on(held, tensor, 0)
@@ -69,23 +71,19 @@ class TapeMemory:
 
     def _take(self, num_bytes: int) -> NDArray[np.uint8]:
         self.num_live += 1
-        if self._free[num_bytes]:
-            return self._free[num_bytes].pop()
-        room = np.empty(num_bytes + _ALIGN_BYTES, dtype=np.uint8)
+        size = max(_ALIGN_BYTES, 1 << (num_bytes - 1).bit_length())
+        index = bisect_left(self._free, size, key=len)
+        if index < len(self._free) and len(self._free[index]) <= _MOST_OVERSIZE * size:
+            return self._free.pop(index)
+        room = np.empty(size + _ALIGN_BYTES, dtype=np.uint8)
         first = -room.ctypes.data % _ALIGN_BYTES
-        piece = room[first : first + num_bytes]
+        piece = room[first : first + size]
         self._pieces[piece.ctypes.data] = piece
         return piece
 
     def _give_back(self, piece: NDArray[np.uint8]) -> None:
         self.num_live -= 1
-        self._free[len(piece)].append(piece)
-
-
-def _size_class(num_bytes: int) -> int:
-    """Rounded up to an eighth of a power of two, so that tapes of neighbouring numbers of rows share their pieces."""
-    step = max(_ALIGN_BYTES, 1 << max(0, num_bytes.bit_length() - 4))
-    return -(-num_bytes // step) * step
+        insort(self._free, piece, key=len)
 
 
 def _tensor_on(memory: NDArray[np.uint8], like: torch.Tensor, offset: int) -> torch.Tensor:
