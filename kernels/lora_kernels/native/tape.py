@@ -40,8 +40,8 @@ class NotRecordable(Exception):
 
 
 class TapeMemory:
-    """Memory for all tensors of tapes that share it, in pieces whose sizes are powers of two. Whatever the tapes' numbers
-    of rows, it is at most about four times what the largest needs. For one thread at a time."""
+    """Memory for all tensors of tapes that share it, in pieces whose sizes are powers of two. Whatever numbers of rows
+    the tapes have, it is at most about four times what the largest needs. For one thread at a time."""
 
     def __init__(self) -> None:
         self._free: list[NDArray[np.uint8]] = []  # the smallest first
