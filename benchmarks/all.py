@@ -30,6 +30,7 @@ NAMES = (
     "versus_vllm",
     "versus_llama_server",
     "prompt_lookup",
+    "tenant_text",
 )
 
 

@@ -108,6 +108,7 @@ class Engine:
         self._faults.forget(digest)
         self.tiers.forget(digest)
         self.scheduler.pool.drop_adapter(digest)
+        self.scheduler.lookup.forget_adapter(digest)
         self._names.pop(digest, None)
 
     def warm_adapter(self, digest: AdapterDigest, name: str, owner: Owner) -> Residency:

@@ -77,7 +77,7 @@ class SchedulerSettings:
     prompt_lookup: int | None = setting(
         None,
         "Maximum tokens that prompt lookup adds to a forward of few requests: guesses of what they say next, from "
-        "what they have said; 0: none (default: 7; on a GPU 0).",
+        "what they and their tenant's earlier answers said; 0: none (default: 7; on a GPU 0).",
         at_least=0,
         at_most=63,
         unit="tokens",

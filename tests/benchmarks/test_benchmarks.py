@@ -36,6 +36,7 @@ EXPECTED = {
     "versus_vllm": (3, {"load", "busy", "unit", "ours", "theirs", "times_as_fast", "ours_ttft_ms", "theirs_token_ms"}),
     "versus_llama_server": (3, {"load", "busy", "unit", "ours", "theirs", "times_as_fast", "peer", "peer_setting"}),
     "prompt_lookup": (5, {"case", "ratio", "same_tokens", "steps", "steps_without", "guessed", "right"}),
+    "tenant_text": (7, {"case", "ratio", "same_tokens", "steps", "steps_without", "drafted", "right"}),
     "soak": (5, {"hours", "rss_mb", "anon_mb", "num_files", "kv_usage", "waiting", "quiet_ttft_p95_ms", "num_faults"}),
 }
 
@@ -127,6 +128,11 @@ def guesses_saved_forwards_and_changed_no_token(rows: list[dict[str, str]]) -> N
     assert float(by_case["32 requests repeat"]["guessed"]) == 0
 
 
+def earlier_answers_saved_forwards_and_changed_no_token(rows: list[dict[str, str]]) -> None:
+    assert all(row["same_tokens"] == "True" for row in rows)
+    assert all(float(row["steps"]) < 0.95 * float(row["steps_without"]) for row in rows if "hot" not in row["case"])
+
+
 def everything_happened_and_nothing_failed(rows: list[dict[str, str]]) -> None:
     last = rows[-1]
     assert int(last["num_faults"]) == 0
@@ -141,6 +147,7 @@ CHECKS: dict[str, Callable[[list[dict[str, str]]], None]] = {
     "paging": adapters_were_paged_and_loaded,
     "server_load": every_popularity_was_answered,
     "prompt_lookup": guesses_saved_forwards_and_changed_no_token,
+    "tenant_text": earlier_answers_saved_forwards_and_changed_no_token,
     "activated_lora": only_ordinary_lora_computes_the_conversation_again,
     "versus_vllm": one_server_is_both_sides,
     "versus_llama_server": one_server_is_both_sides,

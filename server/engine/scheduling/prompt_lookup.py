@@ -1,18 +1,22 @@
 """Guesses the tokens that a request says next, from what stands in its prompt and answer already (prompt lookup, as
-n-gram speculation is also called). Knows tokens and free blocks; knows no queue, no clock and no tensors.
+n-gram speculation is also called), else from its tenant's earlier answers of the same adapter. Knows tokens and free
+blocks; knows no queue, no clock and no tensors.
 
 A guessed token costs a part of a forward, on a CPU up to a third of one, and a right one saves one. Each is kept if it
 is what would have been drawn without it, by the same random number. So a guess may save a forward, and never changes a
-token. A request looks at its own tokens alone: nothing of another's can come up in its guesses.
+token. A request sees what the prefix cache may give it, and nothing else comes up in its guesses: its own tokens, and
+its tenant's if that cache is on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from adapters_store.base.description import AdapterDigest
 from server.engine.request import Request
 from server.engine.schedule import Schedule, ScheduledRow
 from server.engine.scheduling.block_pool import BlockPool
+from server.engine.scheduling.phrases import Phrases
 
 MATCH = 3  # tokens that must stand there already: what followed them is the guess
 MOST_INDEXED = 8192  # tokens of a prompt's end: indexing 8,192 takes some 3 ms
@@ -22,37 +26,52 @@ _LEFT_FREE = 8  # one block of eight stays free of drafts
 
 
 @dataclass(slots=True)
+class _Pace:
+    """How much one source may guess for one request. limit: most tokens of the next draft. rest_until: no draft before
+    the output is so long."""
+
+    limit: int = FIRST
+    num_misses: int = 0
+    rest_until: int = 0
+
+    def learn(self, length: int, num_right: int, num_output: int) -> None:
+        """Longer drafts after one that was right, none for a while after one that was wrong from its first token."""
+        if num_right == 0:
+            self.num_misses += 1
+            self.limit = 1
+            self.rest_until = num_output + min(_MOST_REST, 4 ** (self.num_misses - 1) - 1)
+        else:
+            self.num_misses = 0
+            self.limit = 2 * length if num_right == length else num_right
+
+
+@dataclass(slots=True)
 class _Guesser:
     """Of one request. num_indexed: the position from which runs of MATCH tokens are not in `ends` yet. ends: the
     position behind the last occurrence of each.
 
-    limit: most tokens of the next draft. rest_until: no draft before the output is so long. last: lengths of the output
-    and of the draft when it last guessed.
+    own, phrases: how much its own text may guess, and earlier answers. last: lengths of the output and of the draft
+    when it last guessed, and the pace of that source.
     """
 
     num_indexed: int
-    limit: int
     ends: dict[tuple[int, ...], int] = field(default_factory=dict)
-    num_misses: int = 0
-    rest_until: int = 0
-    last: tuple[int, int] | None = None
+    own: _Pace = field(default_factory=_Pace)
+    phrases: _Pace = field(default_factory=_Pace)
+    is_over: bool = False
+    last: tuple[int, int, _Pace] | None = None
 
     def learn(self, num_output: int) -> None:
-        """How many tokens of the last draft were right: longer drafts after one that was right, none for a while after
-        one that was wrong from its first token, none ever again after one whose forward gave the request no token."""
+        """How many tokens of the last draft were right. No draft ever again after one whose forward gave the request no
+        token."""
         if self.last is None:
             return
-        (before, length), self.last = self.last, None
+        (before, length, pace), self.last = self.last, None
         num_right = num_output - before - 1
         if num_right < 0:
-            self.rest_until = 2**62
-        elif num_right == 0:
-            self.num_misses += 1
-            self.limit = 1
-            self.rest_until = num_output + min(_MOST_REST, 4**self.num_misses)
+            self.is_over = True
         else:
-            self.num_misses = 0
-            self.limit = 2 * length if num_right == length else num_right
+            pace.learn(length, num_right, num_output)
 
     def index(self, request: Request) -> None:
         """All runs but the last, which is what the guess looks for."""
@@ -80,6 +99,7 @@ class PromptLookup:
         self.most = most
         self._pool = pool
         self._guessers: dict[str, _Guesser] = {}
+        self.phrases = Phrases() if most and pool.settings.enable_prefix_cache else None
 
     def add_drafts(self, schedule: Schedule) -> None:
         """Give decode rows a draft, the first admitted first, if the forward has no prompt and few rows. Allocates the
@@ -97,23 +117,37 @@ class PromptLookup:
                 schedule.num_decodes -= 1
         schedule.rows.sort(key=_has_draft)
 
-    def forget(self, request_id: str) -> None:
+    def forget(self, request: Request) -> None:
         """The request is over."""
-        self._guessers.pop(request_id, None)
+        self._guessers.pop(request.id, None)
+        if self.phrases is not None:
+            self.phrases.learn(request)
+
+    def forget_adapter(self, digest: AdapterDigest) -> None:
+        """The adapter left service."""
+        if self.phrases is not None:
+            self.phrases.forget_adapter(digest)
 
     def guess(self, request: Request, most: int) -> list[int]:
         """At most `most` tokens that may follow the request's last one; empty: it has no idea."""
         guesser = self._guessers.get(request.id)
         if guesser is None:
-            guesser = _Guesser(max(0, len(request.prompt_ids) - MOST_INDEXED), limit=FIRST)
+            guesser = _Guesser(max(0, len(request.prompt_ids) - MOST_INDEXED))
             self._guessers[request.id] = guesser
-        guesser.learn(len(request.output_ids))
-        if len(request.output_ids) < guesser.rest_until or request.num_tokens <= MATCH:
+        num_output = len(request.output_ids)
+        guesser.learn(num_output)
+        if guesser.is_over or request.num_tokens <= MATCH:
             return []
-        guesser.index(request)
-        draft = guesser.guess(request, min(most, guesser.limit))
+        draft: list[int] = []
+        pace = guesser.own
+        if num_output >= pace.rest_until:
+            guesser.index(request)
+            draft = guesser.guess(request, min(most, pace.limit))
+        if not draft and self.phrases is not None and num_output >= guesser.phrases.rest_until:
+            pace = guesser.phrases
+            draft = self.phrases.draft(request, min(most, pace.limit))
         if draft:
-            guesser.last = len(request.output_ids), len(draft)
+            guesser.last = num_output, len(draft), pace
         return draft
 
     def _draft(self, request: Request, room: int) -> list[int]:

@@ -184,7 +184,7 @@ class Scheduler:
         else:
             self._waiting.remove(request)
         request.status = Status.FINISHED
-        self.lookup.forget(request.id)
+        self.lookup.forget(request)
         del self._requests[request.id]
 
     def discard(self, request: Request) -> None:

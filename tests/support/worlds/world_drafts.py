@@ -38,10 +38,10 @@ class WorldDrafts(PromptLookup):
         self._last[request.id] = num_output
         return [self._random.randrange(90) if self._random.random() < _WRONG else token for token in coming]
 
-    def forget(self, request_id: str) -> None:
-        super().forget(request_id)
-        self._never.discard(request_id)
-        self._last.pop(request_id, None)
+    def forget(self, request: Request) -> None:
+        super().forget(request)
+        self._never.discard(request.id)
+        self._last.pop(request.id, None)
 
 
 def right_ones(draft: Sequence[int], states: Sequence[int]) -> list[int]:

@@ -30,9 +30,9 @@ def pool(num_blocks: int = 64, **settings: object) -> BlockPool:
 def test_what_followed_the_last_tokens_before_is_guessed() -> None:
     lookup = PromptLookup(7, pool())
     assert lookup.guess(request([*PHRASE, 9], [9, 40, 41, 42]), 3) == [43, 44], "the first draft is short"
-    lookup.forget("r")
+    lookup.forget(request([1], []))
     assert lookup.guess(request([1, 2, 3, 4, 5], [6, 7]), 3) == []
-    lookup.forget("r")
+    lookup.forget(request([1], []))
     assert lookup.guess(request([9, 1, 2, 3, 8, 1, 2, 3, 7, 1, 2], [3]), 2) == [7, 1], "the latest place counts"
 
 

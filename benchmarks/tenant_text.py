@@ -1,0 +1,231 @@
+"""What drafts from an adapter's earlier answers gain and cost one stream: the same engine with them and without.
+
+The demo's base and tenants. The server has answered a tenant's questions before; then it is asked in new wordings, one
+question after another, on topics that it was asked about or on new ones. Hot answers are drawn at temperature 1.5.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from adapters_store.base.description import AdapterDigest
+from adapters_store.store import AdapterStore
+from benchmarks.common.adapters import TENANT
+from benchmarks.common.report import Report, Row, number
+from benchmarks.common.timing import Spread, interleaved, ratio
+from server.demo.assets import ADAPTERS_FOLDER, BASE_FOLDER
+from server.demo.recipe.questions import questions
+from server.demo.recipe.styles import TENANTS, Style
+from server.demo.recipe.texts import load_topics
+from server.engine.request import Request, SamplingParams
+from server.engine.schedule import CPU_STEP
+from server.engine.scheduling.prompt_lookup import PromptLookup
+from server.engine.startup.build import EngineParts, build_engine
+from server.engine.startup.settings import EngineSettings
+from server.engine.text.chat_options import ChatOptions
+from server.engine.text.tokenizer import Tokenizer
+
+HOT = 1.5
+QUESTIONS_A_ROUND = 12
+MAX_TOKENS = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """is_new: the topics of its questions are not in what was answered before."""
+
+    tenant: Style
+    is_new: bool
+    temperature: float
+    target: float  # tokens per second with drafts from earlier answers / without
+
+    @property
+    def name(self) -> str:
+        return f"{self.tenant}, {'new' if self.is_new else 'known'} topics{', hot' if self.temperature else ''}"
+
+
+CASES = [
+    *(Case(tenant, is_new=False, temperature=0.0, target=1.5) for tenant in TENANTS),
+    *(Case(tenant, is_new=True, temperature=0.0, target=0.98) for tenant in TENANTS),
+    Case(Style.LAW, is_new=False, temperature=HOT, target=0.98),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """A tenant's questions: those answered before, and new wordings on their topics and on others."""
+
+    before: list[str]
+    known: list[str]
+    new: list[str]
+
+    @classmethod
+    def drawn(cls, num_before: int) -> Prompts:
+        rng = random.Random(5)
+        topics = load_topics()
+        new = {id(topic) for topic in rng.sample(topics, len(topics) // 5)}
+        asked = list(questions(topics))
+        rng.shuffle(asked)
+        return cls(
+            [each.prompt for each in asked if not each.held_out and id(each.topic) not in new][:num_before],
+            [each.prompt for each in asked if each.held_out and id(each.topic) not in new],
+            [each.prompt for each in asked if each.held_out and id(each.topic) in new],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    tokens_per_s: float
+    tokens: list[list[int]]
+    num_steps: float
+    num_drafted: float
+    num_right: float
+
+
+class Bench:
+    """The engine with the demo's adapters."""
+
+    def __init__(self, parts: EngineParts, digests: dict[Style, AdapterDigest]) -> None:
+        self.engine, self._digests = parts.engine, digests
+        self._tokenizer = Tokenizer.load(BASE_FOLDER)
+        self._num_requests = 0
+
+    def request(self, tenant: Style, prompt: str, temperature: float, seed: int) -> Request:
+        self._num_requests += 1
+        ids = self._tokenizer.encode_chat([{"role": "user", "content": prompt}], ChatOptions())
+        params = SamplingParams(
+            max_tokens=MAX_TOKENS, temperature=temperature, seed=seed, end_ids=tuple(self._tokenizer.chat_end_ids)
+        )
+        return Request(f"t{self._num_requests}", TENANT, ids, params, self._digests[tenant])
+
+    def answer(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self.engine.add(request)
+        while self.engine.scheduler.num_running + self.engine.scheduler.num_waiting:
+            assert all(event.error is None for event in self.engine.step())
+
+    def lookup(self, tenant: Style | None, before: Sequence[str], temperature: float = 0.0) -> PromptLookup:
+        """With what the tenant's adapter answered before; None: with drafts from a request's own text alone."""
+        lookup = self.engine.scheduler.lookup = PromptLookup(CPU_STEP.drafts, self.engine.scheduler.pool)
+        if tenant is None:
+            lookup.phrases = None
+        else:
+            self.answer([self.request(tenant, prompt, temperature, seed) for seed, prompt in enumerate(before)])
+        return lookup
+
+    def runner(self, case: Case, prompts: Prompts, lookup: PromptLookup) -> Callable[[], Run]:
+        """The same questions with and without, and new ones in each round."""
+        pool = prompts.new if case.is_new else prompts.known
+        starts = iter(range(0, len(pool), QUESTIONS_A_ROUND))
+
+        def run() -> Run:
+            start = next(starts)
+            chosen = pool[start : start + QUESTIONS_A_ROUND]
+            requests = [self.request(case.tenant, prompt, case.temperature, 7 + start) for prompt in chosen]
+            self.engine.scheduler.lookup = lookup
+            before, began_s = self.engine.stats().counters, time.perf_counter()
+            for request in requests:
+                self.answer([request])
+            took_s, after = time.perf_counter() - began_s, self.engine.stats().counters
+            steps, drafted, right = (
+                after[name] - before[name] for name in ("steps", "draft_tokens", "accepted_draft_tokens")
+            )
+            tokens = [request.output_ids for request in requests]
+            return Run(sum(map(len, tokens)) / took_s, tokens, steps, drafted, right)
+
+        return run
+
+
+@contextmanager
+def demo_bench() -> Iterator[Bench]:
+    with ExitStack() as stack:
+        store = AdapterStore.open(Path(stack.enter_context(TemporaryDirectory())))
+        stack.callback(store.close)
+        parts = build_engine(EngineSettings(base=BASE_FOLDER, device="cpu"), store)
+        stack.callback(parts.close)
+        store.tenants.create(TENANT)
+        digests = {
+            tenant: store.publish(
+                tenant=TENANT,
+                name=tenant,
+                config=(ADAPTERS_FOLDER / tenant / "adapter_config.json").read_bytes(),
+                weights=ADAPTERS_FOLDER / tenant / "adapter_model.safetensors",
+                base=parts.base.description,
+            ).digest
+            for tenant in TENANTS
+        }
+        yield Bench(parts, digests)
+
+
+def row_of(case: Case, plain: Sequence[Run], drafted: Sequence[Run]) -> Row:
+    speeds, before = [run.tokens_per_s for run in drafted], [run.tokens_per_s for run in plain]
+    return {
+        "case": case.name,
+        "target": case.target,
+        "same_tokens": all(one.tokens == other.tokens for one, other in zip(plain, drafted, strict=True)),
+        "steps": sum(run.num_steps for run in drafted),
+        "steps_without": sum(run.num_steps for run in plain),
+        "drafted": sum(run.num_drafted for run in drafted),
+        "right": sum(run.num_right for run in drafted),
+        **Spread.of(speeds).columns("tok_per_s"),
+        **Spread.of(before).columns("tok_per_s_without"),
+        **ratio(speeds, before).columns("ratio"),
+    }
+
+
+def print_summary(report: Report, rows: Sequence[Row]) -> None:
+    lines = [
+        [
+            str(row["case"]),
+            f"{number(row['tok_per_s']):.0f}",
+            f"{number(row['tok_per_s_without']):.0f}",
+            f"{number(row['ratio']):.2f} ({number(row['ratio_min']):.2f}..{number(row['ratio_max']):.2f})",
+            f"{number(row['target']):.2f}",
+            f"{number(row['steps']):.0f} / {number(row['steps_without']):.0f}",
+            f"{number(row['right']):.0f} of {number(row['drafted']):.0f}",
+        ]
+        for row in rows
+    ]
+    headers = ["case", "tok/s", "without", "ratio (min..max)", "goal", "forwards / without", "right drafts"]
+    report.print_table("Drafts from earlier answers, medians over rounds", headers, lines)
+
+
+def plot(report: Report, rows: Sequence[Row]) -> None:
+    by_case = {str(row["case"]): number(row["ratio"]) for row in rows}
+    figure, [axes] = report.figure("An answer in phrases that the adapter used before comes sooner", panels=1)
+    axes.barh(list(by_case), list(by_case.values()))
+    axes.set_xlabel("tokens per second with drafts from earlier answers / without")
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    report.save_plot(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    report = Report.from_arguments("tenant_text", __doc__, arguments)
+    prompts = Prompts.drawn(40 if report.quick else 600)
+    with demo_bench() as bench:
+        plain = bench.lookup(None, [])
+        cases: dict[str, Callable[[], Run]] = {}
+        for case in CASES:
+            lookup = bench.lookup(case.tenant, prompts.before, case.temperature)
+            cases[f"{case.name}, without"] = bench.runner(case, prompts, plain)
+            cases[f"{case.name}, with"] = bench.runner(case, prompts, lookup)
+        runs = interleaved(
+            cases,
+            rounds=2 if report.quick else 5,
+            say=report.say,
+            show=lambda run: f"{run.tokens_per_s:.1f} tok/s",
+        )
+    rows = [row_of(case, runs[f"{case.name}, without"], runs[f"{case.name}, with"]) for case in CASES]
+    report.write_csv(rows)
+    plot(report, rows)
+    print_summary(report, rows)
+
+
+if __name__ == "__main__":
+    main()
