@@ -61,7 +61,7 @@ def rotates_while_storing(q_HTD: torch.Tensor, k_HTD: torch.Tensor, cos_TR: torc
 
 def _native_for(q_HTD: torch.Tensor) -> NativeOps | None:
     head_dim = q_HTD.shape[2]
-    if q_HTD.device.type != "cpu" or head_dim % 16 or head_dim > NATIVE_MAX_HEAD_DIM:
+    if not q_HTD.is_cpu or head_dim % 16 or head_dim > NATIVE_MAX_HEAD_DIM:
         return None
     return native_ops(q_HTD.dtype)
 

@@ -74,7 +74,7 @@ def rope_in_place(x_1HTD: torch.Tensor, cos_1TR: torch.Tensor, sin_1TR: torch.Te
 
     Returns False, with x unchanged, if there is no kernel for these tensors.
     """
-    if x_1HTD.stride(3) != 1 or cos_1TR.dtype is not x_1HTD.dtype or len(x_1HTD) != 1:
+    if x_1HTD.stride(3) != 1 or cos_1TR.dtype is not x_1HTD.dtype or x_1HTD.shape[0] != 1:
         return False
     if on_triton(x_1HTD, "elementwise"):
         from lora_kernels.elementwise.triton_elementwise import rope_triton
@@ -107,4 +107,4 @@ def forbid_tokens(scores_RV: torch.Tensor, rows_C: torch.Tensor, allowed_CB: tor
 
 
 def _native_for(x: torch.Tensor) -> NativeOps | None:
-    return native_ops(x.dtype) if x.device.type == "cpu" else None
+    return native_ops(x.dtype) if x.is_cpu else None

@@ -21,7 +21,7 @@ def on_nf4_kernel(x_TH: torch.Tensor) -> bool:
     """Whether the rows are few enough and a kernel exists for their device."""
     if on_triton(x_TH, "nf4"):
         return len(x_TH) <= NF4_MAX_ROWS and x_TH.element_size() == 2
-    native = native_ops(x_TH.dtype) if x_TH.device.type == "cpu" else None
+    native = native_ops(x_TH.dtype) if x_TH.is_cpu else None
     return native is not None and len(x_TH) <= native.nf4_max_rows
 
 
