@@ -92,6 +92,9 @@ def _show_ready(settings: ServeSettings, parts: EngineParts, url: str, output: O
     output.event("ready", url=url, base=worker.served_name, auth=settings.api.auth, pid=os.getpid())
     output.say(f"ready on {url}", style="bold green")
     is_open = settings.api.auth == "off"
+    urls = {"MULTILORA_DATABASE_URL": settings.database_url, "MULTILORA_BLOB_URL": settings.blob_url}
+    if needed := [name for name, url in urls.items() if url]:
+        output.say(f"commands need the server's own {' and '.join(needed)}")
     if is_open:
         output.say(
             "--auth off: any client that reaches this address can send requests for every tenant", style="yellow"

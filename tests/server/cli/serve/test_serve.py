@@ -152,8 +152,10 @@ def test_sigterm_lets_a_stream_come_to_its_end_and_exits_0(
     serve_process: Command, wait_ready: Command, run_json: Command, base: Path, tmp_path: Path
 ) -> None:
     key = "an-admin-key-of-ours"
-    options = ("--base", base, "--served-name", "mine", "--data-dir", tmp_path, "--auth", "off")
-    with serve_process(*options, env={"MULTILORA_ADMIN_KEY": key}) as server:
+    data_dir, objects = tmp_path / "data", tmp_path / "objects"
+    options = ("--base", base, "--served-name", "mine", "--data-dir", data_dir, "--auth", "off")
+    environment = {"MULTILORA_ADMIN_KEY": key, "MULTILORA_BLOB_URL": objects.as_uri()}
+    with serve_process(*options, env=environment) as server:
         wait_ready(server)
         body = {"model": "mine", "prompt": "x", "max_tokens": 200, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
@@ -167,9 +169,10 @@ def test_sigterm_lets_a_stream_come_to_its_end_and_exits_0(
     assert f"ready on {server.url}" in server.lines
     assert any("KV cache" in line for line in server.lines)
     assert any(line.startswith("--auth off: ") for line in server.lines)
+    assert "commands need the server's own MULTILORA_BLOB_URL" in server.lines
     assert server.lines[-1] == "stopped"
     assert not any(key in line for line in (*server.lines, *server.log))
-    assert not (tmp_path / "admin.key").exists()
+    assert not (data_dir / "admin.key").exists()
     assert not any("Traceback" in line for line in server.log)
 
 
