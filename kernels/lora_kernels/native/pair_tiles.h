@@ -269,6 +269,7 @@ static void (*const TURNED_KERNELS[TURNED_TOKENS][2])(TURNED_PARAMETERS) = {
 // tokens than one kernel takes, each fetches its share of the next block.
 static void turned_part(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, int64_t M, int64_t K2,
                         int64_t lo, int64_t hi) {
+  if (!M) return;
   int64_t groups = (M + TURNED_TOKENS - 1) / TURNED_TOKENS;
   for (int64_t n = lo, vectors; n < hi; n += 16 * vectors) {
     vectors = hi - n >= 32 ? 2 : 1;

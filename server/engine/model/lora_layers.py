@@ -52,7 +52,16 @@ class LoraState:
 class LinearGroup:
     """Linear layers that read the same input, computed together when the first of them is called."""
 
-    def __init__(self, linears: Sequence[nn.Module], group: LoraGroup, state: LoraState, *, is_head: bool) -> None:
+    def __init__(
+        self,
+        linears: Sequence[nn.Module],
+        group: LoraGroup,
+        state: LoraState,
+        *,
+        is_head: bool,
+        embedding_VH: torch.Tensor | None = None,
+    ) -> None:
+        """embedding_VH: the model's; a head that shares its memory keeps its rows as they lie."""
         self.group = group
         self.state = state
         self.is_head = is_head
@@ -61,7 +70,8 @@ class LinearGroup:
         self.quantized = [] if all(type(linear) in (nn.Linear, Conv1D) for linear in linears) else list(linears)
         if not self.quantized:
             self.weight, self.bias = _fused(linears)
-            if not is_head and is_turned_here(self.weight):
+            is_shared = embedding_VH is not None and self.weight.data_ptr() == embedding_VH.data_ptr()
+            if not is_shared and is_turned_here(self.weight):
                 self.weight = turned(self.weight)
 
     def output_of(self, index: int, x: torch.Tensor) -> torch.Tensor:
@@ -301,6 +311,7 @@ def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
     On a GPU, every kernel is tested there before the model can use it."""
     check_before_use(next(model.parameters()).device, DTYPES[base.dtype])
     state, family = LoraState(), family_of(base.architecture)
+    embedding_VH = model.get_submodule(family.embedding).get_parameter("weight")
     for paths in base.groups:
         linears = [model.get_submodule(path) for path in paths]
         shapes = [base.modules[path] for path in paths]
@@ -309,7 +320,7 @@ def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
         if family.is_router(paths[0]):
             model.set_submodule(paths[0], AdapterRouter(linears[0], group, state))
             continue
-        joined = LinearGroup(linears, group, state, is_head=paths == (HEAD,))
+        joined = LinearGroup(linears, group, state, is_head=paths == (HEAD,), embedding_VH=embedding_VH)
         for index, path in enumerate(paths):
             model.set_submodule(path, GroupMember(joined, index))
     stacks = list(base.experts)

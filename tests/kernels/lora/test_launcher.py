@@ -214,7 +214,7 @@ def test_turned_weights_give_the_bits_of_weights_as_they_lie(
     bias = torch.randn(total).bfloat16() if with_bias else None
     group = LoraGroup(tuple(range(len(out_features))), in_features, out_features)
     table, x = random_table([group], RANKS, torch.bfloat16), torch.randn(130, in_features).bfloat16()
-    for num_rows in (*range(1, 27), 64, 130):
+    for num_rows in (*range(27), 64, 130):
         batch = LoraBatch(table, row_slots("distinct", num_rows))
         for adapters in (None, batch):
             got = group_linear(x[:num_rows], turned(weight), bias, adapters, group)
