@@ -10,12 +10,13 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 _READ_ONLY = (errno.EROFS, errno.EACCES)
+Data = bytes | memoryview | Iterable[memoryview]  # at once, or piece by piece
 
 
 class Filesystem:
@@ -27,10 +28,11 @@ class Filesystem:
     def copy(self, source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
-    def write(self, target: Path, data: bytes | memoryview) -> None:
-        target.write_bytes(data)
+    def write(self, target: Path, data: Data) -> None:
+        with target.open("wb") as stream:
+            stream.writelines((data,) if isinstance(data, bytes | memoryview) else data)
 
-    def write_atomic(self, target: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
+    def write_atomic(self, target: Path, data: Data, *, durable: bool = True) -> None:
         """A reader finds the old file or the new one, whole. durable: also after a power cut."""
         aside = target.with_name(f".{target.name}.{uuid4().hex}")
         try:

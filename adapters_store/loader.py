@@ -22,7 +22,7 @@ from adapters_store.storage.blobs import Blobs
 from adapters_store.storage.database import Database
 from adapters_store.versions import registry
 from adapters_store.versions.quarantine import Quarantine
-from lora_kernels.background import Later, TimeSlices
+from lora_kernels.background import Later, Pace, TimeSlices
 
 # What accepted bytes never give. Any other refusal is of this version, and another may serve the adapter.
 _DAMAGE = frozenset(
@@ -93,10 +93,10 @@ class AdapterLoader:
             return False
         return True
 
-    def keep(self, packed: PackedAdapter, base: BaseDescription) -> None:
+    def keep(self, packed: PackedAdapter, base: BaseDescription, pace: Pace) -> None:
         """Write the packed form, if there is room: it makes the next load faster."""
         if self._blobs.has_room(packed.num_bytes):
-            keep_packed(self._blobs.folder(packed.digest), packed, base)
+            keep_packed(self._blobs.folder(packed.digest), packed, base, pace)
             self._blobs.added(packed.digest, packed.num_bytes)
 
     def quarantine_adapter(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:

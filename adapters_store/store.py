@@ -205,7 +205,7 @@ class AdapterStore:
                     limit = self._limits.max_versions_per_tenant
                     heal(connection, packed.digest)
                     version = registry.add_version(connection, draft, config, max_versions=limit)
-        self._loader.keep(packed, base)
+        self._loader.keep(packed, base, TimeSlices())
         return version
 
     def resolve(self, tenant: str, ref: str, sticky: str | None = None) -> AdapterVersion:
@@ -275,7 +275,7 @@ class AdapterStore:
         *,
         buffers: HostBuffers | None = None,
         slices: TimeSlices | None = None,
-        later: Later = lambda work: work(),
+        later: Later = lambda work: work(TimeSlices()),
     ) -> PackedAdapter:
         """Read an adapter into one buffer in device layout.
 

@@ -25,7 +25,7 @@ from adapters_store.format.dtypes import type_of_base
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter, PackedModule
 from lora_kernels import background
-from lora_kernels.background import TimeSlices
+from lora_kernels.background import Pace, TimeSlices
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def read_packed(
     return PackedAdapter(digest, buffer, modules, index.get("int8", False))
 
 
-def keep_packed(folder: Path, adapter: PackedAdapter, base: BaseDescription) -> None:
+def keep_packed(folder: Path, adapter: PackedAdapter, base: BaseDescription, pace: Pace) -> None:
     """Write it for the next load. If that fails (disk full, blob deleted meanwhile), the next load is slower."""
     if not background.is_available():
         return
@@ -63,14 +63,14 @@ def keep_packed(folder: Path, adapter: PackedAdapter, base: BaseDescription) -> 
     index = {
         "digest": adapter.digest,
         "num_elements": adapter.buffer.numel(),
-        "xxh64": background.checksum(data, TimeSlices()),
+        "xxh64": background.checksum(data, pace),
         "modules": [_stored(module) for module in adapter.modules],
         "int8": adapter.is_int8,
     }
     body = json.dumps(index, separators=(",", ":")).encode()
     files, stem = Filesystem(), _stem(folder, base)
     try:
-        files.write_atomic(stem.with_suffix(".bin"), data.data, durable=False)
+        files.write_atomic(stem.with_suffix(".bin"), background.pieces(data, pace), durable=False)
         files.write_atomic(
             stem.with_suffix(".json"), hashlib.sha256(body).hexdigest().encode() + b"\n" + body, durable=False
         )

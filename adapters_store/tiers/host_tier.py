@@ -85,7 +85,7 @@ class HostTier:
     `make_room`, and raise HostMemoryFull.
     notify: called on the loader thread after each load, so that an idle engine wakes. fetch: brings an adapter to the
     disk before its load; its StoreError is reported by `failure` too. None: all are there. after_load: called on the
-    loader thread after each notify, for work that no request waits for but the next load.
+    loader thread after each notify, for work that no request waits for; its argument says whether a load waits.
     Without `start()` nothing runs in the background, and `load_next()` does one load by hand.
     """
 
@@ -97,7 +97,7 @@ class HostTier:
         clock: Callable[[], float] = time.monotonic,
         notify: Callable[[], None] = lambda: None,
         fetch: Callable[[AdapterDigest], object] | None = None,
-        after_load: Callable[[], object] = lambda: None,
+        after_load: Callable[[Callable[[], bool]], object] = lambda _: None,
     ) -> None:
         self.settings = settings
         self._fetches = None if fetch is None else Fetches(fetch)
@@ -206,11 +206,11 @@ class HostTier:
             return AdapterUnavailable("adapter_load_stuck", message, param="model")
 
     def _waits_since(self, digest: AdapterDigest) -> float | None:
-        """Since when the load waits for its own fetch, else for the load under way; None: for neither."""
+        """Since when the load waits: for its fetch, for the load under way or for work after one. None: for nothing."""
         load = self._loads.get(digest)
-        if load is not None and not load.is_fetched:
-            return load.since_s
-        return None if load is None else self._busy_since_s
+        if load is None or (load.is_fetched and self._busy_since_s is None):
+            return None
+        return self._busy_since_s if load.is_fetched and self._loading is not None else load.since_s
 
     def forget_failures(self) -> None:
         """Try the disk again for all failed adapters; a load that began before this does not count if it fails."""
@@ -284,7 +284,7 @@ class HostTier:
 
     def _do_rest(self) -> None:
         try:
-            self._after_load()
+            self._after_load(self._is_awaited)
         except Exception:  # noqa: BLE001 - as in `_try_load`; nothing was promised of this work
             _log.exception("work after a load failed")
         self._busy_since_s = None
@@ -293,7 +293,11 @@ class HostTier:
         while not self._is_closed:
             if not self.load_next():
                 with self._changed:
-                    self._changed.wait_for(lambda: self._is_closed or any(each.is_fetched for each in self._queue))
+                    self._changed.wait_for(self._is_awaited)
+
+    def _is_awaited(self) -> bool:
+        """Whether the loader thread has something else to do: a load, or to end."""
+        return self._is_closed or any(each.is_fetched for each in list(self._queue))
 
     def _wake_loader(self, _: Future[None]) -> None:
         with self._changed:
@@ -306,9 +310,8 @@ class HostTier:
             return error
         except Exception:  # noqa: BLE001 - one adapter's error must not end the thread that loads for every tenant
             _log.exception("loading adapter %s failed", digest)
-            return AdapterUnavailable(
-                "adapter_load_failed", f"adapter {digest} could not be loaded; see the server's log"
-            )
+            message = f"adapter {digest} could not be loaded; see the server's log"
+            return AdapterUnavailable("adapter_load_failed", message)
 
     def _unqueue(self, load: _Load) -> None:
         self._queue.remove(load)
@@ -326,8 +329,7 @@ class HostTier:
             if not load.is_outdated:
                 self._fail(load.digest, outcome)
             return
-        is_loaded = not isinstance(outcome, HostMemoryFull)
-        self._stats.loads += is_loaded
+        self._stats.loads += not isinstance(outcome, HostMemoryFull)
         if outcome.num_bytes > self.settings.max_bytes:
             message = f"adapter has {outcome.num_bytes} bytes, host memory for adapters is {self.settings.max_bytes}"
             self._fail(load.digest, AdapterUnavailable("adapter_too_large_for_host", message))

@@ -156,7 +156,7 @@ class AliasedSource:
         *,
         buffers: HostBuffers | None = None,
         slices: TimeSlices | None = None,
-        later: Later = lambda work: work(),
+        later: Later = lambda work: work(TimeSlices()),
     ) -> PackedAdapter:
         packed = self._store.load_packed(self._stored_of[digest], base, buffers=buffers, slices=slices, later=later)
         return replace(packed, digest=digest)

@@ -6,7 +6,8 @@ other requests' 95th percentile by 1.3, and starve the load: 170 ms instead of 4
 steps, when the cores are idle anyway, in CPU time slices that the engine grants.
 
 A file is read and memory is copied in pieces. Each piece is one C call without the GIL (native/background.h) inside a
-slice. That needs the C kernels; without them `is_available` is False. Knows bytes and time; knows no adapters.
+slice. That needs the C kernels; without them `is_available` is False. What is written is written in such pieces too.
+Knows bytes and time; knows no adapters.
 """
 
 from __future__ import annotations
@@ -16,22 +17,32 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from ctypes import c_int64, c_uint64, c_void_p
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from lora_kernels.native.build import native_build
 
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
-Later = Callable[[Callable[[], None]], object]
-"""Is given work that no request waits for."""
-
 SHARE = 0.05  # of a step's time, while background work is waiting
 _MIN_SLICE_S = 0.0005  # a few pieces of work
 _MAX_SLICE_S = 0.05
 _PIECE_BYTES = 256 * 1024  # 0.05 to 0.15 ms; a multiple of 32
+
+
+class Pace(Protocol):
+    """When background work may compute: `wait()` before each piece of it, inside `work()`."""
+
+    def work(self) -> AbstractContextManager[None]: ...
+    def wait(self) -> None: ...
+
+
+Later = Callable[[Callable[[Pace], None]], object]
+"""Is given work that no request waits for, and that takes the pace it is done at."""
 
 
 class TimeSlices:
@@ -61,12 +72,13 @@ class TimeSlices:
                 self._num_at_work -= 1
                 self._changed.notify_all()
 
-    def wait(self) -> None:
-        """Wait until the next piece may be done. Called between pieces, inside `work()`."""
-        if self._may_work():
+    def wait(self, is_awaited: Callable[[], bool] = lambda: False) -> None:
+        """Wait until the next piece may be done. Called between pieces, inside `work()`. is_awaited: asked after each
+        step of the engine; if it is true, the piece may be done."""
+        if self._may_work() or is_awaited():
             return
         with self._changed:
-            self._changed.wait_for(self._may_work)
+            self._changed.wait_for(lambda: self._may_work() or is_awaited())
 
     def grant(self) -> None:
         """The engine has ended a step: background work gets a share of the time since the last call, if there is
@@ -90,6 +102,20 @@ class TimeSlices:
 
     def _may_work(self) -> bool:
         return self._is_engine_idle or self._clock() < self._until_s
+
+
+@dataclass(frozen=True, slots=True)
+class UntilAwaited:
+    """Slices until something waits for the work; then it goes on without them."""
+
+    slices: TimeSlices
+    is_awaited: Callable[[], bool]
+
+    def work(self) -> AbstractContextManager[None]:
+        return self.slices.work()
+
+    def wait(self) -> None:
+        self.slices.wait(self.is_awaited)
 
 
 class _Job(ctypes.Structure):
@@ -130,17 +156,25 @@ def copy_bytes(into: Bytes, source: Bytes, slices: TimeSlices) -> None:
     _run(_Job(fd=-1, source=source.ctypes.data, target=into.ctypes.data, size=into.nbytes), slices, "copy")
 
 
-def checksum(data: Bytes, slices: TimeSlices) -> int:
+def checksum(data: Bytes, pace: Pace) -> int:
     """XXH64 (seed 0) of the bytes: it finds damage; it is no signature."""
-    return _run(_Job(fd=-1, source=data.ctypes.data, target=data.ctypes.data, size=data.nbytes), slices, "checksum")
+    return _run(_Job(fd=-1, source=data.ctypes.data, target=data.ctypes.data, size=data.nbytes), pace, "checksum")
 
 
-def _run(job: _Job, slices: TimeSlices, what: str) -> int:
+def pieces(data: Bytes, pace: Pace) -> Iterator[memoryview]:
+    """The bytes one piece after the other, each when it may be written."""
+    with pace.work():
+        for start in range(0, data.nbytes, _PIECE_BYTES):
+            pace.wait()
+            yield data[start : start + _PIECE_BYTES].data
+
+
+def _run(job: _Job, pace: Pace, what: str) -> int:
     library = native_build().library
     assert library is not None, "the C kernels are not available; check is_available() first"
-    with slices.work():
+    with pace.work():
         while True:
-            slices.wait()
+            pace.wait()
             library.ml_background(ctypes.byref(job), c_int64(_PIECE_BYTES))
             if job.error:
                 raise OSError(job.error, os.strerror(job.error), what)

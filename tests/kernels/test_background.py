@@ -61,3 +61,9 @@ def test_a_file_of_another_length_is_an_error_that_names_it(tmp_path: Path, leng
 def test_a_missing_file_is_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         background.read_file(tmp_path / "none", np.empty(1, dtype=np.uint8), TimeSlices())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_written_in_pieces_is_the_whole(size: int) -> None:
+    data = _bytes(size)
+    assert b"".join(background.pieces(data, TimeSlices())) == data.tobytes()

@@ -7,30 +7,30 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lora_kernels.background import SHARE, TimeSlices
+from lora_kernels.background import SHARE, Pace, TimeSlices, UntilAwaited
 from support.servers.waiting import wait_until
 
 
 class Worker:
     """A background thread with endless pieces of work; counts them."""
 
-    def __init__(self, slices: TimeSlices) -> None:
-        self.slices = slices
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
         self.pieces = 0
         self.is_over = False
         self.thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        with self.slices.work():
+        with self.pace.work():
             while not self.is_over:
-                self.slices.wait()
+                self.pace.wait()
                 self.pieces += 1
                 time.sleep(0.0002)
 
 
 @contextmanager
-def working(slices: TimeSlices) -> Iterator[Worker]:
-    worker = Worker(slices)
+def working(slices: TimeSlices, pace: Pace | None = None) -> Iterator[Worker]:
+    worker = Worker(pace or slices)
     worker.thread.start()
     try:
         yield worker
@@ -118,3 +118,13 @@ def test_an_engine_that_rests_lets_waiting_work_go_on() -> None:
         assert pieces_done(worker) == 0
         slices.lift()
         wait_until(lambda: worker.pieces > 0)
+
+
+def test_work_that_something_waits_for_goes_on_without_slices() -> None:
+    slices, awaited = TimeSlices(), threading.Event()
+    slices.grant()
+    with working(slices, UntilAwaited(slices, awaited.is_set)) as worker:
+        assert pieces_done(worker) == 0
+        awaited.set()
+        slices.grant()  # asked after a step: one piece or two are within the slice, the others are not
+        wait_until(lambda: worker.pieces > 100)

@@ -20,7 +20,7 @@ from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
 from adapters_store.tiers.host_slab import HostSlab
 from adapters_store.tiers.host_tier import HostTier, HostTierSettings
 from adapters_store.tiers.tiers import AdapterTiers
-from lora_kernels.background import Later, TimeSlices
+from lora_kernels.background import Later, Pace, TimeSlices, UntilAwaited
 from lora_kernels.lora.batch import LoraTable
 from lora_kernels.process import release_compute_threads
 from server.engine.device_fault import device_error
@@ -167,11 +167,11 @@ class _Links:
     worker: EngineWorker | None = None
     slices: TimeSlices = field(default_factory=TimeSlices)
     load_seconds: Histogram = field(default_factory=Histogram)
-    later: list[Callable[[], None]] = field(default_factory=list)  # the loader's thread alone adds and does
+    later: list[Callable[[Pace], None]] = field(default_factory=list)  # the loader's thread alone adds and does
 
-    def do_later(self) -> None:
+    def do_later(self, is_awaited: Callable[[], bool]) -> None:
         while self.later:
-            self.later.pop()()
+            self.later.pop()(UntilAwaited(self.slices, is_awaited))
 
     def wake(self) -> None:
         if self.worker is not None:

@@ -16,7 +16,7 @@ from adapters_store.packed.packed_file import keep_packed, read_packed
 from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
 from lora_kernels import background
-from lora_kernels.background import TimeSlices
+from lora_kernels.background import Pace, TimeSlices
 from support.models.adapter_files import tiny_base
 
 Publish = Callable[..., AdapterVersion]
@@ -55,11 +55,11 @@ def test_a_load_may_write_the_packed_form_later(
     store: AdapterStore, version: AdapterVersion, base: BaseDescription, folder: Path
 ) -> None:
     drop(folder)
-    later: list[Callable[[], None]] = []
+    later: list[Callable[[Pace], None]] = []
     loaded = store.load_packed(version.digest, base, later=later.append)
     assert list(folder.glob("packed-*")) == []
     [write] = later
-    write()
+    write(TimeSlices())
     assert len(list(folder.glob("packed-*"))) == 2
     assert same(store.load_packed(version.digest, base, later=later.append), loaded)
     assert later == [write], "it was read from the packed form"
@@ -153,5 +153,5 @@ def test_a_blob_deleted_meanwhile_is_not_brought_back(
 ) -> None:
     packed = store.load_packed(version.digest, base)
     store.delete("acme", "law")
-    keep_packed(folder, packed, base)
+    keep_packed(folder, packed, base, TimeSlices())
     assert not folder.exists()

@@ -326,7 +326,7 @@ def test_work_after_a_load_holds_up_neither_its_request_nor_the_thread(loader: L
     loaded, may_end = threading.Event(), threading.Event()
     ended: list[bool] = []
 
-    def keep() -> None:
+    def keep(is_awaited: Callable[[], bool]) -> None:
         ended.append(may_end.wait(600))
         raise OSError("the disk is gone")
 
@@ -342,10 +342,29 @@ def test_work_after_a_load_holds_up_neither_its_request_nor_the_thread(loader: L
     assert ended == [True, True]
 
 
+def test_work_after_a_load_may_take_its_time_until_a_load_waits(loader: Loader, clock: FakeClock) -> None:
+    seen: list[bool] = []
+
+    def keep(is_awaited: Callable[[], bool]) -> None:
+        clock.advance(100)
+        seen.append(is_awaited())
+        if len(seen) == 1:
+            host.request(B)
+            seen.append(is_awaited())
+            assert host.failure(B) is None, "the work's time was taken for a load that is stuck"
+
+    host = HostTier(HostTierSettings(max_bytes=10_000), loader, clock=clock, after_load=keep)
+    load(host, A)
+    assert seen == [False, True]
+    assert host.load_next()
+    assert seen == [False, True, False]
+    host.close()
+
+
 def test_loads_that_wait_behind_work_that_hangs_fail(loader: Loader, clock: FakeClock) -> None:
     found: list[StoreError | None] = []
 
-    def hang() -> None:
+    def hang(_: Callable[[], bool]) -> None:
         if not found:
             host.request(B)
             for seconds in (59, 2):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from adapters_store.filesystem import Filesystem
+from adapters_store.filesystem import Data, Filesystem
 
 
 class RecordingFiles(Filesystem):
@@ -30,7 +30,7 @@ class RecordingFiles(Filesystem):
         super().copy(source, target)
         self._tear(target)
 
-    def write(self, target: Path, data: bytes | memoryview) -> None:
+    def write(self, target: Path, data: Data) -> None:
         self._note("write", target)
         super().write(target, data)
         self._tear(target)
