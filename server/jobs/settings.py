@@ -38,7 +38,7 @@ class JobSettings:
         name="jobs_kubernetes_template",
     )
     resident_s: float = setting(
-        0.0,
+        120.0,
         "How long a process that holds the base for trainings waits for the next one. 0: each loads it itself.",
         at_least=0,
         name="jobs_resident_s",

@@ -40,6 +40,11 @@ class HeldBase:
         digest = describe_base(folder).digest
         return cls(folder, dtype, state, digest, load_tokenizer(folder), load_causal(folder, dtype, CPU))
 
+    @property
+    def float32_bytes(self) -> int:
+        """Of the base's weights, if they were in float32."""
+        return sum(4 * weight.numel() for weight in self.causal.parameters())
+
     def is_of(self, folder: Path) -> bool:
         """Whether it is what reading the folder again would give."""
         return folder == self.folder and self.state == _state_of(folder)

@@ -34,6 +34,15 @@ def can_be_resident() -> bool:
     return sys.platform == "linux" and not any(map(os.path.exists, _GPU_FILES))
 
 
+def memory_of(pid: int) -> int:
+    """Bytes of a process that are in memory; 0 if it has ended."""
+    try:
+        words = Path(f"/proc/{pid}/statm").read_text().split()
+    except OSError:
+        return 0
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if words else 0
+
+
 @dataclass(frozen=True)
 class Order:
     """A task as the resident process starts it. command: `python -P -m MODULE ARGUMENTS`."""
@@ -114,11 +123,7 @@ class Resident:
     def shared_bytes(self) -> int:
         """Memory that it holds, which its tasks need not take again."""
         process = self._process
-        try:
-            words = Path(f"/proc/{process.pid}/statm").read_text().split() if process is not None else ()
-        except OSError:
-            return 0
-        return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if words else 0
+        return 0 if process is None else memory_of(process.pid)
 
     def _has_begun(self, reader: int) -> bool:
         """Waits for the word of the task's launcher; the pipe ends without one if no launcher has it any more."""

@@ -1,4 +1,5 @@
-"""The resident process: imports once, then starts each task as a fork. Ends when its worker does, or when idle.
+"""The resident process: imports once, then starts each task as a fork. Ends when its worker does, when it has been
+idle for long, and when it is idle and less memory is free than it holds.
 
 `python -P -m server.jobs.tasks.resident_process --socket FD --idle-s S --nice N MODULE...`. An order comes as one
 message with three open files: the task's lock, its log, and a pipe for the word that it has begun.
@@ -23,20 +24,21 @@ import select
 import signal
 import socket
 import sys
-import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
+from adapters_store.tiers.host_memory import free_host_bytes
 from lora_kernels.process import hold_to_quota, map_large_blocks, unscanned_imports
 from server.jobs.tasks import launch
-from server.jobs.tasks.resident import Order
+from server.jobs.tasks.resident import Order, memory_of
 
 _log = logging.getLogger(__name__)
 _MESSAGE_BYTES = 1 << 17
-_LOOK_S = 1.0  # at least, between two looks for tasks
+_LOOK_S = 1.0  # between two looks for tasks, and for memory
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 Held = object  # what programs hold for their tasks; None: nothing
@@ -199,13 +201,22 @@ class ResidentProcess:
 
 
 def _is_asked(orders: socket.socket, idle_s: float) -> bool:
-    """Whether there is something to read, waiting while tasks run, and for idle_s while none does."""
-    wait_s = min(idle_s, threading.TIMEOUT_MAX)  # select takes no more
+    """Whether there is something to read, waiting while tasks run, and while none does for idle_s, or until others need
+    the memory."""
+    leave_s, wait_s = time.monotonic() + idle_s, min(idle_s, _LOOK_S)
     while not select.select([orders], [], [], wait_s)[0]:
-        if not _has_children():
+        if _has_children():
+            leave_s = time.monotonic() + idle_s
+        elif time.monotonic() >= leave_s or _is_memory_short():
             return False
-        wait_s = max(wait_s, _LOOK_S)
+        wait_s = _LOOK_S
     return True
+
+
+def _is_memory_short() -> bool:
+    """Whether less is free than this process holds."""
+    free = free_host_bytes()
+    return free is not None and free < memory_of(os.getpid())
 
 
 def _has_children() -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,35 @@ def test_it_stays_while_a_task_runs_and_leaves_after_it(tmp_path: Path) -> None:
     assert own._process.wait(600) == 0
 
 
+def test_a_task_of_several_ranks_has_its_memory(tmp_path: Path) -> None:
+    own = Resident((PROGRAM,), idle_s=600, nice=NICE)
+    own.open()
+    process = process_of(own)
+    executor, each = SubprocessExecutor(NICE, own), task(tmp_path / "each", "exit", "0")
+    executor.start(replace(each, ranks=2))
+    assert not lives(process)
+    assert own.shared_bytes() == 0
+    executor.kill(each)
+    ended(executor, each)
+
+
+@pytest.mark.parametrize("free", ["0", "None", "1 << 50"])
+def test_while_it_waits_it_leaves_if_memory_is_short(free: str) -> None:
+    code = (
+        "import socket; from server.jobs.tasks import resident_process as one;"
+        f"one.free_host_bytes = lambda: {free};"
+        "ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET);"
+        "print(one._is_asked(ours, 3600), flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as waiting:
+        if free == "0":
+            assert waiting.communicate(timeout=600)[0] == "False\n"
+            return
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(5)
+        waiting.kill()
+
+
 def test_without_a_task_it_leaves() -> None:
     idle = Resident((PROGRAM,), idle_s=0.0, nice=NICE)
     idle.open()
@@ -248,13 +278,13 @@ def test_without_a_task_it_leaves() -> None:
 @pytest.mark.parametrize(
     ("settings", "commands", "is_there"),
     [
-        (JobSettings(resident_s=60), (TRAINER, GATE), can_be_resident()),
-        (JobSettings(), (TRAINER, GATE), False),
-        (JobSettings(resident_s=60), ((sys.executable, "trainer.py"), GATE), False),
-        (JobSettings(resident_s=60), (), False),
+        (JobSettings(), (TRAINER, GATE), can_be_resident()),
+        (JobSettings(resident_s=0), (TRAINER, GATE), False),
+        (JobSettings(), ((sys.executable, "trainer.py"), GATE), False),
+        (JobSettings(), (), False),
     ],
 )
-def test_the_products_own_commands_have_one_if_it_is_switched_on(
+def test_the_products_own_commands_have_one_unless_it_is_switched_off(
     settings: JobSettings, commands: tuple[tuple[str, ...], ...], is_there: bool
 ) -> None:
     executor = executor_for(settings, commands=commands)

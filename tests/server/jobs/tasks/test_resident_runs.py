@@ -10,13 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
+from adapters_store.tiers import host_memory
 from server.demo.assets import demo_base_path
 from server.demo.recipe.corpus import tenant_dialogues, write_jsonl
 from server.jobs.tasks.executor import SubprocessExecutor, Task, wait_until_ended
 from server.jobs.tasks.resident import PYTHON, Resident
+from server.jobs.tasks.resident_process import Program
 from support.servers.waiting import wait_until
+from trainer.model.held import HeldBase
 from trainer.run_folder.events import read_events
 from trainer.run_folder.folder import Exit
 from trainer.spec import TrainSpec
@@ -107,6 +111,18 @@ def test_each_ends_as_if_it_were_alone(executor: SubprocessExecutor, tmp_path: P
         for name, tensor in adapter_of(task).items():
             np.testing.assert_allclose(tensor, expected[name], rtol=0, atol=1e-6)
     assert verdict_of(executor, whole, (GATE,)) == verdict_of(executor, alone, (ALONE, "gate"))
+
+
+@pytest.mark.parametrize(("copies", "keeps"), [(1, False), (3, True)])
+def test_a_gate_has_the_memory_of_the_base_where_it_is_short(
+    copies: int, keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = HeldBase.read(demo_base_path(), torch.bfloat16)
+    size = (demo_base_path() / "model.safetensors").stat().st_size
+    assert size / 2 < held.float32_bytes < 4 * size
+    monkeypatch.setattr(host_memory, "free_host_bytes", lambda: copies * held.float32_bytes)
+    assert Program.of(GATE).keeps([], held) is keeps
+    assert Program.of(GATE).keeps([], None)
 
 
 def verdict_of(executor: SubprocessExecutor, run: Task, program: tuple[str, ...]) -> dict[str, Any]:
