@@ -83,6 +83,8 @@ def served(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
     served = Served(f"http://127.0.0.1:{port}", cluster, metrics_port, config)
     wait_until(lambda: answers(f"{served.url}/ready"), timeout_s=900)
     wait_until(lambda: len(served.replicas()) == 2, timeout_s=900)
+    for rank in (0, 1):
+        wait_until(lambda rank=rank: answers(f"http://127.0.0.1:{metrics_port + rank}/metrics"), timeout_s=900)
     yield served
     end_serve(cluster)
 
@@ -112,6 +114,20 @@ def test_a_model_header_stays_on_one_replica_and_each_replica_has_its_own_metric
             after = served.answered_by_each()
             shares.append(sorted(int(now - then) for then, now in zip(before, after, strict=True)))
     assert shares == [[0, 4]] * 4
+
+
+def test_a_tenants_key_stays_on_one_replica(served: Served) -> None:
+    shares = []
+    with httpx.Client(timeout=300) as client:
+        for number in range(8):
+            before = served.answered_by_each()
+            for _ in range(8):
+                served.ask(
+                    client, authorization=f"Bearer stranger-{number}"
+                )  # 401, by the replica that it is routed to
+            after = served.answered_by_each()
+            shares.append(sorted(int(now - then) for then, now in zip(before, after, strict=True)))
+    assert shares == [[0, 8]] * 8
 
 
 def test_what_a_request_costs_through_ray_beside_a_server_of_our_own(served: Served) -> None:
