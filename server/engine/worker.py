@@ -158,6 +158,14 @@ class EngineWorker:
             self._is_woken = True
             self._changed.notify()
 
+    def end(self, error: Exception) -> None:
+        """No later step can succeed: end the engine as if the next one had raised this. Any thread may call it."""
+
+        def fail() -> None:
+            raise error
+
+        self._send(fail)
+
     def is_healthy(self) -> bool:
         return self._thread.is_alive() and self._failure is None
 

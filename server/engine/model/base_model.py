@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig
@@ -15,7 +16,7 @@ from adapters_store.base.nf4 import is_stored_in_nf4
 from adapters_store.base.row_rope import RowRope, choose_rope_by_row, rope_switches
 from adapters_store.base.weights import load_causal
 from server.engine.model.attention_hook import register_paged_attention
-from server.engine.model.lora_layers import AdapterEmbedding, LoraState, wrap_model
+from server.engine.model.lora_layers import AdapterEmbedding, LoraState, MakeGroup, one_process, wrap_model
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,22 @@ def load_base(
     attention = register_paged_attention()
     model = load_causal(path, torch_dtype, target, nf4=quantize == "nf4", attn_implementation=attention)
     model.eval().requires_grad_(False)
-    quantized = bool(getattr(model, "is_loaded_in_4bit", False))
     description = replace(description, nf4=quantize == "nf4" and not is_stored_in_nf4(load_config(path)))
-    lora = wrap_model(model, description)
+    return wrap_base(model, description, target, torch_dtype)
+
+
+def wrap_base(
+    model: Any,
+    description: BaseDescription,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    layers: BaseDescription | None = None,
+    make_group: MakeGroup = one_process,
+) -> BaseModel:
+    """Put the adapters' hooks into a loaded model. layers: the shapes of its layers, if they are not the base's."""
+    lora = wrap_model(model, layers or description, make_group)
     embedding = family_of(description.architecture).embedding
     model.set_submodule(embedding, AdapterEmbedding(model.get_submodule(embedding), lora))
-    rope = choose_rope_by_row(model)
-    return BaseModel(model, model.config, description, lora, target, torch_dtype, quantized, rope)
+    quantized = bool(getattr(model, "is_loaded_in_4bit", False))
+    return BaseModel(model, model.config, description, lora, device, dtype, quantized, choose_rope_by_row(model))

@@ -11,7 +11,7 @@ member would compute the whole group again, with the same result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -306,7 +306,16 @@ def _routed(batch: LoraBatch | None, experts_TK: torch.Tensor, count: int) -> tu
     return _Routed(starts, None if batch is None else batch.of_experts(expert_E[order], tokens_E, count)), order
 
 
-def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
+MakeGroup = Callable[[tuple[str, ...]], Callable[..., LinearGroup]]
+"""Paths of layers that read one input -> what makes their group, called as `LinearGroup` is."""
+
+
+def one_process(paths: tuple[str, ...]) -> Callable[..., LinearGroup]:
+    """Every layer is whole."""
+    return LinearGroup
+
+
+def wrap_model(model: nn.Module, base: BaseDescription, make_group: MakeGroup = one_process) -> LoraState:
     """Replace the linear layers by groups that add each row's own adapter, and norms, SwiGLU, RoPE by fused forms.
     On a GPU, every kernel is tested there before the model can use it."""
     check_before_use(next(model.parameters()).device, DTYPES[base.dtype])
@@ -320,7 +329,7 @@ def wrap_model(model: nn.Module, base: BaseDescription) -> LoraState:
         if family.is_router(paths[0]):
             model.set_submodule(paths[0], AdapterRouter(linears[0], group, state))
             continue
-        joined = LinearGroup(linears, group, state, is_head=paths == (HEAD,), embedding_VH=embedding_VH)
+        joined = make_group(paths)(linears, group, state, is_head=paths == (HEAD,), embedding_VH=embedding_VH)
         for index, path in enumerate(paths):
             model.set_submodule(path, GroupMember(joined, index))
     stacks = list(base.experts)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
@@ -23,7 +23,7 @@ from adapters_store.tiers.tiers import AdapterTiers
 from lora_kernels.background import Later, Pace, TimeSlices, UntilAwaited
 from lora_kernels.lora.batch import LoraTable
 from lora_kernels.process import release_compute_threads
-from server.engine.device_fault import device_error
+from server.engine.device_fault import DeviceLost, device_error
 from server.engine.engine import Engine
 from server.engine.grammar.matcher import allowed_of
 from server.engine.int8_probe import int8_probe
@@ -45,6 +45,9 @@ from server.engine.text.output import OutputState
 from server.engine.text.tokenizer import Tokenizer
 from server.engine.text.vocabulary import Vocabulary
 from server.engine.worker import EngineWorker, ServedModel
+
+if TYPE_CHECKING:
+    from server.engine.tensor_parallel.leader import Leader
 
 _MAX_NAMED = 5
 
@@ -83,9 +86,12 @@ class EngineParts:
     host: HostTier
     copier: ArenaCopier
     slab: HostSlab | None
+    leader: Leader | None = None
 
     def close(self) -> None:
         self.worker.stop()
+        if self.leader is not None:
+            self.leader.close()
         self.host.close()
         self.copier.close()
         if self.slab is not None:
@@ -102,6 +108,8 @@ def build_engine(
     check_step_size(pick_device(settings.device), settings.scheduler.tokens_per_step)
     tokenizer = Tokenizer.load(settings.base)  # first: it refuses before minutes of loading
     report_progress(f"loading {settings.base}")
+    if settings.tensor_parallel > 1:
+        return _build_on_ranks(tokenizer, settings, source, report_progress)
     base = load_base(
         settings.base,
         dtype=settings.dtype,
@@ -112,6 +120,28 @@ def build_engine(
     return join_engine(base, tokenizer, settings, source, report_progress=report_progress)
 
 
+def _build_on_ranks(
+    tokenizer: Tokenizer, settings: EngineSettings, source: AdapterSource, report_progress: Callable[[str], None]
+) -> EngineParts:
+    from server.engine.tensor_parallel.leader import Leader
+    from server.engine.tensor_parallel.sharded_base import cuts_of
+
+    num_ranks, threads = settings.tensor_parallel, settings.compute_threads
+    cuts = cuts_of(settings.base, num_ranks, dtype=settings.dtype, name=settings.served_name)
+    report_progress(f"starting {num_ranks} ranks, which load {settings.base} one after the other")
+    leader = Leader(num_ranks, pick_device(settings.device))
+    try:
+        base = leader.load_base(settings.base, cuts, dtype=settings.dtype, num_threads=threads)
+        settings = replace(settings, cuda_graphs=False, cpu_replays=False)  # a recording has no sums
+        return join_engine(base, tokenizer, settings, source, report_progress=report_progress, leader=leader)
+    except DeviceLost as error:
+        leader.close()
+        raise UnsupportedBase(f"--tensor-parallel {num_ranks}: {error}") from error
+    except BaseException:
+        leader.close()
+        raise
+
+
 def join_engine(
     base: BaseModel,
     tokenizer: Tokenizer,
@@ -119,20 +149,22 @@ def join_engine(
     source: AdapterSource,
     *,
     report_progress: Callable[[str], None] = lambda text: None,
+    leader: Leader | None = None,
 ) -> EngineParts:
-    """The same over a loaded base: settings that concern loading are ignored."""
+    """The same over a loaded base: settings that concern loading are ignored. leader: of the ranks that share it."""
     settings = replace(settings, scheduler=settings.scheduler.with_defaults(default_step(base.device)))
     max_model_len = _context_of(base, settings)
     start = _prepared(base, settings, max_model_len, report_progress)
     report_progress("dividing memory")
     plan = _planned(base, settings, start, max_model_len)
     links = _Links()
-    adapters = _adapters(base, settings, plan, source, links)
+    adapters = _adapters(base, settings, plan, source, links, leader=leader)
     blocks = _blocks(settings, base, plan)
     scheduler = Scheduler(settings.scheduler, blocks, adapters.tiers, max_model_len=max_model_len)
     cache = KVCache.allocate(base, num_blocks=plan.num_blocks, block_size=plan.block_size)
     vocabulary = _vocabulary(base, tokenizer)
-    runner = ModelRunner(base, cache, adapters.table, Sampler(tokenizer.eos_ids, masks=allowed_of), vocabulary)
+    make_runner = ModelRunner if leader is None else leader.runner
+    runner = make_runner(base, cache, adapters.table, Sampler(tokenizer.eos_ids, masks=allowed_of), vocabulary)
     report_progress("probing the base with two short prompts")
     probe(runner, vocabulary, settings.base)
     record_graphs(start, runner, max_context=max_model_len, report_progress=report_progress)
@@ -146,18 +178,20 @@ def join_engine(
         max_slots=settings.max_adapters,
         load_seconds=links.load_seconds,
         quarantine=_quarantine_on_a_thread(source),
-        device_error=partial(device_error, base.device),
+        device_error=partial(device_error, base.device) if leader is None else leader.device_error,
     )
     worker = links.worker = EngineWorker(
         engine,
         _served_model(base, tokenizer, vocabulary, max_model_len),
         num_threads=settings.compute_threads,
         slices=links.slices if base.device.type == "cpu" else None,  # on a GPU loading costs a step nothing
-        int8_probe=int8_probe(base, tokenizer, vocabulary),
+        int8_probe=int8_probe(base, tokenizer, vocabulary) if leader is None else leader.int8_probe,
     )
+    if leader is not None:
+        leader.followers.watch(worker.end)
     release_compute_threads()  # this thread loaded the base; from now on only the engine's thread computes
     adapters.host.start()
-    return EngineParts(worker, engine, base, plan, adapters.host, adapters.copier, adapters.slab)
+    return EngineParts(worker, engine, base, plan, adapters.host, adapters.copier, adapters.slab, leader)
 
 
 @dataclass(slots=True)
@@ -187,14 +221,22 @@ class _Adapters(NamedTuple):
 
 
 def _adapters(
-    base: BaseModel, settings: EngineSettings, plan: MemoryPlan, source: AdapterSource, links: _Links
+    base: BaseModel,
+    settings: EngineSettings,
+    plan: MemoryPlan,
+    source: AdapterSource,
+    links: _Links,
+    *,
+    leader: Leader | None,
 ) -> _Adapters:
     table = _table(base, plan, settings.max_adapters)
-    copier = ArenaCopier(table, base.description, links.slices)
+    make_copier = ArenaCopier if leader is None else leader.copier
+    copier = make_copier(table, base.description, links.slices)
     slab = HostSlab(plan.host_cache_bytes, lock=True) if base.device.type == "cuda" else None
     buffers = HostBuffers(plan.host_cache_bytes) if slab is None else HostBuffers(cut=slab.take)
     max_bytes = plan.host_cache_bytes if slab is None else slab.capacity
-    load, settings_of_host = _timed_load(base, source, buffers, links), HostTierSettings(max_bytes=max_bytes)
+    settings_of_host = HostTierSettings(max_bytes=max_bytes)
+    load = _timed_load(base, source, buffers, links, leader)
     host = HostTier(settings_of_host, load, notify=links.wake, fetch=source.fetch, after_load=links.do_later)
     if slab is not None:
         slab.make_room = host.make_room
@@ -217,6 +259,7 @@ def _planned(base: BaseModel, settings: EngineSettings, start: GpuStart, max_mod
         block_size=settings.block_size,
         max_tokens_useful=max_model_len * settings.scheduler.running_slots,
         reserved=start.reserved,
+        num_ranks=settings.tensor_parallel,
     )
 
 
@@ -293,14 +336,20 @@ def _device_pool(table: LoraTable, max_adapters: int) -> DevicePool:
 
 
 def _timed_load(
-    base: BaseModel, source: AdapterSource, buffers: HostBuffers, links: _Links
+    base: BaseModel, source: AdapterSource, buffers: HostBuffers, links: _Links, leader: Leader | None
 ) -> Callable[[AdapterDigest], PackedAdapter]:
     def load(digest: AdapterDigest) -> PackedAdapter:
         torch.set_num_threads(1)  # a second pool of compute threads slows every step (lora_kernels.process)
         start_s = time.perf_counter()
         packed = source.load_packed(
-            digest, base.description, buffers=buffers, slices=links.slices, later=links.later.append
+            digest,
+            base.description,
+            buffers=buffers if leader is None else HostBuffers(),
+            slices=links.slices,
+            later=links.later.append,
         )
+        if leader is not None:
+            packed = leader.cut(packed, buffers, links.slices)
         links.load_seconds.observe(time.perf_counter() - start_s)
         return packed
 

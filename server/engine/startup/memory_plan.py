@@ -60,14 +60,21 @@ class MemoryPlan:
 
 
 def plan_memory(
-    base: BaseModel, budget: MemoryBudget, *, block_size: int, max_tokens_useful: int, reserved: Reserved | None = None
+    base: BaseModel,
+    budget: MemoryBudget,
+    *,
+    block_size: int,
+    max_tokens_useful: int,
+    reserved: Reserved | None = None,
+    num_ranks: int = 1,
 ) -> MemoryPlan:
     """Divide the memory that is free after the base is loaded. max_tokens_useful: the most KV tokens in use at once.
+    num_ranks: processes that do the same; on a CPU they share what is free.
 
     Raises UnsupportedBase with the numbers if not even one full context fits.
     """
     reserved = reserved or Reserved()
-    free = free_device_bytes(base.device)
+    free = free_device_bytes(base.device) // (1 if base.device.type == "cuda" else num_ranks)
     pool, spare = divided(free, budget, reserved, on_gpu=base.device.type == "cuda")
     block_bytes = bytes_per_block(base, block_size)
     num_blocks = min((budget.kv_cache or spare) // block_bytes, -(-max_tokens_useful // block_size))

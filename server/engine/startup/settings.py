@@ -55,6 +55,12 @@ class EngineSettings:
     )
     quantize: str | None = setting(None, "nf4: 4-bit base weights (bitsandbytes).", choices=("nf4",))
     device: str = setting("auto", "auto: a GPU if the machine has one.", choices=("auto", "cpu", "cuda"))
+    tensor_parallel: int = setting(
+        1,
+        "Processes that share the base, each with a part of every layer; on GPUs one each. No step is then recorded.",
+        at_least=1,
+        at_most=64,
+    )
     max_model_len: int | None = setting(
         None, "Maximum tokens of prompt and answer together (default: the base's).", at_least=2, unit="tokens"
     )
@@ -66,18 +72,23 @@ class EngineSettings:
     cuda_graphs: bool = setting(True, "Replay recorded decode steps on a GPU.")
     cpu_replays: bool = setting(True, "Replay recorded forwards of up to 512 tokens on a CPU.")
     num_threads: int | None = setting(
-        None, "CPU threads of the engine (default: physical cores).", at_least=1, name="threads"
+        None, "CPU threads of the engine, of each rank (default: physical cores, divided).", at_least=1, name="threads"
     )
     scheduler: SchedulerSettings = section("Scheduling", default_factory=SchedulerSettings)
     memory: MemoryBudget = section("Memory", default_factory=MemoryBudget)
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.quantize is not None and self.tensor_parallel > 1:
+            raise ValueError(
+                f"quantize {self.quantize} needs tensor_parallel 1, got {self.tensor_parallel}: only plain weights are "
+                "divided"
+            )
 
     @property
     def compute_threads(self) -> int:
-        """num_threads, or torch's own choice (OMP_NUM_THREADS, else the physical cores), limited to this process's and
-        container's CPUs."""
+        """Of each rank: num_threads, or torch's own choice (OMP_NUM_THREADS, else the physical cores), limited to this
+        process's and container's CPUs and divided among the ranks."""
         import torch
 
-        return self.num_threads or min(torch.get_num_threads(), usable_cpus())
+        return self.num_threads or max(1, min(torch.get_num_threads(), usable_cpus()) // self.tensor_parallel)

@@ -9,6 +9,7 @@ import torch
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.format.adapter_folder import plan_folder
+from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack
 from lora_kernels.background import TimeSlices
@@ -20,6 +21,7 @@ from server.engine.model.runner import ModelRunner
 from server.engine.request import Request, SamplingParams
 from server.engine.sampling.sampler import Sampler
 from server.engine.schedule import Schedule, ScheduledRow
+from server.engine.tensor_parallel.leader import Leader
 
 BLOCK_SIZE = 8
 BLOCKS_PER_ROW = 32
@@ -31,25 +33,38 @@ def pack_folder(folder: Path, base: BaseModel) -> PackedAdapter:
 
 
 class PackedForward:
-    """A wrapped base with adapters resident in slots 0.. and a KV cache; one block range per sequence."""
+    """A wrapped base with adapters resident in slots 0.. and a KV cache; one block range per sequence.
 
-    def __init__(self, base: BaseModel, adapters: Sequence[Path | PackedAdapter], *, num_sequences: int = 16) -> None:
+    leader: of the ranks that share the base.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        adapters: Sequence[Path | PackedAdapter],
+        *,
+        num_sequences: int = 16,
+        leader: Leader | None = None,
+    ) -> None:
         self.base = base
         packed = [each if isinstance(each, PackedAdapter) else pack_folder(each, base) for each in adapters]
+        if leader is not None:
+            packed = [leader.cut(each, HostBuffers(), TimeSlices()) for each in packed]
         size = sum(adapter.buffer.numel() + 64 for adapter in packed) + 64
         arena = torch.full((size,), torch.nan, dtype=base.dtype)
         self.table = empty_table(base.description, arena, max(len(packed), 1))
-        copier = ArenaCopier(self.table, base.description, TimeSlices())
+        self.cache = KVCache.allocate(base, num_blocks=num_sequences * BLOCKS_PER_ROW, block_size=BLOCK_SIZE)
+        for layer in self.cache.layers:  # a recycled block may hold anything
+            layer.keys.fill_(torch.nan)
+            layer.values.fill_(torch.nan)
+        make_runner = ModelRunner if leader is None else leader.runner
+        self.runner = make_runner(base, self.cache, self.table, Sampler())
+        copier = (ArenaCopier if leader is None else leader.copier)(self.table, base.description, TimeSlices())
         cursor = 32
         for slot, adapter in enumerate(packed):
             copier.start(slot, cursor, adapter)
             cursor += adapter.buffer.numel() + 64
         copier.close()
-        self.cache = KVCache.allocate(base, num_blocks=num_sequences * BLOCKS_PER_ROW, block_size=BLOCK_SIZE)
-        for layer in self.cache.layers:  # a recycled block may hold anything
-            layer.keys.fill_(torch.nan)
-            layer.values.fill_(torch.nan)
-        self.runner = ModelRunner(base, self.cache, self.table, Sampler())
 
     def request(self, index: int, tokens: list[int], slot: int | None) -> Request:
         first = index * BLOCKS_PER_ROW

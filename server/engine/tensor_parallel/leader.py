@@ -1,0 +1,161 @@
+"""The first rank: everything that changes its device, told to the others before it happens here. Decides nothing.
+
+The scheduler, the adapters' places and the sampler are those of a server with one process; they run here alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from adapters_store.base.description import BaseDescription
+from adapters_store.base.families import UnsupportedBase
+from adapters_store.errors import AdapterRejected
+from adapters_store.packed.host_buffers import HostBuffers
+from adapters_store.packed.layout import PackedAdapter
+from adapters_store.packed.packed_file import as_bytes
+from adapters_store.tiers.entries import CopyHandle
+from lora_kernels.background import TimeSlices
+from lora_kernels.lora.batch import LoraTable
+from server.engine.device_fault import device_error
+from server.engine.model.adapter_copier import ArenaCopier
+from server.engine.model.base_model import BaseModel
+from server.engine.model.batch import Batch
+from server.engine.model.kv_tensors import KVCache
+from server.engine.model.runner import ModelRunner
+from server.engine.sampling.sampler import Sampler
+from server.engine.tensor_parallel.cuts import Cuts
+from server.engine.tensor_parallel.followers import Followers
+from server.engine.tensor_parallel.messages import Allocate, ClearSlot, LoadAdapter, LoadBase, Step, ZeroBlocks
+from server.engine.tensor_parallel.ranks import Ranks
+from server.engine.tensor_parallel.sharded_adapter import ShardedAdapter, sharded
+from server.engine.tensor_parallel.sharded_base import load_shard
+from server.engine.text.vocabulary import Vocabulary
+
+TIMEOUT_S = 60.0
+
+
+class LeadingRunner(ModelRunner):
+    """Runs each forward on all ranks."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        cache: KVCache,
+        table: LoraTable,
+        sampler: Sampler,
+        vocabulary: Vocabulary | None = None,
+        *,
+        followers: Followers,
+    ) -> None:
+        super().__init__(base, cache, table, sampler, vocabulary)
+        self._followers = followers
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        with self._followers.step():
+            self._followers.tell(Step.of(batch))
+            return super().forward(batch)
+
+    def zero_blocks(self, block_ids: list[int]) -> None:
+        if block_ids:
+            self._followers.tell(ZeroBlocks(block_ids))
+        super().zero_blocks(block_ids)
+
+
+class LeadingCopier(ArenaCopier):
+    """Puts each rank's part of an adapter into its arena."""
+
+    def __init__(self, table: LoraTable, base: BaseDescription, slices: TimeSlices, followers: Followers) -> None:
+        super().__init__(table, base, slices)
+        self._followers = followers
+
+    def start(self, slot: int, offset: int, adapter: PackedAdapter) -> CopyHandle:
+        assert isinstance(adapter, ShardedAdapter), "an adapter that was not cut"
+        for rank, part in enumerate(adapter.others, start=1):
+            message = LoadAdapter(slot, offset, adapter.modules, adapter.is_int8, as_bytes(part))
+            self._followers.tell_one(rank, message)
+        return super().start(slot, offset, adapter)
+
+    def clear(self, slot: int) -> None:
+        self._followers.tell(ClearSlot(slot))
+        super().clear(slot)
+
+
+class Leader:
+    """The first of num_ranks ranks, which starts the others. timeout_s: the longest that one may keep it waiting."""
+
+    def __init__(self, num_ranks: int, device: torch.device, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Raises UnsupportedBase if there are too few devices; DeviceLost if a rank does not start."""
+        self.num_ranks = num_ranks
+        own, *others = _devices(num_ranks, device)
+        self.followers = Followers(others, timeout_s=timeout_s)
+        self._cuts: Cuts | None = None
+        try:
+            rendezvous = self.followers.rendezvous
+            self._ranks = Ranks(0, num_ranks, torch.device(own), rendezvous, timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def num_sums(self) -> int:
+        """Sums over all ranks so far."""
+        return self._ranks.num_sums
+
+    def load_base(self, path: Path, cuts: Cuts, *, dtype: str, num_threads: int) -> BaseModel:
+        """This rank's part; one rank after the other, so that the whole base is in host memory only once. cuts: of
+        the base in this dtype.
+
+        Raises UnsupportedBase; DeviceLost with the error of another rank."""
+        self._cuts = cuts
+        base = load_shard(path, cuts, self._ranks)
+        for rank in range(1, self.num_ranks):
+            self.followers.tell_one(rank, LoadBase(str(path), dtype, num_threads))
+            self.followers.answer(rank)
+        return base
+
+    def cut(self, adapter: PackedAdapter, buffers: HostBuffers, slices: TimeSlices) -> ShardedAdapter:
+        """All ranks' parts of an adapter, see `sharded`."""
+        assert self._cuts is not None, "an adapter before its base"
+        return sharded(adapter, self._cuts, buffers, slices)
+
+    def copier(self, table: LoraTable, base: BaseDescription, slices: TimeSlices) -> ArenaCopier:
+        return LeadingCopier(table, base, slices, self.followers)
+
+    def runner(
+        self,
+        base: BaseModel,
+        cache: KVCache,
+        table: LoraTable,
+        sampler: Sampler,
+        vocabulary: Vocabulary | None = None,
+    ) -> ModelRunner:
+        """Runs every forward on all ranks, which have caches of the same sizes from here on."""
+        sizes = Allocate(cache.num_blocks, cache.block_size, table.arena.numel(), table.num_slots)
+        self.followers.tell(sizes)
+        for rank in range(1, self.num_ranks):
+            self.followers.answer(rank)
+        self._ranks.open()
+        return LeadingRunner(base, cache, table, sampler, vocabulary, followers=self.followers)
+
+    def device_error(self) -> str | None:
+        """Why no later step can succeed; None: all ranks answer."""
+        return self.followers.failure or device_error(self._ranks.device)
+
+    def int8_probe(self, plain: PackedAdapter, small: PackedAdapter) -> float:
+        """Raises AdapterRejected (int8_not_measured): what is measured is on no other rank."""
+        message = f"adapter_dtype: int8 is not measured with --tensor-parallel {self.num_ranks}"
+        raise AdapterRejected("int8_not_measured", f"{message}; push it without", param="adapter_dtype")
+
+    def close(self) -> None:
+        self.followers.close()
+
+
+def _devices(num_ranks: int, first: torch.device) -> list[str]:
+    if first.type != "cuda":
+        return [str(first)] * num_ranks
+    if torch.cuda.device_count() < num_ranks:
+        found = torch.cuda.device_count()
+        raise UnsupportedBase(f"--tensor-parallel {num_ranks}: one GPU for each rank is needed, torch sees {found}")
+    return [f"cuda:{index}" for index in range(num_ranks)]
