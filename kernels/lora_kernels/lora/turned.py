@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from lora_kernels.native.bindings import native_ops
+from lora_kernels.triton_common.available import on_triton
 
 BLOCK_ROWS = 32  # of one block; half a block may be left over
 
@@ -13,7 +14,8 @@ BLOCK_ROWS = 32  # of one block; half a block may be left over
 def is_turned_here(weight_OH: torch.Tensor) -> bool:
     """Whether the CPU has a kernel for turned weights of this shape and type."""
     out_features, in_features = weight_OH.shape
-    native = native_ops(weight_OH.dtype) if weight_OH.device.type == "cpu" else None
+    is_ours = weight_OH.device.type == "cpu" and not on_triton(weight_OH, "lora")
+    native = native_ops(weight_OH.dtype) if is_ours else None
     return native is not None and bool(native.turns) and out_features % 16 == 0 and in_features % 2 == 0
 
 

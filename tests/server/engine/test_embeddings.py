@@ -106,7 +106,7 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def service(base: Path, adapter: Path, tmp_path: Path) -> Iterator[Service]:
-    scheduler = SchedulerSettings(max_batch_tokens=48, max_running=16)
+    scheduler = SchedulerSettings(max_batch_tokens=48, max_running=16, prompt_lookup=0)
     with running(base, {"own": adapter}, tmp_path / "data", scheduler=scheduler) as service:
         yield service
 

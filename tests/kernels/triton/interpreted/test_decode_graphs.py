@@ -16,7 +16,7 @@ from server.engine.model.recorded.cuda_graphs import DecodeGraphs, GraphSettings
 from server.engine.model.recorded.decode_buffers import DecodeBuffers
 from server.engine.model.runner import ModelRunner
 from server.engine.request import Request
-from server.engine.schedule import ScheduledRow
+from server.engine.schedule import ScheduledRow, SchedulerSettings
 from support.kernels.eager_capture import EagerCapture
 from support.models.models import VOCAB, save_adapters, save_base
 from support.models.packed_forward import BLOCK_SIZE, BLOCKS_PER_ROW, PackedForward
@@ -195,7 +195,7 @@ def test_an_engine_with_recordings_gives_the_same_tokens(tmp_path: Path, setting
     prompts = [[10, 11, 12, 13], [50, 51], [7] * 9, [99, 3, 5]]
     kinds = [None, *list(adapters)[:3]]
     lengths = [6, 3, 5, 2]
-    with running(base, adapters, tmp_path / "data") as service:
+    with running(base, adapters, tmp_path / "data", scheduler=SchedulerSettings(prompt_lookup=0)) as service:
         triton_switch().on_cpu = False
         expected = [
             service.tokens(prompt, kind, max_tokens=length)

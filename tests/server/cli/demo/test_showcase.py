@@ -60,7 +60,7 @@ def test_each_voice_answers_as_it_would_alone(parts: EngineParts, voices: list[V
 
 
 def test_the_four_share_batches_and_the_count_is_measured(parts: EngineParts, voices: list[Voice]) -> None:
-    this = play(parts, voices, max_tokens=40)
+    this = play(parts, voices, "Name three rivers.", max_tokens=40)  # no earlier answer says what follows
     assert max(this.rows_per_step) == 4
     assert sum(this.rows_per_step) == this.num_tokens  # each row of a step that says something says one token
     assert max(play(parts, voices[:1]).rows_per_step) == 1

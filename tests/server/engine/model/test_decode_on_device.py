@@ -15,6 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is to run here", allow_module_level=True)
 
 from lora_kernels.lora.batch import LoraTable
+from server.engine.model import lora_layers
 from server.engine.model.base_model import load_base
 from server.engine.model.kv_tensors import KVCache
 from server.engine.model.recorded.decode_buffers import DecodeBuffers
@@ -33,6 +34,11 @@ class NoAnswers(TorchDispatchMode):
         name = func.name().removeprefix("aten::").partition(".")[0]
         assert name not in ANSWERS, f"{name} would make the host wait for the device"
         return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def weights_lie_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora_layers, "is_turned_here", lambda weight: False)
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)

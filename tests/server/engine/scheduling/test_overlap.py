@@ -346,7 +346,7 @@ def test_answers_in_a_churn_of_arrivals_hang_ups_preemptions_and_evictions_are_t
         "block_size": 4,
         "memory": MemoryBudget(kv_cache=140_000, adapter_pool=4 << 20, host_cache=64 << 20),
         "max_adapters": 3,
-        "scheduler": SchedulerSettings(max_batch_tokens=96, max_running=12, starvation_s=0.05),
+        "scheduler": SchedulerSettings(max_batch_tokens=96, max_running=12, starvation_s=0.05, prompt_lookup=0),
     }
     cases = [
         (kind, index, manner)

@@ -15,8 +15,9 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is to run here", allow_module_level=True)
 
-from server.engine.model import cuda_graphs
+from server.engine.model import lora_layers
 from server.engine.model.base_model import load_base
+from server.engine.model.recorded import cuda_graphs
 from server.engine.model.runner import ModelRunner
 from server.engine.request import Request, SamplingParams
 from server.engine.schedule import SchedulerSettings
@@ -70,6 +71,11 @@ def started(
             yield parts, cuda
         finally:
             parts.close()
+
+
+@pytest.fixture(autouse=True)
+def weights_lie_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora_layers, "is_turned_here", lambda weight: False)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
