@@ -4,7 +4,7 @@ import { download, get, inPath, post, session } from "./api.js";
 import { Chart } from "./chart.js";
 import { button, el, field, hueOf, refusal } from "./dom.js";
 import { bytes, clock, count, loss, seconds } from "./format.js";
-import { ENDED, TONES } from "./jobs.js";
+import { TONES } from "./jobs.js";
 import { reportParts } from "./report.js";
 
 const CAN_PAUSE = new Set(["queued", "running"]);
@@ -123,7 +123,7 @@ export class JobDetail {
 
   async #loadReport(job) {
     const { verdict } = job.multilora;
-    if (!verdict || !ENDED.has(job.status) || this.#reportOf === `${job.id} ${job.status}`) return; // it is written after the verdict
+    if (!verdict || this.#reportOf === `${job.id} ${job.status}`) return;
     this.#reportOf = `${job.id} ${job.status}`;
     try {
       this.report.replaceChildren(...reportParts(await get(`${this.path}/report`), verdict, () => this.#save()));

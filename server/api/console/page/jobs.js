@@ -8,7 +8,7 @@ import { newJob } from "./new-job.js";
 
 const EVERY_MS = 2000;
 const MOST_JOBS = 50;
-export const ENDED = new Set(["succeeded", "failed", "cancelled"]);
+const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 export const TONES = { succeeded: "tag tag-good", failed: "tag tag-bad", paused: "tag tag-warn", running: "tag tag-run" };
 
 export async function open() {

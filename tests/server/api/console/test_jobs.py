@@ -130,7 +130,7 @@ def test_a_file_with_bad_lines_is_shown_by_line_and_not_started(tenants: Visit) 
 
 def test_a_slow_list_of_jobs_does_not_take_the_reader_back(tenants: Visit) -> None:
     page = tenants.page
-    start(page, "slow", data_lines(salt="slow"))
+    start(page, "slow", data_lines(salt="slow", samples=[]))
     links = page.get_by_role("navigation", name="Views")
     links.get_by_role("link", name="Ask").click()
     expect(page.get_by_label("Prompt")).to_be_visible()
