@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.common.adapters import bench_store
+from benchmarks.common.drafts import DraftRun, have_same_tokens, print_drafts, speed_columns
 from benchmarks.common.report import Report, Row, number
 from benchmarks.common.shapes import shape_for
-from benchmarks.common.timing import Spread, interleaved, ratio
+from benchmarks.common.timing import interleaved
 from benchmarks.common.workload import bench_engine, make_request, random_prompts
 from server.engine.engine import Engine
 from server.engine.schedule import CPU_STEP
@@ -39,20 +40,11 @@ CASES = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    tokens_per_s: float
-    tokens: list[list[int]]
-    num_steps: float
-    num_drafted: float
-    num_right: float
-
-
-def runner(engine: Engine, case: Case, vocab: int, num_new: int, *, most: int) -> Callable[[], Run]:
+def runner(engine: Engine, case: Case, vocab: int, num_new: int, *, most: int) -> Callable[[], DraftRun]:
     """Prompts and seeds are the same with and without guesses, and new in each round."""
     seeds = iter(range(1 << 30))
 
-    def run() -> Run:
+    def run() -> DraftRun:
         seed = next(seeds)
         engine.scheduler.lookup = PromptLookup(most, engine.scheduler.pool)
         bias = tuple((token, 100.0) for token in range(10, 10 + case.num_tokens))
@@ -71,42 +63,22 @@ def runner(engine: Engine, case: Case, vocab: int, num_new: int, *, most: int) -
             after[name] - before[name] for name in ("steps", "draft_tokens", "accepted_draft_tokens")
         )
         tokens = [request.output_ids for request in requests]
-        return Run(case.num_requests * num_new / took_s, tokens, steps, drafted, right)
+        return DraftRun(case.num_requests * num_new / took_s, tokens, steps, drafted, right)
 
     return run
 
 
-def row_of(case: Case, plain: Sequence[Run], guessed: Sequence[Run]) -> Row:
-    speeds, before = [run.tokens_per_s for run in guessed], [run.tokens_per_s for run in plain]
+def row_of(case: Case, plain: Sequence[DraftRun], guessed: Sequence[DraftRun]) -> Row:
     return {
         "case": case.name,
         "target": case.target,
-        "same_tokens": all(one.tokens == other.tokens for one, other in zip(plain, guessed, strict=True)),
+        "same_tokens": have_same_tokens(plain, guessed),
         "steps": guessed[-1].num_steps,
         "steps_without": plain[-1].num_steps,
         "guessed": guessed[-1].num_drafted,
         "right": guessed[-1].num_right,
-        **Spread.of(speeds).columns("tok_per_s"),
-        **Spread.of(before).columns("tok_per_s_without"),
-        **ratio(speeds, before).columns("ratio"),
+        **speed_columns(plain, guessed),
     }
-
-
-def print_summary(report: Report, rows: Sequence[Row]) -> None:
-    lines = [
-        [
-            str(row["case"]),
-            f"{number(row['tok_per_s']):.1f}",
-            f"{number(row['tok_per_s_without']):.1f}",
-            f"{number(row['ratio']):.2f} ({number(row['ratio_min']):.2f}..{number(row['ratio_max']):.2f})",
-            f"{number(row['target']):.2f}",
-            f"{number(row['steps']):.0f} / {number(row['steps_without']):.0f}",
-            f"{number(row['right']):.0f} of {number(row['guessed']):.0f}",
-        ]
-        for row in rows
-    ]
-    headers = ["case", "tok/s", "without", "ratio (min..max)", "goal", "forwards / without", "right guesses"]
-    report.print_table("Prompt lookup, medians over rounds", headers, lines)
 
 
 def plot(report: Report, rows: Sequence[Row]) -> None:
@@ -141,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [row_of(case, runs[f"{case.name}, none"], runs[f"{case.name}, guesses"]) for case in CASES]
     report.write_csv(rows)
     plot(report, rows)
-    print_summary(report, rows)
+    print_drafts(report, "Prompt lookup, medians over rounds", rows, drafts="guessed", digits=1)
 
 
 if __name__ == "__main__":

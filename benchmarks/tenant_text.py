@@ -17,8 +17,9 @@ from tempfile import TemporaryDirectory
 from adapters_store.base.description import AdapterDigest
 from adapters_store.store import AdapterStore
 from benchmarks.common.adapters import TENANT
+from benchmarks.common.drafts import DraftRun, have_same_tokens, print_drafts, speed_columns
 from benchmarks.common.report import Report, Row, number
-from benchmarks.common.timing import Spread, interleaved, ratio
+from benchmarks.common.timing import interleaved
 from server.demo.assets import ADAPTERS_FOLDER, BASE_FOLDER
 from server.demo.recipe.questions import questions
 from server.demo.recipe.styles import TENANTS, Style
@@ -79,15 +80,6 @@ class Prompts:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    tokens_per_s: float
-    tokens: list[list[int]]
-    num_steps: float
-    num_drafted: float
-    num_right: float
-
-
 class Bench:
     """The engine with the demo's adapters."""
 
@@ -119,12 +111,12 @@ class Bench:
             self.answer([self.request(tenant, prompt, temperature, seed) for seed, prompt in enumerate(before)])
         return lookup
 
-    def runner(self, case: Case, prompts: Prompts, lookup: PromptLookup) -> Callable[[], Run]:
+    def runner(self, case: Case, prompts: Prompts, lookup: PromptLookup) -> Callable[[], DraftRun]:
         """The same questions with and without, and new ones in each round."""
         pool = prompts.new if case.is_new else prompts.known
         starts = iter(range(0, len(pool), QUESTIONS_A_ROUND))
 
-        def run() -> Run:
+        def run() -> DraftRun:
             start = next(starts)
             chosen = pool[start : start + QUESTIONS_A_ROUND]
             requests = [self.request(case.tenant, prompt, case.temperature, 7 + start) for prompt in chosen]
@@ -137,7 +129,7 @@ class Bench:
                 after[name] - before[name] for name in ("steps", "draft_tokens", "accepted_draft_tokens")
             )
             tokens = [request.output_ids for request in requests]
-            return Run(sum(map(len, tokens)) / took_s, tokens, steps, drafted, right)
+            return DraftRun(sum(map(len, tokens)) / took_s, tokens, steps, drafted, right)
 
         return run
 
@@ -163,37 +155,17 @@ def demo_bench() -> Iterator[Bench]:
         yield Bench(parts, digests)
 
 
-def row_of(case: Case, plain: Sequence[Run], drafted: Sequence[Run]) -> Row:
-    speeds, before = [run.tokens_per_s for run in drafted], [run.tokens_per_s for run in plain]
+def row_of(case: Case, plain: Sequence[DraftRun], drafted: Sequence[DraftRun]) -> Row:
     return {
         "case": case.name,
         "target": case.target,
-        "same_tokens": all(one.tokens == other.tokens for one, other in zip(plain, drafted, strict=True)),
+        "same_tokens": have_same_tokens(plain, drafted),
         "steps": sum(run.num_steps for run in drafted),
         "steps_without": sum(run.num_steps for run in plain),
         "drafted": sum(run.num_drafted for run in drafted),
         "right": sum(run.num_right for run in drafted),
-        **Spread.of(speeds).columns("tok_per_s"),
-        **Spread.of(before).columns("tok_per_s_without"),
-        **ratio(speeds, before).columns("ratio"),
+        **speed_columns(plain, drafted),
     }
-
-
-def print_summary(report: Report, rows: Sequence[Row]) -> None:
-    lines = [
-        [
-            str(row["case"]),
-            f"{number(row['tok_per_s']):.0f}",
-            f"{number(row['tok_per_s_without']):.0f}",
-            f"{number(row['ratio']):.2f} ({number(row['ratio_min']):.2f}..{number(row['ratio_max']):.2f})",
-            f"{number(row['target']):.2f}",
-            f"{number(row['steps']):.0f} / {number(row['steps_without']):.0f}",
-            f"{number(row['right']):.0f} of {number(row['drafted']):.0f}",
-        ]
-        for row in rows
-    ]
-    headers = ["case", "tok/s", "without", "ratio (min..max)", "goal", "forwards / without", "right drafts"]
-    report.print_table("Drafts from earlier answers, medians over rounds", headers, lines)
 
 
 def plot(report: Report, rows: Sequence[Row]) -> None:
@@ -210,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prompts = Prompts.drawn(40 if report.quick else 600)
     with demo_bench() as bench:
         plain = bench.lookup(None, [])
-        cases: dict[str, Callable[[], Run]] = {}
+        cases: dict[str, Callable[[], DraftRun]] = {}
         for case in CASES:
             lookup = bench.lookup(case.tenant, prompts.before, case.temperature)
             cases[f"{case.name}, without"] = bench.runner(case, prompts, plain)
@@ -224,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [row_of(case, runs[f"{case.name}, without"], runs[f"{case.name}, with"]) for case in CASES]
     report.write_csv(rows)
     plot(report, rows)
-    print_summary(report, rows)
+    print_drafts(report, "Drafts from earlier answers, medians over rounds", rows, drafts="drafted", digits=0)
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ void NAME(ml_experts)(const lora_batch *b, const lora_group *g, T *y, const T *x
       T *to = y + starts[e] * N;
 #if defined(TURNED)
       if (is_turned) {
-        turned_part(to, N, rows, K, own, 0, M, K / 2, lo, M ? hi : lo);
+        turned_part(to, N, rows, K, own, 0, M, K / 2, lo, hi);
         continue;
       }
 #endif

@@ -46,3 +46,11 @@ def prompts() -> list[list[int]]:
     generator = torch.Generator().manual_seed(9)
     lengths = torch.randint(5, 60, (16,), generator=generator).tolist()
     return [torch.randint(4, VOCAB, (length,), generator=generator).tolist() for length in lengths]
+
+
+@pytest.fixture
+def weights_lie_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base that is loaded on a CPU keeps its weights' rows as they lie."""
+    from server.engine.model import lora_layers
+
+    monkeypatch.setattr(lora_layers, "is_turned_here", lambda weight: False)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,3 +108,23 @@ def driven(
             yield world
         finally:
             parts.close()
+
+
+@contextmanager
+def without_and_with_drafts(
+    base: Path, adapters: dict[str, Path], new_folder: Callable[[str], Path], *, most: int
+) -> Iterator[list[Driven]]:
+    """The same engine twice: without drafts, and with at most `most` tokens in one."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                driven(
+                    base,
+                    adapters,
+                    new_folder("data"),
+                    scheduler=SchedulerSettings(max_batch_tokens=256, max_running=16, prompt_lookup=drafts),
+                    is_recorded=False,
+                )
+            )
+            for drafts in (0, most)
+        ]

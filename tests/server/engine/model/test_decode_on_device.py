@@ -15,13 +15,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is to run here", allow_module_level=True)
 
 from lora_kernels.lora.batch import LoraTable
-from server.engine.model import lora_layers
 from server.engine.model.base_model import load_base
 from server.engine.model.kv_tensors import KVCache
 from server.engine.model.recorded.decode_buffers import DecodeBuffers
 from server.engine.model.runner import ModelRunner
 from support.kernels.triton_launches import recorded_launches
 from support.models.models import FAMILY_NAMES, save_base
+
+pytestmark = pytest.mark.usefixtures("weights_lie_as_on_a_gpu")
 
 ANSWERS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique", "equal", "item")
 LORA = {"shrink_kernel", "expand_kernel"}
@@ -34,11 +35,6 @@ class NoAnswers(TorchDispatchMode):
         name = func.name().removeprefix("aten::").partition(".")[0]
         assert name not in ANSWERS, f"{name} would make the host wait for the device"
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture(autouse=True)
-def weights_lie_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_layers, "is_turned_here", lambda weight: False)
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)

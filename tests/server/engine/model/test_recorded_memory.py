@@ -15,7 +15,6 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is to run here", allow_module_level=True)
 
 from lora_kernels.lora.batch import LoraTable
-from server.engine.model import lora_layers
 from server.engine.model.base_model import load_base
 from server.engine.model.kv_tensors import KVCache
 from server.engine.model.recorded.cuda_graphs import DecodeGraphs, GraphSettings
@@ -25,10 +24,7 @@ from support.kernels.triton_launches import recorded_launches
 from support.kernels.watched_capture import WatchedCapture
 from support.models.models import save_base
 
-
-@pytest.fixture(autouse=True)
-def weights_lie_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_layers, "is_turned_here", lambda weight: False)
+pytestmark = pytest.mark.usefixtures("weights_lie_as_on_a_gpu")
 
 
 @pytest.fixture(params=["llama", "phi3-longrope"])

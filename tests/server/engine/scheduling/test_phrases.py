@@ -4,17 +4,15 @@ changes."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from server.engine.request import Request, SamplingParams
-from server.engine.schedule import SchedulerSettings
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from server.engine.scheduling.phrases import LONG, SHORT, Phrases
 from server.engine.scheduling.prompt_lookup import PromptLookup
-from support.worlds.driven_engine import Driven, driven
+from support.worlds.driven_engine import Driven, without_and_with_drafts
 
 SAID = list(range(40, 52))
 NUM_RUNS = 2 * len(SAID) - SHORT - LONG  # of an answer whose prompt is empty
@@ -98,19 +96,8 @@ def test_answers_are_kept_for_others_only_where_prompts_are(is_kept: bool) -> No
 @pytest.fixture(scope="module")
 def worlds(base: Path, adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Driven]]:
     """The same engine without drafts, and with them."""
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                driven(
-                    base,
-                    adapters,
-                    tmp_path_factory.mktemp("data"),
-                    scheduler=SchedulerSettings(max_batch_tokens=256, max_running=16, prompt_lookup=most),
-                    is_recorded=False,
-                )
-            )
-            for most in (0, 7)
-        ]
+    with without_and_with_drafts(base, adapters, tmp_path_factory.mktemp, most=7) as worlds:
+        yield worlds
 
 
 def asked(world: Driven, name: str, adapter: str | None, **params: object) -> tuple[list[int], float, float]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from server.engine.request import Request, SamplingParams
-from server.engine.schedule import Schedule, ScheduledRow, SchedulerSettings
+from server.engine.schedule import Schedule, ScheduledRow
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from server.engine.scheduling.prompt_lookup import FIRST, PromptLookup
 from support.servers.service import TENANT
-from support.worlds.driven_engine import Driven, driven
+from support.worlds.driven_engine import Driven, without_and_with_drafts
 
 PHRASE = [40, 41, 42, 43, 44, 45, 46, 47]
 
@@ -132,19 +131,8 @@ def test_a_draft_takes_no_block_that_running_requests_need() -> None:
 @pytest.fixture(scope="module")
 def worlds(base: Path, adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Driven]]:
     """The same engine without prompt lookup, and with it."""
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                driven(
-                    base,
-                    adapters,
-                    tmp_path_factory.mktemp("data"),
-                    scheduler=SchedulerSettings(max_batch_tokens=256, max_running=16, prompt_lookup=most),
-                    is_recorded=False,
-                )
-            )
-            for most in (0, 15)
-        ]
+    with without_and_with_drafts(base, adapters, tmp_path_factory.mktemp, most=15) as worlds:
+        yield worlds
 
 
 WAYS: dict[str, dict[str, object]] = {

@@ -30,6 +30,8 @@ from support.kernels.triton_launches import recorded_launches
 from support.models.models import FAMILY_NAMES, save_base
 from support.worlds.any_steps import SHAPE, any_steps
 
+pytestmark = pytest.mark.usefixtures("weights_lie_as_on_a_gpu")
+
 CPU = torch.device("cpu")
 STEPS = int(os.environ.get("MULTILORA_SERVICE_STEPS", "150"))
 GRAPHS = GraphSettings(buckets=(1, 4, 20, 40), max_ranks=(0, 16, 256), max_prompt_keys=2000, with_special=True)
@@ -51,11 +53,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def cubins(folder: Path) -> int:
     return len(list(folder.rglob("*.cubin")))
-
-
-@pytest.fixture(autouse=True)
-def weights_lie_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_layers, "is_turned_here", lambda weight: False)
 
 
 @pytest.mark.parametrize("nf4", [False, True])

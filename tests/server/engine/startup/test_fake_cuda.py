@@ -15,7 +15,6 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is to run here", allow_module_level=True)
 
-from server.engine.model import lora_layers
 from server.engine.model.base_model import load_base
 from server.engine.model.recorded import cuda_graphs
 from server.engine.model.runner import ModelRunner
@@ -29,6 +28,8 @@ from support.kernels.fake_cuda import CUDA, FakeCuda, fake_cuda, on_fake_cuda
 from support.models.models import FAMILY_NAMES
 from support.servers.service import make_base
 from support.worlds.any_steps import AdaptersOfEveryRank
+
+pytestmark = pytest.mark.usefixtures("weights_lie_as_on_a_gpu")
 
 FAMILIES = [family for family in FAMILY_NAMES if family != "phi3-longrope"]  # not recorded: it waits for the device
 LAUNCHES = {  # of a recorded step of three layers, bare; each layer's attention is not split
@@ -71,11 +72,6 @@ def started(
             yield parts, cuda
         finally:
             parts.close()
-
-
-@pytest.fixture(autouse=True)
-def weights_lie_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_layers, "is_turned_here", lambda weight: False)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
