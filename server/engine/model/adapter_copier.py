@@ -17,6 +17,7 @@ from lora_kernels import background
 from lora_kernels.background import TimeSlices
 from lora_kernels.lora.batch import LoraTable
 from server.engine.model.base_model import BaseModel
+from server.engine.model.other_ranks import OtherRanks
 
 INLINE_COPY_BYTES = 256 * 1024  # handing a smaller copy to another thread costs more than the copy
 
@@ -48,10 +49,16 @@ class _Event:
 
 
 class ArenaCopier:
-    """Copies adapters into the arena beside the engine: on a thread (CPU) or on a side stream (GPU)."""
+    """Copies adapters into the arena beside the engine: on a thread (CPU) or on a side stream (GPU).
 
-    def __init__(self, table: LoraTable, base: BaseDescription, slices: TimeSlices) -> None:
+    others: each gets its part of an adapter.
+    """
+
+    def __init__(
+        self, table: LoraTable, base: BaseDescription, slices: TimeSlices, *, others: OtherRanks | None = None
+    ) -> None:
         self._table = table
+        self._others = others
         self._slices = slices
         self._module_index = base.module_index
         self._on_gpu = table.arena.device.type == "cuda"
@@ -60,6 +67,8 @@ class ArenaCopier:
 
     def start(self, slot: int, offset: int, adapter: PackedAdapter) -> CopyHandle:
         """Begin the copy to arena[offset:] and point the slot's table row at it."""
+        if self._others is not None:
+            self._others.load_adapter(slot, offset, adapter)
         self._table.set_slot(slot, offset, *adapter.places(self._module_index), is_int8=adapter.is_int8)
         target = self._table.arena[offset : offset + adapter.buffer.numel()]
         if self._stream is not None:
@@ -71,6 +80,8 @@ class ArenaCopier:
 
     def clear(self, slot: int) -> None:
         """The slot holds no adapter any more."""
+        if self._others is not None:
+            self._others.clear_slot(slot)
         self._table.clear_slot(slot)
 
     def close(self) -> None:

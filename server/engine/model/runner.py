@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch, PromptSpan
 from server.engine.model.forward import Completed, InFlight, PendingForward, Pooler, StepOutput, hidden_states
 from server.engine.model.kv_tensors import KVCache
+from server.engine.model.other_ranks import OtherRanks
 from server.engine.model.recorded.cpu_forwards import CpuForwards
 from server.engine.model.recorded.cuda_graphs import DecodeGraphs
 from server.engine.model.recorded.decode_buffers import DeviceTokens
@@ -25,7 +27,7 @@ from server.engine.text.vocabulary import Vocabulary
 class ModelRunner:
     """Owns the model, the KV cache's tensors, the adapter table and the sampler.
 
-    vocabulary: the ids that may be sampled and scored; None: every row of the head.
+    vocabulary: the ids that may be sampled and scored; None: every row of the head. others: they run each forward too.
     """
 
     def __init__(
@@ -35,9 +37,12 @@ class ModelRunner:
         table: LoraTable,
         sampler: Sampler,
         vocabulary: Vocabulary | None = None,
+        *,
+        others: OtherRanks | None = None,
     ) -> None:
         self.base = base
         self._vocabulary = vocabulary
+        self._others = others
         self.cache = cache
         self.table = table
         self.sampler = sampler
@@ -110,14 +115,15 @@ class ModelRunner:
         lora.layers, lora.head = batch.layer_adapters, batch.head_adapters
         if self.base.rope is not None:
             self.base.rope.last_positions_1T = batch.last_positions_1T
-        result = self.base.model(
-            input_ids=batch.input_ids_1T,
-            position_ids=batch.position_ids_1T,
-            use_cache=False,
-            logits_to_keep=0 if batch.logits_rows_R is None else batch.logits_rows_R,
-            paged_batch=batch.paged,
-            kv_caches=self.cache.layers,
-        )
+        with nullcontext() if self._others is None else self._others.forward(batch):
+            result = self.base.model(
+                input_ids=batch.input_ids_1T,
+                position_ids=batch.position_ids_1T,
+                use_cache=False,
+                logits_to_keep=0 if batch.logits_rows_R is None else batch.logits_rows_R,
+                paged_batch=batch.paged,
+                kv_caches=self.cache.layers,
+            )
         logits: torch.Tensor = result.logits[0]
         return logits
 
@@ -126,8 +132,11 @@ class ModelRunner:
 
     def zero_blocks(self, block_ids: list[int]) -> None:
         """Wipe blocks that may hold non-finite values."""
-        if block_ids:
-            self.cache.zero_blocks(block_ids)
+        if not block_ids:
+            return
+        if self._others is not None:
+            self._others.zero_blocks(block_ids)
+        self.cache.zero_blocks(block_ids)
 
     def forget(self, request_id: str) -> None:
         """The request is over."""

@@ -163,8 +163,10 @@ def join_engine(
     scheduler = Scheduler(settings.scheduler, blocks, adapters.tiers, max_model_len=max_model_len)
     cache = KVCache.allocate(base, num_blocks=plan.num_blocks, block_size=plan.block_size)
     vocabulary = _vocabulary(base, tokenizer)
-    make_runner = ModelRunner if leader is None else leader.runner
-    runner = make_runner(base, cache, adapters.table, Sampler(tokenizer.eos_ids, masks=allowed_of), vocabulary)
+    if leader is not None:
+        leader.allocate(cache, adapters.table)
+    sampler = Sampler(tokenizer.eos_ids, masks=allowed_of)
+    runner = ModelRunner(base, cache, adapters.table, sampler, vocabulary, others=leader)
     report_progress("probing the base with two short prompts")
     probe(runner, vocabulary, settings.base)
     record_graphs(start, runner, max_context=max_model_len, report_progress=report_progress)
@@ -230,8 +232,7 @@ def _adapters(
     leader: Leader | None,
 ) -> _Adapters:
     table = _table(base, plan, settings.max_adapters)
-    make_copier = ArenaCopier if leader is None else leader.copier
-    copier = make_copier(table, base.description, links.slices)
+    copier = ArenaCopier(table, base.description, links.slices, others=leader)
     slab = HostSlab(plan.host_cache_bytes, lock=True) if base.device.type == "cuda" else None
     buffers = HostBuffers(plan.host_cache_bytes) if slab is None else HostBuffers(cut=slab.take)
     max_bytes = plan.host_cache_bytes if slab is None else slab.capacity

@@ -5,81 +5,31 @@ The scheduler, the adapters' places and the sampler are those of a server with o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from adapters_store.base.description import BaseDescription
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.errors import AdapterRejected
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packed_file import as_bytes
-from adapters_store.tiers.entries import CopyHandle
 from lora_kernels.background import TimeSlices
 from lora_kernels.lora.batch import LoraTable
 from server.engine.device_fault import device_error
-from server.engine.model.adapter_copier import ArenaCopier
 from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch
 from server.engine.model.kv_tensors import KVCache
-from server.engine.model.runner import ModelRunner
-from server.engine.sampling.sampler import Sampler
 from server.engine.tensor_parallel.cuts import Cuts
 from server.engine.tensor_parallel.followers import Followers
 from server.engine.tensor_parallel.messages import Allocate, ClearSlot, LoadAdapter, LoadBase, Step, ZeroBlocks
 from server.engine.tensor_parallel.ranks import Ranks
 from server.engine.tensor_parallel.sharded_adapter import ShardedAdapter, sharded
 from server.engine.tensor_parallel.sharded_base import load_shard
-from server.engine.text.vocabulary import Vocabulary
 
 TIMEOUT_S = 60.0
-
-
-class LeadingRunner(ModelRunner):
-    """Runs each forward on all ranks."""
-
-    def __init__(
-        self,
-        base: BaseModel,
-        cache: KVCache,
-        table: LoraTable,
-        sampler: Sampler,
-        vocabulary: Vocabulary | None = None,
-        *,
-        followers: Followers,
-    ) -> None:
-        super().__init__(base, cache, table, sampler, vocabulary)
-        self._followers = followers
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        with self._followers.step():
-            self._followers.tell(Step.of(batch))
-            return super().forward(batch)
-
-    def zero_blocks(self, block_ids: list[int]) -> None:
-        if block_ids:
-            self._followers.tell(ZeroBlocks(block_ids))
-        super().zero_blocks(block_ids)
-
-
-class LeadingCopier(ArenaCopier):
-    """Puts each rank's part of an adapter into its arena."""
-
-    def __init__(self, table: LoraTable, base: BaseDescription, slices: TimeSlices, followers: Followers) -> None:
-        super().__init__(table, base, slices)
-        self._followers = followers
-
-    def start(self, slot: int, offset: int, adapter: PackedAdapter) -> CopyHandle:
-        assert isinstance(adapter, ShardedAdapter), "an adapter that was not cut"
-        for rank, part in enumerate(adapter.others, start=1):
-            message = LoadAdapter(slot, offset, adapter.modules, adapter.is_int8, as_bytes(part))
-            self._followers.tell_one(rank, message)
-        return super().start(slot, offset, adapter)
-
-    def clear(self, slot: int) -> None:
-        self._followers.tell(ClearSlot(slot))
-        super().clear(slot)
 
 
 class Leader:
@@ -120,24 +70,31 @@ class Leader:
         assert self._cuts is not None, "an adapter before its base"
         return sharded(adapter, self._cuts, buffers, slices)
 
-    def copier(self, table: LoraTable, base: BaseDescription, slices: TimeSlices) -> ArenaCopier:
-        return LeadingCopier(table, base, slices, self.followers)
-
-    def runner(
-        self,
-        base: BaseModel,
-        cache: KVCache,
-        table: LoraTable,
-        sampler: Sampler,
-        vocabulary: Vocabulary | None = None,
-    ) -> ModelRunner:
-        """Runs every forward on all ranks, which have caches of the same sizes from here on."""
-        sizes = Allocate(cache.num_blocks, cache.block_size, table.arena.numel(), table.num_slots)
-        self.followers.tell(sizes)
+    def allocate(self, cache: KVCache, table: LoraTable) -> None:
+        """Let the others make caches of the same sizes. From here on all ranks run each step."""
+        self.followers.tell(Allocate(cache.num_blocks, cache.block_size, table.arena.numel(), table.num_slots))
         for rank in range(1, self.num_ranks):
             self.followers.answer(rank)
         self._ranks.open()
-        return LeadingRunner(base, cache, table, sampler, vocabulary, followers=self.followers)
+
+    @contextmanager
+    def forward(self, batch: Batch) -> Iterator[None]:
+        with self.followers.step():
+            self.followers.tell(Step.of(batch))
+            yield
+
+    def zero_blocks(self, block_ids: list[int]) -> None:
+        self.followers.tell(ZeroBlocks(block_ids))
+
+    def load_adapter(self, slot: int, offset: int, adapter: PackedAdapter) -> None:
+        """Each rank's part of one that was cut."""
+        assert isinstance(adapter, ShardedAdapter), "an adapter that was not cut"
+        for rank, part in enumerate(adapter.others, start=1):
+            message = LoadAdapter(slot, offset, adapter.modules, adapter.is_int8, as_bytes(part))
+            self.followers.tell_one(rank, message)
+
+    def clear_slot(self, slot: int) -> None:
+        self.followers.tell(ClearSlot(slot))
 
     def device_error(self) -> str | None:
         """Why no later step can succeed; None: all ranks answer."""

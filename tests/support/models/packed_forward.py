@@ -57,9 +57,10 @@ class PackedForward:
         for layer in self.cache.layers:  # a recycled block may hold anything
             layer.keys.fill_(torch.nan)
             layer.values.fill_(torch.nan)
-        make_runner = ModelRunner if leader is None else leader.runner
-        self.runner = make_runner(base, self.cache, self.table, Sampler())
-        copier = (ArenaCopier if leader is None else leader.copier)(self.table, base.description, TimeSlices())
+        if leader is not None:
+            leader.allocate(self.cache, self.table)
+        self.runner = ModelRunner(base, self.cache, self.table, Sampler(), others=leader)
+        copier = ArenaCopier(self.table, base.description, TimeSlices(), others=leader)
         cursor = 32
         for slot, adapter in enumerate(packed):
             copier.start(slot, cursor, adapter)
