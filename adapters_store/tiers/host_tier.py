@@ -83,10 +83,9 @@ class HostTier:
 
     load: digest -> adapter, called on the loader thread; its StoreError is reported by `failure`. It may call
     `make_room`, and raise HostMemoryFull.
-    notify: called on the loader thread after each load, so that an idle engine wakes. fetch: brings an adapter to the
-    disk before its load; its StoreError is reported by `failure` too. None: all are there. after_load: called on the
-    loader thread after each notify, for work that no request waits for; its argument says whether a load waits.
-    Without `start()` nothing runs in the background, and `load_next()` does one load by hand.
+    fetch: brings an adapter to the disk before its load; its StoreError is reported by `failure` too. None: all are
+    there. after_load: called on the loader thread after each load, for work that no request waits for; its argument
+    says whether a load waits. Without `start()` nothing runs by itself, and `load_next()` does one load by hand.
     """
 
     def __init__(
@@ -95,7 +94,6 @@ class HostTier:
         load: Callable[[AdapterDigest], PackedAdapter],
         *,
         clock: Callable[[], float] = time.monotonic,
-        notify: Callable[[], None] = lambda: None,
         fetch: Callable[[AdapterDigest], object] | None = None,
         after_load: Callable[[Callable[[], bool]], object] = lambda _: None,
     ) -> None:
@@ -103,7 +101,7 @@ class HostTier:
         self._fetches = None if fetch is None else Fetches(fetch)
         self._load = load
         self._clock = clock
-        self._notify = notify
+        self._notify: Callable[[], None] = lambda: None
         self._after_load = after_load
         self._changed = threading.Condition()
         self._entries: OrderedDict[AdapterDigest, HostEntry] = OrderedDict()  # least recently used first
@@ -127,9 +125,10 @@ class HostTier:
         """Changes whenever a load ends or an entry is removed."""
         return self._version
 
-    def start(self) -> None:
-        """Start the loader thread."""
+    def start(self, notify: Callable[[], None] = lambda: None) -> None:
+        """Start the loader thread. notify: called there after each load, so that an idle engine wakes."""
         assert self._thread is None, "started twice"
+        self._notify = notify
         self._thread = threading.Thread(target=self._run, name="adapter-loader", daemon=True)
         self._thread.start()
 

@@ -49,8 +49,8 @@ def _activation(parts: EngineParts, source: RandomAdapters, *, from_disk: bool) 
 
 
 def _in_host_memory(parts: EngineParts, digest: AdapterDigest) -> bool:
-    parts.host.request(digest)
-    return parts.host.find(digest) is not None
+    parts.adapters.host.request(digest)
+    return parts.adapters.host.find(digest) is not None
 
 
 def _on_device(parts: EngineParts, digest: AdapterDigest) -> bool:

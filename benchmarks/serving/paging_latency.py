@@ -93,12 +93,12 @@ def _make_cold(parts: EngineParts, adapters: BenchStore, digests: Sequence[Adapt
 
 def _watch(parts: EngineParts, phase: Callable[[], None], adapters: Adapters, lengths: Lengths, *, seed: int) -> Watch:
     worker = parts.worker
-    with endless_streams(worker, adapters, lengths, worker.vocab_size, seed=seed) as streams:
-        loads_before = parts.host.stats().loads
+    with endless_streams(worker, adapters, lengths, worker.vocabulary.size, seed=seed) as streams:
+        loads_before = parts.adapters.host.stats().loads
         began_s = time.perf_counter()
         phase()
         ended_s = time.perf_counter()
-        num_loads = parts.host.stats().loads - loads_before
+        num_loads = parts.adapters.host.stats().loads - loads_before
     gaps = [gap for stream in streams for gap in stream.gaps_between(began_s, ended_s)]
     return Watch(ended_s - began_s, num_loads, percentile(gaps, 50), percentile(gaps, 95), max(gaps))
 

@@ -24,7 +24,8 @@ from benchmarks.common.shapes import BenchShape
 from benchmarks.common.timing import Spread, interleaved, percentile, ratio
 from benchmarks.common.workload import Lengths, bench_engine, lengths_for, random_prompts
 from benchmarks.serving.clients import closed_loop
-from server.engine.startup.build import AdapterSource, EngineParts
+from server.engine.startup.adapter_memory import AdapterSource
+from server.engine.startup.build import EngineParts
 
 CONCURRENCY = 8
 
@@ -103,7 +104,7 @@ def _looper(parts: EngineParts, digests: Sequence[AdapterDigest], scale: Scale, 
     def run() -> Load:
         seed = next(seeds)
         chosen = choose_adapters("zipf", scale.requests, len(digests), seed=seed)
-        prompts = random_prompts(scale.requests, lengths.prompt, parts.worker.vocab_size, seed=seed)
+        prompts = random_prompts(scale.requests, lengths.prompt, parts.worker.vocabulary.size, seed=seed)
         max_tokens = np.random.default_rng(seed).integers(lengths.new // 2, lengths.new * 3 // 2 + 1, scale.requests)
         before = parts.engine.tiers.stats()
         wanted = [digests[index] for index in chosen]

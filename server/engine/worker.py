@@ -10,7 +10,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -36,33 +35,30 @@ _STATS_EVERY_S = 0.25
 SWITCH_S = 1e-4  # how long another thread's Python may keep this one from its next kernel; Python's own is 5 ms
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServedModel:
-    """The base model as callers see it."""
-
-    tokenizer: Tokenizer
-    base: BaseDescription
-    served_name: str
-    max_model_len: int
-    vocabulary: Vocabulary
-
-
 class EngineWorker:
     """Thread-safe front of an Engine. Every submitted request gets exactly one final event, whatever happens."""
 
     def __init__(
         self,
         engine: Engine,
-        model: ServedModel,
+        base: BaseDescription,
+        tokenizer: Tokenizer,
+        vocabulary: Vocabulary,
         *,
+        max_model_len: int,
         num_threads: int | None = None,
         slices: TimeSlices | None = None,
         int8_probe: Int8Probe,
     ) -> None:
-        """int8_probe: how int8 adapters are measured before they are published."""
+        """base, tokenizer, vocabulary, max_model_len: as callers see the model. int8_probe: how int8 adapters are
+        measured before they are published."""
         self._engine = engine
         self._slices = slices or TimeSlices()
-        self.model = model
+        self.base = base
+        self.served_name = base.name
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+        self.max_model_len = max_model_len
         self.int8_probe = int8_probe
         self._num_threads = num_threads
         self._changed = threading.Condition()
@@ -77,30 +73,6 @@ class EngineWorker:
         self._device_error: str | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.model.tokenizer
-
-    @property
-    def base(self) -> BaseDescription:
-        return self.model.base
-
-    @property
-    def served_name(self) -> str:
-        return self.model.served_name
-
-    @property
-    def max_model_len(self) -> int:
-        return self.model.max_model_len
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self.model.vocabulary
-
-    @property
-    def vocab_size(self) -> int:
-        return self.model.vocabulary.size
-
     def start(self) -> None:
         self._thread.start()
 
@@ -114,7 +86,7 @@ class EngineWorker:
 
     def submit(self, request: Request, listener: Listener) -> None:
         """Queue a request; `listener` is called on the engine's thread. Raises InvalidRequest or QueueFull at once."""
-        validate_params(request.params, self.vocab_size)
+        validate_params(request.params, self.vocabulary.size)
         self._engine.scheduler.limits.check_fits(request)
         with self._changed:
             self._require_running()

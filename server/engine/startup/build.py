@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
-import torch
-
-from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.base.families import UnsupportedBase
-from adapters_store.packed.host_buffers import HostBuffers
-from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter
-from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
-from adapters_store.tiers.host_slab import HostSlab
-from adapters_store.tiers.host_tier import HostTier, HostTierSettings
-from adapters_store.tiers.tiers import AdapterTiers
-from lora_kernels.background import Later, Pace, TimeSlices, UntilAwaited
-from lora_kernels.lora.batch import LoraTable
 from lora_kernels.process import release_compute_threads
 from server.engine.device_fault import DeviceLost, device_error
 from server.engine.engine import Engine
 from server.engine.grammar.matcher import allowed_of
 from server.engine.int8_probe import int8_probe
-from server.engine.metrics import Histogram
-from server.engine.model.adapter_copier import ArenaCopier, empty_table
 from server.engine.model.base_model import BaseModel, load_base, pick_device
 from server.engine.model.kv_tensors import KVCache
 from server.engine.model.runner import ModelRunner
@@ -37,6 +23,7 @@ from server.engine.request import Request
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from server.engine.scheduling.scheduler import Scheduler
+from server.engine.startup.adapter_memory import AdapterMemory, AdapterSource
 from server.engine.startup.gpu_start import GpuStart, check_step_size, default_step, prepare, record_graphs
 from server.engine.startup.memory_plan import MemoryPlan, plan_memory
 from server.engine.startup.settings import EngineSettings
@@ -44,7 +31,7 @@ from server.engine.startup.start_probe import probe
 from server.engine.text.output import OutputState
 from server.engine.text.tokenizer import Tokenizer
 from server.engine.text.vocabulary import Vocabulary
-from server.engine.worker import EngineWorker, ServedModel
+from server.engine.worker import EngineWorker
 
 if TYPE_CHECKING:
     from server.engine.tensor_parallel.leader import Leader
@@ -52,27 +39,6 @@ if TYPE_CHECKING:
 _MAX_NAMED = 5
 
 _log = logging.getLogger(__name__)
-
-
-class AdapterSource(Protocol):
-    """Where adapters come from: `adapters_store.store.AdapterStore`. fetch: brings one to this machine's disk, before
-    it is loaded; None: all are there."""
-
-    @property
-    def fetch(self) -> Callable[[AdapterDigest], object] | None: ...
-
-    def load_packed(
-        self,
-        digest: AdapterDigest,
-        base: BaseDescription,
-        *,
-        buffers: HostBuffers | None = None,
-        slices: TimeSlices | None = None,
-        later: Later = ...,
-    ) -> PackedAdapter: ...
-    def quarantine_adapter(
-        self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None
-    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -83,19 +49,14 @@ class EngineParts:
     engine: Engine
     base: BaseModel
     plan: MemoryPlan
-    host: HostTier
-    copier: ArenaCopier
-    slab: HostSlab | None
+    adapters: AdapterMemory
     leader: Leader | None = None
 
     def close(self) -> None:
         self.worker.stop()
         if self.leader is not None:
             self.leader.close()
-        self.host.close()
-        self.copier.close()
-        if self.slab is not None:
-            self.slab.close()
+        self.adapters.close()
 
 
 def build_engine(
@@ -154,11 +115,10 @@ def join_engine(
     """The same over a loaded base: settings that concern loading are ignored. leader: of the ranks that share it."""
     settings = replace(settings, scheduler=settings.scheduler.with_defaults(default_step(base.device)))
     max_model_len = _context_of(base, settings)
-    start = _prepared(base, settings, max_model_len, report_progress)
+    start = prepare(base, settings, max_context=max_model_len, report_progress=report_progress)
     report_progress("dividing memory")
     plan = _planned(base, settings, start, max_model_len)
-    links = _Links()
-    adapters = _adapters(base, settings, plan, source, links, leader=leader)
+    adapters = AdapterMemory(base, plan, source, max_adapters=settings.max_adapters, leader=leader)
     blocks = _blocks(settings, base, plan)
     scheduler = Scheduler(settings.scheduler, blocks, adapters.tiers, max_model_len=max_model_len)
     cache = KVCache.allocate(base, num_blocks=plan.num_blocks, block_size=plan.block_size)
@@ -178,71 +138,25 @@ def join_engine(
         runner,
         _output_factory(tokenizer),
         max_slots=settings.max_adapters,
-        load_seconds=links.load_seconds,
+        load_seconds=adapters.load_seconds,
         quarantine=_quarantine_on_a_thread(source),
         device_error=partial(device_error, base.device) if leader is None else leader.device_error,
     )
-    worker = links.worker = EngineWorker(
+    worker = EngineWorker(
         engine,
-        _served_model(base, tokenizer, vocabulary, max_model_len),
+        base.description,
+        tokenizer,
+        vocabulary,
+        max_model_len=max_model_len,
         num_threads=settings.compute_threads,
-        slices=links.slices if base.device.type == "cpu" else None,  # on a GPU loading costs a step nothing
+        slices=adapters.slices if base.device.type == "cpu" else None,  # on a GPU loading costs a step nothing
         int8_probe=int8_probe(base, tokenizer, vocabulary) if leader is None else leader.int8_probe,
     )
     if leader is not None:
         leader.followers.watch(worker.end)
     release_compute_threads()  # this thread loaded the base; from now on only the engine's thread computes
-    adapters.host.start()
-    return EngineParts(worker, engine, base, plan, adapters.host, adapters.copier, adapters.slab, leader)
-
-
-@dataclass(slots=True)
-class _Links:
-    """Shared by the loader's thread and the engine's: the loader, built first, wakes the worker, built later."""
-
-    worker: EngineWorker | None = None
-    slices: TimeSlices = field(default_factory=TimeSlices)
-    load_seconds: Histogram = field(default_factory=Histogram)
-    later: list[Callable[[Pace], None]] = field(default_factory=list)  # the loader's thread alone adds and does
-
-    def do_later(self, is_awaited: Callable[[], bool]) -> None:
-        while self.later:
-            self.later.pop()(UntilAwaited(self.slices, is_awaited))
-
-    def wake(self) -> None:
-        if self.worker is not None:
-            self.worker.wake()
-
-
-class _Adapters(NamedTuple):
-    table: LoraTable
-    copier: ArenaCopier
-    host: HostTier
-    tiers: AdapterTiers
-    slab: HostSlab | None
-
-
-def _adapters(
-    base: BaseModel,
-    settings: EngineSettings,
-    plan: MemoryPlan,
-    source: AdapterSource,
-    links: _Links,
-    *,
-    leader: Leader | None,
-) -> _Adapters:
-    table = _table(base, plan, settings.max_adapters)
-    copier = ArenaCopier(table, base.description, links.slices, others=leader)
-    slab = HostSlab(plan.host_cache_bytes, lock=True) if base.device.type == "cuda" else None
-    buffers = HostBuffers(plan.host_cache_bytes) if slab is None else HostBuffers(cut=slab.take)
-    max_bytes = plan.host_cache_bytes if slab is None else slab.capacity
-    settings_of_host = HostTierSettings(max_bytes=max_bytes)
-    load = _timed_load(base, source, buffers, links, leader)
-    host = HostTier(settings_of_host, load, notify=links.wake, fetch=source.fetch, after_load=links.do_later)
-    if slab is not None:
-        slab.make_room = host.make_room
-    tiers = AdapterTiers(host, _device_pool(table, settings.max_adapters), copier)
-    return _Adapters(table, copier, host, tiers, slab)
+    adapters.host.start(worker.wake)
+    return EngineParts(worker, engine, base, plan, adapters, leader)
 
 
 def _context_of(base: BaseModel, settings: EngineSettings) -> int:
@@ -274,20 +188,6 @@ def _quarantine_on_a_thread(source: AdapterSource) -> Quarantine:
     return quarantine
 
 
-def _prepared(
-    base: BaseModel, settings: EngineSettings, max_context: int, report_progress: Callable[[str], None]
-) -> GpuStart:
-    return prepare(
-        base,
-        max_tokens=settings.scheduler.tokens_per_step,
-        max_rows=settings.scheduler.running_slots,
-        max_context=max_context,
-        block_size=settings.block_size,
-        wants_graphs=settings.cuda_graphs,
-        report_progress=report_progress,
-    )
-
-
 def _vocabulary(base: BaseModel, tokenizer: Tokenizer) -> Vocabulary:
     """Raises UnsupportedBase if tokenizer and model have no token in common."""
     try:
@@ -301,16 +201,6 @@ def _vocabulary(base: BaseModel, tokenizer: Tokenizer) -> Vocabulary:
     return vocabulary
 
 
-def _served_model(base: BaseModel, tokenizer: Tokenizer, vocabulary: Vocabulary, max_model_len: int) -> ServedModel:
-    return ServedModel(
-        tokenizer=tokenizer,
-        base=base.description,
-        served_name=base.description.name,
-        max_model_len=max_model_len,
-        vocabulary=vocabulary,
-    )
-
-
 def _blocks(settings: EngineSettings, base: BaseModel, plan: MemoryPlan) -> BlockPool:
     kv_settings = KVCacheSettings(
         block_size=plan.block_size,
@@ -319,42 +209,6 @@ def _blocks(settings: EngineSettings, base: BaseModel, plan: MemoryPlan) -> Bloc
         rope_switches=base.rope_switches,
     )
     return BlockPool(kv_settings, base.description.digest)
-
-
-def _table(base: BaseModel, plan: MemoryPlan, max_adapters: int) -> LoraTable:
-    arena = torch.zeros(plan.adapter_pool_bytes // base.dtype.itemsize, dtype=base.dtype, device=base.device)
-    return empty_table(base.description, arena, max_adapters)
-
-
-def _device_pool(table: LoraTable, max_adapters: int) -> DevicePool:
-    return DevicePool(
-        DevicePoolSettings(
-            capacity_elements=table.arena.numel(),
-            max_slots=max_adapters,
-            alignment_elements=ALIGN_BYTES // table.arena.element_size(),
-        )
-    )
-
-
-def _timed_load(
-    base: BaseModel, source: AdapterSource, buffers: HostBuffers, links: _Links, leader: Leader | None
-) -> Callable[[AdapterDigest], PackedAdapter]:
-    def load(digest: AdapterDigest) -> PackedAdapter:
-        torch.set_num_threads(1)  # a second pool of compute threads slows every step (lora_kernels.process)
-        start_s = time.perf_counter()
-        packed = source.load_packed(
-            digest,
-            base.description,
-            buffers=buffers if leader is None else HostBuffers(),
-            slices=links.slices,
-            later=links.later.append,
-        )
-        if leader is not None:
-            packed = leader.cut(packed, buffers, links.slices)
-        links.load_seconds.observe(time.perf_counter() - start_s)
-        return packed
-
-    return load
 
 
 def _output_factory(tokenizer: Tokenizer) -> Callable[[Request], OutputState]:

@@ -28,6 +28,7 @@ from server.engine.startup.compile_kernels import compile_kernels
 from server.engine.startup.covering_steps import StepLimits
 from server.engine.startup.memory_plan import MIB, Reserved, free_device_bytes
 from server.engine.startup.profile_run import profile_run
+from server.engine.startup.settings import EngineSettings
 
 MAX_RANK = 256
 ATTENTION = re.compile(r"\.(self_attn|attn|attention)\.")
@@ -51,19 +52,11 @@ class GpuStart:
     warnings: tuple[str, ...] = ()
 
 
-def prepare(
-    base: BaseModel,
-    *,
-    max_tokens: int,
-    max_rows: int,
-    max_context: int,
-    block_size: int,
-    wants_graphs: bool,
-    report_progress: Report,
-) -> GpuStart:
-    """Test, compile and measure, on a GPU. max_tokens: of the largest step, max_rows of which are sampled."""
+def prepare(base: BaseModel, settings: EngineSettings, *, max_context: int, report_progress: Report) -> GpuStart:
+    """Test, compile and measure, on a GPU."""
     if base.device.type != "cuda":
         return GpuStart()
+    max_tokens, max_rows = settings.scheduler.tokens_per_step, settings.scheduler.running_slots
     report_progress("compiling every kernel that a step can need")
     logged = check_before_use(base.device, base.dtype)
     limit, most_tokens = max_rows, min(max_tokens, recorded_tokens(base.device))
@@ -77,15 +70,15 @@ def prepare(
         max_prompt_keys=MAX_PROMPT_KEYS,
         with_special=True,
     )
-    could = wants_graphs and why_no_graphs(base.config, base.device) is None
+    could = settings.cuda_graphs and why_no_graphs(base.config, base.device) is None
     limits = StepLimits(
         max_tokens=max_tokens, max_rows=max_rows, max_context=max_context, graphs=every if could else None
     )
-    logged += compile_kernels(base, limits, block_size=block_size, report_progress=report_progress)
+    logged += compile_kernels(base, limits, block_size=settings.block_size, report_progress=report_progress)
     warnings = []
     if not has_triton():
         warnings.append("Triton is not installed: torch serves, slower; pip install 'multilora[gpu]'")
-    reason = why_no_graphs(base.config, base.device) if wants_graphs else "turned off"
+    reason = why_no_graphs(base.config, base.device) if settings.cuda_graphs else "turned off"
     if reason is not None:
         warnings.append(f"no CUDA graphs: {reason}")
     elif limit < max_rows:
@@ -95,7 +88,9 @@ def prepare(
         )
     graphs = every if reason is None else None
     report_progress("measuring the largest step")
-    reserved = profile_run(base, num_tokens=max_tokens, num_rows=max_rows, block_size=block_size, graphs=graphs)
+    reserved = profile_run(
+        base, num_tokens=max_tokens, num_rows=max_rows, block_size=settings.block_size, graphs=graphs
+    )
     for line in warnings:
         _log.warning("%s", line)
     return GpuStart(reserved=reserved, graphs=graphs, warnings=(*logged, *warnings))

@@ -304,8 +304,8 @@ def test_the_version_changes_with_every_load_failure_and_drop(host: HostTier, lo
 def running(loader: Loader) -> Iterator[tuple[HostTier, threading.Event]]:
     """A host tier whose thread runs, and the event its notify() sets."""
     loaded = threading.Event()
-    host = HostTier(HostTierSettings(max_bytes=10_000), loader, notify=loaded.set)
-    host.start()
+    host = HostTier(HostTierSettings(max_bytes=10_000), loader)
+    host.start(loaded.set)
     yield host, loaded
     host.close()
 
@@ -330,8 +330,8 @@ def test_work_after_a_load_holds_up_neither_its_request_nor_the_thread(loader: L
         ended.append(may_end.wait(600))
         raise OSError("the disk is gone")
 
-    host = HostTier(HostTierSettings(max_bytes=10_000), loader, notify=loaded.set, after_load=keep)
-    host.start()
+    host = HostTier(HostTierSettings(max_bytes=10_000), loader, after_load=keep)
+    host.start(loaded.set)
     for digest in (A, B):
         host.request(digest)
         assert loaded.wait(600)

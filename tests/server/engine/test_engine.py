@@ -258,7 +258,7 @@ def test_non_finite_adapter_fails_its_own_requests_and_leaves_no_trace(
     with running(base, {"plain": adapters["plain"], "rslora": adapters["rslora"]}, tmp_path) as service:
         healthy_alone = service.tokens(prompts[0], "rslora", max_tokens=32)
         service.tokens(prompts[1], "plain", max_tokens=1)  # on the device now
-        table = service.parts.copier._table
+        table = service.parts.adapters.table
         slot = next(
             r.slot for r in service.parts.engine.tiers.resident() if r.digest == service.versions["plain"].digest
         )

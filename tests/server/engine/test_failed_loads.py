@@ -32,7 +32,9 @@ def error_of(service: Service, prompt: list[int], kind: str) -> str | None:
 def test_every_request_after_a_failed_load_is_answered_and_a_push_heals(
     service: Service, adapters: dict[str, Path], prompts: list[list[int]]
 ) -> None:
-    service.parts.host.settings = replace(service.parts.host.settings, retry_s=1e9)  # nothing heals by itself
+    service.parts.adapters.host.settings = replace(
+        service.parts.adapters.host.settings, retry_s=1e9
+    )  # nothing heals by itself
     weights = service.store.weights_of(service.versions["plain"].digest)
     weights.unlink()
     for packed in weights.parent.glob("*.bin"):

@@ -78,13 +78,13 @@ def slot_of(service: Service, kind: str) -> int:
 
 
 def spoil(service: Service, kind: str, value: float) -> None:
-    service.parts.copier._table.scales[:, slot_of(service, kind)] = value
+    service.parts.adapters.table.scales[:, slot_of(service, kind)] = value
 
 
 @pytest.fixture
 def spoilt(service: Service) -> Iterator[Service]:
     """The adapter "plain" makes infinities."""
-    scales = service.parts.copier._table.scales
+    scales = service.parts.adapters.table.scales
     sound = scales[:, slot_of(service, "plain")].clone()
     spoil(service, "plain", torch.inf)
     yield service
@@ -111,7 +111,7 @@ def logits_of(service: Service, first: list[int], others: list[list[int]]) -> to
         batch = Batch.build(
             schedule,
             block_size=runner.cache.block_size,  # type: ignore[attr-defined]
-            table=service.parts.copier._table,
+            table=service.parts.adapters.table,
             device=torch.device("cpu"),
         )
         return runner.forward(batch).clone()  # type: ignore[attr-defined,no-any-return]
@@ -120,7 +120,7 @@ def logits_of(service: Service, first: list[int], others: list[list[int]]) -> to
 def test_every_other_row_of_the_forward_keeps_its_bits(service: Service) -> None:
     prompts = [list(range(10, 30)), list(range(40, 57)), list(range(5, 14)), list(range(60, 91))]
     sound = logits_of(service, prompts[0], prompts[1:])
-    scales = service.parts.copier._table.scales
+    scales = service.parts.adapters.table.scales
     before = scales[:, slot_of(service, "plain")].clone()
     spoil(service, "plain", torch.inf)
     poisoned = logits_of(service, prompts[0], prompts[1:])

@@ -236,7 +236,7 @@ def test_new_weights_in_each_request_delay_another_tenants_cold_adapter_by_one_l
     published = {str(index): folder for index, folder in enumerate(folders)}
     with running(base, published, tmp_path / "data") as service:
         world, prompt = World(service, base, folders, tmp_path / "peft"), list(range(40, 61))
-        store, host = service.store, service.parts.host
+        store, host = service.store, service.parts.adapters.host
         load_packed, go_on = store.load_packed, threading.Event()
         loads: list[AdapterDigest] = []
 

@@ -15,6 +15,7 @@ from server.engine.schedule import SchedulerSettings
 from server.engine.startup.gpu_start import GpuStart, attention_modules, check_step_size, default_step, prepare
 from server.engine.startup.memory_plan import GIB, MIB, Reserved
 from server.engine.startup.profile_run import GRAPH_BYTES, graph_bytes, profile_run
+from server.engine.startup.settings import EngineSettings
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +23,9 @@ def model(base: Path) -> BaseModel:
     return load_base(base, dtype="float32")
 
 
-def test_nothing_is_prepared_without_a_gpu(model: BaseModel) -> None:
+def test_nothing_is_prepared_without_a_gpu(model: BaseModel, base: Path) -> None:
     reported: list[str] = []
-    start = prepare(
-        model,
-        max_tokens=64,
-        max_rows=4,
-        max_context=64,
-        block_size=16,
-        wants_graphs=True,
-        report_progress=reported.append,
-    )
+    start = prepare(model, EngineSettings(base=base), max_context=64, report_progress=reported.append)
     assert start == GpuStart(reserved=Reserved(), graphs=None, warnings=())
     assert reported == []
 

@@ -157,7 +157,7 @@ def test_a_base_with_fewer_rows_than_tokens_serves_those_that_have_one(
 ) -> None:
     base = make_base(tmp_path / "base", vocab_size=NUM_TOKENS - 1)
     with running(base, {}, tmp_path / "data") as service:
-        assert service.worker.vocab_size == NUM_TOKENS - 1
+        assert service.worker.vocabulary.size == NUM_TOKENS - 1
         assert len(service.tokens(PROMPTS[0])) == 16
         with pytest.raises(InvalidRequest, match=r"token id 417 is 'née 中', for which the model has no embedding row"):
             service.worker.vocabulary.check([417], "prompt")
