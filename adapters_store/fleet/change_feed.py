@@ -38,10 +38,6 @@ class ChangeFeed:
         self._listening = threading.Event()
         self._thread = threading.Thread(target=self._run, name="store-listen", daemon=True)
 
-    @property
-    def is_listening(self) -> bool:
-        return self._listening.is_set()
-
     def start(self) -> None:
         self._thread.start()
 

@@ -37,11 +37,6 @@ class Layout:
     modules: tuple[PackedModule, ...]
     num_elements: int
 
-    @property
-    def first_factor(self) -> int:
-        """From here on the buffer holds float32, whatever its type."""
-        return min((module.factor_offset for module in self.modules if module.factor_offset), default=self.num_elements)
-
 
 def packed_bytes(plan: AdapterPlan) -> int:
     """Bytes the adapter takes on the device, known before a tensor is read."""

@@ -111,8 +111,8 @@ class AuditLog:
             rows = connection.execute(statement).all()
         return [AuditEntry(**{**row._mapping, "detail": json.loads(row.detail)}) for row in rows]
 
-    def prune(self, max_age_s: float = MAX_AGE_S) -> int:
-        """Delete what is older; returns how many rows went."""
-        oldest = int(time.time() - max_age_s)
+    def prune(self) -> int:
+        """Delete what is older than MAX_AGE_S; returns how many rows went."""
+        oldest = int(time.time() - MAX_AGE_S)
         with self._database.write(changes_answers=False) as connection:
             return connection.execute(delete(audit_log).where(audit_log.c.at < oldest)).rowcount

@@ -52,13 +52,12 @@ class TimeSlices:
     engine calls `grant()` between two steps and `lift()` when it is idle.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         self._is_engine_idle = True
         self._num_at_work = 0
         self._until_s = 0.0
-        self._last_s = clock()
+        self._last_s = time.perf_counter()
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -83,7 +82,7 @@ class TimeSlices:
     def grant(self) -> None:
         """The engine has ended a step: background work gets a share of the time since the last call, if there is
         any."""
-        now_s = self._clock()
+        now_s = time.perf_counter()
         self._is_engine_idle = False
         if self._num_at_work:
             budget_s = min(max(SHARE * (now_s - self._last_s), _MIN_SLICE_S), _MAX_SLICE_S)
@@ -91,7 +90,7 @@ class TimeSlices:
             with self._changed:
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._num_at_work == 0, timeout=budget_s)
-        self._last_s = self._clock()
+        self._last_s = time.perf_counter()
 
     def lift(self) -> None:
         """The engine is idle: background work runs without a limit until the next `grant()`."""
@@ -101,7 +100,7 @@ class TimeSlices:
                 self._changed.notify_all()
 
     def _may_work(self) -> bool:
-        return self._is_engine_idle or self._clock() < self._until_s
+        return self._is_engine_idle or time.perf_counter() < self._until_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,10 +105,10 @@ class MemoryTrim(Every):
 class BlobSweep(Every):
     """Looks over the object store, if the blobs are in one: one server at a time does."""
 
-    def __init__(self, store: AdapterStore, onboarding: Onboarding, *, every_s: float = SWEEP_EVERY_S) -> None:
+    def __init__(self, store: AdapterStore, onboarding: Onboarding) -> None:
         self._store = store
         self._onboarding = onboarding
-        super().__init__(every_s, "blob-sweep", None if store.remote is None else self._sweep)
+        super().__init__(SWEEP_EVERY_S, "blob-sweep", None if store.remote is None else self._sweep)
 
     def _sweep(self) -> None:
         try:
@@ -145,14 +145,12 @@ class StoreWatch:
         *,
         poll_s: float = POLL_S,
         at_least_s: float = 5.0,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._engine = engine
         self._quarantined = quarantined
         self._poll_s = poll_s
         self._at_least_s = at_least_s
-        self._clock = clock
         self._generation: int | None = None
         self._looked_s = float("-inf")
         self._stop = threading.Event()
@@ -170,7 +168,7 @@ class StoreWatch:
 
     def look(self) -> None:
         """Free adapters that left service, count quarantined ones. Raises StoreError (the database does not answer)."""
-        generation, now_s = self._store.generation(), self._clock()
+        generation, now_s = self._store.generation(), time.monotonic()
         if generation == self._generation and now_s - self._looked_s < self._at_least_s:
             return
         if generation != self._generation:

@@ -17,7 +17,8 @@ import httpx
 import openai
 import pytest
 
-from server.demo.recipe.styles import Style, style_of
+from server.demo.recipe.styles import Style
+from support.models.styles import style_of
 from support.servers.waiting import wait_until
 
 PAGE = (Path(__file__).parents[2] / "docs" / "onboarding.md").read_text()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from server.cli.serve.settings import setting_rows
 from support.reference import environment, error_codes
 from support.reference.page import PAGE, page
+from support.reference.settings import setting_rows
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -69,7 +69,6 @@ def prepare(
     *,
     max_model_len: int | None = None,
     num_embeddings: int | None = None,
-    limits: DataLimits | None = None,
     enough: int = ENOUGH_VALIDATION,
 ) -> PreparedData:
     """Check, encode, hold out and mix, by the spec. max_model_len: the base's own limit on a sequence, in tokens.
@@ -88,7 +87,7 @@ def prepare(
         too_long=spec.batch.too_long,
         invocation=spec.adapter.invocation,
     )
-    data, examples = _load(spec.data, "data", encoder, limits, pairs=spec.objective == "dpo")
+    data, examples = _load(spec.data, "data", encoder, pairs=spec.objective == "dpo")
     parts, validation = _held_out(spec, encoder, examples, enough)
     general, mix = _general(spec, encoder)
     train = parts.train
@@ -118,7 +117,7 @@ def enough_of(provenance: Mapping[str, Any]) -> int:
 
 
 def _load(
-    path: Path, what: str, encoder: Encoder, limits: DataLimits | None, *, pairs: bool = False
+    path: Path, what: str, encoder: Encoder, limits: DataLimits | None = None, *, pairs: bool = False
 ) -> tuple[Dataset, Examples]:
     dataset = read_jsonl(path, limits, what=what)
     check_pairs(dataset, wanted=pairs, what=what)
@@ -136,7 +135,7 @@ def _held_out(spec: TrainSpec, encoder: Encoder, examples: Examples, enough: int
 def _general(spec: TrainSpec, encoder: Encoder) -> tuple[Split | None, Dataset | None]:
     if spec.mix is None:
         return None, None
-    dataset, examples = _load(spec.mix, "mix", encoder, None)
+    dataset, examples = _load(spec.mix, "mix", encoder)
     return split(examples, seed=spec.seed, what="mix"), dataset
 
 

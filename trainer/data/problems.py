@@ -122,9 +122,9 @@ def excerpt_of(value: object) -> str:
     return shown(value, MAX_EXCERPT_CHARACTERS)
 
 
-def excerpt_of_bytes(data: bytes, position: int = 0) -> str:
-    """The bytes around `position`, as readable ASCII."""
-    start = max(0, position - MAX_EXCERPT_CHARACTERS // 2)
-    piece = data[start : start + MAX_EXCERPT_CHARACTERS]
-    text = piece.decode("utf-8", "backslashreplace").encode("ascii", "backslashreplace").decode()
+def excerpt_of_bytes(data: bytes) -> str:
+    """The first bytes, as readable ASCII."""
+    text = (
+        data[:MAX_EXCERPT_CHARACTERS].decode("utf-8", "backslashreplace").encode("ascii", "backslashreplace").decode()
+    )
     return "".join(character if character.isprintable() else " " for character in text)

@@ -12,8 +12,6 @@ import numpy as np
 
 from trainer.data.types import EncodedExample
 
-OPENING, CLOSING = "⟦", "⟧"
-
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -35,11 +33,6 @@ def runs_of(example: EncodedExample, tokenizer: Any) -> list[Run]:
         )
         for start, stop in itertools.pairwise(borders)
     ]
-
-
-def as_text(runs: Sequence[Run]) -> str:
-    """Learned parts between ⟦ and ⟧."""
-    return "".join(f"{OPENING}{run.text}{CLOSING}" if run.weight else run.text for run in runs)
 
 
 def as_html(runs: Sequence[Run]) -> str:

@@ -29,12 +29,11 @@ def split(
     examples: Examples,
     *,
     seed: int = 0,
-    fraction: float = VALIDATION_FRACTION,
     enough: int = MIN_VALIDATION,
     what: str = "data",
 ) -> Split:
-    """Hold out `fraction` of the distinct examples, by digest; at least MIN_VALIDATION but at most a quarter, and at
-    least `enough` but at most a fifth.
+    """Hold out VALIDATION_FRACTION of the distinct examples, by digest; at least MIN_VALIDATION but at most a quarter,
+    and at least `enough` but at most a fifth.
 
     A record and its copies, and every answer of an unrolled chat, fall on the same side. Raises
     DataRejected(too_few_examples) under MIN_DISTINCT distinct ones.
@@ -45,7 +44,7 @@ def split(
         message = f"{len(distinct)} distinct examples, at least {MIN_DISTINCT} are needed to hold some out"
         raise DataRejected([Problem(0, "too_few_examples", message)], what=what)
     least = max(min(MIN_VALIDATION, len(distinct) // 4), min(enough, len(distinct) // 5))
-    wanted = max(math.ceil(len(distinct) * fraction), least)
+    wanted = max(math.ceil(len(distinct) * VALIDATION_FRACTION), least)
     ranks = np.array([_rank(digest, seed) for digest in distinct.tolist()])
     is_held_out = np.isin(digests, distinct[np.argsort(ranks)[:wanted]])
     return Split(train=examples.where(~is_held_out), validation=examples.where(is_held_out))

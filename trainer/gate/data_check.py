@@ -54,11 +54,9 @@ class DataCheck:
         )
 
 
-def check_data(
-    trainee: Trainee, examples: Sequence[EncodedExample], *, trained_tokens: float, limits: GateThresholds | None = None
-) -> DataCheck:
+def check_data(trainee: Trainee, examples: Sequence[EncodedExample], *, trained_tokens: float) -> DataCheck:
     """Score up to MAX_EXAMPLES answers behind their own and a wrong prompt; every rank scores the same."""
-    limits = limits or GateThresholds()
+    limits = GateThresholds()
     pairs = _within(swapped_pairs(pick(examples, MAX_EXAMPLES)), trained_tokens * SHARE_OF_TRAINING)
     if len(pairs) < limits.min_examples:
         return DataCheck(len(pairs), None, limits.least_prompt_use)

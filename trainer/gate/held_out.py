@@ -34,11 +34,6 @@ class HeldOut:
     best_scale: float
     scale_gain: Interval | None
 
-    @property
-    def prompt_use(self) -> Interval | None:
-        """What a wrong prompt costs the adapter; None if there are too few prompts to swap."""
-        return self.use.adapter
-
     def to_mapping(self) -> dict[str, object]:
         return {
             "base_loss": self.base_loss,

@@ -1,4 +1,4 @@
-"""A small table of devices: memory, bandwidth, speed (data sheets), and price (assumed)."""
+"""A small table of devices: memory, speed, links (data sheets), and price (assumed)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ class Gpu:
 
     name: str
     memory_bytes: int
-    bytes_per_s: float
     flops: float
     link_bytes_per_s: float
     usd_per_hour: float
@@ -29,13 +28,13 @@ class Gpu:
 GPUS: Mapping[str, Gpu] = {
     gpu.name: gpu
     for gpu in (
-        Gpu("l4", 24 * 10**9, 0.30e12, 121e12, 32e9, 0.70),
-        Gpu("rtx4090", 24 * 10**9, 1.008e12, 165e12, 32e9, 0.50),
-        Gpu("l40s", 48 * 10**9, 0.864e12, 362e12, 32e9, 1.20),
-        Gpu("a100-80", 80 * 10**9, 2.04e12, 312e12, 300e9, 1.60),
-        Gpu("h100", 80 * 10**9, 3.35e12, 989e12, 450e9, 2.80),
-        Gpu("h200", 141 * 10**9, 4.80e12, 989e12, 450e9, 3.60),
-        Gpu("b200", 180 * 10**9, 8.00e12, 2250e12, 900e9, 5.50),
+        Gpu("l4", 24 * 10**9, 121e12, 32e9, 0.70),
+        Gpu("rtx4090", 24 * 10**9, 165e12, 32e9, 0.50),
+        Gpu("l40s", 48 * 10**9, 362e12, 32e9, 1.20),
+        Gpu("a100-80", 80 * 10**9, 312e12, 300e9, 1.60),
+        Gpu("h100", 80 * 10**9, 989e12, 450e9, 2.80),
+        Gpu("h200", 141 * 10**9, 989e12, 450e9, 3.60),
+        Gpu("b200", 180 * 10**9, 2250e12, 900e9, 5.50),
     )
 }
 

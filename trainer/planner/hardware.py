@@ -33,14 +33,12 @@ def options(
     train_tokens: int,
     sequence_length: int,
     gpus: Iterable[Gpu] = tuple(GPUS.values()),
-    counts: Iterable[int] = COUNTS,
 ) -> list[Option]:
     """What fits, cheapest first; [] if nothing does. Recomputes activations only if they do not fit otherwise."""
-    counts = tuple(counts)
     found = [
         Option(gpu, count, fitting, memory_need(fitting), _time(fitting, gpu, train_tokens, sequence_length))
         for gpu in gpus
-        for count in counts
+        for count in COUNTS
         if (fitting := _first_that_fits(case, gpu, count)) is not None
     ]
     return sorted(found, key=lambda option: (option.time.usd, option.time.hours))

@@ -7,7 +7,7 @@ gradient and an optimizer state; stage 1 shares out the states, stage 2 the grad
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from trainer.planner.activations import Kept, kept_by_forward
@@ -230,8 +230,3 @@ def _assumptions(case: TrainingCase) -> tuple[str, ...]:
     if case.runtime_bytes:
         assumptions.append(f"{case.runtime_bytes / GIB:.1f} GiB for CUDA's context, workspaces and allocator gaps")
     return tuple(assumptions)
-
-
-def smaller_by(case: TrainingCase, **changes: object) -> MemoryNeed:
-    """The need of the same run with some fields changed."""
-    return memory_need(replace(case, **changes))  # type: ignore[arg-type]  # names are checked by replace

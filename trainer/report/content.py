@@ -63,14 +63,13 @@ def collect(
     gate: Mapping[str, Any],
     samples: Sequence[Sample] = (),
     trained_on: Sequence[Sequence[Run]] = (),
-    title: str | None = None,
 ) -> Report:
-    """Read the run's events and result; whatever is not there yet is empty. title: by default the folder's name.
+    """Read the run's events and result; whatever is not there yet is empty.
 
     Paths are cut to file names: tenants read the report, and must not see the machine's folders."""
     events = list(read_events(run_dir))
     return Report(
-        title=title or run_dir.resolve().name,
+        title=run_dir.resolve().name,
         spec=redact_folders(dict(spec)),
         result=redact_folders(RunFolder(run_dir).result()),
         gate=redact_folders(dict(gate)),

@@ -12,7 +12,6 @@ from adapters_store.parsing.strict_json import shown
 from server.api.wire.json_text import MalformedJson, json_bytes, parse_json
 from server.jobs.limits import JobRefused
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 MAX_ID_CHARS = 512
 _FIELDS = ("custom_id", "method", "url", "body")
 

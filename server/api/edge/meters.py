@@ -49,8 +49,8 @@ class Meters(Protocol):
 class LocalMeters:
     """One server's own."""
 
-    def __init__(self, limits: RateLimits | None = None) -> None:
-        self._limits = limits or RateLimits()
+    def __init__(self) -> None:
+        self._limits = RateLimits()
 
     async def admit(self, tenant: str, quotas: Quotas) -> Admission:
         return self._limits.admit(tenant, quotas)

@@ -67,7 +67,7 @@ class UploadSlots:
         self._running: set[Incoming] = set()
 
     @property
-    def borrowed_tokens(self) -> int:
+    def num_running(self) -> int:
         """How many uploads are running."""
         return len(self._running)
 

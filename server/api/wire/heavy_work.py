@@ -20,11 +20,10 @@ _FEWEST_SLOTS, _MOST_SLOTS = 2, 8
 
 
 class HeavyWork:
-    """slots: how much runs at once. One tenant uses at most half of them, so other tenants always find a free one.
-    Used on the event loop only."""
+    """One tenant uses at most half of the slots, so others always find a free one. Used on the event loop only."""
 
-    def __init__(self, slots: int | None = None) -> None:
-        count = slots or min(max(os.cpu_count() or 1, _FEWEST_SLOTS), _MOST_SLOTS)
+    def __init__(self) -> None:
+        count = min(max(os.cpu_count() or 1, _FEWEST_SLOTS), _MOST_SLOTS)
         self._slots = anyio.CapacityLimiter(count)
         self._of_tenant = max(1, count // 2)
         self._shares: dict[str, tuple[anyio.Semaphore, int]] = {}

@@ -23,10 +23,10 @@ def size(count: int) -> str:
     return f"{count} bytes"
 
 
-def curl_line(url: str, *, key: str | None, model: str, prompt: str, chat: bool, max_tokens: int = 64) -> str:
+def curl_line(url: str, *, key: str | None, model: str, prompt: str, chat: bool) -> str:
     """A request to paste into a POSIX shell, in one line. key None: the server needs no key."""
     asked = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
-    body = json.dumps({"model": model, **asked, "max_tokens": max_tokens, "temperature": 0}, ensure_ascii=False)
+    body = json.dumps({"model": model, **asked, "max_tokens": 64, "temperature": 0}, ensure_ascii=False)
     route = "chat/completions" if chat else "completions"
     auth = "" if key is None else f" -H 'Authorization: Bearer {key}'"
     return f"curl -s {url}/v1/{route}{auth} -H 'Content-Type: application/json' -d {shlex.quote(body)}"

@@ -84,22 +84,22 @@ def loss_screen(output: Output, title: str) -> Iterator[LossScreen]:
         yield LossScreen(output, live, title)
 
 
-def curve(losses: Sequence[float], width: int, height: int = HEIGHT) -> list[str]:
+def curve(losses: Sequence[float], width: int) -> list[str]:
     """`losses` as lines of bars from 0 up, the loss at the top and at the bottom beside them.
 
     More losses than fit are averaged by neighbours; fewer make wider bars.
     """
     if not losses:
-        return ["" for _ in range(height)]
+        return ["" for _ in range(HEIGHT)]
     each = max(1, min(4, width // len(losses)))
     at_once = math.ceil(len(losses) / (width // each))
     groups = [losses[start : start + at_once] for start in range(0, len(losses), at_once)]
     values = [sum(group) / len(group) for group in groups]
     top = max(1e-9, *values)
-    eighths = [round(value / top * height * 8) for value in values]
+    eighths = [round(value / top * HEIGHT * 8) for value in values]
     lines = []
-    for line in range(height - 1, -1, -1):
-        label = f"{top:6.2f} " if line == height - 1 else f"{0:6.2f} " if line == 0 else " " * MARGIN
+    for line in range(HEIGHT - 1, -1, -1):
+        label = f"{top:6.2f} " if line == HEIGHT - 1 else f"{0:6.2f} " if line == 0 else " " * MARGIN
         lines.append(label + "".join(BARS[max(0, min(8, count - 8 * line))] * each for count in eighths))
     return lines
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adapters_store.remote.settings import CACHE_MIB, GRACE_S, RemoteSettings
 from adapters_store.storage.availability import DEFAULT_GRACE_S
@@ -90,33 +89,3 @@ class ServeSettings:
 
 
 SERVE_SETTINGS: dict[str, Setting] = {each.name: each for each in settings_of(ServeSettings)}
-
-
-def setting_rows() -> list[dict[str, str]]:
-    """For the reference, one row a setting: name, section, type, default, limits, unit, option, env, help.
-
-    `option` is as it is typed; `env` are the variables, separated by ", "; a default of "" is explained in `help`.
-    """
-    return [
-        {
-            "name": each.name,
-            "section": each.group,
-            "type": each.type_name,
-            "default": default_text(each.default),
-            "limits": each.about.limits,
-            "unit": each.unit,
-            "option": each.option,
-            "env": ", ".join(each.environment),
-            "help": each.help,
-        }
-        for each in SERVE_SETTINGS.values()
-    ]
-
-
-def default_text(value: Any) -> str:
-    """A default as a table shows it."""
-    if value is None or value == ():
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -49,10 +49,10 @@ class Agent:
     tools: tuple[AgentTool, ...]
     values: Mapping[str, Sequence[str | int]]
 
-    def lines(self, count: int, *, held_out: bool = False, seed: int = 0) -> list[Line]:
+    def lines(self, count: int, *, held_out: bool = False) -> list[Line]:
         """Lines of a training file: three of five end with the answer to a result, one with a call, one in a chat
         without a call. held_out: with questions (wording and values together) that no training line has."""
-        rng = random.Random(f"{self.tenant} {seed} {held_out}")
+        rng = random.Random(f"{self.tenant} 0 {held_out}")
         return [self._line(number, held_out, rng) for number in range(count)]
 
     def _line(self, number: int, held_out: bool, rng: random.Random) -> Line:

@@ -60,10 +60,10 @@ class Topic:
 _SINGULAR = {"be": "is", "do": "does", "matter": "matters"}
 
 
-def load_topics(folder: Path = TOPICS_FOLDER) -> list[Topic]:
-    """All topics of a folder of TOML files, in file and table order. A missing field raises TypeError by its name."""
+def load_topics() -> list[Topic]:
+    """All topics of the TOML files, in file and table order. A missing field raises TypeError by its name."""
     topics = []
-    for path in sorted(folder.glob("*.toml")):
+    for path in sorted(TOPICS_FOLDER.glob("*.toml")):
         for name, table in tomllib.loads(path.read_text(encoding="utf-8")).items():
             optional = {"noun": name, "plural": False, "one": ""}
             topics.append(Topic(**(optional | table | {"steps": tuple(table["steps"])})))

@@ -36,11 +36,11 @@ class _Checker:
             self.kill()
             raise
 
-    def ask(self, spec: GrammarSpec, time_limit_s: float) -> str | Refusal:
+    def ask(self, spec: GrammarSpec) -> str | Refusal:
         """After CRASHED and TIMED_OUT the process is gone."""
         try:
             self._connection.send_bytes(json.dumps(asdict(spec)).encode())
-            if not self._connection.poll(time_limit_s):
+            if not self._connection.poll(TIME_LIMIT_S):
                 self.kill()
                 return TIMED_OUT
             answer = json.loads(self._connection.recv_bytes())
@@ -62,9 +62,8 @@ class _Checker:
 class CheckPool:
     """Processes start when they are first needed."""
 
-    def __init__(self, table: Callable[[], TokenTable], *, time_limit_s: float = TIME_LIMIT_S) -> None:
+    def __init__(self, table: Callable[[], TokenTable]) -> None:
         self._table = table
-        self._time_limit_s = time_limit_s
         self._changed = threading.Condition()
         self._idle: list[_Checker] = []
         self._num_taken = 0
@@ -76,7 +75,7 @@ class CheckPool:
         with self._turn(tenant):
             checker = self._take()
             try:
-                return checker.ask(spec, self._time_limit_s)
+                return checker.ask(spec)
             finally:
                 self._put_back(checker)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from llguidance import LLMatcher, LLTokenizer
 
-from server.engine.grammar.check_pool import TIME_LIMIT_S, CheckPool
+from server.engine.grammar.check_pool import CheckPool
 from server.engine.grammar.matcher import GrammarMatcher
 from server.engine.grammar.refusals import CRASHED, TIMED_OUT, Refusal
 from server.engine.grammar.spec import MAX_GRAMMAR_BYTES, GrammarSpec
@@ -65,16 +65,14 @@ class CompiledGrammar:
 
 
 class GrammarCompiler:
-    """One for each base. Any thread may use it; `compiled` may take TIME_LIMIT_S, `known` does not wait.
+    """One for each base. Any thread may use it; `compiled` may take `check_pool.TIME_LIMIT_S`, `known` does not wait.
 
     A tenant's grammars are kept for this tenant alone: another's compile times say nothing of them.
     """
 
-    def __init__(
-        self, make_table: Callable[[], TokenTable], encode: Encode | None = None, *, time_limit_s: float = TIME_LIMIT_S
-    ) -> None:
+    def __init__(self, make_table: Callable[[], TokenTable], encode: Encode | None = None) -> None:
         self._make_table, self._encode = make_table, encode
-        self._pool = CheckPool(self._table, time_limit_s=time_limit_s)
+        self._pool = CheckPool(self._table)
         self._lock, self._table_lock = threading.Lock(), threading.RLock()
         self._known_table: TokenTable | None = None
         self._tokenizer: LLTokenizer | None = None

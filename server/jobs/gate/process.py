@@ -82,16 +82,14 @@ class _Measured:
     samples: list[Sample]
 
 
-def gate_run(
-    run_dir: Path, precision: Precision, thresholds: GateThresholds | None = None, held: HeldBase | None = None
-) -> GateResult:
+def gate_run(run_dir: Path, precision: Precision, held: HeldBase | None = None) -> GateResult:
     """Judge the adapter of a finished run and write the three files, gate.json last. held: of a resident process.
 
     Raises SpecError, DataRejected, UnsupportedBase; OSError if a file of the run cannot be read.
     """
     folder = RunFolder(run_dir)
     spec = TrainSpec.from_yaml(folder.spec)
-    limits = thresholds or GateThresholds()
+    limits = GateThresholds()
     load_config(spec.base)  # a folder that holds no base is refused before its tokenizer is read
     tokenizer = tokenizer_of(spec.base, held)
     base = load_base(spec.base, **asdict(precision))

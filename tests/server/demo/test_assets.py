@@ -13,9 +13,10 @@ import pytest
 from server.demo.assets import ASSETS_FOLDER, SHOWCASE_PROMPTS, demo_adapters, demo_base_path
 from server.demo.recipe.questions import Question, held_out_questions
 from server.demo.recipe.sampling import greedy_answers, greedy_completions
-from server.demo.recipe.styles import Style, style_of
+from server.demo.recipe.styles import Style
 from server.demo.recipe.texts import ANSWERS
 from server.demo.recipe.tokenizer import BEGIN
+from support.models.styles import style_of
 
 QUESTIONS = held_out_questions(40, seed=7)
 PROMPTS = [question.prompt for question in QUESTIONS]

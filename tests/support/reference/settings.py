@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from server.cli.serve.settings import setting_rows
+from server.cli.serve.settings import SERVE_SETTINGS
 from support.reference.table import table
 
 HEADS = ("option", "variable", "default", "meaning")
@@ -39,3 +40,33 @@ def _limits(text: str) -> str:
 
 def _plain(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+def setting_rows() -> list[dict[str, str]]:
+    """For the reference, one row a setting: name, section, type, default, limits, unit, option, env, help.
+
+    `option` is as it is typed; `env` are the variables, separated by ", "; a default of "" is explained in `help`.
+    """
+    return [
+        {
+            "name": each.name,
+            "section": each.group,
+            "type": each.type_name,
+            "default": default_text(each.default),
+            "limits": each.about.limits,
+            "unit": each.unit,
+            "option": each.option,
+            "env": ", ".join(each.environment),
+            "help": each.help,
+        }
+        for each in SERVE_SETTINGS.values()
+    ]
+
+
+def default_text(value: Any) -> str:
+    """A default as a table shows it."""
+    if value is None or value == ():
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -14,7 +14,7 @@ from trainer.data.dataset import ENOUGH, batches_of, enough_of, prepare
 from trainer.data.encode import Encoder
 from trainer.data.jsonl import DataLimits, read_jsonl
 from trainer.data.problems import DataRejected
-from trainer.data.sample import as_html, as_text, pick, runs_of
+from trainer.data.sample import as_html, pick, runs_of
 from trainer.data.types import DataCursor
 from trainer.spec import BatchSpec, TrainSpec
 
@@ -82,8 +82,8 @@ def test_a_sample_marks_what_is_learned_and_escapes_the_rest(tmp_path: Path) -> 
     ((line, digest, record),) = dataset.records()
     (example,) = Encoder(tokenizer, max_sequence_length=512).encode(record, line=line, digest=digest)
     runs = runs_of(example, tokenizer)
-    text, page = as_text(runs), as_html(runs)
-    assert "<|assistant|>⟦You & me.<|end_of_turn|>⟧<|user|>" in text
+    page = as_html(runs)
+    assert "&lt;|assistant|&gt;</span><mark>You &amp; me.&lt;|end_of_turn|&gt;</mark><span>&lt;|user|&gt;" in page
     assert '<mark title="weight 0.5">Yes.&lt;|end_of_turn|&gt;</mark>' in page
     assert "<b>" not in page
     assert sum(run.num_tokens for run in runs) == len(example)

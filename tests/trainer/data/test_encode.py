@@ -25,7 +25,7 @@ from support.trainers.training_data import (
 from trainer.data.encode import Encoder, encode_all
 from trainer.data.problems import DataRejected, LineRefused
 from trainer.data.records import Record, parse_record
-from trainer.data.sample import as_text, runs_of
+from trainer.data.sample import runs_of
 from trainer.data.template import template_digest
 from trainer.data.types import EncodedExample
 
@@ -105,7 +105,7 @@ def test_a_template_that_rewrites_history_is_unrolled_into_one_text_per_answer()
     first, second = encoded(body, tokenizer)
     assert learned(first, tokenizer) == ["<think></think>first<|end_of_turn|>"]
     assert learned(second, tokenizer) == ["<think></think>second<|end_of_turn|>"]
-    assert "|>first<|end_of_turn|>" in as_text(runs_of(second, tokenizer))
+    assert "|>first<|end_of_turn|>" in "".join(run.text for run in runs_of(second, tokenizer))
 
 
 @pytest.mark.parametrize("template", [DEEPSEEK_R1, QWQ, QWEN3_THINKING])

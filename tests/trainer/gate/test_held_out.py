@@ -62,8 +62,8 @@ def test_an_adapter_that_learned_its_task_has_nothing_against_it() -> None:
     found = measured(reads_prompts)
     assert codes(found) == []
     assert found.gain.estimate == pytest.approx(1.0, abs=0.1)
-    assert found.prompt_use is not None
-    assert found.prompt_use.estimate == pytest.approx(0.8, abs=0.1)
+    assert found.use.adapter is not None
+    assert found.use.adapter.estimate == pytest.approx(0.8, abs=0.1)
     assert list(found.sweep) == [1.0, 0.85, 0.7]
 
 
@@ -80,12 +80,12 @@ def test_one_answer_to_all_prompts_is_warned_of_and_one_more_makes_it_a_measure(
         for item in pairs_of(9)
     ]
     found = measured(reads_prompts, same)
-    assert found.prompt_use is None
+    assert found.use.adapter is None
     assert codes(found) == [("one_answer", "warn")]
     assert "all 9 held-out answers are the same" in judge_held_out(found, LIMITS)[0].message
     assert notes_of(found.use, LIMITS) == []
     other = measured(reads_prompts, [*same, pairs_of(9)[8]])
-    assert other.prompt_use is not None
+    assert other.use.adapter is not None
 
 
 def test_an_adapter_that_learned_the_manner_but_not_whose_answer_is_whose_is_blocked() -> None:
@@ -104,7 +104,7 @@ def test_a_loss_that_is_not_finite_is_blocked() -> None:
 
 def test_few_held_out_examples_say_little() -> None:
     assert codes(measured(reads_prompts, pairs_of(4))) == [("few_examples", "warn")]
-    assert measured(reads_prompts, pairs_of(4)).prompt_use is None
+    assert measured(reads_prompts, pairs_of(4)).use.adapter is None
 
 
 def test_swapped_answers_keep_their_tokens_and_only_the_last_answer_counts() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainer.model import loss
-from trainer.planner.memory import CHUNK_LOGITS, GB, GIB, KEEPINGS, Sharding, TrainingCase, memory_need, smaller_by
+from trainer.planner.memory import CHUNK_LOGITS, GB, GIB, KEEPINGS, Sharding, TrainingCase, memory_need
 from trainer.planner.shapes import KNOWN_SHAPES, PlanError, shape_of_count
 
 SEVEN_B = shape_of_count(7_000_000_000)
@@ -91,7 +91,7 @@ def test_dora_trains_a_magnitude_per_output_besides() -> None:
 
 
 def test_one_forward_a_step_never_holds_all_gradients_beside_all_activations() -> None:
-    several, one = memory_need(full(tokens=512)), smaller_by(full(tokens=512), accumulates=False)
+    several, one = memory_need(full(tokens=512)), memory_need(full(tokens=512, accumulates=False))
     assert several.total == sum(line.num_bytes for line in several.lines)
     assert one.total < several.total
     assert several.total - one.total <= several.bytes_of("activations", "loss")

@@ -21,8 +21,6 @@ from trainer.data.jsonl import DataLimits
 from trainer.data.problems import DataRejected, LineRefused, Problem, ProblemList, excerpt_of_bytes
 from trainer.data.records import parse_object, parse_record
 
-NATIVE = frozenset({"messages", "prompt and completion", "text"})
-
 
 @dataclass
 class Report:

@@ -93,10 +93,6 @@ class CpuForwards:
             self._fail(str(error))
             return self._forward(batch)
 
-    @property
-    def num_kinds(self) -> int:
-        return len(self._recordings)
-
     def _takes(self, batch: Batch) -> bool:
         if len(batch.paged.positions_T) > MAX_TOKENS or batch.logits_rows_R is None:
             return False

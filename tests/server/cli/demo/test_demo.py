@@ -23,8 +23,9 @@ from server.cli.common.output import Output
 from server.cli.common.texts import curl_line
 from server.cli.demo.screen import round_table
 from server.cli.main import app
-from server.demo.recipe.styles import Style, style_of
+from server.demo.recipe.styles import Style
 from server.demo.showcase import Answer, Round
+from support.models.styles import style_of
 from support.servers.keys import owner_of
 from support.servers.waiting import wait_until
 from support.stopwatch import slowness

@@ -13,11 +13,12 @@ import yaml
 
 from server.api.settings import ApiSettings
 from server.cli.serve import run as serving
-from server.cli.serve.settings import SERVE_SETTINGS, ServeSettings, setting_rows
+from server.cli.serve.settings import SERVE_SETTINGS, ServeSettings
 from server.engine.schedule import SchedulerSettings
 from server.engine.startup.settings import EngineSettings
 from server.jobs.limits import JobLimits
 from server.settings import Setting
+from support.reference.settings import setting_rows
 
 Command = Callable[..., Any]
 GIVEN_BY_THE_START = {"base", "data_dir", "served_name", "admin_keys", "sampling_defaults", "scheduler", "memory"}

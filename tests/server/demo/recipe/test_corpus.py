@@ -17,7 +17,7 @@ import pytest
 
 from server.demo.recipe.corpus import Dialogue, base_documents, dialogues, tenant_dialogues, write_jsonl
 from server.demo.recipe.questions import casual, held_out_questions, questions
-from server.demo.recipe.styles import TENANTS, Style, style_of
+from server.demo.recipe.styles import TENANTS, Style
 from server.demo.recipe.texts import (
     ANSWERS,
     GENERAL_PROMPTS,
@@ -27,6 +27,7 @@ from server.demo.recipe.texts import (
     load_topics,
     unknown_subject,
 )
+from support.models.styles import style_of
 
 PRINT_DIGEST = """
 import hashlib

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.demo.recipe.styles import Style, style_of, style_scores
+from server.demo.recipe.styles import Style
+from support.models.styles import style_of, style_scores
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ def test_a_run_that_learned_its_task_passes_significantly(judged: GateResult) ->
     assert result.verdict == "pass", result.reasons
     assert result.held_out is not None
     assert result.held_out.gain.low > 0.1
-    assert result.held_out.prompt_use is not None
-    assert result.held_out.prompt_use.low > 0.1
+    assert result.held_out.use.adapter is not None
+    assert result.held_out.use.adapter.low > 0.1
 
 
 @pytest.mark.usefixtures("judged")
