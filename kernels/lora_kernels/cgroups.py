@@ -1,6 +1,8 @@
-"""The limits of this process's control groups (container, service unit). Imports no torch.
+"""The CPUs and the memory that this process may use: the machine's, or what its control groups (container, service
+unit) allow. Imports no torch.
 
-Versions 1 and 2 are read. A limit holds for all groups below it, so every group above this process's own counts.
+Versions 1 and 2 are read. A limit holds for all groups below it, so every group above this process's own counts. own:
+which groups that are.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
+MEMINFO = Path("/proc/meminfo")
+_LIMIT_AND_USED = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
 def limit_folders(controller: str, root: Path = CGROUP, own: Path = OWN) -> list[Path]:
@@ -53,7 +57,15 @@ def usable_cpus(root: Path = CGROUP, own: Path = OWN) -> int:
     return affinity() if quota is None else max(1, min(affinity(), int(quota)))
 
 
-def number_in(file: Path) -> int | None:
+def free_host_bytes(cgroup: Path = CGROUP, meminfo: Path = MEMINFO, own: Path = OWN) -> int | None:
+    """How much memory may still be taken: the machine's, or the container's if that is less; None: unknown."""
+    free = _available(meminfo)
+    if free is None:
+        return None
+    return min([free, *(left for folder in limit_folders("memory", cgroup, own) for left in _left_in(folder))])
+
+
+def _number_in(file: Path) -> int | None:
     """The number that the file holds alone; None for "max", -1 or a missing file."""
     text = file.read_text().strip() if file.is_file() else ""
     return int(text) if text.isascii() and text.isdigit() else None
@@ -75,6 +87,25 @@ def _quotas(folder: Path) -> Iterator[float]:
         quota, _, period = second.read_text().strip().partition(" ")
         if quota.isdigit() and period.isdigit() and int(period):
             yield int(quota) / int(period)
-    quota_us, period_us = number_in(folder / "cpu.cfs_quota_us"), number_in(folder / "cpu.cfs_period_us")
+    quota_us, period_us = _number_in(folder / "cpu.cfs_quota_us"), _number_in(folder / "cpu.cfs_period_us")
     if quota_us is not None and period_us:
         yield quota_us / period_us
+
+
+def _left_in(group: Path) -> Iterator[int]:
+    """Bytes left under the limit of a control group of either version, if it has one."""
+    for limit_file, used_file in _LIMIT_AND_USED:
+        limit, used = _number_in(group / limit_file), _number_in(group / used_file)
+        if limit is not None and used is not None:
+            yield max(0, limit - used)
+
+
+def _available(meminfo: Path) -> int | None:
+    """The kernel's estimate, which counts the page cache as free; else the idle pages."""
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    if "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from adapters_store.tiers.host_memory import free_host_bytes
+from lora_kernels.cgroups import free_host_bytes
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 from packaging.requirements import Requirement
 
 from adapters_store.base.converted.door import has_text_side, is_converted, is_gguf
-from adapters_store.tiers.host_memory import free_host_bytes
-from lora_kernels.cgroups import CGROUP, OWN, affinity, cpu_quota
+from lora_kernels.cgroups import CGROUP, OWN, affinity, cpu_quota, free_host_bytes
 from server.api.settings import ApiSettings
 from server.cli.common.admin_key import FILE_NAME
 from server.cli.common.base_path import find_base

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from adapters_store.base.families import UnsupportedBase
-from adapters_store.tiers.host_memory import free_host_bytes
+from lora_kernels.cgroups import free_host_bytes
 from server.engine.model.base_model import BaseModel
 from server.engine.model.kv_tensors import bytes_per_block
 from server.engine.startup.settings import MemoryBudget

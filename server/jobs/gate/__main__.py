@@ -22,7 +22,7 @@ def preload() -> None:
 
 def keeps(_arguments: list[str], held: HeldBase | None) -> bool:
     """Whether memory is left for the served base and PEFT's beside what a resident process holds."""
-    from adapters_store.tiers.host_memory import free_host_bytes
+    from lora_kernels.cgroups import free_host_bytes
 
     free = free_host_bytes()
     return held is None or free is None or free > _COPIES * held.float32_bytes

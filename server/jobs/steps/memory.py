@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from adapters_store.tiers.host_memory import free_host_bytes
+from lora_kernels.cgroups import free_host_bytes
 from trainer.planner.advice import advise, case_of, process_bytes
 from trainer.planner.memory import memory_need
 from trainer.planner.shapes import PlanError

@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
-from adapters_store.tiers.host_memory import free_host_bytes
+from lora_kernels.cgroups import free_host_bytes
 from lora_kernels.process import hold_to_quota, map_large_blocks, unscanned_imports
 from server.jobs.tasks import launch
 from server.jobs.tasks.resident import Order, memory_of

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from adapters_store.tiers import host_memory
+from lora_kernels import cgroups
 from server.demo.assets import demo_base_path
 from server.demo.recipe.corpus import tenant_dialogues, write_jsonl
 from server.jobs.tasks.executor import SubprocessExecutor, Task, wait_until_ended
@@ -120,7 +120,7 @@ def test_a_gate_has_the_memory_of_the_base_where_it_is_short(
     held = HeldBase.read(demo_base_path(), torch.bfloat16)
     size = (demo_base_path() / "model.safetensors").stat().st_size
     assert size / 2 < held.float32_bytes < 4 * size
-    monkeypatch.setattr(host_memory, "free_host_bytes", lambda: copies * held.float32_bytes)
+    monkeypatch.setattr(cgroups, "free_host_bytes", lambda: copies * held.float32_bytes)
     assert Program.of(GATE).keeps([], held) is keeps
     assert Program.of(GATE).keeps([], None)
 

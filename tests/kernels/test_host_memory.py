@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters_store.tiers.host_memory import free_host_bytes
+from lora_kernels.cgroups import free_host_bytes
 
 
 @pytest.fixture
