@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import linear
 
 from lora_kernels.lora.batch import ExpertsBatch, LoraBatch, LoraGroup
+from lora_kernels.lora.token_rows import matrix
 from lora_kernels.native.bindings import NativeOps, native_ops
 from lora_kernels.triton_common.available import on_triton
 
@@ -18,17 +19,21 @@ def group_linear(
     bias_O: torch.Tensor | None,
     batch: LoraBatch | None,
     group: LoraGroup,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """x W^T + bias + each row's own adapter's delta; with DoRA's factors, factor * (x W^T + delta) + bias.
 
     x_TH: [T, H] contiguous; weight_OH: [O, H], the members' weights, stacked, or turned. batch None: base only.
-    Returns [T, O] in x's dtype.
+    Returns [T, O] in `dtype`: x's (None), or float32, which is what the sums have before they are rounded.
     """
+    dtype = dtype or x_TH.dtype
     native, is_turned, num_rows = _native_for(x_TH), weight_OH.dim() == 1, x_TH.shape[0]  # len(x_TH) takes 0.7 us
-    if native is None or not (is_turned or native.linear_min_rows <= num_rows <= native.linear_max_rows):
-        return add_lora_delta(linear(x_TH, weight_OH, bias_O), x_TH, batch, group, bias_O)
+    least = 1 if dtype is not x_TH.dtype or native is None else native.linear_min_rows  # the library's product rounds
+    if native is None or not (is_turned or least <= num_rows <= native.linear_max_rows):
+        return add_lora_delta(_product(x_TH, weight_OH, bias_O, dtype), x_TH, batch, group, bias_O)
     width = sum(group.out_features)
-    y_TO = x_TH.new_empty(num_rows, width)
+    y_TO = x_TH.new_empty(num_rows, width, dtype=dtype)
     (native.turned_linear if is_turned else native.linear)(
         None if batch is None else batch.native_address,
         group.native_address,
@@ -40,8 +45,28 @@ def group_linear(
         None if bias_O is None else bias_O.data_ptr(),
         num_rows,
         width,
+        dtype is torch.float32,
     )
     return y_TO
+
+
+def _product(
+    x_TH: torch.Tensor, weight_OH: torch.Tensor, bias_O: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    if dtype is x_TH.dtype:
+        return linear(x_TH, weight_OH, bias_O)
+    if x_TH.is_cuda:
+        y_TO = torch.mm(x_TH, weight_OH.t(), out_dtype=dtype)
+        return y_TO if bias_O is None else y_TO.add_(bias_O)
+    return linear(x_TH, weight_OH, bias_O).to(dtype)  # the library's product on a CPU rounds
+
+
+def own_head_rows(y_TV: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup) -> None:
+    """Write the logits of each adapter's own head over the base's, in place. group: the head's."""
+    for rows_R, own in batch.token_segments:
+        if own.is_head:
+            weight_VH = matrix(batch.table.arena, own.a_offset, y_TV.shape[1], x_TH.shape[1])
+            y_TV[rows_R] = group_linear(x_TH[rows_R], weight_VH, None, None, group, dtype=y_TV.dtype)
 
 
 def has_expert_kernel(x_EH: torch.Tensor) -> bool:
@@ -86,12 +111,14 @@ def add_lora_delta(
     group: LoraGroup,
     bias_O: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """y += scale * (x A^T) B for each row's own adapter, in place. y_TO: [T, sum(out_features)]. Returns y.
+    """y += scale * (x A^T) B for each row's own adapter, in place. y_TO: [T, sum(out_features)], x's dtype or float32.
+    Returns y.
 
     bias_O: what y holds of it already; DoRA's factors multiply all but it."""
     if batch is None:
         return y_TO
-    assert y_TO.dtype == x_TH.dtype == batch.table.arena.dtype, "input, output and adapters share one dtype"
+    assert x_TH.dtype == batch.table.arena.dtype, "input and adapters share one dtype"
+    assert y_TO.dtype in (x_TH.dtype, torch.float32), "an output has the input's dtype or float32"
     if on_triton(x_TH, "lora"):
         from lora_kernels.lora.triton_launch import add_lora_delta_triton
 
@@ -107,6 +134,7 @@ def add_lora_delta(
         x_TH.data_ptr(),
         x_TH.stride(0),
         None if bias_O is None else bias_O.data_ptr(),
+        y_TO.dtype is torch.float32,
     )
     return y_TO
 

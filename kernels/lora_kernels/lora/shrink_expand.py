@@ -260,7 +260,7 @@ def expand_kernel(
         if is_int8:
             bytes_ptr = (arena_ptr + b_offset).to(tl.pointer_type(tl.int8), bitcast=True)
             b_bytes = bytes_ptr + r[:, None].to(tl.int64) * width
-            b = widened(tl.load(b_bytes + n[None, :], mask=b_mask, other=0), y.dtype)
+            b = widened(tl.load(b_bytes + n[None, :], mask=b_mask, other=0), arena_ptr.dtype.element_ty)
         else:
             b_rows = arena_ptr + b_offset + r[:, None].to(tl.int64) * width
             b = tl.load(b_rows + n[None, :], mask=b_mask, other=0.0)

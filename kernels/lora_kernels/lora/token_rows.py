@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch.nn.functional import linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +52,15 @@ def embed_own_rows(
         if own.is_head:
             continue
         width = own.rank or hidden
-        found_RW = _matrix(arena, own.a_offset, vocabulary, width)[ids_T[rows_R]]
+        found_RW = matrix(arena, own.a_offset, vocabulary, width)[ids_T[rows_R]]
         if own.rank == 0:
             embedded_TH[rows_R] = found_RW * scale
             continue
-        b_KH = _matrix(arena, own.b_offset, own.rank, hidden).float()
+        b_KH = matrix(arena, own.b_offset, own.rank, hidden).float()
         delta_RH = found_RW.float() @ b_KH * (own.scale * scale)
         embedded_TH[rows_R] = (embedded_TH[rows_R].float() + delta_RH).to(embedded_TH.dtype)
 
 
-def own_head_rows(y_TV: torch.Tensor, x_TH: torch.Tensor, segments: Segments, arena: torch.Tensor) -> None:
-    """Write the logits of each adapter's own head over the base's, in place."""
-    for rows_R, own in segments:
-        if own.is_head:
-            weight_VH = _matrix(arena, own.a_offset, y_TV.shape[1], x_TH.shape[1])
-            y_TV[rows_R] = linear(x_TH[rows_R], weight_VH)
-
-
-def _matrix(arena: torch.Tensor, offset: int, rows: int, cols: int) -> torch.Tensor:
+def matrix(arena: torch.Tensor, offset: int, rows: int, cols: int) -> torch.Tensor:
+    """[rows, cols], as it lies in the arena."""
     return arena[offset : offset + rows * cols].view(rows, cols)

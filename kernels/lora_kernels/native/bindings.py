@@ -79,7 +79,7 @@ class CAttention(ctypes.Structure):
 
 
 class CKernelCall(ctypes.Structure):
-    _fields_ = (("kernel", c_int64), ("arguments", c_int64 * 10), ("number", c_float))
+    _fields_ = (("kernel", c_int64), ("arguments", c_int64 * 11), ("number", c_float))
 
 
 class Recorder(Protocol):
@@ -140,15 +140,15 @@ class NativeOps:
 
 _P, _I = c_void_p, c_int64
 _SIGNATURES: dict[str, list[Any]] = {  # the first nine in the order of ml_replay
-    "linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I],
+    "linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I, _I],
     "nf4_linear": [_P, _I, _P, _I, _P, _P, _I, _I],
-    "lora_delta": [_P, _P, _P, _I, _P, _I, _P],
+    "lora_delta": [_P, _P, _P, _I, _P, _I, _P, _I],
     "rms_norm": [_P, _I, _P, _I, _P, c_float, _I, _I, _P, _P],
     "silu_mul": [_P, _P, _I, _I],
     "rope": [_P, _I, _I, _P, _P, _I, _I, _I],
     "store_kv": [_P, _P, _P, _P, _P, _I, _I, _I, _I, _P],
     "paged_attention": [_P, _P, _P, _I, _I, _P, _P],
-    "turned_linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I],
+    "turned_linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I, _I],
     "experts": [_P, _P, _P, _P, _P, _P, _I, _I, _I],
     "forbid": [_P, _I, _P, _I, _P, _I, _I],
 }

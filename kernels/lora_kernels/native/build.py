@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-HEADERS = ("ops.h", "products.h", "tiles.h", "tiled_linear.h", "pair_tiles.h", "prompt_attention.h", "background.h")
+HEADERS = (
+    "outputs.h",
+    "ops.h",
+    "products.h",
+    "tiles.h",
+    "tiled_linear.h",
+    "pair_tiles.h",
+    "prompt_attention.h",
+    "background.h",
+)
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", *HEADERS))
 FLAGS = ("-O2", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
 

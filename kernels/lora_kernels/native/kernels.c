@@ -68,7 +68,7 @@ typedef struct {
 
 // A call of a kernel: which one (as in ml_replay), its arguments in their order, and apart from them the one that is a float.
 typedef struct {
-  int64_t kernel, arguments[10];
+  int64_t kernel, arguments[11];
   float number;
 } kernel_call;
 
@@ -310,6 +310,7 @@ static inline void store8_bf16(bf16 *p, v8 f) {
 #define DOT_LOAD load_f32
 #define DOT_LOAD_INT8 load_int8
 #define DOT(acc, a, b) ((acc) + (a) * (b))
+#include "outputs.h"
 #if defined(TILES)
 #include "tiled_linear.h"
 #endif
@@ -334,6 +335,7 @@ static inline void store8_bf16(bf16 *p, v8 f) {
 #define STORE16 store_bf16
 #define TO_FLOAT bf16_to_float
 #define FROM_FLOAT float_to_bf16
+#include "outputs.h"
 #if defined(__AVX512BF16__)
 #include "pair_tiles.h"
 #define FEW_ROWS(M, K) ((M) <= 8 && (K) % 2 == 0)

@@ -22,10 +22,10 @@
 #include "products.h"
 
 // y[T, O] = x[T, H] . w[O, H]^T + bias, for output columns [lo, hi).
-static void NAME(linear_columns)(T *y, int64_t y_stride, const T *x, int64_t x_stride, const T *w, const T *bias, int64_t M,
+static void NAME(linear_columns)(void *y, int64_t y_stride, int wide, const T *x, int64_t x_stride, const T *w, const T *bias, int64_t M,
                                  int64_t K, int64_t lo, int64_t hi) {
 #if defined(FEW_ROWS)
-  if (FEW_ROWS(M, K)) return few_rows(y, y_stride, x, x_stride, w, bias, M, K / 2, lo, hi);
+  if (FEW_ROWS(M, K)) return few_rows(y, y_stride, wide, x, x_stride, w, bias, M, K / 2, lo, hi);
 #endif
   const T *rows[6];
   float out[6 * 4];
@@ -42,7 +42,7 @@ static void NAME(linear_columns)(T *y, int64_t y_stride, const T *x, int64_t x_s
       for (int64_t m = m0; m < m1; m++)
         for (int j = 0; j < nb; j++) {
           float sum = out[(m - m0) * 4 + j] + (bias ? TO_FLOAT(bias[n + j]) : 0.0f);
-          y[m * y_stride + n + j] = FROM_FLOAT(sum);
+          NAME(out_put)(NAME(out_at)(y, m * y_stride + n + j, wide), sum, wide);
         }
     }
   }
@@ -72,7 +72,7 @@ static void NAME(shrink_share)(const lora_batch *b, const lora_group *g, const T
 }
 
 // One thread's share of the expand: tasks are (segment, member, 64 output columns).
-static void NAME(expand_share)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *bias, int tid, int nt) {
+static void NAME(expand_share)(const lora_batch *b, const lora_group *g, void *to, int64_t y_stride, int wide, const T *bias, int tid, int nt) {
   int64_t total = 0, task = 0;
   for (int64_t s = 0; s < b->num_segments; s++)
     for (int64_t j = 0; j < g->num_members; j++)
@@ -83,36 +83,37 @@ static void NAME(expand_share)(const lora_batch *b, const lora_group *g, T *y, i
     for (int64_t j = 0; j < g->num_members; j++) {
       if (!RANK(b, g, s, j)) continue;
       int64_t O = g->out[j], tiles = (O + 63) / 64;
+      void *y = NAME(out_at)(to, g->start[j], wide);
       int64_t from = MAX(first - task, 0), to = MIN(last - task, tiles);
       if (ahead.next <= s * g->num_members + j) ahead.next = s * g->num_members + j + 1, ahead.at = 0;
       if (from < to && IS_INT8(b, s))
-        NAME(expand_int8)(y + g->start[j], y_stride, ROWS(b, s), H_AT(b, g, s, j), H_STRIDE(b, g), INT8(B_AT(b, g, s, j)), O,
+        NAME(expand_int8)(y, y_stride, wide, ROWS(b, s), H_AT(b, g, s, j), H_STRIDE(b, g), INT8(B_AT(b, g, s, j)), O,
                           RANK(b, g, s, j), SCALE(b, g, s, j), F_AT(b, g, s, j), bias ? bias + g->start[j] : 0, from * 64,
                           MIN(to * 64, O), &ahead);
       else if (from < to)
-        NAME(expand)(y + g->start[j], y_stride, ROWS(b, s), H_AT(b, g, s, j), H_STRIDE(b, g), B_AT(b, g, s, j), O,
+        NAME(expand)(y, y_stride, wide, ROWS(b, s), H_AT(b, g, s, j), H_STRIDE(b, g), B_AT(b, g, s, j), O,
                      RANK(b, g, s, j), SCALE(b, g, s, j), F_AT(b, g, s, j), bias ? bias + g->start[j] : 0, from * 64, MIN(to * 64, O), &ahead);
       task += tiles;
     }
 }
 
 // y += the adapters' deltas on their rows. bias: what y holds of it, or null; factors multiply all but it.
-void NAME(ml_lora_delta)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *x, int64_t x_stride,
-                         const T *bias) {
+void NAME(ml_lora_delta)(const lora_batch *b, const lora_group *g, void *y, int64_t y_stride, const T *x, int64_t x_stride,
+                         const T *bias, int64_t wide) {
 #pragma omp parallel
   {
     int tid = omp_get_thread_num(), nt = omp_get_num_threads();
     NAME(shrink_share)(b, g, x, x_stride, tid, nt);
 #pragma omp barrier
-    NAME(expand_share)(b, g, y, y_stride, bias, tid, nt);
+    NAME(expand_share)(b, g, y, y_stride, (int)wide, bias, tid, nt);
   }
 }
 
 // The base product of a whole group and its adapters' deltas in one parallel region; b is null in a base-only batch. Threads
 // take a few columns at a time as they are free: one that lost its core to another program delays little. The barrier between shrink and
 // expand is the product's as well.
-void NAME(ml_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *x, int64_t x_stride,
-                     const T *w, const T *bias, int64_t M, int64_t N) {
+void NAME(ml_linear)(const lora_batch *b, const lora_group *g, void *y, int64_t y_stride, const T *x, int64_t x_stride,
+                     const T *w, const T *bias, int64_t M, int64_t N, int64_t wide) {
   int64_t K = g->in_features;
   void *panels = 0;
 #if defined(PANEL_BYTES)
@@ -127,18 +128,18 @@ void NAME(ml_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_s
       void *room = NAME(room)(K);
 #pragma omp barrier
 #pragma omp for schedule(dynamic) nowait
-      for (int64_t n = 0; n < N; n += TILE_COLUMNS) NAME(tiles)(y, y_stride, panels, w, bias, M, K, n, MIN(N, n + TILE_COLUMNS), room);
+      for (int64_t n = 0; n < N; n += TILE_COLUMNS) NAME(tiles)(y, y_stride, (int)wide, panels, w, bias, M, K, n, MIN(N, n + TILE_COLUMNS), room);
       free(room);
 #endif
     } else {
       int64_t part = (N + 64 * nt - 1) / (64 * nt) * 16;  // four a thread: the first rows of a part were not fetched ahead
 #pragma omp for schedule(dynamic) nowait
-      for (int64_t n = 0; n < N; n += part) NAME(linear_columns)(y, y_stride, x, x_stride, w, bias, M, K, n, MIN(N, n + part));
+      for (int64_t n = 0; n < N; n += part) NAME(linear_columns)(y, y_stride, (int)wide, x, x_stride, w, bias, M, K, n, MIN(N, n + part));
     }
     if (b) {
       NAME(shrink_share)(b, g, x, x_stride, tid, nt);
 #pragma omp barrier
-      NAME(expand_share)(b, g, y, y_stride, bias, tid, nt);
+      NAME(expand_share)(b, g, y, y_stride, (int)wide, bias, tid, nt);
     }
   }
   free(panels);
@@ -146,24 +147,24 @@ void NAME(ml_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_s
 
 #if defined(TURNED)
 // The same for turned weights; N: a multiple of 16.
-void NAME(ml_turned_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *x, int64_t x_stride,
-                            const T *w, const T *bias, int64_t M, int64_t N) {
+void NAME(ml_turned_linear)(const lora_batch *b, const lora_group *g, void *y, int64_t y_stride, const T *x, int64_t x_stride,
+                            const T *w, const T *bias, int64_t M, int64_t N, int64_t wide) {
 #pragma omp parallel
   {
     int tid = omp_get_thread_num(), nt = omp_get_num_threads();
     int64_t part = (N + 128 * nt - 1) / (128 * nt) * 32;  // four a thread
 #pragma omp for schedule(dynamic) nowait
-    for (int64_t n = 0; n < N; n += part) turned_part(y, y_stride, x, x_stride, w, bias, M, g->in_features / 2, n, MIN(N, n + part));
+    for (int64_t n = 0; n < N; n += part) turned_part(y, y_stride, (int)wide, x, x_stride, w, bias, M, g->in_features / 2, n, MIN(N, n + part));
     if (b) {
       NAME(shrink_share)(b, g, x, x_stride, tid, nt);
 #pragma omp barrier
-      NAME(expand_share)(b, g, y, y_stride, bias, tid, nt);
+      NAME(expand_share)(b, g, y, y_stride, (int)wide, bias, tid, nt);
     }
   }
 }
 #else
-void NAME(ml_turned_linear)(const lora_batch *b, const lora_group *g, T *y, int64_t y_stride, const T *x, int64_t x_stride,
-                            const T *w, const T *bias, int64_t M, int64_t N) { abort(); }
+void NAME(ml_turned_linear)(const lora_batch *b, const lora_group *g, void *y, int64_t y_stride, const T *x, int64_t x_stride,
+                            const T *w, const T *bias, int64_t M, int64_t N, int64_t wide) { abort(); }
 #endif
 
 // y[row] = x[row] . w[e]^T and the adapters' deltas, for the rows starts[e]..starts[e + 1] of each expert e, in the order of ml_linear. w:
@@ -195,18 +196,18 @@ void NAME(ml_experts)(const lora_batch *b, const lora_group *g, T *y, const T *x
       T *to = y + starts[e] * N;
 #if defined(TURNED)
       if (is_turned) {
-        turned_part(to, N, rows, K, own, 0, M, K / 2, lo, hi);
+        turned_part(to, N, 0, rows, K, own, 0, M, K / 2, lo, hi);
         continue;
       }
 #endif
 #if defined(PANEL_BYTES)
       if (panel_at[e + 1] > panel_at[e]) {
         for (int64_t n = lo; n < hi; n += TILE_COLUMNS)
-          NAME(tiles)(to, N, panels + panel_at[e], own, 0, M, K, n, MIN(hi, n + TILE_COLUMNS), room);
+          NAME(tiles)(to, N, 0, panels + panel_at[e], own, 0, M, K, n, MIN(hi, n + TILE_COLUMNS), room);
         continue;
       }
 #endif
-      if (M) NAME(linear_columns)(to, N, rows, K, own, 0, M, K, lo, hi);
+      if (M) NAME(linear_columns)(to, N, 0, rows, K, own, 0, M, K, lo, hi);
     }
 #if defined(PANEL_BYTES)
     free(room);
@@ -214,7 +215,7 @@ void NAME(ml_experts)(const lora_batch *b, const lora_group *g, T *y, const T *x
     if (b) {
       NAME(shrink_share)(b, g, x, K, tid, nt);
 #pragma omp barrier
-      NAME(expand_share)(b, g, y, N, 0, tid, nt);
+      NAME(expand_share)(b, g, y, N, 0, 0, tid, nt);
     }
   }
   free(panels);
@@ -264,11 +265,11 @@ void NAME(ml_nf4_linear)(T *y, int64_t y_stride, const T *x, int64_t x_stride, c
         NAME(nf4_rows)(rows, scales, w, n, (int)count);
 #if defined(FEW_ROWS)
         if (panels) {
-          NAME(tiles)(column + n, y_stride, panels, rows, bias, M, K, 0, count, 0);
+          NAME(tiles)(column + n, y_stride, 0, panels, rows, bias, M, K, 0, count, 0);
           continue;
         }
 #endif
-        NAME(linear_columns)(column + n, y_stride, x, x_stride, rows, bias, M, K, 0, count);
+        NAME(linear_columns)(column + n, y_stride, 0, x, x_stride, rows, bias, M, K, 0, count);
       }
       task += parts;
       column += O;
@@ -498,15 +499,15 @@ void NAME(ml_replay)(const kernel_call *calls, int64_t count) {
 #define P(i) ((void *)c->arguments[i])
 #define I(i) (c->arguments[i])
   for (const kernel_call *c = calls; c < calls + count; c++) switch (c->kernel) {
-      case 0: NAME(ml_linear)(P(0), P(1), P(2), I(3), P(4), I(5), P(6), P(7), I(8), I(9)); break;
+      case 0: NAME(ml_linear)(P(0), P(1), P(2), I(3), P(4), I(5), P(6), P(7), I(8), I(9), I(10)); break;
       case 1: NAME(ml_nf4_linear)(P(0), I(1), P(2), I(3), P(4), P(5), I(6), I(7)); break;
-      case 2: NAME(ml_lora_delta)(P(0), P(1), P(2), I(3), P(4), I(5), P(6)); break;
+      case 2: NAME(ml_lora_delta)(P(0), P(1), P(2), I(3), P(4), I(5), P(6), I(7)); break;
       case 3: NAME(ml_rms_norm)(P(0), I(1), P(2), I(3), P(4), c->number, I(5), I(6), P(7), P(8)); break;
       case 4: NAME(ml_silu_mul)(P(0), P(1), I(2), I(3)); break;
       case 5: NAME(ml_rope)(P(0), I(1), I(2), P(3), P(4), I(5), I(6), I(7)); break;
       case 6: NAME(ml_store_kv)(P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8), P(9)); break;
       case 7: NAME(ml_paged_attention)(P(0), P(1), P(2), I(3), I(4), P(5), P(6)); break;
-      case 8: NAME(ml_turned_linear)(P(0), P(1), P(2), I(3), P(4), I(5), P(6), P(7), I(8), I(9)); break;
+      case 8: NAME(ml_turned_linear)(P(0), P(1), P(2), I(3), P(4), I(5), P(6), P(7), I(8), I(9), I(10)); break;
       default: abort();
     }
 #undef P

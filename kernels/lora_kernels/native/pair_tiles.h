@@ -38,8 +38,9 @@ static inline __attribute__((always_inline)) void pair_tile(const int NB, const 
 static inline v16 load_kept(const bf16 *p, __mmask16 kept) {
   return (v16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, p)), 16);
 }
-static inline void store_kept(bf16 *p, v16 f, __mmask16 kept) {
-  _mm256_mask_storeu_epi16(p, kept, (__m256i)__builtin_convertvector(bf16_bits(f), u16x16));
+static inline void store_kept(void *p, v16 f, __mmask16 kept, int wide) {
+  if (wide) _mm512_mask_storeu_ps(p, kept, (__m512)f);
+  else _mm256_mask_storeu_epi16(p, kept, (__m256i)__builtin_convertvector(bf16_bits(f), u16x16));
 }
 
 static inline void transpose16(__m512i r[16]) {
@@ -81,8 +82,8 @@ static void pack_pairs(uint32_t *to, int64_t width, const bf16 *const rows[16], 
 }
 
 // y[lane][n] for COUNT rows of [n][width] floats, at most 16, and `lanes` of the 16 that start there: transposed, times factor[lane].
-static inline __attribute__((always_inline)) void unpack_rows(const int COUNT, bf16 *const *y, const float *from, int64_t width,
-                                                              int lanes, const v16 factor, const bf16 *bias) {
+static inline __attribute__((always_inline)) void unpack_rows(const int COUNT, void *const *y, int wide, const float *from,
+                                                              int64_t width, int lanes, const v16 factor, const bf16 *bias) {
   const __mmask16 kept = (__mmask16)((1 << COUNT) - 1);
   __m512i r[16];
 #pragma GCC unroll 16
@@ -92,7 +93,7 @@ static inline __attribute__((always_inline)) void unpack_rows(const int COUNT, b
   v16 own = bias ? load_kept(bias, kept) : splat(0.0f);
 #pragma GCC unroll 16
   for (int m = 0; m < 16; m++)
-    if (m < lanes) store_kept(y[m], (v16)r[m] + own, kept);
+    if (m < lanes) store_kept(y[m], (v16)r[m] + own, kept, wide);
 }
 
 // Linear layers. Panels have 32 tokens, the last 16 if that is enough. Weight rows are multiplied as they lie.
@@ -118,7 +119,7 @@ PAIR_TILE(12, 2, 1) PAIR_TILE(12, 2, 0) PAIR_TILE(4, 2, 0) PAIR_TILE(1, 2, 0) PA
 #undef PAIR_TILE
 
 // y[all tokens, lo..hi) = x . w[lo..hi)^T + bias. Panels are taken in groups that the second-level cache holds.
-static void tiles_bf16(bf16 *y, int64_t y_stride, const void *panels, const bf16 *w, const bf16 *bias, int64_t M, int64_t K, int64_t lo,
+static void tiles_bf16(void *y, int64_t y_stride, int wide, const void *panels, const bf16 *w, const bf16 *bias, int64_t M, int64_t K, int64_t lo,
                        int64_t hi, void *room) {
 #define TILES_OF(NB, NV, AHEAD) \
   for (; j + NB <= rows; j += NB) pair_tile_##NB##_##NV##_##AHEAD(from + j * K2, panel, K2, out + j * 16 * NV);
@@ -139,16 +140,16 @@ static void tiles_bf16(bf16 *y, int64_t y_stride, const void *panels, const bf16
           TILES_OF(12, 1, 0) TILES_OF(4, 1, 0) TILES_OF(1, 1, 0)
         }
         for (int64_t v = 0; v < lanes && 32 * p + v < M; v += 16) {
-          bf16 *to[16];
+          void *to[16];
           int here = (int)MIN(16, M - 32 * p - v);
-          for (int m = 0; m < here; m++) to[m] = y + (32 * p + v + m) * y_stride + n;
+          for (int m = 0; m < here; m++) to[m] = out_at_bf16(y, (32 * p + v + m) * y_stride + n, wide);
           if (rows == 12) {
-            unpack_rows(12, to, out + v, lanes, here, splat(1.0f), bias ? bias + n : 0);
+            unpack_rows(12, to, wide, out + v, lanes, here, splat(1.0f), bias ? bias + n : 0);
             continue;
           }
           for (int m = 0; m < here; m++)
             for (int64_t i = 0; i < rows; i++)
-              to[m][i] = float_to_bf16(out[i * lanes + v + m] + (bias ? bf16_to_float(bias[n + i]) : 0.0f));
+              out_put_bf16(out_at_bf16(to[m], i, wide), out[i * lanes + v + m] + (bias ? bf16_to_float(bias[n + i]) : 0.0f), wide);
         }
       }
     }
@@ -156,8 +157,8 @@ static void tiles_bf16(bf16 *y, int64_t y_stride, const void *panels, const bf16
 }
 
 // Up to 8 tokens: lanes are weight rows, 16 at a time, turned in registers; a sum has the order that it has in a tile. y[token][n].
-static inline __attribute__((always_inline)) void pair_columns(const int MB, bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride,
-                                                               pairs *w, int64_t K2, int64_t count, const bf16 *bias, int has_next) {
+static inline __attribute__((always_inline)) void pair_columns(const int MB, void *y, int64_t y_stride, int wide, const bf16 *x,
+                                                               int64_t x_stride, pairs *w, int64_t K2, int64_t count, const bf16 *bias, int has_next) {
   __mmask16 kept = count < 16 ? (__mmask16)((1 << count) - 1) : 0xffff;
   __m512 acc[8];
 #pragma GCC unroll 8
@@ -183,26 +184,26 @@ static inline __attribute__((always_inline)) void pair_columns(const int MB, bf1
   v16 own = bias ? load_kept(bias, kept) : splat(0.0f);
 #pragma GCC unroll 8
   for (int m = 0; m < MB; m++)
-    store_kept(y + m * y_stride, (v16)acc[m] + own, kept);
+    store_kept(out_at_bf16(y, m * y_stride, wide), (v16)acc[m] + own, kept, wide);
 }
 
 #define PAIR_COLUMNS(MB)                                                                                                         \
-  static __attribute__((noinline)) void pair_columns_##MB(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride, pairs *w,    \
-                                                          int64_t K2, int64_t count, const bf16 *bias, int has_next) {            \
-    pair_columns(MB, y, y_stride, x, x_stride, w, K2, count, bias, has_next);                                                     \
+  static __attribute__((noinline)) void pair_columns_##MB(void *y, int64_t y_stride, int wide, const bf16 *x, int64_t x_stride,    \
+                                                          pairs *w, int64_t K2, int64_t count, const bf16 *bias, int has_next) {            \
+    pair_columns(MB, y, y_stride, wide, x, x_stride, w, K2, count, bias, has_next);                                                     \
   }
 PAIR_COLUMNS(1) PAIR_COLUMNS(2) PAIR_COLUMNS(3) PAIR_COLUMNS(4) PAIR_COLUMNS(5) PAIR_COLUMNS(6) PAIR_COLUMNS(7) PAIR_COLUMNS(8)
 #undef PAIR_COLUMNS
 
 // As tiles_bf16, for up to 8 tokens as they lie.
-static void few_rows(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, int64_t M, int64_t K2,
+static void few_rows(void *y, int64_t y_stride, int wide, const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, int64_t M, int64_t K2,
                      int64_t lo, int64_t hi) {
   for (int64_t n = lo; n < hi; n += 16) {
     int64_t count = MIN(16, hi - n);
     int has_next = n + 32 <= hi;
 #define COLUMNS_OF(MB)                                                                                                      \
   case MB:                                                                                                                  \
-    pair_columns_##MB(y + n, y_stride, x, x_stride, (pairs *)(w + n * 2 * K2), K2, count, bias ? bias + n : 0, has_next);   \
+    pair_columns_##MB(out_at_bf16(y, n, wide), y_stride, wide, x, x_stride, (pairs *)(w + n * 2 * K2), K2, count, bias ? bias + n : 0, has_next);   \
     break;
     switch (M) {
       COLUMNS_OF(1) COLUMNS_OF(2) COLUMNS_OF(3) COLUMNS_OF(4) COLUMNS_OF(5) COLUMNS_OF(6) COLUMNS_OF(7) COLUMNS_OF(8)
@@ -218,7 +219,7 @@ static void few_rows(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride,
 
 #define TURNED_TOKENS 12  // of one kernel
 #define TURNED_PARAMETERS                                                                                                          \
-  bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride, pairs *w, int64_t K2, const bf16 *bias, pairs *next, int64_t lines
+  void *y, int64_t y_stride, int wide, const bf16 *x, int64_t x_stride, pairs *w, int64_t K2, const bf16 *bias, pairs *next, int64_t lines
 
 // MB tokens as they lie, for one block of VECTORS * 16 rows. lines: how many to fetch from `next`; 0: what comes soon.
 static inline __attribute__((always_inline)) void turned_columns(const int MB, const int VECTORS, TURNED_PARAMETERS) {
@@ -247,12 +248,12 @@ static inline __attribute__((always_inline)) void turned_columns(const int MB, c
   for (int m = 0; m < MB; m++)
 #pragma GCC unroll 2
     for (int v = 0; v < VECTORS; v++)
-      store_bf16(y + m * y_stride + 16 * v, (v16)acc[m][v] + (bias ? load_bf16(bias + 16 * v) : splat(0.0f)));
+      out_put16_bf16(out_at_bf16(y, m * y_stride + 16 * v, wide), (v16)acc[m][v] + (bias ? load_bf16(bias + 16 * v) : splat(0.0f)), wide);
 }
 
 #define TURNED_COLUMNS(MB, VECTORS)                                                                        \
   static __attribute__((noinline)) void turned_columns_##MB##_##VECTORS(TURNED_PARAMETERS) {               \
-    turned_columns(MB, VECTORS, y, y_stride, x, x_stride, w, K2, bias, next, lines);                        \
+    turned_columns(MB, VECTORS, y, y_stride, wide, x, x_stride, w, K2, bias, next, lines);                        \
   }
 #define TURNED_COLUMNS_OF(MB) TURNED_COLUMNS(MB, 1) TURNED_COLUMNS(MB, 2)
 TURNED_COLUMNS_OF(1) TURNED_COLUMNS_OF(2) TURNED_COLUMNS_OF(3) TURNED_COLUMNS_OF(4) TURNED_COLUMNS_OF(5) TURNED_COLUMNS_OF(6)
@@ -267,7 +268,7 @@ static void (*const TURNED_KERNELS[TURNED_TOKENS][2])(TURNED_PARAMETERS) = {
 
 // y[all tokens, lo..hi) = x . w[lo..hi)^T + bias, for turned weights. lo: a multiple of 32, hi: another, or all rows. If there are more
 // tokens than one kernel takes, each fetches its share of the next block.
-static void turned_part(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, int64_t M, int64_t K2,
+static void turned_part(void *y, int64_t y_stride, int wide, const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, int64_t M, int64_t K2,
                         int64_t lo, int64_t hi) {
   if (!M) return;
   int64_t groups = (M + TURNED_TOKENS - 1) / TURNED_TOKENS;
@@ -277,7 +278,7 @@ static void turned_part(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stri
     int64_t lines = groups == 1 || n + 64 > hi ? 0 : 2 * K2 / groups;
     for (int64_t g = 0; g < groups; g++) {
       int64_t m = M * g / groups, tokens = M * (g + 1) / groups - m;
-      TURNED_KERNELS[tokens - 1][vectors - 1](y + m * y_stride + n, y_stride, x + m * x_stride, x_stride, block, K2, bias ? bias + n : 0,
+      TURNED_KERNELS[tokens - 1][vectors - 1](out_at_bf16(y, m * y_stride + n, wide), y_stride, wide, x + m * x_stride, x_stride, block, K2, bias ? bias + n : 0,
                                              block + 16 * (2 * K2 + g * lines), lines);
     }
   }

@@ -124,19 +124,19 @@ static void WNAME(shrink)(float *h, int64_t h_stride, const T *x, int64_t x_stri
 }
 
 // As expand, one column at a time: those that fill no block.
-static void WNAME(expand_rest)(T *y, int64_t y_stride, const int32_t *rows, int64_t count, const float *h, int64_t h_stride, const W *b,
+static void WNAME(expand_rest)(void *y, int64_t y_stride, int wide, const int32_t *rows, int64_t count, const float *h, int64_t h_stride, const W *b,
                                int64_t O, int64_t rank, float scale, const float *factors, const T *bias, int64_t lo, int64_t hi) {
   for (int64_t m = 0; m < count; m++)
     for (int64_t c = lo; c < hi; c++) {
       float sum = 0.0f;
       for (int64_t r = 0; r < rank; r++) sum += h[m * h_stride + r] * W_TO_FLOAT(b[r * O + c]);
-      T *p = y + (int64_t)rows[m] * y_stride + c;
-      sum = TO_FLOAT(*p) + scale * sum;
+      void *p = NAME(out_at)(y, (int64_t)rows[m] * y_stride + c, wide);
+      sum = NAME(out_get)(p, wide) + scale * sum;
       if (factors) {
         float own = bias ? TO_FLOAT(bias[c]) : 0.0f;
         sum = factors[c] * (sum - own) + own;
       }
-      *p = FROM_FLOAT(sum);
+      NAME(out_put)(p, sum, wide);
     }
 }
 
@@ -144,7 +144,7 @@ static void WNAME(expand_rest)(T *y, int64_t y_stride, const int32_t *rows, int6
 // null), y holds the bias already: y = factor * (y - bias + scale * (h . B)) + bias.
 #if defined(TILES)
 static inline __attribute__((always_inline)) void WNAME(expand_lanes)(
-    const int MB, const int NV, const int READY, T *const *y, const float *h, int64_t h_stride, const W *b, const float *ready, int64_t O,
+    const int MB, const int NV, const int READY, void *const *y, int wide, const float *h, int64_t h_stride, const W *b, const float *ready, int64_t O,
     int64_t rank, float scale, const float *factors, const T *bias) {
   v8 acc[4][8];
 #pragma GCC unroll 4
@@ -168,39 +168,40 @@ static inline __attribute__((always_inline)) void WNAME(expand_lanes)(
   for (int m = 0; m < MB; m++)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; v++) {
-      v8 sum = NAME(load8)(y[m] + 8 * v) + scale * acc[m][v];
+      void *p = NAME(out_at)(y[m], 8 * v, wide);
+      v8 sum = NAME(out_get8)(p, wide) + scale * acc[m][v];
       if (factors) {
         v8 own = bias ? NAME(load8)(bias + 8 * v) : (v8){0}, factor;
         memcpy(&factor, factors + 8 * v, sizeof factor);
         sum = factor * (sum - own) + own;
       }
-      NAME(store8)(y[m] + 8 * v, sum);
+      NAME(out_put8)(p, sum, wide);
     }
 }
 
 #define LANES(MB, NV, READY)                                                                                                    \
   static __attribute__((noinline)) void WNAME(expand_##MB##_##NV##_##READY)(                                                    \
-      T *const *y, const float *h, int64_t h_stride, const W *b, const float *ready, int64_t O, int64_t rank, float scale,      \
-      const float *factors, const T *bias) {                                                                                    \
-    WNAME(expand_lanes)(MB, NV, READY, y, h, h_stride, b, ready, O, rank, scale, factors, bias);                                \
+      void *const *y, int wide, const float *h, int64_t h_stride, const W *b, const float *ready, int64_t O, int64_t rank,      \
+      float scale, const float *factors, const T *bias) {                                                                                    \
+    WNAME(expand_lanes)(MB, NV, READY, y, wide, h, h_stride, b, ready, O, rank, scale, factors, bias);                                \
   }
 LANES(1, 8, 0) LANES(1, 2, 0) LANES(2, 2, 0) LANES(4, 2, 1) LANES(1, 2, 1)
 #undef LANES
 
 // y[rows, lo..hi) += scale * (h . B) for one adapter; B is [rank, O]. factors, bias: null, or [O]. From eight rows on, up to
 // rank 256, B's columns are turned to floats once for all of them.
-static void WNAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t count, const float *h, int64_t h_stride,
+static void WNAME(expand)(void *y, int64_t y_stride, int wide, const int32_t *rows, int64_t count, const float *h, int64_t h_stride,
                          const W *b, int64_t O, int64_t rank, float scale, const float *factors, const T *bias, int64_t lo,
                          int64_t hi, fetched *ahead) {
 #define AT(p) ((p) ? (p) + c : 0)
 #define EXPAND(MB, NV, READY)                                                                                       \
   do {                                                                                                              \
-    for (int m = 0; m < MB; m++) out[m] = y + (int64_t)rows[m0 + m] * y_stride + c;                                 \
-    WNAME(expand_##MB##_##NV##_##READY)(out, h + m0 * h_stride, h_stride, b + c, columns + (c - first), O, rank,    \
+    for (int m = 0; m < MB; m++) out[m] = NAME(out_at)(y, (int64_t)rows[m0 + m] * y_stride + c, wide);               \
+    WNAME(expand_##MB##_##NV##_##READY)(out, wide, h + m0 * h_stride, h_stride, b + c, columns + (c - first), O, rank,    \
                                         scale, AT(factors), AT(bias));                                              \
   } while (0)
   float columns[64 * 256] __attribute__((aligned(32)));
-  T *out[4];
+  void *out[4];
   int64_t end = lo + (hi - lo) / 16 * 16;
   int is_ready = count >= 8 && rank <= 256;
   for (int64_t first = lo; first < end; first += 64) {
@@ -231,14 +232,14 @@ static void WNAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t c
   }
 #undef EXPAND
 #undef AT
-  WNAME(expand_rest)(y, y_stride, rows, count, h, h_stride, b, O, rank, scale, factors, bias, end, hi);
+  WNAME(expand_rest)(y, y_stride, wide, rows, count, h, h_stride, b, O, rank, scale, factors, bias, end, hi);
 }
 #else
 // acc[m][v] = sum over r of h[m][r] * B[r, column + 16 v]; then y += scale * acc. With factors (else null), y holds the
 // bias already: y = factor * (y - bias + scale * acc) + bias.
 static inline __attribute__((always_inline)) void WNAME(expand_block)(
-    const int MB, const int NV, T *const *y, const float *h, int64_t h_stride, const W *b, int64_t O, int64_t rank, float scale,
-    const float *factors, const T *bias) {
+    const int MB, const int NV, void *const *y, int wide, const float *h, int64_t h_stride, const W *b, int64_t O, int64_t rank,
+    float scale, const float *factors, const T *bias) {
   v16 acc[4][8];
 #pragma GCC unroll 4
   for (int m = 0; m < MB; m++)
@@ -259,47 +260,47 @@ static inline __attribute__((always_inline)) void WNAME(expand_block)(
   for (int m = 0; m < MB; m++)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; v++) {
-      v16 sum = LOAD16(y[m] + 16 * v) + scale * acc[m][v];
+      void *p = NAME(out_at)(y[m], 16 * v, wide);
+      v16 sum = NAME(out_get16)(p, wide) + scale * acc[m][v];
       if (factors) {
         v16 own = bias ? LOAD16(bias + 16 * v) : splat(0.0f);
         sum = load_f32(factors + 16 * v) * (sum - own) + own;
       }
-      STORE16(y[m] + 16 * v, sum);
+      NAME(out_put16)(p, sum, wide);
     }
 }
 
 // y[rows, lo..hi) += scale * (h . B) for one adapter; B is [rank, O]. factors, bias: null, or [O] (see expand_block).
-static void WNAME(expand)(T *y, int64_t y_stride, const int32_t *rows, int64_t count, const float *h, int64_t h_stride,
+static void WNAME(expand)(void *y, int64_t y_stride, int wide, const int32_t *rows, int64_t count, const float *h, int64_t h_stride,
                          const W *b, int64_t O, int64_t rank, float scale, const float *factors, const T *bias, int64_t lo,
                          int64_t hi, fetched *ahead) {
 #define AT(p) ((p) ? (p) + c : 0)
-  T *out[4];
+  void *out[4];
   int64_t end = lo + (hi - lo) / 64 * 64;
   for (int64_t m0 = 0; m0 < count; m0 += 4) {
     int mb = (int)MIN(count - m0, 4);
     const float *hm = h + m0 * h_stride;
     int64_t c = lo;
     if (mb == 1) {
-      T *row = y + (int64_t)rows[m0] * y_stride;
       for (; c + 128 <= hi; c += 128) {
-        out[0] = row + c;
+        out[0] = NAME(out_at)(y, (int64_t)rows[m0] * y_stride + c, wide);
         if (m0 == 0) fetch_more(ahead, rank * 128 * (int64_t)sizeof(W));
-        WNAME(expand_block)(1, 8, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias));
+        WNAME(expand_block)(1, 8, out, wide, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias));
       }
     }
     for (; c + 64 <= hi; c += 64) {
-      for (int m = 0; m < mb; m++) out[m] = y + (int64_t)rows[m0 + m] * y_stride + c;
+      for (int m = 0; m < mb; m++) out[m] = NAME(out_at)(y, (int64_t)rows[m0 + m] * y_stride + c, wide);
       if (m0 == 0) fetch_more(ahead, rank * 64 * (int64_t)sizeof(W));
       switch (mb) {
-        case 1: WNAME(expand_block)(1, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
-        case 2: WNAME(expand_block)(2, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
-        case 3: WNAME(expand_block)(3, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
-        default: WNAME(expand_block)(4, 4, out, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
+        case 1: WNAME(expand_block)(1, 4, out, wide, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
+        case 2: WNAME(expand_block)(2, 4, out, wide, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
+        case 3: WNAME(expand_block)(3, 4, out, wide, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
+        default: WNAME(expand_block)(4, 4, out, wide, hm, h_stride, b + c, O, rank, scale, AT(factors), AT(bias)); break;
       }
     }
   }
 #undef AT
-  WNAME(expand_rest)(y, y_stride, rows, count, h, h_stride, b, O, rank, scale, factors, bias, end, hi);
+  WNAME(expand_rest)(y, y_stride, wide, rows, count, h, h_stride, b, O, rank, scale, factors, bias, end, hi);
 }
 #endif
 

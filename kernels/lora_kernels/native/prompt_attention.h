@@ -130,9 +130,9 @@ static void prompt_attend(const prompt_room *room, const attention_args *g, cons
   }
   for (int v = 0; v < 2; v++)
     for (int64_t d = 0; d < D && unit[v].count; d += 16) {
-      bf16 *to[16];
+      void *to[16];
       for (int64_t i = 0; i < unit[v].count; i++) to[i] = out + ((unit[v].token + i) * g->q_heads + unit[v].head) * D + d;
-      unpack_rows(16, to, room->out + 32 * d + 16 * v, 32, (int)unit[v].count, 1.0f / sum[v], 0);
+      unpack_rows(16, to, 0, room->out + 32 * d + 16 * v, 32, (int)unit[v].count, 1.0f / sum[v], 0);
     }
 }
 

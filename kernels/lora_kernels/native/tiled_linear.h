@@ -32,7 +32,7 @@ static void *NAME(room)(int64_t K) {
 
 // y[all tokens, lo..hi) = x . w[lo..hi)^T + bias. Panels are taken in groups that the second-level cache holds; twelve weight rows
 // are used for all panels of a group while the cache holds them. hi - lo: at most TILE_COLUMNS.
-static void NAME(tiles)(T *y, int64_t y_stride, const void *of_panels, const T *w, const T *bias, int64_t M, int64_t K, int64_t lo,
+static void NAME(tiles)(void *y, int64_t y_stride, int wide, const void *of_panels, const T *w, const T *bias, int64_t M, int64_t K, int64_t lo,
                         int64_t hi, void *in_room) {
   const float *panels = (const float *)of_panels;
   float *room = (float *)in_room;
@@ -42,7 +42,7 @@ static void NAME(tiles)(T *y, int64_t y_stride, const void *of_panels, const T *
     pairs_of_rows((const bf16 *)(w + lo * K), hi - lo, K, panels, out);
     for (int64_t m = 0; m < M; m++)
       for (int64_t n = lo; n < hi; n++)
-        y[m * y_stride + n] = FROM_FLOAT(out[(n - lo) * 8 + m] + (bias ? TO_FLOAT(bias[n]) : 0.0f));
+        NAME(out_put)(NAME(out_at)(y, m * y_stride + n, wide), out[(n - lo) * 8 + m] + (bias ? TO_FLOAT(bias[n]) : 0.0f), wide);
     return;
   }
   for (int64_t first = 0; first < count; first += group)
@@ -56,7 +56,7 @@ static void NAME(tiles)(T *y, int64_t y_stride, const void *of_panels, const T *
         weights.next = 0;
         for (int64_t m = 16 * p; m < MIN(M, 16 * p + 16); m++)
           for (int64_t j = 0; j < rows; j++)
-            y[m * y_stride + n + j] = FROM_FLOAT(out[j * W + m % 16] + (bias ? TO_FLOAT(bias[n + j]) : 0.0f));
+            NAME(out_put)(NAME(out_at)(y, m * y_stride + n + j, wide), out[j * W + m % 16] + (bias ? TO_FLOAT(bias[n + j]) : 0.0f), wide);
       }
     }
 }

@@ -28,8 +28,8 @@ from adapters_store.base.families import HEAD, family_of
 from adapters_store.base.files import DTYPES
 from lora_kernels.elementwise.launcher import silu_mul
 from lora_kernels.lora.batch import ExpertsBatch, LoraBatch, LoraGroup
-from lora_kernels.lora.launcher import add_lora_delta, expert_linear, group_linear, has_expert_kernel
-from lora_kernels.lora.token_rows import embed_own_rows, own_head_rows
+from lora_kernels.lora.launcher import add_lora_delta, expert_linear, group_linear, has_expert_kernel, own_head_rows
+from lora_kernels.lora.token_rows import embed_own_rows
 from lora_kernels.lora.turned import is_turned_here, turned, turned_experts
 from lora_kernels.nf4.launcher import nf4_linear, on_nf4_kernel
 from lora_kernels.nf4.weight import Nf4Weight, nf4_weights
@@ -65,6 +65,7 @@ class LinearGroup:
         self.group = group
         self.state = state
         self.is_head = is_head
+        self._dtype = torch.float32 if is_head else None  # rounded logits would tie, and ties decide greedy answers
         self.input: torch.Tensor | None = None
         self.outputs: tuple[torch.Tensor, ...] = ()
         self.quantized = [] if all(type(linear) in (nn.Linear, Conv1D) for linear in linears) else list(linears)
@@ -98,11 +99,11 @@ class LinearGroup:
     def _compute(self, x_TH: torch.Tensor) -> torch.Tensor:
         batch = self.state.head if self.is_head else self.state.layers
         if not self.quantized:
-            y_TO = group_linear(x_TH.contiguous(), self.weight, self.bias, batch, self.group)
+            y_TO = group_linear(x_TH.contiguous(), self.weight, self.bias, batch, self.group, dtype=self._dtype)
         else:
             y_TO = add_lora_delta(self._quantized_base(x_TH), x_TH, batch, self.group, self._quantized_bias)
         if self.is_head and batch is not None and batch.token_segments:
-            own_head_rows(y_TO, x_TH, batch.token_segments, batch.table.arena)
+            own_head_rows(y_TO, x_TH, batch, self.group)
         return y_TO
 
     @cached_property

@@ -110,7 +110,7 @@ class ModelRunner:
         return logits_RW
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """The model's own logits of the batch's R rows, [R, width of the head], in the model's dtype."""
+        """The model's own logits of the batch's R rows, [R, width of the head], in float32."""
         lora = self.base.lora
         lora.layers, lora.head = batch.layer_adapters, batch.head_adapters
         if self.base.rope is not None:

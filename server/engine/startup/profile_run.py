@@ -16,7 +16,8 @@ from server.engine.sampling.sampler import Sampler
 from server.engine.startup.covering_steps import largest_batches
 from server.engine.startup.memory_plan import MIB, Reserved
 
-SAMPLING_BYTES_PER_LOGIT = 2 + 3 * 4  # the logits, and three float32 copies while they are filtered
+LOGIT_BYTES = 4
+SAMPLING_BYTES_PER_LOGIT = 4 * LOGIT_BYTES  # the logits, and three copies while they are filtered
 GRAPH_BYTES = 2 * MIB  # one recording's launches
 GRAPHS_BYTES = 64 * MIB  # once, for the driver
 
@@ -51,7 +52,7 @@ def profile_run(
         graph_bytes(
             num_graphs=graphs.num_recordings,
             forward_bytes=forward_bytes * recorded // num_tokens,
-            logits_bytes=recorded * int(base.config.vocab_size) * base.dtype.itemsize,
+            logits_bytes=recorded * int(base.config.vocab_size) * LOGIT_BYTES,
         ),
     )
 

@@ -221,6 +221,43 @@ def test_turned_weights_give_the_bits_of_weights_as_they_lie(
             assert torch.equal(got, group_linear(x[:num_rows], weight, bias, adapters, group)), num_rows
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 8, 9, 17, 33, 130])
+@pytest.mark.parametrize("out", [(113,), (96,), (32, 16, 64)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_sums_in_float32_are_those_that_a_bf16_product_rounds(
+    out: tuple[int, ...], num_rows: int, with_bias: bool
+) -> None:
+    """Logits: 256 times as exact, from the same sums, with adapters of every kind, and a row alone as beside others."""
+    native, total = native_ops(torch.bfloat16), sum(out)
+    assert native is not None
+    if not native.linear_max_rows:
+        pytest.skip("this machine has no product of ours")
+    generator = torch.Generator().manual_seed(num_rows)
+    weight = torch.randn(total, 96, generator=generator).bfloat16()
+    bias = torch.randn(total, generator=generator).bfloat16() if with_bias else None
+    x = torch.randn(num_rows, 96, generator=generator).bfloat16()
+    group = LoraGroup(tuple(range(len(out))), 96, out)
+    batch = LoraBatch(random_table([group], RANKS, torch.bfloat16, int8={1, 4}), row_slots("distinct", num_rows))
+    exact = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    with_adapters = exact + lora_delta_reference(x, batch, group)
+
+    bare = group_linear(x, weight, bias, None, group, dtype=torch.float32)
+    mixed = group_linear(x, weight, bias, batch, group, dtype=torch.float32)
+
+    assert bare.dtype is mixed.dtype is torch.float32
+    for got, wanted in ((bare, exact), (mixed, with_adapters)):
+        assert float((got.double() - wanted).abs().max() / wanted.abs().max()) < 2e-6
+    if native.linear_min_rows <= num_rows:
+        assert torch.equal(bare.bfloat16(), group_linear(x, weight, bias, None, group))
+    assert torch.equal(mixed[batch.row_slots == NO_ADAPTER], bare[batch.row_slots == NO_ADAPTER])
+    in_place = add_lora_delta(bare.clone(), x, batch, group, bias)
+    assert torch.equal(in_place, mixed)
+    if is_turned_here(weight):
+        assert torch.equal(group_linear(x, turned(weight), bias, batch, group, dtype=torch.float32), mixed)
+    if native.linear_min_rows == 1:
+        assert torch.equal(group_linear(x[:1], weight, bias, None, group, dtype=torch.float32), bare[:1])
+
+
 def test_a_turned_weight_has_its_rows_side_by_side() -> None:
     weight = torch.arange(48 * 4).view(48, 4)
     first, second, last = turned(weight).split([64, 64, 64])

@@ -183,6 +183,19 @@ def test_int8_and_dora_rows_are_right_and_leave_others_their_bits(dtype: torch.d
 
 
 @in_each_form
+@pytest.mark.parametrize("num_rows", [7, 40])
+def test_deltas_are_added_to_logits_in_float32(num_rows: int) -> None:
+    """Where bf16 would round them to 2 ** -8; int8 and DoRA rows among them."""
+    table = random_table([GROUP], RANKS, torch.bfloat16, int8={1}, factored=(3,))
+    batch = LoraBatch(table, row_slots("uniform", num_rows, len(RANKS)))
+    x, logits = normal(num_rows, 300, dtype=torch.bfloat16, seed=3), normal(num_rows, 383, dtype=torch.float32, seed=4)
+    exact = dora_reference(logits, x, batch, GROUP)
+    got = add_lora_delta_triton(logits.clone(), x, batch, GROUP)
+    assert got.dtype is torch.float32
+    assert relative_error(got, exact) < 1e-4
+
+
+@in_each_form
 def test_empty_tiles_of_a_captured_batch_do_nothing() -> None:
     batch = LoraBatch(random_table([GROUP], RANKS, torch.bfloat16), row_slots("uniform", 6, 6))
     x = normal(6, 300, dtype=torch.bfloat16)

@@ -11,6 +11,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from adapters_store.base.families import FAMILIES, UnsupportedBase
+from lora_kernels.native.bindings import native_ops
 from server.engine.model.base_model import load_base
 from support.models.models import (
     FAMILY_NAMES,
@@ -80,6 +81,15 @@ def test_float32_and_bfloat16_logits_are_pefts(family: tuple[Path, list[Path]]) 
     assert (bare[0] - exact[0]).abs().max() > 1e-2  # the adapter does something
     our_error = _error(ours(*family, "bfloat16"), exact)
     assert our_error <= 1.5 * _error(pefts(*family, torch.bfloat16), exact)
+
+
+def test_logits_are_not_rounded_to_the_type_of_the_base(family: tuple[Path, list[Path]]) -> None:
+    native = native_ops(torch.bfloat16)
+    if native is None or not native.linear_max_rows:
+        pytest.skip("the library's product rounds, and this machine has no product of ours")
+    for logits in ours(*family, "bfloat16"):
+        assert logits.dtype is torch.float32
+        assert (logits.bfloat16().float() != logits).float().mean() > 0.9
 
 
 def _error(got: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
