@@ -7,14 +7,16 @@ as MULTILORA_FLEET_REQUESTS says.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -34,11 +36,22 @@ pytestmark = pytest.mark.skipif(os.environ.get("MULTILORA_FLEET") != "long", rea
 NUM_REQUESTS = int(os.environ.get("MULTILORA_FLEET_REQUESTS", "2000"))
 KEY = {"authorization": f"Bearer {ADMIN_KEY}"}
 SMALL = {"threads": 1, "jobs": "off", "kv_cache_mib": 8, "adapter_pool_mib": 8, "host_cache_mib": 8}
+BURST, BURST_ROUNDS, LONG = 40, 8, 3000
 COST_ROUNDS, COST_REQUESTS = 10, 40
 
 
-def completion(client: httpx.Client, url: str, **headers: str) -> httpx.Response:
-    body = {"model": "tiny", "prompt": "Once", "max_tokens": 2, "temperature": 0}
+def two_ports() -> int:
+    """The first of two free ports in a row, below those that Linux gives to outgoing connections."""
+    for first in range(20_000 + os.getpid() % 10_000, 32_000, 2):
+        with suppress(OSError), socket.socket() as one, socket.socket() as two:
+            one.bind(("127.0.0.1", first))
+            two.bind(("127.0.0.1", first + 1))
+            return first
+    raise AssertionError("no two free ports")
+
+
+def completion(client: httpx.Client, url: str, num_tokens: int = 2, **headers: str) -> httpx.Response:
+    body = {"model": "tiny", "prompt": "Once", "max_tokens": num_tokens, "ignore_eos": True}
     return client.post(f"{url}/v1/completions", json=body, headers={**KEY, **headers})
 
 
@@ -52,21 +65,33 @@ class Served:
     def ask(self, client: httpx.Client, **headers: str) -> httpx.Response:
         return completion(client, self.url, **headers)
 
+    def reaches_both(self) -> bool:
+        with httpx.Client(timeout=300) as client:
+            for number in range(16):
+                self.ask(client, serve_multiplexed_model_id=f"m{number}")
+        return min(self.answered_by_each()) > 0
+
     def replicas(self) -> list[psutil.Process]:
         return [each for each in psutil.process_iter() if "ServeReplica:default:multilora" in _title(each)]
 
-    def answered_by_each(self) -> list[float]:
-        """How many requests each replica has answered, by its own port."""
+    def sum_of(self, metric: str) -> float:
+        return sum(self.of_each(metric))
+
+    def of_each(self, metric: str) -> list[float]:
+        """By each replica's own port."""
         pages = [httpx.get(f"http://127.0.0.1:{self.metrics_port + rank}/metrics").text for rank in (0, 1)]
-        return [_value(page, "multilora_http_requests_total") for page in pages]
+        return [_value(page, metric) for page in pages]
+
+    def answered_by_each(self) -> list[float]:
+        return self.of_each("multilora_http_requests_total")
 
 
 @pytest.fixture(scope="module")
 def served(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("ray")
-    base = make_base(folder / "tiny")
+    base = make_base(folder / "tiny", max_position_embeddings=2 * LONG)
     [port] = free_ports(1)
-    metrics_port = 20_000 + os.getpid() % 20_000
+    metrics_port = two_ports()
     arguments: dict[str, Any] = {"base": str(base), "data_dir": str(folder / "data"), **SMALL}
     arguments["metrics_port"] = metrics_port
     application = {
@@ -85,6 +110,7 @@ def served(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
     wait_until(lambda: len(served.replicas()) == 2, timeout_s=900)
     for rank in (0, 1):
         wait_until(lambda rank=rank: answers(f"http://127.0.0.1:{metrics_port + rank}/metrics"), timeout_s=900)
+    wait_until(served.reaches_both, timeout_s=900)  # the proxy hears of a replica after it has started
     yield served
     end_serve(cluster)
 
@@ -128,6 +154,62 @@ def test_a_tenants_key_stays_on_one_replica(served: Served) -> None:
             after = served.answered_by_each()
             shares.append(sorted(int(now - then) for then, now in zip(before, after, strict=True)))
     assert shares == [[0, 8]] * 8
+
+
+def test_a_burst_of_one_key_goes_to_both_replicas_and_what_follows_is_sticky_again(served: Served) -> None:
+    """By the tenant's key alone, without a model's header. Rounds: each leaves its counts to the next. 24 and 16 if
+    all are there before one has ended."""
+    with httpx.Client(timeout=300, limits=httpx.Limits(max_connections=BURST)) as client:
+        asked = partial(completion, client, served.url)
+        own, shares = set(used_by(served, asked, times=4)), []
+        for _ in range(BURST_ROUNDS):
+            before = served.answered_by_each()
+            with ThreadPoolExecutor(BURST) as pool:
+                burst = [pool.submit(asked, num_tokens=400) for _ in range(BURST)]
+                assert Counter(each.result().status_code for each in burst) == {200: BURST}
+            after = served.answered_by_each()
+            shares.append([int(now - then) for now, then in zip(after, before, strict=True)])
+            own |= set(used_by(served, asked, times=8))
+    assert len(own) == 1, "requests one after the other went to both"
+    print(f"{BURST} requests of one key at once, by replica, its own is {own}: {shares}")
+    assert all(sum(each) == BURST for each in shares), shares
+    assert median(min(each) for each in shares) >= BURST / 3, shares
+
+
+def used_by(served: Served, act: Callable[[], object], *, times: int) -> list[int]:
+    """The replicas that answered meanwhile."""
+    before = served.answered_by_each()
+    for _ in range(times):
+        act()
+    after = served.answered_by_each()
+    return [rank for rank, (then, now) in enumerate(zip(before, after, strict=True)) if now > then]
+
+
+def test_a_client_that_hangs_up_frees_its_request(served: Served) -> None:
+    """With a stream and without one. It would take LONG tokens; each replica's gauges say what runs there."""
+    url, tokens, aborted = f"{served.url}/v1/completions", "multilora_generated_tokens_total", "multilora_aborted_total"
+    body = {"model": "tiny", "prompt": "Once", "max_tokens": LONG, "ignore_eos": True}
+
+    def stream(client: httpx.Client) -> None:
+        with client.stream("POST", url, json={**body, "stream": True}, headers=KEY) as answer:
+            assert answer.status_code == 200, answer.read()
+            lines = answer.iter_lines()  # held: where it is dropped, httpx ends the connection
+            next(lines)
+            wait_until(lambda: served.sum_of("vllm:num_requests_running") == 1, timeout_s=60)
+
+    def wait(client: httpx.Client) -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(url, json=body, headers=KEY, timeout=1)
+
+    for hang_up in (stream, wait):
+        num_tokens, num_aborted = served.sum_of(tokens), served.sum_of(aborted)
+        with httpx.Client(timeout=300) as client:
+            hang_up(client)
+        start_s = time.monotonic()
+        wait_until(lambda before=num_aborted: served.sum_of(aborted) == before + 1, timeout_s=60)
+        print(f"{hang_up.__name__}: freed {time.monotonic() - start_s:.2f} s after the client was gone")
+        wait_until(lambda: served.sum_of("vllm:num_requests_running") == 0, timeout_s=60)
+        assert 0 < served.sum_of(tokens) - num_tokens < LONG
 
 
 def test_what_a_request_costs_through_ray_beside_a_server_of_our_own(served: Served) -> None:
