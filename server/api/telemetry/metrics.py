@@ -49,56 +49,35 @@ class ApiMetrics:
         self._max_label_values = max_label_values
         self._owners: set[tuple[str, str]] = set()
         self._error_codes: set[str] = set()
-        self.http_requests = Counter(
-            "multilora_http_requests", "HTTP requests answered", ("route", "method", "status"), registry=self.registry
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, buckets=SECONDS, registry=self.registry)
+        self.http_requests = counter("multilora_http_requests", "HTTP requests answered", ("route", "method", "status"))
+        self.http_seconds = histogram(
+            "multilora_http_request_seconds", "From the request to the end of its answer", ("route",)
         )
-        self.http_seconds = Histogram(
-            "multilora_http_request_seconds",
-            "From the request to the end of its answer",
-            ("route",),
-            buckets=SECONDS,
-            registry=self.registry,
+        self.first_token_seconds = histogram(
+            "multilora_time_to_first_token_seconds", "From submission to the first token"
         )
-        self.first_token_seconds = Histogram(
-            "multilora_time_to_first_token_seconds",
-            "From submission to the first token",
-            buckets=SECONDS,
-            registry=self.registry,
+        self.queue_seconds = histogram(
+            "multilora_queue_seconds", "From arrival to the first forward pass, the load of the adapter included"
         )
-        self.queue_seconds = Histogram(
-            "multilora_queue_seconds",
-            "From arrival to the first forward pass, the load of the adapter included",
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.inter_token_seconds = Histogram(
-            "multilora_inter_token_seconds",
-            "Between two token events of a request",
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.aborted = Counter(
-            "multilora_aborted_sequences", "Sequences that a hang-up or a failure ended", registry=self.registry
-        )
-        self.failures = Counter("multilora_failures", "Sequences ended by an error", ("code",), registry=self.registry)
+        self.inter_token_seconds = histogram("multilora_inter_token_seconds", "Between two token events of a request")
+        self.aborted = counter("multilora_aborted_sequences", "Sequences that a hang-up or a failure ended")
+        self.failures = counter("multilora_failures", "Sequences ended by an error", ("code",))
         for code in ALERTED_CODES:
             self.failures.labels(self.error_label(code))
-        self.quarantined = Gauge(
-            "multilora_adapters_quarantined",
-            "Adapters not served until they are healed or released",
-            registry=self.registry,
+        self.quarantined = gauge(
+            "multilora_adapters_quarantined", "Adapters not served until they are healed or released"
         )
-        free = Gauge(
-            "multilora_data_dir_free_bytes", "Bytes free on the disk of the data directory", registry=self.registry
-        )
+        free = gauge("multilora_data_dir_free_bytes", "Bytes free on the disk of the data directory")
         free.set_function(partial(_free_bytes, data_dir))
         owner = ("tenant", "adapter")
-        self.sequences = Counter("multilora_sequences", "Sequences asked for", owner, registry=self.registry)
-        self.prompt_tokens = Counter("multilora_prompt_tokens", "Prompt tokens", owner, registry=self.registry)
-        self.cached_tokens = Counter(
-            "multilora_cached_prompt_tokens", "Prompt tokens that the prefix cache gave", owner, registry=self.registry
+        self.sequences = counter("multilora_sequences", "Sequences asked for", owner)
+        self.prompt_tokens = counter("multilora_prompt_tokens", "Prompt tokens", owner)
+        self.cached_tokens = counter(
+            "multilora_cached_prompt_tokens", "Prompt tokens that the prefix cache gave", owner
         )
-        self.output_tokens = Counter("multilora_output_tokens", "Generated tokens", owner, registry=self.registry)
+        self.output_tokens = counter("multilora_output_tokens", "Generated tokens", owner)
 
     def owner_labels(self, tenant: str, adapter: str) -> tuple[str, str]:
         """The labels this pair is counted under; the first pairs keep their names. Several adapters in one request get

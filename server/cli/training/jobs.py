@@ -77,37 +77,25 @@ def show(
                 output.say(f"{when(event.created_at)}  {event.message}")
 
 
-@app.command()
-def cancel(
-    job_id: IdArgument,
-    data_dir: DataDirOption = DEFAULT_DATA_DIR,
-    database_url: DatabaseUrlOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Cancel a job and drop what it trained."""
-    _change(job_id, lambda jobs, job: jobs.cancel(job), data_dir, database_url, as_json=as_json)
+def _changing(change: Callable[[JobStore, Job], Job]) -> Callable[..., None]:
+    """A command that changes a job and shows it."""
+
+    def command(
+        job_id: IdArgument,
+        data_dir: DataDirOption = DEFAULT_DATA_DIR,
+        database_url: DatabaseUrlOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        _change(job_id, change, data_dir, database_url, as_json=as_json)
+
+    return command
 
 
-@app.command()
-def pause(
-    job_id: IdArgument,
-    data_dir: DataDirOption = DEFAULT_DATA_DIR,
-    database_url: DatabaseUrlOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Pause a job at a checkpoint."""
-    _change(job_id, lambda jobs, job: jobs.pause(job), data_dir, database_url, as_json=as_json)
-
-
-@app.command()
-def resume(
-    job_id: IdArgument,
-    data_dir: DataDirOption = DEFAULT_DATA_DIR,
-    database_url: DatabaseUrlOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Queue a paused job again; it resumes from its checkpoint."""
-    _change(job_id, lambda jobs, job: jobs.resume(job), data_dir, database_url, as_json=as_json)
+app.command("cancel", help="Cancel a job and drop what it trained.")(_changing(lambda jobs, job: jobs.cancel(job)))
+app.command("pause", help="Pause a job at a checkpoint.")(_changing(lambda jobs, job: jobs.pause(job)))
+app.command("resume", help="Queue a paused job again; it resumes from its checkpoint.")(
+    _changing(lambda jobs, job: jobs.resume(job))
+)
 
 
 @app.command()
