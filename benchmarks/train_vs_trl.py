@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from benchmarks.common.report import Report, Row, number
@@ -21,20 +21,12 @@ TO_REACH = 1.2  # ours / theirs in tokens per second; peak memory not above
 PRECISIONS = ("float32", "bfloat16")
 
 
-def run_side(side: str, *, precision: str, quick: bool) -> SideResult:
+def run_side(module: str, side: str, *, precision: str, quick: bool) -> SideResult:
     """One side's run in a fresh process. Raises CalledProcessError where it fails."""
-    command = [sys.executable, "-m", "benchmarks.training.side", side, "--precision", precision]
+    command = [sys.executable, "-m", module, side, "--precision", precision]
     command += ["--quick", "--steps", "4"] if quick else []
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return SideResult(**json.loads(done.stdout.splitlines()[-1]))
-
-
-def cases(*, quick: bool) -> dict[str, Callable[[], SideResult]]:
-    return {
-        f"{precision}, {side}": partial(run_side, side, precision=precision, quick=quick)
-        for precision in PRECISIONS[: 1 if quick else None]
-        for side in SIDES
-    }
 
 
 def row_of(precision: str, side: str, ours: Sequence[SideResult], theirs: Sequence[SideResult]) -> Row:
@@ -80,23 +72,33 @@ def print_summary(report: Report, rows: Sequence[Row]) -> None:
     report.print_table("Training: ours against TRL, medians over rounds", headers, lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    report = Report.from_arguments("train_vs_trl", __doc__, arguments)
-    rounds = 1 if report.quick else 2
+def compare(report: Report, module: str, sides: Sequence[str]) -> None:
+    """The first of the sides against each of the others. module: runs one of them."""
+    precisions = PRECISIONS[: 1 if report.quick else None]
     results = interleaved(
-        cases(quick=report.quick),
-        rounds=rounds,
+        {
+            f"{precision}, {side}": partial(run_side, module, side, precision=precision, quick=report.quick)
+            for precision in precisions
+            for side in sides
+        },
+        rounds=1 if report.quick else 2,
         warmups=0,
         say=report.say,
         show=lambda result: f"{result.tokens_per_s:.0f} tok/s, {result.peak_bytes >> 20} MiB",
     )
+    ours, *others = sides
     rows = [
-        row_of(precision, side, results[f"{precision}, ours"], results[f"{precision}, {side}"])
-        for precision in PRECISIONS[: 1 if report.quick else None]
-        for side in SIDES[1:]
+        row_of(precision, side, results[f"{precision}, {ours}"], results[f"{precision}, {side}"])
+        for precision in precisions
+        for side in others
     ]
     report.write_csv(rows)
     print_summary(report, rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    report = Report.from_arguments("train_vs_trl", __doc__, arguments)
+    compare(report, "benchmarks.training.side", SIDES)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ spec's seed), rate, schedule, beta and clipping, and no gradient checkpointing; 
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from dataclasses import asdict
@@ -17,8 +16,15 @@ import numpy as np
 import torch
 
 from adapters_store.base.tokenizer import load_tokenizer
-from benchmarks.common.shapes import base_folder, shape_for
-from benchmarks.training.side import WARM_UP, SideResult, followed_steps, train_ours, trl_arguments, trl_result
+from benchmarks.training.side import (
+    WARM_UP,
+    SideResult,
+    followed_steps,
+    from_command_line,
+    train_ours,
+    trl_arguments,
+    trl_result,
+)
 from trainer.data.dataset import batches_of
 from trainer.data.encode import Encoder, encode_all
 from trainer.data.jsonl import read_jsonl
@@ -91,14 +97,8 @@ def train_trl(spec: TrainSpec, pairs: Pairs, examples: list[EncodedExample], scr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("side", choices=SIDES)
-    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--base", type=Path, default=None, help="a base's folder, in place of random weights")
-    given = parser.parse_args()
-    spec = spec_of(given.base or base_folder(shape_for(quick=given.quick)), given.precision, given.steps)
+    given = from_command_line(__doc__, SIDES)
+    spec = spec_of(given.base, given.precision, given.steps)
     pairs = random_pairs(given.steps * PAIRS_PER_STEP, load_tokenizer(spec.base))
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)

@@ -11,6 +11,7 @@ import json
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -164,15 +165,22 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("side", choices=SIDES)
+def from_command_line(about: str | None, sides: Sequence[str]) -> argparse.Namespace:
+    """What either side of a comparison is given."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("side", choices=sides)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--base", type=Path, default=None, help="a base's folder, in place of random weights")
     given = parser.parse_args()
-    spec = spec_of(given.base or base_folder(shape_for(quick=given.quick)), given.precision, given.steps)
+    given.base = given.base or base_folder(shape_for(quick=given.quick))
+    return given
+
+
+def main() -> None:
+    given = from_command_line(__doc__, SIDES)
+    spec = spec_of(given.base, given.precision, given.steps)
     examples = short_examples(given.steps * EXAMPLES_PER_STEP, load_config(spec.base).vocab_size)
     with tempfile.TemporaryDirectory() as scratch:
         if given.side == "ours":
