@@ -1,6 +1,5 @@
 """Decides which adapters are kept in host memory. Knows bytes, digests and a queue of loads; knows neither disk format
-nor device. Loading runs on one background thread, so no other thread waits for a disk; what is in an object store is
-fetched before that, on threads of its own. Tenants' loads alternate, however many one of them has queued.
+nor device. Loading runs on one background thread, so no other thread waits for a disk.
 """
 
 from __future__ import annotations
@@ -10,15 +9,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, StoreError
-from adapters_store.remote.fetches import Fetches
 from adapters_store.tiers.entries import HostEntry
 from adapters_store.tiers.host_slab import HostMemoryFull
+from adapters_store.tiers.load_queue import Load, LoadQueue
 from adapters_store.tiers.stats import HostTierStats
 
 if TYPE_CHECKING:
@@ -46,26 +44,6 @@ class HostTierSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.stuck_s <= 0:
             raise ValueError(f"stuck_s must be above 0, got {self.stuck_s}")
-
-
-@dataclass(slots=True, eq=False)
-class _Load:
-    """One load, queued or running. If its digest is dropped, its result is discarded.
-
-    turn: the lowest is next; a tenant's loads have one each, also those that have ended, so that tenants alternate.
-    fetched: done when the disk has it; None: it is there. is_outdated: the store has changed since it began, so its
-    failure is ignored.
-    """
-
-    digest: AdapterDigest
-    since_s: float
-    turn: int
-    fetched: Future[None] | None = None
-    is_outdated: bool = False
-
-    @property
-    def is_fetched(self) -> bool:
-        return self.fetched is None or self.fetched.done()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,25 +76,19 @@ class HostTier:
         after_load: Callable[[Callable[[], bool]], object] = lambda _: None,
     ) -> None:
         self.settings = settings
-        self._fetches = None if fetch is None else Fetches(fetch)
         self._load = load
         self._clock = clock
         self._notify: Callable[[], None] = lambda: None
         self._after_load = after_load
         self._changed = threading.Condition()
         self._entries: OrderedDict[AdapterDigest, HostEntry] = OrderedDict()  # least recently used first
-        self._queue: list[_Load] = []
-        self._turn = 0  # the highest that was begun
-        self._next_turn: dict[str, int] = {}  # of each tenant, since the queue was last empty
-        self._loads: dict[AdapterDigest, _Load] = {}
+        self._loads = LoadQueue(fetch, self._wake_loader)
         self._failures: OrderedDict[AdapterDigest, tuple[StoreError, float]] = OrderedDict()  # with expiry, in order
         self._unstored: dict[AdapterDigest, _Unstored] = {}
         self._room_version = 0  # changes whenever more may be evicted than before
         self._urgency: dict[AdapterDigest, int] = {}
         self._stats = HostTierStats()
         self._version = 0
-        self._loading: _Load | None = None
-        self._busy_since_s: float | None = None
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -137,8 +109,7 @@ class HostTier:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        if self._fetches is not None:
-            self._fetches.close()
+        self._loads.close()
         if self._thread is not None:
             self._thread.join()
 
@@ -151,18 +122,10 @@ class HostTier:
         with self._changed:
             if digest in self._entries or digest in self._loads or self._would_fail_again(digest):
                 return True
-            if len(self._queue) >= self.settings.max_queue:
+            if len(self._loads) >= self.settings.max_queue:
                 return False
-            if not self._queue:
-                self._next_turn.clear()  # what was loaded while no other waited is held against none
-            turn = max(self._turn, self._next_turn.get(tenant, 0))
-            self._next_turn[tenant] = turn + 1
-            load = self._loads[digest] = _Load(digest, self._clock(), turn)
-            self._queue.append(load)
+            self._loads.add(digest, tenant, self._clock())
             self._stats.misses += 1
-            if self._fetches is not None:
-                load.fetched = self._fetches.submit(digest)
-                load.fetched.add_done_callback(self._wake_loader)
             self._changed.notify()
             return True
 
@@ -197,26 +160,17 @@ class HostTier:
             known = self._failures.get(digest)
             if known is not None and self._clock() < known[1]:
                 return known[0]
-            since_s = self._waits_since(digest)
-            if since_s is None or self._clock() - since_s < self.settings.stuck_s:
+            waits = self._loads.waits(digest)
+            if waits is None or self._clock() - waits[1] < self.settings.stuck_s:
                 return None
-            where = "disk" if self._loads[digest].is_fetched else "object store"
-            message = f"the {where} has not given an adapter within {self.settings.stuck_s:g} s; try again later"
+            message = f"the {waits[0]} has not given an adapter within {self.settings.stuck_s:g} s; try again later"
             return AdapterUnavailable("adapter_load_stuck", message, param="model")
-
-    def _waits_since(self, digest: AdapterDigest) -> float | None:
-        """Since when the load waits: for its fetch, for the load under way or for work after one. None: for nothing."""
-        load = self._loads.get(digest)
-        if load is None or (load.is_fetched and self._busy_since_s is None):
-            return None
-        return self._busy_since_s if load.is_fetched and self._loading is not None else load.since_s
 
     def forget_failures(self) -> None:
         """Try the disk again for all failed adapters; a load that began before this does not count if it fails."""
         with self._changed:
             self._failures.clear()
-            for load in self._loads.values():
-                load.is_outdated = load is self._loading or load.fetched is not None
+            self._loads.outdate()
 
     def prioritise(self, digests: Sequence[AdapterDigest]) -> None:
         """Set the wanted adapters, the most urgent first: no less urgent one takes their room. A queued load of another
@@ -227,17 +181,12 @@ class HostTier:
             self._urgency = urgency
             for digest in self._unstored.keys() - urgency.keys():
                 del self._unstored[digest]
-            for load in [each for each in self._queue if each.digest not in urgency]:
-                if load.fetched is None or not load.fetched.running():  # else asking again would take a second thread
-                    self._unqueue(load)
+            self._loads.keep(urgency.keys())
 
     def drop(self, digest: AdapterDigest) -> None:
         """Forget the adapter: from memory, from the queue, its failure, and the result of a load under way."""
         with self._changed:
-            load = self._loads.get(digest)
-            if load is not None and load in self._queue:
-                self._unqueue(load)
-            self._loads.pop(digest, None)
+            self._loads.drop(digest)
             self._failures.pop(digest, None)
             self._unstored.pop(digest, None)
             if digest in self._entries:
@@ -246,7 +195,8 @@ class HostTier:
     def make_room(self) -> bool:
         """For the load under way: drop the longest unused adapter that it may evict; False if there is none."""
         with self._changed:
-            victim = None if self._loading is None else next(self._evictable(self._loading.digest), None)
+            load = self._loads.running
+            victim = None if load is None else next(self._evictable(load.digest), None)
             if victim is None:
                 return False
             self._remove(victim)
@@ -266,13 +216,9 @@ class HostTier:
     def load_next(self) -> bool:
         """Do the next queued load whose adapter is on the disk, on this thread; False if there is none."""
         with self._changed:
-            load = min((each for each in self._queue if each.is_fetched), key=lambda each: each.turn, default=None)
-            if load is None:
-                return False
-            self._queue.remove(load)
-            self._turn = max(self._turn, load.turn)
-            self._loading = load
-            self._busy_since_s = self._clock()
+            load = self._loads.begin(self._clock())
+        if load is None:
+            return False
         error = None if load.fetched is None else load.fetched.exception()
         outcome = error if isinstance(error, StoreError) else self._try_load(load.digest)
         with self._changed:
@@ -286,7 +232,7 @@ class HostTier:
             self._after_load(self._is_awaited)
         except Exception:  # noqa: BLE001 - as in `_try_load`; nothing was promised of this work
             _log.exception("work after a load failed")
-        self._busy_since_s = None
+        self._loads.rest()
 
     def _run(self) -> None:
         while not self._is_closed:
@@ -296,9 +242,9 @@ class HostTier:
 
     def _is_awaited(self) -> bool:
         """Whether the loader thread has something else to do: a load, or to end."""
-        return self._is_closed or any(each.is_fetched for each in list(self._queue))
+        return self._is_closed or self._loads.has_next()
 
-    def _wake_loader(self, _: Future[None]) -> None:
+    def _wake_loader(self) -> None:
         with self._changed:
             self._changed.notify()
 
@@ -312,18 +258,10 @@ class HostTier:
             message = f"adapter {digest} could not be loaded; see the server's log"
             return AdapterUnavailable("adapter_load_failed", message)
 
-    def _unqueue(self, load: _Load) -> None:
-        self._queue.remove(load)
-        del self._loads[load.digest]
-        if load.fetched is not None:
-            load.fetched.cancel()
-
-    def _end_load(self, load: _Load, outcome: PackedAdapter | StoreError | HostMemoryFull) -> None:
+    def _end_load(self, load: Load, outcome: PackedAdapter | StoreError | HostMemoryFull) -> None:
         self._version += 1
-        self._loading = None
-        if self._loads.get(load.digest) is not load:
-            return  # dropped meanwhile
-        del self._loads[load.digest]
+        if not self._loads.end(load):
+            return
         if isinstance(outcome, StoreError):
             if not load.is_outdated:
                 self._fail(load.digest, outcome)

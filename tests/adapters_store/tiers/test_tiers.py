@@ -91,7 +91,7 @@ def test_a_tenant_that_wants_new_ones_all_the_time_delays_another_tenants_by_one
     while A not in asked:
         assert bench.host.load_next()
     assert asked.index(A) == 9
-    assert len(bench.host._queue) <= 21, "what is not wanted any more is not loaded"
+    assert len(bench.host._loads) <= 21, "what is not wanted any more is not loaded"
 
 
 def test_a_small_one_may_pass_a_large_one_that_finds_no_room(bench: Bench) -> None:
