@@ -346,8 +346,8 @@ class AdapterStore:
         """The same in an object store, if there is one; see `check_remote`. Raises StoreError as its bucket does."""
         if self.remote is None:
             return CleanupReport(0, [])
-        put_away = self._loader.quarantine_adapter
-        return CleanupReport(0, check_remote(self.remote, self._referenced, self.quarantine, put_away, grace_s))
+        quarantine_blob = self._loader.quarantine_adapter
+        return CleanupReport(0, check_remote(self.remote, self._referenced, self.quarantine, quarantine_blob, grace_s))
 
     def _referenced(self) -> set[str]:
         with self._database.proven() as connection:
@@ -383,7 +383,7 @@ class AdapterStore:
 
     def quarantine_adapter(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
         """Serve this adapter no more, to the tenant or to all. What keeps that from being written down is logged: the
-        caller has to go on."""
+        caller has to continue."""
         self._loader.quarantine_adapter(digest, code, message, tenant=tenant)
 
     def _drop_unreferenced(self, digests: list[AdapterDigest]) -> list[AdapterDigest]:

@@ -232,7 +232,7 @@ class TrainSpec(_Spec):
     loss, and the newest. early_stopping_patience: evaluations without a loss below the best, and the base's, until the
     run ends; 0: never. tool_dialect, chat_template: in which the data's chats are learned and the adapter is served;
     None: the base's own. adapter_dtype: in which the adapter is kept and served; None: the base's. initial_adapter: a
-    folder in PEFT's format; the run goes on from it, in its form. objective "dpo": the data is preference pairs; method
+    folder in PEFT's format; the run begins with it, in its form. objective "dpo": the data is preference pairs; method
     "dpo" is short for it with "lora".
     """
 

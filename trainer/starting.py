@@ -1,4 +1,4 @@
-"""The adapter that a run goes on from: what it must be, and the spec's fields that follow from it. No tensors."""
+"""The adapter that a run continues from: what it must be, and the spec's fields that follow from it. No tensors."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ class AdapterTiers:
     def forget(self, digest: AdapterDigest) -> None:
         """Remove a deleted adapter from both tiers, from the device as soon as no request uses it.
 
-        Earlier wishes do not bring it back. A new request for it is answered by the loader, which knows whether the
+        Earlier requests do not bring it back. A new request for it is answered by the loader, which knows whether the
         version exists again (the same content has the same digest).
         """
         self.unpin(digest)

@@ -68,19 +68,19 @@ def check_remote(
     remote: Remote,
     referenced: Callable[[], set[str]],
     quarantine: Quarantine,
-    put_away: Callable[[AdapterDigest, str, str], None],
+    quarantine_blob: Callable[[AdapterDigest, str, str], None],
     grace_s: float | None,
 ) -> list[AdapterDigest]:
     """Sweep the object store, and quarantine what rows name and it lacks; returns what was removed.
 
-    referenced: the digests with rows. put_away: quarantines, and logs what prevents it. grace_s None: the settings'.
+    referenced: the digests with rows. quarantine_blob: logs what prevents it. grace_s None: the settings'.
     """
     found = sweep(remote, ADAPTERS, referenced, remote.settings.grace_s if grace_s is None else grace_s)
     if found is None:
         return []
     for digest in found.missing:
         if digest in referenced():
-            put_away(AdapterDigest(digest), "blob_missing", "its files are missing")
+            quarantine_blob(AdapterDigest(digest), "blob_missing", "its files are missing")
     for entry in quarantine.entries():
         if entry.code == "blob_missing" and entry.digest in found.whole:
             quarantine.heal(entry.digest)

@@ -105,7 +105,7 @@ class TimeSlices:
 
 @dataclass(frozen=True, slots=True)
 class UntilAwaited:
-    """Slices until something waits for the work; then it goes on without them."""
+    """Slices until something waits for the work; then it continues without them."""
 
     slices: TimeSlices
     is_awaited: Callable[[], bool]

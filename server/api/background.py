@@ -103,7 +103,7 @@ class MemoryTrim(Every):
 
 
 class BlobSweep(Every):
-    """Looks over the object store, if the blobs are in one: one server at a time does."""
+    """Checks the object store, if the blobs are in one: one server at a time does."""
 
     def __init__(self, store: AdapterStore, onboarding: Onboarding) -> None:
         self._store = store

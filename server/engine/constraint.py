@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # `multilora --help` imports what requests are, and no numpy
 
 @dataclass(frozen=True, slots=True)
 class ConstraintFailure:
-    """Why a constraint cannot go on. code and message go to the client; neither quotes what the client sent."""
+    """Why a constraint cannot continue. code and message go to the client; neither quotes what the client sent."""
 
     code: str
     message: str
@@ -37,7 +37,7 @@ class TokenConstraint(Protocol):
 
     @property
     def failure(self) -> ConstraintFailure | None:
-        """Set once it cannot go on; then it stays."""
+        """Set once it cannot continue; then it stays."""
 
 
 MaskSource = Callable[[Sequence[TokenConstraint]], "NDArray[np.uint8]"]

@@ -197,7 +197,7 @@ class EngineWorker:
         self._listeners[request.id] = listener
         try:
             self._engine.add(request)
-        except (InvalidRequest, QueueFull) as error:  # checked at submit: another took the last place in the queue
+        except (InvalidRequest, QueueFull) as error:  # checked at submit: another took the queue's last entry
             failure = RequestError("queue_full", error.message, status=429)
             self._deliver([TokenEvent(request.id, finish_reason="error", error=failure)])
 

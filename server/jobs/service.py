@@ -89,7 +89,7 @@ class Onboarding:
         return self.jobs.bases.last() if self._serves is None else self.jobs.bases.find(self._serves)
 
     def create(self, tenant: str, request: JobRequest, start: StartingAdapter | None = None) -> Job:
-        """Check a job and queue it. Nothing of a refused job is kept. start: the version it goes on from, of this base.
+        """Check a job and queue it. Nothing of a refused job is kept. start: the version it begins with, of this base.
 
         Raises:
             JobRefused: bad data (the line and its code), a bad field, unsupported_method, rank_too_large.
@@ -180,7 +180,7 @@ class Onboarding:
 
 
 def starting_adapter(store: AdapterStore, version: AdapterVersion) -> StartingAdapter:
-    """The version as a job goes on from it, its bytes compared with its digest. Raises BlobDamaged, NotFound."""
+    """The version as a job continues from it, its bytes compared with its digest. Raises BlobDamaged, NotFound."""
     base = next((base for base in store.bases() if base.digest == version.base_digest), None)
     if base is None:
         raise NotFound(

@@ -91,7 +91,7 @@ class Trainee:
     device: torch.device
     compute_dtype: torch.dtype
     beta: float = 0.1  # of preference pairs
-    start: tuple[Tensor, ...] = ()  # the trained weights of the adapter that the run goes on from
+    start: tuple[Tensor, ...] = ()  # the trained weights of the adapter that the run continues from
 
     def loss(self, batch: PackedBatch) -> Tensor:
         """Sum of weight x nll over the batch's supervised tokens, in nats; of preference pairs the sum of their losses;
@@ -115,7 +115,7 @@ class Trainee:
 
     @contextmanager
     def _reference(self) -> Iterator[None]:
-        """The model that the run began with: the base alone, or the base with the adapter it goes on from."""
+        """The model that the run began with: the base alone, or the base with the adapter it continues from."""
         assert self.peft is not None, "pairs are learned by an adapter"
         if not self.start:
             with self.peft.disable_adapter():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from trainer.planner.hardware import COUNTS, DATA_SHARE, PROCESS_BYTES
-from trainer.planner.memory import GIB, KEEPINGS, MemoryNeed, Sharding, TrainingCase, memory_need
+from trainer.planner.memory import GIB, OPTIMIZER_STATES, MemoryNeed, Sharding, TrainingCase, memory_need
 from trainer.planner.shapes import ModelShape, shape_of_config
 from trainer.spec import TrainSpec
 
@@ -34,7 +34,7 @@ def case_of(
         rank=spec.adapter.rank,
         targets=targets,
         rank_pattern={key.rpartition(".")[2]: rank for key, rank in spec.adapter.rank_pattern.items()},
-        keeping=KEEPINGS["trainer-8bit" if spec.optim.moments == "8bit" else "trainer"],
+        optimizer_state=OPTIMIZER_STATES["trainer-8bit" if spec.optim.moments == "8bit" else "trainer"],
         sharding=Sharding(stage, devices) if spec.sharding == "fsdp" else Sharding(),
         runtime_bytes=runtime_bytes,
     )

@@ -21,7 +21,7 @@ CHUNK_LOGITS = 1 << 22  # rows x vocabulary that the trainer's chunked loss hold
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
+class OptimizerState:
     """Bytes per trained parameter. weight: as it is used in the forward; master: a second, float32 copy."""
 
     name: str
@@ -40,16 +40,16 @@ class Keeping:
         return f"{self.name}: {parts} = {self.total} bytes per trained parameter"
 
 
-KEEPINGS: Mapping[str, Keeping] = {
-    keeping.name: keeping
-    for keeping in (
-        Keeping("trainer", 4, 4, 0, 8),  # ours: trained weights float32, matrix products in the run's precision
-        Keeping("zero", 2, 2, 4, 8),  # mixed precision with a master copy (Micikevicius et al. 2018, arXiv 1710.03740)
-        Keeping("bf16-fp32-grads", 2, 4, 0, 8),
-        Keeping("bf16", 2, 2, 0, 8),  # bfloat16 weights and gradients, float32 moments
-        Keeping("bf16-moments", 2, 2, 0, 4),
-        Keeping("8bit-moments", 2, 2, 0, 2),  # Dettmers et al. 2022, arXiv 2110.02861
-        Keeping("trainer-8bit", 4, 4, 0, 2),  # ours with optim.moments 8bit
+OPTIMIZER_STATES: Mapping[str, OptimizerState] = {
+    state.name: state
+    for state in (
+        OptimizerState("trainer", 4, 4, 0, 8),  # ours: trained weights float32, matrix products in the run's precision
+        OptimizerState("zero", 2, 2, 4, 8),  # with a master copy (Micikevicius et al. 2018, arXiv 1710.03740)
+        OptimizerState("bf16-fp32-grads", 2, 4, 0, 8),
+        OptimizerState("bf16", 2, 2, 0, 8),  # bfloat16 weights and gradients, float32 moments
+        OptimizerState("bf16-moments", 2, 2, 0, 4),
+        OptimizerState("8bit-moments", 2, 2, 0, 2),  # Dettmers et al. 2022, arXiv 2110.02861
+        OptimizerState("trainer-8bit", 4, 4, 0, 2),  # ours with optim.moments 8bit
     )
 }
 
@@ -90,7 +90,7 @@ class TrainingCase:
     rank: int = 16
     targets: tuple[str, ...] | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    keeping: Keeping = KEEPINGS["trainer"]
+    optimizer_state: OptimizerState = OPTIMIZER_STATES["trainer"]
     sharding: Sharding = Sharding()
     logits_rows: int | None = None
     runtime_bytes: int = 0
@@ -184,17 +184,17 @@ def _kept(case: TrainingCase) -> Kept:
 
 
 def _state_lines(case: TrainingCase) -> list[MemoryLine]:
-    share, count, keeping = case.sharding.share, case.trained_parameters, case.keeping
+    share, count, state = case.sharding.share, case.trained_parameters, case.optimizer_state
     how_frozen = f"{case.shape.parameters - (count if case.method == 'full' else 0):,} parameters"
     kind = "NF4 linear layers, the rest " if case.method == "qlora" else ""
     return [
         MemoryLine("frozen weights", share(case.frozen_bytes, from_stage=3), f"{how_frozen}, {kind}{case.precision}"),
-        MemoryLine("trained weights", share(count * keeping.weight, from_stage=3), f"{count:,} x {keeping.weight}"),
-        MemoryLine("gradients", share(count * keeping.gradient, from_stage=2), f"{count:,} x {keeping.gradient}"),
+        MemoryLine("trained weights", share(count * state.weight, from_stage=3), f"{count:,} x {state.weight}"),
+        MemoryLine("gradients", share(count * state.gradient, from_stage=2), f"{count:,} x {state.gradient}"),
         MemoryLine(
             "optimizer",
-            share(count * (keeping.master + keeping.moments), from_stage=1),
-            f"{count:,} x {keeping.master + keeping.moments}",
+            share(count * (state.master + state.moments), from_stage=1),
+            f"{count:,} x {state.master + state.moments}",
         ),
     ]
 
@@ -207,7 +207,7 @@ def _forward_lines(case: TrainingCase, kept: Kept) -> list[MemoryLine]:
         MemoryLine("activations", activations, f"{case.tokens:,} tokens, {how}"),
         MemoryLine("loss", kept.loss_bytes, f"{case.loss_rows:,} rows of {case.shape.vocab:,} logits"),
     ]
-    if case.precision != "float32" and case.keeping.weight == 4 and case.sharding.stage < 3:
+    if case.precision != "float32" and case.optimizer_state.weight == 4 and case.sharding.stage < 3:
         cast = 2 * (case.shape.multiplied_parameters if case.method == "full" else case.trained_parameters)
         lines.append(MemoryLine("cast weights", cast, "bfloat16 copies that products of float32 weights leave behind"))
     if case.sharding.stage == 3:
@@ -220,7 +220,7 @@ def _forward_lines(case: TrainingCase, kept: Kept) -> list[MemoryLine]:
 
 
 def _assumptions(case: TrainingCase) -> tuple[str, ...]:
-    assumptions = [*case.shape.assumptions, str(case.keeping), "attention keeps no T x T scores (SDPA)"]
+    assumptions = [*case.shape.assumptions, str(case.optimizer_state), "attention keeps no T x T scores (SDPA)"]
     if case.sharding.devices > 1:
         assumptions.append(f"ZeRO stage {case.sharding.stage} on {case.sharding.devices} devices, evenly shared")
     if case.checkpointing:

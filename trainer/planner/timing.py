@@ -42,9 +42,9 @@ def link_bytes_per_forward(case: TrainingCase) -> float:
     """What each device sends for one forward and backward."""
     devices = case.sharding.devices
     passed_on = (devices - 1) / devices
-    weights = case.frozen_bytes + case.trained_parameters * case.keeping.weight
+    weights = case.frozen_bytes + case.trained_parameters * case.optimizer_state.weight
     gathered = 2 * weights if case.sharding.stage == 3 else 0  # before the forward, and again before the backward
-    reduced = (1 if case.sharding.stage >= 2 else 2) * case.trained_parameters * case.keeping.gradient
+    reduced = (1 if case.sharding.stage >= 2 else 2) * case.trained_parameters * case.optimizer_state.gradient
     return passed_on * (gathered + reduced)
 
 

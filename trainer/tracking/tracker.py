@@ -34,7 +34,7 @@ class Tracked:
 
 
 class Tracker(Protocol):
-    """One client, opened for one run. Its methods may raise anything: the run goes on without it."""
+    """One client, opened for one run. Its methods may raise anything: the run continues without it."""
 
     @property
     def run_id(self) -> str | None:

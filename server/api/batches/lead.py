@@ -1,7 +1,7 @@
 """Which of several servers answers the batches of one base: one at a time. Knows no batch.
 
 On PostgreSQL it holds an advisory lock; beside SQLite a file lock. Both end with their process, so after `kill -9` the
-next server goes on at once. Two at once would waste work, and no more: a line is kept by its number.
+next server continues at once. Two at once would waste work, and no more: a line is kept by its number.
 """
 
 from __future__ import annotations

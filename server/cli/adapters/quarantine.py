@@ -37,7 +37,8 @@ def check(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = Fals
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
         found = store.check_integrity()
-    output.emit(blobs=found.num_blobs, put_away=found.quarantined, restored=found.restored)
+    known = {"quarantined": found.quarantined, "put_away": found.quarantined}  # the latter for one release
+    output.emit(blobs=found.num_blobs, **known, restored=found.restored)
     output.say(f"{found.num_blobs} blobs: {len(found.quarantined)} quarantined, {len(found.restored)} restored")
 
 

@@ -14,7 +14,7 @@ from server.cli.tools import plan_texts as texts
 
 if TYPE_CHECKING:
     from trainer.planner.gpus import Gpu
-    from trainer.planner.memory import Keeping
+    from trainer.planner.memory import OptimizerState
 
 app = typer.Typer(
     help="Estimate memory, time and cost of training and serving before either starts.", no_args_is_help=True
@@ -88,7 +88,7 @@ def train(
         accumulates=accumulate,
         checkpointing=checkpointing,
         rank=rank,
-        keeping=_keeping(keeping or optimizer_state),
+        optimizer_state=_optimizer_state(keeping or optimizer_state),
         sharding=Sharding(zero, devices),
     )
     need = memory_need(case)
@@ -195,10 +195,12 @@ def _gpus(name: str | None, usd_per_hour: float | None) -> list[Gpu]:
     return list(GPUS.values())
 
 
-def _keeping(name: str) -> Keeping:
-    from trainer.planner.memory import KEEPINGS
+def _optimizer_state(name: str) -> OptimizerState:
+    from trainer.planner.memory import OPTIMIZER_STATES
     from trainer.planner.shapes import PlanError
 
-    if name not in KEEPINGS:
-        raise PlanError("optimizer_state", f"optimizer_state must be one of {', '.join(KEEPINGS)}, got {name!r}")
-    return KEEPINGS[name]
+    if name not in OPTIMIZER_STATES:
+        raise PlanError(
+            "optimizer_state", f"optimizer_state must be one of {', '.join(OPTIMIZER_STATES)}, got {name!r}"
+        )
+    return OPTIMIZER_STATES[name]

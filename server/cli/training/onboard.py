@@ -32,7 +32,7 @@ SpecOption = Annotated[
 ]
 StartOption = Annotated[
     str | None,
-    typer.Option("--from", help="The tenant's adapter to go on from: NAME, NAME@VERSION.", metavar="N[@V]"),
+    typer.Option("--from", help="The tenant's adapter to continue from: NAME, NAME@VERSION.", metavar="N[@V]"),
 ]
 ValidationOption = Annotated[Path | None, typer.Option(help="Held-out data (default: a part of DATA).", dir_okay=False)]
 

@@ -95,7 +95,7 @@ class Candidates:
             self._shares.picked(account, prompt_cost(request))
 
     def skip_tenant(self) -> None:
-        """Leave out the tenant of `account` for the rest of this pass."""
+        """Skip the tenant of `account` for the rest of this pass."""
         self._exhausted.append(self._shares.withdraw_lowest())
 
     def close(self) -> None:

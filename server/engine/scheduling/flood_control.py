@@ -1,4 +1,4 @@
-"""Decides what noisy tenants, which ask for far more than their share, leave out of a step, so that it stays short for
+"""Decides what noisy tenants, which ask for far more than their share, give up of a step, so that it stays short for
 the others. Knows rows, tenants' accounts and how long steps took; knows no queue, no blocks and no tensors.
 
 A noisy tenant may fill a server that no other tenant wants. But longer steps make others' requests run longer, so more
@@ -8,7 +8,7 @@ Tenants that run or wait with more than twice their share of the running slots a
 - while another tenant computes a prompt in a step that is long already, they decode only as many rows as their share,
   and no prompt. They may add prompts if the latest steps gave them less than their share (a deficit as in deficit round
   robin, Shreedhar and Varghese 1995), or if they have nothing to decode.
-If noisy tenants are more than half of all, by weight, nothing is left out.
+If noisy tenants are more than half of all, by weight, nothing is skipped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from server.engine.scheduling.preemption import RunningSlots
 
 _SLACK = 2.0  # times its share of the slots: less, and chance under an even load would count as noise
 _LONG = 4.0  # times an empty step: how much longer prompts of noisy tenants may make one
-_SHORT = 2.0  # times an empty step: nothing is left out of a shorter one, as it would gain little
+_SHORT = 2.0  # times an empty step: nothing is skipped in a shorter one, as it would gain little
 _MOST_CREDIT = 100.0
 _MOST_SHARE = 0.5
 _DECAY = 0.998  # of a step's weight in the fit with each further step: 500 count

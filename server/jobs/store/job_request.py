@@ -64,7 +64,7 @@ class JobRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class StartingAdapter:
-    """The version that a job goes on from. config: its adapter_config.json; weights: its file, which is only read."""
+    """The version that a job continues from. config: its adapter_config.json; weights: its file, which is only read."""
 
     ref: str
     config: bytes

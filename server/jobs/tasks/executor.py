@@ -68,7 +68,7 @@ class ExecutorUnavailable(Exception):
 class Executor(Protocol):
     """`start` does nothing if the task runs already. `stop` sends SIGTERM, `kill` SIGKILL.
 
-    kind: as in a job's row. is_remote: tasks run on other machines, and go on when this one is stopped.
+    kind: as in a job's row. is_remote: tasks run on other machines, and continue when this one is stopped.
     All raise ExecutorUnavailable.
     """
 

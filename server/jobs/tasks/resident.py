@@ -99,7 +99,7 @@ class Resident:
         return False
 
     def close(self) -> None:
-        """Let it leave; tasks that it has started go on."""
+        """Let it leave; tasks that it has started continue."""
         with self._mutex:
             self._drop()
 

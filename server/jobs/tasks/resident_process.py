@@ -175,7 +175,7 @@ class ResidentProcess:
             os._exit(code)
 
     def _record(self, order: Order, pid: int) -> None:
-        """As launch.record. If it fails, the worker starts the task again: so this one must not go on beside it."""
+        """As launch.record. If it fails, the worker starts the task again: so this one must not continue beside it."""
         try:
             launch.record(order.folder, order.name, pid)
         except BaseException:

@@ -184,7 +184,7 @@ def _work(settings: WorkerSettings, stopping: threading.Event) -> int:
 
 
 def _end_at_once() -> None:
-    """Another worker may lead by now. Tasks go on; the next leader follows them."""
+    """Another worker may lead by now. Tasks continue; the next leader follows them."""
     logger.error("the database ended this worker's lead; the next worker resumes its jobs")
     os._exit(1)
 

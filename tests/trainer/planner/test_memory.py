@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 
 from trainer.model import loss
-from trainer.planner.memory import CHUNK_LOGITS, GB, GIB, KEEPINGS, Sharding, TrainingCase, memory_need
+from trainer.planner.memory import CHUNK_LOGITS, GB, GIB, OPTIMIZER_STATES, Sharding, TrainingCase, memory_need
 from trainer.planner.shapes import KNOWN_SHAPES, PlanError, shape_of_count
 
 SEVEN_B = shape_of_count(7_000_000_000)
 
 
-def full(shape: Any = SEVEN_B, keeping: str = "bf16", **changes: Any) -> TrainingCase:
-    return TrainingCase(shape=shape, method="full", keeping=KEEPINGS[keeping], **changes)
+def full(shape: Any = SEVEN_B, optimizer_state: str = "bf16", **changes: Any) -> TrainingCase:
+    return TrainingCase(shape=shape, method="full", optimizer_state=OPTIMIZER_STATES[optimizer_state], **changes)
 
 
 @pytest.mark.parametrize(
-    ("keeping", "gigabytes"),
+    ("optimizer_state", "gigabytes"),
     [
         ("bf16-moments", 56),
         ("8bit-moments", 42),
@@ -29,8 +29,8 @@ def full(shape: Any = SEVEN_B, keeping: str = "bf16", **changes: Any) -> Trainin
         ("trainer", 112),
     ],
 )
-def test_a_7b_full_fine_tune_takes_its_bytes_per_parameter(keeping: str, gigabytes: int) -> None:
-    assert memory_need(full(keeping=keeping)).state_bytes == gigabytes * GB
+def test_a_7b_full_fine_tune_takes_its_bytes_per_parameter(optimizer_state: str, gigabytes: int) -> None:
+    assert memory_need(full(optimizer_state=optimizer_state)).state_bytes == gigabytes * GB
 
 
 def test_8b_at_12_bytes_is_the_known_91_5_gib() -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from trainer.planner.gpus import GPUS, gpu_of
 from trainer.planner.hardware import options
-from trainer.planner.memory import KEEPINGS, Sharding, TrainingCase
+from trainer.planner.memory import OPTIMIZER_STATES, Sharding, TrainingCase
 from trainer.planner.shapes import KNOWN_SHAPES, PlanError, shape_of_count
 from trainer.planner.timing import flops_per_token, link_bytes_per_forward, run_time
 
 SHAPE = KNOWN_SHAPES["llama-3.1-8b"]
-FULL = TrainingCase(shape=SHAPE, method="full", keeping=KEEPINGS["bf16"])
+FULL = TrainingCase(shape=SHAPE, method="full", optimizer_state=OPTIMIZER_STATES["bf16"])
 LORA = TrainingCase(shape=SHAPE)
 
 

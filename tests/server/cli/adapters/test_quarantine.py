@@ -63,12 +63,17 @@ def test_the_commands_check_list_and_release(
     run("tenant", "create", "acme")
     digest = run_json("adapter", "push", adapter, "--tenant", "acme", "--name", "law", "--base", base)["digest"]
     shutil.move(blob_of(data_dir, digest), tmp_path / "aside")
-    assert run_json("quarantine", "check") == {"blobs": 1, "put_away": [digest], "restored": []}
+    assert run_json("quarantine", "check") == {
+        "blobs": 1,
+        "quarantined": [digest],
+        "put_away": [digest],
+        "restored": [],
+    }
     [entry] = run_json("quarantine", "list")["data"]
     assert (entry["digest"], entry["code"]) == (digest, "blob_missing")
     assert digest in run("quarantine", "list").stdout
     assert run_json("quarantine", "release", digest) == {"digest": digest, "released": True}
     assert run("quarantine", "release", digest).exit_code == 3
-    assert run_json("quarantine", "check")["put_away"] == [digest]
+    assert run_json("quarantine", "check")["quarantined"] == [digest]
     shutil.move(tmp_path / "aside", blob_of(data_dir, digest))
     assert run("quarantine", "check").stdout == "1 blobs: 0 quarantined, 1 restored\n"

@@ -1,4 +1,4 @@
-"""What a tenant far beyond its share leaves out of a step, and what it never does."""
+"""What a tenant far beyond its share gives up of a step, and what it never does."""
 
 from __future__ import annotations
 
