@@ -47,7 +47,6 @@ class SafetensorsHeader:
 
     tensors: tuple[TensorEntry, ...]
     metadata: Mapping[str, str]
-    file_bytes: int
 
 
 def read_header(path: Path, limits: AdapterLimits) -> SafetensorsHeader:
@@ -75,7 +74,7 @@ def read_header(path: Path, limits: AdapterLimits) -> SafetensorsHeader:
         raise _rejected("no_tensors", "weights: the file holds no tensor")
     spans = sorted((_entry(name, value, data_start, limits) for name, value in body.items()), key=lambda span: span[:2])
     _check_cover(spans, file_bytes - data_start)
-    return SafetensorsHeader(tuple(entry for _, _, entry in spans), metadata, file_bytes)
+    return SafetensorsHeader(tuple(entry for _, _, entry in spans), metadata)
 
 
 def _rejected(code: str, message: str) -> AdapterRejected:

@@ -272,7 +272,7 @@ class HostTier:
             self._fail(load.digest, AdapterUnavailable("adapter_too_large_for_host", message))
         elif isinstance(outcome, HostMemoryFull):
             until_s = self._clock() + self.settings.retry_s
-            self._skip(load.digest, _Unstored(outcome.num_bytes, self._room_version, until_s))
+            self._unstored[load.digest] = _Unstored(outcome.num_bytes, self._room_version, until_s)
         else:
             self._store(outcome)
 
@@ -295,15 +295,11 @@ class HostTier:
             return True
         return self._victims_for(digest, unstored.num_bytes) is None
 
-    def _skip(self, digest: AdapterDigest, unstored: _Unstored) -> None:
-        self._unstored[digest] = unstored
-        self._stats.unstored += 1
-
     def _store(self, adapter: PackedAdapter) -> None:
         digest, num_bytes = adapter.digest, adapter.num_bytes
         victims = self._victims_for(digest, num_bytes)
         if victims is None:
-            self._skip(digest, _Unstored(num_bytes))
+            self._unstored[digest] = _Unstored(num_bytes)
             return
         for victim in victims:
             self._remove(victim)

@@ -30,14 +30,13 @@ class AdapterTiersSettings:
 
 @dataclass(slots=True)
 class HostTierStats:
-    """hits: copies to the device that needed no load. misses: loads queued. unstored: loads that found no room."""
+    """hits: copies to the device that needed no load. misses: loads queued."""
 
     loads: int = 0
     failures: int = 0
     hits: int = 0
     misses: int = 0
     evictions: int = 0
-    unstored: int = 0
     num_bytes: int = 0
 
 

@@ -58,21 +58,19 @@ class OpCheck:
 
 
 @cache
-def check_before_use(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+def check_before_use(device: torch.device, dtype: torch.dtype) -> None:
     """Once in a process: compile what the self-test launches, run it, and let torch serve what fails. Whatever is about
-    to use a kernel on a model calls this first. Returns, and logs, a line for each failure; on a CPU it does nothing.
+    to use a kernel on a model calls this first. Logs a line for each failure; on a CPU it does nothing.
     """
     if device.type != "cuda" or not has_triton():
-        return ()
+        return
     from lora_kernels.triton_common.compile_ahead import compile_ahead
 
     compiled = compile_ahead(partial(self_test, device, dtype))
     if compiled.num_kernels:
         _log.info("%s for the self-test", compiled.text)
-    lines = tuple(f"{line}; torch serves instead, slower" for line in turn_off_failing(self_test(device, dtype)))
-    for line in lines:
-        _log.warning("%s", line)
-    return lines
+    for line in turn_off_failing(self_test(device, dtype)):
+        _log.warning("%s; torch serves instead, slower", line)
 
 
 def self_test(device: torch.device, dtype: torch.dtype = torch.bfloat16, ops: Sequence[Op] = OPS) -> list[OpCheck]:

@@ -23,7 +23,6 @@ class RunTime:
     hours: float
     usd: float
     tokens_per_s: float
-    flops_per_token: float
     bound: str
     assumptions: tuple[str, ...]
 
@@ -62,7 +61,6 @@ def run_time(
         hours=hours,
         usd=hours * devices * gpu.usd_per_hour,
         tokens_per_s=train_tokens / (hours * 3600),
-        flops_per_token=work,
         bound="link" if sending_s > computing_s else "compute",
         assumptions=(
             f"{share:.0%} of {gpu.flops / 1e12:.0f} TFLOP/s ({gpu.name}, dense bfloat16)",

@@ -28,10 +28,10 @@ _log = logging.getLogger(__name__)
 
 def compile_kernels(
     base: BaseModel, limits: StepLimits, *, block_size: int, report_progress: Callable[[str], None]
-) -> tuple[str, ...]:
-    """On a GPU with Triton; elsewhere nothing. Returns, and logs, a line for each operation that torch now serves."""
+) -> None:
+    """On a GPU with Triton; elsewhere nothing. Logs a line for each operation that torch now serves."""
     if base.device.type != "cuda" or not has_triton():
-        return ()
+        return
     from lora_kernels.triton_common.compile_ahead import compile_ahead
 
     launch_all = partial(launch_covering, base, limits, block_size=block_size)
@@ -45,7 +45,6 @@ def compile_kernels(
     torch.cuda.empty_cache()
     for line in off:
         _log.warning("%s", line)
-    return tuple(off)
 
 
 @torch.inference_mode()

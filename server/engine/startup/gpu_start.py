@@ -45,11 +45,10 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class GpuStart:
-    """The result of `prepare`. warnings: for the operator. graphs None: decode steps are launched plainly."""
+    """The result of `prepare`. graphs None: decode steps are launched plainly."""
 
     reserved: Reserved = field(default_factory=Reserved)
     graphs: GraphSettings | None = None
-    warnings: tuple[str, ...] = ()
 
 
 def prepare(base: BaseModel, settings: EngineSettings, *, max_context: int, report_progress: Report) -> GpuStart:
@@ -58,7 +57,7 @@ def prepare(base: BaseModel, settings: EngineSettings, *, max_context: int, repo
         return GpuStart()
     max_tokens, max_rows = settings.scheduler.tokens_per_step, settings.scheduler.running_slots
     report_progress("compiling every kernel that a step can need")
-    logged = check_before_use(base.device, base.dtype)
+    check_before_use(base.device, base.dtype)
     limit, most_tokens = max_rows, min(max_tokens, recorded_tokens(base.device))
     if base.quantized:
         limit, most_tokens = min(limit, NF4_MAX_ROWS), min(most_tokens, NF4_MAX_ROWS)
@@ -74,26 +73,23 @@ def prepare(base: BaseModel, settings: EngineSettings, *, max_context: int, repo
     limits = StepLimits(
         max_tokens=max_tokens, max_rows=max_rows, max_context=max_context, graphs=every if could else None
     )
-    logged += compile_kernels(base, limits, block_size=settings.block_size, report_progress=report_progress)
-    warnings = []
+    compile_kernels(base, limits, block_size=settings.block_size, report_progress=report_progress)
     if not has_triton():
-        warnings.append("Triton is not installed: torch serves, slower; pip install 'multilora[gpu]'")
+        _log.warning("Triton is not installed: torch serves, slower; pip install 'multilora[gpu]'")
     reason = why_no_graphs(base.config, base.device) if settings.cuda_graphs else "turned off"
     if reason is not None:
-        warnings.append(f"no CUDA graphs: {reason}")
+        _log.warning("no CUDA graphs: %s", reason)
     elif limit < max_rows:
-        warnings.append(
-            f"--max-running {max_rows}: of an NF4 base, steps of more than {limit} rows are not recorded, and several "
-            "times slower"
+        message = (
+            "--max-running %d: of an NF4 base, steps of more than %d rows are not recorded, and several times slower"
         )
+        _log.warning(message, max_rows, limit)
     graphs = every if reason is None else None
     report_progress("measuring the largest step")
     reserved = profile_run(
         base, num_tokens=max_tokens, num_rows=max_rows, block_size=settings.block_size, graphs=graphs
     )
-    for line in warnings:
-        _log.warning("%s", line)
-    return GpuStart(reserved=reserved, graphs=graphs, warnings=(*logged, *warnings))
+    return GpuStart(reserved=reserved, graphs=graphs)
 
 
 def default_step(device: torch.device) -> StepSize:

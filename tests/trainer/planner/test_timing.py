@@ -33,7 +33,7 @@ def test_checkpointing_adds_a_forward_and_length_adds_attention() -> None:
 def test_time_and_cost_follow_from_the_stated_share_of_the_peak() -> None:
     gpu = gpu_of("h100", usd_per_hour=2.0)
     time = run_time(FULL, gpu, train_tokens=10**9, sequence_length=2048, utilisation=0.5)
-    assert time.hours == pytest.approx(10**9 * time.flops_per_token / (0.5 * 989e12) / 3600)
+    assert time.hours == pytest.approx(10**9 * flops_per_token(FULL, 2048) / (0.5 * 989e12) / 3600)
     assert time.usd == pytest.approx(2.0 * time.hours)
     assert time.bound == "compute"
     assert "50% of 989 TFLOP/s" in time.assumptions[0]

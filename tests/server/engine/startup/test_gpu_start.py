@@ -26,7 +26,7 @@ def model(base: Path) -> BaseModel:
 def test_nothing_is_prepared_without_a_gpu(model: BaseModel, base: Path) -> None:
     reported: list[str] = []
     start = prepare(model, EngineSettings(base=base), max_context=64, report_progress=reported.append)
-    assert start == GpuStart(reserved=Reserved(), graphs=None, warnings=())
+    assert start == GpuStart(reserved=Reserved(), graphs=None)
     assert reported == []
 
 
