@@ -74,6 +74,12 @@ class DevicePool:
     def largest_hole(self) -> int:
         return self._arena.largest_hole
 
+    @property
+    def num_more(self) -> int:
+        """How many more adapters of the mean size of those here fit into the free elements and slots."""
+        num_slots, used = self.settings.max_slots - len(self._entries), self.capacity_elements - self.num_free_elements
+        return min(num_slots, self.num_free_elements * len(self._entries) // used) if used else num_slots
+
     def get(self, digest: AdapterDigest) -> PoolEntry | None:
         return self._entries.get(digest)
 

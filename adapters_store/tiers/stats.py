@@ -44,26 +44,19 @@ class HostTierStats:
 class AdapterTiersStats:
     """misses: times an adapter was newly wanted and was not on the device. working_set_ratio: the size of all
     adapters used in the last minute, as a share of the device's capacity. largest_free_elements: the longest free
-    range. The rest is as in the tiers' own stats."""
+    range. num_more: see `DevicePool`. The rest is as in the tiers' own stats."""
 
     hits: int
     misses: int
     evictions: int
     activations: int
     num_resident: int
+    num_more: int
     used_elements: int
     largest_free_elements: int
     capacity_elements: int
     working_set_ratio: float
     host: HostTierStats
-
-    def num_more(self, num_entries: int, max_slots: int) -> int:
-        """How many more adapters of the mean size of `num_entries` fit into the free bytes and slots."""
-        num_slots = max_slots - num_entries
-        if not num_entries or not self.used_elements:
-            return num_slots
-        free = self.capacity_elements - self.used_elements
-        return min(num_slots, free * num_entries // self.used_elements)
 
     @classmethod
     def of(cls, pool: DevicePool, host: HostTierStats, *, misses: int, working_set_ratio: float) -> AdapterTiersStats:
@@ -73,6 +66,7 @@ class AdapterTiersStats:
             evictions=pool.stats.evictions,
             activations=pool.stats.activations,
             num_resident=len(pool.ready()),
+            num_more=pool.num_more,
             used_elements=pool.capacity_elements - pool.num_free_elements,
             largest_free_elements=pool.largest_hole,
             capacity_elements=pool.capacity_elements,

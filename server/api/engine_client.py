@@ -2,60 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.tiers.entries import Owner, Residency
-from server.engine.metrics import Histogram
+from server.engine.metrics import EngineStats
 from server.engine.request import Request, TokenEvent
 from server.engine.text.tokenizer import Tokenizer
 from server.engine.text.vocabulary import Vocabulary
-
-
-class EngineStats(Protocol):
-    """A moment of the engine. kv_usage is 0..1 of num_kv_blocks blocks of kv_block_size tokens.
-
-    running_adapters are the names resident on the device,
-    resident_adapters and queued_adapters digests there and wanted, num_adapters_fit how many more there is free device
-    memory for, held_adapters the digests in any memory,
-    pinned_adapters those that stay on the device; counters only ever rise, gauges do not; histograms are in
-    seconds."""
-
-    @property
-    def num_waiting(self) -> int: ...
-    @property
-    def num_running(self) -> int: ...
-    @property
-    def kv_usage(self) -> float: ...
-    @property
-    def num_kv_blocks(self) -> int: ...
-    @property
-    def kv_block_size(self) -> int: ...
-    @property
-    def running_adapters(self) -> Sequence[str]: ...
-    @property
-    def waiting_adapters(self) -> Sequence[str]: ...
-    @property
-    def resident_adapters(self) -> Sequence[AdapterDigest]: ...
-    @property
-    def queued_adapters(self) -> Sequence[AdapterDigest]: ...
-    @property
-    def num_adapters_fit(self) -> int: ...
-    @property
-    def held_adapters(self) -> Sequence[AdapterDigest]: ...
-    @property
-    def pinned_adapters(self) -> Sequence[AdapterDigest]: ...
-    @property
-    def max_slots(self) -> int: ...
-    @property
-    def counters(self) -> Mapping[str, float]: ...
-    @property
-    def gauges(self) -> Mapping[str, float]: ...
-    @property
-    def histograms(self) -> Mapping[str, Histogram]: ...
 
 
 class EngineClient(Protocol):

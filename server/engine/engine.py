@@ -49,7 +49,6 @@ class Engine:
         runner: Runner,
         make_output: Callable[[Request], OutputState],
         *,
-        max_slots: int,
         load_seconds: Histogram | None = None,
         quarantine: Quarantine = lambda owned, code, message: None,
         device_error: Callable[[], str | None] = lambda: None,
@@ -59,7 +58,6 @@ class Engine:
         self.tiers = tiers
         self._runner = runner
         self._make_output = make_output
-        self._max_slots = max_slots
         self.device_error = device_error
         self._outputs: dict[str, OutputState] = {}
         self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
@@ -352,10 +350,9 @@ class Engine:
             waiting_adapters=self._named(queued),
             resident_adapters=tuple(resident.digest for resident in residents),
             queued_adapters=tuple(queued),
-            num_adapters_fit=tiers.num_more(len(residents), self._max_slots),
+            num_adapters_fit=tiers.num_more,
             held_adapters=self.tiers.held(),
             pinned_adapters=tuple(resident.digest for resident in residents if resident.pinned),
-            max_slots=self._max_slots,
             counters=counters,
             gauges={
                 "adapters_resident": float(tiers.num_resident),

@@ -56,7 +56,6 @@ class EngineStats:
     num_adapters_fit: int = 0
     held_adapters: tuple[AdapterDigest, ...] = ()
     pinned_adapters: tuple[AdapterDigest, ...] = ()
-    max_slots: int = 0
     counters: Mapping[str, float] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
     histograms: Mapping[str, Histogram] = field(default_factory=dict)

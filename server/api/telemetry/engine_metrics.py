@@ -12,10 +12,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from adapters_store.versions.served_names import ServedNames
-from server.api.engine_client import EngineClient, EngineStats
+from server.api.engine_client import EngineClient
 from server.api.telemetry.lora_info import lora_info, lora_residency
 from server.api.telemetry.metric_texts import engine_text
-from server.engine.metrics import Histogram
+from server.engine.metrics import EngineStats, Histogram
 
 # The engine's own counter for each tier of memory.
 _TIERS = {

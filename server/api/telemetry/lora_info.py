@@ -18,7 +18,7 @@ from adapters_store.errors import StoreError
 from adapters_store.packed.mix import is_mix
 from adapters_store.storage.names import FINE_TUNED
 from adapters_store.versions.served_names import ServedName, ServedNames
-from server.api.engine_client import EngineStats
+from server.engine.metrics import EngineStats
 
 NAME = "vllm:lora_requests_info"
 LOADED = "vllm:lora_adapter_loaded"

@@ -137,7 +137,6 @@ def join_engine(
         adapters.tiers,
         runner,
         _output_factory(tokenizer),
-        max_slots=settings.max_adapters,
         load_seconds=adapters.load_seconds,
         quarantine=_quarantine_on_a_thread(source),
         device_error=partial(device_error, base.device) if leader is None else leader.device_error,

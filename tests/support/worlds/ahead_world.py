@@ -206,9 +206,7 @@ class AheadWorld(World):
         self._violations: list[str] = []
         super().__post_init__()
         self.runner = AheadRunner(self)
-        self.engine = Engine(
-            self.scheduler, self.tiers, self.runner, self._make_output, max_slots=self.settings.max_slots
-        )
+        self.engine = Engine(self.scheduler, self.tiers, self.runner, self._make_output)
 
     def _make_device(self) -> FakeDevice:
         elements, tag_of = self.settings.pool_elements, self.tags.__getitem__

@@ -12,37 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.tiers.entries import Owner, Residency
-from server.engine.metrics import Histogram
+from server.engine.metrics import EngineStats
 from server.engine.request import QueueFull, Request, RequestError, TokenEvent, TokenLogprob
 from server.engine.text.output import OutputState
 from server.engine.text.tokenizer import Tokenizer
 
 Listener = Callable[[TokenEvent], None]
-
-
-@dataclass(frozen=True)
-class FakeStats:
-    num_waiting: int = 0
-    num_running: int = 0
-    kv_usage: float = 0.0
-    num_kv_blocks: int = 64
-    kv_block_size: int = 16
-    running_adapters: tuple[str, ...] = ()
-    waiting_adapters: tuple[str, ...] = ()
-    resident_adapters: tuple[AdapterDigest, ...] = ()
-    queued_adapters: tuple[AdapterDigest, ...] = ()
-    num_adapters_fit: int = 0
-    held_adapters: tuple[AdapterDigest, ...] = ()
-    pinned_adapters: tuple[AdapterDigest, ...] = ()
-    max_slots: int = 8
-    counters: dict[str, float] = field(default_factory=dict)
-    gauges: dict[str, float] = field(default_factory=dict)
-    histograms: dict[str, Histogram] = field(default_factory=dict)
 
 
 @dataclass
@@ -165,12 +145,14 @@ class FakeEngine:
     def is_ready(self) -> bool:
         return self.ready
 
-    def stats(self) -> FakeStats:
+    def stats(self) -> EngineStats:
         with self._changed:
             names = {s.request.adapter_name for s in self._sequences.values() if s.request.adapter_name}
             digests = {s.request.adapter: None for s in self._sequences.values() if s.request.adapter is not None}
-            return FakeStats(
+            return EngineStats(
                 num_running=len(self._sequences),
+                num_kv_blocks=64,
+                kv_block_size=16,
                 running_adapters=tuple(sorted(names)),
                 resident_adapters=tuple(digests),
                 counters={"engine_steps": float(self.num_steps)},

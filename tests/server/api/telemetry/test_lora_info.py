@@ -14,9 +14,9 @@ from adapters_store.packed.mix import Part, mix_of
 from adapters_store.store import AdapterStore
 from server.api.engine_client import EngineClient
 from server.api.telemetry.lora_info import LOADED, MAX_IN_HOST, NAME, lora_info, lora_residency
+from server.engine.metrics import EngineStats
 from support.servers.waiting import wait_until
 from support.worlds.adapter_memory import digest_of
-from support.worlds.fake_engine import FakeStats
 from support.worlds.tiers_bench import make_bench
 
 ASK = {"prompt": "hello", "max_tokens": 2, "temperature": 0}
@@ -121,7 +121,7 @@ def test_each_adapter_in_memory_is_listed_with_its_level_and_rank(
 ) -> None:
     digests = [AdapterDigest(upload(client, f"level{seed}", seed=seed).json()["digest"]) for seed in (41, 42)]
     on_device = tuple(digests[:1])
-    stats = FakeStats(
+    stats = EngineStats(
         resident_adapters=on_device, held_adapters=tuple(digests), pinned_adapters=on_device, num_adapters_fit=3
     )
     loaded, *counts = lora_residency(stats, store.served_names, "tiny")
@@ -141,7 +141,7 @@ def test_mixes_in_host_memory_leave_the_list_to_adapters_with_a_name(
 ) -> None:
     digest = AdapterDigest(upload(client, "level43", seed=43).json()["digest"])
     mixes = [mix_of([Part(digest, 1 + index / 8192)]) for index in range(MAX_IN_HOST)]
-    loaded, *_ = lora_residency(FakeStats(held_adapters=(*mixes, digest)), store.served_names, "tiny")
+    loaded, *_ = lora_residency(EngineStats(held_adapters=(*mixes, digest)), store.served_names, "tiny")
     assert "acme/level43@1" in {each.labels["adapter_name"] for each in loaded.samples}
 
 
@@ -161,12 +161,12 @@ def test_the_engines_numbers_are_shown_while_the_database_is_away(
 
 def test_a_server_is_full_when_no_more_bytes_fit(store: AdapterStore) -> None:
     """The router's rule: there is room where the names running and waiting are fewer than max_lora."""
-    bench, slots, names = make_bench(), 8, [digest_of(name) for name in "abcd"]
+    bench, names = make_bench(), [digest_of(name) for name in "abcd"]
 
     def has_room(waiting: tuple[AdapterDigest, ...] = ()) -> bool:
         resident = tuple(bench.resident())
-        num_fit = bench.tiers.stats().num_more(len(resident), slots)
-        stats = FakeStats(resident_adapters=resident, queued_adapters=waiting, num_adapters_fit=num_fit)
+        num_fit = bench.tiers.stats().num_more
+        stats = EngineStats(resident_adapters=resident, queued_adapters=waiting, num_adapters_fit=num_fit)
         [sample] = lora_info(stats, store.served_names, "tiny").samples
         lists = (sample.labels["running_lora_adapters"], sample.labels["waiting_lora_adapters"])
         return sum(len(text.split(",")) for text in lists if text) < int(sample.labels["max_lora"])

@@ -24,11 +24,11 @@ from server.api.engine_client import EngineClient
 from server.api.settings import ApiSettings
 from server.api.telemetry.engine_metrics import EngineCollector
 from server.api.telemetry.metrics import MAX_ERROR_CODES, ApiMetrics
-from server.engine.metrics import Histogram
+from server.engine.metrics import EngineStats, Histogram
 from server.engine.request import RequestError
 from support.servers.live_server import serving
 from support.servers.waiting import wait_until
-from support.worlds.fake_engine import FakeEngine, FakeStats
+from support.worlds.fake_engine import FakeEngine
 
 ASK = {"model": "tiny", "prompt": "hello", "max_tokens": 8, "temperature": 0}
 
@@ -160,7 +160,7 @@ def test_an_engines_histogram_is_shown_in_rising_buckets() -> None:
     for value in (0.0005, 0.001, 0.02, 100.0):
         seconds.observe(value)
     registry = CollectorRegistry()
-    registry.register(EngineCollector(_stub_engine(FakeStats(histograms={"step_seconds": seconds}))))
+    registry.register(EngineCollector(_stub_engine(EngineStats(histograms={"step_seconds": seconds}))))
     name = "multilora_step_seconds"
     assert registry.get_sample_value(f"{name}_bucket", {"le": "0.001"}) == 2
     assert registry.get_sample_value(f"{name}_bucket", {"le": "60.0"}) == 3
@@ -169,7 +169,7 @@ def test_an_engines_histogram_is_shown_in_rising_buckets() -> None:
     assert registry.get_sample_value(f"{name}_sum") == pytest.approx(100.0215)
 
 
-def _stub_engine(stats: FakeStats) -> Any:
+def _stub_engine(stats: EngineStats) -> Any:
     return SimpleNamespace(stats=lambda: stats, served_name="tiny", is_healthy=lambda: True)
 
 
