@@ -17,7 +17,7 @@ from server.engine.constraint import TokenConstraint
 from server.engine.engine import Engine
 from server.engine.request import Request, SamplingParams
 from server.engine.schedule import CPU_STEP, SchedulerSettings
-from server.engine.startup.adapter_memory import AdapterSource
+from server.engine.startup.adapter_parts import AdapterSource
 from server.engine.startup.build import EngineParts, build_engine
 from server.engine.startup.memory_plan import MIB
 from server.engine.startup.settings import EngineSettings, MemoryBudget

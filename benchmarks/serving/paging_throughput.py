@@ -24,7 +24,7 @@ from benchmarks.common.shapes import BenchShape
 from benchmarks.common.timing import Spread, interleaved, percentile, ratio
 from benchmarks.common.workload import Lengths, bench_engine, lengths_for, random_prompts
 from benchmarks.serving.clients import closed_loop
-from server.engine.startup.adapter_memory import AdapterSource
+from server.engine.startup.adapter_parts import AdapterSource
 from server.engine.startup.build import EngineParts
 
 CONCURRENCY = 8

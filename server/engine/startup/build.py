@@ -23,7 +23,7 @@ from server.engine.request import Request
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from server.engine.scheduling.scheduler import Scheduler
-from server.engine.startup.adapter_memory import AdapterMemory, AdapterSource
+from server.engine.startup.adapter_parts import AdapterParts, AdapterSource
 from server.engine.startup.gpu_start import GpuStart, check_step_size, default_step, prepare, record_graphs
 from server.engine.startup.memory_plan import MemoryPlan, plan_memory
 from server.engine.startup.settings import EngineSettings
@@ -49,7 +49,7 @@ class EngineParts:
     engine: Engine
     base: BaseModel
     plan: MemoryPlan
-    adapters: AdapterMemory
+    adapters: AdapterParts
     leader: Leader | None = None
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ def join_engine(
     start = prepare(base, settings, max_context=max_model_len, report_progress=report_progress)
     report_progress("dividing memory")
     plan = _planned(base, settings, start, max_model_len)
-    adapters = AdapterMemory(base, plan, source, max_adapters=settings.max_adapters, leader=leader)
+    adapters = AdapterParts(base, plan, source, max_adapters=settings.max_adapters, leader=leader)
     blocks = _blocks(settings, base, plan)
     scheduler = Scheduler(settings.scheduler, blocks, adapters.tiers, max_model_len=max_model_len)
     cache = KVCache.allocate(base, num_blocks=plan.num_blocks, block_size=plan.block_size)

@@ -47,7 +47,7 @@ class AdapterSource(Protocol):
     ) -> None: ...
 
 
-class AdapterMemory:
+class AdapterParts:
     """The adapter table, both tiers, and what copies between them. slices: when loads and copies may compute."""
 
     def __init__(
