@@ -17,7 +17,6 @@ from adapters_store.tiers.device_pool import DevicePool
 from adapters_store.tiers.entries import (
     NO_OWNER,
     AdapterSnapshot,
-    CopyHandle,
     DeviceCopier,
     Owner,
     PoolEntry,
@@ -28,8 +27,6 @@ from adapters_store.tiers.placement import Placement
 from adapters_store.tiers.stats import AdapterTiersSettings, AdapterTiersStats, ResidentAdapter
 from adapters_store.tiers.transfers import Transfers
 from adapters_store.tiers.working_set import WorkingSet
-
-__all__ = ["AdapterTiers", "AdapterTiersSettings", "AdapterTiersStats", "CopyHandle", "DeviceCopier", "ResidentAdapter"]
 
 MAX_WARMING = 4  # adapters of one tenant on their way to the device that no request wants
 _COPY_POLL_S = 0.0005

@@ -24,8 +24,6 @@ from server.engine.scheduling.overlap import Overlap
 from server.engine.scheduling.preemption import RunningSlots
 from server.engine.scheduling.prompt_lookup import PromptLookup
 
-__all__ = ["AdapterMemory", "Schedule", "ScheduledRow", "Scheduler", "SchedulerSettings"]
-
 
 class Scheduler:
     """Continuous batching with chunked prefill and preemption by recompute. One engine thread owns it."""

@@ -19,7 +19,8 @@ from adapters_store.errors import BlobDamaged, NotFound
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
 from adapters_store.tiers.host_tier import HostTier, HostTierSettings
-from adapters_store.tiers.tiers import AdapterTiers, AdapterTiersSettings
+from adapters_store.tiers.stats import AdapterTiersSettings
+from adapters_store.tiers.tiers import AdapterTiers
 from server.engine.request import QueueFull, Request, SamplingParams, Status
 from server.engine.schedule import Schedule, ScheduledRow, SchedulerSettings
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings

@@ -11,7 +11,8 @@ from adapters_store.packed.layout import PackedAdapter
 from adapters_store.tiers.device_pool import DevicePool, DevicePoolSettings
 from adapters_store.tiers.entries import Owner
 from adapters_store.tiers.host_tier import HostTier, HostTierSettings
-from adapters_store.tiers.tiers import AdapterTiers, AdapterTiersSettings
+from adapters_store.tiers.stats import AdapterTiersSettings
+from adapters_store.tiers.tiers import AdapterTiers
 from support.worlds.adapter_memory import FakeClock, FakeDevice, packed
 
 
