@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from server.cli.common.texts import MIB
 from server.jobs.limits import JobLimits
 from server.jobs.settings import JobSettings
 from server.settings import Setting, settings_of
@@ -45,13 +44,14 @@ def option_for(setting: Setting, *names: str) -> Any:
     )
 
 
-def offering(settings: Iterable[Setting]) -> Callable[[Command], Command]:
-    """Decorates a command: one option a setting, which the command takes as keywords by the settings' names."""
+def offering(settings: Iterable[Setting], *, cut: str = "") -> Callable[[Command], Command]:
+    """Decorates a command: one option a setting, which the command takes as keywords by the settings' names. cut: what
+    the options are typed without."""
 
     def offer(command: Command) -> Command:
         own = inspect.signature(command, eval_str=True).parameters.values()
         parameters = [each for each in own if each.kind is not inspect.Parameter.VAR_KEYWORD]
-        parameters += [_parameter_of(each) for each in settings]
+        parameters += [_parameter_of(each, each.option.replace(cut, "", 1)) for each in settings]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {each.name: each.annotation for each in parameters}
         return command
@@ -65,12 +65,12 @@ def drop_service_link() -> None:
         del os.environ[SERVICE_LINK]
 
 
-def _parameter_of(setting: Setting) -> inspect.Parameter:
+def _parameter_of(setting: Setting, option: str) -> inspect.Parameter:
     default = None if setting.is_list else setting.default
     kind = _kind_of(setting)
     hint: Any = kind if default is not None else kind | None
-    names = (f"{setting.option}/--no-{setting.option[2:]}",) if kind is bool else (setting.option,)
-    annotation = Annotated[hint, option_for(setting, *names)]
+    name = f"{option}/--no-{option[2:]}" if kind is bool else option
+    annotation = Annotated[hint, option_for(setting, name)]
     return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
@@ -89,34 +89,7 @@ def _help_of(setting: Setting) -> str:
     return setting.help if unit in ("", "tokens") else f"{setting.help} In {unit}."
 
 
-_JOBS = {each.name: each for each in settings_of(JobLimits, prefix="jobs_", group="Jobs")}
-JobsMaxRunningOption = Annotated[int, option_for(_JOBS["jobs_max_running"])]
-JobsMemoryOption = Annotated[int | None, option_for(_JOBS["jobs_memory_mib"])]
-
-_RUNNING = {each.name: each for each in settings_of(JobSettings, group="Jobs")}
-JobsExecutorOption = Annotated[str, option_for(_RUNNING["jobs_executor"], "--executor")]
-JobsRayAddressOption = Annotated[str, option_for(_RUNNING["jobs_ray_address"], "--ray-address")]
-JobsTemplateOption = Annotated[str | None, option_for(_RUNNING["jobs_kubernetes_template"], "--kubernetes-template")]
-JobsResidentOption = Annotated[float, option_for(_RUNNING["jobs_resident_s"], "--resident-s")]
-JobsTrackOption = Annotated[list[str], option_for(_RUNNING["jobs_track"], "--track")]
-
-
-def job_settings(
-    executor: str, ray_address: str, kubernetes_template: str | None, track: Sequence[str], resident_s: float
-) -> JobSettings:
-    """What runs jobs, from these options. Raises BadParameter."""
-    try:
-        return JobSettings(
-            executor=executor,
-            ray_address=ray_address,
-            kubernetes_template=kubernetes_template,
-            track=tuple(track),
-            resident_s=resident_s,
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def job_limits(max_running: int, memory_mib: int | None) -> JobLimits:
-    """The job runner's limits from these two options."""
-    return JobLimits(max_running=max_running, memory_bytes=None if memory_mib is None else memory_mib * MIB)
+_LIMITS = {each.name: each for each in settings_of(JobLimits, prefix="jobs_", group="Jobs")}
+_RUNNING = {each.name: each for each in settings_of(JobSettings, group="Jobs") if each.name != "jobs"}
+JobsMemoryOption = Annotated[int | None, option_for(_LIMITS["jobs_memory_mib"])]
+WORKER_SETTINGS = (_LIMITS["jobs_max_running"], _LIMITS["jobs_memory_mib"], *_RUNNING.values())

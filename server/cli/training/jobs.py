@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,20 +14,12 @@ from server.cli.common.database_url import DatabaseUrlOption, remote_from_enviro
 from server.cli.common.database_url import database_url as checked
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from server.cli.common.output import Output
-from server.cli.common.setting_options import (
-    JobsExecutorOption,
-    JobsMaxRunningOption,
-    JobsMemoryOption,
-    JobsRayAddressOption,
-    JobsResidentOption,
-    JobsTemplateOption,
-    JobsTrackOption,
-    job_limits,
-    job_settings,
-)
+from server.cli.common.setting_options import WORKER_SETTINGS, offering
 from server.cli.common.store_access import opened
 from server.cli.common.texts import when
-from server.jobs.settings import SUBPROCESS, JobSettings
+from server.jobs.limits import JobLimits
+from server.jobs.settings import JobSettings
+from server.settings import built
 
 if TYPE_CHECKING:
     from server.jobs.service import Onboarding
@@ -112,19 +104,14 @@ def override(
 
 
 @app.command()
+@offering(WORKER_SETTINGS, cut="jobs-")
 def worker(
     *,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     database_url: DatabaseUrlOption = None,
-    max_running: JobsMaxRunningOption = 1,
-    memory_mib: JobsMemoryOption = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads per training.", min=1)] = None,
-    executor: JobsExecutorOption = SUBPROCESS,
-    ray_address: JobsRayAddressOption = JobSettings.ray_address,
-    kubernetes_template: JobsTemplateOption = None,
-    track: JobsTrackOption = [],  # noqa: B006  (typer copies it)
-    resident_s: JobsResidentOption = JobSettings.resident_s,
     as_json: JsonOption = False,
+    **given: Any,
 ) -> None:
     """Run jobs until SIGTERM; `serve` does this by itself. Only one worker at a time runs on a database.
 
@@ -134,15 +121,20 @@ def worker(
     from server.jobs.worker.supervisor import default_threads, idle_threads
     from server.jobs.worker.worker import work
 
+    try:
+        limits, jobs = built(JobLimits, given, prefix="jobs_"), built(JobSettings, given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    max_running = limits.max_running
     settings = WorkerSettings(
         data_dir=data_dir,
         database_url=checked(database_url),
         remote=remote_from_environment(),
         max_running=max_running,
-        memory_bytes=job_limits(max_running, memory_mib).memory_bytes,
+        memory_bytes=limits.memory_bytes,
         threads=threads or default_threads(max_running),
         idle_threads=idle_threads(max_running) if threads is None else None,
-        jobs=job_settings(executor, ray_address, kubernetes_template, track, resident_s),
+        jobs=jobs,
     )
     Output(as_json=as_json).emit(event="working", data_dir=str(data_dir), max_running=max_running, pid=os.getpid())
     work(settings)

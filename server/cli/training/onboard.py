@@ -16,9 +16,11 @@ from server.cli.common.database_url import DatabaseUrlOption
 from server.cli.common.failures import CommandError, ExitCode
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from server.cli.common.output import Output
-from server.cli.common.setting_options import JobsMemoryOption, job_limits
+from server.cli.common.setting_options import JobsMemoryOption
 from server.cli.common.store_access import opened
 from server.cli.training.data import MapOption, readable
+from server.jobs.limits import JobLimits
+from server.settings import built
 
 if TYPE_CHECKING:
     from adapters_store.store import AdapterStore
@@ -62,7 +64,8 @@ def onboard(
         from server.jobs.service import Onboarding
 
         store.tenants.get(tenant)
-        onboarding = Onboarding(data_dir, store.database, job_limits(1, jobs_memory_mib), remote=store.remote)
+        limits = built(JobLimits, {"jobs_memory_mib": jobs_memory_mib}, prefix="jobs_")
+        onboarding = Onboarding(data_dir, store.database, limits, remote=store.remote)
         served = _base(onboarding, store, base, output)
         own_spec = _read_spec(spec)
         with readable(data, columns, output) as training:
