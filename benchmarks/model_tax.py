@@ -1,10 +1,15 @@
-"""What a mixed batch costs against the bare base: the same engine, step loop only, 8 and 32 requests at once."""
+"""What a mixed batch costs against the bare base: the same engine, step loop only, 8 and 32 requests at once. Also:
+--tensor-parallel N (instead: one process with all threads against N ranks that divide them)."""
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
 
 from adapters_store.base.description import AdapterDigest
 from benchmarks.common.adapters import bench_store
@@ -49,6 +54,8 @@ class Case:
 
 CASES = [Case(8, 0), Case(8, 1), Case(8, 8), Case(32, 0), Case(32, 1), Case(32, 8), Case(32, 32)]
 CASES.append(Case(32, 32, is_int8=True))
+ON_RANKS = [Case(8, 0), Case(8, 8), Case(32, 0), Case(32, 8), Case(32, 32), Case(1, 0), Case(1, 1)]  # one: a prompt
+LONG, LONG_TINY = Lengths(prompt=512, new=1), Lengths(prompt=48, new=1)
 
 
 def runner(
@@ -123,8 +130,76 @@ def print_summary(report: Report, rows: Sequence[Row]) -> None:
     report.print_table("Mixed-batch tax, medians over rounds", headers, lines)
 
 
+def compare_ranks(report: Report, num_ranks: int) -> None:
+    """Both engines in turn, on this thread; an engine's other ranks wait meanwhile."""
+    shape, lengths = shape_for(quick=report.quick), lengths_for(quick=report.quick)
+    stored = bench_store(shape, MAX_ROWS, say=report.say)
+    long, threads = LONG_TINY if report.quick else LONG, torch.get_num_threads()
+
+    def side(engine: Engine, case: Case, num_threads: int) -> Callable[[], float]:
+        run = runner(engine, case, stored.digests, long if case.batch == 1 else lengths, shape.vocab)
+
+        def timed() -> float:
+            torch.set_num_threads(num_threads)
+            done = run()
+            return done.prefill_s if case.batch == 1 else (done.total_s - done.prefill_s) / (lengths.new - 1)
+
+        return timed
+
+    engine_of, room = partial(bench_engine, shape, stored.store), 2 * MAX_ROWS
+    with (
+        engine_of(pool_adapters=room, host_adapters=room) as one,
+        engine_of(pool_adapters=room, host_adapters=room, tensor_parallel=num_ranks) as shared,
+    ):
+        sides = {1: (one.engine, threads), num_ranks: (shared.engine, max(1, threads // num_ranks))}
+        runs = interleaved(
+            {
+                f"{case}, ranks {ranks}": side(engine, case, num_threads)
+                for case in ON_RANKS
+                for ranks, (engine, num_threads) in sides.items()
+            },
+            rounds=2 if report.quick else 7,
+            say=report.say,
+            show=lambda seconds: f"{1e3 * seconds:.1f} ms",
+        )
+    torch.set_num_threads(threads)
+    stored.close()
+    times = {case: [runs[f"{case}, ranks {ranks}"] for ranks in sides] for case in ON_RANKS}
+    rows = [rank_row(case, num_ranks, times[case], times[Case(case.batch, 0)]) for case in ON_RANKS]
+    report = replace(report, name=f"{report.name}_ranks")
+    report.write_csv(rows)
+    headers = ["case", "1 process ms", f"{num_ranks} ranks ms", "ranks / process", "times base", "times base on ranks"]
+    columns = ("ms_one", "ms_ranks", "ranks_over_one", "times_base_one", "times_base_ranks")
+    digits = (1, 1, 2, 2, 2)
+    lines = [
+        [str(row["case"]), *(spread(row, name).text(figures) for name, figures in zip(columns, digits, strict=True))]
+        for row in rows
+    ]
+    report.print_table("A decode step, or a prompt, medians over rounds (min..max)", headers, lines)
+
+
+def rank_row(case: Case, num_ranks: int, own: Sequence[list[float]], base: Sequence[list[float]]) -> Row:
+    """own, base: seconds of the rounds, of one process and of the ranks."""
+    (one, ranks), (base_one, base_ranks) = own, base
+    return {
+        "case": f"a prompt, {case.label}" if case.batch == 1 else str(case),
+        "ranks": num_ranks,
+        **Spread.of([1e3 * each for each in one]).columns("ms_one"),
+        **Spread.of([1e3 * each for each in ranks]).columns("ms_ranks"),
+        **ratio(ranks, one).columns("ranks_over_one"),
+        **ratio(one, base_one).columns("times_base_one"),
+        **ratio(ranks, base_ranks).columns("times_base_ranks"),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    report = Report.from_arguments("model_tax", __doc__, arguments)
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--tensor-parallel", type=int, default=1)
+    options, rest = parser.parse_known_args(arguments)
+    report = Report.from_arguments("model_tax", __doc__, rest)
+    if options.tensor_parallel > 1:
+        compare_ranks(report, options.tensor_parallel)
+        return
     shape, lengths = shape_for(quick=report.quick), lengths_for(quick=report.quick)
     stored = {is_int8: bench_store(shape, MAX_ROWS, say=report.say, is_int8=is_int8) for is_int8 in (False, True)}
     store, room = stored[False].store, 2 * MAX_ROWS

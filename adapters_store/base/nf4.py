@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, PretrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from adapters_store.base.families import UnsupportedBase
 
@@ -56,21 +57,66 @@ def turn_stored_nf4_to(model: torch.nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def dequantized(packed: torch.Tensor, about: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The [O, H] weight that a base's files hold as `packed` and, under its name and a dot, what is `about` it."""
-    from bitsandbytes.functional import QuantState, dequantize_4bit
+def make_linears_4bit(model: torch.nn.Module, names: Iterable[str], dtype: torch.dtype) -> None:
+    """Put bitsandbytes' layers, which multiply in `dtype`, in the place of linear ones. They have no weights yet."""
+    from bitsandbytes.nn import Linear4bit
 
-    weight: torch.Tensor = dequantize_4bit(packed, QuantState.from_dict(dict(about), device=packed.device))
+    for name in names:
+        linear: Any = model.get_submodule(name)
+        outs, inputs = linear.weight.T.shape if isinstance(linear, Conv1D) else linear.weight.shape
+        layer = Linear4bit(
+            inputs,
+            outs,
+            bias=linear.bias is not None,
+            compute_dtype=dtype,
+            compress_statistics=True,
+            quant_type="nf4",
+            device="meta",
+        )
+        model.set_submodule(name, layer.to(dtype).requires_grad_(False))
+
+
+def packed_in_nf4(
+    packed: torch.Tensor, about: Mapping[str, torch.Tensor], device: torch.device
+) -> tuple[torch.Tensor, Any]:
+    """What a base's files hold as `packed` and, under its name and a dot, what is `about` it: bytes, and QuantState."""
+    from bitsandbytes.functional import QuantState
+
+    return packed.to(device), QuantState.from_dict(dict(about), device=device)
+
+
+def dequantized(packed: torch.Tensor, about: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The [O, H] weight of the same."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight: torch.Tensor = dequantize_4bit(*packed_in_nf4(packed, about, packed.device))
     return weight
 
 
-def nf4_rounded(weight: torch.Tensor) -> torch.Tensor:
-    """The weight as `nf4_config` leaves it, dequantised."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+def quantized(weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """The weight as `nf4_config` leaves it: bytes [O * H / 2, 1], and bitsandbytes' QuantState."""
+    from bitsandbytes.functional import quantize_4bit
 
     packed, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
-    rounded: torch.Tensor = dequantize_4bit(packed, state)
+    return packed, state
+
+
+def nf4_rounded(weight: torch.Tensor) -> torch.Tensor:
+    """The same, dequantised."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    rounded: torch.Tensor = dequantize_4bit(*quantized(weight))
     return rounded
+
+
+def absmaxes(state: Any) -> torch.Tensor:
+    """Of every block, in float32, as bitsandbytes computes them from a QuantState before it dequantises."""
+    from bitsandbytes.functional import dequantize_blockwise
+
+    outer: torch.Tensor = state.absmax
+    if state.nested:
+        outer = dequantize_blockwise(state.absmax, state.state2) + state.offset
+    return outer.float()
 
 
 def keep_nf4_weights_plain(model: torch.nn.Module) -> None:

@@ -54,6 +54,7 @@ def bench_engine(
     max_batch_tokens: int = CPU_STEP.tokens,
     prefix_cache: bool = False,
     rank: int = RANK,
+    tensor_parallel: int = 1,
 ) -> Iterator[EngineParts]:
     """The real engine with room for so many adapters of a rank on the device and in host memory; without a prefix cache
     every prompt is computed. Its worker is not started."""
@@ -64,6 +65,7 @@ def bench_engine(
     settings = EngineSettings(
         base=base_folder(shape),
         device="cpu",
+        tensor_parallel=tensor_parallel,
         max_adapters=pool_adapters,
         prefix_cache=prefix_cache,
         scheduler=SchedulerSettings(max_running=max_rows, max_batch_tokens=max_batch_tokens),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import soak
+from benchmarks import model_tax, soak
 from benchmarks.all import NAMES
 from benchmarks.common.report import Report
 from benchmarks.soak import FEWEST_ROWS
@@ -67,6 +67,18 @@ def test_quick_form_runs_and_writes_csv_and_plot(name: str, out: Path) -> None:
     assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     if name in CHECKS:
         CHECKS[name](rows)
+
+
+def test_one_process_and_two_ranks_are_timed_side_by_side(out: Path) -> None:
+    model_tax.main(["--quick", "--tensor-parallel", "2", "--out", str(out)])
+    with (out / "model_tax_ranks.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows][-2:] == ["a prompt, base", "a prompt, one adapter"]
+    assert len(rows) == 7
+    for row in rows:
+        assert (row["times_base_one"], row["times_base_ranks"]) == ("1", "1") or "base" not in row["case"]
+        assert float(row["ms_one"]) > 0
+        assert float(row["ms_ranks"]) > 0
 
 
 def test_a_soak_that_is_told_to_end_concludes_with_what_it_has_seen(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

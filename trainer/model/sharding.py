@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from adapters_store.base.families import HEAD, UnsupportedBase
 from adapters_store.base.files import DTYPES, load_config
 from adapters_store.base.folder import weight_files
-from adapters_store.base.nf4 import keep_nf4_weights_plain, nf4_config
+from adapters_store.base.nf4 import keep_nf4_weights_plain, make_linears_4bit, quantized
 from trainer.model.attention import register_packed_attention
 from trainer.model.model import LossModel, Trainee, prepare, refuse_stored_nf4
 from trainer.model.ranks import Ranks
@@ -38,7 +38,8 @@ def load_sharded(spec: TrainSpec, ranks: Ranks) -> Trainee:
     dtype = DTYPES[spec.precision]
     causal = _skeleton(spec, torch.float32 if spec.method == "full" else dtype)
     if spec.method == "qlora":
-        _make_linears_4bit(causal, dtype)
+        make_linears_4bit(causal, _linears(causal), dtype)
+        causal.is_loaded_in_4bit = True
         keep_nf4_weights_plain(causal)
     module = LossModel(prepare(causal, spec, ranks.device))
     packed = _declare_packed_weights(module)
@@ -62,25 +63,9 @@ def _skeleton(spec: TrainSpec, dtype: torch.dtype) -> PreTrainedModel:
     return causal
 
 
-def _make_linears_4bit(causal: PreTrainedModel, dtype: torch.dtype) -> None:
-    """What transformers does when it loads NF4: every linear layer but the head."""
-    config = nf4_config(dtype)
-    from bitsandbytes.nn import Linear4bit
-
-    linears = [(name, module) for name, module in causal.named_modules() if type(module) is nn.Linear and name != HEAD]
-    for name, linear in linears:
-        quantized = Linear4bit(
-            linear.in_features,
-            linear.out_features,
-            bias=linear.bias is not None,
-            compute_dtype=dtype,
-            compress_statistics=config.bnb_4bit_use_double_quant,
-            quant_type=config.bnb_4bit_quant_type,
-            device="meta",
-        )
-        quantized.to(dtype)
-        causal.set_submodule(name, quantized)
-    causal.is_loaded_in_4bit = True
+def _linears(causal: PreTrainedModel) -> list[str]:
+    """What transformers quantises when it loads NF4: every linear layer but the head."""
+    return [name for name, module in causal.named_modules() if type(module) is nn.Linear and name != HEAD]
 
 
 def _declare_packed_weights(module: nn.Module) -> dict[str, Any]:
@@ -164,9 +149,6 @@ def _file_name(name: str) -> str:
 
 def _quantized(layer: Any, weight: Tensor, device: torch.device) -> Tensor:
     """bitsandbytes' packed bytes of the whole weight; the layer remembers the scales, which every rank needs whole."""
-    from bitsandbytes.functional import quantize_4bit
-
-    values = weight.to(device, layer.compute_dtype)
     packed: Tensor
-    packed, layer.quant_state = quantize_4bit(values, compress_statistics=True, quant_type="nf4")
+    packed, layer.quant_state = quantized(weight.to(device, layer.compute_dtype))
     return packed

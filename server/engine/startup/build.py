@@ -88,11 +88,13 @@ def _build_on_ranks(
     from server.engine.tensor_parallel.sharded_base import cuts_of
 
     num_ranks, threads = settings.tensor_parallel, settings.compute_threads
-    cuts = cuts_of(settings.base, num_ranks, dtype=settings.dtype, name=settings.served_name)
-    report_progress(f"starting {num_ranks} ranks, which load {settings.base} one after the other")
+    cuts = cuts_of(
+        settings.base, num_ranks, dtype=settings.dtype, quantize=settings.quantize, name=settings.served_name
+    )
+    report_progress(f"starting {num_ranks} ranks, each of which loads its part of {settings.base}")
     leader = Leader(num_ranks, pick_device(settings.device))
     try:
-        base = leader.load_base(settings.base, cuts, dtype=settings.dtype, num_threads=threads)
+        base = leader.load_base(settings.base, cuts, num_threads=threads)
         settings = replace(settings, cuda_graphs=False, cpu_replays=False)  # a recording has no sums
         return join_engine(base, tokenizer, settings, source, report_progress=report_progress, leader=leader)
     except DeviceLost as error:

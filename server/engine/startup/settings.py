@@ -79,11 +79,6 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.quantize is not None and self.tensor_parallel > 1:
-            raise ValueError(
-                f"quantize {self.quantize} needs tensor_parallel 1, got {self.tensor_parallel}: only plain weights are "
-                "divided"
-            )
 
     @property
     def compute_threads(self) -> int:

@@ -62,8 +62,9 @@ class Follower:
                 self._allocate(message)
             case LoadBase():
                 torch.set_num_threads(message.num_threads)
-                path = Path(message.path)
-                self._base = load_shard(path, cuts_of(path, self._ranks.size, dtype=message.dtype), self._ranks)
+                path, size = Path(message.path), self._ranks.size
+                cuts = cuts_of(path, size, dtype=message.dtype, quantize=message.quantize)
+                self._base = load_shard(path, cuts, self._ranks)
             case Stop():
                 raise EOFError
 

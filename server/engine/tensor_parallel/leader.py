@@ -53,15 +53,15 @@ class Leader:
         """Sums over all ranks so far."""
         return self._ranks.num_sums
 
-    def load_base(self, path: Path, cuts: Cuts, *, dtype: str, num_threads: int) -> BaseModel:
-        """This rank's part; one rank after the other, so that the whole base is in host memory only once. cuts: of
-        the base in this dtype.
+    def load_base(self, path: Path, cuts: Cuts, *, num_threads: int) -> BaseModel:
+        """This rank's part, while the others load theirs.
 
         Raises UnsupportedBase; DeviceLost with the error of another rank."""
         self._cuts = cuts
+        quantize = "nf4" if cuts.base.nf4 else None
+        self.followers.tell(LoadBase(str(path), cuts.base.dtype, quantize, num_threads))
         base = load_shard(path, cuts, self._ranks)
         for rank in range(1, self.num_ranks):
-            self.followers.tell_one(rank, LoadBase(str(path), dtype, num_threads))
             self.followers.answer(rank)
         return base
 

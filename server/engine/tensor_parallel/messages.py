@@ -26,6 +26,7 @@ class LoadBase(NamedTuple):
 
     path: str
     dtype: str
+    quantize: str | None
     num_threads: int
 
 

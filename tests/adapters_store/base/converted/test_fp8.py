@@ -20,6 +20,8 @@ from adapters_store.base.converted.fp8 import spread
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.base.files import describe_base
 from server.engine.model.base_model import load_base
+from server.engine.tensor_parallel.leader import Leader
+from server.engine.tensor_parallel.sharded_base import cuts_of
 from support.models.models import peft_model, save_adapter
 from support.models.packed_forward import PackedForward
 from support.servers.service import make_base
@@ -98,6 +100,25 @@ def test_the_hubs_form_has_transformers_weights_and_pefts_logits(tmp_path: Path)
     with torch.inference_mode():
         expected = peft_model(folder, adapter)(torch.tensor([PROMPT])).logits[0]
     assert (logits(folder, adapter) - expected).abs().max() <= 1e-4
+
+
+def test_two_ranks_share_the_converted_folder(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    save_fp8(base, HUB, "weight_scale_inv", in_blocks)
+    with pytest.raises(UnsupportedBase, match="stored as fp8; served are unquantised ones and bitsandbytes nf4"):
+        cuts_of(base, 2)
+    folder = folder_of(base)
+    adapter = save_adapter(
+        folder, tmp_path / "adapter", LoraConfig(r=4, target_modules=["q_proj", "down_proj"]), seed=1
+    )
+    leader = Leader(2, torch.device("cpu"), timeout_s=600)
+    try:
+        shared = leader.load_base(folder, cuts_of(folder, 2, dtype="float32"), num_threads=1)
+        forward = PackedForward(shared, [adapter], num_sequences=1, leader=leader)
+        got, expected = forward.logits([forward.request(0, PROMPT, 0)])[0], logits(folder, adapter)
+        assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+    finally:
+        leader.close()
 
 
 def test_compressed_tensors_form_in_several_files_has_the_values_it_means(

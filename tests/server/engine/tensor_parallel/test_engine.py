@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 
 from adapters_store.base.families import UnsupportedBase
 from adapters_store.errors import AdapterRejected
@@ -24,7 +25,7 @@ from server.engine.startup.settings import EngineSettings
 from server.engine.tensor_parallel.leader import Leader
 from server.engine.tensor_parallel.messages import LoadBase
 from server.engine.tensor_parallel.sharded_base import cuts_of
-from support.models.models import save_base
+from support.models.models import save_adapter, save_base
 from support.models.packed_forward import PackedForward, pack_folder
 from support.servers.live_server import serving
 from support.servers.service import NUM_TOKENS, Answer, Service, make_base, running
@@ -66,6 +67,21 @@ def test_greedy_tokens_of_a_mixed_batch_are_one_processs(
     assert counters["isolated_steps"] == 0
 
 
+def test_greedy_tokens_of_a_base_in_nf4_are_one_processs(tmp_path: Path, prompts: list[list[int]]) -> None:
+    base = make_base(tmp_path / "base", hidden_size=128, intermediate_size=256, num_attention_heads=8)
+    adapter = save_adapter(
+        base, tmp_path / "plain", LoraConfig(r=4, target_modules=["q_proj", "o_proj", "down_proj"]), seed=1
+    )
+    answers = []
+    for ranks in (1, RANKS):
+        options: dict[str, Any] = {"quantize": "nf4", "tensor_parallel": ranks}
+        with running(base, {"plain": adapter}, tmp_path / f"data{ranks}", **options) as one:
+            assert one.parts.base.quantized
+            asked = [one.ask(ids, kind, max_tokens=12)[1] for ids in prompts for kind in ("plain", None)]
+            answers.append([answer.tokens() for answer in asked])
+    assert answers[0] == answers[1]
+
+
 def test_logprobs_and_embeddings_are_one_processs(service: Service, shared: Service, prompts: list[list[int]]) -> None:
     prompts = [[min(id_, NUM_TOKENS - 1) for id_ in ids] for ids in prompts]  # the model's last rows have no token
     for one, other in zip(
@@ -99,8 +115,6 @@ def test_what_is_not_measured_on_ranks_is_refused_by_name(
     packed = pack_folder(adapters["plain"], shared.parts.base)
     with pytest.raises(AdapterRejected, match="int8 is not measured with --tensor-parallel 2; push it without"):
         shared.worker.int8_change(packed, packed).result(60)
-    with pytest.raises(ValueError, match="quantize nf4 needs tensor_parallel 1, got 2"):
-        EngineSettings(base=base, tensor_parallel=2, quantize="nf4")
     with pytest.raises(
         UnsupportedBase, match=r"--tensor-parallel 3: .*4 attention heads, which 3 ranks cannot share evenly"
     ):
@@ -150,7 +164,7 @@ def test_a_rank_that_hangs_fails_a_step_within_the_time_limit(tmp_path: Path) ->
     process = leader.followers.processes[0]
     try:
         path = save_base(tmp_path / "base", "llama")
-        base = leader.load_base(path, cuts_of(path, RANKS), dtype="float32", num_threads=1)
+        base = leader.load_base(path, cuts_of(path, RANKS, dtype="float32"), num_threads=1)
         forward = PackedForward(base, [], num_sequences=1, leader=leader)
         forward.logits([forward.request(0, [3, 4, 5], None)])
         os.kill(process.pid, signal.SIGSTOP)
@@ -169,7 +183,7 @@ def test_a_rank_that_cannot_load_its_part_fails_the_start_with_its_error(tmp_pat
     try:
         base = make_base(tmp_path / "base")
         (base / "config.json").write_text("{}")
-        leader.followers.tell_one(1, LoadBase(str(base), "float32", 1))
+        leader.followers.tell_one(1, LoadBase(str(base), "float32", None, 1))
         with pytest.raises(RuntimeError, match="rank 1 of 2: UnsupportedBase: "):
             leader.followers.answer(1)
     finally:
