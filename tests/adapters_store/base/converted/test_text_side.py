@@ -3,22 +3,12 @@ adapter that PEFT trained on the whole model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    AutoModelForImageTextToText,
-    Gemma3Config,
-    PretrainedConfig,
-    Qwen2_5_VLConfig,
-    Qwen2VLConfig,
-    Qwen3VLConfig,
-)
+from transformers import AutoModelForImageTextToText
 
 from adapters_store.base import digests
 from adapters_store.base.converted import door
@@ -26,44 +16,10 @@ from adapters_store.base.converted.door import folder_of, has_text_side
 from adapters_store.base.families import TEXT_SIDES, UnsupportedBase
 from adapters_store.errors import AdapterRejected
 from server.engine.model.base_model import load_base
-from support.models.models import TWO_LAYERS
 from support.models.packed_forward import PackedForward, pack_folder
-from support.models.tokenizer_zoo import byte_level, wrapped
+from support.models.picture_models import CONFIGS, save_whole
 
 PROMPT = [5, 9, 30, 41, 7, 77, 3, 120, 64]
-TEXT: dict[str, Any] = {**TWO_LAYERS, "vocab_size": 512}
-EYE: dict[str, Any] = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 64, "intermediate_size": 16}
-
-
-def axes(*sections: int) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}
-
-
-MODELS: dict[str, Callable[[], PretrainedConfig]] = {
-    "Gemma3ForConditionalGeneration": lambda: Gemma3Config(
-        text_config={**TEXT, "sliding_window": 24, "query_pre_attn_scalar": 16},
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 28,
-            "patch_size": 14,
-        },
-        mm_tokens_per_image=4,
-    ),
-    "Qwen2VLForConditionalGeneration": lambda: Qwen2VLConfig(
-        text_config={**TEXT, "rope_parameters": axes(2, 3, 3)},
-        vision_config={"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 64},
-    ),
-    "Qwen2_5_VLForConditionalGeneration": lambda: Qwen2_5_VLConfig(
-        text_config={**TEXT, "rope_parameters": axes(2, 3, 3)}, vision_config={**EYE, "fullatt_block_indexes": [0]}
-    ),
-    "Qwen3VLForConditionalGeneration": lambda: Qwen3VLConfig(
-        text_config={**TEXT, "rope_parameters": axes(3, 3, 2)},
-        vision_config={**EYE, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
-    ),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -72,25 +28,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digests, "cache_dir", lambda: tmp_path / "cache")
 
 
-def save(folder: Path, architecture: str) -> Path:
-    torch.manual_seed(0)
-    config = MODELS[architecture]()
-    model = getattr(transformers, architecture)(config)
-    for name, parameter in model.named_parameters():
-        if "norm" in name or name.endswith("bias"):
-            torch.nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.1)
-    model.save_pretrained(folder)
-    wrapped(byte_level()).save_pretrained(folder)
-    return folder
-
-
 def test_every_architecture_that_is_served_so_is_tested() -> None:
-    assert MODELS.keys() == TEXT_SIDES.keys()
+    assert CONFIGS.keys() == TEXT_SIDES.keys()
 
 
-@pytest.mark.parametrize("architecture", MODELS)
+@pytest.mark.parametrize("architecture", CONFIGS)
 def test_text_has_the_logits_of_the_whole_model_with_pefts_adapter(architecture: str, tmp_path: Path) -> None:
-    whole = save(tmp_path / "whole", architecture)
+    whole = save_whole(tmp_path / "whole", architecture)
     assert has_text_side(whole)
     folder = folder_of(whole)
     base = load_base(folder, dtype="float32")
@@ -121,7 +65,7 @@ def test_text_has_the_logits_of_the_whole_model_with_pefts_adapter(architecture:
 
 
 def test_an_adapter_that_changes_what_sees_pictures_and_a_quantised_model_are_refused(tmp_path: Path) -> None:
-    whole = save(tmp_path / "whole", "Qwen3VLForConditionalGeneration")
+    whole = save_whole(tmp_path / "whole", "Qwen3VLForConditionalGeneration")
     base = load_base(folder_of(whole), dtype="float32")
     outer = AutoModelForImageTextToText.from_pretrained(whole, local_files_only=True)
     both = LoraConfig(r=2, target_modules=["q_proj", "qkv"], task_type="CAUSAL_LM")
