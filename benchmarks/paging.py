@@ -1,4 +1,4 @@
-"""Adapters that come and go: throughput with 1,000 of them in a pool for 32, and what loading does to running streams.
+"""Adapters that come and go: throughput with 5,000 of them in a pool for 32, and what loading does to running streams.
 
 How each is measured: paging_throughput.py and paging_latency.py. Both run the real worker, host tier and device pool.
 """

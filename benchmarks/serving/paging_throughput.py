@@ -1,8 +1,8 @@
 """More adapters than the device holds: what paging costs in tokens per second.
 
 A closed loop of 8 requests with Zipf 1.0 popularity, on three engines in turn. "resident": 8 adapters in a pool of 8.
-"paged": 1,000 adapters in a pool of 32 and host memory for 256; all loads are real ones of real files, but several
-adapters share a file, so that 7 GB need not lie on the disk. "paged, store": fewer adapters, each with its own file,
+"paged": 5,000 adapters in a pool of 32 and host memory for 256; all loads are real ones of real files, but several
+adapters share a file, so that 36 GB need not lie on the disk. "paged, store": fewer adapters, each with its own file,
 host memory in proportion. Files are in the page cache after their first load.
 """
 
@@ -41,7 +41,7 @@ class Scale:
     rounds: int
 
 
-FULL_SCALE = Scale(registered=1000, pool=32, host=256, requests=160, rounds=3)
+FULL_SCALE = Scale(registered=5000, pool=32, host=256, requests=160, rounds=3)
 QUICK_SCALE = Scale(registered=40, pool=8, host=12, requests=24, rounds=2)
 
 

@@ -41,7 +41,7 @@ Pairs = list[dict[str, str]]
 def random_pairs(count: int, tokenizer: Any) -> Pairs:
     """Prompts and answers of random words, log-normal lengths, median 25 and at most 128 words each."""
     rng = np.random.default_rng(0)
-    words = [word for word in tokenizer.get_vocab() if word.isascii() and word.isalnum()]
+    words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalnum())  # its order varies
 
     def text() -> str:
         length = int(np.clip(rng.lognormal(3.2, 0.6), 4, 128))

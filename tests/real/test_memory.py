@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from adapters_store.base.tokenizer import load_tokenizer
 from server.jobs.steps.memory import estimated_bytes
 from support.trainers.training import trainer_process
@@ -14,7 +16,8 @@ from trainer.spec import TrainSpec
 TOKENS = 2048
 
 
-def test_the_estimate_is_what_full_forwards_take(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_estimate_is_what_full_forwards_take(base: Path, tmp_path: Path, precision: str) -> None:
     """Eight examples of a quarter of a forward each: two forwards make the step, and both are full."""
     tokenizer = load_tokenizer(base)
     words = [text for text in (tokenizer.decode([token]) for token in range(3000, 30000)) if text.isascii()]
@@ -25,6 +28,7 @@ def test_the_estimate_is_what_full_forwards_take(base: Path, tmp_path: Path) -> 
     spec = TrainSpec.from_mapping(
         {
             "base": base,
+            "precision": precision,
             "data": tmp_path / "data.jsonl",
             "validation": tmp_path / "validation.jsonl",
             "batch": {"examples": 8, "max_sequence_length": TOKENS},

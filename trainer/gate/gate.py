@@ -108,7 +108,8 @@ def judge(scorer: Scorer, inputs: GateInputs, thresholds: GateThresholds | None 
     judged, held_out, preference = _judged_by_data(scorer, pick(inputs.validation, limits.max_examples), limits)
     passages = pick(inputs.general, limits.max_examples)
     general = measure_general(scorer, passages, inputs.general_source, limits, base=inputs.general_base)
-    reasons = [*judged, *judge_general(general, limits), *reasons]
+    gain = held_out.gain.estimate if held_out is not None else 0.0
+    reasons = [*judged, *judge_general(general, limits, gain=gain), *reasons]
     endings = None
     if inputs.ends is not None:
         answers = [example.text(chosen=True) for example in pick(inputs.validation, limits.ending_examples)]

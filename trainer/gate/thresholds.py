@@ -14,7 +14,8 @@ class GateThresholds:
     chosen_rise: of the loss of chosen answers.
     ending_examples: the same for their ends. ending_probability: of the end of an answer where it is over, the median
     example's. calls_named: of held-out answers in chats with tools, the share that calls the right ones.
-    general_warn, general_block: rise on general text. scales: of the sweep. sweep_gain: by how much a
+    general_warn, general_block: rise on general text; up to general_share of the held-out gain, it never blocks.
+    scales: of the sweep. sweep_gain: by how much a
     smaller scale must beat the trained one. collapse_share: effective rank over rank, median over modules, under which
     the rank is wasted. relative_norm_warn, relative_norm_block: largest update over its weight, in Frobenius norms.
     scale_low, scale_high: usual alpha / rank. tolerance_float32, tolerance_nf4: largest logit difference from PEFT, per
@@ -44,6 +45,7 @@ class GateThresholds:
     calls_named: float = 0.8
     general_warn: float = 0.10
     general_block: float = 0.30
+    general_share: float = 0.1
     scales: tuple[float, ...] = (1.0, 0.85, 0.7)
     sweep_gain: float = 0.01
     collapse_share: float = 0.10

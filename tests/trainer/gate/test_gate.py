@@ -65,6 +65,16 @@ def test_general_text_warns_above_a_tenth_and_blocks_above_three(rise: float, ex
     assert general_codes(2.0, 2.0 + rise) == expected
 
 
+@pytest.mark.parametrize(
+    ("gain", "level"), [(math.nan, "block"), (-6.0, "block"), (2.6, "block"), (3.3, "warn"), (6.1, "warn")]
+)
+def test_a_narrow_task_may_forget_a_tenth_of_what_it_gains(gain: float, level: str) -> None:
+    """Labels learned with a gain of 6.1 nats and a rise of 0.32 are a good adapter."""
+    scorer = FlatScorer(2.0, 2.32)
+    found = measure_general(scorer, own_examples(demo_tokenizer(), max_tokens=8), MIX, LIMITS)
+    assert [reason.level for reason in judge_general(found, LIMITS, gain=gain)] == [level]
+
+
 def test_a_base_that_only_guesses_at_the_text_is_not_judged_by_it() -> None:
     assert general_codes(4.7, 9.0) == []
     assert general_codes(4.5, 9.0) == [("forgets", "block")]
