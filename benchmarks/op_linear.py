@@ -37,7 +37,9 @@ def native_linear(
 
     def run(layer: int) -> None:
         addresses = (y_TO.data_ptr(), out_features, x_TH.data_ptr(), in_features, weights[layer].data_ptr())
-        native.linear(None, group.native_address, *addresses, None, len(x_TH), out_features)
+        native.linear(
+            None, group.native_address, *addresses, None, len(x_TH), out_features, y_TO.dtype is torch.float32
+        )
 
     return run
 

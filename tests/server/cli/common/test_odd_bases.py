@@ -219,7 +219,11 @@ def test_bases_are_opened_in_one_place_only() -> None:
         if loaders.search(path.read_text()) or ").from_pretrained(" in path.read_text()
     }
     opening = {"files.py", *CONVERTING, "tensors.py", "tokenizer.py", "weights.py"}
-    assert found - makers_of_assets == {f"adapters_store/base/{name}" for name in opening}
+    by_parts = "server/engine/tensor_parallel/part_loader.py"
+    assert found - makers_of_assets == {by_parts, *(f"adapters_store/base/{name}" for name in opening)}
+    assert "model_class(config).from_pretrained(\n            None," in (ROOT / by_parts).read_text(), (
+        "it reads the files"
+    )
     for name in ("files.py", *CONVERTING, "tokenizer.py"):
         calls = re.findall(
             r"= (?:Auto\w+|PreTrainedTokenizerFast)\.from_pretrained\([^)]*\)",
