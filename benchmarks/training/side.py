@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from trainer.data.dataset import batches_of
 from trainer.data.packing import pack
 from trainer.data.types import EncodedExample
 from trainer.loop import Loop
+from trainer.model.memory import peak_bytes
 from trainer.model.model import load
 from trainer.model.ranks import Ranks
 from trainer.optim import make_optimizer
@@ -88,7 +88,7 @@ def train_ours(spec: TrainSpec, examples: list[EncodedExample], scratch: Path) -
     steps = [event for event in read_events(scratch) if event["type"] == "step"]
     seconds = steps[-1]["time"] - steps[WARM_UP - 1]["time"]
     tokens = steps[-1]["tokens"] - steps[WARM_UP - 1]["tokens"]
-    return SideResult(tokens / seconds, _peak_bytes(), [step["loss"] for step in steps])
+    return SideResult(tokens / seconds, peak_bytes(torch.device("cpu")), [step["loss"] for step in steps])
 
 
 def followed_steps() -> tuple[Any, list[float]]:
@@ -158,11 +158,9 @@ def trl_arguments(spec: TrainSpec, scratch: Path, rows_per_step: int) -> dict[st
 def trl_result(trainer: Any, counted: list[EncodedExample], times: list[float]) -> SideResult:
     """Of a trainer that has trained. counted: its rows after the warm-up. times: when its steps ended, in seconds."""
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return SideResult(sum(map(len, counted)) / (times[-1] - times[WARM_UP - 1]), _peak_bytes(), losses)
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return SideResult(
+        sum(map(len, counted)) / (times[-1] - times[WARM_UP - 1]), peak_bytes(torch.device("cpu")), losses
+    )
 
 
 def from_command_line(about: str | None, sides: Sequence[str]) -> argparse.Namespace:

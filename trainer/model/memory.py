@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 from pathlib import Path
@@ -10,11 +11,17 @@ import torch
 
 from lora_kernels.cgroups import free_host_bytes
 
+_STATUS = Path("/proc/self/status")
+_PEAK = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
+
 
 def peak_bytes(device: torch.device) -> int:
     """On a GPU: the most that torch has allocated. On a CPU: the process's peak resident size, code included."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    own = _PEAK.search(_STATUS.read_text()) if _STATUS.exists() else None
+    if own is not None:  # getrusage would count what a process had that started this one
+        return int(own[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
