@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import threading
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,18 +39,33 @@ def test_a_steady_process_has_a_slope_of_nothing() -> None:
     assert (slope.percent_per_h, slope.low, slope.high) == (0.0, 0.0, 0.0)
 
 
+GROWS = """
+import sys, threading
+import numpy as np
+print("before", flush=True)
+sys.stdin.readline()
+taken = np.ones(8_000_000)  # 64 MB
+held, over = open(sys.argv[1], "w"), threading.Event()
+threading.Thread(target=over.wait, daemon=True).start()
+print("after", flush=True)
+sys.stdin.readline()
+"""
+
+
 def test_a_process_is_as_large_as_what_it_took(tmp_path: Path) -> None:
-    before = ProcessSize.of(os.getpid())
-    with (tmp_path / "open").open("w"):
-        taken = np.ones(8_000_000)  # 64 MB
-        over = threading.Event()
-        thread = threading.Thread(target=over.wait)
-        thread.start()
-        after = ProcessSize.of(os.getpid())
-        over.set()
-        thread.join()
-    assert after.rss_mb - before.rss_mb == pytest.approx(taken.nbytes / 1e6, abs=8)
-    assert after.anon_mb - before.anon_mb == pytest.approx(taken.nbytes / 1e6, abs=8)
+    """One that does nothing else: in this process threads of other tests come, go and give memory back."""
+    command = [sys.executable, "-c", GROWS, str(tmp_path / "open")]
+    sizes = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for word in ("before", "after"):
+            assert process.stdout.readline().strip() == word
+            sizes.append(ProcessSize.of(process.pid))
+            process.stdin.write("\n")
+    before, after = sizes
+    assert after.rss_mb - before.rss_mb == pytest.approx(64, abs=8)
+    assert after.anon_mb - before.anon_mb == pytest.approx(64, abs=8)
     assert (after.num_files - before.num_files, after.num_threads - before.num_threads) == (1, 1)
 
 
