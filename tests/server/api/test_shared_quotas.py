@@ -152,7 +152,7 @@ def test_one_that_hangs_up_gives_back_what_it_did_not_use(replicas: list[Replica
         lines = answer.iter_lines()  # kept: its end would close the connection
         next(lines)
         assert replicas[1].ask(tenant.key, "tiny").status_code == 429
-    replicas[0].engine.may_step.set()
+    replicas[0].engine.resume()
     wait_until(lambda: all(replica.ask(tenant.key, "tiny").is_success for replica in replicas))
 
 

@@ -68,7 +68,7 @@ class FakeEngine:
         self.nats = 0.0  # of every int8 adapter
         self.may_step = threading.Event()
         self.may_step.set()
-        self.stalls_at: int | None = None  # after that many steps it waits for `may_step` to be set
+        self.stalls_at: int | None = None  # after that many steps it waits until `resume`
         self._scripts: list[list[int]] = []
         self._failures: list[tuple[int, RequestError]] = []
         self._cached_prompts: set[tuple[str, str | None, tuple[int, ...]]] = set()
@@ -85,8 +85,14 @@ class FakeEngine:
         with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
-        self.may_step.set()
+        self.resume()
         self._thread.join()
+
+    def resume(self) -> None:
+        """Go on, also past a step at which it was to stall and that it has not reached yet."""
+        with self._changed:
+            self.stalls_at = None
+            self.may_step.set()
 
     def fail_next(self, error: RequestError, *, after_tokens: int = 0) -> None:
         """The next sequence submitted fails once it has given `after_tokens` tokens."""
@@ -185,8 +191,9 @@ class FakeEngine:
             for sequence in batch:
                 self._step(sequence)
             self.num_steps += 1
-            if self.num_steps == self.stalls_at:
-                self.may_step.clear()
+            with self._changed:
+                if self.num_steps == self.stalls_at:
+                    self.may_step.clear()
 
     def _step(self, sequence: _Sequence) -> None:
         event = self._event(sequence)

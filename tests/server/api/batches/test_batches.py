@@ -36,7 +36,7 @@ def stalled(fake_engine: FakeEngine) -> Iterator[FakeEngine]:
     """The engine takes requests and answers none until the test lets it."""
     fake_engine.may_step.clear()
     yield fake_engine
-    fake_engine.may_step.set()
+    fake_engine.resume()
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_cancelled_batch_keeps_what_is_answered(
     wait_until(lambda: not fake_engine.may_step.is_set())
     cancelled = ai.batches.cancel(batch.id)
     assert cancelled.status == "cancelling"
-    fake_engine.may_step.set()
+    fake_engine.resume()
     batch = ended(ai, batch.id)
     assert batch.status == "cancelled"
     good, bad = read(ai, batch.output_file_id), read(ai, batch.error_file_id)
@@ -198,7 +198,7 @@ def test_beside_a_live_request_one_line_runs(ai: openai.OpenAI, runner: BatchRun
     batch = create(ai, [chat_line(f"{number}", "Hello") for number in range(8)])
     wait_until(lambda: len(seen_of_batches(stalled)) == before + 1)
     assert runner._num_free() <= 0
-    stalled.may_step.set()
+    stalled.resume()
     live.join()
     assert ended(ai, batch.id).request_counts.completed == 8
 
@@ -208,7 +208,7 @@ def test_alone_as_many_lines_run_as_are_allowed(ai: openai.OpenAI, runner: Batch
     batch = create(ai, [chat_line(f"{number}", "Hello") for number in range(8)])
     wait_until(lambda: len(seen_of_batches(stalled)) == before + BatchLimits().at_once)
     assert runner._num_free() == 0
-    stalled.may_step.set()
+    stalled.resume()
     assert ended(ai, batch.id).request_counts.completed == 8
 
 
@@ -259,7 +259,7 @@ def test_lines_that_are_kept_are_not_answered_again(ai: openai.OpenAI, app: Fast
     kept = app.state.onboarding.batches.get("acme", batch.id).num_completed
     assert 0 < kept < 30
     before = len(seen_of_batches(fake_engine))
-    fake_engine.may_step.set()
+    fake_engine.resume()
     with running(app):
         batch = ended(ai, batch.id)
     assert len(seen_of_batches(fake_engine)) - before == 30 - kept

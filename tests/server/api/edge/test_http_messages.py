@@ -190,7 +190,7 @@ def test_a_hang_up_ends_the_request_that_others_wait_behind(url: str, fake_engin
     try:
         wait_until(lambda: len(fake_engine.aborted) == num_aborted + 1)
     finally:
-        fake_engine.may_step.set()
+        fake_engine.resume()
 
 
 UPGRADES = {

@@ -122,7 +122,7 @@ def halted(fake_engine: FakeEngine) -> Iterator[FakeEngine]:
     """The engine runs nothing until it is told."""
     fake_engine.may_step.clear()
     yield fake_engine
-    fake_engine.may_step.set()
+    fake_engine.resume()
 
 
 def test_a_queued_stream_sends_comments_until_its_tokens_come(url: str, halted: FakeEngine) -> None:
@@ -134,7 +134,7 @@ def test_a_queued_stream_sends_comments_until_its_tokens_come(url: str, halted: 
         while seen.count(": keep-alive\n\n") < 3:
             seen += next(parts)
         assert seen == ": keep-alive\n\n" * seen.count("keep")
-        halted.may_step.set()
+        halted.resume()
         rest = "".join(parts)
     events = [event for event in rest.split("\n\n") if event and event != ": keep-alive"]
     assert events.pop() == "data: [DONE]"
@@ -145,7 +145,7 @@ def test_a_queued_stream_sends_comments_until_its_tokens_come(url: str, halted: 
 
 def test_openais_client_does_not_see_the_comments(ai: openai.OpenAI, url: str, halted: FakeEngine) -> None:
     stream = ai.completions.create(model="tiny", prompt="hi", max_tokens=5, temperature=0, stream=True)
-    halted.may_step.set()
+    halted.resume()
     text = "".join(chunk.choices[0].text for chunk in stream)
     assert text == ai.completions.create(model="tiny", prompt="hi", max_tokens=5, temperature=0).choices[0].text
 
@@ -157,7 +157,7 @@ def test_curl_gets_the_first_comment_before_any_token(url: str, halted: FakeEngi
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as curl:
         assert curl.stdout is not None
         assert curl.stdout.readline() == ": keep-alive\n"
-        halted.may_step.set()
+        halted.resume()
         assert curl.stdout.read().endswith("data: [DONE]\n\n")
 
 
@@ -167,7 +167,7 @@ def test_a_failure_after_a_comment_is_an_event(url: str, halted: FakeEngine) -> 
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
         parts = response.iter_text()
         assert next(parts).startswith(": keep-alive")
-        halted.may_step.set()
+        halted.resume()
         rest = "".join(parts)
     assert "adapter_load_failed" in rest
     assert rest.endswith("data: [DONE]\n\n")

@@ -22,7 +22,7 @@ CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content"
 @pytest.fixture(autouse=True)
 def nothing_is_left_running(fake_engine: FakeEngine) -> Iterator[None]:
     yield
-    fake_engine.may_step.set()
+    fake_engine.resume()
     wait_until(lambda: fake_engine.stats().num_running == 0)
 
 
@@ -43,7 +43,7 @@ def test_a_hang_up_aborts_every_sequence_within_one_step(
         fake_engine.may_step.clear()
     wait_until(lambda: len(fake_engine.aborted) == num_sequences)
     steps_before = fake_engine.num_steps
-    fake_engine.may_step.set()
+    fake_engine.resume()
     wait_until(lambda: fake_engine.stats().num_running == 0)
     fake_engine.step_s = 0.0
     assert fake_engine.num_steps - steps_before <= 2  # the one that was waiting to begin, and the one that ends them
@@ -124,7 +124,7 @@ def test_an_abort_by_the_engine_is_a_503_that_may_be_retried(client: httpx.Clien
     thread.start()
     wait_until(lambda: fake_engine.stats().num_running == 1)
     fake_engine.abort(fake_engine.seen[-1].id)
-    fake_engine.may_step.set()
+    fake_engine.resume()
     thread.join()
     assert answers[0].status_code == 503
     assert answers[0].headers["retry-after"] == "1"

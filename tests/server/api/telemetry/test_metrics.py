@@ -76,7 +76,7 @@ def test_resident_adapters_are_named(
     thread.start()
     wait_until(lambda: fake_engine.stats().num_running == 1)
     [info] = [sample for sample in samples(anyone) if sample.name == "vllm:lora_requests_info"]
-    fake_engine.may_step.set()
+    fake_engine.resume()
     thread.join()
     assert "default/resident@1" in info.labels["running_lora_adapters"].split(",")
 

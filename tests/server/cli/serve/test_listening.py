@@ -76,7 +76,7 @@ def test_asked_once_answers_under_way_come_to_their_end(app: FastAPI, engine: Fa
     url, server = url_of(listener), HttpServer(app, listener)
     server.start()
     stream = Stream(engine, url)
-    threading.Timer(0.5, engine.may_step.set).start()
+    threading.Timer(0.5, engine.resume).start()
     start_s = time.monotonic()
     reader = threading.Thread(target=server.stop, args=(StopSignals(),))
     reader.start()
@@ -98,7 +98,7 @@ def test_while_it_drains_it_is_alive_and_not_ready_and_lets_nobody_in(app: FastA
     refused = httpx.post(f"{url}/v1/completions", json={"model": "tiny", "prompt": "x"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_stopping")
     assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
-    engine.may_step.set()
+    engine.resume()
     assert stream.rest()[-1] == "data: [DONE]"
     stopping.join()
 
@@ -124,7 +124,7 @@ def test_at_the_deadline_a_stream_ends_with_an_error_event_and_a_whole_answer_wi
     asking.join()
     assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "server_stopping")
     assert len(engine.aborted) == 2
-    engine.may_step.set()
+    engine.resume()
 
 
 def test_asked_twice_they_are_cut_off(app: FastAPI, engine: FakeEngine) -> None:
@@ -139,7 +139,7 @@ def test_asked_twice_they_are_cut_off(app: FastAPI, engine: FakeEngine) -> None:
     assert time.monotonic() - start_s < 5.0
     with pytest.raises(httpx.RemoteProtocolError):
         stream.rest()
-    engine.may_step.set()
+    engine.resume()
 
 
 def test_a_port_that_another_server_took_while_we_loaded_is_told_so(app: FastAPI) -> None:
