@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,16 @@ def load_causal(path: Path, dtype: torch.dtype, device: torch.device, *, nf4: bo
             output_loading_info=True,
             **options,
         )
+    return checked(path, model, info, dtype if stored_nf4 else None)
+
+
+def checked(path: Path, model: Any, info: Mapping[str, Any], dtype_of_nf4: torch.dtype | None) -> Any:
+    """The model that transformers has loaded, its NF4 weights as they are used here. info: of `from_pretrained`.
+    dtype_of_nf4: in which a base that is stored in NF4 is to multiply; None: it is not stored so.
+
+    Raises UnsupportedBase if the files do not hold exactly the architecture's tensors."""
     refuse_differences(path, info)
     keep_nf4_weights_plain(model)
-    if stored_nf4:
-        turn_stored_nf4_to(model, dtype)
+    if dtype_of_nf4 is not None:
+        turn_stored_nf4_to(model, dtype_of_nf4)
     return model

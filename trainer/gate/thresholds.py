@@ -15,9 +15,9 @@ class GateThresholds:
     ending_examples: the same for their ends. ending_probability: of the end of an answer where it is over, the median
     example's. calls_named: of held-out answers in chats with tools, the share that calls the right ones.
     general_warn, general_block: rise on general text; up to general_share of the held-out gain, it never blocks.
-    scales: of the sweep. sweep_gain: by how much a
-    smaller scale must beat the trained one. collapse_share: effective rank over rank, median over modules, under which
-    the rank is wasted. relative_norm_warn, relative_norm_block: largest update over its weight, in Frobenius norms.
+    scales: of the sweep. sweep_gain: by how much a smaller scale must beat the trained one. collapse_share: effective
+    rank over rank, median over modules, under which the rank is wasted. relative_norm_warn, relative_norm_block:
+    largest update over its weight, in Frobenius norms.
     scale_low, scale_high: usual alpha / rank. tolerance_float32, tolerance_nf4: largest logit difference from PEFT, per
     unit of the largest logit (at least 1). tolerance_bfloat16: error against exact logits, in PEFT's own error at that
     precision.

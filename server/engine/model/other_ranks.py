@@ -1,4 +1,4 @@
-"""The ranks that share one base with this process. Each change of this rank's device is told to them as it happens."""
+"""The ranks that share one base with this process. They are given each change of this rank's device as it happens."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Followers:
         self._send(rank, packed(message))
 
     def answer(self, rank: int, limit_s: float | None = None) -> None:
-        """Wait until it has done what it was told. Raises DeviceLost with its error."""
+        """Wait until it has done what it was given. Raises DeviceLost with its error."""
         connection = self._connections[rank - 1]
         try:
             if not connection.poll(limit_s):

@@ -1,4 +1,4 @@
-"""The first rank: everything that changes its device, told to the others before it happens here. Decides nothing.
+"""The first rank: everything that changes its device is given to the others before it happens here. Decides nothing.
 
 The scheduler, the adapters' places and the sampler are those of a server with one process; they run here alone.
 """

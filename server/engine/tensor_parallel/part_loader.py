@@ -30,13 +30,12 @@ from adapters_store.base.folder import reading, weight_files
 from adapters_store.base.nf4 import (
     absmaxes,
     is_stored_in_nf4,
-    keep_nf4_weights_plain,
     make_linears_4bit,
     packed_in_nf4,
     quantized,
-    turn_stored_nf4_to,
 )
-from adapters_store.base.tensors import NF4_MARK, model_class, refuse_differences
+from adapters_store.base.tensors import NF4_MARK, model_class
+from adapters_store.base.weights import checked
 from lora_kernels.nf4.weight import NF4_BLOCK
 from server.engine.tensor_parallel.cuts import INPUTS, OUTPUTS, Cut, Cuts
 
@@ -66,11 +65,7 @@ def load_part(path: Path, part: Part, dtype: torch.dtype, **options: Any) -> Any
             quantization_config=PartConfig(part, dtype, stored),
             **options,
         )
-    refuse_differences(path, info)
-    keep_nf4_weights_plain(model)
-    if is_stored:
-        turn_stored_nf4_to(model, dtype)
-    return model
+    return checked(path, model, info, dtype if is_stored else None)
 
 
 @dataclass(frozen=True)
