@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import grimp
 
 from lora_kernels.process import NO_COMPILER
 
@@ -14,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 PRODUCT = ("server", "adapters_store", "kernels", "trainer")
 SOURCES = {".py", ".c", ".h"}
 MAX_MODULES = 12
+JS_IMPORT = re.compile(r'(?:from |import\()"\./([\w-]+\.js)"')
 
 
 def test_kernels_folder_is_no_package() -> None:
@@ -34,6 +39,18 @@ def test_imports_go_downward_only() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "0 broken" in done.stdout
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Neither directly nor around, in Python and in the console's page."""
+    graph = grimp.build_graph("server", "adapters_store", "lora_kernels", "trainer", "benchmarks", cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    page = ROOT / "server" / "api" / "console" / "page"
+    scripts = {path.name: set(JS_IMPORT.findall(path.read_text())) for path in page.glob("*.js")}
+    assert "server.engine.request" in imports["server.engine.engine"]
+    assert "job.js" in scripts["jobs.js"]
+    for arrows in (imports, scripts):
+        TopologicalSorter(arrows).prepare()  # raises CycleError, which names the circle
 
 
 def test_no_folder_of_product_code_has_more_than_twelve_modules() -> None:

@@ -4,12 +4,14 @@ import { download, get, inPath, post, session } from "./api.js";
 import { Chart } from "./chart.js";
 import { button, el, field, hueOf, refusal } from "./dom.js";
 import { bytes, clock, count, loss, seconds } from "./format.js";
-import { TONES } from "./jobs.js";
 import { reportParts } from "./report.js";
 
 const CAN_PAUSE = new Set(["queued", "running"]);
 const CAN_CANCEL = new Set(["validating_files", "queued", "running", "paused"]);
 const MOST_EVENTS = 1000;
+const TONES = { succeeded: "tag tag-good", failed: "tag tag-bad", paused: "tag tag-warn", running: "tag tag-run" };
+
+export const statusTag = (job) => el("span", { class: TONES[job.status] ?? "tag" }, job.status.replaceAll("_", " "));
 
 export class JobDetail {
   #job = null;
@@ -51,7 +53,7 @@ export class JobDetail {
     const progress = ours.progress ?? {};
     const part = progress.num_steps ? progress.step / progress.num_steps : job.status === "succeeded" ? 1 : 0;
     this.head.replaceChildren(
-      el("div", { class: "row spread" }, el("h2", { class: "job-name" }, el("span", { class: "swatch", "aria-hidden": "true" }), ours.adapter), el("span", { class: TONES[job.status] ?? "tag" }, job.status.replaceAll("_", " "))),
+      el("div", { class: "row spread" }, el("h2", { class: "job-name" }, el("span", { class: "swatch", "aria-hidden": "true" }), ours.adapter), statusTag(job)),
       el("p", { class: "fine mono" }, job.fine_tuned_model ?? job.id),
       el("progress", { max: 1, value: part, "aria-label": "Training steps done" }),
     );

@@ -3,13 +3,12 @@
 import { all, get } from "./api.js";
 import { el, hueOf, refusal } from "./dom.js";
 import { day, percent } from "./format.js";
-import { JobDetail } from "./job.js";
+import { JobDetail, statusTag } from "./job.js";
 import { newJob } from "./new-job.js";
 
 const EVERY_MS = 2000;
 const MOST_JOBS = 50;
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
-export const TONES = { succeeded: "tag tag-good", failed: "tag tag-bad", paused: "tag tag-warn", running: "tag tag-run" };
 
 export async function open() {
   const view = new JobsView((await all("v1/models", { most: 100 })).find((model) => model.parent === null).id);
@@ -84,7 +83,7 @@ class JobsView {
         { href: `#jobs/${encodeURIComponent(job.id)}`, class: "job-link", "aria-current": job.id === this.#detail?.id && "true", style: { "--hue": hueOf(adapter) } },
         el("span", { class: "swatch", "aria-hidden": "true" }),
         el("span", { class: "row-name" }, adapter, el("small", {}, `${tenant} \u00b7 ${note}`)),
-        el("span", { class: TONES[job.status] ?? "tag" }, job.status.replaceAll("_", " ")),
+        statusTag(job),
       ),
     );
   }
