@@ -18,28 +18,27 @@ from server.api.context import ApiContext
 from server.api.edge.body_limits import RequestLimits
 from server.api.edge.draining import DrainGate
 from server.api.edge.head_method import HeadAsGet
-from server.api.edge.meters import LocalMeters, Meters
+from server.api.edge.meters import LocalMeters
 from server.api.edge.request_boundary import RequestBoundary
 from server.api.edge.shared_quotas import SharedQuotas
 from server.api.edge.upload_slots import UploadSlots
 from server.api.engine_client import EngineClient
-from server.api.generation import chat, completions
-from server.api.generation.embeddings import route as embeddings
+from server.api.generation import chat, completions, embeddings
 from server.api.generation.messages import route as messages
 from server.api.generation.responses import route as responses
 from server.api.routes import adapters, admin, files, fine_tuning, health, models, residency, usage, versions
 from server.api.settings import ApiSettings
 from server.api.telemetry import metrics
-from server.api.telemetry.call_record import CallRecord
 from server.api.telemetry.metrics import ApiMetrics
-from server.api.telemetry.tracing import Tracing
+from server.api.telemetry.tracing import OtlpTracing
 from server.api.telemetry.usage_log import UsageLog
 from server.api.wire import errors
+from server.api.wire.thread_route import ThreadRoute
 from server.engine.grammar.compiler import compiler_for
 from server.jobs.limits import BatchLimits, JobLimits
 from server.jobs.service import Onboarding
 
-_openapi = APIRouter()
+_openapi = APIRouter(route_class=ThreadRoute)
 _ROUTERS = (
     completions.router,
     chat.router,
@@ -67,7 +66,7 @@ def create_app(
     store: AdapterStore,
     settings: ApiSettings,
     usage: UsageLog | None = None,
-    tracing: Tracing | None = None,
+    tracing: OtlpTracing | None = None,
     job_limits: JobLimits | None = None,
     batch_limits: BatchLimits | None = None,
 ) -> FastAPI:
@@ -97,11 +96,11 @@ def create_app(
         check_slots=anyio.CapacityLimiter(settings.max_upload_checks),
         created=int(time.time()),
         usage=usage or UsageLog(store.usage),
-        trace=tracing.record if tracing is not None else _untraced,
-        meters=_meters(store),
+        trace=None if tracing is None else tracing.record,
+        meters=SharedQuotas(SharedMeters(store.database.url)) if store.database.is_shared else LocalMeters(),
         grammars=compiler_for(engine.tokenizer, engine.vocabulary),
     )
-    app.state.onboarding = Onboarding(
+    onboarding = app.state.onboarding = Onboarding(
         settings.data_dir,
         store.database,
         job_limits,
@@ -113,7 +112,7 @@ def create_app(
         app.router.routes.extend(part.routes)  # flat: an included router would be one route that hides the others
     errors.install(app)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(RequestLimits, settings=settings)
+    app.add_middleware(RequestLimits, settings=settings, max_file_bytes=onboarding.limits.max_file_bytes)
     app.add_middleware(DrainGate, draining=context.draining)
     app.add_middleware(RequestBoundary, metrics=own_metrics)
     if settings.cors_origins:
@@ -135,18 +134,9 @@ def _allow_browsers(app: FastAPI, origins: tuple[str, ...]) -> None:
     )
 
 
-def _meters(store: AdapterStore) -> Meters:
-    """On a database that servers share, all of them count together."""
-    return SharedQuotas(SharedMeters(store.database.url)) if store.database.is_shared else LocalMeters()
-
-
-def _untraced(record: CallRecord) -> None:
-    """Tracing is off."""
-
-
 @_openapi.get("/openapi.json", dependencies=[Depends(authenticate)])
-async def show_openapi(request: Request) -> dict[str, Any]:
-    """FastAPI's own route for this asks for no key."""
+def show_openapi(request: Request) -> dict[str, Any]:
+    """FastAPI's own route for this asks for no key, and makes the schema on the event loop."""
     app = request.app
     assert isinstance(app, FastAPI)
     return app.openapi()

@@ -25,8 +25,7 @@ from server.api.edge.meters import Admitted, Held, LocalMeters
 from server.api.edge.rate_limits import Admission
 from server.api.edge.request_boundary import RequestBoundary
 from server.api.engine_client import EngineClient
-from server.api.generation import chat, completions
-from server.api.generation.embeddings import route as embeddings
+from server.api.generation import chat, completions, embeddings
 from server.api.generation.responses import route as responses
 from server.api.wire import errors
 from server.api.wire.heavy_work import HeavyWork

@@ -23,7 +23,7 @@ TIMEOUT_HEADER = "x-request-timeout-ms"
 MAX_MS = 24 * 3600 * 1000
 
 
-async def deadline_of(request: Request) -> float | None:
+def _deadline_of(request: Request) -> float | None:
     """When the client stops waiting, in seconds of `time.monotonic`; None without the header. Raises ApiError 400."""
     text = request.headers.get(TIMEOUT_HEADER)
     if text is None:
@@ -35,29 +35,24 @@ async def deadline_of(request: Request) -> float | None:
     return time.monotonic() + milliseconds / 1000
 
 
-async def admit(caller: CallerDep, context: ContextDep) -> Admitted | None:
-    """One request of the caller's tenant, spent even if the body is refused. None for a caller that speaks for all: its
-    tenant is named in the body. Raises ApiError 429."""
-    if caller.speaks_for_all:
-        return None
-    return await context.meters.admit(caller.tenant, await quotas_of(context, caller.tenant))
-
-
 @dataclass(frozen=True)
 class BeforeBody:
-    """What is known of a request for text before its body is read."""
+    """What is known of a request for text before its body is read.
+
+    admission: one request of the caller's tenant, spent even if the body is refused; None for a caller that speaks for
+    all, since the body names its tenant.
+    """
 
     caller: Caller
     deadline_s: float | None
     admission: Admitted | None
 
 
-async def before_body(
-    caller: CallerDep,
-    deadline_s: Annotated[float | None, Depends(deadline_of)],
-    admission: Annotated[Admitted | None, Depends(admit)],
-) -> BeforeBody:
-    """A dependency that is declared before the body; FastAPI resolves its parameters in their order."""
+async def before_body(request: Request, caller: CallerDep, context: ContextDep) -> BeforeBody:
+    """A dependency that is declared before the body. Raises ApiError 400, 429."""
+    deadline_s, admission = _deadline_of(request), None
+    if not caller.speaks_for_all:
+        admission = await context.meters.admit(caller.tenant, await quotas_of(context, caller.tenant))
     return BeforeBody(caller, deadline_s, admission)
 
 

@@ -12,14 +12,14 @@ from functools import cache
 from typing import Any
 from uuid import uuid4
 
+from adapters_store.format.invocation import last_place
 from adapters_store.parsing.numbers import whole_number
 from adapters_store.parsing.strict_json import shown
 from server.api.context import ApiContext
 from server.api.engine_client import EngineClient
 from server.api.generation.admission import BeforeBody
 from server.api.generation.call import Call, StreamUsage, inline_or_heavy
-from server.api.generation.fields.activation import active_from_in
-from server.api.generation.schemas import GenerationBody, Prompt
+from server.api.generation.schemas import GenerationBody, Prompt, StreamOptions
 from server.api.target import Target, resolve_target
 from server.api.wire.model_field import WeightedName
 from server.engine.grammar.compiler import AskedGrammar, CompiledGrammar
@@ -42,7 +42,13 @@ class TokenBudget:
         """Raises InvalidRequest `context_length_exceeded` when prompt and asked tokens do not fit together."""
         num_left = max_model_len - num_prompt_tokens
         if num_left < (1 if self.asked is None else self.asked):
-            raise _context_exceeded(self.prompt_field, num_prompt_tokens, self.asked, max_model_len)
+            field = self.prompt_field
+            completion = "" if self.asked is None else f" and {shown(self.asked)} for the completion"
+            message = (
+                f"{field}: the context length is {max_model_len} tokens, "
+                f"got {num_prompt_tokens} in the prompt{completion}"
+            )
+            raise InvalidRequest(field, message, code="context_length_exceeded")
         if self.asked is not None:
             return self.asked
         return num_left if self.default is None else min(self.default, num_left)
@@ -50,7 +56,7 @@ class TokenBudget:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the body of each route says. params: everything but max_tokens; may run on any thread."""
+    """What every route's body has. params: everything but max_tokens; may run on any thread."""
 
     model: str | Sequence[WeightedName]
     sticky: str | None
@@ -74,7 +80,6 @@ class PromptSource:
 
     id_prefix: of the answer's id. weight: what it takes to tokenise, in characters. echo: the prompts' texts, from
     their tokens; None if the answer does not repeat them. end_ids: tokens that end an answer besides the base's own.
-    grammar: what each answer must follow, if the prepared prompts say nothing else.
     """
 
     id_prefix: str
@@ -86,7 +91,6 @@ class PromptSource:
     prompt_logprobs: int | None = None
     echo: Callable[[Sequence[list[int]]], list[str]] | None = None
     end_ids: tuple[int, ...] = ()
-    grammar: AskedGrammar | None = None
 
 
 async def build_call(
@@ -107,11 +111,9 @@ async def call_of(context: ApiContext, before: BeforeBody, asked: Asked, source:
     """As build_call, for any body."""
     _check_counts(context, source, asked.num_choices)
     target = await resolve_target(context, before.caller, asked.model, asked.sticky or request_id)
-
-    weight = source.weight + (_OWN_TEMPLATE_WEIGHT if target.chat_template is not None else 0)
-    prepared = await inline_or_heavy(context, target.tenant, weight, lambda: source.prepare(target))
+    prepared = await prepared_for(context, target, source)
     prompts = prepared.prompts
-    grammar = await _compiled(context, target.tenant, prepared.grammar or source.grammar)
+    grammar = await _compiled(context, target.tenant, prepared.grammar)
 
     def build() -> Call:
         params = asked.params()
@@ -144,6 +146,12 @@ async def call_of(context: ApiContext, before: BeforeBody, asked: Asked, source:
         )
 
     return await inline_or_heavy(context, target.tenant, source.weight, build)
+
+
+async def prepared_for(context: ApiContext, target: Target, source: PromptSource) -> Prepared:
+    """The source's prompts for this target. Raises InvalidRequest."""
+    weight = source.weight + (_OWN_TEMPLATE_WEIGHT if target.chat_template is not None else 0)
+    return await inline_or_heavy(context, target.tenant, weight, lambda: source.prepare(target))
 
 
 async def _compiled(context: ApiContext, tenant: str, asked: AskedGrammar | None) -> CompiledGrammar | None:
@@ -263,36 +271,51 @@ def _requests(
         if not prompt:
             raise InvalidRequest(budget.prompt_field, f"{budget.prompt_field} must have at least 1 token, got 0")
         max_tokens = budget.max_tokens(len(prompt), context.engine.max_model_len)
-        context.engine.vocabulary.check(prompt, budget.prompt_field)  # of a prompt that fits: the look is short
-        active_from = active_from_in(prompt, target, budget.prompt_field)
+        context.engine.vocabulary.check(prompt, budget.prompt_field)  # after its length: that bounds the cost
+        active_from = _active_from(prompt, target, budget.prompt_field)
         for choice in range(num_choices):
-            own = own_params(max_tokens, _seed_of(params.seed, choice))
-            request = _request(f"{call_id}-{len(requests)}", target, prompt, own)
-            request.active_from = active_from
-            request.price = 1.0 + context.settings.rank_surcharge * target.rank
-            request.deadline_s = deadline_s
-            if grammar is not None:
-                request.constraint = grammar.start(_ending_ids(context.engine, params))
+            request = Request(
+                id=f"{call_id}-{len(requests)}",
+                tenant=target.tenant,
+                prompt_ids=prompt,
+                params=own_params(max_tokens, _seed_of(params.seed, choice)),
+                adapter=target.adapter,
+                adapter_name=None if target.adapter is None else f"{target.tenant}/{target.label}",
+                arrival_s=time.monotonic(),
+                weight=target.quotas.weight,
+                price=1.0 + context.settings.rank_surcharge * target.rank,
+                deadline_s=deadline_s,
+                active_from=active_from,
+                constraint=None if grammar is None else grammar.start(_ending_ids(context.engine, params)),
+            )
             requests.append(request)
     return requests
+
+
+def _active_from(prompt: Sequence[int], target: Target, field: str) -> int:
+    """The position of the first token that the adapter changes: 0, or where an activated LoRA's tokens begin.
+
+    As PEFT does, the last place of the tokens counts. PEFT lets the base answer a prompt without them; that would hide
+    a mistake. field: the prompt's, in the request's body.
+
+    Raises InvalidRequest (invocation_missing).
+    """
+    if target.invocation_tokens is None:
+        return 0
+    found = last_place(prompt, target.invocation_tokens)
+    if found is None:
+        wanted = shown(list(target.invocation_tokens))
+        message = (
+            f"{field} must hold the tokens that switch the adapter {shown(target.model)} on (alora_invocation_tokens: "
+            f"{wanted}); for an answer without it ask the base model"
+        )
+        raise InvalidRequest(field, message, code="invocation_missing")
+    return found
 
 
 def _ending_ids(engine: EngineClient, params: SamplingParams) -> frozenset[int]:
     """Tokens that end this answer."""
     return frozenset() if params.ignore_eos else engine.tokenizer.eos_ids.union(params.end_ids)
-
-
-def _request(request_id: str, target: Target, prompt: list[int], params: SamplingParams) -> Request:
-    return Request(
-        id=request_id,
-        tenant=target.tenant,
-        prompt_ids=prompt,
-        params=params,
-        adapter=target.adapter,
-        adapter_name=None if target.adapter is None else f"{target.tenant}/{target.label}",
-        arrival_s=time.monotonic(),
-        weight=target.quotas.weight,
-    )
 
 
 def _seed_of(seed: int | None, choice: int) -> int | None:
@@ -303,13 +326,5 @@ def _seed_of(seed: int | None, choice: int) -> int | None:
 def _stream_usage(body: GenerationBody) -> StreamUsage | None:
     if not body.stream:
         return None
-    options = body.stream_options
-    if options is None:
-        return StreamUsage()
+    options = body.stream_options or StreamOptions()
     return StreamUsage(at_end=bool(options.include_usage), in_chunks=bool(options.continuous_usage_stats))
-
-
-def _context_exceeded(field: str, num_prompt_tokens: int, asked: int | None, limit: int) -> InvalidRequest:
-    completion = "" if asked is None else f" and {shown(asked)} for the completion"
-    message = f"{field}: the context length is {limit} tokens, got {num_prompt_tokens} in the prompt{completion}"
-    return InvalidRequest(field, message, code="context_length_exceeded")

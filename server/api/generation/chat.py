@@ -26,7 +26,7 @@ from server.api.generation.whole import Choice, choices_text, whole_answer
 from server.api.request_body import json_body
 from server.api.wire.json_body import body_schema
 from server.api.wire.json_text import json_text
-from server.engine.request import InvalidRequest, TokenEvent
+from server.engine.request import InvalidRequest, TokenEvent, TokenLogprob
 
 BodyDep = Annotated[ChatBody, Depends(json_body(ChatBody, max_bytes=None))]
 
@@ -80,10 +80,9 @@ def chat_source(context: ApiContext, body: ChatBody, *, id_prefix: str = "chatcm
         num_prompts=1,
         weight=_weight(body),
         budget=TokenBudget(prompt_field="messages", asked=max_tokens, default=default),
-        prepare=lambda target: planned(context, body, target),
+        prepare=lambda target: planned(context, body, target, asked),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         end_ids=tuple(context.engine.tokenizer.chat_end_ids),
-        grammar=asked,
     )
 
 
@@ -115,8 +114,7 @@ class ChatShape:
         spoken = answer.message([*answer.deltas(choice.text, choice.marks), *answer.last_deltas()])
         message: dict[str, Any] = {"role": "assistant", **spoken, "refusal": None, "annotations": []}
         finish_reason = answer.finish_reason(choice.finish_reason)
-        logprobs = chat_logprobs(self._token_texts, choice.logprobs) if self._has_logprobs else "null"
-        ended = f'"logprobs":{logprobs},"finish_reason":{json_text(finish_reason)}'
+        ended = f'"logprobs":{self._logprobs(choice.logprobs)},"finish_reason":{json_text(finish_reason)}'
         return f'{{"index":{index},"message":{json_text(message)},{ended}}}'
 
     def head(self) -> str:
@@ -128,7 +126,7 @@ class ChatShape:
         if not self._has_role[index]:
             self._has_role[index] = True
             chunks.append(_chunk(index, _FIRST_DELTA, "null", "null"))
-        logprobs = self._logprobs(event)
+        logprobs = self._logprobs(event.logprobs or ())
         for delta in self._deltas(index, event):
             chunks.append(_chunk(index, delta, logprobs, "null"))
             logprobs = "null"
@@ -147,8 +145,8 @@ class ChatShape:
             deltas += [json_text(delta) for delta in answer.last_deltas()]
         return deltas
 
-    def _logprobs(self, event: TokenEvent) -> str:
-        return chat_logprobs(self._token_texts, event.logprobs or ()) if self._has_logprobs else "null"
+    def _logprobs(self, entries: Sequence[TokenLogprob]) -> str:
+        return chat_logprobs(self._token_texts, entries) if self._has_logprobs else "null"
 
 
 def _chunk(index: int, delta: str, logprobs: str, finish_reason: str) -> str:

@@ -18,15 +18,23 @@ class ChatAnswer:
         self._reader = None if form is None else AnswerReader(form)
         self._id_chars = PLAIN_ID_CHARS if form is None or form.dialect is None else form.dialect.call_id_chars
 
-    def deltas(self, text: str, marks: Sequence[Mark] = ()) -> list[dict[str, Any]]:
+    def pieces(self, text: str, marks: Sequence[Mark] = ()) -> list[Piece]:
         """What this much more of the answer's text adds."""
         if self._reader is None:
-            return [{"content": text}] if text else []
-        return list(map(self._delta, self._reader.feed(text, marks)))
+            return [Piece("text", text)] if text else []
+        return self._reader.feed(text, marks)
+
+    def last_pieces(self) -> list[Piece]:
+        """What was held back until the end of the answer."""
+        return [] if self._reader is None else self._reader.finish()
+
+    def deltas(self, text: str, marks: Sequence[Mark] = ()) -> list[dict[str, Any]]:
+        """As `pieces`."""
+        return list(map(self._delta, self.pieces(text, marks)))
 
     def last_deltas(self) -> list[dict[str, Any]]:
-        """What was held back until the end of the answer."""
-        return [] if self._reader is None else list(map(self._delta, self._reader.finish()))
+        """As `last_pieces`."""
+        return list(map(self._delta, self.last_pieces()))
 
     def finish_reason(self, reason: str | None) -> str | None:
         has_calls = self._reader is not None and self._reader.has_whole_calls
@@ -55,12 +63,12 @@ class ChatAnswer:
                 return {"reasoning_content": piece.text}
             case "name":
                 function = {"name": piece.text, "arguments": ""}
-                call = {"index": piece.number, "id": self._new_id(), "type": "function", "function": function}
+                call = {"index": piece.number, "id": self.new_call_id(), "type": "function", "function": function}
                 return {"tool_calls": [call]}
             case "arguments":
                 return {"tool_calls": [{"index": piece.number, "function": {"arguments": piece.text}}]}
 
-    def _new_id(self) -> str:
+    def new_call_id(self) -> str:
         """Mistral's templates take nine letters and digits and nothing else."""
         digits = uuid4().hex[: self._id_chars]
         return digits if self._id_chars < PLAIN_ID_CHARS else f"call_{digits}"

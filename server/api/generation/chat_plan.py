@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from adapters_store.dialects.catalog import DIALECTS, dialect_of
 from adapters_store.dialects.dialect import Dialect
 from adapters_store.dialects.reasoning import reasoning_of
@@ -15,7 +17,7 @@ from server.engine.grammar.spec import GrammarSpec
 from server.engine.request import InvalidRequest
 from server.engine.text.answer_plan import answer_form, marker_ids
 from server.engine.text.answer_reader import AnswerForm
-from server.engine.text.call_grammar import CallsPart, Choice, ReasoningPart, answer_grammar
+from server.engine.text.call_grammar import ANSWER, CallsPart, Choice, ReasoningPart, answer_grammar
 from server.engine.text.chat_options import ChatOptions
 from server.engine.text.tokenizer import Tokenizer
 
@@ -36,8 +38,9 @@ def _names(body: ChatBody) -> list[str]:
     return [tool.function.name for tool in body.tools or ()]
 
 
-def planned(context: ApiContext, body: ChatBody, target: Target) -> Prepared:
-    """Raises InvalidRequest, also for what the chat template refuses."""
+def planned(context: ApiContext, body: ChatBody, target: Target, asked: AskedGrammar | None) -> Prepared:
+    """asked: what the answer must follow behind its reasoning. Raises InvalidRequest, also for what the chat template
+    refuses."""
     tokenizer, options = context.engine.tokenizer, _options(context, body, target)
     messages = [message.for_template() for message in body.messages]
     check_length(context, "messages", sum(message.num_chars for message in body.messages))
@@ -49,9 +52,13 @@ def planned(context: ApiContext, body: ChatBody, target: Target) -> Prepared:
     reasoning = _reasoning_part(tokenizer, form, budget)
     calls = None if dialect is None else _calls_part(body, dialect)
     read = None if form.is_plain else form
-    if calls is None and budget is None:
-        return Prepared([ids], form=read)
-    lark = answer_grammar(marker_ids(tokenizer, dialect, form.reasoning), reasoning=reasoning, calls=calls)
+    if calls is None and budget is None and (asked is None or reasoning is None):
+        return Prepared([ids], form=read, grammar=asked)
+    ids_of_marks = marker_ids(tokenizer, dialect, form.reasoning)
+    if asked is not None:
+        before = answer_grammar(ids_of_marks, reasoning=reasoning, text=ANSWER)
+        return Prepared([ids], form=read, grammar=asked._replace(spec=replace(asked.spec, before=before)))
+    lark = answer_grammar(ids_of_marks, reasoning=reasoning, calls=calls)
     field = "tools" if calls is not None else "reasoning_budget"
     return Prepared([ids], form=read, grammar=AskedGrammar(field, GrammarSpec("lark", lark)))
 
@@ -85,10 +92,10 @@ def _calls_part(body: ChatBody, dialect: Dialect) -> CallsPart:
 
 def _reasoning_part(tokenizer: Tokenizer, form: AnswerForm, budget: int | None) -> ReasoningPart | None:
     """Raises InvalidRequest for a budget of a model whose reasoning has no mark, or one of several tokens."""
-    if form.reasoning is None and budget is not None:
-        raise InvalidRequest("reasoning_budget", "reasoning_budget: this model's chat template marks no reasoning")
     if form.reasoning is None:
-        return None
+        if budget is None:
+            return None
+        raise InvalidRequest("reasoning_budget", "reasoning_budget: this model's chat template marks no reasoning")
     if budget is not None and form.reasoning.close not in form.marker_ids:
         reason = f"this model has no token for {form.reasoning.close}, so its reasoning cannot be counted"
         raise InvalidRequest("reasoning_budget", f"reasoning_budget: {reason}")

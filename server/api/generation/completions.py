@@ -54,17 +54,18 @@ def _check(body: CompletionBody) -> None:
 
 def _source(context: ApiContext, body: CompletionBody) -> PromptSource:
     budget = TokenBudget(prompt_field="prompt", asked=body.max_tokens, default=DEFAULT_MAX_TOKENS)
-    has_special = body.add_special_tokens is not False
+    has_special, asked = body.add_special_tokens is not False, asked_grammar(body)
     return PromptSource(
         id_prefix="cmpl",
         num_prompts=len(body.prompt),
         weight=sum(map(len, body.prompt)) + len(body.logit_bias or ()) * len(body.prompt),
         budget=budget,
-        prepare=lambda _: Prepared(prompt_ids(context, body.prompt, budget, add_special_tokens=has_special)),
+        prepare=lambda _: Prepared(
+            prompt_ids(context, body.prompt, budget, add_special_tokens=has_special), grammar=asked
+        ),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
         echo=partial(_echoes, context, body) if body.echo else None,
-        grammar=asked_grammar(body),
     )
 
 
@@ -101,8 +102,8 @@ class CompletionShape:
         return f"{self.head()}["
 
     def whole(self, index: int, choice: Choice) -> str:
-        reason = "null" if choice.finish_reason is None else json_string(choice.finish_reason)
-        return self._choice(index, choice.text, choice.prompt_logprobs, choice.logprobs, reason)
+        reported = choice.prompt_logprobs, choice.logprobs
+        return self._choice(index, choice.text, *reported, finish_json(choice.finish_reason))
 
     def head(self) -> str:
         return f'{json_text(self._common)[:-1]},"choices":'
@@ -111,7 +112,7 @@ class CompletionShape:
         if not event.token_ids and event.finish_reason is None:
             return ()
         reported = event.prompt_logprobs or (), event.logprobs or ()
-        return (self._choice(index, event.text, *reported, finish_json(event)),)
+        return (self._choice(index, event.text, *reported, finish_json(event.finish_reason)),)
 
     def _choice(
         self,

@@ -13,7 +13,7 @@ from server.api.context import ApiContext
 from server.api.edge.event_bridge import Inbox, IndexedEvent
 from server.api.edge.request_context import answer_with
 from server.api.generation.call import Call
-from server.api.generation.call_metrics import CallMetrics
+from server.api.generation.parts.call_metrics import CallMetrics
 from server.api.generation.parts.progress import CallProgress
 from server.api.wire.errors import ApiError, engine_dead, from_engine
 from server.engine.request import QueueFull, Request, TokenEvent
@@ -45,7 +45,7 @@ class Generation:
                 self._engine.submit(request, self._bridge.listener(self.inbox, index))
                 self._unfinished.add(request.id)
         except QueueFull:
-            self._metrics.refused("queue_full")
+            self._metrics.failed("queue_full")
             raise
         self.is_submitted = True
 
@@ -78,7 +78,9 @@ class Generation:
     def close(self) -> None:
         for request_id in self._unfinished:
             self._engine.abort(request_id)
-        self._trace(self._metrics.close(num_aborted=len(self._unfinished)))
+        record = self._metrics.close(num_aborted=len(self._unfinished))
+        if self._trace is not None:
+            self._trace(record)
 
 
 @asynccontextmanager

@@ -9,14 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from adapters_store.dialects.dialect import MAX_CALLS, MAX_TOOLS
 from server.api.generation.fields.structured_output import StructuredFields
-from server.api.generation.fields.tools import (
-    CallId,
-    NamedTool,
-    Tool,
-    ToolCall,
-    checked_calls,
-    checked_tools,
-)
+from server.api.generation.fields.tools import CallId, NamedTool, Tool, ToolCall, checked_tools
 from server.api.wire.body import Absent, Body, Empty, Metadata, Text, at_most, neutral
 from server.api.wire.model_field import Model
 from server.engine.request import MAX_LOGIT_BIAS, MAX_LOGPROBS
@@ -164,7 +157,7 @@ class Message(Body):
     annotations: Empty = None
     audio: Absent = None
     function_call: Absent = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS), AfterValidator(checked_calls)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS)] | None = None
     tool_call_id: CallId | None = None
     reasoning_content: str | None = None
 

@@ -1,4 +1,4 @@
-"""Sends a generation as server-sent events, as it happens. Knows when to send what; the shapes are the renderer's.
+"""Sends a generation as server-sent events, as it happens. Knows when to send what; the shapes are the route's.
 
 Headers wait for the first event, so a failure before it is answered with its proper status. After that a failure is
 one event with an error body; in OpenAI's chats and completions [DONE] follows, so that clients that wait for it finish
@@ -19,23 +19,13 @@ from server.api.generation.call import Call, StreamUsage, inline_or_heavy
 from server.api.generation.generation import Generation, hang_up_watched, submitted
 from server.api.generation.parts.progress import CallProgress, usage_of_sequence
 from server.api.generation.schemas import GenerationBody
-from server.api.generation.whole import LOGPROB_WEIGHT
+from server.api.generation.whole import LOGPROB_WEIGHT, Shape
 from server.api.wire.errors import ApiError, ClientGone
 from server.api.wire.json_text import json_string, json_text
 from server.engine.request import InvalidRequest, TokenEvent
 
 _DONE = "data: [DONE]\n\n"
 _KEEP_ALIVE = ": keep-alive\n\n"
-
-
-class Renderer(Protocol):
-    """Makes the text of server-sent events; everything that is the same for each of them is made once."""
-
-    def head(self) -> str:
-        """JSON of a chunk up to the members of `choices`, without the closing brackets."""
-
-    def choices(self, index: int, event: TokenEvent) -> Sequence[str]:
-        """The JSON of one choice object for each chunk that this event makes."""
 
 
 class EventWriter(Protocol):
@@ -54,16 +44,16 @@ class EventWriter(Protocol):
 class ChunkWriter:
     """OpenAI's chunks of chats and completions, with as much usage as the call's stream options ask for."""
 
-    def __init__(self, call: Call, renderer: Renderer, progress: CallProgress) -> None:
+    def __init__(self, call: Call, shape: Shape, progress: CallProgress) -> None:
         self._call = call
-        self._renderer = renderer
+        self._shape = shape
         self._progress = progress
-        self._head = f"data: {renderer.head()}"
+        self._head = f"data: {shape.head()}"
         self._reports = call.stream or StreamUsage()
 
     def chunks(self, index: int, event: TokenEvent) -> str:
         tail = self._tail(index, event)
-        return "".join(f"{self._head}[{choice}]{tail}" for choice in self._renderer.choices(index, event))
+        return "".join(f"{self._head}[{choice}]{tail}" for choice in self._shape.choices(index, event))
 
     def closing(self) -> str:
         if not self._reports.at_end:
@@ -114,6 +104,7 @@ class TokenStream(Response):
                 raise
             last = self._writer.failed(error)
         await send(_body(last, more=False))
+        self._progress.bill(self._context.usage)
 
     async def _send_events(self, batches: AsyncIterator[list[IndexedEvent]], send: Send) -> None:
         async for events in batches:
@@ -137,10 +128,10 @@ class TokenStream(Response):
         )
 
 
-def chunk_stream(context: ApiContext, call: Call, renderer: Renderer) -> TokenStream:
+def chunk_stream(context: ApiContext, call: Call, shape: Shape) -> TokenStream:
     """In chunks of OpenAI's chats and completions."""
     progress = CallProgress(call)
-    return TokenStream(context, call, ChunkWriter(call, renderer, progress), progress)
+    return TokenStream(context, call, ChunkWriter(call, shape, progress), progress)
 
 
 def _body(text: str, *, more: bool) -> dict[str, object]:
@@ -153,5 +144,5 @@ def check_stream_options(body: GenerationBody) -> None:
         raise InvalidRequest("stream_options", "stream_options is allowed only with stream true")
 
 
-def finish_json(event: TokenEvent) -> str:
-    return "null" if event.finish_reason is None else json_string(event.finish_reason)
+def finish_json(reason: str | None) -> str:
+    return "null" if reason is None else json_string(reason)

@@ -58,17 +58,23 @@ class Choice:
 WholeText = Callable[[Sequence[Choice], CallProgress], str]
 
 
-class WholeShape(Protocol):
-    """Makes the JSON text of an answer that is not streamed."""
+class Shape(Protocol):
+    """Makes the JSON of OpenAI's chats or completions; what is the same in each chunk is made once."""
 
     def whole_head(self) -> str:
-        """The answer up to the members of `choices`."""
+        """An answer that is not streamed, up to the members of `choices`."""
 
     def whole(self, index: int, choice: Choice) -> str:
-        """One member of `choices`."""
+        """One member of its `choices`."""
+
+    def head(self) -> str:
+        """A chunk up to the members of `choices`, without the closing brackets."""
+
+    def choices(self, index: int, event: TokenEvent) -> Sequence[str]:
+        """One choice object for each chunk that this event makes."""
 
 
-def choices_text(shape: WholeShape, choices: Sequence[Choice], progress: CallProgress) -> str:
+def choices_text(shape: Shape, choices: Sequence[Choice], progress: CallProgress) -> str:
     """The answer of OpenAI's chats and completions."""
     members = ",".join(shape.whole(index, choice) for index, choice in enumerate(choices))
     return f'{shape.whole_head()}{members}],"usage":{json_text(progress.usage())}}}'

@@ -31,22 +31,16 @@ class Body(BaseModel):
         return {**{name: value[name] for name in names if name in value}, unknown: value[unknown]}
 
 
-class _Neutral:
-    """Accepts the values under which a feature we lack changes nothing; refuses the others by the field's name."""
-
-    def __init__(self, *values: Any) -> None:
-        self.values = (None, *values)
-
-    def __call__(self, value: Any) -> None:
-        if value not in self.values:
-            allowed = " or ".join(map(json_text, self.values))
-            raise PydanticCustomError(
-                "unsupported_parameter", "not supported; leave it out or send {allowed}", {"allowed": allowed}
-            )
-
-
 def neutral(*values: Any) -> Any:
-    return PlainValidator(_Neutral(*values), json_schema_input_type=Any)
+    """Accepts the values under which a feature we lack changes nothing; refuses the others by the field's name."""
+    allowed = (None, *values)
+
+    def check(value: Any) -> None:
+        if value not in allowed:
+            given = {"allowed": " or ".join(map(json_text, allowed))}
+            raise PydanticCustomError("unsupported_parameter", "not supported; leave it out or send {allowed}", given)
+
+    return PlainValidator(check, json_schema_input_type=Any)
 
 
 Empty = Annotated[None, neutral([])]

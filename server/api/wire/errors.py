@@ -2,7 +2,7 @@
 
 {"error": {"message": str, "type": str, "param": str | null, "code": str}}
 
-Under /v1/messages the same stands in Anthropic's: {"type": "error", "error": {...}}, with that API's types.
+Under /v1/messages the body is Anthropic's: {"type": "error", "error": {...}}, with that API's types.
 """
 
 from __future__ import annotations

@@ -6,13 +6,14 @@ into C that holds the interpreter's lock stops the event loop too, from any thre
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+
+from lora_kernels.cgroups import usable_cpus
 
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ class HeavyWork:
     """One tenant uses at most half of the slots, so others always find a free one. Used on the event loop only."""
 
     def __init__(self) -> None:
-        count = min(max(os.cpu_count() or 1, _FEWEST_SLOTS), _MOST_SLOTS)
+        count = min(max(usable_cpus(), _FEWEST_SLOTS), _MOST_SLOTS)
         self._slots = anyio.CapacityLimiter(count)
         self._of_tenant = max(1, count // 2)
         self._shares: dict[str, tuple[anyio.Semaphore, int]] = {}
@@ -46,7 +47,3 @@ class HeavyWork:
                 del self._shares[tenant]
             else:
                 self._shares[tenant] = semaphore, count - 1
-
-    def __len__(self) -> int:
-        """Tenants with work here, running or waiting."""
-        return len(self._shares)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -9,7 +10,6 @@ from pydantic_core import ErrorDetails
 
 from server.api.wire.errors import ApiError
 from server.api.wire.json_text import MalformedJson, parse_json
-from server.api.wire.model_field import FORMS
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -34,7 +34,7 @@ def checked(model: type[M], value: dict[str, Any]) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _refusal(error, value) from None
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -43,12 +43,29 @@ def body_schema(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _refusal(error: ValidationError) -> ApiError:
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    param = ".".join(str(part)[:_MAX_SHOWN] for part in first["loc"] if part not in FORMS) or None
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return ApiError(400, _code(first["type"]), f"{_sentence(first, param)}{more}", param=param)
+def _refusal(error: ValidationError, body: dict[str, Any]) -> ApiError:
+    """Of the first problem. A field that may have several forms has one problem or more for each: the one deepest in
+    the body belongs to the form that the client meant."""
+    problems = [(_fields(body, each["loc"], each["type"]), each) for each in error.errors(include_url=False)]
+    first, _ = problems[0]
+    same_field = [each for each in problems if each[0][: len(first)] == first]
+    fields, problem = max(same_field, key=lambda each: len(each[0]))
+    num_more = sum(fields[: len(other)] != other for other, _ in problems)
+    param = ".".join(str(part)[:_MAX_SHOWN] for part in fields) or None
+    more = f" (and {num_more} more)" if num_more else ""
+    return ApiError(400, _code(problem["type"]), f"{_sentence(problem, param)}{more}", param=param)
+
+
+def _fields(value: Any, loc: Sequence[int | str], kind: str) -> tuple[int | str, ...]:
+    """The parts of `loc` that are fields and places in the body; pydantic names the forms of a field among them."""
+    if not loc:
+        return ()
+    part, rest = loc[0], loc[1:]
+    if kind == "missing" and not rest and isinstance(value, dict):
+        return (part,)
+    passed_over = _fields(value, rest, kind)
+    is_inside = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
+    return max(passed_over, (part, *_fields(value[part], rest, kind)), key=len) if is_inside else passed_over
 
 
 def _code(kind: str) -> str:

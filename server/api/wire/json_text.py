@@ -13,26 +13,18 @@ from adapters_store.parsing.strict_json import shown
 MAX_JSON_DEPTH = 30  # a JSON schema nests two levels for each of the objects it describes
 WHOLE_BYTES = 8192  # read in one go, in less time than a thread takes to be asked
 
-# ASCII, because a lone surrogate in generated text has no UTF-8 form but has an escape.
-_encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
+# Compact JSON; raises ValueError on NaN and infinities. ASCII, because a lone surrogate in generated text has no UTF-8
+# form but has an escape.
+json_text = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
+json_string = encode_basestring_ascii  # of one text; the fast path of streaming
 
 
 class MalformedJson(ValueError):
     """Text that is not the JSON we accept; the message says what and where."""
 
 
-def json_text(value: Any) -> str:
-    """Compact ASCII JSON. Raises ValueError on NaN and infinities."""
-    return _encode(value)
-
-
 def json_bytes(value: Any) -> bytes:
-    return _encode(value).encode("ascii")
-
-
-def json_string(text: str) -> str:
-    """One JSON string literal; the fast path of streaming."""
-    return encode_basestring_ascii(text)
+    return json_text(value).encode("ascii")
 
 
 def parse_json(body: bytes) -> Any:

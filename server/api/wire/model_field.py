@@ -39,13 +39,10 @@ def _each_once(parts: list[WeightedName]) -> list[WeightedName]:
 
 
 def _form(value: Any) -> str:
-    return SEVERAL if isinstance(value, list) else ONE
+    return "several" if isinstance(value, list) else "one"
 
-
-ONE, SEVERAL = "<one name>", "<several adapters>"
-FORMS = frozenset({ONE, SEVERAL})  # pydantic names the form among the fields that lead to an error
 
 _Several = Annotated[
-    list[WeightedName], Field(min_length=1, max_length=MAX_PARTS), AfterValidator(_each_once), Tag(SEVERAL)
+    list[WeightedName], Field(min_length=1, max_length=MAX_PARTS), AfterValidator(_each_once), Tag("several")
 ]
-Model = Annotated[Annotated[Name, Tag(ONE)] | _Several, Discriminator(_form)]
+Model = Annotated[Annotated[Name, Tag("one")] | _Several, Discriminator(_form)]

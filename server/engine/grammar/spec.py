@@ -40,15 +40,24 @@ class GrammarSpec:
     """A grammar as a client sends it. text: of a json_schema and of a choice, JSON; of a grammar, Lark or GBNF; of
     lark, Lark that this server wrote itself.
 
-    compact: no blanks between JSON tokens.
+    compact: no blanks between JSON tokens. before: Lark that this server wrote, with the grammar's text at @answer.
     """
 
     kind: GrammarKind
     text: str
     compact: bool = False
+    before: str = ""
 
     def compiled_form(self) -> str:
         """llguidance's own form. Raises UnreadableGrammar or TooComplex; may not return for hostile text."""
+        form = self._own_form()
+        if not self.before:
+            return form
+        is_json = self.kind in ("json_schema", "regex")
+        answer = json.loads(form)["grammars"][0] if is_json else {"lark_grammar": form}
+        return json.dumps({"grammars": [{"lark_grammar": self.before}, {**answer, "name": "answer"}]})
+
+    def _own_form(self) -> str:
         match self.kind:
             case "json_schema":
                 return self._schema_form()

@@ -20,6 +20,7 @@ Choice = Literal["none", "auto", "required"]
 
 _ARGUMENTS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ANY_TEXT = "/(?s:.*)/"
+ANSWER = r"/\n{0,2}/ @answer"  # another grammar, see `GrammarSpec.before`; models end their reasoning with a blank line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,16 @@ class CallsPart:
 
 
 def answer_grammar(
-    marker_ids: Mapping[str, int], *, reasoning: ReasoningPart | None = None, calls: CallsPart | None = None
+    marker_ids: Mapping[str, int],
+    *,
+    reasoning: ReasoningPart | None = None,
+    calls: CallsPart | None = None,
+    text: str = "TEXT",
 ) -> str:
-    """The Lark text. marker_ids: the token of each marker that the tokenizer has a token for."""
+    """The Lark text. marker_ids: the token of each marker that the tokenizer has a token for. text: an answer without
+    calls, free or `ANSWER`."""
     writer = _Writer(marker_ids)
-    body = "TEXT" if calls is None else writer.answer(calls)
+    body = text if calls is None else writer.answer(calls)
     start = body if reasoning is None else f"{writer.reasoning(reasoning)} ({body})"
     return "\n".join(["%llguidance {}", f"start: {start}", *writer.rules, f"TEXT: {writer.text}", ""])
 

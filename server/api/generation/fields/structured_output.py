@@ -87,9 +87,11 @@ def _of_response_format(given: ResponseFormat | None) -> list[AskedGrammar]:
 def _of_structured_outputs(given: StructuredOutputs | None) -> list[AskedGrammar]:
     if given is None:
         return []
-    schema = _ANY_OBJECT if given.json_ is None and given.json_object else given.json_
     compact = bool(given.disable_any_whitespace)
-    asked = _given("structured_outputs.", schema, given.regex, given.choice, given.grammar, compact=compact)
+    asked = _given("structured_outputs.", given.json_, given.regex, given.choice, given.grammar, compact=compact)
+    if given.json_object:
+        spec = GrammarSpec("json_schema", _ANY_OBJECT, compact)
+        asked.append(AskedGrammar("structured_outputs.json_object", spec))
     if not asked:
         message = "structured_outputs: one of json, json_object, regex, choice and grammar is required"
         raise InvalidRequest("structured_outputs", message)

@@ -1,11 +1,11 @@
-"""What chat requests may say about tools: definitions, choice, calls and results in the history. Knows no dialect."""
+"""The fields of chat requests for tools: definitions, choice, calls and results in the history. Knows no dialect."""
 
 from __future__ import annotations
 
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from adapters_store.dialects.dialect import (
@@ -20,13 +20,10 @@ from server.api.wire.body import Body
 
 ToolName = Annotated[str, Field(pattern=TOOL_NAME)]
 CallId = Annotated[str, Field(min_length=1, max_length=MAX_CALL_ID_CHARS)]
+Description = Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARS)]
 
 
-def _schema(value: Any) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise PydanticCustomError("invalid_type", "must be a JSON Schema, an object")
+def _of_objects(value: dict[str, Any]) -> dict[str, Any]:
     if value.get("type", "object") != "object":
         raise PydanticCustomError("invalid_value", "the schema of a tool's parameters must be of type object")
     if is_deeper(value, MAX_SCHEMA_DEPTH):
@@ -34,15 +31,31 @@ def _schema(value: Any) -> dict[str, Any] | None:
     return value
 
 
-Schema = Annotated[dict[str, Any] | None, PlainValidator(_schema, json_schema_input_type=dict[str, Any] | None)]
+ParametersSchema = Annotated[dict[str, Any], AfterValidator(_of_objects)]
+
+
+def _object_text(arguments: str) -> str:
+    """Clients replay a call without arguments as no text at all."""
+    if not arguments.strip():
+        return "{}"
+    try:
+        is_object = isinstance(json.loads(arguments), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        raise PydanticCustomError("invalid_value", "must be a JSON object as text")
+    return arguments
+
+
+Arguments = Annotated[str, AfterValidator(_object_text)]
 
 
 class Function(Body):
     """strict: arguments always follow the schema; if true, `uniqueItems` is refused and else it is a note."""
 
     name: ToolName
-    description: Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARS)] | None = None
-    parameters: Schema = None
+    description: Description | None = None
+    parameters: ParametersSchema | None = None
     strict: bool | None = None
 
 
@@ -56,7 +69,7 @@ class Tool(Body):
         return len(json.dumps(self.for_template()))
 
     def for_grammar(self) -> dict[str, Any]:
-        """As grammars read it: with `strict`, of which no template hears."""
+        """As grammars read it: with `strict`, which no template shows."""
         tool = self.for_template()
         return {**tool, "function": {**tool["function"], "strict": bool(self.function.strict)}}
 
@@ -78,14 +91,9 @@ class NamedTool(Body):
     function: _NamedFunction
 
 
-def _spelled(arguments: str) -> str:
-    """Of a call without arguments, clients replay no text at all."""
-    return arguments if arguments.strip() else "{}"
-
-
 class FunctionCall(Body):
     name: ToolName
-    arguments: Annotated[str, AfterValidator(_spelled)]
+    arguments: Arguments
 
 
 class ToolCall(Body):
@@ -100,31 +108,14 @@ class ToolCall(Body):
         return {"id": self.id, "type": "function", "function": self.function.model_dump()}
 
 
-def checked_calls(calls: list[ToolCall]) -> list[ToolCall]:
-    """Raises PydanticCustomError for arguments that no template can show."""
-    for number, call in enumerate(calls):
-        if not _is_object(call.function.arguments):
-            raise PydanticCustomError(
-                "invalid_value", "arguments of call {number} must be a JSON object as text", {"number": number}
-            )
-    return calls
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
 def checked_tools(tools: list[Tool]) -> list[Tool]:
-    """Raises PydanticCustomError for names twice, or more text than one grammar may have."""
+    """Raises PydanticCustomError for duplicate names, or for more text than one grammar may have."""
     seen: set[str] = set()
     for tool in tools:
         if tool.function.name in seen:
             raise PydanticCustomError("invalid_value", "duplicate name {name}", {"name": tool.function.name})
         seen.add(tool.function.name)
-    size = sum(len(json.dumps(tool.for_template())) for tool in tools)
+    size = sum(tool.weight for tool in tools)
     if size > MAX_TOOLS_CHARS:
         limits = {"limit": MAX_TOOLS_CHARS, "size": size}
         raise PydanticCustomError("invalid_value", "must have at most {limit} characters as JSON, has {size}", limits)

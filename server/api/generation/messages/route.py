@@ -12,7 +12,7 @@ from adapters_store.accounts.keys import Scope
 from server.api.auth import guarded
 from server.api.context import ContextDep
 from server.api.generation.admission import BeforeBodyDep
-from server.api.generation.call import inline_or_heavy
+from server.api.generation.build_call import prepared_for
 from server.api.generation.chat import chat_call, chat_source, check_chat
 from server.api.generation.fields.renamed import renamed_fields
 from server.api.generation.messages.answer import MessageEvents, whole_text
@@ -49,5 +49,5 @@ async def count_tokens(request: Request, before: BeforeBodyDep, context: Context
         check_chat(chat)
         source = chat_source(context, chat)
         target = await resolve_target(context, before.caller, chat.model, chat.sticky or request.state.request_id)
-        prepared = await inline_or_heavy(context, target.tenant, source.weight, lambda: source.prepare(target))
+        prepared = await prepared_for(context, target, source)
     return {"input_tokens": sum(map(len, prepared.prompts))}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from server.api.generation.fields.tools import CallId, ToolName
+from server.api.generation.fields.tools import CallId, Description, ParametersSchema, ToolName
 from server.api.generation.schemas import MAX_MESSAGES, ChatBody
 from server.api.wire.body import Absent, Body, Empty, Text, neutral
 from server.api.wire.errors import ApiError
@@ -23,33 +24,34 @@ FIELDS = {  # of chats: as they are called here
 }
 
 
-class _TextBlock(Body):
+class _Cached(Body):
     """cache_control is accepted: prompts are cached without it."""
 
+    cache_control: dict[str, Any] | None = None
+
+
+class _TextBlock(_Cached):
     type: Literal["text"]
     text: str
-    cache_control: dict[str, Any] | None = None
     citations: Empty = None
 
 
 Texts = Annotated[list[_TextBlock], Field(max_length=MAX_BLOCKS)]
 
 
-class _ToolUse(Body):
+class _ToolUse(_Cached):
     type: Literal["tool_use"]
     id: CallId
     name: ToolName
     input: dict[str, Any]
-    cache_control: dict[str, Any] | None = None
     caller: Any = None
 
 
-class _ToolResult(Body):
+class _ToolResult(_Cached):
     type: Literal["tool_result"]
     tool_use_id: CallId
     content: str | Texts | None = None
     is_error: bool | None = None
-    cache_control: dict[str, Any] | None = None
 
 
 class _Thinking(Body):
@@ -59,20 +61,29 @@ class _Thinking(Body):
 
 
 Block = Annotated[_TextBlock | _ToolUse | _ToolResult | _Thinking, Field(discriminator="type")]
+_REFUSED: dict[str, tuple[type[Body], ...]] = {"user": (_ToolUse, _Thinking), "assistant": (_ToolResult,)}
 
 
 class MessageParam(Body):
     role: Literal["user", "assistant"]
     content: str | Annotated[list[Block], Field(max_length=MAX_BLOCKS)]
 
+    @model_validator(mode="after")
+    def _blocks_fit_the_role(self) -> Self:
+        blocks = [] if isinstance(self.content, str) else self.content
+        refused = next((block for block in blocks if isinstance(block, _REFUSED[self.role])), None)
+        if refused is not None:
+            given = {"kind": refused.type, "role": self.role}
+            raise PydanticCustomError("invalid_value", "{kind} is not allowed with role {role}", given)
+        return self
 
-class ToolParam(Body):
+
+class ToolParam(_Cached):
     type: Literal["custom"] | None = None
     name: ToolName
-    description: str | None = None
-    input_schema: dict[str, Any]
+    description: Description | None = None
+    input_schema: ParametersSchema
     strict: bool | None = None
-    cache_control: dict[str, Any] | None = None
 
 
 class _ToolChoice(Body):
@@ -101,7 +112,7 @@ class _OutputConfig(Body):
     effort: Absent = None
 
 
-class PromptBody(Body):
+class PromptBody(_Cached):
     """What makes a prompt: all of a request to count its tokens."""
 
     model: Model
@@ -111,7 +122,6 @@ class PromptBody(Body):
     tool_choice: _ToolChoice | None = None
     thinking: _ThinkingSetting | None = None
     output_config: _OutputConfig | None = None
-    cache_control: dict[str, Any] | None = None
 
     def chat(self) -> ChatBody:
         """The same as a chat. Raises ApiError 400."""
@@ -168,15 +178,13 @@ class MessagesBody(PromptBody):
 
 
 def _turns(message: MessageParam) -> list[dict[str, Any]]:
-    """Results become turns of their own, before the user's text."""
+    """Each result becomes a message of its own, before the user's text."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
     texts = [block.text for block in message.content if isinstance(block, _TextBlock)]
     thoughts = [block.thinking for block in message.content if isinstance(block, _Thinking)]
     calls = [_call(block) for block in message.content if isinstance(block, _ToolUse)]
     results = [_result(block) for block in message.content if isinstance(block, _ToolResult)]
-    if results and message.role == "assistant":
-        raise ApiError(400, "invalid_value", "messages: tool_result is allowed only with role user", param="messages")
     turn: dict[str, Any] = {"role": message.role, "content": "".join(texts)}
     turn |= {"tool_calls": calls} if calls else {}
     turn |= {"reasoning_content": "".join(thoughts)} if thoughts else {}

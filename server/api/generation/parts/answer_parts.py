@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from server.api.generation.chat_answer import ChatAnswer
 from server.engine.request import Mark
-from server.engine.text.answer_reader import AnswerForm
+from server.engine.text.answer_reader import AnswerForm, Piece
 
 Kind = Literal["text", "reasoning", "call"]
-_SPOKEN: tuple[tuple[Kind, str], ...] = (("text", "content"), ("reasoning", "reasoning_content"))
 
 
 @dataclass(slots=True)
@@ -48,31 +47,25 @@ class PartedAnswer:
         self.parts: list[Part] = []
 
     def feed(self, text: str, marks: Sequence[Mark] = ()) -> list[PartEvent]:
-        return [event for delta in self._answer.deltas(text, marks) for event in self._delta(delta)]
+        return [event for piece in self._answer.pieces(text, marks) for event in self._events_of(piece)]
 
     def finish(self) -> list[PartEvent]:
-        events = [event for delta in self._answer.last_deltas() for event in self._delta(delta)]
+        events = [event for piece in self._answer.last_pieces() for event in self._events_of(piece)]
         return [*events, *self._closed()]
 
     def finish_reason(self, reason: str | None) -> str | None:
         """As chats name it: "tool_calls" if the answer ends with a whole call."""
         return self._answer.finish_reason(reason)
 
-    def _delta(self, delta: dict[str, Any]) -> Iterator[PartEvent]:
-        for kind, field_name in _SPOKEN:
-            if delta.get(field_name):
-                yield from self._grown(kind, delta[field_name])
-        for call in delta.get("tool_calls", ()):
-            if "id" in call:
-                yield from self._opened("call", call["id"], call["function"]["name"])
-            if call["function"]["arguments"]:
-                yield from self._grown("call", call["function"]["arguments"])
-
-    def _grown(self, kind: Kind, text: str) -> Iterator[PartEvent]:
+    def _events_of(self, piece: Piece) -> Iterator[PartEvent]:
+        if piece.kind == "name":
+            yield from self._opened("call", self._answer.new_call_id(), piece.text)
+            return
+        kind: Kind = "call" if piece.kind == "arguments" else piece.kind
         if not self.parts or self.parts[-1].kind != kind:
             yield from self._opened(kind)
-        self.parts[-1].texts.append(text)
-        yield PartEvent("grow", self.parts[-1], text)
+        self.parts[-1].texts.append(piece.text)
+        yield PartEvent("grow", self.parts[-1], piece.text)
 
     def _opened(self, kind: Kind, call_id: str = "", name: str = "") -> Iterator[PartEvent]:
         yield from self._closed()

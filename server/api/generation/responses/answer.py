@@ -35,7 +35,7 @@ class ResponseShape:
     def response(self, status: str, finish_reason: str | None = None) -> dict[str, Any]:
         """The object so far; its usage and items once it has ended."""
         body, has_ended = self._body, status != "in_progress"
-        is_cut = finish_reason == "length"
+        is_cut, params = finish_reason == "length", self._call.requests[0].params
         is_completed = has_ended and not is_cut
         return {
             "id": self._call.id,
@@ -56,14 +56,14 @@ class ResponseShape:
             "reasoning": {"effort": None, "summary": None},
             "service_tier": "default",
             "store": False,
-            "temperature": 1.0 if body.temperature is None else body.temperature,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
+            "temperature": params.temperature,
+            "presence_penalty": params.presence_penalty,
+            "frequency_penalty": params.frequency_penalty,
             "text": {"format": body.format},
             "tool_choice": self._tool_choice(),
             "tools": [tool.model_dump() for tool in body.tools or ()],
             "top_logprobs": 0,
-            "top_p": 1.0 if body.top_p is None else body.top_p,
+            "top_p": params.top_p,
             "truncation": "disabled",
             "usage": self._usage() if has_ended else None,
             "user": body.user,

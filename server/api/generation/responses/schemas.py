@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from server.api.generation.fields.structured_output import JsonSchemaFormat
-from server.api.generation.fields.tools import CallId, ToolName
+from server.api.generation.fields.tools import Arguments, CallId, Description, ParametersSchema, ToolName
 from server.api.generation.schemas import MAX_MESSAGES, ChatBody
 from server.api.wire.body import Absent, Body, Empty, Metadata, Text, neutral
 from server.api.wire.errors import ApiError
@@ -20,7 +20,6 @@ FIELDS = {  # of chats: as they are called here
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
     "response_format": "text.format",
-    "stop": "input",
 }
 
 
@@ -45,7 +44,7 @@ class Item(Body):
     content: str | Parts | None = None
     call_id: CallId | None = None
     name: ToolName | None = None
-    arguments: str | None = None
+    arguments: Arguments | None = None
     output: str | Parts | None = None
     id: Text | None = None
     status: Text | None = None
@@ -61,8 +60,8 @@ class FunctionTool(Body):
 
     type: Literal["function"]
     name: ToolName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
+    description: Description | None = None
+    parameters: ParametersSchema | None = None
     strict: bool | None = None
 
 
@@ -170,7 +169,7 @@ def _chat_tool(tool: FunctionTool) -> dict[str, Any]:
 
 
 def _turns(items: list[Item]) -> list[dict[str, Any]]:
-    """Calls join the assistant's turn before them, as a chat has them; reasoning goes to the turn behind it."""
+    """A call joins the assistant's message before it, as in a chat; reasoning joins the one after it."""
     turns: list[dict[str, Any]] = []
     thought = ""
     for index, item in enumerate(items):

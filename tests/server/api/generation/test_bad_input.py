@@ -266,3 +266,54 @@ def test_a_token_that_the_model_has_no_embedding_row_for_is_refused_by_name(
     assert (error["param"], error["code"]) == (param, "invalid_value")
     words = "token id 417 is 'née 中', for which the model has no embedding row (it has 417)"
     assert error["message"] == f"{param}: {words}"
+
+
+CALL = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+LISTED = {"type": "array"}  # a schema that no tool may have
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "param"),
+    [
+        ("completions", {"prompt": "hi", "guided_json": 5}, "guided_json"),
+        ("chat/completions", {"tool_choice": "sometimes"}, "tool_choice"),
+        ("chat/completions", {"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name"),
+        ("chat/completions", {"metadata": {"a": 5}}, "metadata.a"),
+        ("responses", {"input": [{"role": "user", "content": 5}]}, "input.0.content"),
+        ("responses", {"input": [{"role": "user", "content": [{"type": "text"}]}]}, "input.0.content.0.text"),
+        ("responses", {"input": [{"role": "user", "content": "x", "odd": 1}]}, "input.0.odd"),
+        (
+            "responses",
+            {
+                "instructions": "Be brief.",
+                "input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "[]"}],
+            },
+            "input.0.arguments",
+        ),
+        (
+            "responses",
+            {"input": "x", "tools": [{"type": "function", "name": "f", "parameters": LISTED}]},
+            "tools.0.parameters",
+        ),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
+        (
+            "messages",
+            {"messages": [{"role": "assistant", "content": [{"type": "thinking", "thinking": "x", "signature": 5}]}]},
+            "messages.0.content.0.signature",
+        ),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages.0.content.0"),
+        ("messages", {"system": "Be brief.", "messages": [{"role": "user", "content": [CALL]}]}, "messages.0"),
+        ("messages", {"tools": [{"name": "f", "input_schema": LISTED}]}, "tools.0.input_schema"),
+    ],
+)
+def test_a_refusal_names_the_field_as_the_client_sent_it(
+    client: httpx.Client, route: str, fields: dict[str, Any], param: str
+) -> None:
+    """Also a field that may have several forms, and one that becomes a part of a chat."""
+    limit = {"responses": "max_output_tokens"}.get(route, "max_tokens")
+    prompt = {} if route in ("completions", "responses") else {"messages": CHAT["messages"]}
+    response = client.post(f"/v1/{route}", json={"model": "tiny", limit: 1, **prompt, **fields})
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["param"] == param, error
+    assert error["message"].startswith((f"{param}: ", f"Unknown parameter: '{param}'", "Missing required")), error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -11,7 +13,11 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from adapters_store.store import AdapterStore
+from server.api.app import create_app
 from server.api.engine_client import EngineClient
+from server.api.settings import ApiSettings
+from server.engine.startup.generation_config import SamplingDefaults
 
 CITY = {
     "type": "object",
@@ -157,3 +163,23 @@ def test_what_it_cannot_do_is_refused_by_its_own_names(
     error = answer.json()["error"]
     assert error["param"].startswith(param), error
     assert param.split(".", maxsplit=1)[0] in error["message"], error
+
+
+def test_a_response_repeats_the_parameters_that_made_it(
+    engine: EngineClient, store: AdapterStore, keys: dict[str, str], data_dir: Path
+) -> None:
+    """What the client leaves out is the operator's default, and not OpenAI's."""
+    defaults = SamplingDefaults(temperature=0.5, top_p=0.75)
+    app = create_app(engine=engine, store=store, settings=ApiSettings(data_dir=data_dir, sampling_defaults=defaults))
+
+    async def ask(**fields: Any) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {keys['acme']}"}
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://app", headers=headers
+        ) as client:
+            body = {"model": "tiny", "input": "Rain?", "max_output_tokens": 2, **fields}
+            return dict((await client.post("/v1/responses", json=body)).json())
+
+    answer = asyncio.run(ask())
+    assert (answer["temperature"], answer["top_p"]) == (0.5, 0.75)
+    assert asyncio.run(ask(temperature=1.5))["temperature"] == 1.5

@@ -122,6 +122,7 @@ def test_a_refused_grammar_is_a_named_400_that_quotes_nothing(client: httpx.Clie
         ({"guided_regex": "x" * 70_000}, "grammar_too_complex", "guided_regex"),
         ({"structured_outputs": {"regex": "a", "choice": ["secret"]}}, "invalid_value", "structured_outputs.choice"),
         ({"guided_regex": "a", "response_format": AS_FORMAT}, "invalid_value", "guided_regex"),
+        ({"structured_outputs": {"json": {}, "json_object": True}}, "invalid_value", "structured_outputs.json_object"),
         ({"structured_outputs": {}}, "invalid_value", "structured_outputs"),
         ({"structured_outputs": {"structural_tag": "x"}}, "unsupported_parameter", "structured_outputs.structural_tag"),
         ({"guided_choice": []}, "invalid_value", "guided_choice"),

@@ -34,7 +34,9 @@ class CallMetrics:
 
     def saw(self, index: int, event: TokenEvent, now_s: float) -> None:
         if event.finish_reason is not None:
-            self._saw_end(event)
+            self._record.finish_reasons.append(event.finish_reason)
+        if event.error is not None:
+            self.failed(event.error.code)
         if not event.token_ids:
             return
         last_s = self._last_s[index]
@@ -44,9 +46,10 @@ class CallMetrics:
             self._metrics.inter_token_seconds.observe(now_s - last_s)
         self._last_s[index] = now_s
 
-    def refused(self, code: str) -> None:
-        """The engine did not take the call."""
-        self._saw_error(code)
+    def failed(self, code: str) -> None:
+        """A sequence ended with this error, or the engine did not take the call."""
+        self._record.error_code = code
+        self._metrics.failures.labels(self._metrics.error_label(code)).inc()
 
     def close(self, *, num_aborted: int) -> CallRecord:
         record, progress = self._record, self._progress
@@ -55,7 +58,18 @@ class CallMetrics:
         record.num_cached_tokens = progress.num_cached_tokens
         record.num_output_tokens = progress.num_output_tokens
         self._metrics.count_call(record, num_aborted)
-        _log(record, num_aborted)
+        first_s = record.first_token_s
+        note(
+            call=record.call_id,
+            tenant=record.tenant,
+            adapter=record.adapter,
+            prompt_tokens=record.num_prompt_tokens,
+            cached_tokens=record.num_cached_tokens,
+            completion_tokens=record.num_output_tokens,
+            ttft_ms=None if first_s is None else round((first_s - record.start_s) * 1000, 1),
+            aborted=num_aborted or None,
+            error=record.error_code,
+        )
         return record
 
     def _saw_first_token(self, index: int, now_s: float) -> None:
@@ -68,28 +82,3 @@ class CallMetrics:
             self._metrics.queue_seconds.observe(queue_s)
             if record.first_scheduled_s is None:
                 record.first_scheduled_s = min(now_s, record.start_s + queue_s)
-
-    def _saw_end(self, event: TokenEvent) -> None:
-        self._record.finish_reasons.append(event.finish_reason or "")
-        if event.error is not None:
-            self._saw_error(event.error.code)
-
-    def _saw_error(self, code: str) -> None:
-        self._record.error_code = code
-        self._metrics.failures.labels(self._metrics.error_label(code)).inc()
-
-
-def _log(record: CallRecord, num_aborted: int) -> None:
-    """The fields of a generation in the access log."""
-    first_s = record.first_token_s
-    note(
-        call=record.call_id,
-        tenant=record.tenant,
-        adapter=record.adapter,
-        prompt_tokens=record.num_prompt_tokens,
-        cached_tokens=record.num_cached_tokens,
-        completion_tokens=record.num_output_tokens,
-        ttft_ms=None if first_s is None else round((first_s - record.start_s) * 1000, 1),
-        aborted=num_aborted or None,
-        error=record.error_code,
-    )
