@@ -61,7 +61,8 @@ async def _caller(request: Request, context: ApiContext) -> Caller:
     named = _named_tenant(request)
     settings = context.settings
     if settings.auth == "off":
-        return _any_tenant(settings, named, is_admin=_has_admin_key(settings, request.headers.get("authorization", "")))
+        key = request.headers.get("authorization", "").partition(" ")[2].strip()
+        return _any_tenant(settings, named, is_admin=_is_admin_key(settings, key))
     key = _bearer_key(request)
     if _is_admin_key(settings, key):
         return _any_tenant(settings, named, is_admin=True)
@@ -128,10 +129,6 @@ def _bearer_key(request: Request) -> str:
     if len(values) > 1 or scheme.lower() != "bearer" or not 0 < len(key.strip()) <= MAX_KEY_BYTES:
         raise _unauthorized("invalid_api_key", "The Authorization header must have the form: Bearer KEY.")
     return key.strip()
-
-
-def _has_admin_key(settings: ApiSettings, authorization: str) -> bool:
-    return _is_admin_key(settings, authorization.partition(" ")[2].strip())
 
 
 def _is_admin_key(settings: ApiSettings, key: str) -> bool:

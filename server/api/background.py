@@ -13,7 +13,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Protocol
 
 from fastapi import FastAPI
 from prometheus_client import Gauge
@@ -24,6 +25,7 @@ from adapters_store.store import AdapterStore
 from lora_kernels.process import c_library_trim
 from server.api.batches.runner import BatchRunner
 from server.api.context import ApiContext
+from server.api.edge.shared_quotas import SharedQuotas
 from server.api.engine_client import EngineClient
 from server.jobs.service import Onboarding
 from server.jobs.settings import JobSettings
@@ -33,6 +35,13 @@ _log = logging.getLogger(__name__)
 
 TRIM_EVERY_S = 10.0
 SWEEP_EVERY_S = 600.0
+
+
+class Part(Protocol):
+    """What runs beside the requests."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
 
 
 @contextmanager
@@ -45,30 +54,19 @@ def background(app: FastAPI, jobs: JobSettings | None = None) -> Iterator[None]:
     context = app.state.context
     assert isinstance(context, ApiContext)
     watch = StoreWatch(context.store, context.engine, context.metrics.quarantined, poll_s=context.store.database.poll_s)
-    worker, memory = _job_worker(app, jobs or JobSettings()), MemoryTrim()
-    batches = BatchRunner(context, app.state.onboarding)
-    sweep = BlobSweep(context.store, app.state.onboarding)
-    memory.start()
-    sweep.start()
-    watch.start()
-    context.usage.start()
-    context.meters.start()
-    batches.start()
-    if worker is not None:
-        worker.start()
-    try:
-        with context.store.following():
-            yield
-    finally:
-        batches.stop()
-        if worker is not None:
-            worker.stop()
-        context.meters.stop()
-        sweep.stop()
-        context.usage.stop()
-        watch.stop()
-        memory.stop()
-        context.grammars.close()
+    onboarding = app.state.onboarding
+    assert isinstance(onboarding, Onboarding)
+    sweep, batches = _blob_sweep(context.store, onboarding), BatchRunner(context, onboarding)
+    workers = _job_workers(onboarding, jobs or JobSettings())
+    quotas = [context.meters] if isinstance(context.meters, SharedQuotas) else []
+    parts: list[Part] = [MemoryTrim(), watch, context.usage, sweep, *quotas, *workers, batches]
+    with ExitStack() as running:
+        running.callback(context.grammars.close)
+        for part in parts:
+            part.start()
+            running.callback(part.stop)
+        running.enter_context(context.store.following())
+        yield
 
 
 class Every:
@@ -102,36 +100,29 @@ class MemoryTrim(Every):
         super().__init__(every_s, "memory-trim", c_library_trim())
 
 
-class BlobSweep(Every):
+def _blob_sweep(store: AdapterStore, onboarding: Onboarding) -> Every:
     """Checks the object store, if the blobs are in one: one server at a time does."""
 
-    def __init__(self, store: AdapterStore, onboarding: Onboarding) -> None:
-        self._store = store
-        self._onboarding = onboarding
-        super().__init__(SWEEP_EVERY_S, "blob-sweep", None if store.remote is None else self._sweep)
-
-    def _sweep(self) -> None:
+    def sweep() -> None:
         try:
-            removed = self._store.sweep_remote().blobs
-            num_files = self._onboarding.files.sweep_remote()
+            removed = store.sweep_remote().blobs
+            num_files = onboarding.files.sweep_remote()
         except StoreError as error:
             _log.warning("the object store was not swept: %s", error.message)
             return
         if removed or num_files:
             _log.info("removed %d adapters and %d files from the object store", len(removed), num_files)
 
+    return Every(SWEEP_EVERY_S, "blob-sweep", None if store.remote is None else sweep)
 
-def _job_worker(app: FastAPI, settings: JobSettings) -> WorkerSupervisor | None:
-    if settings.worker == "off":
-        return None
-    onboarding = app.state.onboarding
-    assert isinstance(onboarding, Onboarding)
-    return WorkerSupervisor(onboarding, SupervisorSettings(jobs=settings))
+
+def _job_workers(onboarding: Onboarding, settings: JobSettings) -> list[WorkerSupervisor]:
+    return [] if settings.worker == "off" else [WorkerSupervisor(onboarding, SupervisorSettings(jobs=settings))]
 
 
 class StoreWatch:
     """Checks whether the engine holds adapters that are out of service, after each change of the store that this
-    process makes or hears of; every `poll_s` it looks whether there was another.
+    process makes or hears of. Every `poll_s` it asks the store whether another process made one.
 
     Without a change it checks every `at_least_s`: a load may end after the check that should have seen it. Checks take
     at most a tenth of the time, however many changes there are.

@@ -28,8 +28,8 @@ class ApiContext:
     """engine, store and settings are the caller's; the rest belongs to this app.
 
     upload_slots: which uploads are admitted; check_slots: how many are checked and written at once.
-    created: Unix seconds of the app's start. trace: called with every generation when it is over. grammars: what
-    constrained answers follow. heavy: runs long work.
+    created: Unix seconds of the app's start. trace: called with every generation when it is over; None if tracing is
+    off. grammars: what constrained answers follow. heavy: runs long work.
     """
 
     engine: EngineClient
@@ -40,7 +40,7 @@ class ApiContext:
     check_slots: anyio.CapacityLimiter
     created: int
     usage: UsageLog
-    trace: Callable[[CallRecord], None]
+    trace: Callable[[CallRecord], None] | None
     grammars: GrammarCompiler
     bridge: EventBridge = field(default_factory=EventBridge)
     meters: Meters = field(default_factory=LocalMeters)

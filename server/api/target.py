@@ -107,8 +107,8 @@ async def _resolve_several(context: ApiContext, caller: Caller, model: Sequence[
 
 
 def _check_together(found: Sequence[AdapterVersion], max_bytes: int) -> None:
-    """What rows show; what the tensors show is refused where they are added. max_bytes: they are read and added on the
-    thread that loads for every tenant, and are in memory twice meanwhile."""
+    """Checks rows; tensors are checked when they are added. max_bytes: the thread that loads for every tenant reads and
+    adds them, and holds them twice meanwhile."""
     if len({version.tenant for version in found}) > 1:
         raise not_combinable("they belong to different tenants")
     if len({version.ref for version in found}) < len(found):

@@ -22,13 +22,13 @@ _WHY = {
 
 
 class BatchFile:
-    """The input file of a batch, read line by line. max_bytes: of a line."""
+    """The input file of a batch, read line by line: lines that were within the limits when the batch was made."""
 
-    def __init__(self, batch: Batch, path: Path, max_bytes: int) -> None:
+    def __init__(self, batch: Batch, path: Path) -> None:
         self._endpoint = batch.endpoint
         self._path = path
         self._starts, self._sizes = array("Q"), array("Q")
-        for span in spans_of(path, max_bytes):
+        for span in spans_of(path):
             self._starts.append(span.start)
             self._sizes.append(span.num_bytes)
 

@@ -32,11 +32,15 @@ class Span:
     num_bytes: int
 
 
-def spans_of(path: Path, max_bytes: int) -> Iterator[Span]:
-    """Every line that is not blank. A longer one than `max_bytes` comes in parts, the first a byte too long."""
+def spans_of(path: Path, max_bytes: int | None = None) -> Iterator[Span]:
+    """Every line that is not blank. A longer one than `max_bytes` comes in parts, the first a byte too long.
+
+    None: a file that has been checked already.
+    """
+    at_most = -1 if max_bytes is None else max_bytes + 1
     with path.open("rb") as file:
         start = 0
-        while line := file.readline(max_bytes + 1):
+        while line := file.readline(at_most):
             if line.strip():
                 yield Span(start, len(line))
             start += len(line)

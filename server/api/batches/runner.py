@@ -1,8 +1,8 @@
 """Answers the lines of batches, on a thread and an event loop of its own, when the server has room. Decides the pace.
 
 While no client asks anything, `at_once` lines are answered at once; beside others one, and none is begun while
-a request waits. Batches of one tenant go in turn, tenants by turns. What is answered is kept a few times a second, so a
-killed server loses at most the lines that it was answering, and the next one answers these.
+a request waits. A tenant's batches run one after the other; tenants alternate. Answers are kept a few times a second:
+a killed server loses only the lines that it was answering, and the next server answers these.
 """
 
 from __future__ import annotations
@@ -27,27 +27,34 @@ from server.jobs.store.batch_store import AnsweredLine, Batch, BatchEnd, BatchSt
 _log = logging.getLogger(__name__)
 
 TICK_S = 0.2
-IDLE_S = 1.0  # between two looks for batches, when there is none
+IDLE_S = 1.0  # between two polls, if there is no batch
 AWAY_S = 5.0  # between two tries to lead, and after an error of the store
 MAX_TRIES = 3
+RETRY_S = 1.0  # before the second try, twice that before the third: what was away may be back
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 
 
 @dataclass(slots=True, eq=False)
 class OpenBatch:
     """A batch in progress. todo: numbers of lines that are neither answered nor in progress. running: those that are.
-    done: answers that are not kept yet."""
+    paused: those that are tried again in a moment. done: answers that are not kept yet."""
 
     batch: Batch
     file: BatchFile
     todo: deque[int]
     running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    paused: set[int] = field(default_factory=set)
     done: list[AnsweredLine] = field(default_factory=list)
     tries: Counter[int] = field(default_factory=Counter)
 
     @property
     def is_answered(self) -> bool:
-        return not (self.todo or self.running or self.done)
+        return not (self.todo or self.running or self.paused or self.done)
+
+    def resume(self, number: int) -> None:
+        """Queue a paused line behind the others."""
+        self.paused.discard(number)
+        self.todo.append(number)
 
     def stop(self) -> None:
         for task in self.running.values():
@@ -70,7 +77,7 @@ class BatchRunner:
         self._wake: asyncio.Event | None = None
         self._stopping = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._work()), name="batches", daemon=True)
 
     def start(self) -> None:
         if self._at_once:
@@ -85,15 +92,12 @@ class BatchRunner:
             self._loop.call_soon_threadsafe(self._woken)
         self._thread.join()
 
-    def _run(self) -> None:
-        asyncio.run(self._work())
-
     async def _work(self) -> None:
         self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
         try:
             while not self._stopping.is_set():
                 self._wake.clear()
-                pause_s = await self._looked()
+                pause_s = await self._poll()
                 if not self._stopping.is_set():
                     await self._pause(pause_s)
         finally:
@@ -108,8 +112,8 @@ class BatchRunner:
         except TimeoutError:
             return
 
-    async def _looked(self) -> float:
-        """One look at all batches; how long to wait for the next."""
+    async def _poll(self) -> float:
+        """Advance all batches; returns the wait until the next poll."""
         try:
             if not self._lead.holds():
                 self._give_up()
@@ -164,7 +168,7 @@ class BatchRunner:
                 raise
             self._store.end(batch, BatchEnd(status=BatchStatus.FAILED, error=(error.code, error.message)))
             return None
-        file = BatchFile(batch, path, self._context.settings.max_body_bytes)
+        file = BatchFile(batch, path)
         answered = self._store.answered(batch)
         return OpenBatch(batch, file, deque(number for number in range(len(file)) if number not in answered))
 
@@ -172,7 +176,7 @@ class BatchRunner:
         return not self._context.store.tenants.get(batch.tenant).disabled
 
     def _begin_lines(self, batches: list[OpenBatch]) -> None:
-        """As many as the server has room for: each tenant's oldest batch, by turns."""
+        """As many as the server has room for: each tenant's oldest batch, in rotation."""
         num_free = self._num_free()
         while num_free > 0:
             waiting = _oldest_of_each(each for each in batches if each.todo)
@@ -204,10 +208,11 @@ class BatchRunner:
             request_id=request_id(batch, number),
             actor=f"batch:{batch.id}",
         )
-        opened.running.pop(number, None)
         opened.tries[number] += 1
+        opened.running.pop(number, None)
         if answer.status in _RETRIED and opened.tries[number] < MAX_TRIES:
-            opened.todo.append(number)  # behind the others
+            opened.paused.add(number)
+            asyncio.get_running_loop().call_later(RETRY_S * opened.tries[number], opened.resume, number)
             return
         opened.done.append(answered_line(batch, number, line, answer))
         self._woken()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException
@@ -69,13 +68,10 @@ def console_router(settings: ApiSettings) -> APIRouter:
 
 def page_files(settings: ApiSettings) -> Mapping[str, bytes]:
     """By name. The page says whether tenants have keys: without them it asks for a tenant's name."""
-    found = {file.name: file.read_bytes() for file in _folder().iterdir() if _type_of(file.name) is not None}
+    folder = files(__package__) / "page"
+    found = {file.name: file.read_bytes() for file in folder.iterdir() if _type_of(file.name) is not None}
     found[PAGE] = found[PAGE].replace(b'data-auth="on"', f'data-auth="{settings.auth}"'.encode())
     return found
-
-
-def _folder() -> Traversable:
-    return files(__package__) / "page"
 
 
 def _type_of(name: str) -> str | None:

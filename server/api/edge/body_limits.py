@@ -25,20 +25,24 @@ class BodyLimit:
 
 
 class RequestLimits:
-    """ASGI middleware. Refusals are ApiErrors: here for what shows in the headers, out of `receive` for the rest."""
+    """ASGI middleware. Refusals are ApiErrors: here for what shows in the headers, out of `receive` for the rest.
+    max_file_bytes: of an uploaded file."""
 
-    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ApiSettings, max_file_bytes: int) -> None:
         self._app = app
         self._settings = settings
-        upload_bytes = settings.max_adapter_bytes + settings.max_config_bytes + _FORM_OVERHEAD_BYTES
-        self._upload = BodyLimit(upload_bytes, settings.upload_timeout_s)
+        form_bytes = {UPLOAD_PATH: settings.max_adapter_bytes + settings.max_config_bytes, FILES_PATH: max_file_bytes}
+        self._uploads = {
+            path: BodyLimit(num_bytes + _FORM_OVERHEAD_BYTES, settings.upload_timeout_s)
+            for path, num_bytes in form_bytes.items()
+        }
         self._json = BodyLimit(settings.max_body_bytes, settings.body_timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._upload if scope["path"] in (UPLOAD_PATH, FILES_PATH) else self._json
+        limit = self._uploads.get(scope["path"], self._json)
         headers = Headers(scope=scope)
         try:
             self._check_head(scope, headers, limit)

@@ -42,9 +42,6 @@ class Meters(Protocol):
         tokens_per_minute (with when to come back). An admitted request is then given back.
         """
 
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-
 
 class LocalMeters:
     """One server's own."""
@@ -61,9 +58,3 @@ class LocalMeters:
         if admitted is not None:
             admitted.undo()
         return self._limits.reserve(tenant, quotas, num_tokens=num_tokens, num_sequences=num_sequences)
-
-    def start(self) -> None:
-        """Memory needs no start."""
-
-    def stop(self) -> None:
-        """And no end."""

@@ -138,9 +138,6 @@ class RateLimits:
             if is_full and not usage.num_concurrent:
                 del self._by_tenant[tenant]
 
-    def __len__(self) -> int:
-        return len(self._by_tenant)
-
 
 def check(usage: TenantUsage, quotas: Quotas, wanted: Mapping[str, int], num_sequences: int) -> None:
     """Raises ApiError 429 unless `wanted` and the sequences are there."""
@@ -148,20 +145,18 @@ def check(usage: TenantUsage, quotas: Quotas, wanted: Mapping[str, int], num_seq
     for what, bucket in usage.buckets.items():
         if wanted[what] > bucket.capacity:
             raise _too_large(what, wanted[what], int(bucket.capacity), headers)
-    _check_concurrent(usage, quotas, num_sequences, headers)
+    running, limit = usage.num_concurrent, quotas.max_concurrent
+    if limit is not None and num_sequences > limit:
+        raise _too_large("sequences at once", num_sequences, limit, headers)
+    if limit is not None and running + num_sequences > limit:
+        message = f"{running} sequences of this tenant are running, {num_sequences} more would exceed {limit}"
+        raise ApiError(429, "concurrency_limit", message, retry_after_s=_CONCURRENCY_RETRY_S, headers=headers)
     for what, bucket in usage.buckets.items():
         wait_s = bucket.wait_s(wanted[what])
         if wait_s > 0.0:
-            raise _too_soon(what, wanted[what], bucket, wait_s, headers)
-
-
-def _check_concurrent(usage: TenantUsage, quotas: Quotas, num_sequences: int, headers: Mapping[str, str]) -> None:
-    limit = quotas.max_concurrent
-    if limit is None or usage.num_concurrent + num_sequences <= limit:
-        return
-    if num_sequences > limit:
-        raise _too_large("sequences at once", num_sequences, limit, headers)
-    raise _too_many_at_once(usage.num_concurrent, num_sequences, limit, headers)
+            left = f"the quota is {int(bucket.capacity)}, {int(bucket.level)} are left"
+            message = f"{what} per minute: {left}, this request needs {wanted[what]}"
+            raise ApiError(429, f"{what}_per_minute", message, retry_after_s=wait_s, headers=headers)
 
 
 def headers_of(usage: TenantUsage) -> dict[str, str]:
@@ -177,14 +172,3 @@ def headers_of(usage: TenantUsage) -> dict[str, str]:
 def _too_large(what: str, wanted: int, limit: int, headers: Mapping[str, str]) -> ApiError:
     message = f"this request needs {wanted} {what}; the tenant's quota is {limit}"
     return ApiError(429, "request_exceeds_quota", message, headers={**headers, "x-should-retry": "false"})
-
-
-def _too_many_at_once(running: int, more: int, limit: int, headers: Mapping[str, str]) -> ApiError:
-    message = f"{running} sequences of this tenant are running, {more} more would exceed {limit}"
-    return ApiError(429, "concurrency_limit", message, retry_after_s=_CONCURRENCY_RETRY_S, headers=headers)
-
-
-def _too_soon(what: str, wanted: int, bucket: Bucket, wait_s: float, headers: Mapping[str, str]) -> ApiError:
-    left = f"the quota is {int(bucket.capacity)}, {int(bucket.level)} are left"
-    message = f"{what} per minute: {left}, this request needs {wanted}"
-    return ApiError(429, f"{what}_per_minute", message, retry_after_s=wait_s, headers=headers)

@@ -67,11 +67,6 @@ class UploadSlots:
         self._running: set[Incoming] = set()
 
     @property
-    def num_running(self) -> int:
-        """How many uploads are running."""
-        return len(self._running)
-
-    @property
     def num_claimed(self) -> int:
         """Bytes that running uploads have announced and that have not arrived."""
         with self._lock:

@@ -24,7 +24,7 @@ from server.api.auth import Caller, CallerDep, guarded, require_admin
 from server.api.context import ApiContext, ContextDep
 from server.api.edge.body_limits import UPLOAD_PATH
 from server.api.request_body import is_json, json_body
-from server.api.routes.uploads import ensure_tenant, receive, spool_path, upload_slot
+from server.api.routes.uploads import ensure_tenant, receive, upload_slot
 from server.api.target import model_not_found, tenant_and_ref
 from server.api.wire.body import Body
 from server.api.wire.errors import ApiError
@@ -82,16 +82,11 @@ async def upload_adapter(
     settings = context.settings
     limits = {"name": MAX_NAME_BYTES, "config": settings.max_config_bytes, WEIGHTS: settings.max_adapter_bytes}
     limits |= _OPTIONAL
-    with upload_slot(context, caller.tenant) as incoming:
-        weights = await run_in_threadpool(spool_path, context)
-        try:
-            upload = await receive(request, weights, limits, file_part=WEIGHTS, incoming=incoming, optional=_OPTIONAL)
-            refuse_shard(upload.filename)
-            fields = upload.fields
-            name = fields["name"].decode("utf-8", "replace")
-            version = await _publish(context, caller, name, fields, weights, activate=activate)
-        finally:
-            await run_in_threadpool(weights.unlink, missing_ok=True)
+    async with upload_slot(context, caller.tenant) as (incoming, weights):
+        upload = await receive(request, weights, limits, file_part=WEIGHTS, incoming=incoming, optional=_OPTIONAL)
+        refuse_shard(upload.filename)
+        name = upload.fields["name"].decode("utf-8", "replace")
+        version = await _publish(context, caller, name, upload.fields, weights, activate=activate)
     return adapter_object(caller, version)
 
 
@@ -102,13 +97,9 @@ async def _import(request: Request, caller: Caller, context: ApiContext, *, acti
     check_name("name", body.name)
     settings = context.settings
     limits = ImportLimits(settings.import_prefixes, settings.max_config_bytes, settings.max_adapter_bytes)
-    with upload_slot(context, caller.tenant):
-        weights = await run_in_threadpool(spool_path, context)
-        try:
-            config = await run_in_threadpool(fetch_import, body.source, weights, limits)
-            version = await _publish(context, caller, body.name, {"config": config}, weights, activate=activate)
-        finally:
-            await run_in_threadpool(weights.unlink, missing_ok=True)
+    async with upload_slot(context, caller.tenant) as (_, weights):
+        config = await run_in_threadpool(fetch_import, body.source, weights, limits)
+        version = await _publish(context, caller, body.name, {"config": config}, weights, activate=activate)
     return adapter_object(caller, version)
 
 

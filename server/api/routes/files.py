@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
 from adapters_store.accounts.keys import Scope
@@ -14,7 +13,7 @@ from server.api.auth import CallerDep, guarded
 from server.api.context import ContextDep
 from server.api.edge.body_limits import FILES_PATH
 from server.api.routes.onboarding import OnboardingDep, owner
-from server.api.routes.uploads import ensure_tenant, receive, spool_path, upload_slot
+from server.api.routes.uploads import ensure_tenant, receive, upload_slot
 from server.api.wire.paging import After, page
 from server.api.wire.thread_route import ThreadRoute
 from server.jobs.limits import JobRefused
@@ -53,21 +52,17 @@ async def upload_file(
     """Keep a file: parts `file` and `purpose` ("fine-tune" or "batch"). Its lines are checked when a job or a batch
     names it."""
     limits = {"purpose": MAX_PURPOSE_BYTES, FILE_PART: onboarding.limits.max_file_bytes}
-    with upload_slot(context, caller.tenant) as incoming:
-        spool = await run_in_threadpool(spool_path, context)
-        try:
-            upload = await receive(request, spool, limits, file_part=FILE_PART, incoming=incoming)
-            purpose = upload.fields["purpose"].decode("utf-8", "replace")
+    async with upload_slot(context, caller.tenant) as (incoming, spool):
+        upload = await receive(request, spool, limits, file_part=FILE_PART, incoming=incoming)
+        purpose = upload.fields["purpose"].decode("utf-8", "replace")
 
-            def add() -> DataFile:
-                ensure_tenant(context, caller.tenant)
-                context.upload_slots.check_room(spool.stat().st_size)  # what is kept is a copy
-                name = upload.filename or "upload.jsonl"
-                return onboarding.files.add(tenant=caller.tenant, filename=name, purpose=purpose, source=spool)
+        def add() -> DataFile:
+            ensure_tenant(context, caller.tenant)
+            context.upload_slots.check_room(spool.stat().st_size)  # what is kept is a copy
+            name = upload.filename or "upload.jsonl"
+            return onboarding.files.add(tenant=caller.tenant, filename=name, purpose=purpose, source=spool)
 
-            return file_object(await anyio.to_thread.run_sync(add, limiter=context.check_slots))
-        finally:
-            await run_in_threadpool(spool.unlink, missing_ok=True)
+        return file_object(await anyio.to_thread.run_sync(add, limiter=context.check_slots))
 
 
 @router.get("", dependencies=_look)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Container, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,19 +17,26 @@ from server.api.edge.upload_slots import Incoming
 from server.api.wire.multipart import Upload, UploadParser, boundary_of
 
 
-@contextmanager
-def upload_slot(context: ApiContext, tenant: str) -> Iterator[Incoming]:
-    """For the length of an upload. Raises ApiError 429 if too many uploads are running, StoreError (disk_full,
-    read_only, data_dir_gone) for what the disk refuses meanwhile."""
+@asynccontextmanager
+async def upload_slot(context: ApiContext, tenant: str) -> AsyncIterator[tuple[Incoming, Path]]:
+    """A slot, and the path of a spool file, for the length of an upload.
+
+    Raises ApiError 429 if too many uploads are running, StoreError (disk_full, read_only, data_dir_gone) for what the
+    disk refuses meanwhile.
+    """
     try:
         with context.upload_slots.taken(tenant) as incoming, disk_full_is_an_answer():
-            yield incoming
+            spool = await run_in_threadpool(_spool_path, context)
+            try:
+                yield incoming, spool
+            finally:
+                await run_in_threadpool(spool.unlink, missing_ok=True)
     except OSError:
         context.store.require_folder()
         raise
 
 
-def spool_path(context: ApiContext) -> Path:
+def _spool_path(context: ApiContext) -> Path:
     """A new file's name. Files older than the longest upload were left by a killed server; they are deleted.
 
     Raises StoreUnavailable (data_dir_gone).

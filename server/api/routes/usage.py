@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import date
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 
 from adapters_store.accounts.keys import Scope
 from adapters_store.accounts.usage import counts_to_json, to_json, total_of
@@ -20,23 +19,13 @@ Day = Annotated[date | None, Query(description="YYYY-MM-DD, UTC; this day includ
 router = APIRouter(route_class=ThreadRoute)
 
 
-@dataclass(frozen=True)
-class Days:
-    """The first and the last day asked for."""
-
-    start: date | None
-    end: date | None
-
-
-async def days_of(start: Day = None, end: Day = None) -> Days:
-    return Days(start, end)
-
-
 @router.get("/v1/usage", dependencies=guarded(Scope.READ))
 def show_usage(
     caller: CallerDep,
     context: ContextDep,
-    days: Annotated[Days, Depends(days_of)],
+    *,
+    start: Day = None,
+    end: Day = None,
     limit: Limit = DEFAULT_LIMIT,
     after: After = None,
 ) -> dict[str, Any]:
@@ -44,7 +33,7 @@ def show_usage(
     context.usage.flush()
     rows = context.store.usage.rows(
         tenant=None if caller.speaks_for_all else caller.tenant,
-        start=None if days.start is None else days.start.isoformat(),
-        end=None if days.end is None else days.end.isoformat(),
+        start=None if start is None else start.isoformat(),
+        end=None if end is None else end.isoformat(),
     )
     return {**page(to_json(rows), limit, after), "total": counts_to_json(total_of(rows))}

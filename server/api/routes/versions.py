@@ -6,7 +6,6 @@ Every answer is the adapter with all its versions and shares, as GET /v1/adapter
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
@@ -42,32 +41,36 @@ router = APIRouter(route_class=ThreadRoute, prefix=f"{UPLOAD_PATH}/{{name:path}}
 @router.post("/activate")
 def activate(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """Let the bare name mean `name@version` alone. A version that was unloaded is in service again."""
-    tenant, bare, number = _parts(caller, name)
-    return _changed(context, caller, name, partial(context.store.aliases.activate, tenant, bare, _given(number)))
+    aliases = context.store.aliases
+    return _changed(context, caller, name, lambda tenant, bare, number: aliases.activate(tenant, bare, _given(number)))
 
 
 @router.post("/canary", openapi_extra=body_schema(Canary))
 def canary(name: str, caller: CallerDep, context: ContextDep, body: CanaryDep) -> dict[str, Any]:
     """Answer a share of the bare name's users with `name@version`; the same users every time."""
-    tenant, bare, number = _parts(caller, name)
-    change = partial(context.store.aliases.set_canary, tenant, bare, _given(number), body.percent)
+
+    def change(tenant: str, bare: str, number: int | None) -> AdapterVersion:
+        return context.store.aliases.set_canary(tenant, bare, _given(number), body.percent)
+
     return _changed(context, caller, name, change)
 
 
 @router.post("/promote")
 def promote(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """Make the canary (`name@version` if there are several) what the bare name means."""
-    tenant, bare, number = _parts(caller, name)
-    return _changed(context, caller, name, partial(context.store.aliases.promote, tenant, bare, number))
+    return _changed(context, caller, name, context.store.aliases.promote)
 
 
 @router.post("/rollback")
 def roll_back(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """End the canaries; if there are none, activate the version that was active before."""
-    tenant, bare, number = _parts(caller, name)
-    if number is not None:
-        raise ApiError(400, "invalid_value", f"name: rollback takes a name without a version, got {name!r}")
-    return _changed(context, caller, name, partial(context.store.aliases.roll_back, tenant, bare))
+
+    def change(tenant: str, bare: str, number: int | None) -> AdapterVersion:
+        if number is not None:
+            raise ApiError(400, "invalid_value", f"name: rollback takes a name without a version, got {name!r}")
+        return context.store.aliases.roll_back(tenant, bare)
+
+    return _changed(context, caller, name, change)
 
 
 @router.post("/unload")
@@ -76,22 +79,14 @@ def unload(name: str, caller: CallerDep, context: ContextDep) -> dict[str, Any]:
 
     Requests that are running finish; new ones are answered 404 `adapter_unloaded`.
     """
-    tenant, bare, number = _parts(caller, name)
 
-    def change() -> AdapterVersion:
+    def change(tenant: str, bare: str, number: int | None) -> AdapterVersion:
         context.engine.forget_adapters(context.store.aliases.unload(tenant, bare, number))
         versions = context.store.versions(tenant, bare)
-        return next((each for each in versions if each.version == number or each.active), versions[-1])
+        chosen = (each for each in versions if (each.active if number is None else each.version == number))
+        return next(chosen, versions[-1])
 
     return _changed(context, caller, name, change)
-
-
-def _parts(caller: Caller, name: str) -> tuple[str, str, int | None]:
-    tenant, ref = tenant_and_ref(caller, name)
-    try:
-        return tenant, *split_ref(ref)
-    except NotFound:
-        raise model_not_found(name) from None
 
 
 def _given(number: int | None) -> int:
@@ -100,12 +95,15 @@ def _given(number: int | None) -> int:
     return number
 
 
-def _changed(context: ApiContext, caller: Caller, name: str, change: Callable[[], AdapterVersion]) -> dict[str, Any]:
+def _changed(
+    context: ApiContext, caller: Caller, name: str, change: Callable[[str, str, int | None], AdapterVersion]
+) -> dict[str, Any]:
+    """change: of a tenant's name and the version's number, if the name has one; returns the version to show."""
+    tenant, ref = tenant_and_ref(caller, name)
     try:
-        version = change()
+        version = change(tenant, *split_ref(ref))
     except NotFound as error:
         if error.code == "adapter_unloaded":
             raise
         raise model_not_found(name) from None
-    versions = context.store.versions(version.tenant, version.name)
-    return with_versions(caller, version, versions)
+    return with_versions(caller, version, context.store.versions(version.tenant, version.name))

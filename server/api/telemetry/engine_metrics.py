@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import accumulate
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from adapters_store.versions.served_names import ServedNames
 from server.api.engine_client import EngineClient
-from server.api.telemetry.lora_info import lora_info, lora_residency
+from server.api.telemetry.lora_info import gauge, lora_info, lora_residency
 from server.api.telemetry.metric_texts import engine_text
 from server.engine.metrics import EngineStats, Histogram
 
@@ -43,9 +43,9 @@ class EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         stats = self._engine.stats()
         yield from self._router_gauges(stats)
-        yield _gauge("multilora_up", "1 while the engine's thread is alive", {}, float(self._engine.is_healthy()))
+        yield gauge("multilora_up", "1 while the engine's thread is alive", {}, float(self._engine.is_healthy()))
         for name, value in sorted(stats.gauges.items()):
-            yield _gauge(f"multilora_{name}", engine_text(name), {}, value)
+            yield gauge(f"multilora_{name}", engine_text(name), {}, value)
         for name, value in sorted(stats.counters.items()):
             if name not in _IN_A_TIER:
                 yield CounterMetricFamily(f"multilora_{name}", engine_text(name), value=value)
@@ -64,11 +64,11 @@ class EngineCollector(Collector):
             "vllm:kv_cache_usage_perc": stats.kv_usage,
         }
         cache = {"block_size": str(stats.kv_block_size), "num_gpu_blocks": str(stats.num_kv_blocks)}
-        yield _gauge("vllm:cache_config_info", "The KV cache: tokens in a block, and blocks", cache, 1.0)
+        yield gauge("vllm:cache_config_info", "The KV cache: tokens in a block, and blocks", cache, 1.0)
         for name, value in gauges.items():
-            yield _gauge(name, "See the vLLM metric of this name", {"model_name": self._engine.served_name}, value)
+            yield gauge(name, "See the vLLM metric of this name", {"model_name": self._engine.served_name}, value)
             own_name = name.removeprefix("vllm:").replace("_perc", "_ratio")
-            yield _gauge(f"multilora_{own_name}", engine_text(own_name), {}, value)
+            yield gauge(f"multilora_{own_name}", engine_text(own_name), {}, value)
 
 
 def _by_tier(name: str, stats: EngineStats) -> Metric:
@@ -82,9 +82,3 @@ def _histogram(name: str, histogram: Histogram) -> Metric:
     bounds = [*map(str, histogram.bounds), "+Inf"]
     buckets = list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True))
     return HistogramMetricFamily(f"multilora_{name}", engine_text(name), buckets=buckets, sum_value=histogram.total)
-
-
-def _gauge(name: str, text: str, labels: dict[str, str], value: float) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=list(labels))
-    family.add_metric(list(labels.values()), value)
-    return family

@@ -25,10 +25,17 @@ LOADED = "vllm:lora_adapter_loaded"
 MAX_IN_HOST = 1000  # adapters listed that are in host memory alone: a reader parses all of them every 50 ms
 
 
+def gauge(name: str, text: str, labels: dict[str, str], value: float) -> Metric:
+    """One sample."""
+    family = GaugeMetricFamily(name, text, labels=list(labels))
+    family.add_metric(list(labels.values()), value)
+    return family
+
+
 def lora_info(stats: EngineStats, names: ServedNames, base: str) -> Metric:
     """The one sample of `vllm:lora_requests_info`. base: the served base's name.
 
-    max_lora: a router takes a server for full if the listed names reach it. One adapter has several names, so it is
+    max_lora: to a router a server is full if the listed names reach it. One adapter has several names, so it is
     their number and, beyond it, how many more adapters of the mean size fit.
     """
     running, waiting = list(stats.resident_adapters), list(stats.queued_adapters)
@@ -41,9 +48,7 @@ def lora_info(stats: EngineStats, names: ServedNames, base: str) -> Metric:
         "running_lora_adapters": ",".join(texts[0]),
         "waiting_lora_adapters": ",".join(texts[1]),
     }
-    family = GaugeMetricFamily(NAME, "Adapters on the device; the value is the time", labels=list(labels))
-    family.add_metric(list(labels.values()), time.time())
-    return family
+    return gauge(NAME, "Adapters on the device; the value is the time", labels, time.time())
 
 
 def resident_texts(stats: EngineStats, names: ServedNames, base: str) -> list[str]:
@@ -75,9 +80,7 @@ def lora_residency(stats: EngineStats, names: ServedNames, base: str) -> Iterato
     for name, count in counts.items():
         what, level = name.split("_")
         full_name = f"vllm:{what}_{level}_{'loaded_' if what == 'num' else ''}lora_adapters"
-        family = GaugeMetricFamily(full_name, "See the vLLM metric of this name", labels=("model_name",))
-        family.add_metric((base,), float(count))
-        yield family
+        yield gauge(full_name, "See the vLLM metric of this name", {"model_name": base}, float(count))
 
 
 def model_texts(served: ServedName, base: str) -> list[str]:

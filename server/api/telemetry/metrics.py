@@ -6,19 +6,21 @@ No histogram carries a tenant; counters carry at most `max_label_values` tenant/
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from functools import partial
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from adapters_store.versions.served_names import ServedNames
 from server.api.engine_client import EngineClient
 from server.api.telemetry.call_record import CallRecord
 from server.api.telemetry.engine_metrics import EngineCollector
-from server.api.telemetry.metrics_text import MetricsText
 from server.engine.metrics import SECONDS
 
 router = APIRouter()
@@ -30,8 +32,37 @@ MAX_ERROR_CODES = 40
 ALERTED_CODES = ("adapter_numerics", "queue_full")
 
 
+class MetricsText:
+    """The text of /metrics: rendered on a thread, because it asks the store, and kept for some milliseconds. Inference
+    routers read it every 50 ms, each for itself; readers that come together share one text.
+
+    max_age_s: how old a text may be when it is answered with; 0: every reader has a new one.
+    """
+
+    def __init__(self, registry: CollectorRegistry, max_age_s: float) -> None:
+        self._registry = registry
+        self._max_age_s = max_age_s
+        self._lock = threading.Lock()
+        self._text = b""
+        self._rendered_s = float("-inf")
+
+    async def read(self) -> bytes:
+        return self._text if self._is_fresh() else await run_in_threadpool(self._render)
+
+    def _render(self) -> bytes:
+        with self._lock:
+            if not self._is_fresh():
+                begun_s = time.monotonic()
+                self._text = generate_latest(self._registry)
+                self._rendered_s = begun_s
+            return self._text
+
+    def _is_fresh(self) -> bool:
+        return time.monotonic() - self._rendered_s < self._max_age_s
+
+
 class ApiMetrics:
-    """All of one app's metrics, in a registry of its own: two apps in one process do not meet."""
+    """All of one app's metrics, in a registry of its own: two apps in one process share none."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -19,14 +19,6 @@ _UNTRACED = "/health,/ready,/metrics"
 
 class TracingUnavailable(Exception):
     """The libraries are not installed, or the endpoint is no URL."""
-
-
-class Tracing(Protocol):
-    """What the app needs of it."""
-
-    def instrument(self, app: FastAPI) -> None: ...
-    def record(self, record: CallRecord) -> None: ...
-    def close(self) -> None: ...
 
 
 class OtlpTracing:
@@ -62,33 +54,25 @@ class OtlpTracing:
 
     def record(self, record: CallRecord) -> None:
         """The generation's spans, under the span of the request that this context works for."""
+        from opentelemetry.trace import Status, StatusCode, set_span_in_context
+
         offset_ns = time.time_ns() - int(time.perf_counter() * 1e9)
         span = self._tracer.start_span(
             "generate", start_time=offset_ns + _ns(record.start_s), attributes=_attributes(record)
         )
         if record.error_code is not None:
-            self._set_error(span, record.error_code)
+            span.set_status(Status(StatusCode.ERROR, record.error_code))
+            span.set_attribute("error.type", record.error_code)
         for name, start_s, end_s in _phases(record):
-            phase = self._tracer.start_span(name, context=self._under(span), start_time=offset_ns + _ns(start_s))
+            phase = self._tracer.start_span(
+                name, context=set_span_in_context(span), start_time=offset_ns + _ns(start_s)
+            )
             phase.end(offset_ns + _ns(end_s))
         span.end(offset_ns + _ns(record.end_s))
 
     def close(self) -> None:
         """Send what is left, for at most a few seconds."""
         self._provider.shutdown()
-
-    @staticmethod
-    def _under(span: Any) -> Any:
-        from opentelemetry.trace import set_span_in_context
-
-        return set_span_in_context(span)
-
-    @staticmethod
-    def _set_error(span: Any, code: str) -> None:
-        from opentelemetry.trace import Status, StatusCode
-
-        span.set_status(Status(StatusCode.ERROR, code))
-        span.set_attribute("error.type", code)
 
 
 def _attributes(record: CallRecord) -> dict[str, Any]:

@@ -53,7 +53,9 @@ class UsageLog:
             try:
                 self._store.add(used)
             except StoreError:
-                self._take_back(used)
+                with self._lock:
+                    for key, counts in used.items():
+                        self._used.setdefault(key, UsageCounts()).add(counts)
                 raise
 
     def start(self) -> None:
@@ -72,11 +74,6 @@ class UsageLog:
                 self.flush()
             except StoreError as error:
                 _log.error("usage of %d tenants and adapters is not saved yet: %s", len(self._used), error)
-
-    def _take_back(self, used: dict[UsageKey, UsageCounts]) -> None:
-        with self._lock:
-            for key, counts in used.items():
-                self._used.setdefault(key, UsageCounts()).add(counts)
 
     def _row_of(self, tenant: str, adapter: str) -> str:
         """The first sets of adapters keep their names: a hundred adapters make four million sets. A token is in one

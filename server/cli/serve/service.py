@@ -16,7 +16,7 @@ from lora_kernels.process import share_arenas
 from server.api.app import create_app
 from server.api.background import background
 from server.api.settings import ApiSettings
-from server.api.telemetry.tracing import OtlpTracing, Tracing, TracingUnavailable
+from server.api.telemetry.tracing import OtlpTracing, TracingUnavailable
 from server.cli.common.admin_key import AdminKey, admin_key
 from server.cli.common.failures import CommandError, ExitCode
 from server.cli.common.output import Output
@@ -76,7 +76,7 @@ def running_service(settings: ServeSettings, output: Output, api: ApiSettings | 
 
 
 @contextmanager
-def traced(endpoint: str | None) -> Iterator[Tracing | None]:
+def traced(endpoint: str | None) -> Iterator[OtlpTracing | None]:
     """Traces for the length of a block, if there is an endpoint; the end sends the rest.
 
     Raises CommandError (tracing_unavailable).

@@ -18,8 +18,8 @@ from server.api.wire.errors import ApiError
 class BoundedHttpProtocol(BoundedMessages):
     """One connection. Made per settings by `protocol_with`.
 
-    The header clock runs from a connection's or a next request's first moment until its headers are complete; also
-    while the rest of a body that was refused is still coming, which bounds how long that may take.
+    The header clock runs from the first moment of a connection, or of its next request, until the headers are complete.
+    It also runs while the rest of a refused body arrives, and so bounds that time.
     """
 
     settings: ApiSettings
@@ -39,7 +39,7 @@ class BoundedHttpProtocol(BoundedMessages):
         self._start_header_clock()
 
     def _refusal(self) -> ApiError | None:
-        """Why its address has one too many. Those without an address come through a local socket: all one's own."""
+        """Set if its address has too many connections. A local socket has no address, and no such limit."""
         each = self.settings.max_connections_per_address
         if self._address and self.num_by_address[self._address] > each:
             message = f"this address has its maximum of {each} open connections"

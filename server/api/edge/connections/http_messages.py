@@ -1,6 +1,6 @@
 """uvicorn's HTTP/1.1 messages with a bound on everything that is no body. Knows bytes and fields, no clock and no app.
 
-Tried on uvicorn 0.54: trailers are added to the headers of the running request and may go on for ever, a chunk of
+Tried on uvicorn 0.54: trailers are added to the headers of the running request without a bound, a chunk of
 256 KiB starts 14,000 pipelined requests, and a request with `Upgrade: h2c` loses its body.
 """
 
@@ -157,7 +157,7 @@ class BoundedMessages(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _drop_requests(self) -> None:
-        """Pipelined requests never start, and the running one sees a disconnect. uvicorn tells only the newest."""
+        """Pipelined requests never start; the running one sees a disconnect. uvicorn disconnects only the newest."""
         self.pipeline.clear()
         for cycle in (self._running, self.cycle):
             if cycle is not None and not cycle.response_complete:

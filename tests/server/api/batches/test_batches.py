@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -15,7 +16,9 @@ from adapters_store.accounts.records import Quotas
 from adapters_store.errors import StoreError
 from adapters_store.storage.schema import batches as batches_table
 from adapters_store.store import AdapterStore
+from server.api.app import create_app
 from server.api.batches.runner import BatchRunner
+from server.api.settings import ApiSettings
 from server.engine.request import RequestError
 from server.jobs.limits import BatchLimits
 from support.servers.batch_client import CHAT, chat_line, create, ended, jsonl, read, running, upload
@@ -229,6 +232,19 @@ def test_a_line_that_the_server_could_not_answer_is_tried_again(
     assert (batch.request_counts.completed, batch.request_counts.failed) == (2, 0)
 
 
+def test_the_tries_of_a_line_give_what_is_away_the_time_to_come_back(
+    ai: openai.OpenAI, runner: BatchRunner, fake_engine: FakeEngine
+) -> None:
+    fake_engine.seen.clear()
+    for _ in range(3):
+        fake_engine.fail_next(RequestError("store_unavailable", "away", status=503))
+    batch = ended(ai, create(ai, [chat_line("a", "x")]).id)
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (0, 1)
+    first, second, third = (request.arrival_s for request in seen_of_batches(fake_engine))
+    assert second - first >= 1.0
+    assert third - second >= 2.0
+
+
 def test_a_crash_between_the_files_and_the_end_doubles_nothing(
     ai: openai.OpenAI, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,3 +280,14 @@ def test_lines_that_are_kept_are_not_answered_again(ai: openai.OpenAI, app: Fast
         batch = ended(ai, batch.id)
     assert len(seen_of_batches(fake_engine)) - before == 30 - kept
     assert [line["custom_id"] for line in read(ai, batch.output_file_id)] == texts
+
+
+def test_a_batch_ends_also_if_the_server_comes_back_with_a_smaller_limit_of_bodies(
+    app: FastAPI, ai: openai.OpenAI, engine: FakeEngine, store: AdapterStore, data_dir: Path
+) -> None:
+    """Its lines were within the limit when it was made; another batch must not wait for it either."""
+    long = create(ai, [chat_line("long", "word " * 90)])
+    short = create(ai, [chat_line("short", "word")])
+    smaller = ApiSettings(data_dir=data_dir, max_body_bytes=300)
+    with running(create_app(engine=engine, store=store, settings=smaller)):
+        assert [ended(ai, batch.id).request_counts.completed for batch in (long, short)] == [1, 1]

@@ -138,7 +138,7 @@ def test_uploads_under_way_have_claimed_what_they_announced() -> None:
         disk.num_free = 100  # taken by something else: the reserve is honoured all the same
         with pytest.raises(StoreError):
             first.arrived(200)
-    assert upload_slots.num_claimed == upload_slots.num_running == 0
+    assert upload_slots.num_claimed == len(upload_slots._running) == 0
 
 
 def test_the_least_speed_holds_on_average_after_a_while() -> None:
@@ -168,4 +168,4 @@ def test_every_tenant_has_slots_of_its_own_and_the_whole_is_bounded() -> None:
             with pytest.raises(ApiError) as caught:
                 stack.enter_context(upload_slots.taken(tenant))
             assert (caught.value.status, caught.value.code) == (429, "too_many_uploads")
-    assert upload_slots.num_running == 0
+    assert not upload_slots._running

@@ -120,7 +120,7 @@ def test_meters_of_idle_tenants_are_forgotten() -> None:
     for index in range(20_000):
         limits.reserve(tenant=f"t{index}").settle(0)
         limits.clock.advance(1.0)
-    assert len(limits.limits) <= 8192
+    assert len(limits.limits._by_tenant) <= 8192
     limits.quotas = Quotas(max_concurrent=1)
     assert limits.limits.reserve("law", limits.quotas, num_tokens=1, num_sequences=1)
     with pytest.raises(ApiError):

@@ -139,7 +139,7 @@ def check_idle(app: FastAPI, worker: EngineWorker, data_dir: Path) -> None:
     assert scheduler.pool.num_free == scheduler.pool.num_blocks
     scheduler.pool.check([])
     assert all(entry.ref_count == 0 for entry in tiers.resident())
-    assert context.upload_slots.num_running == 0
+    assert not context.upload_slots._running
     assert context.draining._inboxes == set()
     assert list((data_dir / "uploads").iterdir()) == []
     assert stats_of(worker).counters["failed"] == 0

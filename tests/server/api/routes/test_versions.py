@@ -164,3 +164,9 @@ def test_the_openai_client_reads_the_version_and_is_not_disturbed(url: str, keys
         raw = client.completions.with_raw_response.create(model=two, prompt="hi", max_tokens=2, user="someone")
     assert raw.headers[HEADER] == f"{two}@1"
     assert raw.parse().model == two
+
+
+def test_the_answer_to_an_unload_shows_the_version_that_was_unloaded(client: httpx.Client, two: str) -> None:
+    shown = change(client, f"{two}@2", "unload").json()
+    assert (shown["id"], shown["loaded"]) == (f"{two}@2", False)
+    assert change(client, two, "unload").json()["id"] == f"{two}@1"

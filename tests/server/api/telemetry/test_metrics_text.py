@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from server.api.telemetry.metrics_text import MetricsText
+from server.api.telemetry.metrics import MetricsText
 
 
 class Counting(Collector):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from adapters_store.errors import AdapterRejected, AdapterUnavailable, BlobDamaged, Conflict, NotFound, StoreError
 from adapters_store.store import AdapterStore
@@ -133,6 +136,21 @@ def test_openapi_describes_every_route_to_those_with_a_key(
     body = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert "messages" in body["required"]
     assert "multipart/form-data" in paths["/v1/adapters"]["post"]["requestBody"]["content"]
+
+
+def test_the_schema_is_made_and_encoded_off_the_event_loop(
+    app: FastAPI, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a large part of a second, and streams would wait for it."""
+    on_loop, real = list[bool](), app.openapi
+
+    def openapi() -> dict[str, Any]:
+        on_loop.append(asyncio._get_running_loop() is not None)
+        return real()
+
+    monkeypatch.setattr(app, "openapi", openapi)
+    assert client.get("/openapi.json").json() == real()
+    assert on_loop == [False]
 
 
 def test_a_dead_engine_is_unhealthy_and_an_unready_one_not_ready(
