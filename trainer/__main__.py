@@ -74,7 +74,8 @@ def trained(
         from trainer.run_folder.events import RunLog
         from trainer.spec import TrainSpec
 
-    spec = None
+    folder, spec = RunFolder(run_dir), None
+    earlier = folder.result() if resume and not folder.has_succeeded else None
     try:
         spec = TrainSpec.from_yaml(spec_path)
         spec = spec.model_copy(update={"base": folder_of(spec.base, print)})
@@ -86,7 +87,7 @@ def trained(
         print(f"{failure.code}: {failure.message}", file=sys.stderr)
         if failure.code != "run_dir_in_use":  # its result is the other run's
             run_dir.mkdir(parents=True, exist_ok=True)
-            RunLog(RunFolder(run_dir), quiet=True).failed(failure.body, failure.exit)
+            RunLog(folder, quiet=True).failed(failure.body, failure.exit, earlier=earlier)
         return failure.exit
 
 

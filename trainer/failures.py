@@ -44,7 +44,7 @@ def failure_of(error: Exception, spec: TrainSpec | None = None) -> Failure:
     """The failure of any error that ends a run. spec: None if it could not be read."""
     if isinstance(error, _BAD_INPUT):
         return Failure(Exit.BAD_INPUT, error.code, error.message, error.param)
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         return Failure(Exit.BAD_INPUT, "file_not_found", str(error))
     return _of_machine(error, spec)
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -73,12 +74,12 @@ class Loop:
     progress: Progress = field(default_factory=Progress)
     _shown_s: float = field(default=0.0, init=False)
 
-    @property
+    @cached_property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of the whole run. With batch.tokens every epoch is cut to count them."""
         return self.spec.optim.max_steps or self.batches.num_steps(self.spec.optim.epochs)
 
-    @property
+    @cached_property
     def eval_every(self) -> int:
         return self.spec.eval_every or steps_between_evaluations(self.batches.num_steps(1))
 
@@ -184,6 +185,8 @@ class Loop:
 
     def _evaluate(self) -> None:
         loss = self._held_out_loss()
+        if not math.isfinite(loss):
+            raise Diverged(f"step {self.progress.step}: held-out loss {loss:g}; a lower optim.learning_rate may help")
         self.progress = self.progress.with_evaluation(loss)
         self._report_evaluation(loss)
         self._save()

@@ -10,6 +10,7 @@ accumulated forwards follows and is not a knob.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -80,7 +81,7 @@ def _path(value: object, info: ValidationInfo) -> Path:
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise SpecError(str(info.field_name), value, "a path")
     folder: Path = (info.context or {}).get("folder", Path())
-    return folder / Path(value).expanduser()
+    return folder / os.path.expanduser(value)  # Path.expanduser raises for an unknown user
 
 
 def _modules(value: object, info: ValidationInfo) -> str | tuple[str, ...]:
@@ -154,8 +155,10 @@ class AdapterSpec(_Spec):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.init == "orthogonal" and any(rank % 2 for rank in (self.rank, *self.rank_pattern.values())):
-            raise SpecError("adapter.rank", self.rank, 'even with init "orthogonal" (in rank_pattern, too)')
+        ranks = {"rank": self.rank, **{f"rank_pattern.{name}": rank for name, rank in self.rank_pattern.items()}}
+        for field, rank in ranks.items():
+            if self.init == "orthogonal" and rank % 2:
+                raise SpecError(f"adapter.{field}", rank, 'even with init "orthogonal"')
         return self
 
     @property
@@ -349,7 +352,7 @@ class TrainSpec(_Spec):
         """Read a YAML (or JSON) file. Raises SpecError, and OSError if the file cannot be read."""
         try:
             body = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2026-13-01 is a ValueError
             raise SpecError(str(path), " ".join(str(error).split()), "YAML", code="bad_spec") from error
         return cls.from_mapping(body, folder=path.resolve().parent)
 
@@ -393,6 +396,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused below: it cannot be a key
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
             seen.add(key.value)

@@ -14,7 +14,6 @@ FIELD = "initial_adapter"
 _CHANGE_THE_ADAPTER = (  # fields of PEFT's config that must say nothing
     "use_dora",
     "lora_bias",
-    "fan_in_fan_out",
     "modules_to_save",
     "layers_to_transform",
     "layer_replication",
@@ -26,11 +25,13 @@ _CHANGE_THE_ADAPTER = (  # fields of PEFT's config that must say nothing
 _PLAIN = "a plain LoRA adapter in PEFT's format"
 
 
-def fields_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a spec that an adapter decides: `adapter`, and its own dialect and chat template if it has any.
+def fields_of(config: Any) -> dict[str, Any]:
+    """The fields of a spec that an adapter's config decides: `adapter`, and its own dialect and chat template.
 
     Raises SpecError for an adapter that is more than LoRA on named layers.
     """
+    if not isinstance(config, Mapping):
+        raise SpecError(FIELD, config, _PLAIN)
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
         raise SpecError(FIELD, {key: config.get(key) for key in ("peft_type", "bias")}, _PLAIN)
     changed = next((key for key in _CHANGE_THE_ADAPTER if config.get(key)), None)
@@ -40,7 +41,7 @@ def fields_of(config: Mapping[str, Any]) -> dict[str, Any]:
     adapter = {
         "rank": config.get("r"),
         "alpha": config.get("lora_alpha"),
-        "target_modules": sorted(targets) if isinstance(targets, list) else targets,  # PEFT writes a set
+        "target_modules": sorted(targets, key=str) if isinstance(targets, list) else targets,  # PEFT writes a set
         "rslora": bool(config.get("use_rslora", False)),
         "rank_pattern": config.get("rank_pattern") or {},
         "alpha_pattern": config.get("alpha_pattern") or {},
@@ -67,7 +68,7 @@ def filled_in(spec: TrainSpec) -> TrainSpec:
     if _sorted(spec.adapter) not in (adapter, AdapterSpec(dropout=spec.adapter.dropout)):
         raise SpecError("adapter", spec.adapter.model_dump(), f"absent, or as {FIELD} has it: {found['adapter']}")
     own = {key: getattr(spec, key) or found.get(key) for key in ("tool_dialect", "chat_template", "adapter_dtype")}
-    return spec.model_copy(update={"adapter": adapter, **own})
+    return TrainSpec.model_validate({**spec.model_dump(), "adapter": adapter, **own})
 
 
 def _sorted(adapter: AdapterSpec) -> AdapterSpec:

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from adapters_store.filesystem import Filesystem
 from server.demo.assets import demo_base_path
 from support.trainers.training import base_with_a_wider_tokenizer, demo_spec, write_chats
+from support.trainers.training_data import chat, chats, write_jsonl
 from trainer.__main__ import trained
 from trainer.failures import failure_of
+from trainer.model.model import Trainee
 from trainer.model.packing_check import PackingBroken
 from trainer.run import train
 from trainer.run_folder.events import read_events
@@ -49,6 +52,51 @@ def test_a_bad_spec_is_told_in_the_run_folder(tmp_path: Path) -> None:
     assert trained(tmp_path / "spec.yaml", tmp_path / "run", resume=False) is Exit.BAD_INPUT
     error = json.loads((tmp_path / "run" / "result.json").read_text())["error"]
     assert (error["code"], error["param"]) == ("unknown_field", "rank")
+
+
+@pytest.mark.parametrize(
+    ("status", "resume", "kept"), [("paused", True, False), ("succeeded", True, True), ("paused", False, True)]
+)
+def test_a_resumed_start_that_fails_early_replaces_what_the_earlier_one_said(
+    tmp_path: Path, status: str, resume: bool, kept: bool
+) -> None:
+    """Its readers took the old result for the new one: a sharded job resumed from a pause without end."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps({"status": status, "exit_code": 3}))
+    (folder / "events.jsonl").write_text('{"type": "paused"}\n{"type": "st')
+    (tmp_path / "spec.yaml").write_text("base: b\ndata: d\nrank: 4\n")
+    assert trained(tmp_path / "spec.yaml", folder, resume=resume) is Exit.BAD_INPUT
+    assert json.loads((folder / "result.json").read_text())["status"] == (status if kept else "failed")
+    assert [event["type"] for event in read_events(folder)] == (["paused"] if kept else ["paused", "failed"])
+
+
+@pytest.mark.parametrize("field", ["data", "validation", "mix"])
+def test_a_file_of_which_every_example_is_dropped_is_named(tmp_path: Path, field: str) -> None:
+    long = write_jsonl(tmp_path / "long.jsonl", [chat(f"Say {n}.", "word " * 300) for n in range(20)])
+    batch = {"max_sequence_length": 100, "too_long": "drop"}
+    validation = {"validation": write_jsonl(tmp_path / "v.jsonl", chats(5))} if field == "data" else {}
+    exit_code, error = outcome(tmp_path, demo_spec(tmp_path, batch=batch, **{**validation, field: long}))
+    assert (exit_code, error["code"], error["param"]) == (Exit.BAD_INPUT, "too_few_examples", field)
+    assert "all have more than 100 tokens" in error["message"]
+
+
+def test_data_that_is_a_folder_is_bad_input(tmp_path: Path) -> None:
+    exit_code, error = outcome(tmp_path, demo_spec(tmp_path, data=tmp_path))
+    assert (exit_code, error["code"]) == (Exit.BAD_INPUT, "file_not_found")
+
+
+def test_a_held_out_loss_that_is_not_finite_is_no_best_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN is less than nothing and more than nothing: the first evaluation stayed the best one, and was published."""
+    whole = Trainee.loss
+    monkeypatch.setattr(Trainee, "loss", lambda *given: whole(*given) * (torch.nan if overflows(given[0]) else 1.0))
+
+    def overflows(trainee: Trainee) -> bool:
+        return not torch.is_grad_enabled() and any(bool(weight.any()) for weight in trainee.trained()[1::2])
+
+    exit_code, error = outcome(tmp_path, demo_spec(tmp_path))
+    assert (exit_code, error["code"]) == (Exit.BAD_INPUT, "diverged")
+    assert "step 9: held-out loss nan" in error["message"]
 
 
 def test_bad_data_is_told_with_its_line(tmp_path: Path) -> None:

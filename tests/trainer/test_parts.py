@@ -119,6 +119,11 @@ def test_the_log_drops_half_a_line_writes_no_nan_and_keeps_the_first_failure(tmp
     assert json.loads((tmp_path / "result.json").read_text())["error"]["code"] == "first"
 
 
+def test_a_line_of_zeros_that_a_crash_left_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(b"\0" * 21 + b'\n{"type": "step"}\n')
+    assert [event["type"] for event in read_events(tmp_path)] == ["step"]
+
+
 def test_a_quiet_log_writes_nothing(tmp_path: Path) -> None:
     log = RunLog(RunFolder(tmp_path), quiet=True)
     log.event("step", step=1)

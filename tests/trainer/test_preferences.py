@@ -132,6 +132,9 @@ def test_a_pair_that_is_too_long_is_refused_dropped_or_cut_to_half_for_each_answ
     if too_long == "refuse":
         with pytest.raises(LineRefused, match=r"the pair has \d+ tokens, at most 24 fit"):
             encoder.encode(parse_record(line))
+        of_a_small_base = Encoder(load_tokenizer(demo_base_path()), max_sequence_length=24, max_pair_tokens=2048)
+        with pytest.raises(LineRefused, match=r"a text of the pair has \d+ tokens, at most 24 fit"):
+            of_a_small_base.encode(parse_record(line))
         return
     found = encoder.encode(parse_record(line))
     assert [max(each.segments) for each in found] == ([] if too_long == "drop" else [12])

@@ -10,6 +10,7 @@ import torch
 
 from server.demo.assets import demo_base_path
 from support.trainers.training import STEPS, demo_spec, trained_weights, trainer_process, wait_for_step
+from trainer.data.packing import Batches
 from trainer.data.types import PackedBatch
 from trainer.loop import steps_between_evaluations
 from trainer.model.model import Trainee
@@ -176,6 +177,15 @@ def test_a_request_is_answered_between_two_forwards_and_a_paused_run_ends_as_one
         assert train(spec, tmp_path / "run", resume=True) is Exit.SUCCEEDED
         losses = [event["loss"] for event in read_events(tmp_path / "run") if event["type"] == "step"]
         assert len(losses) == STEPS
+
+
+def test_the_steps_of_a_run_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With batch.tokens, counting them cuts every epoch again: every step did so several times."""
+    asked, count = list[int](), Batches.num_steps
+    monkeypatch.setattr(Batches, "num_steps", lambda batches, epochs: asked.append(epochs) or count(batches, epochs))
+    batch = {"tokens": 1024, "max_sequence_length": 256}
+    assert train(demo_spec(tmp_path, batch=batch, optim={"epochs": 2}, eval_every=None), tmp_path / "run") == 0
+    assert sorted(asked) == [1, 2]
 
 
 def test_long_epochs_are_evaluated_often_enough_for_early_stopping() -> None:

@@ -7,6 +7,8 @@ import pytest
 
 from trainer.spec import AdapterSpec, SpecError, TrainSpec
 
+# A key that is a list, a date that is none, and more nesting than Python follows.
+NO_YAML = ("? [a]\n: 1", "base: 2026-13-01", "base: " + "[" * 5000)
 LEAST: dict[str, Any] = {"base": "/b", "data": "/d.jsonl"}
 
 
@@ -41,6 +43,11 @@ def test_defaults_are_those_the_documentation_names() -> None:
         ({"adapter": {"rank": 257}}, "adapter.rank", "bad_field"),
         ({"adapter": {"rank": True}}, "adapter.rank", "bad_field"),
         ({"adapter": {"rank": 3, "init": "orthogonal"}}, "adapter.rank", "bad_field"),
+        (
+            {"adapter": {"rank": 4, "rank_pattern": {"q_proj": 3}, "init": "orthogonal"}},
+            "adapter.rank_pattern.q_proj",
+            "bad_field",
+        ),
         ({"adapter": {"target_modules": "(a+)+$"}}, "adapter.target_modules", "bad_field"),
         ({"adapter": {"target_modules": []}}, "adapter.target_modules", "bad_field"),
         ({"adapter": {"rank_pattern": {"(a+)+$": 4}}}, "adapter.rank_pattern", "bad_field"),
@@ -78,7 +85,7 @@ def test_a_missing_field_is_named() -> None:
     assert caught.value.code == "missing_field"
 
 
-@pytest.mark.parametrize("text", ["base: [", "just words", "base: a\nbase: b\ndata: d", "\x00", "[1, 2]"])
+@pytest.mark.parametrize("text", ["base: [", "just words", "base: a\nbase: b\ndata: d", "\x00", "[1, 2]", *NO_YAML])
 def test_a_file_that_is_no_spec_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(SpecError) as caught:
@@ -96,3 +103,7 @@ def test_yaml_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
 def test_a_spec_made_in_code_is_checked_as_one_from_a_file() -> None:
     with pytest.raises(SpecError, match=r"adapter\.rank"):
         AdapterSpec(rank=0)
+
+
+def test_the_folder_of_an_unknown_user_is_a_path_that_does_not_exist() -> None:
+    assert not TrainSpec.from_mapping({**LEAST, "base": "~no-such-user/base"}).base.exists()

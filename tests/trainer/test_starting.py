@@ -117,6 +117,9 @@ def configured(**fields: Any) -> Callable[[Path], None]:
         (configured(alora_invocation_tokens=[5]), "without alora_invocation_tokens"),
         (configured(modules_to_save=["lm_head"]), "without modules_to_save"),
         (configured(peft_type="LOHA"), "plain LoRA adapter"),
+        (configured(target_modules=[1, "q_proj"]), "plain module names"),
+        (configured(multilora_tool_dialect="klingon"), "tool_dialect: must be one of"),
+        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "plain LoRA adapter"),
         (shutil.rmtree, "a folder with"),
     ],
 )
@@ -128,7 +131,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_any_step(
     change(folder)
     with pytest.raises(SpecError, match=expected) as refused:
         load(going_on(base, folder), CPU)
-    assert refused.value.param == "initial_adapter"
+    assert refused.value.param in ("initial_adapter", "adapter.target_modules", "tool_dialect")
 
 
 def test_another_base_and_another_form_are_refused(base: Path, written: Path) -> None:

@@ -14,7 +14,8 @@ from trainer.data.encode import Encoder, encode_all
 from trainer.data.examples import Examples
 from trainer.data.jsonl import DataLimits, Dataset, check_pairs, read_jsonl
 from trainer.data.packing import Batches, BatchSettings
-from trainer.data.split import ENOUGH_VALIDATION, MIN_VALIDATION, Split, apart, mixed, split
+from trainer.data.problems import DataRejected, Problem
+from trainer.data.split import ENOUGH_VALIDATION, MIN_VALIDATION, Split, apart, mixed, split, without
 from trainer.data.template import template_digest
 from trainer.data.types import EncodedExample
 from trainer.spec import TrainSpec
@@ -92,7 +93,8 @@ def prepare(
     general, mix = _general(spec, encoder)
     train = parts.train
     if general is not None:
-        train = mixed(train, general.train, fraction=spec.mix_fraction, seed=spec.seed)
+        fresh = without(general.train, parts.validation)
+        train = mixed(train, fresh, fraction=spec.mix_fraction, seed=spec.seed)
     facts = DataFacts(
         data_digest=data.digest,
         validation_digest=validation.digest if validation else None,
@@ -121,7 +123,11 @@ def _load(
 ) -> tuple[Dataset, Examples]:
     dataset = read_jsonl(path, limits, what=what)
     check_pairs(dataset, wanted=pairs, what=what)
-    return dataset, encode_all(dataset.records(), encoder, what=what)
+    examples = encode_all(dataset.records(), encoder, what=what)
+    if not examples:
+        message = f"no example is left: all have more than {encoder.max_sequence_length} tokens"
+        raise DataRejected([Problem(0, "too_few_examples", message)], what=what)
+    return dataset, examples
 
 
 def _held_out(spec: TrainSpec, encoder: Encoder, examples: Examples, enough: int) -> tuple[Split, Dataset | None]:

@@ -100,11 +100,13 @@ class Encoder:
     def _pair(self, chosen: Record, rejected: Record) -> Tokens | None:
         """The chosen text, then the rejected one, its weights negative; None if it is dropped."""
         sides = [self._one_text(chosen), self._one_text(rejected)]
-        limit, total = self._max_pair_tokens, sum(len(ids) for ids, _ in sides)
-        if total > limit or any(len(ids) > self.max_sequence_length for ids, _ in sides):
+        limit, lengths = self._max_pair_tokens, [len(ids) for ids, _ in sides]
+        if sum(lengths) > limit or max(lengths) > self.max_sequence_length:
             if self._too_long == "refuse":
-                message = f"the pair has {total} tokens, at most {limit} fit; {_CURE}"
-                raise LineRefused("sequence_too_long", message)
+                too_long = f"the pair has {sum(lengths)} tokens, at most {limit} fit"
+                if sum(lengths) <= limit:
+                    too_long = f"a text of the pair has {max(lengths)} tokens, at most {self.max_sequence_length} fit"
+                raise LineRefused("sequence_too_long", f"{too_long}; {_CURE}")
             self.num_too_long += 1
             each = min(limit // 2, self.max_sequence_length)
             sides = [_up_to_last_learned(ids[:each], weights[:each]) for ids, weights in sides]

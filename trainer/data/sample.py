@@ -50,5 +50,5 @@ def _html_of(run: Run) -> str:
 
 def pick(examples: Sequence[EncodedExample], count: int) -> list[EncodedExample]:
     """`count` examples spread over the file, the first among them."""
-    step = max(1, len(examples) // max(count, 1))
-    return list(examples[::step][:count])
+    count = min(count, len(examples))
+    return [examples[index * len(examples) // count] for index in range(count)]

@@ -60,11 +60,16 @@ def apart(train: Examples, validation: Examples) -> Split:
 
     Raises DataRejected(too_few_examples) if nothing would be left to train on.
     """
-    kept = train.where(~np.isin(train.digests, validation.digests))
+    kept = without(train, validation)
     if not kept:
         message = "every training example is in the validation file too"
         raise DataRejected([Problem(0, "too_few_examples", message)], what="validation")
     return Split(kept, validation)
+
+
+def without(examples: Examples, others: Examples) -> Examples:
+    """The examples that `others` do not repeat."""
+    return examples.where(~np.isin(examples.digests, others.digests))
 
 
 def mixed(train: Examples, general: Examples, *, fraction: float, seed: int = 0) -> Examples:

@@ -47,6 +47,11 @@ class EncodedExample:
         mask: NDArray[np.bool_] = self.weights != 0
         return mask
 
+    @property
+    def end(self) -> int:
+        """Behind the last learned token."""
+        return int(np.flatnonzero(self.supervised)[-1]) + 1
+
     @cached_property
     def border(self) -> int:
         """Where the rejected text of a pair begins; 0 for an example that is no pair."""

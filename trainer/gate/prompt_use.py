@@ -158,8 +158,7 @@ def _answer(examples: Sequence[EncodedExample], starts: Sequence[int], index: in
 
 def last_answer(example: EncodedExample) -> int:
     """The position where the last run of learned tokens begins; what follows that run is not scored."""
-    context = np.flatnonzero(~example.supervised[: int(np.flatnonzero(example.supervised)[-1])])
-    return int(context[-1]) + 1
+    return int(np.flatnonzero(~example.supervised[: example.end])[-1]) + 1
 
 
 def _joined(examples: Sequence[EncodedExample], starts: Sequence[int], prompt: int, answer: int) -> EncodedExample:

@@ -26,7 +26,7 @@ from adapters_store.parsing.patterns import SuffixPatterns, suffixes_at_dots
 from trainer.spec import AdapterSpec, SpecError, TrainSpec
 
 NAME = "default"  # PEFT's own name for a model's only adapter
-LINEARS = ("Linear", "Linear4bit")
+LINEARS = ("Linear", "Linear4bit", "Conv1D")  # GPT-2's layers are the last
 _PREFIX = "base_model.model."
 _BASE_DIGEST = "multilora_base_digest"  # in the weights' metadata
 

@@ -45,27 +45,25 @@ def _packed_attention(
     *,
     scaling: float,
     segments: tuple[int, ...],
-    dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """query: [1, q_heads, T, D], key and value: [1, kv_heads, T, D]; returns [1, T, q_heads, D].
 
-    `segments`, the examples' lengths, travels as a keyword of `model(...)`; the mask is always None.
+    `segments`, the examples' lengths, travels as a keyword of `model(...)`; the mask is always None. The base's own
+    dropout was for its pretraining and is left out.
     """
     lengths = list(segments)  # split, not slices: its backward is one concatenation
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     if softcap:
         outs = [_capped(*part, scale=scaling, window=sliding_window or 0, softcap=softcap) for part in parts]
     else:
-        outs = [_plain(*part, scale=scaling, window=sliding_window or 0, dropout=dropout) for part in parts]
+        outs = [_plain(*part, scale=scaling, window=sliding_window or 0) for part in parts]
     return torch.cat(outs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _plain(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float, window: int, dropout: float
-) -> torch.Tensor:
+def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float, window: int) -> torch.Tensor:
     length = query.shape[2]
     mask = None
     if 0 < window < length:
@@ -76,7 +74,6 @@ def _plain(
         key,
         value,
         attn_mask=mask,
-        dropout_p=dropout,
         is_causal=mask is None,
         scale=scale,
         enable_gqa=key.shape[1] != query.shape[1],

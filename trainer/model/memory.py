@@ -47,8 +47,8 @@ def _resident_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch raises a different error for each device; on a CPU only the text of a RuntimeError shows it."""
+    """torch raises a different error for each device; some are RuntimeErrors that only their text tells apart."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    words = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in words or "not enough memory" in words)
+    texts = ("can't allocate memory", "not enough memory", "CUDA error: out of memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

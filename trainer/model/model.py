@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from adapters_store.base.families import family_of
 from adapters_store.base.files import DTYPES, load_config
 from adapters_store.base.nf4 import is_stored_in_nf4
 from adapters_store.base.row_rope import RowRope, choose_rope_by_row
@@ -45,6 +46,11 @@ class LossModel(nn.Module):
     def causal(self) -> PreTrainedModel:
         """The transformers model, with the adapter's layers in it if there is an adapter."""
         return self.net.get_base_model() if isinstance(self.net, PeftModel) else self.net
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, in order."""
+        return list(self.causal.get_submodule(family_of(type(self.causal).__name__).layers).children())
 
     def forward(
         self,

@@ -84,8 +84,7 @@ def _rounded_otherwise(trainee: Trainee) -> Iterator[None]:
         steps = (drawn == 0).to(hidden.dtype) - (drawn == 1).to(hidden.dtype)
         return (hidden * (1 + unit * steps), *inputs[1:])
 
-    causal: Any = trainee.module.causal
-    hooks = [layer.register_forward_pre_hook(move) for layer in causal.model.layers]
+    hooks = [layer.register_forward_pre_hook(move) for layer in trainee.module.layers]
     try:
         yield
     finally:

@@ -83,8 +83,7 @@ def _shard(module: LossModel, spec: TrainSpec, ranks: Ranks) -> None:
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if spec.method == "full" and spec.precision == "bfloat16":
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    causal: Any = module.causal
-    for layer in causal.base_model.layers:
+    for layer in module.layers:
         fully_shard(layer, mesh=ranks.mesh, reshard_after_forward=spec.reshard_after_forward, mp_policy=policy)
     fully_shard(module, mesh=ranks.mesh, reshard_after_forward=False, mp_policy=policy)
 

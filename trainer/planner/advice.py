@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from trainer.planner.hardware import COUNTS, DATA_SHARE, PROCESS_BYTES
 from trainer.planner.memory import GIB, OPTIMIZER_STATES, MemoryNeed, Sharding, TrainingCase, memory_need
 from trainer.planner.shapes import ModelShape, shape_of_config
-from trainer.spec import TrainSpec
+from trainer.spec import SpecError, TrainSpec
 
 SMALL_FORWARDS = (8192, 4096, 2048, 1024, 512, 256)  # tokens
 
@@ -63,42 +64,49 @@ def advise(
     if need.total <= available_bytes:
         return []
     lines = [f"the run needs about {_gib(need.total)} a device, {_gib(available_bytes)} are available: {_parts(need)}"]
-    fitting = [line for line, changed in _changes(case, available_bytes) if changed <= available_bytes]
-    return lines + (fitting or list(_last_resort(case, available_bytes)))
+    fitting = list(_changes(spec, case, available_bytes))
+    return lines + (fitting or list(_last_resort(spec, case, available_bytes)))
 
 
-def _changes(case: TrainingCase, available: int) -> Iterator[tuple[str, int]]:
-    """Single changes, the ones that cost least first."""
-    for tokens in SMALL_FORWARDS:
-        if tokens < case.tokens and (total := memory_need(replace(case, tokens=tokens)).total) <= available:
-            change = (
-                f"batch.micro_tokens {tokens} instead of {case.tokens} (with max_sequence_length no longer than that)"
-            )
-            yield f"{change}: {_gib(total)}", total
+def _changes(spec: TrainSpec, case: TrainingCase, available: int) -> Iterator[str]:
+    """The single changes that fit, the ones that cost least first."""
+
+    def fits(change: str, **fields: Any) -> Iterator[str]:
+        total = memory_need(replace(case, **fields)).total
+        if total <= available:
+            yield f"{change}: {_gib(total)}"
+
+    for tokens in (tokens for tokens in SMALL_FORWARDS if tokens < case.tokens):
+        change = f"batch.micro_tokens {tokens} instead of {case.tokens} (with max_sequence_length no longer than that)"
+        if found := list(fits(change, tokens=tokens)):
+            yield from found
             break
     if not case.checkpointing:
-        total = memory_need(replace(case, checkpointing=True)).total
-        yield f"checkpointing true (about a third slower): {_gib(total)}", total
+        yield from fits("checkpointing true (about a third slower)", checkpointing=True)
     if case.precision == "float32":
-        total = memory_need(replace(case, precision="bfloat16")).total
-        yield f"precision bfloat16: {_gib(total)}", total
-    for method in ("lora", "qlora") if case.method == "full" else ("qlora",):
-        if method != case.method:
-            total = memory_need(replace(case, method=method)).total
-            yield f"method {method}: {_gib(total)}", total
-    yield from _shared(case, available)
+        yield from fits("precision bfloat16", precision="bfloat16")
+    if case.method == "full":
+        yield from fits("method lora", method="lora")
+    if case.method != "qlora":
+        yield from fits("method qlora", method="qlora")
+    yield from _shared(spec, case, available)
 
 
-def _shared(case: TrainingCase, available: int) -> Iterator[tuple[str, int]]:
+def _shared(spec: TrainSpec, case: TrainingCase, available: int) -> Iterator[str]:
+    """The fewest devices that fit, if the spec can be sharded at all."""
+    try:
+        TrainSpec.model_validate({**spec.model_dump(), "method": case.method, "sharding": "fsdp"})
+    except SpecError:
+        return
     for count in COUNTS:
         if count > case.sharding.devices:
             total = memory_need(replace(case, sharding=Sharding(3, count))).total
             if total <= available:
-                yield f"sharding fsdp on {count} devices: {_gib(total)} each", total
+                yield f"sharding fsdp on {count} devices: {_gib(total)} each"
                 break
 
 
-def _last_resort(case: TrainingCase, available: int) -> Iterator[str]:
+def _last_resort(spec: TrainSpec, case: TrainingCase, available: int) -> Iterator[str]:
     smallest = replace(
         case, method="qlora", precision="bfloat16", checkpointing=True, tokens=min(case.tokens, SMALL_FORWARDS[-1])
     )
@@ -107,7 +115,7 @@ def _last_resort(case: TrainingCase, available: int) -> Iterator[str]:
     if total <= available:
         yield f"no single change is enough; {together}"
         return
-    shared = next((line for line, _ in _shared(smallest, available)), "a smaller base is needed")
+    shared = next(_shared(spec, smallest, available), "a smaller base is needed")
     yield f"no change of the method is enough ({together}); {shared}"
 
 

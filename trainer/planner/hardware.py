@@ -71,6 +71,8 @@ def _first_that_fits(case: TrainingCase, gpu: Gpu, count: int) -> TrainingCase |
 def _ways(case: TrainingCase, count: int) -> Iterator[TrainingCase]:
     """From the least effort to the most."""
     case = replace(case, runtime_bytes=RUNTIME_BYTES)
+    if count > 1 and case.method == "dora":
+        return  # it needs whole weights
     stages = (0,) if count == 1 else (2, 3)  # FSDP without resharding after the forward, and with
     for stage in stages:
         shared = replace(case, sharding=Sharding(stage, count))

@@ -110,8 +110,9 @@ class TrainingCase:
 
     @property
     def target_names(self) -> tuple[str, ...]:
+        """Last names, each once."""
         chosen = self.shape.linears if self.targets is None else self.targets
-        return tuple(name.rpartition(".")[2] for name in chosen)
+        return tuple(dict.fromkeys(name.rpartition(".")[2] for name in chosen))
 
     @property
     def trained_parameters(self) -> int:

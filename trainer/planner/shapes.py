@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -208,10 +209,11 @@ def shape_named(text: str) -> ModelShape:
     count = _COUNT.fullmatch(text)
     if count is not None:
         return shape_of_count(round(float(count[1]) * (1e9 if count[2] in "bB" else 1e6)))
-    if not Path(text).expanduser().exists():
+    path = Path(os.path.expanduser(text))  # Path.expanduser raises for an unknown user
+    if not path.exists():
         known = ", ".join(KNOWN_SHAPES)
         raise PlanError("model", f"{text!r} is no folder, no count such as 7B or 350M, and none of {known}")
-    return shape_of_config(Path(text).expanduser())
+    return shape_of_config(path)
 
 
 def shape_of_config(folder: Path) -> ModelShape:

@@ -158,6 +158,9 @@ def _other_checks(gate: Body) -> list[_Row]:
             f"{calls['named']:.0%}, {calls['equal']:.0%} with equal arguments (of {calls['num_answers']} answers)"
         )
         rows.append(("calls the right tools", measured, f"warn below {limits['calls_named']:.0%}", ("wrong_calls",)))
+    if int8 := gate.get("int8"):
+        limit = f"at most {limits['int8_change']:g} nats"
+        rows.append(("int8 keeps the loss", f"{_signed(int8['change'])} nats", limit, ("int8_changes_too_much",)))
     sizes = [module["relative_norm"] for module in spectrum if module["relative_norm"] is not None]
     if sizes:
         limit = f"warn above {limits['relative_norm_warn']:g}, block above {limits['relative_norm_block']:g}"

@@ -9,7 +9,7 @@ import errno
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,13 @@ class RunLog:
         if not self._quiet:
             self._write_end(kind, result, fields)
 
-    def failed(self, error: dict[str, str | None], code: int = Exit.FAILED) -> None:
-        """Any rank may report a failure. The first one counts: the others fail because of it. code: its exit code."""
-        if not self._folder.result():
+    def failed(
+        self, error: dict[str, str | None], code: int = Exit.FAILED, *, earlier: Mapping[str, Any] | None = None
+    ) -> None:
+        """Any rank may report a failure. The first one counts: the others fail because of it. code: its exit code.
+        earlier: the result of an earlier start that this one resumes, which the failure replaces."""
+        if self._folder.result() in ({}, earlier):
+            _drop_half_line(self._folder.events)
             self._write_end("failed", {"status": "failed", "exit_code": code, "error": error}, {"error": error})
 
     def _write_end(self, kind: str, result: dict[str, Any], fields: dict[str, Any]) -> None:
@@ -84,7 +88,7 @@ class EventReader:
         for line in self._new_lines():
             try:
                 event = json.loads(line)
-            except json.JSONDecodeError:
+            except ValueError:  # not JSON, or not UTF-8
                 continue
             if isinstance(event, dict):
                 yield event

@@ -71,7 +71,7 @@ def _write_model(trainee: Trainee, spec: TrainSpec, checkpoint: Path, aside: Pat
     causal.config.dtype = dtype
     causal.save_pretrained(aside, state_dict=state)
     for pattern in COMPANIONS:
-        for path in spec.base.glob(pattern):
+        for path in filter(Path.is_file, spec.base.glob(pattern)):
             shutil.copyfile(path, aside / path.name)
 
 

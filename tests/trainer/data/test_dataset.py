@@ -39,6 +39,16 @@ def test_a_tenants_file_is_prepared_the_same_way_twice(tmp_path: Path) -> None:
     assert not learned & {item.digest for item in first.validation + first.general}
 
 
+def test_what_is_held_out_is_not_mixed_in_again(tmp_path: Path) -> None:
+    data, other = chats(40), [chat(f"Name {number}.", "No.") for number in range(40)]
+    held_out = write_jsonl(tmp_path / "v.jsonl", other[:20])
+    mix = write_jsonl(tmp_path / "mix.jsonl", other)
+    spec = spec_of(write_jsonl(tmp_path / "data.jsonl", data), validation=held_out, mix=mix, mix_fraction=0.5)
+    prepared = prepare(spec, demo_tokenizer())
+    assert prepared.facts.num_mixed
+    assert not {item.digest for item in prepared.train} & {item.digest for item in prepared.validation}
+
+
 def test_a_validation_file_is_kept_out_of_training(tmp_path: Path) -> None:
     records = chats(40)
     spec = spec_of(
@@ -114,4 +124,5 @@ def test_a_run_of_an_earlier_version_holds_out_what_it_held_out(tmp_path: Path) 
 def test_a_sample_is_spread_over_the_file(tmp_path: Path) -> None:
     data = prepare(spec_of(write_jsonl(tmp_path / "data.jsonl", chats(112))), demo_tokenizer())
     assert [item.line for item in pick(data.train, 3)] == [data.train[index].line for index in (0, 30, 60)]
+    assert [item.line for item in pick(data.train, 60)][-1] == data.train[88].line, "fewer than two for each"
     assert len(pick(data.train, 1000)) == len(data.train)

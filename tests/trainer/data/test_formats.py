@@ -179,6 +179,7 @@ def test_preference_pairs_of_every_form_become_one_form(tmp_path: Path, body: Bo
         ({"conversations": CALLED, "tools": "[{"}, "wrong_type"),
         ({"conversations": [SYSTEM, USER, ASSISTANT], "system": "Be long."}, "wrong_type"),
         ({"question": QUESTION, "answer": " "}, "empty_content"),
+        ({"question": QUESTION, "answer": ANSWER, "history": 5}, "wrong_type"),
     ],
 )
 def test_what_would_lose_its_meaning_is_refused_with_its_line(tmp_path: Path, body: Body, code: str | None) -> None:
@@ -332,3 +333,20 @@ def test_a_check_counts_all_that_is_refused_and_a_converted_file_is_what_the_tra
     assert read_jsonl(target).num_examples == 13
     assert "Alpaca (12)" in report.text
     assert report.to_mapping()["num_refused"] == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "line", "code"),
+    [
+        (b"\n\nquestion,answer\na,b\nc\n", 5, "bad_table"),
+        (b"\n\nquestion,answer\na,\xff\n", 4, "not_utf8"),
+        (b"question,answer\na,b\nc,caf\xc3", 3, "not_utf8"),
+        (b'[{"question": "a", "answer": "b"}]\n\xc3', 2, "not_utf8"),
+    ],
+)
+def test_a_fault_of_a_table_is_at_its_line_also_behind_blank_ones(
+    tmp_path: Path, data: bytes, line: int, code: str
+) -> None:
+    with pytest.raises(DataRejected) as refused:
+        converted(tmp_path, data)
+    assert (refused.value.line, refused.value.code) == (line, code)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from trainer.model.memory import is_out_of_memory
+
 OWN = "import torch; from trainer.model.memory import peak_bytes; print(peak_bytes(torch.device('cpu')))"
 PARENT = f"""
 import subprocess, sys
@@ -20,3 +22,8 @@ def test_a_peak_does_not_count_what_the_starting_process_held() -> None:
     peak, held = (int(word) for word in done.stdout.split())
     assert held == 1 << 30
     assert 1 << 26 < peak < 1 << 30
+
+
+def test_cuda_says_in_words_alone_that_memory_is_out() -> None:
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert not is_out_of_memory(ValueError("CUDA error: out of memory"))

@@ -41,6 +41,28 @@ def test_packed_loss_and_gradient_are_those_of_transformers_one_example_at_a_tim
     assert (mine - reference).norm() <= 1e-5 * reference.norm()
 
 
+@pytest.mark.parametrize("family", [*FAMILY_NAMES, *MORE_FAMILY_NAMES])
+def test_every_family_begins_a_run(tmp_path: Path, family: str) -> None:
+    """The check at a run's start finds the decoder layers, wherever the family has them."""
+    trainee = load(tiny_spec(save_base(tmp_path / "base", family)), CPU)
+    assert 0 <= check_packing(trainee, random_examples(3, high=60)) < 1e-3
+
+
+def test_gpt2s_layers_can_be_named(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "gpt2")
+    adapter = {"rank": 4, "target_modules": ["c_attn"], "rank_pattern": {"attn.c_attn": 2}}
+    names = [name for name, _ in load(tiny_spec(base, adapter=adapter), CPU).named_trained()]
+    assert len(names) == 4
+    assert all("c_attn" in name for name in names)
+
+
+def test_the_bases_own_dropout_is_off(tmp_path: Path) -> None:
+    base, batch = save_base(tmp_path / "base", "llama", attention_dropout=0.5), random_batch(4)
+    trainee = load(tiny_spec(base), CPU)
+    assert trainee.module.training
+    assert torch.equal(trainee.loss(batch), trainee.loss(batch))
+
+
 def test_a_frozen_head_and_a_trained_one_give_the_adapter_the_same_gradient(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", "llama")
     batch = random_batch(4)

@@ -89,3 +89,31 @@ def test_a_spec_on_disk_is_read_with_its_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["lora", "qlora", "dora", "full"])
 def test_every_method_can_be_advised(method: Any) -> None:
     assert len(advise(spec(method=method, precision="float32"), 6 * GIB, shape=EIGHT_B)) >= 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "dora"},
+        {"method": "lora", "objective": "dpo"},
+        {"adapter": {"init": "eva"}},
+        {"optim": {"moments": "8bit"}},
+        {"eval_samples": 2},
+    ],
+)
+def test_sharding_is_advised_only_to_a_spec_that_takes_it(changes: dict[str, Any]) -> None:
+    plain, other = (
+        advise(TrainSpec.from_mapping({"base": "b", "data": "d", **fields}), 36 * GIB, shape=EIGHT_B)
+        for fields in ({}, changes)
+    )
+    assert any("sharding fsdp" in line for line in plain)
+    assert not any("sharding fsdp" in line for line in other)
+
+
+def test_a_target_that_is_named_twice_is_counted_once() -> None:
+    once, twice = (
+        case_of(spec(method="dora", adapter=AdapterSpec(target_modules=targets)), shape=EIGHT_B)
+        for targets in (("q_proj",), ("q_proj", "self_attn.q_proj"))
+    )
+    assert once.trained_parameters == twice.trained_parameters
+    assert memory_need(once).total == memory_need(twice).total

@@ -129,3 +129,5 @@ def test_a_model_is_named_by_folder_name_or_count(tmp_path: Path) -> None:
     assert shape_named("350m").parameters == 350_000_000
     with pytest.raises(PlanError, match="'gpt-9' is no folder, no count such as 7B or 350M, and none of smollm2-135m"):
         shape_named("gpt-9")
+    with pytest.raises(PlanError, match="'~no-such-user/base' is no folder"):
+        shape_named("~no-such-user/base")

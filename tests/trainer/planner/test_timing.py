@@ -63,6 +63,11 @@ def test_options_fit_and_come_cheapest_first() -> None:
     assert not [option for option in found if option.gpu.name == "l4" and option.devices < 8]
 
 
+def test_dora_is_offered_on_one_device_alone() -> None:
+    found = options(replace(LORA, method="dora"), train_tokens=10**6, sequence_length=512)
+    assert {option.devices for option in found} == {1}
+
+
 def test_nothing_is_offered_where_nothing_fits() -> None:
     huge = replace(FULL, shape=KNOWN_SHAPES["llama-3.1-405b"])
     assert options(huge, train_tokens=10**6, sequence_length=2048, gpus=[GPUS["l4"]]) == []

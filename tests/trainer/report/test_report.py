@@ -233,3 +233,10 @@ def test_a_chart_keeps_its_ends_within_its_frame_and_draws_levels() -> None:
     assert all(0 <= x <= 640 and 0 <= y <= 240 for x, y in places)
     assert [item.attrib["class"] for item in svg if item.tag == "line"].count("level") == 1
     assert "nothing was recorded" in line_chart("loss", [Line("a", [])])
+
+
+def test_a_gate_in_int8_shows_what_int8_costs() -> None:
+    limits = {**gate()["thresholds"], "int8_change": 0.01}
+    found = checks_of(gate(int8={"loss": 2.0, "int8_loss": 2.004, "change": 0.004}, thresholds=limits))
+    (row,) = [check for check in found if "int8" in check.name]
+    assert (row.measured, row.limit, row.level) == ("+0.004 nats", "at most 0.01 nats", "ok")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -119,7 +120,9 @@ def test_a_full_fine_tune_is_a_new_base_on_which_adapters_of_the_old_one_are_ref
     run_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     optim = {"learning_rate": 1e-4, "max_steps": STEPS}
-    assert train(demo_spec(tmp_path, method="full", optim=optim), tmp_path / "full") is Exit.SUCCEEDED
+    base = shutil.copytree(demo_base_path(), tmp_path / "base")
+    (base / "tokenizer_drafts").mkdir()  # no file of the tokenizer's
+    assert train(demo_spec(tmp_path, base=base, method="full", optim=optim), tmp_path / "full") is Exit.SUCCEEDED
     model = tmp_path / "full" / "model"
     assert describe_base(model).digest != describe_base(demo_base_path()).digest
     served = PackedForward(load_base(model, dtype="float32", device="cpu"), [])

@@ -255,8 +255,10 @@ def _cell(body: Body, column: str) -> str:
 
 def _history(value: Any) -> list[Body]:
     """LLaMA-Factory's earlier turns: pairs of question and answer."""
-    turns: list[Body] = []
-    for pair in value or ():
+    pairs, turns = value or [], list[Body]()
+    if not isinstance(pairs, list):
+        raise LineRefused("wrong_type", "history must be a list of [question, answer]", excerpt=excerpt_of(value))
+    for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2:
             raise LineRefused("wrong_type", "history must be a list of [question, answer]", excerpt=excerpt_of(pair))
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]

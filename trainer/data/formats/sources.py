@@ -108,9 +108,9 @@ class _Lines:
     def __init__(self, stream: BinaryIO, limits: SourceLimits, what: str) -> None:
         self._stream, self._limits, self._what = stream, limits, what
         self._num_bytes = 0
-        self.first, self._number = self._read().removeprefix(codecs.BOM_UTF8), 1
+        self.first, self.first_number = self._read().removeprefix(codecs.BOM_UTF8), 1
         while self.first in (b"\n", b"\r\n"):
-            self.first, self._number = self._read(), self._number + 1
+            self.first, self.first_number = self._read(), self.first_number + 1
 
     def _read(self) -> bytes:
         line = self._stream.readline(self._limits.max_record_bytes + 1)
@@ -130,7 +130,7 @@ class _Lines:
 
     def all(self) -> Numbered:
         """Blank lines are passed over; a line that is too long comes cut, and is refused as such where it is parsed."""
-        number, line = self._number, self.first
+        number, line = self.first_number, self.first
         while line:
             whole = line
             while line and not line.endswith(b"\n") and len(line) > self._limits.max_record_bytes:
@@ -143,9 +143,10 @@ class _Lines:
     def texts(self) -> Iterator[str]:
         """Decoded lines. Raises DataRejected (not_utf8)."""
         decoder = codecs.getincrementaldecoder("utf-8")()
-        for number, line in enumerate(self.chunks(), start=1):
+        for number, line in enumerate(self.chunks(), start=self.first_number):
+            is_whole = line.endswith(b"\n") or len(line) <= self._limits.max_record_bytes
             try:
-                yield decoder.decode(line)
+                yield decoder.decode(line, final=is_whole)
             except UnicodeDecodeError as error:
                 raise SourceRefused(
                     "not_utf8", f"byte {error.start + 1} of the line is not UTF-8", self._what, number
@@ -208,21 +209,25 @@ def _header(line: str, delimiter: str) -> list[str]:
 def _rows(lines: _Lines, delimiter: str, limits: SourceLimits, what: str) -> Numbered:
     csv.field_size_limit(limits.max_record_bytes)
     reader = csv.reader(lines.texts(), delimiter=delimiter, strict=True)
+
+    def number() -> int:
+        return lines.first_number - 1 + reader.line_num
+
     try:
         header = [name.strip() for name in next(reader)]
         if len(set(header)) != len(header) or "" in header:
             raise SourceRefused(
-                "bad_table", f"the header has an empty or a repeated name: {ascii(header)[:200]}", what, 1
+                "bad_table", f"the header has an empty or a repeated name: {ascii(header)[:200]}", what, number()
             )
         for row in reader:
             if not row:
                 continue
             if len(row) != len(header):
                 message = f"the row has {len(row)} cells, the header {len(header)}; quote cells that hold a delimiter"
-                raise SourceRefused("bad_table", message, what, reader.line_num)
-            yield reader.line_num, _as_json(dict(zip(header, row, strict=True)), reader.line_num, what)
+                raise SourceRefused("bad_table", message, what, number())
+            yield number(), _as_json(dict(zip(header, row, strict=True)), number(), what)
     except csv.Error as error:
-        raise SourceRefused("bad_table", f"not a table: {error}", what, reader.line_num) from None
+        raise SourceRefused("bad_table", f"not a table: {error}", what, number()) from None
 
 
 def _parquet(path: Path, limits: SourceLimits, what: str) -> Numbered:

@@ -43,7 +43,7 @@ class Endings:
 
 def measure_endings(scorer: Scorer, examples: Sequence[EncodedExample], ends: Ends) -> Endings | None:
     """Score the end of each example's last answer. None: there is no example, or none has room for one more token."""
-    cut = [(_without_end(example, ends.of(example)), _end(example)) for example in examples]
+    cut = [(_without_end(example, ends.of(example)), example.end) for example in examples]
     cut = [(short, end) for short, end in cut if len(short) < ends.max_tokens]
     if not cut:
         return None
@@ -56,14 +56,9 @@ def measure_endings(scorer: Scorer, examples: Sequence[EncodedExample], ends: En
     return Endings(float(np.median(total)), float(np.mean(closed)), len(cut))
 
 
-def _end(example: EncodedExample) -> int:
-    """Behind the last learned token."""
-    return int(np.flatnonzero(example.supervised)[-1]) + 1
-
-
 def _without_end(example: EncodedExample, end_ids: frozenset[int]) -> EncodedExample:
     """The example up to the last word of its last answer."""
-    end = _end(example)
+    end = example.end
     while end > 1 and int(example.input_ids[end - 1]) in end_ids:
         end -= 1
     return replace(example, input_ids=example.input_ids[:end], weights=example.weights[:end])
