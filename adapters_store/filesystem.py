@@ -45,6 +45,22 @@ class Filesystem:
         if durable:
             self.sync_folder(target.parent)
 
+    @contextmanager
+    def new_folder(self, target: Path) -> Iterator[Path]:
+        """A folder beside `target`, to be filled in the block; then synced and renamed to it: whole or not there."""
+        aside = target.with_name(f".{target.name}.aside")
+        self.remove_tree(aside)
+        self.make_folder(aside)
+        try:
+            yield aside
+            for path in aside.iterdir():
+                self.sync_file(path)
+            self.sync_folder(aside)
+            self.rename(aside, target)
+        finally:
+            self.remove_tree(aside)
+        self.sync_folder(target.parent)
+
     def sync_file(self, path: Path) -> None:
         _sync(path)
 

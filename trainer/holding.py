@@ -48,7 +48,7 @@ def _packing_difference(held: HeldBase) -> float:
 
 
 def _in_fork(work: Callable[[], float]) -> float | None:
-    """What `work` returns in a fork, whose changes of models are gone with it; None if it raises, or the fork ends."""
+    """What `work` returns in a fork; its changes to models end with the fork. None if it raises, or the fork dies."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -58,7 +58,7 @@ def _in_fork(work: Callable[[], float]) -> float | None:
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as stream:
-        said = stream.read()
+        text = stream.read()
     with suppress(ChildProcessError):  # a resident process leaves its children to the system
         os.waitpid(pid, 0)
-    return float(said) if said else None
+    return float(text) if text else None

@@ -92,7 +92,8 @@ class Loop:
             base_loss = self._held_out_loss()
             self.progress = replace(self.progress, base_loss=base_loss)
             self._report_evaluation(base_loss)
-        while self.progress.step < self.num_steps and not self._is_stale():
+        patience = self.spec.early_stopping_patience
+        while self.progress.step < self.num_steps and not self.progress.is_stale(patience):
             request = self.ranks.agreed(self.control.requested())
             if request:
                 return self._stop(request)
@@ -104,9 +105,6 @@ class Loop:
             if self.progress.step % self.eval_every == 0 or self.progress.step == self.num_steps:
                 self._evaluate()
         return "finished"
-
-    def _is_stale(self) -> bool:
-        return self.progress.is_stale(self.spec.early_stopping_patience)
 
     def _stop(self, request: str) -> Outcome:
         if request == PAUSE:
@@ -155,7 +153,7 @@ class Loop:
             if request:
                 raise _Interrupted(request)
             self._show_life("the first step", number, len(batch.micro_batches))
-            self.threads.look()
+            self.threads.adjust()
             loss = self.trainee.loss(micro_batch)
             (loss * (self.ranks.world_size / batch.weight)).backward()  # sharding averages gradients over the ranks
             total += loss.detach()
@@ -207,7 +205,7 @@ class Loop:
         with self.trainee.evaluating():
             for number, batch in enumerate(self.validation):
                 self._show_life("the held-out loss of the base", number, None)
-                self.threads.look()
+                self.threads.adjust()
                 sums[0] += self.trainee.loss(batch)
                 sums[1] += batch.weight
         nll, weight = self.ranks.total(sums).tolist()

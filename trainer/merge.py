@@ -20,11 +20,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from adapters_store.base.converted.shards import copy_companions, opened_weights
 from adapters_store.base.description import BaseDescription
 from adapters_store.base.digests import base_digest
 from adapters_store.base.families import HEAD, family_of
 from adapters_store.base.files import load_config
-from adapters_store.base.folder import weight_files
+from adapters_store.base.folder import CONFIG, INDEX, weight_files
 from adapters_store.errors import InputRefused
 from adapters_store.filesystem import Filesystem
 from adapters_store.format.adapter_folder import plan_folder
@@ -39,7 +40,6 @@ from trainer.merge_parity import Parity, compare_merged, compare_requantised
 
 RECORD = "multilora_merge.json"
 Part = PlannedModule | TokenLayer | ExpertWeight
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class MergeRefused(InputRefused):
@@ -69,58 +69,45 @@ def merge(base: Path, adapter: Path, out: Path, *, description: BaseDescription,
         AdapterRejected: the adapter does not fit the base. UnsupportedBase. OSError.
     """
     plan = plan_folder(adapter, description)
-    quantized = getattr(load_config(base), "quantization_config", None) is not None
-    _refuse_what_cannot_be_merged(plan, base, out, quantized=quantized)
+    _refuse_what_cannot_be_merged(plan, base, out)
     if nf4:
         parity = compare_requantised(base, adapter)
         raise MergeRefused("merge_not_exact", _about_nf4(parity), param="quantize")
-    files = Filesystem()
-    aside = out.with_name(f".{out.name}.aside")
-    files.remove_tree(aside)
-    files.make_folder(aside)
-    try:
+    with Filesystem().new_folder(out) as aside:
         dtype, parity = _merge_aside(base, adapter, aside, plan)
         merged = Merged(
             out.name, base_digest(aside), plan.base.digest, len(_parts(plan)) + len(plan.experts), dtype, parity
         )
         (aside / RECORD).write_text(json.dumps(asdict(merged), indent=2) + "\n")
-        _appear(aside, out, files)
-    finally:
-        files.remove_tree(aside)
     return merged
 
 
-def _refuse_what_cannot_be_merged(plan: AdapterPlan, base: Path, out: Path, *, quantized: bool) -> None:
+def _refuse_what_cannot_be_merged(plan: AdapterPlan, base: Path, out: Path) -> None:
+    config = load_config(base)
     if out.exists():
         raise MergeRefused("out_exists", f"--out {out}: exists already", param="out")
-    if quantized:
+    if getattr(config, "quantization_config", None) is not None:
         message = f"--base {base}: its weights are quantised, and a sum would be rounded to them again; merge into the "
         raise MergeRefused("base_is_quantized", f"{message}unquantised base it was made from", param="base")
     if plan.alora_invocation_tokens is not None:
         message = "an activated LoRA leaves the base as it is before its invocation tokens; merged, it would change all"
         raise MergeRefused("activated_lora", message, param="ref")
     tied = [part.name for part in _parts(plan) if isinstance(part, TokenLayer) or part.name == HEAD]
-    if tied and load_config(base).tie_word_embeddings:
+    if tied and config.tie_word_embeddings:
         message = f"the adapter changes {tied[0]}, and {HEAD} is a weight that this base shares with its embeddings: "
         raise MergeRefused("tied_head", f"{message}merging would change both", param="base")
 
 
 def _merge_aside(base: Path, adapter: Path, aside: Path, plan: AdapterPlan) -> tuple[str, Parity]:
     dtype = _write_weights(base, aside, plan, adapter / WEIGHTS_FILE)
-    _copy_companions(base, aside)
+    copy_companions(base, aside)
+    for file in filter(Path.is_file, (base / CONFIG, base / INDEX)):
+        shutil.copyfile(file, aside / file.name)
     parity = compare_merged(base, adapter, aside, dtype)
     if not parity.holds:
         message = f"the merged {dtype} weights do not answer as base and adapter do: {parity}"
         raise MergeRefused("merge_not_exact", f"{message}. Serve the adapter beside its base instead")
     return dtype, parity
-
-
-def _appear(aside: Path, out: Path, files: Filesystem) -> None:
-    for path in aside.iterdir():
-        files.sync_file(path)
-    files.sync_folder(aside)
-    files.rename(aside, out)
-    files.sync_folder(out.parent)
 
 
 def _parts(plan: AdapterPlan) -> list[PlannedModule | TokenLayer]:
@@ -129,9 +116,9 @@ def _parts(plan: AdapterPlan) -> list[PlannedModule | TokenLayer]:
 
 def _write_weights(base: Path, aside: Path, plan: AdapterPlan, weights: Path) -> str:
     """Every weight file again, under its own name. Returns the type of the merged weights."""
-    stored = {name for file in weight_files(base) for name in _names_in(file)}
     waiting: dict[str, Part] = {f"{part.name}.weight": part for part in _parts(plan)}
-    waiting |= {part.name: part for part in expert_weights(plan, stored)}
+    with opened_weights(base) as stored:
+        waiting |= {part.name: part for part in expert_weights(plan, stored.keys())}
     dtypes: set[torch.dtype] = set()
     transposed = family_of(plan.base.architecture).has_transposed_weights
     with WeightsFile(weights) as adapter:
@@ -141,11 +128,6 @@ def _write_weights(base: Path, aside: Path, plan: AdapterPlan, weights: Path) ->
     if waiting:
         raise MergeRefused("weight_not_found", f"{min(waiting)}: in none of the base's weight files", param="base")
     return str(max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)).removeprefix("torch.")
-
-
-def _names_in(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as stored:
-        return list(stored.keys())
 
 
 def _merged_file(
@@ -195,13 +177,6 @@ def _sum(weight: Tensor, part: PlannedModule | TokenLayer, adapter: WeightsFile)
 
 def _tensor(adapter: WeightsFile, entry: TensorEntry) -> Tensor:
     return torch.from_numpy(adapter.read(entry)).view(TENSOR_TYPES[entry.dtype].torch_dtype)
-
-
-def _copy_companions(base: Path, aside: Path) -> None:
-    """Every file but weights and pickles: config, tokenizer and others. No folders."""
-    for path in base.iterdir():
-        if path.is_file() and path.suffix not in (".safetensors", *_PICKLES) and path.name != RECORD:
-            shutil.copyfile(path, aside / path.name)
 
 
 def _about_nf4(parity: Parity) -> str:

@@ -56,7 +56,7 @@ class ExpertSums:
 
     def __init__(self, read: Callable[[TensorEntry], Tensor]) -> None:
         self._read = read
-        self._matrices = lru_cache(maxsize=4)(self._joined)  # a layer's parameters take turns in a file
+        self._matrices = lru_cache(maxsize=4)(self._joined)  # a file alternates between a layer's parameters
 
     def __call__(self, weight: Tensor, part: ExpertWeight) -> Tensor:
         """In float32, rounded once to W's own type."""

@@ -54,12 +54,7 @@ class Parity:
 
 def compare_merged(base: Path, adapter: Path, merged: Path, dtype: str) -> Parity:
     """Base and adapter apart against the merged folder. dtype: in which the sums are stored."""
-    apart = PeftModel.from_pretrained(_load(base), adapter).eval()
-    ids = _probes(apart.config.vocab_size)
-    wanted = _logits(apart, ids)
-    with apart.disable_adapter():
-        bare = _logits(apart, ids)
-    del apart  # one model at a time
+    ids, wanted, bare = _apart(PeftModel.from_pretrained(_load(base), adapter).eval())
     return _parity(_logits(_load(merged), ids), wanted, bare, TOLERANCES[dtype])
 
 
@@ -67,13 +62,19 @@ def compare_requantised(base: Path, adapter: Path) -> Parity:
     """An NF4 base and the adapter apart against the sum rounded to NF4 again, as PEFT does it."""
     quantised = load_causal(base, torch.float32, torch.device("cpu"), nf4=True)
     model: Any = PeftModel.from_pretrained(quantised, adapter).eval()
-    ids = _probes(model.config.vocab_size)
-    wanted = _logits(model, ids)
-    with model.disable_adapter():
-        bare = _logits(model, ids)
+    ids, wanted, bare = _apart(model)
     merged = model.merge_and_unload()
     keep_nf4_weights_plain(merged)
     return _parity(_logits(merged, ids), wanted, bare, TOLERANCES["bfloat16"])
+
+
+def _apart(model: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Random tokens, the same for every merge of a vocabulary; the logits of base and adapter; those of the base."""
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (NUM_PROBES, PROBE_TOKENS), generator=random)
+    wanted = _logits(model, ids)
+    with model.disable_adapter():
+        return ids, wanted, _logits(model, ids)
 
 
 def _parity(merged: Tensor, wanted: Tensor, bare: Tensor, tolerance: float) -> Parity:
@@ -99,8 +100,3 @@ def _load(folder: Path) -> Any:
 def _logits(model: Any, ids: Tensor) -> Tensor:
     logits: Tensor = model(input_ids=ids, use_cache=False).logits.float()
     return logits
-
-
-def _probes(vocabulary: int) -> Tensor:
-    """The same random tokens for every merge of a vocabulary."""
-    return torch.randint(vocabulary, (NUM_PROBES, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from transformers.utils.logging import disable_progress_bar
 from adapters_store.base.files import describe_base, load_config
 from adapters_store.filesystem import Filesystem
 from trainer.data.dataset import ENOUGH, PreparedData, batches_of, enough_of, prepare
-from trainer.data.examples import Examples
 from trainer.data.packing import InOrder
 from trainer.data.split import ENOUGH_VALIDATION
 from trainer.gate.data_check import check_data
@@ -61,7 +60,8 @@ def _is_same(before: TrainSpec, now: TrainSpec, folder: RunFolder) -> bool:
 
 @dataclass(eq=False)
 class Run:
-    """One process's part in a run. `train` returns how it ended; errors are the caller's (see trainer.failures)."""
+    """One process's part in a run. `train` returns how it ended; errors are the caller's (see trainer.failures).
+    held: the run's base, if a resident process holds it."""
 
     spec: TrainSpec
     folder: RunFolder
@@ -80,7 +80,7 @@ class Run:
         self._check_provenance(data)
         self._stage("model")
         trainee = self._trainee(data)
-        difference = check_packing(trainee, data.train, self._proven)
+        difference = check_packing(trainee, data.train, self.held.packing_difference if self.held else None)
         loop = self._loop(trainee, data)
         if loop.progress.step == 0 and self.spec.objective == "supervised":
             self._check_prompts(trainee, data, loop.num_steps)
@@ -99,7 +99,7 @@ class Run:
         batch, facts = self.spec.batch, data.facts
         step_tokens = batch.tokens or batch.examples * facts.num_tokens / facts.num_train
         found = check_data(trainee, data.train, trained_tokens=num_steps * step_tokens)
-        use = found.use.to_mapping() if found.use else None
+        use = found.use and asdict(found.use)
         self.log.event("data_check", level=found.level, message=found.message, base_prompt_use=use)
 
     def _stage(self, name: str, **fields: Any) -> None:
@@ -107,13 +107,7 @@ class Run:
 
     @cached_property
     def _base_digest(self) -> str:
-        held = self.held
-        return held.digest if held and held.is_of(self.spec.base) else describe_base(self.spec.base).digest
-
-    @property
-    def _proven(self) -> float | None:
-        held = self.held
-        return held.packing_difference if held and held.is_of(self.spec.base) else None
+        return self.held.digest if self.held else describe_base(self.spec.base).digest
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -173,7 +167,12 @@ class Run:
             trainee,
             make_optimizer(trainee.trained(), self.spec.optim),
             batches_of(self.spec, data.train, rank=self.ranks.rank, world_size=self.ranks.world_size),
-            self._share_of(data.validation),
+            InOrder(
+                data.validation,
+                micro_batch_tokens=self.spec.batch.forward_tokens,
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
+            ),
             self.ranks,
             checkpoints,
             self.control,
@@ -181,15 +180,10 @@ class Run:
             EvaluationSamples(trainee, self._tokenizer, data.validation, self.spec.eval_samples),
         )
         checkpoints.clean()
-        if checkpoints.steps():
-            loop.progress = checkpoints.restore(checkpoints.steps()[-1], trainee, loop.optimizer)
+        if steps := self.folder.checkpoint_steps():
+            loop.progress = checkpoints.restore(steps[-1], trainee, loop.optimizer)
             self._stage("resumed", step=loop.progress.step)
         return loop
-
-    def _share_of(self, validation: Examples) -> InOrder:
-        """This rank's held-out forwards, as many as on every other rank."""
-        ranks, tokens = self.ranks, self.spec.batch.forward_tokens
-        return InOrder(validation, micro_batch_tokens=tokens, rank=ranks.rank, world_size=ranks.world_size)
 
     def _publish(self, loop: Loop, start_s: float) -> None:
         self._stage("publishing")
@@ -250,6 +244,7 @@ def train(
 
     track: the trackers that get the run's numbers and samples (trainer.tracking). held: of a resident process."""
     check_usable(track)
+    held = held if held and held.is_of(spec.base) else None
     folder, spec = RunFolder(run_dir, files or Filesystem()), _with_tokens(filled_in(spec), held)
     with joined(sharded=spec.sharding == "fsdp") as ranks:
         check_run_dir(spec, folder, resume=resume)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -139,7 +140,7 @@ class _Spec(BaseModel):
 class AdapterSpec(_Spec):
     """The adapter's form, as peft.LoraConfig means it. alpha None: twice the rank. Ignored by method "full".
 
-    alora_invocation_tokens: makes it an activated LoRA; a text stands for its tokens.
+    alora_invocation_tokens: makes it an activated LoRA; a text means its tokens.
     """
 
     section = "adapter"
@@ -225,6 +226,31 @@ class DpoSpec(_Spec):
     beta: Float = _number(0, 100, 0.1, open_low=True)
 
 
+Rules = Mapping[str, tuple[object, ...]]  # a field's dotted path -> the values that it may have
+_LORA, _NOT_SHARDED, _ABSENT, _UNTRAINED_START = ("lora", "qlora"), ("none",), (None,), ("default", "orthogonal")
+_WITH_INVOCATION: Rules = {
+    "method": _LORA,
+    "objective": ("supervised",),
+    "mix": _ABSENT,
+    "initial_adapter": _ABSENT,
+    "sharding": _NOT_SHARDED,
+    "adapter.init": _UNTRAINED_START,
+}
+_WITH_INITIAL_ADAPTER: Rules = {"method": _LORA, "adapter.init": ("default",), "sharding": _NOT_SHARDED}
+_WITH_FULL: Rules = {
+    "tool_dialect": _ABSENT,  # the base has its own
+    "chat_template": _ABSENT,
+    "adapter_dtype": _ABSENT,
+    "adapter.init": _UNTRAINED_START,
+}
+_WITH_FSDP: Rules = {
+    "method": ("lora", "qlora", "full"),  # DoRA needs whole weights
+    "eval_samples": (0,),
+    "optim.moments": ("float32",),
+    "adapter.init": _UNTRAINED_START,
+}
+
+
 class TrainSpec(_Spec):
     """One run. Paths may be relative to the working directory (from_yaml: to the YAML file's folder).
 
@@ -279,11 +305,15 @@ class TrainSpec(_Spec):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.objective == "dpo":
-            self._check_dpo()
-        self._check_activated()
-        if self.initial_adapter is not None:
-            self._check_start()
+        for combined, why, rules in (
+            (self.objective == "dpo", 'objective "dpo"', {"method": _LORA, "sharding": _NOT_SHARDED, "mix": _ABSENT}),
+            (self.adapter.alora_invocation_tokens is not None, "adapter.alora_invocation_tokens", _WITH_INVOCATION),
+            (self.initial_adapter is not None, "an initial_adapter", _WITH_INITIAL_ADAPTER),
+            (self.method == "full", 'method "full"', _WITH_FULL),
+            (self.sharding == "fsdp", 'sharding "fsdp"', _WITH_FSDP),
+        ):
+            if combined:
+                self._require(rules, why)
         if self.tool_dialect is not None and self.tool_dialect not in DIALECTS:
             raise SpecError("tool_dialect", self.tool_dialect, f"one of {', '.join(DIALECTS)}")
         if self.adapter_dtype not in (None, *ADAPTER_DTYPES):
@@ -291,54 +321,15 @@ class TrainSpec(_Spec):
         size = len((self.chat_template or "").encode(errors="surrogatepass"))
         if self.chat_template is not None and (not self.chat_template.strip() or size > MAX_TEMPLATE_BYTES):
             raise SpecError("chat_template", self.chat_template, f"text of at most {MAX_TEMPLATE_BYTES} bytes")
-        for field in ("tool_dialect", "chat_template", "adapter_dtype"):
-            if getattr(self, field) is not None and self.method == "full":
-                raise SpecError(field, getattr(self, field), 'absent with method "full": the base has its own')
-        if self.sharding == "fsdp" and self.method == "dora":
-            limit = 'lora, qlora or full with sharding "fsdp" (DoRA needs whole weights)'
-            raise SpecError("method", self.method, limit)
-        if self.sharding == "fsdp":
-            for field, value, fit in (
-                ("eval_samples", self.eval_samples, 0),
-                ("optim.moments", self.optim.moments, "float32"),
-            ):
-                if value != fit:
-                    raise SpecError(field, value, f'{fit} with sharding "fsdp"')
-        if self.adapter.init == "eva" and (self.sharding == "fsdp" or self.method == "full"):
-            raise SpecError("adapter.init", "eva", 'default or orthogonal with sharding "fsdp" or method "full"')
         return self
 
-    def _check_start(self) -> None:
-        for field, value, fit in (
-            ("method", self.method, ("lora", "qlora")),
-            ("adapter.init", self.adapter.init, ("default",)),
-            ("sharding", self.sharding, ("none",)),
-        ):
+    def _require(self, rules: Rules, why: str) -> None:
+        """Raises SpecError for the first field that holds another value than its rule has."""
+        for field, fit in rules.items():
+            value = attrgetter(field)(self)
             if value not in fit:
-                raise SpecError(field, value, f"{' or '.join(fit)} with an initial_adapter")
-
-    def _check_activated(self) -> None:
-        if self.adapter.alora_invocation_tokens is None:
-            return
-        for field, value, fit in (
-            ("method", self.method, ("lora", "qlora")),
-            ("objective", self.objective, ("supervised",)),
-            ("mix", self.mix, (None,)),
-            ("initial_adapter", self.initial_adapter, (None,)),
-            ("sharding", self.sharding, ("none",)),
-            ("adapter.init", self.adapter.init, ("default", "orthogonal")),
-        ):
-            if value not in fit:
-                wanted = " or ".join("absent" if each is None else each for each in fit)
-                raise SpecError(field, str(value), f"{wanted} with adapter.alora_invocation_tokens")
-
-    def _check_dpo(self) -> None:
-        if self.method not in ("lora", "qlora"):
-            raise SpecError("method", self.method, 'lora or qlora with objective "dpo" (the base is the reference)')
-        if self.sharding == "fsdp":
-            raise SpecError("sharding", self.sharding, 'none with objective "dpo"')
-        if self.mix is not None:
-            raise SpecError("mix", str(self.mix), 'absent with objective "dpo": it is no preference data')
+                wanted = " or ".join("absent" if each is None else str(each) for each in fit)
+                raise SpecError(field, str(value) if isinstance(value, Path) else value, f"{wanted} with {why}")
 
     @classmethod
     def from_mapping(cls, body: Mapping[str, Any], *, folder: Path | None = None) -> Self:

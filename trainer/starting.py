@@ -11,7 +11,7 @@ from adapters_store.parsing.adapter_files import CONFIG_FILE
 from trainer.spec import AdapterSpec, SpecError, TrainSpec
 
 FIELD = "initial_adapter"
-_CHANGE_THE_ADAPTER = (  # fields of PEFT's config that must say nothing
+_CHANGE_THE_ADAPTER = (  # fields of PEFT's config that must be absent or false
     "use_dora",
     "lora_bias",
     "modules_to_save",

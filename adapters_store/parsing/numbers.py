@@ -6,6 +6,9 @@ of 400 digits overflows every float function. Here the limits are asked before a
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 MAX_INT = 2**63 - 1  # the largest that a database column, a torch tensor and JSON readers share
 
 
@@ -25,3 +28,12 @@ def is_within(value: object, low: float, high: float, *, open_low: bool = False)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return low <= value <= high and not (open_low and value == low)
+
+
+def finite_or_none(value: Any) -> Any:
+    """The value as JSON can hold it: floats that are not finite become None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite_or_none(item) for key, item in value.items()}
+    return [finite_or_none(item) for item in value] if isinstance(value, list | tuple) else value

@@ -63,7 +63,7 @@ def test_packed_loss_and_gradient_are_pefts_one_example_at_a_time(tmp_path: Path
     for each in EXAMPLES:
         ids = torch.from_numpy(each.input_ids).long()[None]
         labels = ids.masked_fill(torch.from_numpy(each.weights)[None] == 0, -100)
-        total = total + theirs(input_ids=ids, labels=labels).loss * each.num_supervised
+        total = total + theirs(input_ids=ids, labels=labels).loss * int(each.supervised.sum())
     total.backward()
     loss = trainee.loss(pack(EXAMPLES))
     loss.backward()

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def test_progress_survives_its_mapping_and_knows_its_best() -> None:
     progress = Progress(step=7, cursor=DataCursor(1, 2), base_loss=2.0)
     for step, loss in ((1, 1.5), (2, 1.0), (3, 1.2), (4, 1.0)):
         progress = Progress(**{**vars(progress), "step": step}).with_evaluation(loss)
-    assert Progress.from_mapping(json.loads(json.dumps(progress.to_mapping()))) == progress
+    assert Progress.from_mapping(json.loads(json.dumps(asdict(progress)))) == progress
     assert progress.best is not None
     assert progress.best.step == 2
     assert progress.best_steps(3) == [2, 4, 3]

@@ -91,10 +91,8 @@ def prepare(
     data, examples = _load(spec.data, "data", encoder, pairs=spec.objective == "dpo")
     parts, validation = _held_out(spec, encoder, examples, enough)
     general, mix = _general(spec, encoder)
-    train = parts.train
-    if general is not None:
-        fresh = without(general.train, parts.validation)
-        train = mixed(train, fresh, fraction=spec.mix_fraction, seed=spec.seed)
+    fresh = without(general.train, parts.validation)
+    train = mixed(parts.train, fresh, fraction=spec.mix_fraction, seed=spec.seed)
     facts = DataFacts(
         data_digest=data.digest,
         validation_digest=validation.digest if validation else None,
@@ -105,12 +103,12 @@ def prepare(
         num_train=len(train),
         num_validation=len(parts.validation),
         num_mixed=len(train) - len(parts.train),
-        num_general=len(general.validation) if general else 0,
+        num_general=len(general.validation),
         num_tokens=int(train.lengths.sum()),
         num_supervised=train.num_supervised,
         num_too_long=encoder.num_too_long,
     )
-    return PreparedData(train, parts.validation, general.validation if general else Examples([]), facts)
+    return PreparedData(train, parts.validation, general.validation, facts)
 
 
 def enough_of(provenance: Mapping[str, Any]) -> int:
@@ -138,9 +136,9 @@ def _held_out(spec: TrainSpec, encoder: Encoder, examples: Examples, enough: int
     return apart(examples, validation), dataset
 
 
-def _general(spec: TrainSpec, encoder: Encoder) -> tuple[Split | None, Dataset | None]:
+def _general(spec: TrainSpec, encoder: Encoder) -> tuple[Split, Dataset | None]:
     if spec.mix is None:
-        return None, None
+        return Split(Examples([]), Examples([])), None
     dataset, examples = _load(spec.mix, "mix", encoder)
     return split(examples, seed=spec.seed, what="mix"), dataset
 

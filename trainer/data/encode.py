@@ -37,7 +37,7 @@ class Encoder:
     too_long: what happens to a longer example: "refuse", "truncate" to its first tokens, or "drop". num_too_long: how
     many there were. The two texts of a preference pair have max_pair_tokens together.
     invocation: the tokens that switch an activated LoRA on. Only each example's last answer is learned then, which must
-    follow them; the prompt of a served request is what stands before it.
+    follow them; the prompt of a served request ends before it.
     """
 
     def __init__(

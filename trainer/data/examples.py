@@ -8,7 +8,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Self, overload
 
 import numpy as np
@@ -82,20 +81,15 @@ def _part(ends: Sequence[int], index: int) -> slice:
     return slice(ends[index - 1] if index else 0, ends[index])
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Choice:
-    """Some of a store's examples, by index."""
-
-    store: ExampleStore
-    chosen: NDArray[np.uint32]
+_Choice = tuple[ExampleStore, NDArray[np.uint32]]  # some of a store's examples, by index
 
 
 class Examples(Sequence[EncodedExample]):
     """A choice from one or several stores, in order. Choosing and joining copy no token."""
 
     def __init__(self, choices: Iterable[_Choice]) -> None:
-        self._choices = tuple(choice for choice in choices if len(choice.chosen))
-        self._ends = np.cumsum([len(choice.chosen) for choice in self._choices]).tolist()
+        self._choices = tuple((store, chosen) for store, chosen in choices if len(chosen))
+        self._ends = np.cumsum([len(chosen) for _, chosen in self._choices]).tolist()
 
     @classmethod
     def of(cls, examples: Iterable[EncodedExample]) -> Self:
@@ -103,7 +97,7 @@ class Examples(Sequence[EncodedExample]):
         store = ExampleStore()
         for example in examples:
             store.add(example)
-        return cls([_Choice(store, np.arange(len(store), dtype=np.uint32))])
+        return cls([(store, np.arange(len(store), dtype=np.uint32))])
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -117,8 +111,8 @@ class Examples(Sequence[EncodedExample]):
             return [self[each] for each in range(*index.indices(len(self)))]
         place = range(len(self))[index]
         number = bisect_right(self._ends, place)
-        choice = self._choices[number]
-        return choice.store.example(int(choice.chosen[place - self._ends[number]]))
+        store, chosen = self._choices[number]
+        return store.example(int(chosen[place - self._ends[number]]))
 
     def __add__(self, other: Examples) -> Examples:
         return Examples((*self._choices, *other._choices))
@@ -127,8 +121,8 @@ class Examples(Sequence[EncodedExample]):
         """Those that are true in `wanted` [n], in their order."""
         starts = [0, *self._ends]
         return Examples(
-            _Choice(choice.store, choice.chosen[wanted[start : start + len(choice.chosen)]])
-            for choice, start in zip(self._choices, starts, strict=False)
+            (store, chosen[wanted[start : start + len(chosen)]])
+            for (store, chosen), start in zip(self._choices, starts, strict=False)
         )
 
     @property
@@ -147,7 +141,7 @@ class Examples(Sequence[EncodedExample]):
         return self._of_each("digests", f"S{DIGEST_BYTES}")
 
     def _of_each(self, name: str, dtype: Any) -> NDArray[Any]:
-        parts = [getattr(choice.store, name)[choice.chosen] for choice in self._choices]
+        parts = [getattr(store, name)[chosen] for store, chosen in self._choices]
         return np.concatenate([np.empty(0, dtype), *parts])
 
 

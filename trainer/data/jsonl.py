@@ -15,10 +15,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from trainer.data.examples import DIGEST_BYTES
 from trainer.data.problems import DataRejected, LineRefused, Problem, ProblemList, excerpt_of_bytes
 from trainer.data.records import Kind, Record, parse_record
 
-_DIGEST_BYTES = 16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows' editors and spreadsheets begin UTF-8 files with it
 
 
@@ -30,7 +30,6 @@ class DataLimits:
     min_examples: int = 10
     max_examples: int = 5_000_000
     max_line_bytes: int = 4 << 20
-    max_listed: int = 20
     max_problems: int | None = None
 
 
@@ -46,13 +45,9 @@ class Dataset:
     digest: str
     num_examples: int
     num_duplicates: int
-    num_bytes: int
     kinds: dict[Kind, int]
     num_pairs: int
     _digests: bytearray = field(repr=False)
-
-    def __len__(self) -> int:
-        return self.num_examples
 
     def records(self) -> Iterator[tuple[int, bytes, Record]]:
         """(line, digest, record) in the file's order. Raises DataRejected(file_changed) if the file is another."""
@@ -69,7 +64,7 @@ class Dataset:
             raise self._changed(0)
 
     def _digest(self, index: int) -> bytes:
-        return bytes(self._digests[index * _DIGEST_BYTES : (index + 1) * _DIGEST_BYTES])
+        return bytes(self._digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES])
 
     def _same_record(self, index: int, number: int, line: bytes) -> Record:
         try:
@@ -125,17 +120,15 @@ class _Reader:
 
     def __init__(self, limits: DataLimits, what: str) -> None:
         self._limits = limits
-        self._problems = ProblemList(what=what, max_listed=limits.max_listed, max_problems=limits.max_problems)
+        self._problems = ProblemList(what=what, max_problems=limits.max_problems)
         self._hash = hashlib.sha256()
         self._kinds: Counter[Kind] = Counter()
         self._num_pairs = 0
         self._digests = bytearray()
-        self._num_bytes = 0
 
     def read(self, stream: BinaryIO) -> None:
         blank = 0  # blank lines at the end are harmless: one is a problem only if a line follows
         for number, line in enumerate(_lines(stream, self._limits.max_line_bytes), start=1):
-            self._num_bytes += len(line)
             if not _content(number, line).strip():
                 blank = blank or number
                 continue
@@ -172,7 +165,6 @@ class _Reader:
             digest=f"sha256:{self._hash.hexdigest()}",
             num_examples=self._num_examples,
             num_duplicates=self._num_examples - self._num_distinct,
-            num_bytes=self._num_bytes,
             kinds=dict(self._kinds),
             num_pairs=self._num_pairs,
             _digests=self._digests,
@@ -180,15 +172,15 @@ class _Reader:
 
     @property
     def _num_examples(self) -> int:
-        return len(self._digests) // _DIGEST_BYTES
+        return len(self._digests) // DIGEST_BYTES
 
     @cached_property
     def _num_distinct(self) -> int:
-        return len(np.unique(np.frombuffer(self._digests, dtype=f"S{_DIGEST_BYTES}")))
+        return len(np.unique(np.frombuffer(self._digests, dtype=f"S{DIGEST_BYTES}")))
 
     def _check_count(self) -> None:
         limits = self._limits
-        if not self._problems and self._num_distinct < limits.min_examples:
+        if not self._problems.listed and self._num_distinct < limits.min_examples:
             message = f"{self._num_distinct} distinct examples, at least {limits.min_examples} are needed"
             self._problems.add(Problem(0, "too_few_examples", message))
 

@@ -85,7 +85,6 @@ class Batches:
             micro_batches=[pack(share) if share else filler() for share in self._shares(examples)],
             weight=sum(example.weight for example in examples),
             num_tokens=sum(len(example) for example in examples),
-            num_examples=len(examples),
         )
 
     def after(self, cursor: DataCursor) -> DataCursor:
@@ -115,9 +114,6 @@ class InOrder:
         self._examples = examples
         parts = list(_cut_in_order(lengths_of(examples).tolist(), micro_batch_tokens))
         self._parts = [*parts, *[range(0)] * (-len(parts) % world_size)][rank::world_size]
-
-    def __len__(self) -> int:
-        return len(self._parts)
 
     def __iter__(self) -> Iterator[PackedBatch]:
         for part in self._parts:

@@ -26,18 +26,9 @@ class Problem:
         where = f"line {self.line}: " if self.line else ""
         return f"{where}{self.message}" + (f" ({self.excerpt})" if self.excerpt else "")
 
-    def to_mapping(self) -> dict[str, object]:
-        return {
-            "line": self.line,
-            "code": self.code,
-            "message": self.message,
-            "excerpt": self.excerpt,
-            "param": self.param,
-        }
-
 
 class DataRejected(InputRefused):
-    """The training data cannot be used. line, code, excerpt, param are the first problem's.
+    """The training data cannot be used. line, code: the first problem's.
 
     problems: the first ones found. counts: every problem found, by code. message: all of it in a few lines.
     """
@@ -50,21 +41,11 @@ class DataRejected(InputRefused):
         first = problems[0]
         self.problems = problems
         self.counts = counts or dict(Counter(problem.code for problem in problems))
-        self.line, self.excerpt = first.line, first.excerpt
+        self.line = first.line
         self.num_problems = sum(self.counts.values())
         at_least = "at least " if is_cut else ""
         more = f" (and {at_least}{self.num_problems - 1} more problems)" if self.num_problems > 1 else ""
         super().__init__(first.code, f"{what}: {first}{more}", param=what)
-
-    def to_mapping(self) -> dict[str, object]:
-        """For a report or an API's error details."""
-        return {
-            "code": self.code,
-            "message": self.message,
-            "param": self.param,
-            "counts": self.counts,
-            "problems": [problem.to_mapping() for problem in self.problems],
-        }
 
 
 class LineRefused(InputRefused):
@@ -81,44 +62,33 @@ class LineRefused(InputRefused):
 
 
 class ProblemList:
-    """Collects problems of one file; a file that is wrong on every line costs no memory for it."""
+    """Collects problems of one file; a file that is wrong on every line costs no memory for it.
 
-    def __init__(self, *, what: str = "data", max_listed: int = MAX_LISTED, max_problems: int | None = None) -> None:
+    listed: the first ones. counts: all of them, by code.
+    """
+
+    def __init__(self, *, what: str = "data", max_problems: int | None = None) -> None:
         self._what = what
-        self._max_listed = max_listed
         self._max_problems = max_problems
-        self._listed: list[Problem] = []
-        self._counts: Counter[str] = Counter()
+        self.listed: list[Problem] = []
+        self.counts: Counter[str] = Counter()
 
     def add(self, problem: Problem) -> None:
         """Raises DataRejected at the last of max_problems."""
-        self._counts[problem.code] += 1
-        if len(self._listed) < self._max_listed:
-            self._listed.append(problem)
-        if self._counts.total() == self._max_problems:
-            raise DataRejected(self._listed, dict(self._counts), what=self._what, is_cut=True)
-
-    def __bool__(self) -> bool:
-        return bool(self._listed)
-
-    @property
-    def listed(self) -> list[Problem]:
-        """The first ones."""
-        return list(self._listed)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """All of them, by code."""
-        return dict(self._counts)
+        self.counts[problem.code] += 1
+        if len(self.listed) < MAX_LISTED:
+            self.listed.append(problem)
+        if self.counts.total() == self._max_problems:
+            raise DataRejected(self.listed, dict(self.counts), what=self._what, is_cut=True)
 
     def raise_if_any(self) -> None:
         """Raises DataRejected."""
-        if self._listed:
-            raise DataRejected(self._listed, dict(self._counts), what=self._what)
+        if self.listed:
+            raise DataRejected(self.listed, dict(self.counts), what=self._what)
 
 
 def excerpt_of(value: object) -> str:
-    """A stranger's value for an error message."""
+    """A value from outside, for an error message."""
     return shown(value, MAX_EXCERPT_CHARACTERS)
 
 

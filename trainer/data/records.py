@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from adapters_store.dialects.dialect import MAX_SCHEMA_DEPTH
 from adapters_store.parsing.numbers import is_within
 from adapters_store.parsing.strict_json import MAX_DEPTH, parse_strict_json
 from trainer.data.problems import LineRefused, excerpt_of, excerpt_of_bytes
-from trainer.data.tools.calls import Call, Tools, call_id, calls_of, tools_of
+from trainer.data.tool_calls import Call, Tools, call_id, calls_of, tools_of
 
 Kind = Literal["chat", "completion", "text"]
 PAIR = ("chosen", "rejected")
@@ -245,8 +245,9 @@ def _message(value: object, where: str, tools: Tools) -> Message:
         raise LineRefused("wrong_type", f"{where} must be an object, got {_type_name(value)}", param=where)
     given = _without_nulls(value)
     role = given.get("role")
-    if not given.keys() <= (_KEYS_OF_ROLE.get(role, _MESSAGE_KEYS) if isinstance(role, str) else _MESSAGE_KEYS):
-        raise _wrong_message_key(given, where)
+    known = _KEYS_OF_ROLE.get(role, _MESSAGE_KEYS) if isinstance(role, str) else _MESSAGE_KEYS
+    if not given.keys() <= known:
+        raise _wrong_message_key(given, known, where)
     if role not in ROLES:
         raise _wrong_role(role, where)
     calls = calls_of(given["tool_calls"], f"{where}.tool_calls", tools) if "tool_calls" in given else ()
@@ -268,9 +269,7 @@ def _message(value: object, where: str, tools: Tools) -> Message:
     )
 
 
-def _wrong_message_key(given: Mapping[str, object], where: str) -> LineRefused:
-    role = given.get("role")
-    known = _KEYS_OF_ROLE.get(role, _MESSAGE_KEYS) if isinstance(role, str) else _MESSAGE_KEYS
+def _wrong_message_key(given: Mapping[str, object], known: Set[str], where: str) -> LineRefused:
     key = next(key for key in given if key not in known)
     if key in _OLD_TOOL_KEYS:
         return _old_tools(key, f"{where}.{key}")

@@ -37,15 +37,12 @@ def runs_of(example: EncodedExample, tokenizer: Any) -> list[Run]:
 
 def as_html(runs: Sequence[Run]) -> str:
     """Escaped; learned parts in <mark>, with their weight in a title if it is not 1."""
-    return "".join(_html_of(run) for run in runs)
-
-
-def _html_of(run: Run) -> str:
-    text = html.escape(run.text)
-    if not run.weight:
-        return f"<span>{text}</span>"
-    title = "" if run.weight == 1 else f' title="weight {run.weight:g}"'
-    return f"<mark{title}>{text}</mark>"
+    parts = []
+    for run in runs:
+        title = "" if run.weight == 1 else f' title="weight {run.weight:g}"'
+        text = html.escape(run.text)
+        parts.append(f"<mark{title}>{text}</mark>" if run.weight else f"<span>{text}</span>")
+    return "".join(parts)
 
 
 def pick(examples: Sequence[EncodedExample], count: int) -> list[EncodedExample]:

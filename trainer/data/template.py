@@ -2,8 +2,8 @@
 
 Most templates do not mark where an answer begins. It is found by difference: what the template makes of the messages
 before an answer, with the generation prompt, must be how the chat up to and with that answer begins; the rest of the
-latter is the answer with its end of turn. Where the prompt opens a thought, `thoughts` puts the answer behind it. Where
-a template renders an answer otherwise once it is history (Qwen3 drops thoughts), the chat is unrolled: one text per
+latter is the answer with its end of turn. If the prompt opens a thought, the answer is put behind the thought. If a
+template renders an answer otherwise once it is history (Qwen3 drops thoughts), the chat is unrolled: one text per
 answer, each rendered exactly as it will be served. Tools, calls and results are shown as the server shows them.
 """
 
@@ -23,11 +23,17 @@ from adapters_store.dialects.rendering import with_tools
 from adapters_store.parsing.template_sandbox import OwnersTemplates, chat_variables
 from trainer.data.problems import LineRefused, excerpt_of
 from trainer.data.records import Message
-from trainer.data.thoughts import behind_open_thought
 
 Render = Callable[[Sequence[Message], bool], str]  # (messages, with generation prompt) -> text
 RenderWithTools = Callable[[Sequence[Message], Sequence[Tool], bool], str]
 _MAX_ERROR_CHARACTERS = 200
+_CLOSED_BY = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<reasoning>": "</reasoning>",
+    "[THINK]": "[/THINK]",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,7 @@ def _turn(messages: Sequence[Message], index: int, render: Render) -> RenderedTe
     prompt = render(messages[:index], True)
     text = render(messages[: index + 1], False)
     if not text.startswith(prompt):
-        text = behind_open_thought(prompt, text, messages[index]) or text
+        text = _behind_open_thought(prompt, text, messages[index]) or text
     if not text.startswith(prompt):
         where = f"messages[{index}]"
         reason = f"{where}: the base's chat template does not begin the answer with its own generation prompt"
@@ -155,3 +161,26 @@ def _difference(prompt: str, text: str) -> str:
     """The prompt from where it leaves the text."""
     same = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), min(len(prompt), len(text)))
     return prompt[max(0, same - 10) :]
+
+
+def _behind_open_thought(prompt: str, text: str, answer_message: Message) -> str | None:
+    """The chat with its last answer, which is this message, as it continues `prompt`. A prompt that ends in "<think>"
+    (DeepSeek-R1, QwQ, Qwen3-Thinking) is served so, while the template drops thoughts of history: the answer comes
+    behind the thought that the message brings, or behind none, closed at once.
+
+    text: the template's own rendering of the same chat. None: the prompt opens no thought, or the two differ in more.
+    """
+    opening = next((tag for tag in _CLOSED_BY if prompt.rstrip().endswith(tag)), None)
+    if opening is None:
+        return None
+    before = prompt[: prompt.rindex(opening)]
+    if not text.startswith(before):
+        return None
+    closing, answer = _CLOSED_BY[opening], text[len(before) :].lstrip("\n")
+    if not answer.strip():
+        return prompt
+    if answer.startswith(opening) or closing in answer:  # the template keeps thoughts, in spacing of its own
+        return prompt + answer.removeprefix(opening).lstrip("\n")
+    brought = answer_message.reasoning or answer_message.content.rpartition(closing)[0]
+    thought = brought.strip().removeprefix(opening).strip("\n")
+    return f"{prompt}{thought}\n{closing}\n\n{answer}"

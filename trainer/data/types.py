@@ -5,7 +5,6 @@ Legend: T tokens of one packed batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -65,10 +64,6 @@ class EncodedExample:
         return (self.border, len(self) - self.border) if self.border else (len(self),)
 
     @cached_property
-    def num_supervised(self) -> int:
-        return int(np.count_nonzero(self.weights))
-
-    @cached_property
     def weight(self) -> float:
         """Sum of the token weights: the example's share in a loss normalised per token; a pair counts 1."""
         return 1.0 if self.border else float(self.weights.sum(dtype=np.float64))
@@ -104,10 +99,6 @@ class PackedBatch:
         return int(self.input_ids.shape[1])
 
     @cached_property
-    def num_supervised(self) -> int:
-        return int(self.weights.count_nonzero())
-
-    @cached_property
     def weight(self) -> float:
         """What the batch's loss is divided by: learned tokens, each by its weight; or pairs."""
         return float(self.num_examples if self.pairs is not None else self.weights.double().sum())
@@ -119,25 +110,17 @@ class StepBatch:
 
     micro_batches: this rank's forwards, as many as on every other rank. weight: sum of the examples' weights over ALL
     ranks and micro batches of the step; the step's loss is sum(weight x nll) over everything, divided by it.
-    num_tokens, num_examples: over all ranks.
+    num_tokens: over all ranks.
     """
 
     micro_batches: list[PackedBatch]
     weight: float
     num_tokens: int
-    num_examples: int
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class DataCursor:
     """The next step to take: epoch from 0, step within the epoch from 0. All there is to resume the data exactly."""
 
     epoch: int = 0
     step: int = 0
-
-    def to_mapping(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "step": self.step}
-
-    @classmethod
-    def from_mapping(cls, mapping: Mapping[str, int]) -> DataCursor:
-        return cls(int(mapping["epoch"]), int(mapping["step"]))

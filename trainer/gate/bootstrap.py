@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 _CHUNK_CELLS = 4_000_000
 MAX_EXACT = 12  # examples: 4,096 choices of signs
-_MOST_ERRORS = 1e3  # a bound further away than so many standard errors says that nothing is known
+_MOST_ERRORS = 1e3  # standard errors: a bound that is further away counts as unknown
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,6 @@ class Interval:
     @property
     def is_below_zero(self) -> bool:
         return self.high < 0
-
-    def to_mapping(self) -> dict[str, float | int | None]:
-        """Infinite bounds as None, which JSON has."""
-        low, high = (value if np.isfinite(value) else None for value in (self.low, self.high))
-        return {
-            "estimate": self.estimate,
-            "low": low,
-            "high": high,
-            "confidence": self.confidence,
-            "num_examples": self.num_examples,
-        }
 
 
 def bound(value: float) -> str:

@@ -6,11 +6,11 @@ held-out loss, use of the prompt, scale sweep -> ends of answers -> general text
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from adapters_store.parsing.numbers import finite_or_none
 from trainer.data.sample import pick
 from trainer.data.types import EncodedExample
 from trainer.gate.answers.calls import CallScores, judge_calls
@@ -75,27 +75,19 @@ class GateResult:
 
     def to_mapping(self) -> dict[str, Any]:
         """What gate.json holds; numbers that are not finite are null."""
-        parts = {
-            "held_out": self.held_out,
-            "preference": self.preference,
-            "general": self.general,
-            "round_trip": self.round_trip,
-            "endings": self.endings,
-            "calls": self.calls,
-            "int8": self.int8,
-        }
-        body = {
-            "verdict": self.verdict,
-            "reasons": [reason.message for reason in self.reasons],
-            "notes": self.notes,
-            "findings": [reason.to_mapping() for reason in self.reasons],
-            **{name: part.to_mapping() if part else None for name, part in parts.items()},
-            "spectrum": [module.to_mapping() for module in self.spectrum],
-            "thresholds": self.thresholds.to_mapping(),
-        }
-        cleaned = finite_or_none(body)
-        assert isinstance(cleaned, dict)
-        return cleaned
+        body: dict[str, Any] = finite_or_none(
+            {
+                **asdict(self),
+                "reasons": [reason.message for reason in self.reasons],
+                "notes": self.notes,
+                "findings": [asdict(reason) for reason in self.reasons],
+                "held_out": self.held_out and self.held_out.to_mapping(),
+                "general": self.general and self.general.to_mapping(),
+                "int8": self.int8 and self.int8.to_mapping(),
+                "spectrum": [module.to_mapping() for module in self.spectrum],
+            }
+        )
+        return body
 
 
 def judge(scorer: Scorer, inputs: GateInputs, thresholds: GateThresholds | None = None) -> GateResult:
@@ -152,14 +144,3 @@ def refused(code: str, message: str, thresholds: GateThresholds | None = None) -
     """The verdict on an adapter that the server would not even load."""
     reason = Reason(code, "block", f"the server refuses the adapter: {message}")
     return GateResult("block", [reason], thresholds or GateThresholds())
-
-
-def finite_or_none(value: object) -> object:
-    """The value as JSON can hold it: floats that are not finite become None, at any depth."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite_or_none(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_or_none(item) for item in value]
-    return value

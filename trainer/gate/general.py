@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,14 +45,7 @@ class GeneralText:
         return self.base_loss < self.guess_loss
 
     def to_mapping(self) -> dict[str, object]:
-        return {
-            "source": self.source,
-            "guess_loss": self.guess_loss,
-            "base_knows_it": self.base_knows_it,
-            "base_loss": self.base_loss,
-            "adapter_loss": self.adapter_loss,
-            "rise": self.rise.to_mapping(),
-        }
+        return {**asdict(self), "base_knows_it": self.base_knows_it}
 
 
 def own_examples(tokenizer: Any, *, max_tokens: int, num_embeddings: int | None = None) -> list[EncodedExample]:

@@ -7,7 +7,7 @@ prompt_use)? Is a smaller scale of the adapter better?
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -35,15 +35,9 @@ class HeldOut:
     scale_gain: Interval | None
 
     def to_mapping(self) -> dict[str, object]:
-        return {
-            "base_loss": self.base_loss,
-            "adapter_loss": self.adapter_loss,
-            "gain": self.gain.to_mapping(),
-            **self.use.to_mapping(),
-            "sweep": {f"{scale:g}": loss for scale, loss in self.sweep.items()},
-            "best_scale": self.best_scale,
-            "scale_gain": self.scale_gain.to_mapping() if self.scale_gain else None,
-        }
+        body = {**asdict(self), "sweep": {f"{scale:g}": loss for scale, loss in self.sweep.items()}}
+        del body["use"]
+        return {**body, **self.use.to_mapping()}
 
 
 def measure_held_out(scorer: Scorer, examples: Sequence[EncodedExample], limits: GateThresholds) -> HeldOut:
@@ -87,7 +81,7 @@ class Int8Loss:
         return self.int8_loss - self.loss
 
     def to_mapping(self) -> dict[str, object]:
-        return {"loss": self.loss, "int8_loss": self.int8_loss, "change": self.change}
+        return {**asdict(self), "change": self.change}
 
 
 def judge_int8(found: Int8Loss, limits: GateThresholds) -> list[Reason]:

@@ -11,7 +11,7 @@ do not have it, a part of the data may be shuffled: this warns, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +39,8 @@ class PromptUse:
 
     def to_mapping(self) -> dict[str, object]:
         return {
-            "prompt_use": self.adapter.to_mapping() if self.adapter else None,
-            "base_prompt_use": self.base.to_mapping() if self.base else None,
+            "prompt_use": self.adapter and asdict(self.adapter),
+            "base_prompt_use": self.base and asdict(self.base),
             "num_prompt_pairs": self.num_pairs,
             "num_without_prompt_use": self.num_without,
             "num_alike_answers": self.num_alike,
@@ -132,28 +132,28 @@ def swapped_pairs(examples: Sequence[EncodedExample], *, max_tokens: int = 0) ->
     longer than the longest example, or than max_tokens if that is more.
     """
     longest = max(*map(len, examples), max_tokens, 0)
-    starts = [last_answer(example) for example in examples]
     pairs = []
     for kind in sorted({example.kind for example in examples}):
-        having = [n for n, example in enumerate(examples) if example.kind == kind and starts[n] > 1]
-        for place, own in enumerate(having):
-            answer = _answer(examples, starts, own)
-            others = (n for n in (*having[place + 1 :], *having[:place]) if starts[n] + len(answer) <= longest)
-            other = next((n for n in others if not np.array_equal(answer, _answer(examples, starts, n))), None)
-            if other is not None:
-                pairs.append((_joined(examples, starts, own, own), _joined(examples, starts, other, own)))
+        cut = [_cut(example) for example in examples if example.kind == kind]
+        cut = [each for each in cut if len(each[0]) > 1]
+        for place, (own, answer, weights) in enumerate(cut):
+            for other, wrong, _ in (*cut[place + 1 :], *cut[:place]):
+                if len(other) + len(answer) <= longest and not np.array_equal(answer, wrong):
+                    pairs.append((_joined(own, answer, weights), _joined(other, answer, weights)))
+                    break
     return pairs
 
 
 def _num_alike(examples: Sequence[EncodedExample]) -> int:
     """The answers behind a prompt, if they are two or more and all the same; else 0."""
-    starts = [last_answer(example) for example in examples]
-    found = [_answer(examples, starts, n).tobytes() for n, start in enumerate(starts) if start > 1]
+    found = [answer.tobytes() for prompt, answer, _ in map(_cut, examples) if len(prompt) > 1]
     return len(found) if len(found) > 1 and len({*found}) == 1 else 0
 
 
-def _answer(examples: Sequence[EncodedExample], starts: Sequence[int], index: int) -> NDArray[np.int32]:
-    return examples[index].input_ids[starts[index] :]
+def _cut(example: EncodedExample) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
+    """The prompt of the last answer, the answer, and the answer's weights."""
+    start = last_answer(example)
+    return example.input_ids[:start], example.input_ids[start:], example.weights[start:]
 
 
 def last_answer(example: EncodedExample) -> int:
@@ -161,7 +161,6 @@ def last_answer(example: EncodedExample) -> int:
     return int(np.flatnonzero(~example.supervised[: example.end])[-1]) + 1
 
 
-def _joined(examples: Sequence[EncodedExample], starts: Sequence[int], prompt: int, answer: int) -> EncodedExample:
-    head, tail = examples[prompt].input_ids[: starts[prompt]], examples[answer].input_ids[starts[answer] :]
-    weights = np.concatenate([np.zeros(len(head), dtype=np.float32), examples[answer].weights[starts[answer] :]])
-    return EncodedExample(np.concatenate([head, tail]), weights)
+def _joined(prompt: NDArray[np.int32], answer: NDArray[np.int32], weights: NDArray[np.float32]) -> EncodedExample:
+    context = np.zeros(len(prompt), dtype=np.float32)
+    return EncodedExample(np.concatenate([prompt, answer]), np.concatenate([context, weights]))

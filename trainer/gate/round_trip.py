@@ -26,15 +26,6 @@ class RoundTrip:
     unit: str
     num_prompts: int
 
-    def to_mapping(self) -> dict[str, object]:
-        return {
-            "precision": self.precision,
-            "difference": self.difference if self.difference != float("inf") else None,
-            "limit": self.limit,
-            "unit": self.unit,
-            "num_prompts": self.num_prompts,
-        }
-
 
 def compare(
     ours: Sequence[torch.Tensor],

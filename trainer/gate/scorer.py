@@ -29,10 +29,6 @@ class Losses:
         """Nats per learned token."""
         return float(self.nll.sum() / self.weight.sum())
 
-    @property
-    def is_finite(self) -> bool:
-        return bool(np.isfinite(self.nll).all())
-
 
 class Scorer(Protocol):
     """scale multiplies the adapter's effect: 1 as trained, BASE_ALONE without it."""

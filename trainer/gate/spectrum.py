@@ -7,7 +7,7 @@ so the cost depends on the rank alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -49,15 +49,7 @@ class ModuleSpectrum:
         return bool(np.isfinite(self.norm))
 
     def to_mapping(self) -> dict[str, object]:
-        return {
-            "name": self.name,
-            "rank": self.rank,
-            "scale": self.scale,
-            "singular_values": list(self.singular_values) if self.is_finite else None,
-            "effective_rank": self.effective_rank if self.is_finite else None,
-            "norm": self.norm if self.is_finite else None,
-            "relative_norm": self.relative_norm if self.is_finite else None,
-        }
+        return asdict(self) if self.is_finite else {**asdict(self), "singular_values": None}
 
 
 def spectrum_of(module: ModuleWeights) -> ModuleSpectrum:

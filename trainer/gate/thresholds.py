@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,3 @@ class GateThresholds:
     tolerance_nf4: float = 1e-3
     tolerance_bfloat16: float = 1.5
     int8_change: float = 0.01
-
-    def to_mapping(self) -> dict[str, object]:
-        return asdict(self)

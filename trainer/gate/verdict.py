@@ -20,15 +20,6 @@ class Reason:
     value: float | None = None
     limit: float | None = None
 
-    def to_mapping(self) -> dict[str, object]:
-        return {
-            "code": self.code,
-            "level": self.level,
-            "message": self.message,
-            "value": self.value,
-            "limit": self.limit,
-        }
-
 
 def verdict_of(reasons: Iterable[Reason]) -> Verdict:
     """block if any reason blocks, warn if any warns, else pass."""

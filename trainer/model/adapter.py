@@ -133,7 +133,7 @@ def start_from_seed(peft: PeftModel, adapter: AdapterSpec, seed: int, device: to
 
 @torch.no_grad()
 def _make_orthogonal(layer: LoraLayer) -> None:
-    """A and B of full size whose product is zero: A lives in the odd, B in the even rows of a random rotation.
+    """A and B of full size whose product is zero: A comes from the odd, B from the even rows of a random rotation.
 
     The formula of peft's LoraLayer.orthogonal_init, which casts to the base's type and so cannot start on NF4.
     Source: https://datta0.github.io/posts/rethink-lora-init/#orthogonal-initialisation

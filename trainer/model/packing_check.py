@@ -93,7 +93,7 @@ def _rounded_otherwise(trainee: Trainee) -> Iterator[None]:
 
 
 def _check_rope(trainee: Trainee, examples: Sequence[EncodedExample]) -> None:
-    """LongRoPE turns on whole lengths: the longest example's rotation beside others', against each one's alone."""
+    """LongRoPE's factors depend on an example's whole length: packed, each must be rotated as it is alone."""
     rope = trainee.module.rope
     if rope is None:
         return

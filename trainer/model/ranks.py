@@ -1,4 +1,4 @@
-"""Who trains together: one process, or those that torchrun started. Knows sums and agreement; knows no model."""
+"""The processes that train together: this one alone, or those that torchrun started. Knows sums; knows no model."""
 
 from __future__ import annotations
 

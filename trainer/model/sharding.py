@@ -8,21 +8,18 @@ blocks and scales are those of one process.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from adapters_store.base.converted.shards import opened_weights
 from adapters_store.base.families import HEAD, UnsupportedBase
 from adapters_store.base.files import DTYPES, load_config
-from adapters_store.base.folder import weight_files
 from adapters_store.base.nf4 import keep_nf4_weights_plain, make_linears_4bit, quantized
 from trainer.model.attention import register_packed_attention
 from trainer.model.model import LossModel, Trainee, prepare, refuse_stored_nf4
@@ -45,8 +42,8 @@ def load_sharded(spec: TrainSpec, ranks: Ranks) -> Trainee:
     packed = _declare_packed_weights(module)
     _shard(module, spec, ranks)
     _give_memory(module, ranks.device)
-    with ExitStack() as stack:
-        _fill(module, packed, _BaseTensors(spec.base, stack), ranks)
+    with opened_weights(spec.base) as files:
+        _fill(module, packed, files, ranks)
     return Trainee(module, ranks.device, dtype)
 
 
@@ -97,43 +94,22 @@ def _give_memory(module: nn.Module, device: torch.device) -> None:
     module._apply(placed)
 
 
-class _BaseTensors:
-    """The base's safetensors files, opened for as long as `stack` lives; a tensor is read when it is used."""
-
-    def __init__(self, base: Path, stack: ExitStack) -> None:
-        self._base = base
-        self._files: dict[str, Any] = {}
-        for path in weight_files(base):
-            file = stack.enter_context(safe_open(path, framework="pt"))
-            self._files.update(dict.fromkeys(file.keys(), file))
-
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of a tensor. Raises UnsupportedBase if the base has no such tensor."""
-        rows: Tensor = self._file(name).get_slice(name)[start:stop]
-        return rows
-
-    def whole(self, name: str) -> Tensor:
-        tensor: Tensor = self._file(name).get_tensor(name)
-        return tensor
-
-    def _file(self, name: str) -> Any:
-        if name not in self._files:
-            raise UnsupportedBase(f"{self._base}: no tensor {name} in its safetensors files")
-        return self._files[name]
-
-
 @torch.no_grad()
-def _fill(module: LossModel, packed: dict[str, Any], base: _BaseTensors, ranks: Ranks) -> None:
+def _fill(module: LossModel, packed: dict[str, Any], files: dict[str, Any], ranks: Ranks) -> None:
+    """files: the open file of each of the base's tensors. Raises UnsupportedBase if the base lacks one."""
     for name, parameter in _base_parameters(module):
         assert isinstance(parameter, DTensor)
         local = parameter.to_local()
         per_rank = -(-parameter.shape[0] // ranks.world_size)
         start = min(ranks.rank * per_rank, parameter.shape[0])
         stop = start + local.shape[0]
+        stored = _file_name(name)
+        if stored not in files:
+            raise UnsupportedBase(f"the base has no tensor {stored} in its safetensors files")
         if name in packed:
-            local.copy_(_quantized(packed[name], base.whole(_file_name(name)), ranks.device)[start:stop])
+            local.copy_(_quantized(packed[name], files[stored].get_tensor(stored), ranks.device)[start:stop])
         else:
-            local.copy_(base.rows(_file_name(name), start, stop))
+            local.copy_(files[stored].get_slice(stored)[start:stop])
 
 
 def _base_parameters(module: LossModel) -> Iterator[tuple[str, nn.Parameter]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 BUSY_THREADS = "MULTILORA_BUSY_THREADS"  # set by the job worker; without it a run keeps its threads
-LEAST_S = 0.2  # between two looks: the counters move in steps of 10 ms
+LEAST_S = 0.2  # between two readings: the counters move in steps of 10 ms
 OTHERS = 0.1  # of one CPU: what others may compute while the run is alone
 
 
@@ -48,7 +48,7 @@ def is_alone(before: Times, now: Times) -> bool:
 
 @dataclass(eq=False)
 class SharedThreads:
-    """busy: threads while others work; None: the number never changes. `look` between two forwards."""
+    """busy: threads while others work; None: the number never changes. `adjust` between two forwards."""
 
     busy: int | None
     alone: int = field(default_factory=torch.get_num_threads)
@@ -63,8 +63,8 @@ class SharedThreads:
         value = os.environ.get(BUSY_THREADS, "")
         return cls(int(value) if value.isascii() and value.isdigit() and int(value) else None)
 
-    def look(self) -> None:
-        """Take all threads or fewer, by what others did since the last look."""
+    def adjust(self) -> None:
+        """Take all threads or fewer, by what other programs computed since the last call."""
         if self.busy is None or self._seen is None:
             return
         now = read_times()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from trainer.planner.gpus import GPUS, PRICES_AS_OF, Gpu
 from trainer.planner.memory import GIB, MemoryNeed, Sharding, TrainingCase, memory_need
@@ -35,8 +36,9 @@ def options(
     gpus: Iterable[Gpu] = tuple(GPUS.values()),
 ) -> list[Option]:
     """What fits, cheapest first; [] if nothing does. Recomputes activations only if they do not fit otherwise."""
+    time = partial(run_time, train_tokens=train_tokens, sequence_length=sequence_length)
     found = [
-        Option(gpu, count, fitting, memory_need(fitting), _time(fitting, gpu, train_tokens, sequence_length))
+        Option(gpu, count, fitting, memory_need(fitting), time(fitting, gpu))
         for gpu in gpus
         for count in COUNTS
         if (fitting := _first_that_fits(case, gpu, count)) is not None
@@ -55,10 +57,6 @@ def fewest_devices(found: Iterable[Option]) -> list[Option]:
 
 def prices_said() -> str:
     return f"prices are rough on-demand rates of {PRICES_AS_OF}: give your own with --gpu and --usd-per-hour"
-
-
-def _time(case: TrainingCase, gpu: Gpu, train_tokens: int, sequence_length: int) -> RunTime:
-    return run_time(case, gpu, train_tokens=train_tokens, sequence_length=sequence_length)
 
 
 def _first_that_fits(case: TrainingCase, gpu: Gpu, count: int) -> TrainingCase | None:

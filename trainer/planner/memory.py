@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trainer.planner.activations import Kept, kept_by_forward
-from trainer.planner.shapes import ModelShape, PlanError
+from trainer.planner.shapes import ModelShape, PlanError, require_at_least
 
 Method = Literal["lora", "qlora", "dora", "full"]
-METHODS = ("lora", "qlora", "dora", "full")
 GB = 10**9
 GIB = 1 << 30
 CHUNK_LOGITS = 1 << 22  # rows x vocabulary that the trainer's chunked loss holds at once
@@ -64,8 +63,7 @@ class Sharding:
     def __post_init__(self) -> None:
         if not 0 <= self.stage <= 3:
             raise PlanError("stage", f"stage must be 0 to 3, got {self.stage}")
-        if self.devices < 1:
-            raise PlanError("devices", f"devices must be at least 1, got {self.devices}")
+        require_at_least(1, self, "devices")
 
     def share(self, count: int, *, from_stage: int) -> int:
         """What one device holds of `count` bytes."""
@@ -96,12 +94,8 @@ class TrainingCase:
     runtime_bytes: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (("tokens", 1), ("rank", 1), ("logits_rows", 1), ("runtime_bytes", 0)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise PlanError(name, f"{name} must be at least {low}, got {value}")
-        if self.method not in METHODS:
-            raise PlanError("method", f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        require_at_least(1, self, "tokens", "rank", "logits_rows")
+        require_at_least(0, self, "runtime_bytes")
 
     @property
     def loss_rows(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from trainer.planner.gpus import Gpu
 from trainer.planner.hardware import FILL, RUNTIME_BYTES
 from trainer.planner.memory import GB, MemoryNeed, Method, Sharding, TrainingCase, memory_need
-from trainer.planner.shapes import ModelShape, PlanError
+from trainer.planner.shapes import ModelShape, PlanError, require_at_least
 from trainer.planner.timing import RunTime, run_time
 
 RANKS = (8, 16, 32, 64, 128, 256)
@@ -46,9 +46,7 @@ class Question:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise PlanError("task", f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
-        for name in ("examples", "example_tokens", "epochs", "variants", "devices"):
-            if getattr(self, name) < 1:
-                raise PlanError(name, f"{name} must be at least 1, got {getattr(self, name)}")
+        require_at_least(1, self, "examples", "example_tokens", "epochs", "variants", "devices")
 
     @property
     def supervised_tokens(self) -> int:
@@ -80,12 +78,9 @@ def recommend(question: Question) -> Recommendation:
     reasons += [why, *_further(question, case)]
     need = memory_need(case)
     time = run_time(case, question.gpu, train_tokens=question.train_tokens, sequence_length=question.example_tokens)
-    assumptions: tuple[str, ...] = (
+    assumptions = (
         "half of each example's tokens are supervised",
         f"{BITS_PER_TOKEN:g} bit to learn a supervised token",
-    )
-    assumptions = (
-        *assumptions,
         f"{BITS_PER_PARAMETER:g} bits stored a trained parameter",
         *need.assumptions,
         *time.assumptions,

@@ -44,6 +44,14 @@ class PlanError(InputRefused):
         super().__init__("bad_plan", message, param=param)
 
 
+def require_at_least(low: int, found: object, *names: str, of: str = "") -> None:
+    """Raises PlanError for the first of these attributes that is below `low`; None is not."""
+    for name in names:
+        value = getattr(found, name)
+        if value is not None and value < low:
+            raise PlanError(name, f"{of}{name} must be at least {low}, got {value}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """A decoder of gated MLPs and grouped-query attention.
@@ -71,9 +79,8 @@ class ModelShape:
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("hidden", "layers", "intermediate", "heads", "kv_heads", "head_dim", "vocab"):
-            if getattr(self, field) < 1:
-                raise PlanError(field, f"{self.name}: {field} must be at least 1, got {getattr(self, field)}")
+        sizes = ("hidden", "layers", "intermediate", "heads", "kv_heads", "head_dim", "vocab")
+        require_at_least(1, self, *sizes, of=f"{self.name}: ")
 
     @cached_property
     def linears(self) -> Mapping[str, tuple[int, int]]:

@@ -30,27 +30,22 @@ class Level:
     value: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    width: int = 640
-    height: int = 240
-
-
 def line_chart(
     title: str,
     lines: Sequence[Line],
     *,
     levels: Sequence[Level] = (),
     x_label: str = "step",
-    size: Size | None = None,
+    size: tuple[int, int] = (640, 240),
 ) -> str:
-    """An <svg> with axes, grid and curves; a short notice if there is nothing to draw. The title is for readers."""
+    """An <svg> with axes, grid and curves; a short notice if there is nothing to draw. The title is for readers.
+    size: width and height."""
     drawn = [Line(line.name, _thinned(line.points), line.css) for line in lines if line.points]
     if not drawn:
         return f'<p class="none">{html.escape(title)}: nothing was recorded.</p>'
-    frame = _Frame.around(drawn, levels, size or Size())
+    frame = _Frame.around(drawn, levels, size)
     parts = [
-        f'<svg viewBox="0 0 {frame.size.width} {frame.size.height}" role="img" aria-label="{html.escape(title)}">',
+        f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{html.escape(title)}">',
         f"<title>{html.escape(title)}</title>",
         *_grid(frame, x_label),
         *(_level(frame, level) for level in levels),
@@ -74,20 +69,21 @@ class _Frame:
     x_low: float
     x_high: float
     y_ticks: list[float]
-    size: Size
+    width: int
+    height: int
 
     @classmethod
-    def around(cls, lines: Sequence[Line], levels: Sequence[Level], size: Size) -> _Frame:
+    def around(cls, lines: Sequence[Line], levels: Sequence[Level], size: tuple[int, int]) -> _Frame:
         xs = [x for line in lines for x, _ in line.points]
         ys = [y for line in lines for _, y in line.points] + [level.value for level in levels]
-        return cls(min(xs), max(*xs, min(xs) + 1), nice_ticks(min(ys), max(ys)), size)
+        return cls(min(xs), max(*xs, min(xs) + 1), nice_ticks(min(ys), max(ys)), *size)
 
     def x(self, value: float) -> float:
-        width = self.size.width - _LEFT - _RIGHT
+        width = self.width - _LEFT - _RIGHT
         return _LEFT + width * (value - self.x_low) / (self.x_high - self.x_low)
 
     def y(self, value: float) -> float:
-        height = self.size.height - _TOP - _BOTTOM
+        height = self.height - _TOP - _BOTTOM
         low, high = self.y_ticks[0], self.y_ticks[-1]
         return _TOP + height * (1 - (value - low) / (high - low))
 
@@ -113,7 +109,7 @@ def short(value: float) -> str:
 
 
 def _grid(frame: _Frame, x_label: str) -> Iterator[str]:
-    right, floor = frame.size.width - _RIGHT, frame.size.height - _BOTTOM
+    right, floor = frame.width - _RIGHT, frame.height - _BOTTOM
     for tick in frame.y_ticks:
         y = frame.y(tick)
         yield f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -128,8 +124,8 @@ def _level(frame: _Frame, level: Level) -> str:
     y = frame.y(level.value)
     name = html.escape(level.name)
     return (
-        f'<line class="level" x1="{_LEFT}" x2="{frame.size.width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="tick" x="{frame.size.width - _RIGHT}" y="{y - 5:.1f}" text-anchor="end">{name}</text>'
+        f'<line class="level" x1="{_LEFT}" x2="{frame.width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text class="tick" x="{frame.width - _RIGHT}" y="{y - 5:.1f}" text-anchor="end">{name}</text>'
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,24 +42,18 @@ class LayerKind:
 
 def tiles_of(result: Body, gate: Body) -> list[Tile]:
     """The figures at the top of the page; without unknown ones."""
-    held_out = gate.get("held_out") or {}
-    gain = held_out.get("gain") or {}
-    tiles = [
-        Tile(
-            f"{_loss(held_out['base_loss'])} → {_loss(held_out['adapter_loss'])}",
-            "held-out loss, base → adapter",
-        )
-        if held_out
-        else None,
-        Tile(_signed(gain.get("estimate")), f"gain in nats per token, {interval_text(gain)}") if gain else None,
-        Tile(f"{result['tokens_per_s']:,.0f}", "training tokens per second") if result.get("tokens_per_s") else None,
-        Tile(bytes_text(result["peak_bytes"]), "peak memory in training") if result.get("peak_bytes") else None,
-        Tile(duration_text(result["wall_s"]), "wall time of training") if result.get("wall_s") else None,
-        Tile(f"{result['num_trained_parameters']:,}", "trained parameters")
-        if result.get("num_trained_parameters")
-        else None,
-    ]
-    return [tile for tile in tiles if tile is not None]
+    tiles = []
+    if held_out := gate.get("held_out"):
+        losses, gain = f"{_loss(held_out['base_loss'])} → {_loss(held_out['adapter_loss'])}", held_out["gain"]
+        tiles.append(Tile(losses, "held-out loss, base → adapter"))
+        tiles.append(Tile(_signed(gain["estimate"]), f"gain in nats per token, {interval_text(gain)}"))
+    figures: tuple[tuple[str, Callable[[Any], str], str], ...] = (
+        ("tokens_per_s", "{:,.0f}".format, "training tokens per second"),
+        ("peak_bytes", bytes_text, "peak memory in training"),
+        ("wall_s", duration_text, "wall time of training"),
+        ("num_trained_parameters", "{:,}".format, "trained parameters"),
+    )
+    return [*tiles, *(Tile(text(result[name]), label) for name, text, label in figures if result.get(name))]
 
 
 def checks_of(gate: Body) -> list[Check]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ _TABLES = {"qmap1": "dynamic", "qmap2": "udynamic"}
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one run folder. Only the first rank writes; the others lend their shards."""
+    """The checkpoints of one run folder. Only the first rank writes; every rank gathers its shards for it."""
 
     folder: RunFolder
     ranks: Ranks
@@ -42,28 +42,23 @@ class Checkpoints:
     keep_best: int = 2
     keep_last: int = 1
 
-    def steps(self) -> list[int]:
-        return self.folder.checkpoint_steps()
-
     def save(self, trainee: Trainee, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
         """Write one, drop those that need not be kept. Raises OSError; a full disk leaves the older ones whole."""
         weights = {name: whole(weight) for name, weight in trainee.named_trained()}
         state = optimizer_tensors(trainee, optimizer)
         target = self.folder.checkpoint(progress.step)
         if self.ranks.is_first and not target.exists():
-            self.folder.write_tree(target, lambda aside: self._write(aside, weights, state, progress))
+            with self.folder.files.new_folder(target) as aside:
+                save_file(weights, aside / WEIGHTS)
+                save_file(state, aside / OPTIMIZER)
+                self.folder.files.write(aside / PROGRESS, json.dumps(asdict(progress)).encode())
+                self.export(weights, aside)
             self._prune(progress)
         self.ranks.wait()
         return target
 
-    def _write(self, aside: Path, weights: dict[str, Tensor], state: dict[str, Tensor], progress: Progress) -> None:
-        save_file(weights, aside / WEIGHTS)
-        save_file(state, aside / OPTIMIZER)
-        self.folder.files.write(aside / PROGRESS, json.dumps(progress.to_mapping()).encode())
-        self.export(weights, aside)
-
     def _prune(self, progress: Progress) -> None:
-        steps = self.steps()
+        steps = self.folder.checkpoint_steps()
         kept = {*steps[-self.keep_last :], *progress.best_steps(self.keep_best)}
         for step in steps:
             if step not in kept:

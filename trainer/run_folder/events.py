@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from adapters_store.parsing.numbers import finite_or_none
 from trainer.run_folder.folder import Exit, RunFolder
 
 RESERVE_FILE = ".reserve"
@@ -47,7 +47,7 @@ class RunLog:
         self.event("note", message=message)
 
     def _append(self, kind: str, fields: dict[str, Any]) -> None:
-        body = _finite({"time": time.time(), "type": kind, **fields})
+        body = finite_or_none({"time": time.time(), "type": kind, **fields})
         with self._folder.events.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(body) + "\n")
         for listener in self.listeners:
@@ -70,7 +70,7 @@ class RunLog:
     def _write_end(self, kind: str, result: dict[str, Any], fields: dict[str, Any]) -> None:
         self._reserve.unlink(missing_ok=True)
         self._append(kind, fields)
-        self._folder.write_result(_finite(result))
+        self._folder.write_result(finite_or_none(result))
 
 
 class EventReader:
@@ -126,11 +126,3 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, SafetensorError):
         return any(f"(os error {number})" in str(error) for number in DISK_FULL)
     return isinstance(error, OSError) and error.errno in DISK_FULL
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -119,7 +119,7 @@ class RunFolder:
         return word if word in (PAUSE, CANCEL) else ""
 
     def request(self, word: str) -> None:
-        """Ask the run to PAUSE or CANCEL; it looks once a step. "": take the request back."""
+        """Ask the run to PAUSE or CANCEL; it checks once a step. "": withdraw the request."""
         if not word:
             self._control.unlink(missing_ok=True)
             return
@@ -141,27 +141,10 @@ class RunFolder:
         """Write one file of the folder, whole or not at all, and durably."""
         self.files.write_atomic(path, content)
 
-    def write_tree(self, target: Path, write: Callable[[Path], None]) -> None:
-        """Let `write` fill a new folder aside, then sync it and rename it to `target`: whole or not there."""
-        files, aside = self.files, _aside(target)
-        files.remove_tree(aside)
-        files.make_folder(aside)
-        write(aside)
-        for path in aside.iterdir():
-            files.sync_file(path)
-        files.sync_folder(aside)
-        files.remove_tree(target)
-        files.rename(aside, target)
-        files.sync_folder(target.parent)
-
 
 def as_json(body: Any) -> bytes:
     """Indented JSON. Raises ValueError for a number that is not finite, which JSON cannot hold."""
     return json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.aside")
 
 
 def _object_in(path: Path) -> dict[str, Any] | None:

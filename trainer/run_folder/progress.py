@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from trainer.data.types import DataCursor
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """Held-out loss after optimizer step `step`, in nats per supervised token."""
 
     step: int
@@ -33,12 +32,15 @@ class Progress:
     @property
     def best(self) -> Evaluation | None:
         """The evaluation with the least loss; the earliest of equals."""
-        return min(self.evaluations, key=lambda evaluation: (evaluation.loss, evaluation.step), default=None)
+        return next(iter(self._best_first), None)
 
     def best_steps(self, count: int) -> list[int]:
         """Steps of the `count` best evaluations, best first."""
-        ordered = sorted(self.evaluations, key=lambda evaluation: (evaluation.loss, evaluation.step))
-        return [evaluation.step for evaluation in ordered[:count]]
+        return [evaluation.step for evaluation in self._best_first[:count]]
+
+    @property
+    def _best_first(self) -> list[Evaluation]:
+        return sorted(self.evaluations, key=lambda evaluation: (evaluation.loss, evaluation.step))
 
     def is_stale(self, patience: int) -> bool:
         """Whether the last `patience` evaluations brought nothing better; never with patience 0. The untrained base
@@ -52,15 +54,8 @@ class Progress:
     def with_evaluation(self, loss: float) -> Progress:
         return replace(self, evaluations=(*self.evaluations, Evaluation(self.step, loss)))
 
-    def to_mapping(self) -> dict[str, Any]:
-        body = {name: getattr(self, name) for name in ("step", "tokens", "train_s", *_LOSSES)}
-        evaluations = [[evaluation.step, evaluation.loss] for evaluation in self.evaluations]
-        return {**body, "cursor": self.cursor.to_mapping(), "evaluations": evaluations}
-
     @classmethod
     def from_mapping(cls, body: Mapping[str, Any]) -> Self:
-        evaluations = tuple(Evaluation(step, loss) for step, loss in body["evaluations"])
-        return cls(**{**body, "cursor": DataCursor.from_mapping(body["cursor"]), "evaluations": evaluations})
-
-
-_LOSSES = ("base_loss", "first_loss", "last_loss")
+        """The inverse of `asdict`."""
+        evaluations = tuple(Evaluation(*each) for each in body["evaluations"])
+        return cls(**{**body, "cursor": DataCursor(**body["cursor"]), "evaluations": evaluations})

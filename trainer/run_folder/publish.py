@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from adapters_store.base.converted.shards import copy_companions
 from adapters_store.base.files import DTYPES, load_config, served_dtype
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from trainer.model.adapter import adapter_tensors, write_adapter
@@ -22,15 +22,6 @@ from trainer.spec import TrainSpec
 
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 PACKAGES = ("multilora", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
-# Of a base's folder: all that is neither weights nor remade by save_pretrained.
-COMPANIONS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "chat_template*",
-    "vocab*",
-    "merges.txt",
-    "generation_config.json",
-)
 
 
 def exporter(trainee: Trainee, spec: TrainSpec, base_digest: str) -> Export:
@@ -48,16 +39,14 @@ def exporter(trainee: Trainee, spec: TrainSpec, base_digest: str) -> Export:
 
 def publish(trainee: Trainee, spec: TrainSpec, checkpoint: Path, folder: RunFolder) -> Path:
     """Make the checkpoint the run's output: its adapter, or for "full" a whole model. Returns that folder."""
-
-    def write(aside: Path) -> None:
+    output = folder.output(spec.method)
+    with folder.files.new_folder(output) as aside:
         if spec.method == "full":
             _write_model(trainee, spec, checkpoint, aside)
-            return
-        for name in ADAPTER_FILES:
-            folder.files.copy(checkpoint / name, aside / name)
-
-    output = folder.output(spec.method)
-    folder.write_tree(output, write)
+        else:
+            for name in ADAPTER_FILES:
+                folder.files.copy(checkpoint / name, aside / name)
+        folder.files.remove_tree(output)  # of a start that died before it wrote its result
     return output
 
 
@@ -70,9 +59,7 @@ def _write_model(trainee: Trainee, spec: TrainSpec, checkpoint: Path, aside: Pat
     causal: Any = trainee.module.causal
     causal.config.dtype = dtype
     causal.save_pretrained(aside, state_dict=state)
-    for pattern in COMPANIONS:
-        for path in filter(Path.is_file, spec.base.glob(pattern)):
-            shutil.copyfile(path, aside / path.name)
+    copy_companions(spec.base, aside)
 
 
 def versions() -> dict[str, str]:

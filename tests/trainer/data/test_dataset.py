@@ -79,9 +79,10 @@ def test_a_sequence_longer_than_the_base_takes_is_refused_with_its_line(tmp_path
 def test_the_steps_follow_the_specs_batch(tmp_path: Path) -> None:
     batch = BatchSpec(examples=5, max_sequence_length=64, micro_tokens=128)
     spec = spec_of(write_jsonl(tmp_path / "data.jsonl", chats(40)), batch=batch)
-    step = batches_of(spec, prepare(spec, demo_tokenizer()).train, rank=1, world_size=2).at(DataCursor())
-    assert step.num_examples == 5
-    assert max(part.num_tokens for part in step.micro_batches) <= 128
+    train = prepare(spec, demo_tokenizer()).train
+    shares = [batches_of(spec, train, rank=rank, world_size=2).at(DataCursor()).micro_batches for rank in (0, 1)]
+    assert sum(part.num_examples for share in shares for part in share) == 5
+    assert max(part.num_tokens for part in shares[1]) <= 128
 
 
 def test_a_sample_marks_what_is_learned_and_escapes_the_rest(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_the_projects_own_text_is_learned_whole() -> None:
     examples = own_examples(demo_tokenizer(), max_tokens=512)
     assert len(examples) == len(PASSAGES) == len(set(PASSAGES))
     assert len(PASSAGES) >= 30
-    assert all(item.num_supervised == len(item) - 1 for item in examples)
+    assert all(item.supervised.sum() == len(item) - 1 for item in examples)
     assert max(map(len, own_examples(demo_tokenizer(), max_tokens=9))) == 9
 
 

@@ -43,7 +43,7 @@ def test_the_number_follows_what_others_do(monkeypatch: pytest.MonkeyPatch) -> N
     shared = SharedThreads(1, alone=3, _seen=readings.pop(0))
     seen = [torch.get_num_threads()]
     for _ in range(3):
-        shared.look()
+        shared.adjust()
         seen.append(torch.get_num_threads())
     assert seen == [1, 3, 1, 3]
 
@@ -52,7 +52,7 @@ def test_without_the_job_workers_variable_nothing_changes(monkeypatch: pytest.Mo
     monkeypatch.delenv(BUSY_THREADS, raising=False)
     torch.set_num_threads(2)
     shared = SharedThreads.from_environment()
-    shared.look()
+    shared.adjust()
     assert (shared.busy, torch.get_num_threads()) == (None, 2)
 
 

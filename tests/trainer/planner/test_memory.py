@@ -108,7 +108,6 @@ def test_everything_assumed_is_said() -> None:
     [
         ({"tokens": 0}, "tokens must be at least 1, got 0"),
         ({"rank": 0}, "rank must be at least 1, got 0"),
-        ({"method": "ia3"}, "method must be one of lora, qlora, dora, full, got 'ia3'"),
         ({"precision": "int4"}, "got 'int4'"),
     ],
 )

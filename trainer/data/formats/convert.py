@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -61,7 +62,7 @@ class Report:
             "num_duplicates": self.num_duplicates,
             "num_refused": sum(self.counts.values()),
             "counts": self.counts,
-            "problems": [problem.to_mapping() for problem in self.problems],
+            "problems": [asdict(problem) for problem in self.problems],
         }
 
 
@@ -79,14 +80,11 @@ def check_file(
     columns: which column is what, for ROLES. Raises DataRejected if no record can be read at all; OSError.
     """
     sources, limits = sources or SourceLimits(), limits or DataLimits()
-    with opened(path, sources, what=what) as (container, records):
+    with opened(path, sources, what=what) as (container, records), _written(target) as stream:
         checking = _Checking(Report(container), dict(columns or {}), limits, what)
-        if target is None:
-            for _ in checking.examples(records):
-                pass
-        else:
-            with target.open("w", encoding="utf-8") as stream:
-                _write(checking.examples(records), stream)
+        for body in checking.examples(records):
+            if stream is not None:
+                stream.write(json.dumps(body, ensure_ascii=False) + "\n")
     return checking.done()
 
 
@@ -113,9 +111,8 @@ def columns_of(text: str) -> dict[str, str]:
     return columns
 
 
-def _write(examples: Iterator[dict[str, Any]], stream: TextIO) -> None:
-    for body in examples:
-        stream.write(json.dumps(body, ensure_ascii=False) + "\n")
+def _written(target: Path | None) -> AbstractContextManager[TextIO | None]:
+    return nullcontext() if target is None else target.open("w", encoding="utf-8")
 
 
 @dataclass
@@ -130,8 +127,7 @@ class _Checking:
     digests: bytearray = field(default_factory=bytearray)
 
     def __post_init__(self) -> None:
-        limits = self.limits
-        self.problems = ProblemList(what=self.what, max_listed=limits.max_listed, max_problems=limits.max_problems)
+        self.problems = ProblemList(what=self.what, max_problems=self.limits.max_problems)
 
     def examples(self, records: Iterator[tuple[int, bytes]]) -> Iterator[dict[str, Any]]:
         """The bodies of the examples that can be used."""
@@ -165,7 +161,7 @@ class _Checking:
         if 0 < num_pairs < self.report.num_examples:
             message = f"{num_pairs} of {self.report.num_examples} lines are preference pairs (chosen and rejected)"
             self.problems.add(Problem(0, "preference_data", f"{message}; a run trains on pairs alone or on none"))
-        self.report.problems, self.report.counts = self.problems.listed, self.problems.counts
+        self.report.problems, self.report.counts = self.problems.listed, dict(self.problems.counts)
         distinct = np.unique(np.frombuffer(self.digests, dtype=f"S{DIGEST_BYTES}"))
         self.report.num_duplicates = self.report.num_examples - len(distinct)
         return self.report

@@ -16,12 +16,7 @@ from trainer.data.problems import LineRefused, excerpt_of
 Message = dict[str, Any]
 _ROLES = {
     "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
 }
 _RESULTS = ("observation", "tool")
 _WEIGHTS = ("loss_weight", "train", "training")  # LLaMA-Factory's and Axolotl's names of `weight`

@@ -192,7 +192,7 @@ def _turns(body: Body) -> Example | None:
 
 
 def _conversational(body: Body) -> Example | None:
-    """TRL's prompt and completion as lists of messages: what stands in the prompt is not learned."""
+    """TRL's prompt and completion as lists of messages; the prompt is not learned."""
     prompt, completion = _parsed(body.get("prompt")), _parsed(body.get("completion"))
     if not isinstance(prompt, list) or not isinstance(completion, list):
         return None

@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,16 +67,20 @@ def opened(path: Path, limits: SourceLimits, *, what: str) -> Iterator[tuple[str
             yield name, records
             return
         with gzip.open(plain) as unpacked:
-            try:
+            with _unpacking(what):
                 name, records = _text(io.BufferedReader(cast(Any, unpacked)), limits, what)
-                yield f"{name} (gzip)", _unpacked(records, what)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise SourceRefused("unsupported_file", f"the gzip file is damaged: {error}", what) from None
+            yield f"{name} (gzip)", _unpacked(records, what)
 
 
 def _unpacked(records: Numbered, what: str) -> Numbered:
-    try:
+    with _unpacking(what):
         yield from records
+
+
+@contextmanager
+def _unpacking(what: str) -> Iterator[None]:
+    try:
+        yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceRefused("unsupported_file", f"the gzip file is damaged: {error}", what) from None
 
@@ -122,7 +126,7 @@ class _Lines:
         return line
 
     def chunks(self) -> Iterator[bytes]:
-        """In pieces, however long a line is."""
+        """Lines; one that is too long in several parts."""
         line = self.first
         while line:
             yield line
@@ -154,7 +158,7 @@ class _Lines:
 
 
 def _elements(lines: _Lines, limits: SourceLimits, what: str) -> Numbered:
-    """A JSON list's elements, a piece of the file in memory at a time."""
+    """A JSON list's elements, a part of the file in memory at a time."""
     scan = json.JSONDecoder().raw_decode
     texts = lines.texts()
     buffer, at, number = next(texts).lstrip(), 1, 0
@@ -254,5 +258,4 @@ def _as_json(row: dict[str, Any], number: int, what: str) -> bytes:
     def refused(value: object) -> NoReturn:
         raise SourceRefused("wrong_type", f"a cell holds {type(value).__name__}, not text", what, number)
 
-    default: Callable[[object], NoReturn] = refused
-    return json.dumps(row, ensure_ascii=False, default=default).encode("utf-8", "surrogatepass")
+    return json.dumps(row, ensure_ascii=False, default=refused).encode("utf-8", "surrogatepass")

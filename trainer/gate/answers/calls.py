@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from trainer.gate.thresholds import GateThresholds
 from trainer.gate.verdict import Reason
@@ -21,9 +21,6 @@ class CallScores:
     named: float
     equal: float
     refused: str = ""
-
-    def to_mapping(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def judge_calls(found: CallScores, limits: GateThresholds) -> list[Reason]:

@@ -37,9 +37,6 @@ class Endings:
     closed: float
     num_examples: int
 
-    def to_mapping(self) -> dict[str, object]:
-        return {"probability": self.probability, "closed": self.closed, "num_examples": self.num_examples}
-
 
 def measure_endings(scorer: Scorer, examples: Sequence[EncodedExample], ends: Ends) -> Endings | None:
     """Score the end of each example's last answer. None: there is no example, or none has room for one more token."""

@@ -29,15 +29,6 @@ class Preference:
     adapter_accuracy: float
     chosen_gain: Interval
 
-    def to_mapping(self) -> dict[str, object]:
-        return {
-            "margin": self.margin.to_mapping(),
-            "accuracy": self.accuracy,
-            "base_accuracy": self.base_accuracy,
-            "adapter_accuracy": self.adapter_accuracy,
-            "chosen_gain": self.chosen_gain.to_mapping(),
-        }
-
 
 def measure_preference(scorer: Scorer, pairs: Sequence[EncodedExample], limits: GateThresholds) -> Preference:
     """Score both texts of each pair, with the adapter and without."""
@@ -79,7 +70,7 @@ def judge_preference(found: Preference, limits: GateThresholds) -> list[Reason]:
 
 
 def _judge_chosen(found: Preference, limits: GateThresholds) -> list[Reason]:
-    """DPO may make both answers less likely; past a limit the adapter says neither."""
+    """DPO may make both answers less likely; beyond a limit the adapter gives neither."""
     rise = -found.chosen_gain.estimate
     if rise <= limits.chosen_rise:
         return []
