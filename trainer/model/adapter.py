@@ -113,15 +113,10 @@ def _whole_where_possible(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
-def lora_layers(peft: PeftModel) -> list[LoraLayer]:
-    """In model order."""
-    return [module for module in peft.modules() if isinstance(module, LoraLayer)]
-
-
 def start_from_seed(peft: PeftModel, adapter: AdapterSpec, seed: int, device: torch.device) -> None:
     """Draw A (and B) again on the CPU, layer after layer: the same start on any device and any number of ranks."""
     torch.manual_seed(seed)
-    for layer in lora_layers(peft):
+    for layer in [module for module in peft.modules() if isinstance(module, LoraLayer)]:
         for part in (layer.lora_A, layer.lora_B):
             part[NAME] = part[NAME].to_empty(device="cpu").float()
         layer.reset_lora_parameters(NAME, True)
