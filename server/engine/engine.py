@@ -223,8 +223,11 @@ class Engine:
         if token is None:
             if request.num_computed_tokens < request.num_tokens:
                 return []  # in mid-prompt
+            embedding = output.embeddings.get(request.id)
+            if embedding is not None:  # finite, so what it read is too
+                request.num_verified_tokens = request.num_computed_tokens
             event = self._finish(request, OutputDelta("", "length"))  # max_tokens 0: the client wants only the prompt
-            event.embedding = output.embeddings.get(request.id)
+            event.embedding = embedding
             return [event]
         self._counters.draft_tokens += len(row.draft)
         events = [self._answer(request, token, output.logprobs.get(request.id))]

@@ -252,6 +252,7 @@ class EngineWorker:
                 listener(event)
             except RuntimeError:  # the listener's event loop is closed: no client waits for this answer
                 _log.warning("request %s has no listener any more: its event loop is closed", event.request_id)
+                self._listeners.pop(event.request_id, None)
                 if not self._is_stopping:
                     self._engine.abort(event.request_id)
 

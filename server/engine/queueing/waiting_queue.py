@@ -68,6 +68,7 @@ class WaitingQueue:
     def push(self, request: Request) -> None:
         """Add to the back of its tenant's queue."""
         queue = self._enqueued(request)
+        queue.account.weight = request.weight
         self._next_position += 1
         if queue.push(self._next_position, request):
             self._new_adapter(queue, request)
@@ -185,7 +186,6 @@ class WaitingQueue:
         queue = self._queues.get(request.tenant)
         if queue is None:
             account = self.shares.account(request.tenant)
-            account.weight = request.weight
             self.shares.begin_waiting(account)
             queue = self._queues[request.tenant] = TenantQueue(account)
             account.num_waiting = 1

@@ -80,7 +80,7 @@ class Admission:
             if (is_full and victim is None) or self._is_kept_out(account, schedule, now_s):
                 candidates.skip_tenant()
             elif (request := candidates.current_of(account)) is not None:
-                verdict = _Verdict.NO_BLOCKS if is_short else self._try_admit(request)
+                verdict = self._try_admit(request, may_take_free=not is_short)
                 if verdict is _Verdict.NO_BLOCKS and starving is None:
                     verdict = self._admit_by_preemption(request, schedule, preempted, now_s)
                 if verdict is _Verdict.NO_BLOCKS:
@@ -154,13 +154,13 @@ class Admission:
             return True
         return self._flood.prompt_limit(schedule, account) <= schedule.num_tokens
 
-    def _try_admit(self, request: Request) -> _Verdict:
+    def _try_admit(self, request: Request, *, may_take_free: bool = True) -> _Verdict:
         """If a request finds no blocks, later ones get no free ones, or it would starve. A request whose next block is
         being computed by a running twin waits for that block and blocks no other request."""
         matched = self._pool.match(request)
         if self._pool.is_being_computed(request, len(matched)):
             return _Verdict.WAITS_FOR_TWIN
-        if not self._pool.admit(request, matched, num_spare=self._num_spare):
+        if not may_take_free or not self._pool.admit(request, matched, num_spare=self._num_spare):
             return _Verdict.NO_BLOCKS
         if request.adapter is not None:
             request.slot = self._adapters.acquire(request.adapter)

@@ -100,7 +100,7 @@ class BlockPool:
         request.block_ids = matched + self.allocate(self.blocks_for(request.num_tokens) - len(matched))
         request.num_computed_tokens = request.num_verified_tokens = len(matched) * self.block_size
         if self.settings.enable_prefix_cache:
-            if request.num_preemptions == 0:
+            if request.first_scheduled_s is None:
                 self._cache.record(request, request.num_computed_tokens)
             self._cache.announce(request)
         return True

@@ -4,11 +4,13 @@ moments; knows no queue.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from heapq import heappop, heappush
+from collections.abc import Callable, Collection
+from heapq import heapify, heappop, heappush
 
 from server.engine.request import InvalidRequest, QueueFull, Request
 from server.engine.schedule import SchedulerSettings
+
+_FEW = 64  # deadlines of ended requests that stay listed
 
 
 class RequestLimits:
@@ -61,7 +63,7 @@ class RequestLimits:
 
 
 class Deadlines:
-    """A heap of deadlines. A request that finished in time is still listed when its deadline passes."""
+    """A heap of deadlines. A request that finished in time stays listed until such requests are most of the heap."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, str]] = []
@@ -69,6 +71,12 @@ class Deadlines:
     def watch(self, request_id: str, deadline_s: float) -> None:
         """deadline_s: in seconds of the caller's clock."""
         heappush(self._heap, (deadline_s, request_id))
+
+    def drop_ended(self, unfinished: Collection[str]) -> None:
+        """unfinished: ids of all requests that have not ended. Takes time only when the heap has doubled."""
+        if len(self._heap) > 2 * len(unfinished) + _FEW:
+            self._heap = [entry for entry in self._heap if entry[1] in unfinished]
+            heapify(self._heap)
 
     def take_late(self, now_s: float) -> list[str]:
         """Ids whose deadline has passed, each once."""

@@ -104,6 +104,7 @@ class Scheduler:
         self._waiting.push(request)
         if request.deadline_s is not None:
             self._deadlines.watch(request.id, request.deadline_s)
+            self._deadlines.drop_ended(self._requests)
 
     def schedule(self) -> Schedule | None:
         """The next forward, or None if nothing can run now. Running decodes first, then prefills, then the queue."""

@@ -75,8 +75,8 @@ def _read(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise UnsupportedBase(f"--generation-config {path}: more than {_MAX_FILE_BYTES} bytes")
     try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UnsupportedBase(f"--generation-config {path}: not JSON: {str(error)[:200]}") from error
     if not isinstance(config, dict):
         raise UnsupportedBase(f"--generation-config {path}: must hold a JSON object")

@@ -71,7 +71,7 @@ def plan_memory(
     """Divide the memory that is free after the base is loaded. max_tokens_useful: the most KV tokens in use at once.
     num_ranks: processes that do the same; on a CPU they share what is free.
 
-    Raises UnsupportedBase with the numbers if not even one full context fits.
+    Raises UnsupportedBase with the numbers if fewer than two blocks fit, or none if a context needs one.
     """
     reserved = reserved or Reserved()
     free = free_device_bytes(base.device) // (1 if base.device.type == "cuda" else num_ranks)

@@ -179,9 +179,10 @@ class Tokenizer:
         options: ChatOptions,
         variables: Mapping[str, TemplateValue],
     ) -> str:
-        """An adapter's template, in a process of its own. Raises TemplateFailed."""
-        end = f"END{token_hex(8)}" if options.continue_final_message else ""
-        shown = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"].rstrip() + end}]
+        """An adapter's template, in a process of its own, by transformers' rules. Raises TemplateFailed, and ValueError
+        if the template does not show the message that is to be continued."""
+        end = f"END{token_hex(8)} " if options.continue_final_message else ""
+        shown = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + end}]
         names = chat_variables(
             self._template_owner.special_tokens_map,
             shown,
@@ -190,7 +191,12 @@ class Tokenizer:
             others=variables,
         )
         text = self.sandbox.render(template, names)
-        return text[: text.rindex(end)] if end else text
+        if not end:
+            return text
+        before, mark, after = text.rpartition(end.rstrip())
+        if not mark:
+            raise ValueError("it does not show the message that is to be continued")
+        return before if after.startswith(" ") else before.rstrip()  # without the blank, the template trims messages
 
 
 def _configured_eos_ids(folder: Path) -> list[int]:

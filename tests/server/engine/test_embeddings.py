@@ -133,6 +133,18 @@ def test_embeddings_and_answers_share_batches_and_each_gets_what_it_gets_alone(
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
+def test_the_blocks_of_an_embedded_prompt_are_read_again(
+    service: Service, base: Path, adapter: Path, pooling: Pooling
+) -> None:
+    [ids] = prompts((45,), seed=6)
+    service.ask(ids, "own", max_tokens=0, pooling=pooling)[1].collect()
+    last = service.ask(ids, "own", max_tokens=0, pooling="last")[1].collect()[-1]
+    assert last.num_cached_tokens == 40
+    assert last.embedding is not None
+    assert np.abs(last.embedding - oracle(base, adapter)(ids, "last")).max() <= 1e-4
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_cached_prefix_changes_no_vector(service: Service, base: Path, adapter: Path, pooling: Pooling) -> None:
     [ids] = prompts((45,), seed=4)
     service.tokens(ids, "own", max_tokens=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from adapters_store.base.description import AdapterDigest
 from server.engine.grammar.spec import GrammarSpec
 from server.engine.model.forward import StepOutput
 from server.engine.model.runner import ModelRunner
-from server.engine.request import InvalidRequest, QueueFull
+from server.engine.request import InvalidRequest, QueueFull, Request, SamplingParams, TokenEvent
 from server.engine.schedule import Schedule, SchedulerSettings
 from server.engine.startup.settings import MemoryBudget
 from support.models.grammars import ShortGrammar, short_grammars
@@ -286,3 +287,20 @@ def test_other_families_generate_what_peft_generates(family: str, tmp_path: Path
         asked = {kind: service.ask(prompt, kind, max_tokens=64)[1] for kind in ("plain", "patterns", "subset")}
         for kind, answer in asked.items():
             assert answer.tokens() == greedy_by_peft(base, adapters[kind], prompt, 64)
+
+
+def test_a_request_whose_event_loop_is_closed_ends_and_leaves_nothing(
+    service: Service, prompts: list[list[int]]
+) -> None:
+    heard = threading.Event()
+
+    def closed(event: TokenEvent) -> None:
+        heard.set()
+        raise RuntimeError("Event loop is closed")
+
+    request = Request("deaf", TENANT, prompts[0], SamplingParams(max_tokens=200, ignore_eos=True))
+    service.worker.submit(request, closed)
+    assert heard.wait(60)
+    assert service.stats().num_running == 0
+    assert "deaf" not in service.worker._listeners
+    assert service.worker.is_healthy()

@@ -96,10 +96,13 @@ class Bench:
         adapter: AdapterDigest | None = None,
         tenant: str = "law",
         weight: float = 1.0,
+        deadline_s: float | None = None,
     ) -> Request:
         prompt = [1000 * self.num_requests + index for index in range(num_prompt)]
         params = SamplingParams(max_tokens=max_tokens)
-        request = Request(f"r{self.num_requests}", tenant, prompt, params, adapter, weight=weight)
+        request = Request(
+            f"r{self.num_requests}", tenant, prompt, params, adapter, weight=weight, deadline_s=deadline_s
+        )
         self.num_requests += 1
         self.scheduler.add(request)
         return request

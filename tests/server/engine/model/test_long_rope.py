@@ -136,3 +136,10 @@ def test_an_outgrown_request_that_waits_hashes_its_blocks_again() -> None:
     assert pool.match(request) == []
     assert not pool.has_outgrown(request)
     assert pool.admit(request, [], num_spare=0)
+
+
+def test_a_request_that_outgrows_its_keys_is_counted_once_in_the_prefix_cache(base: Path, tmp_path: Path) -> None:
+    with driven(base, {}, tmp_path) as world:
+        world.add("r", tokens(SWITCH - 3, 8), max_tokens=8)
+        world.drain()
+        assert world.engine.scheduler.pool.stats.query_tokens == SWITCH - 3

@@ -195,3 +195,11 @@ def test_nothing_is_left_over_for_one_whose_adapter_is_not_there() -> None:
     bench.step()
     add(bench, "law", adapter=A)
     assert bench.step() == [(long.id, 16)]
+
+
+def test_a_new_weight_counts_from_the_tenants_next_request_on() -> None:
+    """A flooding tenant's queue may never be empty, and its weight is what an operator lowers."""
+    bench = make_bench(max_running=1)
+    for weight in (1.0, 1.0, 0.25):
+        add(bench, "flood", weight=weight)
+    assert bench.scheduler.shares.account("flood").weight == 0.25

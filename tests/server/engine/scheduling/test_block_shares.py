@@ -104,3 +104,17 @@ def test_a_tenant_makes_no_room_for_itself() -> None:
     ask(bench, "flood")
     step(bench)
     assert bench.running("flood") == flood[:8]
+
+
+def test_no_request_is_preempted_for_one_that_waits_for_a_twin() -> None:
+    bench, flood = flooded()
+    for request in flood[6:8]:
+        bench.scheduler.finish(request)
+    first, twin = ask(bench, "law", num_blocks=4), ask(bench, "law", num_blocks=4)
+    twin[0].prompt_ids = list(first[0].prompt_ids)
+    ask(bench, "t0", num_blocks=30)  # finds no blocks, so later requests get none that are free
+    num_running = len(bench.running("flood"))
+    step(bench)
+    assert first[0].status is Status.RUNNING
+    assert twin[0].status is Status.WAITING
+    assert len(bench.running("flood")) == num_running

@@ -10,6 +10,7 @@ import pytest
 from server.engine.request import Request, SamplingParams
 from server.engine.scheduling.limits import Deadlines
 from support.servers.service import TENANT, Answer, Service, make_base, running
+from support.worlds.scheduler_bench import make_bench
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,16 @@ def test_everybody_is_named_once_and_in_order() -> None:
     assert deadlines.take_late(2.0) == ["a", "b"]
     assert deadlines.take_late(9.0) == ["c"]
     assert deadlines.take_late(9.0) == []
+
+
+def test_deadlines_of_ended_requests_do_not_pile_up() -> None:
+    """A client may give each request a day, and send a hundred a second."""
+    bench = make_bench(max_waiting=8)
+    for _ in range(2000):
+        request = bench.add(max_tokens=1, deadline_s=1e6)
+        bench.scheduler.finish(request)
+    kept = bench.add(max_tokens=1, deadline_s=5e5)
+    assert len(bench.scheduler._deadlines._heap) < 200
+    bench.clock.advance(6e5)
+    bench.scheduler.schedule()
+    assert bench.scheduler.take_late() == [kept]

@@ -58,6 +58,7 @@ def test_a_folder_is_read_in_the_bases_place(tmp_path: Path) -> None:
     ("config", "words"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ([1], "JSON object"),
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
         ({"temperature": 3}, "temperature must be in"),

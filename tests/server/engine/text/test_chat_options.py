@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from server.engine.text.tokenizer import Tokenizer
 from support.models.tokenizer_zoo import CHAT_TEMPLATE, byte_level, wrapped
 
 THINKING = CHAT_TEMPLATE + "{% if enable_thinking is defined and enable_thinking is false %}no thought{% endif %}"
+TRIMMING = CHAT_TEMPLATE.replace("m['content']", "m['content'] | trim")
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The lease "}]
 
 
@@ -24,6 +26,33 @@ def reference() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def tokenizer(reference: PreTrainedTokenizerFast) -> Tokenizer:
     return Tokenizer(reference)
+
+
+@pytest.fixture
+def apart(tokenizer: Tokenizer) -> Iterator[Tokenizer]:
+    """The same, which renders adapters' templates in a process of their own."""
+    yield tokenizer
+    tokenizer.sandbox.close()
+
+
+@pytest.mark.parametrize("content", ["The lease ", "The lease", " ", "ends.\n", ""])
+@pytest.mark.parametrize("is_continued", [False, True])
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, TRIMMING], ids=["as it is", "trimming"])
+def test_an_adapters_template_makes_the_prompt_that_transformers_makes_of_it(
+    apart: Tokenizer, reference: PreTrainedTokenizerFast, template: str, is_continued: bool, content: str
+) -> None:
+    chat = [CHAT[0], {"role": "assistant" if is_continued else "user", "content": content}]
+    given = {"add_generation_prompt": not is_continued, "continue_final_message": is_continued}
+    expected = reference.apply_chat_template(chat, chat_template=template, return_dict=False, **given)
+    assert apart.encode_chat(chat, ChatOptions(template=template, **given)) == expected
+
+
+def test_an_adapters_template_that_drops_the_message_to_continue_is_refused_by_name(apart: Tokenizer) -> None:
+    options = ChatOptions(
+        template="{{ messages[0].content }}", add_generation_prompt=False, continue_final_message=True
+    )
+    with pytest.raises(InvalidRequest, match="does not show the message that is to be continued"):
+        apart.encode_chat(CHAT, options)
 
 
 @pytest.mark.parametrize("variables", [{}, {"enable_thinking": False}, {"enable_thinking": True}, {"unread": "x"}])
