@@ -4,7 +4,7 @@ it. No decisions.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from types import MappingProxyType
@@ -98,17 +98,14 @@ class AdapterSnapshot(NamedTuple):
     over_share_tenants: Collection[str] = ()
 
 
-class CopyHandle(Protocol):
-    """One copy under way."""
-
-    def done(self) -> bool:
-        """Whether bytes and table row are in place for every later forward."""
+IsCopied = Callable[[], bool]
+"""Of one copy under way: whether bytes and table row are in place for every later forward."""
 
 
 class DeviceCopier(Protocol):
     """Writes the device's arena and adapter table."""
 
-    def start(self, slot: int, offset: int, adapter: PackedAdapter) -> CopyHandle:
+    def start(self, slot: int, offset: int, adapter: PackedAdapter) -> IsCopied:
         """Begin copying the buffer to arena elements offset.. and write the table row. Does not wait."""
 
     def clear(self, slot: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.tiers.device_pool import DevicePool
-from adapters_store.tiers.entries import CopyHandle, DeviceCopier, HostEntry, Owner, PoolEntry
+from adapters_store.tiers.entries import DeviceCopier, HostEntry, IsCopied, Owner, PoolEntry
 from adapters_store.tiers.host_tier import HostTier
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class _Transfer(NamedTuple):
 
     entry: PoolEntry
     source: HostEntry
-    handle: CopyHandle
+    is_copied: IsCopied
 
 
 class Transfers:
@@ -57,7 +57,7 @@ class Transfers:
 
     def begin(self) -> None:
         """Start a step: finish the copies that are done."""
-        for transfer in [transfer for transfer in self._under_way.values() if transfer.handle.done()]:
+        for transfer in [transfer for transfer in self._under_way.values() if transfer.is_copied()]:
             self._finish(transfer)
         self._starts_left = max(0, self._max_copies - len(self._under_way))
 
@@ -79,7 +79,7 @@ class Transfers:
 
     def _start(self, transfer: _Transfer) -> None:
         self._under_way[transfer.entry.digest] = transfer
-        if transfer.handle.done():
+        if transfer.is_copied():
             self._finish(transfer)
 
     def _finish(self, transfer: _Transfer) -> None:

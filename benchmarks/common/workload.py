@@ -13,14 +13,12 @@ import numpy as np
 from adapters_store.base.description import AdapterDigest
 from benchmarks.common.adapters import RANK
 from benchmarks.common.shapes import BenchShape, base_folder
-from server.engine.constraint import TokenConstraint
 from server.engine.engine import Engine
-from server.engine.request import Request, SamplingParams
+from server.engine.request import Request, SamplingParams, TokenConstraint
 from server.engine.schedule import CPU_STEP, SchedulerSettings
 from server.engine.startup.adapter_parts import AdapterSource
 from server.engine.startup.build import EngineParts, build_engine
-from server.engine.startup.memory_plan import MIB
-from server.engine.startup.settings import EngineSettings, MemoryBudget
+from server.engine.startup.settings import MIB, EngineSettings, MemoryBudget
 
 MAX_ROWS = 32
 Adapters = Sequence[AdapterDigest | None]

@@ -28,8 +28,7 @@ from lora_kernels.triton_common.available import triton_switch
 from lora_kernels.triton_common.compile_ahead import Job, asked_for
 from lora_kernels.triton_common.tiles import TILES, DeviceTiles, device_tiles
 from server.engine.model.recorded.cuda_graphs import GraphSettings
-from server.engine.startup.compile_kernels import launch_covering
-from server.engine.startup.covering_steps import StepLimits
+from server.engine.startup.covering_steps import StepLimits, launch_covering
 
 META = torch.device("meta")
 MAX_ROWS, MAX_RANK, BLOCK_SIZE = 64, 256, 16

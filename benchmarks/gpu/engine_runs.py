@@ -21,8 +21,7 @@ from server.engine.model.base_model import BaseModel
 from server.engine.request import Request, SamplingParams
 from server.engine.schedule import SchedulerSettings
 from server.engine.startup.build import EngineParts, join_engine
-from server.engine.startup.memory_plan import MIB
-from server.engine.startup.settings import EngineSettings, MemoryBudget
+from server.engine.startup.settings import MIB, EngineSettings, MemoryBudget
 
 MAX_ROWS = 64
 MAX_ADAPTERS = 128

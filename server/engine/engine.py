@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Protocol
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import AdapterUnavailable, StoreError
@@ -14,10 +13,10 @@ from adapters_store.packed.mix import has_part
 from adapters_store.tiers.entries import Owner, Residency
 from adapters_store.tiers.tiers import AdapterTiers
 from server.engine import numerics
-from server.engine.constraint import ConstraintFailure
 from server.engine.device_fault import DeviceLost
 from server.engine.metrics import EngineCounters, EngineStats, FairnessGauge, Histogram, memory_counters
 from server.engine.model.forward import PendingForward, StepOutput
+from server.engine.model.runner import ModelRunner
 from server.engine.numerics import NumericFaults, Quarantine
 from server.engine.request import Request, RequestError, Status, TokenEvent, TokenLogprob
 from server.engine.schedule import Schedule, ScheduledRow
@@ -29,16 +28,6 @@ _log = logging.getLogger(__name__)
 MAX_NAMES = 10_000  # of adapters asked for, the latest ones
 
 
-class Runner(Protocol):
-    """Runs a schedule's forward. `server.engine.model.runner.ModelRunner` is the real one."""
-
-    def launch(self, schedule: Schedule) -> PendingForward: ...
-    def launch_after(self, pending: PendingForward, schedule: Schedule) -> PendingForward | None: ...
-    def run(self, schedule: Schedule) -> StepOutput: ...
-    def zero_blocks(self, block_ids: list[int]) -> None: ...
-    def forget(self, request_id: str) -> None: ...
-
-
 class Engine:
     """Continuous batching over one base and many adapters. One thread owns it."""
 
@@ -46,7 +35,7 @@ class Engine:
         self,
         scheduler: Scheduler,
         tiers: AdapterTiers,
-        runner: Runner,
+        runner: ModelRunner,
         make_output: Callable[[Request], OutputState],
         *,
         load_seconds: Histogram | None = None,
@@ -92,7 +81,7 @@ class Engine:
     def forget_adapter(self, digest: AdapterDigest) -> None:
         """Remove an adapter that left service, and mixes with it, from both tiers and the prefix cache, once requests
         that use it have ended."""
-        in_use = {*self.scheduler.running_adapters(), *self.scheduler.waiting_adapters()}
+        in_use = {*self.scheduler.running_adapters(), *self.scheduler.waiting.adapters()}
         for each in [*(name for name in self._names if has_part(name, digest)), digest]:
             self._forget(each, is_used=each in in_use)
 
@@ -246,7 +235,8 @@ class Engine:
         if request.constraint is not None:
             request.constraint.advance(request.output_ids)
             if request.constraint.failure is not None:
-                return self._constraint_failed(request, request.constraint.failure)
+                self.scheduler.finish(request)
+                return self._failed(request, request.constraint.failure)
             if request.constraint.is_complete:
                 delta = self._completed(request, delta)
         event = self._event(request, delta) if delta.finish_reason is None else self._finish(request, delta)
@@ -307,10 +297,6 @@ class Engine:
         event.error = error
         return event
 
-    def _constraint_failed(self, request: Request, failure: ConstraintFailure) -> TokenEvent:
-        self.scheduler.finish(request)
-        return self._failed(request, RequestError(failure.code, failure.message, failure.status))
-
     def _adapter_failed(self, request: Request, error: StoreError) -> TokenEvent:
         failure = RequestError(error.code, error.message, error.status, error.retry_after_s)
         return self._failed(request, failure)
@@ -340,7 +326,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot; taken on the engine's thread."""
-        tiers, residents, queued = self.tiers.stats(), self.tiers.resident(), self.scheduler.waiting_adapters()
+        tiers, residents, queued = self.tiers.stats(), self.tiers.resident(), self.scheduler.waiting.adapters()
         counters = {name: float(value) for name, value in asdict(self._counters).items()}
         counters |= memory_counters(tiers, self.scheduler.pool.stats)
         return EngineStats(
@@ -363,7 +349,7 @@ class Engine:
                 "adapter_pool_largest_free_ratio": tiers.largest_free_ratio,
                 "adapter_working_set_ratio": tiers.working_set_ratio,
                 "fairness_jain": self._fairness.read(self.scheduler.shares.accounts(), time.monotonic()),
-                "tenants_waiting": float(self.scheduler.num_tenants_waiting),
+                "tenants_waiting": float(self.scheduler.waiting.num_tenants),
                 "adapter_host_bytes": float(tiers.host.num_bytes),
             },
             histograms={

@@ -13,7 +13,6 @@ from adapters_store.errors import AdapterRejected
 from adapters_store.packed.layout import PackedAdapter
 from server.engine.model.adapter_copier import table_of
 from server.engine.model.base_model import BaseModel
-from server.engine.model.batch import Batch
 from server.engine.model.kv_tensors import KVCache
 from server.engine.model.runner import ModelRunner
 from server.engine.request import Request, SamplingParams
@@ -61,8 +60,8 @@ def int8_change(base: BaseModel, plain: PackedAdapter, small: PackedAdapter, ids
     table = table_of(base, [plain, small])
     rows = [_row(ids, slot, num_blocks) for slot in range(2)]
     schedule = Schedule(rows, 2 * len(ids), 0)
-    batch = Batch.build(schedule, block_size=_BLOCK_SIZE, table=table, device=base.device)
-    logits_TV = ModelRunner(base, cache, table, Sampler()).forward(batch).float()
+    runner = ModelRunner(base, cache, table, Sampler())
+    logits_TV = runner.forward(runner.batch_of(schedule)).float()
     before_TV, after_TV = torch.log_softmax(logits_TV, dim=-1).split(len(ids))
     divergence = (before_TV.exp() * (before_TV - after_TV)).sum(dim=-1).mean()
     targets_T1 = torch.tensor(ids[1:], device=base.device)[:, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from adapters_store.base.description import AdapterDigest
@@ -16,21 +16,17 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 @dataclass(slots=True)
 class Histogram:
-    """bounds: upper ends of the buckets, rising; what is above the last falls into one more. Read it by `snapshot`."""
+    """counts: by buckets that end at SECONDS; what is above the last falls into one more. Read it by `snapshot`."""
 
-    bounds: Sequence[float] = SECONDS
-    counts: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=lambda: [0] * (len(SECONDS) + 1))
     total: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.counts = self.counts or [0] * (len(self.bounds) + 1)
-
     def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
+        self.counts[bisect_left(SECONDS, value)] += 1
         self.total += value
 
     def snapshot(self) -> Histogram:
-        return Histogram(self.bounds, self.counts.copy(), self.total)
+        return Histogram(self.counts.copy(), self.total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +95,7 @@ def memory_counters(tiers: AdapterTiersStats, cache: PrefixCacheStats) -> dict[s
 
 class FairnessGauge:
     """Jain's index over windows: of what each tenant was given for its weight, if it waited at both ends of the window.
-    Those that did not wait got all they wanted, and say nothing about fairness. 1 where fewer than two waited."""
+    Those that did not wait got all they wanted, so they are not counted. 1 if fewer than two waited."""
 
     def __init__(self, window_s: float = 10.0) -> None:
         self.value = 1.0

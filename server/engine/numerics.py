@@ -36,8 +36,6 @@ class NumericFaults:
     """
 
     def __init__(self, quarantine: Quarantine, *, limit: int = FAULTS_UNTIL_QUARANTINE) -> None:
-        if limit < 1:
-            raise ValueError(f"limit must be at least 1, got {limit}")
         self._quarantine = quarantine
         self._limit = limit
         self._counts: Counter[TenantAdapter] = Counter()

@@ -1,18 +1,18 @@
-"""The nouns of the engine: a request, its sampling parameters, the errors that refuse it, the events that answer it.
-Knows nothing of tensors, threads or HTTP.
+"""The nouns of the engine: a request, its sampling parameters and constraint, the errors that refuse it, the events
+that answer it. Knows nothing of tensors, grammars, threads or HTTP.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import InputRefused, LimitReached
 from adapters_store.parsing.numbers import is_within
 from adapters_store.parsing.strict_json import shown
-from server.engine.constraint import TokenConstraint
 
 if TYPE_CHECKING:  # commands that only print help read this module
     import numpy as np
@@ -33,6 +33,15 @@ class InvalidRequest(InputRefused):
 
     def __init__(self, param: str, message: str, *, code: str = "invalid_value") -> None:
         super().__init__(code, message, param=param)
+
+
+def check_unicode(param: str, text: str) -> bytes:
+    """The text in UTF-8. Raises InvalidRequest for a lone surrogate."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        reason = f"{param} is not valid Unicode: a lone surrogate at character {error.start}"
+        raise InvalidRequest(param, reason) from error
 
 
 class QueueFull(LimitReached):
@@ -110,6 +119,43 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0 or self.top_p == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestError:
+    """Why a request failed: `code` is the API's error code, `message` names field, value and limit.
+
+    retry_after_s: when the same request may succeed; None if it would fail again.
+    """
+
+    code: str
+    message: str
+    status: int = 500
+    retry_after_s: float | None = None
+
+
+class TokenConstraint(Protocol):
+    """Says which token may follow the output so far. One per request; after submission only the engine's thread uses
+    it. No method raises for what a client or a model did: see `failure`."""
+
+    def advance(self, output_ids: Sequence[int]) -> None:
+        """Read the request's output so far. What was read before is not read again."""
+
+    def allowed(self) -> NDArray[np.uint8]:
+        """One bit for each token id, the lowest id in the lowest bit: 1 if it may be next. At least V bits, rounded up
+        to whole bytes. All bits are set after a failure. The array is valid until the next call."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing may follow: the output read so far is whole."""
+
+    @property
+    def failure(self) -> RequestError | None:
+        """Set once it cannot continue; then it stays. It does not quote what the client sent."""
+
+
+MaskSource = Callable[[Sequence[TokenConstraint]], "NDArray[np.uint8]"]
+"""`allowed` of several constraints at once, [C, bytes]. Called on one thread at a time, which may be any."""
 
 
 class Status(Enum):
@@ -193,19 +239,6 @@ class TokenLogprob:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class RequestError:
-    """Why a request failed: `code` is the API's error code, `message` names field, value and limit.
-
-    retry_after_s: when the same request may succeed; None where it would fail again.
-    """
-
-    code: str
-    message: str
-    status: int = 500
-    retry_after_s: float | None = None
 
 
 @dataclass(slots=True)

@@ -1,31 +1,13 @@
-"""The nouns of scheduling: one forward, its limits, and what the scheduler needs of adapter memory. No decisions."""
+"""The nouns of scheduling: one forward and its limits. No decisions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from adapters_store.base.description import AdapterDigest
-from adapters_store.tiers.entries import AdapterSnapshot, Owner
 from server.engine.request import Request, Status
 from server.settings import check_settings, setting
-
-
-class AdapterMemory(Protocol):
-    """What the scheduler needs of adapter memory. Implemented by `adapters_store.tiers.tiers.AdapterTiers`."""
-
-    def poll(self) -> AdapterSnapshot:
-        """Once per step: finish copies to the device."""
-
-    def update(self, wanted: Mapping[AdapterDigest, Owner], limit: int) -> AdapterSnapshot:
-        """Bring these to the device, the most urgent first; only the first `limit` may take room."""
-
-    def acquire(self, digest: AdapterDigest) -> int | None:
-        """The adapter's slot, with one reference taken; None: not ready."""
-
-    def release(self, digest: AdapterDigest) -> None:
-        """Give up one reference."""
 
 
 class StepSize(NamedTuple):
@@ -110,7 +92,7 @@ class SchedulerSettings:
         return self.prompt_lookup or 0
 
     def with_defaults(self, step: StepSize) -> SchedulerSettings:
-        """The same, with the step's numbers where none is given; a given one bounds the other."""
+        """The same, with the step's numbers for those not given; a given one bounds the other."""
         tokens = self.max_batch_tokens or max(step.tokens, self.max_running or 0)
         drafts = step.drafts if self.prompt_lookup is None else self.prompt_lookup
         return replace(

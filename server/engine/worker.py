@@ -51,7 +51,8 @@ class EngineWorker:
         int8_probe: Int8Probe,
     ) -> None:
         """base, tokenizer, vocabulary, max_model_len: as callers see the model. int8_probe: how int8 adapters are
-        measured before they are published."""
+        measured before they are published. device_error, when the engine has stopped: why the device has failed for
+        good, so that only a new process can serve; None: it has not."""
         self._engine = engine
         self._slices = slices or TimeSlices()
         self.base = base
@@ -70,7 +71,7 @@ class EngineWorker:
         self._is_woken = False
         self._is_stopping = False
         self._failure: BaseException | None = None
-        self._device_error: str | None = None
+        self.device_error: str | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -87,10 +88,12 @@ class EngineWorker:
     def submit(self, request: Request, listener: Listener) -> None:
         """Queue a request; `listener` is called on the engine's thread. Raises InvalidRequest or QueueFull at once."""
         validate_params(request.params, self.vocabulary.size)
-        self._engine.scheduler.limits.check_fits(request)
+        limits = self._engine.scheduler.limits
+        limits.check_fits(request)
         with self._changed:
             self._require_running()
-            self._check_queue(request.tenant)
+            arriving, own = self._arriving.total(), self._arriving[request.tenant]
+            limits.check_queue(request.tenant, num_arriving=arriving, num_arriving_of_tenant=own)
             self._arriving[request.tenant] += 1
             self._commands.append(lambda: self._add(request, listener))
             self._changed.notify()
@@ -141,23 +144,12 @@ class EngineWorker:
     def is_healthy(self) -> bool:
         return self._thread.is_alive() and self._failure is None
 
-    @property
-    def device_error(self) -> str | None:
-        """Why the device has failed for good, so that only a new process can serve; None: it has not."""
-        return self._device_error
-
     def is_ready(self) -> bool:
         return self.is_healthy() and not self._is_stopping
 
     def stats(self) -> EngineStats:
         """The latest snapshot, at most a quarter of a second older than the engine's last step."""
         return self._stats
-
-    def _check_queue(self, tenant: str) -> None:
-        arriving = self._arriving
-        self._engine.scheduler.limits.check_queue(
-            tenant, num_arriving=arriving.total(), num_arriving_of_tenant=arriving[tenant]
-        )
 
     def _require_running(self) -> None:
         if self._is_stopping or self._failure is not None:
@@ -210,21 +202,18 @@ class EngineWorker:
         gc.freeze()  # what is loaded stays: scanning it stalled a step by 140 to 210 ms
         try:
             while not self._is_stopping:
-                self._do_commands()
+                while self._commands:
+                    self._commands.popleft()()
                 self._deliver(self._engine.step())
                 self._idle()
         except BaseException as error:  # noqa: BLE001  a panic in Rust is no Exception: answer all requests, report unhealthy
             self._failure = error  # from here on /health is red
             _log.exception("the engine stopped on an error")
-            self._device_error = self._engine.device_error()  # a copy may fail before the forward that it is for
-            if self._device_error is not None:
-                _log.critical("the device has failed, and the process must be restarted: %s", self._device_error)
+            self.device_error = self._engine.device_error()  # a copy may fail before the forward that it is for
+            if self.device_error is not None:
+                _log.critical("the device has failed, and the process must be restarted: %s", self.device_error)
         gc.unfreeze()
         self._end_all()
-
-    def _do_commands(self) -> None:
-        while self._commands:
-            self._commands.popleft()()
 
     def _idle(self) -> None:
         """Refresh the stats from time to time, and sleep while there is nothing to do."""

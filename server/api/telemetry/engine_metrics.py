@@ -15,7 +15,7 @@ from adapters_store.versions.served_names import ServedNames
 from server.api.engine_client import EngineClient
 from server.api.telemetry.lora_info import gauge, lora_info, lora_residency
 from server.api.telemetry.metric_texts import engine_text
-from server.engine.metrics import EngineStats, Histogram
+from server.engine.metrics import SECONDS, EngineStats, Histogram
 
 # The engine's own counter for each tier of memory.
 _TIERS = {
@@ -79,6 +79,6 @@ def _by_tier(name: str, stats: EngineStats) -> Metric:
 
 
 def _histogram(name: str, histogram: Histogram) -> Metric:
-    bounds = [*map(str, histogram.bounds), "+Inf"]
+    bounds = [*map(str, SECONDS), "+Inf"]
     buckets = list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True))
     return HistogramMetricFamily(f"multilora_{name}", engine_text(name), buckets=buckets, sum_value=histogram.total)

@@ -38,8 +38,7 @@ from server.demo.showcase import (
     summary_of,
 )
 from server.engine.startup.build import EngineParts
-from server.engine.startup.memory_plan import MIB
-from server.engine.startup.settings import EngineSettings, MemoryBudget
+from server.engine.startup.settings import MIB, EngineSettings, MemoryBudget
 from server.jobs.service import Onboarding
 
 MEMORY = MemoryBudget(kv_cache=64 * MIB, adapter_pool=32 * MIB, host_cache=64 * MIB)

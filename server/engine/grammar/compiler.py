@@ -15,7 +15,7 @@ from server.engine.grammar.matcher import GrammarMatcher
 from server.engine.grammar.refusals import CRASHED, TIMED_OUT, Refusal
 from server.engine.grammar.spec import MAX_GRAMMAR_BYTES, GrammarSpec
 from server.engine.grammar.tokens import LIMITS, Encode, TokenTable
-from server.engine.request import InvalidRequest
+from server.engine.request import InvalidRequest, check_unicode
 from server.engine.text.tokenizer import Tokenizer
 from server.engine.text.vocabulary import Vocabulary
 
@@ -135,10 +135,7 @@ class GrammarCompiler:
 
 
 def _check_text(asked: AskedGrammar) -> None:
-    try:
-        num_bytes = len(asked.spec.text.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(asked.field, f"{asked.field} is not valid Unicode: a lone surrogate") from error
+    num_bytes = len(check_unicode(asked.field, asked.spec.text))
     if num_bytes > MAX_GRAMMAR_BYTES:
         message = f"{asked.field}: a grammar must have at most {MAX_GRAMMAR_BYTES} bytes, got {num_bytes}"
         raise InvalidRequest(asked.field, message, code="grammar_too_complex")

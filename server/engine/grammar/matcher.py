@@ -13,8 +13,8 @@ from llguidance import LLExecutor, LLMatcher
 from numpy.typing import NDArray
 
 from lora_kernels.cgroups import usable_cpus
-from server.engine.constraint import ConstraintFailure, TokenConstraint
 from server.engine.grammar.refusals import is_too_complex
+from server.engine.request import RequestError, TokenConstraint
 
 _MAX_THREADS = 4  # a quarter of the cores: the forward works meanwhile, and a small machine gains nothing from more
 
@@ -30,7 +30,7 @@ class GrammarMatcher:
         self._mask_bytes = -(-vocab_size // 32) * 4
         self._banned_ends = [(id_ >> 3, 1 << (id_ & 7)) for id_ in banned_ends]
         self._num_read = 0
-        self._failure: ConstraintFailure | None = None
+        self._failure: RequestError | None = None
 
     def advance(self, output_ids: Sequence[int]) -> None:
         if len(output_ids) == self._num_read:
@@ -52,7 +52,7 @@ class GrammarMatcher:
         return self._failure is None and self._matcher.is_stopped()
 
     @property
-    def failure(self) -> ConstraintFailure | None:
+    def failure(self) -> RequestError | None:
         return self._failure
 
     def _correct(self, bits: NDArray[np.uint8]) -> None:
@@ -74,10 +74,10 @@ class GrammarMatcher:
 
     def _fail(self) -> None:
         if is_too_complex(self._matcher.get_error()):
-            self._failure = ConstraintFailure("grammar_too_complex", "the grammar needs too much work for one token")
+            self._failure = RequestError("grammar_too_complex", "the grammar needs too much work for one token", 400)
         else:
             message = f"the grammar allows no token of this model after {self._num_read} tokens"
-            self._failure = ConstraintFailure("grammar_dead_end", message)
+            self._failure = RequestError("grammar_dead_end", message, 400)
 
 
 def allowed_of(constraints: Sequence[TokenConstraint]) -> NDArray[np.uint8]:

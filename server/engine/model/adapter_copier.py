@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import torch
 from adapters_store.base.description import BaseDescription
 from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter
 from adapters_store.packed.packed_file import as_bytes
-from adapters_store.tiers.entries import CopyHandle
+from adapters_store.tiers.entries import IsCopied
 from lora_kernels import background
 from lora_kernels.background import TimeSlices
 from lora_kernels.lora.batch import LoraTable
@@ -20,32 +20,6 @@ from server.engine.model.base_model import BaseModel
 from server.engine.model.other_ranks import OtherRanks
 
 INLINE_COPY_BYTES = 256 * 1024  # handing a smaller copy to another thread costs more than the copy
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    def done(self) -> bool:
-        return True
-
-
-@dataclass(frozen=True, slots=True)
-class _OnThread:
-    copied: Future[None]
-
-    def done(self) -> bool:
-        """Raises what the copy raised: an adapter that was not copied whole is never served."""
-        if not self.copied.done():
-            return False
-        self.copied.result()
-        return True
-
-
-@dataclass(frozen=True, slots=True)
-class _Event:
-    event: torch.cuda.Event
-
-    def done(self) -> bool:
-        return bool(self.event.query())
 
 
 class ArenaCopier:
@@ -65,7 +39,7 @@ class ArenaCopier:
         self._stream = torch.cuda.Stream(table.arena.device) if self._on_gpu else None
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="adapter-copy")
 
-    def start(self, slot: int, offset: int, adapter: PackedAdapter) -> CopyHandle:
+    def start(self, slot: int, offset: int, adapter: PackedAdapter) -> IsCopied:
         """Begin the copy to arena[offset:] and point the slot's table row at it."""
         if self._others is not None:
             self._others.load_adapter(slot, offset, adapter)
@@ -75,8 +49,8 @@ class ArenaCopier:
             return self._copy_on_stream(self._stream, target, adapter.buffer)
         if adapter.num_bytes <= INLINE_COPY_BYTES:
             _copy(target, adapter.buffer)
-            return _Done()
-        return _OnThread(self._threads.submit(_copy_in_slices, target, adapter.buffer, self._slices))
+            return lambda: True
+        return partial(_has_ended, self._threads.submit(_copy_in_slices, target, adapter.buffer, self._slices))
 
     def clear(self, slot: int) -> None:
         """The slot holds no adapter any more."""
@@ -87,13 +61,21 @@ class ArenaCopier:
     def close(self) -> None:
         self._threads.shutdown()
 
-    def _copy_on_stream(self, stream: torch.cuda.Stream, target: torch.Tensor, buffer: torch.Tensor) -> _Event:
+    def _copy_on_stream(self, stream: torch.cuda.Stream, target: torch.Tensor, buffer: torch.Tensor) -> IsCopied:
         stream.wait_stream(torch.cuda.current_stream(target.device))  # the last reader of this memory may still run
         with torch.cuda.stream(stream):
             target.copy_(buffer, non_blocking=True)
             event = torch.cuda.Event()
             event.record(stream)
-        return _Event(event)
+        return event.query
+
+
+def _has_ended(copy: Future[None]) -> bool:
+    """Raises what the copy raised: an adapter that was not copied whole is never served."""
+    if not copy.done():
+        return False
+    copy.result()
+    return True
 
 
 def empty_table(base: BaseDescription, arena: torch.Tensor, num_slots: int) -> LoraTable:

@@ -16,7 +16,7 @@ from adapters_store.base.nf4 import is_stored_in_nf4
 from adapters_store.base.row_rope import RowRope, choose_rope_by_row, rope_switches
 from adapters_store.base.weights import load_causal
 from server.engine.model.attention_hook import register_paged_attention
-from server.engine.model.lora_layers import AdapterEmbedding, LoraState, MakeGroup, one_process, wrap_model
+from server.engine.model.lora_layers import AdapterEmbedding, LoraState, MakeGroup, wrap_model
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def wrap_base(
     dtype: torch.dtype,
     *,
     layers: BaseDescription | None = None,
-    make_group: MakeGroup = one_process,
+    make_group: MakeGroup | None = None,
 ) -> BaseModel:
     """Put the adapters' hooks into a loaded model. layers: the shapes of its layers, if they are not the base's."""
     lora = wrap_model(model, layers or description, make_group)

@@ -6,7 +6,7 @@ Legend: T tokens of the step, R rows with logits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -36,9 +36,19 @@ class PromptSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class Samples:
+    """What is read of a forward's logits. requests[i] takes its token from row rows[i]. A request with a draft is there
+    once more for each token of it; offsets[i] tokens of it come before row i."""
+
+    requests: list[Request] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    prompt_spans: list[PromptSpan] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """One packed forward. sampling[i] takes its token from row sampling_rows[i] of the logits. A request with a draft
-    is there once more for each token of it; offsets[i] tokens of it come before row i.
+    """One packed forward.
 
     logits_rows_R: the tokens that get logits; None: every token, as they are.
     last_positions_1T: for each token the last position of its whole sequence, even if the chunk ends before it.
@@ -51,10 +61,7 @@ class Batch:
     layer_adapters: LoraBatch | None
     head_adapters: LoraBatch | None
     logits_rows_R: torch.Tensor | None
-    sampling: list[Request]
-    sampling_rows: list[int]
-    offsets: list[int]
-    prompt_spans: list[PromptSpan]
+    samples: Samples = field(default_factory=Samples)
 
     @classmethod
     def build(cls, schedule: Schedule, *, block_size: int, table: LoraTable, device: torch.device) -> Batch:
@@ -63,7 +70,7 @@ class Batch:
         query_starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
         paged = _paged_batch(rows, counts, query_starts, block_size=block_size, device=device)
         slots_T = token_slots(rows, counts, query_starts)
-        wanted = _Wanted.of(rows, query_starts)
+        token_rows, samples = _samples(rows, query_starts)
         lasts_T = np.repeat(_last_positions(rows), counts)
         positions, lasts = to_device(torch.from_numpy(np.stack([paged.positions_T, lasts_T])).long(), device)
         return cls(
@@ -72,26 +79,18 @@ class Batch:
             last_positions_1T=lasts[None],
             paged=paged,
             layer_adapters=_adapters(table, slots_T),
-            head_adapters=_adapters(table, slots_T[wanted.token_rows]),
-            logits_rows_R=to_device(torch.from_numpy(wanted.token_rows), device),
-            sampling=wanted.sampling,
-            sampling_rows=wanted.sampling_rows,
-            offsets=wanted.offsets,
-            prompt_spans=wanted.prompt_spans,
+            head_adapters=_adapters(table, slots_T[token_rows]),
+            logits_rows_R=to_device(torch.from_numpy(token_rows), device),
+            samples=samples,
         )
-
-
-def row_slot(request: Request) -> int:
-    """The request's row of the adapter table, or NO_ADAPTER."""
-    return NO_ADAPTER if request.slot is None else request.slot
 
 
 def token_slots(
     rows: Sequence[ScheduledRow], counts: NDArray[np.int32], query_starts: NDArray[np.int32]
 ) -> NDArray[np.int32]:
     """Each token's row of the adapter table. Tokens before a request's `active_from` have none."""
-    slots = np.fromiter((row_slot(row.request) for row in rows), dtype=np.int32, count=len(rows))
-    slots_T = np.repeat(slots, counts)
+    slots = (NO_ADAPTER if row.request.slot is None else row.request.slot for row in rows)
+    slots_T = np.repeat(np.fromiter(slots, dtype=np.int32, count=len(rows)), counts)
     inactive = np.fromiter((row.request.active_from - row.start for row in rows), dtype=np.int64, count=len(rows))
     for index in np.flatnonzero(inactive > 0):
         first = query_starts[index]
@@ -150,33 +149,20 @@ def _paged_batch(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """Which token rows need logits, and for which requests."""
-
-    token_rows: NDArray[np.int64]
-    sampling: list[Request]
-    sampling_rows: list[int]
-    offsets: list[int]
-    prompt_spans: list[PromptSpan]
-
-    @classmethod
-    def of(cls, rows: list[ScheduledRow], query_starts: NDArray[np.int32]) -> _Wanted:
-        token_rows: list[int] = []
-        sampling: list[Request] = []
-        sampling_rows: list[int] = []
-        offsets: list[int] = []
-        spans: list[PromptSpan] = []
-        for row, first, last in zip(rows, query_starts[:-1].tolist(), query_starts[1:].tolist(), strict=True):
-            request = row.request
-            if request.params.prompt_logprobs is not None and row.start < len(request.prompt_ids):
-                spans.append(PromptSpan(request, len(token_rows), row.start, row.num_tokens))
-                token_rows += range(first, last)
-            elif row.samples:
-                token_rows += range(last - 1 - len(row.draft), last)
-            if row.samples and request.params.max_tokens > 0:
-                num_sampled = 1 + len(row.draft)
-                sampling += [request] * num_sampled
-                sampling_rows += range(len(token_rows) - num_sampled, len(token_rows))
-                offsets += range(num_sampled)
-        return cls(np.array(token_rows, dtype=np.int64), sampling, sampling_rows, offsets, spans)
+def _samples(rows: list[ScheduledRow], query_starts: NDArray[np.int32]) -> tuple[NDArray[np.int64], Samples]:
+    """The tokens that need logits, and what is read of those."""
+    token_rows: list[int] = []
+    samples = Samples()
+    for row, first, last in zip(rows, query_starts[:-1].tolist(), query_starts[1:].tolist(), strict=True):
+        request = row.request
+        if request.params.prompt_logprobs is not None and row.start < len(request.prompt_ids):
+            samples.prompt_spans.append(PromptSpan(request, len(token_rows), row.start, row.num_tokens))
+            token_rows += range(first, last)
+        elif row.samples:
+            token_rows += range(last - 1 - len(row.draft), last)
+        if row.samples and request.params.max_tokens > 0:
+            num_sampled = 1 + len(row.draft)
+            samples.requests.extend([request] * num_sampled)
+            samples.rows.extend(range(len(token_rows) - num_sampled, len(token_rows)))
+            samples.offsets.extend(range(num_sampled))
+    return np.array(token_rows, dtype=np.int64), samples

@@ -5,10 +5,10 @@ Legend: T tokens of the step, H hidden size. Hidden states are those that the he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from server.engine.schedule import ScheduledRow
 @dataclass(slots=True)
 class StepOutput:
     """tokens, logprobs and embeddings by request id; prompt_logprobs: the chunk's entries by request id. followers: the
-    tokens behind the first one, where a draft foresaw those before them.
+    tokens behind the first one, if a draft foresaw those before them.
 
     non_finite: requests whose logits held NaN or infinity; their token must not be used.
     undecided: requests that got no token. A later forward of schedule() samples the same token again.
@@ -72,17 +72,6 @@ def _followers(sampled: SampledRows, index: int, draft: Sequence[int]) -> Iterat
         yield token, sampled.logprobs[row + 1]
 
 
-class PendingForward(Protocol):
-    """A forward that was launched and not read yet."""
-
-    @property
-    def may_be_followed(self) -> bool:
-        """Whether the next forward can be launched before this one's tokens are known."""
-
-    def read(self, rows: Sequence[ScheduledRow]) -> StepOutput:
-        """The result of these rows. Waits for the device."""
-
-
 @dataclass(frozen=True, slots=True)
 class Completed:
     """A forward that was waited for at launch."""
@@ -94,33 +83,30 @@ class Completed:
         return self.output
 
 
+@dataclass(frozen=True, slots=True)
 class InFlight:
     """A recorded step whose tokens are still on the device. row_of: request id -> row, of those that sample.
 
     resample: called with the id of each request that is left without a token.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[ScheduledRow],
-        sampling: PendingSampling,
-        *,
-        may_be_followed: bool,
-        resample: Callable[[str], None],
-    ) -> None:
-        self.row_of = {row.request.id: index for index, row in enumerate(rows)}
-        self.sampling = sampling
-        self.may_be_followed = may_be_followed
-        self._resample = resample
+    row_of: Mapping[str, int]
+    sampling: PendingSampling
+    may_be_followed: bool  # the next forward can be launched before this one's tokens are known
+    resample: Callable[[str], None]
 
     def read(self, rows: Sequence[ScheduledRow]) -> StepOutput:
+        """The result of these rows. Waits for the device."""
         sampled, output = self.sampling.read(), StepOutput()
         for row in rows:
             if row.request.id in self.row_of:
                 output.add(row.request, sampled, self.row_of[row.request.id])
         for request in output.undecided:
-            self._resample(request.id)
+            self.resample(request.id)
         return output
+
+
+PendingForward = Completed | InFlight
 
 
 @contextmanager

@@ -37,5 +37,5 @@ class KVCache:
 
 
 def bytes_per_block(base: BaseModel, block_size: int) -> int:
-    element = torch.empty((), dtype=base.dtype).element_size()
-    return int(2 * base.config.num_hidden_layers * base.num_kv_heads * base.head_dim * block_size * element)
+    num_elements = 2 * base.config.num_hidden_layers * base.num_kv_heads * base.head_dim * block_size
+    return int(num_elements * base.dtype.itemsize)

@@ -229,7 +229,7 @@ class AdapterRouter(nn.Module):
 
 class AdapterExperts(nn.Module):
     """Replaces a layer's experts: each row's products and its own adapter's deltas, summed as transformers sums them.
-    Where there is no kernel of ours for the products, a step whose adapters change none runs transformers' own forward.
+    If no kernel of ours makes the products, a step whose adapters change none runs transformers' own forward.
 
     first_rows: of the table, of gate_up_proj's experts and of down_proj's.
     Legend: T tokens, E rows: one for each token and each of its experts, sorted by expert. H hidden, I intermediate.
@@ -281,7 +281,7 @@ class AdapterExperts(nn.Module):
 
 
 def _in_order(base: nn.Module, name: str, weight_XOH: torch.Tensor) -> torch.Tensor:
-    """Turned, where the CPU reads it so. It takes the parameter's place, so that the other is freed."""
+    """Turned, if the CPU reads it so. It takes the parameter's place, so that the other is freed."""
     in_order = turned_experts(weight_XOH)
     if in_order is None:
         return weight_XOH
@@ -311,14 +311,9 @@ MakeGroup = Callable[[tuple[str, ...]], Callable[..., LinearGroup]]
 """Paths of layers that read one input -> what makes their group, called as `LinearGroup` is."""
 
 
-def one_process(paths: tuple[str, ...]) -> Callable[..., LinearGroup]:
-    """Every layer is whole."""
-    return LinearGroup
-
-
-def wrap_model(model: nn.Module, base: BaseDescription, make_group: MakeGroup = one_process) -> LoraState:
+def wrap_model(model: nn.Module, base: BaseDescription, make_group: MakeGroup | None = None) -> LoraState:
     """Replace the linear layers by groups that add each row's own adapter, and norms, SwiGLU, RoPE by fused forms.
-    On a GPU, every kernel is tested there before the model can use it."""
+    On a GPU, every kernel is tested there before the model can use it. make_group None: every layer is whole."""
     check_before_use(next(model.parameters()).device, DTYPES[base.dtype])
     state, family = LoraState(), family_of(base.architecture)
     embedding_VH = model.get_submodule(family.embedding).get_parameter("weight")
@@ -330,7 +325,8 @@ def wrap_model(model: nn.Module, base: BaseDescription, make_group: MakeGroup = 
         if family.is_router(paths[0]):
             model.set_submodule(paths[0], AdapterRouter(linears[0], group, state))
             continue
-        joined = make_group(paths)(linears, group, state, is_head=paths == (HEAD,), embedding_VH=embedding_VH)
+        make = LinearGroup if make_group is None else make_group(paths)
+        joined = make(linears, group, state, is_head=paths == (HEAD,), embedding_VH=embedding_VH)
         for index, path in enumerate(paths):
             model.set_submodule(path, GroupMember(joined, index))
     stacks = list(base.experts)

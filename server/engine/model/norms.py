@@ -21,7 +21,6 @@ from torch import nn
 from lora_kernels.elementwise.launcher import add_rms_norm, rms_norm
 from lora_kernels.elementwise.reference import rms_norm_reference
 
-Part = Callable[..., Any]
 PARTS_OF_ALL = ("input_layernorm", "post_attention_layernorm", "mlp")
 NORMS_OF_GEMMA = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 DROPOUTS = ("resid_attn_dropout", "resid_mlp_dropout")  # Phi-3's; identities while serving

@@ -1,6 +1,6 @@
 """Gives each attention layer a one-pass rotary embedding, and the model its angles in few launches.
 
-On a GPU the rotation waits for the store of keys and values, which applies it in the same launch: q and k go on as they
+On a GPU the rotation waits for the store of keys and values, which applies it in the same launch: q and k stay as they
 are, and the layer's attention function takes the rotation with them (`take_rotation`).
 
 Every family's attention calls a global function of its own module, `apply_rotary_pos_emb`. Replacing that global would
@@ -13,7 +13,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,11 +81,8 @@ class FusedAngles(nn.Module):
 
 def rope_types(parameters: Mapping[str, Any]) -> set[object]:
     """All that a config's `rope_parameters` name: one for all layers, or one for each kind of layer."""
-    return {parameters.get("rope_type"), *(part.get("rope_type") for part in parameters.values() if _is_part(part))}
-
-
-def _is_part(value: object) -> TypeGuard[Mapping[str, Any]]:
-    return isinstance(value, Mapping)
+    parts = [part for part in parameters.values() if isinstance(part, Mapping)]
+    return {part.get("rope_type") for part in (parameters, *parts)}
 
 
 def fuse_rope(model: nn.Module) -> None:

@@ -85,21 +85,24 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, schedule: Schedule) -> StepOutput:
         """The same in plain launches; waits for the result."""
-        output = StepOutput()
-        batch = Batch.build(schedule, block_size=self.cache.block_size, table=self.table, device=self.base.device)
-        self.sampler.prepare(batch.sampling)
+        output, batch = StepOutput(), self.batch_of(schedule)
+        samples = batch.samples
+        self.sampler.prepare(samples.requests)
         logits_RV = self._served(self._forward_pooled(schedule, batch, output))
-        for span in batch.prompt_spans:
+        for span in samples.prompt_spans:
             rows = logits_RV[span.first_row : span.first_row + len(span.targets)]
             self._add_prompt_logprobs(rows, span, output)
-        if batch.sampling:
-            wanted_RV = logits_RV if len(batch.sampling) == len(logits_RV) else logits_RV[batch.sampling_rows]
-            sampled = self.sampler.sample(wanted_RV, batch.sampling, batch.offsets)
+        if samples.requests:
+            wanted_RV = logits_RV if len(samples.requests) == len(logits_RV) else logits_RV[samples.rows]
+            sampled = self.sampler.sample(wanted_RV, samples.requests, samples.offsets)
             drafts = {row.request.id: row.draft for row in schedule.rows if row.draft}
-            for index, (request, offset) in enumerate(zip(batch.sampling, batch.offsets, strict=True)):
+            for index, (request, offset) in enumerate(zip(samples.requests, samples.offsets, strict=True)):
                 if offset == 0:
                     output.add(request, sampled, index, drafts.get(request.id, ()))
         return output
+
+    def batch_of(self, schedule: Schedule) -> Batch:
+        return Batch.build(schedule, block_size=self.cache.block_size, table=self.table, device=self.base.device)
 
     def _forward_pooled(self, schedule: Schedule, batch: Batch, output: StepOutput) -> torch.Tensor:
         if all(row.request.params.pooling is None for row in schedule.rows):
@@ -154,5 +157,5 @@ class ModelRunner:
     def _sample(self, logits_RW: torch.Tensor, rows: Sequence[ScheduledRow], *, num_unknown: int = 0) -> InFlight:
         requests = [row.request for row in rows]
         sampling = self.sampler.launch(self._served(logits_RW), requests, num_unknown=num_unknown)
-        may_be_followed = self.overlaps and sampling.may_be_followed
-        return InFlight(rows, sampling, may_be_followed=may_be_followed, resample=self.sampler.resample)
+        row_of = {request.id: index for index, request in enumerate(requests)}
+        return InFlight(row_of, sampling, self.overlaps and sampling.may_be_followed, self.sampler.resample)

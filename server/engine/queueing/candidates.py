@@ -55,15 +55,6 @@ class Candidates:
         """The tenant that may be next, before its queue has been looked at; None at the end."""
         return self._shares.lowest()
 
-    @property
-    def current(self) -> Request | None:
-        """The next request; None at the end."""
-        while (account := self.account) is not None:
-            request = self.current_of(account)
-            if request is not None:
-                return request
-        return None
-
     def current_of(self, account: TenantAccount) -> Request | None:
         """The next request of `account`, the tenant that may be next; None if it has no more, and another tenant is."""
         shares = self._shares
@@ -85,14 +76,11 @@ class Candidates:
         """Whether the adapter left the device during this pass: it was deleted, and its last user was preempted."""
         return adapter is not None and adapter not in self._ready
 
-    def advance(self, *, admitted: bool) -> None:
-        """Done with the current request. An admitted one is charged to its tenant, so another tenant may be next."""
-        request = self.current
-        assert request is not None, "advanced beyond the end"
-        account = self._shares.account(request.tenant)
-        self._open[request.tenant].advance()
-        if admitted:
-            self._shares.picked(account, prompt_cost(request))
+    def advance(self, account: TenantAccount, *, admitted: Request | None) -> None:
+        """Done with the current request of `account`. If admitted, it is charged, so another tenant may be next."""
+        self._open[account.tenant].advance()
+        if admitted is not None:
+            self._shares.picked(account, prompt_cost(admitted))
 
     def skip_tenant(self) -> None:
         """Skip the tenant of `account` for the rest of this pass."""

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from server.engine.constraint import MaskSource, TokenConstraint
-from server.engine.request import Request
+from server.engine.request import MaskSource, Request, TokenConstraint
 
 _Wanted = list[tuple[TokenConstraint, int]]  # constraints, and how many tokens each has read
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from lora_kernels.transfer import to_device
 from server.engine.request import Request, SamplingParams
 from server.engine.sampling.token_picking import OFF_TOP_P, Filters
 
+Kind = Literal["greedy", "from_all", "from_best"]
 GREEDY_BELOW = 1e-5  # a temperature under this is 0: the best token would win every draw anyway
 
 
@@ -91,9 +93,7 @@ class SamplingPlan:
     """
 
     vocab_size: int
-    greedy: PickGroup | None = None
-    from_all: PickGroup | None = None
-    from_best: PickGroup | None = None
+    groups: dict[Kind, PickGroup] = field(default_factory=dict)
     bias_index: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     penalised: list[tuple[int, TokenHistory]] = field(default_factory=list)
@@ -103,7 +103,7 @@ class SamplingPlan:
 
     @property
     def is_plain_greedy(self) -> bool:
-        return not (self.from_all or self.from_best or self.edits_scores or self.with_logprobs)
+        return self.groups.keys() <= {"greedy"} and not (self.edits_scores or self.with_logprobs)
 
     @property
     def needs_last_token(self) -> bool:
@@ -125,9 +125,7 @@ class PlanBuilder:
         """histories: by request id; missing ones are added."""
         kinds = [_kind(request.params, self._vocab_size) for request in self._requests]
         plan = SamplingPlan(self._vocab_size)
-        plan.greedy = self._group(kinds, "greedy")
-        plan.from_all = self._group(kinds, "from_all")
-        plan.from_best = self._group(kinds, "from_best")
+        plan.groups = {kind: self._group(kinds, kind) for kind in dict.fromkeys(kinds)}
         plan.with_logprobs = [row for row, request in enumerate(self._requests) if request.params.logprobs is not None]
         plan.bias_index, plan.bias = self._biases()
         for row, request in enumerate(self._requests):
@@ -141,10 +139,8 @@ class PlanBuilder:
                 plan.constrained.append(row)
         return plan
 
-    def _group(self, kinds: list[str], kind: str) -> PickGroup | None:
+    def _group(self, kinds: list[Kind], kind: Kind) -> PickGroup:
         indices = [row for row, other in enumerate(kinds) if other == kind]
-        if not indices:
-            return None
         params = [self._requests[row].params for row in indices]
         rows = None if len(indices) == len(kinds) else self._on_device(torch.tensor(indices))
         keys = np.array([self._keys[row] for row in indices], dtype=np.uint64)
@@ -183,7 +179,7 @@ class PlanBuilder:
         return np.array([id_ for id_ in ending if id_ < self._vocab_size], dtype=np.int64)
 
 
-def _kind(params: SamplingParams, vocab_size: int) -> str:
+def _kind(params: SamplingParams, vocab_size: int) -> Kind:
     if params.is_greedy or params.temperature < GREEDY_BELOW or params.top_k == 1:
         return "greedy"
     if params.top_p == 1.0 and params.min_p == 0.0 and _effective_top_k(params, vocab_size) == vocab_size:

@@ -20,8 +20,7 @@ import torch
 
 from lora_kernels.elementwise.launcher import forbid_tokens
 from lora_kernels.transfer import ReadBack, to_device
-from server.engine.constraint import MaskSource
-from server.engine.request import InvalidRequest, Request, SamplingParams, TokenLogprob
+from server.engine.request import InvalidRequest, MaskSource, Request, SamplingParams, TokenLogprob
 from server.engine.sampling.logprobs import PendingLogprobs, token_logprobs
 from server.engine.sampling.masks import Masks, one_by_one
 from server.engine.sampling.plan import PickGroup, PlanBuilder, SamplingPlan, TokenHistory
@@ -170,12 +169,10 @@ class Sampler:
         num_rows = scores_RV.shape[0]
         tokens_R = torch.zeros(num_rows, dtype=torch.int64, device=scores_RV.device)
         peak_R = torch.zeros(num_rows, dtype=torch.float32, device=scores_RV.device)
-        for group, pick in ((plan.greedy, _greedy), (plan.from_all, _from_all), (plan.from_best, _from_best)):
-            if group is None:
-                continue
+        for kind, group in plan.groups.items():
             part_RV = scores_RV if group.rows is None else scores_RV[group.rows]
             index = slice(None) if group.rows is None else group.rows
-            tokens_R[index], peak_R[index] = pick(part_RV, group, draw)
+            tokens_R[index], peak_R[index] = _PICKS[kind](part_RV, group, draw)
         return tokens_R, peak_R
 
     def _launch_logprobs(
@@ -296,3 +293,6 @@ def _from_best(scores_RV: torch.Tensor, group: PickGroup, draw: Draw) -> tuple[t
     num_candidates = max(FIRST_CANDIDATES, group.first_candidates + 1)
     tokens_R = pick_from_best(scores_RV, filters, uniform_R1, num_candidates, may_wait=draw.num_unknown == 0)
     return tokens_R, peak_R1.squeeze(-1)
+
+
+_PICKS = {"greedy": _greedy, "from_all": _from_all, "from_best": _from_best}

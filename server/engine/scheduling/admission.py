@@ -7,11 +7,12 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from adapters_store.tiers.entries import AdapterSnapshot
+from adapters_store.tiers.tiers import AdapterTiers
 from server.engine.queueing.candidates import Starving
 from server.engine.queueing.fair_share import TenantAccount
 from server.engine.queueing.waiting_queue import WaitingQueue
 from server.engine.request import Request, Status
-from server.engine.schedule import AdapterMemory, Schedule, SchedulerSettings
+from server.engine.schedule import Schedule, SchedulerSettings
 from server.engine.scheduling.block_pool import BlockPool
 from server.engine.scheduling.chunked_prefill import ChunkedPrefill
 from server.engine.scheduling.flood_control import FloodControl
@@ -33,7 +34,7 @@ class Admission:
         self,
         settings: SchedulerSettings,
         pool: BlockPool,
-        adapters: AdapterMemory,
+        adapters: AdapterTiers,
         waiting: WaitingQueue,
         *,
         slots: RunningSlots,
@@ -95,7 +96,7 @@ class Admission:
                     if victim is not None and len(self.running) > self._settings.running_slots:
                         self._take_out(victim, schedule, preempted)  # the blocks came without a slot
                     self._prefill.add(schedule, request)
-                candidates.advance(admitted=verdict is _Verdict.ADMITTED)
+                candidates.advance(account, admitted=request if verdict is _Verdict.ADMITTED else None)
         candidates.close()
         self._leave_queue(admitted, now_s)
         for request in preempted:

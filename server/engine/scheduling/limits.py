@@ -1,12 +1,13 @@
 """Decides which requests are refused at submission, and which have passed their deadline. Knows limits, counts and
-moments; knows no queue.
+moments; knows no order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from heapq import heapify, heappop, heappush
 
+from server.engine.queueing.waiting_queue import WaitingQueue
 from server.engine.request import InvalidRequest, QueueFull, Request
 from server.engine.schedule import SchedulerSettings
 
@@ -16,31 +17,25 @@ _FEW = 64  # deadlines of ended requests that stay listed
 class RequestLimits:
     """Checks at submission. Any thread may ask.
 
-    max_model_len, kv_tokens: what prompt and output of a request must fit. num_waiting: of all, and of one tenant.
+    max_model_len, kv_tokens: what prompt and output of a request must fit.
     """
 
     def __init__(
-        self,
-        settings: SchedulerSettings,
-        *,
-        max_model_len: int,
-        kv_tokens: int,
-        num_waiting: Callable[[], int],
-        num_waiting_of: Callable[[str], int],
+        self, settings: SchedulerSettings, waiting: WaitingQueue, *, max_model_len: int, kv_tokens: int
     ) -> None:
         self._settings = settings
+        self._waiting = waiting
         self._max_model_len = max_model_len
         self._kv_tokens = kv_tokens
-        self._num_waiting, self._num_waiting_of = num_waiting, num_waiting_of
 
     def check_queue(self, tenant: str, *, num_arriving: int = 0, num_arriving_of_tenant: int = 0) -> None:
         """Raises QueueFull if this tenant may not queue one more. num_arriving: submitted, not in the queue yet."""
         settings = self._settings
-        num_waiting = self._num_waiting() + num_arriving
+        num_waiting = len(self._waiting) + num_arriving
         if num_waiting >= settings.max_waiting:
             message = f"{num_waiting} requests wait already (max_waiting {settings.max_waiting})"
             raise QueueFull(message, retry_after_s=settings.retry_after_s)
-        num_waiting = self._num_waiting_of(tenant) + num_arriving_of_tenant
+        num_waiting = self._waiting.num_waiting_of(tenant) + num_arriving_of_tenant
         if num_waiting >= settings.max_waiting_per_tenant:
             limit = f"max_waiting_per_tenant {settings.max_waiting_per_tenant}"
             raise QueueFull(

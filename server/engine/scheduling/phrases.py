@@ -1,5 +1,5 @@
-"""Remembers which token followed which in earlier answers, for each tenant and adapter apart. Knows tokens; knows no
-forward and no blocks.
+"""Remembers which token followed which in earlier answers, separately for each tenant and adapter. Knows tokens; knows
+no forward and no blocks.
 
 An adapter answers in its tenant's phrases, so what it said in one answer foretells much of the next. A set is separate
 as the prefix cache's blocks are: one tenant's requests, with one adapter. A hint that is wrong changes no token.

@@ -19,16 +19,10 @@ from server.engine.request import Request
 
 @dataclass(slots=True)
 class PrefixCacheStats:
-    """Admitted requests that read something (hits) or nothing (misses), and the tokens of both outcomes."""
+    """Tokens of admitted requests, and how many of them the cache gave."""
 
-    hits: int = 0
-    misses: int = 0
     hit_tokens: int = 0
-    missed_tokens: int = 0
-
-    @property
-    def query_tokens(self) -> int:
-        return self.hit_tokens + self.missed_tokens
+    query_tokens: int = 0
 
 
 class PrefixCache:
@@ -65,10 +59,8 @@ class PrefixCache:
 
     def record(self, request: Request, num_hit_tokens: int) -> None:
         """Count one admission."""
-        self.stats.hits += num_hit_tokens > 0
-        self.stats.misses += num_hit_tokens == 0
         self.stats.hit_tokens += num_hit_tokens
-        self.stats.missed_tokens += request.num_tokens - num_hit_tokens
+        self.stats.query_tokens += request.num_tokens
 
     def announce(self, request: Request) -> None:
         """The request runs from `num_computed_tokens` on: its further full blocks are being computed."""
@@ -92,18 +84,17 @@ class PrefixCache:
         self._name_of[block_id] = (name, adapter)
         self._blocks_of_adapter.setdefault(adapter, set()).add(block_id)
 
-    def remove(self, block_id: int) -> bool:
-        """Make this block unreadable; False if it was already."""
+    def remove(self, block_id: int) -> None:
+        """Make this block unreadable, if it is not already."""
         known = self._name_of.pop(block_id, None)
         if known is None:
-            return False
+            return
         name, adapter = known
         del self._block_of[name]
         blocks = self._blocks_of_adapter[adapter]
         blocks.remove(block_id)
         if not blocks:
             del self._blocks_of_adapter[adapter]
-        return True
 
     def blocks_of(self, adapter: AdapterDigest | None) -> list[int]:
         """Blocks computed under this adapter, in block order."""

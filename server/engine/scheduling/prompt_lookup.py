@@ -1,6 +1,6 @@
-"""Guesses the tokens that a request says next, from what stands in its prompt and answer already (prompt lookup, as
-n-gram speculation is also called), else from its tenant's earlier answers of the same adapter. Knows tokens and free
-blocks; knows no queue, no clock and no tensors.
+"""Guesses a request's next tokens from its own prompt and answer (prompt lookup, also called n-gram speculation), else
+from its tenant's earlier answers of the same adapter. Knows tokens and free blocks; knows no queue, no clock and no
+tensors.
 
 A guessed token costs a part of a forward, on a CPU up to a third of one, and a right one saves one. Each is kept if it
 is what would have been drawn without it, by the same random number. So a guess may save a forward, and never changes a
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 from adapters_store.base.description import AdapterDigest
 from server.engine.request import Request
-from server.engine.schedule import Schedule, ScheduledRow
+from server.engine.schedule import Schedule
 from server.engine.scheduling.block_pool import BlockPool
 from server.engine.scheduling.phrases import Phrases
 
-MATCH = 3  # tokens that must stand there already: what followed them is the guess
+MATCH = 3  # the guess is what followed the last three tokens when they came before
 MOST_INDEXED = 8192  # tokens of a prompt's end: indexing 8,192 takes some 3 ms
 FIRST = 2  # tokens of the first draft: few are lost if it is wrong
 _MOST_REST = 64  # tokens
@@ -115,7 +115,7 @@ class PromptLookup:
                 room -= len(draft)
                 schedule.num_tokens += len(draft)
                 schedule.num_decodes -= 1
-        schedule.rows.sort(key=_has_draft)
+        schedule.rows.sort(key=lambda row: bool(row.draft))
 
     def forget(self, request: Request) -> None:
         """The request is over."""
@@ -177,7 +177,3 @@ class PromptLookup:
 def is_guessable(request: Request) -> bool:
     """Whether the request is past its prompt, and its draws depend on nothing of its output but how long it is."""
     return bool(request.output_ids) and request.constraint is None and not request.params.has_penalties
-
-
-def _has_draft(row: ScheduledRow) -> bool:
-    return bool(row.draft)

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
 from adapters_store.tiers.entries import AdapterSnapshot
+from adapters_store.tiers.tiers import AdapterTiers
 from server.engine.queueing.candidates import Starving
-from server.engine.queueing.fair_share import OUTPUT_COST, FairShare
+from server.engine.queueing.fair_share import OUTPUT_COST
 from server.engine.queueing.waiting_queue import WaitingQueue
 from server.engine.request import Request, Status
-from server.engine.schedule import AdapterMemory, Schedule, ScheduledRow, SchedulerSettings
+from server.engine.schedule import Schedule, ScheduledRow, SchedulerSettings
 from server.engine.scheduling.admission import Admission
 from server.engine.scheduling.block_pool import BlockPool
 from server.engine.scheduling.chunked_prefill import ChunkedPrefill
@@ -32,7 +33,7 @@ class Scheduler:
         self,
         settings: SchedulerSettings,
         pool: BlockPool,
-        adapters: AdapterMemory,
+        adapters: AdapterTiers,
         *,
         max_model_len: int,
         clock: Callable[[], float] = time.monotonic,
@@ -41,22 +42,17 @@ class Scheduler:
         self.pool = pool
         self._adapters = adapters
         self._clock = clock
-        self._waiting = WaitingQueue(lookahead=settings.lookahead, starvation_s=settings.starvation_s)
-        self.limits = RequestLimits(
-            settings,
-            max_model_len=max_model_len,
-            kv_tokens=pool.num_blocks * pool.block_size,
-            num_waiting=self._waiting.__len__,
-            num_waiting_of=self._waiting.num_waiting_of,
-        )
-        self.shares: FairShare = self._waiting.shares
+        self.waiting = WaitingQueue(lookahead=settings.lookahead, starvation_s=settings.starvation_s)
+        kv_tokens = pool.num_blocks * pool.block_size
+        self.limits = RequestLimits(settings, self.waiting, max_model_len=max_model_len, kv_tokens=kv_tokens)
+        self.shares = self.waiting.shares
         self._slots = RunningSlots(settings, self.shares)
         self._flood = FloodControl(settings, self.shares, self._slots)
         self._prefill = ChunkedPrefill(settings, self.shares, self._flood)
         self._admission = Admission(
-            settings, pool, adapters, self._waiting, slots=self._slots, flood=self._flood, prefill=self._prefill
+            settings, pool, adapters, self.waiting, slots=self._slots, flood=self._flood, prefill=self._prefill
         )
-        self._running = self._admission.running  # in order of admission
+        self.running: Sequence[Request] = self._admission.running  # in order of admission
         self._deadlines = Deadlines()
         self._requests: dict[str, Request] = {}
         self._failed: list[tuple[Request, StoreError]] = []
@@ -68,31 +64,15 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def num_tenants_waiting(self) -> int:
-        return self._waiting.num_tenants
+        return len(self.waiting)
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
-
-    def waiting_adapters(self) -> list[AdapterDigest]:
-        """Distinct adapters of waiting requests."""
-        return self._waiting.adapters()
+        return len(self.running)
 
     def running_adapters(self) -> list[AdapterDigest]:
         """Distinct adapters of running requests."""
-        return list(dict.fromkeys(request.adapter for request in self._running if request.adapter is not None))
-
-    def get(self, request_id: str) -> Request | None:
-        """The unfinished request of this id."""
-        return self._requests.get(request_id)
-
-    def running(self) -> Sequence[Request]:
-        """Running requests in order of admission."""
-        return self._running
+        return list(dict.fromkeys(request.adapter for request in self.running if request.adapter is not None))
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises InvalidRequest if it can never fit, QueueFull if too many wait."""
@@ -101,19 +81,18 @@ class Scheduler:
         self.limits.check_fits(request)
         self.limits.check_queue(request.tenant)
         self._requests[request.id] = request
-        self._waiting.push(request)
+        self.waiting.push(request)
         if request.deadline_s is not None:
             self._deadlines.watch(request.id, request.deadline_s)
             self._deadlines.drop_ended(self._requests)
 
     def schedule(self) -> Schedule | None:
         """The next forward, or None if nothing can run now. Running decodes first, then prefills, then the queue."""
-        now_s = self._clock()
-        self._before_step(now_s)
+        now_s = self.before_step()
         self._flood.begin_step(now_s)
         schedule = self._decode()
-        held_up = self._prefill.continue_prefills(schedule, self._running)
-        if self._waiting and self._admission.is_possible(self._memory.num_activations):
+        held_up = self._prefill.continue_prefills(schedule, self.running)
+        if self.waiting and self._admission.is_possible(self._memory.num_activations):
             self._admission.admit(schedule, self._memory, self._starving, now_s)
         for request in held_up:
             if request.status is Status.RUNNING:
@@ -124,10 +103,20 @@ class Scheduler:
         self._overlap.note_schedule(self._state())
         return _launched(schedule)
 
-    def before_step(self) -> None:
-        """The first part of schedule(), for a step whose forward is scheduled already: end late requests, bring wanted
-        adapters to the device, and charge tenants for those that have arrived."""
-        self._before_step(self._clock())
+    def before_step(self) -> float:
+        """The first part of schedule(), and all of it for a step whose forward is scheduled already: end late requests,
+        bring wanted adapters to the device, and charge tenants for those that have arrived. Returns the time."""
+        now_s, memory = self._clock(), self._adapters.poll()
+        for request_id in self._deadlines.take_late(now_s):
+            if (request := self.abort(request_id)) is not None:
+                self._late.append(request)
+        for owner, num_elements in memory.loads:
+            self.waiting.charge_load(owner, num_elements)
+        self._starving = self.waiting.starving(memory.no_room_since, memory.over_share, now_s)
+        self._memory = self._adapters.update(*self.waiting.wanted_while(self._starving))
+        for digest, error in self._memory.failures.items():
+            self.fail_waiting(digest, error)
+        return now_s
 
     def schedule_next(self, schedule: Schedule) -> Schedule | None:
         """The forward after `schedule`, which is under way and whose rows are current. None if it depends on the tokens
@@ -135,9 +124,9 @@ class Scheduler:
 
         If a request ends all the same, its extra row will not be current.
         """
-        if len(schedule.rows) < len(self._running) or (self._waiting and self._starving is not None):
+        if len(schedule.rows) < len(self.running) or (self.waiting and self._starving is not None):
             return None
-        ahead = self._overlap.after(schedule, self._state(), has_waiting=bool(self._waiting))
+        ahead = self._overlap.after(schedule, self._state(), has_waiting=bool(self.waiting))
         return None if ahead is None else _launched(ahead)
 
     def commit(self, schedule: Schedule, tokens: Mapping[str, int]) -> None:
@@ -181,7 +170,7 @@ class Scheduler:
         if request.status is Status.RUNNING:
             self._admission.stop(request)
         else:
-            self._waiting.remove(request)
+            self.waiting.remove(request)
         request.status = Status.FINISHED
         self.lookup.forget(request)
         del self._requests[request.id]
@@ -201,7 +190,7 @@ class Scheduler:
 
     def fail_waiting(self, digest: AdapterDigest, error: StoreError, *, tenant: str | None = None) -> None:
         """This adapter cannot be loaded: requests that wait for it, the tenant's or all, are in take_failed()."""
-        for request in self._waiting.waiting_for(digest):
+        for request in self.waiting.waiting_for(digest):
             if tenant is None or request.owner == tenant:
                 self.finish(request)
                 self._failed.append((request, error))
@@ -216,22 +205,10 @@ class Scheduler:
         late, self._late = self._late, []
         return late
 
-    def _before_step(self, now_s: float) -> None:
-        memory = self._adapters.poll()
-        for request_id in self._deadlines.take_late(now_s):
-            if (request := self.abort(request_id)) is not None:
-                self._late.append(request)
-        for owner, num_elements in memory.loads:
-            self._waiting.charge_load(owner, num_elements)
-        self._starving = self._waiting.starving(memory.no_room_since, memory.over_share, now_s)
-        self._memory = self._adapters.update(*self._waiting.wanted_while(self._starving))
-        for digest, error in self._memory.failures.items():
-            self.fail_waiting(digest, error)
-
     def _decode(self) -> Schedule:
         rows: list[ScheduledRow] = []
         block_size, outgrown_at, has_preempted = self.pool.block_size, self.pool.outgrown_at, False
-        for request in self._running.copy():
+        for request in list(self.running):
             num_tokens = len(request.prompt_ids) + len(request.output_ids)
             if num_tokens in outgrown_at and request.status is Status.RUNNING and self.pool.has_outgrown(request):
                 has_preempted |= self._recompute(request)
@@ -249,7 +226,7 @@ class Scheduler:
         """Allocate one more block for a decode row, unless it was preempted itself; returns whether any request was."""
         has_preempted = False
         while self.pool.num_free == 0 and request.status is Status.RUNNING:
-            self._admission.preempt(self._slots.last_of_fullest(self._running))
+            self._admission.preempt(self._slots.last_of_fullest(self.running))
             has_preempted = True
         if request.status is Status.RUNNING:
             request.block_ids += self.pool.allocate(1)
@@ -267,7 +244,7 @@ class Scheduler:
 
     def _state(self) -> tuple[int, int, int]:
         """Changes whenever a slot is taken or given up, a request arrives, or an adapter becomes ready."""
-        return self._slots.num_changes, self._waiting.num_arrivals, self._memory.num_activations
+        return self._slots.num_changes, self.waiting.num_arrivals, self._memory.num_activations
 
 
 def _launched(schedule: Schedule) -> Schedule | None:

@@ -2,7 +2,7 @@
 
 Which form a launch takes is decided by tables: rows of a tile, ranks of a pass, whether a context is split. So steps on
 both sides of each of the tables' limits are enough; lengths, counts and adapters in between compile nothing
-(`tests/server/engine/startup/test_compile_ahead.py`). Knows batches; launches nothing itself.
+(`tests/server/engine/startup/test_compile_ahead.py`).
 """
 
 from __future__ import annotations
@@ -11,17 +11,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from lora_kernels.lora.batch import LoraBatch
 from lora_kernels.lora.row_tiles import MAX_RANK_BLOCK, MIN_RANK_BLOCK, row_tiles
 from lora_kernels.triton_common.tiles import DECODE_ROWS, device_tiles
+from server.engine.model.adapter_copier import empty_table
+from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch
+from server.engine.model.kv_tensors import KVCache
 from server.engine.model.recorded.cuda_graphs import GraphSettings
 from server.engine.model.recorded.decode_buffers import DecodeBuffers
 from server.engine.model.runner import ModelRunner
 from server.engine.request import Request, SamplingParams
+from server.engine.sampling.sampler import Sampler
 from server.engine.schedule import Schedule, ScheduledRow
 
+NUM_BLOCKS = 4  # block tables repeat them: what is read does not matter
 LONG_CONTEXT = 8192  # split wherever a longer one is
 
 
@@ -44,6 +50,17 @@ class _Adapters:
 
 
 NONE = _Adapters(0)
+
+
+@torch.inference_mode()
+def launch_covering(base: BaseModel, limits: StepLimits, *, block_size: int) -> None:
+    """Run every covering step once, over a small cache and adapters that touch nothing."""
+    cache = KVCache.allocate(base, num_blocks=NUM_BLOCKS, block_size=block_size)
+    arena = torch.zeros(64, dtype=base.dtype, device=base.device)
+    table = empty_table(base.description, arena, max(1, limits.max_rows))
+    runner = ModelRunner(base, cache, table, Sampler())
+    for batch in covering_batches(runner, limits):
+        runner.forward(batch)
 
 
 def covering_batches(runner: ModelRunner, limits: StepLimits) -> Iterator[Batch]:
@@ -98,7 +115,7 @@ def _edges(runner: ModelRunner, most: int) -> list[int]:
 
 
 def _adapters() -> list[_Adapters]:
-    ranks = [rank for rank in (MIN_RANK_BLOCK, 32, MAX_RANK_BLOCK) if rank <= MAX_RANK_BLOCK]
+    ranks = (MIN_RANK_BLOCK, 32, MAX_RANK_BLOCK)
     return [NONE, *(_Adapters(rank, special) for special in (False, True) for rank in ranks)]
 
 
@@ -126,8 +143,7 @@ def _row(
 ) -> ScheduledRow:
     """The last num_tokens of a prompt of `context`. Its blocks repeat, because the cache here holds one step only."""
     needed = -(-context // runner.cache.block_size)
-    first = first_block % runner.cache.num_blocks
-    blocks = [(first + index) % runner.cache.num_blocks for index in range(needed)]
+    blocks = [(first_block + index) % runner.cache.num_blocks for index in range(needed)]
     params = SamplingParams(prompt_logprobs=0 if logprobs else None)
     request = Request("covering", "start", [0] * context, params, block_ids=blocks)
     return ScheduledRow(request, context - num_tokens, num_tokens)
@@ -135,8 +151,7 @@ def _row(
 
 def _batch(runner: ModelRunner, rows: Sequence[ScheduledRow], adapters: _Adapters, *, distinct: bool = False) -> Batch:
     schedule = Schedule(list(rows), sum(row.num_tokens for row in rows), 0)
-    size, device = runner.cache.block_size, runner.base.device
-    batch = Batch.build(schedule, block_size=size, table=runner.table, device=device)
+    batch = runner.batch_of(schedule)
     if adapters is NONE:
         return batch
     assert batch.logits_rows_R is not None, "a plain step names them"

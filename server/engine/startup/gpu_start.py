@@ -1,14 +1,17 @@
-"""The start on a GPU: tests every kernel there, measures a step, records decode steps.
+"""The start on a GPU: compiles and tests every kernel there, measures a step, records decode steps.
 
-Decides whether decode steps are recorded. On a CPU it does nothing.
+Decides whether decode steps are recorded. On a CPU it does nothing. A kernel that does not compile or launch turns its
+operation off: torch serves it, slower, and the log says so.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
 import torch
@@ -17,18 +20,19 @@ from adapters_store.base.description import BaseDescription
 from adapters_store.base.families import UnsupportedBase
 from lora_kernels.captured import decode_tokens_per_tile
 from lora_kernels.nf4.launcher import NF4_MAX_ROWS
-from lora_kernels.self_test import check_before_use
+from lora_kernels.self_test import check_before_use, turn_off_uncompiled, with_failing_ops_off
 from lora_kernels.triton_common.available import has_triton
+from server.engine.model.adapter_copier import empty_table
 from server.engine.model.base_model import BaseModel
+from server.engine.model.kv_tensors import KVCache
 from server.engine.model.recorded.cuda_graphs import CudaCapture, DecodeGraphs, GraphSettings, why_no_graphs
 from server.engine.model.recorded.decode_buffers import DecodeBuffers
 from server.engine.model.runner import ModelRunner
+from server.engine.sampling.sampler import Sampler
 from server.engine.schedule import CPU_STEP, StepSize
-from server.engine.startup.compile_kernels import compile_kernels
-from server.engine.startup.covering_steps import StepLimits
-from server.engine.startup.memory_plan import MIB, Reserved, free_device_bytes
-from server.engine.startup.profile_run import profile_run
-from server.engine.startup.settings import EngineSettings
+from server.engine.startup.covering_steps import StepLimits, largest_batches, launch_covering
+from server.engine.startup.memory_plan import Reserved, free_device_bytes
+from server.engine.startup.settings import MIB, EngineSettings
 
 MAX_RANK = 256
 ATTENTION = re.compile(r"\.(self_attn|attn|attention)\.")
@@ -38,6 +42,10 @@ LARGE_GPU_BYTES = 64 << 30
 RECORDED_TOKENS, LARGE_GPU_RECORDED_TOKENS = 256, 640
 MAX_PROMPT_KEYS = 1 << 17  # an H200 reads them in about 5 ms from L2, by count; a plain step costs the host 18 and more
 MAX_STEP_TOKENS = 65_535  # CUDA's limit of a grid's second axis, on which kernels have rows
+LOGIT_BYTES = 4
+SAMPLING_BYTES_PER_LOGIT = 4 * LOGIT_BYTES  # the logits, and three copies while they are filtered
+GRAPH_BYTES = 2 * MIB  # one recording's launches
+GRAPHS_BYTES = 64 * MIB  # once, for the driver
 
 _log = logging.getLogger(__name__)
 Report = Callable[[str], None]
@@ -74,8 +82,6 @@ def prepare(base: BaseModel, settings: EngineSettings, *, max_context: int, repo
         max_tokens=max_tokens, max_rows=max_rows, max_context=max_context, graphs=every if could else None
     )
     compile_kernels(base, limits, block_size=settings.block_size, report_progress=report_progress)
-    if not has_triton():
-        _log.warning("Triton is not installed: torch serves, slower; pip install 'multilora[gpu]'")
     reason = why_no_graphs(base.config, base.device) if settings.cuda_graphs else "turned off"
     if reason is not None:
         _log.warning("no CUDA graphs: %s", reason)
@@ -92,8 +98,79 @@ def prepare(base: BaseModel, settings: EngineSettings, *, max_context: int, repo
     return GpuStart(reserved=reserved, graphs=graphs)
 
 
+def compile_kernels(base: BaseModel, limits: StepLimits, *, block_size: int, report_progress: Report) -> None:
+    """With Triton; without it nothing. Logs a line for each operation that torch now serves."""
+    if not has_triton():
+        _log.warning("Triton is not installed: torch serves, slower; pip install 'multilora[gpu]'")
+        return
+    from lora_kernels.triton_common.compile_ahead import compile_ahead
+
+    launch_all = partial(launch_covering, base, limits, block_size=block_size)
+    compiled = compile_ahead(launch_all)
+    report_progress(f"compiled {compiled.text}")
+    off = turn_off_uncompiled(compiled.failures)
+    began_s = time.perf_counter()
+    off += with_failing_ops_off(launch_all)
+    torch.cuda.synchronize(base.device)
+    report_progress(f"launched every kernel in {time.perf_counter() - began_s:.1f} s")
+    torch.cuda.empty_cache()
+    for line in off:
+        _log.warning("%s", line)
+
+
+def profile_run(
+    base: BaseModel, *, num_tokens: int, num_rows: int, block_size: int, graphs: GraphSettings | None = None
+) -> Reserved:
+    """Run steps of num_tokens tokens, num_rows of which get logits: without adapters, and with each compiled rank.
+
+    Measuring needs a GPU; on a CPU the steps run too and nothing is reserved.
+    """
+    num_blocks = -(-num_tokens // block_size) + 1
+    cache = KVCache.allocate(base, num_blocks=num_blocks, block_size=block_size)
+    table = empty_table(base.description, torch.zeros(64, dtype=base.dtype, device=base.device), 1)
+    runner = ModelRunner(base, cache, table, Sampler())
+    before = _start_measuring(base.device)
+    with torch.inference_mode():
+        for batch in largest_batches(runner, num_tokens):
+            runner.forward(batch)
+    if before is None:
+        return Reserved()
+    forward_bytes = torch.cuda.max_memory_allocated(base.device) - before
+    num_logits = num_rows * int(base.config.vocab_size)
+    del runner, cache
+    torch.cuda.empty_cache()
+    step_bytes = forward_bytes + num_logits * SAMPLING_BYTES_PER_LOGIT
+    if graphs is None:
+        return Reserved(step_bytes)
+    recorded = graphs.buckets[-1]
+    return Reserved(
+        step_bytes,
+        graph_bytes(
+            num_graphs=graphs.num_recordings,
+            forward_bytes=forward_bytes * recorded // num_tokens,
+            logits_bytes=recorded * int(base.config.vocab_size) * LOGIT_BYTES,
+        ),
+    )
+
+
+def graph_bytes(*, num_graphs: int, forward_bytes: int, logits_bytes: int) -> int:
+    """All recordings together, at most: launches, the largest one's activations, which the others reuse, and its logits
+    twice, as the head leaves them and where every recording writes its own."""
+    if num_graphs == 0:
+        return 0
+    return GRAPHS_BYTES + num_graphs * GRAPH_BYTES + forward_bytes + 2 * logits_bytes
+
+
+def _start_measuring(device: torch.device) -> int | None:
+    """Bytes in use now; None if the device keeps no count."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
 def default_step(device: torch.device) -> StepSize:
-    """The largest step where the operator names none. A plain step costs the host as much as a large GPU computes in
+    """The largest step if the operator names none. A plain step costs the host as much as a large GPU computes in
     about 1,000 tokens, so smaller steps leave it idle; a larger step lets running requests wait longer."""
     if device.type != "cuda":
         return CPU_STEP

@@ -10,9 +10,8 @@ from adapters_store.base.families import UnsupportedBase
 from lora_kernels.cgroups import free_host_bytes
 from server.engine.model.base_model import BaseModel
 from server.engine.model.kv_tensors import bytes_per_block
-from server.engine.startup.settings import MemoryBudget
+from server.engine.startup.settings import MIB, MemoryBudget
 
-MIB = 1024 * 1024
 GIB = 1024 * MIB
 UNKNOWN_HOST_BYTES = 4 * GIB  # if the system does not report free memory
 GPU_SLACK = 0.05  # of what is free: fragments of the allocator, libraries' workspaces

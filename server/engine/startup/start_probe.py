@@ -13,7 +13,6 @@ from safetensors import safe_open
 
 from adapters_store.base.families import UnsupportedBase
 from server.engine.model.base_model import BaseModel
-from server.engine.model.batch import Batch
 from server.engine.model.runner import ModelRunner
 from server.engine.request import Request, SamplingParams
 from server.engine.schedule import Schedule, ScheduledRow
@@ -50,9 +49,7 @@ def _last_logits(runner: ModelRunner, ids: list[int]) -> torch.Tensor:
     block_ids = list(range(-(-len(ids) // runner.cache.block_size)))
     request = Request("probe", "probe", ids, SamplingParams(max_tokens=1), block_ids=block_ids)
     schedule = Schedule([ScheduledRow(request, 0, len(ids))], len(ids), 0)
-    size, device = runner.cache.block_size, runner.base.device
-    batch = Batch.build(schedule, block_size=size, table=runner.table, device=device)
-    logits_W = runner.forward(batch)[-1].clone()
+    logits_W = runner.forward(runner.batch_of(schedule))[-1].clone()
     runner.zero_blocks(block_ids)
     return logits_W
 

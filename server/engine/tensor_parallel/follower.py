@@ -1,5 +1,5 @@
 """A further rank, as a process: `python -m server.engine.tensor_parallel.follower FD RANK SIZE RENDEZVOUS TIMEOUT_S
-DEVICE`. It does what the first rank tells it over the pipe FD, in that order, and ends with it.
+DEVICE`. It does what the messages on the pipe FD say, in their order, and ends with the first rank.
 
 Knows no requests: which tokens run, in which blocks and with which adapters, is decided by the first rank alone.
 """

@@ -44,8 +44,7 @@ class Followers:
         try:
             for rank, device in enumerate(devices, start=1):
                 self._start(rank, device)
-            for rank in range(1, self.size):
-                self.answer(rank, START_LIMIT_S)
+            self.wait_for_all(START_LIMIT_S)
         except BaseException:
             self.close()
             raise
@@ -61,15 +60,20 @@ class Followers:
             process = subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL, start_new_session=True)
             self.processes.append(process)
 
-    def tell(self, message: Message) -> None:
-        """The same to each. Raises DeviceLost if one is gone."""
+    def send_to_all(self, message: Message) -> None:
+        """Raises DeviceLost if one is gone."""
         data = packed(message)
         for rank in range(1, self.size):
             self._send(rank, data)
 
-    def tell_one(self, rank: int, message: Message) -> None:
+    def send(self, rank: int, message: Message) -> None:
         """Raises DeviceLost if it is gone."""
         self._send(rank, packed(message))
+
+    def wait_for_all(self, limit_s: float | None = None) -> None:
+        """See `answer`."""
+        for rank in range(1, self.size):
+            self.answer(rank, limit_s)
 
     def answer(self, rank: int, limit_s: float | None = None) -> None:
         """Wait until it has done what it was given. Raises DeviceLost with its error."""

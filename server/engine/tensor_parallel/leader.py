@@ -42,16 +42,10 @@ class Leader:
         self.followers = Followers(others, timeout_s=timeout_s)
         self._cuts: Cuts | None = None
         try:
-            rendezvous = self.followers.rendezvous
-            self._ranks = Ranks(0, num_ranks, torch.device(own), rendezvous, timeout_s)
+            self.ranks = Ranks(0, num_ranks, torch.device(own), self.followers.rendezvous, timeout_s)
         except BaseException:
             self.close()
             raise
-
-    @property
-    def num_sums(self) -> int:
-        """Sums over all ranks so far."""
-        return self._ranks.num_sums
 
     def load_base(self, path: Path, cuts: Cuts, *, num_threads: int) -> BaseModel:
         """This rank's part, while the others load theirs.
@@ -59,10 +53,9 @@ class Leader:
         Raises UnsupportedBase; DeviceLost with the error of another rank."""
         self._cuts = cuts
         quantize = "nf4" if cuts.base.nf4 else None
-        self.followers.tell(LoadBase(str(path), cuts.base.dtype, quantize, num_threads))
-        base = load_shard(path, cuts, self._ranks)
-        for rank in range(1, self.num_ranks):
-            self.followers.answer(rank)
+        self.followers.send_to_all(LoadBase(str(path), cuts.base.dtype, quantize, num_threads))
+        base = load_shard(path, cuts, self.ranks)
+        self.followers.wait_for_all()
         return base
 
     def cut(self, adapter: PackedAdapter, buffers: HostBuffers, slices: TimeSlices) -> ShardedAdapter:
@@ -72,33 +65,32 @@ class Leader:
 
     def allocate(self, cache: KVCache, table: LoraTable) -> None:
         """Let the others make caches of the same sizes. From here on all ranks run each step."""
-        self.followers.tell(Allocate(cache.num_blocks, cache.block_size, table.arena.numel(), table.num_slots))
-        for rank in range(1, self.num_ranks):
-            self.followers.answer(rank)
-        self._ranks.open()
+        self.followers.send_to_all(Allocate(cache.num_blocks, cache.block_size, table.arena.numel(), table.num_slots))
+        self.followers.wait_for_all()
+        self.ranks.open()
 
     @contextmanager
     def forward(self, batch: Batch) -> Iterator[None]:
         with self.followers.step():
-            self.followers.tell(Step.of(batch))
+            self.followers.send_to_all(Step.of(batch))
             yield
 
     def zero_blocks(self, block_ids: list[int]) -> None:
-        self.followers.tell(ZeroBlocks(block_ids))
+        self.followers.send_to_all(ZeroBlocks(block_ids))
 
     def load_adapter(self, slot: int, offset: int, adapter: PackedAdapter) -> None:
         """Each rank's part of one that was cut."""
         assert isinstance(adapter, ShardedAdapter), "an adapter that was not cut"
         for rank, part in enumerate(adapter.others, start=1):
             message = LoadAdapter(slot, offset, adapter.modules, adapter.is_int8, as_bytes(part))
-            self.followers.tell_one(rank, message)
+            self.followers.send(rank, message)
 
     def clear_slot(self, slot: int) -> None:
-        self.followers.tell(ClearSlot(slot))
+        self.followers.send_to_all(ClearSlot(slot))
 
     def device_error(self) -> str | None:
         """Why no later step can succeed; None: all ranks answer."""
-        return self.followers.failure or device_error(self._ranks.device)
+        return self.followers.failure or device_error(self.ranks.device)
 
     def int8_probe(self, plain: PackedAdapter, small: PackedAdapter) -> float:
         """Raises AdapterRejected (int8_not_measured): what is measured is on no other rank."""

@@ -1,4 +1,4 @@
-"""What the first rank tells the others, in the order in which it happens there. Knows arrays; moves none.
+"""What the first rank sends the others, in the order in which it happens there. Knows arrays; moves none.
 
 Each message is one change of a rank's device: its base, its caches, an adapter, blocks that are wiped, a step.
 """
@@ -19,6 +19,8 @@ from lora_kernels.attention.batch import PagedBatch
 from lora_kernels.lora.batch import LoraBatch, LoraTable
 from lora_kernels.transfer import to_device
 from server.engine.model.batch import Batch
+
+_ON_HOST = ("query_starts", "context_lens", "block_tables", "positions_T", "sequences_T", "are_prompts", "block_size")
 
 
 class LoadBase(NamedTuple):
@@ -67,38 +69,26 @@ class Stop(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One forward, as `Batch` and `PagedBatch` have it, without what only the first rank needs: logits and samples.
+    """One forward, without what only the first rank needs: logits and samples.
 
-    slots_T: each token's row of the adapter table; None: no token has an adapter.
+    slots_T: each token's row of the adapter table; None: no token has an adapter. paged: what `PagedBatch` has on the
+    host, by its names.
     """
 
     input_ids_T: NDArray[np.int64]
     last_positions_T: NDArray[np.int64]
     slots_T: NDArray[np.int32] | None
-    query_starts: NDArray[np.int32]
-    context_lens: NDArray[np.int32]
-    block_tables: NDArray[np.int32]
     slot_mapping_T: NDArray[np.int64]
-    positions_T: NDArray[np.int32]
-    sequences_T: NDArray[np.int32]
-    are_prompts: NDArray[np.bool_] | None
-    block_size: int
+    paged: dict[str, Any]
 
     @classmethod
     def of(cls, batch: Batch) -> Step:
-        paged = batch.paged
         return cls(
             input_ids_T=batch.input_ids_1T[0].cpu().numpy(),
             last_positions_T=batch.last_positions_1T[0].cpu().numpy(),
             slots_T=None if batch.layer_adapters is None else batch.layer_adapters.row_slots,
-            query_starts=paged.query_starts,
-            context_lens=paged.context_lens,
-            block_tables=paged.block_tables,
-            slot_mapping_T=paged.slot_mapping_T.cpu().numpy(),
-            positions_T=paged.positions_T,
-            sequences_T=paged.sequences_T,
-            are_prompts=paged.are_prompts,
-            block_size=paged.block_size,
+            slot_mapping_T=batch.paged.slot_mapping_T.cpu().numpy(),
+            paged={name: getattr(batch.paged, name) for name in _ON_HOST},
         )
 
     def batch(self, table: LoraTable, device: torch.device) -> Batch:
@@ -107,28 +97,15 @@ class Step:
         def moved(array: NDArray[Any]) -> torch.Tensor:
             return to_device(torch.from_numpy(array), device)
 
-        paged = PagedBatch(
-            query_starts=self.query_starts,
-            context_lens=self.context_lens,
-            block_tables=self.block_tables,
-            slot_mapping_T=moved(self.slot_mapping_T),
-            positions_T=self.positions_T,
-            sequences_T=self.sequences_T,
-            block_size=self.block_size,
-            are_prompts=self.are_prompts,
-        )
+        paged = PagedBatch(**self.paged, slot_mapping_T=moved(self.slot_mapping_T))
         return Batch(
             input_ids_1T=moved(self.input_ids_T)[None],
-            position_ids_1T=moved(self.positions_T.astype(np.int64))[None],
+            position_ids_1T=moved(paged.positions_T.astype(np.int64))[None],
             last_positions_1T=moved(self.last_positions_T)[None],
             paged=paged,
             layer_adapters=None if self.slots_T is None else LoraBatch(table, self.slots_T),
             head_adapters=None,
             logits_rows_R=moved(np.empty(0, dtype=np.int64)),
-            sampling=[],
-            sampling_rows=[],
-            offsets=[],
-            prompt_spans=[],
         )
 
 

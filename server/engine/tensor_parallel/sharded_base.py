@@ -83,16 +83,14 @@ def load_shard(path: Path, cuts: Cuts, ranks: Ranks) -> BaseModel:
     _cut_attention(model, config, cuts, ranks)
     layers = cuts.layers if ranks.rank == 0 else _without_head(model, cuts.layers)
     model.to(ranks.device)
-    base = wrap_base(model, description, ranks.device, dtype, layers=layers, make_group=_group_maker(cuts, ranks))
+    make_group = partial(_group_of, cuts, ranks)
+    base = wrap_base(model, description, ranks.device, dtype, layers=layers, make_group=make_group)
     return replace(base, config=config)
 
 
-def _group_maker(cuts: Cuts, ranks: Ranks) -> Callable[[tuple[str, ...]], Callable[..., LinearGroup]]:
-    def maker(paths: tuple[str, ...]) -> Callable[..., LinearGroup]:
-        cut = cuts.by_name.get(paths[0])
-        return LinearGroup if cut is None or cut.dim == OUTPUTS else partial(SummedGroup, ranks=ranks)
-
-    return maker
+def _group_of(cuts: Cuts, ranks: Ranks, paths: tuple[str, ...]) -> Callable[..., LinearGroup]:
+    cut = cuts.by_name.get(paths[0])
+    return LinearGroup if cut is None or cut.dim == OUTPUTS else partial(SummedGroup, ranks=ranks)
 
 
 def _complete_sums(model: nn.Module, cuts: Cuts, ranks: Ranks) -> None:

@@ -2,7 +2,7 @@
 
 The answer's grammar leaves one way to read it, and the reader goes that way: it passes over fixed parts symbol by
 symbol, a name ends where the next part begins, and arguments end with the bracket that closes them. A symbol is a
-character, or the id of a marker's token; so a marker that ordinary tokens spell is text. Where only some characters
+character, or the id of a marker's token; so a marker that ordinary tokens spell is text. If only some characters
 can end what is being read, those before the next of them are read at once.
 """
 
@@ -27,7 +27,7 @@ _Test = Generator[None, Symbol | None, bool]
 
 
 class _Run(NamedTuple):
-    """While these come, the way does not turn. plain: characters that are read as this kind, whatever follows."""
+    """What is being read. plain: characters that are read as this kind, whatever follows."""
 
     kind: Kind
     plain: re.Pattern[str]
@@ -61,9 +61,7 @@ class AnswerForm:
     @property
     def mark_ids(self) -> frozenset[int]:
         """The tokens whose places the reader must be given."""
-        names = [] if self.dialect is None else list(self.dialect.markers)
-        names += [] if self.reasoning is None else [self.reasoning.open, self.reasoning.close]
-        return frozenset(self.marker_ids[name] for name in names if name in self.marker_ids)
+        return frozenset(self.marker_ids.values())
 
     def symbols(self, part: Part) -> tuple[Symbol, ...]:
         if isinstance(part, Marker):

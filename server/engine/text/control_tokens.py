@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from server.engine.request import InvalidRequest
+from server.engine.request import InvalidRequest, check_unicode
 from server.engine.text.special_names import SpecialNames
 
 _OPEN, _CLOSE, _INSIDE = "\ufdd0", "\ufdd1", "\ufdd2"  # noncharacters: no client's text needs them
@@ -32,13 +32,13 @@ class ControlTokens:
 
     def __init__(self, backend: FastTokenizer, template: str, plain: FastTokenizer | None = None) -> None:
         self._backend = backend
+        added = backend.get_added_tokens_decoder()
         self._names = {
             id_: token.content
-            for id_, token in backend.get_added_tokens_decoder().items()
+            for id_, token in added.items()
             if token.special or (token.content in template and not token.content.isspace())
         }
-        special = {id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special}
-        self._forms = {id_: _form(name, is_split=id_ in special) for id_, name in self._names.items()}
+        self._forms = {id_: _form(name, is_split=added[id_].special) for id_, name in self._names.items()}
         self._finder = SpecialNames(self._names)
         self._plain = plain or without_added_tokens(backend)
 
@@ -55,7 +55,7 @@ class ControlTokens:
 
     def encode(self, chat: str) -> list[int]:
         """Token ids of a rendered chat. Raises InvalidRequest for a name that this tokenizer cannot encode as text."""
-        _check_unicode(chat)
+        check_unicode("messages", chat)
         ids: list[int] = []
         for number, part in enumerate(_MARKED.split(chat)):
             if not part:  # empty, or None for a mark without its partner
@@ -79,14 +79,6 @@ def _form(name: str, *, is_split: bool) -> str:
     """The marked name. A special token's name is split by a mark, so a template that cuts its text never leaves
     the name whole. Other names stay whole, because templates look for them ("</think>")."""
     return f"{_OPEN}{name[0]}{_INSIDE}{name[1:]}{_CLOSE}" if is_split else f"{_OPEN}{name}{_CLOSE}"
-
-
-def _check_unicode(chat: str) -> None:
-    try:
-        chat.encode()
-    except UnicodeEncodeError as error:
-        reason = f"messages is not valid Unicode: a lone surrogate at character {error.start}"
-        raise InvalidRequest("messages", reason) from error
 
 
 def _continued(encode: FastTokenizer, text: str) -> list[int]:

@@ -26,8 +26,6 @@ class Detokenizer:
     leading space; if not, the output starts a text. At most 3 bytes are held back.
     """
 
-    __slots__ = ("_at_start", "_pending", "_spaces_to_strip", "_token_texts")
-
     def __init__(self, token_texts: TokenTexts, prompt_ids: Iterable[int] = ()) -> None:
         self._token_texts = token_texts
         self._pending = b""

@@ -33,21 +33,6 @@ class OutputState:
     markers' tokens in the text released last.
     """
 
-    __slots__ = (
-        "_detokenizer",
-        "_eos_ids",
-        "_held",
-        "_matcher",
-        "_num_read",
-        "_num_shown",
-        "_open_marks",
-        "_params",
-        "_stop_ids",
-        "_token_texts",
-        "marks",
-        "num_tokens",
-    )
-
     def __init__(
         self,
         params: SamplingParams,

@@ -135,10 +135,8 @@ class _ByteLevelAlphabet:
 
 
 def _shown(raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+    text = _text_of(raw)
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw) if text is None else text
 
 
 def _text_of(raw: bytes) -> str | None:

@@ -26,7 +26,7 @@ from adapters_store.base.tokenizer import load_tokenizer
 from adapters_store.dialects.catalog import all_markers, tool_template
 from adapters_store.dialects.rendering import with_tools
 from adapters_store.parsing.template_sandbox import TemplateSandbox, chat_variables
-from server.engine.request import InvalidRequest
+from server.engine.request import InvalidRequest, check_unicode
 from server.engine.text.chat_options import ChatOptions, TemplateValue
 from server.engine.text.control_tokens import ControlTokens, without_added_tokens
 from server.engine.text.token_text import TokenTexts
@@ -90,10 +90,9 @@ class Tokenizer:
             if len(text) <= _SHORT:
                 return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
             return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
-        except TypeError as error:  # the Rust side's only word for a string that UTF-8 cannot hold
-            position = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
-            reason = f"{param} is not valid Unicode: a lone surrogate at character {position}"
-            raise InvalidRequest(param, reason) from error
+        except TypeError:  # the Rust side's only word for a string that UTF-8 cannot hold
+            check_unicode(param, text)
+            raise
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         if len(token_ids) <= _SHORT:

@@ -10,10 +10,9 @@ from pathlib import Path
 from adapters_store.dialects.catalog import DIALECTS, dialect_of
 from adapters_store.dialects.dialect import Dialect
 from adapters_store.dialects.reasoning import reasoning_of
-from server.engine.constraint import TokenConstraint
 from server.engine.grammar.compiler import AskedGrammar, GrammarCompiler, compiler_for
 from server.engine.grammar.spec import GrammarSpec
-from server.engine.request import InvalidRequest, SamplingParams
+from server.engine.request import InvalidRequest, SamplingParams, TokenConstraint
 from server.engine.text.answer_plan import answer_form, marker_ids
 from server.engine.text.answer_reader import AnswerForm, AnswerReader, Piece
 from server.engine.text.call_grammar import CallsPart, ReasoningPart, answer_grammar

@@ -20,13 +20,12 @@ from adapters_store.format.invocation import last_place
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.packing import pack
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
-from server.engine.constraint import TokenConstraint
 from server.engine.model.adapter_copier import table_of
 from server.engine.model.base_model import BaseModel
 from server.engine.model.batch import Batch
 from server.engine.model.kv_tensors import KVCache
 from server.engine.model.runner import ModelRunner
-from server.engine.request import Request, SamplingParams
+from server.engine.request import Request, SamplingParams, TokenConstraint
 from server.engine.sampling.sampler import Sampler
 from server.engine.schedule import Schedule, ScheduledRow
 from server.engine.text.vocabulary import Vocabulary

@@ -51,7 +51,7 @@ def test_every_request_ends_once_with_its_own_answer_and_nothing_is_leaked(regim
     world.check_at_rest()
     assert world.longest_wait <= LONGEST_WAIT_STEPS
     assert min(world.outcomes["finished"], world.outcomes["abort"], world.outcomes["numerics"]) > 0, world.outcomes
-    assert world.pool.stats.hits > 0
+    assert world.pool.stats.hit_tokens > 0
     assert world.device_pool.stats.evictions > 0
     assert world.constraints.num_whole >= world.constraints.num_given / 10
     assert world.drafts.num_right > 0 or not world.settings.drafts

@@ -15,9 +15,8 @@ import torch
 
 from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
-from server.engine.constraint import TokenConstraint
 from server.engine.metrics import EngineStats
-from server.engine.request import Request, SamplingParams, TokenEvent
+from server.engine.request import Request, SamplingParams, TokenConstraint, TokenEvent
 from server.engine.schedule import SchedulerSettings
 from server.engine.startup.build import EngineParts, build_engine
 from server.engine.startup.settings import EngineSettings, MemoryBudget

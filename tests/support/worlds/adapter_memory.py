@@ -42,7 +42,7 @@ class FakeCopy:
     tag: int
     ticks_left: int
 
-    def done(self) -> bool:
+    def __call__(self) -> bool:
         return self.ticks_left == 0
 
 
@@ -94,6 +94,6 @@ class FakeDevice:
         return copy
 
     def _finish_done(self) -> None:
-        for copy in [copy for copy in self.copies if copy.done()]:
+        for copy in [copy for copy in self.copies if copy()]:
             self.copies.remove(copy)
             self.arena[copy.offset : copy.offset + copy.num_elements] = [copy.tag] * copy.num_elements

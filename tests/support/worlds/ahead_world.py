@@ -33,8 +33,8 @@ class StreamedCopy:
     copy: FakeCopy
     has_begun: bool = False
 
-    def done(self) -> bool:
-        return self.has_begun and self.copy.done()
+    def __call__(self) -> bool:
+        return self.has_begun and self.copy()
 
 
 @dataclass
@@ -113,7 +113,7 @@ class AheadRunner:
         world.enqueue(lambda: [world.kv.__setitem__(block_id, [EMPTY] * 4) for block_id in block_ids])
 
     def forget(self, request_id: str) -> None:
-        assert self._world.scheduler.get(request_id) is None
+        assert self._world.scheduler._requests.get(request_id) is None
 
     def read(self, pending: SimulatedForward, rows: Sequence[ScheduledRow]) -> StepOutput:
         world, output = self._world, StepOutput()
@@ -288,7 +288,7 @@ class AheadWorld(World):
     def check_chosen(self, schedule: Schedule) -> None:
         """A forward that nothing precedes: everything that holds for any."""
         with self.noted():
-            self._check_schedule(schedule, self.scheduler.running())
+            self._check_schedule(schedule, self.scheduler.running)
 
     def check_ahead(self, pending: SimulatedForward, schedule: Schedule) -> None:
         """A forward that continues one whose tokens are not known yet."""
@@ -328,7 +328,7 @@ class AheadWorld(World):
     def _abort(self, request_id: str) -> None:
         event = self.engine.abort(request_id)
         if event is None:  # its adapter was just quarantined, which the next step reports
-            assert self.scheduler.get(request_id) is None
+            assert self.scheduler._requests.get(request_id) is None
             return
         self._told(event)
         assert self.engine.abort(request_id) is None

@@ -26,6 +26,7 @@ from server.engine.schedule import Schedule, ScheduledRow, SchedulerSettings
 from server.engine.scheduling.block_pool import BlockPool, KVCacheSettings
 from server.engine.scheduling.scheduler import Scheduler
 from support.worlds.adapter_memory import FakeClock, FakeDevice, digest_of, packed
+from support.worlds.block_claims import check_blocks
 from support.worlds.fake_chain import EMPTY, NAN, TENANTS, expected_output, first_state, is_whole, next_state
 from support.worlds.world_drafts import WorldDrafts, right_ones
 from support.worlds.world_grammars import WorldConstraints, check_whole, drawn
@@ -156,7 +157,7 @@ class World:
             self._end(request, "late")
         for block_id in self.pool.take_blocks_to_zero():
             self.kv[block_id] = [EMPTY] * 4
-        self._check_schedule(schedule, self.scheduler.running())
+        self._check_schedule(schedule, self.scheduler.running)
         if self.num_steps % self.settings.check_every == 0:
             self.check()
         if schedule is not None:
@@ -348,7 +349,7 @@ class World:
 
     def check(self) -> None:
         """Everything that must hold between schedule() and the forward."""
-        running = self.scheduler.running()
+        running = self.scheduler.running
         self._check_blocks(running)
         self._check_device(running)
         self._check_host()
@@ -360,7 +361,7 @@ class World:
                 self.longest_waits[request.tenant] = max(self.longest_waits[request.tenant], wait)
 
     def _check_blocks(self, running: Sequence[Request]) -> None:
-        self.pool.check(request.block_ids for request in running)
+        check_blocks(self.pool, (request.block_ids for request in running))
         owner: dict[int, tuple[str, AdapterDigest | None]] = {}
         for request in running:
             who = (request.tenant, request.adapter)

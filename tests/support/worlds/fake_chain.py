@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from server.engine.constraint import TokenConstraint
-from server.engine.request import Request
+from server.engine.request import Request, TokenConstraint
 from support.worlds.world_grammars import drawn, fresh
 
 NAN = -1

@@ -108,7 +108,7 @@ class Bench:
         return request
 
     def running(self, tenant: str) -> list[Request]:
-        return [request for request in self.scheduler.running() if request.tenant == tenant]
+        return [request for request in self.scheduler.running if request.tenant == tenant]
 
     def step(self) -> list[tuple[str, int]]:
         """One step; (request id, tokens) of each row. Finishes requests that have all their tokens."""

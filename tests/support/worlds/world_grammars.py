@@ -14,10 +14,10 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 from adapters_store.dialects.mistral import MISTRAL_ARGS
-from server.engine.constraint import TokenConstraint
 from server.engine.grammar.matcher import GrammarMatcher
 from server.engine.grammar.spec import GrammarSpec
 from server.engine.grammar.tokens import LIMITS, TokenTable
+from server.engine.request import TokenConstraint
 from server.engine.text.call_grammar import CallsPart, answer_grammar
 
 _PLAIN = [bytes([code]) for code in range(0x20, 0x7E) if chr(code) != "`"] + [b"ab"]

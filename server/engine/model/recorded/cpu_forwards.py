@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from lora_kernels.lora.batch import LoraBatch
 from lora_kernels.native.bindings import native_ops
 from lora_kernels.native.tape import NotRecordable, Tape, TapeMemory
 from server.engine.model.base_model import BaseModel
-from server.engine.model.batch import Batch
+from server.engine.model.batch import Batch, Samples
 from server.engine.model.lora_layers import AdapterExperts, AdapterRouter
 
 MAX_TOKENS = 512  # a step's on a CPU by default
@@ -47,14 +47,6 @@ class _Kind(NamedTuple):
         return self if self.num_tokens <= FEW_TOKENS else self._replace(num_tokens=MAX_TOKENS, num_logits=0)
 
 
-@dataclass(slots=True)
-class _Recording:
-    """tape None: the kind came once. batch: what the tape reads."""
-
-    tape: Tape | None = None
-    batch: Batch | None = None
-
-
 class CpuForwards:
     """`forward`, faster for kinds of batches that come again. failure: why every batch takes the plain one; None: none
     has failed.
@@ -69,7 +61,7 @@ class CpuForwards:
         self._lasting = [*_weights(base), *caches]
         self._asks_adapters = any(isinstance(part, AdapterRouter | AdapterExperts) for part in base.model.modules())
         self._memory = TapeMemory()
-        self._recordings: OrderedDict[_Kind, _Recording] = OrderedDict()
+        self._recordings: OrderedDict[_Kind, tuple[Tape, Batch] | None] = OrderedDict()  # None: the kind came once
         self._proved: set[_Kind] = set()
         native = native_ops(base.dtype)
         self._takes_prompts = bool(native and native.takes_prompts)
@@ -82,13 +74,12 @@ class CpuForwards:
         if self.failure is not None or not self._takes(batch):
             return self._forward(batch)
         kind = _kind_of(batch)
-        recording = self._recordings.get(kind)
-        if recording is None:
+        if kind not in self._recordings:
             self._remember(kind)
             return self._forward(batch)
         self._recordings.move_to_end(kind)
         try:
-            return self._recorded(kind, recording, batch)
+            return self._recorded(kind, batch)
         except NotRecordable as error:
             self._fail(str(error))
             return self._forward(batch)
@@ -102,23 +93,24 @@ class CpuForwards:
         return not any(self._asks_adapters or each.token_segments for each in adapters)
 
     def _remember(self, kind: _Kind) -> None:
-        self._recordings[kind] = _Recording()
+        self._recordings[kind] = None
         if len(self._recordings) > MAX_KINDS:
             self._recordings.popitem(last=False)
 
-    def _recorded(self, kind: _Kind, recording: _Recording, batch: Batch) -> torch.Tensor:
-        if recording.tape is None or recording.batch is None:
-            kept = replace(batch, sampling=[], sampling_rows=[], offsets=[], prompt_spans=[])
-            lasting = (*self._lasting, *_tensors_of(kept))
-            recording.tape = Tape(lambda: self._forward(kept), self._memory, lasting)
-            recording.batch = kept
-            return recording.tape.result
-        _write_over(recording.batch, batch)
+    def _recorded(self, kind: _Kind, batch: Batch) -> torch.Tensor:
+        recording = self._recordings[kind]
+        if recording is None:
+            kept = replace(batch, samples=Samples())
+            tape = Tape(lambda: self._forward(kept), self._memory, (*self._lasting, *_tensors_of(kept)))
+            self._recordings[kind] = tape, kept
+            return tape.result
+        tape, kept = recording
+        _write_over(kept, batch)
         if kind.proof in self._proved:
             self.num_replays += 1
-            return recording.tape.replay()
+            return tape.replay()
         logits_RW = self._forward(batch)
-        if not _same_bits(recording.tape.replay(), logits_RW):
+        if not _same_bits(tape.replay(), logits_RW):
             self._fail("a replay gave other logits than the forward that it stands for")
             return logits_RW
         self._proved.add(kind.proof)

@@ -2,8 +2,7 @@
 and any sequences.
 
 A recording has a row for each token: a short prompt is as many rows as it has tokens. Decides which steps can be
-replayed, and by which recording. Knows no kernel: `DecodeBuffers` holds what the recorded launches read, `Capture` how
-launches are recorded.
+replayed, and by which recording. Knows no kernel: `DecodeBuffers` holds what the recorded launches read.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,13 +32,6 @@ PROMPT_BUCKETS = (128, 192, 256, 320, 384, 512, 640)  # numbers of tokens, beyon
 SMALL_RANK = 16
 
 _log = logging.getLogger(__name__)
-
-
-class Capture(Protocol):
-    """Records launches."""
-
-    def record(self, run: Callable[[], torch.Tensor]) -> Replay:
-        """Warm up, record, and return a replay. Its result is always the same tensor."""
 
 
 @dataclass(frozen=True)
@@ -71,38 +63,15 @@ class GraphSettings:
     max_prompt_keys: int = 0
     with_special: bool = False
 
-    def __post_init__(self) -> None:
-        for name in ("buckets", "max_ranks"):
-            values = getattr(self, name)
-            if not values or list(values) != sorted(set(values)):
-                raise ValueError(f"{name} must be distinct and rising, got {values}")
-        if self.buckets[0] < 1 or self.max_ranks[0] < 0:
-            raise ValueError(f"buckets must be >= 1 and max_ranks >= 0, got {self.buckets} and {self.max_ranks}")
-
     @classmethod
-    def for_rows(
-        cls,
-        max_rows: int,
-        *,
-        max_rank: int,
-        module_sets: tuple[frozenset[int], ...] = (),
-        max_tokens: int = 0,
-        max_prompt_keys: int = 0,
-        with_special: bool = False,
-    ) -> GraphSettings:
+    def for_rows(cls, max_rows: int, *, max_rank: int, max_tokens: int = 0, **others: Any) -> GraphSettings:
         """1, 2, 4, 8, 16, 24, ... 64, 80, ... 128, 160, ... max_rows; the base alone, rank 16 and the largest rank.
 
-        max_tokens: of steps with prompts; larger numbers are recorded up to it."""
+        max_tokens: of steps with prompts; larger numbers are recorded up to it. others: the other fields."""
         buckets = (*(rows for rows in BUCKETS if rows < max_rows), max_rows)
         buckets += tuple(tokens for tokens in PROMPT_BUCKETS if max_rows < tokens <= max_tokens)
         max_ranks = tuple(sorted({0, min(SMALL_RANK, max_rank), max_rank}))
-        return cls(
-            buckets=buckets,
-            max_ranks=max_ranks,
-            module_sets=module_sets,
-            max_prompt_keys=max_prompt_keys,
-            with_special=with_special,
-        )
+        return cls(buckets=buckets, max_ranks=max_ranks, **others)
 
     @cached_property
     def forms(self) -> tuple[AdapterForm, ...]:
@@ -139,7 +108,7 @@ class DecodeGraphs:
 
     buffers: DecodeBuffers
     forward: Callable[[Batch], torch.Tensor]
-    capture: Capture
+    capture: CudaCapture
     settings: GraphSettings
     failure: str | None = field(init=False, default=None)
     _recordings: dict[tuple[int, AdapterForm], _Recording] = field(init=False, default_factory=dict)
@@ -243,6 +212,7 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, run: Callable[[], torch.Tensor]) -> Replay:
+        """Warm up, record, and return a replay. Its result is always the same tensor."""
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):

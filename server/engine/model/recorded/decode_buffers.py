@@ -135,24 +135,20 @@ class DecodeBuffers:
 
     def max_rank(self, rows: Sequence[ScheduledRow]) -> int:
         """The largest rank of the step's adapters; 0: no row has one."""
-        slots = {row.request.slot for row in rows}
-        return max((int(self.table.max_ranks[slot]) for slot in slots if slot is not None), default=0)
+        return max((int(self.table.max_ranks[slot]) for slot in _slots(rows)), default=0)
 
     def need_plain_launches(self, rows: Sequence[ScheduledRow]) -> bool:
         """Whether an adapter of the step has its own embedding or head, or changes experts: no recorded launch reads
         those. Which rows an expert gets is known while the step runs."""
-        slots, table = {row.request.slot for row in rows}, self.table
-        return any(table.token_rows[slot] or table.has_experts[slot] for slot in slots if slot is not None)
+        return any(self.table.token_rows[slot] or self.table.has_experts[slot] for slot in _slots(rows))
 
     def are_special(self, rows: Sequence[ScheduledRow]) -> bool:
         """Whether an adapter of the step is int8 or has DoRA's factors."""
-        slots = (row.request.slot for row in rows)
-        return any(self.table.int8[slot] or self.table.has_factors[slot] for slot in slots if slot is not None)
+        return any(self.table.int8[slot] or self.table.has_factors[slot] for slot in _slots(rows))
 
     def touched_modules(self, rows: Sequence[ScheduledRow]) -> NDArray[np.bool_]:
         """For each module of the adapter table before experts, whether an adapter of the step touches it."""
-        slots = {row.request.slot for row in rows}
-        return self.table.touched_by([slot for slot in slots if slot is not None])
+        return self.table.touched_by(list(_slots(rows)))
 
     def step(
         self, bucket: int, max_rank: int, modules: frozenset[int] | None = None, *, special: bool = False
@@ -187,10 +183,6 @@ class DecodeBuffers:
             layer_adapters=adapters,
             head_adapters=adapters,
             logits_rows_R=None,
-            sampling=[],
-            sampling_rows=[],
-            offsets=[],
-            prompt_spans=[],
         )
 
     def _scratch_for(self, max_rank: int) -> torch.Tensor:
@@ -237,6 +229,11 @@ class DecodeBuffers:
         step before came back. A step that is launched ahead waits for microseconds, if at all."""
         if self._copied is not None:
             self._copied.synchronize()
+
+
+def _slots(rows: Sequence[ScheduledRow]) -> set[int]:
+    """Of the step's adapters."""
+    return {row.request.slot for row in rows if row.request.slot is not None}
 
 
 def _write(part: NDArray[np.int32], records: NDArray[np.int32]) -> None:

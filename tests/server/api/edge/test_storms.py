@@ -30,6 +30,7 @@ from server.engine.worker import EngineWorker
 from support.servers.raw_http import dial, head, json_request
 from support.servers.service import stats_of
 from support.servers.waiting import wait_until
+from support.worlds.block_claims import check_blocks
 
 NUM_HANG_UPS = int(os.environ.get("MULTILORA_STORM", "400"))
 NUM_SLOW = int(os.environ.get("MULTILORA_LORIS", "200"))
@@ -137,7 +138,7 @@ def check_idle(app: FastAPI, worker: EngineWorker, data_dir: Path) -> None:
     scheduler, tiers = worker._engine.scheduler, worker._engine.tiers
     wait_until(lambda: scheduler.num_running == 0 and scheduler.num_waiting == 0 and not worker._listeners)
     assert scheduler.pool.num_free == scheduler.pool.num_blocks
-    scheduler.pool.check([])
+    check_blocks(scheduler.pool, [])
     assert all(entry.ref_count == 0 for entry in tiers.resident())
     assert not context.upload_slots._running
     assert context.draining._inboxes == set()
@@ -160,7 +161,7 @@ def test_a_request_holds_its_blocks_until_its_last_event(worker: EngineWorker) -
 
     def look(event: TokenEvent) -> None:
         if event.finish_reason is None:
-            request = scheduler.get(event.request_id)
+            request = scheduler._requests.get(event.request_id)
             held = request is not None and len(request.block_ids) * pool.block_size >= request.num_computed_tokens
             seen.append(held and pool.num_free < pool.num_blocks)
         else:

@@ -53,7 +53,7 @@ def test_a_copied_adapter_has_its_numbers_and_its_table_row_at_its_place(
     modules = (PackedModule(names[2], 3, 0.5, 0, 400), PackedModule(names[0], 5, 2.0, 800, 900))
     buffer = torch.arange(1024.0)
     address = table.offsets.data_ptr()
-    wait_until(copier.start(1, offset, PackedAdapter(AdapterDigest("sha256:a"), buffer, modules)).done)
+    wait_until(copier.start(1, offset, PackedAdapter(AdapterDigest("sha256:a"), buffer, modules)))
     assert torch.equal(table.arena[offset : offset + 1024], buffer)
     assert bool((table.arena[:offset] == -1).all())
     assert bool((table.arena[offset + 1024 :] == -1).all())
@@ -102,7 +102,7 @@ def test_on_a_gpu_no_byte_is_written_before_all_that_the_engine_has_launched_so_
     monkeypatch.setattr(torch.cuda, "stream", lambda entered: nullcontext())
     monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda on: None, query=lambda: True))
     copier._stream = stream  # type: ignore[assignment]
-    assert copier.start(0, 0, packed).done()
+    assert copier.start(0, 0, packed)()
     assert (stream.waited_for, stream.seen) == (["the engine's"], before)
     assert torch.equal(table.arena[:128], packed.buffer)
     copier.close()

@@ -18,7 +18,7 @@ from server.engine.model.runner import ModelRunner
 from server.engine.request import Request, SamplingParams
 from server.engine.sampling.sampler import Sampler
 from server.engine.schedule import Schedule, ScheduledRow
-from server.engine.startup.profile_run import profile_run
+from server.engine.startup.gpu_start import profile_run
 from support.models.packed_forward import pack_folder
 from support.servers.service import Service, running
 
@@ -138,8 +138,8 @@ def test_an_adapter_is_not_overwritten_while_a_launched_forward_still_reads_it(
     copier = ArenaCopier(table, model.description, TimeSlices())
     torch.cuda._sleep(200_000_000)  # the forward under way, about 0.1 s
     read = table.arena.clone()
-    handle = copier.start(0, 0, pinned)
-    assert not handle.done()
+    is_copied = copier.start(0, 0, pinned)
+    assert not is_copied()
     torch.cuda.synchronize()
     assert bool((read == 5.0).all())
     assert torch.equal(table.arena.cpu(), packed.buffer)
@@ -155,9 +155,9 @@ def test_an_adapter_arrives_on_a_side_stream_whole_and_when_it_says(base: Path, 
     pinned = PackedAdapter(packed.digest, packed.buffer.pin_memory(), packed.modules)
     table = LoraTable(torch.zeros(2 * packed.buffer.numel() + 64, device="cuda"), len(model.description.modules), 2)
     copier = ArenaCopier(table, model.description, TimeSlices())
-    handle = copier.start(1, 32, pinned)
+    is_copied = copier.start(1, 32, pinned)
     deadline_s = time.monotonic() + 10
-    while not handle.done():
+    while not is_copied():
         assert time.monotonic() < deadline_s
     assert torch.equal(table.arena[32 : 32 + packed.buffer.numel()].cpu(), packed.buffer)
     for module in packed.modules:

@@ -11,8 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from server.engine.constraint import TokenConstraint
-from server.engine.request import Request, SamplingParams
+from server.engine.request import Request, SamplingParams, TokenConstraint
 from server.engine.sampling.masks import Masks, one_by_one
 from server.engine.sampling.sampler import Sampler
 from support.worlds.world_grammars import GRAMMARS, NUM_TOKENS

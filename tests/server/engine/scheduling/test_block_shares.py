@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from server.engine.request import Request, Status
+from support.worlds.block_claims import check_blocks
 from support.worlds.scheduler_bench import Bench, make_bench
 
 BLOCK = 16
@@ -24,7 +25,7 @@ def ask(
 
 def step(bench: Bench) -> None:
     assert bench.forward() is not None
-    bench.pool.check(request.block_ids for request in bench.scheduler.running())
+    check_blocks(bench.pool, (request.block_ids for request in bench.scheduler.running))
 
 
 def flooded() -> tuple[Bench, list[Request]]:

@@ -285,7 +285,7 @@ def test_numbers_that_are_not_finite_end_their_request_and_reach_nobody_who_gets
     slot = None
     for _ in range(200):
         world.step()
-        slot = world.engine.scheduler.running()[-1].slot
+        slot = world.engine.scheduler.running[-1].slot
         if slot is not None and len(world.tokens("broken")) == 6:
             break
     assert slot is not None

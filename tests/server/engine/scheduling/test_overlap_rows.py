@@ -93,9 +93,9 @@ def test_looking_ahead_preempts_nobody() -> None:
         assert ahead is not None
         bench.commit(schedule)
         schedule = ahead
-    held = [list(request.block_ids) for request in bench.scheduler.running()]
+    held = [list(request.block_ids) for request in bench.scheduler.running]
     assert bench.scheduler.schedule_next(schedule) is None
-    assert [list(request.block_ids) for request in bench.scheduler.running()] == held
+    assert [list(request.block_ids) for request in bench.scheduler.running] == held
     assert bench.pool.num_free == 0
 
 

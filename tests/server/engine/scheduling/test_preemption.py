@@ -30,12 +30,12 @@ def flooded(num_running: int, **changes: float) -> tuple[Bench, list[Request]]:
     flood = [add(bench, "flood") for _ in range(2 * num_running)]
     for _ in range(3):
         bench.step()
-    assert bench.scheduler.running() == flood[:num_running]
+    assert bench.scheduler.running == flood[:num_running]
     return bench, flood
 
 
 def tenants_running(bench: Bench) -> list[str]:
-    return [request.tenant for request in bench.scheduler.running()]
+    return [request.tenant for request in bench.scheduler.running]
 
 
 def test_a_newcomer_has_the_place_of_the_flooders_last_request_within_a_step_and_that_one_is_next() -> None:
@@ -52,7 +52,7 @@ def test_a_newcomer_has_the_place_of_the_flooders_last_request_within_a_step_and
     output = list(flood[3].output_ids)
     bench.scheduler.finish(law)
     bench.step()
-    assert bench.scheduler.running() == flood[:4]
+    assert bench.scheduler.running == flood[:4]
     assert flood[3].output_ids[: len(output)] == output
 
 
@@ -79,12 +79,12 @@ def test_nobody_is_put_out_for_a_request_whose_adapter_is_not_there_or_for_which
     add(bench, "law", adapter=digest_of("cold"))
     for _ in range(4):
         bench.step()
-    assert bench.scheduler.running() == flood[:4]
+    assert bench.scheduler.running == flood[:4]
     bench, flood = flooded(4, num_blocks=20)
     add(bench, "law", prompt_ids=list(range(40)))
     for _ in range(4):
         bench.step()
-    assert bench.scheduler.running() == flood[:4]
+    assert bench.scheduler.running == flood[:4]
 
 
 def test_who_waits_for_a_deleted_adapter_waits_on_when_its_last_user_is_put_out_in_the_same_pass() -> None:

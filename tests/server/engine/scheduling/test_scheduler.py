@@ -96,9 +96,9 @@ def test_one_tenants_full_queue_refuses_that_tenant_alone() -> None:
 def test_a_request_is_known_by_its_id_until_it_is_over() -> None:
     bench = make_bench()
     request = bench.add(max_tokens=1)
-    assert bench.scheduler.get(request.id) is request
+    assert bench.scheduler._requests.get(request.id) is request
     bench.step()
-    assert bench.scheduler.get(request.id) is None
+    assert bench.scheduler._requests.get(request.id) is None
 
 
 def test_nobody_waits_behind_a_request_whose_adapter_is_not_ready() -> None:
@@ -248,7 +248,7 @@ def test_finishing_gives_everything_back_once() -> None:
     request, waiting = bench.add(adapter=A), bench.add(adapter=B)
     bench.step()
     assert bench.scheduler.running_adapters() == [A]
-    assert bench.scheduler.waiting_adapters() == [B]
+    assert bench.scheduler.waiting.adapters() == [B]
     for each in (request, waiting, request):
         bench.scheduler.finish(each)
     assert bench.adapters.references[A] == 0

@@ -75,7 +75,7 @@ def test_admitting_costs_no_more_with_two_thousand_tenants_waiting_than_with_twe
             bench.scheduler.add(Request(f"w{index}", f"t{index % num_tenants}", list(range(16)), params))
         steps = []
         for _ in range(30):
-            bench.scheduler.finish(bench.scheduler.running()[0])
+            bench.scheduler.finish(bench.scheduler.running[0])
             steps.append(calls_of_a_step(bench))
         costs[num_tenants] = sorted(steps)[len(steps) // 2]
     assert costs[2000] <= 1.2 * costs[20], costs

@@ -24,8 +24,7 @@ from lora_kernels.triton_common.compile_ahead import asked_for, compile_ahead, c
 from server.engine.model import lora_layers
 from server.engine.model.base_model import load_base
 from server.engine.model.recorded.cuda_graphs import GraphSettings
-from server.engine.startup.compile_kernels import launch_covering
-from server.engine.startup.covering_steps import StepLimits
+from server.engine.startup.covering_steps import StepLimits, launch_covering
 from support.kernels.triton_launches import recorded_launches
 from support.models.models import FAMILY_NAMES, save_base
 from support.worlds.any_steps import SHAPE, any_steps

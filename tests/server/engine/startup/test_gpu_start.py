@@ -12,10 +12,18 @@ from adapters_store.base.description import BaseDescription, LinearShape
 from adapters_store.base.families import FAMILIES, UnsupportedBase
 from server.engine.model.base_model import BaseModel, load_base
 from server.engine.schedule import SchedulerSettings
-from server.engine.startup.gpu_start import GpuStart, attention_modules, check_step_size, default_step, prepare
-from server.engine.startup.memory_plan import GIB, MIB, Reserved
-from server.engine.startup.profile_run import GRAPH_BYTES, graph_bytes, profile_run
-from server.engine.startup.settings import EngineSettings
+from server.engine.startup.gpu_start import (
+    GRAPH_BYTES,
+    GpuStart,
+    attention_modules,
+    check_step_size,
+    default_step,
+    graph_bytes,
+    prepare,
+    profile_run,
+)
+from server.engine.startup.memory_plan import GIB, Reserved
+from server.engine.startup.settings import MIB, EngineSettings
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import torch
 from adapters_store.base.families import UnsupportedBase
 from server.engine.model.base_model import BaseModel, load_base
 from server.engine.startup import memory_plan
-from server.engine.startup.memory_plan import GIB, MIB, Reserved, divided, plan_memory
-from server.engine.startup.settings import MemoryBudget
+from server.engine.startup.memory_plan import GIB, Reserved, divided, plan_memory
+from server.engine.startup.settings import MIB, MemoryBudget
 
 
 @pytest.fixture(scope="module")

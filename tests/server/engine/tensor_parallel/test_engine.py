@@ -103,10 +103,10 @@ def test_logprobs_and_embeddings_are_one_processs(service: Service, shared: Serv
 def test_every_step_has_the_base_own_sums_and_no_other(shared: Service, prompts: list[list[int]]) -> None:
     leader, layers = leader_of(shared), int(shared.parts.base.config.num_hidden_layers)
     for kind in (None, "rank16"):
-        steps, sums = shared.stats().counters["steps"], leader.num_sums
+        steps, sums = shared.stats().counters["steps"], leader.ranks.num_sums
         answers = [shared.ask(ids, kind, max_tokens=8)[1] for ids in prompts]
         assert all(len(answer.tokens()) == 8 for answer in answers)
-        assert leader.num_sums - sums == 2 * layers * (shared.stats().counters["steps"] - steps)
+        assert leader.ranks.num_sums - sums == 2 * layers * (shared.stats().counters["steps"] - steps)
 
 
 def test_what_is_not_measured_on_ranks_is_refused_by_name(
@@ -183,7 +183,7 @@ def test_a_rank_that_cannot_load_its_part_fails_the_start_with_its_error(tmp_pat
     try:
         base = make_base(tmp_path / "base")
         (base / "config.json").write_text("{}")
-        leader.followers.tell_one(1, LoadBase(str(base), "float32", None, 1))
+        leader.followers.send(1, LoadBase(str(base), "float32", None, 1))
         with pytest.raises(RuntimeError, match="rank 1 of 2: UnsupportedBase: "):
             leader.followers.answer(1)
     finally:

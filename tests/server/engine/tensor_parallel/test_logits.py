@@ -94,10 +94,10 @@ def assert_ranks_equal(leader: Leader, one: OneProcess) -> None:
     forward = PackedForward(shared, one.adapters, num_sequences=len(SLOTS), leader=leader)
     counts = []
     for slots, expected in ((BARE, one.bare), (one.slots, one.mixed)):
-        before = leader.num_sums
+        before = leader.ranks.num_sums
         for got, logits_TV in zip(logits_of(forward, slots), expected, strict=True):
             assert (got - logits_TV).abs().max() <= LIMIT * logits_TV.abs().max()
-        counts.append(leader.num_sums - before)
+        counts.append(leader.ranks.num_sums - before)
     assert counts[0] == counts[1] > 0
 
 
@@ -155,10 +155,10 @@ def test_a_forward_has_two_sums_for_each_layer_and_two_more_where_norms_span_all
 ) -> None:
     shared = shared_base(leader, one_process(family, None).base)
     forward = PackedForward(shared, [], num_sequences=1, leader=leader)
-    before = leader.num_sums
+    before = leader.ranks.num_sums
     forward.logits([forward.request(0, prompts()[0], None)])
     expected = int(shared.config.num_hidden_layers) * (2 + SUMS_OF_NORMS.get(family, 0))
-    assert leader.num_sums - before == expected
+    assert leader.ranks.num_sums - before == expected
 
 
 @pytest.mark.parametrize("quantize", [None, "nf4"])
