@@ -248,8 +248,7 @@ class Engine:
     def _completed(self, request: Request, delta: OutputDelta) -> OutputDelta:
         """The constraint allows nothing more: the output ends here, whatever else would have ended it."""
         if delta.finish_reason is None:
-            rest = self._outputs[request.id].finish("stop")
-            return rest._replace(text=delta.text + rest.text)
+            return delta.followed_by(self._outputs[request.id].finish("stop"))
         return delta._replace(finish_reason="stop")
 
     def _count_prompt_tokens(self, row: ScheduledRow) -> None:
@@ -284,7 +283,7 @@ class Engine:
         return TokenEvent(
             request.id,
             text=delta.text,
-            marks=self._outputs[request.id].marks,
+            marks=delta.marks,
             prompt_logprobs=self._prompt_logprobs.pop(request.id, None),
             num_prompt_tokens=len(request.prompt_ids),
             num_output_tokens=len(request.output_ids),

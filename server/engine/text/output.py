@@ -19,18 +19,24 @@ from server.engine.text.token_text import TokenTexts
 
 
 class OutputDelta(NamedTuple):
-    """text: newly released. stop_reason: the stop string or token id that ended it; None for end-of-sequence."""
+    """text: newly released. stop_reason: the stop string or token id that ended it; None for end-of-sequence. marks:
+    places of markers' tokens in the text."""
 
     text: str
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    marks: tuple[Mark, ...] = ()
+
+    def followed_by(self, rest: OutputDelta) -> OutputDelta:
+        """Both as one."""
+        marks = ((len(self.text) + place, id_) for place, id_ in rest.marks)
+        return rest._replace(text=self.text + rest.text, marks=(*self.marks, *marks))
 
 
 class OutputState:
     """The text of one request as it grows. Append every sampled token once, until there is a finish reason.
 
-    prompt_ids: what the output continues (see `Detokenizer`). eos_ids: tokens that end a sequence. marks: places of
-    markers' tokens in the text released last.
+    prompt_ids: what the output continues (see `Detokenizer`). eos_ids: tokens that end a sequence.
     """
 
     def __init__(
@@ -47,7 +53,6 @@ class OutputState:
         self._stop_ids = frozenset(params.stop_token_ids)
         self._matcher = StopMatcher(params.stop, token_texts.symbols) if params.stop else None
         self._held = ""
-        self.marks: tuple[Mark, ...] = ()
         self._open_marks: list[Mark] = []  # of text that is held back; places in the whole text
         self._num_read = self._num_shown = 0  # characters of the whole text
         self.num_tokens = 0
@@ -62,11 +67,11 @@ class OutputState:
         start = self._num_shown
         self._num_shown += len(delta.text)
         self._num_read = self._num_shown + len(self._held)
-        if self._open_marks or self.marks:
-            shown = [mark for mark in self._open_marks if mark[0] <= self._num_shown]
-            self._open_marks = self._open_marks[len(shown) :]
-            self.marks = tuple((place - start, id_) for place, id_ in shown)
-        return delta
+        if not self._open_marks:
+            return delta
+        shown = [mark for mark in self._open_marks if mark[0] <= self._num_shown]
+        self._open_marks = self._open_marks[len(shown) :]
+        return delta._replace(marks=tuple((place - start, id_) for place, id_ in shown))
 
     def _append(self, token_id: int) -> OutputDelta:
         self.num_tokens += 1

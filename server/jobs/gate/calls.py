@@ -114,8 +114,9 @@ def _read(tokenizer: Tokenizer, case: _Case, ids: Sequence[int]) -> Calls | None
     reader, pieces = AnswerReader(case.form), list[Piece]()
     for id_ in ids:
         delta = output.append(id_)
-        pieces += reader.feed(delta.text, output.marks)
-    pieces += reader.feed(output.finish("stop").text, output.marks) + reader.finish()
+        pieces += reader.feed(delta.text, delta.marks)
+    last = output.finish("stop")
+    pieces += reader.feed(last.text, last.marks) + reader.finish()
     names = {piece.number: piece.text for piece in pieces if piece.kind == "name"}
     texts = dict.fromkeys(names, "")
     for piece in pieces:

@@ -171,7 +171,6 @@ class ScriptedOutput:
         self._world, self._request = world, request
         self._stop_at = world.random.randint(1, 30)
         self.num_tokens = 0
-        self.marks: tuple[tuple[int, int], ...] = ()
 
     def append(self, token_id: int) -> OutputDelta:
         self.num_tokens += 1

@@ -74,10 +74,6 @@ class _CpuForward:
             layer_adapters=adapters,
             head_adapters=adapters,
             logits_rows_R=torch.arange(live),
-            sampling=[],
-            sampling_rows=[],
-            offsets=[],
-            prompt_spans=[],
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from itertools import cycle
+from itertools import accumulate, cycle
 from typing import Any
 
 import pytest
@@ -69,6 +69,19 @@ def test_an_answer_follows_its_grammar_whatever_the_sampling_parameters(
     assert value["kind"] in ("law", "med")
     if "logprobs" in params:
         assert all(len(entry.top) == 3 for event in events for entry in event.logprobs or ())
+
+
+def test_a_marker_that_completes_its_grammar_keeps_its_place(
+    service: Service, compiled: Compile, prompts: list[list[int]]
+) -> None:
+    """As the marker behind the last of the calls does, if no further call is allowed."""
+    [marker] = service.worker.tokenizer.encode("<s>", add_special_tokens=False)
+    grammar = compiled("lark", f'%llguidance {{}}\nstart: "ab" <[{marker}]>')
+    events = generated(service, grammar, prompts[0], mark_ids=frozenset({marker}))
+    starts = accumulate((len(event.text) for event in events), initial=0)
+    marks = [(start + place, id_) for start, event in zip(starts, events, strict=False) for place, id_ in event.marks]
+    assert (text_of(events), marks) == ("ab", [(2, marker)])
+    assert events[-1].finish_reason == "stop"
 
 
 def test_rows_without_a_grammar_keep_their_bits_beside_rows_with_one(

@@ -113,7 +113,7 @@ def test_no_request_is_preempted_for_one_that_waits_for_a_twin() -> None:
         bench.scheduler.finish(request)
     first, twin = ask(bench, "law", num_blocks=4), ask(bench, "law", num_blocks=4)
     twin[0].prompt_ids = list(first[0].prompt_ids)
-    ask(bench, "t0", num_blocks=30)  # finds no blocks, so later requests get none that are free
+    ask(bench, "t0", num_blocks=30, max_tokens=10)  # finds no blocks, so later requests get none that are free
     num_running = len(bench.running("flood"))
     step(bench)
     assert first[0].status is Status.RUNNING

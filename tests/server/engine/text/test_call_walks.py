@@ -96,7 +96,7 @@ def _events(walker: Walker, form: AnswerForm, ids: list[int], stop: tuple[str, .
     output, events = OutputState(params, walker.tokenizer.token_texts, frozenset()), []
     for id_ in ids:
         delta = output.append(id_)
-        events.append((delta.text, output.marks))
+        events.append((delta.text, delta.marks))
         if delta.finish_reason == "stop":
             break
     return events

@@ -208,11 +208,11 @@ def test_half_a_character_at_the_limit_is_shown_as_broken() -> None:
 def test_end_tokens_end_and_are_no_text() -> None:
     token = letters("x")[0]
     texts, last = run(state_for(), [*letters("ab"), EOS, *letters("c")])
-    assert ("".join(texts), last[1:]) == ("ab", ("stop", None))
+    assert ("".join(texts), last[1:3]) == ("ab", ("stop", None))
     texts, last = run(state_for(stop_token_ids=(token,)), letters("abxc"))
-    assert ("".join(texts), last[1:]) == ("ab", ("stop", token))
+    assert ("".join(texts), last[1:3]) == ("ab", ("stop", token))
     texts, last = run(state_for(stop=("bx",)), letters("abxc"))
-    assert ("".join(texts), last[1:]) == ("a", ("stop", "bx"))
+    assert ("".join(texts), last[1:3]) == ("a", ("stop", "bx"))
 
 
 def special(name: str) -> int:
