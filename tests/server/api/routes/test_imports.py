@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from server.api.settings import ApiSettings
 from support.models.adapter_files import config_bytes, lora_tensors, safetensors_bytes, tiny_base
@@ -110,3 +112,21 @@ def test_only_allowed_places_are_read_and_only_for_operators(
         places, (400, "source_not_allowed")
     )
     assert code_of(bring(client, "x", f"{PLACE}/1/law")) == (403, "admin_key_required")
+
+
+def test_a_body_that_names_no_place_is_not_kept_up_to_the_limit_of_an_upload(app: FastAPI) -> None:
+    num_sent = 0
+
+    async def blanks() -> AsyncIterator[bytes]:
+        nonlocal num_sent
+        for _ in range(1000):
+            num_sent += 1
+            yield b" " * 65_536
+
+    async def post() -> httpx.Response:
+        headers = {"Authorization": f"Bearer {ADMIN_KEY}", "Content-Type": "application/json", "X-Tenant-Id": "acme"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+            return await client.post("/v1/adapters", content=blanks(), headers=headers)
+
+    assert code_of(asyncio.run(post())) == (413, "too_large")
+    assert num_sent * 65_536 <= (1 << 20) + 65_536
