@@ -74,17 +74,17 @@ class Run:
         """Raises SpecError, DataRejected, UnsupportedBase, Diverged, PackingBroken, OSError, torch's own errors."""
         start_s = time.perf_counter()
         disable_progress_bar()
-        self._stage("data")
+        self.log.event("stage", stage="data")
         _ = self._base_digest  # a faulty base is reported before all data is read
         data = self._prepared_data()
         self._check_provenance(data)
-        self._stage("model")
+        self.log.event("stage", stage="model")
         trainee = self._trainee(data)
         difference = check_packing(trainee, data.train, self.held.packing_difference if self.held else None)
         loop = self._loop(trainee, data)
         if loop.progress.step == 0 and self.spec.objective == "supervised":
             self._check_prompts(trainee, data, loop.num_steps)
-        self._stage("training", packing_difference=difference, num_steps=loop.num_steps)
+        self.log.event("stage", stage="training", packing_difference=difference, num_steps=loop.num_steps)
         outcome = loop.run()
         if outcome != "finished":
             code = Exit.PAUSED if outcome == "paused" else Exit.CANCELLED
@@ -101,9 +101,6 @@ class Run:
         found = check_data(trainee, data.train, trained_tokens=num_steps * step_tokens)
         use = found.use and asdict(found.use)
         self.log.event("data_check", level=found.level, message=found.message, base_prompt_use=use)
-
-    def _stage(self, name: str, **fields: Any) -> None:
-        self.log.event("stage", stage=name, **fields)
 
     @cached_property
     def _base_digest(self) -> str:
@@ -182,11 +179,11 @@ class Run:
         checkpoints.clean()
         if steps := self.folder.checkpoint_steps():
             loop.progress = checkpoints.restore(steps[-1], trainee, loop.optimizer)
-            self._stage("resumed", step=loop.progress.step)
+            self.log.event("stage", stage="resumed", step=loop.progress.step)
         return loop
 
     def _publish(self, loop: Loop, start_s: float) -> None:
-        self._stage("publishing")
+        self.log.event("stage", stage="publishing")
         best = loop.progress.best
         assert best is not None, "a finished run has evaluated its last step"
         if self.ranks.is_first:

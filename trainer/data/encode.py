@@ -7,7 +7,7 @@ span, the text is cut there, because serving cuts there too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
-from adapters_store.dialects.dialect import Tool
 from adapters_store.format.invocation import last_place
 from adapters_store.parsing.strict_json import shown
 from trainer.data.examples import Examples
 from trainer.data.problems import LineRefused, ProblemList, excerpt_of
 from trainer.data.records import Record
-from trainer.data.template import Render, RenderedText, Span, check_calls, dialect_for, render_chat, template_of
+from trainer.data.template import RenderedText, Span, check_calls, dialect_for, render_chat, template_of
 from trainer.data.types import EncodedExample
 from trainer.spec import TooLong
 
@@ -138,13 +137,11 @@ class Encoder:
     def _tokens(self, record: Record) -> list[Tokens]:
         if record.kind == "chat":
             check_calls(record.messages, self._dialect)
-            return [self._chat_tokens(text) for text in render_chat(record.messages, self._rendered_with(record.tools))]
+            texts = render_chat(record.messages, lambda shown, opens: self._render(shown, record.tools, opens))
+            return [self._chat_tokens(text) for text in texts]
         if record.kind == "completion":
             return [self._completion_tokens(record.prompt, record.completion)]
         return [self._completion_tokens("", record.completion)]
-
-    def _rendered_with(self, tools: Sequence[Tool]) -> Render:
-        return lambda messages, add_generation_prompt: self._render(messages, tools, add_generation_prompt)
 
     def _checked(self, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """The weights, the first token's 0. Raises LineRefused for what is too long, unreadable or teaches nothing."""

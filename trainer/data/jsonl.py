@@ -158,7 +158,9 @@ class _Reader:
         self._num_pairs += record.is_pair
 
     def dataset(self, path: Path) -> Dataset:
-        self._check_count()
+        if not self._problems.listed and self._num_distinct < self._limits.min_examples:
+            message = f"{self._num_distinct} distinct examples, at least {self._limits.min_examples} are needed"
+            self._problems.add(Problem(0, "too_few_examples", message))
         self._problems.raise_if_any()
         return Dataset(
             path=path,
@@ -177,12 +179,6 @@ class _Reader:
     @cached_property
     def _num_distinct(self) -> int:
         return len(np.unique(np.frombuffer(self._digests, dtype=f"S{DIGEST_BYTES}")))
-
-    def _check_count(self) -> None:
-        limits = self._limits
-        if not self._problems.listed and self._num_distinct < limits.min_examples:
-            message = f"{self._num_distinct} distinct examples, at least {limits.min_examples} are needed"
-            self._problems.add(Problem(0, "too_few_examples", message))
 
 
 def _content(number: int, line: bytes) -> bytes:

@@ -105,8 +105,7 @@ class Trainee:
         labels, weights = batch.labels.to(self.device), batch.weights.to(self.device)
         if batch.pairs is not None:
             return nn.functional.softplus(-self.beta * self._margins(batch, labels, weights)).sum()
-        result: Tensor = self._run(batch.input_ids, batch.position_ids, labels, weights)
-        return result
+        return self._run(batch.input_ids, batch.position_ids, labels, weights)
 
     def _margins(self, batch: PackedBatch, *targets: Tensor) -> Tensor:
         """By how much more the adapter prefers each chosen answer than what it began as does, in nats [P].

@@ -48,10 +48,7 @@ def options(
 
 def fewest_devices(found: Iterable[Option]) -> list[Option]:
     """The fewest devices of each kind that fit, cheapest first. More devices cost the same and take less time."""
-    fewest: dict[str, Option] = {}
-    for option in found:
-        if option.gpu.name not in fewest or option.devices < fewest[option.gpu.name].devices:
-            fewest[option.gpu.name] = option
+    fewest = {option.gpu.name: option for option in sorted(found, key=lambda option: -option.devices)}
     return sorted(fewest.values(), key=lambda option: option.time.usd)
 
 

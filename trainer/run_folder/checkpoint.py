@@ -62,14 +62,10 @@ class Checkpoints:
         kept = {*steps[-self.keep_last :], *progress.best_steps(self.keep_best)}
         for step in steps:
             if step not in kept:
-                self.remove(step)
-
-    def remove(self, step: int) -> None:
-        """Renamed first: half a checkpoint is never found under its name."""
-        checkpoint, files = self.folder.checkpoint(step), self.folder.files
-        trash = checkpoint.with_name(f".{checkpoint.name}.trash")
-        files.rename(checkpoint, trash)
-        files.remove_tree(trash)
+                checkpoint, files = self.folder.checkpoint(step), self.folder.files
+                trash = checkpoint.with_name(f".{checkpoint.name}.trash")
+                files.rename(checkpoint, trash)  # first: half a checkpoint is never found under its name
+                files.remove_tree(trash)
 
     def clean(self) -> None:
         """Remove what a killed process left behind."""

@@ -38,7 +38,7 @@ def tracking(
     names: Sequence[str], folder: RunFolder, spec: TrainSpec, *, first_step: int, note: Note
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """What takes the run's events. Raises SpecError for a tracker that cannot be opened, before anything is trained."""
-    ids = _ids_of(folder)
+    ids: dict[str, str] = json.loads(folder.tracking.read_bytes()) if folder.tracking.exists() else {}
     opened: dict[str, Tracker] = {}
     trackers = _Trackers(opened, note)
     try:
@@ -103,10 +103,3 @@ def _open(name: str, run: Tracked) -> Tracker:
         limit = f"a tracker that can be opened ({type(error).__name__}; its address and key are in its own variables)"
         raise SpecError(FIELD, name, limit) from None
     return tracker
-
-
-def _ids_of(folder: RunFolder) -> dict[str, str]:
-    try:
-        return dict(json.loads(folder.tracking.read_bytes()))
-    except FileNotFoundError:
-        return {}
