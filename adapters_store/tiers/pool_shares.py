@@ -9,17 +9,18 @@ for `hold_s` may be evicted for any tenant, and a tenant always keeps one adapte
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 from adapters_store.tiers.entries import Owner, PoolEntry
 
 
+@dataclass(slots=True)
 class _Held:
     """One tenant's part of the device: elements, adapters, and elements that running requests use."""
 
-    __slots__ = ("count", "in_use", "used")
-
-    def __init__(self) -> None:
-        self.used = self.count = self.in_use = 0
+    used: int = 0
+    count: int = 0
+    in_use: int = 0
 
 
 class PoolShares:

@@ -1,13 +1,8 @@
-"""The nouns of adapter memory: its settings, its counters, and the adapters on the device. No decisions."""
+"""The nouns of adapter memory: its settings and its counters. No decisions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
-
-from adapters_store.base.description import AdapterDigest
-from adapters_store.tiers.device_pool import DevicePool
-from adapters_store.tiers.entries import EntryState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,35 +53,8 @@ class AdapterTiersStats:
     working_set_ratio: float
     host: HostTierStats
 
-    @classmethod
-    def of(cls, pool: DevicePool, host: HostTierStats, *, misses: int, working_set_ratio: float) -> AdapterTiersStats:
-        return cls(
-            hits=pool.stats.hits,
-            misses=misses,
-            evictions=pool.stats.evictions,
-            activations=pool.stats.activations,
-            num_resident=len(pool.ready()),
-            num_more=pool.num_more,
-            used_elements=pool.capacity_elements - pool.num_free_elements,
-            largest_free_elements=pool.largest_hole,
-            capacity_elements=pool.capacity_elements,
-            working_set_ratio=working_set_ratio,
-            host=host,
-        )
-
     @property
     def largest_free_ratio(self) -> float:
         """The longest free range as a share of all free elements: 1 means not fragmented."""
         free = self.capacity_elements - self.used_elements
         return self.largest_free_elements / free if free else 1.0
-
-
-class ResidentAdapter(NamedTuple):
-    """One adapter on the device."""
-
-    digest: AdapterDigest
-    slot: int
-    num_elements: int
-    ref_count: int
-    pinned: bool
-    state: EntryState

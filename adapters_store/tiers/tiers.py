@@ -24,7 +24,7 @@ from adapters_store.tiers.entries import (
 )
 from adapters_store.tiers.host_tier import HostTier
 from adapters_store.tiers.placement import Placement
-from adapters_store.tiers.stats import AdapterTiersSettings, AdapterTiersStats, ResidentAdapter
+from adapters_store.tiers.stats import AdapterTiersSettings, AdapterTiersStats
 from adapters_store.tiers.transfers import Transfers
 from adapters_store.tiers.working_set import WorkingSet
 
@@ -50,10 +50,9 @@ class AdapterTiers:
         self._settings = settings or AdapterTiersSettings()
         self._clock = clock
         self._transfers = Transfers(host, pool, copier, self._settings.max_copies, self._note_arrival)
-        self._pins: dict[AdapterDigest, None] = {}
+        self._pins: set[AdapterDigest] = set()
         self._wanted: tuple[AdapterDigest, ...] = ()
         self._limit = 0
-        self._asked: dict[AdapterDigest, None] = {}  # wanted by acquire() or pin() alone
         self._warming: dict[AdapterDigest, Owner] = {}  # wanted by warm() alone: given up where there is no room
         self._failures: dict[AdapterDigest, StoreError] = {}
         self._no_room_since: dict[AdapterDigest, float] = {}
@@ -87,19 +86,13 @@ class AdapterTiers:
         digests, limit = tuple(wanted), len(wanted) if limit is None else limit
         if digests != self._wanted or limit != self._limit:
             self._replace_wanted(digests, limit)
-        if self._must_advance and (self._wanted or self._pins or self._asked or self._warming):
+        if self._must_advance and (self._wanted or self._warming):
             self._advance()
         return self._snapshot(self._take_failures(digests) if self._failures else {})
 
     def acquire(self, digest: AdapterDigest) -> int | None:
-        """Take one reference and return the adapter's slot; None: it is being brought to the device.
-
-        Raises StoreError if it cannot be loaded (too large for the pool, damaged, deleted).
-        """
+        """Take one reference and return the adapter's slot; None if it is not on the device."""
         entry = self._pool.acquire(digest)
-        if entry is None and self._pool.get(digest) is None:
-            self._ask(digest)
-            entry = self._pool.acquire(digest)
         if entry is None:
             return None
         self._working_set.note(digest, entry.num_elements)
@@ -132,36 +125,30 @@ class AdapterTiers:
         if error is not None:
             raise error
 
-    def pin_resident(self, digest: AdapterDigest) -> None:
-        """Keep an adapter that is on the device there. Raises Conflict (adapter_not_resident, pin_limit)."""
-        self._pool.check_pin(digest)
-        self.pin(digest)
-
     def residency(self, digest: AdapterDigest) -> Residency:
         """Where it is now."""
         pinned = digest in self._pins
         if digest in self._pool.ready():
             return Residency("device", pinned)
-        if self._pool.get(digest) is not None or digest in {*self._wanted, *self._pins, *self._asked, *self._warming}:
+        if self._pool.get(digest) is not None or digest in {*self._wanted, *self._warming}:
             return Residency("loading", pinned)
         return Residency("host" if digest in self._host.held() else "disk", pinned)
 
     def pin(self, digest: AdapterDigest) -> None:
-        """Bring it to the device before all others and keep it there. Raises StoreError if it cannot be loaded."""
-        self._pins[digest] = None
+        """Keep an adapter that is on the device there, whatever the limit."""
         entry = self._pool.get(digest)
-        if entry is not None:
-            entry.pinned = True
-            return
-        try:
-            self._ask(digest)
-        except StoreError:
-            del self._pins[digest]
-            raise
+        assert entry is not None, f"{digest} is not on the device"
+        entry.pinned = True
+        self._pins.add(digest)
+
+    def pin_resident(self, digest: AdapterDigest) -> None:
+        """The same within the limit. Raises Conflict (adapter_not_resident, pin_limit)."""
+        self._pool.check_pin(digest)
+        self.pin(digest)
 
     def unpin(self, digest: AdapterDigest) -> None:
         """Allow its eviction again."""
-        self._pins.pop(digest, None)
+        self._pins.discard(digest)
         entry = self._pool.get(digest)
         if entry is not None:
             entry.pinned = False
@@ -174,7 +161,6 @@ class AdapterTiers:
         version exists again (the same content has the same digest).
         """
         self.unpin(digest)
-        self._asked.pop(digest, None)
         self._warming.pop(digest, None)
         self._failures.pop(digest, None)
         self._no_room_since.pop(digest, None)
@@ -204,12 +190,9 @@ class AdapterTiers:
             self._advance()
         return self._snapshot({}, loads=self._transfers.take_loads())
 
-    def resident(self) -> list[ResidentAdapter]:
+    def resident(self) -> list[PoolEntry]:
         """Adapters on the device, the least recently used first."""
-        return [
-            ResidentAdapter(entry.digest, entry.slot, entry.num_elements, entry.ref_count, entry.pinned, entry.state)
-            for entry in self._pool.entries()
-        ]
+        return self._pool.entries()
 
     def held(self) -> tuple[AdapterDigest, ...]:
         """Adapters in either tier, each once."""
@@ -217,8 +200,19 @@ class AdapterTiers:
 
     def stats(self) -> AdapterTiersStats:
         """A snapshot of both tiers' counters."""
-        return AdapterTiersStats.of(
-            self._pool, self._host.stats(), misses=self._num_misses, working_set_ratio=self._working_set.ratio()
+        pool = self._pool
+        return AdapterTiersStats(
+            hits=pool.stats.hits,
+            misses=self._num_misses,
+            evictions=pool.stats.evictions,
+            activations=pool.stats.activations,
+            num_resident=len(pool.ready()),
+            num_more=pool.num_more,
+            used_elements=pool.capacity_elements - pool.num_free_elements,
+            largest_free_elements=pool.largest_hole,
+            capacity_elements=pool.capacity_elements,
+            working_set_ratio=self._working_set.ratio(),
+            host=self._host.stats(),
         )
 
     def _snapshot(
@@ -235,8 +229,8 @@ class AdapterTiers:
         )
 
     def _replace_wanted(self, wanted: tuple[AdapterDigest, ...], limit: int) -> None:
-        known = {*self._wanted, *self._asked}
         missing = [digest for digest in wanted if digest not in self._pool.ready()]
+        known = set(self._wanted)
         self._num_misses += sum(digest not in known for digest in missing)
         for digest in self._no_room_since.keys() - set(wanted):
             del self._no_room_since[digest]
@@ -254,24 +248,13 @@ class AdapterTiers:
         others = [digest for digest in self._wanted[self._limit :] if digest not in digests]
         self._wanted, self._limit = (*may_take_room, *others), len(may_take_room)
 
-    def _ask(self, digest: AdapterDigest) -> None:
-        """Want an adapter that is not on the list."""
-        if digest not in self._wanted and digest not in self._asked:
-            self._asked[digest] = None
-            self._num_misses += 1
-        self._must_advance = True
-        self._advance()
-        error = self._failures.pop(digest, None)
-        if error is not None:
-            raise error
-
     def _advance(self) -> None:
         """Go through the wanted adapters in order, and advance those that are missing."""
         self._must_advance = self._is_incomplete = False
         self._last_advance_s = self._clock()
         self._loads_left = self._settings.max_loads
         self._placement.begin(self._wanted[: self._limit])
-        in_order = dict.fromkeys((*self._pins, *self._wanted[: self._limit], *self._asked, *self._warming))
+        in_order = dict.fromkeys((*self._wanted[: self._limit], *self._warming))
         more_urgent: set[AdapterDigest] = set()
         for digest in in_order:
             if self._pool.get(digest) is None and self._advance_one(digest, more_urgent):
@@ -292,7 +275,8 @@ class AdapterTiers:
         if adapter is None:
             error = self._host.failure(digest)
             if error is not None:
-                return self._fail(digest, error)
+                self._fail(digest, error)
+                return False
             if self._loads_left:
                 self._loads_left -= 1
                 self._host.request(digest, self._owner_of(digest).tenant)
@@ -305,7 +289,6 @@ class AdapterTiers:
         if reservation is None:
             return self._note_no_room(digest, adapter)
         self._no_room_since.pop(digest, None)
-        reservation.entry.pinned = digest in self._pins
         self._transfers.copy(reservation.entry, reservation.evicted, adapter)
         return False
 
@@ -313,22 +296,20 @@ class AdapterTiers:
         """It waits for room, unless it was only to be warmed; returns whether it waits."""
         error = self._placement.refusal(adapter, has_pins=bool(self._pins))
         if error is not None:
-            return self._fail(digest, error)
+            self._fail(digest, error)
+            return False
         if self._warming.pop(digest, None) is not None and digest not in self._wanted[: self._limit]:
             self._placement.over_share.discard(digest)
             return False
         self._no_room_since.setdefault(digest, self._clock())
         return True
 
-    def _fail(self, digest: AdapterDigest, error: StoreError) -> bool:
+    def _fail(self, digest: AdapterDigest, error: StoreError) -> None:
         self._failures[digest] = error
-        self._asked.pop(digest, None)
         self._warming.pop(digest, None)
         self._no_room_since.pop(digest, None)
-        return digest in self._pins  # pinned adapters are tried again
 
     def _note_arrival(self, entry: PoolEntry) -> None:
-        self._asked.pop(entry.digest, None)
         self._warming.pop(entry.digest, None)
         self._must_advance |= self._is_incomplete
         if entry.is_deleted:

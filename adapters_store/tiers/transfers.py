@@ -75,10 +75,8 @@ class Transfers:
         self._starts_left -= 1
         self._loads.append((entry.owner, entry.num_elements))
         source = self._host.pin(adapter)
-        self._start(_Transfer(entry, source, self._copier.start(entry.slot, entry.offset, adapter)))
-
-    def _start(self, transfer: _Transfer) -> None:
-        self._under_way[transfer.entry.digest] = transfer
+        transfer = _Transfer(entry, source, self._copier.start(entry.slot, entry.offset, adapter))
+        self._under_way[entry.digest] = transfer
         if transfer.is_copied():
             self._finish(transfer)
 

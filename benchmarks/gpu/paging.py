@@ -54,6 +54,7 @@ def _in_host_memory(parts: EngineParts, digest: AdapterDigest) -> bool:
 
 
 def _on_device(parts: EngineParts, digest: AdapterDigest) -> bool:
+    parts.engine.tiers.update([digest])
     parts.engine.tiers.poll()
     return parts.engine.tiers.acquire(digest) is not None
 

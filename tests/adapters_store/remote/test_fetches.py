@@ -11,10 +11,10 @@ import pytest
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreUnavailable
 from adapters_store.packed.layout import PackedAdapter
-from adapters_store.remote.fetches import NUM_THREADS
 from adapters_store.remote.keys import ADAPTERS
 from adapters_store.store import AdapterStore
 from adapters_store.tiers.host_tier import HostTier, HostTierSettings
+from adapters_store.tiers.load_queue import NUM_THREADS
 from support.servers.waiting import wait_until
 from support.worlds.adapter_memory import FakeClock, digest_of, packed
 

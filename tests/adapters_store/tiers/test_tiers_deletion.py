@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from adapters_store.errors import NotFound
 from support.worlds.adapter_memory import digest_of
 from support.worlds.tiers_bench import Bench, make_bench
 
@@ -17,10 +16,9 @@ def bench() -> Bench:
 
 
 def test_pinned_adapters_stay_without_being_used(bench: Bench) -> None:
-    bench.bring(A)
+    bench.bring(A, B)
     bench.tiers.pin(A)
-    bench.tiers.pin(B)  # comes by itself
-    bench.settle()
+    bench.tiers.pin(B)
     assert all(entry.pinned for entry in bench.tiers.resident())
     bench.bring(C, D)
     bench.tiers.update([E])
@@ -54,19 +52,6 @@ def test_unpinning_lets_the_waiting_one_on(bench: Bench) -> None:
     bench.tiers.unpin(A)
     bench.tiers.poll()
     assert bench.resident() == {B, C}
-
-
-def test_pinning_what_cannot_come_is_refused(bench: Bench) -> None:
-    bench.disk.errors[A] = NotFound("model_not_found", "no adapter A")
-    bench.tiers.update([A])
-    bench.host.load_next()
-    with pytest.raises(NotFound):
-        bench.tiers.pin(A)
-    bench.tiers.update([])
-    bench.disk.errors.clear()
-    bench.clock.advance(6)
-    bench.settle()
-    assert bench.resident() == set()
 
 
 def test_a_deleted_adapter_leaves_both_tiers_at_once_if_nobody_uses_it(bench: Bench) -> None:
