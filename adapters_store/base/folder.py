@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters_store.base.families import UnsupportedBase
+from adapters_store.errors import UserError
 from adapters_store.parsing.adapter_files import CONFIG_FILE, LFS_POINTER, MLX_LM_KEYS
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -38,7 +39,7 @@ def reading(folder: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (UnsupportedBase, MemoryError):
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # transformers, tokenizers, safetensors and jinja2 have no class in common
         if getattr(error, "errno", None) is not None or _is_of_the_machine(error):

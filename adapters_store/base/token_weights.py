@@ -6,17 +6,17 @@ An upload that brings them unchanged is recognised by them. Few uploads do, so a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
 
+from adapters_store.base.converted.shards import opened_weights
 from adapters_store.base.description import BaseDescription
 from adapters_store.base.digests import base_digest, remembered
 from adapters_store.base.families import HEAD, UnsupportedBase, family_of
-from adapters_store.base.folder import weight_files
 
 _TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _ROWS = 4096  # hashed at a time: 32 MiB of a hidden size of 4,096 in bfloat16
@@ -46,30 +46,22 @@ def weights_are_there(base: BaseDescription) -> bool:
 
 def _sha256(base: BaseDescription, module: str, dtype: str) -> str:
     """Empty: see `token_weight_sha256`."""
-    files, served, stored_as = weight_files(Path(str(base.folder))), getattr(torch, base.dtype), _TYPES[dtype]
+    served, stored_as = getattr(torch, base.dtype), _TYPES[dtype]
     names = [f"{module}.weight", *([f"{family_of(base.architecture).embedding}.weight"] if module == HEAD else [])]
     total, has_rows = hashlib.sha256(), False
-    for rows in next((found for name in names if (found := _rows(files, name)) is not None), ()):
-        has_rows = True
-        cast = rows.to(stored_as).contiguous()
-        if not torch.equal(cast.to(served), rows.to(served)):
-            return ""
-        total.update(cast.view(torch.uint8).numpy().data)
+    with opened_weights(Path(str(base.folder))) as owner:
+        name = next((each for each in names if each in owner), None)
+        for rows in () if name is None else _parts(owner[name].get_slice(name)):
+            has_rows = True
+            cast = rows.to(stored_as).contiguous()
+            if not torch.equal(cast.to(served), rows.to(served)):
+                return ""
+            total.update(cast.view(torch.uint8).numpy().data)
     return total.hexdigest() if has_rows else ""
 
 
-def _rows(files: Iterable[Path], name: str) -> Iterator[torch.Tensor] | None:
-    """The tensor, some rows at a time; None: there is none of this name."""
-    for file in files:
-        with safe_open(file, framework="pt") as stored:
-            if name in stored.keys():  # noqa: SIM118  no mapping
-                return _parts(file, name)
-    return None
-
-
-def _parts(file: Path, name: str) -> Iterator[torch.Tensor]:
-    with safe_open(file, framework="pt") as stored:
-        tensor = stored.get_slice(name)
-        if tensor.get_dtype() in (*_TYPES, "F64"):
-            for start in range(0, tensor.get_shape()[0], _ROWS):
-                yield tensor[start : start + _ROWS]
+def _parts(tensor: Any) -> Iterator[torch.Tensor]:
+    """Some rows at a time; none of a tensor that is not stored plain."""
+    if tensor.get_dtype() in (*_TYPES, "F64"):
+        for start in range(0, tensor.get_shape()[0], _ROWS):
+            yield tensor[start : start + _ROWS]

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adapters_store.parsing.strict_json import members
+
 Tool = Mapping[str, Any]  # OpenAI's: {"type": "function", "function": {"name", "description", "parameters"}}
 MAX_CALL_ID_CHARS, PLAIN_ID_CHARS = 64, 24
 MAX_TOOLS, MAX_CALLS = 128, 128
@@ -91,12 +93,8 @@ def is_deeper(value: Any, limit: int) -> bool:
     """Whether a JSON value is nested deeper than that many levels."""
     level = [value]
     for _ in range(limit):
-        level = [member for each in level for member in _members(each)]
+        level = [member for each in level for member in members(each)]
     return bool(level)
-
-
-def _members(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def text_of(parts: Sequence[Part]) -> str:

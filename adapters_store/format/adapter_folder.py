@@ -18,7 +18,6 @@ from adapters_store.parsing.adapter_files import (
     HEAD_BYTES,
     SHARDS_ADVICE,
     WEIGHTS_FILE,
-    refuse_foreign_config,
     refuse_foreign_keys,
     refuse_lfs_pointer,
 )
@@ -67,7 +66,7 @@ def read_adapter_folder(folder: Path) -> AdapterFolder:
             "missing_config", f"{folder}: no {CONFIG_FILE} there; {_instead_of(folder)}", param="config"
         )
     config = path.read_bytes()
-    refuse_foreign_config(config)
+    refuse_lfs_pointer(config, "config", CONFIG_FILE)
     body = _object_in(path)
     if body and "peft_type" not in body:
         refuse_foreign_keys(body)
@@ -161,8 +160,9 @@ def _notes(folder: Path) -> tuple[str, ...]:
 
 def _template_in(folder: Path) -> str | None:
     """The file that holds a chat template."""
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
-        return "chat_template.jinja" if (folder / "chat_template.jinja").is_file() else "chat_template.json"
+    for name in ("chat_template.jinja", "chat_template.json"):
+        if (folder / name).is_file():
+            return name
     return "tokenizer_config.json" if _object_in(folder / "tokenizer_config.json").get("chat_template") else None
 
 

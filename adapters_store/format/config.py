@@ -14,7 +14,7 @@ from adapters_store.errors import AdapterRejected
 from adapters_store.format.chat_fields import dialect_in, is_int8_in, template_in
 from adapters_store.format.config_fields import Body, bad_field, check_fields, default_delta_is_zero, is_empty
 from adapters_store.format.limits import AdapterLimits
-from adapters_store.parsing.adapter_files import CONFIG_FILE, refuse_foreign_config
+from adapters_store.parsing.adapter_files import CONFIG_FILE, refuse_lfs_pointer
 from adapters_store.parsing.patterns import PATTERN_KEY, ModulePattern, SuffixPatterns, suffixes_at_dots
 from adapters_store.parsing.strict_json import parse_strict_json, shown
 
@@ -140,7 +140,7 @@ def parse_config(data: bytes, limits: AdapterLimits) -> LoraConfig:
     if len(data) > limits.max_config_bytes:
         message = f"adapter_config.json: {len(data)} bytes, the limit is {limits.max_config_bytes}"
         raise AdapterRejected("config_too_large", message, param="config")
-    refuse_foreign_config(data)
+    refuse_lfs_pointer(data, "config", CONFIG_FILE)
     body = parse_strict_json(
         data,
         what=CONFIG_FILE,

@@ -69,7 +69,7 @@ class DigestBuilder:
 
 
 def _parts_of(stack: PlannedExperts) -> list[list[object]]:
-    """Whose each pair of tensors is, and their types and shapes."""
+    """For each pair of tensors: its expert, its first rank, and the types and shapes of both."""
     return [
         [part.expert, part.first_rank, part.a.dtype, part.a.shape, part.b.dtype, part.b.shape] for part in stack.parts
     ]

@@ -54,8 +54,8 @@ def read_header(path: Path, limits: AdapterLimits) -> SafetensorsHeader:
 
     Raises:
         AdapterRejected: missing_weights, too_large, truncated, a code of adapter_files, header_too_large, bad_header,
-            a code of strict_json, too_many_tensors, bad_tensor_name, wrong_dtype, bad_shape, overlapping_offsets,
-            offsets_gap, trailing_bytes, no_tensors.
+            a code of strict_json, too_many_tensors, bad_tensor_name, wrong_dtype, bad_shape, bad_offsets,
+            overlapping_offsets, offsets_gap, trailing_bytes, no_tensors.
     """
     raw, file_bytes = _read_raw(path, limits)
     data_start = _LENGTH_BYTES + len(raw)
@@ -68,16 +68,17 @@ def read_header(path: Path, limits: AdapterLimits) -> SafetensorsHeader:
         too_many="too_many_tensors",
     )
     if not isinstance(body, dict):
-        raise _rejected("bad_header", "safetensors header: must be an object")
+        raise rejected("bad_header", "safetensors header: must be an object")
     metadata = _metadata(body.pop("__metadata__", {}))
     if not body:
-        raise _rejected("no_tensors", "weights: the file holds no tensor")
+        raise rejected("no_tensors", "weights: the file holds no tensor")
     spans = sorted((_entry(name, value, data_start, limits) for name, value in body.items()), key=lambda span: span[:2])
     _check_cover(spans, file_bytes - data_start)
     return SafetensorsHeader(tuple(entry for _, _, entry in spans), metadata)
 
 
-def _rejected(code: str, message: str) -> AdapterRejected:
+def rejected(code: str, message: str) -> AdapterRejected:
+    """The error for a weights file."""
     return AdapterRejected(code, message, param="weights")
 
 
@@ -86,42 +87,42 @@ def _read_raw(path: Path, limits: AdapterLimits) -> tuple[bytes, int]:
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise _rejected("missing_weights", "weights: there is no such file") from None
+        raise rejected("missing_weights", "weights: there is no such file") from None
     if not stat.S_ISREG(status.st_mode):
-        raise _rejected("missing_weights", "weights: not a regular file")
+        raise rejected("missing_weights", "weights: not a regular file")
     if status.st_size > limits.max_bytes:
-        raise _rejected("too_large", f"weights: {status.st_size} bytes, the limit is {limits.max_bytes}")
+        raise rejected("too_large", f"weights: {status.st_size} bytes, the limit is {limits.max_bytes}")
     with path.open("rb", buffering=0) as file:
         head = file.read(HEAD_BYTES)
         length = _header_length(head, status.st_size, limits)
         file.seek(_LENGTH_BYTES)
         raw = file.read(length)
     if len(raw) < length:
-        raise _rejected("truncated", f"weights: the header needs {length} bytes, the file ends after {len(raw)}")
+        raise rejected("truncated", f"weights: the header needs {length} bytes, the file ends after {len(raw)}")
     if not raw.startswith(b"{"):
-        raise _rejected("bad_header", "safetensors header: must begin with '{'")
+        raise rejected("bad_header", "safetensors header: must begin with '{'")
     return raw, status.st_size
 
 
 def _header_length(head: bytes, file_bytes: int, limits: AdapterLimits) -> int:
     if len(head) < _LENGTH_BYTES:
-        raise _rejected("truncated", f"weights: {file_bytes} bytes are too few for a safetensors file")
+        raise rejected("truncated", f"weights: {file_bytes} bytes are too few for a safetensors file")
     length = int.from_bytes(head[:_LENGTH_BYTES], "little")
     if length > limits.max_header_bytes:
         refuse_foreign_weights(head)
         message = f"safetensors header: {length} bytes, the limit is {limits.max_header_bytes}"
-        raise _rejected("header_too_large", message)
+        raise rejected("header_too_large", message)
     if length > file_bytes - _LENGTH_BYTES:
-        raise _rejected("truncated", f"weights: the header needs {length} bytes, the file has {file_bytes} in all")
+        raise rejected("truncated", f"weights: the header needs {length} bytes, the file has {file_bytes} in all")
     return length
 
 
 def _metadata(value: object) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise _rejected("bad_header", f"__metadata__: must be an object of texts, got {shown(value)}")
+        raise rejected("bad_header", f"__metadata__: must be an object of texts, got {shown(value)}")
     for key, text in value.items():
         if not isinstance(text, str) or not _is_unicode(key + text):
-            raise _rejected("bad_header", f"__metadata__: {shown(key)} must be a text, got {shown(text)}")
+            raise rejected("bad_header", f"__metadata__: {shown(key)} must be a text, got {shown(text)}")
     return value
 
 
@@ -133,21 +134,21 @@ def _is_unicode(text: str) -> bool:
 def _entry(name: str, value: object, data_start: int, limits: AdapterLimits) -> tuple[int, int, TensorEntry]:
     """One tensor of the header as (begin, end, entry); begin and end count from the data's start."""
     if len(name) > limits.max_tensor_name_chars or _NAME.fullmatch(name) is None:
-        raise _rejected("bad_tensor_name", f"weights: {shown(name)} is not a tensor name")
+        raise rejected("bad_tensor_name", f"weights: {shown(name)} is not a tensor name")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _rejected("bad_header", f"{name}: must have dtype, shape and data_offsets, got {shown(value)}")
+        raise rejected("bad_header", f"{name}: must have dtype, shape and data_offsets, got {shown(value)}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in TENSOR_TYPES:
-        raise _rejected("wrong_dtype", f"{name}: dtype must be one of {', '.join(TENSOR_TYPES)}, got {shown(dtype)}")
+        raise rejected("wrong_dtype", f"{name}: dtype must be one of {', '.join(TENSOR_TYPES)}, got {shown(dtype)}")
     if MAGNITUDE in name and isinstance(shape, list) and len(shape) == 1:
         shape = [1, *shape]
     if not _are_sizes(shape, 1) or not _are_sizes(offsets, 0):
         wanted = f"shape must be two sizes from 1 to {_MAX_DIM} and data_offsets two positions"
-        raise _rejected("bad_shape", f"{name}: {wanted}, got {shown(shape)} and {shown(offsets)}")
+        raise rejected("bad_shape", f"{name}: {wanted}, got {shown(shape)} and {shown(offsets)}")
     entry = TensorEntry(name, dtype, (shape[0], shape[1]), data_start + offsets[0])
     if offsets[1] - offsets[0] != entry.num_bytes:
         message = f"{name}: {dtype} of shape {shape} takes {entry.num_bytes} bytes, data_offsets are {offsets}"
-        raise _rejected("bad_offsets", message)
+        raise rejected("bad_offsets", message)
     return offsets[0], offsets[1], entry
 
 
@@ -164,11 +165,11 @@ def _check_cover(spans: list[tuple[int, int, TensorEntry]], data_bytes: int) -> 
     position = 0
     for begin, end, entry in spans:
         if begin < position:
-            raise _rejected("overlapping_offsets", f"{entry.name}: begins at {begin}, inside another tensor")
+            raise rejected("overlapping_offsets", f"{entry.name}: begins at {begin}, inside another tensor")
         if begin > position:
-            raise _rejected("offsets_gap", f"{entry.name}: begins at {begin}, {begin - position} bytes after the last")
+            raise rejected("offsets_gap", f"{entry.name}: begins at {begin}, {begin - position} bytes after the last")
         position = end
     if position > data_bytes:
-        raise _rejected("truncated", f"weights: tensors need {position} bytes, the file holds {data_bytes}")
+        raise rejected("truncated", f"weights: tensors need {position} bytes, the file holds {data_bytes}")
     if position < data_bytes:
-        raise _rejected("trailing_bytes", f"weights: {data_bytes - position} bytes follow the last tensor")
+        raise rejected("trailing_bytes", f"weights: {data_bytes - position} bytes follow the last tensor")

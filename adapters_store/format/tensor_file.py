@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -21,7 +21,7 @@ _BUFFER_BYTES = 1 << 20
 _PART_BYTES = 1 << 25  # more than any A or B of a usual base
 
 
-class WeightsFile:
+class WeightsFile(AbstractContextManager["WeightsFile"]):
     """An open .safetensors file; a context manager."""
 
     def __init__(self, path: Path) -> None:
@@ -62,10 +62,5 @@ class WeightsFile:
             done += count
         return total.hexdigest()
 
-    def __enter__(self) -> WeightsFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._fd)

@@ -13,7 +13,7 @@ from adapters_store.base.families import HEAD, TEXT_PREFIXES, family_of, text_si
 from adapters_store.errors import AdapterRejected
 from adapters_store.format.config import LoraConfig
 from adapters_store.format.limits import AdapterLimits
-from adapters_store.format.safetensors_header import SafetensorsHeader, TensorEntry
+from adapters_store.format.safetensors_header import SafetensorsHeader, TensorEntry, rejected
 from adapters_store.parsing.patterns import suffixes_at_dots
 
 PREFIX = "base_model.model."
@@ -44,10 +44,10 @@ def token_layers(
     found = [*_whole(config, entries, base), *_lora(config, entries, base, limits)]
     if found and config.alora_invocation_tokens is not None:
         message = f"{found[0].name}: an activated LoRA leaves the rows before its invocation to the base, whose "
-        raise _rejected("unsupported_modules_to_save", f"{message}embedding and head they need; train it without")
+        raise rejected("unsupported_modules_to_save", f"{message}embedding and head they need; train it without")
     if len({layer.name for layer in found}) < len(found):
         message = f"{found[-1].name}: has rows of its own (modules_to_save) and LoRA as well; train one of them"
-        raise _rejected("unsupported_modules_to_save", message)
+        raise rejected("unsupported_modules_to_save", message)
     return tuple(sorted(found, key=lambda layer: layer.name == HEAD))
 
 
@@ -65,12 +65,8 @@ def of_text_side(config: LoraConfig, header: SafetensorsHeader) -> tuple[LoraCon
     names = {entry.name: path for entry, path in zip(entries, paths, strict=True)}
     if len(names) < len(entries):
         twice = next(path for entry, path in zip(entries, paths, strict=True) if names[entry.name] != path)
-        raise _rejected("duplicate_tensor", f"{PREFIX}{twice}: the file holds it under two names")
+        raise rejected("duplicate_tensor", f"{PREFIX}{twice}: the file holds it under two names")
     return replace(config, text_prefix=prefix), replace(header, tensors=entries)
-
-
-def _rejected(code: str, message: str) -> AdapterRejected:
-    return AdapterRejected(code, message, param="weights")
 
 
 def _whole(config: LoraConfig, entries: dict[str, TensorEntry], base: BaseDescription) -> Iterator[TokenLayer]:
@@ -89,10 +85,10 @@ def _whole(config: LoraConfig, entries: dict[str, TensorEntry], base: BaseDescri
     for name in sorted(saved):
         entry = entries.get(f"{name}.weight")
         if entry is None:
-            raise _rejected("missing_tensors", f"{name}: in modules_to_save, and the file lacks {PREFIX}{name}.weight")
+            raise rejected("missing_tensors", f"{name}: in modules_to_save, and the file lacks {PREFIX}{name}.weight")
         if f"{name}.lora_A.weight" in entries:
             message = f"{name}: has rows of its own (modules_to_save) and LoRA as well; train one of them"
-            raise _rejected("unsupported_modules_to_save", message)
+            raise rejected("unsupported_modules_to_save", message)
         assert head is not None, "checked above"
         _check_rows(entry, (head.out_features, head.in_features))
         yield TokenLayer(name, 0, 1.0, (entry,))
@@ -104,7 +100,7 @@ def _check_rows(entry: TensorEntry, shape: tuple[int, int]) -> None:
             f"{entry.name}: its size is {list(entry.shape)} and the base's is {list(shape)}: the vocabulary was "
             "changed; merge the adapter into its own base and serve that as a base"
         )
-        raise _rejected("unsupported_full_weight", message)
+        raise rejected("unsupported_full_weight", message)
 
 
 def _lora(
@@ -115,19 +111,19 @@ def _lora(
     name, head = family_of(base.architecture).embedding, base.modules.get(HEAD)
     if config.use_dora:
         message = f"{name}: DoRA on the embedding is not served; train it with exclude_modules=[{name!r}]"
-        raise _rejected("unsupported_dora", message)
+        raise rejected("unsupported_dora", message)
     found = {side: _side(entries, name, side) for side in "AB"}
     a, b = found["A"], found["B"]
     if head is None or (a is None and b is None):
         return
     if a is None or b is None:
         side, code = ("A", "missing_a") if a is None else ("B", "missing_b")
-        raise _rejected(code, f"{name}: lora_embedding_{side} is missing")
+        raise rejected(code, f"{name}: lora_embedding_{side} is missing")
     if not config.targets(name):
-        raise _rejected("untargeted_module", f"{name}: has tensors, but the config does not target it")
+        raise rejected("untargeted_module", f"{name}: has tensors, but the config does not target it")
     rank = config.rank_of(name)
     if rank > limits.max_rank:
-        raise _rejected("rank_too_large", f"{name}: rank {rank} exceeds max_rank {limits.max_rank}")
+        raise rejected("rank_too_large", f"{name}: rank {rank} exceeds max_rank {limits.max_rank}")
     for entry, in_file, wanted, code in (
         (a, a.shape[0], rank, "rank_mismatch"),
         (b, b.shape[1], rank, "rank_mismatch"),
@@ -135,12 +131,12 @@ def _lora(
         (b, b.shape[0], head.in_features, "wrong_shape"),
     ):
         if in_file != wanted:
-            raise _rejected(code, f"{entry.name}: {list(entry.shape)} has {in_file} where {wanted} is needed")
+            raise rejected(code, f"{entry.name}: {list(entry.shape)} has {in_file} where {wanted} is needed")
     yield TokenLayer(name, rank, config.scale_of(name), (a, b))
 
 
 def _side(entries: dict[str, TensorEntry], name: str, side: str) -> TensorEntry | None:
     plain, raw = (entries.get(f"{name}.lora_embedding_{side}{ending}") for ending in ("", ".default"))
     if plain is not None and raw is not None:
-        raise _rejected("duplicate_tensor", f"{raw.name}: {plain.name} is the same tensor")
+        raise rejected("duplicate_tensor", f"{raw.name}: {plain.name} is the same tensor")
     return plain or raw

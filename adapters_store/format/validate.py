@@ -18,7 +18,7 @@ from adapters_store.format.dtypes import TENSOR_TYPES, Bits, largest_magnitude, 
 from adapters_store.format.experts.plan import ENDINGS, PlannedExperts, planned_experts, trains_experts
 from adapters_store.format.experts.targets import is_router, router_rank, targets_weight
 from adapters_store.format.limits import AdapterLimits
-from adapters_store.format.safetensors_header import MAGNITUDE, SafetensorsHeader, TensorEntry
+from adapters_store.format.safetensors_header import MAGNITUDE, SafetensorsHeader, TensorEntry, rejected
 from adapters_store.format.token_layers import PREFIX, TokenLayer, of_text_side, token_layers
 from adapters_store.parsing.patterns import ModulePattern
 from adapters_store.parsing.strict_json import shown
@@ -102,9 +102,8 @@ def plan_adapter(
     Raises:
         AdapterRejected: wrong_base, unknown_tensor, unsupported_full_weight, unknown_module, untargeted_module,
             regex_targets, duplicate_tensor, missing_a, missing_b, missing_magnitude, missing_tensors, unmatched_target,
-            rank_mismatch,
-            rank_too_large, wrong_shape, pattern_too_large, bad_field, a code of `token_layers` or `planned_experts`,
-            or the code of an unsupported kind of tensor.
+            rank_mismatch, rank_too_large, wrong_shape, pattern_too_large, bad_field, no_tensors, a code of
+            `token_layers` or `planned_experts`, or the code of an unsupported kind of tensor.
     """
     _check_base_digest(config, header, base)
     if max(len(config.rank_pattern), len(config.alpha_pattern)) * (len(header.tensors) // 2) > _MAX_PATTERN_WORK:
@@ -122,14 +121,12 @@ def plan_adapter(
     order = base.module_index
     names = sorted(pairs, key=lambda name: order[name])
     modules = tuple(_plan_module(name, pairs[name], config, base, limits) for name in names)
+    if not (modules or layers or experts):
+        raise rejected("no_tensors", "weights: the file holds nothing but copies of the base's own weights")
     invocation = config.alora_invocation_tokens
     _check_invocation(invocation, base)
     chat = config.tool_dialect, config.chat_template
     return AdapterPlan(base, modules, layers, copies, invocation, *chat, config.is_int8, experts)
-
-
-def _rejected(code: str, message: str) -> AdapterRejected:
-    return AdapterRejected(code, message, param="weights")
 
 
 def _check_base_digest(config: LoraConfig, header: SafetensorsHeader, base: BaseDescription) -> None:
@@ -180,19 +177,19 @@ def _pair_tensors(
         if entry.name in others:
             continue
         magnitude = _magnitude_of(entry.name) if use_dora else None
-        module, side = magnitude or _parse_name(entry, header, base)
+        module, side = magnitude or _parse_name(entry, base)
         if module not in base.modules:
-            raise _rejected("unknown_module", f"{entry.name}: the base {base.name} has no linear layer {module}")
+            raise rejected("unknown_module", f"{entry.name}: the base {base.name} has no linear layer {module}")
         pair = pairs.setdefault(module, {})
         if side in pair:
-            raise _rejected("duplicate_tensor", f"{entry.name}: {pair[side].name} is the same tensor")
+            raise rejected("duplicate_tensor", f"{entry.name}: {pair[side].name} is the same tensor")
         pair[side] = entry
     for module, pair in pairs.items():
         for side, code in (("A", "missing_a"), ("B", "missing_b")):
             if side not in pair:
-                raise _rejected(code, f"{module}: lora_{side}.weight is missing")
+                raise rejected(code, f"{module}: lora_{side}.weight is missing")
         if use_dora and MAGNITUDE not in pair:
-            raise _rejected("missing_magnitude", f"{module}: {MAGNITUDE} is missing, and the config says use_dora")
+            raise rejected("missing_magnitude", f"{module}: {MAGNITUDE} is missing, and the config says use_dora")
     return pairs
 
 
@@ -202,7 +199,7 @@ def _magnitude_of(name: str) -> tuple[str, str] | None:
     return (name[len(PREFIX) : -len(ending)], MAGNITUDE) if ending and name.startswith(PREFIX) else None
 
 
-def _parse_name(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescription) -> tuple[str, str]:
+def _parse_name(entry: TensorEntry, base: BaseDescription) -> tuple[str, str]:
     name = entry.name
     if name.startswith(PREFIX):
         for ending, side in ENDINGS.items():
@@ -211,15 +208,15 @@ def _parse_name(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescrip
     for part, code in _UNSUPPORTED_NAMES.items():
         if part in name:
             why = "; the config does not say use_dora" if part == MAGNITUDE else ""
-            raise _rejected(code, f"{name}: this kind of tensor is not served{why}")
+            raise rejected(code, f"{name}: this kind of tensor is not served{why}")
     if name.endswith(".weight") and "lora_" not in name:
-        advice = _advice_on_weight(entry, header, base)
-        raise _rejected("unsupported_full_weight", f"{name}: a whole weight of the base, not LoRA; {advice}")
+        advice = _advice_on_weight(entry, base)
+        raise rejected("unsupported_full_weight", f"{name}: a whole weight of the base, not LoRA; {advice}")
     wanted = f"{PREFIX}<module>.lora_A.weight or .lora_B.weight"
-    raise _rejected("unknown_tensor", f"{name}: no part of a LoRA adapter; names are {wanted}")
+    raise rejected("unknown_tensor", f"{name}: no part of a LoRA adapter; names are {wanted}")
 
 
-def _advice_on_weight(entry: TensorEntry, header: SafetensorsHeader, base: BaseDescription) -> str:
+def _advice_on_weight(entry: TensorEntry, base: BaseDescription) -> str:
     """The way out that fits: PEFT writes head and embedding beside the LoRA of either, and if a vocabulary grew."""
     is_embedding = family_of(base.architecture).embedding.rpartition(".")[2] in entry.name
     head = base.modules.get(HEAD)
@@ -243,7 +240,7 @@ def _check_targets(
             if isinstance(config.target_modules, ModulePattern):
                 message = f"target_modules: the regular expression does not match {module}, which has tensors"
                 raise AdapterRejected("regex_targets", message, param="target_modules")
-            raise _rejected("untargeted_module", f"{module}: has tensors, but the config does not target it")
+            raise rejected("untargeted_module", f"{module}: has tensors, but the config does not target it")
         matched.update(config.entries_matching(module))
     if without := _targets_without_tensors(config, matched, base):
         message = f"target_modules: {shown(min(without))} matches layers of the base, and no tensor of the file"
@@ -253,7 +250,7 @@ def _check_targets(
     for module in base.modules:
         if module not in pairs and _is_targeted(config, module, base):
             message = f"{module}: targeted, without tensors, and init_lora_weights does not make it a zero delta"
-            raise _rejected("missing_tensors", message)
+            raise rejected("missing_tensors", message)
 
 
 def _is_targeted(config: LoraConfig, module: str, base: BaseDescription) -> bool:
@@ -281,27 +278,27 @@ def _plan_module(
     is_layer = not is_router(name, base)
     rank, scale = (config.rank_of(name), config.scale_of(name)) if is_layer else router_rank(config, name)
     if rank > limits.max_rank:
-        raise _rejected("rank_too_large", f"{name}: rank {rank} exceeds max_rank {limits.max_rank}")
+        raise rejected("rank_too_large", f"{name}: rank {rank} exceeds max_rank {limits.max_rank}")
     _check_shapes(pair["A"], pair["B"], rank, base.modules[name])
     magnitude, outputs = pair.get(MAGNITUDE), base.modules[name].out_features
     if magnitude is not None and magnitude.shape != (1, outputs):
         message = (
             f"{magnitude.name}: {magnitude.shape[0] * magnitude.shape[1]} magnitudes, the base has {outputs} outputs"
         )
-        raise _rejected("wrong_shape", message)
+        raise rejected("wrong_shape", message)
     return PlannedModule(name, rank, scale, pair["A"], pair["B"], magnitude)
 
 
 def _check_shapes(a: TensorEntry, b: TensorEntry, rank: int, shape: LinearShape) -> None:
     for entry, in_file in ((a, a.shape[0]), (b, b.shape[1])):
         if in_file != rank:
-            raise _rejected("rank_mismatch", f"{entry.name}: rank {in_file}, the config says {rank}")
+            raise rejected("rank_mismatch", f"{entry.name}: rank {in_file}, the config says {rank}")
     for entry, in_file, of_base, what in (
         (a, a.shape[1], shape.in_features, "in_features"),
         (b, b.shape[0], shape.out_features, "out_features"),
     ):
         if in_file != of_base:
-            raise _rejected("wrong_shape", f"{entry.name}: {what} is {in_file}, the base has {of_base}")
+            raise rejected("wrong_shape", f"{entry.name}: {what} is {in_file}, the base has {of_base}")
 
 
 def check_copy(copy: BaseCopy, sha256: str) -> None:
@@ -309,7 +306,7 @@ def check_copy(copy: BaseCopy, sha256: str) -> None:
     if sha256 != copy.sha256:
         advice = "the adapter trained it whole, or was made on another base; train with LoRA alone, or serve the merged"
         message = f"{copy.entry.name}: a whole weight that is not the base's; {advice} model as a base"
-        raise _rejected("unsupported_full_weight", message)
+        raise rejected("unsupported_full_weight", message)
 
 
 def check_values(entry: TensorEntry, bits: Bits, base: BaseDescription) -> None:
@@ -321,6 +318,6 @@ def check_values(entry: TensorEntry, bits: Bits, base: BaseDescription) -> None:
     source, target = TENSOR_TYPES[entry.dtype], type_of_base(base.dtype)
     largest = largest_magnitude(bits)
     if largest >= source.infinity:
-        raise _rejected("non_finite", f"{entry.name}: holds NaN or infinity")
+        raise rejected("non_finite", f"{entry.name}: holds NaN or infinity")
     if largest >= overflow_limit(source, target):
-        raise _rejected("cast_overflow", f"{entry.name}: a {source.name} value overflows the base's {base.dtype}")
+        raise rejected("cast_overflow", f"{entry.name}: a {source.name} value overflows the base's {base.dtype}")

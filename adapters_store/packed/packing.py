@@ -24,7 +24,7 @@ from adapters_store.format.tensor_file import WeightsFile
 from adapters_store.format.validate import AdapterPlan, check_copy, check_values
 from adapters_store.packed.experts import joined
 from adapters_store.packed.host_buffers import HostBuffers
-from adapters_store.packed.int8 import Int8Rows, Values
+from adapters_store.packed.int8 import Int8Rows
 from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter, PackedModule
 
 _FACTOR_BYTES = 4  # float32, whatever the base's type: rounded to bfloat16, a factor would change every output by 0.2 %
@@ -119,15 +119,11 @@ def _aligned(count: int, align: int) -> int:
 def _groups(base: BaseDescription, modules: Sequence[Ranked]) -> Iterable[list[Ranked]]:
     """The modules by the base's groups, in the order of each group's first module; a module without a group is its
     own."""
-    group_of = _group_of(base)
+    group_of = {name: group[0] for group in base.groups for name in group}
     groups: dict[str, list[Ranked]] = {}
     for module in modules:
         groups.setdefault(group_of.get(module.name, module.name), []).append(module)
     return groups.values()
-
-
-def _group_of(base: BaseDescription) -> dict[str, str]:
-    return {name: group[0] for group in base.groups for name in group}
 
 
 def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: HostBuffers | None = None) -> PackedAdapter:
@@ -149,16 +145,17 @@ def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: Host
     with WeightsFile(weights) as file:
         for copy in plan.copies if check else ():
             check_copy(copy, file.sha256(copy.entry))
+        source = _Source(file, builder, plan.base if check else None)
         for tensor in _placed(plan, layout):
-            parts = _hashed(file.parts(tensor.entry), tensor.entry, builder, plan.base if check else None)
             if tensor.factors_end is None:
-                tensor.put(elements, parts, target)
+                tensor.put(elements, source.parts(tensor.entry), target)
             else:
-                int8.put(_floats(parts, tensor), tensor.offset, tensor.factors_end, is_first=not tensor.is_transposed)
+                values = source.whole(tensor.entry, TENSOR_TYPES["F32"]).view(np.float32)
+                rows = values.T if tensor.is_transposed else values
+                int8.put(rows, tensor.offset, tensor.factors_end, is_first=not tensor.is_transposed)
         places = {place.name: place for place in layout.modules} if plan.experts else {}
         for stack in plan.experts:
-            kind = TENSOR_TYPES["F32"] if plan.is_int8 else target
-            read = partial(_whole, file=file, builder=builder, kind=kind, checked_for=plan.base if check else None)
+            read = partial(source.whole, kind=TENSOR_TYPES["F32"] if plan.is_int8 else target)
             each = zip(*joined(stack, plan.base.experts[stack.name], read), strict=True)
             for expert, matrices in enumerate(each):
                 _put_expert(matrices, places[expert_name(stack.name, expert)], elements, int8 if plan.is_int8 else None)
@@ -169,6 +166,26 @@ def pack(plan: AdapterPlan, weights: Path, *, check: bool = False, buffers: Host
 
         divide_by_norms(buffer, factored, plan.base, is_int8=plan.is_int8)
     return PackedAdapter(builder.digest(), buffer, layout.modules, plan.is_int8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The file's tensors. What is read is hashed, and checked if a base is given."""
+
+    file: WeightsFile
+    builder: DigestBuilder
+    checked_for: BaseDescription | None
+
+    def parts(self, entry: TensorEntry) -> Iterator[Bits]:
+        for bits in self.file.parts(entry):
+            if self.checked_for is not None:
+                check_values(entry, bits, self.checked_for)
+            self.builder.update(bits)
+            yield bits
+
+    def whole(self, entry: TensorEntry, kind: TensorType) -> Bits:
+        """The whole tensor, cast."""
+        return cast_bits(np.concatenate(list(self.parts(entry))), TENSOR_TYPES[entry.dtype], kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,29 +225,6 @@ def _placed(plan: AdapterPlan, layout: Layout) -> Iterator[_Tensor]:
             yield _Tensor(entry, offset, layer.rank > 0)
 
 
-def _hashed(
-    parts: Iterable[Bits], entry: TensorEntry, builder: DigestBuilder, checked_for: BaseDescription | None
-) -> Iterator[Bits]:
-    for bits in parts:
-        if checked_for is not None:
-            check_values(entry, bits, checked_for)
-        builder.update(bits)
-        yield bits
-
-
-def _whole(
-    entry: TensorEntry,
-    *,
-    file: WeightsFile,
-    builder: DigestBuilder,
-    kind: TensorType,
-    checked_for: BaseDescription | None,
-) -> Bits:
-    """The whole tensor, hashed and cast."""
-    parts = list(_hashed(file.parts(entry), entry, builder, checked_for))
-    return cast_bits(np.concatenate(parts), TENSOR_TYPES[entry.dtype], kind)
-
-
 def _put_expert(matrices: tuple[Bits, Bits], place: PackedModule, elements: Bits, int8: Int8Rows | None) -> None:
     """A and B, one row for each rank. int8: writes them as bytes."""
     for bits, offset in zip(matrices, (place.a_offset, place.b_offset), strict=True):
@@ -239,13 +233,6 @@ def _put_expert(matrices: tuple[Bits, Bits], place: PackedModule, elements: Bits
             int8.put(values, offset, place.a_offset, is_first=offset == place.a_offset)
         else:
             elements[offset : offset + bits.size].reshape(bits.shape)[:] = bits
-
-
-def _floats(parts: Iterable[Bits], tensor: _Tensor) -> Values:
-    """The whole tensor in float32, a row for each rank."""
-    whole = np.concatenate(list(parts))
-    values = cast_bits(whole, TENSOR_TYPES[tensor.entry.dtype], TENSOR_TYPES["F32"]).view(np.float32)
-    return values.T if tensor.is_transposed else values
 
 
 def _as_bits(buffer: torch.Tensor, target: TensorType) -> Bits:

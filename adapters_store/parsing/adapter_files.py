@@ -52,11 +52,6 @@ def refuse_shard(filename: str) -> None:
         raise AdapterRejected("sharded_weights", message, param="weights")
 
 
-def refuse_foreign_config(data: bytes) -> None:
-    """data: what should be an adapter_config.json. Raises AdapterRejected: git_lfs_pointer."""
-    refuse_lfs_pointer(data, "config", CONFIG_FILE)
-
-
 def refuse_foreign_keys(body: Mapping[str, object]) -> None:
     """body: a config without peft_type. Raises AdapterRejected: unsupported_format if MLX-LM wrote it."""
     if found := sorted(MLX_LM_KEYS & body.keys()):

@@ -57,11 +57,16 @@ def parse_strict_json(
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """`value` for an error message: short, ASCII, no control characters, whatever a stranger put in it."""
+    """`value` for an error message: short, ASCII and without control characters, whatever the client sent."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = limit
     short.maxlevel = 2
     return short.repr(value).encode("ascii", "backslashreplace").decode()[: limit + 20]
+
+
+def members(value: object) -> list[object]:
+    """What a JSON object or list holds; of any other value nothing."""
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 class _Reader:
@@ -98,15 +103,9 @@ class _Reader:
 
 
 def _check_depth(value: object, what: str, refused: Refused, max_depth: int) -> None:
-    level: list[object] = [value]
+    level = [value]
     for _ in range(max_depth):
-        inner: list[object] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner.extend(child for child in item.values() if isinstance(child, (dict, list)))
-            elif isinstance(item, list):
-                inner.extend(child for child in item if isinstance(child, (dict, list)))
-        if not inner:
+        level = [child for item in level for child in members(item) if isinstance(child, (dict, list))]
+        if not level:
             return
-        level = inner
     raise refused("too_deep", f"{what}: nested deeper than {max_depth}")

@@ -30,7 +30,7 @@ MAX_CPU_S = 1.0
 MAX_MORE_BYTES = 256 << 20
 _MAX_REAL_S = 30
 _MAX_ERROR_CHARS = 200
-_FAULTS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError, AttributeError)
+_FAULTS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError)
 
 
 class _Generation(Extension):

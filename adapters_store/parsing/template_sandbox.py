@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -43,7 +44,7 @@ class SandboxEnded(TemplateFailed):
     """The process that renders has ended by itself; nothing is known of the template."""
 
 
-class TemplateSandbox:
+class TemplateSandbox(AbstractContextManager["TemplateSandbox"]):
     """Starts its process when it is first needed, and again if that has ended. Close it, or use it as a context."""
 
     def __init__(self) -> None:
@@ -51,10 +52,7 @@ class TemplateSandbox:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> TemplateSandbox:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def render(self, template: str, variables: Mapping[str, Any], *, max_chars: int = MAX_RENDERED_CHARS) -> str:

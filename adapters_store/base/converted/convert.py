@@ -25,12 +25,7 @@ from adapters_store.parsing.strict_json import shown
 _ROWS_AT_ONCE = 4096
 _SENTENCEPIECE, _BYTE_LEVEL = "llama", "gpt2"  # tokenizer.ggml.model
 _BLANK = "\N{LOWER ONE EIGHTH BLOCK}"  # a space, in a SentencePiece vocabulary
-_DIGITS_ALONE = (
-    "smollm",
-    "starcoder",
-    "refact",
-    "codeshell",
-)  # then GPT-2's rule
+_DIGITS_ALONE = ("smollm", "starcoder", "refact", "codeshell")  # then GPT-2's rule
 _WHOLE_WORDS_FIRST = ("llama3", "llama-v3", "llama-bpe", "falcon3")  # before merges
 _PRE = ("gpt-2", *_DIGITS_ALONE, *_WHOLE_WORDS_FIRST)
 

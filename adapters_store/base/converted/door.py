@@ -7,7 +7,6 @@ digests before it is used again.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import math
@@ -25,6 +24,7 @@ from adapters_store.base.converted.llama import config_of, names_of, refuse_othe
 from adapters_store.base.digests import base_digest, file_digests
 from adapters_store.base.families import TEXT_SIDES, UnsupportedBase
 from adapters_store.base.folder import CONFIG, read_json
+from adapters_store.filesystem import file_lock
 from lora_kernels.native.build import cache_dir
 
 SUFFIX = ".gguf"
@@ -48,7 +48,6 @@ class Convertible(Protocol):
     def does(self) -> str: ...
     @property
     def plain_bytes(self) -> int: ...
-    def refuse(self, reason: str) -> UnsupportedBase: ...
     def write(self, folder: Path) -> None: ...
 
 
@@ -78,10 +77,6 @@ class GgufBase:
     def plain_bytes(self) -> int:
         """Of its weights in bfloat16."""
         return sum(tensor.plain_bytes for tensor in self.header.tensors)
-
-    def refuse(self, reason: str) -> UnsupportedBase:
-        """The error to raise."""
-        return self.header.refuse(reason)
 
     def write(self, folder: Path) -> None:
         """The same base, plain, in `folder`. Raises UnsupportedBase, OSError."""
@@ -212,8 +207,7 @@ def _is_whole(folder: Path) -> bool:
 def _alone(bases: Path) -> Iterator[None]:
     """One conversion at a time; what a killed one left behind is removed."""
     bases.mkdir(parents=True, exist_ok=True)
-    with (bases / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with file_lock(bases / ".lock", exclusive=True):
         for left in bases.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(left, ignore_errors=True)
         yield
@@ -228,4 +222,4 @@ def _need_room(base: Convertible, bases: Path) -> None:
     needed, free = base.plain_bytes + _SPARE_BYTES, shutil.disk_usage(bases).free
     if free < needed:
         reason = f"its weights take {needed >> 20} MiB in bfloat16, {bases} has {free >> 20} MiB left"
-        raise base.refuse(f"{reason}; free some, or set XDG_CACHE_HOME to a larger disk")
+        raise UnsupportedBase(f"--base {base.path}: {reason}; free some, or set XDG_CACHE_HOME to a larger disk")

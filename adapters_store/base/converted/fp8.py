@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from safetensors import safe_open
 
 from adapters_store.base.converted.shards import copy_companions, opened_weights, write_shards
 from adapters_store.base.families import UnsupportedBase
-from adapters_store.base.folder import CONFIG, read_json, reading, weight_files
+from adapters_store.base.folder import CONFIG, read_json
 
 _SCALES = ("weight_scale_inv", "weight_scale")  # under the weight's own module
 _LEFT_OUT = ("input_scale", "input_scale_ub", "activation_scale", "k_scale", "v_scale", "q_scale")
@@ -32,22 +31,16 @@ class Fp8Base:
     """A folder that `door.is_fp8`."""
 
     path: Path
-
-    @property
-    def stored(self) -> str:
-        return "FP8"
-
-    @property
-    def does(self) -> str:
-        return "FP8 weights, dequantised to bfloat16"
+    stored: ClassVar[str] = "FP8"
+    does: ClassVar[str] = "FP8 weights, dequantised to bfloat16"
 
     @property
     def plain_bytes(self) -> int:
         """Of its weights in bfloat16."""
-        return _PLAIN_BYTES * sum(math.prod(shape) for _, shape, _ in self._tensors())
+        with opened_weights(self.path) as owner:
+            return sum(_plain_sizes(owner).values())
 
-    def refuse(self, reason: str) -> UnsupportedBase:
-        """The error to raise."""
+    def _refused(self, reason: str) -> UnsupportedBase:
         return UnsupportedBase(f"--base {self.path}: {reason}")
 
     def write(self, folder: Path) -> None:
@@ -59,18 +52,7 @@ class Fp8Base:
         (folder / CONFIG).write_text(json.dumps({**config, "dtype": "bfloat16"}, indent=2, sort_keys=True))
         copy_companions(self.path, folder)
         with opened_weights(self.path) as owner:
-            plain = {name: _PLAIN_BYTES * math.prod(shape) for name, shape, _ in self._tensors()}
-            write_shards(folder, plain, lambda name: self._weight(name, owner, blocks))
-
-    def _tensors(self) -> Iterator[tuple[str, list[int], str]]:
-        """Name, shape and stored type of every tensor that is no scale."""
-        with reading(self.path, "the weights"):
-            for file in weight_files(self.path):
-                with safe_open(file, framework="pt") as stored:
-                    for name in stored.keys():  # noqa: SIM118  (no mapping)
-                        if name.rpartition(".")[2] not in (*_SCALES, *_LEFT_OUT):
-                            part = stored.get_slice(name)
-                            yield name, part.get_shape(), part.get_dtype()
+            write_shards(folder, _plain_sizes(owner), lambda name: self._weight(name, owner, blocks))
 
     def _block(self, stored: Mapping[str, Any]) -> list[int] | None:
         """Rows and columns of a block with one scale, by the config; None: no weight has blocks."""
@@ -81,7 +63,7 @@ class Fp8Base:
         for about in weights:
             if not isinstance(about, dict) or (about.get("num_bits"), about.get("type")) != (8, "float"):
                 form = "" if not isinstance(about, dict) else f" ({about.get('num_bits')} bits, {about.get('type')})"
-                raise self.refuse(f"compressed-tensors weights that are no 8-bit floats{form:.60}")
+                raise self._refused(f"compressed-tensors weights that are no 8-bit floats{form:.60}")
         found = [_sizes(about.get("block_structure")) for about in weights]
         return next((sizes for sizes in found if sizes), None)
 
@@ -90,19 +72,25 @@ class Fp8Base:
         if weight.dtype in _PLAIN:
             return weight.to(torch.bfloat16)
         if weight.dtype is not torch.float8_e4m3fn:
-            raise self.refuse(f"{name} is stored as {str(weight.dtype).removeprefix('torch.')}, not as {_STORED}")
+            raise self._refused(f"{name} is stored as {str(weight.dtype).removeprefix('torch.')}, not as {_STORED}")
         module = name.rpartition(".")[0]
         scale = next((f"{module}.{ending}" for ending in _SCALES if f"{module}.{ending}" in owner), None)
         if scale is None or not name.endswith(".weight"):
-            raise self.refuse(f"{name} is stored as {_STORED} without a scale ({' or '.join(_SCALES)})")
+            raise self._refused(f"{name} is stored as {_STORED} without a scale ({' or '.join(_SCALES)})")
         factors = spread(owner[scale].get_tensor(scale).float(), weight.shape, block)
         if factors is None:
             sizes = f"{list(owner[scale].get_slice(scale).get_shape())} for {list(weight.shape)}"
-            raise self.refuse(f"{scale} has the shape {sizes}, which is no scale for the whole, a row or a block")
+            raise self._refused(f"{scale} has the shape {sizes}, which is no scale for the whole, a row or a block")
         plain = (weight.float() * factors).to(torch.bfloat16)
         if not plain.isfinite().all():
-            raise self.refuse(f"{name} has values that are not finite")
+            raise self._refused(f"{name} has values that are not finite")
         return plain
+
+
+def _plain_sizes(owner: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes in bfloat16 of every tensor that is no scale. owner: the open file that holds each tensor."""
+    names = (name for name in owner if name.rpartition(".")[2] not in (*_SCALES, *_LEFT_OUT))
+    return {name: _PLAIN_BYTES * math.prod(owner[name].get_slice(name).get_shape()) for name in names}
 
 
 def _sizes(value: object) -> list[int] | None:

@@ -1,4 +1,4 @@
-"""The header of a GGUF file: its metadata, and where its tensors lie. A stranger's file: everything has a limit.
+"""The header of a GGUF file: its metadata, and where its tensors lie. The file is not trusted: everything has a limit.
 
 The format is ggml's (docs/gguf.md of llama.cpp), versions 2 and 3, little-endian. Reads no tensor and imports no torch.
 """

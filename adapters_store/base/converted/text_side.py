@@ -11,15 +11,14 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
-from safetensors import safe_open
 from transformers import AutoConfig
 
 from adapters_store.base.converted.shards import copy_companions, opened_weights, write_shards
 from adapters_store.base.families import HEAD, TEXT_SIDES, UnsupportedBase, text_side_name
-from adapters_store.base.folder import CONFIG, read_json, reading, refuse_pointers, weight_files
+from adapters_store.base.folder import CONFIG, read_json, reading, refuse_pointers
 
 _OF_PICTURES = ("visual.", "vision_tower.", "multi_modal_projector.")
 _AXES = ("mrope_section", "mrope_interleaved")  # of positions, which are one for text
@@ -31,10 +30,7 @@ class TextSide:
     """A folder that `door.has_text_side`."""
 
     path: Path
-
-    @property
-    def stored(self) -> str:
-        return "text side"
+    stored: ClassVar[str] = "text side"
 
     @property
     def does(self) -> str:
@@ -45,8 +41,7 @@ class TextSide:
         """Of the text side's weights, in the types that they are stored in."""
         return sum(self._sizes.values())
 
-    def refuse(self, reason: str) -> UnsupportedBase:
-        """The error to raise."""
+    def _refused(self, reason: str) -> UnsupportedBase:
         return UnsupportedBase(f"--base {self.path}: {reason}")
 
     def write(self, folder: Path) -> None:
@@ -67,21 +62,20 @@ class TextSide:
     def _sizes(self) -> dict[str, int]:
         """The text side's tensors by their own names, in bytes."""
         sizes: dict[str, int] = {}
-        with reading(self.path, "the weights"):
-            for file in weight_files(self.path):
-                with safe_open(file, framework="pt") as stored:
-                    for name in stored.keys():  # noqa: SIM118  (no mapping)
-                        own, part = _own_name(name), stored.get_slice(name)
-                        if own.startswith(_OF_PICTURES):
-                            continue
-                        if part.get_dtype() not in _BYTES:
-                            raise self.refuse(f"{name} is stored as {part.get_dtype()}; served are {', '.join(_BYTES)}")
-                        sizes[own] = _BYTES[part.get_dtype()] * math.prod(part.get_shape())
+        with opened_weights(self.path) as owner:
+            for name, file in owner.items():
+                own, part = _own_name(name), file.get_slice(name)
+                if own.startswith(_OF_PICTURES):
+                    continue
+                if part.get_dtype() not in _BYTES:
+                    raise self._refused(f"{name} is stored as {part.get_dtype()}; served are {', '.join(_BYTES)}")
+                sizes[own] = _BYTES[part.get_dtype()] * math.prod(part.get_shape())
         return sizes
 
     def _config(self, *, is_tied: bool) -> dict[str, Any]:
         if read_json(self.path / CONFIG).get("quantization_config"):
-            raise self.refuse("a quantised model of text and pictures; take the unquantised one that it was made from")
+            reason = "a quantised model of text and pictures; take the unquantised one that it was made from"
+            raise self._refused(reason)
         with reading(self.path, CONFIG):
             outer = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
             text: dict[str, Any] = outer.get_text_config().to_dict()

@@ -19,7 +19,7 @@ from adapters_store.errors import AdapterRejected
 from adapters_store.format.config import LoraConfig
 from adapters_store.format.experts.targets import LAYERS_OF, ExpertTargets, is_router, refuse_kinds
 from adapters_store.format.limits import AdapterLimits
-from adapters_store.format.safetensors_header import SafetensorsHeader, TensorEntry
+from adapters_store.format.safetensors_header import SafetensorsHeader, TensorEntry, rejected
 from adapters_store.format.token_layers import PREFIX
 
 ENDINGS = {f".lora_{side}{name}.weight": side for side in "AB" for name in ("", ".default")}
@@ -80,14 +80,10 @@ def planned_experts(
             planned.append(_checked(stack, parts, targets, base.experts[stack], limits))
         elif stack in targets.stacks and not config.zero_by_default:
             message = f"{stack}: targeted, without tensors, and init_lora_weights does not make it a zero delta"
-            raise _rejected("missing_tensors", message)
+            raise rejected("missing_tensors", message)
     if pairs:
         raise _left_over(min(pairs), targets, base)
     return tuple(planned)
-
-
-def _rejected(code: str, message: str) -> AdapterRejected:
-    return AdapterRejected(code, message, param="weights")
 
 
 def _pairs(header: SafetensorsHeader, containers: set[str]) -> Pairs:
@@ -100,12 +96,12 @@ def _pairs(header: SafetensorsHeader, containers: set[str]) -> Pairs:
             continue
         pair, side = pairs.setdefault(path, {}), ENDINGS[ending]
         if side in pair:
-            raise _rejected("duplicate_tensor", f"{entry.name}: {pair[side].name} is the same tensor")
+            raise rejected("duplicate_tensor", f"{entry.name}: {pair[side].name} is the same tensor")
         pair[side] = entry
     for path, pair in pairs.items():
         for side, code in (("A", "missing_a"), ("B", "missing_b")):
             if side not in pair:
-                raise _rejected(code, f"{path}: lora_{side}.weight is missing")
+                raise rejected(code, f"{path}: lora_{side}.weight is missing")
     return pairs
 
 
@@ -132,7 +128,7 @@ def _parts(stack: str, pairs: Pairs, targets: ExpertTargets, shape: ExpertsShape
     count = len(LAYERS_OF[name])
     for index, path in enumerate(paths):
         if path not in pairs:
-            raise _rejected("missing_tensors", f"{path}: has no tensors, and another expert of its layer has")
+            raise rejected("missing_tensors", f"{path}: has no tensors, and another expert of its layer has")
         old = _OldLayer(path, *divmod(index, count), count)
         yield _part_of_one(old, pairs.pop(path), stack, targets, shape)
 
@@ -163,7 +159,7 @@ def _part_of_one(
             f"{targets.rank_of(stack)} and scale {targets.scale_of(stack):.6g} (it drops patterns of gate_proj and "
             "up_proj, and scales rsLoRA otherwise), so what the adapter means is not clear"
         )
-        raise _rejected("rank_mismatch", message)
+        raise rejected("rank_mismatch", message)
     outputs = shape.out_features // count
     _check_shape(pair["A"], (rank, shape.in_features))
     _check_shape(pair["B"], (outputs, rank))
@@ -175,7 +171,7 @@ def _checked(
 ) -> PlannedExperts:
     rank = targets.rank_of(stack)
     if rank > limits.max_rank:
-        raise _rejected("rank_too_large", f"{stack}: rank {rank} exceeds max_rank {limits.max_rank}")
+        raise rejected("rank_too_large", f"{stack}: rank {rank} exceeds max_rank {limits.max_rank}")
     if parts[0].expert is None:
         ranks = rank * shape.num_experts
         _check_shape(parts[0].a, (ranks, shape.in_features))
@@ -185,7 +181,7 @@ def _checked(
 
 def _check_shape(entry: TensorEntry, wanted: tuple[int, int]) -> None:
     if entry.shape != wanted:
-        raise _rejected("wrong_shape", f"{entry.name}: its size is {list(entry.shape)}, {list(wanted)} is needed")
+        raise rejected("wrong_shape", f"{entry.name}: its size is {list(entry.shape)}, {list(wanted)} is needed")
 
 
 def _left_over(path: str, targets: ExpertTargets, base: BaseDescription) -> AdapterRejected:
@@ -194,10 +190,10 @@ def _left_over(path: str, targets: ExpertTargets, base: BaseDescription) -> Adap
     container = path if path in layers else _container_of(path)
     if path not in (container, container + _INNER, *_paths(container, layers[container])):
         experts = f"{layers[container].num_experts} experts with gate_proj, up_proj and down_proj"
-        return _rejected("unknown_module", f"{path}: is no part of {container}, which are {experts}")
+        return rejected("unknown_module", f"{path}: is no part of {container}, which are {experts}")
     names = sorted({stack.rpartition(".")[2] for stack in targets.stacks})
     message = (
         f"{path}: has tensors, and the config targets {' and '.join(names) or 'none'} of the experts' parameters: PEFT "
         "would leave them out. For layers of single experts, target_modules names gate_proj, up_proj and down_proj"
     )
-    return _rejected("untargeted_module", message)
+    return rejected("untargeted_module", message)

@@ -10,7 +10,7 @@ import pytest
 
 from adapters_store.base.tokenizer import check_template
 from adapters_store.parsing import template_sandbox
-from adapters_store.parsing.template_sandbox import SandboxEnded, TemplateSandbox, TemplateTooCostly
+from adapters_store.parsing.template_sandbox import SandboxEnded, TemplateFailed, TemplateSandbox, TemplateTooCostly
 
 NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
@@ -44,6 +44,13 @@ def test_a_process_that_does_not_start_is_no_fault_of_the_template(
     check_template(base, "--base x")
     assert rendered == ["a template of this test"]
     assert "is rendered without limits" in caplog.text
+
+
+def test_what_jinja_itself_raises_is_the_templates_fault_and_not_its_cost() -> None:
+    with TemplateSandbox() as sandbox:
+        with pytest.raises(TemplateFailed, match="at least one item") as failed:
+            sandbox.render("{{ cycler() }}", {})
+        assert not isinstance(failed.value, TemplateTooCostly)
 
 
 def test_a_template_without_end_ends_and_the_next_is_rendered() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from adapters_store.dialects.mistral import MISTRAL_ARGS
+from adapters_store.dialects.catalog import MISTRAL_ARGS
 from server.engine.grammar.compiler import CompiledGrammar, GrammarCompiler, compiler_for
 from server.engine.grammar.matcher import GrammarMatcher
 from server.engine.grammar.spec import GrammarSpec

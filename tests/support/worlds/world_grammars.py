@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-from adapters_store.dialects.mistral import MISTRAL_ARGS
+from adapters_store.dialects.catalog import MISTRAL_ARGS
 from server.engine.grammar.matcher import GrammarMatcher
 from server.engine.grammar.spec import GrammarSpec
 from server.engine.grammar.tokens import LIMITS, TokenTable
