@@ -4,11 +4,10 @@ and the base that an adapter belongs to; knows no names.
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 
 from adapters_store.base.description import AdapterDigest, BaseDescription
-from adapters_store.errors import AdapterRejected, AdapterUnavailable, BlobDamaged, NotFound, StoreError, UserError
+from adapters_store.errors import AdapterRejected, AdapterUnavailable, BlobDamaged, NotFound, UserError
 from adapters_store.format.adapter_folder import plan_folder
 from adapters_store.format.limits import AdapterLimits
 from adapters_store.packed.host_buffers import HostBuffers
@@ -21,32 +20,9 @@ from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from adapters_store.storage.blobs import Blobs
 from adapters_store.storage.database import Database
 from adapters_store.versions import registry
+from adapters_store.versions.integrity import DAMAGE
 from adapters_store.versions.quarantine import Quarantine
 from lora_kernels.background import Later, Pace, TimeSlices
-
-# What accepted bytes never give. Any other refusal is of this version, and another may serve the adapter.
-_DAMAGE = frozenset(
-    {
-        "digest_mismatch",
-        "non_finite",
-        "cast_overflow",
-        "missing_weights",
-        "truncated",
-        "trailing_bytes",
-        "overlapping_offsets",
-        "offsets_gap",
-        "header_too_large",
-        "bad_header",
-        "bad_tensor_name",
-        "bad_shape",
-        "no_tensors",
-        "not_utf8",
-        "bad_json",
-        "duplicate_key",
-        "nan_literal",
-    }
-)
-_log = logging.getLogger(__name__)
 
 
 class AdapterLoader:
@@ -99,14 +75,6 @@ class AdapterLoader:
             keep_packed(self._blobs.folder(packed.digest), packed, base, pace)
             self._blobs.added(packed.digest, packed.num_bytes)
 
-    def quarantine_adapter(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
-        """Quarantine this adapter, for the tenant or for all. A failure to record it is logged, as the caller must
-        continue."""
-        try:
-            self._quarantine.put(digest, code, message, tenant=tenant)
-        except StoreError as error:
-            _log.warning("adapter %s could not be put into quarantine: %s", digest, error.message)
-
     def _load_settled(self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers | None) -> PackedAdapter:
         """Check again under the lock: a blob that was being replaced or deleted is not damaged. A copy in a cache is
         fetched again, and is never the reason that an adapter is called missing."""
@@ -116,13 +84,13 @@ class AdapterLoader:
             try:
                 return self._read(digest, base, buffers)
             except AdapterRejected as error:
-                if error.code not in _DAMAGE:
+                if error.code not in DAMAGE:
                     raise AdapterUnavailable(error.code, f"{digest}: {error.message}", param="model") from error
-                self.quarantine_adapter(digest, "blob_damaged", error.message)
+                self._quarantine.try_put(digest, "blob_damaged", error.message)
                 raise BlobDamaged("blob_damaged", f"{digest}: {error.message}", param="model") from error
             except OSError as error:
                 if isinstance(error, FileNotFoundError) and not self._blobs.head(digest):
-                    self.quarantine_adapter(digest, "blob_missing", "its files are missing")
+                    self._quarantine.try_put(digest, "blob_missing", "its files are missing")
                 raise BlobDamaged("blob_unreadable", f"{digest}: {error.strerror or error}", param="model") from error
 
     def _read(self, digest: AdapterDigest, base: BaseDescription, buffers: HostBuffers | None = None) -> PackedAdapter:

@@ -7,13 +7,11 @@ Safe to use from many threads, and from several processes on one data directory.
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from threading import Lock
 
 from adapters_store.accounts.quotas import QuotaStore
 from adapters_store.accounts.tenant_rows import tenant_id
@@ -34,19 +32,19 @@ from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.mix import needs
 from adapters_store.packed.packing import pack
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
-from adapters_store.remote.locks import locks_for
 from adapters_store.remote.object_blobs import ObjectBlobs
 from adapters_store.remote.remote import Remote, open_bucket
 from adapters_store.remote.settings import RemoteSettings
 from adapters_store.storage.answer_cache import AnswerCache
 from adapters_store.storage.audit import AuditLog
-from adapters_store.storage.availability import DEFAULT_GRACE_S, Availability
-from adapters_store.storage.blobs import RESERVE_BYTES, Blobs, FolderBlobs
+from adapters_store.storage.availability import DEFAULT_GRACE_S
+from adapters_store.storage.blobs import RESERVE_BYTES, Blobs
 from adapters_store.storage.database import POLL_S, Database
+from adapters_store.storage.locks import locks_for
 from adapters_store.storage.names import check_name, split_ref
 from adapters_store.versions import registry
 from adapters_store.versions.aliases import AliasStore, choose, meaning_of
-from adapters_store.versions.integrity import IntegrityReport, check_integrity, check_of_files, check_remote
+from adapters_store.versions.integrity import IntegrityReport, check_integrity, check_remote
 from adapters_store.versions.quarantine import Quarantine, heal
 from adapters_store.versions.records import AdapterVersion
 from adapters_store.versions.served_names import ServedNames
@@ -64,19 +62,15 @@ class CleanupReport:
 
 
 class AdapterStore:
-    """One data directory and its database. Made by `open`."""
+    """One data directory and its database. Made by `open`. database: also for callers with tables of their own."""
 
     def __init__(self, database: Database, blobs: Blobs, limits: AdapterLimits, remote: Remote | None = None) -> None:
-        self._database = database
+        self.database = database
         self._blobs = blobs
         self.remote = remote
         self._limits = limits
-        self._resolved: AnswerCache[tuple[str, str], tuple[AdapterVersion, ...]] = AnswerCache(
-            database.generation_if_reachable, max_age_s=database.poll_s
-        )
-        database.on_change(self._resolved.clear)
-        self._templates: OrderedDict[str, str] = OrderedDict()  # by digest
-        self._templates_lock = Lock()
+        self._resolved: AnswerCache[tuple[str, str], tuple[AdapterVersion, ...]] = database.answers()
+        self._templates: dict[str, str] = {}  # by digest
         self.aliases = AliasStore(database)
         self.usage = UsageStore(database)
         self.quotas = QuotaStore(database)
@@ -115,27 +109,21 @@ class AdapterStore:
         files.make_folder(data_dir)
         bucket = open_bucket(remote, data_dir)
         database = Database(data_dir, database_url, grace_s=grace_s, poll_s=poll_s, bucket=bucket)
-        locks = locks_for(database.engine, data_dir, "blobs.lock")
-        local = FolderBlobs(data_dir, files, locks, reserve_bytes=reserve_bytes)
         limits = limits or AdapterLimits()
         if remote is None or bucket is None:
-            return cls(database, local, limits)
+            locks = locks_for(database.engine, data_dir, "blobs.lock")
+            return cls(database, Blobs(data_dir, files, locks, reserve_bytes=reserve_bytes), limits)
         at = Remote(remote, bucket, database, data_dir)
-        return cls(database, ObjectBlobs(local, at, files), limits, at)
-
-    @property
-    def database(self) -> Database:
-        """For callers that keep their own tables in this database."""
-        return self._database
+        return cls(database, ObjectBlobs(data_dir, files, at, reserve_bytes=reserve_bytes), limits, at)
 
     @contextmanager
     def following(self) -> Iterator[None]:
         """While the block runs, other processes' changes count as soon as they are committed. On SQLite they are polled
         for, as everywhere outside of the block."""
-        if not self._database.is_shared:
+        if not self.database.is_shared:
             yield
             return
-        feed = ChangeFeed(self._database.url, self._database.sender, self._database.changed)
+        feed = ChangeFeed(self.database.url, self.database.sender, self.database.changed)
         feed.start()
         try:
             yield
@@ -147,11 +135,11 @@ class AdapterStore:
 
         Raises Conflict (other_base_served) if one is running.
         """
-        return serving_base(self._database, base_digest, base_name) if self._database.is_shared else nullcontext()
+        return serving_base(self.database, base_digest, base_name) if self.database.is_shared else nullcontext()
 
     def close(self) -> None:
         """Give the database connections back."""
-        self._database.close()
+        self.database.close()
 
     def publish(
         self,
@@ -184,7 +172,7 @@ class AdapterStore:
         check_name("name", name)
         config = with_own_fields(config, tool_dialect, chat_template, adapter_dtype)
         plan = plan_files(config, weights, base, self._limits)
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             tenant_id(connection, tenant)
         check_template_renders(plan.chat_template)
         with self._blobs.stage(config, weights, moves=takes_file) as staged:
@@ -193,18 +181,22 @@ class AdapterStore:
                 raise AdapterRejected("changed_while_reading", "weights: the file changed while it was read")
             packed = pack(plan, staged / WEIGHTS_FILE, check=True)
             check_int8(packed, plan, staged / WEIGHTS_FILE, int8_change)
-            draft = registry.draft_of(tenant, name, packed.digest, plan, activate=activate)
+            draft = registry.Draft(
+                tenant=tenant, name=name, digest=packed.digest, plan=plan, config=config, activate=activate
+            )
+            limit = self._limits.max_versions_per_tenant
             with self._blobs.changing():
+                with self.database.read() as connection:  # before the files are kept
+                    registry.require_room(connection, draft, max_versions=limit)
                 self._blobs.put_new(
                     staged,
                     packed.digest,
                     is_whole=partial(self._loader.is_intact, packed.digest, base),
                     is_damaged=partial(self.quarantine.is_of_the_blob, packed.digest),
                 )
-                with self._database.write() as connection:
-                    limit = self._limits.max_versions_per_tenant
+                with self.database.write() as connection:
                     heal(connection, packed.digest)
-                    version = registry.add_version(connection, draft, config, max_versions=limit)
+                    version = registry.add_version(connection, draft, max_versions=limit)
         self._loader.keep(packed, base, TimeSlices())
         return version
 
@@ -221,41 +213,28 @@ class AdapterStore:
             self._blobs.get(needed)
 
     def _find(self, key: tuple[str, str]) -> tuple[AdapterVersion, ...]:
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return meaning_of(connection, *key)
 
     def forget_answers(self) -> None:
         """Ask the database again for what `resolve` remembers."""
         self._resolved.clear()
 
-    def generation(self) -> int:
-        """A number that changes with every write of any process."""
-        return self._database.generation()
-
-    @property
-    def availability(self) -> Availability:
-        """Whether the database and the data directory answer."""
-        return self._database.availability
-
     def not_in_service(self, digests: list[AdapterDigest]) -> list[AdapterDigest]:
         """Those of `digests` that were deleted, or that all their owners unloaded; mixes with such a part."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             gone = {*registry.not_in_service(connection, [part for digest in digests for part in needs(digest)])}
         return [digest for digest in dict.fromkeys(digests) if not gone.isdisjoint(needs(digest))]
 
     def list_versions(self, tenant: str | None = None) -> list[AdapterVersion]:
         """The active versions of one tenant, or of all."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return registry.find_versions(connection, tenant=tenant, active_only=True)
 
     def versions(self, tenant: str, name: str) -> list[AdapterVersion]:
         """Every version of a name, oldest first; empty if there is none."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return registry.find_versions(connection, tenant=tenant, name=name)
-
-    def activate(self, tenant: str, name: str, version: int) -> None:
-        """Let the bare name mean this version. Raises NotFound (model_not_found)."""
-        self.aliases.activate(tenant, name, version)
 
     def delete(self, tenant: str, ref: str) -> list[AdapterDigest]:
         """Delete "name@3", or all versions of "name"; returns the digests no longer referenced by anyone.
@@ -264,7 +243,7 @@ class AdapterStore:
         numbers are never reused. Raises NotFound (model_not_found).
         """
         name, number = split_ref(ref)
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             digests = registry.delete_versions(connection, tenant, name, number)
         return self._drop_unreferenced(digests)
 
@@ -297,7 +276,7 @@ class AdapterStore:
 
     def config_of(self, version: AdapterVersion) -> bytes:
         """The adapter_config.json as it was uploaded for this version. Raises NotFound (model_not_found)."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             config = registry.config_of(connection, version)
         if config is None:
             raise NotFound("model_not_found", f"no adapter {version.ref} for tenant {version.tenant}", param="model")
@@ -307,14 +286,12 @@ class AdapterStore:
         """Its own chat template. Raises NotFound (model_not_found)."""
         if version.chat_template is None:
             return None
-        with self._templates_lock:
-            found = self._templates.get(version.chat_template)
+        found = self._templates.get(version.chat_template)
         if found is None:
             found = str(json.loads(self.config_of(version))[TEMPLATE_FIELD])
-            with self._templates_lock:
-                self._templates[version.chat_template] = found
-                while len(self._templates) > _MAX_TEMPLATES:
-                    self._templates.popitem(last=False)
+            if len(self._templates) >= _MAX_TEMPLATES:
+                self._templates.clear()
+            self._templates[version.chat_template] = found
         return found
 
     def weights_of(self, digest: AdapterDigest) -> Path:
@@ -323,12 +300,12 @@ class AdapterStore:
 
     def remember_base(self, base: BaseDescription) -> None:
         """Remember the served base, so that adapters can be pushed while no server runs."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             registry.remember_base(connection, base)
 
     def bases(self) -> list[BaseDescription]:
         """Every remembered base, newest first."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return registry.all_bases(connection)
 
     def sweep(self, grace_s: float = 3600) -> CleanupReport:
@@ -337,29 +314,21 @@ class AdapterStore:
         The grace must be longer than a publish takes, since a staged copy does not show if its process still runs.
         Raises StoreError (wrong_store) if the rows are not proved to be this directory's.
         """
-        with self._blobs.changing(), self._database.proven() as connection:
+        is_left_over = partial(self.database.pair.is_left_over, grace_s=grace_s)
+        with self._blobs.changing(), self.database.proven() as connection:
             orphans = registry.unreferenced(connection, self._blobs.list())
-            removed = self._blobs.remove_old(orphans, partial(self.is_left_over, grace_s=grace_s))
-        return CleanupReport(self._blobs.remove_old_staging(partial(self.is_left_over, grace_s=grace_s)), [*removed])
+            removed = self._blobs.remove_old(orphans, is_left_over)
+        return CleanupReport(self._blobs.remove_old_staging(is_left_over), [*removed])
 
     def sweep_remote(self, grace_s: float | None = None) -> CleanupReport:
         """The same in an object store, if there is one; see `check_remote`. Raises StoreError as its bucket does."""
         if self.remote is None:
             return CleanupReport(0, [])
-        quarantine_blob = self._loader.quarantine_adapter
-        return CleanupReport(0, check_remote(self.remote, self._referenced, self.quarantine, quarantine_blob, grace_s))
+        return CleanupReport(0, check_remote(self.remote, self._referenced, self.quarantine, grace_s))
 
-    def _referenced(self) -> set[str]:
-        with self._database.proven() as connection:
+    def _referenced(self) -> set[AdapterDigest]:
+        with self.database.proven() as connection:
             return set(registry.all_digests(connection))
-
-    def is_left_over(self, path: Path, grace_s: float) -> bool:
-        """Whether a file of the data directory is older than the grace, and was made since the store has its id."""
-        return self._database.pair.is_left_over(path, grace_s)
-
-    def require_folder(self) -> None:
-        """Raises StoreUnavailable (data_dir_gone)."""
-        self._database.pair.require_folder()
 
     def has_room(self, num_bytes: int) -> bool:
         """If `num_bytes` more leave the data directory the room that its database needs."""
@@ -375,20 +344,25 @@ class AdapterStore:
         if self.remote is not None:
             return IntegrityReport()
 
-        def digests() -> list[AdapterDigest]:
-            with self._database.read() as connection:
-                return registry.all_digests(connection)
+        return check_integrity(
+            self._referenced, self._blobs, self.quarantine, self._kept_limits, is_whole=self._has_its_digest
+        )
 
-        return check_integrity(digests, self._blobs, self.quarantine, check_of_files(self._blobs, self._kept_limits))
+    def _has_its_digest(self, digest: AdapterDigest) -> bool:
+        """Of uploaded files that are there. Without their base no digest can be made, and they are believed."""
+        with self.database.read() as connection:
+            own = registry.base_of(connection, digest)
+            base = next((each for each in registry.all_bases(connection) if each.digest == own), None)
+        return base is None or self._loader.is_intact(digest, base)
 
     def quarantine_adapter(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
         """Serve this adapter no more, to the tenant or to all. What keeps that from being written down is logged: the
         caller has to continue."""
-        self._loader.quarantine_adapter(digest, code, message, tenant=tenant)
+        self.quarantine.try_put(digest, code, message, tenant=tenant)
 
     def _drop_unreferenced(self, digests: list[AdapterDigest]) -> list[AdapterDigest]:
         with self._blobs.changing():
-            with self._database.proven() as connection:
+            with self.database.proven() as connection:
                 orphans = registry.unreferenced(connection, digests)
             for digest in orphans:
                 self._blobs.remove(digest)

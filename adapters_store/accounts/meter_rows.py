@@ -38,7 +38,7 @@ class Take:
 
     tenant: str
     quotas: Quotas
-    takes: Amounts
+    takes: Amounts = Amounts()
     needs: Amounts | None = None
     refunds: int = 0
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from sqlalchemy import Connection, Engine
@@ -76,7 +76,7 @@ class SharedMeters:
 
     def give_back(self, tenant: str, quotas: Quotas, amounts: Amounts) -> None:
         """What a call took and did not use, and the sequences that have ended."""
-        self._queue.put((Take(tenant=tenant, quotas=quotas, takes=-amounts), _forget))
+        self._queue.put((Take(tenant=tenant, quotas=quotas, takes=-amounts), lambda _: None))
 
     def _run(self) -> None:
         engine = make_engine(self._url, pool_size=1, max_overflow=0)
@@ -120,7 +120,8 @@ class SharedMeters:
         own.quotas = wanted.quotas
         if wanted.needs is None:  # known by now, even if the database will not know it
             self._count(wanted)
-            return meter_rows.take(connection, self._server, own.number, _without_sequences(wanted))
+            wanted = replace(wanted, takes=replace(wanted.takes, sequences=0))
+            return meter_rows.take(connection, self._server, own.number, wanted)
         levels = meter_rows.take(connection, self._server, own.number, wanted)
         if levels is not None and levels.is_taken:
             self._count(wanted)
@@ -148,22 +149,9 @@ class SharedMeters:
 
     def _beat(self, connection: Connection) -> None:
         for tenant, own in list(self._running.items()):
-            meter_rows.take(connection, self._server, own.number, _nothing(tenant, own.quotas))
+            meter_rows.take(connection, self._server, own.number, Take(tenant=tenant, quotas=own.quotas))
         self._beaten_s = time.monotonic()
 
     def _leave(self, connection: Connection) -> None:
         for tenant, own in self._running.items():
-            meter_rows.take(connection, self._server, 0, _nothing(tenant, own.quotas))
-
-
-def _nothing(tenant: str, quotas: Quotas) -> Take:
-    return Take(tenant=tenant, quotas=quotas, takes=Amounts())
-
-
-def _without_sequences(wanted: Take) -> Take:
-    takes = Amounts(requests=wanted.takes.requests, tokens=wanted.takes.tokens)
-    return Take(tenant=wanted.tenant, quotas=wanted.quotas, takes=takes)
-
-
-def _forget(_levels: Levels | None) -> None:
-    """No one waits for what is given back."""
+            meter_rows.take(connection, self._server, 0, Take(tenant=tenant, quotas=own.quotas))

@@ -31,10 +31,7 @@ class TenantStore:
     def __init__(self, database: Database, drop_blobs: Callable[[list[AdapterDigest]], list[AdapterDigest]]) -> None:
         self._database = database
         self._drop_blobs = drop_blobs
-        self._known_keys: AnswerCache[str, KeyGrant] = AnswerCache(
-            database.generation_if_reachable, max_age_s=database.poll_s
-        )
-        database.on_change(self._known_keys.clear)
+        self._known_keys: AnswerCache[str, KeyGrant] = database.answers()
 
     def create(self, name: str) -> TenantKey:
         """A new tenant with its first key, which opens everything of the tenant.
@@ -84,7 +81,8 @@ class TenantStore:
     def rotate_key(self, name: str, overlap_s: int = 0, key_id: int | None = None) -> TenantKey:
         """A new key that replaces one, with its scopes, label and expiry; or replaces all and opens everything.
 
-        Replaced keys end in `overlap_s` seconds. Raises NotFound (tenant_not_found, key_not_found).
+        Replaced keys end in `overlap_s` seconds. Raises NotFound (tenant_not_found, key_not_found), InputRefused
+        (bad_expiry): the key to replace has ended.
         """
         if overlap_s < 0:
             raise ValueError(f"overlap_s must not be negative, got {overlap_s}")
@@ -92,6 +90,7 @@ class TenantStore:
         with self._database.write() as connection:
             owner = tenant_id(connection, name, lock=True)
             new = KeySpec() if key_id is None else keys.require(connection, owner, key_id)
+            keys.check_spec(new)
             keys.end(connection, owner, ending, key_id)
             new_id = keys.add(connection, owner, key, new)
             audit.note(connection, "key.rotate", tenant=name, key_id=new_id, replaces=key_id, overlap_s=overlap_s)

@@ -42,11 +42,8 @@ class ObjectInfo:
     modified_s: float
 
 
-def open_object_store(url: str) -> ObjectStore:
-    """obstore's client of a URL; credentials and endpoint come from the environment, as its documentation says.
-
-    Raises StoreError (bad_blob_url, blobs_unsupported).
-    """
+def _opened(url: str) -> ObjectStore:
+    """obstore's client of a URL; credentials and endpoint come from the environment, as its documentation says."""
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES:
         known = ", ".join(f"{each}://" for each in SCHEMES)
@@ -86,6 +83,10 @@ class Bucket:
     """
 
     def __init__(self, store: ObjectStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+        import obstore  # an extra that only an object store needs
+        import obstore.exceptions
+
+        self._api = obstore
         self._store = store
         self._clock = clock
         self._away_until_s = float("-inf")
@@ -94,77 +95,61 @@ class Bucket:
     @classmethod
     def at(cls, url: str) -> Bucket:
         """Raises StoreError (bad_blob_url, blobs_unsupported)."""
-        return cls(open_object_store(url))
+        return cls(_opened(url))
 
     def put_new(self, key: str, source: Path | bytes) -> bool:
         """Create the object, whole or not at all; False if there is one already, which stays as it is."""
-        import obstore
-        from obstore.exceptions import AlreadyExistsError
-
         with self._asking("put"):
             try:
-                obstore.put(self._store, key, source, mode="create")
-            except AlreadyExistsError:
+                self._api.put(self._store, key, source, mode="create")
+            except self._api.exceptions.AlreadyExistsError:
                 return False
         return True
 
     def replace(self, key: str, source: Path | bytes) -> None:
         """Write the object, also over one that exists."""
-        import obstore
-
         with self._asking("put"):
-            obstore.put(self._store, key, source)
+            self._api.put(self._store, key, source)
 
     def get(self, key: str, target: Path) -> None:
         """Write the object's bytes into a new file. Raises FileNotFoundError: see `require_ours`; OSError."""
-        import obstore
-        from obstore.exceptions import BaseError
-
         with target.open("xb") as stream:
             with self._asking("get"):
-                chunks = obstore.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES)
+                chunks = self._api.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES)
             try:
                 for chunk in chunks:
                     stream.write(chunk)
-            except BaseError as error:  # a body that breaks off says nothing of other objects
+            except self._api.exceptions.BaseError as error:  # a body that breaks off says nothing of other objects
                 raise _logged("get", error) from error
 
     def read(self, key: str) -> bytes | None:
         """A small object's bytes; None if it is absent."""
-        import obstore
-
         with self._asking("get"):
             try:
-                return bytes(obstore.get(self._store, key).bytes())
+                return bytes(self._api.get(self._store, key).bytes())
             except FileNotFoundError:
                 return None
 
     def head(self, key: str) -> ObjectInfo | None:
-        import obstore
-
         with self._asking("head"):
             try:
-                meta = obstore.head(self._store, key)
+                meta = self._api.head(self._store, key)
             except FileNotFoundError:
                 return None
         return ObjectInfo(key, meta["size"], meta["last_modified"].timestamp())
 
     def remove(self, key: str) -> None:
         """Absent objects are no error."""
-        import obstore
-
         with self._asking("delete"):
             try:
-                obstore.delete(self._store, key)
+                self._api.delete(self._store, key)
             except FileNotFoundError:
                 return
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object under the folder `prefix`."""
-        import obstore
-
         with self._asking("list"):
-            for some in obstore.list(self._store, prefix, chunk_size=1000):
+            for some in self._api.list(self._store, prefix, chunk_size=1000):
                 for meta in some:
                     yield ObjectInfo(meta["path"], meta["size"], meta["last_modified"].timestamp())
 
@@ -186,7 +171,7 @@ class Bucket:
             raise StoreError("wrong_store", "the object store belongs to another database")
 
     def replace_id(self, mark: Mark) -> None:
-        """Make the bucket this store's, whosever it was. What lies there now is never removed (`adopted_at`)."""
+        """Make the bucket this store's, also if it was another's. What is there now is never removed (`adopted_at`)."""
         self.replace(FILE_NAME, replace(mark, is_joined=True).to_json())
 
     def holds_blobs(self) -> bool:
@@ -220,14 +205,12 @@ class Bucket:
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[None]:
-        from obstore.exceptions import BaseError
-
         start_s = self._clock()
         if start_s < self._away_until_s:
             raise _unavailable()
         try:
             yield
-        except BaseError as error:
+        except self._api.exceptions.BaseError as error:
             now_s = self._clock()
             with self._lock:
                 self._away_until_s = now_s + max(_RETRY_S, now_s - start_s)

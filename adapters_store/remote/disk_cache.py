@@ -7,12 +7,13 @@ Several processes may share one: each counts what it adds, and looks at the disk
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
+
+from adapters_store.filesystem import Filesystem
 
 _FOLDERS = ("blobs", "files")
 _LOOK_AFTER = 8  # parts of the budget
@@ -52,8 +53,7 @@ class DiskCache:
     def make_room(self, num_bytes: int) -> None:
         """Evict entries that hold at least num_bytes, because the disk is full."""
         with self._lock:
-            held = sum(entry.num_bytes for entry in self._entries())
-            self._evict_to(held - num_bytes, None)
+            self._evict_to(self.num_bytes() - num_bytes, None)
 
     def num_bytes(self) -> int:
         """What it holds now."""
@@ -76,10 +76,7 @@ class DiskCache:
             path.rename(trash)
         except FileNotFoundError:
             return  # another process was faster
-        if trash.is_dir():
-            shutil.rmtree(trash, ignore_errors=True)
-        else:
-            trash.unlink(missing_ok=True)
+        Filesystem().remove_tree(trash)
 
     def _entries(self) -> Iterator[_Entry]:
         for folder in _FOLDERS:

@@ -33,7 +33,7 @@ def fetch_import(source: str, target: Path, limits: ImportLimits) -> bytes:
 
     Raises InputRefused (source_not_allowed, source_not_found, too_large), StoreUnavailable (blobs_unavailable).
     """
-    if source.startswith("/"):
+    if source.startswith("/") and source.isprintable():
         return _from_folder(source, target, limits)
     segments = _segments(source)
     if limits.prefixes is not None:

@@ -7,8 +7,8 @@ Removing from the object store is the sweep's work alone: versions are content, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,38 +18,32 @@ from adapters_store.filesystem import Filesystem
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.remote.keys import ADAPTERS, DATA
 from adapters_store.remote.remote import Remote
-from adapters_store.storage.blobs import FolderBlobs, disk_full_is_an_answer
+from adapters_store.storage.blobs import Blobs, disk_full_is_an_answer
 
 
-class ObjectBlobs:
-    """`Blobs` over a bucket. local: the cache's folder; what it holds is never the only copy."""
+class ObjectBlobs(Blobs):
+    """Blobs in a bucket. What the folder holds of them is never the only copy."""
 
     is_remote = True
 
-    def __init__(self, local: FolderBlobs, remote: Remote, files: Filesystem) -> None:
-        self._local = local
+    def __init__(self, root: Path, files: Filesystem, remote: Remote, *, reserve_bytes: int) -> None:
+        super().__init__(root, files, remote.locks, reserve_bytes=reserve_bytes)
         self._remote = remote
-        self._files = files
         self._once = _Once()
 
     def changing(self) -> AbstractContextManager[None]:
         """Publishes run beside each other: objects are created whole or not at all. Only the sweep is alone."""
-        return self._remote.locks.shared()
+        return self._locks.shared()
 
-    @contextmanager
-    def settled(self) -> Iterator[None]:
+    def settled(self) -> AbstractContextManager[None]:
         """No lock: an object that a row names is never replaced nor removed."""
-        yield
+        return nullcontext()
 
     def has_room(self, num_bytes: int) -> bool:
-        """If there is room, or can be made by eviction."""
-        if not self._local.has_room(num_bytes):
+        """Whether there is room, or can be made by eviction."""
+        if not super().has_room(num_bytes):
             self._remote.cache.make_room(num_bytes)
-        return self._local.has_room(num_bytes)
-
-    def stage(self, config: bytes, weights: Path, *, moves: bool = False) -> AbstractContextManager[Path]:
-        self.has_room(len(config) + weights.stat().st_size)
-        return self._local.stage(config, weights, moves=moves)
+        return super().has_room(num_bytes)
 
     def put_new(
         self, staged: Path, digest: AdapterDigest, *, is_whole: Callable[[], bool], is_damaged: Callable[[], bool]
@@ -81,35 +75,29 @@ class ObjectBlobs:
         return folder
 
     def folder(self, digest: AdapterDigest) -> Path:
-        folder = self._local.folder(digest)
+        folder = super().folder(digest)
         self._remote.cache.touch(folder)
         return folder
 
     def refresh(self, digest: AdapterDigest) -> None:
-        self._remote.cache.drop(self._local.folder(digest))
+        self._remote.cache.drop(super().folder(digest))
 
     def added(self, digest: AdapterDigest, num_bytes: int) -> None:
-        self._remote.cache.added(num_bytes, self._local.folder(digest))
+        self._remote.cache.added(num_bytes, super().folder(digest))
 
     def remove(self, digest: AdapterDigest) -> None:
         """From the cache. The object stays until a sweep has seen it without a row for the grace."""
         self.refresh(digest)
 
-    def list(self) -> Iterator[AdapterDigest]:
-        return self._local.list()
-
     def remove_old(
         self, digests: Iterable[AdapterDigest], is_left_over: Callable[[Path], bool]
     ) -> Sequence[AdapterDigest]:
-        """Those of the cache are evicted in time; they are no one's only copy."""
+        """None: those of the cache are evicted in time."""
         return []
-
-    def remove_old_staging(self, is_left_over: Callable[[Path], bool]) -> int:
-        return self._local.remove_old_staging(is_left_over)
 
     def _fetch(self, digest: AdapterDigest) -> None:
         """Raises FileNotFoundError: the object store is ours and has no such object."""
-        staged = self._local.new_staging()
+        staged = self.new_staging()
         weights_key, config_key = ADAPTERS.keys(digest)
         try:
             with disk_full_is_an_answer():
@@ -126,7 +114,7 @@ class ObjectBlobs:
 
     def _adopt(self, staged: Path, digest: AdapterDigest) -> None:
         """Move a whole copy into the cache; another thread or process may have been faster."""
-        folder = self._local.folder(digest)
+        folder = super().folder(digest)
         num_bytes = sum(each.stat().st_size for each in staged.iterdir())
         with disk_full_is_an_answer():
             self._files.make_folder(folder.parent)
@@ -192,9 +180,17 @@ class _Once:
     """Of several threads that want the same thing at once, one does it and the others find it done."""
 
     def __init__(self) -> None:
-        self._locks = [threading.Lock() for _ in range(64)]
+        self._changed = threading.Condition()
+        self._under_way: set[str] = set()
 
     def unless(self, is_done: Callable[[], bool], key: str, action: Callable[[], None]) -> None:
-        with self._locks[hash(key) % len(self._locks)]:
+        with self._changed:
+            self._changed.wait_for(lambda: key not in self._under_way)
+            self._under_way.add(key)
+        try:
             if not is_done():
                 action()
+        finally:
+            with self._changed:
+                self._under_way.remove(key)
+                self._changed.notify_all()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from adapters_store.remote.bucket import Bucket
 from adapters_store.remote.disk_cache import DiskCache
-from adapters_store.remote.locks import locks_for
 from adapters_store.remote.settings import RemoteSettings
 from adapters_store.storage.database import Database
+from adapters_store.storage.locks import locks_for
 from adapters_store.storage.store_id import FILE_NAME
 
 

@@ -1,7 +1,8 @@
-"""Where the blobs are, as an operator says it, and how one process tells another. Imports nothing heavy."""
+"""Where the blobs are: what an operator sets, and what a process hands to its workers. Imports nothing heavy."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ class RemoteSettings:
     grace_s: float = GRACE_S
 
     def __post_init__(self) -> None:
-        if self.cache_mib <= 0:
-            raise ValueError(f"{CACHE_VARIABLE} must be above 0, got {self.cache_mib}")
-        if self.grace_s < 0:
+        if not 0 < self.cache_mib < math.inf:
+            raise ValueError(f"{CACHE_VARIABLE} must be a number above 0, got {self.cache_mib}")
+        if not self.grace_s >= 0:
             raise ValueError(f"grace_s must be at least 0, got {self.grace_s}")
 
     @property
@@ -36,8 +37,13 @@ class RemoteSettings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> RemoteSettings | None:
         """None without a URL. Raises ValueError."""
         url = environment.get(URL_VARIABLE)
+        if not url:
+            return None
         cache = environment.get(CACHE_VARIABLE) or CACHE_MIB
-        return cls(url=url, cache_mib=float(cache)) if url else None
+        try:
+            return cls(url=url, cache_mib=float(cache))
+        except ValueError:
+            raise ValueError(f"{CACHE_VARIABLE} must be a number above 0, got {str(cache)[:40]!r}") from None
 
     def to_environment(self) -> dict[str, str]:
         return {URL_VARIABLE: self.url, CACHE_VARIABLE: f"{self.cache_mib:g}"}

@@ -7,7 +7,7 @@ grace by the object store's own clock, no row has come, and no publish runs. A p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 
 from adapters_store.errors import StoreUnavailable
@@ -15,7 +15,7 @@ from adapters_store.remote.bucket import ObjectInfo
 from adapters_store.remote.keys import Area
 from adapters_store.remote.remote import Remote
 
-Referenced = Callable[[], set[str]]
+Referenced = Callable[[], Set[str]]
 _BATCH = 50
 
 
@@ -57,7 +57,7 @@ def _sweep(remote: Remote, area: Area, referenced: Referenced, grace_s: float) -
 
 
 def _orphans_older_than(
-    remote: Remote, area: Area, objects: dict[str, list[ObjectInfo]], named: set[str], grace_s: float
+    remote: Remote, area: Area, objects: dict[str, list[ObjectInfo]], named: Set[str], grace_s: float
 ) -> list[str]:
     """Marks those that are new; forgets marks that have become wrong."""
     bucket, now_s = remote.bucket, _now_by_bucket(remote)

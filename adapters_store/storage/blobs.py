@@ -11,126 +11,72 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
 from uuid import uuid4
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
 from adapters_store.filesystem import Filesystem
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from adapters_store.storage.locks import Locks
 
 RESERVE_BYTES = 64 * 1024 * 1024
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-class Blobs(Protocol):
-    """Where the files of every digest are durable. Two implementations: FolderBlobs, and ObjectBlobs in `remote`."""
+class Blobs:
+    """The files of every digest, in a folder of the data directory. `ObjectBlobs` makes it a cache of an object store.
 
-    is_remote: bool
-    """The data directory's disk is only a cache of an object store."""
-
-    def changing(self) -> AbstractContextManager[None]: ...
-    def settled(self) -> AbstractContextManager[None]: ...
-    def has_room(self, num_bytes: int) -> bool: ...
-    def stage(self, config: bytes, weights: Path, *, moves: bool = False) -> AbstractContextManager[Path]: ...
-
-    def put_new(
-        self, staged: Path, digest: AdapterDigest, *, is_whole: Callable[[], bool], is_damaged: Callable[[], bool]
-    ) -> None:
-        """Make a staged copy durable under its digest, unless it is; replace a damaged one.
-
-        is_whole: reads the local copy and compares it with the digest. is_damaged: a load has found it so.
-        """
-
-    def head(self, digest: AdapterDigest) -> bool:
-        """If the durable copy is there, by its names alone. Raises StoreUnavailable."""
-
-    def get(self, digest: AdapterDigest) -> Path:
-        """The local folder of its files, brought there if it must be. Raises StoreUnavailable, StoreError (disk_full),
-        FileNotFoundError: the durable copy is missing."""
-
-    def folder(self, digest: AdapterDigest) -> Path:
-        """The local folder, which may be absent."""
-
-    def refresh(self, digest: AdapterDigest) -> None:
-        """Distrust the local copy, if it is one."""
-
-    def added(self, digest: AdapterDigest, num_bytes: int) -> None:
-        """The packed form was written beside the files."""
-
-    def remove(self, digest: AdapterDigest) -> None:
-        """No row names it any more."""
-
-    def list(self) -> Iterator[AdapterDigest]:
-        """Every digest with local files."""
-
-    def remove_old(
-        self, digests: Iterable[AdapterDigest], is_left_over: Callable[[Path], bool]
-    ) -> Sequence[AdapterDigest]: ...
-    def remove_old_staging(self, is_left_over: Callable[[Path], bool]) -> int: ...
-
-
-class Exclusion(Protocol):
-    """A lock between processes."""
-
-    def exclusive(self) -> AbstractContextManager[None]: ...
-    def shared(self) -> AbstractContextManager[None]: ...
-
-
-class FolderBlobs:
-    """root: a folder of the data directory; made if missing. files: the operations, replaceable in tests.
-
-    reserve_bytes: what uploads leave free. The database needs room even to delete: on a disk that was full to the last
-    byte, nothing could be deleted (tried).
+    root: made if missing. files: the operations, replaceable in tests. reserve_bytes: what uploads leave free. The
+    database needs room even to delete: on a disk that was full to the last byte, nothing could be deleted (tried).
     """
 
     is_remote = False
 
-    def __init__(
-        self, root: Path, files: Filesystem, exclusion: Exclusion, *, reserve_bytes: int = RESERVE_BYTES
-    ) -> None:
+    def __init__(self, root: Path, files: Filesystem, locks: Locks, *, reserve_bytes: int = RESERVE_BYTES) -> None:
         self._files = files
         self._root = root
         self._reserve_bytes = reserve_bytes
         self._blobs = root / "blobs"
         self._staging = root / "staging"
-        self._exclusion = exclusion
+        self._locks = locks
         for folder in (root, self._blobs, self._staging):
             files.make_folder(folder)
 
     def folder(self, digest: AdapterDigest) -> Path:
-        """The path of this digest's blob, if there is one."""
+        """The local folder of its files, which may be absent."""
         name = digest.removeprefix("sha256:")
         return self._blobs / name[:2] / name
 
     def get(self, digest: AdapterDigest) -> Path:
-        """The same: its files are nowhere else."""
+        """The same, its files brought there if they must be. Raises StoreUnavailable, StoreError (disk_full),
+        FileNotFoundError: the durable copy is missing."""
         return self.folder(digest)
 
     def head(self, digest: AdapterDigest) -> bool:
+        """Whether the durable copy is there, by its names alone. Raises StoreUnavailable."""
         return all((self.folder(digest) / name).exists() for name in (WEIGHTS_FILE, CONFIG_FILE))
 
     def refresh(self, digest: AdapterDigest) -> None:
-        """The local copy is the only one."""
+        """Distrust the local copy, unless it is the only one."""
 
     def added(self, digest: AdapterDigest, num_bytes: int) -> None:
-        """Nothing is counted."""
+        """The packed form was written beside the files."""
 
     def changing(self) -> AbstractContextManager[None]:
         """Hold while a blob and its row are written, or while a blob without a row is removed."""
-        return self._exclusion.exclusive()
+        return self._locks.exclusive()
 
     def settled(self) -> AbstractContextManager[None]:
         """Hold to see blobs and rows between two changes."""
-        return self._exclusion.shared()
+        return self._locks.shared()
 
     def new_staging(self) -> Path:
         """The path of a folder that does not exist yet, on the file system of the blobs."""
         return self._staging / uuid4().hex
 
     def has_room(self, num_bytes: int) -> bool:
-        """If the reserve stays free when `num_bytes` more are written."""
+        """Whether the reserve stays free when `num_bytes` more are written."""
         disk = os.statvfs(self._root)
         return disk.f_bavail * disk.f_frsize >= num_bytes + self._reserve_bytes
 
@@ -162,11 +108,12 @@ class FolderBlobs:
     def put_new(
         self, staged: Path, digest: AdapterDigest, *, is_whole: Callable[[], bool], is_damaged: Callable[[], bool]
     ) -> None:
-        """Make a staged copy durable under its digest, in place of a damaged blob there."""
-        if not is_whole():
-            self._put(staged, digest)
+        """Make a staged copy durable under its digest, unless it is; replace a damaged one.
 
-    def _put(self, staged: Path, digest: AdapterDigest) -> None:
+        is_whole: reads the local copy and compares it with the digest. is_damaged: a load has found it so.
+        """
+        if is_whole():
+            return
         target = self.folder(digest)
         with disk_full_is_an_answer():
             for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -179,16 +126,16 @@ class FolderBlobs:
             self._files.sync_folder(target.parent)
 
     def remove(self, digest: AdapterDigest) -> None:
-        """Remove a blob: renamed first, so that no half of it is ever found under its digest."""
+        """No row names it any more. It is renamed first, so that no half of it is ever found under its digest."""
         target = self.folder(digest)
         if target.exists():
-            trash = self._staging / uuid4().hex
+            trash = self.new_staging()
             with disk_full_is_an_answer():
                 self._files.rename(target, trash)
             self._files.remove_tree(trash)
 
     def list(self) -> Iterator[AdapterDigest]:
-        """Every blob present."""
+        """Every digest with local files."""
         for folder in self._blobs.glob("??/*"):
             yield AdapterDigest(f"sha256:{folder.name}")
 

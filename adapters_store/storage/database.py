@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, 
 from adapters_store.errors import StoreError, StoreUnavailable
 from adapters_store.filesystem import file_lock
 from adapters_store.storage import store_id
+from adapters_store.storage.answer_cache import AnswerCache
 from adapters_store.storage.availability import DEFAULT_GRACE_S, Availability
 from adapters_store.storage.database_errors import as_store_errors
 from adapters_store.storage.schema import HEAD_REVISION, store_state
@@ -148,6 +149,12 @@ class Database:
             if self.availability.is_lost():
                 raise
             return None
+
+    def answers(self) -> AnswerCache[Any, Any]:
+        """A new memory for answers of this database."""
+        cache: AnswerCache[Any, Any] = AnswerCache(self.generation_if_reachable, max_age_s=self.poll_s)
+        self.on_change(cache.clear)
+        return cache
 
     def close(self) -> None:
         self.engine.dispose()

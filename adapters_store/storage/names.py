@@ -13,9 +13,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
 _REF = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:\-]{0,127})(?:@([1-9][0-9]{0,8}))?")
 
 
+def is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None
+
+
 def check_name(param: str, name: str) -> None:
     """Raises InputRefused (bad_name) unless `name` is 1 to 128 of letters, digits and ._:- with no mark first."""
-    if _NAME.fullmatch(name) is None:
+    if not is_name(name):
         rule = "1 to 128 letters, digits, '.', '_', ':' or '-', beginning with a letter or digit"
         raise InputRefused("bad_name", f"{param}: {shown(name)} is not a name ({rule})", param=param)
 

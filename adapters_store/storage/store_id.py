@@ -1,24 +1,24 @@
 """Proves that a data directory and a database belong together: one store id, kept in both. Removes nothing itself.
 
-`store.json` in the directory and `store_state.store_id` in the database. What has no row is only rubbish where the rows
-are the right ones; so every process proves the pair when it opens it, and again whenever it removes something.
+`store.json` in the directory, `store_state.store_id` in the database. A blob without a row may be removed only if the
+rows are the right ones. So every process proves the pair when it opens it, and again whenever it removes something.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Column, Connection, select, update
 
 from adapters_store.errors import StoreError, StoreUnavailable
 from adapters_store.filesystem import Filesystem
-from adapters_store.storage.ownership import has_blob_rows, holds_blobs, require_ownership
-from adapters_store.storage.schema import store_state
+from adapters_store.storage.schema import adapter_versions, few_at_a_time, files, jobs, store_state
 
 FILE_NAME = "store.json"
 _IN_BUCKET = "bucket-"  # how the id of a store begins whose blobs are in an object store
@@ -36,7 +36,7 @@ class BucketMark(Protocol):
         """Make the bucket this store's, if it is no other's. Raises StoreError (wrong_store)."""
 
     def replace_id(self, mark: Mark) -> None:
-        """Make the bucket this store's, whosever it was."""
+        """Make the bucket this store's, also if it was another's."""
 
     def holds_blobs(self) -> bool: ...
 
@@ -96,7 +96,7 @@ def join(connection: Connection, root: Path) -> Mark:
         message = "the adapters are in an object store; set MULTILORA_BLOB_URL or --blob-url as before"
         raise StoreError("wrong_store", message)
     if mark is None and in_database is None:
-        is_new = require_ownership(connection, root)
+        is_new = _require_ownership(connection, root)
         return _begin(connection, root, Mark(uuid4().hex, is_joined=False, adopted_at=0 if is_new else _now_s()))
     if mark is None:
         message = (
@@ -118,10 +118,10 @@ def join_bucket(connection: Connection, root: Path, bucket: BucketMark) -> Mark:
     if in_bucket is not None and in_bucket != in_database:
         message = "the object store belongs to another database; set MULTILORA_DATABASE_URL and MULTILORA_BLOB_URL"
         raise StoreError("wrong_store", f"{message} as they were used before")
-    if in_bucket is None and (bucket.holds_blobs() or has_blob_rows(connection)):
+    if in_bucket is None and (bucket.holds_blobs() or _has_blob_rows(connection)):
         message = "the object store has no store.json, and it or the database has adapters or files already"
         raise StoreError("wrong_store", f"{message}; is it the right one? If so: multilora adopt")
-    if (mark is None or not mark.is_cache) and holds_blobs(root):
+    if (mark is None or not mark.is_cache) and _holds_blobs(root):
         message = "the data directory holds adapters or files itself; begin with an empty one beside an object store"
         raise StoreError("wrong_store", message)
     if mark is not None and mark.store_id != in_database:
@@ -150,7 +150,7 @@ def adopt(connection: Connection, root: Path, *, in_bucket: bool = False) -> Mar
     in_bucket: the blobs are in an object store, and the directory is a cache from now on. Raises StoreError
     (wrong_store): it holds blobs itself.
     """
-    if in_bucket and holds_blobs(root):
+    if in_bucket and _holds_blobs(root):
         message = "the data directory holds adapters or files itself; adopt the object store with an empty directory"
         raise StoreError("wrong_store", message)
     if in_bucket:
@@ -180,6 +180,53 @@ def _locked_id(connection: Connection) -> str | None:
 
 def _now_s() -> int:
     return int(time.time()) + 1  # file times have fractions: what is there now is older
+
+
+def _require_ownership(connection: Connection, root: Path) -> bool:
+    """If the directory is empty. Raises StoreError (wrong_store) if one holds what the other does not know."""
+    held = [
+        (adapter_versions.c.digest, _digests(root / "blobs")),
+        (files.c.digest, _digests(root / "files")),
+        (jobs.c.id, [folder.name for folder in (root / "runs").glob("ftjob-*")]),
+    ]
+    if any(_knows_any(connection, column, names) for column, names in held):
+        return False
+    if any(names for _, names in held):
+        message = "the data directory holds adapters, files or runs, and the database knows none of them"
+        raise StoreError("wrong_store", f"{message}; is it the right database? If so: multilora adopt")
+    if not _lies_in(connection, root) and any(_has_rows(connection, column) for column, _ in held):
+        message = "the database has adapters, files or jobs, and the data directory holds none of them"
+        raise StoreError("wrong_store", f"{message}; is it the right directory? If so: multilora adopt")
+    return True
+
+
+def _holds_blobs(root: Path) -> bool:
+    """If the directory has adapters or files."""
+    return any(_digests(root / folder) for folder in ("blobs", "files"))
+
+
+def _has_blob_rows(connection: Connection) -> bool:
+    """If the database has adapters or files."""
+    return any(_has_rows(connection, column) for column in (adapter_versions.c.digest, files.c.digest))
+
+
+def _lies_in(connection: Connection, root: Path) -> bool:
+    """The database is SQLite's own file in the directory, so they belong together."""
+    url = connection.engine.url
+    return url.get_backend_name() == "sqlite" and Path(str(url.database)).resolve().parent == root.resolve()
+
+
+def _digests(folder: Path) -> list[str]:
+    return [f"sha256:{each.name}" for each in folder.glob("??/*")]
+
+
+def _has_rows(connection: Connection, column: Column[str]) -> bool:
+    return connection.execute(select(column).limit(1)).first() is not None
+
+
+def _knows_any(connection: Connection, column: Column[str], names: Sequence[str]) -> bool:
+    some = (select(column).where(column.in_(few)).limit(1) for few in few_at_a_time(names))
+    return any(connection.execute(statement).first() is not None for statement in some)
 
 
 class StorePair:

@@ -79,7 +79,9 @@ class AliasStore:
     def activate(self, tenant: str, name: str, number: int) -> AdapterVersion:
         """The bare name means this version alone from now on; an unloaded one comes back into service."""
         with self._database.write() as connection:
-            registry.activate(connection, tenant, name, number)
+            registry.require_version(connection, tenant, name, number)
+            alias_rows.set_active(connection, registry.name_id(connection, tenant, name), number)
+            audit.note(connection, "adapter.activate", tenant=tenant, target=f"{name}@{number}")
             return registry.require_version(connection, tenant, name, number)
 
     def set_canary(self, tenant: str, name: str, number: int, percent: int) -> AdapterVersion:
@@ -131,9 +133,7 @@ class AliasStore:
         Returns the digests that no version in service has any more.
         """
         with self._database.write() as connection:
-            versions = registry.find_versions(connection, tenant=tenant, name=name, number=number)
-            if not versions:
-                registry.require_version(connection, tenant, name, number)
+            versions = registry.require_versions(connection, tenant, name, number)
             adapter_id = registry.name_id(connection, tenant, name)
             numbers = [version.version for version in versions]
             alias_rows.withdraw(connection, adapter_id, numbers, is_gone=False)
@@ -142,8 +142,7 @@ class AliasStore:
 
 
 def _known_name(connection: Connection, tenant: str, name: str) -> int:
-    if not registry.find_versions(connection, tenant=tenant, name=name):
-        registry.require_version(connection, tenant, name, None)
+    registry.require_versions(connection, tenant, name, None)
     return registry.name_id(connection, tenant, name)
 
 

@@ -6,18 +6,20 @@ tenant's requests have shown (numbers that are not finite) counts for that tenan
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Column, Connection, Table, delete, insert, null, select, union_all
 
 from adapters_store.base.description import AdapterDigest
-from adapters_store.errors import NotFound
+from adapters_store.errors import NotFound, StoreError
 from adapters_store.parsing.strict_json import shown
 from adapters_store.storage import audit
 from adapters_store.storage.database import Database, now_s
 from adapters_store.storage.schema import quarantine, tenant_quarantine, tenants
 
+_log = logging.getLogger(__name__)
 OF_THE_BLOB = ("blob_damaged", "blob_missing")  # what a new copy of the same bytes heals
 
 
@@ -67,6 +69,13 @@ class Quarantine:
             connection.execute(insert(table).values(row))
             audit.note(connection, "adapter.quarantine", tenant=tenant, target=digest, code=code)
         return True
+
+    def try_put(self, digest: AdapterDigest, code: str, message: str, *, tenant: str | None = None) -> None:
+        """The same for a caller that must continue: what prevents it is logged."""
+        try:
+            self.put(digest, code, message, tenant=tenant)
+        except StoreError as error:
+            _log.warning("adapter %s could not be put into quarantine: %s", digest, error.message)
 
     def release(self, digest: AdapterDigest, *, tenant: str | None = None) -> None:
         """Serve it again, whatever the reason was: to the tenant, or (None) to all.

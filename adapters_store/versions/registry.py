@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, select, true, update
 
-from adapters_store.accounts import quota_rows
+from adapters_store.accounts import quotas
 from adapters_store.accounts.tenant_rows import tenant_id
 from adapters_store.base.description import AdapterDigest, BaseDescription
-from adapters_store.errors import Conflict, NotFound
+from adapters_store.errors import NotFound
 from adapters_store.format.chat_fields import template_digest
 from adapters_store.format.validate import AdapterPlan
 from adapters_store.packed.packing import packed_bytes
 from adapters_store.parsing.strict_json import shown
 from adapters_store.storage import audit
 from adapters_store.storage.database import now_s
+from adapters_store.storage.names import is_name
 from adapters_store.storage.schema import (
     adapter_versions,
     adapters,
@@ -46,6 +48,8 @@ def find_versions(
     active_only: bool = False,
 ) -> list[AdapterVersion]:
     """Versions by tenant, name and number. `number` None with active_only: what the bare name means."""
+    if not all(is_name(text) for text in (tenant, name) if text is not None):
+        return []  # a driver raises for other text, as a lone surrogate
     conditions: list[ColumnElement[bool]] = [_IS_ACTIVE] if active_only else []
     for column, value in ((tenants.c.name, tenant), (adapters.c.name, name), (adapter_versions.c.number, number)):
         if value is not None:
@@ -100,110 +104,97 @@ def _percent_of(row: Row[Any]) -> int:
     return int(100 - row.all_canaries if row.number == row.active_number else row.percent or 0)
 
 
-def draft_of(tenant: str, name: str, digest: AdapterDigest, plan: AdapterPlan, *, activate: bool) -> AdapterVersion:
-    """A checked adapter as a version that has no number yet."""
-    return AdapterVersion(
-        tenant=tenant,
-        name=name,
-        version=0,
-        digest=digest,
-        base_digest=plan.base.digest,
-        rank=plan.max_rank,
-        target_modules=plan.target_modules,
-        num_bytes=packed_bytes(plan),
-        created_at=now_s(),
-        active=activate,
-        tool_dialect=plan.tool_dialect,
-        chat_template=template_digest(plan.chat_template),
-        invocation_tokens=plan.alora_invocation_tokens,
-        adapter_dtype="int8" if plan.is_int8 else None,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A checked adapter that has no version number yet. activate: the bare name means it from now on."""
+
+    tenant: str
+    name: str
+    digest: AdapterDigest
+    plan: AdapterPlan
+    config: bytes
+    activate: bool
 
 
-def add_version(
-    connection: Connection,
-    draft: AdapterVersion,
-    config: bytes,
-    *,
-    max_versions: int,
-) -> AdapterVersion:
-    """Write the row of a new version; `draft` lacks only its number. The same content under the same name is not new.
+def require_room(connection: Connection, draft: Draft, *, max_versions: int) -> None:
+    """Whether its row may be written: it is known under this name, or the tenant may have one more.
 
-    Raises:
-        NotFound: tenant_not_found. Conflict: too_many_adapters, quota_adapters, quota_bytes.
+    Raises NotFound (tenant_not_found), Conflict (too_many_adapters, quota_adapters, quota_bytes).
     """
+    owner = tenant_id(connection, draft.tenant)
+    if _number_of(connection, owner, draft) is None:
+        quotas.check_room(connection, owner, packed_bytes(draft.plan), max_versions=max_versions)
+
+
+def add_version(connection: Connection, draft: Draft, *, max_versions: int) -> AdapterVersion:
+    """Write the row of a new version. The same content under the same name is not new. Raises as `require_room`."""
     owner = tenant_id(connection, draft.tenant, lock=True)
-    adapter_id, last_number = _find_or_add_name(connection, owner, draft.name)
-    known = (adapter_versions.c.adapter_id == adapter_id) & (adapter_versions.c.digest == draft.digest)
-    number = connection.execute(select(adapter_versions.c.number).where(known)).scalar()
-    if number is None:
-        _check_room(connection, owner, max_versions)
-        quota_rows.check_room(connection, owner, draft.num_bytes)
-        number = last_number + 1
-        _insert_version(connection, adapter_id, number, draft, config)
-    if draft.active:
-        alias_rows.set_active(connection, adapter_id, number)
+    require_room(connection, draft, max_versions=max_versions)
+    number = _number_of(connection, owner, draft) or _insert_version(connection, owner, draft)
+    if draft.activate:
+        alias_rows.set_active(connection, name_id(connection, draft.tenant, draft.name), number)
     version = find_versions(connection, tenant=draft.tenant, name=draft.name, number=number)[0]
     detail: dict[str, Any] = {"digest": version.digest, "active": version.active}
     audit.note(connection, "adapter.upload", tenant=version.tenant, target=version.ref, **detail)
     return version
 
 
-def _find_or_add_name(connection: Connection, owner: int, name: str) -> tuple[int, int]:
-    """The row of a name and the last version number it gave."""
-    condition = (adapters.c.tenant_id == owner) & (adapters.c.name == name)
-    row = connection.execute(select(adapters.c.id, adapters.c.last_number).where(condition)).first()
-    if row is not None:
-        return row.id, row.last_number
-    values = {"tenant_id": owner, "name": name, "last_number": 0}
-    result = connection.execute(insert(adapters).values(values).returning(adapters.c.id))
-    return int(result.scalar_one()), 0
+def _number_of(connection: Connection, owner: int, draft: Draft) -> int | None:
+    """The version of this content under this name; None if it is new."""
+    known = select(adapter_versions.c.number).select_from(adapter_versions.join(adapters))
+    own = known.where(adapters.c.tenant_id == owner, adapters.c.name == draft.name)
+    return connection.execute(own.where(adapter_versions.c.digest == draft.digest)).scalar()
 
 
-def _check_room(connection: Connection, owner: int, max_versions: int) -> None:
-    owned = select(func.count()).select_from(adapter_versions.join(adapters)).where(adapters.c.tenant_id == owner)
-    count = int(connection.execute(owned).scalar_one())
-    if count >= max_versions:
-        message = f"the tenant has {count} adapter versions, the limit is {max_versions}"
-        raise Conflict("too_many_adapters", message, param="name")
-
-
-def _insert_version(connection: Connection, adapter_id: int, number: int, draft: AdapterVersion, config: bytes) -> None:
+def _insert_version(connection: Connection, owner: int, draft: Draft) -> int:
+    """Its number: one more than the name's last, also if that was deleted."""
+    plan, columns = draft.plan, (adapters.c.id, adapters.c.last_number)
+    own = (adapters.c.tenant_id == owner) & (adapters.c.name == draft.name)
+    name = connection.execute(select(*columns).where(own)).first()
+    if name is None:
+        values = {"tenant_id": owner, "name": draft.name, "last_number": 0}
+        name = connection.execute(insert(adapters).values(values).returning(*columns)).one()
+    number = int(name.last_number) + 1
+    invocation = plan.alora_invocation_tokens
     connection.execute(
         insert(adapter_versions).values(
-            adapter_id=adapter_id,
+            adapter_id=name.id,
             number=number,
             digest=draft.digest,
-            base_digest=draft.base_digest,
-            rank=draft.rank,
-            target_modules=json.dumps(draft.target_modules),
-            num_bytes=draft.num_bytes,
-            created_at=draft.created_at,
-            config=config,
-            tool_dialect=draft.tool_dialect,
-            chat_template=draft.chat_template,
-            invocation_tokens=None if draft.invocation_tokens is None else json.dumps(draft.invocation_tokens),
-            adapter_dtype=draft.adapter_dtype,
+            base_digest=plan.base.digest,
+            rank=plan.max_rank,
+            target_modules=json.dumps(plan.target_modules),
+            num_bytes=packed_bytes(plan),
+            created_at=now_s(),
+            config=draft.config,
+            tool_dialect=plan.tool_dialect,
+            chat_template=template_digest(plan.chat_template),
+            invocation_tokens=None if invocation is None else json.dumps(invocation),
+            adapter_dtype="int8" if plan.is_int8 else None,
         )
     )
-    connection.execute(update(adapters).where(adapters.c.id == adapter_id).values(last_number=number))
-
-
-def activate(connection: Connection, tenant: str, name: str, number: int) -> None:
-    """Raises NotFound (model_not_found) unless the version exists."""
-    require_version(connection, tenant, name, number)
-    alias_rows.set_active(connection, name_id(connection, tenant, name), number)
-    audit.note(connection, "adapter.activate", tenant=tenant, target=f"{name}@{number}")
+    connection.execute(update(adapters).where(adapters.c.id == name.id).values(last_number=number))
+    return number
 
 
 def require_version(connection: Connection, tenant: str, name: str, number: int | None) -> AdapterVersion:
     """The version of that number, or the active one; NotFound (model_not_found)."""
-    found = find_versions(connection, tenant=tenant, name=name, number=number, active_only=number is None)
+    return _required(connection, tenant, name, number, active_only=number is None)[0]
+
+
+def require_versions(connection: Connection, tenant: str, name: str, number: int | None) -> list[AdapterVersion]:
+    """The version of that number, or all of the name; NotFound (model_not_found) if there is none."""
+    return _required(connection, tenant, name, number, active_only=False)
+
+
+def _required(
+    connection: Connection, tenant: str, name: str, number: int | None, *, active_only: bool
+) -> list[AdapterVersion]:
+    found = find_versions(connection, tenant=tenant, name=name, number=number, active_only=active_only)
     if not found:
-        raise NotFound(
-            "model_not_found", f"no adapter {shown(ref_of(name, number))} for tenant {shown(tenant)}", param="model"
-        )
-    return found[0]
+        message = f"no adapter {shown(ref_of(name, number))} for tenant {shown(tenant)}"
+        raise NotFound("model_not_found", message, param="model")
+    return found
 
 
 def ref_of(name: str, number: int | None) -> str:
@@ -216,9 +207,7 @@ def delete_versions(connection: Connection, tenant: str, name: str, number: int 
 
     Raises NotFound (model_not_found) if there is none.
     """
-    doomed = find_versions(connection, tenant=tenant, name=name, number=number)
-    if not doomed:
-        require_version(connection, tenant, name, number)
+    doomed = require_versions(connection, tenant, name, number)
     adapter_id = name_id(connection, tenant, name)
     condition = adapter_versions.c.adapter_id == adapter_id
     if number is not None:
@@ -240,16 +229,22 @@ def name_id(connection: Connection, tenant: str, name: str) -> int:
 
 def unreferenced(connection: Connection, digests: Iterable[AdapterDigest]) -> list[AdapterDigest]:
     """Those of `digests` that no version of any tenant has, each once."""
-    return [digest for digest in dict.fromkeys(digests) if base_of(connection, digest) is None]
+    return _without_version(connection, digests, true())
 
 
 def not_in_service(connection: Connection, digests: Iterable[AdapterDigest]) -> list[AdapterDigest]:
     """Those of `digests` that no version in service has, each once: deleted, or unloaded by all owners."""
+    return _without_version(connection, digests, _IS_LOADED)
+
+
+def _without_version(
+    connection: Connection, digests: Iterable[AdapterDigest], condition: ColumnElement[bool]
+) -> list[AdapterDigest]:
     asked = list(dict.fromkeys(digests))
     found: set[str] = set()
     for few in few_at_a_time(asked):
-        condition = adapter_versions.c.digest.in_(few) & _IS_LOADED
-        found.update(connection.execute(select(adapter_versions.c.digest).where(condition)).scalars())
+        having = select(adapter_versions.c.digest).where(adapter_versions.c.digest.in_(few), condition)
+        found.update(connection.execute(having).scalars())
     return [digest for digest in asked if digest not in found]
 
 

@@ -53,8 +53,6 @@ class ServedNames:
         return {digest: known.get(digest, ()) for digest in digests}
 
     def _read(self, digests: Collection[AdapterDigest]) -> dict[AdapterDigest, tuple[ServedName, ...]]:
-        joined = adapter_versions.join(adapters).join(tenants)
-        is_active = (adapters.c.active_number == adapter_versions.c.number).label("is_active")
         rows = (
             select(
                 adapter_versions.c.digest,
@@ -62,9 +60,9 @@ class ServedNames:
                 adapters.c.name,
                 adapter_versions.c.number,
                 adapter_versions.c.rank,
+                (adapters.c.active_number == adapter_versions.c.number).label("is_active"),
             )
-            .add_columns(is_active)
-            .select_from(joined)
+            .select_from(adapter_versions.join(adapters).join(tenants))
             .where(adapter_versions.c.digest.in_(digests), adapter_versions.c.unloaded.is_(False))
             .order_by(tenants.c.name, adapters.c.name, adapter_versions.c.number)
         )

@@ -159,7 +159,7 @@ class StoreWatch:
 
     def look(self) -> None:
         """Free adapters that left service, count quarantined ones. Raises StoreError (the database does not answer)."""
-        generation, now_s = self._store.generation(), time.monotonic()
+        generation, now_s = self._store.database.generation(), time.monotonic()
         if generation == self._generation and now_s - self._looked_s < self._at_least_s:
             return
         if generation != self._generation:

@@ -72,7 +72,7 @@ def steps_of(data_dir: Path, action: Callable[[AdapterStore], object]) -> list[t
     files = RecordingFiles()
     store = AdapterStore.open(data_dir, files=files)
     files.steps.clear()
-    event.listen(store._database.engine, "commit", lambda _: files.steps.append(("commit", "")))
+    event.listen(store.database.engine, "commit", lambda _: files.steps.append(("commit", "")))
     action(store)
     store.close()
     return files.steps
@@ -148,7 +148,7 @@ def test_a_publish_killed_around_the_commit_leaves_the_store_sound(moment: str, 
         if moment == "before commit":
             commits_of_writes(store, lambda: os._exit(9))
         else:
-            store._database.on_change(lambda: os._exit(9))
+            store.database.on_change(lambda: os._exit(9))
         publish(store, weights)
 
     assert in_a_process_of_its_own(killed) == 9
@@ -160,7 +160,7 @@ def commits_of_writes(store: AdapterStore, action: Callable[[], None]) -> None:
         if connection.get_execution_options().get("multilora_write"):
             action()
 
-    event.listen(store._database.engine, "commit", on_commit)
+    event.listen(store.database.engine, "commit", on_commit)
 
 
 def test_a_delete_killed_at_any_step_leaves_the_store_sound(data_dir: Path, weights: Path) -> None:
@@ -215,13 +215,13 @@ def test_a_failing_file_operation_is_an_error_and_leaves_nothing_behind(
 def test_a_full_disk_under_the_database_is_an_answer(data_dir: Path, weights: Path) -> None:
     prepared(data_dir)
     store = AdapterStore.open(data_dir)
-    with store._database.read() as connection:
+    with store.database.read() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
 
     def shrink(connection: Any, *_: object) -> None:
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
-    event.listen(store._database.engine, "checkout", shrink)
+    event.listen(store.database.engine, "checkout", shrink)
     big_config = config_bytes(base_model_name_or_path="x" * 500_000)
     with pytest.raises(StoreError) as caught:
         store.publish(tenant="acme", name="law", config=big_config, weights=weights, base=BASE)

@@ -56,7 +56,7 @@ CHANGES: dict[str, Change] = {
     "upload only": lambda store, folder: publish(store, folder, 9, activate=False),
     "heal": lambda store, folder: publish(store, folder, 1),
     "repair": repair,
-    "activate": lambda store, _: store.activate("acme", "law", 1),
+    "activate": lambda store, _: store.aliases.activate("acme", "law", 1),
     "canary": lambda store, _: store.aliases.set_canary("acme", "law", 1, 10),
     "end canary": lambda store, _: store.aliases.set_canary("acme", "law", 1, 0),
     "promote": lambda store, _: store.aliases.promote("acme", "law"),

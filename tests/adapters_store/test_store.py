@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from adapters_store.accounts.records import Quotas
 from adapters_store.base.description import BaseDescription
 from adapters_store.errors import AdapterRejected, AdapterUnavailable, BlobDamaged, Conflict, NotFound, StoreError
 from adapters_store.format.limits import AdapterLimits
@@ -76,10 +77,10 @@ def test_a_version_published_without_activation_waits(store: AdapterStore, publi
     publish(seed=1)
     assert not publish(seed=2, activate=False).active
     assert store.resolve("acme", "law").version == 1
-    store.activate("acme", "law", 2)
+    store.aliases.activate("acme", "law", 2)
     assert store.resolve("acme", "law").version == 2
     with pytest.raises(NotFound):
-        store.activate("acme", "law", 3)
+        store.aliases.activate("acme", "law", 3)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,21 @@ def test_a_name_that_means_nothing_is_not_found(ref: str, store: AdapterStore, p
     with pytest.raises(NotFound) as caught:
         store.resolve("acme", ref)
     assert caught.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize("tenant", ["\ud800", "a\0b", "", "a b"])
+def test_a_tenant_that_no_name_could_be_is_not_found(tenant: str, store: AdapterStore, publish: Publish) -> None:
+    publish()
+    for action in (
+        lambda: store.resolve(tenant, "law"),
+        lambda: store.delete(tenant, "law"),
+        lambda: store.tenants.get(tenant),
+        lambda: store.tenants.delete(tenant),
+    ):
+        with pytest.raises(NotFound):
+            action()
+    assert store.versions(tenant, "law") == store.versions("acme", tenant) == []
+    assert store.quotas.get(tenant) == Quotas()
 
 
 def test_a_tenant_sees_only_its_own(store: AdapterStore, publish: Publish) -> None:
@@ -267,7 +283,7 @@ def test_another_processes_writes_are_seen_within_a_second(
     assert reader.resolve("acme", "law").version == 1
     publish(seed=2)
     assert eventually(lambda: reader.resolve("acme", "law").version == 2)
-    store.activate("acme", "law", 1)
+    store.aliases.activate("acme", "law", 1)
     assert eventually(lambda: reader.resolve("acme", "law").version == 1)
     store.delete("acme", "law")
 
@@ -308,16 +324,19 @@ def test_sweeping_removes_only_what_nobody_has(store: AdapterStore, publish: Pub
     for folder in (orphan, left):
         folder.mkdir(parents=True)
         (folder / "adapter_config.json").write_bytes(b"{}")
+    trash = data_dir / "staging" / "trash"  # a training file of a cache
+    trash.write_bytes(b"{}")
     assert store.sweep() == type(store.sweep())(0, [])
     swept = store.sweep(grace_s=-1)
-    assert (swept.num_staged, swept.blobs) == (1, ["sha256:" + "ab" * 32])
+    assert (swept.num_staged, swept.blobs) == (2, ["sha256:" + "ab" * 32])
     assert blobs_in(data_dir) == {kept.digest}
     assert not orphan.exists()
     assert not left.exists()
+    assert not trash.exists()
 
 
 def test_a_database_of_a_later_program_is_refused(store: AdapterStore, data_dir: Path) -> None:
-    with store._database.write() as connection:
+    with store.database.write() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(StoreError) as caught:
         AdapterStore.open(data_dir)

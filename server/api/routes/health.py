@@ -25,7 +25,7 @@ async def ready(context: ContextDep) -> dict[str, str]:
     longer than remembered answers count."""
     if context.draining.is_on:
         raise server_stopping()
-    reach = context.store.availability
+    reach = context.store.database.availability
     if reach.error is not None and reach.is_lost():
         raise to_api_error(reach.error)
     if not (context.engine.is_healthy() and context.engine.is_ready()):

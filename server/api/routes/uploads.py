@@ -32,7 +32,7 @@ async def upload_slot(context: ApiContext, tenant: str) -> AsyncIterator[tuple[I
             finally:
                 await run_in_threadpool(spool.unlink, missing_ok=True)
     except OSError:
-        context.store.require_folder()
+        context.store.database.pair.require_folder()
         raise
 
 
@@ -42,11 +42,11 @@ def _spool_path(context: ApiContext) -> Path:
     Raises StoreUnavailable (data_dir_gone).
     """
     settings, store = context.settings, context.store
-    store.require_folder()
+    store.database.pair.require_folder()
     folder = settings.data_dir / "uploads"
     folder.mkdir(mode=0o700, exist_ok=True)
     for entry in folder.iterdir():
-        if store.is_left_over(entry, settings.upload_timeout_s + settings.idle_timeout_s):
+        if store.database.pair.is_left_over(entry, settings.upload_timeout_s + settings.idle_timeout_s):
             entry.unlink(missing_ok=True)  # another upload may just have ended
     return folder / f"{uuid4().hex}.part"
 

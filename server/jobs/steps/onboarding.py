@@ -121,7 +121,7 @@ class Steps:
             return False
         assert job.adapter_version is not None, "activate before publish"
         try:
-            self.open_store().activate(job.tenant, job.name, job.adapter_version)
+            self.open_store().aliases.activate(job.tenant, job.name, job.adapter_version)
         except NotFound as error:
             return self._settle(job, "failed", JobFailure("adapter_deleted", error.message))
         tokens = RunFolder(job.run_dir).result().get("tokens") or job.progress.get("tokens")

@@ -15,9 +15,9 @@ from uuid import uuid4
 
 from adapters_store.errors import StoreError
 from adapters_store.filesystem import Filesystem, file_sha256
-from adapters_store.remote.locks import Locks
 from adapters_store.remote.object_blobs import ObjectData
 from adapters_store.storage.blobs import disk_full_is_an_answer
+from adapters_store.storage.locks import Locks
 
 
 class DataBlobs:

@@ -15,12 +15,12 @@ from adapters_store.errors import BlobDamaged, Conflict, NotFound, StoreError
 from adapters_store.filesystem import Filesystem
 from adapters_store.parsing.strict_json import shown
 from adapters_store.remote.keys import DATA
-from adapters_store.remote.locks import locks_for
 from adapters_store.remote.object_blobs import ObjectData
 from adapters_store.remote.remote import Remote
 from adapters_store.remote.sweep import sweep
 from adapters_store.storage import audit
 from adapters_store.storage.database import Database, now_s
+from adapters_store.storage.locks import locks_for
 from adapters_store.storage.schema import files, tenants
 from server.jobs.limits import JobLimit, JobLimits, JobRefused
 from server.jobs.store.batch_store import is_in_use

@@ -51,6 +51,15 @@ def test_rotating_one_key_keeps_its_scopes_and_the_other_keys(store: AdapterStor
     assert [owner_of(store, made.api_key) for made in (other, reader)] == ["acme", None]
 
 
+def test_a_key_that_has_ended_is_not_rotated_into_one_that_opens_nothing(store: AdapterStore) -> None:
+    reader = store.tenants.create_key("acme", KeySpec(scopes=READ))
+    store.tenants.revoke_key("acme", reader.key_id)
+    with pytest.raises(InputRefused) as caught:
+        store.tenants.rotate_key("acme", key_id=reader.key_id)
+    assert caught.value.code == "bad_expiry"
+    assert len(store.tenants.keys("acme")) == 2
+
+
 def test_rotating_a_tenants_keys_ends_all_of_them(store: AdapterStore) -> None:
     made = [store.tenants.create("law"), store.tenants.create_key("law", KeySpec(scopes=READ))]
     new = store.tenants.rotate_key("law", overlap_s=0)

@@ -15,6 +15,10 @@ from adapters_store.versions.records import AdapterVersion
 Publish = Callable[..., AdapterVersion]
 
 
+def digests_in(data_dir: Path) -> set[str]:
+    return {f"sha256:{folder.name}" for folder in (data_dir / "blobs").glob("??/*")}
+
+
 def test_a_tenant_without_quotas_and_a_name_that_is_no_tenant_may_use_everything(store: AdapterStore) -> None:
     assert store.quotas.get("acme") == store.quotas.get("nobody") == Quotas()
 
@@ -47,7 +51,7 @@ def test_a_quota_out_of_range_is_refused_by_name(bad: dict[str, float]) -> None:
 
 
 def test_one_adapter_more_than_the_quota_is_refused_and_the_same_content_is_not_one_more(
-    store: AdapterStore, publish: Publish
+    store: AdapterStore, publish: Publish, data_dir: Path
 ) -> None:
     store.quotas.set("acme", Quotas(max_adapters=2))
     first = publish("law", seed=1)
@@ -56,6 +60,7 @@ def test_one_adapter_more_than_the_quota_is_refused_and_the_same_content_is_not_
     with pytest.raises(Conflict, match="has 2 adapter versions, its quota is 2") as refusal:
         publish("law", seed=3)
     assert refusal.value.code == "quota_adapters"
+    assert {version.digest for version in store.list_versions()} == digests_in(data_dir)  # nothing of the refused one
     store.delete("acme", "med")
     publish("law", seed=3)
 

@@ -53,13 +53,13 @@ def test_servers_on_one_database_add_up(store: AdapterStore, data_dir: Path) -> 
 
 
 def test_writing_usage_makes_nobody_ask_the_database_anew(store: AdapterStore) -> None:
-    before = store.generation()
+    before = store.database.generation()
     store.usage.add({KEY: UsageCounts(1)})
-    assert store.generation() == before
+    assert store.database.generation() == before
 
 
 def test_a_batch_is_added_whole_or_not_at_all(store: AdapterStore) -> None:
-    with store._database.write() as connection:
+    with store.database.write() as connection:
         connection.exec_driver_sql(
             "CREATE TRIGGER no_base BEFORE INSERT ON usage_days WHEN NEW.adapter = 'base' "
             "BEGIN SELECT RAISE(ABORT, 'no'); END"

@@ -89,7 +89,7 @@ def test_what_one_store_changes_counts_for_the_other_as_soon_as_it_is_announced(
             wait_until(partial(is_closed, other, before))
             one.aliases.roll_back("acme", "law")
             wait_until(lambda: other.resolve("acme", "law").version == 1)
-            one.activate("acme", "law", 2)
+            one.aliases.activate("acme", "law", 2)
             one.quotas.set("acme", Quotas(max_concurrent=number + 1))
             wait_until(lambda n=number: other.quotas.get("acme").max_concurrent == n + 1)  # type: ignore[misc]
 

@@ -78,7 +78,7 @@ def number(request: pytest.FixtureRequest) -> int:
 def reset(pair: Pair) -> None:
     """Version 3 is active, 2 and 1 were before it; no canaries."""
     for version in (1, 2, 3):
-        pair.one.activate("acme", "style", version)
+        pair.one.aliases.activate("acme", "style", version)
 
 
 def test_a_tenant_is_created_once(pair: Pair, number: int) -> None:
@@ -189,6 +189,6 @@ def test_a_killed_servers_base_blocks_no_other_for_longer_than_it_counts(pair: P
 
 def test_no_writer_was_starved(pair: Pair) -> None:
     """Sanity of the world itself: the stores still answer after all of it."""
-    start = pair.one.generation()
+    start = pair.one.database.generation()
     pair.stores[1].tenants.create(f"last-{time.monotonic_ns()}")
-    assert pair.one.generation() == start + 1
+    assert pair.one.database.generation() == start + 1

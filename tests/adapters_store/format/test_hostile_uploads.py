@@ -182,7 +182,7 @@ BAD_CONFIGS: dict[str, tuple[dict[str, object], str]] = {
 def everything_in(folder: Path, store: AdapterStore) -> tuple[object, ...]:
     """All files with their sizes, and all tables with their row counts."""
     files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*"))
-    with store._database.read() as connection:
+    with store.database.read() as connection:
         counts = {name: connection.scalar(select(func.count()).select_from(t)) for name, t in metadata.tables.items()}
     return files, counts
 

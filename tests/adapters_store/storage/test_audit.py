@@ -28,7 +28,7 @@ def actions(store: AdapterStore) -> list[str]:
 def test_whatever_is_done_to_tenants_keys_and_adapters_is_written_down(store: AdapterStore, publish: Publish) -> None:
     first = publish("law", seed=1)
     publish("law", seed=2)
-    store.activate("acme", "law", 1)
+    store.aliases.activate("acme", "law", 1)
     store.delete("acme", "law@2")
     made = store.tenants.create_key("acme", KeySpec(scopes=frozenset({Scope.READ})))
     store.tenants.rotate_key("acme", 60, made.key_id)
@@ -83,7 +83,7 @@ def test_who_acts_is_known_on_the_threads_that_act_for_them(store: AdapterStore)
 def test_what_was_not_done_is_not_written_down(store: AdapterStore, publish: Publish) -> None:
     before = actions(store)
     with pytest.raises(NotFound):
-        store.activate("acme", "nothing", 1)
+        store.aliases.activate("acme", "nothing", 1)
     with pytest.raises(NotFound):
         store.delete("acme", "nothing")
     with pytest.raises(NotFound):
@@ -93,13 +93,13 @@ def test_what_was_not_done_is_not_written_down(store: AdapterStore, publish: Pub
 
 @pytest.mark.parametrize("change", ["UPDATE audit_log SET actor = 'nobody'", "UPDATE audit_log SET detail = '{}'"])
 def test_a_row_is_never_altered(store: AdapterStore, change: str) -> None:
-    with pytest.raises(DatabaseError, match="append-only"), store._database.write() as connection:
+    with pytest.raises(DatabaseError, match="append-only"), store.database.write() as connection:
         connection.execute(text(change))
     assert store.audit.entries()[0].actor == "process"
 
 
 def test_the_oldest_rows_beyond_the_bound_go(store: AdapterStore) -> None:
-    with store._database.write() as connection:
+    with store.database.write() as connection:
         for index in range(30):
             audit.note(connection, "test", target=str(index), max_rows=10)
     assert [entry.target for entry in store.audit.entries()] == [str(index) for index in range(29, 19, -1)]

@@ -145,7 +145,7 @@ def test_a_read_only_disk_refuses_changes_with_a_code_and_goes_on_serving(
         connection.execute("PRAGMA query_only = ON")  # type: ignore[attr-defined]
 
     files.error = error
-    event.listen(store._database.engine, "checkout", forbid)
+    event.listen(store.database.engine, "checkout", forbid)
     for change in (
         lambda: publish(store, tmp_path, 2),
         lambda: store.delete("acme", "a1"),

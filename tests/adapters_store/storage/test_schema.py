@@ -17,7 +17,7 @@ from support.models.adapter_files import config_bytes, lora_tensors, safetensors
 
 
 def test_migrations_and_tables_agree(store: AdapterStore) -> None:
-    with store._database.read() as connection:
+    with store.database.read() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
 
@@ -53,7 +53,7 @@ def test_versions_stored_before_revision_0013_show_their_type(
 
 
 def test_sqlite_is_durable_and_keeps_references(store: AdapterStore) -> None:
-    with store._database.read() as connection:
+    with store.database.read() as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
             for name in ("journal_mode", "foreign_keys", "synchronous", "busy_timeout")

@@ -185,7 +185,7 @@ def test_an_unloaded_canary_gives_its_users_back(store: AdapterStore, three: lis
 def test_history_is_bounded(store: AdapterStore, three: list[AdapterVersion]) -> None:
     for step in range(2 * MAX_HISTORY):
         store.aliases.activate("acme", "law", 1 + step % 3)
-    with store._database.read() as connection:
+    with store.database.read() as connection:
         count = connection.exec_driver_sql("SELECT count(*) FROM alias_history").scalar_one()
     assert count <= MAX_HISTORY
 

@@ -12,6 +12,7 @@ from adapters_store.base.description import BaseDescription
 from adapters_store.errors import AdapterUnavailable, BlobDamaged, NotFound, StoreError
 from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
+from support.models.adapter_files import config_bytes
 
 Publish = Callable[..., AdapterVersion]
 
@@ -42,6 +43,18 @@ def overwritten(folder: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"\0" * 500)
 
 
+def offsets_spoilt(folder: Path) -> None:
+    """One digit of the header: the first tensor ends a byte early or late."""
+    path = folder / "adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"]", data.index(b"data_offsets")) - 1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def a_pointer(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+
 def config_spoilt(folder: Path) -> None:
     (folder / "adapter_config.json").write_bytes(b"{")
 
@@ -63,6 +76,8 @@ FAULTS: dict[Callable[[Path], None], str] = {
     grown: "blob_damaged",
     overwritten: "blob_damaged",
     config_spoilt: "blob_damaged",
+    offsets_spoilt: "blob_damaged",
+    a_pointer: "blob_damaged",
 }
 
 
@@ -105,6 +120,30 @@ def test_damage_inside_the_tensors_is_found_by_the_first_load(
         store.resolve("acme", "bad")
 
 
+@pytest.mark.parametrize("spoil", [offsets_spoilt, a_pointer])
+def test_a_header_that_no_upload_has_is_damage_to_the_first_load(
+    spoil: Callable[[Path], None], store: AdapterStore, publish: Publish, base: BaseDescription
+) -> None:
+    bad = publish("bad")
+    spoil(store.weights_of(bad.digest).parent)
+    with pytest.raises(BlobDamaged):
+        store.verify(bad.digest, base)
+    assert [entry.code for entry in store.quarantine.entries()] == ["blob_damaged"]
+
+
+def test_what_another_version_of_the_program_took_is_not_damage(
+    store: AdapterStore, publish: Publish, base: BaseDescription
+) -> None:
+    later = publish("later")
+    config = store.weights_of(later.digest).parent / "adapter_config.json"
+    config.write_bytes(config_bytes(a_field_of_tomorrow={"depth": 2}))
+    assert store.check_integrity().quarantined == []
+    with pytest.raises(AdapterUnavailable, match="a_field_of_tomorrow") as refused:
+        store.verify(later.digest, base)
+    assert refused.value.code == "unknown_field"
+    assert store.quarantine.entries() == []
+
+
 @pytest.mark.parametrize("spoil", [empty, flipped])
 def test_pushing_the_same_content_again_heals(
     spoil: Callable[[Path], None], store: AdapterStore, publish: Publish, base: BaseDescription
@@ -129,6 +168,25 @@ def test_a_blob_put_back_from_a_backup_is_served_again(store: AdapterStore, publ
     shutil.copytree(tmp_path / "backup", folder)
     assert store.check_integrity().restored == [bad.digest]
     assert store.resolve("acme", "bad").digest == bad.digest
+
+
+def test_damage_that_no_header_shows_is_not_called_restored_by_a_check(
+    store: AdapterStore, publish: Publish, base: BaseDescription
+) -> None:
+    """Each start released it, and the next request found the damage again."""
+    store.remember_base(base)
+    bad = publish("bad")
+    path = store.weights_of(bad.digest)
+    whole = path.read_bytes()
+    flipped(path.parent)
+    with pytest.raises(BlobDamaged):
+        store.load_packed(bad.digest, base)
+    assert store.check_integrity().restored == []
+    with pytest.raises(AdapterUnavailable, match="blob_damaged"):
+        store.resolve("acme", "bad")
+    path.write_bytes(whole)
+    assert store.check_integrity().restored == [bad.digest]
+    assert store.load_packed(bad.digest, base).digest == bad.digest
 
 
 def test_what_was_put_away_for_another_reason_stays_until_it_is_released(store: AdapterStore, publish: Publish) -> None:
@@ -200,7 +258,7 @@ def test_an_older_version_can_be_activated_instead(store: AdapterStore, publish:
     second = publish("law", seed=2)
     empty(store.weights_of(second.digest).parent)
     store.check_integrity()
-    store.activate("acme", "law", 1)
+    store.aliases.activate("acme", "law", 1)
     assert store.resolve("acme", "law").version == 1
 
 

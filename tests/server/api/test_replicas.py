@@ -83,10 +83,10 @@ def changes(a: Replica, b: Replica) -> Iterator[float]:
     yield followed_s(lambda: a.admin.post("/admin/tenants/acme/rotate-key"), lambda: b.ask(key).status_code == 401)
     key = a.store.tenants.rotate_key("acme").api_key
     yield followed_s(lambda: a.store.aliases.roll_back("acme", "law"), lambda: version(b, key) == "law@1")
-    yield followed_s(lambda: a.store.activate("acme", "law", 2), lambda: version(b, key) == "law@2")
+    yield followed_s(lambda: a.store.aliases.activate("acme", "law", 2), lambda: version(b, key) == "law@2")
     yield followed_s(lambda: a.store.aliases.unload("acme", "law", 2), lambda: b.ask(key, "law@2").status_code == 404)
-    a.store.activate("acme", "law", 1)
-    a.store.activate("acme", "law", 2)
+    a.store.aliases.activate("acme", "law", 1)
+    a.store.aliases.activate("acme", "law", 2)
     wait_until(lambda: version(b, key) == "law@2")
 
 

@@ -51,7 +51,7 @@ def test_an_unloaded_adapter_leaves_both_tiers_and_others_stay(service: Service,
     service.worker.forget_adapters(service.store.aliases.unload(TENANT, "plain"))
     wait_until(lambda: service.versions["plain"].digest not in held(service))
     assert service.versions["rslora"].digest in held(service)
-    service.store.activate(TENANT, "plain", 1)
+    service.store.aliases.activate(TENANT, "plain", 1)
     assert service.tokens(prompts[0], "plain")
 
 

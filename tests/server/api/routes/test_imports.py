@@ -105,6 +105,7 @@ def test_only_allowed_places_are_read_and_only_for_operators(
         "http://169.254.169.254/latest",
         "file:///etc",
         "/etc",
+        f"{hub}/1\0",
         f"{hub}/../{tmp_path.name}",
         str(hub / "out"),
     ]

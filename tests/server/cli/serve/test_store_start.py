@@ -62,7 +62,7 @@ def test_a_disk_that_takes_no_more_is_told_and_no_reason_not_to_serve(
     def forbid(connection: Any, *_: object) -> None:
         connection.execute("PRAGMA query_only = ON")
 
-    event.listen(store._database.engine, "checkout", forbid)
+    event.listen(store.database.engine, "checkout", forbid)
     shutil.rmtree(store.weights_of(store.list_versions()[0].digest).parent)
     output = Output(as_json=True, with_events=True)
     prepare(store, output)
