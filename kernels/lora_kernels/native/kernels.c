@@ -128,9 +128,9 @@ static inline v16 vmax(v16 a, v16 b) {  // b if one is not a number
 #endif
 }
 
-// exp to 2 ulp for x <= 0 (below -87: 1e-38). Cephes' polynomial on [-ln2/2, ln2/2].
+// exp to 2 ulp for x <= 0 (below -87: 1e-38); NaN stays NaN. Cephes' polynomial on [-ln2/2, ln2/2].
 static inline v16 vexp(v16 x) {
-  x = vmax(x, splat(-87.0f));
+  x = vmax(splat(-87.0f), x);
   v16 shifted = x * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to the nearest integer
   v16 n = shifted - 12582912.0f;
   v16 r = x - n * 0.693359375f + n * 2.12194440e-4f;

@@ -178,7 +178,7 @@ void NAME(ml_experts)(const lora_batch *b, const lora_group *g, T *y, const T *x
   int64_t panel_at[experts + 1];
   panel_at[0] = 0;
   for (int64_t e = 0; e < experts; e++) panel_at[e + 1] = panel_at[e] + (is_turned ? 0 : PANEL_BYTES(starts[e + 1] - starts[e], K));
-  if (panel_at[experts]) panels = (char *)aligned_alloc(64, (size_t)panel_at[experts]);
+  if (panel_at[experts] && !(panels = (char *)aligned_alloc(64, (size_t)panel_at[experts]))) abort();
 #endif
 #pragma omp parallel
   {
@@ -456,6 +456,7 @@ void NAME(ml_paged_attention)(const attention_args *g, T *out, const T *q, int64
 #pragma omp parallel
   {
     float *scores = (float *)malloc(sizeof(float) * 6 * (size_t)(g->max_context + 16));
+    if (!scores) abort();
 #pragma omp for collapse(2) schedule(dynamic, 4)
     for (int64_t i = 0; i < g->num_listed; i++)
       for (int64_t kv = 0; kv < g->kv_heads; kv++) {

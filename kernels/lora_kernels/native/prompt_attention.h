@@ -71,7 +71,7 @@ static inline __attribute__((always_inline)) v16 share_keys(uint32_t *to, const 
     for (int i = 0; i < 2; i++) {
       v16 s = load_f32(scores + 32 * (j + i));
       p[i] = vexp((s - peak) * scale);
-      if (has_unseen) p[i] = (v16)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)s, (__m512)splat(-INFINITY), _CMP_GT_OQ), (__m512)p[i]);
+      if (has_unseen) p[i] = (v16)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)s, (__m512)splat(-INFINITY), _CMP_NEQ_UQ), (__m512)p[i]);
     }
     sum += p[0] + p[1];
     _mm512_storeu_si512(to + 16 * j, _mm512_permutexvar_epi16(in_turn, (__m512i)_mm512_cvtne2ps_pbh((__m512)p[1], (__m512)p[0])));

@@ -119,3 +119,29 @@ def test_a_prompt_is_the_same_however_it_is_cut(rule: AttentionRule, head_dim: i
         parts = run(cuts)
         torch.testing.assert_close(parts.float(), whole.float(), atol=2e-2, rtol=0)
         assert not native.takes_prompts or torch.equal(parts, whole), cuts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", [AttentionRule(0.3), AttentionRule(0.3, softcap=2.0)], ids=str)
+@pytest.mark.parametrize("length", [1, 5, 40])
+def test_a_query_that_is_not_a_number_gets_no_number(
+    path: str, dtype: torch.dtype, rule: AttentionRule, length: int
+) -> None:
+    """A plausible answer would hide a broken adapter from the check of its logits."""
+    context = 140
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(heads, count, 16, generator=generator).to(dtype)
+        for heads, count in ((4, length), (2, context), (2, context))
+    )
+    q[1, -1, 3] = torch.nan
+    table = torch.randperm(32, generator=generator).numpy().astype(np.int32)[None, :]
+    cache = LayerCache(*(torch.zeros(32, 2, BLOCK, 16, dtype=dtype) for _ in range(2)))
+    earlier = make_batch([context - length], [context - length], table)
+    before = (tensor[:, : context - length] for tensor in (k, v))
+    paged_attention(torch.zeros(4, context - length, 16, dtype=dtype), *before, cache, batch=earlier, rule=rule)
+    batch = make_batch([context], [length], table, are_prompts=np.array([length > 1]))
+    out = paged_attention(q, *(tensor[:, -length:] for tensor in (k, v)), cache, batch=batch, rule=rule)
+    assert out[-1, 1].isnan().all()
+    out[-1, 1] = 0
+    assert torch.isfinite(out).all()
