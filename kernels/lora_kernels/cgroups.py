@@ -14,7 +14,10 @@ from pathlib import Path
 CGROUP = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 MEMINFO = Path("/proc/meminfo")
-_LIMIT_AND_USED = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+_LIMIT_USED_CACHED = (  # of version 2 and of version 1; cached: the line of memory.stat
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def limit_folders(controller: str, root: Path = CGROUP, own: Path = OWN) -> list[Path]:
@@ -93,11 +96,18 @@ def _quotas(folder: Path) -> Iterator[float]:
 
 
 def _left_in(group: Path) -> Iterator[int]:
-    """Bytes left under the limit of a control group of either version, if it has one."""
-    for limit_file, used_file in _LIMIT_AND_USED:
+    """Bytes left under the limit of a control group of either version, if it has one. Pages of files that nothing used
+    lately count as free, as in the kernel's estimate of the machine's: a limit is met by dropping them."""
+    for limit_file, used_file, cached in _LIMIT_USED_CACHED:
         limit, used = _number_in(group / limit_file), _number_in(group / used_file)
         if limit is not None and used is not None:
-            yield max(0, limit - used)
+            yield max(0, limit - used + _stat(group / "memory.stat", cached))
+
+
+def _stat(file: Path, name: str) -> int:
+    """The number beside a name; 0 if it is not there."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
 
 
 def _available(meminfo: Path) -> int | None:

@@ -50,3 +50,20 @@ def test_the_limit_of_every_group_above_counts_in_either_version(
     (folder / names[1]).write_text("1000000\n")
     (tmp_path / "own").write_text(f"{own}\n")
     assert free_host_bytes(tmp_path / "cgroup", meminfo, tmp_path / "own") == 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "cached"),
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_cached_files_of_a_container_count_as_free(
+    tmp_path: Path, meminfo: Path, limit: str, used: str, cached: str
+) -> None:
+    """A base's weights that were read fill the page cache up to the limit; the kernel drops them when it needs room."""
+    (tmp_path / limit).write_text("3000000\n")
+    (tmp_path / used).write_text("2999000\n")
+    (tmp_path / "memory.stat").write_text(f"anon 900000\nfile 2000000\n{cached} 1500000\nactive_file 500000\n")
+    assert free_host_bytes(tmp_path, meminfo) == 1_501_000
