@@ -71,8 +71,8 @@ def _known() -> dict[str, str]:
 def _remember(made: Mapping[str, str]) -> None:
     """Beside what others have remembered meanwhile: making a value may take minutes. A folder that cannot be written
     costs the time to make it again, no more."""
-    target = _file()
     try:
+        target = _file()
         target.parent.mkdir(parents=True, exist_ok=True)
         Filesystem().write_atomic(target, json.dumps({**_known(), **made}).encode(), durable=False)
     except OSError as error:

@@ -13,17 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-HEADERS = (
-    "outputs.h",
-    "ops.h",
-    "products.h",
-    "tiles.h",
-    "tiled_linear.h",
-    "pair_tiles.h",
-    "prompt_attention.h",
-    "background.h",
-)
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", *HEADERS))
+SOURCES = (Path(__file__).with_name("kernels.c"), *sorted(Path(__file__).parent.glob("*.h")))
 FLAGS = ("-O2", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
 
 
@@ -36,8 +26,12 @@ class NativeBuild:
 
 
 def cache_dir() -> Path:
+    """Raises OSError if XDG_CACHE_HOME is not set and the user has no home folder."""
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "multilora"
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "multilora"
+    except RuntimeError as error:
+        raise OSError("no folder for the cache: set XDG_CACHE_HOME, or HOME") from error
 
 
 @cache
