@@ -240,23 +240,24 @@ class _AttentionWorld:
     def run(
         self, rule: AttentionRule, before: tuple[Rotation, torch.Tensor, torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """before: what `rotate` returned. Where the store cannot rotate, it gets what is rotated."""
+        """before: what `rotate` returned. If the store cannot rotate, it gets what is rotated."""
         q, k, v = self._step()
         rotation = None
         if before is not None and rotates_while_storing(before[1], before[2], before[0].cos_TR):
             rotation, q, k = before
-        batch = self.batch()
+        batch = paged_batch(self.chunks, self.tables, self.cache.keys.device)
         return list(paged_attention(q, k, v, self.cache, batch=batch, rule=rule, rotation=rotation).split(self.news))
 
-    def batch(self) -> PagedBatch:
-        news = np.array([new for new, _ in self.chunks], dtype=np.int32)
-        contexts = np.array([context for _, context in self.chunks], dtype=np.int32)
-        starts = np.concatenate(([0], np.cumsum(news))).astype(np.int32)
-        sequences = np.repeat(np.arange(len(news), dtype=np.int32), news)
-        positions = (np.arange(starts[-1]) + np.repeat(contexts - news - starts[:-1], news)).astype(np.int32)
-        slots = self.tables[sequences, positions // PAGE].astype(np.int64) * PAGE + positions % PAGE
-        slot_mapping = torch.from_numpy(slots).to(self.cache.keys.device)
-        return PagedBatch(starts, contexts, self.tables, slot_mapping, positions, sequences, PAGE)
+
+def paged_batch(chunks: Sequence[tuple[int, int]], tables: NDArray[np.int32], device: torch.device) -> PagedBatch:
+    """chunks: (tokens of the step, tokens in the cache after it) of each sequence. tables: their blocks."""
+    news, contexts = np.array(chunks, dtype=np.int32).T
+    starts = np.concatenate(([0], np.cumsum(news))).astype(np.int32)
+    sequences = np.repeat(np.arange(len(news), dtype=np.int32), news)
+    positions = (np.arange(starts[-1]) + np.repeat(contexts - news - starts[:-1], news)).astype(np.int32)
+    slots = tables[sequences, positions // PAGE].astype(np.int64) * PAGE + positions % PAGE
+    slot_mapping = torch.from_numpy(slots).to(device)
+    return PagedBatch(starts, contexts.copy(), tables, slot_mapping, positions, sequences, PAGE)
 
 
 def random_nf4(

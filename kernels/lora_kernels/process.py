@@ -107,9 +107,8 @@ def grow_gpu_segments() -> None:
 
 def share_arenas() -> None:
     """All threads started from now on share MAX_ARENAS. MALLOC_ARENA_MAX wins if it is set."""
-    set_option = _glibc_function("mallopt") if c_library_trim() is not None else None  # other libraries' differ
-    if set_option is not None and "MALLOC_ARENA_MAX" not in os.environ:
-        set_option(_M_ARENA_MAX, MAX_ARENAS)
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        _set_malloc_option(_M_ARENA_MAX, MAX_ARENAS)
 
 
 def map_large_blocks() -> None:
@@ -117,9 +116,14 @@ def map_large_blocks() -> None:
 
     glibc would raise that threshold to 32 MiB as it goes, and keep a training's freed activations in its arenas.
     """
-    set_option = _glibc_function("mallopt") if c_library_trim() is not None else None
-    if set_option is not None and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        set_option(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        _set_malloc_option(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+
+
+def _set_malloc_option(option: int, value: int) -> None:
+    set_option = _glibc_function("mallopt") if c_library_trim() is not None else None  # other libraries' differ
+    if set_option is not None:
+        set_option(option, value)
 
 
 def c_library_trim() -> Callable[[], object] | None:

@@ -31,7 +31,7 @@ def paged_attention(
     """Store k and v, then causal attention of every token over its own sequence.
 
     q_HTD: [q_heads, T, D]; k_HTD, v_HTD: [kv_heads, T, D] (any strides, D contiguous). rotation: applied to q, in
-    place, and to what is stored of k, where `rotates_while_storing` holds. Returns [T, q_heads, D].
+    place, and to what is stored of k; only if `rotates_while_storing` holds. Returns [T, q_heads, D].
     """
     if on_triton(q_HTD, "attention"):
         from lora_kernels.attention.triton_launch import paged_attention_triton

@@ -54,7 +54,7 @@ class LoraTable:
         self.device_int8 = torch.from_numpy(self.int8).to(device)  # the same memory on a CPU
         self.token_rows: list[tuple[TokenRows, ...]] = [()] * num_slots
         self.max_ranks = np.zeros(num_slots, dtype=np.int64)  # on the host, to size the scratch
-        # On the host, to skip launches without an adapter, and factors where there are none
+        # On the host, to skip launches without an adapter, and without factors
         self.touched, self.scaled = (np.zeros((num_modules, num_slots), dtype=np.bool_) for _ in range(2))
         self.has_factors = [False] * num_slots
         self.has_experts = [False] * num_slots

@@ -27,7 +27,7 @@ def lora_delta_reference(x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup)
 def dora_reference(
     y_TO: torch.Tensor, x_TH: torch.Tensor, batch: LoraBatch, group: LoraGroup, bias_O: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """y with each row's delta, and with its adapter's factors where it has any: factor * (y - bias + delta) + bias.
+    """y with each row's delta, and with its adapter's factors if it has any: factor * (y - bias + delta) + bias.
 
     y_TO: the base's product with its bias. Returns float32. Source: DoRA (arXiv 2402.09353), the factor being
     m / ||W + scale B A||.

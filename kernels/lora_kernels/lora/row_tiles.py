@@ -59,14 +59,11 @@ def row_tiles(
     *,
     max_rank: int,
     device: torch.device,
-    num_tiles: int = 0,
 ) -> RowTiles:
-    """Tiles of segments `slots [S]`, `starts [S + 1]` over `rows [R]`; padded with empty ones up to num_tiles."""
+    """Tiles of segments `slots [S]`, `starts [S + 1]` over `rows [R]`."""
     counts = np.diff(starts)
     block_m = DECODE_ROWS if counts.max(initial=0) <= DECODE_ROWS else PREFILL_ROWS
     records = tile_records(slots, starts, counts, block_m)
-    if len(records) < num_tiles:
-        records = np.concatenate([records, np.zeros((num_tiles - len(records), RECORD), dtype=np.int32)])
     gap = -records.size % ALIGN_ELEMENTS
     packed = to_device(torch.from_numpy(np.concatenate([records.ravel(), np.zeros(gap, dtype=np.int32), rows])), device)
     size = records.size

@@ -5,7 +5,7 @@ Legend: M rows of a tile, R ranks, K in_features, N out_features. Layouts: A is 
 OVERLAPPED (sm_90): expand starts while shrink runs, finds its adapter, loads B, then waits. Source: S-LoRA
 (arXiv 2311.03285), Punica (arXiv 2310.18547).
 
-int8_ptr, factors_ptr and bias_ptr are None, and kernels are compiled without them, where no adapter of the step is int8
+int8_ptr, factors_ptr and bias_ptr are None, and kernels are compiled without them, if no adapter of the step is int8
 or has DoRA's factors. An int8 adapter's A and B are bytes. They are widened where they are loaded, which is exact, and
 its ranks' factors, float32 [rank] before A, multiply h.
 """

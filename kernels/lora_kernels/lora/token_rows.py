@@ -27,7 +27,7 @@ class TokenRows:
     b_offset: int
 
     def moved(self, num_elements: int) -> TokenRows:
-        """The same where the adapter starts at `num_elements`."""
+        """The same for an adapter that starts at `num_elements`."""
         return replace(self, a_offset=self.a_offset + num_elements, b_offset=self.b_offset + num_elements)
 
 

@@ -28,7 +28,7 @@ def add_lora_delta_triton(
 ) -> torch.Tensor:
     """y += scale * (x A^T) B for each row's own adapter, in place. y_TO: [T, sum(out_features)], x_TH: [T, H], last
     axes contiguous. bias_O: what y holds of it, which DoRA's factors leave alone. Launches nothing if no row's adapter
-    touches the group. Where one is int8 or has factors, the kernels for such are launched, in the same two launches."""
+    touches the group. If one is int8 or has factors, the kernels for such are launched, in the same two launches."""
     if not batch.touches(group):
         return y_TO
     assert x_TH.stride(1) == 1, "x's features are contiguous"

@@ -83,7 +83,7 @@ class CKernelCall(ctypes.Structure):
 
 
 class Recorder(Protocol):
-    """Is told of each kernel that its thread calls."""
+    """Receives each call of a kernel in its thread."""
 
     def called(self, kernel: NativeKernel, arguments: tuple[Any, ...]) -> None: ...
 

@@ -39,7 +39,6 @@ def nf4_linear(x_TH: torch.Tensor, weights: Sequence[Nf4Weight], biases: Sequenc
 def _on_triton(
     x_TH: torch.Tensor, weights: Sequence[Nf4Weight], biases: Sequence[torch.Tensor | None], y_TO: torch.Tensor
 ) -> None:
-
     for x_rows, y_rows in zip(x_TH.split(NF4_ROWS_AT_ONCE), y_TO.split(NF4_ROWS_AT_ONCE), strict=True):
         _launch_rows(x_rows, weights, biases, y_rows)
 

@@ -162,7 +162,7 @@ def architecture_for(capability: int) -> int:
 
 
 def device_tiles(device: torch.device) -> DeviceTiles:
-    return _cuda_tiles(device) if device.type == "cuda" else _interpreter_tiles()
+    return _cuda_tiles(device) if device.type == "cuda" else DeviceTiles()
 
 
 @cache
@@ -170,11 +170,6 @@ def _cuda_tiles(device: torch.device) -> DeviceTiles:
     properties = torch.cuda.get_device_properties(device)
     tiles = TILES[architecture_for(10 * properties.major + properties.minor)]
     return DeviceTiles(tiles, properties.multi_processor_count * tiles.programs_per_multiprocessor)
-
-
-@cache
-def _interpreter_tiles() -> DeviceTiles:
-    return DeviceTiles()
 
 
 def power_of_two(value: int) -> int:
