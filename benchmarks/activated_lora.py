@@ -8,10 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from adapters_store.base.description import AdapterDigest
 from benchmarks.common.adapters import bench_store
-from benchmarks.common.report import Report, Row, number
+from benchmarks.common.report import Report, Row, number, ranged
 from benchmarks.common.shapes import shape_for
 from benchmarks.common.timing import Spread, interleaved, ratio
 from benchmarks.common.workload import bench_engine, make_request, random_prompts
@@ -33,7 +34,7 @@ def turns(
     engine: Engine, adapter: AdapterDigest | None, length: int, vocab: int, *, is_activated: bool
 ) -> Callable[[], Turn]:
     """A turn that is new to the case, after a conversation of `length` tokens that is computed."""
-    seeds = iter(range(1 << 30))
+    seeds = count()
 
     def run() -> Turn:
         [prompt] = random_prompts(1, length + TURN, vocab, seed=next(seeds))
@@ -72,26 +73,21 @@ def rows_of(runs: dict[str, list[Turn]], length: int) -> list[Row]:
 
 
 def print_summary(report: Report, rows: Sequence[Row]) -> None:
-    lines = [
-        [
-            str(row["case"]),
-            f"{number(row['cached']):.0f}",
-            f"{number(row['ttft_ms']):.0f} ({number(row['ttft_ms_min']):.0f}..{number(row['ttft_ms_max']):.0f})",
-            f"{number(row['of_base']):.2f}",
-            f"{number(row['ordinary_over_it']):.1f}",
-        ]
-        for row in rows
-    ]
-    title = (
-        f"First token after {number(rows[0]['conversation']):.0f} tokens of a base conversation, medians over rounds"
-    )
-    report.print_table(title, ["turn on", "cached tokens", "ms (min..max)", "of the base's", "LoRA's over it"], lines)
+    columns = {
+        "turn on": "{case}",
+        "cached tokens": "{cached}",
+        "ms (min..max)": ranged("ttft_ms", 0),
+        "of the base's": "{of_base:.2f}",
+        "LoRA's over it": "{ordinary_over_it:.1f}",
+    }
+    title = f"First token after {rows[0]['conversation']} tokens of a base conversation, medians over rounds"
+    report.print_rows(title, rows, columns)
 
 
 def plot(report: Report, rows: Sequence[Row]) -> None:
     by_case = {str(row["case"]): number(row["ttft_ms"]) for row in rows}
     sooner = by_case["ordinary"] / by_case["activated"]
-    figure, [axes] = report.figure(f"An activated adapter answers {sooner:.0f} times sooner than LoRA", panels=1)
+    figure, [axes] = report.figure(f"An activated adapter answers {sooner:.0f} times sooner than LoRA")
     axes.bar(list(by_case), list(by_case.values()))
     axes.set_ylabel("ms to the first token")
     axes.set_yscale("log")

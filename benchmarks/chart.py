@@ -1,7 +1,7 @@
 """The chart of README: tokens per second beside each peer, from the committed results `versus_*.csv`. Measures nothing.
 
 `make chart` writes docs/images/speed.svg. Its colours follow the reader's light or dark scheme. Results of a machine
-whose cores were busy (`_busy`) and times of prompts are left out; they stand in the log.
+whose cores were busy (`_busy`) and times of prompts are left out; they are in the log.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def _case_beside_peft(row: dict[str, str]) -> Case:
 def drawn(peers: Sequence[Peer]) -> str:
     """The chart as SVG."""
     height = MARGIN + sum(HEAD + ROW * len(peer.cases) for peer in peers)
-    told = "; ".join(f"{peer.name}: {case.name}, {case.times:.1f} times" for peer in peers for case in peer.cases)
+    spoken = "; ".join(f"{peer.name}: {case.name}, {case.times:.1f} times" for peer in peers for case in peer.cases)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        f'role="img" aria-label="{escape(f"Tokens per second beside {told}", {chr(34): "&quot;"})}">',
+        f'role="img" aria-label="{escape(f"Tokens per second beside {spoken}", {chr(34): "&quot;"})}">',
         f"<style>{STYLE}</style>",
         f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="6"/>',
     ]

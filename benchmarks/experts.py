@@ -6,15 +6,15 @@ Random weights choose experts evenly, so a step reads more of them than a traine
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters_store.base.description import AdapterDigest
 from benchmarks.common.adapters import bench_store
-from benchmarks.common.report import Report, Row, bars, number, spread
+from benchmarks.common.report import Report, Row, bars, ranged, spread
 from benchmarks.common.shapes import ExpertsShape
 from benchmarks.common.timing import Spread, interleaved, ratio
-from benchmarks.common.workload import MAX_ROWS, BatchRun, bench_engine, lengths_for, random_prompts, run_batch
+from benchmarks.common.workload import MAX_ROWS, BatchRun, bench_engine, lengths_for, new_batches
 
 RANK = 8
 FULL = ExpertsShape(hidden=1024, layers=4, intermediate=384, heads=16, kv_heads=8, vocab=8192, num_experts=64, top=8)
@@ -48,21 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with bench_engine(
         shape, stores["experts"].store, pool_adapters=2 * MAX_ROWS, host_adapters=MAX_ROWS // 2, rank=RANK
     ) as parts:
-
-        def runner(case: Case) -> Callable[[], BatchRun]:
-            seeds = iter(range(1 << 30))
-
-            def run() -> BatchRun:
-                prompts = random_prompts(case.rows, lengths.prompt, shape.vocab, seed=next(seeds))
-                return run_batch(parts.engine, prompts, digests[case.kind][: case.rows], lengths)
-
-            return run
-
         runs = interleaved(
-            {str(case): runner(case) for case in CASES},
+            {
+                str(case): new_batches(parts.engine, digests[case.kind][: case.rows], lengths, shape.vocab)
+                for case in CASES
+            },
             rounds=2 if report.quick else 5,
             say=report.say,
-            show=lambda run: f"{1e3 * step_s(run):.1f} ms a step",
+            show=lambda run: f"{1e3 * statistics.median(run.gaps_s):.1f} ms a step",
         )
     for each in stores.values():
         each.close()
@@ -72,12 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_summary(report, rows)
 
 
-def step_s(run: BatchRun) -> float:
-    return statistics.median(run.gaps_s)
-
-
 def row_of(case: Case, runs: Sequence[BatchRun], base: Sequence[BatchRun]) -> Row:
-    steps, base_steps = [1e3 * step_s(run) for run in runs], [1e3 * step_s(run) for run in base]
+    steps, base_steps = ([1e3 * statistics.median(run.gaps_s) for run in side] for side in (runs, base))
     return {
         "rows": case.rows,
         "case": case.kind,
@@ -98,16 +87,13 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
 
 
 def print_summary(report: Report, rows: Sequence[Row]) -> None:
-    lines = [
-        [
-            f"{row['rows']} rows, {row['case']}",
-            f"{number(row['step_ms']):.1f} ({number(row['step_ms_min']):.1f}..{number(row['step_ms_max']):.1f})",
-            f"{number(row['times_base']):.2f}",
-            f"{number(row['prompts_ms']):.0f}",
-        ]
-        for row in rows
-    ]
-    report.print_table("Medians over rounds", ["case", "ms a step (min..max)", "times base", "prompts ms"], lines)
+    columns = {
+        "case": "{rows} rows, {case}",
+        "ms a step (min..max)": ranged("step_ms", 1),
+        "times base": "{times_base:.2f}",
+        "prompts ms": "{prompts_ms:.0f}",
+    }
+    report.print_rows("Medians over rounds", rows, columns)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""A server that one of eight tenants floods: what the others wait for their first token, and who is served how much.
+"""A server that one of eight tenants floods: what the others wait for their first token, and how service is divided.
 
 Starts the API on 127.0.0.1 (auth off, tenants by X-Tenant-Id) over the base alone and sends requests at Poisson times,
-whether or not earlier ones are answered. "even": everybody at three quarters of an eighth of what the server can do.
+whether or not earlier ones are answered. "even": every tenant at three quarters of an eighth of what the server can do.
 "share": the others the same, the first tenant always with as many requests as its share of the running slots, so the
 server is full and no tenant has more than a share.
 "flood": the first tenant at ten times the even rate. "one queue": the same flood, all in one tenant's name, as a server
-without shares would see it. "backlog": everybody beyond an eighth, the first at ten times that: who gets how much. The
-first third of a case is not counted. Where there are three cores or more, the clients have one to themselves: what ten
-times as many connections cost their client cannot be changed by a server.
+without shares would see it. "backlog": every tenant beyond an eighth, the first at ten times that: how service is
+divided. The first third of a case is not counted. With three cores or more, the clients have one to themselves: what
+ten times as many connections cost their client cannot be changed by a server.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ import httpx
 from benchmarks.common.report import Report, Row, bars, legend_below, number, spread
 from benchmarks.common.shapes import shape_for
 from benchmarks.common.timing import Spread, percentile, ratio
-from benchmarks.server_load import Scale, running_server
+from benchmarks.server_load import running_server
 from benchmarks.serving.server_process import MAX_ROWS
 from server.engine.queueing.fair_share import jain_index
 
 TENANTS = tuple(f"tenant{index}" for index in range(8))
 FLOODER = TENANTS[0]
 FLOOD = 10.0
+REFUSALS = (429, 503)
 CASES = ("even", "share", "flood", "one queue", "backlog")
 OF_CAPACITY = {"even": 0.75, "share": 0.75, "flood": 0.75, "one queue": 0.75, "backlog": 1.5}
 
@@ -62,7 +63,7 @@ class Seen:
 
 
 class Clients:
-    """Everybody's requests to one server."""
+    """All tenants' requests to one server."""
 
     def __init__(self, client: httpx.AsyncClient, model: str, length: Length, vocab: int) -> None:
         self._client = client
@@ -74,7 +75,7 @@ class Clients:
         self._count_from_s = 0.0
 
     async def run(self, case: str, rates: dict[str, float], seed: int) -> dict[str, Seen]:
-        """Send for so long; what is unanswered then is hung up on."""
+        """Send for so long; what is unanswered then is hung up on. Raises what a request that failed raised."""
         seen = {tenant: Seen() for tenant in rates}
         rng = random.Random(seed)
         begin_s = time.perf_counter()
@@ -96,8 +97,8 @@ class Clients:
             while True:
                 await self._ask(tenant, self._prompt(), seen, time.perf_counter())
 
-        tasks = [asyncio.create_task(loop()) for _ in range(count)]
-        await self._hang_up_at_the_end(tasks)
+        async with asyncio.TaskGroup() as group:
+            await self._hang_up_at_the_end([group.create_task(loop()) for _ in range(count)])
 
     async def capacity(self) -> float:
         """Requests a second that the server answers when all its slots are taken by requests at all stages: in step
@@ -121,18 +122,18 @@ class Clients:
         name = "everybody" if case == "one queue" else tenant
         under_way: set[asyncio.Task[None]] = set()
         due_s = time.perf_counter()
-        while (due_s := due_s + rng.expovariate(rate)) < self._end_s:
-            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-            task = asyncio.create_task(self._ask(name, self._prompt(), seen, due_s))
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
-        await self._hang_up_at_the_end(under_way)
+        async with asyncio.TaskGroup() as group:
+            while (due_s := due_s + rng.expovariate(rate)) < self._end_s:
+                await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+                task = group.create_task(self._ask(name, self._prompt(), seen, due_s))
+                under_way.add(task)
+                task.add_done_callback(under_way.discard)
+            await self._hang_up_at_the_end(under_way)
 
     async def _hang_up_at_the_end(self, under_way: Collection[asyncio.Task[None]]) -> None:
         await asyncio.sleep(max(0.0, self._end_s - time.perf_counter()))
         for task in under_way:
             task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
 
     def _prompt(self) -> list[int]:
         """A new prompt: arrivals are alike in every case of a round, and the prefix cache helps none."""
@@ -141,7 +142,7 @@ class Clients:
     async def _ask(self, tenant: str, prompt: list[int], seen: Seen, due_s: float, new: int | None = None) -> None:
         try:
             await self._stream(tenant, prompt, seen, due_s, new or self._length.new)
-        except httpx.ReadError:  # beyond the server's cap of connections
+        except (httpx.ReadError, httpx.RemoteProtocolError):  # beyond the server's cap of connections
             seen.refused += 1
 
     async def _stream(self, tenant: str, prompt: list[int], seen: Seen, due_s: float, new: int) -> None:
@@ -150,13 +151,16 @@ class Clients:
         async with self._client.stream(
             "POST", "/v1/completions", json=body, headers={"x-tenant-id": tenant}
         ) as response:
-            if response.status_code == 429:
+            if response.status_code in REFUSALS:
                 seen.refused += 1
                 return
+            response.raise_for_status()
             is_first = True
             async for line in response.aiter_lines():
                 if not line.startswith("data: {"):
                     continue
+                if line.startswith('data: {"error"'):
+                    raise RuntimeError(f"within a stream: {line[:300]}")
                 now_s = time.perf_counter()
                 if is_first and due_s >= self._count_from_s:
                     seen.ttfts_s.append(now_s - due_s)
@@ -166,13 +170,13 @@ class Clients:
 
 
 def others_ms(seen: Sequence[dict[str, Seen]], percent: float) -> list[float]:
-    """A percentile of the times to first token of everybody but the first tenant, round by round."""
+    """A percentile of the times to first token of all tenants but the first, round by round."""
     ttfts = [[ttft for tenant, own in each.items() if tenant != FLOODER for ttft in own.ttfts_s] for each in seen]
     return [1000 * percentile(each, percent) for each in ttfts]
 
 
 def row_of(case: str, all_seen: dict[str, list[dict[str, Seen]]], rate: float) -> Row:
-    """One case over all rounds; times of everybody but the first tenant."""
+    """One case over all rounds; times of all tenants but the first."""
     seen, p95s_ms = all_seen[case], others_ms(all_seen[case], 95)
     jain = Spread.of([jain_index([own.served for own in each.values()]) for each in seen])
     return {
@@ -213,26 +217,25 @@ async def measure(url: str, report: Report, length: Length, vocab: int) -> list[
 def main(arguments: Sequence[str] | None = None) -> None:
     report = Report.from_arguments("fairness", __doc__, arguments)
     length = QUICK_LENGTH if report.quick else FULL_LENGTH
-    scale = Scale(users=8, tenants=2, pool=2, seconds=1, rounds=1)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as server:
         if len(cores) > 2:
             server.callback(os.sched_setaffinity, 0, cores)
             os.sched_setaffinity(0, cores[:-1])  # for the server, which inherits it
-        url = server.enter_context(running_server(Path(folder), scale, quick=report.quick, as_served=True))
+        url = server.enter_context(running_server(Path(folder), quick=report.quick, as_served=True))
         if len(cores) > 2:
             os.sched_setaffinity(0, cores[-1:])
         rows = asyncio.run(measure(url, report, length, shape_for(quick=report.quick).vocab))
     report.write_csv(rows)
-    tell(report, rows)
+    show(report, rows)
 
 
-def tell(report: Report, rows: Sequence[Row]) -> None:
+def show(report: Report, rows: Sequence[Row]) -> None:
     """The plot and the table."""
     by_case = {str(row["case"]): row for row in rows}
     of_share, of_even = (spread(by_case["flood"], column).text() for column in ("p95_of_share", "p95_of_even"))
     jain = number(by_case["backlog"]["jain"])
-    title = f"A tenfold flood: the others' p95 TTFT is {of_share} times what it is where the first uses its share, "
+    title = f"A tenfold flood: the others' p95 TTFT is {of_share} times what it is if the first uses its share, "
     title += f"{of_even} times an even load's; Jain index of a backlog {jain:.3f}"
     figure, (waits, index) = report.figure(title, panels=2)
     labels = CASES[:4]
@@ -245,22 +248,12 @@ def tell(report: Report, rows: Sequence[Row]) -> None:
     waits.set_title("others' time to first token, ms")
     bars(index, ["backlog"], {"Jain index of service": [spread(by_case["backlog"], "jain")]}, first_colour=2)
     index.set_ylim(0, 1.1)
-    index.set_title("who is served how much")
+    index.set_title("how service is divided")
     legend_below(figure)
     report.save_plot(figure)
-    columns = (
-        "case",
-        "ttft_p50_ms",
-        "ttft_p95_ms",
-        "p95_of_even",
-        "p95_of_share",
-        "jain",
-        "flooder_answered",
-        "others_answered",
-        "refused",
-    )
-    table = [[str(row["case"]), *(f"{number(row[column]):.4g}" for column in columns[1:])] for row in rows]
-    report.print_table(title, columns, table)
+    columns: tuple[str, ...] = ("ttft_p50_ms", "ttft_p95_ms", "p95_of_even", "p95_of_share", "jain")
+    columns += ("flooder_answered", "others_answered", "refused")
+    report.print_rows(title, rows, {"case": "{case}"} | {column: f"{{{column}:.4g}}" for column in columns})
 
 
 if __name__ == "__main__":

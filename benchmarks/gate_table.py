@@ -1,7 +1,8 @@
 """The gate's verdicts on a real base: files that are good, and files that are broken on purpose.
 
 Each case is trained and judged as a job would be, one after another. A good case must not be blocked, a broken one must
-not pass. `--only NAME` runs the cases whose names begin so; the CSV is written after each.
+not pass. `--only NAME` runs the cases whose names begin with it; the CSV is written after each. `--quick`: the demo's
+base and few examples.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from adapters_store.base.converted.door import folder_of
-from benchmarks.common.report import DEFAULT_OUT, Report, Row
+from benchmarks.common.report import Report, Row
 from benchmarks.train_vs_trl import PRECISIONS
 from benchmarks.training.gate_cases import Case, Pair, cases, chat_of
 from server.demo.assets import demo_base_path
@@ -87,25 +88,21 @@ def judged(case: Case, base: Path, precision: str, *, quick: bool) -> Row:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate_table", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the demo's base and few examples: a check that it runs")
+    parser = argparse.ArgumentParser()
     parser.add_argument(
-        "--only", action="append", metavar="NAME", help="the cases whose names begin so; may be repeated"
+        "--only", action="append", metavar="NAME", help="cases whose names begin with it; may be repeated"
     )
     parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of training and gate")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR")
-    given = parser.parse_args(arguments)
-    given.out.mkdir(parents=True, exist_ok=True)
-    report = Report("gate_table", given.quick, given.out)
+    report = Report.from_arguments("gate_table", __doc__, arguments, parser=parser)
     disable_progress_bar()
-    file = None if given.quick else packaged_model()
-    if file is None and not given.quick:
+    file = None if report.quick else packaged_model()
+    if file is None and not report.quick:
         parser.error(f"no real model is installed: {INSTALL}")
     base = demo_base_path() if file is None else folder_of(file)
     rows: list[Row] = []
-    for case in cases(QUICK_EXAMPLES if given.quick else EXAMPLES):
-        if case.name.startswith(tuple(given.only or ("",))):
-            rows.append(judged(case, base, given.precision, quick=given.quick))
+    for case in cases(QUICK_EXAMPLES if report.quick else EXAMPLES):
+        if case.name.startswith(tuple(report.options.only or ("",))):
+            rows.append(judged(case, base, report.options.precision, quick=report.quick))
             report.say(" | ".join(str(value) for value in rows[-1].values()))
             report.write_csv(rows)
     wrong = [row for row in rows if not row["is_right"]]

@@ -23,11 +23,11 @@ MIN_PART_S = 15.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Raises SystemExit 1 where an operation is wrong or a part failed."""
+    """Raises SystemExit 1 if an operation is wrong or a part failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite", description=__doc__)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="where results go, and are found")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=[*USUAL], metavar="NAME")
-    parser.add_argument("--toy", action="store_true", help="toy sizes on the CPU: numbers mean nothing")
+    parser.add_argument("--toy", "--quick", action="store_true", help="toy sizes on the CPU: numbers mean nothing")
     parser.add_argument("--fresh", action="store_true", help="run parts again that are done")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="leave out what no time is left for")
     parser.add_argument("--others", type=_paths, default=[], metavar="PATH[,PATH]", help="checkouts of vLLM and SGLang")

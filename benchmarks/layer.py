@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch.nn.functional import linear
 
-from benchmarks.common.adapters import RANK
 from benchmarks.common.arena import elements_per_layer, layered_adapters, random_numbers
 from benchmarks.common.report import Report, Row, bars, legend_below, number, spread, target_line
-from benchmarks.common.shapes import BenchShape, shape_for
+from benchmarks.common.shapes import RANK, BenchShape, shape_for
 from benchmarks.common.timing import Spread, Sweep, interleaved, ratio
 from lora_kernels.lora.batch import LoraBatch, LoraGroup
 from lora_kernels.lora.launcher import group_linear

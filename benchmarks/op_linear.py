@@ -1,4 +1,4 @@
-"""Our linear layer for few rows against the library's, by rows and precision: where `linear_max_rows` belongs."""
+"""Our linear layer for few rows against the library's, by rows and precision: which `linear_max_rows` is right."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from benchmarks.common.machine import read_bandwidth
 from benchmarks.common.report import COLOURS, Report, Row, legend_below, number
 from benchmarks.common.shapes import BenchShape, shape_for
 from benchmarks.common.timing import Spread, Sweep, interleaved, ratio
+from lora_kernels.check_cases import relative_error
 from lora_kernels.lora.batch import LoraGroup
 from lora_kernels.native.bindings import NativeOps, native_ops
 
@@ -54,9 +55,7 @@ def measure(native: NativeOps, weights: torch.Tensor, num_rows: int, *, rounds: 
     ours, library = native_linear(native, weights, x_TH, y_TO), library_linear(weights, x_TH)
     ours(0)
     expected = x_TH.float() @ weights[0].float().T
-    errors = [
-        float((y.float() - expected).abs().max() / expected.abs().max()) for y in (y_TO, linear(x_TH, weights[0]))
-    ]
+    errors = [relative_error(y, expected) for y in (y_TO, linear(x_TH, weights[0]))]
     sweeps = {name: Sweep(run, len(weights), budget_s=0.02) for name, run in (("ours", ours), ("library", library))}
     seconds = interleaved(sweeps, rounds=rounds)
     microseconds = {name: Spread.of([1e6 * value for value in values]) for name, values in seconds.items()}
@@ -80,7 +79,7 @@ def crossover(rows: Sequence[Row]) -> int:
 def plot(report: Report, rows: Sequence[Row]) -> None:
     names = list(dict.fromkeys(str(row["layer"]) for row in rows))
     within = [number(row["library_over_ours"]) for row in rows if number(row["rows"]) <= number(row["limit"])]
-    title = f"Where ours is used the library takes {min(within):.2f} to {max(within):.2f} times as long"
+    title = f"For rows that ours serves the library takes {min(within):.2f} to {max(within):.2f} times as long"
     dtypes = list(dict.fromkeys(str(row["dtype"]) for row in rows))
     figure, panels = report.figure(title, panels=len(dtypes))
     for axes, dtype in zip(panels, dtypes, strict=True):

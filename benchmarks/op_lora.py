@@ -16,6 +16,7 @@ from benchmarks.common.popularity import POPULARITIES, Popularity, choose_adapte
 from benchmarks.common.report import COLOURS, Report, Row, legend_below, number
 from benchmarks.common.shapes import BenchShape, GroupShape, shape_for
 from benchmarks.common.timing import Spread, Sweep, interleaved, ratio
+from lora_kernels.check_cases import relative_error
 from lora_kernels.lora.reference import lora_delta_reference
 
 RANKS = {"16": (16,), "8/16/64": (8, 16, 64)}  # the i-th adapter has the (i mod n)-th rank
@@ -88,7 +89,7 @@ def max_error(add: AddDelta, built: LoraCase, x_TH: torch.Tensor) -> float:
     expected = lora_delta_reference(x_TH, built.batch, built.groups[0])
     actual = torch.zeros(expected.shape, dtype=x_TH.dtype)
     add(actual, x_TH, 0)
-    return float((actual.float() - expected).abs().max() / expected.abs().max())
+    return relative_error(actual, expected)
 
 
 def best_other(rows: Sequence[Row]) -> list[float]:

@@ -16,6 +16,7 @@ from benchmarks.common.report import COLOURS, Report, Row, legend_below, number
 from benchmarks.common.shapes import shape_for
 from benchmarks.common.timing import Spread, Sweep, interleaved, ratio
 from benchmarks.op_linear import weight_shapes
+from lora_kernels.check_cases import relative_error
 from lora_kernels.lora.batch import LoraGroup
 from lora_kernels.lora.launcher import group_linear
 from lora_kernels.native.bindings import native_ops
@@ -59,7 +60,7 @@ def measure(weights: torch.Tensor, layers: Sequence[Linear4bit], num_rows: int, 
     assert isinstance(got, torch.Tensor)
     assert isinstance(theirs, torch.Tensor)
     seconds = interleaved({name: Sweep(way, len(layers), budget_s=0.03) for name, way in ways.items()}, rounds=rounds)
-    row: Row = {"max_difference": float((got.float() - theirs.float()).abs().max() / theirs.float().abs().max())}
+    row: Row = {"max_difference": relative_error(got, theirs)}
     for name in WAYS:
         row |= Spread.of([1e6 * value for value in seconds[name]]).columns(f"us_{name}")
     for name in WAYS[1:]:
@@ -70,7 +71,7 @@ def measure(weights: torch.Tensor, layers: Sequence[Linear4bit], num_rows: int, 
 def plot(report: Report, rows: Sequence[Row]) -> None:
     served = [row for row in rows if number(row["rows"]) <= number(row["limit"])]
     times = [number(row["bitsandbytes_over_ours"]) for row in served]
-    title = f"bitsandbytes takes {min(times):.1f} to {max(times):.1f} times as long as ours where ours is used"
+    title = f"bitsandbytes takes {min(times):.1f} to {max(times):.1f} times as long as ours, for rows that ours serves"
     figure, panels = report.figure(title, panels=2)
     for axes, name in zip(panels, WAYS[1:], strict=True):
         cases = list(dict.fromkeys((str(row["layer"]), str(row["dtype"])) for row in rows))

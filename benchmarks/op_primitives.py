@@ -18,14 +18,14 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import linear
 
-from benchmarks.common.report import Report, Row, bars, number, spread
+from benchmarks.common.report import Report, Row, bars, number, ranged, spread
 from benchmarks.common.shapes import shape_for
 from benchmarks.common.timing import Spread, interleaved, ratio
 from benchmarks.op_linear import weight_shapes
 from benchmarks.soaking.watch import ProcessSize
 from lora_kernels.process import PRIMITIVE_CACHES
 
-FEWEST_ROWS = 65  # fewer are ours where the machine has AVX512-BF16
+FEWEST_ROWS = 65  # fewer are ours if the machine has AVX512-BF16
 MOST_ROWS = 512
 SETTINGS = {
     "oneDNN's own": dict.fromkeys(PRIMITIVE_CACHES, "1024"),
@@ -95,8 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bars(step, list(SETTINGS), {"a step": [spread(row, "ms") for row in rows]}, first_colour=1)
     step.set_title("CPU time of a step of one layer, ms")
     report.save_plot(figure)
-    table = [[str(row["setting"]), *(spread(row, name).text() for name in ("mb", "ms", "times_own"))] for row in rows]
-    report.print_table(title, ["keeps", "MB", "ms a step", "times oneDNN's own"], table)
+    columns = {"keeps": "{setting}", "MB": ranged("mb"), "ms a step": ranged("ms")}
+    report.print_rows(title, rows, columns | {"times oneDNN's own": ranged("times_own")})
 
 
 if __name__ == "__main__":

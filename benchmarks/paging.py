@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.common.adapters import bench_store
-from benchmarks.common.report import Report, Row, bars, legend_below, number, spread, target_line
+from benchmarks.common.report import Report, Row, bars, legend_below, number, ranged, spread, target_line
 from benchmarks.common.shapes import shape_for
 from benchmarks.serving.paging_latency import measure_latency, num_adapters
 from benchmarks.serving.paging_throughput import measure_throughput
@@ -40,31 +40,23 @@ def plot(report: Report, throughput: Sequence[Row], latency: Sequence[Row]) -> N
 
 
 def print_summary(report: Report, throughput: Sequence[Row], latency: Sequence[Row]) -> None:
-    lines = [
-        [
-            f"{row['case']}: {row['registered']} in a pool for {row['pool_adapters']}",
-            f"{number(row['tok_per_s']):.0f}",
-            spread(row, "of_resident").text(),
-            f"{number(row['ttft_p50_ms']):.0f} / {number(row['ttft_p95_ms']):.0f}",
-            f"{number(row['copies_per_request']):.2f} / {number(row['loads_per_request']):.2f}",
-        ]
-        for row in throughput
-    ]
-    headers = ["case", "tok/s", "of resident", "TTFT p50 / p95 ms", "copies / loads per request"]
-    report.print_table(f"Throughput; to reach: {THROUGHPUT_TO_REACH}", headers, lines)
-    lines = [
-        [
-            str(row["case"]),
-            f"{number(row['loads_per_s']):.0f}",
-            f"{number(row['itl_p50_ms']):.1f}",
-            spread(row, "itl_p95_ms").text(1),
-            spread(row, "of_quiet").text(),
-            f"{number(row['itl_worst_ms']):.0f}",
-        ]
-        for row in latency
-    ]
-    headers = ["case", "loads/s", "ITL p50 ms", "ITL p95 ms", "p95 of quiet", "worst ms"]
-    report.print_table(f"Running streams; to reach: {LATENCY_TO_REACH} (cold)", headers, lines)
+    columns = {
+        "case": "{case}: {registered} in a pool for {pool_adapters}",
+        "tok/s": "{tok_per_s:.0f}",
+        "of resident": ranged("of_resident"),
+        "TTFT p50 / p95 ms": "{ttft_p50_ms:.0f} / {ttft_p95_ms:.0f}",
+        "copies / loads per request": "{copies_per_request:.2f} / {loads_per_request:.2f}",
+    }
+    report.print_rows(f"Throughput; to reach: {THROUGHPUT_TO_REACH}", throughput, columns)
+    columns = {
+        "case": "{case}",
+        "loads/s": "{loads_per_s:.0f}",
+        "ITL p50 ms": "{itl_p50_ms:.1f}",
+        "ITL p95 ms": ranged("itl_p95_ms", 1),
+        "p95 of quiet": ranged("of_quiet"),
+        "worst ms": "{itl_worst_ms:.0f}",
+    }
+    report.print_rows(f"Running streams; to reach: {LATENCY_TO_REACH} (cold)", latency, columns)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,13 +6,13 @@ of four are wrong), or no bias (nothing repeats). The work of the model is the s
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 from benchmarks.common.adapters import bench_store
-from benchmarks.common.drafts import DraftRun, have_same_tokens, print_drafts, speed_columns
-from benchmarks.common.report import Report, Row, number
+from benchmarks.common.drafts import DraftRun, draft_run, drafts_row, plot_drafts, print_drafts
+from benchmarks.common.report import Report, number
 from benchmarks.common.shapes import shape_for
 from benchmarks.common.timing import interleaved
 from benchmarks.common.workload import bench_engine, make_request, random_prompts
@@ -42,7 +42,7 @@ CASES = [
 
 def runner(engine: Engine, case: Case, vocab: int, num_new: int, *, most: int) -> Callable[[], DraftRun]:
     """Prompts and seeds are the same with and without guesses, and new in each round."""
-    seeds = iter(range(1 << 30))
+    seeds = count()
 
     def run() -> DraftRun:
         seed = next(seeds)
@@ -53,42 +53,9 @@ def runner(engine: Engine, case: Case, vocab: int, num_new: int, *, most: int) -
         ]
         for index, request in enumerate(requests):
             request.params = replace(request.params, logit_bias=bias, temperature=1.5, seed=seed + index)
-        before, began_s = engine.stats().counters, time.perf_counter()
-        for request in requests:
-            engine.add(request)
-        while engine.scheduler.num_running + engine.scheduler.num_waiting:
-            assert all(event.error is None for event in engine.step())
-        took_s, after = time.perf_counter() - began_s, engine.stats().counters
-        steps, drafted, right = (
-            after[name] - before[name] for name in ("steps", "draft_tokens", "accepted_draft_tokens")
-        )
-        tokens = [request.output_ids for request in requests]
-        return DraftRun(case.num_requests * num_new / took_s, tokens, steps, drafted, right)
+        return draft_run(engine, [requests])
 
     return run
-
-
-def row_of(case: Case, plain: Sequence[DraftRun], guessed: Sequence[DraftRun]) -> Row:
-    return {
-        "case": case.name,
-        "target": case.target,
-        "same_tokens": have_same_tokens(plain, guessed),
-        "steps": guessed[-1].num_steps,
-        "steps_without": plain[-1].num_steps,
-        "guessed": guessed[-1].num_drafted,
-        "right": guessed[-1].num_right,
-        **speed_columns(plain, guessed),
-    }
-
-
-def plot(report: Report, rows: Sequence[Row]) -> None:
-    by_case = {str(row["case"]): number(row["ratio"]) for row in rows}
-    gain = by_case["repeats"]
-    figure, [axes] = report.figure(f"An answer that repeats its own text comes {gain:.1f} times as fast", panels=1)
-    axes.barh(list(by_case), list(by_case.values()))
-    axes.set_xlabel("tokens per second with prompt lookup / without")
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    report.save_plot(figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -110,9 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             show=lambda run: f"{run.tokens_per_s:.1f} tok/s",
         )
     adapters.close()
-    rows = [row_of(case, runs[f"{case.name}, none"], runs[f"{case.name}, guesses"]) for case in CASES]
+    rows = [
+        drafts_row(case.name, case.target, runs[f"{case.name}, none"], runs[f"{case.name}, guesses"], drafts="guessed")
+        for case in CASES
+    ]
     report.write_csv(rows)
-    plot(report, rows)
+    title = f"An answer that repeats its own text comes {number(rows[0]['ratio']):.1f} times as fast"
+    plot_drafts(report, rows, title, drafts="prompt lookup")
     print_drafts(report, "Prompt lookup, medians over rounds", rows, drafts="guessed", digits=1)
 
 

@@ -141,7 +141,7 @@ def op_table(name: str, shape: BenchShape) -> Table:
 
 
 def step_table(name: str, shape: BenchShape) -> Table:
-    """A whole decode step: the base's floor, and what adapters add to it where nothing is lost."""
+    """A whole decode step: the base's floor, and what adapters add to it if nothing is lost."""
     headings = [f"{gpu.name} ms" for gpu in GPUS]
     title = f"Llama-{name}, one decode step over {CONTEXT} cached tokens (+ LoRA)"
     table = Table("base", "rows", "adapters", "rank", "LoRA MB", *headings, title=title)

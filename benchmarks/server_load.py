@@ -22,10 +22,11 @@ import httpx
 
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from benchmarks.common.adapters import BenchStore, bench_store
-from benchmarks.common.report import Report, Row, bars, legend_below, number, spread
+from benchmarks.common.report import Report, Row, bars, legend_below, number, ranged, spread
 from benchmarks.common.shapes import shape_for
 from benchmarks.common.timing import Spread, interleaved, percentile, ratio
 from benchmarks.common.workload import Lengths, lengths_for
+from benchmarks.serving.child import child
 
 START_TIMEOUT_S = 120.0
 LONGEST_RUN_S = 120  # of one load, on a machine that is too busy to end a request sooner
@@ -59,37 +60,32 @@ class Load:
 
 
 @contextmanager
-def running_server(data_dir: Path, scale: Scale, *, quick: bool, as_served: bool = False) -> Iterator[str]:
-    """The server's URL; the process is gone when the block ends. as_served: steps and prefix cache as `multilora
-    serve` has them, instead of large steps and every prompt computed."""
+def running_server(
+    data_dir: Path, *, pool: int = 2, tenants: int = 2, quick: bool, as_served: bool = False
+) -> Iterator[str]:
+    """The server's URL; the process is gone when the block ends. pool, tenants: adapters that fit on the device, and in
+    host memory. as_served: steps and prefix cache as `multilora serve` has them, instead of large steps and every
+    prompt computed."""
     command = [sys.executable, "-m", "benchmarks.serving.server_process", "--data-dir", str(data_dir)]
-    command += ["--pool-adapters", str(scale.pool), "--host-adapters", str(scale.tenants)]
+    command += ["--pool-adapters", str(pool), "--host-adapters", str(tenants)]
     command += ["--quick"] * quick + ["--as-served"] * as_served
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    assert process.stdout is not None
-    try:
+    with child(command, stdout=subprocess.PIPE, cwd=REPOSITORY) as process:
+        assert process.stdout is not None
         ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
         url = process.stdout.readline().strip() if ready else ""
         if not url:
             raise RuntimeError(f"the server did not start within {START_TIMEOUT_S:.0f} s (exit {process.poll()})")
         yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def push_adapters(url: str, adapters: BenchStore, keys_file: Path, *, vocab: int) -> None:
-    """One adapter per tenant through POST /v1/adapters; writes down who has which."""
+    """One adapter per tenant through POST /v1/adapters; writes down each tenant's model."""
     with httpx.Client(base_url=url, timeout=60) as client:
         base = client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
         tenants = [f"tenant{index}" for index in range(len(adapters.versions))]
         for index, tenant in enumerate(tenants):
             folder = adapters.folder(index)
-            files = {"config": (folder / CONFIG_FILE).open("rb"), "weights": (folder / WEIGHTS_FILE).open("rb")}
+            files = {"config": (folder / CONFIG_FILE).read_bytes(), "weights": (folder / WEIGHTS_FILE).read_bytes()}
             answer = client.post("/v1/adapters", data={"name": "own"}, files=files, headers={"x-tenant-id": tenant})
             answer.raise_for_status()
     entries = [{"tenant": tenant, "model": "own", "api_key": None} for tenant in tenants]
@@ -191,19 +187,15 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
 
 
 def print_summary(report: Report, rows: Sequence[Row]) -> None:
-    lines = [
-        [
-            f"{row['popularity']} ({row['tenants']} adapters)",
-            str(row["requests"]),
-            spread(row, "tok_per_s").text(0),
-            spread(row, "of_base").text(),
-            " / ".join(f"{number(row[f'ttft_p{percent}_ms']):.0f}" for percent in (50, 95, 99)),
-            " / ".join(f"{number(row[f'tpot_p{percent}_ms']):.1f}" for percent in (50, 95, 99)),
-        ]
-        for row in rows
-    ]
-    headers = ["popularity", "requests", "tok/s", "of base", "TTFT p50/95/99 ms", "time per token p50/95/99 ms"]
-    report.print_table("The server under load, through HTTP", headers, lines)
+    columns = {
+        "popularity": "{popularity} ({tenants} adapters)",
+        "requests": "{requests}",
+        "tok/s": ranged("tok_per_s", 0),
+        "of base": ranged("of_base"),
+        "TTFT p50/95/99 ms": "{ttft_p50_ms:.0f} / {ttft_p95_ms:.0f} / {ttft_p99_ms:.0f}",
+        "time per token p50/95/99 ms": "{tpot_p50_ms:.1f} / {tpot_p95_ms:.1f} / {tpot_p99_ms:.1f}",
+    }
+    report.print_rows("The server under load, through HTTP", rows, columns)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -212,7 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     adapters = bench_store(shape, scale.tenants, say=report.say)
     with tempfile.TemporaryDirectory(prefix="multilora-bench-") as scratch:
         keys_file = Path(scratch) / "keys.json"
-        with running_server(Path(scratch) / "data", scale, quick=report.quick) as url:
+        data, quick = Path(scratch) / "data", report.quick
+        with running_server(data, pool=scale.pool, tenants=scale.tenants, quick=quick) as url:
             report.say(f"pushing {scale.tenants} tenants' adapters to {url}")
             push_adapters(url, adapters, keys_file, vocab=shape.vocab)
             lengths = lengths_for(quick=report.quick)

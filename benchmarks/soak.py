@@ -4,7 +4,7 @@ Starts `multilora serve` on the demo's base with room for a fifth of the adapter
 the first ten times as often as the others; adapters by Zipf; streams and not; late deadlines, bad requests, hang-ups.
 Their owners upload, delete, canary, promote, roll back, rotate keys. All of that four times as often for two minutes,
 then `--hours H` (8), `--load X` (1) times as often; SIGTERM ends it sooner, with what it has seen. A row a minute;
-memory's slope is Theil and Sen's over the last four fifths. Ends with 1 where anything failed.
+memory's slope is Theil and Sen's over the last four fifths. Ends with 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Soak:
         return said
 
     async def live(self, seconds: float, load: float = 1.0) -> None:
-        """Everybody asks and changes, `load` times as often as the scale says."""
+        """All tenants ask and all owners change things, `load` times as often as the scale says."""
         scale, end_s = self._scale, time.perf_counter() + seconds
         async with asyncio.TaskGroup() as group:
             for index, (tenant, owner) in enumerate(zip(self.tenants, self.owners, strict=True)):
@@ -116,16 +116,16 @@ class Soak:
                 group.create_task(owner.change_until(end_s, scale.change_every_s / load))
 
     async def run(self, report: Report) -> None:
-        scale = self._scale
-        report.say(f"{scale.storm_s:g} s at {scale.storm:g} times the load: what grows with the load has grown")
-        await self.live(scale.storm_s, scale.storm)
         living = asyncio.create_task(self._live_and_look(report))
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, living.cancel)
         with suppress(asyncio.CancelledError):
             await living
 
     async def _live_and_look(self, report: Report) -> None:
-        scale, begin_s = self._scale, time.perf_counter()
+        scale = self._scale
+        report.say(f"{scale.storm_s:g} s at {scale.storm:g} times the load: what grows with the load has grown")
+        await self.live(scale.storm_s, scale.storm)
+        begin_s = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.live(scale.seconds))
             for count in range(1, int(scale.seconds / scale.every_s) + 1):
@@ -149,7 +149,7 @@ class Soak:
         }
 
     async def settle(self, timeout_s: float = 60.0) -> list[str]:
-        """What is still taken when everybody has gone: nothing, as it should be."""
+        """What the server still runs or holds waiting after the last request: nothing, as it should be."""
         end_s = time.perf_counter() + timeout_s
         while True:
             metrics = metric_values((await self._client.get("/metrics")).text)
@@ -205,7 +205,7 @@ def plot(report: Report, rows: Sequence[Row], title: str) -> None:
 
 
 def conclude(report: Report, soak: Soak, wrong: list[str]) -> None:
-    """CSV, plot and table. Raises SystemExit where memory grows or anything went wrong."""
+    """CSV, plot and table. Raises SystemExit if memory grows or anything went wrong."""
     if len(soak.rows) < FEWEST_ROWS:
         raise SystemExit(f"ended after {len(soak.rows)} rows; a slope needs {FEWEST_ROWS}")
     rows, last = soak.rows, soak.rows[-1]
@@ -230,15 +230,14 @@ def conclude(report: Report, soak: Soak, wrong: list[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--hours", type=float)
-    parser.add_argument("--load", type=float, default=1.0)
-    options, rest = parser.parse_known_args(arguments)
-    report = Report.from_arguments("soak", __doc__, rest)
-    scale = QUICK_SCALE if report.quick else Scale()
-    if options.hours is not None:
-        scale = replace(scale, seconds=3600 * options.hours)
-    scale = scale.times(options.load)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--hours", type=float, metavar="H", help="of the soak itself (8)")
+    parser.add_argument("--load", type=float, default=1.0, metavar="X", help="all of it X times as often")
+    report = Report.from_arguments("soak", __doc__, arguments, parser=parser)
+    scale, hours = QUICK_SCALE if report.quick else Scale(), report.options.hours
+    if hours is not None:
+        scale = replace(scale, seconds=3600 * hours)
+    scale = scale.times(report.options.load)
     with tempfile.TemporaryDirectory(prefix="multilora-bench-") as scratch:
         contents = made_contents(scale.contents, Path(scratch) / "contents")
         log = Path(scratch) / "server.log"

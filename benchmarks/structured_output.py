@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from benchmarks.common.adapters import bench_store
-from benchmarks.common.report import Report, Row, number
-from benchmarks.common.shapes import BenchShape, shape_for
+from benchmarks.common.report import Report, Row, number, ranged
+from benchmarks.common.shapes import shape_for
 from benchmarks.common.timing import Spread, interleaved, percentile, ratio
-from benchmarks.common.workload import BatchRun, Lengths, bench_engine, lengths_for, random_prompts, run_batch
-from server.engine.grammar.compiler import AskedGrammar, CompiledGrammar, GrammarCompiler, compiler_for
+from benchmarks.common.workload import BatchRun, bench_engine, lengths_for, new_batches
+from server.engine.grammar.compiler import AskedGrammar, GrammarCompiler, compiler_for
 from server.engine.grammar.spec import GrammarSpec
-from server.engine.startup.build import EngineParts
+from server.engine.request import TokenConstraint
 
 TARGETS = {8: 0.97, 32: 0.93}  # tok/s of constrained rows / of free rows
 NUM_GRAMMARS = 200
@@ -45,20 +45,6 @@ def compile_times_ms(compiler: GrammarCompiler, count: int) -> list[float]:
     return times
 
 
-def runner(
-    parts: EngineParts, batch: int, grammar: CompiledGrammar | None, lengths: Lengths, shape: BenchShape
-) -> Callable[[], BatchRun]:
-    """Runs the batch with prompts that no run has seen."""
-    seeds = iter(range(1 << 30))
-
-    def run() -> BatchRun:
-        prompts = random_prompts(batch, lengths.prompt, shape.vocab, seed=next(seeds))
-        constrain = (lambda: None) if grammar is None else (lambda: grammar.start(()))
-        return run_batch(parts.engine, prompts, [None] * batch, lengths, constrain)
-
-    return run
-
-
 def row_of(batch: int, constrained: Sequence[BatchRun], free: Sequence[BatchRun]) -> Row:
     speeds = [run.tokens_per_s for run in constrained]
     decode, free_decode = [run.decode_tokens_per_s for run in constrained], [run.decode_tokens_per_s for run in free]
@@ -73,33 +59,21 @@ def row_of(batch: int, constrained: Sequence[BatchRun], free: Sequence[BatchRun]
 
 
 def print_summary(report: Report, rows: Sequence[Row]) -> None:
-    lines = [
-        [
-            f"{number(row['batch']):.0f}",
-            f"{number(row['free_tok_per_s']):.0f}",
-            f"{number(row['tok_per_s']):.0f}",
-            f"{number(row['of_free']):.2f} ({number(row['of_free_min']):.2f}..{number(row['of_free_max']):.2f})",
-            f"{number(row['decode_of_free']):.2f}",
-            f"{number(row['target']):.2f}",
-            f"{number(row['compile_p50_ms']):.1f} / {number(row['compile_p99_ms']):.1f}",
-        ]
-        for row in rows
-    ]
-    headers = [
-        "rows",
-        "free tok/s",
-        "constrained",
-        "of free (min..max)",
-        "decode",
-        "to reach",
-        "new grammar p50/p99 ms",
-    ]
-    report.print_table("Rows under a JSON schema, medians over rounds", headers, lines)
+    columns = {
+        "rows": "{batch}",
+        "free tok/s": "{free_tok_per_s:.0f}",
+        "constrained": "{tok_per_s:.0f}",
+        "of free (min..max)": ranged("of_free"),
+        "decode": "{decode_of_free:.2f}",
+        "to reach": "{target:.2f}",
+        "new grammar p50/p99 ms": "{compile_p50_ms:.1f} / {compile_p99_ms:.1f}",
+    }
+    report.print_rows("Rows under a JSON schema, medians over rounds", rows, columns)
 
 
 def plot(report: Report, rows: Sequence[Row]) -> None:
     kept = " and ".join(f"{100 * number(row['of_free']):.0f} % ({number(row['batch']):.0f} rows)" for row in rows)
-    figure, [axes] = report.figure(f"Rows under a JSON schema keep {kept} of tokens per second", panels=1, width_in=4.2)
+    figure, [axes] = report.figure(f"Rows under a JSON schema keep {kept} of tokens per second", width_in=4.2)
     axes.bar([f"{number(row['batch']):.0f} rows" for row in rows], [number(row["of_free"]) for row in rows])
     axes.set_ylabel("tok/s constrained / tok/s free")
     report.save_plot(figure)
@@ -113,9 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compiler = compiler_for(parts.worker.tokenizer, parts.worker.vocabulary)
         times_ms = compile_times_ms(compiler, 5 if report.quick else NUM_GRAMMARS)
         endless = compiler.compiled("bench", asked(ENDLESS))
-        cases = {(batch, grammar is not None): (batch, grammar) for batch in TARGETS for grammar in (None, endless)}
+        ways: dict[str, Callable[[], TokenConstraint | None]] = {
+            "free": lambda: None,
+            "constrained": lambda: endless.start(()),
+        }
         runs = interleaved(
-            {str(key): runner(parts, *case, lengths, shape) for key, case in cases.items()},
+            {
+                f"{batch} rows, {name}": new_batches(parts.engine, [None] * batch, lengths, shape.vocab, constrain)
+                for batch in TARGETS
+                for name, constrain in ways.items()
+            },
             rounds=2 if report.quick else 7,
             say=report.say,
             show=lambda run: f"{run.tokens_per_s:.0f} tok/s",
@@ -123,7 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compiler.close()
     adapters.close()
     compiling = {f"compile_p{percent}_ms": percentile(times_ms, percent) for percent in (50, 99)}
-    rows = [{**row_of(batch, runs[str((batch, True))], runs[str((batch, False))]), **compiling} for batch in TARGETS]
+    rows = [
+        {**row_of(batch, runs[f"{batch} rows, constrained"], runs[f"{batch} rows, free"]), **compiling}
+        for batch in TARGETS
+    ]
     report.write_csv(rows)
     plot(report, rows)
     print_summary(report, rows)

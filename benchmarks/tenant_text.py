@@ -7,7 +7,6 @@ question after another, on topics that it was asked about or on new ones. Hot an
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from tempfile import TemporaryDirectory
 from adapters_store.base.description import AdapterDigest
 from adapters_store.store import AdapterStore
 from benchmarks.common.adapters import TENANT
-from benchmarks.common.drafts import DraftRun, have_same_tokens, print_drafts, speed_columns
-from benchmarks.common.report import Report, Row, number
+from benchmarks.common.drafts import DraftRun, answer, draft_run, drafts_row, plot_drafts, print_drafts
+from benchmarks.common.report import Report
 from benchmarks.common.timing import interleaved
 from server.demo.assets import ADAPTERS_FOLDER, BASE_FOLDER
 from server.demo.recipe.questions import questions
@@ -96,19 +95,14 @@ class Bench:
         )
         return Request(f"t{self._num_requests}", TENANT, ids, params, self._digests[tenant])
 
-    def answer(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            self.engine.add(request)
-        while self.engine.scheduler.num_running + self.engine.scheduler.num_waiting:
-            assert all(event.error is None for event in self.engine.step())
-
     def lookup(self, tenant: Style | None, before: Sequence[str], temperature: float = 0.0) -> PromptLookup:
         """With what the tenant's adapter answered before; None: with drafts from a request's own text alone."""
         lookup = self.engine.scheduler.lookup = PromptLookup(CPU_STEP.drafts, self.engine.scheduler.pool)
         if tenant is None:
             lookup.phrases = None
         else:
-            self.answer([self.request(tenant, prompt, temperature, seed) for seed, prompt in enumerate(before)])
+            requests = [self.request(tenant, prompt, temperature, seed) for seed, prompt in enumerate(before)]
+            answer(self.engine, requests)
         return lookup
 
     def runner(self, case: Case, prompts: Prompts, lookup: PromptLookup) -> Callable[[], DraftRun]:
@@ -121,15 +115,7 @@ class Bench:
             chosen = pool[start : start + QUESTIONS_A_ROUND]
             requests = [self.request(case.tenant, prompt, case.temperature, 7 + start) for prompt in chosen]
             self.engine.scheduler.lookup = lookup
-            before, began_s = self.engine.stats().counters, time.perf_counter()
-            for request in requests:
-                self.answer([request])
-            took_s, after = time.perf_counter() - began_s, self.engine.stats().counters
-            steps, drafted, right = (
-                after[name] - before[name] for name in ("steps", "draft_tokens", "accepted_draft_tokens")
-            )
-            tokens = [request.output_ids for request in requests]
-            return DraftRun(sum(map(len, tokens)) / took_s, tokens, steps, drafted, right)
+            return draft_run(self.engine, [[request] for request in requests])
 
         return run
 
@@ -155,28 +141,6 @@ def demo_bench() -> Iterator[Bench]:
         yield Bench(parts, digests)
 
 
-def row_of(case: Case, plain: Sequence[DraftRun], drafted: Sequence[DraftRun]) -> Row:
-    return {
-        "case": case.name,
-        "target": case.target,
-        "same_tokens": have_same_tokens(plain, drafted),
-        "steps": sum(run.num_steps for run in drafted),
-        "steps_without": sum(run.num_steps for run in plain),
-        "drafted": sum(run.num_drafted for run in drafted),
-        "right": sum(run.num_right for run in drafted),
-        **speed_columns(plain, drafted),
-    }
-
-
-def plot(report: Report, rows: Sequence[Row]) -> None:
-    by_case = {str(row["case"]): number(row["ratio"]) for row in rows}
-    figure, [axes] = report.figure("An answer in phrases that the adapter used before comes sooner", panels=1)
-    axes.barh(list(by_case), list(by_case.values()))
-    axes.set_xlabel("tokens per second with drafts from earlier answers / without")
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    report.save_plot(figure)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     report = Report.from_arguments("tenant_text", __doc__, arguments)
     prompts = Prompts.drawn(40 if report.quick else 600)
@@ -193,9 +157,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             say=report.say,
             show=lambda run: f"{run.tokens_per_s:.1f} tok/s",
         )
-    rows = [row_of(case, runs[f"{case.name}, without"], runs[f"{case.name}, with"]) for case in CASES]
+    rows = [
+        drafts_row(case.name, case.target, runs[f"{case.name}, without"], runs[f"{case.name}, with"], drafts="drafted")
+        for case in CASES
+    ]
     report.write_csv(rows)
-    plot(report, rows)
+    title = "An answer in phrases that the adapter used before comes sooner"
+    plot_drafts(report, rows, title, drafts="drafts from earlier answers")
     print_drafts(report, "Drafts from earlier answers, medians over rounds", rows, drafts="drafted", digits=0)
 
 

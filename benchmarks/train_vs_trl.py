@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from benchmarks.common.report import Report, Row, number
+from benchmarks.common.report import Report, Row
 from benchmarks.common.timing import Spread, interleaved, ratio
 from benchmarks.training.side import SIDES, SideResult
 
@@ -22,7 +22,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def run_side(module: str, side: str, *, precision: str, quick: bool) -> SideResult:
-    """One side's run in a fresh process. Raises CalledProcessError where it fails."""
+    """One side's run in a fresh process. Raises CalledProcessError if it fails."""
     command = [sys.executable, "-m", module, side, "--precision", precision]
     command += ["--quick", "--steps", "4"] if quick else []
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
@@ -47,29 +47,18 @@ def row_of(precision: str, side: str, ours: Sequence[SideResult], theirs: Sequen
 
 
 def print_summary(report: Report, rows: Sequence[Row]) -> None:
-    columns = ("ours_tok_per_s", "theirs_tok_per_s", "ours_over_theirs", "ours_peak_mib", "theirs_peak_mib")
-    lines = [
-        [
-            str(row["precision"]),
-            str(row["against"]),
-            *(f"{number(row[column]):.2f}" if "over" in column else f"{number(row[column]):.0f}" for column in columns),
-            f"{number(row['largest_loss_difference']):.1g}",
-            f">= {TO_REACH}, peak not above",
-        ]
-        for row in rows
-    ]
-    headers = [
-        "precision",
-        "against",
-        "ours tok/s",
-        "theirs tok/s",
-        "ratio",
-        "ours MiB",
-        "theirs MiB",
-        "loss differs",
-        "to reach",
-    ]
-    report.print_table("Training: ours against TRL, medians over rounds", headers, lines)
+    columns = {
+        "precision": "{precision}",
+        "against": "{against}",
+        "ours tok/s": "{ours_tok_per_s:.0f}",
+        "theirs tok/s": "{theirs_tok_per_s:.0f}",
+        "ratio": "{ours_over_theirs:.2f}",
+        "ours MiB": "{ours_peak_mib:.0f}",
+        "theirs MiB": "{theirs_peak_mib:.0f}",
+        "loss differs": "{largest_loss_difference:.1g}",
+        "to reach": f">= {TO_REACH}, peak not above",
+    }
+    report.print_rows("Training: ours against TRL, medians over rounds", rows, columns)
 
 
 def compare(report: Report, module: str, sides: Sequence[str]) -> None:

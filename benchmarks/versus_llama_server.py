@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common.machine import num_cores
 from benchmarks.common.report import Report
 from benchmarks.common.shapes import BenchShape
 from benchmarks.peers.comparison import compare
 from benchmarks.peers.llama_server import PACKAGE, LlamaServer
+from lora_kernels.cgroups import usable_cpus
 
 
 def peer(report: Report, shape: BenchShape, adapters: Sequence[Path], log: Path) -> LlamaServer:
     """Its settings: the base's matrices in bfloat16 as ours, in float16, or in float32, which is faster on some cores;
     and all cores but one."""
-    cores = num_cores()
+    cores = usable_cpus()
     settings = tuple(
         dict.fromkeys((*(f"{cores} {kind}" for kind in ("BF16", "F16", "F32")), f"{max(1, cores - 1)} BF16"))
     )

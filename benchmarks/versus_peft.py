@@ -23,7 +23,6 @@ from benchmarks.common.shapes import BenchShape, base_folder, shape_for
 from benchmarks.common.timing import Spread, interleaved, ratio
 from benchmarks.common.workload import MAX_ROWS, Lengths, bench_engine, lengths_for, random_prompts, run_batch
 from benchmarks.model_tax import Case
-from server.engine.engine import Engine
 
 CASES = [Case(8, 0), Case(8, 1), Case(8, 8), Case(32, 0), Case(32, 32)]
 TO_REACH = {Case(8, 0): 1.3, Case(8, 8): 4.0, Case(32, 32): 8.0}  # ours / theirs
@@ -35,6 +34,9 @@ class Answer:
 
     tokens_per_s: float
     first_tokens: list[int]
+
+
+Run = Callable[[Case, list[list[int]]], Answer]
 
 
 class Theirs:
@@ -72,23 +74,10 @@ def _ready(model: Any) -> Any:
     return model.eval()
 
 
-class Ours:
-    """Our engine, step by step."""
-
-    def __init__(self, engine: Engine, adapters: BenchStore, lengths: Lengths) -> None:
-        self._engine = engine
-        self._digests = adapters.digests
-        self._lengths = lengths
-
-    def run(self, case: Case, prompts: list[list[int]]) -> Answer:
-        run = run_batch(self._engine, prompts, case.adapters(self._digests), self._lengths)
-        return Answer(run.tokens_per_s, [tokens[0] for tokens in run.tokens])
-
-
-def turns(side: Ours | Theirs, case: Case, lengths: Lengths, vocab: int) -> Callable[[], Answer]:
+def turns(run: Run, case: Case, lengths: Lengths, vocab: int) -> Callable[[], Answer]:
     """The n-th turn of either side has the same prompts."""
     seeds = count()
-    return lambda: side.run(case, random_prompts(case.batch, lengths.prompt, vocab, seed=next(seeds)))
+    return lambda: run(case, random_prompts(case.batch, lengths.prompt, vocab, seed=next(seeds)))
 
 
 def row_of(case: Case, ours: Sequence[Answer], theirs: Sequence[Answer]) -> Row:
@@ -125,21 +114,19 @@ def plot(report: Report, rows: Sequence[Row]) -> None:
 
 
 def print_summary(report: Report, rows: Sequence[Row]) -> None:
-    lines = [
-        [
-            str(case),
-            str(row["against"]),
-            f"{number(row['ours_tok_per_s']):.0f}",
-            f"{number(row['theirs_tok_per_s']):.0f}",
-            f"{number(row['ours_over_theirs']):.2f}",
-            f"{number(row['ours_over_theirs_min']):.2f}..{number(row['ours_over_theirs_max']):.2f}",
-            f">= {TO_REACH[case]}" if case in TO_REACH else "",
-            f"{100 * number(row['same_first_token']):.0f} %",
-        ]
-        for case, row in zip(CASES, rows, strict=True)
-    ]
-    headers = ["case", "against", "ours tok/s", "theirs tok/s", "ratio", "min..max", "to reach", "same first token"]
-    report.print_table("Ours against PEFT and transformers, medians over rounds", headers, lines)
+    columns = {
+        "case": "{case}",
+        "against": "{against}",
+        "ours tok/s": "{ours_tok_per_s:.0f}",
+        "theirs tok/s": "{theirs_tok_per_s:.0f}",
+        "ratio": "{ours_over_theirs:.2f}",
+        "min..max": "{ours_over_theirs_min:.2f}..{ours_over_theirs_max:.2f}",
+        "to reach": "{to_reach}",
+        "same first token": "{same_first_token:.0%}",
+    }
+    of_cases = [{"case": case, "to_reach": f">= {TO_REACH[case]}" if case in TO_REACH else ""} for case in CASES]
+    shown = [row | of_case for row, of_case in zip(rows, of_cases, strict=True)]
+    report.print_rows("Ours against PEFT and transformers, medians over rounds", shown, columns)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -149,12 +136,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.say(f"PEFT loads {MAX_ROWS} adapters")
     theirs = Theirs(shape, adapters, lengths)
     with bench_engine(shape, adapters.store, pool_adapters=MAX_ROWS, host_adapters=MAX_ROWS) as parts:
-        sides: dict[str, Ours | Theirs] = {"ours": Ours(parts.engine, adapters, lengths), "theirs": theirs}
+
+        def ours(case: Case, prompts: list[list[int]]) -> Answer:
+            run = run_batch(parts.engine, prompts, case.adapters(adapters.digests), lengths)
+            return Answer(run.tokens_per_s, [tokens[0] for tokens in run.tokens])
+
+        sides: dict[str, Run] = {"ours": ours, "theirs": theirs.run}
         answers = interleaved(
             {
-                f"{case}, {name}": turns(side, case, lengths, shape.vocab)
+                f"{case}, {name}": turns(run, case, lengths, shape.vocab)
                 for case in CASES
-                for name, side in sides.items()
+                for name, run in sides.items()
             },
             rounds=2 if report.quick else 7,
             say=report.say,

@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common.machine import num_cores
 from benchmarks.common.report import Report
 from benchmarks.common.shapes import BenchShape
 from benchmarks.peers.comparison import compare
 from benchmarks.peers.vllm import PACKAGE, Vllm
+from lora_kernels.cgroups import usable_cpus
 
 
 def peer(report: Report, shape: BenchShape, adapters: Sequence[Path], log: Path) -> Vllm:
     """Its settings: all cores, or all but one as it chooses itself; the base's bfloat16, or float32, which is faster on
     cores without instructions for the other."""
-    cores = num_cores()
+    cores = usable_cpus()
     all_cores, fewer = f"0-{cores - 1}", f"0-{max(0, cores - 2)}"
     settings = dict.fromkeys((f"{all_cores} bfloat16", f"{fewer} bfloat16", f"{all_cores} float32"))
     return Vllm(shape, adapters, log, tuple(settings), PACKAGE.installed(report.say))

@@ -21,11 +21,10 @@ from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
-from benchmarks.common.shapes import BenchShape, base_folder, bench_cache
+from benchmarks.common.shapes import RANK, BenchShape, base_folder, bench_cache
 from benchmarks.common.timing import Say
 from lora_kernels.background import Later, TimeSlices
 
-RANK = 16
 STD = 0.02
 TENANT = "bench"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -122,7 +121,7 @@ def _publish(store: AdapterStore, base: BaseDescription, name: str, folder: Path
 
 
 def drop_from_page_cache(file: Path) -> None:
-    """Let the next read of the file come from the disk, where the system allows it (Linux)."""
+    """Let the next read of the file come from the disk, if the system allows it (Linux)."""
     if hasattr(os, "posix_fadvise"):
         descriptor = os.open(file, os.O_RDONLY)
         try:

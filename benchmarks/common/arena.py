@@ -34,15 +34,14 @@ class LayeredAdapters:
 
     def a_of(self, group: LoraGroup, member: int, slot: int) -> torch.Tensor:
         """[rank, in_features], a view of the arena."""
-        return self._matrix(group, member, slot, 0, group.in_features)
+        return self._matrices(group, member, slot)[0]
 
     def b_of(self, group: LoraGroup, member: int, slot: int) -> torch.Tensor:
         """[rank, out_features], a view of the arena."""
-        return self._matrix(group, member, slot, 1, group.out_features[member])
+        return self._matrices(group, member, slot)[1]
 
-    def _matrix(self, group: LoraGroup, member: int, slot: int, part: int, columns: int) -> torch.Tensor:
-        start = int(self.table.offsets[group.module_rows[member], slot, part])
-        return self.table.arena[start : start + self.ranks[slot] * columns].view(self.ranks[slot], columns)
+    def _matrices(self, group: LoraGroup, member: int, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.table.matrices(group.module_rows[member], slot, group.in_features, group.out_features[member])
 
 
 def layered_adapters(

@@ -50,7 +50,7 @@ class LoraCase:
 
 
 def native(case: LoraCase) -> AddDelta:
-    """Ours: the C kernel through its launcher."""
+    """Ours: the kernel through its launcher."""
 
     def add(y_TO: torch.Tensor, x_TH: torch.Tensor, layer: int) -> None:
         add_lora_delta(y_TO, x_TH, case.batch, case.groups[layer])
@@ -59,7 +59,7 @@ def native(case: LoraCase) -> AddDelta:
 
 
 def torch_fallback(case: LoraCase) -> AddDelta:
-    """Ours where there is no C compiler."""
+    """Ours without a C compiler."""
 
     def add(y_TO: torch.Tensor, x_TH: torch.Tensor, layer: int) -> None:
         _add_by_segment(y_TO, x_TH, case.batch, case.groups[layer])
@@ -89,7 +89,7 @@ def stacked(case: LoraCase) -> AddDelta:
 def gather_bmm(case: LoraCase) -> AddDelta:
     """Each request's A and B gathered, padded to the largest rank, and multiplied by `bmm`."""
     adapters = case.adapters
-    index_N = torch.tensor(case.slots)
+    index_N = torch.tensor(case.slots, device=adapters.table.arena.device)
     scale_N11 = case.scales[index_N, None, None].to(adapters.table.arena.dtype)
     a_all = [_each(case, group, adapters.a_of, _padded) for group in case.groups]
     b_all = [_each(case, group, adapters.b_of, _padded) for group in case.groups]
@@ -108,7 +108,17 @@ def loop(case: LoraCase) -> AddDelta:
     """One adapter after the other, one module after the other, as PEFT's `adapter_names` does."""
     adapters = case.adapters
     active = sorted(set(case.slots))
-    rows = {slot: torch.from_numpy(np.flatnonzero(case.row_slots == slot)) for slot in active}
+    device = adapters.table.arena.device
+    rows = {slot: torch.from_numpy(np.flatnonzero(case.row_slots == slot)).to(device) for slot in active}
+
+    scales = case.scales.tolist()
+    matrices = [  # where they lie is read from the device's table, which cannot be recorded
+        [
+            {slot: (adapters.a_of(group, member, slot), adapters.b_of(group, member, slot)) for slot in active}
+            for member in range(len(group.out_features))
+        ]
+        for group in case.groups
+    ]
 
     def add(y_TO: torch.Tensor, x_TH: torch.Tensor, layer: int) -> None:
         for member, columns in case.members(layer):
@@ -117,14 +127,6 @@ def loop(case: LoraCase) -> AddDelta:
                 a_KH, b_KO = matrices[layer][member][slot]
                 y_member[rows[slot]] += (x_TH[rows[slot]] @ a_KH.T) @ b_KO * scales[slot]
 
-    scales = case.scales.tolist()
-    matrices = [
-        [
-            {slot: (adapters.a_of(group, member, slot), adapters.b_of(group, member, slot)) for slot in active}
-            for member in range(len(group.out_features))
-        ]
-        for group in case.groups
-    ]
     return add
 
 

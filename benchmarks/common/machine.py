@@ -31,11 +31,7 @@ def hardware() -> str:
     names = _cpu_field(("model name", "Model")) or platform.processor() or platform.machine()
     flags = set((_cpu_field(("flags", "Features")) or "").split())
     sets = " ".join(name for name in INSTRUCTION_SETS if name in flags)
-    return f"{names}, {num_cores()} cores, {sets or platform.machine()}"
-
-
-def num_cores() -> int:
-    return usable_cpus()
+    return f"{names}, {usable_cpus()} cores, {sets or platform.machine()}"
 
 
 def _cpu_field(names: tuple[str, ...]) -> str | None:

@@ -10,12 +10,10 @@ Popularity = Literal["identical", "distinct", "uniform", "zipf", "skewed"]
 POPULARITIES: tuple[Popularity, ...] = get_args(Popularity)
 
 
-def choose_adapters(
-    popularity: Popularity, num_requests: int, num_adapters: int, *, exponent: float = 1.0, seed: int = 0
-) -> list[int]:
+def choose_adapters(popularity: Popularity, num_requests: int, num_adapters: int, *, seed: int = 0) -> list[int]:
     """Adapter index per request.
 
-    identical: all adapter 0. distinct: each its own, wrapping. uniform: at random. zipf: probability 1/rank^exponent.
+    identical: all adapter 0. distinct: each its own, wrapping. uniform: at random. zipf: probability 1/rank.
     skewed: half of the requests on adapter 0, the others uniform.
     """
     if num_adapters < 1:
@@ -28,7 +26,7 @@ def choose_adapters(
     if popularity == "uniform":
         return [int(index) for index in rng.integers(0, num_adapters, num_requests)]
     if popularity == "zipf":
-        weights = 1.0 / np.arange(1, num_adapters + 1) ** exponent
+        weights = 1.0 / np.arange(1, num_adapters + 1)
         return [int(index) for index in rng.choice(num_adapters, num_requests, p=weights / weights.sum())]
     if popularity == "skewed":
         others = rng.integers(0, num_adapters, num_requests)

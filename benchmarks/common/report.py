@@ -43,23 +43,33 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Report:
-    """One benchmark's run. quick: the smallest sizes that still go end to end; its numbers mean nothing."""
+    """One benchmark's run. quick: the smallest sizes that still go end to end; its numbers mean nothing. options: all
+    that the command line gave."""
 
     name: str
     quick: bool
     out: Path
+    options: argparse.Namespace = field(default_factory=argparse.Namespace)
     _console: Console = field(default_factory=lambda: Console(highlight=False, width=160))
     _began_s: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def from_arguments(cls, name: str, about: str | None, arguments: Sequence[str] | None = None) -> Report:
-        """Read `[--quick] [--out DIR]`."""
-        parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=about)
+    def from_arguments(
+        cls,
+        name: str,
+        about: str | None,
+        arguments: Sequence[str] | None = None,
+        *,
+        parser: argparse.ArgumentParser | None = None,
+    ) -> Report:
+        """Read `[--quick] [--out DIR]`, and the options that `parser` has already."""
+        parser = parser or argparse.ArgumentParser()
+        parser.prog, parser.description = f"python -m benchmarks.{name}", about
         parser.add_argument("--quick", action="store_true", help="tiny sizes: a check that it runs, not a measurement")
         parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="where CSV and plot go")
         parsed = parser.parse_args(arguments)
         parsed.out.mkdir(parents=True, exist_ok=True)
-        report = cls(name, parsed.quick, parsed.out)
+        report = cls(name, parsed.quick, parsed.out, parsed)
         report.say(f"{name} on {hardware()}" + (" (--quick: numbers mean nothing)" if parsed.quick else ""))
         return report
 
@@ -67,16 +77,16 @@ class Report:
         """One line of progress."""
         self._console.print(f"[dim]{time.monotonic() - self._began_s:6.1f} s[/dim]  {text}")
 
-    def write_csv(self, rows: Sequence[Mapping[str, object]]) -> Path:
+    def write_csv(self, rows: Sequence[Mapping[str, object]]) -> None:
         """One row per case; every row also says on which machine, with how many threads, when."""
         path = self.out / f"{self.name}.csv"
         machine = machine_columns() | ({"quick": True} if self.quick else {})
+        columns = dict.fromkeys([*(key for row in rows for key in row), *machine])
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys([*_all_keys(rows), *machine])))
+            writer = csv.DictWriter(file, fieldnames=list(columns))
             writer.writeheader()
             writer.writerows({key: _cell(value) for key, value in {**row, **machine}.items()} for row in rows)
         self.say(f"wrote {path}")
-        return path
 
     def figure(self, title: str, *, panels: int = 1, width_in: float = 3.4) -> tuple[Figure, list[Axes]]:
         """A row of panels under a title that says what was found."""
@@ -87,11 +97,10 @@ class Report:
         figure.supxlabel(hardware(), x=0.99, ha="right", fontsize=5, color="#888888")
         return figure, list(axes)
 
-    def save_plot(self, figure: Figure) -> Path:
+    def save_plot(self, figure: Figure) -> None:
         path = self.out / f"{self.name}.png"
         figure.savefig(path)
         self.say(f"wrote {path}")
-        return path
 
     def print_table(self, title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table = Table(title=title, title_justify="left", header_style="bold")
@@ -101,15 +110,21 @@ class Report:
             table.add_row(*row)
         self._console.print(table)
 
+    def print_rows(self, title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
+        """columns: header -> format of its cell, as "{us:.0f}"."""
+        self.print_table(title, list(columns), [[form.format(**row) for form in columns.values()] for row in rows])
+
+
+def ranged(column: str, digits: int = 2) -> str:
+    """Format of a Spread's cell: median and extremes."""
+    median, low, high = (f"{{{name}:.{digits}f}}" for name in (column, f"{column}_min", f"{column}_max"))
+    return f"{median} ({low}..{high})"
+
 
 def number(value: object) -> float:
     """A numeric cell of a row of results."""
     assert isinstance(value, int | float), f"{value!r} is not a number"
     return float(value)
-
-
-def _all_keys(rows: Sequence[Mapping[str, object]]) -> list[str]:
-    return [key for row in rows for key in row]
 
 
 def _cell(value: object) -> object:
@@ -124,7 +139,7 @@ def spread(row: Row, column: str) -> Spread:
 def bars(axes: Axes, labels: Sequence[str], series: Mapping[str, Sequence[Spread]], *, first_colour: int = 0) -> None:
     """Groups of bars, one bar per series, each with its median above it; whiskers span the rounds' extremes.
 
-    first_colour: where one legend serves panels of different series, how many colours the others use.
+    first_colour: how many colours other panels use, if one legend serves them all.
     """
     width = 0.8 / len(series)
     for index, (name, values) in enumerate(series.items()):

@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from lora_kernels.native.build import cache_dir
 
+RANK = 16  # of an adapter, unless a benchmark says otherwise
 SPECIAL = ("<s>", "</s>")
 PRINTABLE = [chr(code) for code in range(0x21, 0x7F)]
 
@@ -61,8 +62,8 @@ class BenchShape:
         per_layer = sum(len(g.out_features) * g.in_features + sum(g.out_features) for g in self.groups.values())
         return 2 * rank * self.layers * per_layer
 
-    def config(self) -> PretrainedConfig:
-        return LlamaConfig(intermediate_size=self.intermediate, **self._sizes)
+    def config(self, **changes: Any) -> PretrainedConfig:
+        return LlamaConfig(**{"intermediate_size": self.intermediate, **self._sizes, **changes})
 
     @property
     def _sizes(self) -> dict[str, Any]:
@@ -98,15 +99,15 @@ class ExpertsShape(BenchShape):
         of_experts = self.num_experts * (2 * self.hidden + 3 * self.intermediate)
         return 2 * rank * self.layers * (4 * self.hidden + 2 * width + of_experts)
 
-    def config(self) -> PretrainedConfig:
-        return Qwen3MoeConfig(
-            head_dim=self.hidden // self.heads,
-            moe_intermediate_size=self.intermediate,
-            num_experts=self.num_experts,
-            num_experts_per_tok=self.top,
-            norm_topk_prob=True,
-            **self._sizes,
-        )
+    def config(self, **changes: Any) -> PretrainedConfig:
+        own = {
+            "head_dim": self.hidden // self.heads,
+            "moe_intermediate_size": self.intermediate,
+            "num_experts": self.num_experts,
+            "num_experts_per_tok": self.top,
+            "norm_topk_prob": True,
+        }
+        return Qwen3MoeConfig(**{**own, **self._sizes, **changes})
 
 
 FULL = BenchShape(hidden=1024, layers=12, intermediate=2816, heads=16, kv_heads=8, vocab=8192)
@@ -146,7 +147,11 @@ def made_once(target: Path, make: Callable[[Path], None]) -> Path:
 def _save_base(shape: BenchShape, folder: Path) -> None:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(shape.config(), dtype=torch.bfloat16).save_pretrained(folder)
-    core = byte_pair_tokenizer(shape.vocab)
+    save_tokenizer(shape.vocab, folder)
+
+
+def save_tokenizer(vocab_size: int, folder: Path) -> None:
+    core = byte_pair_tokenizer(vocab_size)
     PreTrainedTokenizerFast(tokenizer_object=core, bos_token=SPECIAL[0], eos_token=SPECIAL[1]).save_pretrained(folder)
 
 

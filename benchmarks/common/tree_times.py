@@ -14,7 +14,8 @@ class TreeTimes:
     """Looks at all processes again and again while the block lasts; a process is known by its id and its start."""
 
     def __init__(self, root: int) -> None:
-        self._members = {root}
+        self._root = root
+        self._members: set[tuple[int, int]] = set()
         self._ticks: dict[tuple[int, int], int] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tree-times", daemon=True)
@@ -37,9 +38,13 @@ class TreeTimes:
             self._look()
 
     def _look(self) -> None:
-        for pid, parent, ticks, start in sorted(_processes(), key=lambda each: each[3]):  # parents first
-            if pid in self._members or parent in self._members:
-                self._members.add(pid)
+        found = sorted(_processes(), key=lambda each: each[3])  # parents first
+        by_id = {pid: (pid, start) for pid, _, _, start in found}
+        if not self._members:
+            self._members.add(by_id[self._root])
+        for pid, parent, ticks, start in found:
+            if (pid, start) in self._members or by_id.get(parent) in self._members:
+                self._members.add((pid, start))
                 self._ticks[pid, start] = ticks
 
 

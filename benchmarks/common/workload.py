@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapters_store.base.description import AdapterDigest
-from benchmarks.common.adapters import RANK
-from benchmarks.common.shapes import BenchShape, base_folder
+from benchmarks.common.shapes import RANK, BenchShape, base_folder
 from server.engine.engine import Engine
 from server.engine.request import Request, SamplingParams, TokenConstraint
 from server.engine.schedule import CPU_STEP, SchedulerSettings
@@ -91,29 +91,38 @@ def make_request(
 
 @dataclass(frozen=True, slots=True)
 class BatchRun:
-    """One batch from its submission to its last token. prefill_s: until every request has its first token."""
+    """One batch from its submission to its last token. prefill_s: until every request has its first token. steps_s: of
+    each step in which all requests decode."""
 
-    num_requests: int
-    lengths: Lengths
+    num_prompt_tokens: int
     total_s: float
     prefill_s: float
     ttfts_s: list[float]
     gaps_s: list[float]
+    steps_s: list[float]
     tokens: list[list[int]]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.tokens))
 
     @property
     def tokens_per_s(self) -> float:
         """Generated tokens over all of the time."""
-        return self.num_requests * self.lengths.new / self.total_s
+        return self.num_tokens / self.total_s
 
     @property
     def decode_tokens_per_s(self) -> float:
         """Tokens after the first, over the time after the prefill."""
-        return self.num_requests * (self.lengths.new - 1) / (self.total_s - self.prefill_s)
+        return (self.num_tokens - len(self.tokens)) / (self.total_s - self.prefill_s)
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        return self.num_requests * self.lengths.prompt / self.prefill_s
+        return self.num_prompt_tokens / self.prefill_s
+
+    @property
+    def median_step_s(self) -> float:
+        return statistics.median(self.steps_s)
 
 
 def run_batch(
@@ -123,12 +132,18 @@ def run_batch(
     lengths: Lengths,
     constrain: Callable[[], TokenConstraint | None] = lambda: None,
 ) -> BatchRun:
-    """All at once, stepped to the end on this thread. constrain: what limits a request's tokens, made for each."""
+    """constrain: what limits a request's tokens, made for each."""
     requests = [make_request(prompt, adapter, lengths.new) for prompt, adapter in zip(prompts, adapters, strict=True)]
     for request in requests:
         request.constraint = constrain()
+    return run_requests(engine, requests)
+
+
+def run_requests(engine: Engine, requests: Sequence[Request]) -> BatchRun:
+    """All at once, stepped to the end on this thread."""
     times: dict[str, list[float]] = {request.id: [] for request in requests}
     tokens: dict[str, list[int]] = {request.id: [] for request in requests}
+    ends_s: list[float] = []
     began_s = time.perf_counter()
     for request in requests:
         engine.add(request)
@@ -136,17 +151,36 @@ def run_batch(
     while num_left:
         events = engine.step()
         now_s = time.perf_counter() - began_s
+        ends_s.append(now_s)
         for event in events:
             assert event.error is None, event.error
             times[event.request_id].append(now_s)
             tokens[event.request_id] += event.token_ids
             num_left -= event.finish_reason is not None
+    prefill_s, first_end_s = max(own[0] for own in times.values()), min(own[-1] for own in times.values())
     return BatchRun(
-        len(requests),
-        lengths,
+        sum(len(request.prompt_ids) for request in requests),
         total_s=now_s,
-        prefill_s=max(own[0] for own in times.values()),
+        prefill_s=prefill_s,
         ttfts_s=[own[0] for own in times.values()],
         gaps_s=[float(gap) for own in times.values() for gap in np.diff(own)],
+        steps_s=[end - begin for begin, end in itertools.pairwise(ends_s) if prefill_s <= begin < end <= first_end_s],
         tokens=list(tokens.values()),
     )
+
+
+def new_batches(
+    engine: Engine,
+    adapters: Adapters,
+    lengths: Lengths,
+    vocab: int,
+    constrain: Callable[[], TokenConstraint | None] = lambda: None,
+) -> Callable[[], BatchRun]:
+    """Runs a request for each of the adapters, with prompts that no run before has had."""
+    seeds = itertools.count()
+
+    def run() -> BatchRun:
+        prompts = random_prompts(len(adapters), lengths.prompt, vocab, seed=next(seeds))
+        return run_batch(engine, prompts, adapters, lengths, constrain)
+
+    return run

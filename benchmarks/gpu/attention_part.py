@@ -6,16 +6,15 @@ import math
 from functools import partial
 
 import numpy as np
-import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu.bench import Bench, Call, Row
 from benchmarks.gpu.sizes import Sizes, sizes_for
 from benchmarks.roofline import decode_attention
-from lora_kernels.attention.batch import AttentionRule, LayerCache, PagedBatch
+from lora_kernels.attention.batch import AttentionRule, LayerCache
 from lora_kernels.attention.launcher import paged_attention
+from lora_kernels.check_cases import PAGE, paged_batch
 
-PAGE = 16
 MAX_COPIES = 8
 
 
@@ -31,20 +30,8 @@ class _Layer:
         self.q = bench.normal(shape.heads, rows * new, head_dim)
         self.k, self.v = (bench.normal(shape.kv_heads, rows * new, head_dim) for _ in range(2))
         self.rows, self.new, self.context = rows, new, context
-        starts = np.arange(rows + 1, dtype=np.int32) * new
-        positions = np.tile(np.arange(context - new, context, dtype=np.int32), rows)
         tables = np.arange(rows * blocks, dtype=np.int32).reshape(rows, blocks)
-        sequences = np.repeat(np.arange(rows, dtype=np.int32), new)
-        slots = tables[sequences, positions // PAGE].astype(np.int64) * PAGE + positions % PAGE
-        self.batch = PagedBatch(
-            query_starts=starts,
-            context_lens=np.full(rows, context, dtype=np.int32),
-            block_tables=tables,
-            slot_mapping_T=torch.from_numpy(slots).to(bench.device),
-            positions_T=positions,
-            sequences_T=sequences,
-            block_size=PAGE,
-        )
+        self.batch = paged_batch([(new, context)] * rows, tables, bench.device)
 
     def ours(self) -> None:
         cache = LayerCache(self.keys, self.values)

@@ -84,7 +84,7 @@ class Bench:
 
 
 def recorded(calls: Sequence[Call], device: torch.device) -> Call:
-    """All calls as one CUDA graph; as they are where they cannot be recorded."""
+    """All calls as one CUDA graph; as they are if they cannot be recorded."""
 
     def run() -> None:
         for call in calls:

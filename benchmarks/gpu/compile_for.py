@@ -22,11 +22,10 @@ from benchmarks.gpu.launch_forms import tiles_instead
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.random_base import random_base
 from benchmarks.gpu.sizes import FULL
-from lora_kernels.attention import triton_launch as paged
 from lora_kernels.self_test import self_test
 from lora_kernels.triton_common.available import triton_switch
 from lora_kernels.triton_common.compile_ahead import Job, asked_for
-from lora_kernels.triton_common.tiles import TILES, DeviceTiles, device_tiles
+from lora_kernels.triton_common.tiles import TILES, DeviceTiles
 from server.engine.model.recorded.cuda_graphs import GraphSettings
 from server.engine.startup.covering_steps import StepLimits, launch_covering
 
@@ -104,12 +103,10 @@ def as_on(gpu: Gpu) -> Iterator[None]:
     before = triton_switch().on_cpu
     triton_switch().on_cpu = True
     driver.set_active(_Driver(gpu))
-    paged.device_tiles = lambda device: gpu.tiles  # type: ignore[attr-defined]
     try:
         with tiles_instead(gpu.tiles):
             yield
     finally:
-        paged.device_tiles = device_tiles  # type: ignore[attr-defined]
         driver._active = None
         triton_switch().on_cpu = before
 

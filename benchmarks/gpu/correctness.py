@@ -25,9 +25,9 @@ from lora_kernels.check_cases import (
     rope_case,
 )
 from lora_kernels.lora.batch import NO_ADAPTER, LoraGroup
+from lora_kernels.self_test import RANKS
 from lora_kernels.triton_common.tiles import DeviceTiles
 
-RANKS = (16, 1, 3, 8, 64, 256)
 Case = tuple[str, Callable[[], Outcome]]
 
 

@@ -1,4 +1,4 @@
-"""The LoRA launchers with other tiles than the table's, for a while: what a row of the table is decided with."""
+"""Launchers with other tiles than the table's, for a while: what a row of the table is decided with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from lora_kernels.attention import triton_launch as attention
 from lora_kernels.lora import triton_launch as lora
 from lora_kernels.nf4 import triton_nf4 as nf4
 from lora_kernels.triton_common.tiles import DeviceTiles, device_tiles
@@ -31,7 +32,7 @@ def tiles_instead(tiles: DeviceTiles) -> Iterator[None]:
 
 
 def _use(look_up: object) -> None:
-    for module in (lora, nf4):
+    for module in (lora, nf4, attention):
         setattr(module, "device_tiles", look_up)  # noqa: B010  (it is no part of what they export)
 
 

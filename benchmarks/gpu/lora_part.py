@@ -10,20 +10,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
-import numpy as np
 import torch
 
-from benchmarks.common.arena import SCALE, LayeredAdapters, elements_per_layer, layered_adapters
+from benchmarks.common.arena import LayeredAdapters, elements_per_layer, layered_adapters
+from benchmarks.common.lora_ops import IMPLEMENTATIONS, AddDelta, LoraCase
 from benchmarks.common.popularity import choose_adapters
 from benchmarks.common.shapes import GroupShape
 from benchmarks.gpu.bench import Bench, Call, Row
 from benchmarks.gpu.launch_forms import launch_forms, tiles_instead
 from benchmarks.gpu.sizes import Sizes, sizes_for
 from benchmarks.roofline import Work, expand, shrink
-from lora_kernels.lora.batch import LoraBatch
-from lora_kernels.lora.launcher import add_lora_delta
 from lora_kernels.lora.triton_launch import one_launch_bytes
 from lora_kernels.triton_common.tiles import device_tiles
 
@@ -124,14 +121,12 @@ def prepare(bench: Bench, case: Case, arena: torch.Tensor, sizes: Sizes) -> Prep
 
 def _measured(bench: Bench, case: Case, arena: torch.Tensor, sizes: Sizes) -> list[Row]:
     prepared = prepare(bench, case, arena, sizes)
-    data = (prepared.adapters, prepared.inputs, prepared.outputs)
-    ways = {"ours": our_calls(case.slots(), *data)}
-    if case.is_compared:
-        ways["gather_bmm"] = _gather_bmm(case, *data)
-        ways["loop"] = _loop(case, *data)
+    rows = LoraCase(prepared.adapters, case.slots(), rows_per_request=1)
+    names = ("native", "gather_bmm", "loop") if case.is_compared else ("native",)
+    ways = {name: calls_of(IMPLEMENTATIONS[name](rows), prepared.inputs, prepared.outputs) for name in names}
+    ways = {"ours": ways.pop("native"), **ways}
     seconds = {name: bench.seconds(calls) for name, calls in ways.items()} | _in_forms(bench, case, ways["ours"])
     work = _work(case, prepared.adapters.ranks)
-    batch = LoraBatch(prepared.adapters.table, np.array(case.slots(), dtype=np.int32))
     tile = device_tiles(bench.device).tiles.one_launch
     return [
         {
@@ -144,7 +139,7 @@ def _measured(bench: Bench, case: Case, arena: torch.Tensor, sizes: Sizes) -> li
             "us": 1e6 * taken,
             "mb": work.num_bytes / 1e6,
             "of_bandwidth": work.num_bytes / taken / bench.bandwidth,
-            "one_launch_mb": one_launch_bytes(batch, prepared.adapters.groups[0][0], tile) / 1e6,
+            "one_launch_mb": one_launch_bytes(rows.batch, rows.groups[0], tile) / 1e6,
         }
         for name, taken in seconds.items()
     ]
@@ -174,60 +169,6 @@ def _work(case: Case, ranks: Sequence[int]) -> Work:
     return total
 
 
-def our_calls(
-    slots: Sequence[int], adapters: LayeredAdapters, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
-) -> list[Call]:
+def calls_of(add: AddDelta, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> list[Call]:
     """One call per layer."""
-    batch = LoraBatch(adapters.table, np.array(slots, dtype=np.int32))
-    groups = [layer[0] for layer in adapters.groups]
-    return [partial(add_lora_delta, y, x, batch, group) for x, y, group in zip(inputs, outputs, groups, strict=True)]
-
-
-def _members(case: Case) -> list[tuple[int, slice]]:
-    ends = np.cumsum((0, *case.shape.out_features)).tolist()
-    return [(index, slice(first, last)) for index, (first, last) in enumerate(pairwise(ends))]
-
-
-def _gather_bmm(
-    case: Case, adapters: LayeredAdapters, inputs: list[torch.Tensor], outputs: list[torch.Tensor]
-) -> list[Call]:
-    index = torch.tensor(case.slots(), device=inputs[0].device)
-    members, active = _members(case), range(case.adapters)
-
-    def padded(layer: int, member: int, *, is_a: bool) -> torch.Tensor:
-        group = adapters.groups[layer][0]
-        one = adapters.a_of if is_a else adapters.b_of
-        return torch.nn.utils.rnn.pad_sequence([one(group, member, slot) for slot in active], batch_first=True)
-
-    stacks = [
-        [(padded(layer, member, is_a=True), padded(layer, member, is_a=False)) for member, _ in members]
-        for layer in range(adapters.num_layers)
-    ]
-
-    def call(layer: int) -> None:
-        x, y = inputs[layer][:, None], outputs[layer]
-        for (a_all, b_all), (_, columns) in zip(stacks[layer], members, strict=True):
-            h = torch.bmm(x, a_all[index].transpose(1, 2))
-            y[:, columns] += torch.bmm(h, b_all[index])[:, 0] * SCALE
-
-    return [partial(call, layer) for layer in range(adapters.num_layers)]
-
-
-def _loop(case: Case, adapters: LayeredAdapters, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> list[Call]:
-    slots = np.array(case.slots())
-    rows = {slot: torch.from_numpy(np.flatnonzero(slots == slot)).to(inputs[0].device) for slot in set(case.slots())}
-    matrices = [  # where they lie is read from the device's table, which cannot be recorded
-        [
-            (columns, own, adapters.a_of(layer[0], member, slot), adapters.b_of(layer[0], member, slot))
-            for member, columns in _members(case)
-            for slot, own in rows.items()
-        ]
-        for layer in adapters.groups
-    ]
-
-    def call(layer: int) -> None:
-        x, y = inputs[layer], outputs[layer]
-        for columns, own, a, b in matrices[layer]:
-            y[:, columns].index_add_(0, own, (x[own] @ a.T) @ b, alpha=SCALE)
-
-    return [partial(call, layer) for layer in range(adapters.num_layers)]
+    return [partial(add, y, x, layer) for layer, (x, y) in enumerate(zip(inputs, outputs, strict=True))]

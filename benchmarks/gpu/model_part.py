@@ -8,8 +8,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from benchmarks.common.shapes import RANK
+from benchmarks.common.workload import run_requests
 from benchmarks.gpu.bench import Bench, Row
-from benchmarks.gpu.engine_runs import engine_over, request, run_batch, warm
+from benchmarks.gpu.engine_runs import engine_over, request, warm
 from benchmarks.gpu.paging import paging_rows
 from benchmarks.gpu.random_base import RandomAdapters, random_base
 from benchmarks.gpu.sizes import Sizes, sizes_for
@@ -18,7 +20,6 @@ from benchmarks.roofline import NF4_BITS_PER_WEIGHT
 from server.engine.model.runner import ModelRunner
 from server.engine.startup.build import EngineParts
 
-RANK = 16
 PREFILL_ROUNDS = 3
 
 
@@ -76,13 +77,13 @@ def _decode_rows(bench: Bench, parts: EngineParts, source: RandomAdapters, sizes
             )
             for index in range(count)
         ]
-        times = run_batch(parts.engine, requests)
+        times = run_requests(parts.engine, requests)
         if not adapters:
             bare[count] = times.median_step_s
         bits = NF4_BITS_PER_WEIGHT if nf4 else 16.0
         floor_s = floor_bytes(sizes, count, bits) / bench.bandwidth
         row: Row = {"kind": "decode", "base": "nf4" if nf4 else "bf16", "rows": count, "adapters": adapters}
-        row |= {"step_ms": 1e3 * times.median_step_s, "tok_per_s": times.decode_tokens_per_s}
+        row |= {"step_ms": 1e3 * times.median_step_s, "tok_per_s": count / times.median_step_s}
         rows.append(row | {"of_bare": bare[count] / times.median_step_s, "of_floor": floor_s / times.median_step_s})
         bench.keep(rows[-1])
         bench.say(f"decode {row['base']} {count} rows, {adapters} adapters: {1e3 * times.median_step_s:.2f} ms")
@@ -99,7 +100,7 @@ def _prefill_rows(bench: Bench, parts: EngineParts, source: RandomAdapters, size
         for _ in range(1 if bench.toy else PREFILL_ROUNDS):
             chosen = [digests[index % adapters] if adapters else None for index in range(sizes.num_prompts)]
             requests = [request(sizes.long_prompt, 1, digest, vocab=sizes.model.vocab) for digest in chosen]
-            best.append(run_batch(parts.engine, requests).prefill_s)
+            best.append(run_requests(parts.engine, requests).prefill_s)
         seconds[adapters] = sorted(best)[len(best) // 2]
         tokens = sizes.num_prompts * sizes.long_prompt
         row: Row = {"kind": "prefill", "tokens": tokens, "adapters": adapters, "ms": 1e3 * seconds[adapters]}

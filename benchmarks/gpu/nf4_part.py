@@ -1,4 +1,4 @@
-"""(d) The NF4 matmul against the bfloat16 one and, where it is installed, bitsandbytes' own."""
+"""(d) The NF4 matmul against the bfloat16 one and, if it is installed, bitsandbytes' own."""
 
 from __future__ import annotations
 

@@ -5,14 +5,15 @@ Which projects: checkouts named by `--others`. Projects that fail or are wrong a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
 
 import numpy as np
 import torch
 
 from benchmarks.common.arena import SCALE
+from benchmarks.common.lora_ops import LoraCase, native
 from benchmarks.gpu.bench import Bench, Call, Row
-from benchmarks.gpu.lora_part import Case, Prepared, arena_elements, cases, our_calls, prepare
+from benchmarks.gpu.lora_part import Case, Prepared, arena_elements, calls_of, cases, prepare
 from benchmarks.gpu.others import ways_of
 from benchmarks.gpu.others.job import Job, MakeCalls
 from benchmarks.gpu.sizes import sizes_for
@@ -40,7 +41,9 @@ def run(bench: Bench) -> list[Row]:
             break
         prepared = prepare(bench, case, arena, sizes)
         rows += [_measured(bench, case, prepared, name, make) for name, make in ways.items()]
-    _say_what_was_left_out(bench, rows)
+    left_out = Counter(f"{row['way']}: left out, {row['left_out']}" for row in rows if "left_out" in row)
+    for reason, count in left_out.items():
+        bench.say(f"{reason} ({count} cases)")
     return rows
 
 
@@ -59,7 +62,7 @@ def _measured(bench: Bench, case: Case, prepared: Prepared, name: str, make: Mak
 
 
 def _ours(job: Job) -> list[Call]:
-    return our_calls(job.slots, job.adapters, job.inputs, job.outputs)
+    return calls_of(native(LoraCase(job.adapters, job.slots, rows_per_request=1)), job.inputs, job.outputs)
 
 
 def _error(case: Case, prepared: Prepared, call: Call) -> float:
@@ -69,14 +72,3 @@ def _error(case: Case, prepared: Prepared, call: Call) -> float:
     y.zero_()
     call()
     return relative_error(y, lora_delta_reference(x, batch, prepared.adapters.groups[0][0]))
-
-
-def _say_what_was_left_out(bench: Bench, rows: list[Row]) -> None:
-    for reason, count in _reasons(rows):
-        bench.say(f"{reason} ({count} cases)")
-
-
-def _reasons(rows: list[Row]) -> Iterator[tuple[str, int]]:
-    skipped = [f"{row['way']}: left out, {row['left_out']}" for row in rows if "left_out" in row]
-    for reason in dict.fromkeys(skipped):
-        yield reason, skipped.count(reason)

@@ -10,13 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from adapters_store.base.description import AdapterDigest, BaseDescription, LinearShape
 from adapters_store.base.families import HEAD, family_of
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import ALIGN_BYTES, PackedAdapter, PackedModule
-from benchmarks.common.shapes import SPECIAL, BenchShape, byte_pair_tokenizer
+from benchmarks.common.shapes import BenchShape, save_tokenizer
 from lora_kernels.check_cases import random_nf4
 from lora_kernels.nf4.launcher import nf4_linear, on_nf4_kernel
 from lora_kernels.nf4.reference import nf4_dequantize_reference
@@ -30,28 +30,15 @@ ELEMENT = 2  # bfloat16
 MAX_CONTEXT = 65536
 
 
-def llama_config(shape: BenchShape) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=MAX_CONTEXT,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
+def llama_config(shape: BenchShape) -> PretrainedConfig:
+    return shape.config(max_position_embeddings=MAX_CONTEXT, tie_word_embeddings=False)
 
 
 def random_base(shape: BenchShape, device: torch.device, *, nf4: bool) -> BaseModel:
     """bfloat16, or all decoder layers in NF4 with random codes."""
-    config = llama_config(shape)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.bfloat16, attn_implementation=register_paged_attention()
+            llama_config(shape), dtype=torch.bfloat16, attn_implementation=register_paged_attention()
         )
     model.eval().requires_grad_(False)
     groups = tuple(family_of(["LlamaForCausalLM"]).groups(shape.layers))
@@ -97,11 +84,8 @@ class PackedLinear(torch.nn.Module):
 
 def random_tokenizer(vocab: int) -> Tokenizer:
     """A token for every id: the sampler works on as many logits as the model gives."""
-    core = byte_pair_tokenizer(vocab)
     with tempfile.TemporaryDirectory() as folder:
-        PreTrainedTokenizerFast(tokenizer_object=core, bos_token=SPECIAL[0], eos_token=SPECIAL[1]).save_pretrained(
-            folder
-        )
+        save_tokenizer(vocab, Path(folder))
         return Tokenizer.load(Path(folder))
 
 
@@ -115,9 +99,8 @@ class RandomAdapters:
 
     def __init__(self, base: BaseModel, rank: int, *, file: Path | None = None) -> None:
         self._modules, size = packed_layout(base.description, rank)
-        pin = base.device.type == "cuda"
         self._buffer = torch.randn(size).mul_(0.02).to(torch.bfloat16)
-        if pin:
+        if base.device.type == "cuda":
             self._buffer = self._buffer.pin_memory()
         self._file = file
         if file is not None:
@@ -139,7 +122,7 @@ class RandomAdapters:
         slices: object = None,
         later: object = None,
     ) -> PackedAdapter:
-        """Raises OSError where the file cannot be read."""
+        """Raises OSError if the file cannot be read."""
         if self._file is None:
             return PackedAdapter(digest, self._buffer, self._modules)
         buffer = (buffers or HostBuffers()).take(self._buffer.numel(), torch.bfloat16)

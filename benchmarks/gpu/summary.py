@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.shapes import RANK
 from benchmarks.gpu.parts import PARTS, result_of
 from benchmarks.gpu.sizes import FULL
-from benchmarks.gpu.targets import RANK, SHARE_OF_FLOOR, nf4_target, of_bare_target
+from benchmarks.gpu.targets import SHARE_OF_FLOOR, nf4_target, of_bare_target
 
 Results = dict[str, dict[str, Any]]
 Line = tuple[str, str, str]  # measure, to reach, measured
@@ -66,8 +67,8 @@ def _lines(found: Results) -> Iterator[Line]:
         yield f"bf16 bare decode, {count} rows / floor", f">= {SHARE_OF_FLOOR}", share
     yield "prefill, 8 adapters / bare", ">= 0.88", _one(found, "model", "of_bare", kind="prefill", adapters=8)
     yield "NF4 step / bf16 step, 1 and 8 rows", nf4_target(FULL, 8), _nf4(found)
-    yield "paged attention / SDPA, decode", "", _against(found, "attention", "sdpa", kind="decode")
-    yield "paged attention / SDPA, prefill", "", _against(found, "attention", "sdpa", kind="prefill")
+    yield "paged attention / SDPA, decode", "", _beside(found, "attention", "sdpa", kind="decode")
+    yield "paged attention / SDPA, prefill", "", _beside(found, "attention", "sdpa", kind="prefill")
     yield "activation from host memory, ms", "< 4", _one(found, "model", "ms", **{"from": "host memory"})
     yield "activation from disk, ms", "< 40", _one(found, "model", "ms", **{"from": "disk (page cache)"})
     yield "others' p95 latency in a load storm", "<= 1.1", _one(found, "model", "storm_over_quiet", kind="storm")
@@ -97,13 +98,6 @@ def _nf4(found: Results) -> str:
     return ", ".join(ratios) or NOT_RUN
 
 
-def _against(found: Results, part: str, other: str, **wanted: object) -> str:
-    """Their time over ours, over all shapes."""
-    ours, theirs = (_rows(found, part, way=way, **wanted) for way in ("ours", other))
-    ratios = [their["us"] / our["us"] for our, their in zip(ours, theirs, strict=True)]
-    return _times_as_fast(ratios) or NOT_RUN
-
-
 def _max_bytes(found: Results) -> str:
     """Up to the first case that one launch loses."""
     cases = [_case_times(found, "lora", way) for way in ("ours", "one_launch")]
@@ -115,22 +109,21 @@ def _max_bytes(found: Results) -> str:
 
 
 def _case(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("model", "group", "rows", "adapters", "ranks"))
+    names = ("model", "group", "rows", "adapters", "ranks", "kind", "new", "context")
+    return tuple(row.get(name) for name in names)
 
 
-def _case_times(found: Results, part: str, way: str) -> dict[tuple[Any, ...], float]:
-    return {_case(row): row["us"] for row in _rows(found, part, way=way) if "us" in row}
+def _case_times(found: Results, part: str, way: str, **wanted: object) -> dict[tuple[Any, ...], float]:
+    return {_case(row): row["us"] for row in _rows(found, part, way=way, **wanted) if "us" in row}
 
 
-def _beside(found: Results, part: str, other: str, *, is_inverse: bool = False) -> str:
+def _beside(found: Results, part: str, other: str, *, is_inverse: bool = False, **wanted: object) -> str:
     """How many times as fast ours is (is_inverse: the other), over the cases that both ran."""
-    ours, theirs = (_case_times(found, part, way) for way in ("ours", other))
-    ratios = [theirs[key] / ours[key] for key in theirs if key in ours]
-    return _times_as_fast([1 / ratio for ratio in ratios] if is_inverse else ratios) or NOT_RUN
-
-
-def _times_as_fast(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f}) times as fast" if ratios else ""
+    ours, theirs = (_case_times(found, part, way, **wanted) for way in ("ours", other))
+    ratios = [ours[key] / theirs[key] if is_inverse else theirs[key] / ours[key] for key in theirs if key in ours]
+    if not ratios:
+        return NOT_RUN
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f}) times as fast"
 
 
 def _peft(found: Results) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from benchmarks.common.shapes import RANK
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.roofline import NF4_BITS_PER_WEIGHT, base_step, decode_attention, lora_step
 
 SHARE_OF_BOUND = 0.95  # of what the bytes allow, for adapters beside the bare base
 SHARE_OF_FLOOR = 0.75  # of the bytes' own time, for a bare step
 NF4_SHARE = 0.45  # of what the bytes allow against bfloat16: dequantising takes instructions too
-RANK = 16
 
 
 def floor_bytes(sizes: Sizes, rows: int, bits_per_weight: float) -> float:

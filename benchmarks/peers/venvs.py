@@ -23,7 +23,7 @@ def peers_folder() -> Path:
 @dataclass(frozen=True, slots=True)
 class Package:
     """name: of the peer and its folder. distribution, version: installed by name. build: variables for a package that
-    is compiled here. without: what it brings and does not need, where that is made for another machine. finish: a
+    is compiled here. without: what it brings and does not need, if that is made for another machine. finish: a
     module whose first import ends the installation."""
 
     name: str

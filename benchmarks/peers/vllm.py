@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from benchmarks.common.adapters import RANK
-from benchmarks.common.shapes import base_folder
+from benchmarks.common.shapes import RANK, base_folder
 from benchmarks.peers.client import Ask
 from benchmarks.peers.loads import MakeAsk
 from benchmarks.peers.servers import InstalledPeer, served

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.serving.child import child
 from server.demo.assets import BASE_FOLDER, BASE_NAME
 
 ADMIN_KEY = "admin-key-of-the-benchmark"
@@ -41,16 +42,16 @@ class DemoServer:
 def demo_server(
     data_dir: Path, memory: MemoryMib, *, log: Path | None = None, base: Path = BASE_FOLDER, options: Sequence[str] = ()
 ) -> Iterator[DemoServer]:
-    """Ready to serve, its log in `log`; gone when the block ends. Raises RuntimeError where it does not start."""
+    """Ready to serve, its log in `log`; gone when the block ends. Raises RuntimeError if it does not start."""
     command = [sys.executable, "-c", "from server.cli.main import main; main()", "serve", "--base", str(base)]
     command += ["--served-name", BASE_NAME, "--data-dir", str(data_dir), "--port", "0", "--json", "--threads", "1"]
     environment = {**os.environ, "MULTILORA_ADMIN_KEY": ADMIN_KEY}
-    with Path(log or os.devnull).open("wb") as stderr:
-        process = subprocess.Popen(
-            [*command, *memory.options, *options], text=True, env=environment, stdout=subprocess.PIPE, stderr=stderr
-        )
-    assert process.stdout is not None
-    try:
+    command += [*memory.options, *options]
+    with (
+        Path(log or os.devnull).open("wb") as stderr,
+        child(command, env=environment, stdout=subprocess.PIPE, stderr=stderr) as process,
+    ):
+        assert process.stdout is not None
         for line in process.stdout:
             event = json.loads(line)
             if event.get("event") == "ready":
@@ -58,9 +59,6 @@ def demo_server(
                 yield DemoServer(event["url"], event["pid"])
                 return
         raise RuntimeError(f"the server ended with {process.wait()} before it was ready")
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def auth(key: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One tenant of a soak: what it asks, how it misbehaves, and what came back. Knows HTTP; knows no other tenant.
+"""One tenant of a soak: its requests, good and bad, and what came back. Knows HTTP; knows no other tenant.
 
 What no client may see is a fault: a 5xx that was not asked for, an error within a stream, an answer to a request that
 had to be refused, a broken connection.
@@ -156,7 +156,7 @@ class Tenant:
         self.seen.answered += not is_late
 
     async def _hang_up(self) -> None:
-        """Before the answer begins, or in its midst."""
+        """Before the answer begins, or within it."""
         self.seen.hung_up += 1
         body = self._body(stream=self._dice.random() < 0.7) | {"max_tokens": 200}
         try:

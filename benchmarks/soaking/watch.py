@@ -27,7 +27,7 @@ class ProcessSize:
 
     @classmethod
     def of(cls, pid: int) -> ProcessSize:
-        """Raises FileNotFoundError where there is no such process, or no Linux."""
+        """Raises FileNotFoundError if there is no such process, or no Linux."""
         folder = Path(f"/proc/{pid}")
         status = _fields(folder / "status")
         return cls(
@@ -45,7 +45,7 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 def metric_values(text: str) -> dict[str, float]:
-    """Metric name (with its tier, where it has one) -> value, of a /metrics page; others' labels are summed over."""
+    """Metric name (with its tier, if it has one) -> value, of a /metrics page; others' labels are summed over."""
     values: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -21,6 +21,7 @@ from benchmarks.training.side import (
     SideResult,
     followed_steps,
     from_command_line,
+    spec_of,
     train_ours,
     trl_arguments,
     trl_result,
@@ -48,21 +49,6 @@ def random_pairs(count: int, tokenizer: Any) -> Pairs:
         return " ".join(rng.choice(words, length))
 
     return [{"prompt": text(), "chosen": f" {text()}", "rejected": f" {text()}"} for _ in range(count)]
-
-
-def spec_of(base: Path, precision: str, steps: int) -> TrainSpec:
-    return TrainSpec.from_mapping(
-        {
-            "base": base,
-            "data": "none",
-            "method": "dpo",
-            "dpo": {"beta": BETA},
-            "precision": precision,
-            "optim": {"max_steps": steps, "warmup_fraction": 0, "schedule": "linear", "learning_rate": 1e-4},
-            "batch": {"examples": PAIRS_PER_STEP, "max_sequence_length": 2048},
-            "eval_every": steps,
-        }
-    )
 
 
 def encoded(spec: TrainSpec, pairs: Pairs, scratch: Path) -> list[EncodedExample]:
@@ -98,7 +84,7 @@ def train_trl(spec: TrainSpec, pairs: Pairs, examples: list[EncodedExample], scr
 
 def main() -> None:
     given = from_command_line(__doc__, SIDES)
-    spec = spec_of(given.base, given.precision, given.steps)
+    spec = spec_of(given, PAIRS_PER_STEP, optim={"learning_rate": 1e-4}, method="dpo", dpo={"beta": BETA})
     pairs = random_pairs(given.steps * PAIRS_PER_STEP, load_tokenizer(spec.base))
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)

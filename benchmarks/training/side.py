@@ -10,7 +10,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,17 @@ def short_examples(count: int, vocab: int) -> list[EncodedExample]:
     ]
 
 
-def spec_of(base: Path, precision: str, steps: int) -> TrainSpec:
+def spec_of(given: argparse.Namespace, examples: int, *, optim: Mapping[str, Any] = {}, **more: Any) -> TrainSpec:
+    """given: the command line. examples: of a step. optim, more: what a method has beside."""
     return TrainSpec.from_mapping(
         {
-            "base": base,
+            "base": given.base,
             "data": "none",
-            "precision": precision,
-            "optim": {"max_steps": steps, "warmup_fraction": 0, "schedule": "linear"},
-            "batch": {"examples": EXAMPLES_PER_STEP, "max_sequence_length": 2048},
-            "eval_every": steps,
+            "precision": given.precision,
+            "optim": {"max_steps": given.steps, "warmup_fraction": 0, "schedule": "linear", **optim},
+            "batch": {"examples": examples, "max_sequence_length": 2048},
+            "eval_every": given.steps,
+            **more,
         }
     )
 
@@ -178,7 +180,7 @@ def from_command_line(about: str | None, sides: Sequence[str]) -> argparse.Names
 
 def main() -> None:
     given = from_command_line(__doc__, SIDES)
-    spec = spec_of(given.base, given.precision, given.steps)
+    spec = spec_of(given, EXAMPLES_PER_STEP)
     examples = short_examples(given.steps * EXAMPLES_PER_STEP, load_config(spec.base).vocab_size)
     with tempfile.TemporaryDirectory() as scratch:
         if given.side == "ours":

@@ -152,6 +152,15 @@ def test_a_part_that_is_cut_off_leaves_the_rows_it_had(tmp_path: Path, monkeypat
     assert not file_of(tmp_path, "correctness", toy=True).exists()  # so that the next call runs it again
 
 
+def test_a_part_that_is_cut_off_between_two_ways_has_its_line() -> None:
+    case = {"kind": "decode", "rows": 8, "new": 1, "context": 2048}
+    whole = [case | {"way": way, "us": us} for way, us in (("ours", 6.0), ("sdpa", 15.0))]
+    found: Results = {"attention": {"cut_off": True, "rows": [*whole, case | {"rows": 32, "way": "ours", "us": 9.0}]}}
+    lines = {line.partition("  ")[0]: " ".join(line.split()) for line in table(found).splitlines()}
+    assert lines["paged attention / SDPA, decode"].endswith("2.50 (2.50..2.50) times as fast")
+    assert lines["paged attention / SDPA, prefill"].endswith("not run")
+
+
 def test_no_target_asks_for_more_than_the_bytes_allow() -> None:
     for rows, bound in ((32, 0.844), (64, 0.740)):
         assert most_of_bare(FULL, rows, rows) == pytest.approx(bound, abs=5e-4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.common.adapters import AliasedSource, BenchStore, bench_store
 from benchmarks.common.shapes import QUICK, base_folder, byte_pair_tokenizer, made_once
 from benchmarks.gate_table import EXAMPLES, QUICK_EXAMPLES
+from benchmarks.peers.servers import OursHere
 from benchmarks.server_load import read_requests
 from benchmarks.training.gate_cases import cases as gate_cases
 from server.engine.text.tokenizer import Tokenizer
@@ -107,3 +110,28 @@ def test_every_case_of_the_gate_table_has_enough_examples_to_train_on(count: int
     for case in table:
         assert len(set(case.pairs)) >= DataLimits().min_examples, case.name
         assert not case.validation or len(set(case.validation)) >= DataLimits().min_examples, case.name
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("model_tax", "--tensor-parallel"),
+        ("soak", "--hours"),
+        ("versus_vllm", "--busy"),
+        ("gate_table", "--precision"),
+        ("onboarding", "--out"),
+        ("gpu_suite", "--quick"),
+    ],
+)
+def test_help_names_each_option(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        importlib.import_module(f"benchmarks.{name}").main(["--help"])
+    assert option in capsys.readouterr().out
+
+
+def test_a_server_on_a_thread_ends_with_a_block_that_raises(adapters: BenchStore, tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    ours = OursHere(QUICK, [version.name for version in adapters.versions], tmp_path / "log")
+    with pytest.raises(RuntimeError, match="of the block"), ours.running("as it starts"):
+        raise RuntimeError("of the block")
+    assert {thread.name for thread in set(threading.enumerate()) - before if not thread.daemon} == set()

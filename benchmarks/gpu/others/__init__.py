@@ -13,7 +13,7 @@ PROJECTS = (vllm, sglang)
 
 
 def ways_of(path: Path, say: Callable[[str], None]) -> dict[str, MakeCalls]:
-    """What can be measured of a checkout, by name. Says why where there is nothing."""
+    """What can be measured of a checkout, by name. Says why if there is nothing."""
     found: dict[str, MakeCalls] = {}
     sources = [(project, find_source(path, project.NAME, project.FOLDERS)) for project in PROJECTS]
     for project, source in sources:

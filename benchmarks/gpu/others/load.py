@@ -59,7 +59,7 @@ def _forget(name: str) -> dict[str, ModuleType]:
 
 
 class _StandIn(ModuleType):
-    """A module that has the given names, and cannot be called where it was taken for a function."""
+    """A module that has the given names, and raises ImportError if it is called as a function."""
 
     def __init__(self, name: str, names: Mapping[str, object]) -> None:
         super().__init__(name)

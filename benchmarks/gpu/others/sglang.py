@@ -50,7 +50,7 @@ NAMES: Mapping[str, object] = {
 
 
 def ways(source: Source) -> dict[str, MakeCalls]:
-    """ImportError, or whatever their files raise, where they cannot be loaded."""
+    """Raises ImportError, or whatever their files raise, if they cannot be loaded."""
     with importable(source, NAMES):
         modules = {name: import_module(f"{source.package}.{name}") for name in (*SGEMM, *CHUNKED)}
     shrink, *expands = (modules[name] for name in SGEMM)

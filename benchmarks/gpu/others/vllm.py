@@ -72,13 +72,13 @@ NAMES: Mapping[str, object] = {
 
 
 def ways(source: Source) -> dict[str, MakeCalls]:
-    """ImportError, or whatever their files raise, where they cannot be loaded."""
+    """Raises ImportError, or whatever their files raise, if they cannot be loaded."""
     with importable(source, NAMES):
         shrink, expand, metadata, utils = (
             import_module(f"{source.package}.{module}")
             for module in ("lora_shrink_op", "lora_expand_op", "lora_kernel_metadata", "utils")
         )
-    new = torch.empty if ".zero_()" in inspect.getsource(shrink) else torch.zeros  # versions differ in who clears h
+    new = torch.empty if ".zero_()" in inspect.getsource(shrink) else torch.zeros  # some versions clear h themselves
     return {NAME: partial(_calls, _Ops(shrink.lora_shrink, expand.lora_expand, metadata.LoRAKernelMeta, new, utils))}
 
 
