@@ -28,12 +28,13 @@ from trainer.spec import AdapterSpec, SpecError, TrainSpec
 NAME = "default"  # PEFT's own name for a model's only adapter
 LINEARS = ("Linear", "Linear4bit", "Conv1D")  # GPT-2's layers are the last
 _PREFIX = "base_model.model."
+_UNFIT_FOR_EXPERTS = ("ParamWrapper does not work", "unsupported variant combination")  # PEFT's ValueErrors
 _BASE_DIGEST = "multilora_base_digest"  # in the weights' metadata
 
 
 def attach_adapter(causal: PreTrainedModel, spec: TrainSpec, device: torch.device) -> PeftModel:
-    """Wrap the target layers. Raises SpecError for a target or pattern that fits no layer of the base, and for an
-    orthogonal start of experts."""
+    """Wrap the target layers. Raises SpecError for a target or pattern that fits no layer of the base, and for what
+    experts cannot have."""
     adapter = spec.adapter
     linears = [name for name, module in causal.named_modules() if type(module).__name__ in LINEARS]
     check_names(adapter, linears)
@@ -51,21 +52,37 @@ def attach_adapter(causal: PreTrainedModel, spec: TrainSpec, device: torch.devic
         task_type="CAUSAL_LM",
         alora_invocation_tokens=list(adapter.invocation) or None,
     )
-    peft = get_peft_model(causal, config)
-    if adapter.init == "orthogonal":
-        _refuse_experts(peft)
+    try:
+        peft = get_peft_model(causal, config)
+    except ValueError as error:
+        if any(text in str(error) for text in _UNFIT_FOR_EXPERTS):
+            raise _unfit_for_experts(spec) from None
+        raise
+    if adapter.init != "default":
+        _refuse_experts(peft, adapter.init)
     start_from_seed(peft, adapter, spec.seed, device)
     if spec.initial_adapter is not None:
         _start_from_adapter(peft, spec.initial_adapter)
     return peft
 
 
-def _refuse_experts(peft: PeftModel) -> None:
-    """A and B hold the ranks of all experts: their product is zero, each expert's own is not."""
+def _unfit_for_experts(spec: TrainSpec) -> SpecError:
+    """Names what PEFT does not have for experts: DoRA, dropout, or an activated LoRA."""
+    field, value, fit = "adapter.alora_invocation_tokens", str(list(spec.adapter.invocation)), "absent"
+    if spec.method == "dora":
+        field, value, fit = "method", "dora", "lora or qlora"
+    elif spec.adapter.dropout:
+        field, value, fit = "adapter.dropout", str(spec.adapter.dropout), "0"
+    return SpecError(field, value, f"{fit} where experts are trained; or name target_modules without experts")
+
+
+def _refuse_experts(peft: PeftModel, init: str) -> None:
+    """Orthogonal: A and B hold the ranks of all experts, their product is zero, each expert's own is not. EVA: inputs
+    of an expert are not those of its layer."""
     for name, module in peft.named_modules():
         if isinstance(module, LoraLayer) and getattr(module, "num_experts", 1) > 1:
             wanted = f"default where experts are trained, and target_modules match {name.removeprefix(_PREFIX)}"
-            raise SpecError("adapter.init", "orthogonal", wanted)
+            raise SpecError("adapter.init", init, wanted)
 
 
 def _start_from_adapter(peft: PeftModel, folder: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,6 +134,24 @@ def test_orthogonal_start_leaves_the_base_as_it_is_and_both_factors_alive(tmp_pa
     layer = trainee.peft.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
     product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     assert product.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"method": "dora"}, "method"),
+        ({"adapter": {"rank": 4, "dropout": 0.1}}, "adapter.dropout"),
+        ({"adapter": {"rank": 4, "alora_invocation_tokens": [5]}}, "adapter.alora_invocation_tokens"),
+        ({"adapter": {"rank": 4, "init": "eva"}}, "adapter.init"),
+    ],
+)
+def test_what_experts_cannot_have_is_refused_by_its_field(tmp_path: Path, changes: dict[str, Any], field: str) -> None:
+    base = save_base(tmp_path / "base", "qwen3-moe")
+    with pytest.raises(SpecError, match="where experts are trained") as refused:
+        load(tiny_spec(base, **changes), CPU)
+    assert refused.value.param == field
+    adapter = {**changes.get("adapter", {}), "target_modules": ["q_proj"]}
+    assert load(tiny_spec(base, **{**changes, "adapter": adapter}), CPU).trained()
 
 
 def test_experts_do_not_start_orthogonal(tmp_path: Path) -> None:
