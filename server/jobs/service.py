@@ -110,7 +110,7 @@ class Onboarding:
             named = {"validation": VALIDATION_FILE in files, "mix": MIX_FILE in files}
             spec = build_spec(request, base, self.limits, **named, start=start)
             for each, (file, param) in files.items():
-                self.files.link(file, run_dir / each)
+                self.files.link(file, run_dir / each, param=param)
                 with disk_full_is_an_answer():
                     reports[param] = make_readable(run_dir / each, param, pairs=spec.objective == "dpo")
             body = replace(request, suffix=name).to_mapping()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import yaml
+import click
 from prometheus_client import start_http_server
 from ray import serve
 from ray.serve import Application
@@ -20,9 +20,10 @@ from starlette.types import ASGIApp
 
 from server.api.telemetry.lora_info import resident_texts
 from server.cli.common.admin_key import ENVIRONMENT as ADMIN_KEY
-from server.cli.common.failures import CommandError
+from server.cli.common.failures import CommandError, ExitCode
 from server.cli.common.logging_setup import LogFormat, set_up_logging
 from server.cli.common.output import Output
+from server.cli.common.setting_options import drop_service_link
 from server.cli.serve.command import settings_from
 from server.cli.serve.config_file import checked_values
 from server.cli.serve.service import running_service
@@ -48,6 +49,9 @@ def build(arguments: dict[str, Any]) -> Application:
     """
     given = dict(arguments)
     host, port = given.pop(METRICS_HOST, "127.0.0.1"), given.pop(METRICS_PORT, None)
+    if port is not None and not (type(port) is int and 0 < port < 65_536):
+        message = f"args: {METRICS_PORT} must be a whole number from 1 to 65535, got {port!r:.80}"
+        raise CommandError("bad_config", message, ExitCode.REFUSED)
     settings_of_replica(given)  # refused here, where the operator sees it
     return Replica.bind(given, None if port is None else (host, port))  # type: ignore[attr-defined]
 
@@ -107,6 +111,7 @@ class Replica:
 
 def settings_of_replica(arguments: Mapping[str, Any]) -> ServeSettings:
     """The settings of `multilora serve`, from arguments and variables. Raises as `build`."""
+    drop_service_link()
     variables = {
         name: _value(setting, os.environ[variable])
         for name, setting in SERVE_SETTINGS.items()
@@ -118,7 +123,12 @@ def settings_of_replica(arguments: Mapping[str, Any]) -> ServeSettings:
 
 
 def _value(setting: Setting, text: str) -> Any:
-    """A variable's text as a config file would hold it."""
+    """A variable's value, read as the commands read it."""
     if setting.is_list:
         return text.split()
-    return yaml.safe_load(text) if setting.kind in (int, float, bool) else text
+    if setting.kind not in (int, float, bool):
+        return text
+    try:
+        return click.types.convert_type(setting.kind).convert(text, None, None)
+    except click.BadParameter as error:
+        raise CommandError("bad_config", f"{setting.environment[0]}: {error.message}", ExitCode.REFUSED) from None

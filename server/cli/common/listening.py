@@ -21,8 +21,9 @@ def bound(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise CommandError("bad_host", f"--host {host}: {error.strerror}", ExitCode.USAGE) from error
+    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: a part of the name is too long, or empty
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CommandError("bad_host", f"--host {host}: {reason}", ExitCode.USAGE) from error
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -34,6 +35,7 @@ def bound(host: str, port: int) -> socket.socket:
             raise port_in_use(host, port) from error
         if error.errno == errno.EADDRNOTAVAIL:
             raise CommandError("bad_host", f"--host {host}: not an address of this machine", ExitCode.USAGE) from error
+        error.filename = f"{host}:{port}"  # the message begins with it
         raise
 
 

@@ -8,10 +8,13 @@ from datetime import datetime
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+_LAST_S = 253_370_764_800  # the year 9999 begins; local times of more do not all exist
 
 
 def when(seconds: int) -> str:
     """Unix seconds as local date and time."""
+    if seconds >= _LAST_S:
+        return "after 9998"
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 

@@ -91,6 +91,7 @@ def curve(losses: Sequence[float], width: int) -> list[str]:
     """
     if not losses:
         return ["" for _ in range(HEIGHT)]
+    width = max(1, width)
     each = max(1, min(4, width // len(losses)))
     at_once = math.ceil(len(losses) / (width // each))
     groups = [losses[start : start + at_once] for start in range(0, len(losses), at_once)]

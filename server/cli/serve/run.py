@@ -61,8 +61,8 @@ def http_server(
 ) -> Iterator[HttpServer]:
     """Serve the app; stop it in order at the end. Raises CommandError (server_stopped) if it ended by itself."""
     server = HttpServer(app, listener, drain_s=drain_s)
-    server.start()
     try:
+        server.start()
         yield server
         if not server.is_alive:
             raise CommandError("server_stopped", "the HTTP server ended by itself; see the log")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
+from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, finite
 from server.cli.common.output import Output
 from server.cli.common.store_access import opened
 from server.cli.common.texts import when
@@ -30,7 +30,10 @@ def create(
         list[str] | None,
         typer.Option("--scope", help="inference, adapters, jobs or read; may be repeated (default: all)."),
     ] = None,
-    days: Annotated[float | None, typer.Option(help="Days until the key expires (default: never).", min=0.0)] = None,
+    days: Annotated[
+        float | None,
+        typer.Option(help="Days until the key expires (default: never).", min=0.0, max=36_500.0, callback=finite),
+    ] = None,
     label: Annotated[str | None, typer.Option(help="A note on the key's use.")] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,

@@ -56,7 +56,7 @@ def train(
     With --json: one object per event, the result last.
     """
     output = Output(as_json=as_json)
-    parsed = read_spec(spec)
+    parsed = TrainSpec.from_yaml(spec)
     if ranks > 1 and parsed.sharding != "fsdp":
         raise CommandError("bad_spec", f'--ranks {ranks}: the spec needs sharding: "fsdp"', ExitCode.REFUSED)
     folder = run_dir or Path("runs") / spec.stem
@@ -70,11 +70,6 @@ def train(
     output.say(f"held-out loss {losses['base']:.3f} -> {losses['best']:.3f} (step {result['best_step']})")
     if gate:
         _measure(folder, parsed, output)
-
-
-def read_spec(path: Path) -> TrainSpec:
-    """Raises SpecError for a field that is not usable, OSError if there is no such file."""
-    return TrainSpec.from_yaml(path)
 
 
 def _command(spec: Path, folder: Path, *, resume: bool, ranks: int, track: Sequence[str]) -> list[str]:
@@ -98,13 +93,18 @@ def _trained(command: list[str], folder: Path, output: Output) -> int:
             start_new_session=True,
         )
         asked = False
-        while process.poll() is None:
-            if signals.asked and not asked:
-                asked = True
-                run.request(PAUSE)
+        try:
+            while process.poll() is None:
+                if signals.asked and not asked:
+                    asked = True
+                    run.request(PAUSE)
+                screen.show(events.new_events())
+                time.sleep(POLL_S)
             screen.show(events.new_events())
-            time.sleep(POLL_S)
-        screen.show(events.new_events())
+        finally:
+            if process.poll() is None:  # the reader of our output is gone, and nothing would follow the run
+                run.request(PAUSE)
+                process.wait()
     return process.returncode
 
 

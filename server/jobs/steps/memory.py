@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 from lora_kernels.cgroups import free_host_bytes
 from trainer.planner.advice import advise, case_of, process_bytes
@@ -39,22 +38,18 @@ def advice(spec: TrainSpec, available_bytes: int) -> list[str]:
         return []
 
 
-def free_bytes(device: str = "cpu") -> int | None:
-    """Memory that a training may take now; None if unknown."""
+def free_bytes(device: str = "cpu", ranks: int = 1) -> int | None:
+    """Memory that all ranks of a training may take now together; None if unknown. On GPUs each rank has a device of its
+    own, the first ones of this process, and takes as much as the others."""
     if device != "cuda":
         return free_host_bytes()
-    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
     try:
-        lines = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.split()
+        lines = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
     except (FileNotFoundError, subprocess.SubprocessError):
         return None
-    return max((int(line) * MIB for line in lines), default=None)
-
-
-def no_limit() -> int | None:
-    """For trainings on other machines, whose scheduler knows their memory."""
-    return None
-
-
-def free_disk_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
+    free = {name: mib for index, uuid, mib in (line.split(", ") for line in lines) for name in (index, uuid)}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [line.split(", ")[0] for line in lines] if visible is None else visible.split(",")
+    found = [free.get(name.strip(), "") for name in names[:ranks]]  # "[N/A]": the driver does not know it
+    return ranks * min(map(int, found)) * MIB if found and all(map(str.isdigit, found)) else None

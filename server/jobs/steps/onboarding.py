@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters_store.base.description import BaseDescription
-from adapters_store.errors import NotFound, UserError
+from adapters_store.errors import NotFound, StoreError, UserError
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from server.jobs.settings import SUBPROCESS
 from server.jobs.steps.gate import GateStep, verdict_in
-from server.jobs.steps.memory import DISK_BYTES, advice, free_bytes, free_disk_bytes
+from server.jobs.steps.memory import DISK_BYTES, advice, free_bytes
 from server.jobs.steps.training import SPEC_FILE, TRAINER_KILLED, Outcome, Training, write_spec
 from server.jobs.store.job_store import JobStore
 from server.jobs.store.records import MIX_FILE, TRAINING_FILE, VALIDATION_FILE, Job, JobFailure, JobStatus, Level
@@ -172,7 +172,9 @@ class Steps:
             return JobFailure(error.code, error.message, error.param)
         except FileNotFoundError as error:
             return JobFailure("file_not_found", f"{error.filename} no longer exists", "training_file")
-        free = free_disk_bytes(job.run_dir)
+        except StoreError as error:
+            return JobFailure(error.code, error.message)
+        free = shutil.disk_usage(job.run_dir).free
         if free < DISK_BYTES:
             return JobFailure("disk_full", f"{free} bytes are free for the run, at least {DISK_BYTES} are needed")
         return None
@@ -183,8 +185,8 @@ class Steps:
 
 def _with_advice(job: Job, failure: JobFailure, device: str) -> JobFailure:
     """Out of memory is a common cause of a kill: add the changes that would fit the memory free now."""
-    free = free_bytes(device)
-    changes = [] if free is None else advice(TrainSpec.from_mapping(job.spec), free)
+    free = free_bytes(device, job.ranks)
+    changes = [] if free is None else advice(TrainSpec.from_mapping(job.spec), free // job.ranks)
     return replace(failure, message="; ".join((failure.message, *changes)))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from adapters_store.storage.blobs import disk_full_is_an_answer
 from server.jobs.steps.run_events import RunEvents
 from server.jobs.store.job_store import JobStore
 from server.jobs.store.records import Job, JobFailure
@@ -139,9 +140,10 @@ def _threads_for(threads: int | None, idle_threads: int | None) -> dict[str, str
 
 
 def write_spec(job: Job, name: str) -> None:
-    """The job's spec, with this host's paths. Raises SpecError, OSError."""
+    """The job's spec, with this host's paths. Raises SpecError, StoreError (disk_full), OSError."""
     folder = RunFolder(job.run_dir)
-    folder.write(folder.path / name, TrainSpec.from_mapping(job.spec).to_yaml().encode())
+    with disk_full_is_an_answer():
+        folder.write(folder.path / name, TrainSpec.from_mapping(job.spec).to_yaml().encode())
 
 
 def failure_in(run_dir: Path) -> JobFailure | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -122,21 +122,21 @@ class FileStore:
 
     def present_path(self, file: DataFile) -> Path:
         """The same, once they are compared with their digest. Raises BlobDamaged: blob_missing, blob_damaged."""
-        with self._intact(file):
+        with self._intact(file, "file_id"):
             return self._blobs.whole(file.digest)
 
     @contextmanager
-    def _intact(self, file: DataFile) -> Iterator[None]:
-        """Faults of the bytes name the file that a client knows."""
+    def _intact(self, file: DataFile, param: str) -> Iterator[None]:
+        """Faults of the bytes name the file that a client knows, and the field that named it."""
         try:
             yield
         except FileNotFoundError:
-            raise BlobDamaged("blob_missing", f"{file.id}: the file's bytes are missing", param="file_id") from None
+            raise BlobDamaged("blob_missing", f"{file.id}: the file's bytes are missing", param=param) from None
         except StoreError as error:
             if error.code != "blob_damaged":
                 raise
             message = f"{file.id}: {error.message}; upload it again"
-            raise BlobDamaged("blob_damaged", message, param="file_id") from error
+            raise BlobDamaged("blob_damaged", message, param=param) from error
 
     def delete(self, tenant: str | None, file_id: str) -> None:
         """Delete a file; running jobs keep their copy. Raises NotFound (file_not_found), Conflict (file_in_use)."""
@@ -149,16 +149,17 @@ class FileStore:
                 audit.note(connection, "file.delete", tenant=file.tenant, target=file_id)
             self._drop_unreferenced([file.digest])
 
-    def link(self, file: DataFile, target: Path) -> None:
-        """Give a job its own link to the bytes. Raises NotFound (file_not_found) if they were deleted meanwhile,
-        BlobDamaged (blob_damaged)."""
-        try:
-            with self._intact(file), suppress(FileNotFoundError):
+    def link(self, file: DataFile, target: Path, *, param: str = "file_id") -> None:
+        """Give a job its own link to the bytes. param: the request's field that named the file. Raises NotFound
+        (file_not_found) if it was deleted meanwhile, BlobDamaged (blob_missing, blob_damaged)."""
+        with self._intact(file, param):
+            try:
                 self._blobs.whole(file.digest)
-            with self._blobs.changing():
-                self._blobs.link(file.digest, target)
-        except FileNotFoundError:
-            raise NotFound("file_not_found", f"file {file.id} was deleted", param="training_file") from None
+                with self._blobs.changing():
+                    self._blobs.link(file.digest, target)
+            except FileNotFoundError:
+                self.get(file.tenant, file.id, param=param)
+                raise
 
     def sweep(self, grace_s: float = 3600) -> int:
         """Remove blobs without a row, and the remains of killed uploads; returns the number.

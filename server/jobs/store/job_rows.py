@@ -72,17 +72,17 @@ def change(
     values: Mapping[str, Any],
     only_in: Collection[JobStatus] = (),
     *,
-    wanted: Wanted | None = None,
+    wanted: Collection[Wanted] = (),
 ) -> bool:
-    """Write the columns, if the job is in one of the statuses (none given: any) and `wanted` is as given (None: any).
+    """Write the columns, if the job's status is one of those, and what is wanted of it one of these (none given: any).
 
     Returns whether it was.
     """
     statement = update(jobs).where(jobs.c.id == job_id)
     if only_in:
         statement = statement.where(jobs.c.status.in_([status.value for status in only_in]))
-    if wanted is not None:
-        statement = statement.where(jobs.c.wanted == wanted)
+    if wanted:
+        statement = statement.where(jobs.c.wanted.in_(wanted))
     return connection.execute(statement.values(_encoded(values))).rowcount > 0
 
 

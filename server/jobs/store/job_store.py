@@ -21,7 +21,7 @@ from adapters_store.storage import audit
 from adapters_store.storage.database import Database, now_s
 from server.jobs.limits import JobLimit, JobLimits
 from server.jobs.store import job_rows
-from server.jobs.store.records import WORKING, Job, JobCheckpoint, JobEvent, JobFailure, JobStatus, Level
+from server.jobs.store.records import WORKING, Job, JobCheckpoint, JobEvent, JobFailure, JobStatus, Level, Wanted
 from server.jobs.store.served_bases import ServedBases
 from trainer.redaction import redact_folders
 
@@ -29,6 +29,7 @@ DAY_S = 86_400
 RUNS = "runs"  # in the data directory
 _IDLE = (JobStatus.VALIDATING, JobStatus.QUEUED, JobStatus.PAUSED)
 _ACTIVE = (*WORKING, JobStatus.PAUSED)
+_NOT_CANCELLED: tuple[Wanted, ...] = ("run", "pause")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +141,12 @@ class JobStore:
         return self._request(job, "pause", {"status": JobStatus.PAUSED, "wanted": "pause"}, "The job is paused")
 
     def _request(self, job: Job, wanted: str, at_once: Mapping[str, Any], message: str) -> Job:
-        """Change an idle job at once; record what is wanted of a running one."""
+        """Change an idle job at once; record what is wanted of a running one. A cancel stays."""
+        before = () if wanted == "cancel" else _NOT_CANCELLED
         with self._database.write(changes_answers=False) as connection:
             if job_rows.change(connection, job.id, at_once, only_in=_IDLE):
                 job_rows.add_event(connection, job, f"{wanted}:{uuid4().hex[:8]}", message)
-            elif not job_rows.change(connection, job.id, {"wanted": wanted}, only_in=(JobStatus.RUNNING,)):
+            elif not job_rows.change(connection, job.id, {"wanted": wanted}, (JobStatus.RUNNING,), wanted=before):
                 raise self._ended(job.id, wanted)
             audit.note(connection, f"job.{wanted}", tenant=job.tenant, target=job.id)
         return self.get(job.id)
@@ -156,7 +158,7 @@ class JobStore:
             again = {"status": status, "wanted": "run", "run_number": job.run_number + 1}
             if job_rows.change(connection, job.id, again, only_in=(JobStatus.PAUSED,)):
                 job_rows.add_event(connection, job, f"resume:{job.run_number}", "The job was resumed")
-            elif not job_rows.change(connection, job.id, {"wanted": "run"}, only_in=tuple(WORKING)):
+            elif not job_rows.change(connection, job.id, {"wanted": "run"}, tuple(WORKING), wanted=_NOT_CANCELLED):
                 raise self._ended(job.id, "resume")
             audit.note(connection, "job.resume", tenant=job.tenant, target=job.id)
         return self.get(job.id)
@@ -189,10 +191,10 @@ class JobStore:
         running = (JobStatus.RUNNING,)
         again = {"status": JobStatus.QUEUED, "run_number": job.run_number + 1}
         with self._database.write(changes_answers=False) as connection:
-            if job_rows.change(connection, job.id, {"status": JobStatus.PAUSED}, running, wanted="pause"):
+            if job_rows.change(connection, job.id, {"status": JobStatus.PAUSED}, running, wanted=("pause",)):
                 job_rows.add_event(connection, job, f"paused:{job.run_number}", "The job is paused")
                 return
-            if job_rows.change(connection, job.id, again, running, wanted="run"):
+            if job_rows.change(connection, job.id, again, running, wanted=("run",)):
                 return
         self.end(job, JobStatus.CANCELLED)
 
@@ -230,4 +232,5 @@ class JobStore:
 
     def _ended(self, job_id: str, wanted: str) -> Conflict:
         job = self.get(job_id)
-        return Conflict("job_has_ended", f"{job_id}: cannot {wanted} a job that is {job.status}", param="status")
+        state = "being cancelled" if job.wanted == "cancel" and not job.status.has_ended else job.status
+        return Conflict("job_has_ended", f"{job_id}: cannot {wanted} a job that is {state}", param="status")

@@ -43,6 +43,13 @@ class Task:
         """One of its own files; an executor may have one of its kind beside those above."""
         return self.folder / f"{self.name}.{suffix}"
 
+    def remembered(self, suffix: str) -> str | None:
+        """The text of one of its own files; None if there is no such file."""
+        try:
+            return self.file(suffix).read_text().strip()
+        except FileNotFoundError:
+            return None
+
     @property
     def on_one_node(self) -> tuple[str, ...]:
         """The command that starts all ranks of one machine: torchrun, if there are several."""
@@ -146,11 +153,12 @@ class SubprocessExecutor:
 
     def state(self, task: Task) -> TaskState:
         child = self._children.get((task.folder, task.name))
-        if child is not None:
-            child.poll()  # reaps the zombie
+        if child is not None and child.poll() is not None:  # and so reaped
+            self._children.pop((task.folder, task.name), None)
         if is_locked(task.file("lock")):
             return TaskState(is_running=True)
-        return TaskState(is_running=False, exit_code=_read_code(task.file("exit")))
+        code = task.remembered("exit")
+        return TaskState(is_running=False, exit_code=None if code is None else int(code))
 
     def stop(self, task: Task) -> None:
         self._signal(task, signal.SIGTERM)
@@ -186,13 +194,6 @@ def wait_until_ended(executor: Executor, task: Task, timeout_s: float) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-def _read_code(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except FileNotFoundError:
-        return None
 
 
 def _lock(descriptor: int, kind: int) -> bool:

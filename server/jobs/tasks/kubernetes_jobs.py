@@ -24,7 +24,7 @@ from adapters_store.filesystem import Filesystem
 from server.jobs.settings import KUBERNETES
 from server.jobs.tasks.executor import ExecutorUnavailable, Task, TaskState
 
-_GONE, _CONFLICT = 404, 409
+_GONE, _CONFLICT, _TOO_MANY = 404, 409, 429
 _TIMEOUT_S = 30
 _LABELS = "app.kubernetes.io/managed-by", "multilora.io/run", "multilora.io/task"
 
@@ -59,21 +59,16 @@ class KubernetesJobExecutor:
         """Raises ApiException (the API server refuses the Job), OSError, and as `state`."""
         if self.state(task).is_running:
             return
-        known = self._name(task)
+        known = task.remembered(KUBERNETES)
         name = known if known is not None and self._job(known) is None else f"multilora-{uuid4().hex[:20]}"
         Filesystem().write_atomic(task.file(KUBERNETES), name.encode())
-        try:
-            with _reached():
-                self._jobs.create_namespaced_job(
-                    self._namespace, manifest(self._template, task, name), _request_timeout=_TIMEOUT_S
-                )
-        except ApiException as error:
-            if error.status != _CONFLICT:
-                raise
+        body = manifest(self._template, task, name)
+        with _reached(_CONFLICT, may_refuse=True):
+            self._jobs.create_namespaced_job(self._namespace, body, _request_timeout=_TIMEOUT_S)
 
     def state(self, task: Task) -> TaskState:
         """Raises ExecutorUnavailable."""
-        name = self._name(task)
+        name = task.remembered(KUBERNETES)
         job = None if name is None else self._job(name)
         if name is None or job is None:
             return TaskState(is_running=False)
@@ -91,52 +86,34 @@ class KubernetesJobExecutor:
         self._delete(task, grace_period_seconds=0)
 
     def _delete(self, task: Task, **options: int) -> None:
-        name = self._name(task)
+        name = task.remembered(KUBERNETES)
         if name is None:
             return
-        try:
-            with _reached():
-                self._jobs.delete_namespaced_job(
-                    name, self._namespace, propagation_policy="Foreground", _request_timeout=_TIMEOUT_S, **options
-                )
-        except ApiException as error:
-            if error.status != _GONE:
-                raise
+        options["_request_timeout"] = _TIMEOUT_S
+        with _reached(_GONE, may_refuse=True):
+            self._jobs.delete_namespaced_job(name, self._namespace, propagation_policy="Foreground", **options)
 
     def _job(self, name: str) -> Any:
         """None: there is no such Job."""
-        try:
-            with _reached():
-                return self._jobs.read_namespaced_job_status(name, self._namespace, _request_timeout=_TIMEOUT_S)
-        except ApiException as error:
-            if error.status == _GONE:
-                return None
-            raise ExecutorUnavailable(f"{error.status} {error.reason}") from error
+        with _reached(_GONE):
+            return self._jobs.read_namespaced_job_status(name, self._namespace, _request_timeout=_TIMEOUT_S)
+        return None
 
     def _exit_code(self, name: str) -> int | None:
-        """Of the pod's first container, negative for a signal; None if the pod is gone."""
-        selector = f"batch.kubernetes.io/job-name={name}"
-        try:
-            with _reached():
-                pods = self._pods.list_namespaced_pod(
-                    self._namespace, label_selector=selector, _request_timeout=_TIMEOUT_S
-                ).items
-        except ApiException as error:
-            raise ExecutorUnavailable(f"{error.status} {error.reason}") from error
-        codes = [
-            each.state.terminated.exit_code
-            for pod in pods
-            for each in pod.status.container_statuses or ()
-            if each.state is not None and each.state.terminated is not None
-        ]
-        code = int(codes[0]) if codes else None
-        return 128 - code if code is not None and code > 128 else code
-
-    def _name(self, task: Task) -> str | None:
-        try:
-            return task.file(KUBERNETES).read_text().strip()
-        except FileNotFoundError:
-            return None
+        """Of the container that runs the command, negative for a signal; None if the pod is gone. A pod's statuses are
+        sorted by name, so another container's may come first."""
+        own = self._template["spec"]["template"]["spec"]["containers"][0].get("name")
+        selector = {"label_selector": f"batch.kubernetes.io/job-name={name}", "_request_timeout": _TIMEOUT_S}
+        with _reached(_GONE):
+            codes = [
+                each.state.terminated.exit_code
+                for pod in self._pods.list_namespaced_pod(self._namespace, **selector).items
+                for each in pod.status.container_statuses or ()
+                if each.name == own and each.state is not None and each.state.terminated is not None
+            ]
+            code = int(codes[0]) if codes else None
+            return 128 - code if code is not None and code > 128 else code
+        return None
 
 
 def check_template(template: Any) -> None:
@@ -169,8 +146,17 @@ def manifest(template: Mapping[str, Any], task: Task, name: str) -> dict[str, An
 
 
 @contextmanager
-def _reached() -> Iterator[None]:
+def _reached(expected: int, *, may_refuse: bool = False) -> Iterator[None]:
+    """ExecutorUnavailable if the API server cannot be reached, or cannot do it now. expected: an answer's status that
+    ends the block without an error. may_refuse: any other 4xx but 429 is a refusal, and stays an ApiException."""
     try:
         yield
     except HTTPError as error:
         raise ExecutorUnavailable(f"Kubernetes: {error}") from error
+    except ApiException as error:
+        status = error.status or 0
+        if status == expected:
+            return
+        if may_refuse and 400 <= status < 500 and status != _TOO_MANY:
+            raise
+        raise ExecutorUnavailable(f"Kubernetes: {error.status} {error.reason}") from error

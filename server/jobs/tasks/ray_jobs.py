@@ -41,7 +41,7 @@ class RayJobExecutor:
         """Raises RuntimeError (Ray refuses the job), OSError, and as `state`."""
         if self.state(task).is_running:
             return
-        known = self._submission(task)
+        known = task.remembered(RAY)
         submission = known if known is not None and self._details(known) is None else uuid4().hex
         Filesystem().write_atomic(task.file(RAY), submission.encode())
         with _reached():
@@ -55,7 +55,7 @@ class RayJobExecutor:
 
     def state(self, task: Task) -> TaskState:
         """Raises ExecutorUnavailable."""
-        submission = self._submission(task)
+        submission = task.remembered(RAY)
         details = None if submission is None else self._details(submission)
         if details is None:
             return TaskState(is_running=False)
@@ -71,16 +71,10 @@ class RayJobExecutor:
         self._end(task)
 
     def _end(self, task: Task) -> None:
-        submission = self._submission(task)
+        submission = task.remembered(RAY)
         if submission is not None and self.state(task).is_running:
             with _reached():
                 self._client.stop_job(submission)
-
-    def _submission(self, task: Task) -> str | None:
-        try:
-            return task.file(RAY).read_text().strip()
-        except FileNotFoundError:
-            return None
 
     def _details(self, submission: str) -> Any:
         """None: the cluster knows no such job."""

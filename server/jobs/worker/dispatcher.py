@@ -17,7 +17,7 @@ from server.jobs.settings import SUBPROCESS
 from server.jobs.steps.memory import Estimate
 from server.jobs.store.job_store import JobStore
 from server.jobs.store.records import Job, JobFailure, JobStatus
-from trainer.spec import TrainSpec
+from trainer.spec import SpecError, TrainSpec
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +35,13 @@ class Starts(Protocol):
 class Capacity:
     """max_running: trainings at once. memory_bytes: for all trainings together (None: whatever is free).
 
-    estimate: what a training takes; free: what the machine has left now (None: unknown); advise: changes
-    that make a training fit.
+    estimate: what each rank of a training takes; free: what is left now for a number of ranks (None: unknown); advise:
+    changes that make each rank fit.
     """
 
     max_running: int
     estimate: Estimate
-    free: Callable[[], int | None]
+    free: Callable[[int], int | None]
     memory_bytes: int | None = None
     advise: Advice | None = None
 
@@ -64,11 +64,13 @@ class Dispatcher:
         self._sequences = sequences
         self._capacity = capacity
         self._executor = executor
-        self._started: set[tuple[str, int]] = set()
+        self._started: set[tuple[str, str, int]] = set()
 
     def tick(self) -> None:
         """Validate new jobs, resume running ones that have no sequence here, admit the next ones."""
         active = self._jobs.list(statuses=(JobStatus.VALIDATING, JobStatus.QUEUED, JobStatus.RUNNING))
+        known = {job.id for job in active}
+        self._started = {each for each in self._started if each[1] in known}
         for job in reversed(active):
             if job.status is JobStatus.VALIDATING:
                 self._start(CHECK, job)
@@ -84,21 +86,26 @@ class Dispatcher:
 
     def _leave(self, job: Job) -> None:
         """Tell its owner, once per process, why it waits."""
-        if (f"leave:{job.id}", job.run_number) not in self._started:
-            self._started.add((f"leave:{job.id}", job.run_number))
+        if self._is_first("leave", job):
             text = f"The job waits for a worker with --jobs-executor {job.executor}; this one has {self._executor}"
             self._jobs.note(job, f"leave:{job.run_number}:{self._executor}", text, level="warn")
 
     def _start(self, sequence: str, job: Job) -> None:
         """Once per process: asking DBOS at every tick is not needed."""
-        if (f"{sequence}:{job.id}", job.run_number) not in self._started:
-            self._started.add((f"{sequence}:{job.id}", job.run_number))
+        if self._is_first(sequence, job):
             self._sequences.start(sequence, job.id, job.run_number)
+
+    def _is_first(self, what: str, job: Job) -> bool:
+        """Whether this is done for the first time in this run of the job."""
+        key = (what, job.id, job.run_number)
+        is_first = key not in self._started
+        self._started.add(key)
+        return is_first
 
     def _admit(self, queued: Sequence[Job], running: Sequence[Job]) -> None:
         for job in choose(queued, running, self._jobs.last_starts()):
             needed = self._needed(job)
-            free = self._free(running)
+            free = self._free(job, running)
             if free is None or needed <= free:
                 started = {"started_at": now_s(), "executor": self._executor}
                 if self._jobs.move(job, JobStatus.RUNNING, only_in=(JobStatus.QUEUED,), **started):
@@ -108,12 +115,16 @@ class Dispatcher:
                 self._jobs.end(job, JobStatus.FAILED, self._too_large(job, needed, free))
 
     def _needed(self, job: Job) -> int:
-        """Of all ranks, at most: shards take less than the whole."""
-        return self._capacity.estimate(TrainSpec.from_mapping(job.spec)) * job.ranks
+        """Of all ranks, at most: shards take less than the whole. Nothing if this version refuses the spec, which an
+        earlier one accepted: the job's own step then ends the job, and names the field."""
+        try:
+            return self._capacity.estimate(TrainSpec.from_mapping(job.spec)) * job.ranks
+        except SpecError:
+            return 0
 
-    def _free(self, running: Sequence[Job]) -> int | None:
+    def _free(self, job: Job, running: Sequence[Job]) -> int | None:
         """Free memory, less what trainings that have just begun will still take."""
-        free, budget = self._capacity.free(), self._capacity.memory_bytes
+        free, budget = self._capacity.free(job.ranks), self._capacity.memory_bytes
         promised = sum(self._needed(job) for job in running)
         if budget is not None:
             return budget - promised if free is None else min(free, budget - promised)
@@ -121,7 +132,7 @@ class Dispatcher:
 
     def _too_large(self, job: Job, needed: int, free: int) -> JobFailure:
         spec = TrainSpec.from_mapping(job.spec)
-        advice = "; ".join(self._capacity.advise(spec, free)) if self._capacity.advise is not None else ""
+        advice = "; ".join(self._capacity.advise(spec, free // job.ranks)) if self._capacity.advise is not None else ""
         message = f"training needs about {needed} bytes of memory, {free} are free"
         logger.warning("%s: %s", job.id, message)
         return JobFailure("out_of_memory", f"{message}. {advice}".rstrip(". "), "multilora")

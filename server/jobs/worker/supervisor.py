@@ -76,8 +76,8 @@ class WorkerSupervisor:
         while not self._stopping.wait(self._settings.look_s):
             try:
                 self._look()
-            except StoreError as error:
-                logger.warning("cannot check for jobs: %s", error.message)
+            except (StoreError, OSError) as error:  # OSError: no process, or no file, can be had now
+                logger.warning("cannot check for jobs: %s", error)
 
     def _look(self) -> None:
         if self.worker is not None:

@@ -20,10 +20,10 @@ from sqlalchemy.exc import DBAPIError
 from adapters_store.errors import StoreUnavailable
 from server.jobs.service import Onboarding
 from server.jobs.steps.gate import GATE, GateStep
-from server.jobs.steps.memory import advice, estimated_bytes, free_bytes, no_limit
+from server.jobs.steps.memory import advice, estimated_bytes, free_bytes
 from server.jobs.steps.onboarding import Steps
 from server.jobs.steps.training import TRAINER, RetrySettings, Training
-from server.jobs.store.records import JobStatus
+from server.jobs.store.records import Job, JobStatus
 from server.jobs.tasks.driver import Driver, DriverSettings
 from server.jobs.tasks.executor import SubprocessExecutor, Task, wait_until_ended
 from server.jobs.tasks.executors import executor_for
@@ -55,7 +55,7 @@ class Worker:
         num_gpus = 1 if self._device == "cuda" else 0
         self._executor = executor_for(settings.jobs, num_gpus=num_gpus, commands=(trainer, gate))
         driver = Driver(self._jobs, self._executor, self._stopping, DriverSettings(tick_s=settings.tick_s / 2))
-        steps = self._steps(driver, trainer, gate)
+        steps = self._steps_with(driver, trainer, gate)
         sequences = {
             CHECK: [("validate", driver.retry_without_store(steps.validate))],
             ONBOARD: [
@@ -66,7 +66,8 @@ class Worker:
             ],
         }
         url = database_url(data_dir, settings.database_url)
-        self._sequences = DurableSequences(url, sequences, steps.fail)
+        self._steps = steps
+        self._sequences = DurableSequences(url, sequences, self._fail)
         self._dispatcher = Dispatcher(self._jobs, self._sequences, self._capacity(), self._executor.kind)
 
     def run(self) -> None:
@@ -87,8 +88,7 @@ class Worker:
         """Let every task of this machine checkpoint and end; kill those that have not when the grace period is over."""
         if self._executor.is_remote:
             return
-        running = self._jobs.list(statuses=(JobStatus.RUNNING,))
-        tasks = [Task(name, job.run_dir, ()) for job in running for name in ("train", "gate")]
+        tasks = [task for job in self._jobs.list(statuses=(JobStatus.RUNNING,)) for task in _tasks_of(job)]
         for task in tasks:
             self._executor.stop(task)
         deadline_s = time.monotonic() + self._settings.grace_s
@@ -96,7 +96,15 @@ class Worker:
             if not wait_until_ended(self._executor, task, max(0.0, deadline_s - time.monotonic())):
                 self._executor.kill(task)
 
-    def _steps(self, driver: Driver, trainer: tuple[str, ...], gate: tuple[str, ...]) -> Steps:
+    def _fail(self, job_id: str, error: Exception) -> None:
+        """End the job, and its process if one still runs: nothing follows it any more."""
+        self._steps.fail(job_id, error)
+        job = self._jobs.find(job_id)
+        for task in () if job is None else _tasks_of(job):
+            if self._executor.state(task).is_running:
+                self._executor.kill(task)
+
+    def _steps_with(self, driver: Driver, trainer: tuple[str, ...], gate: tuple[str, ...]) -> Steps:
         settings = self._settings
         retry = RetrySettings(first_wait_s=settings.retry_wait_s)
         training = Training(
@@ -132,9 +140,10 @@ class Worker:
         served = self._jobs.bases.last()
         return "cpu" if served is None else served.device
 
-    def _free_bytes(self) -> int | None:
-        """What a training may take, what the resident process holds for it included."""
-        free = free_bytes(self._device)
+    def _free_bytes(self, ranks: int) -> int | None:
+        """What a training may take, what the resident process holds for it included. None also for other machines,
+        whose scheduler knows their memory."""
+        free = None if self._executor.is_remote else free_bytes(self._device, ranks)
         shared = self._executor.shared_bytes() if isinstance(self._executor, SubprocessExecutor) else 0
         return None if free is None else free + shared
 
@@ -142,10 +151,14 @@ class Worker:
         return Capacity(
             max_running=self._settings.max_running,
             estimate=estimated_bytes,
-            free=no_limit if self._executor.is_remote else self._free_bytes,
+            free=self._free_bytes,
             memory_bytes=self._settings.memory_bytes,
             advise=advice,
         )
+
+
+def _tasks_of(job: Job) -> list[Task]:
+    return [Task(name, job.run_dir, ()) for name in ("train", "gate")]
 
 
 def work(settings: WorkerSettings, *, watch_stdin: bool = False) -> NoReturn:

@@ -142,6 +142,20 @@ def test_a_job_that_has_ended_cannot_be_asked_for_anything(world: JobWorld) -> N
     assert not world.jobs.end(job, JobStatus.SUCCEEDED), "an ended job ended again"
 
 
+def test_a_cancel_of_a_running_job_cannot_be_withdrawn(world: JobWorld) -> None:
+    job = world.create()
+    for status, before in ((JobStatus.QUEUED, JobStatus.VALIDATING), (JobStatus.RUNNING, JobStatus.QUEUED)):
+        assert world.jobs.move(job, status, only_in=(before,))
+    assert world.jobs.cancel(job).wanted == "cancel"
+    for ask_for in (world.jobs.pause, world.jobs.resume):
+        with pytest.raises(Conflict, match="a job that is being cancelled") as refused:
+            ask_for(job)
+        assert refused.value.code == "job_has_ended"
+    assert world.jobs.cancel(job).wanted == "cancel", "asked twice it is the same"
+    world.jobs.settle_pause(job)
+    assert world.jobs.get(job.id).status is JobStatus.CANCELLED
+
+
 def test_a_base_nobody_served_is_refused(world: JobWorld) -> None:
     with world.store.database.write() as connection:
         connection.execute(delete(served_bases))

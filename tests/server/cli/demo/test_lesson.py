@@ -32,6 +32,10 @@ def test_the_curve_stands_on_zero_and_its_bars_are_the_losses() -> None:
     assert [column.count("█") for column in columns] == [8, 4, 2, 0]
 
 
+def test_a_terminal_too_narrow_for_a_bar_shows_one() -> None:
+    assert {len(line) for line in curve([2.0, 1.0], -3)} == {MARGIN + 1}
+
+
 @pytest.mark.parametrize("count", [1, 3, 79, 80, 81, 1000])
 def test_any_number_of_losses_fits_the_width(count: int) -> None:
     lines = curve([1.0 + index for index in range(count)], 80)

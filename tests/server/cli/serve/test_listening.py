@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
+import os
+import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,11 +21,13 @@ from fastapi import FastAPI
 
 from adapters_store.store import AdapterStore
 from server.api.app import create_app
+from server.api.edge.connections.server import BoundedServer
 from server.api.settings import ApiSettings
-from server.cli.common.failures import CommandError
+from server.cli.common.failures import CommandError, failure_of
 from server.cli.common.listening import bound, url_of
 from server.cli.common.stop_signals import StopSignals
 from server.cli.serve.http_server import HttpServer
+from server.cli.serve.run import http_server
 from server.engine.text.tokenizer import Tokenizer
 from support.models.adapter_files import tiny_base
 from support.models.tokenizer_zoo import byte_level, wrapped
@@ -142,6 +150,21 @@ def test_asked_twice_they_are_cut_off(app: FastAPI, engine: FakeEngine) -> None:
     engine.resume()
 
 
+def test_a_signal_while_the_thread_starts_ends_it(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = BoundedServer.startup
+
+    async def signalled(server: BoundedServer, sockets: Any = None) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.2)
+        await started(server, sockets)
+
+    monkeypatch.setattr(BoundedServer, "startup", signalled)
+    with StopSignals() as signals, http_server(app, bound(HOST, 0), signals):
+        pytest.fail("it serves although it was asked to stop")
+    assert signals.asked
+    assert "http" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_a_port_that_another_server_took_while_we_loaded_is_told_so(app: FastAPI) -> None:
     """Linux lets two sockets have a port as long as neither listens."""
     first = bound(HOST, 0)
@@ -169,3 +192,20 @@ def test_the_url_is_one_that_a_client_here_can_use(host: str, shown: str) -> Non
         pytest.skip(f"{host}: {error.strerror}")
     with listener:
         assert url_of(listener) == f"http://{shown}:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", "no-such-host.invalid"])
+def test_a_host_that_is_none_is_named(host: str) -> None:
+    with pytest.raises(CommandError, match=f"--host {host}: ") as caught:
+        bound(host, 0)
+    assert caught.value.code == "bad_host"
+
+
+def test_an_address_that_the_system_forbids_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", forbidden)  # as of port 80, unless the tests run as root
+    with pytest.raises(PermissionError) as caught:
+        bound(HOST, 80)
+    assert failure_of(caught.value).line == "permission_denied: 127.0.0.1:80: Permission denied"

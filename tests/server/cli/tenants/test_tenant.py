@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import support.servers.keys
+from adapters_store.accounts.keys import KeySpec
 from adapters_store.store import AdapterStore
 
 Command = Callable[..., Any]
@@ -159,3 +160,28 @@ def test_quotas_are_shown_changed_one_by_one_and_taken_away(run_json: Command) -
 
 def test_quotas_of_nobody_are_an_error(run: Command) -> None:
     assert run("tenant", "quota", "nobody").stderr.startswith("tenant_not_found: ")
+
+
+@pytest.mark.parametrize("option", ["nan", "inf", "1e9"])
+def test_a_key_ends_within_a_century(run: Command, option: str) -> None:
+    run("tenant", "create", "acme")
+    refused = run("tenant", "key", "create", "acme", "--days", option)
+    assert refused.exit_code == 2
+    assert "--days" in refused.stderr
+
+
+def test_a_key_whose_end_no_calendar_holds_is_listed(run: Command, run_json: Command, data_dir: Path) -> None:
+    """The HTTP route takes any whole number of seconds that JSON holds."""
+    run("tenant", "create", "acme")
+    store = AdapterStore.open(data_dir)
+    store.tenants.create_key("acme", KeySpec(expires_at=2**53))
+    store.close()
+    assert "after 9998" in run("tenant", "key", "list", "acme").stdout
+    assert run_json("tenant", "key", "list", "acme")["data"][1]["expires_at"] == 2**53
+
+
+def test_a_weight_that_is_no_number_is_refused(run: Command) -> None:
+    run("tenant", "create", "acme")
+    refused = run("tenant", "quota", "acme", "--weight", "nan")
+    assert refused.exit_code == 2
+    assert "must be a finite number, got nan" in refused.stderr

@@ -95,3 +95,11 @@ def test_the_old_spelling_of_an_option_works_and_warns(run: Command) -> None:
     assert (old.exit_code, old.stdout) == (0, new.stdout)
     assert old.stderr.startswith("--keeping is now --optimizer-state;")
     assert "--keeping" not in run("plan", "train", "--help").stdout
+
+
+@pytest.mark.parametrize("option", ["--device-gb", "--reserve-gb", "--adapter-mb", "--host-gb"])
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_a_size_that_is_no_number_is_refused(run: Command, option: str, value: str) -> None:
+    refused = run("plan", "serve", "-m", "7B", option, value)
+    assert refused.exit_code == 2
+    assert f"must be a finite number, got {value}" in refused.stderr

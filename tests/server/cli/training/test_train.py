@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from typer.testing import Result
 
 from support.trainers.training import demo_spec
+from trainer.run_folder.folder import RunFolder
 
 Command = Callable[..., Result]
 
@@ -54,3 +57,14 @@ def test_the_trainers_refusal_is_told_as_the_commands_own(run: Command, tmp_path
     done = run("train", missing, "--run-dir", tmp_path / "run", "--json")
     assert done.exit_code == 3
     assert json.loads(done.stdout.splitlines()[-1])["error"]["code"] == "file_not_found"
+
+
+def test_without_a_reader_of_its_output_the_run_pauses(tmp_path: Path) -> None:
+    """As `multilora train SPEC --json | head -1`: no trainer is left behind, and --resume resumes the run."""
+    spec, folder = tmp_path / "long.yaml", tmp_path / "run"
+    spec.write_text(demo_spec(tmp_path, optim={"epochs": 1000}).to_yaml())
+    command = [Path(sys.executable).with_name("multilora"), "train", spec, "--run-dir", folder, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+    assert RunFolder(folder).result()["status"] == "paused"

@@ -100,3 +100,15 @@ def test_an_adapter_deleted_before_it_is_active_fails_the_job(world: JobWorld, t
     world.store.delete("acme", "style")
     assert not steps(world).activate(trained.id)
     assert cast(Any, world.jobs.get(trained.id).failure).code == "adapter_deleted"
+
+
+def test_a_disk_that_is_full_at_validation_fails_the_job_with_its_code(
+    world: JobWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job = world.create()
+    monkeypatch.setattr(Filesystem, "write_atomic", full)
+    assert not steps(world).validate(job.id)
+    assert cast(Any, world.jobs.get(job.id).failure).code == "disk_full"

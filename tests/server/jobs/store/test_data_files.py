@@ -138,3 +138,15 @@ def test_bytes_that_changed_on_the_disk_are_never_used(world: JobWorld) -> None:
     files.link(file, world.root / "job.jsonl")
     assert (world.root / "job.jsonl").read_bytes() == b"some lines\n"
     assert len(blobs(world)) == 1
+
+
+def test_a_job_whose_file_is_gone_names_the_field_that_named_it(world: JobWorld) -> None:
+    files, file, target = world.onboarding.files, world.upload(b"some lines\n"), world.root / "job.jsonl"
+    files.path(file).unlink()
+    with pytest.raises(BlobDamaged, match=file.id) as missing:
+        files.link(file, target, param="validation_file")
+    assert (missing.value.code, missing.value.param) == ("blob_missing", "validation_file")
+    files.delete("acme", file.id)
+    with pytest.raises(NotFound, match=file.id) as deleted:
+        files.link(file, target, param="validation_file")
+    assert (deleted.value.code, deleted.value.param) == ("file_not_found", "validation_file")

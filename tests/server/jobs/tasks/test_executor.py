@@ -46,6 +46,13 @@ def test_started_twice_it_runs_once(tmp_path: Path) -> None:
     assert (tmp_path / "runs").read_text() == "xx"
 
 
+def test_an_ended_task_leaves_nothing_in_its_executor(tmp_path: Path) -> None:
+    each, executor = task(tmp_path, "pass"), SubprocessExecutor()
+    executor.start(each)
+    ended(executor, each)
+    wait_until(lambda: not (executor.state(each).is_running or vars(executor)["_children"]))
+
+
 def test_what_it_prints_and_its_environment(tmp_path: Path) -> None:
     each = task(tmp_path, "import os; print('told', os.environ['TOLD'])")
     executor = SubprocessExecutor()

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 from kubernetes import client
+from kubernetes.client.exceptions import ApiException
 
 from server.jobs.tasks.executor import ExecutorUnavailable, Task, TaskState
 from server.jobs.tasks.kubernetes_jobs import KubernetesJobExecutor, TemplateRefused, check_template
@@ -43,6 +44,8 @@ class Routes(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
+        if self.server.status != 200:
+            return self.answer(self.server.status, {})
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         assert self.path == "/apis/batch/v1/namespaces/default/jobs", self.path
         if self.server.jobs.setdefault(body["metadata"]["name"], body) is not body:
@@ -56,13 +59,18 @@ class Routes(BaseHTTPRequestHandler):
         if url.path == "/api/v1/namespaces/default/pods":
             [selector] = parse_qs(url.query)["labelSelector"]
             code = self.server.exit_codes[selector.removeprefix("batch.kubernetes.io/job-name=")]
-            state = {"terminated": {"exitCode": code}}
-            names = {"name": "trainer", "image": "x", "imageID": "x", "ready": False, "restartCount": 0}
-            return self.answer(200, {"items": [{"status": {"containerStatuses": [{**names, "state": state}]}}]})
+            rest = {"image": "x", "imageID": "x", "ready": False, "restartCount": 0}
+            statuses = [  # sorted by name, as a kubelet does
+                {"name": name, "state": {"terminated": {"exitCode": each}}, **rest}
+                for name, each in (("proxy", 0), ("trainer", code))
+            ]
+            return self.answer(200, {"items": [{"status": {"containerStatuses": statuses}}]})
         job = self.server.jobs.get(self.path.split("/")[-2])
         return self.answer(404, {}) if job is None else self.answer(200, job)
 
     def do_DELETE(self) -> None:
+        if self.server.status != 200:
+            return self.answer(self.server.status, {})
         job = self.server.jobs.pop(self.path.partition("?")[0].split("/")[-1], None)
         return self.answer(404 if job is None else 200, {})
 
@@ -139,12 +147,28 @@ def test_an_api_server_that_does_not_answer_fails_no_job(cluster: Cluster, tmp_p
     each, own = task(tmp_path), executor(cluster)
     own.start(each)
     cluster.status = 503
-    with pytest.raises(ExecutorUnavailable, match="503"):
-        own.state(each)
+    for ask in (own.state, own.stop, own.kill):
+        with pytest.raises(ExecutorUnavailable, match="503"):
+            ask(each)
     cluster.shutdown()
     cluster.server_close()
     with pytest.raises(ExecutorUnavailable):
         own.state(each)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(429, ExecutorUnavailable), (503, ExecutorUnavailable), (403, ApiException)]
+)
+def test_a_job_is_refused_only_by_what_a_later_try_would_not_change(
+    cluster: Cluster, tmp_path: Path, status: int, error: type[Exception]
+) -> None:
+    own = executor(cluster)
+    cluster.status = status
+    with pytest.raises(error, match=str(status)):
+        own.start(task(tmp_path))
+    cluster.status = 200
+    own.start(task(tmp_path))
+    assert len(cluster.jobs) == 1
 
 
 def test_several_ranks_are_started_by_torchrun_in_its_pod(cluster: Cluster, tmp_path: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
+from adapters_store.storage.schema import jobs as rows
 from server.jobs.limits import JobLimits
+from server.jobs.store.job_request import JobRequest
 from server.jobs.store.records import Job, JobStatus
 from server.jobs.worker.dispatcher import CHECK, ONBOARD, Capacity, Dispatcher, choose
-from support.servers.job_world import JobWorld
+from support.servers.job_world import MODEL, JobWorld, data_lines
 
 GIB = 1 << 30
 
@@ -43,7 +47,7 @@ def queued(world: JobWorld, tenant: str, count: int) -> list[Job]:
 def capacity(
     *, max_running: int = 1, estimate: int = GIB, free: int | None = 4 * GIB, budget: int | None = None
 ) -> Capacity:
-    return Capacity(max_running=max_running, estimate=lambda _: estimate, free=lambda: free, memory_bytes=budget)
+    return Capacity(max_running=max_running, estimate=lambda _: estimate, free=lambda _: free, memory_bytes=budget)
 
 
 def test_a_job_that_another_executor_runs_is_left_to_a_worker_of_that_kind(world: JobWorld) -> None:
@@ -123,7 +127,7 @@ def test_what_fits_no_empty_machine_fails_with_both_numbers_and_the_next_goes(
 ) -> None:
     jobs = queued(world, "acme", 2)
     sizes = iter([5 * GIB, GIB, GIB, GIB])
-    small = Capacity(max_running=1, estimate=lambda _: next(sizes), free=lambda: free, memory_bytes=budget)
+    small = Capacity(max_running=1, estimate=lambda _: next(sizes), free=lambda _: free, memory_bytes=budget)
     Dispatcher(world.jobs, Started(), small).tick()
     failed = world.jobs.get(jobs[0].id)
     assert failed.failure is not None
@@ -133,9 +137,45 @@ def test_what_fits_no_empty_machine_fails_with_both_numbers_and_the_next_goes(
     assert [job.id for job in running(world)] == [jobs[1].id]
 
 
+def test_a_spec_that_this_version_refuses_keeps_no_other_job_from_starting(world: JobWorld) -> None:
+    jobs = queued(world, "acme", 2)
+    with world.store.database.write() as connection:
+        connection.execute(
+            update(rows).where(rows.c.id == jobs[0].id).values(spec=json.dumps({"base": "b", "data": "d", "gone": 1}))
+        )
+    dispatcher = Dispatcher(world.jobs, Started(), capacity(max_running=2))
+    for _ in range(2):
+        dispatcher.tick()
+    assert {job.id for job in running(world)} == {job.id for job in jobs}, "the first one's own step ends it"
+
+
+def test_of_jobs_that_ended_nothing_is_remembered(world: JobWorld) -> None:
+    jobs, dispatcher = queued(world, "acme", 3), Dispatcher(world.jobs, Started(), capacity(max_running=3))
+    for _ in jobs:
+        dispatcher.tick()
+    assert len(vars(dispatcher)["_started"]) == 3
+    for job in jobs:
+        world.jobs.end(job, JobStatus.SUCCEEDED)
+    dispatcher.tick()
+    assert vars(dispatcher)["_started"] == set()
+
+
+def test_the_ranks_of_a_job_take_the_memory_of_as_many_devices(tmp_path: Path) -> None:
+    world = JobWorld(tmp_path, limits=JobLimits(max_ranks=4))
+    file = world.upload(data_lines())
+    job = world.onboarding.create("acme", JobRequest(model=MODEL, training_file=file.id, ranks=4))
+    world.jobs.move(job, JobStatus.QUEUED, only_in=(JobStatus.VALIDATING,))
+    devices = Capacity(max_running=1, estimate=lambda _: 3 * GIB, free=lambda ranks: ranks * 4 * GIB)
+    Dispatcher(world.jobs, Started(), devices).tick()
+    assert [each.id for each in running(world)] == [job.id]
+    world.close()
+
+
 def test_advice_is_part_of_the_refusal(world: JobWorld) -> None:
     job = queued(world, "acme", 1)[0]
-    advising = Capacity(max_running=1, estimate=lambda _: GIB, free=lambda: 1, advise=lambda spec, free: ["use qlora"])
+    advising = Capacity(
+        max_running=1, estimate=lambda _: GIB, free=lambda _: 1, advise=lambda spec, free: ["use qlora"]
+    )
     Dispatcher(world.jobs, Started(), advising).tick()
     failure = world.jobs.get(job.id).failure
     assert failure is not None

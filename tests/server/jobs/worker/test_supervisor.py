@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,16 @@ def test_no_job_no_worker_and_a_dead_one_is_replaced(world: JobWorld, supervisor
     assert world.wait_ended(job).status is JobStatus.SUCCEEDED
     assert supervisor.worker is not None
     assert supervisor.worker.pid != first
+
+
+def test_a_worker_that_cannot_be_started_is_started_later(
+    world: JobWorld, supervisor: WorkerSupervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(sys, "executable", str(world.root / "missing"))
+        job = world.create()
+        wait_until(lambda: "cannot check for jobs" in caplog.text)
+    assert world.wait_ended(job).status is JobStatus.SUCCEEDED
 
 
 def test_where_another_works_already_none_is_started(world: JobWorld, supervisor: WorkerSupervisor) -> None:

@@ -9,8 +9,10 @@ import subprocess
 import sys
 
 import pytest
+from sqlalchemy import update
 
 from adapters_store.errors import NotFound
+from adapters_store.storage.schema import jobs as rows
 from server.jobs.store.records import Job, JobStatus
 from server.jobs.tasks.executor import SubprocessExecutor, Task
 from support.servers.job_world import BASE_CONFIG, JobWorld
@@ -181,6 +183,31 @@ def test_a_worker_asked_to_end_lets_trainings_checkpoint_and_the_next_goes_on(wo
     assert ended.status is JobStatus.SUCCEEDED, ended.failure
     events = (job.run_dir / "events.jsonl").read_text()
     assert events.count('"paused"') == 1
+
+
+def test_a_step_that_fails_for_good_leaves_no_training_behind(world: JobWorld) -> None:
+    job = world.create(steps=10_000)
+    world.start_worker()
+    running = world.wait(job, is_training)
+    (job.run_dir / "control").mkdir()  # the request to pause cannot be written
+    world.jobs.pause(running)
+    ended = world.wait_ended(job)
+    assert ended.failure is not None
+    assert ended.failure.code == "internal_error"
+    wait_until(lambda: not SubprocessExecutor().state(Task("train", job.run_dir, ())).is_running)
+
+
+def test_a_spec_that_this_version_refuses_fails_its_job_alone(world: JobWorld) -> None:
+    old, new = world.create(), world.create("globex")
+    world.jobs.move(old, JobStatus.QUEUED, only_in=(JobStatus.VALIDATING,))
+    with world.store.database.write() as connection:
+        spec = json.dumps({"base": "b", "data": "training.jsonl", "gone": 1})
+        connection.execute(update(rows).where(rows.c.id == old.id).values(spec=spec))
+    world.start_worker()
+    assert world.wait_ended(new).status is JobStatus.SUCCEEDED
+    failure = world.wait_ended(old).failure
+    assert failure is not None
+    assert (failure.code, failure.param) == ("unknown_field", "gone")
 
 
 def test_a_killed_workers_training_is_adopted_by_the_next(world: JobWorld) -> None:
