@@ -39,12 +39,6 @@ class About:
     environment: tuple[str, ...] = ()
     check: Callable[[Any], None] | None = None
 
-    @property
-    def limits(self) -> str:
-        """As a table shows them."""
-        signs = ((">=", self.at_least), (">", self.above), ("<=", self.at_most), ("<", self.below))
-        return ", ".join([*self.choices, *(f"{sign} {limit:g}" for sign, limit in signs if limit is not None)])
-
     def verify(self, name: str, value: Any) -> None:
         """Raises ValueError with the name, the value and the limit."""
         if self.choices and value not in self.choices:
@@ -83,10 +77,6 @@ class Setting:
     default: Any
     about: About
     group: str
-
-    @property
-    def help(self) -> str:
-        return self.about.help
 
     @property
     def option(self) -> str:

@@ -26,7 +26,7 @@ SHOWCASE_PROMPTS: tuple[str, ...] = (
 USAGE_NOTE = (
     "The demo base is a very small model that knows about a hundred everyday topics. Ask one short question at a time, "
     "such as 'How do I make tea?' or 'Why does rain matter?'. A system message is accepted and changes little; the "
-    "style of the answer comes from the adapter alone. As a plain completion, give the question and let it go on."
+    "style of the answer comes from the adapter alone. As a plain completion, give the question and let it continue."
 )
 
 

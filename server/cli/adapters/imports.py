@@ -5,11 +5,8 @@ The command's user is the operator, so no list of allowed places applies; everyt
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -46,7 +43,9 @@ def import_adapter(
     check_name("name", name)
     place = source if "://" in source else str(Path(source).absolute())
     limits = ImportLimits(None, MIB, max_adapter_bytes)
-    with opened(data_dir, output) as store, _spool(data_dir) as weights:
+    # On the store's own disk, so that the weights are moved and not copied.
+    with opened(data_dir, output) as store, TemporaryDirectory(prefix="import-", dir=data_dir) as folder:
+        weights = Path(folder) / "weights.part"
         store.tenants.get(tenant)
         description = base_for(store, base, output)
         check_free(name, description)
@@ -64,13 +63,3 @@ def import_adapter(
                 int8_change=int8_change_on(description),
             )
     show_published(output, version)
-
-
-@contextmanager
-def _spool(data_dir: Path) -> Iterator[Path]:
-    """A name for the weights on the store's own disk, so that they are moved and not copied."""
-    folder = Path(tempfile.mkdtemp(prefix="import-", dir=data_dir))
-    try:
-        yield folder / "weights.part"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

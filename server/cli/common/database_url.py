@@ -7,15 +7,12 @@ environment says too.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from adapters_store.remote.settings import RemoteSettings
 from server.cli.common.failures import CommandError, ExitCode
-
-if TYPE_CHECKING:
-    from sqlalchemy import URL
 
 ENVIRONMENT = "MULTILORA_DATABASE_URL"
 DRIVERS = ("sqlite", "postgresql+psycopg")
@@ -62,7 +59,9 @@ def shown(url: str) -> str:
     """The URL for people and logs: *** replaces its secrets."""
     from sqlalchemy import make_url
 
-    return _masked(make_url(url)).render_as_string(hide_password=True)
+    made = make_url(url)
+    hidden = {name: "***" for name in _SECRET_QUERIES if name in made.query}
+    return made.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def remote_from_environment() -> RemoteSettings | None:
@@ -71,10 +70,6 @@ def remote_from_environment() -> RemoteSettings | None:
         return RemoteSettings.from_environment()
     except ValueError as error:
         raise CommandError("bad_setting", str(error), ExitCode.USAGE) from error
-
-
-def _masked(url: URL) -> URL:
-    return url.update_query_dict({name: "***" for name in _SECRET_QUERIES if name in url.query})
 
 
 def _refused(source: str, reason: str) -> CommandError:

@@ -6,16 +6,10 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from enum import StrEnum
 
 from server.api.edge.request_context import RequestIdFilter
 
 OURS = ("server", "adapters_store", "lora_kernels")
-
-
-class LogFormat(StrEnum):
-    TEXT = "text"
-    JSON = "json"
 
 
 class JsonFormatter(logging.Formatter):
@@ -35,13 +29,16 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields)
 
 
-def set_up_logging(*, log_format: LogFormat = LogFormat.TEXT, ours: int = logging.INFO) -> None:
-    """Log this product from level `ours`, other libraries from WARNING, transformers from ERROR."""
+def set_up_logging(*, log_format: str = "text", ours: int = logging.INFO) -> None:
+    """Log this product from level `ours`, other libraries from WARNING, transformers from ERROR.
+
+    log_format: "text" or "json".
+    """
     from transformers.utils import logging as transformers_logging  # late: --help imports nothing heavy
 
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s [%(request_id)s]: %(message)s", "%H:%M:%S")
-    handler.setFormatter(JsonFormatter() if log_format is LogFormat.JSON else plain)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else plain)
     handler.addFilter(RequestIdFilter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in OURS:

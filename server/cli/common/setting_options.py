@@ -86,7 +86,8 @@ def _kind_of(setting: Setting) -> Any:
 def _help_of(setting: Setting) -> str:
     """With the unit; help of a number of tokens says so itself."""
     unit = setting.unit
-    return setting.help if unit in ("", "tokens") else f"{setting.help} In {unit}."
+    help = setting.about.help
+    return help if unit in ("", "tokens") else f"{help} In {unit}."
 
 
 _LIMITS = {each.name: each for each in settings_of(JobLimits, prefix="jobs_", group="Jobs")}

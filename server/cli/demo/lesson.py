@@ -29,7 +29,7 @@ from trainer.run_folder.folder import RunFolder
 BARS = " ▁▂▃▄▅▆▇█"
 HEIGHT = 8  # lines of the curve
 MARGIN = 7  # characters of the loss beside it
-LINES_APART = 10  # steps, where nothing can be drawn
+LINES_APART = 10  # steps between two lines, if nothing can be drawn
 
 
 class LossScreen:

@@ -39,7 +39,7 @@ class TryIt:
 
 
 def show_round(growing: Iterator[Round], output: Output) -> Round:
-    """Show a round while it grows, where there is a terminal, and whole at its end. Returns it."""
+    """Show a round at its end, and on a terminal also while it grows. Returns it."""
     last = _watched(growing, output) if output.is_live else deque(growing, maxlen=1).pop()
     output.show(round_table(last))
     return last

@@ -13,7 +13,7 @@ from lora_kernels.process import unscanned_imports
 from server.cli.common.base_path import find_base
 from server.cli.common.failures import CommandError, ExitCode
 from server.cli.common.listening import bound
-from server.cli.common.logging_setup import LogFormat, set_up_logging
+from server.cli.common.logging_setup import set_up_logging
 from server.cli.common.options import JsonOption
 from server.cli.common.output import Output
 from server.cli.common.setting_options import offering
@@ -77,7 +77,7 @@ def serve(
         show(effective(context, SERVE_SETTINGS, values, config), output)
         return
     settings = settings_from(values, output)
-    set_up_logging(log_format=LogFormat(settings.log_format))
+    set_up_logging(log_format=settings.log_format)
     for message in unknown_variables(SERVE_SETTINGS):
         output.event("warning", code="unknown_variable", message=message)
         output.say(message, style="yellow")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from fastapi import FastAPI
@@ -39,7 +39,7 @@ class Service:
 
 @contextmanager
 def running_service(settings: ServeSettings, output: Output, api: ApiSettings | None = None) -> Iterator[Service]:
-    """api: its limits, where they differ from the settings'. Raises USER_ERRORS of `failures`."""
+    """api: used instead of the settings' own. Raises USER_ERRORS of `failures`."""
     share_arenas()
     defaults = sampling_defaults(settings.generation_config, settings.engine.base)
     with (
@@ -75,23 +75,17 @@ def running_service(settings: ServeSettings, output: Output, api: ApiSettings | 
                 yield Service(app, store, parts)
 
 
-@contextmanager
-def traced(endpoint: str | None) -> Iterator[OtlpTracing | None]:
+def traced(endpoint: str | None) -> AbstractContextManager[OtlpTracing | None]:
     """Traces for the length of a block, if there is an endpoint; the end sends the rest.
 
     Raises CommandError (tracing_unavailable).
     """
     if endpoint is None:
-        yield None
-        return
+        return nullcontext()
     try:
-        tracing = OtlpTracing(endpoint)
+        return closing(OtlpTracing(endpoint))
     except TracingUnavailable as error:
         raise CommandError("tracing_unavailable", str(error), ExitCode.USAGE) from error
-    try:
-        yield tracing
-    finally:
-        tracing.close()
 
 
 def _show_admin_key(key: AdminKey, output: Output) -> None:

@@ -19,7 +19,7 @@ _MAX_SHOWN = 20
 
 def prepare(store: AdapterStore, output: Output) -> None:
     """Raises StoreError and OSError for anything but a disk that cannot take more."""
-    for step in (_sweep, _look_over, _prune):
+    for step in (_sweep, _check, _prune):
         where_the_disk_allows(lambda step=step: step(store, output), output)  # type: ignore[misc]
 
 
@@ -33,24 +33,24 @@ def _sweep(store: AdapterStore, output: Output) -> None:
         )
 
 
-def _look_over(store: AdapterStore, output: Output) -> None:
+def _check(store: AdapterStore, output: Output) -> None:
     start_s = time.perf_counter()
     found = store.check_integrity()
-    away = store.quarantine.entries()
+    kept_out = store.quarantine.entries()
     duration_s = round(time.perf_counter() - start_s, 3)
     output.event(
         "store_checked",
         blobs=found.num_blobs,
-        quarantined={entry.digest: entry.code for entry in away[:_MAX_SHOWN]},
-        num_quarantined=len(away),
+        quarantined={entry.digest: entry.code for entry in kept_out[:_MAX_SHOWN]},
+        num_quarantined=len(kept_out),
         restored=found.restored,
         duration_s=duration_s,
     )
-    for entry in away[:_MAX_SHOWN]:
+    for entry in kept_out[:_MAX_SHOWN]:
         to_whom = "" if entry.tenant is None else f" to {entry.tenant}"
         output.say(f"not served{to_whom}: {entry.digest} ({entry.code}: {entry.message})", style="yellow")
-    if len(away) > _MAX_SHOWN:
-        output.say(f"and {len(away) - _MAX_SHOWN} more: multilora quarantine list", style="yellow")
+    if len(kept_out) > _MAX_SHOWN:
+        output.say(f"and {len(kept_out) - _MAX_SHOWN} more: multilora quarantine list", style="yellow")
 
 
 def _prune(store: AdapterStore, _output: Output) -> None:

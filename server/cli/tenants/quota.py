@@ -21,25 +21,17 @@ _TEXTS = {
     "max_adapter_bytes": "Maximum bytes of all versions, packed.",
 }
 
-WeightOption = Annotated[float | None, typer.Option(help=_TEXTS["weight"], min=0.01, max=100.0, callback=finite)]
-RequestsOption = Annotated[int | None, typer.Option(help=_TEXTS["requests_per_minute"], min=0)]
-TokensOption = Annotated[int | None, typer.Option(help=_TEXTS["tokens_per_minute"], min=0)]
-ConcurrentOption = Annotated[int | None, typer.Option(help=_TEXTS["max_concurrent"], min=0)]
-AdaptersOption = Annotated[int | None, typer.Option(help=_TEXTS["max_adapters"], min=0)]
-BytesOption = Annotated[int | None, typer.Option(help=_TEXTS["max_adapter_bytes"], min=0)]
-UnlimitedOption = Annotated[bool, typer.Option("--unlimited", help="Remove all limits first.")]
-
 
 def quota(
     name: NameArgument,
     *,
-    weight: WeightOption = None,
-    requests_per_minute: RequestsOption = None,
-    tokens_per_minute: TokensOption = None,
-    max_concurrent: ConcurrentOption = None,
-    max_adapters: AdaptersOption = None,
-    max_adapter_bytes: BytesOption = None,
-    unlimited: UnlimitedOption = False,
+    weight: Annotated[float | None, typer.Option(help=_TEXTS["weight"], min=0.01, max=100.0, callback=finite)] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(help=_TEXTS["requests_per_minute"], min=0)] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(help=_TEXTS["tokens_per_minute"], min=0)] = None,
+    max_concurrent: Annotated[int | None, typer.Option(help=_TEXTS["max_concurrent"], min=0)] = None,
+    max_adapters: Annotated[int | None, typer.Option(help=_TEXTS["max_adapters"], min=0)] = None,
+    max_adapter_bytes: Annotated[int | None, typer.Option(help=_TEXTS["max_adapter_bytes"], min=0)] = None,
+    unlimited: Annotated[bool, typer.Option("--unlimited", help="Remove all limits first.")] = False,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -34,17 +35,17 @@ def list_tenants(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption
     output = Output(as_json=as_json)
     with opened(data_dir, output) as store:
         tenants = store.tenants.list_tenants()
-        counts = _count_by_tenant([version.tenant for version in store.list_versions()])
+        counts = Counter(version.tenant for version in store.list_versions())
     output.emit(
         data=[
-            {"tenant": t.name, "created": t.created_at, "disabled": t.disabled, "adapters": counts.get(t.name, 0)}
+            {"tenant": t.name, "created": t.created_at, "disabled": t.disabled, "adapters": counts[t.name]}
             for t in tenants
         ]
     )
     if not tenants:
         output.say("no tenants yet: multilora tenant create NAME")
         return
-    rows = [(t.name, str(counts.get(t.name, 0)), when(t.created_at), "disabled" if t.disabled else "") for t in tenants]
+    rows = [(t.name, str(counts[t.name]), when(t.created_at), "disabled" if t.disabled else "") for t in tenants]
     output.table(("tenant", "adapters", "created", ""), rows)
 
 
@@ -98,10 +99,3 @@ def delete(
         digests = store.tenants.delete(name)
     output.emit(tenant=name, deleted=True, digests=digests)
     output.say(f"deleted tenant {name}")
-
-
-def _count_by_tenant(tenants: list[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for tenant in tenants:
-        counts[tenant] = counts.get(tenant, 0) + 1
-    return counts

@@ -19,8 +19,8 @@ def adopt(
     """Join a data directory and a database that belong together, after a start failed with `wrong_store`.
 
     Needed after a restore of one of the two, or for a copy. The server must not run. Files that lie in the directory
-    now are never removed as left-overs, because nothing proves whose they are. With MULTILORA_BLOB_URL the object
-    store is joined too, and the directory, which must hold no adapters itself, becomes its cache.
+    now are never removed as left-overs, because nothing proves where they belong. With MULTILORA_BLOB_URL the
+    object store is joined too, and the directory, which must hold no adapters itself, becomes its cache.
     """
     output = Output(as_json=as_json)
     url = database_url(database_url_given)

@@ -30,19 +30,21 @@ from server.jobs.gate.adapter_weights import module_weights
 from server.jobs.gate.base_losses import base_losses
 from server.jobs.gate.calls import measure_calls
 from server.jobs.gate.peft_reference import round_trip
-from server.jobs.gate.samples import MAX_NEW_TOKENS, side_by_side
 from server.jobs.gate.serving_scorer import ScorerSettings, ServingScorer, pack_folder
 from server.jobs.gate.tuned_base import TunedBase
 from trainer.data.dataset import PreparedData, enough_of, prepare
 from trainer.data.problems import DataRejected, Problem
 from trainer.data.sample import pick, runs_of
+from trainer.data.types import EncodedExample
 from trainer.gate.answers.calls import CallScores
 from trainer.gate.answers.endings import Ends
 from trainer.gate.answers.repeated import judge_repeated
 from trainer.gate.gate import GateInputs, GateResult, judge, refused
 from trainer.gate.general import MIX, OWN_TEXT, own_examples
 from trainer.gate.held_out import Int8Loss
+from trainer.gate.prompt_use import last_answer
 from trainer.gate.round_trip import RoundTrip
+from trainer.gate.scorer import BASE_ALONE
 from trainer.gate.spectrum import ModuleWeights
 from trainer.gate.thresholds import GateThresholds
 from trainer.model.held import HeldBase, tokenizer_of
@@ -52,6 +54,7 @@ from trainer.run_folder.folder import RunFolder, as_json
 from trainer.spec import SpecError, TrainSpec
 
 NUM_SAMPLES, NUM_TRAINED_ON, NUM_CALL_LINES = 6, 4, 256
+MAX_NEW_TOKENS = 48  # of a sample: the longest part of a small job's gate were 96
 ROUND_TRIP_PROMPTS, ROUND_TRIP_TOKENS = 4, 256
 
 
@@ -171,8 +174,30 @@ def _judged(
     )
     result = judge(scorer, inputs, replace(limits, max_pair_tokens=scorer.max_tokens))
     answers = [example.text(chosen=True) for example in pick(validation, NUM_SAMPLES)]
-    samples = side_by_side(scorer, tokenizer, answers)
+    samples = _side_by_side(scorer, tokenizer, answers)
     return _Measured(result.with_reasons(judge_repeated([(each.expected, each.base) for each in samples])), samples)
+
+
+def _side_by_side(
+    scorer: ServingScorer | TunedBase, tokenizer: Tokenizer, examples: Sequence[EncodedExample]
+) -> list[Sample]:
+    """The last answer of each example that has a prompt: from the data, from the base and from the adapter."""
+    starts = [last_answer(example) for example in examples]
+    longest = scorer.max_tokens - MAX_NEW_TOKENS
+    chosen = [(example, start) for example, start in zip(examples, starts, strict=True) if 1 < start <= longest]
+    prompts = [example.input_ids[:start].tolist() for example, start in chosen]
+    ends = tokenizer.chat_end_ids
+    answers = scorer.answers(prompts, (BASE_ALONE, 1.0), max_new_tokens=MAX_NEW_TOKENS, eos_ids=ends)
+    texts = [[tokenizer.decode(ids) for ids in each] for each in answers]
+    return [
+        Sample(
+            prompt=tokenizer.decode(prompt, skip_special_tokens=False),
+            expected=tokenizer.decode(example.input_ids[start:].tolist()),
+            base=base,
+            adapter=adapter,
+        )
+        for prompt, (example, start), base, adapter in zip(prompts, chosen, *texts, strict=True)
+    ]
 
 
 def _calls(run: _Run, scorer: ServingScorer | TunedBase, tokenizer: Tokenizer) -> CallScores | None:

@@ -89,7 +89,7 @@ class Training:
 
         def update() -> Update:
             entries = events.new_entries()
-            return Update({"progress": events.progress} if events.progress else {}, entries)
+            return {"progress": events.progress} if events.progress else {}, entries
 
         def request(state: DesiredState) -> None:
             folder.request("" if state in ("run", "gone") else state)

@@ -20,9 +20,9 @@ from adapters_store.errors import Conflict, NotFound
 from adapters_store.parsing.strict_json import shown
 from adapters_store.storage import audit
 from adapters_store.storage.database import Database, now_s
-from adapters_store.storage.schema import batch_lines, batches, tenants
+from adapters_store.storage.schema import batch_lines, batches
 from server.jobs.limits import BatchLimits, JobLimit
-from server.jobs.store.job_rows import insert_once
+from server.jobs.store.job_rows import insert_once, owned
 
 WINDOW_S = 24 * 3600
 _AT_ONCE = 500  # answered lines read at once
@@ -165,13 +165,13 @@ class BatchStore:
 
     def list(self, tenant: str | None) -> Batches:
         """The tenant's batches (None: every tenant's), the newest first, with their counts so far."""
-        statement = _select(tenant).order_by(batches.c.number.desc())
+        statement = owned(batches, tenant).order_by(batches.c.number.desc())
         with self._database.read() as connection:
             return _counted(connection, [_to_batch(row) for row in connection.execute(statement)])
 
     def unfinished(self, base_digest: str) -> Batches:
         """Every tenant's batches for this base that have not ended, the oldest first."""
-        mine = _select(None).where(batches.c.base_digest == base_digest, batches.c.status.in_(_UNFINISHED))
+        mine = owned(batches, None).where(batches.c.base_digest == base_digest, batches.c.status.in_(_UNFINISHED))
         with self._database.read() as connection:
             return [_to_batch(row) for row in connection.execute(mine.order_by(batches.c.number))]
 
@@ -278,13 +278,8 @@ def _counted(connection: Connection, found: Sequence[Batch]) -> Batches:
     ]
 
 
-def _select(tenant: str | None) -> Any:
-    statement = select(batches, tenants.c.name.label("tenant")).select_from(batches.join(tenants))
-    return statement if tenant is None else statement.where(tenants.c.name == tenant)
-
-
 def _found(connection: Connection, batch_id: str, tenant: str | None = None) -> Batch | None:
-    row = connection.execute(_select(tenant).where(batches.c.id == batch_id)).first()
+    row = connection.execute(owned(batches, tenant).where(batches.c.id == batch_id)).first()
     return None if row is None else _to_batch(row)
 
 

@@ -21,10 +21,11 @@ from adapters_store.remote.sweep import sweep
 from adapters_store.storage import audit
 from adapters_store.storage.database import Database, now_s
 from adapters_store.storage.locks import locks_for
-from adapters_store.storage.schema import files, tenants
+from adapters_store.storage.schema import files
 from server.jobs.limits import JobLimit, JobLimits, JobRefused
 from server.jobs.store.batch_store import is_in_use
 from server.jobs.store.data_blobs import DataBlobs
+from server.jobs.store.job_rows import owned
 from server.jobs.store.records import DataFile
 
 PURPOSES = ("fine-tune", "batch")
@@ -103,25 +104,23 @@ class FileStore:
     def get(self, tenant: str | None, file_id: str, *, param: str = "file_id") -> DataFile:
         """tenant None: any tenant's. Raises NotFound (file_not_found), the same for another tenant's file."""
         with self._database.read() as connection:
-            row = connection.execute(_select(tenant).where(files.c.id == file_id)).first()
+            row = connection.execute(owned(files, tenant).where(files.c.id == file_id)).first()
         if row is None:
             raise NotFound("file_not_found", f"{param}: no file {shown(file_id)}", param=param)
         return _to_file(row)
 
     def list(self, tenant: str | None, purpose: str | None = None) -> list[DataFile]:
         """The tenant's files (None: every tenant's), the newest first."""
-        statement = _select(tenant).order_by(files.c.number.desc())
+        statement = owned(files, tenant).order_by(files.c.number.desc())
         if purpose is not None:
             statement = statement.where(files.c.purpose == purpose)
         with self._database.read() as connection:
             return [_to_file(row) for row in connection.execute(statement)]
 
-    def path(self, file: DataFile) -> Path:
-        """The path of its bytes, which are read only."""
-        return self._blobs.path(file.digest)
-
     def present_path(self, file: DataFile) -> Path:
-        """The same, once they are compared with their digest. Raises BlobDamaged: blob_missing, blob_damaged."""
+        """The path of its bytes, which are only read, once they are compared with their digest.
+
+        Raises BlobDamaged: blob_missing, blob_damaged."""
         with self._intact(file, "file_id"):
             return self._blobs.whole(file.digest)
 
@@ -238,11 +237,6 @@ def _insert(
         "created_at": now_s(),
     }
     return connection.execute(insert(files).values(values).returning(files.c.id, files.c.created_at)).one()
-
-
-def _select(tenant: str | None) -> Any:
-    statement = select(files, tenants.c.name.label("tenant")).select_from(files.join(tenants))
-    return statement if tenant is None else statement.where(tenants.c.name == tenant)
 
 
 def _to_file(row: Row[Any]) -> DataFile:

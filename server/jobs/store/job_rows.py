@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, Table, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from adapters_store.storage.database import now_s
@@ -29,10 +29,7 @@ def insert_job(connection: Connection, owner: int, values: Mapping[str, Any]) ->
 
 def find_job(connection: Connection, job_id: str, tenant: str | None = None) -> Job | None:
     """tenant None: any tenant's."""
-    statement = _select_jobs().where(jobs.c.id == job_id)
-    if tenant is not None:
-        statement = statement.where(tenants.c.name == tenant)
-    row = connection.execute(statement).first()
+    row = connection.execute(owned(jobs, tenant).where(jobs.c.id == job_id)).first()
     return None if row is None else _to_job(row)
 
 
@@ -40,9 +37,7 @@ def list_jobs(
     connection: Connection, tenant: str | None = None, statuses: Collection[JobStatus] | None = None
 ) -> list[Job]:
     """The newest first."""
-    statement = _select_jobs().order_by(jobs.c.number.desc())
-    if tenant is not None:
-        statement = statement.where(tenants.c.name == tenant)
+    statement = owned(jobs, tenant).order_by(jobs.c.number.desc())
     if statuses is not None:
         statement = statement.where(jobs.c.status.in_([status.value for status in statuses]))
     return [_to_job(row) for row in connection.execute(statement)]
@@ -144,35 +139,16 @@ def _encoded(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _select_jobs() -> Select[Any]:
-    return select(jobs, tenants.c.name.label("tenant")).select_from(jobs.join(tenants))
+def owned(table: Table, tenant: str | None) -> Select[Any]:
+    """The tenant's rows of a table (None: every tenant's), with the tenant's name."""
+    statement = select(table, tenants.c.name.label("tenant")).select_from(table.join(tenants))
+    return statement if tenant is None else statement.where(tenants.c.name == tenant)
 
 
 def _to_job(row: Row[Any]) -> Job:
+    values = {name: getattr(row, name) for name in Job.__dataclass_fields__ if name != "failure"}
+    values |= {name: json.loads(values[name]) for name in _JSON if values[name] is not None}
     failure = None
     if row.error_code is not None:
         failure = JobFailure(row.error_code, row.error_message or "", row.error_param)
-    return Job(
-        number=row.number,
-        id=row.id,
-        tenant=row.tenant,
-        name=row.name,
-        status=JobStatus(row.status),
-        wanted=row.wanted,
-        run_number=row.run_number,
-        request=json.loads(row.request),
-        spec=json.loads(row.spec),
-        base_digest=row.base_digest,
-        run_dir=Path(row.run_dir),
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        heartbeat_at=row.heartbeat_at,
-        progress=json.loads(row.progress),
-        failure=failure,
-        adapter_digest=row.adapter_digest,
-        adapter_version=row.adapter_version,
-        verdict=row.verdict,
-        override=None if row.override is None else json.loads(row.override),
-        executor=row.executor,
-    )
+    return Job(**{**values, "status": JobStatus(row.status), "run_dir": Path(row.run_dir), "failure": failure})

@@ -7,6 +7,7 @@ has it: they often share a file system, or an image.
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,9 @@ class ServedBases:
 
 
 def _columns(base: ServedBase) -> dict[str, Any]:
-    names = ("digest", "name", "dtype", "quantize", "device")
-    return {**{name: getattr(base, name) for name in names}, "path": str(base.path.resolve())}
+    return {**asdict(base), "path": str(base.path.resolve())}
 
 
 def _base(row: Row[Any]) -> ServedBase:
-    return ServedBase(
-        path=Path(row.path),
-        name=row.name,
-        digest=row.digest,
-        dtype=row.dtype,
-        quantize=row.quantize,
-        device=row.device,
-    )
+    values = {name: getattr(row, name) for name in ServedBase.__dataclass_fields__}
+    return ServedBase(**{**values, "path": Path(row.path)})

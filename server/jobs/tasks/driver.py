@@ -17,14 +17,7 @@ from server.jobs.tasks.executor import Executor, ExecutorUnavailable, Task
 _log = logging.getLogger(__name__)
 
 DesiredState = Literal["run", "pause", "cancel", "gone"]
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a job's row learns at a heartbeat. columns: those that changed. entries: events and checkpoints."""
-
-    columns: Mapping[str, Any]
-    entries: list[dict[str, Any]]
+Update = tuple[Mapping[str, Any], list[dict[str, Any]]]  # what `JobStore.record` takes at a heartbeat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +62,7 @@ class Driver:
         job: Job,
         task: Task,
         *,
-        update: Callable[[], Update] = lambda: Update({}, []),
+        update: Callable[[], Update] = lambda: ({}, []),
         request: Callable[[DesiredState], None] | None = None,
     ) -> TaskEnd:
         """Start the task, unless it runs already, and follow it to its end.
@@ -92,10 +85,10 @@ class Driver:
                 self.executor.kill(task)
             if now_s - beat_s > self._settings.heartbeat_s:
                 beat_s = now_s
-                self._report_progress(job, update())
+                self._jobs.record(job, *update())
             time.sleep(self._settings.tick_s)
         self._block_if_stopping()
-        self._report_progress(job, update())
+        self._jobs.record(job, *update())
         return TaskEnd(self.executor.state(task).exit_code, self._desired(job))
 
     def wait(self, seconds: float) -> None:
@@ -118,9 +111,6 @@ class Driver:
                 self.wait(self._settings.store_wait_s)
 
         return run
-
-    def _report_progress(self, job: Job, update: Update) -> None:
-        self._jobs.record(job, update.columns, update.entries)
 
     def _desired(self, job: Job) -> DesiredState:
         current = self._jobs.find(job.id)

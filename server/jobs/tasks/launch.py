@@ -33,7 +33,7 @@ def outlive_stop() -> None:
 
 
 def weigh_session(nice: str) -> None:
-    """Where Linux groups processes by session, it weighs a process's niceness against that of its own session alone."""
+    """If Linux groups processes by session, it weighs a process's niceness against that of its own session alone."""
     with suppress(OSError), open("/proc/self/autogroup", "w") as stream:  # there may be no such groups
         stream.write(nice)
 
@@ -45,12 +45,7 @@ def record(folder: str, name: str, pid: int) -> None:
 
 def wait(folder: str, name: str, pid: int) -> int:
     """Until the command ends; records its exit code. Returns it as a shell would."""
-    while True:
-        try:
-            _, status = os.waitpid(pid, 0)
-            break
-        except InterruptedError:
-            continue
+    _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     _write(folder, f"{name}.exit", str(code))
     return code if code >= 0 else 128 - code

@@ -1,7 +1,7 @@
 """Keeps one resident process that has the imports of trainings and gates, and starts tasks as its forks. Knows no job.
 
-Linux only, and not beside a GPU: a process that has used CUDA cannot fork. Where it cannot start a task, the executor
-starts a process of its own for it, as it does without a resident process.
+Linux only, and not beside a GPU: a process that has used CUDA cannot fork. If it cannot start a task, the
+executor starts a process for it, as it does without a resident process.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class _Files:
     def is_awaited(self) -> bool:
         """Whether the worker still waits for the word. A task that began all the same could not be stopped by it."""
         poll = select.poll()
-        poll.register(self.begun, 0)  # tells of errors alone: of a pipe that nothing reads any more
+        poll.register(self.begun, 0)  # reports errors alone: a pipe that nothing reads any more
         return not poll.poll(0)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """The worker process: resumes the jobs its predecessor left, then works until a signal, or until its parent dies.
 
 `python -m server.jobs.worker.worker --data-dir DIR`. One worker at a time works on a database; others wait until it
-leads no more. At its end it asks trainings to checkpoint and stops wherever it is: the next worker resumes from there.
+no longer leads. At its end it asks trainings to checkpoint, and stops at once: the next worker resumes from there.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from sqlalchemy.exc import DBAPIError
 
 from adapters_store.errors import StoreUnavailable
 from server.jobs.service import Onboarding
+from server.jobs.settings import KUBERNETES, RAY, JobSettings
 from server.jobs.steps.gate import GATE, GateStep
 from server.jobs.steps.memory import advice, estimated_bytes, free_bytes
 from server.jobs.steps.onboarding import Steps
 from server.jobs.steps.training import TRAINER, RetrySettings, Training
 from server.jobs.store.records import Job, JobStatus
 from server.jobs.tasks.driver import Driver, DriverSettings
-from server.jobs.tasks.executor import SubprocessExecutor, Task, wait_until_ended
-from server.jobs.tasks.executors import executor_for
+from server.jobs.tasks.executor import Executor, SubprocessExecutor, Task, wait_until_ended
+from server.jobs.tasks.resident import PYTHON, Resident, can_be_resident
 from server.jobs.worker.dispatcher import CHECK, ONBOARD, Capacity, Dispatcher
 from server.jobs.worker.durable import DurableSequences, database_url
 from server.jobs.worker.leader import leading
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 SWEEP_S = 600.0
 STORE_WAIT_S = 1.0
+_NICE = 5  # of tasks on this machine: above the server's
 
 
 class Worker:
@@ -155,6 +158,30 @@ class Worker:
             memory_bytes=self._settings.memory_bytes,
             advise=advice,
         )
+
+
+def executor_for(settings: JobSettings, *, num_gpus: int = 0, commands: Sequence[Sequence[str]] = ()) -> Executor:
+    """The executor of a kind. Imports only what that kind needs: Ray's and Kubernetes' clients are optional extras.
+
+    num_gpus: that each rank of a training gets; this machine and a manifest know it themselves. commands: of the
+    tasks, before their arguments; a resident process starts them if all are modules.
+
+    Raises ModuleNotFoundError (an extra is not installed), and what the kind's own settings raise."""
+    if settings.executor == RAY:
+        from server.jobs.tasks.ray_jobs import RayJobExecutor
+
+        return RayJobExecutor(settings.ray_address, num_gpus=num_gpus)
+    if settings.executor == KUBERNETES:
+        from server.jobs.tasks.kubernetes_jobs import KubernetesJobExecutor
+
+        assert settings.kubernetes_template is not None
+        return KubernetesJobExecutor.from_file(Path(settings.kubernetes_template))
+    modules = tuple(command[-1] for command in commands if tuple(command[:-1]) == PYTHON)
+    if not (modules and len(modules) == len(commands) and settings.resident_s and can_be_resident()):
+        return SubprocessExecutor(_NICE)
+    resident = Resident(modules, settings.resident_s, _NICE)
+    resident.open()  # it imports while the worker reads its jobs
+    return SubprocessExecutor(_NICE, resident)
 
 
 def _tasks_of(job: Job) -> list[Task]:

@@ -18,8 +18,8 @@ from server.jobs.settings import JobSettings
 from server.jobs.steps.gate import GATE
 from server.jobs.steps.training import TRAINER
 from server.jobs.tasks.executor import SubprocessExecutor, Task, TaskState, is_locked, wait_until_ended
-from server.jobs.tasks.executors import executor_for
 from server.jobs.tasks.resident import PYTHON, Order, Resident, can_be_resident
+from server.jobs.worker.worker import executor_for
 from support.servers.waiting import wait_until
 from support.trainers.resident_task import WITH_TORCH
 
