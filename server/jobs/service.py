@@ -97,6 +97,7 @@ class Onboarding:
             StoreError: disk_full.
         """
         base = self._base_named(request.model if start is None else None)
+        self.jobs.check_limits(tenant)
         job_id = self.jobs.new_id()
         name = self._name(request.suffix, job_id, base)
         run_dir = self.jobs.runs / job_id

@@ -68,9 +68,7 @@ class JobStore:
         """Raises JobLimit (too_many_jobs, too_many_jobs_today), NotFound (tenant_not_found)."""
         with self._database.write(changes_answers=False) as connection:
             owner = tenant_id(connection, new.tenant, lock=True)
-            active = job_rows.count_jobs(connection, owner, statuses=_ACTIVE)
-            today = job_rows.count_jobs(connection, owner, since_s=now_s() - DAY_S)
-            self._check_limits(active, today)
+            self._check_limits(connection, owner)
             values = {"id": job_id, "name": new.name, "status": JobStatus.VALIDATING, "request": new.request}
             values |= {"spec": new.spec, "base_digest": new.base_digest, "run_dir": str(PurePosixPath(RUNS, job_id))}
             job_rows.insert_job(connection, owner, values)
@@ -80,7 +78,14 @@ class JobStore:
             job_rows.add_event(connection, job, "created", f"Created fine-tuning job: {job_id}")
         return job
 
-    def _check_limits(self, active: int, today: int) -> None:
+    def check_limits(self, tenant: str) -> None:
+        """Raises as `add` does: so that no data is read for a job that is one too many."""
+        with self._database.read() as connection:
+            self._check_limits(connection, tenant_id(connection, tenant))
+
+    def _check_limits(self, connection: Connection, owner: int) -> None:
+        active = job_rows.count_jobs(connection, owner, statuses=_ACTIVE)
+        today = job_rows.count_jobs(connection, owner, since_s=now_s() - DAY_S)
         limits = self._limits
         if active >= limits.max_active_jobs:
             message = f"the tenant has {active} jobs that have not ended, the limit is {limits.max_active_jobs}"

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from adapters_store.errors import StoreError
+from adapters_store.remote.settings import URL_VARIABLE
 from lora_kernels.cgroups import usable_cpus
 from lora_kernels.process import operator_chose_threads
 from server.jobs.limits import JobLimits
@@ -102,8 +103,8 @@ class WorkerSupervisor:
         command = (sys.executable, "-P", "-m", "server.jobs.worker.worker", "--watch-stdin")
         limits = _options(self._onboarding.limits, serves=self._settings.serves)
         options = (*limits, *self._settings.jobs.as_options(), *self._settings.options)
-        if self._onboarding.remote is not None:
-            environment |= self._onboarding.remote.settings.to_environment()
+        remote = self._onboarding.remote
+        environment |= {URL_VARIABLE: ""} if remote is None else remote.settings.to_environment()
         return subprocess.Popen(
             [*command, "--data-dir", str(self._onboarding.data_dir), *options],
             stdin=subprocess.PIPE,

@@ -29,6 +29,8 @@ def test_jobs_at_once_and_in_a_day_are_limited_by_tenant(tmp_path: Path) -> None
     jobs = [world.create(salt=index) for index in range(2)]
     with pytest.raises(JobLimit, match="has 2 jobs that have not ended, the limit is 2"):
         world.create(salt=2)
+    with pytest.raises(JobLimit):  # not a word on its data: reading it takes a core for a while
+        world.onboarding.create("acme", ask(world, training_file=world.upload(b"no JSON\n").id))
     world.create("globex")
     world.jobs.cancel(jobs[0])
     world.jobs.cancel(world.create(salt=3))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters_store.remote.settings import URL_VARIABLE
 from server.jobs.limits import JobLimits
 from server.jobs.store.records import JobStatus
 from server.jobs.worker.options import DATABASE_URL_VARIABLE
@@ -58,10 +59,11 @@ def test_where_another_works_already_none_is_started(world: JobWorld, supervisor
     assert supervisor.worker is None
 
 
-def test_the_worker_is_on_the_supervisors_database_whatever_the_environment_says(
+def test_the_worker_is_on_the_supervisors_store_whatever_the_environment_says(
     world: JobWorld, supervisor: WorkerSupervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(DATABASE_URL_VARIABLE, "postgresql+psycopg://nobody@127.0.0.1:1/nowhere")
+    monkeypatch.setenv(URL_VARIABLE, "s3://nowhere/blobs")
     assert world.wait_ended(world.create()).status is JobStatus.SUCCEEDED
     assert supervisor.worker is not None
 
