@@ -21,6 +21,7 @@ from server.cli.common.failures import CommandError, ExitCode
 from server.cli.common.options import JsonOption
 from server.cli.common.output import Output
 from server.cli.common.stop_signals import StopSignals
+from server.jobs.steps.run_events import shown_loss
 from trainer.run_folder.events import EventReader
 from trainer.run_folder.folder import PAUSE, Exit, RunFolder
 from trainer.spec import TrainSpec
@@ -67,7 +68,8 @@ def train(
     output.emit(type="result", run_dir=str(folder), **result)
     losses = result["losses"]
     output.say(f"{result['output']}: {folder / result['output']}")
-    output.say(f"held-out loss {losses['base']:.3f} -> {losses['best']:.3f} (step {result['best_step']})")
+    base, best = (shown_loss(losses[name], 3) for name in ("base", "best"))
+    output.say(f"held-out loss {base} -> {best} (step {result['best_step']})")
     if gate:
         _measure(folder, parsed, output)
 
@@ -148,7 +150,7 @@ class Screen:
                 self._stepped(event)
 
     def _evaluated(self, event: dict[str, Any]) -> None:
-        self._validation = f"held-out {event['loss']:.3f}"
+        self._validation = f"held-out {shown_loss(event['loss'], 3)}"
         if not self.output.is_live:
             self.output.say(f"step {event['step']}: {self._validation}")
 

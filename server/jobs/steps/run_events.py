@@ -34,7 +34,7 @@ class RunEvents:
             return self._step(event)
         if kind == "eval":
             self.progress |= {"valid_loss": event.get("loss"), "base_loss": event.get("base_loss")}
-            text = f"Step {step}: validation loss={_shown(event.get('loss'))}"
+            text = f"Step {step}: validation loss={shown_loss(event.get('loss'))}"
             return [_metrics(f"eval:{step}", text, {"step": step, "valid_loss": event.get("loss")})]
         if kind == "checkpoint":
             figures = {"step": step, "train_loss": self.progress.get("loss")}
@@ -49,7 +49,7 @@ class RunEvents:
         if step % every and step != count:
             return []
         figures = {"step": step, "train_loss": event.get("loss"), "learning_rate": event.get("learning_rate")}
-        text = f"Step {step}/{count}: training loss={_shown(event.get('loss'))}"
+        text = f"Step {step}/{count}: training loss={shown_loss(event.get('loss'))}"
         return [_metrics(f"step:{step}", text, {**figures, "total_steps": count})]
 
 
@@ -77,5 +77,6 @@ def _metrics(key: str, message: str, data: Mapping[str, Any]) -> dict[str, Any]:
     return {"key": key, "message": message, "kind": "metrics", "data": data}
 
 
-def _shown(loss: Any) -> str:
-    return f"{loss:.4f}" if isinstance(loss, int | float) else "unknown"
+def shown_loss(loss: Any, digits: int = 4) -> str:
+    """A loss that was not finite is null in an event."""
+    return f"{loss:.{digits}f}" if isinstance(loss, int | float) else "unknown"

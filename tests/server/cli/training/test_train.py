@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from server.cli.common.output import Output
+from server.cli.training.train import Screen
 from support.trainers.training import demo_spec
 from trainer.run_folder.folder import RunFolder
 
@@ -68,3 +70,10 @@ def test_without_a_reader_of_its_output_the_run_pauses(tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
     assert RunFolder(folder).result()["status"] == "paused"
+
+
+def test_a_held_out_loss_that_is_not_finite_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON has no such number, so an event holds null: after a step too large the held-out loss may overflow."""
+    with Screen(Output()) as screen:
+        screen.show([{"type": "eval", "step": 3, "loss": None, "base_loss": 2.0}])
+    assert "step 3: held-out unknown" in capsys.readouterr().out
