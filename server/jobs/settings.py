@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 from server.settings import check_settings, setting
 from trainer.tracking.tracker import TRACKERS, fault_of
@@ -64,11 +64,12 @@ class JobSettings:
         """Whether trainings run on other machines."""
         return self.executor != SUBPROCESS
 
-    def as_options(self) -> Iterator[str]:
+    def to_json(self) -> str:
         """For the worker's command line."""
-        for name in self.track:
-            yield from ("--track", name)
-        yield from ("--executor", self.executor, "--ray-address", self.ray_address)
-        yield from ("--resident-s", str(self.resident_s))
-        if self.kubernetes_template is not None:
-            yield from ("--kubernetes-template", self.kubernetes_template)
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> JobSettings:
+        """What it leaves out has its default. Raises ValueError."""
+        body = json.loads(text)
+        return cls(**{**body, "track": tuple(body.get("track", ()))})

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters_store.remote.settings import RemoteSettings
-from server.jobs.settings import EXECUTORS, SUBPROCESS, JobSettings
+from server.jobs.settings import JobSettings
 
 LOCK_FILE = "jobs-worker.lock"
 DATABASE_URL_VARIABLE = "MULTILORA_DATABASE_URL"
@@ -52,11 +52,7 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> tuple[Wor
     parser.add_argument("--idle-threads", type=int)
     parser.add_argument("--tick-s", type=float, default=0.2)
     parser.add_argument("--retry-wait-s", type=float, default=1.0)
-    parser.add_argument("--executor", default=SUBPROCESS, choices=EXECUTORS)
-    parser.add_argument("--ray-address", default=JobSettings.ray_address)
-    parser.add_argument("--kubernetes-template")
-    parser.add_argument("--resident-s", type=float, default=JobSettings.resident_s)
-    parser.add_argument("--track", action="append", default=[])
+    parser.add_argument("--jobs", type=JobSettings.from_json, default=JobSettings(), help="JobSettings, as JSON")
     parser.add_argument("--trainer", type=json.loads, help="another training command, as a JSON list")
     parser.add_argument("--gate", type=json.loads, help="another measuring command, as a JSON list")
     parser.add_argument("--watch-stdin", action="store_true", help="end when stdin does")
@@ -64,6 +60,4 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> tuple[Wor
     watch_stdin = options.pop("watch_stdin")
     for name in ("trainer", "gate"):
         options[name] = None if options[name] is None else tuple(options[name])
-    how = {name: options.pop(name) for name in ("executor", "ray_address", "kubernetes_template", "resident_s")}
-    jobs = JobSettings(**how, track=tuple(options.pop("track")))
-    return WorkerSettings(**options, jobs=jobs, remote=RemoteSettings.from_environment()), watch_stdin
+    return WorkerSettings(**options, remote=RemoteSettings.from_environment()), watch_stdin

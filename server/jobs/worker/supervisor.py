@@ -102,7 +102,7 @@ class WorkerSupervisor:
         environment = {**os.environ, **self._settings.environment, DATABASE_URL_VARIABLE: url}
         command = (sys.executable, "-P", "-m", "server.jobs.worker.worker", "--watch-stdin")
         limits = _options(self._onboarding.limits, serves=self._settings.serves)
-        options = (*limits, *self._settings.jobs.as_options(), *self._settings.options)
+        options = (*limits, "--jobs", self._settings.jobs.to_json(), *self._settings.options)
         remote = self._onboarding.remote
         environment |= {URL_VARIABLE: ""} if remote is None else remote.settings.to_environment()
         return subprocess.Popen(

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from server.jobs.settings import JobSettings
 from server.jobs.store.records import JobStatus
 from server.jobs.tasks.executor import ExecutorUnavailable, Task
 from server.jobs.tasks.ray_jobs import RayJobExecutor
@@ -31,7 +32,7 @@ def world(tmp_path: Path) -> Iterator[JobWorld]:
 
 @pytest.mark.skipif(os.environ.get("MULTILORA_FLEET") != "long", reason="long form: MULTILORA_FLEET=long")
 def test_a_job_trains_as_one_ray_job_although_its_worker_is_killed(cluster: RayCluster, world: JobWorld) -> None:
-    options = ("--executor", "ray", "--ray-address", cluster.jobs_url)
+    options = ("--jobs", JobSettings(executor="ray", ray_address=cluster.jobs_url).to_json())
     job = world.create(steps=40, step_s=0.1)
     world.start_worker(*options)
     world.wait(job, lambda each: each.progress.get("step", 0) >= 6, timeout_s=900)
