@@ -38,6 +38,7 @@ from adapters_store.format.chat_fields import ADAPTER_DTYPES
 from adapters_store.format.config import MAX_INVOCATION_TOKENS
 from adapters_store.parsing.patterns import PLAIN_KEY
 from adapters_store.parsing.strict_json import shown
+from adapters_store.parsing.strict_yaml import load_yaml
 from adapters_store.parsing.template_sandbox import MAX_TEMPLATE_BYTES
 
 Method = Literal["lora", "qlora", "dora", "full"]
@@ -342,8 +343,8 @@ class TrainSpec(_Spec):
     def from_yaml(cls, path: Path) -> Self:
         """Read a YAML (or JSON) file. Raises SpecError, and OSError if the file cannot be read."""
         try:
-            body = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2026-13-01 is a ValueError
+            body = load_yaml(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise SpecError(str(path), " ".join(str(error).split()), "YAML", code="bad_spec") from error
         return cls.from_mapping(body, folder=path.resolve().parent)
 
@@ -379,17 +380,3 @@ def _spec_error(kind: type[_Spec], error: ValidationError) -> SpecError:
         field, info = f"{field}.{inside[0]}", FieldInfo.from_annotation(get_args(info.annotation)[1])
     limit = _LIMITS.get(first["type"]) or info.description or f"one of {', '.join(get_args(info.annotation))}"
     return SpecError(field, value, limit)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader silently takes the last of two equal keys; here the second is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # refused below: it cannot be a key
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)

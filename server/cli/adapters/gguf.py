@@ -56,7 +56,7 @@ def convert(script: Path, source: Path, out: Path, *arguments: str) -> None:
     command = [sys.executable, "-P", str(script), str(source), "--outfile", str(aside), *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(script.resolve().parent)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
         if done.returncode != 0 or not _is_gguf(aside):
             last = (done.stderr.strip() or done.stdout.strip() or "it wrote no GGUF file").splitlines()[-1]
             raise CommandError("converter_failed", f"{script.name}: {last}")

@@ -39,7 +39,7 @@ def admin_key(data_dir: Path) -> AdminKey:
         return AdminKey(_checked(given, ENVIRONMENT), None)
     path = data_dir / FILE_NAME
     is_new = not path.exists() and _write_new(path)
-    return AdminKey(_checked(path.read_text(), str(path)), path, is_new)
+    return AdminKey(_checked(path.read_text(errors="replace"), str(path)), path, is_new)
 
 
 def _checked(text: str, where: str) -> tuple[str, ...]:

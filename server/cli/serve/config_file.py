@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from adapters_store.parsing.strict_yaml import load_yaml
 from server.cli.common.failures import CommandError, ExitCode
 from server.settings import Setting
 
 _MAX_BYTES = 1 << 20
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader keeps the last of two equal keys and drops the first without a word; here that is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                mark = node.value[index][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", mark)
-        return super().construct_mapping(node, deep)
 
 
 def read_config(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
@@ -32,7 +21,7 @@ def read_config(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
     if path.stat().st_size > _MAX_BYTES:
         raise _refused(path, f"must be at most {_MAX_BYTES:,} bytes")
     try:
-        body = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        body = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise _refused(path, " ".join(str(error).split())) from error
     if body is None:

@@ -146,12 +146,14 @@ def _create(
 def _read_spec(path: Path | None) -> Mapping[str, Any]:
     import yaml
 
+    from adapters_store.parsing.strict_yaml import load_yaml
+
     if path is None:
         return {}
     try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+        body = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CommandError("bad_spec", f"--spec {path}: {error}", ExitCode.REFUSED) from error
+        raise CommandError("bad_spec", f"--spec {path}: {' '.join(str(error).split())}", ExitCode.REFUSED) from error
     if not isinstance(body, dict):
         raise CommandError("bad_spec", f"--spec {path}: must be an object, got {body!r:.80}", ExitCode.REFUSED)
     return body

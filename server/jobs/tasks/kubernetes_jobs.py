@@ -21,6 +21,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from adapters_store.filesystem import Filesystem
+from adapters_store.parsing.strict_yaml import load_yaml
 from server.jobs.settings import KUBERNETES
 from server.jobs.tasks.executor import ExecutorUnavailable, Task, TaskState
 
@@ -49,8 +50,8 @@ class KubernetesJobExecutor:
     def from_file(cls, path: Path) -> KubernetesJobExecutor:
         """Raises TemplateRefused, OSError, and the client's ConfigException: there is no cluster to talk to."""
         try:
-            template = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+            template = load_yaml(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise TemplateRefused(f"{path}: {' '.join(str(error).split())}") from error
         config.load_config()
         return cls(template)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from adapters_store.base.files import base_digest
-from server.cli.adapters.gguf import lora_config
+from server.cli.adapters.gguf import convert, lora_config
 from server.cli.common.failures import CommandError
 
 Command = Callable[..., Any]
@@ -104,3 +104,11 @@ def test_the_one_scale_of_a_gguf_adapter_is_pefts_or_refused() -> None:
     for pattern in ({"alpha_pattern": {"q_proj": 4}}, {"use_rslora": True, "rank_pattern": {"q_proj": 4}}):
         with pytest.raises(CommandError, match="one scale for all layers"):
             lora_config({**plain, **pattern})
+
+
+def test_a_converter_that_fails_in_no_known_encoding_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "convert.py"
+    script.write_text("import os, sys; os.write(2, b'it broke at \\xff\\n'); sys.exit(1)")
+    with pytest.raises(CommandError, match="it broke at") as failed:
+        convert(script, tmp_path, tmp_path / "out.gguf")
+    assert failed.value.code == "converter_failed"

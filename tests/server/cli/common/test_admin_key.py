@@ -65,6 +65,12 @@ def test_a_key_that_is_none_is_refused_by_its_place(tmp_path: Path, text: str) -
     assert caught.value.code == "bad_admin_key"
 
 
+def test_a_key_file_that_is_no_text_is_refused_by_its_place(tmp_path: Path) -> None:
+    (tmp_path / "admin.key").write_bytes(b"\xff" * 20)
+    with pytest.raises(CommandError, match=r"admin\.key: an admin key must"):
+        admin_key(tmp_path)
+
+
 def test_the_key_is_not_in_its_repr(tmp_path: Path) -> None:
     key = admin_key(tmp_path)
     assert key.value not in repr(key)

@@ -82,6 +82,7 @@ def test_bad_data_exits_4_with_the_line_and_leaves_nothing(
         (("--tenant", "acme", "--name", "style"), "adapter: {rank: 999}", 4, "invalid_value"),
         (("--tenant", "acme", "--name", "style"), "[1, 2]", 4, "bad_spec"),
         (("--tenant", "acme", "--name", "style"), "method: full", 4, "unsupported_method"),
+        (("--tenant", "acme", "--name", "style"), "seed: 1\nseed: 2", 4, "bad_spec"),
     ],
 )
 def test_what_cannot_be_onboarded_is_one_line_and_a_code(

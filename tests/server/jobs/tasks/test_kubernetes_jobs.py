@@ -191,3 +191,11 @@ def test_several_ranks_are_started_by_torchrun_in_its_pod(cluster: Cluster, tmp_
 def test_a_template_that_cannot_be_a_training_is_refused(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(TemplateRefused, match=reason):
         check_template({**TEMPLATE, **change})
+
+
+def test_a_template_that_says_one_thing_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    for content, reason in ((b"kind: Pod\nkind: Job\n", "duplicate key 'kind'"), (b"kind: \xff\n", "utf-8")):
+        file.write_bytes(content)
+        with pytest.raises(TemplateRefused, match=reason):
+            KubernetesJobExecutor.from_file(file)
