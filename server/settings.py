@@ -39,6 +39,12 @@ class About:
     environment: tuple[str, ...] = ()
     check: Callable[[Any], None] | None = None
 
+    @property
+    def limits(self) -> str:
+        """As a table shows them."""
+        signs = ((">=", self.at_least), (">", self.above), ("<=", self.at_most), ("<", self.below))
+        return ", ".join([*self.choices, *(f"{sign} {limit:g}" for sign, limit in signs if limit is not None)])
+
     def verify(self, name: str, value: Any) -> None:
         """Raises ValueError with the name, the value and the limit."""
         if self.choices and value not in self.choices:

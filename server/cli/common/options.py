@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,13 +24,6 @@ def _remember_json(context: typer.Context, value: bool) -> bool:
 
 def _expanded(value: Path | None) -> Path | None:
     return None if value is None else value.expanduser()
-
-
-def finite(value: float | None) -> float | None:
-    """The callback of an option that is a number: nan and inf pass every range of typer's."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"must be a finite number, got {value}")
-    return value
 
 
 def renamed_option(old: str, new: str) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,8 +77,8 @@ def run(
     """Show the story, then serve until a signal. Raises what `failures` knows, CommandError (demo_failed)."""
     settings = EngineSettings(base=story.base, served_name=story.served_name, dtype=story.dtype, memory=story.memory)
     with (
-        nullcontext(data_dir) if data_dir else TemporaryDirectory(prefix="multilora-demo-") as place,
-        opened(folder := Path(place), output, is_private=True) as store,
+        _folder(data_dir) as folder,
+        opened(folder, output, is_private=True) as store,
         running_engine(settings, store, output) as parts,
     ):
         remember_base(settings, parts, store)
@@ -140,6 +140,15 @@ def _taught(stage: Stage) -> list[Voice]:
         spec=real.LESSON_SPEC,
     )
     return [Voice(BASE), voice]
+
+
+@contextmanager
+def _folder(data_dir: Path | None) -> Iterator[Path]:
+    if data_dir is not None:
+        yield data_dir
+        return
+    with TemporaryDirectory(prefix="multilora-demo-") as folder:
+        yield Path(folder)
 
 
 def _play(showcase: Showcase, prompts: Sequence[str], output: Output) -> list[Round]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, finite
+from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from server.cli.common.output import Output
 from server.cli.common.store_access import opened
 from server.cli.common.texts import when
@@ -32,7 +32,7 @@ def create(
     ] = None,
     days: Annotated[
         float | None,
-        typer.Option(help="Days until the key expires (default: never).", min=0.0, max=36_500.0, callback=finite),
+        typer.Option(help="Days until the key expires (default: never).", min=0.0, max=36_500.0),
     ] = None,
     label: Annotated[str | None, typer.Option(help="A note on the key's use.")] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, finite
+from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from server.cli.common.output import Output
 from server.cli.common.store_access import opened
 from server.cli.tenants.keys import NameArgument
@@ -25,7 +25,7 @@ _TEXTS = {
 def quota(
     name: NameArgument,
     *,
-    weight: Annotated[float | None, typer.Option(help=_TEXTS["weight"], min=0.01, max=100.0, callback=finite)] = None,
+    weight: Annotated[float | None, typer.Option(help=_TEXTS["weight"], min=0.01, max=100.0)] = None,
     requests_per_minute: Annotated[int | None, typer.Option(help=_TEXTS["requests_per_minute"], min=0)] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(help=_TEXTS["tokens_per_minute"], min=0)] = None,
     max_concurrent: Annotated[int | None, typer.Option(help=_TEXTS["max_concurrent"], min=0)] = None,

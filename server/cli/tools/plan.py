@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.common.options import JsonOption, finite, renamed_option
+from server.cli.common.options import JsonOption, renamed_option
 from server.cli.common.output import Output
 from server.cli.tools import plan_texts as texts
 
@@ -39,8 +40,17 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="A folder with a config.json, a known name, or a count such as 7B.")
 ]
 GpuOption = Annotated[str, typer.Option("--gpu", help="l4, rtx4090, l40s, a100-80, h100, h200 or b200.")]
+
+
+def _finite(value: float | None) -> float | None:
+    """No range of typer's refuses inf."""
+    if value is not None and math.isinf(value):
+        raise typer.BadParameter(f"must be a finite number, got {value}")
+    return value
+
+
 PriceOption = Annotated[
-    float | None, typer.Option("--usd-per-hour", help="Your price per device.", min=0, callback=finite)
+    float | None, typer.Option("--usd-per-hour", help="Your price per device.", min=0, callback=_finite)
 ]
 DevicesOption = Annotated[int, typer.Option("--devices", help="Devices that share the run.", min=1, max=4096)]
 RankOption = Annotated[int, typer.Option("--rank", help="Rank of the adapters, on all linear layers.", min=1, max=256)]
@@ -113,25 +123,25 @@ def serve(
     device_gb: Annotated[
         float | None,
         typer.Option(
-            "--device-gb", help="The device's memory in 10^9 bytes, instead of --gpu's.", min=0.001, callback=finite
+            "--device-gb", help="The device's memory in 10^9 bytes, instead of --gpu's.", min=0.001, callback=_finite
         ),
     ] = None,
     reserve_gb: Annotated[
         float,
         typer.Option(
-            "--reserve-gb", help="Memory reserved for everything else, in 10^9 bytes.", min=0, callback=finite
+            "--reserve-gb", help="Memory reserved for everything else, in 10^9 bytes.", min=0, callback=_finite
         ),
     ] = 2.0,
     kv_tokens: Annotated[int, typer.Option("--kv-tokens", help="KV cache tokens of all running sequences.", min=0)] = 0,
     adapter_mb: Annotated[
         float | None,
         typer.Option(
-            "--adapter-mb", help="Size of an adapter in 10^6 bytes, instead of --rank's.", min=0.001, callback=finite
+            "--adapter-mb", help="Size of an adapter in 10^6 bytes, instead of --rank's.", min=0.001, callback=_finite
         ),
     ] = None,
     rank: RankOption = 16,
     host_gb: Annotated[
-        float, typer.Option("--host-gb", help="Host memory for adapters, in 10^9 bytes.", min=0, callback=finite)
+        float, typer.Option("--host-gb", help="Host memory for adapters, in 10^9 bytes.", min=0, callback=_finite)
     ] = 16.0,
     nf4: Annotated[bool, typer.Option("--nf4", help="4-bit base weights (serve --quantize nf4).")] = False,
     as_json: JsonOption = False,

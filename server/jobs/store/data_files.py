@@ -117,10 +117,12 @@ class FileStore:
         with self._database.read() as connection:
             return [_to_file(row) for row in connection.execute(statement)]
 
-    def present_path(self, file: DataFile) -> Path:
-        """The path of its bytes, which are only read, once they are compared with their digest.
+    def path(self, file: DataFile) -> Path:
+        """The path of its bytes, which are read only."""
+        return self._blobs.path(file.digest)
 
-        Raises BlobDamaged: blob_missing, blob_damaged."""
+    def present_path(self, file: DataFile) -> Path:
+        """The same, once they are compared with their digest. Raises BlobDamaged: blob_missing, blob_damaged."""
         with self._intact(file, "file_id"):
             return self._blobs.whole(file.digest)
 

@@ -32,6 +32,7 @@ VARIABLES = {
     "TORCHDYNAMO_DISABLE": ("`1`", "torch's compiler, which nothing here uses, is not imported"),
     "PYTORCH_ALLOC_CONF": ("`expandable_segments:True`", "torch's allocator on a GPU"),
     "PYTORCH_CUDA_ALLOC_CONF": ("unset", "its older name: if it is set, the server sets neither"),
+    "CUDA_VISIBLE_DEVICES": ("all", "the GPUs whose free memory a training's is compared with"),
     "RANK": ("unset", "set by torchrun for a sharded training, with `LOCAL_RANK` and `WORLD_SIZE`"),
     "LOCAL_RANK": ("`0`", "the GPU of this process"),
     "WORLD_SIZE": ("`1`", "the number of processes of a sharded training"),

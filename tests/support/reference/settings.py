@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from server.cli.serve.settings import SERVE_SETTINGS
-from server.settings import About
 from support.reference.table import table
 
 HEADS = ("option", "variable", "default", "meaning")
@@ -54,7 +53,7 @@ def setting_rows() -> list[dict[str, str]]:
             "section": each.group,
             "type": each.type_name,
             "default": default_text(each.default),
-            "limits": _limits_of(each.about),
+            "limits": each.about.limits,
             "unit": each.unit,
             "option": each.option,
             "env": ", ".join(each.environment),
@@ -71,8 +70,3 @@ def default_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _limits_of(about: About) -> str:
-    signs = ((">=", about.at_least), (">", about.above), ("<=", about.at_most), ("<", about.below))
-    return ", ".join([*about.choices, *(f"{sign} {limit:g}" for sign, limit in signs if limit is not None)])

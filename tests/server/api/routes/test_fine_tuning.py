@@ -387,7 +387,7 @@ def test_bytes_missing_on_the_disk_are_a_503_that_names_the_file(
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {keys['acme']}"}) as files:
         form = {"file": ("a.jsonl", b'{"prompt": "gone", "completion": "b"}\n'), "purpose": (None, "fine-tune")}
         file = files.post("/v1/files", files=form).json()
-        world.onboarding.files.present_path(world.onboarding.files.get("acme", file["id"])).unlink()
+        world.onboarding.files.path(world.onboarding.files.get("acme", file["id"])).unlink()
         for path in ("content", "check"):
             answer = files.get(f"/v1/files/{file['id']}/{path}")
             assert answer.status_code == 503

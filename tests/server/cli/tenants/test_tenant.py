@@ -178,10 +178,3 @@ def test_a_key_whose_end_no_calendar_holds_is_listed(run: Command, run_json: Com
     store.close()
     assert "after 9998" in run("tenant", "key", "list", "acme").stdout
     assert run_json("tenant", "key", "list", "acme")["data"][1]["expires_at"] == 2**53
-
-
-def test_a_weight_that_is_no_number_is_refused(run: Command) -> None:
-    run("tenant", "create", "acme")
-    refused = run("tenant", "quota", "acme", "--weight", "nan")
-    assert refused.exit_code == 2
-    assert "must be a finite number, got nan" in refused.stderr

@@ -98,8 +98,7 @@ def test_the_old_spelling_of_an_option_works_and_warns(run: Command) -> None:
 
 
 @pytest.mark.parametrize("option", ["--device-gb", "--reserve-gb", "--adapter-mb", "--host-gb"])
-@pytest.mark.parametrize("value", ["inf", "nan"])
-def test_a_size_that_is_no_number_is_refused(run: Command, option: str, value: str) -> None:
-    refused = run("plan", "serve", "-m", "7B", option, value)
+def test_a_size_without_end_is_refused(run: Command, option: str) -> None:
+    refused = run("plan", "serve", "-m", "7B", option, "inf")
     assert refused.exit_code == 2
-    assert f"must be a finite number, got {value}" in refused.stderr
+    assert "must be a finite number, got inf" in refused.stderr

@@ -50,7 +50,7 @@ def test_equal_bytes_are_kept_once_and_go_with_their_last_owner(world: JobWorld)
     mine, yours = world.upload(b"same\n", "acme"), world.upload(b"same\n", "globex")
     assert len(blobs(world)) == 1
     world.onboarding.files.delete("acme", mine.id)
-    assert world.onboarding.files.present_path(yours).read_bytes() == b"same\n"
+    assert world.onboarding.files.path(yours).read_bytes() == b"same\n"
     world.onboarding.files.delete("globex", yours.id)
     assert blobs(world) == []
 
@@ -104,20 +104,20 @@ def test_a_sweep_takes_what_killed_uploads_left_and_nothing_else(world: JobWorld
     orphan.parent.mkdir(exist_ok=True)
     orphan.write_bytes(b"no row")
     assert world.onboarding.files.sweep(grace_s=-1) == 2
-    assert world.onboarding.files.present_path(kept).read_bytes() == b"kept\n"
+    assert world.onboarding.files.path(kept).read_bytes() == b"kept\n"
 
 
 def test_a_job_keeps_its_data_when_the_file_goes(world: JobWorld) -> None:
     job = world.create()
     (file,) = world.onboarding.files.list("acme")
-    data = world.onboarding.files.present_path(file).read_bytes()
+    data = world.onboarding.files.path(file).read_bytes()
     world.onboarding.files.delete("acme", file.id)
     assert (job.run_dir / "training.jsonl").read_bytes() == data
 
 
 def test_missing_bytes_are_named_and_the_file_is_healed_by_another_upload(world: JobWorld) -> None:
     file = world.upload(b"some lines\n")
-    world.onboarding.files.present_path(file).unlink()
+    world.onboarding.files.path(file).unlink()
     with pytest.raises(BlobDamaged, match=file.id) as missing:
         world.onboarding.files.present_path(file)
     assert (missing.value.code, missing.value.param) == ("blob_missing", "file_id")
@@ -127,7 +127,7 @@ def test_missing_bytes_are_named_and_the_file_is_healed_by_another_upload(world:
 
 def test_bytes_that_changed_on_the_disk_are_never_used(world: JobWorld) -> None:
     files, file = world.onboarding.files, world.upload(b"some lines\n")
-    files.present_path(file).write_bytes(b"some LINES\n")
+    files.path(file).write_bytes(b"some LINES\n")
     with pytest.raises(BlobDamaged, match=file.id) as damaged:
         files.present_path(file)
     assert damaged.value.code == "blob_damaged"
@@ -142,7 +142,7 @@ def test_bytes_that_changed_on_the_disk_are_never_used(world: JobWorld) -> None:
 
 def test_a_job_whose_file_is_gone_names_the_field_that_named_it(world: JobWorld) -> None:
     files, file, target = world.onboarding.files, world.upload(b"some lines\n"), world.root / "job.jsonl"
-    files.present_path(file).unlink()
+    files.path(file).unlink()
     with pytest.raises(BlobDamaged, match=file.id) as missing:
         files.link(file, target, param="validation_file")
     assert (missing.value.code, missing.value.param) == ("blob_missing", "validation_file")

@@ -44,9 +44,9 @@ class Routes(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.server.status != 200:
             return self.answer(self.server.status, {})
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         assert self.path == "/apis/batch/v1/namespaces/default/jobs", self.path
         if self.server.jobs.setdefault(body["metadata"]["name"], body) is not body:
             return self.answer(409, {"reason": "AlreadyExists"})
