@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import click
 from prometheus_client import start_http_server
 from ray import serve
 from ray.serve import Application
@@ -35,6 +34,10 @@ from server.settings import Setting
 _log = logging.getLogger(__name__)
 
 METRICS_HOST, METRICS_PORT = "metrics_host", "metrics_port"
+_WORDS = {
+    **dict.fromkeys(("1", "true", "t", "yes", "y", "on"), True),
+    **dict.fromkeys(("0", "false", "f", "no", "n", "off"), False),
+}  # as click reads an option's variable
 _ROUTER = {
     "request_router_class": "server.ray_serve.router:AffinityRouter",
     "request_routing_stats_period_s": 1.0,
@@ -129,6 +132,7 @@ def _value(setting: Setting, text: str) -> Any:
     if setting.kind not in (int, float, bool):
         return text
     try:
-        return click.types.convert_type(setting.kind).convert(text, None, None)
-    except click.BadParameter as error:
-        raise CommandError("bad_config", f"{setting.environment[0]}: {error.message}", ExitCode.REFUSED) from None
+        return _WORDS[text.strip().lower()] if setting.kind is bool else setting.kind(text)
+    except (KeyError, ValueError):
+        message = f"{setting.environment[0]} must be of type {setting.type_name}, got {text!r:.80}"
+        raise CommandError("bad_config", message, ExitCode.REFUSED) from None

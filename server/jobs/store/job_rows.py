@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from adapters_store.storage.database import now_s
 from adapters_store.storage.schema import job_checkpoints, job_events, jobs, tenants
-from server.jobs.store.records import Job, JobCheckpoint, JobEvent, JobFailure, JobStatus, Level, Wanted
+from server.jobs.store.records import Job, JobCheckpoint, JobEvent, JobFailure, JobStatus, Level
 
 _JSON = ("request", "spec", "progress", "override")
 
@@ -67,7 +67,7 @@ def change(
     values: Mapping[str, Any],
     only_in: Collection[JobStatus] = (),
     *,
-    wanted: Collection[Wanted] = (),
+    wanted: Collection[str] = (),
 ) -> bool:
     """Write the columns, if the job's status is one of those, and what is wanted of it one of these (none given: any).
 

@@ -21,7 +21,7 @@ from adapters_store.storage import audit
 from adapters_store.storage.database import Database, now_s
 from server.jobs.limits import JobLimit, JobLimits
 from server.jobs.store import job_rows
-from server.jobs.store.records import WORKING, Job, JobCheckpoint, JobEvent, JobFailure, JobStatus, Level, Wanted
+from server.jobs.store.records import WORKING, Job, JobCheckpoint, JobEvent, JobFailure, JobStatus, Level
 from server.jobs.store.served_bases import ServedBases
 from trainer.redaction import redact_folders
 
@@ -29,7 +29,7 @@ DAY_S = 86_400
 RUNS = "runs"  # in the data directory
 _IDLE = (JobStatus.VALIDATING, JobStatus.QUEUED, JobStatus.PAUSED)
 _ACTIVE = (*WORKING, JobStatus.PAUSED)
-_NOT_CANCELLED: tuple[Wanted, ...] = ("run", "pause")
+_NOT_CANCELLED = ("run", "pause")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,25 +96,27 @@ class KubernetesJobExecutor:
 
     def _job(self, name: str) -> Any:
         """None: there is no such Job."""
+        found = None
         with _reached(_GONE):
-            return self._jobs.read_namespaced_job_status(name, self._namespace, _request_timeout=_TIMEOUT_S)
-        return None
+            found = self._jobs.read_namespaced_job_status(name, self._namespace, _request_timeout=_TIMEOUT_S)
+        return found  # noqa: RET504  (the block may have ended before it was there)
 
     def _exit_code(self, name: str) -> int | None:
         """Of the container that runs the command, negative for a signal; None if the pod is gone. A pod's statuses are
         sorted by name, so another container's may come first."""
         own = self._template["spec"]["template"]["spec"]["containers"][0].get("name")
         selector = {"label_selector": f"batch.kubernetes.io/job-name={name}", "_request_timeout": _TIMEOUT_S}
+        pods = []
         with _reached(_GONE):
-            codes = [
-                each.state.terminated.exit_code
-                for pod in self._pods.list_namespaced_pod(self._namespace, **selector).items
-                for each in pod.status.container_statuses or ()
-                if each.name == own and each.state is not None and each.state.terminated is not None
-            ]
-            code = int(codes[0]) if codes else None
-            return 128 - code if code is not None and code > 128 else code
-        return None
+            pods = self._pods.list_namespaced_pod(self._namespace, **selector).items
+        codes = [
+            each.state.terminated.exit_code
+            for pod in pods
+            for each in pod.status.container_statuses or ()
+            if each.name == own and each.state is not None and each.state.terminated is not None
+        ]
+        code = int(codes[0]) if codes else None
+        return 128 - code if code is not None and code > 128 else code
 
 
 def check_template(template: Any) -> None:

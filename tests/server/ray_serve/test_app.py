@@ -36,7 +36,7 @@ def test_variables_mean_what_they_mean_to_the_command(tmp_path: Path, monkeypatc
     assert (settings.port, settings.drain_s) == (8000, 10.0)
     assert (settings.engine.prefix_cache, settings.engine.cuda_graphs) == (True, False)
     monkeypatch.setenv("MULTILORA_DRAIN_S", "[")
-    with pytest.raises(CommandError, match=r"MULTILORA_DRAIN_S: '\[' is not a valid float"):
+    with pytest.raises(CommandError, match=r"MULTILORA_DRAIN_S must be of type number, got '\['"):
         settings_of_replica(given)
 
 
