@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -82,13 +82,12 @@ class Bucket:
     thread waits for it again and again. Methods raise StoreUnavailable (blobs_unavailable).
     """
 
-    def __init__(self, store: ObjectStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         import obstore  # an extra that only an object store needs
         import obstore.exceptions
 
         self._api = obstore
         self._store = store
-        self._clock = clock
         self._away_until_s = float("-inf")
         self._lock = threading.Lock()
 
@@ -205,13 +204,13 @@ class Bucket:
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[None]:
-        start_s = self._clock()
+        start_s = time.monotonic()
         if start_s < self._away_until_s:
             raise _unavailable()
         try:
             yield
         except self._api.exceptions.BaseError as error:
-            now_s = self._clock()
+            now_s = time.monotonic()
             with self._lock:
                 self._away_until_s = now_s + max(_RETRY_S, now_s - start_s)
             raise _logged(what, error) from error
