@@ -58,6 +58,7 @@ class FairShare:
     """
 
     def __init__(self) -> None:
+        self.num_weight_changes = 0  # rises whenever a tenant's weight changes
         self._accounts: dict[str, TenantAccount] = {}
         self._heap: list[tuple[float, int, TenantAccount]] = []
         self._num_entries = 0  # breaks ties by age of the entry
@@ -77,6 +78,12 @@ class FairShare:
 
     def accounts(self) -> Iterable[TenantAccount]:
         return self._accounts.values()
+
+    def set_weight(self, account: TenantAccount, weight: float) -> None:
+        """From now on. What it was given before stays divided by the weight that it had then."""
+        if account.weight != weight:
+            account.weight = weight
+            self.num_weight_changes += 1
 
     def begin_waiting(self, account: TenantAccount) -> None:
         """Lift the tenant's counter: its first request begins to wait."""

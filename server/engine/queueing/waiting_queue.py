@@ -68,7 +68,7 @@ class WaitingQueue:
     def push(self, request: Request) -> None:
         """Add to the back of its tenant's queue."""
         queue = self._enqueued(request)
-        queue.account.weight = request.weight
+        self.shares.set_weight(queue.account, request.weight)
         self._next_position += 1
         if queue.push(self._next_position, request):
             self._new_adapter(queue, request)

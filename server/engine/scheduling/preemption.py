@@ -28,6 +28,7 @@ class RunningSlots:
         self._shares = shares
         self._holders: dict[str, TenantAccount] = {}  # tenants that run something
         self._top: TenantAccount | None = None  # of those, the one that runs most for its weight; None: not known
+        self._top_weight_changes = 0  # `FairShare.num_weight_changes` when it was found
         self.num_changes = 0  # rises whenever a slot is taken or given up
         self._last_pass: tuple[int, int, int] | None = None
 
@@ -111,7 +112,9 @@ class RunningSlots:
         return self._holders.values()
 
     def _fullest(self) -> TenantAccount:
-        if self._top is None:
+        num_weight_changes = self._shares.num_weight_changes
+        if self._top is None or self._top_weight_changes != num_weight_changes:
+            self._top_weight_changes = num_weight_changes
             self._top = max(self._holders.values(), key=_level)
         return self._top
 

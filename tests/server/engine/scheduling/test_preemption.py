@@ -7,6 +7,7 @@ import random
 import pytest
 
 from server.engine.queueing.fair_share import FairShare, TenantAccount
+from server.engine.queueing.waiting_queue import WaitingQueue
 from server.engine.request import Request, SamplingParams, Status
 from server.engine.schedule import SchedulerSettings
 from server.engine.scheduling.preemption import RunningSlots
@@ -133,6 +134,24 @@ def test_where_a_flood_has_nothing_more_to_give_up_the_fullest_gives() -> None:
         request.num_preemptions = 4
     victims.append(slots.victim_for(few, running, {"flood"}, now_s=0.0))
     assert [victim and victim.id for victim in victims] == ["flood4", "busy5"]
+
+
+@pytest.mark.parametrize(("tenant", "weight"), [("busy", 10.0), ("flood", 0.1)])
+def test_a_new_weight_decides_at_once_which_tenant_gives_up_a_slot(tenant: str, weight: float) -> None:
+    queue = WaitingQueue(lookahead=1, starvation_s=1.0)
+    slots = RunningSlots(SchedulerSettings(max_running=11), queue.shares)
+    running = [
+        Request(f"{name}{index}", name, [1], SamplingParams(), status=Status.RUNNING)
+        for name, count in (("flood", 5), ("busy", 6))
+        for index in range(count)
+    ]
+    for request in running:
+        slots.enter(request)
+    few = queue.shares.account("few")
+    before = slots.victim_for(few, running, set(), now_s=0.0)
+    queue.push(Request("new", tenant, [1], SamplingParams(), weight=weight))
+    after = slots.victim_for(few, running, set(), now_s=0.0)
+    assert [victim and victim.id for victim in (before, after)] == ["busy5", "flood4"]
 
 
 @pytest.mark.parametrize("noisy_share", [0.0, 0.2])
