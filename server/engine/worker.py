@@ -176,7 +176,10 @@ class EngineWorker:
         return answer
 
     def _send(self, command: Callable[[], None]) -> None:
+        """Run it between two steps. An engine that is stopping ends all requests itself, and needs no command."""
         with self._changed:
+            if self._is_stopping:
+                return
             self._commands.append(command)
             self._changed.notify()
 

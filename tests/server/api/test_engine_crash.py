@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters_store.base.description import AdapterDigest
 from server.api.engine_client import EngineClient
 from server.engine.worker import EngineWorker
 from support.servers.waiting import wait_until
@@ -58,6 +59,11 @@ def test_a_crash_fails_every_request_and_turns_health_red(
     for answer in answers:
         assert failure_in(answer) == "engine_stopped"
         assert "own fault" not in answer.text
+    wait_until(lambda: not engine._thread.is_alive())
+    engine.abort("unknown")
+    engine.retry_adapters()
+    engine.forget_adapters([AdapterDigest("a" * 64)])  # as the store's watch does for every deleted adapter
+    assert not engine._commands
     red = httpx.get(f"{url}/health")
     assert (red.status_code, red.json()["error"]["code"]) == (503, "engine_dead")
     assert httpx.get(f"{url}/ready").status_code == 503
