@@ -2,11 +2,15 @@
 
 Fair between tenants: the tenant with the fewest running jobs goes first, then the one whose last start is longest ago,
 then the oldest job. So a tenant's hundred jobs never delay another tenant's single one.
+
+A job that does not fit lets those behind it pass, for RESERVE_AFTER_S. Then none behind it starts until it fits: small
+jobs cannot keep a large one waiting without end.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +26,7 @@ from trainer.spec import SpecError, TrainSpec
 logger = logging.getLogger(__name__)
 
 CHECK, ONBOARD = "check", "onboard"
+RESERVE_AFTER_S = 600.0
 Advice = Callable[[TrainSpec, int], Sequence[str]]
 
 
@@ -59,12 +64,21 @@ class Dispatcher:
     kind: two executors know nothing of each other's processes, and would train it twice.
     """
 
-    def __init__(self, jobs: JobStore, sequences: Starts, capacity: Capacity, executor: str = SUBPROCESS) -> None:
+    def __init__(
+        self,
+        jobs: JobStore,
+        sequences: Starts,
+        capacity: Capacity,
+        executor: str = SUBPROCESS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._jobs = jobs
         self._sequences = sequences
         self._capacity = capacity
         self._executor = executor
+        self._clock = clock
         self._started: set[tuple[str, str, int]] = set()
+        self._short_since_s: dict[str, float] = {}  # by job: when it was first found not to fit
 
     def tick(self) -> None:
         """Validate new jobs, resume running ones that have no sequence here, admit the next ones."""
@@ -78,6 +92,8 @@ class Dispatcher:
                 self._start(ONBOARD, job) if self._is_own(job) else self._leave(job)
         running = [job for job in active if job.status is JobStatus.RUNNING and self._is_own(job)]
         queued = [job for job in active if job.status is JobStatus.QUEUED]
+        waiting = {job.id for job in queued}
+        self._short_since_s = {each: since_s for each, since_s in self._short_since_s.items() if each in waiting}
         if queued and len(running) < self._capacity.max_running:
             self._admit(queued, running)
 
@@ -111,8 +127,18 @@ class Dispatcher:
                 if self._jobs.move(job, JobStatus.RUNNING, only_in=(JobStatus.QUEUED,), **started):
                     self._start(ONBOARD, job)
                 return  # one a tick: the next tick sees the memory this one takes
-            if not running:
-                self._jobs.end(job, JobStatus.FAILED, self._too_large(job, needed, free))
+            most = self._capacity.memory_bytes if running else free
+            if most is not None and needed > most:
+                self._jobs.end(job, JobStatus.FAILED, self._too_large(job, needed, most))
+            elif self._reserves(job):
+                text = f"The job waits for memory: it needs about {needed} bytes, {free} are free"
+                self._jobs.note(job, f"reserve:{job.run_number}", f"{text}. Jobs behind it wait until it has started")
+                return
+
+    def _reserves(self, job: Job) -> bool:
+        """Whether the job has waited for memory so long that those behind it wait too."""
+        now_s = self._clock()
+        return now_s - self._short_since_s.setdefault(job.id, now_s) >= RESERVE_AFTER_S
 
     def _needed(self, job: Job) -> int:
         """Of all ranks, at most: shards take less than the whole. Nothing if this version refuses the spec, which an

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from adapters_store.storage.schema import jobs as rows
 from server.jobs.limits import JobLimits
 from server.jobs.store.job_request import JobRequest
 from server.jobs.store.records import Job, JobStatus
-from server.jobs.worker.dispatcher import CHECK, ONBOARD, Capacity, Dispatcher, choose
+from server.jobs.worker.dispatcher import CHECK, ONBOARD, RESERVE_AFTER_S, Capacity, Dispatcher, choose
 from support.servers.job_world import MODEL, JobWorld, data_lines
 
 GIB = 1 << 30
@@ -119,6 +120,87 @@ def test_a_job_waits_for_memory_that_a_running_one_holds(world: JobWorld) -> Non
     world.jobs.end(running(world)[0], JobStatus.CANCELLED)
     dispatcher.tick()
     assert [job.id for job in running(world)] == [jobs[1].id]
+
+
+LARGE_GIB, SMALL_GIB = 4, 2
+
+
+def of_two_sizes(world: JobWorld, tenant: str, sizes: list[int]) -> list[Job]:
+    """Queued jobs; the size in GiB is told by the rank."""
+    ids = []
+    for index, size in enumerate(sizes):
+        file = world.upload(data_lines(salt=f"{tenant}{index}"), tenant)
+        request = JobRequest(model=MODEL, training_file=file.id, suffix=f"s{index}", knobs={"rank": size})
+        job = world.onboarding.create(tenant, request)
+        world.jobs.move(job, JobStatus.QUEUED, only_in=(JobStatus.VALIDATING,))
+        ids.append(job.id)
+    return [world.jobs.get(each) for each in ids]
+
+
+@dataclass
+class Machine:
+    """Four GiB, a clock, and a dispatcher. `pass_a_minute` ends the running job that has run longest."""
+
+    world: JobWorld
+    now_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        sizes = Capacity(
+            max_running=2,
+            estimate=lambda spec: spec.adapter.rank * GIB,
+            free=lambda _: None,
+            memory_bytes=LARGE_GIB * GIB,
+        )
+        self.dispatcher = Dispatcher(self.world.jobs, Started(), sizes, clock=lambda: self.now_s)
+
+    def pass_a_minute(self) -> list[str]:
+        """The jobs that run then."""
+        self.now_s += 60
+        if ends := running(self.world):
+            self.world.jobs.end(ends[-1], JobStatus.SUCCEEDED)
+        for _ in range(2):
+            self.dispatcher.tick()
+        return [job.id for job in running(self.world)]
+
+
+def test_small_jobs_pass_a_large_one_for_a_bounded_time_only(world: JobWorld) -> None:
+    """Two small jobs always run, so that the large one of either tenant never fits between them."""
+    machine, minutes = Machine(world), 0
+    of_two_sizes(world, "globex", [SMALL_GIB] * 2)
+    machine.pass_a_minute()
+    [large, *_] = of_two_sizes(world, "acme", [LARGE_GIB, *[SMALL_GIB] * 30])
+    of_two_sizes(world, "globex", [SMALL_GIB] * 30)
+    while large.id not in machine.pass_a_minute():
+        minutes += 1
+        assert minutes < 20, "the large job starves"
+        assert running(world), "jobs run meanwhile"
+    assert minutes >= RESERVE_AFTER_S / 60, "small jobs may pass it for a while"
+    assert [job.id for job in running(world)] == [large.id]
+    assert len([text for text in world.messages(large) if "waits for memory" in text]) == 1
+    assert len(machine.pass_a_minute()) == 2, "small jobs run again after it"
+
+
+def test_a_paused_job_reserves_nothing(world: JobWorld) -> None:
+    machine = Machine(world)
+    of_two_sizes(world, "globex", [SMALL_GIB] * 2)
+    machine.pass_a_minute()
+    [large, *_] = of_two_sizes(world, "acme", [LARGE_GIB, *[SMALL_GIB] * 30])
+    for _ in range(12):
+        still = machine.pass_a_minute()
+    assert len(still) < 2, "it reserves"
+    world.jobs.pause(large)
+    assert len(machine.pass_a_minute()) == 2
+
+
+def test_what_exceeds_the_budget_fails_at_once_and_reserves_nothing(world: JobWorld) -> None:
+    machine = Machine(world)
+    of_two_sizes(world, "globex", [SMALL_GIB])
+    machine.pass_a_minute()
+    [large] = of_two_sizes(world, "acme", [LARGE_GIB + 1])
+    machine.dispatcher.tick()
+    failure = world.jobs.get(large.id).failure
+    assert failure is not None
+    assert (failure.code, str(LARGE_GIB * GIB) in failure.message) == ("out_of_memory", True)
 
 
 @pytest.mark.parametrize(("free", "budget"), [(4 * GIB, None), (None, 4 * GIB), (64 * GIB, 4 * GIB)])
