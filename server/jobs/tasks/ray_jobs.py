@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
@@ -28,11 +28,11 @@ _TRAIN = ("-P", "-m", "server.jobs.tasks.ray_train")
 
 
 class RayJobExecutor:
-    """address: of the cluster's job server. num_gpus: for each rank."""
+    """address: of the cluster's job server. num_gpus: for each rank of a task, asked at its start."""
 
     kind, is_remote = RAY, True
 
-    def __init__(self, address: str, *, num_gpus: float = 0) -> None:
+    def __init__(self, address: str, *, num_gpus: Callable[[], int] = lambda: 0) -> None:
         self._address = address
         self._num_gpus = num_gpus
         self._connected: JobSubmissionClient | None = None
@@ -48,7 +48,7 @@ class RayJobExecutor:
             self._client.submit_job(
                 entrypoint=f"{shlex.join(_command(task))} >> {shlex.quote(str(task.file('log')))} 2>&1",
                 submission_id=submission,
-                entrypoint_num_gpus=self._num_gpus * task.ranks if task.nodes == 1 else 0,
+                entrypoint_num_gpus=self._num_gpus() * task.ranks if task.nodes == 1 else 0,
                 runtime_env={"env_vars": {**task.environment, "RAY_JOB_STOP_WAIT_TIME_S": _STOP_GRACE_S}},
                 metadata={"multilora_run": task.folder.name, "multilora_task": task.name},
             )

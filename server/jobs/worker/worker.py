@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -55,8 +55,7 @@ class Worker:
         self._onboarding = Onboarding.open(data_dir, database_url=settings.database_url, remote=settings.remote)
         self._jobs = self._onboarding.jobs
         trainer, gate = settings.trainer or TRAINER, settings.gate or GATE
-        num_gpus = 1 if self._device == "cuda" else 0
-        self._executor = executor_for(settings.jobs, num_gpus=num_gpus, commands=(trainer, gate))
+        self._executor = executor_for(settings.jobs, num_gpus=self._num_gpus, commands=(trainer, gate))
         driver = Driver(self._jobs, self._executor, self._stopping, DriverSettings(tick_s=settings.tick_s / 2))
         steps = self._steps_with(driver, trainer, gate)
         sequences = {
@@ -143,6 +142,9 @@ class Worker:
         served = self._jobs.bases.last()
         return "cpu" if served is None else served.device
 
+    def _num_gpus(self) -> int:
+        return 1 if self._device == "cuda" else 0
+
     def _free_bytes(self, ranks: int) -> int | None:
         """What a training may take, what the resident process holds for it included. None also for other machines,
         whose scheduler knows their memory."""
@@ -160,11 +162,13 @@ class Worker:
         )
 
 
-def executor_for(settings: JobSettings, *, num_gpus: int = 0, commands: Sequence[Sequence[str]] = ()) -> Executor:
+def executor_for(
+    settings: JobSettings, *, num_gpus: Callable[[], int], commands: Sequence[Sequence[str]] = ()
+) -> Executor:
     """The executor of a kind. Imports only what that kind needs: Ray's and Kubernetes' clients are optional extras.
 
-    num_gpus: that each rank of a training gets; this machine and a manifest know it themselves. commands: of the
-    tasks, before their arguments; a resident process starts them if all are modules.
+    num_gpus: that each rank of a task gets which starts now; this machine and a manifest know it themselves. commands:
+    of the tasks, before their arguments; a resident process starts them if all are modules.
 
     Raises ModuleNotFoundError (an extra is not installed), and what the kind's own settings raise."""
     if settings.executor == RAY:

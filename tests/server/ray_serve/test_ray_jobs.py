@@ -9,8 +9,12 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import groupby
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import ray
@@ -53,9 +57,10 @@ def test_no_cluster_is_no_failure_of_a_job(tmp_path: Path) -> None:
 
 
 class JobServer(BaseHTTPRequestHandler):
-    """Answers `refusal` to what is submitted, in Ray's words, and knows no job."""
+    """Answers `refusal` to what is submitted, in Ray's words, and knows no job. submitted: what was, by all."""
 
     refusal = (200, "")
+    submitted: ClassVar[list[dict[str, Any]]] = []
 
     def do_GET(self) -> None:
         if self.path == "/api/version":
@@ -64,7 +69,7 @@ class JobServer(BaseHTTPRequestHandler):
         return self.answer(404, "Job x does not exist")
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+        self.submitted.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
         self.answer(*self.refusal)
 
     def answer(self, status: int, text: str) -> None:
@@ -75,6 +80,17 @@ class JobServer(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *words: object) -> None:
         """Quiet."""
+
+
+@contextmanager
+def job_server() -> Iterator[str]:
+    """Its URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), JobServer) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.parametrize(
@@ -89,10 +105,21 @@ def test_a_cluster_that_is_starting_is_no_failure_of_a_job_and_a_refusal_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, text: str, raised: type[Exception]
 ) -> None:
     monkeypatch.setattr(JobServer, "refusal", (status, text))
-    with ThreadingHTTPServer(("127.0.0.1", 0), JobServer) as server:
-        threading.Thread(target=server.serve_forever).start()
-        try:
-            with pytest.raises(raised):
-                RayJobExecutor(f"http://127.0.0.1:{server.server_port}").start(Task("train", tmp_path, ("true",)))
-        finally:
-            server.shutdown()
+    with job_server() as url, pytest.raises(raised):
+        RayJobExecutor(url).start(Task("train", tmp_path, ("true",)))
+
+
+def test_a_worker_that_began_before_a_base_was_served_on_a_gpu_gives_its_jobs_gpus(
+    world: JobWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(JobServer, "refusal", (400, "bad entrypoint"))
+    monkeypatch.setattr(JobServer, "submitted", [])
+    with job_server() as url:
+        world.start_worker("--jobs", JobSettings(executor="ray", ray_address=url).to_json())
+        world.wait_ended(world.create(name="before"))
+        served = world.jobs.bases.last()
+        assert served is not None
+        world.jobs.bases.remember(replace(served, device="cuda"))
+        world.wait_ended(world.create(name="after", salt=1))
+    tries = [each["entrypoint_num_gpus"] for each in JobServer.submitted]
+    assert [count for count, _ in groupby(tries)] == [0, 1]

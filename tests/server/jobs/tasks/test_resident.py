@@ -287,7 +287,7 @@ def test_without_a_task_it_leaves() -> None:
 def test_the_products_own_commands_have_one_unless_it_is_switched_off(
     settings: JobSettings, commands: tuple[tuple[str, ...], ...], is_there: bool
 ) -> None:
-    executor = executor_for(settings, commands=commands)
+    executor = executor_for(settings, num_gpus=lambda: 0, commands=commands)
     assert isinstance(executor, SubprocessExecutor)
     assert (executor._resident is not None) == is_there
     if executor._resident is not None:
