@@ -95,7 +95,8 @@ class Setting:
 
     @property
     def unit(self) -> str:
-        return self.about.unit or next((unit for end, unit in _UNITS.items() if self.name.endswith(end)), "")
+        by_name = next((unit for end, unit in _UNITS.items() if self.name.endswith(end)), "")
+        return self.about.unit or ("" if self.kind is bool else by_name)
 
     @property
     def type_name(self) -> str:

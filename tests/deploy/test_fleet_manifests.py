@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from server.cli.serve.settings import SERVE_SETTINGS
 from server.jobs.tasks.kubernetes_jobs import check_template
 from support.kubernetes_schema import faults
 
-FLEET = Path(__file__).parents[2] / "deploy" / "kubernetes" / "fleet"
+ROOT = Path(__file__).parents[2]
+FLEET = ROOT / "deploy" / "kubernetes" / "fleet"
 KUSTOMIZATION = yaml.safe_load((FLEET / "kustomization.yaml").read_text())
 FOREIGN = ("InferencePool", "HTTPRoute")  # not Kubernetes' own: their fields are checked by name below
 
@@ -75,6 +78,14 @@ def test_every_option_and_variable_is_the_servers() -> None:
     known = {name for each in SERVE_SETTINGS.values() for name in each.environment}
     known |= {"MULTILORA_ADMIN_KEY", "MULTILORA_BLOB_URL"}
     assert {each["name"] for each in container["env"] if each["name"].startswith("MULTILORA_")} <= known
+
+
+@pytest.mark.parametrize("page", ["deploy/Dockerfile", "deploy/kubernetes/fleet/kustomization.yaml", "docs/scaling.md"])
+def test_the_image_of_the_pods_has_what_they_are_told_to_use(page: str) -> None:
+    """PostgreSQL, an object store and Kubernetes' client are extras that the image lacks by default."""
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    built = [set(extras.split(",")) for extras in re.findall(r"EXTRAS=([a-z0-9,]*[a-z0-9])", (ROOT / page).read_text())]
+    assert any({"postgres", "s3", "kubernetes"} <= extras <= known.keys() for extras in built), built
 
 
 def test_secrets_are_references() -> None:

@@ -86,3 +86,13 @@ def test_a_cold_chat_request_passes_the_files_that_the_page_names(trace: Trace, 
     assert [name for name in named if name not in passed] == []
     [about] = re.findall(r"passes about (\d+) files", way)
     assert abs(len(passed) - int(about)) <= 15, len(passed)
+
+
+def test_every_method_that_the_life_of_a_request_names_exists() -> None:
+    page = (ROOT / "docs" / "lifecycle.md").read_text()
+    sources = [path.read_text() for folder in ("server", "adapters_store") for path in (ROOT / folder).rglob("*.py")]
+    named = re.findall(r"`([A-Z]\w+)\.(_?[a-z]\w+)`", page)
+    assert len(named) >= 6
+    for owner, method in named:
+        where = [text for text in sources if f"class {owner}" in text]
+        assert any(f"def {method}(" in text for text in where), f"{owner}.{method}"

@@ -30,6 +30,7 @@ class Outer:
     colour: str = setting("red", "A colour.", choices=("red", "blue"))
     key: str | None = setting(None, "A key.", secret=True)
     names: tuple[str, ...] = setting((), "Names.")
+    hides_tokens: bool = setting(False, "Whether tokens are hidden.")
     inner: Inner = section("Inner", prefix="inner_", default_factory=Inner)
 
     def __post_init__(self) -> None:
@@ -38,10 +39,14 @@ class Outer:
 
 def test_settings_are_found_in_order_with_their_sections() -> None:
     found = {each.name: each for each in settings_of(Outer, group="Outer")}
-    assert list(found) == ["count", "speed_s", "colour", "key", "names", "inner_share", "inner_memory_kib"]
-    assert [each.group for each in found.values()] == ["Outer"] * 5 + ["Inner"] * 2
-    assert [each.kind for each in found.values()] == [int, float, str, str, str, float, int]
+    assert list(found) == [
+        *("count", "speed_s", "colour", "key", "names", "hides_tokens"),
+        *("inner_share", "inner_memory_kib"),
+    ]
+    assert [each.group for each in found.values()] == ["Outer"] * 6 + ["Inner"] * 2
+    assert [each.kind for each in found.values()] == [int, float, str, str, str, bool, float, int]
     assert found["speed_s"].unit == "seconds"
+    assert found["hides_tokens"].unit == "", "a yes or no is in no unit"
     assert found["inner_share"].option == "--inner-share"
     assert found["inner_share"].environment == ("MULTILORA_INNER_SHARE",)
     assert found["inner_share"].about.limits == ">= 0, < 1"
