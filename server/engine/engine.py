@@ -287,6 +287,7 @@ class Engine:
             prompt_logprobs=self._prompt_logprobs.pop(request.id, None),
             num_prompt_tokens=len(request.prompt_ids),
             num_output_tokens=len(request.output_ids),
+            num_reasoning_tokens=self._outputs[request.id].num_reasoning_tokens,
             num_cached_tokens=request.num_cached_tokens,
         )
 

@@ -52,6 +52,14 @@ class QueueFull(LimitReached):
         self.retry_after_s = retry_after_s
 
 
+@dataclass(frozen=True, slots=True)
+class ReasoningIds:
+    """The tokens that open and close an answer's reasoning. open None: the prompt has opened it."""
+
+    open: int | None
+    close: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
     """OpenAI's sampling fields and the usual ones beyond.
@@ -59,7 +67,8 @@ class SamplingParams:
     temperature 0 and top_p 0 mean greedy. top_k 0 means off. logprobs: how many alternatives to report beside the
     chosen token (None: no logprobs at all, 0: the chosen token only). prompt_logprobs: the same for prompt positions.
     end_ids: tokens that end this sequence as the base's own end-of-sequence tokens do. mark_ids: tokens whose places in
-    the text the events report. pooling: of the prompt's hidden states, one vector is made; max_tokens must be 0.
+    the text the events report. reasoning: whose tokens are counted; None: none are. pooling: of the prompt's hidden
+    states, one vector is made; max_tokens must be 0.
     """
 
     max_tokens: int = 16
@@ -79,6 +88,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     end_ids: tuple[int, ...] = ()
     mark_ids: frozenset[int] = frozenset()
+    reasoning: ReasoningIds | None = None
     ignore_eos: bool = False
     pooling: Pooling | None = None
 
@@ -264,6 +274,7 @@ class TokenEvent:
     error: RequestError | None = None
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
+    num_reasoning_tokens: int = 0  # of the output's
     num_cached_tokens: int = 0
 
 

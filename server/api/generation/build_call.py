@@ -118,7 +118,7 @@ async def call_of(context: ApiContext, before: BeforeBody, asked: Asked, source:
     def build() -> Call:
         params = asked.params()
         if prepared.form is not None:
-            params = replace(params, mark_ids=prepared.form.mark_ids)
+            params = replace(params, mark_ids=prepared.form.mark_ids, reasoning=prepared.form.reasoning_ids)
         _check_prompt_logprobs(context, params, sum(map(len, prompts)) * asked.num_choices)
         call_id = f"{source.id_prefix}-{uuid4().hex}"
         requests = _requests(

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from adapters_store.dialects.dialect import Dialect, Marker, Maybe, Part
 from adapters_store.dialects.reasoning import ReasoningMarks
-from server.engine.request import Mark
+from server.engine.request import Mark, ReasoningIds
 from server.engine.text.special_names import Symbol
 
 Kind = Literal["reasoning", "text", "name", "arguments"]
@@ -62,6 +62,16 @@ class AnswerForm:
     def mark_ids(self) -> frozenset[int]:
         """The tokens whose places the reader must be given."""
         return frozenset(self.marker_ids.values())
+
+    @property
+    def reasoning_ids(self) -> ReasoningIds | None:
+        """The tokens that mark the reasoning; None if there is none, or if a mark has no token of its own."""
+        if self.reasoning is None or self.reasoning.close not in self.marker_ids:
+            return None
+        if not self.starts_in_reasoning and self.reasoning.open not in self.marker_ids:
+            return None
+        opens = None if self.starts_in_reasoning else self.marker_ids[self.reasoning.open]
+        return ReasoningIds(opens, self.marker_ids[self.reasoning.close])
 
     def symbols(self, part: Part) -> tuple[Symbol, ...]:
         if isinstance(part, Marker):

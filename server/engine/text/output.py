@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from server.engine.request import FinishReason, Mark, SamplingParams
+from server.engine.request import FinishReason, Mark, ReasoningIds, SamplingParams
 from server.engine.text.detokenizer import Detokenizer
 from server.engine.text.stop_strings import Match, StopMatcher
 from server.engine.text.token_text import TokenTexts
@@ -55,13 +55,28 @@ class OutputState:
         self._held = ""
         self._open_marks: list[Mark] = []  # of text that is held back; places in the whole text
         self._num_read = self._num_shown = 0  # characters of the whole text
+        self._reasoning = params.reasoning  # None: it has ended, or there is none
+        self._is_reasoning = params.reasoning is not None and params.reasoning.open is None
         self.num_tokens = 0
+        self.num_reasoning_tokens = 0  # the marks that open and close it are counted too
 
     def append(self, token_id: int) -> OutputDelta:
         """One more token. The released text may be empty. Nothing may be appended after a finish reason."""
         if token_id in self._params.mark_ids:
             self._open_marks.append((self._num_read, token_id))
+        if self._reasoning is not None:
+            self._count_reasoning(self._reasoning, token_id)
         return self._counted(self._append(token_id))
+
+    def _count_reasoning(self, ids: ReasoningIds, token_id: int) -> None:
+        """The answer's first token that is text or a mark may open the reasoning, no later one."""
+        is_passed_over = token_id not in self._params.mark_ids and self._token_texts[token_id].is_empty
+        if is_passed_over and not self._is_reasoning:
+            return
+        self._is_reasoning = self._is_reasoning or token_id == ids.open
+        self.num_reasoning_tokens += self._is_reasoning
+        if not self._is_reasoning or token_id == ids.close:
+            self._reasoning = None
 
     def _counted(self, delta: OutputDelta) -> OutputDelta:
         start = self._num_shown

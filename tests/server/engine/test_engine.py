@@ -14,7 +14,7 @@ from adapters_store.base.description import AdapterDigest
 from server.engine.grammar.spec import GrammarSpec
 from server.engine.model.forward import StepOutput
 from server.engine.model.runner import ModelRunner
-from server.engine.request import InvalidRequest, QueueFull, Request, SamplingParams, TokenEvent
+from server.engine.request import InvalidRequest, QueueFull, ReasoningIds, Request, SamplingParams, TokenEvent
 from server.engine.schedule import Schedule, SchedulerSettings
 from server.engine.startup.settings import MemoryBudget
 from support.models.grammars import ShortGrammar, short_grammars
@@ -158,6 +158,17 @@ def test_deleted_adapter_leaves_both_tiers_and_requests_under_way_come_to_their_
         assert late.finish_reason == "error"
         assert late.error is not None
         assert service.parts.engine.tiers.resident() == []
+
+
+def test_every_event_says_how_many_tokens_of_reasoning_there_were(
+    service: Service, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    close = expected[0][20]
+    end = expected[0].index(close) + 1
+    _, answer = service.ask(prompts[0], KINDS[0], max_tokens=64, reasoning=ReasoningIds(None, close))
+    counts = [(event.num_output_tokens, event.num_reasoning_tokens) for event in answer.collect()]
+    assert counts == [(count, min(count, end)) for count, _ in counts]
+    assert counts[-1] == (64, end)
 
 
 def test_aborted_requests_end_once_and_give_their_blocks_back(service: Service, prompts: list[list[int]]) -> None:

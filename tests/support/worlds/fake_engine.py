@@ -227,9 +227,9 @@ class FakeEngine:
         token_id = self._choose(sequence)
         sequence.num_tokens += 1
         delta = sequence.output.append(token_id)
-        event.token_ids, event.text = [token_id], delta.text
+        event.token_ids, event.text, event.marks = [token_id], delta.text, delta.marks
         event.finish_reason, event.stop_reason = delta.finish_reason, delta.stop_reason
-        event.num_output_tokens = sequence.num_tokens
+        event.num_output_tokens, event.num_reasoning_tokens = sequence.num_tokens, sequence.output.num_reasoning_tokens
         if params.logprobs is not None:
             event.logprobs = [self._logprob(token_id, params.logprobs)]
 

@@ -17,7 +17,7 @@ from server.engine.request import TokenEvent
 _STOP_REASONS = {"tool_calls": "tool_use", "length": "max_tokens"}
 # Fields that Anthropic's description requires: clients made from it read no message without them.
 _NO_STOP = {"stop_details": None, "container": None}
-_NO_USAGE = {"cache_creation": None, "inference_geo": None, "output_tokens_details": None, "server_tool_use": None}
+_NO_USAGE = {"cache_creation": None, "inference_geo": None, "server_tool_use": None}
 
 
 def _stop(finish_reason: str | None, stop_reason: str | int | None) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def _usage(progress: CallProgress) -> dict[str, Any]:
     """Cached tokens are counted apart from the others, as Anthropic counts them."""
     usage = progress.usage()
     cached = usage["prompt_tokens_details"]["cached_tokens"]
+    details = usage.get("completion_tokens_details")
     return {
         **_NO_USAGE,
         "service_tier": "standard",
@@ -44,6 +45,7 @@ def _usage(progress: CallProgress) -> dict[str, Any]:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
         "output_tokens": usage["completion_tokens"],
+        "output_tokens_details": None if details is None else {"thinking_tokens": details["reasoning_tokens"]},
     }
 
 

@@ -22,6 +22,7 @@ class CallProgress:
         self._num_read_tokens = [0] * count  # of the prompt, once the engine has answered for it
         self._num_cached_tokens = [0] * count
         self._num_output_tokens = [0] * count
+        self._num_reasoning_tokens = [0] * count
         self._billed = UsageCounts()
 
     def saw(self, index: int, event: TokenEvent) -> None:
@@ -30,6 +31,7 @@ class CallProgress:
             (self._num_read_tokens, event.num_prompt_tokens),
             (self._num_cached_tokens, event.num_cached_tokens),
             (self._num_output_tokens, event.num_output_tokens),
+            (self._num_reasoning_tokens, event.num_reasoning_tokens),
         ):
             counts[index] = max(counts[index], count)
 
@@ -49,7 +51,10 @@ class CallProgress:
 
     def usage(self) -> dict[str, Any]:
         """The answer's `usage`."""
-        return _usage(self._call.num_prompts_tokens, self.num_output_tokens, self._num_billed_cached_tokens)
+        return {
+            **_usage(self._call.num_prompts_tokens, self.num_output_tokens, self._num_billed_cached_tokens),
+            **_details(self._call, sum(self._num_reasoning_tokens)),
+        }
 
     def bill(self, usage_log: UsageLog) -> None:
         """Everything counted until now has been handed to the client: add what is not billed yet."""
@@ -73,7 +78,17 @@ class CallProgress:
 
 def usage_of_sequence(call: Call, index: int, event: TokenEvent) -> dict[str, Any]:
     """One sequence's `usage` as of this event."""
-    return _usage(len(call.prompt(index)), event.num_output_tokens, event.num_cached_tokens)
+    return {
+        **_usage(len(call.prompt(index)), event.num_output_tokens, event.num_cached_tokens),
+        **_details(call, event.num_reasoning_tokens),
+    }
+
+
+def _details(call: Call, num_reasoning_tokens: int) -> dict[str, Any]:
+    """None if the answer's reasoning is not counted: it has none, or no token of its own marks where it ends."""
+    if call.requests[0].params.reasoning is None:
+        return {}
+    return {"completion_tokens_details": {"reasoning_tokens": num_reasoning_tokens}}
 
 
 def _usage(num_prompt_tokens: int, num_output_tokens: int, num_cached_tokens: int) -> dict[str, Any]:

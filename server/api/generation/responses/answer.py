@@ -94,12 +94,13 @@ class ResponseShape:
         return choice or "auto" if choice is None or isinstance(choice, str) else choice.model_dump()
 
     def _usage(self) -> dict[str, Any]:
-        usage = self._progress.usage()
+        usage, form = self._progress.usage(), self._call.form
+        uncounted = {"reasoning_tokens": None if form is not None and form.reasoning is not None else 0}
         return {
             "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": usage["prompt_tokens_details"],
             "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": usage.get("completion_tokens_details", uncounted),
             "total_tokens": usage["total_tokens"],
         }
 

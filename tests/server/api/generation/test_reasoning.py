@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -86,6 +87,62 @@ def test_an_answer_in_another_form_is_billed_to_its_last_token(
         body = {"model": "tiny", **prompt, limit: 5, "temperature": 0.0, "stream": True}
         client.post(f"/v1/{route}", json=body).raise_for_status()
         assert client.get("/v1/usage").json()["total"]["completion_tokens"] - before == 5, route
+
+
+@pytest.mark.parametrize(("text", "num_reasoning"), [("so xy</think>yes", 6), ("</think>yes", 1), ("so", 3)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_usage_counts_the_tokens_of_the_reasoning(
+    client: httpx.Client, fake_engine: FakeEngine, tokenizer: Tokenizer, *, text: str, num_reasoning: int, stream: bool
+) -> None:
+    script = [*tokenizer.encode(text, add_special_tokens=False), max(tokenizer.eos_ids)]
+    messages = ASK["messages"]
+    seen = {}
+    for route, body in (
+        ("chat/completions", {"messages": messages, "max_tokens": 20}),
+        ("responses", {"input": "Rain?", "max_output_tokens": 20}),
+        ("messages", {"messages": messages, "max_tokens": 20}),
+    ):
+        fake_engine.say_next(script)
+        options = {"stream_options": {"include_usage": True}} if stream and route == "chat/completions" else {}
+        answer = client.post(
+            f"/v1/{route}", json={"model": "tiny", "temperature": 0, "stream": stream, **body, **options}
+        )
+        assert answer.status_code == 200, answer.text
+        data = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        usages = [each.get("response", each).get("usage") for each in data] if stream else [answer.json()["usage"]]
+        seen[route] = [usage for usage in usages if usage][-1]
+    chat, responses, said = seen["chat/completions"], seen["responses"], seen["messages"]
+    assert (
+        chat["completion_tokens_details"] == responses["output_tokens_details"] == {"reasoning_tokens": num_reasoning}
+    )
+    assert said["output_tokens_details"] == {"thinking_tokens": num_reasoning}
+    assert chat["completion_tokens"] == responses["output_tokens"] == said["output_tokens"] == len(script)
+
+
+def test_usage_of_each_chunk_says_how_many_tokens_of_reasoning_there_were_so_far(
+    client: httpx.Client, fake_engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
+    fake_engine.say_next(tokenizer.encode("ab</think>yes", add_special_tokens=False))
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {**ASK, "max_tokens": 6, "temperature": 0, "stream": True, "stream_options": options}
+    answer = client.post("/v1/chat/completions", json=body)
+    data = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    counts = [each["usage"]["completion_tokens_details"]["reasoning_tokens"] for each in data]
+    assert sorted(counts) == counts
+    assert set(counts) == {1, 2, 3}
+
+
+def test_reasoning_between_marks_of_several_tokens_is_not_counted(
+    client: httpx.Client, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token may hold the end of a mark and the beginning of the answer."""
+    monkeypatch.setattr(fake_engine, "tokenizer", Tokenizer(wrapped(byte_level(), chat_template=THINKS)))
+    chat = client.post("/v1/chat/completions", json=ASK).json()
+    assert "completion_tokens_details" not in chat["usage"]
+    responses = client.post("/v1/responses", json={"model": "tiny", "input": "Rain?"}).json()
+    assert responses["usage"]["output_tokens_details"] == {"reasoning_tokens": None}
+    said = client.post("/v1/messages", json={"model": "tiny", "messages": ASK["messages"], "max_tokens": 3}).json()
+    assert said["usage"]["output_tokens_details"] is None
 
 
 def test_no_adapters_own_template_is_rendered_on_the_event_loop(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.request import SamplingParams
+from server.engine.request import ReasoningIds, SamplingParams
 from server.engine.text.detokenizer import Detokenizer
 from server.engine.text.output import OutputDelta, OutputState
 from server.engine.text.special_names import SpecialNames
@@ -290,3 +290,34 @@ def test_a_token_costs_little_and_the_worst_stop_strings_stay_linear() -> None:
 
 def _microseconds_per_token(state: OutputState, ids: list[int]) -> float:
     return quiet_s(lambda: [state.append(token_id) for token_id in ids], tries=1) / len(ids) * 1e6
+
+
+@pytest.mark.parametrize(
+    ("is_open", "text", "expected"),
+    [
+        (True, "so>yes", 3),
+        (True, ">yes", 1),
+        (True, "so", 2),
+        (True, "<so>yes>", 4),
+        (False, "<so>yes", 4),
+        (False, "<so", 3),
+        (False, "<>yes<so>", 2),
+        (False, "so>yes<so>", 0),
+    ],
+)
+@pytest.mark.parametrize("stop", [(), ("yes",)])
+def test_reasonings_tokens_are_counted_with_their_marks(
+    *, is_open: bool, text: str, expected: int, stop: tuple[str, ...]
+) -> None:
+    """Also of text that is held back, and not past the mark that closes it."""
+    opens, closes = letters("<>")
+    state = state_for(stop=stop, reasoning=ReasoningIds(None if is_open else opens, closes))
+    run(state, letters(text))
+    assert state.num_reasoning_tokens == expected
+
+
+def test_a_token_without_text_before_the_reasoning_is_not_counted() -> None:
+    opens, closes = letters("<>")
+    state = state_for(ignore_eos=True, mark_ids={opens, closes}, reasoning=ReasoningIds(opens, closes))
+    run(state, [EOS, *letters("<so>yes")])
+    assert state.num_reasoning_tokens == 4
