@@ -35,6 +35,7 @@ class ExitCode(IntEnum):
     CONFLICT = 5
     UNSUPPORTED = 6
     DEVICE_LOST = 7
+    INTERRUPTED = 130
 
 
 class UserError(Exception):

@@ -6,6 +6,7 @@ Exit codes: 0 succeeded, 1 failed (another attempt may work), 2 bad input, 3 pau
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters_store.base.converted.door import folder_of
-from lora_kernels.process import compile_nothing, hold_to_quota, map_large_blocks, unscanned_imports
+from lora_kernels.process import compile_nothing, end_with_parent, hold_to_quota, map_large_blocks, unscanned_imports
 from trainer.failures import failure_of
 from trainer.run_folder.folder import Exit, RunFolder
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None, held: HeldBase | None = None) -> int:
     """Run to the end. An error is written into the run folder before it is printed. held: of a resident process."""
     options = _options(arguments)
+    if "RANK" in os.environ:  # torchrun gives each rank a session: a kill of its own group does not reach them
+        end_with_parent()
     hold_to_quota()
     compile_nothing()
     map_large_blocks()

@@ -24,6 +24,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ ALLOCATOR_BEFORE = "PYTORCH_CUDA_ALLOC_CONF"  # its older name, which torch read
 MAX_ARENAS = 4
 MAPPED_BYTES = 1 << 20
 _M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # malloc.h
+_PR_SET_PDEATHSIG = 1
 
 
 def spin_briefly() -> None:
@@ -97,6 +99,13 @@ def unscanned_imports() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def end_with_parent() -> None:
+    """From now on Linux kills this process when its parent ends, however it ends."""
+    control_process = _glibc_function("prctl")
+    if control_process is not None:
+        control_process(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def grow_gpu_segments() -> None:

@@ -6,6 +6,7 @@ The process is `python -m trainer`; what it writes into the run folder is all th
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from trainer.spec import TrainSpec
 POLL_S = 0.1
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}  # as -P, also for the ranks: no module of the current folder is taken
 TRAINER_FAILED = "training_failed"
+PAUSING = "the run pauses after the forward that it computes now; a second Ctrl-C kills the trainer"
 EXITS = {
     "file_not_found": ExitCode.NOT_FOUND,
     "run_dir_in_use": ExitCode.CONFLICT,
@@ -53,6 +55,8 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train an adapter (or a whole base) without a server. Ctrl-C pauses, --resume resumes.
+
+    A second Ctrl-C kills the trainer: exit code 130, and --resume resumes from the last checkpoint.
 
     With --json: one object per event, the result last.
     """
@@ -82,7 +86,10 @@ def _command(spec: Path, folder: Path, *, resume: bool, ranks: int, track: Seque
 
 
 def _trained(command: list[str], folder: Path, output: Output) -> int:
-    """The trainer's exit code; a signal asks the trainer once to pause."""
+    """The trainer's exit code. The first signal asks the trainer to pause, the second kills it.
+
+    Raises CommandError (interrupted).
+    """
     run, events = RunFolder(folder), EventReader(folder, from_end=True)
     with StopSignals() as signals, run.train_log.open("ab") as log, Screen(output) as screen:
         signals.defer()
@@ -94,20 +101,34 @@ def _trained(command: list[str], folder: Path, output: Output) -> int:
             env={**os.environ, **SAFE_PATH},
             start_new_session=True,
         )
-        asked = False
+        is_pausing = False
         try:
-            while process.poll() is None:
-                if signals.asked and not asked:
-                    asked = True
+            while not _has_ended(process, signals, run):
+                if signals.asked and not is_pausing:
+                    is_pausing = True
                     run.request(PAUSE)
+                    screen.show([{"type": "note", "message": PAUSING}])
                 screen.show(events.new_events())
                 time.sleep(POLL_S)
             screen.show(events.new_events())
         finally:
             if process.poll() is None:  # the reader of our output is gone, and nothing would follow the run
                 run.request(PAUSE)
-                process.wait()
+                while not _has_ended(process, signals, run):
+                    time.sleep(POLL_S)
+    if signals.count > 1 and process.returncode == -signal.SIGKILL:
+        message = f"the trainer was killed; --resume --run-dir {folder} resumes it from its last checkpoint"
+        raise CommandError("interrupted", message, ExitCode.INTERRUPTED)
     return process.returncode
+
+
+def _has_ended(process: subprocess.Popen[bytes], signals: StopSignals, run: RunFolder) -> bool:
+    """At the second signal it has: the trainer's process group is killed."""
+    if signals.count > 1 and process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        run.request("")  # else a resumed run pauses at once
+    return process.poll() is not None
 
 
 @dataclass(eq=False)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import Result
 
@@ -15,6 +18,7 @@ from support.trainers.training import demo_spec
 from trainer.run_folder.folder import RunFolder
 
 Command = Callable[..., Result]
+MULTILORA = Path(sys.executable).with_name("multilora")
 
 
 @pytest.fixture
@@ -65,11 +69,42 @@ def test_without_a_reader_of_its_output_the_run_pauses(tmp_path: Path) -> None:
     """As `multilora train SPEC --json | head -1`: no trainer is left behind, and --resume resumes the run."""
     spec, folder = tmp_path / "long.yaml", tmp_path / "run"
     spec.write_text(demo_spec(tmp_path, optim={"epochs": 1000}).to_yaml())
-    command = [Path(sys.executable).with_name("multilora"), "train", spec, "--run-dir", folder, "--json"]
+    command = [MULTILORA, "train", spec, "--run-dir", folder, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
     assert RunFolder(folder).result()["status"] == "paused"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_second_ctrl_c_ends_a_trainer_that_hangs(tmp_path: Path, ranks: int) -> None:
+    spec, folder = tmp_path / "long.yaml", tmp_path / "run"
+    sharding = {"sharding": "fsdp"} if ranks > 1 else {}
+    spec.write_text(demo_spec(tmp_path, optim={"epochs": 1000}, **sharding).to_yaml())
+    command = [MULTILORA, "train", spec, "--run-dir", folder, "--ranks", str(ranks), "--json"]
+    trainers: list[psutil.Process] = []
+    try:
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            lines = map(json.loads, process.stdout)
+            next(line for line in lines if line["type"] == "step")
+            trainers = psutil.Process(process.pid).children(recursive=True)
+            for trainer in trainers:
+                trainer.suspend()  # so it hangs
+            process.send_signal(signal.SIGINT)
+            told = next(line for line in lines if line["type"] == "note" and "Ctrl-C" in line["message"])
+            process.send_signal(signal.SIGINT)
+            *_, last = lines
+        psutil.wait_procs(trainers, timeout=60)
+        assert not [each for each in trainers if each.is_running()]
+    finally:
+        for trainer in trainers:
+            with suppress(psutil.NoSuchProcess):
+                trainer.kill()
+    assert "second Ctrl-C" in told["message"]
+    assert last["error"]["code"] == "interrupted"
+    assert process.returncode == 130
+    assert RunFolder(folder).requested() == "", "a resumed run would pause at once"
 
 
 def test_a_held_out_loss_that_is_not_finite_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
