@@ -29,7 +29,13 @@ _TOO_MUCH = f"it needs more than {MAX_CPU_S:g} s of processor time or {MAX_MORE_
 _USER, _ANSWER = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}
 PLAIN_CHATS = ([_USER], [{"role": "system", "content": "Be brief."}, _USER], [_USER, _ANSWER, _USER])
 """A template must render one of these."""
-PLAIN_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True, "tools": None}
+PLAIN_NAMES = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "add_generation_prompt": True,
+    "tools": None,
+    "documents": None,
+}
 
 
 class TemplateFailed(ValueError):
@@ -155,9 +161,17 @@ def chat_variables(
     add_generation_prompt: bool,
     others: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What a template reads of a chat, in service and in training. others: variables that the request sets."""
+    """What a template reads of a chat, in service and in training: what transformers' `apply_chat_template` gives it.
+    others: variables that the request sets."""
     names = {name: str(token) for name, token in special_tokens.items()} | dict(others)
-    return names | {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+    chat = {"messages": list(map(_with_thinking, messages)), "tools": tools, "documents": None}
+    return names | chat | {"add_generation_prompt": add_generation_prompt}
+
+
+def _with_thinking(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """gpt-oss' templates read reasoning by this name."""
+    reasoning = message.get("reasoning_content")
+    return message if reasoning is None else {"thinking": reasoning, **message}
 
 
 def _folders() -> list[str]:

@@ -47,6 +47,27 @@ def test_an_adapters_template_makes_the_prompt_that_transformers_makes_of_it(
     assert apart.encode_chat(chat, ChatOptions(template=template, **given)) == expected
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ documents is defined }}{% if documents is not none %}{{ documents[0].text }}{% endif %}",
+        "{{ tools is none }} {{ add_generation_prompt }} {{ eos_token }} {{ pad_token is defined }} {{ mood }}",
+        "{% for m in messages %}{{ m.thinking }} {{ m.reasoning_content }} {{ m | tojson }}{% endfor %}",
+        "{{ messages | tojson(separators=(',', ':'), sort_keys=true) }}{{ messages | tojson(indent=2) }}",
+    ],
+)
+def test_an_adapters_template_reads_what_a_bases_template_reads(
+    apart: Tokenizer, reference: PreTrainedTokenizerFast, template: str
+) -> None:
+    chat = [CHAT[0], {"role": "assistant", "content": "So.", "reasoning_content": "Is it?"}, CHAT[0]]
+    given = {"add_generation_prompt": True, "mood": "glad"}
+    expected = reference.apply_chat_template(chat, chat_template=template, return_dict=False, **given)
+    own = ChatOptions(template=template, variables={"mood": "glad"})
+    assert apart.encode_chat(chat, own) == expected
+    base = Tokenizer(wrapped(byte_level(), chat_template=template))
+    assert base.encode_chat(chat, ChatOptions(variables={"mood": "glad"})) == expected
+
+
 def test_an_adapters_template_that_drops_the_message_to_continue_is_refused_by_name(apart: Tokenizer) -> None:
     options = ChatOptions(
         template="{{ messages[0].content }}", add_generation_prompt=False, continue_final_message=True
