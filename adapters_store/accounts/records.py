@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+MAX_OVERLAP_S = 30 * 86_400  # for which a key that is replaced stays valid
+
 
 @dataclass(frozen=True, slots=True)
 class Tenant:

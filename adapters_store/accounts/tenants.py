@@ -14,7 +14,7 @@ from sqlalchemy import Row, delete, insert, select, update
 
 from adapters_store.accounts import keys
 from adapters_store.accounts.keys import KeyGrant, KeyInfo, KeySpec
-from adapters_store.accounts.records import Tenant, TenantKey
+from adapters_store.accounts.records import MAX_OVERLAP_S, Tenant, TenantKey
 from adapters_store.accounts.tenant_rows import digests_of, tenant_id
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import Conflict, NotFound
@@ -84,8 +84,8 @@ class TenantStore:
         Replaced keys end in `overlap_s` seconds. Raises NotFound (tenant_not_found, key_not_found), InputRefused
         (bad_expiry): the key to replace has ended.
         """
-        if overlap_s < 0:
-            raise ValueError(f"overlap_s must not be negative, got {overlap_s}")
+        if not 0 <= overlap_s <= MAX_OVERLAP_S:
+            raise ValueError(f"overlap_s must be from 0 to {MAX_OVERLAP_S}, got {overlap_s}")
         key, ending = keys.new_key(), now_s() + overlap_s
         with self._database.write() as connection:
             owner = tenant_id(connection, name, lock=True)

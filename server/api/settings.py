@@ -89,7 +89,11 @@ class ApiSettings:
         False, "Names of control tokens in chat messages are text, not tokens.", group=_REQUESTS
     )
     rank_surcharge: float = setting(
-        0.0, "How much more a token counts in fair sharing per rank of its adapter.", at_least=0, group=_REQUESTS
+        0.0,
+        "How much more a token counts in fair sharing per rank of its adapter.",
+        at_least=0,
+        at_most=1000,
+        group=_REQUESTS,
     )
     sse_keep_alive_s: float = setting(
         0.0,
@@ -110,12 +114,16 @@ class ApiSettings:
     backlog: int = setting(
         2048, "Connections that the system queues before they are accepted.", at_least=1, group=_HTTP
     )
-    keep_alive_s: int = setting(30, "An idle connection is closed after this time.", at_least=1, group=_HTTP)
-    header_timeout_s: float = setting(15.0, "Maximum time to receive a request's headers.", above=0, group=_HTTP)
-    body_timeout_s: float = setting(60.0, "Maximum time to receive a JSON body.", above=0, group=_HTTP)
-    idle_timeout_s: float = setting(30.0, "Maximum wait for more of a body.", above=0, group=_HTTP)
+    keep_alive_s: int = setting(
+        30, "An idle connection is closed after this time.", at_least=1, at_most=86_400, group=_HTTP
+    )
+    header_timeout_s: float = setting(
+        15.0, "Maximum time to receive a request's headers.", above=0, at_most=86_400, group=_HTTP
+    )
+    body_timeout_s: float = setting(60.0, "Maximum time to receive a JSON body.", above=0, at_most=86_400, group=_HTTP)
+    idle_timeout_s: float = setting(30.0, "Maximum wait for more of a body.", above=0, at_most=86_400, group=_HTTP)
     write_timeout_s: float = setting(
-        60.0, "A stream ends if its client reads nothing for this time.", above=0, group=_HTTP
+        60.0, "A stream ends if its client reads nothing for this time.", above=0, at_most=86_400, group=_HTTP
     )
     max_label_values: int = setting(
         200, "Maximum tenants, and maximum adapters, with metrics of their own.", at_least=1, group=_HTTP
@@ -128,7 +136,7 @@ class ApiSettings:
     max_config_bytes: int = setting(MIB, "Maximum size of its adapter_config.json.", at_least=1, group=_UPLOADS)
     max_uploads: int = setting(16, "Maximum uploads at once.", at_least=1, group=_UPLOADS)
     max_upload_checks: int = setting(2, "Maximum uploads that are checked at once.", at_least=1, group=_UPLOADS)
-    upload_timeout_s: float = setting(3600.0, "Maximum time of an upload.", above=0, group=_UPLOADS)
+    upload_timeout_s: float = setting(3600.0, "Maximum time of an upload.", above=0, at_most=86_400, group=_UPLOADS)
     min_upload_bytes_per_s: int = setting(
         8192,
         "Minimum average speed of an upload, once it has lasted --idle-timeout-s.",

@@ -54,7 +54,10 @@ class SchedulerSettings:
         name="reserved_running",
     )
     starvation_s: float = setting(
-        2.0, "After this long without room for its adapter, a request holds back later ones that need one.", at_least=0
+        2.0,
+        "After this long without room for its adapter, a request holds back later ones that need one.",
+        at_least=0,
+        at_most=86_400,
     )
     prompt_lookup: int | None = setting(
         None,
@@ -67,7 +70,9 @@ class SchedulerSettings:
     lookahead: int = setting(
         32, "Maximum queued adapters that are loaded ahead of time.", at_least=1, name="adapter_lookahead"
     )
-    retry_after_s: float = setting(1.0, "Retry-After of a request refused because the queue is full.", at_least=0)
+    retry_after_s: float = setting(
+        1.0, "Retry-After of a request refused because the queue is full.", at_least=0, at_most=86_400
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

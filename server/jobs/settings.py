@@ -41,6 +41,7 @@ class JobSettings:
         120.0,
         "How long a process that holds the base for trainings waits for the next one. 0: each loads it itself.",
         at_least=0,
+        at_most=86_400,
         name="jobs_resident_s",
     )
     track: tuple[str, ...] = setting(

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query
 from pydantic import Field
 
 from adapters_store.accounts.keys import KeyInfo, KeySpec, parse_scopes
-from adapters_store.accounts.records import Quotas, Tenant, TenantKey
+from adapters_store.accounts.records import MAX_OVERLAP_S, Quotas, Tenant, TenantKey
 from adapters_store.parsing.numbers import MAX_INT
 from server.api.auth import require_admin
 from server.api.context import ApiContext, ContextDep
@@ -19,7 +19,6 @@ from server.api.wire.json_body import body_schema
 from server.api.wire.paging import DEFAULT_LIMIT, After, Limit, page
 from server.api.wire.thread_route import ThreadRoute
 
-MAX_OVERLAP_S = 30 * 86_400
 MAX_KEY_SCOPES = 64
 _LAST_SECOND = 2**53
 _TENANT = "/tenants/{name}"

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from adapters_store.accounts.records import MAX_OVERLAP_S
 from server.cli.common.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, YesOption
 from server.cli.common.output import Output
 from server.cli.common.store_access import confirmed, opened
@@ -52,7 +53,9 @@ def list_tenants(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption
 @app.command("rotate-key")
 def rotate_key(
     name: NameArgument,
-    overlap_s: Annotated[int, typer.Option(help="Seconds for which the old key stays valid.", min=0)] = 0,
+    overlap_s: Annotated[
+        int, typer.Option(help="Seconds for which the old key stays valid, at most 30 days.", min=0, max=MAX_OVERLAP_S)
+    ] = 0,
     key: Annotated[int | None, typer.Option(help="Replace only the key of this id (default: all keys).", min=1)] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,

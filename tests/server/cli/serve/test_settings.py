@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -197,6 +198,14 @@ def test_a_config_that_is_missing_exits_3(run: Command, tmp_path: Path) -> None:
     result = run("serve", "--config", tmp_path / "none.yaml")
     assert result.exit_code == 3
     assert result.stderr == f"file_not_found: {tmp_path}/none.yaml: No such file or directory\n"
+
+
+@pytest.mark.parametrize("given", SERVE_SETTINGS.values(), ids=lambda given: given.name)
+def test_no_time_and_no_factor_is_endless(given: Setting) -> None:
+    """An infinite Retry-After, say, was an internal error at the first refusal."""
+    if given.kind is float or given.unit == "seconds":
+        with pytest.raises(ValueError, match=rf"{given.name} must be (at most|below) \S+, got inf"):
+            given.check(math.inf)
 
 
 def test_a_variable_out_of_range_is_wrong_usage_and_named(run: Command) -> None:

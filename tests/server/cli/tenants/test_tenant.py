@@ -10,6 +10,7 @@ import pytest
 
 import support.servers.keys
 from adapters_store.accounts.keys import KeySpec
+from adapters_store.accounts.records import MAX_OVERLAP_S
 from adapters_store.store import AdapterStore
 
 Command = Callable[..., Any]
@@ -75,6 +76,15 @@ def test_an_old_key_may_open_a_little_longer(run_json: Command, owner_of: Callab
     old = run_json("tenant", "create", "acme")["api_key"]
     run_json("tenant", "rotate-key", "acme", "--overlap-s", "60")
     assert owner_of(old) == "acme"
+
+
+def test_an_overlap_is_as_long_as_the_api_allows(run: Command) -> None:
+    run("tenant", "create", "acme")
+    assert run("tenant", "rotate-key", "acme", "--overlap-s", str(MAX_OVERLAP_S)).exit_code == 0
+    refused = run("tenant", "rotate-key", "acme", "--overlap-s", str(MAX_OVERLAP_S + 1))
+    assert refused.exit_code == 2
+    assert "--overlap-s" in refused.output
+    assert str(MAX_OVERLAP_S) in refused.output
 
 
 def test_one_key_rotates_while_the_others_stay(run_json: Command, owner_of: Callable[[str], str | None]) -> None:
