@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple
 
@@ -77,28 +78,52 @@ class GrammarCompiler:
         self._known_table: TokenTable | None = None
         self._tokenizer: LLTokenizer | None = None
         self._kept: OrderedDict[_Key, CompiledGrammar | Refusal] = OrderedDict()
+        self._running: dict[_Key, Future[CompiledGrammar | Refusal]] = {}
 
     def known(self, tenant: str, asked: AskedGrammar) -> CompiledGrammar | None:
         """The grammar, if the tenant has sent it lately. Raises InvalidRequest if it was refused then."""
         with self._lock:
-            found = self._kept.get((tenant, asked.spec))
-            if found is not None:
-                self._kept.move_to_end((tenant, asked.spec))
+            found = self._kept_last((tenant, asked.spec))
         return None if found is None else _accepted(found, asked.field)
 
     def compiled(self, tenant: str, asked: AskedGrammar) -> CompiledGrammar:
         """Raises InvalidRequest for the field; its message quotes nothing of the grammar."""
         _check_text(asked)
-        found = self.known(tenant, asked)
-        if found is None:
-            result = self._pool.check(tenant, asked.spec)
-            compiled = result if isinstance(result, Refusal) else self._compile(result)
-            self._keep((tenant, asked.spec), compiled)
-            found = _accepted(compiled, asked.field)
-        return found
+        return _accepted(self._compiled_once((tenant, asked.spec)), asked.field)
 
     def close(self) -> None:
         self._pool.close()
+
+    def _compiled_once(self, key: _Key) -> CompiledGrammar | Refusal:
+        """By the first thread that asks; those that ask meanwhile wait for its result."""
+        with self._lock:
+            found = self._kept_last(key)
+            if found is not None:
+                return found
+            others = self._running.get(key)
+            if others is None:
+                own = self._running[key] = Future[CompiledGrammar | Refusal]()
+        if others is not None:
+            return others.result()
+        try:
+            result = self._pool.check(*key)
+            compiled = result if isinstance(result, Refusal) else self._compile(result)
+            self._keep(key, compiled)
+            own.set_result(compiled)
+        except BaseException as error:
+            own.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._running[key]
+        return compiled
+
+    def _kept_last(self, key: _Key) -> CompiledGrammar | Refusal | None:
+        """Call it with the lock held."""
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+        return found
 
     def _compile(self, form: str) -> CompiledGrammar:
         matcher = LLMatcher(self._ll_tokenizer(), form, log_level=0, limits=LIMITS)

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -156,6 +157,61 @@ def test_what_a_tenant_sent_is_kept_for_this_tenant_alone(compiler: GrammarCompi
     for ask in (compiler.compiled, compiler.known):
         with pytest.raises(InvalidRequest, match="other_field"):
             ask("acme", AskedGrammar("other_field", refused))
+
+
+@pytest.mark.parametrize(("kind", "text"), [("regex", "once[0-9]{1,200}"), ("regex", "((("), ("grammar", DOUBLING)])
+def test_equal_grammars_that_a_tenant_sends_at_once_are_compiled_once(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, kind: Any, text: str
+) -> None:
+    """Also those that are refused, or given up after the time limit."""
+    check, specs, num_threads = compiler._pool.check, list[GrammarSpec](), 4
+    monkeypatch.setattr(compiler._pool, "check", lambda tenant, spec: specs.append(spec) or check(tenant, spec))
+    ready, outcomes, fields = threading.Barrier(num_threads), list[object](), list[str | None]()
+
+    def ask(field: str) -> None:
+        ready.wait()
+        try:
+            outcomes.append(compiler.compiled("at-once", AskedGrammar(field, GrammarSpec(kind, text))))
+        except InvalidRequest as error:
+            outcomes.append(error.code)
+            fields.append(error.param)
+
+    threads = [threading.Thread(target=ask, args=(f"field{number}",)) for number in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(specs) == 1
+    assert len(outcomes) == num_threads
+    assert len(set(outcomes)) == 1
+    assert sorted(map(str, fields)) in ([], [f"field{number}" for number in range(num_threads)])
+
+
+def test_an_error_of_the_compiler_itself_reaches_all_that_wait_and_is_not_kept(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, is_waited_for = GrammarSpec("regex", "broken[0-9]"), threading.Event()
+
+    def fail(*_: object) -> None:
+        is_waited_for.wait(10)
+        raise OSError("no process can be started")
+
+    def ask() -> None:
+        with pytest.raises(OSError, match="no process"):
+            compiler.compiled("acme", asked(spec))
+        num_failed.append(1)
+
+    num_failed: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(compiler._pool, "check", fail)
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        is_waited_for.set()
+        for thread in threads:
+            thread.join()
+    assert len(num_failed) == 3
+    assert compiler.compiled("acme", asked(spec)).start(()).allowed().any()
 
 
 def test_one_tenant_cannot_drive_out_what_others_sent(
