@@ -30,6 +30,7 @@ from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.int8_check import Int8Change, check_int8
 from adapters_store.packed.layout import PackedAdapter
 from adapters_store.packed.mix import needs
+from adapters_store.packed.packed_file import sweep_packed
 from adapters_store.packed.packing import pack
 from adapters_store.parsing.adapter_files import WEIGHTS_FILE
 from adapters_store.remote.object_blobs import ObjectBlobs
@@ -55,10 +56,11 @@ _MAX_TEMPLATES = 256
 
 @dataclass(frozen=True, slots=True)
 class CleanupReport:
-    """What a sweep removed: folders of killed uploads, and blobs without a row."""
+    """What a sweep removed: folders of killed uploads, blobs without a row, and files of packed forms."""
 
     num_staged: int
     blobs: list[AdapterDigest]
+    num_packed: int = 0
 
 
 class AdapterStore:
@@ -309,7 +311,8 @@ class AdapterStore:
             return registry.all_bases(connection)
 
     def sweep(self, grace_s: float = 3600) -> CleanupReport:
-        """Remove what killed processes left: staged copies and blobs without a row, older than the grace.
+        """Remove what killed processes left: staged copies, blobs without a row and half written packed forms, older
+        than the grace. Also packed forms that fit no base remembered here, once no load uses them: see `sweep_packed`.
 
         The grace must be longer than a publish takes, since a staged copy does not show if its process still runs.
         Raises StoreError (wrong_store) if the rows are not proved to be this directory's.
@@ -318,7 +321,9 @@ class AdapterStore:
         with self._blobs.changing(), self.database.proven() as connection:
             orphans = registry.unreferenced(connection, self._blobs.list())
             removed = self._blobs.remove_old(orphans, is_left_over)
-        return CleanupReport(self._blobs.remove_old_staging(is_left_over), [*removed])
+        layouts = {base.layout_key for base in self.bases()}
+        num_packed = sum(sweep_packed(folder, layouts, grace_s) for folder in self._blobs.folders())
+        return CleanupReport(self._blobs.remove_old_staging(is_left_over), [*removed], num_packed)
 
     def sweep_remote(self, grace_s: float | None = None) -> CleanupReport:
         """The same in an object store, if there is one; see `check_remote`. Raises StoreError as its bucket does."""

@@ -13,6 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import time
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,9 @@ from lora_kernels import background
 from lora_kernels.background import Pace, TimeSlices
 
 _log = logging.getLogger(__name__)
+
+UNUSED_S = 7 * 86_400
+_PREFIX = "packed-"
 
 
 class _Damaged(Exception):
@@ -46,6 +53,7 @@ def read_packed(
         buffer = buffers.take(index["num_elements"], type_of_base(base.dtype).torch_dtype)
         if background.read_file(stem.with_suffix(".bin"), as_bytes(buffer), slices) != index["xxh64"]:
             raise _Damaged("checksum differs")
+        _note_use(stem)
     except FileNotFoundError:
         return None
     except (OSError, _Damaged) as error:
@@ -78,6 +86,41 @@ def keep_packed(folder: Path, adapter: PackedAdapter, base: BaseDescription, pac
         _log.info("adapter %s: packed form not kept: %s", adapter.digest, error)
 
 
+def sweep_packed(folder: Path, layouts: Collection[str], grace_s: float) -> int:
+    """Remove what killed processes left half written, and forms of other layouts that no load has used for UNUSED_S.
+    Returns the number of files.
+
+    layouts: those that are kept. grace_s: a writer writes more often, so an older file has none.
+    """
+    try:
+        old = [path for path in folder.iterdir() if _is_left_over(path, layouts, grace_s)]
+    except (FileNotFoundError, NotADirectoryError):
+        return 0  # the adapter was deleted meanwhile
+    for path in old:
+        path.unlink(missing_ok=True)
+    return len(old)
+
+
+def _is_left_over(path: Path, layouts: Collection[str], grace_s: float) -> bool:
+    name = path.name.lstrip(".")
+    if not name.startswith(_PREFIX):
+        return False
+    if name == path.name:  # whole: a half written file is hidden
+        if name.removeprefix(_PREFIX).partition(".")[0] in layouts:
+            return False
+        grace_s = UNUSED_S
+    try:
+        return time.time() - path.stat().st_mtime > grace_s
+    except FileNotFoundError:
+        return False  # its owner was faster
+
+
+def _note_use(stem: Path) -> None:
+    with suppress(OSError):  # a folder that cannot be written is not swept either
+        for suffix in (".bin", ".json"):
+            os.utime(stem.with_suffix(suffix))
+
+
 def as_bytes(buffer: torch.Tensor) -> background.Bytes:
     """The tensor's own memory (contiguous, on the host)."""
     view: background.Bytes = buffer.view(torch.uint8).numpy()
@@ -90,7 +133,7 @@ def _stored(module: PackedModule) -> tuple[Any, ...]:
 
 
 def _stem(folder: Path, base: BaseDescription) -> Path:
-    return folder / f"packed-{base.layout_key}"
+    return folder / f"{_PREFIX}{base.layout_key}"
 
 
 def _read_index(path: Path, digest: AdapterDigest) -> dict[str, Any]:

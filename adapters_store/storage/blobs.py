@@ -136,8 +136,12 @@ class Blobs:
 
     def list(self) -> Iterator[AdapterDigest]:
         """Every digest with local files."""
-        for folder in self._blobs.glob("??/*"):
+        for folder in self.folders():
             yield AdapterDigest(f"sha256:{folder.name}")
+
+    def folders(self) -> Iterator[Path]:
+        """Of every digest with local files."""
+        return self._blobs.glob("??/*")
 
     def remove_old(
         self, digests: Iterable[AdapterDigest], is_left_over: Callable[[Path], bool]

@@ -69,6 +69,7 @@ def check_whole(store: AdapterStore, data_dir: Path) -> None:
     store.sweep(grace_s=-1)
     assert {f"sha256:{blob.name}" for blob in (data_dir / "blobs").glob("??/*")} == {v.digest for v in versions}
     assert list((data_dir / "staging").iterdir()) == []
+    assert list((data_dir / "blobs").glob("??/*/.packed-*")) == []
 
 
 POINTS_NOWHERE = """

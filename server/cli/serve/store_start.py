@@ -25,10 +25,11 @@ def prepare(store: AdapterStore, output: Output) -> None:
 
 def _sweep(store: AdapterStore, output: Output) -> None:
     swept = store.sweep()
-    if swept.num_staged or swept.blobs:
-        output.event("swept", staged=swept.num_staged, blobs=swept.blobs)
+    if swept.num_staged or swept.blobs or swept.num_packed:
+        output.event("swept", staged=swept.num_staged, blobs=swept.blobs, packed=swept.num_packed)
         output.say(
-            f"removed left-overs of killed uploads: {swept.num_staged} staged files, {len(swept.blobs)} blobs",
+            f"removed left-overs: {swept.num_staged} staged files, {len(swept.blobs)} blobs, "
+            f"{swept.num_packed} files of packed forms",
             style="dim",
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from adapters_store.base.description import BaseDescription
 from adapters_store.packed.host_buffers import HostBuffers
 from adapters_store.packed.layout import PackedAdapter
-from adapters_store.packed.packed_file import keep_packed, read_packed
+from adapters_store.packed.packed_file import UNUSED_S, keep_packed, read_packed
 from adapters_store.store import AdapterStore
 from adapters_store.versions.records import AdapterVersion
 from lora_kernels import background
@@ -136,6 +138,45 @@ def test_each_layout_keeps_its_own(
     assert store.load_packed(version.digest, half).buffer.dtype is torch.bfloat16
     assert read(folder, version, half).buffer.dtype is torch.bfloat16
     assert read(folder, version, base).buffer.dtype is torch.float32
+
+
+def aged(path: Path, age_s: float) -> Path:
+    then_s = time.time() - age_s
+    os.utime(path, (then_s, then_s))
+    return path
+
+
+def test_a_sweep_takes_half_written_forms_without_a_writer(
+    store: AdapterStore, base: BaseDescription, folder: Path, from_upload: PackedAdapter
+) -> None:
+    store.remember_base(base)
+    whole = sorted(folder.iterdir())
+    hour_s = 3600.0
+    left, written = (folder / f".packed-{base.layout_key}.bin.{name * 32}" for name in "ab")
+    left.write_bytes(b"half")
+    with written.open("wb") as stream:
+        aged(left, hour_s + 60)
+        aged(written, hour_s + 60)
+        stream.write(b"half")
+        stream.flush()  # a live process writes
+        assert store.sweep(hour_s).num_packed == 1
+    assert sorted(folder.iterdir()) == sorted([*whole, written])
+
+
+def test_a_sweep_takes_forms_of_other_layouts_that_no_load_uses(
+    store: AdapterStore, version: AdapterVersion, base: BaseDescription, folder: Path, from_upload: PackedAdapter
+) -> None:
+    half, old = tiny_base(dtype="bfloat16"), tiny_base(dtype="float16")
+    store.remember_base(base)
+    for each in (half, old):
+        store.load_packed(version.digest, each)
+    for path in folder.glob("packed-*"):
+        aged(path, UNUSED_S + 60)
+    read(folder, version, half)  # another server's base
+    assert store.sweep().num_packed == 2
+    assert {path.stem for path in folder.glob("packed-*")} == {f"packed-{each.layout_key}" for each in (base, half)}
+    assert same(read(folder, version, base), from_upload)
+    assert store.sweep().num_packed == 0
 
 
 def test_another_adapters_packed_form_in_the_place_of_this_one_is_noticed(
