@@ -12,7 +12,7 @@ from typing import Literal
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from adapters_store.errors import StoreError, StoreUnavailable
+from adapters_store.errors import InputRefused, StoreError, StoreUnavailable
 
 Kind = Literal["full", "read_only", "damaged", "busy", "away"]  # busy: this call alone; away: every call
 
@@ -49,19 +49,31 @@ _POSTGRES: Mapping[str, Kind] = {
 }
 
 
+_NUL = "cannot contain NUL"  # psycopg's words; SQLite stores it
+
+
 @contextmanager
 def as_store_errors(*, writes: bool) -> Iterator[None]:
-    """Raises StoreUnavailable (store_unavailable), StoreError (disk_full, read_only, database_damaged)."""
+    """Raises StoreUnavailable (store_unavailable), StoreError (disk_full, read_only, database_damaged), InputRefused
+    (invalid_value) for a text that the database does not store."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise _refused(f"a lone surrogate at character {error.start}") from error
     except PoolTimeout as error:
         message = "every connection to the database is in use; nothing was stored, try again"
         raise StoreUnavailable("store_unavailable", message, is_away=False) from error
     except DBAPIError as error:
+        if isinstance(error, DataError) and _NUL in str(error.orig):
+            raise _refused("a NUL character") from error
         kind = kind_of(error)
         if kind is None:
             raise
         raise _answer(kind, error, writes=writes) from error
+
+
+def _refused(reason: str) -> InputRefused:
+    return InputRefused("invalid_value", f"a text of the request holds {reason}, which the database does not store")
 
 
 def kind_of(error: DBAPIError) -> Kind | None:

@@ -12,7 +12,7 @@ OF_TENANTS_AND_DISKS = {"tenant_exists", "key_not_found", "tenant_not_found", "d
 OF_TENANTS_AND_DISKS |= {"bad_scope", "bad_expiry", "bad_label", "not_quarantined"}
 OF_TENANTS_AND_DISKS |= {"data_dir_gone", "database_damaged", "store_unavailable", "wrong_store", "unsupported_base"}
 OF_TENANTS_AND_DISKS |= {"bad_blob_url", "blobs_unavailable", "blobs_unsupported", "other_base_served"}
-OF_TENANTS_AND_DISKS |= {"pooler_shares_sessions"}
+OF_TENANTS_AND_DISKS |= {"pooler_shares_sessions", "invalid_value"}
 
 
 def test_its_tables_of_families_and_fields_are_current() -> None:

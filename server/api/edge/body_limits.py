@@ -1,10 +1,11 @@
-"""Bounds that uvicorn lacks: the size of a target and of a body, and the time in which a body must arrive. Knows no
-route but those that take large bodies."""
+"""Bounds that uvicorn lacks: a target's size and characters, a body's size, and the time in which a body must arrive.
+Knows no route but those that take large bodies."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -59,6 +60,8 @@ class RequestLimits:
         num_target_bytes = len(scope["raw_path"]) + len(scope["query_string"])
         if num_target_bytes > settings.max_target_bytes:
             raise _too_much(414, "uri_too_long", "the request target", num_target_bytes, settings.max_target_bytes)
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            raise _nul_in_target(scope)
         length = headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length[:20]) > limit.max_bytes:
             raise _too_much(413, "too_large", "the body", int(length[:20]), limit.max_bytes)
@@ -112,6 +115,15 @@ def _closing(send: Send, headers: Headers, body: BoundedBody | None = None) -> S
         await send(message)
 
     return send_and_close
+
+
+def _nul_in_target(scope: Scope) -> ApiError:
+    """PostgreSQL has no text that holds one, so nothing can have such a name."""
+    query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    names = [name for name, value in query if "\0" in name + value]
+    param = None if "\0" in scope["path"] or "\0" in names[0] else names[0]
+    what = "the path" if "\0" in scope["path"] else param or "the query"
+    return ApiError(400, "invalid_value", f"{what}: must hold no NUL character (%00)", param=param)
 
 
 def _too_much(status: int, code: str, what: str, size: int, limit: int) -> ApiError:

@@ -1,0 +1,114 @@
+"""A NUL, which PostgreSQL stores in no text, and half a character, which no database stores, wherever a request may
+hold them: refused or not found, never 500."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from adapters_store.errors import InputRefused, NotFound
+from adapters_store.store import AdapterStore
+from support.servers import postgres
+
+CHATS = b"".join(
+    b'{"messages": [{"role": "user", "content": "%d?"}, {"role": "assistant", "content": "Yes."}]}\n' % number
+    for number in range(20)
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[postgres.PostgresServer]:
+    with postgres.server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, server: postgres.PostgresServer
+) -> Iterator[AdapterStore]:
+    url = server.url if request.param == "postgresql" else None
+    store = AdapterStore.open(tmp_path_factory.mktemp("odd"), database_url=url)
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def routes(app: FastAPI) -> list[tuple[str, APIRoute]]:
+    return [(method, route) for route in app.routes if isinstance(route, APIRoute) for method in sorted(route.methods)]
+
+
+@pytest.mark.parametrize("odd", ["%00", "a%00b", "%ED%A0%80", "a%ED%A0%80b"])
+def test_in_every_path_and_query(
+    routes: list[tuple[str, APIRoute]], client: httpx.Client, admin: httpx.Client, odd: str
+) -> None:
+    """U+D800, half a character, in UTF-8's manner is no UTF-8: it is read as U+FFFD."""
+    for method, route in routes:
+        odd_path, path = (re.sub(r"\{\w+(:path)?\}", value, route.path) for value in (odd, "acme"))
+        names = [field.alias for field in route.dependant.query_params]
+        for asked in {odd_path, *(f"{path}?{name}={odd}" for name in names)}:
+            for own in (client, admin):
+                answer = own.request(method, asked)
+                assert answer.status_code < 500, (method, asked, answer.text)
+                if "%00" in asked:
+                    param = None if asked is odd_path else asked.partition("?")[2].partition("=")[0]
+                    error = answer.json()["error"]
+                    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", param)
+                    assert error["message"].startswith(param or "the path")
+
+
+@pytest.mark.parametrize("odd", ["\0", "a\0b", "\ud800", "a\ud800b"])
+def test_in_bodies(client: httpx.Client, admin: httpx.Client, store: AdapterStore, odd: str) -> None:
+    uploaded = client.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("d.jsonl", CHATS)})
+    assert uploaded.status_code == 200, uploaded.text
+    file_id = uploaded.json()["id"]
+    job = {"model": "tiny", "training_file": file_id}
+    batch = {"endpoint": "/v1/chat/completions", "completion_window": "24h", "input_file_id": file_id}
+    for own, path, body in (
+        (admin, "/admin/tenants", {"name": odd}),
+        (admin, "/admin/tenants/acme/keys", {"label": odd}),
+        (admin, "/admin/tenants/acme/keys", {"scopes": [odd]}),
+        *((client, "/v1/fine_tuning/jobs", {**job, name: odd}) for name in ("model", "training_file", "suffix")),
+        (client, "/v1/fine_tuning/jobs", {**job, "metadata": {"key": odd}}),
+        (client, "/v1/fine_tuning/jobs", {**job, "metadata": {odd: "value"}}),
+        (client, "/v1/fine_tuning/jobs", {**job, "validation_file": odd}),
+        *((client, "/v1/batches", {**batch, name: odd}) for name in batch),
+        (client, "/v1/batches", {**batch, "metadata": {"key": odd}}),
+        (client, "/v1/batches", {**batch, "metadata": {odd: "value"}}),
+        (client, "/v1/adapters/law/canary", {"version": odd, "percent": 5}),
+        *(
+            (client, f"/v1/{path}", {"model": odd, "prompt": "x", "input": "x"})
+            for path in ("completions", "embeddings")
+        ),
+        (client, "/v1/chat/completions", {"model": odd, "messages": [{"role": "user", "content": "x"}]}),
+        (client, "/v1/completions", {"model": [{"name": odd, "weight": 1.0}], "prompt": "x"}),
+    ):
+        answer = own.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+        assert answer.status_code < 500, (path, body, answer.text)
+    for path, fields, files in (
+        ("/v1/files", {"purpose": odd}, {"file": ("d.jsonl", CHATS)}),
+        ("/v1/files", {"purpose": "fine-tune"}, {"file": (odd.replace("\ud800", "\ufffd"), CHATS)}),
+        ("/v1/adapters", {"name": odd}, {"config": b"{}", "weights": b""}),
+        ("/v1/adapters", {"name": "law", "source": odd}, {"config": b"{}", "weights": b""}),
+    ):
+        raw = {name: value.encode(errors="surrogatepass") for name, value in fields.items()}
+        answer = client.post(path, data=raw, files=files)
+        assert answer.status_code < 500, (path, fields, answer.text)
+
+
+@pytest.mark.parametrize("odd", ["\0", "\ud800"])
+def test_from_a_command_that_asks_the_store_itself(store: AdapterStore, odd: str) -> None:
+    for ask in (
+        lambda: store.audit.entries(tenant=odd, limit=1),
+        lambda: store.usage.rows(tenant=odd),
+        lambda: store.tenants.get(odd),
+        lambda: store.list_versions(odd),
+    ):
+        with suppress(InputRefused, NotFound):
+            assert not ask()
