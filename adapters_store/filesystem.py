@@ -86,6 +86,12 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
+def free_disk_bytes(path: Path) -> int:
+    """Of the file system that holds `path`."""
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize
+
+
 def file_sha256(path: Path) -> str:
     """The hex digest of a file's bytes."""
     with path.open("rb") as stream:

@@ -115,8 +115,8 @@ class AdapterStore:
         if remote is None or bucket is None:
             locks = locks_for(database.engine, data_dir, "blobs.lock")
             return cls(database, Blobs(data_dir, files, locks, reserve_bytes=reserve_bytes), limits)
-        at = Remote(remote, bucket, database, data_dir)
-        return cls(database, ObjectBlobs(data_dir, files, at, reserve_bytes=reserve_bytes), limits, at)
+        at = Remote(remote, bucket, database, data_dir, reserve_bytes)
+        return cls(database, ObjectBlobs(data_dir, files, at), limits, at)
 
     @contextmanager
     def following(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -110,13 +110,17 @@ class Bucket:
         with self._asking("put"):
             self._api.put(self._store, key, source)
 
-    def get(self, key: str, target: Path) -> None:
-        """Write the object's bytes into a new file. Raises FileNotFoundError: see `require_ours`; OSError."""
+    def get(self, key: str, target: Path, admit: Callable[[int], None] = lambda num_bytes: None) -> None:
+        """Write the object's bytes into a new file. admit: is called with their number before the first is written.
+
+        Raises FileNotFoundError: see `require_ours`; OSError, and what `admit` raises.
+        """
         with target.open("xb") as stream:
             with self._asking("get"):
-                chunks = self._api.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES)
+                found = self._api.get(self._store, key)
+            admit(found.meta["size"])
             try:
-                for chunk in chunks:
+                for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
                     stream.write(chunk)
             except self._api.exceptions.BaseError as error:  # a body that breaks off says nothing of other objects
                 raise _logged("get", error) from error

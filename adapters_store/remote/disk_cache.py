@@ -2,6 +2,7 @@
 
 An entry is a folder blobs/ab/HEX (with the packed form) or a file files/ab/HEX; its modification time is its last use.
 Several processes may share one: each counts what it adds, and looks at the disk again after an eighth of the budget.
+Entries also go before the disk's last reserve_bytes are used: the data directory's database needs them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from adapters_store.filesystem import Filesystem
+from adapters_store.filesystem import Filesystem, free_disk_bytes
 
 _FOLDERS = ("blobs", "files")
 _LOOK_AFTER = 8  # parts of the budget
@@ -28,9 +29,10 @@ class _Entry(NamedTuple):
 class DiskCache:
     """root: the data directory. Safe from many threads."""
 
-    def __init__(self, root: Path, max_bytes: int) -> None:
+    def __init__(self, root: Path, max_bytes: int, reserve_bytes: int) -> None:
         self._root = root
         self._max_bytes = max_bytes
+        self.reserve_bytes = reserve_bytes
         self._lock = threading.Lock()
         self._added = max_bytes  # so the first addition looks at the disk
 
@@ -50,10 +52,15 @@ class DiskCache:
             self._added = 0
             self._evict_to(self._max_bytes, keep)
 
-    def make_room(self, num_bytes: int) -> None:
-        """Evict entries that hold at least num_bytes, because the disk is full."""
+    def make_room(self, num_bytes: int) -> bool:
+        """Whether the reserve stays free when num_bytes more are written; evicts entries until it does."""
         with self._lock:
-            self._evict_to(self.num_bytes() - num_bytes, None)
+            while (missing := num_bytes + self.reserve_bytes - free_disk_bytes(self._root)) > 0:
+                held = self.num_bytes()
+                if held < missing:
+                    return False  # nothing is evicted in vain
+                self._evict_to(held - missing, None)
+        return True
 
     def num_bytes(self) -> int:
         """What it holds now."""

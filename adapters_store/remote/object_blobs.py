@@ -26,8 +26,8 @@ class ObjectBlobs(Blobs):
 
     is_remote = True
 
-    def __init__(self, root: Path, files: Filesystem, remote: Remote, *, reserve_bytes: int) -> None:
-        super().__init__(root, files, remote.locks, reserve_bytes=reserve_bytes)
+    def __init__(self, root: Path, files: Filesystem, remote: Remote) -> None:
+        super().__init__(root, files, remote.locks, reserve_bytes=remote.cache.reserve_bytes)
         self._remote = remote
         self._once = _Once()
 
@@ -41,9 +41,7 @@ class ObjectBlobs(Blobs):
 
     def has_room(self, num_bytes: int) -> bool:
         """Whether there is room, or can be made by eviction."""
-        if not super().has_room(num_bytes):
-            self._remote.cache.make_room(num_bytes)
-        return super().has_room(num_bytes)
+        return self._remote.cache.make_room(num_bytes)
 
     def put_new(
         self, staged: Path, digest: AdapterDigest, *, is_whole: Callable[[], bool], is_damaged: Callable[[], bool]
@@ -102,9 +100,6 @@ class ObjectBlobs(Blobs):
         try:
             with disk_full_is_an_answer():
                 self._files.make_folder(staged)
-                found = self._remote.bucket.head(weights_key)
-                if found is not None and not self.has_room(found.num_bytes):
-                    raise StoreError("disk_full", f"no room for the {found.num_bytes} bytes of adapter {digest}")
                 self._remote.fetch(config_key, staged / CONFIG_FILE)
                 self._remote.fetch(weights_key, staged / WEIGHTS_FILE)
                 self._adopt(staged, digest)

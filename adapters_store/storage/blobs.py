@@ -7,7 +7,6 @@ made in staging/ on the same file system, synced, renamed into place, and its pa
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from uuid import uuid4
 
 from adapters_store.base.description import AdapterDigest
 from adapters_store.errors import StoreError
-from adapters_store.filesystem import Filesystem
+from adapters_store.filesystem import Filesystem, free_disk_bytes
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.storage.locks import Locks
 
@@ -77,8 +76,7 @@ class Blobs:
 
     def has_room(self, num_bytes: int) -> bool:
         """Whether the reserve stays free when `num_bytes` more are written."""
-        disk = os.statvfs(self._root)
-        return disk.f_bavail * disk.f_frsize >= num_bytes + self._reserve_bytes
+        return free_disk_bytes(self._root) >= num_bytes + self._reserve_bytes
 
     @contextmanager
     def stage(self, config: bytes, weights: Path, *, moves: bool = False) -> Iterator[Path]:
