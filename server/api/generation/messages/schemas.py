@@ -101,6 +101,10 @@ class _ThinkingSetting(Body):
     budget_tokens: Annotated[int, Field(ge=0)] | None = None
     display: Text | None = None
 
+    def variables(self) -> dict[str, bool] | None:
+        """The names that chat templates have for it. A template that reads neither always thinks, or never."""
+        return {"enable_thinking": False, "thinking": False} if self.type == "disabled" else None
+
 
 class _OutputFormat(Body):
     type: Literal["json_schema"]
@@ -138,6 +142,7 @@ class PromptBody(_Cached):
             "tool_choice": None if choice is None else _chat_choice(choice),
             "parallel_tool_calls": False if is_single else None,
             "reasoning_budget": None if self.thinking is None else self.thinking.budget_tokens,
+            "chat_template_kwargs": self.thinking.variables() if self.thinking else None,
             "response_format": self._format(),
         }
 

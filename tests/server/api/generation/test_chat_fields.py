@@ -68,6 +68,21 @@ def test_template_variables_reach_the_template(ai: openai.OpenAI, fake_engine: F
 
 
 @pytest.mark.parametrize(
+    ("thinking", "added"),
+    [({"type": "disabled"}, "no thought"), ({"type": "enabled"}, ""), ({"type": "adaptive"}, ""), (None, "")],
+)
+def test_thinking_disabled_reaches_the_template(
+    ai: openai.OpenAI, client: httpx.Client, fake_engine: FakeEngine, *, thinking: dict[str, str] | None, added: str
+) -> None:
+    plain = asked(ai, fake_engine)
+    body = {"model": "tiny", "messages": HELLO, "thinking": thinking}
+    client.post("/v1/messages", json={**body, "max_tokens": 1}).raise_for_status()
+    assert prompt_of(fake_engine) == plain + added
+    counted = client.post("/v1/messages/count_tokens", json=body).raise_for_status().json()["input_tokens"]
+    assert counted == len(fake_engine.seen[-1].prompt_ids)
+
+
+@pytest.mark.parametrize(
     "sent", [{"continue_final_message": True}, {"continue_final_message": True, "add_generation_prompt": False}]
 )
 def test_the_answer_goes_on_with_the_last_message(
