@@ -66,7 +66,7 @@ class EngineWorker:
         self._commands: deque[Callable[[], None]] = deque()
         self._arriving: Counter[str] = Counter()  # by tenant: submitted, not in the queue yet
         self._listeners: dict[str, Listener] = {}
-        self._stats = EngineStats()
+        self._stats = engine.stats()
         self._stats_due_s = 0.0
         self._is_woken = False
         self._is_stopping = False
