@@ -99,9 +99,7 @@ def _attend_one(
     context = int(batch.context_lens[sequence])
     key_HCD, value_HCD = (_gathered(tensor, batch, sequence, context) for tensor in (cache.keys, cache.values))
     if rule.softcap > 0:
-        q, k, v = (tensor.transpose(0, 1) for tensor in (query_HTD, key_HCD, value_HCD))
-        result = attention_reference(q, k, v, scale=rule.scale, window=rule.window, softcap=rule.softcap)
-        return result.to(query_HTD.dtype)
+        return _as_specified(query_HTD, key_HCD, value_HCD, rule)
     mask = _mask(query_HTD.shape[1], context, rule.window, query_HTD.device)
     out_1HTD = scaled_dot_product_attention(
         query_HTD[None],
@@ -112,7 +110,17 @@ def _attend_one(
         scale=rule.scale,
         enable_gqa=key_HCD.shape[0] != query_HTD.shape[0],
     )
+    if not out_1HTD.any(dim=-1).all():  # the library answers 0 where all scores are -infinity, which is no number
+        return _as_specified(query_HTD, key_HCD, value_HCD, rule)
     return out_1HTD[0].transpose(0, 1)
+
+
+def _as_specified(
+    query_HTD: torch.Tensor, key_HCD: torch.Tensor, value_HCD: torch.Tensor, rule: AttentionRule
+) -> torch.Tensor:
+    q, k, v = (tensor.transpose(0, 1) for tensor in (query_HTD, key_HCD, value_HCD))
+    result = attention_reference(q, k, v, scale=rule.scale, window=rule.window, softcap=rule.softcap)
+    return result.to(query_HTD.dtype)
 
 
 def _gathered(cache: torch.Tensor, batch: PagedBatch, sequence: int, context: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 // Bounded by memory bandwidth at decode: every weight and adapter byte is read once per step.
 
 #define _GNU_SOURCE  // pread, O_CLOEXEC
+#include <float.h>
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>

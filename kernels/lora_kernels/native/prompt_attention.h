@@ -90,7 +90,7 @@ static void prompt_attend(const prompt_room *room, const attention_args *g, cons
       rows[i] = i < unit[v].count ? q + (unit[v].token + i) * q_token_stride + unit[v].head * q_head_stride : 0;
     pack_pairs(room->queries + 16 * v, 32, rows, 0, D / 2);
     position[v] = lane_positions(&unit[v]);
-    peak[v] = splat(-1e30f), sum[v] = splat(0.0f);
+    peak[v] = splat(-FLT_MAX), sum[v] = splat(0.0f);
     if (!unit[v].count) continue;
     last = MAX(last, unit[v].position + unit[v].count);
     first = MIN(first, g->window > 0 ? MAX(0, unit[v].position + 1 - g->window) : 0);
@@ -128,12 +128,15 @@ static void prompt_attend(const prompt_room *room, const attention_args *g, cons
     for (int64_t d = 0; d < D; d += 8)
       pair_tile(8, 2, room->values + d, 1, D, room->shares, (count + 1) / 2, room->out + 32 * d, room->out + 32 * d, 0);
   }
-  for (int v = 0; v < 2; v++)
+  for (int v = 0; v < 2; v++) {  // a lane that saw scores of -infinity alone has no number
+    __mmask16 is_lost = _mm512_cmp_ps_mask((__m512)peak[v], (__m512)splat(-FLT_MAX), _CMP_EQ_OQ);
+    sum[v] = (v16)_mm512_mask_mov_ps((__m512)sum[v], is_lost, (__m512)splat(NAN));
     for (int64_t d = 0; d < D && unit[v].count; d += 16) {
       void *to[16];
       for (int64_t i = 0; i < unit[v].count; i++) to[i] = out + ((unit[v].token + i) * g->q_heads + unit[v].head) * D + d;
       unpack_rows(16, to, 0, room->out + 32 * d + 16 * v, 32, (int)unit[v].count, 1.0f / sum[v], 0);
     }
+  }
 }
 
 // The attention of g's prompts, each a row of [first token, tokens] (see ml_paged_attention).
