@@ -335,6 +335,10 @@ class AdapterStore:
         with self.database.proven() as connection:
             return set(registry.all_digests(connection))
 
+    def require_room(self, num_bytes: int) -> None:
+        """Raises StoreError (disk_full)."""
+        self._blobs.require_room(num_bytes)
+
     def has_room(self, num_bytes: int) -> bool:
         """If `num_bytes` more leave the data directory the room that its database needs."""
         return self._blobs.has_room(num_bytes)

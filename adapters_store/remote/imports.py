@@ -7,7 +7,7 @@ object store's address comes from this server's environment, never from the sour
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +28,14 @@ class ImportLimits:
     max_weights_bytes: int
 
 
-def fetch_import(source: str, target: Path, limits: ImportLimits) -> bytes:
-    """Copy the weights to `target`, a new file; returns the config.
+def fetch_import(source: str, target: Path, limits: ImportLimits, require_room: Callable[[int], None]) -> bytes:
+    """Copy the weights to `target`, a new file; returns the config. require_room: is called with their size first.
 
-    Raises InputRefused (source_not_allowed, source_not_found, too_large), StoreUnavailable (blobs_unavailable).
+    Raises InputRefused (source_not_allowed, source_not_found, too_large), StoreUnavailable (blobs_unavailable), and
+    what `require_room` raises.
     """
     if source.startswith("/") and source.isprintable():
-        return _from_folder(source, target, limits)
+        return _from_folder(source, target, limits, require_room)
     segments = _segments(source)
     if limits.prefixes is not None:
         _require_allowed(segments, [_segments(each) for each in limits.prefixes if "://" in each], source)
@@ -48,7 +49,7 @@ def fetch_import(source: str, target: Path, limits: ImportLimits) -> bytes:
     if config is None:
         raise _not_found(source, CONFIG_FILE)
     try:
-        bucket.get(WEIGHTS_FILE, target)
+        bucket.get(WEIGHTS_FILE, target, require_room)
     except FileNotFoundError:
         raise _not_found(source, WEIGHTS_FILE) from None
     return config
@@ -64,7 +65,7 @@ def check_prefix(prefix: str) -> None:
         raise ValueError(f"import_prefix must be s3://BUCKET/PREFIX, gs://, az:// or a folder: {error}") from None
 
 
-def _from_folder(source: str, target: Path, limits: ImportLimits) -> bytes:
+def _from_folder(source: str, target: Path, limits: ImportLimits, require_room: Callable[[int], None]) -> bytes:
     """A hub cache links its files to others of itself; links to anywhere else are refused."""
     prefixes = ("/",) if limits.prefixes is None else limits.prefixes
     roots = [Path(each).resolve() for each in prefixes if each.startswith("/")]
@@ -73,6 +74,7 @@ def _from_folder(source: str, target: Path, limits: ImportLimits) -> bytes:
         if not any(path.is_relative_to(root) for root in roots):
             raise _not_allowed(source)
         _check_size(name, path.stat().st_size if path.is_file() else None, limits, source)
+    require_room(files[WEIGHTS_FILE].stat().st_size)
     shutil.copyfile(files[WEIGHTS_FILE], target)
     return files[CONFIG_FILE].read_bytes()
 

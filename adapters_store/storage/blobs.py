@@ -78,6 +78,12 @@ class Blobs:
         """Whether the reserve stays free when `num_bytes` more are written."""
         return free_disk_bytes(self._root) >= num_bytes + self._reserve_bytes
 
+    def require_room(self, num_bytes: int) -> None:
+        """Raises StoreError (disk_full)."""
+        if not self.has_room(num_bytes):
+            message = f"no room for {num_bytes} bytes: {self._reserve_bytes} must stay free; nothing was stored"
+            raise StoreError("disk_full", message)
+
     @contextmanager
     def stage(self, config: bytes, weights: Path, *, moves: bool = False) -> Iterator[Path]:
         """A private copy of an upload, to be checked and then put. Gone at the end of the block unless it was put.
@@ -87,9 +93,7 @@ class Blobs:
         staged = self.new_staging()
         moves = moves and weights.stat().st_dev == self._staging.stat().st_dev
         num_bytes = len(config) + (0 if moves else weights.stat().st_size)
-        if not self.has_room(num_bytes):
-            message = f"no room for {num_bytes} bytes: {self._reserve_bytes} must stay free; nothing was stored"
-            raise StoreError("disk_full", message)
+        self.require_room(num_bytes)
         try:
             with disk_full_is_an_answer():
                 self._files.make_folder(staged)

@@ -98,7 +98,8 @@ async def _import(request: Request, caller: Caller, context: ApiContext, *, acti
     settings = context.settings
     limits = ImportLimits(settings.import_prefixes, settings.max_config_bytes, settings.max_adapter_bytes)
     async with upload_slot(context, caller.tenant) as (_, weights):
-        config = await run_in_threadpool(fetch_import, body.source, weights, limits)
+        require_room = context.upload_slots.check_room
+        config = await run_in_threadpool(fetch_import, body.source, weights, limits, require_room)
         version = await _publish(context, caller, body.name, {"config": config}, weights, activate=activate)
     return adapter_object(caller, version)
 

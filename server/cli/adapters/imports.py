@@ -50,7 +50,7 @@ def import_adapter(
         description = base_for(store, base, output)
         check_free(name, description)
         with output.waiting(f"fetching {source}"):
-            config = fetch_import(place, weights, limits)
+            config = fetch_import(place, weights, limits, store.require_room)
         with output.waiting("checking the adapter"):
             version = store.publish(
                 tenant=tenant,
