@@ -164,9 +164,9 @@ def attention_kernel(
         v = tl.load(value_cache_ptr + cells[:, None] + d[None, :], mask=v_mask, other=0.0)
         acc = dot(rounded(p, v.dtype), v, acc * shrunk[:, None])
         highest = new_highest
-    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     wanted = has_row[:, None] & (d < HEAD_DIM)[None, :]
     is_whole = (m * 0 + used) == 1  # [M], like the other masks
+    result = acc / tl.where((total == 0.0) & ~is_whole, 1.0, total)[:, None]  # NaN for a row of -inf alone
     if SPLIT:
         tile = (split * tl.num_programs(1) + tl.program_id(1)) * KV_HEADS + kv_head
         part = tile.to(tl.int64) * BLOCK_M + m

@@ -242,6 +242,23 @@ def test_a_sequence_of_nan_leaves_its_neighbours_finite() -> None:
     assert all(torch.isfinite(out[index]).all() for index in (0, 1, 3))
 
 
+@pytest.mark.parametrize("contexts", [(40, 9), (1500, 40)])
+@pytest.mark.parametrize("rule", [PLAIN, AttentionRule(0.3, softcap=2.0)], ids=str)
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_a_query_that_is_not_a_number_gets_no_number(
+    contexts: tuple[int, int], rule: AttentionRule, broken: float
+) -> None:
+    """Also if all scores of a row are -infinity, over one program's keys or over many programs'."""
+    world = World(16, contexts=contexts)
+    world.k[0][:, :, 3] = world.k[0][:, :, 3].abs() + 8
+    world.q[0][-1, 1, 3] = broken
+    starts = [contexts[0] - 1, 0]
+    world.fill(starts)
+    out = world.run(starts, contexts, rule)
+    for index, start in enumerate(starts):
+        torch.testing.assert_close(out[index], world.exact(index, start, rule), atol=1e-5, rtol=0, equal_nan=True)
+
+
 def test_tiles_hold_whole_tokens_and_keep_decodes_apart_from_prefills() -> None:
     tiles = attention_tiles(
         np.array([0, 1, 101, 104], dtype=np.int32),
