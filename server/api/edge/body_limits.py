@@ -118,12 +118,13 @@ def _closing(send: Send, headers: Headers, body: BoundedBody | None = None) -> S
 
 
 def _nul_in_target(scope: Scope) -> ApiError:
-    """PostgreSQL has no text that holds one, so nothing can have such a name."""
+    """PostgreSQL has no text that holds one, so nothing can have such a name: a path with one leads nowhere."""
+    if "\0" in scope["path"]:
+        return ApiError(404, "not_found", "the path must hold no NUL character (%00)")
     query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-    names = [name for name, value in query if "\0" in name + value]
-    param = None if "\0" in scope["path"] or "\0" in names[0] else names[0]
-    what = "the path" if "\0" in scope["path"] else param or "the query"
-    return ApiError(400, "invalid_value", f"{what}: must hold no NUL character (%00)", param=param)
+    name = next(name for name, value in query if "\0" in name + value)
+    param = None if "\0" in name else name
+    return ApiError(400, "invalid_value", f"{param or 'the query'}: must hold no NUL character (%00)", param=param)
 
 
 def _too_much(status: int, code: str, what: str, size: int, limit: int) -> ApiError:

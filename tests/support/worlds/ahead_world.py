@@ -170,7 +170,7 @@ class ScriptedOutput:
     def __init__(self, world: AheadWorld, request: Request) -> None:
         self._world, self._request = world, request
         self._stop_at = world.random.randint(1, 30)
-        self.num_tokens = 0
+        self.num_tokens = self.num_reasoning_tokens = 0
 
     def append(self, token_id: int) -> OutputDelta:
         self.num_tokens += 1
