@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -68,6 +69,8 @@ LONGEST = (  # these files start first, or one worker ends with them while the o
     "server/engine/startup/test_fake_cuda.py",
     "server/cli/test_main.py",
 )
+# A client that a test gives no time-out waits as long as a busy machine needs; httpx would give up after 5 s.
+vars(DEFAULT_TIMEOUT_CONFIG).update(dict.fromkeys(("connect", "read", "write", "pool"), 600.0))
 gc.disable()  # until everything is collected: what imports make stays
 
 

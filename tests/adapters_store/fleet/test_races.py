@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -167,13 +168,21 @@ def test_a_tenant_deleted_while_its_key_is_rotated_is_gone(pair: Pair, number: i
     assert name not in [tenant.name for tenant in pair.one.tenants.list_tenants()]
 
 
-def serve(store: AdapterStore, base: str) -> None:
-    with serving_base(store.database, base, f"name of {base}", patience_s=0.1):
-        time.sleep(0.3)
+def serve(store: AdapterStore, base: str, until: threading.Event | None = None) -> None:
+    """until: served until then, and set by a server that is refused."""
+    try:
+        with serving_base(store.database, base, f"name of {base}", patience_s=0.1):
+            if until is not None:
+                assert until.wait(600)
+    except Conflict:
+        if until is not None:
+            until.set()
+        raise
 
 
 def test_two_bases_that_start_together_are_not_both_served(pair: Pair) -> None:
-    assert pair.at_once(partial(serve, base="one"), partial(serve, base="two")) == ["ok", "other_base_served"]
+    acts = (partial(serve, base=base, until=refused) for refused in [threading.Event()] for base in ("one", "two"))
+    assert pair.at_once(*acts) == ["ok", "other_base_served"]
     assert pair.both(partial(serve, base="two")) == ["ok", "ok"]
     with pair.one.serving("one", "one"), pytest.raises(Conflict, match=r"serves one on this database.* serve name of"):
         serve(pair.stores[1], "two")

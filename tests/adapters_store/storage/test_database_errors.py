@@ -63,7 +63,7 @@ def test_sqlite_closed_to_readers_too_is_away_and_waited_for_by_one_alone(tmp_pa
     """Others are refused at once: a server's threads would all wait ten seconds each."""
     data_dir = tmp_path / "data"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(database, "_BUSY_TIMEOUT_S", 1.0)
+        patch.setattr(database, "_BUSY_TIMEOUT_S", 4.0)
         store = AdapterStore.open(data_dir)
         store.database.engine.dispose()
         with held(data_dir / "multilora.db", READING_TOO):

@@ -316,7 +316,7 @@ def test_the_thread_loads_in_the_background_and_wakes_the_engine(
     names: list[str] = []
     loader.meanwhile = lambda: names.append(threading.current_thread().name)
     host.request(A)
-    assert loaded.wait(5)
+    assert loaded.wait(600)
     assert host.find(A) is not None
     assert names == ["adapter-loader"]
 
@@ -384,17 +384,17 @@ def test_the_caller_never_waits_for_a_load(running: tuple[HostTier, threading.Ev
 
     def block() -> None:
         entered.set()
-        gate.wait(5)
+        gate.wait(600)
 
     loader.meanwhile = block
     host.request(A)
-    assert entered.wait(5)
+    assert entered.wait(600)
     assert host.request(B)  # each of these would hang here if the lock were held during a load
     assert host.find(A) is None
     assert host.stats().loads == 0
     assert not loaded.is_set()
     gate.set()
-    assert loaded.wait(5)
+    assert loaded.wait(600)
 
 
 def test_many_threads_may_ask_at_once(running: tuple[HostTier, threading.Event], loader: Loader) -> None:

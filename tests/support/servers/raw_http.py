@@ -24,7 +24,7 @@ class RawResponse:
 
 @contextmanager
 def dial(
-    url: str, *, timeout_s: float = 10.0, receive_buffer_bytes: int | None = None, source: str | None = None
+    url: str, *, timeout_s: float = 600.0, receive_buffer_bytes: int | None = None, source: str | None = None
 ) -> Iterator[socket.socket]:
     """source: the local address to come from."""
     host, port = url.removeprefix("http://").split(":")

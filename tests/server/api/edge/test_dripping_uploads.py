@@ -58,7 +58,7 @@ def test_an_upload_that_drips_is_ended(
     engine: EngineClient, store: AdapterStore, keys: dict[str, str], data_dir: Path
 ) -> None:
     """Each byte comes long before the idle time-out; the whole would take as long as the sender likes."""
-    settings = ApiSettings(data_dir=data_dir, idle_timeout_s=1.0, min_upload_bytes_per_s=1_000_000)
+    settings = ApiSettings(data_dir=data_dir, idle_timeout_s=3.0, min_upload_bytes_per_s=1_000_000)
     is_over = threading.Event()
     with serving(create_app(engine=engine, store=store, settings=settings)) as url, dial(url) as connection:
         connection.sendall(head("POST", "/v1/adapters", key=keys["acme"], **FORM, Content_Length="100000") + PART)

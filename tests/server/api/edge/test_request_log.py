@@ -120,10 +120,10 @@ def test_a_requests_line_costs_no_more_than_a_few_plain_ones(log: io.StringIO) -
     def best_s(write: Callable[[int], None]) -> float:
         times = []
         for _ in range(5):
-            start_s = time.perf_counter()
+            start_s = time.thread_time()
             for index in range(200):
                 write(index)
-            times.append(time.perf_counter() - start_s)
+            times.append(time.thread_time() - start_s)
         return min(times)
 
     assert best_s(request_line) < 10 * best_s(plain_line)

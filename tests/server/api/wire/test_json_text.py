@@ -60,13 +60,13 @@ def test_depth_is_bounded(depth: int, opening: str) -> None:
 
 def test_a_duplicate_among_many_keys_is_found_quickly() -> None:
     good = json.dumps({str(index): 0 for index in range(100_000)})
-    start_s = time.perf_counter()
+    start_s = time.thread_time()
     parse_json(good.encode())
-    without_s = time.perf_counter() - start_s
-    start_s = time.perf_counter()
+    without_s = time.thread_time() - start_s
+    start_s = time.thread_time()
     with pytest.raises(MalformedJson, match="duplicate key '99999': given 2 times"):
         parse_json((good[:-1] + ',"99999":1}').encode())
-    assert time.perf_counter() - start_s < 1 + 10 * without_s  # a pair by pair comparison takes 1,000 times as long
+    assert time.thread_time() - start_s < 1 + 10 * without_s  # a pair by pair comparison takes 1,000 times as long
 
 
 JSON_VALUES = VALUES.map(lambda value: json.dumps(value, ensure_ascii=False))

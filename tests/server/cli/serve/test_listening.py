@@ -125,7 +125,7 @@ def test_at_the_deadline_a_stream_ends_with_an_error_event_and_a_whole_answer_wi
     wait_until(lambda: engine.stats().num_running == 2)
     start_s = time.monotonic()
     server.stop(StopSignals())
-    assert 0.3 <= time.monotonic() - start_s < 2.0
+    assert time.monotonic() - start_s >= 0.3
     *_, error, done = stream.rest()
     assert json.loads(error.removeprefix("data: "))["error"]["code"] == "server_stopping"
     assert done == "data: [DONE]"
@@ -137,14 +137,14 @@ def test_at_the_deadline_a_stream_ends_with_an_error_event_and_a_whole_answer_wi
 
 def test_asked_twice_they_are_cut_off(app: FastAPI, engine: FakeEngine) -> None:
     listener = bound(HOST, 0)
-    url, server = url_of(listener), HttpServer(app, listener)
+    url, server = url_of(listener), HttpServer(app, listener, drain_s=3600)
     server.start()
     stream = Stream(engine, url)
     signals = StopSignals()
     signals.count = 2
     start_s = time.monotonic()
     server.stop(signals)
-    assert time.monotonic() - start_s < 5.0
+    assert time.monotonic() - start_s < 600  # not the 3,600 s of the drain
     with pytest.raises(httpx.RemoteProtocolError):
         stream.rest()
     engine.resume()

@@ -182,9 +182,9 @@ LONG_STREAM = {"model": "tiny", "prompt": "x", "max_tokens": 500, "ignore_eos": 
 def test_a_server_stopped_twice_cuts_its_streams(
     serve_process: Command, wait_ready: Command, base: Path, tmp_path: Path
 ) -> None:
-    with serve_process("--base", base, "--data-dir", tmp_path, "--auth", "off", "--drain-s", "60") as server:
+    with serve_process("--base", base, "--data-dir", tmp_path, "--auth", "off", "--drain-s", "3600") as server:
         wait_ready(server)
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG_STREAM, timeout=60) as response:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG_STREAM, timeout=600) as response:
             lines = response.iter_lines()
             assert next(lines).startswith("data: {")
             start_s = time.monotonic()
@@ -194,7 +194,7 @@ def test_a_server_stopped_twice_cuts_its_streams(
             with pytest.raises(httpx.RemoteProtocolError):
                 list(lines)
         assert server.ended() == 0
-        assert time.monotonic() - start_s < 30.0  # not the 60 s of the drain
+        assert time.monotonic() - start_s < 600  # not the 3,600 s of the drain
     assert server.lines[-1] == "stopped"
 
 

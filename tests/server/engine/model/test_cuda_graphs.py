@@ -369,9 +369,9 @@ def test_block_tables_that_are_known_are_not_read_again() -> None:
 
 
 def _timed(call: Callable[[], None]) -> float:
-    began_s = time.perf_counter()
+    began_s = time.thread_time()
     call()
-    return time.perf_counter() - began_s
+    return time.thread_time() - began_s
 
 
 def test_tokens_that_only_the_device_knows_are_gathered_row_by_row() -> None:
