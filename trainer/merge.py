@@ -151,10 +151,10 @@ def _merged_file(
                 tensors[name] = sums(tensors[name], part)
                 dtypes.add(tensors[name].dtype)
             elif part is not None:
-                is_turned = transposed and part.name != HEAD and isinstance(part, PlannedModule)
-                weight = tensors[name].T if is_turned else tensors[name]
+                is_transposed = transposed and part.name != HEAD and isinstance(part, PlannedModule)
+                weight = tensors[name].T if is_transposed else tensors[name]
                 merged = _sum(weight, part, adapter)
-                tensors[name] = merged.T.contiguous() if is_turned else merged
+                tensors[name] = merged.T.contiguous() if is_transposed else merged
                 dtypes.add(tensors[name].dtype)
     save_file(tensors, target, metadata=dict(metadata or {"format": "pt"}))
     return dtypes

@@ -231,10 +231,10 @@ class _AttentionWorld:
         q, k, _ = self._step()
         angles = (normal(q.shape[1], q.shape[2] // 2, dtype=torch.float32, device=q.device, seed=5) * 3).repeat(1, 2)
         cos, sin = angles.cos().to(q.dtype), angles.sin().to(q.dtype)
-        turned_q, turned_k = (rope_reference(each[None], cos[None], sin[None])[0].transpose(0, 1) for each in (q, k))
-        self.q = list(turned_q.split(self.news))
-        for whole, turned in zip(self.k, turned_k.split(self.news), strict=True):
-            whole[-len(turned) :] = turned
+        rotated_q, rotated_k = (rope_reference(each[None], cos[None], sin[None])[0].transpose(0, 1) for each in (q, k))
+        self.q = list(rotated_q.split(self.news))
+        for whole, rotated in zip(self.k, rotated_k.split(self.news), strict=True):
+            whole[-len(rotated) :] = rotated
         return Rotation(cos, sin), q, k
 
     def run(

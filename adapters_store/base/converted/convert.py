@@ -78,7 +78,7 @@ def _values(header: Header, tensor: TensorInfo, num_rows: int) -> Iterator[np.nd
 
 
 def _halves_apart(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """[O, H]: llama.cpp turns neighbouring rows of a head together, transformers row i and row i + half."""
+    """[O, H]: llama.cpp rotates neighbouring rows of a head together, transformers row i and row i + half."""
     pairs = weight.view(num_heads, -1, 2, weight.shape[-1])
     return pairs.transpose(1, 2).reshape(weight.shape)
 

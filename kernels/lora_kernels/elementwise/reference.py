@@ -22,10 +22,10 @@ def silu_mul_reference(gate_up_T2I: torch.Tensor) -> torch.Tensor:
 def rope_reference(x_1HTD: torch.Tensor, cos_1TR: torch.Tensor, sin_1TR: torch.Tensor) -> torch.Tensor:
     """x cos + rotate_half(x) sin over the first R of D elements, rounding each product (RoFormer, arXiv 2104.09864)."""
     width = cos_1TR.shape[-1]
-    turned, rest = x_1HTD[..., :width], x_1HTD[..., width:]
-    low, high = turned.chunk(2, dim=-1)
+    rotated, rest = x_1HTD[..., :width], x_1HTD[..., width:]
+    low, high = rotated.chunk(2, dim=-1)
     cos, sin = cos_1TR[:, None], sin_1TR[:, None]
-    return torch.cat([turned * cos + torch.cat([-high, low], dim=-1) * sin, rest], dim=-1)
+    return torch.cat([rotated * cos + torch.cat([-high, low], dim=-1) * sin, rest], dim=-1)
 
 
 def forbid_tokens_reference(scores_RV: torch.Tensor, rows_C: torch.Tensor, allowed_CB: torch.Tensor) -> None:

@@ -24,17 +24,17 @@ def group_linear(
 ) -> torch.Tensor:
     """x W^T + bias + each row's own adapter's delta; with DoRA's factors, factor * (x W^T + delta) + bias.
 
-    x_TH: [T, H] contiguous; weight_OH: [O, H], the members' weights, stacked, or turned. batch None: base only.
+    x_TH: [T, H] contiguous; weight_OH: [O, H], the members' weights, stacked, or repacked. batch None: base only.
     Returns [T, O] in `dtype`: x's (None), or float32, which is what the sums have before they are rounded.
     """
     dtype = dtype or x_TH.dtype
-    native, is_turned, num_rows = _native_for(x_TH), weight_OH.dim() == 1, x_TH.shape[0]  # len(x_TH) takes 0.7 us
+    native, is_repacked, num_rows = _native_for(x_TH), weight_OH.dim() == 1, x_TH.shape[0]  # len(x_TH) takes 0.7 us
     least = 1 if dtype is not x_TH.dtype or native is None else native.linear_min_rows  # the library's product rounds
-    if native is None or not (is_turned or least <= num_rows <= native.linear_max_rows):
+    if native is None or not (is_repacked or least <= num_rows <= native.linear_max_rows):
         return add_lora_delta(_product(x_TH, weight_OH, bias_O, dtype), x_TH, batch, group, bias_O)
     width = sum(group.out_features)
     y_TO = x_TH.new_empty(num_rows, width, dtype=dtype)
-    (native.turned_linear if is_turned else native.linear)(
+    (native.repacked_linear if is_repacked else native.linear)(
         None if batch is None else batch.native_address,
         group.native_address,
         y_TO.data_ptr(),
@@ -85,7 +85,7 @@ def expert_linear(
     """Each row times its expert's weight, plus its own adapter's delta. A row has the same bits beside any others.
 
     x_EH: [E, H] contiguous, sorted by expert; expert X has the rows starts[X]..starts[X + 1]. weight_XOH: [X, O, H], or
-    turned. Returns [E, O]."""
+    repacked. Returns [E, O]."""
     native, [out] = native_ops(x_EH.dtype), group.out_features
     assert native is not None, "asked has_expert_kernel first"
     assert x_EH.dtype == weight_XOH.dtype, "rows and experts share one dtype"

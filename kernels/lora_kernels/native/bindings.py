@@ -117,7 +117,7 @@ class NativeOps:
     linear_max_rows, nf4_max_rows: up to this many rows they are faster than torch on this machine; 0: never.
     linear_min_rows: from this many.
     takes_prompts: whether paged_attention has code of its own for many tokens of one sequence.
-    turns: whether turned_linear reads weights faster than linear, see `lora.turned`.
+    repacks: whether repacked_linear reads weights faster than linear, see `lora.repacked`.
     """
 
     linear: NativeKernel
@@ -129,13 +129,13 @@ class NativeOps:
     forbid: NativeKernel
     store_kv: NativeKernel
     paged_attention: NativeKernel
-    turned_linear: NativeKernel
+    repacked_linear: NativeKernel
     experts: NativeKernel
     linear_max_rows: int
     nf4_max_rows: int
     linear_min_rows: int
     takes_prompts: int
-    turns: int
+    repacks: int
 
 
 _P, _I = c_void_p, c_int64
@@ -148,7 +148,7 @@ _SIGNATURES: dict[str, list[Any]] = {  # the first nine in the order of ml_repla
     "rope": [_P, _I, _I, _P, _P, _I, _I, _I],
     "store_kv": [_P, _P, _P, _P, _P, _I, _I, _I, _I, _P],
     "paged_attention": [_P, _P, _P, _I, _I, _P, _P],
-    "turned_linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I, _I],
+    "repacked_linear": [_P, _P, _P, _I, _P, _I, _P, _P, _I, _I, _I],
     "experts": [_P, _P, _P, _P, _P, _P, _I, _I, _I],
     "forbid": [_P, _I, _P, _I, _P, _I, _I],
 }
@@ -168,7 +168,7 @@ def native_ops(dtype: torch.dtype) -> NativeOps | None:
         function = _function(library, f"ml_{name}_{suffix}", argtypes)
         kernels[name] = NativeKernel(function, number if number < _NUM_RECORDED else None, replay)
     limits = {}
-    names = {name: f"ml_{name}_{suffix}" for name in ("linear_max_rows", "nf4_max_rows", "takes_prompts", "turns")}
+    names = {name: f"ml_{name}_{suffix}" for name in ("linear_max_rows", "nf4_max_rows", "takes_prompts", "repacks")}
     for name, symbol in {**names, "linear_min_rows": "ml_linear_min_rows"}.items():
         limit = getattr(library, symbol)
         limit.restype = c_int64

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCES = (Path(__file__).with_name("kernels.c"), *sorted(Path(__file__).parent.glob("*.h")))
-FLAGS = ("-O2", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
+FLAGS = ("-O2", "-march=native", "-fopenmp", "-fno-math-errno", "-ffp-contract=off", "-shared", "-fPIC")
 
 
 @dataclass(frozen=True, slots=True)

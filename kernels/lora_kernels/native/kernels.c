@@ -120,7 +120,28 @@ static inline v4 hsum4(v16 a, v16 b, v16 c, v16 d) {  // the four sums
 #endif
 }
 
-static inline v16 splat(float f) { return (v16){0} + f; }
+static inline v16 splat(float f) { return (v16){f, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f}; }
+
+// a * b + c, rounded once on an x86 CPU with FMA. Written out, and -ffp-contract=off: a compiler fuses the same line in one function and not in
+// another, and a row's bits would depend on how many rows are beside it.
+#if defined(__FMA__)
+static inline float fma1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+static inline v8 fma8(v8 a, v8 b, v8 c) { return (v8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+static inline v16 fma16(v16 a, v16 b, v16 c) {
+#if defined(__AVX512F__)
+  return (v16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+  v8 half[3][2];
+  memcpy(half[0], &a, sizeof a), memcpy(half[1], &b, sizeof b), memcpy(half[2], &c, sizeof c);
+  for (int i = 0; i < 2; i++) half[2][i] = fma8(half[0][i], half[1][i], half[2][i]);
+  memcpy(&c, half[2], sizeof c);
+  return c;
+#endif
+}
+#else
+static inline float fma1(float a, float b, float c) { return a * b + c; }
+static inline v16 fma16(v16 a, v16 b, v16 c) { return a * b + c; }
+#endif
 static inline v16 vmax(v16 a, v16 b) {  // b if one is not a number
 #if defined(__AVX512F__)
   return (v16)_mm512_max_ps((__m512)a, (__m512)b);
@@ -132,15 +153,15 @@ static inline v16 vmax(v16 a, v16 b) {  // b if one is not a number
 // exp to 2 ulp for x <= 0 (below -87: 1e-38); NaN stays NaN. Cephes' polynomial on [-ln2/2, ln2/2].
 static inline v16 vexp(v16 x) {
   x = vmax(splat(-87.0f), x);
-  v16 shifted = x * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to the nearest integer
+  v16 shifted = fma16(x, splat(1.44269504f), splat(12582912.0f));  // adding 1.5 * 2^23 rounds to the nearest integer
   v16 n = shifted - 12582912.0f;
-  v16 r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  v16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  v16 r = fma16(n, splat(2.12194440e-4f), fma16(n, splat(-0.693359375f), x));
+  v16 p = fma16(r, splat(1.9875691500e-4f), splat(1.3981999507e-3f));
+  p = fma16(p, r, splat(8.3334519073e-3f));
+  p = fma16(p, r, splat(4.1665795894e-2f));
+  p = fma16(p, r, splat(1.6666665459e-1f));
+  p = fma16(p, r, splat(5.0000001201e-1f));
+  p = fma16(p * r, r, r) + 1.0f;
   return (v16)((i32x16)p + (__builtin_convertvector(n, i32x16) << 23));
 }
 
@@ -238,8 +259,8 @@ static void nf4_scales(float *scales, const nf4_weight *w, int64_t first, int64_
     memcpy(scales, w->absmax + first, (size_t)count * sizeof(float));
     return;
   }
-  for (int64_t i = 0; i < count; i++) scales[i] = w->nested_code[w->nested[first + i]] * w->nested_absmax[(first + i) / 256];
-  for (int64_t i = 0; i < count; i++) scales[i] += w->nested_offset;  // a loop of its own: not one fused operation
+  for (int64_t i = 0; i < count; i++)
+    scales[i] = w->nested_code[w->nested[first + i]] * w->nested_absmax[(first + i) / 256] + w->nested_offset;
 }
 
 // 64 values from 32 bytes.
@@ -310,7 +331,7 @@ static inline void store8_bf16(bf16 *p, v8 f) {
 #define DOT_VEC v16
 #define DOT_LOAD load_f32
 #define DOT_LOAD_INT8 load_int8
-#define DOT(acc, a, b) ((acc) + (a) * (b))
+#define DOT(acc, a, b) fma16(a, b, acc)
 #include "outputs.h"
 #if defined(TILES)
 #include "tiled_linear.h"
@@ -340,7 +361,7 @@ static inline void store8_bf16(bf16 *p, v8 f) {
 #if defined(__AVX512BF16__)
 #include "pair_tiles.h"
 #define FEW_ROWS(M, K) ((M) <= 8 && (K) % 2 == 0)
-#define TURNED
+#define REPACKED
 #include "prompt_attention.h"
 #define PROMPT_ATTENTION prompt_attention
 #define PANEL_BYTES(M, K) ((M) > 8 && (K) % 2 == 0 ? ((M) + 31) / 32 * 32 * (K) * (int64_t)sizeof(bf16) : 0)
@@ -354,7 +375,7 @@ static inline void store8_bf16(bf16 *p, v8 f) {
 #define DOT_VEC v16
 #define DOT_LOAD load_bf16
 #define DOT_LOAD_INT8 load_int8
-#define DOT(acc, a, b) ((acc) + (a) * (b))
+#define DOT(acc, a, b) fma16(a, b, acc)
 #endif
 #if defined(TILES)
 #include "tiled_linear.h"
@@ -392,13 +413,13 @@ int64_t ml_takes_prompts_bf16(void) { return 0; }
 #endif
 int64_t ml_takes_prompts_f32(void) { return 0; }
 
-// Whether weights are read faster turned, see ml_turned_linear.
+// Whether weights are read faster repacked, see ml_repacked_linear.
 #if defined(__AVX512BF16__)
-int64_t ml_turns_bf16(void) { return 1; }
+int64_t ml_repacks_bf16(void) { return 1; }
 #else
-int64_t ml_turns_bf16(void) { return 0; }
+int64_t ml_repacks_bf16(void) { return 0; }
 #endif
-int64_t ml_turns_f32(void) { return 0; }
+int64_t ml_repacks_f32(void) { return 0; }
 
 #if defined(TILES)
 int64_t ml_linear_min_rows(void) { return 2; }

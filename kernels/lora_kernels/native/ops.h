@@ -145,16 +145,16 @@ void NAME(ml_linear)(const lora_batch *b, const lora_group *g, void *y, int64_t 
   free(panels);
 }
 
-#if defined(TURNED)
-// The same for turned weights; N: a multiple of 16.
-void NAME(ml_turned_linear)(const lora_batch *b, const lora_group *g, void *y, int64_t y_stride, const T *x, int64_t x_stride,
+#if defined(REPACKED)
+// The same for repacked weights; N: a multiple of 16.
+void NAME(ml_repacked_linear)(const lora_batch *b, const lora_group *g, void *y, int64_t y_stride, const T *x, int64_t x_stride,
                             const T *w, const T *bias, int64_t M, int64_t N, int64_t wide) {
 #pragma omp parallel
   {
     int tid = omp_get_thread_num(), nt = omp_get_num_threads();
     int64_t part = (N + 128 * nt - 1) / (128 * nt) * 32;  // four a thread
 #pragma omp for schedule(dynamic) nowait
-    for (int64_t n = 0; n < N; n += part) turned_part(y, y_stride, (int)wide, x, x_stride, w, bias, M, g->in_features / 2, n, MIN(N, n + part));
+    for (int64_t n = 0; n < N; n += part) repacked_part(y, y_stride, (int)wide, x, x_stride, w, bias, M, g->in_features / 2, n, MIN(N, n + part));
     if (b) {
       NAME(shrink_share)(b, g, x, x_stride, tid, nt);
 #pragma omp barrier
@@ -163,21 +163,21 @@ void NAME(ml_turned_linear)(const lora_batch *b, const lora_group *g, void *y, i
   }
 }
 #else
-void NAME(ml_turned_linear)(const lora_batch *b, const lora_group *g, void *y, int64_t y_stride, const T *x, int64_t x_stride,
+void NAME(ml_repacked_linear)(const lora_batch *b, const lora_group *g, void *y, int64_t y_stride, const T *x, int64_t x_stride,
                             const T *w, const T *bias, int64_t M, int64_t N, int64_t wide) { abort(); }
 #endif
 
 // y[row] = x[row] . w[e]^T and the adapters' deltas, for the rows starts[e]..starts[e + 1] of each expert e, in the order of ml_linear. w:
-// [experts, N, K], or turned, N then a multiple of 32; b: null, or of a group of one module. A thread takes half of an expert's columns
+// [experts, N, K], or repacked, N then a multiple of 32; b: null, or of a group of one module. A thread takes half of an expert's columns
 // at a time.
 void NAME(ml_experts)(const lora_batch *b, const lora_group *g, T *y, const T *x, const T *w, const int64_t *starts, int64_t experts,
-                      int64_t N, int64_t is_turned) {
+                      int64_t N, int64_t is_repacked) {
   int64_t K = g->in_features, part = (N + 2 * TILE_COLUMNS - 1) / (2 * TILE_COLUMNS) * TILE_COLUMNS, parts = (N + part - 1) / part;
   char *panels = 0;
 #if defined(PANEL_BYTES)
   int64_t panel_at[experts + 1];
   panel_at[0] = 0;
-  for (int64_t e = 0; e < experts; e++) panel_at[e + 1] = panel_at[e] + (is_turned ? 0 : PANEL_BYTES(starts[e + 1] - starts[e], K));
+  for (int64_t e = 0; e < experts; e++) panel_at[e + 1] = panel_at[e] + (is_repacked ? 0 : PANEL_BYTES(starts[e + 1] - starts[e], K));
   if (panel_at[experts] && !(panels = (char *)aligned_alloc(64, (size_t)panel_at[experts]))) abort();
 #endif
 #pragma omp parallel
@@ -194,9 +194,9 @@ void NAME(ml_experts)(const lora_batch *b, const lora_group *g, T *y, const T *x
       int64_t e = task / parts, lo = task % parts * part, hi = MIN(N, lo + part), M = starts[e + 1] - starts[e];
       const T *rows = x + starts[e] * K, *own = w + e * N * K;
       T *to = y + starts[e] * N;
-#if defined(TURNED)
-      if (is_turned) {
-        turned_part(to, N, 0, rows, K, own, 0, M, K / 2, lo, hi);
+#if defined(REPACKED)
+      if (is_repacked) {
+        repacked_part(to, N, 0, rows, K, own, 0, M, K / 2, lo, hi);
         continue;
       }
 #endif
@@ -299,10 +299,10 @@ void NAME(ml_rms_norm)(T *y, int64_t y_stride, const T *x, int64_t x_stride, con
     }
     for (k = 0; k + 16 <= H; k += 16) {
       v16 v = LOAD16(xi + k);
-      squares += v * v;
+      squares = fma16(v, v, squares);
     }
     float sum = hsum(squares);
-    for (; k < H; k++) sum += TO_FLOAT(xi[k]) * TO_FLOAT(xi[k]);
+    for (; k < H; k++) sum = fma1(TO_FLOAT(xi[k]), TO_FLOAT(xi[k]), sum);
     float inverse = 1.0f / sqrtf(sum / (float)H + eps);
     for (k = 0; k + 16 <= H; k += 16)  // transformers rounds before the weight
       STORE16(yi + k, ROUND16(LOAD16(xi + k) * inverse) * LOAD16(weight + k));
@@ -371,7 +371,7 @@ static inline __attribute__((always_inline)) void NAME(weigh_columns)(
       for (int v = 0; v < NV; v++) {
         v16 column = LOAD16(value + 16 * v);
 #pragma GCC unroll 2
-        for (int q = 0; q < MB; q++) acc[q][v] += p[q * stride] * column;
+        for (int q = 0; q < MB; q++) acc[q][v] = fma16(splat(p[q * stride]), column, acc[q][v]);
       }
     j += run;
   }
@@ -508,7 +508,7 @@ void NAME(ml_replay)(const kernel_call *calls, int64_t count) {
       case 5: NAME(ml_rope)(P(0), I(1), I(2), P(3), P(4), I(5), I(6), I(7)); break;
       case 6: NAME(ml_store_kv)(P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8), P(9)); break;
       case 7: NAME(ml_paged_attention)(P(0), P(1), P(2), I(3), I(4), P(5), P(6)); break;
-      case 8: NAME(ml_turned_linear)(P(0), P(1), P(2), I(3), P(4), I(5), P(6), P(7), I(8), I(9), I(10)); break;
+      case 8: NAME(ml_repacked_linear)(P(0), P(1), P(2), I(3), P(4), I(5), P(6), P(7), I(8), I(9), I(10)); break;
       default: abort();
     }
 #undef P

@@ -156,7 +156,7 @@ static void tiles_bf16(void *y, int64_t y_stride, int wide, const void *panels, 
 #undef TILES_OF
 }
 
-// Up to 8 tokens: lanes are weight rows, 16 at a time, turned in registers; a sum has the order that it has in a tile. y[token][n].
+// Up to 8 tokens: lanes are weight rows, 16 at a time, transposed in registers; a sum has the order that it has in a tile. y[token][n].
 static inline __attribute__((always_inline)) void pair_columns(const int MB, void *y, int64_t y_stride, int wide, const bf16 *x,
                                                                int64_t x_stride, pairs *w, int64_t K2, int64_t count, const bf16 *bias, int has_next) {
   __mmask16 kept = count < 16 ? (__mmask16)((1 << count) - 1) : 0xffff;
@@ -215,15 +215,15 @@ static void few_rows(void *y, int64_t y_stride, int wide, const bf16 *x, int64_t
 // Turned weights: 32 rows are a block, [K/2][32] pairs, and 16 that are left over another. So memory is read in the order of its
 // addresses, which is up to twice as fast as 16 rows at once, and a vector has 16 rows in its lanes. Sums have the order that they have
 // for weights as they lie.
-#define TURNED_AHEAD 64  // lines of 64 bytes that are fetched ahead
+#define REPACKED_AHEAD 64  // lines of 64 bytes that are fetched ahead
 
-#define TURNED_TOKENS 12  // of one kernel
-#define TURNED_PARAMETERS                                                                                                          \
+#define REPACKED_TOKENS 12  // of one kernel
+#define REPACKED_PARAMETERS                                                                                                        \
   void *y, int64_t y_stride, int wide, const bf16 *x, int64_t x_stride, pairs *w, int64_t K2, const bf16 *bias, pairs *next, int64_t lines
 
 // MB tokens as they lie, for one block of VECTORS * 16 rows. lines: how many to fetch from `next`; 0: what comes soon.
-static inline __attribute__((always_inline)) void turned_columns(const int MB, const int VECTORS, TURNED_PARAMETERS) {
-  __m512 acc[TURNED_TOKENS][2];
+static inline __attribute__((always_inline)) void repacked_columns(const int MB, const int VECTORS, REPACKED_PARAMETERS) {
+  __m512 acc[REPACKED_TOKENS][2];
 #pragma GCC unroll 12
   for (int m = 0; m < MB; m++)
 #pragma GCC unroll 2
@@ -233,7 +233,7 @@ static inline __attribute__((always_inline)) void turned_columns(const int MB, c
 #pragma GCC unroll 2
     for (int v = 0; v < VECTORS; v++) {
       rows[v] = (__m512bh)_mm512_loadu_si512(w + 16 * (VECTORS * k + v));
-      if (!lines) __builtin_prefetch(w + 16 * (VECTORS * k + v + TURNED_AHEAD), 0, 0);
+      if (!lines) __builtin_prefetch(w + 16 * (VECTORS * k + v + REPACKED_AHEAD), 0, 0);
     }
     if (k < lines) __builtin_prefetch(next + 16 * k, 0, 2);
 #pragma GCC unroll 12
@@ -251,34 +251,34 @@ static inline __attribute__((always_inline)) void turned_columns(const int MB, c
       out_put16_bf16(out_at_bf16(y, m * y_stride + 16 * v, wide), (v16)acc[m][v] + (bias ? load_bf16(bias + 16 * v) : splat(0.0f)), wide);
 }
 
-#define TURNED_COLUMNS(MB, VECTORS)                                                                        \
-  static __attribute__((noinline)) void turned_columns_##MB##_##VECTORS(TURNED_PARAMETERS) {               \
-    turned_columns(MB, VECTORS, y, y_stride, wide, x, x_stride, w, K2, bias, next, lines);                        \
+#define REPACKED_COLUMNS(MB, VECTORS)                                                                        \
+  static __attribute__((noinline)) void repacked_columns_##MB##_##VECTORS(REPACKED_PARAMETERS) {             \
+    repacked_columns(MB, VECTORS, y, y_stride, wide, x, x_stride, w, K2, bias, next, lines);                 \
   }
-#define TURNED_COLUMNS_OF(MB) TURNED_COLUMNS(MB, 1) TURNED_COLUMNS(MB, 2)
-TURNED_COLUMNS_OF(1) TURNED_COLUMNS_OF(2) TURNED_COLUMNS_OF(3) TURNED_COLUMNS_OF(4) TURNED_COLUMNS_OF(5) TURNED_COLUMNS_OF(6)
-TURNED_COLUMNS_OF(7) TURNED_COLUMNS_OF(8) TURNED_COLUMNS_OF(9) TURNED_COLUMNS_OF(10) TURNED_COLUMNS_OF(11) TURNED_COLUMNS_OF(12)
-#define BY_VECTORS(MB) {turned_columns_##MB##_1, turned_columns_##MB##_2}
-static void (*const TURNED_KERNELS[TURNED_TOKENS][2])(TURNED_PARAMETERS) = {
+#define REPACKED_COLUMNS_OF(MB) REPACKED_COLUMNS(MB, 1) REPACKED_COLUMNS(MB, 2)
+REPACKED_COLUMNS_OF(1) REPACKED_COLUMNS_OF(2) REPACKED_COLUMNS_OF(3) REPACKED_COLUMNS_OF(4) REPACKED_COLUMNS_OF(5) REPACKED_COLUMNS_OF(6)
+REPACKED_COLUMNS_OF(7) REPACKED_COLUMNS_OF(8) REPACKED_COLUMNS_OF(9) REPACKED_COLUMNS_OF(10) REPACKED_COLUMNS_OF(11) REPACKED_COLUMNS_OF(12)
+#define BY_VECTORS(MB) {repacked_columns_##MB##_1, repacked_columns_##MB##_2}
+static void (*const REPACKED_KERNELS[REPACKED_TOKENS][2])(REPACKED_PARAMETERS) = {
     BY_VECTORS(1), BY_VECTORS(2), BY_VECTORS(3), BY_VECTORS(4),  BY_VECTORS(5),  BY_VECTORS(6),
     BY_VECTORS(7), BY_VECTORS(8), BY_VECTORS(9), BY_VECTORS(10), BY_VECTORS(11), BY_VECTORS(12)};
-#undef TURNED_COLUMNS
-#undef TURNED_COLUMNS_OF
+#undef REPACKED_COLUMNS
+#undef REPACKED_COLUMNS_OF
 #undef BY_VECTORS
 
-// y[all tokens, lo..hi) = x . w[lo..hi)^T + bias, for turned weights. lo: a multiple of 32, hi: another, or all rows. If there are more
+// y[all tokens, lo..hi) = x . w[lo..hi)^T + bias, for repacked weights. lo: a multiple of 32, hi: another, or all rows. If there are more
 // tokens than one kernel takes, each fetches its share of the next block.
-static void turned_part(void *y, int64_t y_stride, int wide, const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, int64_t M, int64_t K2,
+static void repacked_part(void *y, int64_t y_stride, int wide, const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, int64_t M, int64_t K2,
                         int64_t lo, int64_t hi) {
   if (!M) return;
-  int64_t groups = (M + TURNED_TOKENS - 1) / TURNED_TOKENS;
+  int64_t groups = (M + REPACKED_TOKENS - 1) / REPACKED_TOKENS;
   for (int64_t n = lo, vectors; n < hi; n += 16 * vectors) {
     vectors = hi - n >= 32 ? 2 : 1;
     pairs *block = (pairs *)(w + n * 2 * K2);
     int64_t lines = groups == 1 || n + 64 > hi ? 0 : 2 * K2 / groups;
     for (int64_t g = 0; g < groups; g++) {
       int64_t m = M * g / groups, tokens = M * (g + 1) / groups - m;
-      TURNED_KERNELS[tokens - 1][vectors - 1](out_at_bf16(y, m * y_stride + n, wide), y_stride, wide, x + m * x_stride, x_stride, block, K2, bias ? bias + n : 0,
+      REPACKED_KERNELS[tokens - 1][vectors - 1](out_at_bf16(y, m * y_stride + n, wide), y_stride, wide, x + m * x_stride, x_stride, block, K2, bias ? bias + n : 0,
                                              block + 16 * (2 * K2 + g * lines), lines);
     }
   }

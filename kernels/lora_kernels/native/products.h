@@ -23,7 +23,7 @@ static inline __attribute__((always_inline)) void WNAME(dot_halves)(const int MB
       for (int n = 0; n < NB; n++) {
         v8 b = W_LOAD8(w + n * w_stride + k + 8 * half);
 #pragma GCC unroll 2
-        for (int m = 0; m < MB; m++) acc[m][n][half] += a[m] * b;
+        for (int m = 0; m < MB; m++) acc[m][n][half] = fma8(a[m], b, acc[m][n][half]);
       }
     }
 #pragma GCC unroll 2
@@ -35,7 +35,7 @@ static inline __attribute__((always_inline)) void WNAME(dot_halves)(const int MB
       memcpy(quarter, &half, sizeof quarter);
       v4 q = quarter[0] + quarter[1];
       float sum = (q[0] + q[1]) + (q[2] + q[3]);
-      for (int64_t j = k; j < K; j++) sum += TO_FLOAT(x[m][j]) * W_TO_FLOAT(w[n * w_stride + j]);
+      for (int64_t j = k; j < K; j++) sum = fma1(TO_FLOAT(x[m][j]), W_TO_FLOAT(w[n * w_stride + j]), sum);
       out[m * out_stride + n] = sum;
     }
 }
@@ -87,7 +87,7 @@ static inline __attribute__((always_inline)) void WNAME(dot_block)(
     v4 sums = hsum4(acc[m][0], acc[m][NB > 1 ? 1 : 0], acc[m][NB > 2 ? 2 : 0], acc[m][NB > 3 ? 3 : 0]);
     for (int64_t j = k; j < K; j++)
 #pragma GCC unroll 4
-      for (int n = 0; n < NB; n++) sums[n] += TO_FLOAT(x[m][j]) * W_TO_FLOAT(w[n * w_stride + j]);
+      for (int n = 0; n < NB; n++) sums[n] = fma1(TO_FLOAT(x[m][j]), W_TO_FLOAT(w[n * w_stride + j]), sums[n]);
     memcpy(out + m * out_stride, &sums, NB * sizeof(float));
   }
 }
@@ -129,12 +129,12 @@ static void WNAME(expand_rest)(void *y, int64_t y_stride, int wide, const int32_
   for (int64_t m = 0; m < count; m++)
     for (int64_t c = lo; c < hi; c++) {
       float sum = 0.0f;
-      for (int64_t r = 0; r < rank; r++) sum += h[m * h_stride + r] * W_TO_FLOAT(b[r * O + c]);
+      for (int64_t r = 0; r < rank; r++) sum = fma1(h[m * h_stride + r], W_TO_FLOAT(b[r * O + c]), sum);
       void *p = NAME(out_at)(y, (int64_t)rows[m] * y_stride + c, wide);
-      sum = NAME(out_get)(p, wide) + scale * sum;
+      sum = fma1(scale, sum, NAME(out_get)(p, wide));
       if (factors) {
         float own = bias ? TO_FLOAT(bias[c]) : 0.0f;
-        sum = factors[c] * (sum - own) + own;
+        sum = fma1(factors[c], sum - own, own);
       }
       NAME(out_put)(p, sum, wide);
     }
@@ -161,7 +161,7 @@ static inline __attribute__((always_inline)) void WNAME(expand_lanes)(
       if (READY) memcpy(&col, ready + 64 * r + 8 * v, sizeof col);
       else col = W_LOAD8(b + r * O + 8 * v);
 #pragma GCC unroll 4
-      for (int m = 0; m < MB; m++) acc[m][v] += weight[m] * col;
+      for (int m = 0; m < MB; m++) acc[m][v] = fma8(weight[m], col, acc[m][v]);
     }
   }
 #pragma GCC unroll 4
@@ -169,11 +169,11 @@ static inline __attribute__((always_inline)) void WNAME(expand_lanes)(
 #pragma GCC unroll 8
     for (int v = 0; v < NV; v++) {
       void *p = NAME(out_at)(y[m], 8 * v, wide);
-      v8 sum = NAME(out_get8)(p, wide) + scale * acc[m][v];
+      v8 sum = fma8((v8)_mm256_set1_ps(scale), acc[m][v], NAME(out_get8)(p, wide));
       if (factors) {
         v8 own = bias ? NAME(load8)(bias + 8 * v) : (v8){0}, factor;
         memcpy(&factor, factors + 8 * v, sizeof factor);
-        sum = factor * (sum - own) + own;
+        sum = fma8(factor, sum - own, own);
       }
       NAME(out_put8)(p, sum, wide);
     }
@@ -189,7 +189,7 @@ LANES(1, 8, 0) LANES(1, 2, 0) LANES(2, 2, 0) LANES(4, 2, 1) LANES(1, 2, 1)
 #undef LANES
 
 // y[rows, lo..hi) += scale * (h . B) for one adapter; B is [rank, O]. factors, bias: null, or [O]. From eight rows on, up to
-// rank 256, B's columns are turned to floats once for all of them.
+// rank 256, B's columns are converted to floats once for all of them.
 static void WNAME(expand)(void *y, int64_t y_stride, int wide, const int32_t *rows, int64_t count, const float *h, int64_t h_stride,
                          const W *b, int64_t O, int64_t rank, float scale, const float *factors, const T *bias, int64_t lo,
                          int64_t hi, fetched *ahead) {
@@ -251,9 +251,9 @@ static inline __attribute__((always_inline)) void WNAME(expand_block)(
     for (int v = 0; v < NV; v++) col[v] = W_LOAD16(b + r * O + 16 * v);
 #pragma GCC unroll 4
     for (int m = 0; m < MB; m++) {
-      float weight = h[m * h_stride + r];
+      v16 weight = splat(h[m * h_stride + r]);
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) acc[m][v] += weight * col[v];
+      for (int v = 0; v < NV; v++) acc[m][v] = fma16(weight, col[v], acc[m][v]);
     }
   }
 #pragma GCC unroll 4
@@ -261,10 +261,10 @@ static inline __attribute__((always_inline)) void WNAME(expand_block)(
 #pragma GCC unroll 8
     for (int v = 0; v < NV; v++) {
       void *p = NAME(out_at)(y[m], 16 * v, wide);
-      v16 sum = NAME(out_get16)(p, wide) + scale * acc[m][v];
+      v16 sum = fma16(splat(scale), acc[m][v], NAME(out_get16)(p, wide));
       if (factors) {
         v16 own = bias ? LOAD16(bias + 16 * v) : splat(0.0f);
-        sum = load_f32(factors + 16 * v) * (sum - own) + own;
+        sum = fma16(load_f32(factors + 16 * v), sum - own, own);
       }
       NAME(out_put16)(p, sum, wide);
     }

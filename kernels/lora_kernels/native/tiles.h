@@ -24,7 +24,7 @@ static inline __attribute__((always_inline)) void tile_steps(const int NB, const
     for (int n = 0; n < NB; n++) {
       v8 weight = (v8)_mm256_broadcast_ss(w + n * stride + k);
 #pragma GCC unroll 2
-      for (int v = 0; v < NV; v++) acc[n][v] += weight * x[v];
+      for (int v = 0; v < NV; v++) acc[n][v] = fma8(weight, x[v], acc[n][v]);
     }
   }
 }
@@ -78,8 +78,8 @@ static inline __attribute__((always_inline)) void tile_of_pairs(const int NB, co
 #pragma GCC unroll 8
       for (int n = 0; n < NB; n++) {
         __m256i pair = _mm256_castps_si256(_mm256_broadcast_ss((const float *)(w + n * K + k)));
-        acc[n] += (v8)_mm256_slli_epi32(pair, 16) * x[0];
-        acc[n] += (v8)_mm256_and_si256(pair, upper) * x[1];
+        acc[n] = fma8((v8)_mm256_slli_epi32(pair, 16), x[0], acc[n]);
+        acc[n] = fma8((v8)_mm256_and_si256(pair, upper), x[1], acc[n]);
       }
     }
   }

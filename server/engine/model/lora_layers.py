@@ -30,7 +30,7 @@ from lora_kernels.elementwise.launcher import silu_mul
 from lora_kernels.lora.batch import ExpertsBatch, LoraBatch, LoraGroup
 from lora_kernels.lora.launcher import add_lora_delta, expert_linear, group_linear, has_expert_kernel, own_head_rows
 from lora_kernels.lora.token_rows import embed_own_rows
-from lora_kernels.lora.turned import is_turned_here, turned, turned_experts
+from lora_kernels.lora.repacked import is_repacked_here, repacked, repacked_experts
 from lora_kernels.nf4.launcher import nf4_linear, on_nf4_kernel
 from lora_kernels.nf4.weight import Nf4Weight, nf4_weights
 from lora_kernels.self_test import check_before_use
@@ -72,8 +72,8 @@ class LinearGroup:
         if not self.quantized:
             self.weight, self.bias = _fused(linears)
             is_shared = embedding_VH is not None and self.weight.data_ptr() == embedding_VH.data_ptr()
-            if not is_shared and is_turned_here(self.weight):
-                self.weight = turned(self.weight)
+            if not is_shared and is_repacked_here(self.weight):
+                self.weight = repacked(self.weight)
 
     def output_of(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """Member `index`'s output for x [..., H]. Members are called in order with the same tensor (see above)."""
@@ -282,7 +282,7 @@ class AdapterExperts(nn.Module):
 
 def _in_order(base: nn.Module, name: str, weight_XOH: torch.Tensor) -> torch.Tensor:
     """Turned, if the CPU reads it so. It takes the parameter's place, so that the other is freed."""
-    in_order = turned_experts(weight_XOH)
+    in_order = repacked_experts(weight_XOH)
     if in_order is None:
         return weight_XOH
     base.register_parameter(name, nn.Parameter(in_order, requires_grad=False))

@@ -138,8 +138,8 @@ class Part:
             return cut.dim + 1
         if name.endswith(".bias"):
             return 0 if cut.dim == OUTPUTS else None
-        is_turned = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)  # [in_features, out_features]
-        return 1 - cut.dim if is_turned else cut.dim
+        is_transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)  # [in_features, out_features]
+        return 1 - cut.dim if is_transposed else cut.dim
 
     def _is_dropped(self, model: nn.Module, name: str) -> bool:
         config: Any = model.config

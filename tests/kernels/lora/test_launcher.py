@@ -11,7 +11,7 @@ from lora_kernels.lora import launcher
 from lora_kernels.lora.batch import NO_ADAPTER, LoraBatch, LoraGroup, LoraTable
 from lora_kernels.lora.launcher import add_lora_delta, expert_linear, group_linear
 from lora_kernels.lora.reference import lora_delta_reference
-from lora_kernels.lora.turned import is_turned_here, turned, turned_experts
+from lora_kernels.lora.repacked import is_repacked_here, repacked, repacked_experts
 from lora_kernels.native.bindings import native_ops
 from support.models.lora import random_table
 
@@ -101,7 +101,7 @@ def test_rows_of_experts_have_the_bits_of_linear_layers_beside_any_others(
     )
     limit = 1e-6 if dtype is torch.float32 else 2.0**-8
     assert float((got.double() - exact).abs().max() / exact.abs().max()) < limit
-    in_order = turned_experts(weight)
+    in_order = repacked_experts(weight)
     if in_order is not None:
         assert torch.equal(expert_linear(x, in_order, starts, None, group), got)
     for expert in range(len(counts)):
@@ -200,16 +200,16 @@ def test_where_the_kernel_takes_any_number_of_rows_a_row_has_the_same_bits_in_ea
 @pytest.mark.parametrize("in_features", [2, 30, 96, 1024])
 @pytest.mark.parametrize("out_features", [(16,), (32, 16, 64), (224, 32)])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_turned_weights_give_the_bits_of_weights_as_they_lie(
+def test_repacked_weights_give_the_bits_of_weights_as_they_lie(
     out_features: tuple[int, ...], in_features: int, with_bias: bool
 ) -> None:
     native, total = native_ops(torch.bfloat16), sum(out_features)
     weight = torch.randn(total, in_features).bfloat16()
     assert native is not None
-    assert is_turned_here(weight) is bool(native.turns)
-    assert not is_turned_here(weight[:-1])
-    assert not is_turned_here(weight[:, :-1])
-    if not native.turns:
+    assert is_repacked_here(weight) is bool(native.repacks)
+    assert not is_repacked_here(weight[:-1])
+    assert not is_repacked_here(weight[:, :-1])
+    if not native.repacks:
         return
     bias = torch.randn(total).bfloat16() if with_bias else None
     group = LoraGroup(tuple(range(len(out_features))), in_features, out_features)
@@ -217,7 +217,7 @@ def test_turned_weights_give_the_bits_of_weights_as_they_lie(
     for num_rows in (*range(27), 64, 130):
         batch = LoraBatch(table, row_slots("distinct", num_rows))
         for adapters in (None, batch):
-            got = group_linear(x[:num_rows], turned(weight), bias, adapters, group)
+            got = group_linear(x[:num_rows], repacked(weight), bias, adapters, group)
             assert torch.equal(got, group_linear(x[:num_rows], weight, bias, adapters, group)), num_rows
 
 
@@ -252,15 +252,15 @@ def test_sums_in_float32_are_those_that_a_bf16_product_rounds(
     assert torch.equal(mixed[batch.row_slots == NO_ADAPTER], bare[batch.row_slots == NO_ADAPTER])
     in_place = add_lora_delta(bare.clone(), x, batch, group, bias)
     assert torch.equal(in_place, mixed)
-    if is_turned_here(weight):
-        assert torch.equal(group_linear(x, turned(weight), bias, batch, group, dtype=torch.float32), mixed)
+    if is_repacked_here(weight):
+        assert torch.equal(group_linear(x, repacked(weight), bias, batch, group, dtype=torch.float32), mixed)
     if native.linear_min_rows == 1:
         assert torch.equal(group_linear(x[:1], weight, bias, None, group, dtype=torch.float32), bare[:1])
 
 
-def test_a_turned_weight_has_its_rows_side_by_side() -> None:
+def test_a_repacked_weight_has_its_rows_side_by_side() -> None:
     weight = torch.arange(48 * 4).view(48, 4)
-    first, second, last = turned(weight).split([64, 64, 64])
+    first, second, last = repacked(weight).split([64, 64, 64])
     assert first.tolist() == weight[:32, :2].flatten().tolist()
     assert second.tolist() == weight[:32, 2:].flatten().tolist()
     assert last.view(2, 16, 2)[1].tolist() == weight[32:, 2:].tolist()

@@ -17,7 +17,7 @@ from adapters_store.format.adapter_folder import plan_folder
 from adapters_store.format.chat_fields import DTYPE_FIELD
 from adapters_store.packed.packing import pack, packed_bytes
 from adapters_store.parsing.adapter_files import CONFIG_FILE, WEIGHTS_FILE
-from lora_kernels.lora import launcher, turned
+from lora_kernels.lora import launcher, repacked
 from server.engine.int8_probe import int8_change, int8_probe
 from server.engine.model.base_model import load_base
 from server.engine.model.kv_tensors import KVCache
@@ -89,7 +89,7 @@ def test_a_mixed_batch_has_pefts_logits_of_the_dequantised_matrices(
     native: bool, base: Path, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not native:
-        for module in (launcher, turned):
+        for module in (launcher, repacked):
             monkeypatch.setattr(module, "native_ops", lambda dtype: None)
     theirs = [dequantised(each, tmp_path / each.name) if i in INT8 else each for i, each in enumerate(adapters)]
 
@@ -114,7 +114,7 @@ def test_an_int8_adapter_with_dora_has_pefts_logits_of_the_dequantised_matrices(
 ) -> None:
     """The norms are those of the matrices that are served. The second adapter is the same without int8."""
     if not native:
-        for module in (launcher, turned):
+        for module in (launcher, repacked):
             monkeypatch.setattr(module, "native_ops", lambda dtype: None)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=ALL, use_dora=True)
     small, whole = (save_random(base, tmp_path / name, config, 5) for name in ("small", "whole"))
