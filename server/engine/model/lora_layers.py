@@ -29,8 +29,8 @@ from adapters_store.base.files import DTYPES
 from lora_kernels.elementwise.launcher import silu_mul
 from lora_kernels.lora.batch import ExpertsBatch, LoraBatch, LoraGroup
 from lora_kernels.lora.launcher import add_lora_delta, expert_linear, group_linear, has_expert_kernel, own_head_rows
-from lora_kernels.lora.token_rows import embed_own_rows
 from lora_kernels.lora.repacked import is_repacked_here, repacked, repacked_experts
+from lora_kernels.lora.token_rows import embed_own_rows
 from lora_kernels.nf4.launcher import nf4_linear, on_nf4_kernel
 from lora_kernels.nf4.weight import Nf4Weight, nf4_weights
 from lora_kernels.self_test import check_before_use
