@@ -10,10 +10,10 @@ import ssl
 import sys
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from httpx._config import DEFAULT_TIMEOUT_CONFIG
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -69,8 +69,6 @@ LONGEST = (  # these files start first, or one worker ends with them while the o
     "server/engine/startup/test_fake_cuda.py",
     "server/cli/test_main.py",
 )
-# A client that a test gives no time-out waits as long as a busy machine needs; httpx would give up after 5 s.
-vars(DEFAULT_TIMEOUT_CONFIG).update(dict.fromkeys(("connect", "read", "write", "pool"), 600.0))
 gc.disable()  # until everything is collected: what imports make stays
 
 
@@ -103,6 +101,15 @@ def _migrations_are_quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         quicken_migrations(patch)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _clients_wait_for_a_busy_machine() -> None:
+    """One that a test gives no time-out; httpx would give up after 5 s. A machine for the GPU's tests has no httpx."""
+    if find_spec("httpx"):
+        from httpx._config import DEFAULT_TIMEOUT_CONFIG
+
+        vars(DEFAULT_TIMEOUT_CONFIG).update(dict.fromkeys(("connect", "read", "write", "pool"), 600.0))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -53,4 +53,4 @@ def weights_lie_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A base that is loaded on a CPU keeps its weights' rows as they lie."""
     from server.engine.model import lora_layers
 
-    monkeypatch.setattr(lora_layers, "is_turned_here", lambda weight: False)
+    monkeypatch.setattr(lora_layers, "is_repacked_here", lambda weight: False)
