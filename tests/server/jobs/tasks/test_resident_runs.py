@@ -34,7 +34,7 @@ SERVED = ("--device", "cpu")
 @pytest.fixture(scope="module")
 def executor() -> Iterator[SubprocessExecutor]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join((str(TESTS), os.environ.get("PYTHONPATH", ""))))
+        patch.setenv("PYTHONPATH", os.pathsep.join((str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", ""))))
         resident = Resident((TRAINER, GATE, ALONE), idle_s=600, nice=5)
         resident.open()
         yield SubprocessExecutor(5, resident)
