@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from support.source_path import SOURCE_PATH
+
 TUNES = ("znver2", "skylake-avx512")
 
 
@@ -19,8 +20,7 @@ def bits(folder: Path, tune: str) -> str:
     compiler = folder / f"cc-{tune}"
     compiler.write_text(f'#!/bin/sh\nexec gcc "$@" -mtune={tune}\n')
     compiler.chmod(0o755)
-    paths = os.pathsep.join(str(REPOSITORY / name) for name in ("", "kernels", "tests"))
-    environment = {**os.environ, "CC": str(compiler), "XDG_CACHE_HOME": str(folder), "PYTHONPATH": paths}
+    environment = {**os.environ, "CC": str(compiler), "XDG_CACHE_HOME": str(folder), "PYTHONPATH": SOURCE_PATH}
     command = [sys.executable, "-m", "support.kernels.native_bits"]
     done = subprocess.run(command, check=False, env=environment, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -212,7 +212,7 @@ static void few_rows(void *y, int64_t y_stride, int wide, const bf16 *x, int64_t
   }
 }
 
-// Turned weights: 32 rows are a block, [K/2][32] pairs, and 16 that are left over another. So memory is read in the order of its
+// Repacked weights: 32 rows are a block, [K/2][32] pairs, and 16 that are left over another. So memory is read in the order of its
 // addresses, which is up to twice as fast as 16 rows at once, and a vector has 16 rows in its lanes. Sums have the order that they have
 // for weights as they lie.
 #define REPACKED_AHEAD 64  // lines of 64 bytes that are fetched ahead

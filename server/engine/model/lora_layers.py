@@ -281,7 +281,7 @@ class AdapterExperts(nn.Module):
 
 
 def _in_order(base: nn.Module, name: str, weight_XOH: torch.Tensor) -> torch.Tensor:
-    """Turned, if the CPU reads it so. It takes the parameter's place, so that the other is freed."""
+    """Repacked, if the CPU reads it so. It takes the parameter's place, so that the other is freed."""
     in_order = repacked_experts(weight_XOH)
     if in_order is None:
         return weight_XOH

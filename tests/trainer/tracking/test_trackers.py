@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from support.source_path import SOURCE_PATH
 from support.trainers.training import demo_spec
 from trainer.report.content import collect
 from trainer.report.page import render
@@ -21,8 +22,6 @@ from trainer.run_folder.folder import PAUSE, Exit, RunFolder
 from trainer.spec import SpecError, TrainSpec
 from trainer.tracking import tensorboard as tensorboard_tracker
 from trainer.tracking.trackers import tracking
-
-PATHS = os.pathsep.join(str(Path(__file__).parents[3] / part) for part in ("", "kernels", "tests"))
 
 
 def shown_in(run_dir: Path) -> EventAccumulator:
@@ -164,5 +163,7 @@ print("imported:", sorted({"mlflow", "wandb"} & sys.modules.keys()))
 def test_no_client_is_imported_unless_it_is_asked_for(tmp_path: Path) -> None:
     """In a process of its own: other tests here ask for them."""
     command = [sys.executable, "-c", TRAINS_ALONE, str(tmp_path)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": PATHS})
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": SOURCE_PATH}
+    )
     assert "imported: []" in done.stdout

@@ -19,6 +19,7 @@ import httpx
 from adapters_store.accounts.usage import total_of
 from adapters_store.store import AdapterStore
 from support.servers.waiting import wait_until
+from support.source_path import SOURCE_PATH
 
 NUM_KILLS = int(os.environ.get("MULTILORA_USAGE_KILLS", "2"))
 FLUSH_S = 0.05
@@ -111,10 +112,7 @@ def test_a_day_that_is_none_is_a_400(client: httpx.Client) -> None:
 @contextmanager
 def server_process(data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     script = TESTS / "support" / "servers" / "served_process.py"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), str(TESTS.parent / "kernels")]),
-    }
+    environment = {**os.environ, "PYTHONPATH": SOURCE_PATH}
     process = subprocess.Popen(
         [sys.executable, str(script), str(data_dir), str(FLUSH_S)], stdout=subprocess.PIPE, text=True, env=environment
     )

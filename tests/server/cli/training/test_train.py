@@ -92,7 +92,7 @@ def test_a_second_ctrl_c_ends_a_trainer_that_hangs(tmp_path: Path, ranks: int) -
             for trainer in trainers:
                 trainer.suspend()  # so it hangs
             process.send_signal(signal.SIGINT)
-            told = next(line for line in lines if line["type"] == "note" and "Ctrl-C" in line["message"])
+            warning = next(line for line in lines if line["type"] == "note" and "Ctrl-C" in line["message"])
             process.send_signal(signal.SIGINT)
             *_, last = lines
         psutil.wait_procs(trainers, timeout=60)
@@ -101,7 +101,7 @@ def test_a_second_ctrl_c_ends_a_trainer_that_hangs(tmp_path: Path, ranks: int) -
         for trainer in trainers:
             with suppress(psutil.NoSuchProcess):
                 trainer.kill()
-    assert "second Ctrl-C" in told["message"]
+    assert "second Ctrl-C" in warning["message"]
     assert last["error"]["code"] == "interrupted"
     assert process.returncode == 130
     assert RunFolder(folder).requested() == "", "a resumed run would pause at once"

@@ -21,9 +21,9 @@ from server.jobs.tasks.executor import SubprocessExecutor, Task, TaskState, is_l
 from server.jobs.tasks.resident import PYTHON, Order, Resident, can_be_resident
 from server.jobs.worker.worker import executor_for
 from support.servers.waiting import wait_until
+from support.source_path import SOURCE_PATH
 from support.trainers.resident_task import WITH_TORCH
 
-TESTS = Path(__file__).parents[3]
 PROGRAM = "support.trainers.resident_task"
 NICE = 5
 
@@ -31,7 +31,7 @@ NICE = 5
 @pytest.fixture(scope="module", autouse=True)
 def program_is_found() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join((str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", ""))))
+        patch.setenv("PYTHONPATH", SOURCE_PATH)
         yield
 
 

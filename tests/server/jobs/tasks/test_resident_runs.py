@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from server.jobs.tasks.executor import SubprocessExecutor, Task, wait_until_ende
 from server.jobs.tasks.resident import PYTHON, Resident
 from server.jobs.tasks.resident_process import Program
 from support.servers.waiting import wait_until
+from support.source_path import SOURCE_PATH
 from trainer.model.held import HeldBase
 from trainer.run_folder.events import read_events
 from trainer.run_folder.folder import Exit
 from trainer.spec import TrainSpec
 
-TESTS = Path(__file__).parents[3]
 TRAINER, GATE, ALONE = "trainer", "server.jobs.gate", "support.trainers.trainer_alone"
 STEPS = 6
 SERVED = ("--device", "cpu")
@@ -34,7 +33,7 @@ SERVED = ("--device", "cpu")
 @pytest.fixture(scope="module")
 def executor() -> Iterator[SubprocessExecutor]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join((str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", ""))))
+        patch.setenv("PYTHONPATH", SOURCE_PATH)
         resident = Resident((TRAINER, GATE, ALONE), idle_s=600, nice=5)
         resident.open()
         yield SubprocessExecutor(5, resident)
