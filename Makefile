@@ -12,7 +12,9 @@ JOBS ?= 3
 demo: $(VENV)/.installed $(if $(findstring --real,$(ARGS)),$(VENV)/.installed-real)
 	$(BIN)/multilora demo $(ARGS)
 
-# The checks of `make lint` run beside the tests, on a core that waits; what they found is shown at the end.
+# The checks of `make lint` run beside the tests, on a core that waits; what they found is shown at the end. Where the
+# environment forbids it, the processes that tests start would each compile our 400 modules again: a second of CPU.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.installed-dev chromium
 	@$(MAKE) --no-print-directory lint > $(VENV)/lint.log 2>&1 & checks=$$!; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS); tests=$$?; \

@@ -105,14 +105,14 @@ class Bench:
             answer(self.engine, requests)
         return lookup
 
-    def runner(self, case: Case, prompts: Prompts, lookup: PromptLookup) -> Callable[[], DraftRun]:
-        """The same questions with and without, and new ones in each round."""
+    def runner(self, case: Case, prompts: Prompts, lookup: PromptLookup, num: int) -> Callable[[], DraftRun]:
+        """The same num questions with and without, and new ones in each round."""
         pool = prompts.new if case.is_new else prompts.known
-        starts = iter(range(0, len(pool), QUESTIONS_A_ROUND))
+        starts = iter(range(0, len(pool), num))
 
         def run() -> DraftRun:
             start = next(starts)
-            chosen = pool[start : start + QUESTIONS_A_ROUND]
+            chosen = pool[start : start + num]
             requests = [self.request(case.tenant, prompt, case.temperature, 7 + start) for prompt in chosen]
             self.engine.scheduler.lookup = lookup
             return draft_run(self.engine, [[request] for request in requests])
@@ -144,13 +144,14 @@ def demo_bench() -> Iterator[Bench]:
 def main(arguments: Sequence[str] | None = None) -> None:
     report = Report.from_arguments("tenant_text", __doc__, arguments)
     prompts = Prompts.drawn(40 if report.quick else 600)
+    num = 5 if report.quick else QUESTIONS_A_ROUND
     with demo_bench() as bench:
         plain = bench.lookup(None, [])
         cases: dict[str, Callable[[], DraftRun]] = {}
         for case in CASES:
             lookup = bench.lookup(case.tenant, prompts.before, case.temperature)
-            cases[f"{case.name}, without"] = bench.runner(case, prompts, plain)
-            cases[f"{case.name}, with"] = bench.runner(case, prompts, lookup)
+            cases[f"{case.name}, without"] = bench.runner(case, prompts, plain, num)
+            cases[f"{case.name}, with"] = bench.runner(case, prompts, lookup, num)
         runs = interleaved(
             cases,
             rounds=2 if report.quick else 5,

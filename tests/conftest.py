@@ -25,6 +25,13 @@ for folder in (HERE, HERE.parent):
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
+if find_spec("hypothesis"):  # a machine for the GPU's tests has none
+    from hypothesis import settings
+
+    # The same examples on every run, each as slow as the machine is; `make test-long` draws new ones.
+    settings.register_profile("short", deadline=None, derandomize="MULTILORA_FUZZ" not in os.environ)
+    settings.load_profile("short")
+
 LONGEST = (  # these files start first, or one worker ends with them while the others have nothing left
     "benchmarks/test_benchmarks.py",
     "kernels/triton/test_interpreter.py",

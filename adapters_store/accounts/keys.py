@@ -16,6 +16,7 @@ from enum import StrEnum
 from sqlalchemy import ColumnElement, Connection, insert, or_, select, update
 
 from adapters_store.errors import InputRefused, NotFound
+from adapters_store.parsing.strict_json import shown
 from adapters_store.storage.database import now_s
 from adapters_store.storage.schema import api_keys, tenants
 
@@ -86,7 +87,7 @@ def check_spec(new: KeySpec) -> None:
         message = f"expires_at: {new.expires_at} is not in the future, it is {now_s()} (Unix seconds)"
         raise InputRefused("bad_expiry", message, param="expires_at")
     if new.label is not None and not (new.label.isprintable() and len(new.label) <= _MAX_LABEL_CHARS):
-        message = f"label: must be at most {_MAX_LABEL_CHARS} printable characters, got {len(new.label)}"
+        message = f"label: must be at most {_MAX_LABEL_CHARS} printable characters, got {shown(new.label)}"
         raise InputRefused("bad_label", message, param="label")
 
 

@@ -69,6 +69,8 @@ class _Reader:
         self._keys: dict[str, str] = {}
 
     def read(self) -> Any:
+        if self._text.startswith("\ufeff"):
+            raise JSONDecodeError("Unexpected UTF-8 BOM (decode using utf-8-sig)", self._text, 0)
         value, end = self._value(self._skip(0))
         end = self._skip(end)
         if end != len(self._text):

@@ -79,7 +79,7 @@ def _sentence(problem: ErrorDetails, param: str | None) -> str:
         return f"Unknown parameter: {param!r}."
     if problem["type"] == "missing":
         return f"Missing required parameter: {param!r}."
-    return f"{param}: {problem['msg']}, got {_shown(problem['input'])}"
+    return f"{param or 'the body'}: {problem['msg']}, got {_shown(problem['input'])}"
 
 
 def _shown(value: Any) -> str:

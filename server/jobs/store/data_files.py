@@ -103,8 +103,10 @@ class FileStore:
 
     def get(self, tenant: str | None, file_id: str, *, param: str = "file_id") -> DataFile:
         """tenant None: any tenant's. Raises NotFound (file_not_found), the same for another tenant's file."""
-        with self._database.read() as connection:
-            row = connection.execute(owned(files, tenant).where(files.c.id == file_id)).first()
+        row = None
+        if file_id.isprintable():  # no database is asked for half a character, and PostgreSQL for no NUL
+            with self._database.read() as connection:
+                row = connection.execute(owned(files, tenant).where(files.c.id == file_id)).first()
         if row is None:
             raise NotFound("file_not_found", f"{param}: no file {shown(file_id)}", param=param)
         return _to_file(row)

@@ -209,14 +209,14 @@ KEYS = st.tuples(st.sampled_from(["", "", "", "^", ".*\\."]), PATHS | st.text("q
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(st.dictionaries(KEYS, st.integers(1, 99), max_size=6), PATHS)
 def test_pattern_keys_match_as_in_peft(patterns: dict[str, int], name: str) -> None:
     expected = patterns.get(get_pattern_key(list(patterns), name), 7)
     assert SuffixPatterns(patterns.items()).find(name, 7) == expected
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(
     targets=st.lists(PATHS, min_size=1, max_size=3),
     excluded=st.lists(PATHS, max_size=2),
@@ -252,7 +252,7 @@ REGEXES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(REGEXES, PATHS)
 def test_a_regular_expression_matches_what_pefts_does_or_is_not_decided(text: str, name: str) -> None:
     assert ModulePattern(text).matches(name) in (None, re.fullmatch(text, name) is not None)

@@ -64,8 +64,6 @@ def examples(count: int) -> settings:
     """The same examples on every run; MULTILORA_FUZZ multiplies their number and draws new ones."""
     return settings(
         max_examples=count * min(max(FACTOR, 1), MOST_EXAMPLES_FACTOR),
-        derandomize=FACTOR == 0,
-        deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters_store.tiers.arena_allocator import ArenaAllocator
@@ -16,7 +16,6 @@ def holes_of(arena: ArenaAllocator) -> list[tuple[int, int]]:
     return list(zip(arena._hole_starts, arena._hole_sizes, strict=True))
 
 
-@settings(deadline=None)
 @given(
     alignment=st.sampled_from([1, 4, 32]),
     actions=st.lists(st.tuples(st.booleans(), st.integers(1, 200), st.integers(0, 30)), max_size=80),

@@ -66,7 +66,7 @@ def test_two_admin_keys_open_while_one_replaces_the_other(
     ],
 )
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_value_of_any_field_makes_the_server_fail(
     client: httpx.Client, path: str, schema: Any, good: dict[str, Any], data: st.DataObject
 ) -> None:
@@ -79,7 +79,7 @@ def test_no_value_of_any_field_makes_the_server_fail(
 
 
 @given(body=st.binary(max_size=40) | VALUES.map(lambda value: json.dumps(value).encode()))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_body_makes_the_server_fail(client: httpx.Client, body: bytes) -> None:
     for path in ("/v1/completions", "/v1/chat/completions"):
         response = client.post(path, content=body, headers={"content-type": "application/json"})

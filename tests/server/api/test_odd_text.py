@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,12 +16,16 @@ from fastapi.routing import APIRoute
 
 from adapters_store.errors import InputRefused, NotFound
 from adapters_store.store import AdapterStore
+from server.jobs.served_base import ServedBase
 from support.servers import postgres
 
 CHATS = b"".join(
     b'{"messages": [{"role": "user", "content": "%d?"}, {"role": "assistant", "content": "Yes."}]}\n' % number
     for number in range(20)
 )
+
+ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 1}
+LINE = json.dumps({"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": ASKED}).encode()
 
 
 @pytest.fixture(scope="module")
@@ -68,42 +73,55 @@ def test_in_every_path_and_query(
 
 
 @pytest.mark.parametrize("odd", ["\0", "a\0b", "\ud800", "a\ud800b"])
-def test_in_bodies(client: httpx.Client, admin: httpx.Client, store: AdapterStore, odd: str) -> None:
-    uploaded = client.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("d.jsonl", CHATS)})
-    assert uploaded.status_code == 200, uploaded.text
-    file_id = uploaded.json()["id"]
-    job = {"model": "tiny", "training_file": file_id}
-    batch = {"endpoint": "/v1/chat/completions", "completion_window": "24h", "input_file_id": file_id}
+def test_in_bodies(app: FastAPI, client: httpx.Client, admin: httpx.Client, tmp_path: Path, odd: str) -> None:
+    """A refusal names the field. With the odd text in no field, each of these requests is a good one."""
+    app.state.onboarding.jobs.bases.remember(ServedBase(path=tmp_path, name="tiny", digest="sha256:b"))
+    chats, lines = (
+        client.post("/v1/files", data={"purpose": purpose}, files={"file": ("d.jsonl", content)}).json()["id"]
+        for purpose, content in (("fine-tune", CHATS), ("batch", LINE))
+    )
+    job = {"model": "tiny", "training_file": chats}
+    batch = {"endpoint": "/v1/chat/completions", "completion_window": "24h", "input_file_id": lines}
+    chat = {"messages": [{"role": "user", "content": "x"}]}
     for own, path, body in (
         (admin, "/admin/tenants", {"name": odd}),
         (admin, "/admin/tenants/acme/keys", {"label": odd}),
         (admin, "/admin/tenants/acme/keys", {"scopes": [odd]}),
-        *((client, "/v1/fine_tuning/jobs", {**job, name: odd}) for name in ("model", "training_file", "suffix")),
+        *((client, "/v1/fine_tuning/jobs", {**job, name: odd}) for name in (*job, "suffix", "validation_file")),
         (client, "/v1/fine_tuning/jobs", {**job, "metadata": {"key": odd}}),
         (client, "/v1/fine_tuning/jobs", {**job, "metadata": {odd: "value"}}),
-        (client, "/v1/fine_tuning/jobs", {**job, "validation_file": odd}),
+        (client, "/v1/fine_tuning/jobs", {**job, "multilora": {"mix_file": odd}}),
+        (client, "/v1/fine_tuning/jobs", {**job, "multilora": {odd: 1}}),
         *((client, "/v1/batches", {**batch, name: odd}) for name in batch),
         (client, "/v1/batches", {**batch, "metadata": {"key": odd}}),
         (client, "/v1/batches", {**batch, "metadata": {odd: "value"}}),
-        (client, "/v1/adapters/law/canary", {"version": odd, "percent": 5}),
-        *(
-            (client, f"/v1/{path}", {"model": odd, "prompt": "x", "input": "x"})
-            for path in ("completions", "embeddings")
-        ),
-        (client, "/v1/chat/completions", {"model": odd, "messages": [{"role": "user", "content": "x"}]}),
+        (client, "/v1/adapters/law/canary", {odd: odd, "percent": 5}),
+        (client, "/v1/completions", {"model": odd, "prompt": "x"}),
+        (client, "/v1/embeddings", {"model": odd, "input": "x"}),
+        (client, "/v1/chat/completions", {"model": odd, **chat}),
+        (client, "/v1/chat/completions", {"model": "tiny", "user": odd, "max_tokens": 1, **chat}),
+        (client, "/v1/responses", {"model": odd, "input": "x"}),
+        (client, "/v1/messages", {"model": odd, "max_tokens": 1, **chat}),
         (client, "/v1/completions", {"model": [{"name": odd, "weight": 1.0}], "prompt": "x"}),
     ):
         answer = own.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
-        assert answer.status_code < 500, (path, body, answer.text)
+        assert_names_a_field(answer, path, body)
     for path, fields, files in (
         ("/v1/files", {"purpose": odd}, {"file": ("d.jsonl", CHATS)}),
         ("/v1/files", {"purpose": "fine-tune"}, {"file": (odd.replace("\ud800", "\ufffd"), CHATS)}),
         ("/v1/adapters", {"name": odd}, {"config": b"{}", "weights": b""}),
-        ("/v1/adapters", {"name": "law", "source": odd}, {"config": b"{}", "weights": b""}),
+        ("/v1/adapters", {"name": "law", "tool_dialect": odd}, {"config": b"{}", "weights": b""}),
     ):
         raw = {name: value.encode(errors="surrogatepass") for name, value in fields.items()}
-        answer = client.post(path, data=raw, files=files)
-        assert answer.status_code < 500, (path, fields, answer.text)
+        assert_names_a_field(client.post(path, data=raw, files=files), path, fields)
+
+
+def assert_names_a_field(answer: httpx.Response, path: str, asked: object) -> None:
+    said = (path, asked, answer.status_code, answer.text)
+    assert answer.status_code < 500, said
+    if answer.status_code >= 400:
+        error = answer.json()["error"]
+        assert error["param"] or error["message"].startswith("the body: "), said
 
 
 @pytest.mark.parametrize("odd", ["\0", "\ud800"])

@@ -79,7 +79,6 @@ def ask_all(operation: Any, mode: GenerationMode, send: Callable[[Any], None], *
     @settings(
         max_examples=EXAMPLES[mode] * FACTOR // share,
         derandomize=FACTOR == 1,
-        deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),

@@ -196,7 +196,7 @@ lines = (
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.lists(lines, max_size=6).map(b"\n".join))
 def test_whatever_the_bytes_the_file_is_read_or_refused_by_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "fuzz.jsonl"

@@ -28,7 +28,7 @@ def first_ids(batch: PackedBatch) -> list[int]:
     return batch.input_ids[0][batch.position_ids[0] == 0].tolist() if batch.num_examples else []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(lengths=LENGTHS, capacity=st.integers(0, 100), ranks=st.integers(1, 5))
 def test_forwards_hold_every_example_once_within_capacity_and_evenly_many_per_rank(
     lengths: list[int], capacity: int, ranks: int
@@ -41,7 +41,7 @@ def test_forwards_hold_every_example_once_within_capacity_and_evenly_many_per_ra
     assert len(bins) <= max(lower * 2 + ranks, -(-len(lengths) // ranks) * ranks)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=LENGTHS, ranks=st.integers(1, 4), by_tokens=st.booleans(), epoch=st.integers(0, 2))
 def test_an_epoch_holds_every_example_once_over_all_ranks_and_steps(
     lengths: list[int], ranks: int, by_tokens: bool, epoch: int
@@ -67,7 +67,7 @@ def test_an_epoch_holds_every_example_once_over_all_ranks_and_steps(
     assert sorted(seen) == sorted(int(item.input_ids[0]) for item in examples)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=LENGTHS, micro=st.integers(40, 200), ranks=st.integers(1, 4))
 def test_what_a_step_learns_depends_on_neither_forwards_nor_ranks(lengths: list[int], micro: int, ranks: int) -> None:
     examples = some_examples(lengths)

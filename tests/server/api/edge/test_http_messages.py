@@ -133,7 +133,7 @@ def test_a_body_in_small_chunks_is_taken(url: str) -> None:
 
 
 @given(data=st.data())
-@examples(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_message_means_the_same_however_it_is_cut(url: str, data: st.DataObject) -> None:
     """Chunks, extensions, trailers and pieces on the wire as they come: the answer is that of the plain request."""
     cuts = sorted(data.draw(st.sets(st.integers(1, len(BODY) - 1), max_size=12)))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adapters_store.parsing.json_pieces import JsonRules, TooManyValues, read_json
@@ -89,6 +89,7 @@ def outcome(read: Callable[[], object]) -> object:
         return "too deep"
 
 
+@example("\ufeff[]")
 @given(JSON_VALUES | NEAR_JSON | NEAR_JSON.map(lambda text: f" [ {text} , {text}]\n"))
 def test_a_text_read_in_pieces_reads_as_pythons_reader_reads_it(text: str) -> None:
     in_pieces = outcome(lambda: read_json(text, replace(PLAIN, whole_chars=0)))

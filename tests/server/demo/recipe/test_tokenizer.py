@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from server.demo.recipe.tokenizer import BEGIN, END, END_OF_TURN, PAD
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_any_text_comes_back(tokenizer: Any, text: str) -> None:
     if "<|" in text:

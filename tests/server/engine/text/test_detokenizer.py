@@ -59,7 +59,7 @@ def replace_each_byte(raw: bytes) -> str:
 
 @pytest.mark.parametrize("name", ["byte_level", "metaspace", "words"])
 @given(seed=st.integers(0, 2**32), length=st.integers(0, 30))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_joined_deltas_of_random_ids_are_the_decoded_whole(name: str, seed: int, length: int) -> None:
     ids = random_ids(CORES[name], random.Random(seed), length)
     assert "".join(stream(TABLES[name], ids)) == CORES[name].decode(ids)
@@ -72,7 +72,7 @@ BYTE_RUNS = st.text(st.sampled_from("é日👍\n a"), max_size=4).map(str.encode
 
 @pytest.mark.parametrize("name", ["llama2", "gemma"])
 @given(seed=st.integers(0, 2**32), runs=st.lists(BYTE_RUNS, max_size=8))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_byte_runs_of_whole_characters_or_of_one_broken_one_are_the_decoded_whole(
     name: str, seed: int, runs: list[bytes]
 ) -> None:
@@ -86,7 +86,7 @@ def test_byte_runs_of_whole_characters_or_of_one_broken_one_are_the_decoded_whol
 
 
 @given(seed=st.integers(0, 2**32), length=st.integers(0, 30))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_byte_fallback_of_random_ids_keeps_whole_characters_and_replaces_each_other_byte(
     seed: int, length: int
 ) -> None:

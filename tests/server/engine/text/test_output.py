@@ -136,7 +136,7 @@ def sampling_params(draw: st.DrawFn, name: str) -> SamplingParams:
 
 
 @given(data=st.data(), seed=st.integers(0, 2**32), name=st.sampled_from(["byte_level", "llama2"]))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 def test_streamed_text_is_the_text_cut_offline(data: st.DataObject, seed: int, name: str) -> None:
     params, rng, token_texts = data.draw(sampling_params(name)), random.Random(seed), TABLES[name]
     eos = CORES[name].token_to_id("</s>")
@@ -157,7 +157,7 @@ def test_streamed_text_is_the_text_cut_offline(data: st.DataObject, seed: int, n
 
 @given(text=st.text("ab", max_size=30), stops=st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=5),
        cuts=st.lists(st.integers(1, 4), min_size=30, max_size=30))  # fmt: skip
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_matches_and_hold_back_do_not_depend_on_how_the_text_is_cut(
     text: str, stops: list[str], cuts: list[int]
 ) -> None:
