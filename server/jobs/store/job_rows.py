@@ -114,9 +114,17 @@ def list_events(connection: Connection, job: Job) -> list[JobEvent]:
     """The newest first."""
     condition = job_events.c.job_number == job.number
     rows = connection.execute(select(job_events).where(condition).order_by(job_events.c.number.desc()))
-    return [
-        JobEvent(row.number, row.created_at, row.level, row.type, row.message, json.loads(row.data)) for row in rows
-    ]
+    return [_to_event(row) for row in rows]
+
+
+def find_event(connection: Connection, job: Job, key: str) -> JobEvent | None:
+    condition = (job_events.c.job_number == job.number) & (job_events.c.key == key)
+    row = connection.execute(select(job_events).where(condition)).first()
+    return None if row is None else _to_event(row)
+
+
+def _to_event(row: Row[Any]) -> JobEvent:
+    return JobEvent(row.number, row.created_at, row.level, row.type, row.message, json.loads(row.data))
 
 
 def list_checkpoints(connection: Connection, job: Job) -> list[JobCheckpoint]:

@@ -124,6 +124,11 @@ class JobStore:
         with self._database.read() as connection:
             return job_rows.list_events(connection, job)
 
+    def find_event(self, job: Job, key: str) -> JobEvent | None:
+        """None: it was never noted, or the job's tenant is deleted."""
+        with self._database.read() as connection:
+            return job_rows.find_event(connection, job, key)
+
     def checkpoints(self, job: Job) -> Checkpoints:
         with self._database.read() as connection:
             return job_rows.list_checkpoints(connection, job)

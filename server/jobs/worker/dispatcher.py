@@ -4,7 +4,7 @@ Fair between tenants: the tenant with the fewest running jobs goes first, then t
 then the oldest job. So a tenant's hundred jobs never delay another tenant's single one.
 
 A job that does not fit lets those behind it pass, for RESERVE_AFTER_S. Then none behind it starts until it fits: small
-jobs cannot keep a large one waiting without end.
+jobs cannot keep a large one waiting without end. Since when it waits is one of its events, so another worker counts on.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Dispatcher:
         sequences: Starts,
         capacity: Capacity,
         executor: str = SUBPROCESS,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._jobs = jobs
         self._sequences = sequences
@@ -130,15 +130,20 @@ class Dispatcher:
             most = self._capacity.memory_bytes if running else free
             if most is not None and needed > most:
                 self._jobs.end(job, JobStatus.FAILED, self._too_large(job, needed, most))
-            elif self._reserves(job):
-                text = f"The job waits for memory: it needs about {needed} bytes, {free} are free"
+            elif self._clock() - self._short_since(job, needed, free) >= RESERVE_AFTER_S:
+                text = f"The job has waited for memory for {RESERVE_AFTER_S:.0f} s"
                 self._jobs.note(job, f"reserve:{job.run_number}", f"{text}. Jobs behind it wait until it has started")
                 return
 
-    def _reserves(self, job: Job) -> bool:
-        """Whether the job has waited for memory so long that those behind it wait too."""
-        now_s = self._clock()
-        return now_s - self._short_since_s.setdefault(job.id, now_s) >= RESERVE_AFTER_S
+    def _short_since(self, job: Job, needed: int, free: int) -> float:
+        """When the job was first found not to fit, by any worker. Its event says so."""
+        if job.id not in self._short_since_s:
+            key, begin_s = f"short:{job.run_number}", self._clock()
+            text = f"The job waits for memory: it needs about {needed} bytes, {free} are free"
+            self._jobs.note(job, key, text, waiting_since=int(begin_s))
+            event = self._jobs.find_event(job, key)
+            self._short_since_s[job.id] = begin_s if event is None else event.data["waiting_since"]
+        return self._short_since_s[job.id]
 
     def _needed(self, job: Job) -> int:
         """Of all ranks, at most: shards take less than the whole. Nothing if this version refuses the spec, which an

@@ -145,6 +145,10 @@ class Machine:
     now_s: float = 0.0
 
     def __post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """A worker that knows nothing but the rows."""
         sizes = Capacity(
             max_running=2,
             estimate=lambda spec: spec.adapter.rank * GIB,
@@ -163,7 +167,8 @@ class Machine:
         return [job.id for job in running(self.world)]
 
 
-def test_small_jobs_pass_a_large_one_for_a_bounded_time_only(world: JobWorld) -> None:
+@pytest.mark.parametrize("restarts", [False, True], ids=["one worker", "a new worker every minute"])
+def test_small_jobs_pass_a_large_one_for_a_bounded_time_only(world: JobWorld, restarts: bool) -> None:
     """Two small jobs always run, so that the large one of either tenant never fits between them."""
     machine, minutes = Machine(world), 0
     of_two_sizes(world, "globex", [SMALL_GIB] * 2)
@@ -173,10 +178,15 @@ def test_small_jobs_pass_a_large_one_for_a_bounded_time_only(world: JobWorld) ->
     while large.id not in machine.pass_a_minute():
         minutes += 1
         assert minutes < 20, "the large job starves"
+        if restarts:
+            machine.restart()
         assert running(world), "jobs run meanwhile"
     assert minutes >= RESERVE_AFTER_S / 60, "small jobs may pass it for a while"
     assert [job.id for job in running(world)] == [large.id]
-    assert len([text for text in world.messages(large) if "waits for memory" in text]) == 1
+    memory = [text for text in world.messages(large) if "memory" in text]
+    assert len(memory) == 2
+    assert any(f"waits for memory: it needs about {LARGE_GIB * GIB} bytes, " in text for text in memory)
+    assert any("has waited for memory for 600 s" in text for text in memory)
     assert len(machine.pass_a_minute()) == 2, "small jobs run again after it"
 
 
