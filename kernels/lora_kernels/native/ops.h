@@ -149,18 +149,26 @@ void NAME(ml_linear)(const lora_batch *b, const lora_group *g, void *y, int64_t 
 // The same for repacked weights; N: a multiple of 16.
 void NAME(ml_repacked_linear)(const lora_batch *b, const lora_group *g, void *y, int64_t y_stride, const T *x, int64_t x_stride,
                             const T *w, const T *bias, int64_t M, int64_t N, int64_t wide) {
+  int64_t K = g->in_features;
+  void *panels = REPACKED_PANEL_BYTES(M, K) ? aligned_alloc(64, (size_t)REPACKED_PANEL_BYTES(M, K)) : 0;
+  if (REPACKED_PANEL_BYTES(M, K) && !panels) abort();
 #pragma omp parallel
   {
     int tid = omp_get_thread_num(), nt = omp_get_num_threads();
+    if (panels) {
+      amx_pack(panels, x, x_stride, M, K, tid, nt);
+#pragma omp barrier
+    }
     int64_t part = (N + 128 * nt - 1) / (128 * nt) * 32;  // four a thread
 #pragma omp for schedule(dynamic) nowait
-    for (int64_t n = 0; n < N; n += part) repacked_part(y, y_stride, (int)wide, x, x_stride, w, bias, M, g->in_features / 2, n, MIN(N, n + part));
+    for (int64_t n = 0; n < N; n += part) repacked_part(y, y_stride, (int)wide, x, x_stride, panels, w, bias, M, K / 2, n, MIN(N, n + part));
     if (b) {
       NAME(shrink_share)(b, g, x, x_stride, tid, nt);
 #pragma omp barrier
       NAME(expand_share)(b, g, y, y_stride, (int)wide, bias, tid, nt);
     }
   }
+  free(panels);
 }
 #else
 void NAME(ml_repacked_linear)(const lora_batch *b, const lora_group *g, void *y, int64_t y_stride, const T *x, int64_t x_stride,
@@ -177,7 +185,13 @@ void NAME(ml_experts)(const lora_batch *b, const lora_group *g, T *y, const T *x
 #if defined(PANEL_BYTES)
   int64_t panel_at[experts + 1];
   panel_at[0] = 0;
-  for (int64_t e = 0; e < experts; e++) panel_at[e + 1] = panel_at[e] + (is_repacked ? 0 : PANEL_BYTES(starts[e + 1] - starts[e], K));
+  for (int64_t e = 0; e < experts; e++) {
+    int64_t M = starts[e + 1] - starts[e], bytes = PANEL_BYTES(M, K);
+#if defined(REPACKED)
+    if (is_repacked) bytes = REPACKED_PANEL_BYTES(M, K);
+#endif
+    panel_at[e + 1] = panel_at[e] + bytes;
+  }
   if (panel_at[experts] && !(panels = (char *)aligned_alloc(64, (size_t)panel_at[experts]))) abort();
 #endif
 #pragma omp parallel
@@ -186,7 +200,16 @@ void NAME(ml_experts)(const lora_batch *b, const lora_group *g, T *y, const T *x
 #if defined(PANEL_BYTES)
     void *room = panels ? NAME(room)(K) : 0;
     for (int64_t e = 0; e < experts; e++)
-      if (panel_at[e + 1] > panel_at[e]) NAME(pack)(panels + panel_at[e], x + starts[e] * K, K, starts[e + 1] - starts[e], K, tid, nt);
+      if (panel_at[e + 1] > panel_at[e]) {
+        int64_t M = starts[e + 1] - starts[e];
+#if defined(REPACKED)
+        if (is_repacked) {
+          amx_pack(panels + panel_at[e], x + starts[e] * K, K, M, K, tid, nt);
+          continue;
+        }
+#endif
+        NAME(pack)(panels + panel_at[e], x + starts[e] * K, K, M, K, tid, nt);
+      }
 #pragma omp barrier
 #endif
 #pragma omp for schedule(dynamic) nowait
@@ -196,7 +219,7 @@ void NAME(ml_experts)(const lora_batch *b, const lora_group *g, T *y, const T *x
       T *to = y + starts[e] * N;
 #if defined(REPACKED)
       if (is_repacked) {
-        repacked_part(to, N, 0, rows, K, own, 0, M, K / 2, lo, hi);
+        repacked_part(to, N, 0, rows, K, panel_at[e + 1] > panel_at[e] ? panels + panel_at[e] : 0, own, 0, M, K / 2, lo, hi);
         continue;
       }
 #endif
@@ -238,7 +261,7 @@ void NAME(ml_nf4_linear)(T *y, int64_t y_stride, const T *x, int64_t x_stride, c
   int64_t K = weights[0]->in_features, total = 0, step = 4;
   void *panels = 0;
 #if defined(FEW_ROWS)
-  step = FEW_ROWS(M, K) ? 16 : 24;
+  step = has_amx ? 32 : FEW_ROWS(M, K) ? 16 : 24;
   if (PANEL_BYTES(M, K)) panels = aligned_alloc(64, (size_t)PANEL_BYTES(M, K));
 #endif
   for (int64_t j = 0; j < num_weights; j++) total += (weights[j]->out_features + step - 1) / step;

@@ -99,6 +99,18 @@ static inline __attribute__((always_inline)) void unpack_rows(const int COUNT, v
 // Linear layers. Panels have 32 tokens, the last 16 if that is enough. Weight rows are multiplied as they lie.
 #define PAIR_LANES(M, p) ((M) - 32 * (p) > 16 ? 32 : 16)
 #define PAIR_PANEL_BYTES (512 * 1024)  // half of a second-level cache
+#define REPACKED_AHEAD 64  // lines of 64 bytes of repacked weights that are fetched ahead
+
+#if defined(__AMX_BF16__)
+#include "amx_tiles.h"
+#else
+#define has_amx 0
+#define AMX_TOKENS 0
+#define AMX_PACKED_BYTES(M, K) 0
+#define amx_tiles(...) abort()
+#define amx_pack(...) abort()
+#define amx_repacked_part(...) abort()
+#endif
 
 // One thread's share of the panels, by pairs; tokens beyond M are zero.
 static void pack_bf16(void *panels, const bf16 *x, int64_t x_stride, int64_t M, int64_t K, int tid, int nt) {
@@ -123,6 +135,7 @@ static void tiles_bf16(void *y, int64_t y_stride, int wide, const void *panels, 
                        int64_t hi, void *room) {
 #define TILES_OF(NB, NV, AHEAD) \
   for (; j + NB <= rows; j += NB) pair_tile_##NB##_##NV##_##AHEAD(from + j * K2, panel, K2, out + j * 16 * NV);
+  if (has_amx) return amx_tiles(y, y_stride, wide, panels, w, bias, M, K, lo, hi);
   int64_t K2 = K / 2, count = (M + 31) / 32, group = MAX(2, PAIR_PANEL_BYTES / (128 * K2));
   float out[12 * 32] __attribute__((aligned(64)));
   for (int64_t first = 0; first < count; first += group)
@@ -215,7 +228,7 @@ static void few_rows(void *y, int64_t y_stride, int wide, const bf16 *x, int64_t
 // Repacked weights: 32 rows are a block, [K/2][32] pairs, and 16 that are left over another. So memory is read in the order of its
 // addresses, which is up to twice as fast as 16 rows at once, and a vector has 16 rows in its lanes. Sums have the order that they have
 // for weights as they lie.
-#define REPACKED_AHEAD 64  // lines of 64 bytes that are fetched ahead
+
 
 #define REPACKED_TOKENS 12  // of one kernel
 #define REPACKED_PARAMETERS                                                                                                        \
@@ -266,11 +279,15 @@ static void (*const REPACKED_KERNELS[REPACKED_TOKENS][2])(REPACKED_PARAMETERS) =
 #undef REPACKED_COLUMNS_OF
 #undef BY_VECTORS
 
-// y[all tokens, lo..hi) = x . w[lo..hi)^T + bias, for repacked weights. lo: a multiple of 32, hi: another, or all rows. If there are more
+// What x takes where repacked weights are multiplied with a copy of it, made by amx_pack.
+#define REPACKED_PANEL_BYTES(M, K) (has_amx && (M) > AMX_TOKENS ? AMX_PACKED_BYTES(M, K) : 0)
+
+// y[all tokens, lo..hi) = x . w[lo..hi)^T + bias, for repacked weights. panels: null, or x as above. lo: a multiple of 32, hi: another, or all rows. If there are more
 // tokens than one kernel takes, each fetches its share of the next block.
-static void repacked_part(void *y, int64_t y_stride, int wide, const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, int64_t M, int64_t K2,
-                        int64_t lo, int64_t hi) {
+static void repacked_part(void *y, int64_t y_stride, int wide, const bf16 *x, int64_t x_stride, const void *panels, const bf16 *w, const bf16 *bias,
+                          int64_t M, int64_t K2, int64_t lo, int64_t hi) {
   if (!M) return;
+  if (has_amx) return amx_repacked_part(y, y_stride, wide, x, x_stride, panels, w, bias, M, K2, lo, hi);
   int64_t groups = (M + REPACKED_TOKENS - 1) / REPACKED_TOKENS;
   for (int64_t n = lo, vectors; n < hi; n += 16 * vectors) {
     vectors = hi - n >= 32 ? 2 : 1;
