@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -98,6 +99,9 @@ class Report:
         return figure, list(axes)
 
     def save_plot(self, figure: Figure) -> None:
+        for axes in figure.axes:
+            if axes.get_yscale() == "log" and not math.isfinite(axes.dataLim.minposy):  # nothing was measured
+                axes.set_yscale("linear")
         path = self.out / f"{self.name}.png"
         figure.savefig(path)
         self.say(f"wrote {path}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import httpx
 import pytest
 
-from benchmarks.fairness import Clients, Length, Seen
+from benchmarks.common.report import Report
+from benchmarks.fairness import CASES, TENANTS, Clients, Length, Seen, row_of, show
 
 LENGTH = Length(seconds=0.3, rounds=1, prompt=2, new=2)
 TOKEN = 'data: {"choices": [{"text": "a"}]}\n\n'
@@ -41,3 +43,9 @@ def test_a_refusal_is_counted(status: int) -> None:
     seen = seen_with(status, "", "even")
     assert seen.refused > 0
     assert seen.ttfts_s == []
+
+
+def test_a_busy_machine_that_answers_nothing_leaves_a_table_and_a_plot(tmp_path: Path) -> None:
+    nothing = {case: [{tenant: Seen() for tenant in TENANTS}] for case in CASES}
+    show(Report("fairness", True, tmp_path), [row_of(case, nothing, 1.0) for case in CASES])
+    assert (tmp_path / "fairness.png").stat().st_size > 0
