@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-SOURCES = (Path(__file__).with_name("kernels.c"), *sorted(Path(__file__).parent.glob("*.h")))
+SOURCES = (Path(__file__).with_name("kernels.c"), *sorted(Path(__file__).parent.rglob("*.h")))
 FLAGS = ("-O2", "-march=native", "-fopenmp", "-fno-math-errno", "-ffp-contract=off", "-shared", "-fPIC")
 
 

@@ -359,10 +359,10 @@ static inline void store8_bf16(bf16 *p, v8 f) {
 #define FROM_FLOAT float_to_bf16
 #include "outputs.h"
 #if defined(__AVX512BF16__)
-#include "pair_tiles.h"
+#include "bfloat16/pair_tiles.h"
 #define FEW_ROWS(M, K) (!has_amx && (M) <= 8 && (K) % 2 == 0)
 #define REPACKED
-#include "prompt_attention.h"
+#include "bfloat16/prompt_attention.h"
 #define PROMPT_ATTENTION prompt_attention
 #define PANEL_BYTES(M, K) ((M) > (has_amx ? 0 : 8) && (K) % 2 == 0 ? ((M) + 31) / 32 * 32 * (K) * (int64_t)sizeof(bf16) : 0)
 #define DOT_STEP 32
