@@ -27,6 +27,8 @@ static void amx_shape(int64_t first, int64_t second) {
   _tile_loadconfig(&shape);
 }
 
+static void amx_release(void) { _tile_release(); }
+
 // Where an operand in rows lies, in bytes: a row from the one before it, 16 rows from the 16 before, and 16 pairs from the 16 before.
 typedef struct {
   const char *at;
@@ -113,7 +115,7 @@ static void amx_tiles(void *y, int64_t y_stride, int wide, const void *panels, c
         for (int64_t j = 0; j < rows; j += 16)
           amx_columns(MIN(16, rows - j), to + v, j, wide, out + 32 * j + v, (int)MIN(16, M - m - v), bias ? bias + n + j : 0);
     }
-  _tile_release();
+  amx_release();
 }
 
 // Tokens of a product of repacked weights, where there are more than one tile's: [tile of 16 tokens][16 pairs][token], zeros beside them.
@@ -164,5 +166,5 @@ static void amx_repacked_part(void *y, int64_t y_stride, int wide, const bf16 *x
         for (int64_t i = 0; i < tokens; i++) amx_put(out_at_bf16(y, (m + i) * y_stride + n, wide), wide, out + 32 * i, vectors, own);
       }
     }
-  _tile_release();
+  amx_release();
 }

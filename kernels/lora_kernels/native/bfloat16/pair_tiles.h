@@ -110,6 +110,8 @@ static inline __attribute__((always_inline)) void unpack_rows(const int COUNT, v
 #define amx_tiles(...) abort()
 #define amx_pack(...) abort()
 #define amx_repacked_part(...) abort()
+#define amx_shape(...) abort()
+#define amx_release() abort()
 #endif
 
 // One thread's share of the panels, by pairs; tokens beyond M are zero.

@@ -102,8 +102,6 @@ static void amx_weigh(const prompt_room *room, int64_t D) {
 #define BY_AMX(g) 0
 #define amx_scores(...) abort()
 #define amx_weigh(...) abort()
-#define amx_shape(...) abort()
-#define _tile_release(...) abort()
 #endif
 
 // to[pair of keys][lane] = exp((score - peak) * scale), of all KEYS; returns their sum. has_unseen: some scores are -infinity.
@@ -167,16 +165,19 @@ static void prompt_attend(const prompt_room *room, const attention_args *g, cons
       if (_mm512_cmp_ps_mask((__m512)before, (__m512)peak[v], _CMP_NEQ_UQ)) {
         v16 faded = vexp((before - peak[v]) * g->scale);
         sum[v] *= faded;
-        for (int64_t d = 0; d < D && !by_amx; d++) store_f32(room->out + 32 * d + 16 * v, load_f32(room->out + 32 * d + 16 * v) * faded);
-        for (int64_t i = 0; i < 16 && by_amx; i++)
-          for (float *out = room->out + (16 * v + i) * D, *end = out + D; out < end; out += 16) store_f32(out, load_f32(out) * faded[i]);
+        if (by_amx)
+          for (int64_t i = 0; i < 16; i++)
+            for (float *out = room->out + (16 * v + i) * D, *end = out + D; out < end; out += 16) store_f32(out, load_f32(out) * faded[i]);
+        else
+          for (int64_t d = 0; d < D; d++) store_f32(room->out + 32 * d + 16 * v, load_f32(room->out + 32 * d + 16 * v) * faded);
       }
       sum[v] += is_whole ? share_keys(room->shares + 16 * v, scores, peak[v], g->scale, 0)
                          : share_keys(room->shares + 16 * v, scores, peak[v], g->scale, 1);
     }
     if (by_amx) amx_weigh(room, D);
-    for (int64_t d = 0; d < D && !by_amx; d += 8)
-      pair_tile(8, 2, room->values + d, 1, D, room->shares, (count + 1) / 2, room->out + 32 * d, room->out + 32 * d, 0);
+    else
+      for (int64_t d = 0; d < D; d += 8)
+        pair_tile(8, 2, room->values + d, 1, D, room->shares, (count + 1) / 2, room->out + 32 * d, room->out + 32 * d, 0);
   }
   for (int v = 0; v < 2; v++) {  // a lane that saw scores of -infinity alone has no number
     __mmask16 is_lost = _mm512_cmp_ps_mask((__m512)peak[v], (__m512)splat(-FLT_MAX), _CMP_EQ_OQ);
@@ -185,8 +186,9 @@ static void prompt_attend(const prompt_room *room, const attention_args *g, cons
       void *to[16];
       v16 factor = 1.0f / sum[v];
       for (int64_t i = 0; i < unit[v].count; i++) to[i] = out + ((unit[v].token + i) * g->q_heads + unit[v].head) * D + d;
-      if (!by_amx) unpack_rows(16, to, 0, room->out + 32 * d + 16 * v, 32, (int)unit[v].count, factor, 0);
-      for (int64_t i = 0; i < unit[v].count && by_amx; i++) store_bf16(to[i], load_f32(room->out + (16 * v + i) * D + d) * factor[i]);
+      if (by_amx)
+        for (int64_t i = 0; i < unit[v].count; i++) store_bf16(to[i], load_f32(room->out + (16 * v + i) * D + d) * factor[i]);
+      else unpack_rows(16, to, 0, room->out + 32 * d + 16 * v, 32, (int)unit[v].count, factor, 0);
     }
   }
 }
@@ -218,7 +220,7 @@ static void prompt_attention(const attention_args *g, bf16 *out, const bf16 *q, 
         prompt_attend(&room, g, unit, out, q, q_token_stride, q_head_stride, k_cache + head, v_cache + head, table);
       }
     }
-    if (BY_AMX(g)) _tile_release();
+    if (BY_AMX(g)) amx_release();
     free(at);
   }
 }
