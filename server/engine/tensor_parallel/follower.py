@@ -7,6 +7,7 @@ Knows no requests: which tokens run, in which blocks and with which adapters, is
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import sys
 from multiprocessing.connection import Connection
@@ -117,8 +118,11 @@ def main(fd: str, rank: str, size: str, rendezvous: str, *rest: str) -> None:
     connection, timeout_s, device = Connection(int(fd)), float(rest[0]), torch.device(rest[1])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    connection.send_bytes(b"")  # torch is imported: a rank that cannot start is known before the others wait for it
-    follow(connection, Ranks(int(rank), int(size), device, Path(rendezvous), timeout_s))
+    try:
+        connection.send_bytes(b"")  # torch is imported: a rank that cannot start is known before the others wait for it
+        follow(connection, Ranks(int(rank), int(size), device, Path(rendezvous), timeout_s))
+    finally:
+        shutil.rmtree(Path(rendezvous).parent, ignore_errors=True)  # a first rank that was killed leaves its folder
 
 
 if __name__ == "__main__":

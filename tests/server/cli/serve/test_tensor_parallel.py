@@ -21,6 +21,12 @@ def followers_of(server: Any) -> list[int]:
     return [pid for pid in pids if b"tensor_parallel.follower" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+def rendezvous_of(follower: int) -> Path:
+    """Its fourth argument after the module's name."""
+    words = Path(f"/proc/{follower}/cmdline").read_text().split("\0")
+    return Path(words[words.index("server.engine.tensor_parallel.follower") + 4])
+
+
 def started(serve_process: Callable[..., Any], base: Path, data_dir: Path) -> Any:
     arguments = ("--base", base, "--json", "--auth", "off", "--data-dir", data_dir, "--tensor-parallel", "2")
     return serve_process(*arguments)
@@ -46,7 +52,10 @@ def test_the_other_ranks_end_with_the_server_whatever_ends_it(
     with started(serve_process, base, tmp_path) as server:
         wait_until(server.is_ready)
         (follower,) = followers_of(server)
+        rendezvous = rendezvous_of(follower)
+        assert rendezvous.exists()
         os.kill(follower, signal.SIGTERM)  # a supervisor sends it to all, and the server still has requests to answer
         assert httpx.post(f"{server.url}/v1/completions", json=ASK, timeout=60).status_code == 200
         server.stop(signal.SIGKILL)
         wait_until(lambda: not Path(f"/proc/{follower}").exists())
+        assert not rendezvous.parent.exists()  # nothing is left on the disk either
